@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules around fastds.ops.deform_conv2d."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastds.ops.deform_conv2d import deform_conv2d
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class DeformConv2d(nn.Module):
+    """Deformable convolution with weights of its own; offset and mask are given by the caller.
+
+    Args:
+        in_channels, out_channels: C and O.
+        kernel_size, stride, padding, dilation: int or pair (rows, columns), in pixels.
+        groups: convolution groups; offset groups follow from the offset's channels.
+        bias: add a learned bias.
+
+    Shapes: x (B, C, H, W), offset (B, 2*G*K, H', W') in pixels, mask (B, G*K, H', W') or None -> (B, O, H', W').
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels and out_channels, got groups={groups}, "
+                f"in_channels={in_channels}, out_channels={out_channels}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _pair(kernel_size)
+        self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Kaiming-uniform weights and uniform bias, as torch.nn.Conv2d."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{text}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+
+
+class GuidedDeformConv2d(nn.Module):
+    """Modulated deformable convolution of x whose offsets and mask are a 3x3 convolution of a guide.
+
+    [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m)), size kept.
+
+    The offset and mask convolution starts at zero, so the module starts as half an ordinary convolution plus bias.
+    Offsets are computed in float32 even under autocast: 16-bit offsets lose pixels.
+
+    Args:
+        channels, out_channels: C of x and guide, and O.
+        offset_groups: G, channels c of x belong to offset group c // (C/G).
+        modulated: with mask (DCNv2); False leaves it out (DCNv1).
+        kernel_size: odd int, K = kernel_size^2.
+
+    Shapes: x and guide (B, C, H, W); base_offset (B, 2, H, W), (dy, dx) in pixels, added to the offset of every tap
+    of every group -> (B, O, H, W).
+
+    Source: FC-ZSM equations of the one-way aligner; EDVR and Zooming Slow-Mo (DCN with separate guide).
+    """
+
+    def __init__(self, channels, out_channels, offset_groups, modulated=True, kernel_size=3):
+        super().__init__()
+        if channels % offset_groups:
+            raise ValueError(f"offset_groups must divide channels, got {offset_groups} groups and {channels} channels")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the size of the field, got {kernel_size}")
+        self.channels, self.out_channels = channels, out_channels
+        self.offset_groups, self.modulated, self.kernel_size = offset_groups, modulated, kernel_size
+        self.weight = nn.Parameter(torch.empty(out_channels, channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        maps = (3 if modulated else 2) * offset_groups * kernel_size**2
+        self.conv_offset_mask = nn.Conv2d(channels, maps, 3, padding=1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """W ~ U(+-1/sqrt(C*K)), bias and the whole offset convolution 0."""
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        nn.init.uniform_(self.weight, -bound, bound)
+        for parameter in (self.bias, self.conv_offset_mask.weight, self.conv_offset_mask.bias):
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            maps = self.conv_offset_mask(guide.to(self.conv_offset_mask.weight.dtype))
+        split = 2 * self.offset_groups * self.kernel_size**2
+        offset = maps[:, :split]
+        if base_offset is not None:
+            offset = offset + base_offset.to(offset.dtype).repeat(1, split // 2, 1, 1)
+        mask = torch.sigmoid(maps[:, split:]).to(x.dtype) if self.modulated else None
+        return deform_conv2d(x, offset, self.weight, self.bias, 1, self.kernel_size // 2, 1, mask)
+
+    def extra_repr(self) -> str:
+        text = f"{self.channels}, {self.out_channels}, offset_groups={self.offset_groups}"
+        return f"{text}, modulated={self.modulated}, kernel_size={self.kernel_size}"
