@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Storage types. Kernels load a storage type to its compute type (float, or double for double), calculate there and store
+// with round-to-nearest-even. Ours, because bare g++ has no cuda_bf16.h and the same headers compile under nvcc.
+#pragma once
+#include <stdint.h>
+
+#include "core/isa.h"
+
+namespace fastds {
+
+enum DType : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
+
+namespace FASTDS_ISA {
+namespace {
+
+struct Half {
+    uint16_t bits;
+};
+struct BFloat16 {
+    uint16_t bits;
+};
+
+template <class T>
+struct ComputeType {
+    using type = float;
+};
+template <>
+struct ComputeType<double> {
+    using type = double;
+};
+template <class T>
+using compute_t = typename ComputeType<T>::type;
+
+FASTDS_HD float bits_to_float(uint32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+FASTDS_HD uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
+}
+
+FASTDS_HD float load(float value) { return value; }
+FASTDS_HD double load(double value) { return value; }
+FASTDS_HD float load(BFloat16 value) { return bits_to_float(static_cast<uint32_t>(value.bits) << 16); }
+
+FASTDS_HD float load(Half value) {
+#if defined(__F16C__) && !defined(__CUDACC__)
+    return __builtin_ia32_vcvtph2ps((__attribute__((vector_size(16))) short){(short)value.bits})[0];
+#else
+    const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+    const uint32_t magnitude = value.bits & 0x7fffu;
+    if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (magnitude << 13));  // infinity, NaN
+    // 2^112 moves the 5-bit exponent to float's bias; exact for normal and denormal halves.
+    return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 5.192296858534828e33f));
+#endif
+}
+
+template <class T>
+FASTDS_HD T store(compute_t<T> value);
+template <>
+FASTDS_HD float store<float>(float value) {
+    return value;
+}
+template <>
+FASTDS_HD double store<double>(double value) {
+    return value;
+}
+template <>
+FASTDS_HD BFloat16 store<BFloat16>(float value) {
+    const uint32_t bits = float_to_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};  // NaN stays NaN
+    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+template <>
+FASTDS_HD Half store<Half>(float value) {
+#if defined(__F16C__) && !defined(__CUDACC__)
+    return {static_cast<uint16_t>(
+        __builtin_ia32_vcvtps2ph((__attribute__((vector_size(16))) float){value, 0.f, 0.f, 0.f}, 0)[0])};
+#else
+    const uint32_t bits = float_to_bits(value), magnitude = bits & 0x7fffffffu;
+    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+    if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
+    if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to infinity
+    if (magnitude < 0x38800000u) {  // denormal half: adding 0.5 lets the float adder round at 2^-24
+        return {static_cast<uint16_t>(sign | (float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u))};
+    }
+    return {static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13))};
+#endif
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
+
+// Runs the statement with `scalar` naming the storage type of `dtype`.
+#define FASTDS_DTYPE_SWITCH(dtype, ...)                                  \
+    switch (dtype) {                                                     \
+        case ::fastds::f32: { using scalar = float; __VA_ARGS__; break; } \
+        case ::fastds::f64: { using scalar = double; __VA_ARGS__; break; } \
+        case ::fastds::f16: { using scalar = Half; __VA_ARGS__; break; } \
+        case ::fastds::bf16: { using scalar = BFloat16; __VA_ARGS__; break; } \
+    }

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/isa.h"
+
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace fastds {
+namespace {
+
+constexpr Isa kAll[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // best first
+
+Isa best() {
+    for (Isa candidate : kAll)
+        if (isa_usable(candidate)) return candidate;
+    return Isa::baseline;
+}
+
+std::atomic<Isa> selected{best()};
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+    return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+}
+
+// AVX2 machines with FMA all have F16C. The AVX-512 objects use BF16 dot products freely, so a machine with AVX-512 but
+// without BF16 (Skylake-X to Ice Lake) takes the AVX2 objects.
+bool isa_usable(Isa isa) {
+#if FASTDS_BUILD_AVX512
+    if (isa == Isa::avx512)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bf16") && isa_usable(Isa::avx2);
+#endif
+#if FASTDS_BUILD_AVX2
+    if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return isa == Isa::baseline;
+}
+
+Isa isa() { return selected.load(std::memory_order_relaxed); }
+
+void set_isa(const char* name) {
+    if (std::strcmp(name, "auto") == 0) {
+        selected = best();
+        return;
+    }
+    for (Isa candidate : kAll) {
+        if (std::strcmp(name, isa_name(candidate)) != 0) continue;
+        if (!isa_usable(candidate))
+            throw std::invalid_argument(std::string("set_isa: '") + name + "' is not available on this machine or in this build");
+        selected = candidate;
+        return;
+    }
+    throw std::invalid_argument(std::string("set_isa: expected auto, baseline, avx2 or avx512, got '") + name + "'");
+}
+
+}  // namespace fastds

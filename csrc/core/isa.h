@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Instruction sets. Every csrc/*/cpu*.cpp is compiled once per instruction set with FASTDS_ISA naming its namespace
+// (baseline, avx2, avx512); everything else is compiled once.
+//
+// Contract of the files compiled per instruction set: all code sits in namespace fastds::FASTDS_ISA, helpers in an anonymous
+// namespace inside it, and nothing comes from the C++ library. An inline function or template with external linkage would
+// become a weak symbol, of which the linker keeps any one copy: then a baseline machine runs AVX-512 code.
+#pragma once
+
+#ifndef FASTDS_ISA
+#define FASTDS_ISA once
+#endif
+
+#if defined(__CUDACC__)
+#define FASTDS_HD __host__ __device__ __forceinline__
+#else
+#define FASTDS_HD inline __attribute__((always_inline))
+#endif
+
+namespace fastds {
+
+enum class Isa { baseline, avx2, avx512 };
+
+// The instruction set that FASTDS_DISPATCH uses: the best one this machine and this build have, or the forced one.
+Isa isa();
+const char* isa_name(Isa isa);
+bool isa_usable(Isa isa);
+void set_isa(const char* name);  // "auto", "baseline", "avx2", "avx512"
+
+}  // namespace fastds
+
+// FASTDS_BUILD_AVX2 and FASTDS_BUILD_AVX512 come from setup.py: the compiler knew the flags.
+#if FASTDS_BUILD_AVX512 && !FASTDS_BUILD_AVX2
+#error "an AVX-512 build needs the AVX2 build beside it"
+#elif FASTDS_BUILD_AVX512
+#define FASTDS_PER_ISA(declaration)      \
+    namespace baseline { declaration; }  \
+    namespace avx2 { declaration; }      \
+    namespace avx512 { declaration; }
+#define FASTDS_DISPATCH(function, ...)                                       \
+    (::fastds::isa() == ::fastds::Isa::avx512 ? avx512::function(__VA_ARGS__) \
+     : ::fastds::isa() == ::fastds::Isa::avx2 ? avx2::function(__VA_ARGS__)   \
+                                              : baseline::function(__VA_ARGS__))
+#elif FASTDS_BUILD_AVX2
+#define FASTDS_PER_ISA(declaration)      \
+    namespace baseline { declaration; }  \
+    namespace avx2 { declaration; }
+#define FASTDS_DISPATCH(function, ...) \
+    (::fastds::isa() == ::fastds::Isa::avx2 ? avx2::function(__VA_ARGS__) : baseline::function(__VA_ARGS__))
+#else
+#define FASTDS_PER_ISA(declaration) \
+    namespace baseline { declaration; }
+#define FASTDS_DISPATCH(function, ...) baseline::function(__VA_ARGS__)
+#endif

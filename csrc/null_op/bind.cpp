@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+
+#include "core/bind.h"
+#include "null_op/params.h"
+
+namespace py = pybind11;
+
+namespace fastds {
+
+void register_null_op(py::module_& m) {
+    m.def(
+        "null_op_cpu",
+        [](intptr_t x, intptr_t y, int dtype, int64_t n, int threads) {
+            const NullOpParams params{to_dtype(dtype), n};
+            py::gil_scoped_release release;
+            FASTDS_DISPATCH(null_op_cpu, pointer(x), pointer(y), params, threads);
+        },
+        "y = x over n dense elements");
+#if FASTDS_BUILD_CUDA
+    m.def("null_op_cuda", [](intptr_t x, intptr_t y, int dtype, int64_t n, int device, intptr_t stream) {
+        const NullOpParams params{to_dtype(dtype), n};
+        py::gil_scoped_release release;
+        null_op_cuda(pointer(x), pointer(y), params, device, pointer(stream));
+    });
+#endif
+}
+
+}  // namespace fastds

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parallel over elements; bound by memory bandwidth.
+#include "core/parallel.h"
+#include "null_op/math.h"
+#include "null_op/params.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+template <class T>
+void run(const T* x, T* y, int64_t n, int threads) {
+    parallel_for(n, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) y[i] = null_value(x[i]);
+    });
+}
+
+}  // namespace
+
+void null_op_cpu(const void* x, void* y, const NullOpParams& params, int threads) {
+    FASTDS_DTYPE_SWITCH(params.dtype,
+                        run(static_cast<const scalar*>(x), static_cast<scalar*>(y), params.n, threads))
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds
