@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar fields as xarray datasets: files, variables, grids, the preparation of samples, synthetic events."""
+
+from .files import open_dataset, save_dataset
+from .preparation import (
+    CEILING_DBZ,
+    ECHO_FRACTION,
+    FLOOR_DBZ,
+    clip_reflectivity,
+    coarsen,
+    coarsen_mask,
+    cut_to_multiple,
+    echo_fraction,
+    has_enough_echo,
+    prepare,
+    refine_mask,
+    restore,
+    triples,
+    valid_mask,
+)
+from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
+from .times import refine_time
+
+_NEED_TORCH = ("EpochSampler", "EvaluationTriples", "FrameStore", "RadarTriples", "TimeBlock")
+
+__all__ = [
+    "CEILING_DBZ",
+    "ECHO_FRACTION",
+    "FLOOR_DBZ",
+    "ReflectivityInput",
+    "clip_reflectivity",
+    "coarsen",
+    "coarsen_mask",
+    "cut_to_multiple",
+    "echo_fraction",
+    "has_enough_echo",
+    "open_dataset",
+    "prepare",
+    "rate_to_reflectivity",
+    "refine_mask",
+    "refine_time",
+    "reflectivity_to_rate",
+    "restore",
+    "save_dataset",
+    "to_reflectivity",
+    "triples",
+    "valid_mask",
+    *_NEED_TORCH,
+]
+
+
+def __getattr__(name):
+    # The datasets for training need torch; files, grids and preparation work without loading it.
+    if name in _NEED_TORCH:
+        from . import radar_triples
+
+        return getattr(radar_triples, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

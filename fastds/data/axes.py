@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which dimension of a variable is time, y and x, and whether their coordinates are in order."""
+
+import numpy as np
+
+_TIME_NAMES = ("time", "valid_time", "t")
+_Y_NAMES = ("y", "lat", "latitude", "yc", "rlat", "south_north", "ny", "northing", "j", "row", "rows")
+_X_NAMES = ("x", "lon", "longitude", "xc", "rlon", "west_east", "nx", "easting", "i", "column", "columns")
+_Y_STANDARD = ("projection_y_coordinate", "latitude", "grid_latitude")
+_X_STANDARD = ("projection_x_coordinate", "longitude", "grid_longitude")
+
+
+def find_axes(variable):
+    """The variable as (time, y, x) without its dimensions of length 1, and notes about dropped ones.
+
+    Raises: ValueError if a dimension is missing, too many remain, or x or y are neither ascending nor descending.
+    """
+    time = _pick(variable, variable.dims, _is_time)
+    if time is None:
+        raise ValueError(
+            f"variable {variable.name} {variable.dims} has no time dimension; expected (time, y, x) with at least 2 times"
+        )
+    rest = [dim for dim in variable.dims if dim != time]
+    x = _pick(variable, rest, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
+    y = _pick(variable, [dim for dim in rest if dim != x], lambda c, dim: _matches(c, dim, "Y", _Y_STANDARD, _Y_NAMES))
+    if x is None or y is None:
+        large = [dim for dim in rest if variable.sizes[dim] > 1]
+        if len(large) != 2:
+            raise ValueError(f"variable {variable.name} {variable.dims}: cannot tell which dimensions are y and x")
+        y, x = large
+    extra = [dim for dim in rest if dim not in (x, y)]
+    long = [dim for dim in extra if variable.sizes[dim] > 1]
+    if long:
+        raise ValueError(
+            f"variable {variable.name} has the dimension {long[0]} of length {variable.sizes[long[0]]} beside (time, y, x); select one element first"
+        )
+    for dim in (y, x):
+        check_order(variable, dim)
+    notes = [f"dimension {dim} of length 1 was dropped" for dim in extra]
+    return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes
+
+
+def check_order(variable, dim):
+    """ValueError unless the coordinate of a dimension (if it has one) is numeric, finite and ascending or descending; longitudes may wrap."""
+    if dim not in variable.coords:
+        return
+    values = variable[dim].values
+    if values.dtype.kind not in "fiu" or not np.all(np.isfinite(values)):
+        raise ValueError(f"coordinate {dim} must be finite numbers")
+    steps = np.diff(unwrap(values, variable[dim].attrs))
+    if steps.size and not (np.all(steps > 0) or np.all(steps < 0)):
+        raise ValueError(f"coordinate {dim} is neither ascending nor descending; sort it first")
+
+
+def is_longitude(attrs):
+    """True if the attributes of a coordinate say longitude."""
+    return attrs.get("standard_name") == "longitude" or str(attrs.get("units", "")).lower() in (
+        "degrees_east",
+        "degree_east",
+        "degrees_e",
+        "degreese",
+    )
+
+
+def unwrap(values, attrs):
+    """Float64 coordinate values; longitudes without jumps of 360 degrees."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.unwrap(values, period=360.0) if is_longitude(attrs) else values
+
+
+def _pick(variable, dims, matches):
+    for dim in dims:
+        if matches(variable.coords.get(dim), str(dim)):
+            return dim
+    return None
+
+
+def _is_time(coordinate, dim):
+    if coordinate is not None and (
+        coordinate.dtype.kind == "M"
+        or coordinate.attrs.get("axis") == "T"
+        or coordinate.attrs.get("standard_name") == "time"
+    ):
+        return True
+    return dim.lower() in _TIME_NAMES
+
+
+def _matches(coordinate, dim, axis, standard_names, names):
+    if coordinate is not None and (
+        coordinate.attrs.get("axis") == axis or coordinate.attrs.get("standard_name") in standard_names
+    ):
+        return True
+    return dim.lower() in names

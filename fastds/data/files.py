@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read and write the files that hold radar fields: NetCDF-4 (h5netcdf), NetCDF-3 (scipy), Zarr where it is installed."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import secrets
+import shutil
+
+import xarray as xr
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CLASSIC = (b"CDF\x01", b"CDF\x02")
+
+
+def open_dataset(path):
+    """Open a NetCDF or Zarr file lazily as an xarray.Dataset, with times and fill values decoded.
+
+    Args:
+        path: a NetCDF-4 or NetCDF-3 file, or a Zarr store (a folder, or a name that ends in .zarr).
+    Returns: xarray.Dataset; close it, or use it in a with statement. Times outside the standard calendar become cftime objects.
+    Raises: FileNotFoundError where nothing is there; ValueError with one sentence for a folder that is no Zarr store, an empty,
+        truncated or damaged file, and a file in another format.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    engine = _engine(path)
+    try:
+        return xr.open_dataset(path, engine=engine)
+    except Exception as error:
+        name = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr"}[engine]
+        raise ValueError(
+            f"{path} looks like {name} but cannot be read ({_first_line(error)}); it may be truncated or damaged"
+        ) from error
+
+
+def _engine(path):
+    if path.is_dir():
+        if path.suffix != ".zarr" and not any(
+            (path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json")
+        ):
+            raise ValueError(f"{path} is a folder and no Zarr store; expected a NetCDF file or a Zarr store")
+        _require_zarr()
+        return "zarr"
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    if head == _HDF5:
+        return "h5netcdf"
+    if head[:4] in _CLASSIC:
+        return "scipy"
+    if not head:
+        raise ValueError(f"{path} is empty; expected a NetCDF file")
+    if head[:4] == b"CDF\x05":
+        raise ValueError(f"{path} is in the CDF-5 format, which scipy cannot read; convert it with nccopy -k nc4")
+    hint = {
+        b"GRIB": " (it is GRIB: convert it to NetCDF first)",
+        b"PK\x03\x04": " (it is a zip archive: unpack it first)",
+    }
+    gz = " (it is gzipped: unpack it first)" if head[:2] == b"\x1f\x8b" else ""
+    raise ValueError(f"{path} is not a NetCDF file{hint.get(head[:4], gz)}; expected NetCDF-4, NetCDF-3 or Zarr")
+
+
+def _require_zarr():
+    if importlib.util.find_spec("zarr") is None:
+        raise ImportError("Zarr stores need the package zarr: python -m pip install zarr")
+
+
+def _first_line(error):
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def save_dataset(dataset, path):
+    """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path` until it is complete.
+
+    Variables keep their own `encoding` (units, calendar, _FillValue, packing); floating fields without one are stored as they are with _FillValue NaN,
+    zlib level 4 and one chunk a time step. An existing file is replaced in one step.
+
+    Args: dataset: xarray.Dataset; path: file to write.
+    Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot be stored.
+    """
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+    as_zarr = path.suffix == ".zarr"
+    if as_zarr:
+        _require_zarr()
+    dataset = _storable(dataset)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        if as_zarr:
+            dataset.to_zarr(
+                temporary, mode="w", encoding={name: _plain_encoding(v) for name, v in dataset.variables.items()}
+            )
+            _replace_folder(temporary, path)
+        else:
+            dataset.to_netcdf(
+                temporary,
+                engine="h5netcdf",
+                encoding={name: _netcdf_encoding(dataset, name) for name in dataset.variables},
+            )
+            os.replace(temporary, path)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be written ({_first_line(error)})") from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+    return path
+
+
+def _replace_folder(temporary, path):
+    if path.is_dir():
+        old = temporary.with_suffix(".old")
+        os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, path)
+
+
+def _plain_encoding(variable):
+    kept = {
+        key: value
+        for key, value in variable.encoding.items()
+        if key in ("_FillValue", "dtype", "scale_factor", "add_offset", "units", "calendar")
+    }
+    if variable.dtype.kind == "f":
+        kept.setdefault("_FillValue", None if variable.ndim <= 1 else variable.dtype.type("nan"))
+    return kept
+
+
+def _netcdf_encoding(dataset, name):
+    variable = dataset[name].variable
+    encoding = _plain_encoding(variable)
+    if variable.dtype.kind in "fiu" and variable.ndim >= 2:
+        encoding.update(zlib=True, complevel=4, shuffle=True)
+        if variable.ndim == 3 and all(variable.shape):
+            encoding["chunksizes"] = (1, *variable.shape[1:])
+    return encoding
+
+
+def _storable(dataset):
+    """A shallow copy whose attributes are of kinds that files hold: None is left out, truth values become 0 or 1."""
+    dataset = dataset.copy(deep=False)
+    for holder in (dataset, *dataset.variables.values()):
+        holder.attrs = {
+            key: int(value) if isinstance(value, bool) else value
+            for key, value in holder.attrs.items()
+            if value is not None
+        }
+    return dataset
