@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""deform_conv2d against everything else that computes it; cases of the four networks."""
+
+import functools
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import peers
+from bench.peers import Case
+from fastds.reference.deform_conv2d import deform_conv2d as reference
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("full", "(1,64,200,200) G=8", 1, 64, 64, 200, 200, 8, (3, 3), (1, 1), 1),  # FC-ZSM aligner, full level
+        Case("half", "(8,64,100,100) G=8", 8, 64, 64, 100, 100, 8, (3, 3), (1, 1), 1),  # training batch, half level
+        Case("small", "(1,16,64,64) G=2", 1, 16, 16, 64, 64, 2, (3, 3), (1, 1), 1),  # small network
+        Case(
+            "points", "(1,24,160,160) 10 points", 1, 24, 72, 160, 160, 1, (1, 10), (0, 0), 0
+        ),  # TrajGRU's links, dilation 0
+    )
+}
+ROWS = [  # peer, dtype, modes
+    ("fastds", torch.float32, ("forward", "backward")),
+    ("fastds", torch.bfloat16, ("forward", "backward")),
+    ("torch_eager", torch.float32, ("forward", "backward")),
+    ("serial_im2col", torch.float32, ("forward", "backward")),
+    ("torchvision", torch.float32, ("forward", "backward")),
+    ("onnxruntime", torch.float32, ("forward",)),
+    ("openvino", torch.float32, ("forward",)),
+    ("conv2d", torch.float32, ("forward", "backward")),
+    ("conv2d", torch.bfloat16, ("forward", "backward")),
+]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+def build(peer: str, case: str, mode: str, dtype: torch.dtype):
+    return getattr(peers, peer)(CASES[case], mode, dtype)
+
+
+def oracle_backward(case: Case, args, grad_y):
+    """float64 gradients, one tap at a time to keep the graph small: a tap is a 1x1 kernel with shifted padding."""
+    x, offset, mask, weight, bias = args
+    groups, taps = case.offset_groups, case.taps
+    offset = offset.unflatten(1, (groups, taps, 2))
+    mask = mask.unflatten(1, (groups, taps))
+    grad_x, grads = torch.zeros_like(x), []
+    for k in range(taps):
+        i, j = divmod(k, case.kernel[1])
+        leaves = (x, offset[:, :, k].flatten(1, 2), mask[:, :, k], weight[:, :, i, j, None, None])
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+        padding = (case.padding[0] - i * case.dilation, case.padding[1] - j * case.dilation)
+        y = reference(leaves[0], leaves[1], leaves[3], None, 1, padding, 1, leaves[2])
+        grad, *rest = torch.autograd.grad(y, leaves, grad_y)
+        grad_x += grad
+        grads.append(rest)
+    grad_offset = torch.stack([g[0].unflatten(1, (groups, 2)) for g in grads], 2).flatten(1, 3)
+    grad_mask = torch.stack([g[1] for g in grads], 2).flatten(1, 2)
+    grad_weight = torch.cat([g[2] for g in grads], 2).reshape(weight.shape)
+    return [g.float() for g in (grad_x, grad_offset, grad_mask, grad_weight, grad_y.sum((0, 2, 3)))]
+
+
+@functools.lru_cache(maxsize=2)
+def expected(case: str, mode: str, yardstick: bool):
+    case = CASES[case]
+    args, grad_y = [a.double() for a in case.args()], case.grad_y().double()
+    if yardstick:
+        x, _, _, weight, bias = (a.requires_grad_() for a in args)
+        y = F.conv2d(x, weight, bias, padding=case.padding)
+        return y.detach() if mode == "forward" else torch.autograd.grad(y, (x, weight, bias), grad_y)
+    if mode == "backward":
+        return oracle_backward(case, args, grad_y)
+    x, offset, mask, weight, bias = args
+    return reference(x, offset, weight, bias, 1, case.padding, case.dilation, mask)
+
+
+def skip_reason(peer: str, case: Case) -> str | None:
+    if peer in ("torchvision", "onnxruntime", "openvino") and importlib.util.find_spec(peer) is None:
+        return f"{peer} is not installed"
+    if peer in ("onnxruntime", "openvino") and case.dilation == 0:
+        return f"{peer} refuses dilation 0"
+    if peer == "conv2d" and case.dilation == 0:
+        return "a convolution has no free points"
+    if peer == "serial_im2col" and case.batch > 1:
+        return "serial: eight times the time of one image"
+    return None
+
+
+def rows() -> list:
+    params = []
+    for case in CASES.values():
+        for mode in ("forward", "backward"):
+            for peer, dtype, modes in ROWS:
+                if mode in modes:
+                    reason = skip_reason(peer, case)
+                    marks = pytest.mark.skipif(reason is not None, reason=reason or "")
+                    dtype_name = str(dtype).removeprefix("torch.")
+                    label = "-".join((case.name, mode, peer, dtype_name))
+                    params.append(pytest.param(case.name, mode, peer, dtype, id=label, marks=marks))
+    return params
+
+
+@pytest.mark.parametrize("case,mode,peer,dtype", rows())
+def test_deform_conv2d(measure, case, mode, peer, dtype):
+    yardstick = peer == "conv2d"
+    measure(
+        build, (peer, case, mode, dtype), op="deform_conv2d", case=CASES[case].title, mode=mode, peer=peer,
+        yardstick=yardstick,
+        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
+        bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, yardstick),
+        tolerance=TOLERANCE[dtype],
+    )  # fmt: skip

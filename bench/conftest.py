@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmark rig: ceilings of this machine in this run, a gate on the result, pedantic rounds, peak memory.
+
+pytest bench --benchmark-only --benchmark-json=results.json
+python -m bench.report results.json
+"""
+
+import multiprocessing
+import os
+import pathlib
+import re
+import sys
+import time
+
+import numpy
+import pytest
+import torch
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))  # fresh processes import bench; an installed fastds still wins
+
+from bench.memory import peak_growth  # noqa: E402
+
+CEILINGS = pytest.StashKey[dict]()
+ROUNDS_SECONDS = 1.0  # time spent on the rounds of one row
+
+
+def best_seconds(run, rounds: int = 5) -> float:
+    """Shortest of some calls after one warm-up: a ceiling is what the machine can do, not its median."""
+    run()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """GFLOP/s, the better of a 1536^3 matrix product and a 64 to 64 channel 3x3 convolution in channels_last."""
+    a, b = torch.randn(1536, 1536).to(dtype), torch.randn(1536, 1536).to(dtype)
+    x = torch.randn(1, 64, 200, 200).to(dtype).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(64, 64, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+    product = 2 * 1536**3 / best_seconds(lambda: a @ b)
+    convolution = 2 * 64 * 64 * 9 * 200 * 200 / best_seconds(lambda: torch.nn.functional.conv2d(x, w, padding=1))
+    return max(product, convolution) / 1e9
+
+
+@pytest.fixture(scope="session")
+def ceilings(request) -> dict:
+    """Measured once per run: GB/s of a 256 MiB copy (read + write) and GFLOP/s per dtype."""
+    source, target = torch.zeros(64 << 20), torch.zeros(64 << 20)
+    copy = 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
+    with torch.no_grad():
+        rates = {"float32": matmul_rate(torch.float32), "bfloat16": matmul_rate(torch.bfloat16)}
+    request.config.stash[CEILINGS] = {"GB/s": copy} | rates
+    return request.config.stash[CEILINGS]
+
+
+@pytest.fixture(scope="session")
+def fresh_process():
+    """Runs a function in a fresh process; the libraries are imported once, in the server the processes fork from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "bench.peers"])
+
+    def run(function, *args):
+        with context.Pool(1) as pool:
+            return pool.apply(function, args)
+
+    return run
+
+
+def tensors(result) -> list[torch.Tensor]:
+    parts = [result] if isinstance(result, torch.Tensor | numpy.ndarray) else list(result)
+    return [torch.as_tensor(part).double() for part in parts]
+
+
+def worst_error(result, expected) -> float:
+    """Largest difference over all tensors, each relative to the largest value of its expected tensor."""
+    got, expected = tensors(result), tensors(expected)
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        pytest.fail(f"shapes {[tuple(t.shape) for t in got]}, expected {[tuple(t.shape) for t in expected]}")
+    errors = [((g - e).abs().max() / e.abs().max()).item() for g, e in zip(got, expected, strict=True)]
+    return float("nan") if any(e != e for e in errors) else max(errors)
+
+
+@pytest.fixture
+def measure(benchmark, ceilings, fresh_process):
+    """measure(build, args, ...) checks, then times `build(*args)()` and records one row.
+
+    build: module-level function that returns the callable to time (it also runs in a fresh process for the memory).
+    expected: float64 results; the largest error relative to the largest value must stay below tolerance.
+    op, case, mode, dtype, peer: the row's key; peer "fastds" is ours. flops, bytes: work and least traffic of one call.
+    yardstick: the row does other work (a plain convolution) and is no peer.
+    """
+
+    def run_case(build, args, *, op, case, mode, dtype, peer, flops, bytes, expected, tolerance, yardstick=False):
+        run = build(*args)
+        error = worst_error(run(), expected)
+        if not error <= tolerance:
+            pytest.fail(f"{peer} {case} {mode} {dtype}: error {error:.2e} exceeds {tolerance:.0e}, not timed")
+        start = time.perf_counter()
+        run()
+        once = time.perf_counter() - start
+        rounds = min(30, max(3, int(ROUNDS_SECONDS / once)))
+        benchmark.pedantic(run, rounds=rounds, warmup_rounds=1 if once < 1 else 0, iterations=1)
+        seconds = benchmark.stats.stats.median
+        bound = max(flops / ceilings[dtype], bytes / ceilings["GB/s"]) / 1e9
+        benchmark.extra_info.update(
+            op=op, case=case, mode=mode, dtype=dtype, peer=peer, yardstick=yardstick, median_ms=seconds * 1e3,
+            gflops=flops / seconds / 1e9, gbytes=bytes / seconds / 1e9, percent_of_ceiling=100 * bound / seconds,
+            error=error, peak_mib=fresh_process(peak_growth, build, args) / 2**20,
+        )  # fmt: skip
+
+    return run_case
+
+
+def cpu_name() -> str:
+    with open("/proc/cpuinfo") as file:
+        names = re.findall(r"model name\s*:\s*(.+)", file.read())
+    return names[0] if names else "CPU"
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    output_json["device"] = f"{cpu_name()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    output_json["torch"] = torch.__version__
+    output_json["ceilings"] = config.stash[CEILINGS]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Markdown table of a benchmark run: `python -m bench.report results.json [more.json] [--save] [--all]`.
+
+--save writes the rows, small, to bench/results/<device>.json; such a file is accepted in place of a run.
+--all prints the rows of every peer below the table.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+
+ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "yardstick", "median_ms", "gflops", "gbytes",
+            "percent_of_ceiling", "error", "peak_mib")  # fmt: skip
+
+
+def load(paths) -> dict:
+    """{device, torch, ceilings, rows} from pytest-benchmark files or saved results; later files win per row."""
+    result, rows = {}, {}
+    for path in paths:
+        data = json.loads(pathlib.Path(path).read_text())
+        result |= {key: data[key] for key in ("device", "torch", "ceilings") if key in data}
+        found = [b["extra_info"] for b in data["benchmarks"]] if "benchmarks" in data else data["rows"]
+        for row in found:
+            rows[tuple(row[k] for k in ("op", "case", "mode", "dtype", "peer"))] = {k: row[k] for k in ROW_KEYS}
+    return result | {"rows": list(rows.values())}
+
+
+def table(header, lines) -> str:
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def summary(rows) -> str:
+    """One line per row of ours: the best peer of the same case and mode in any dtype, and torch's conv2d."""
+    header = ("op", "case", "mode", "dtype", "fastds ms", "best peer ms", "ratio", "conv2d ms", "GFLOP/s", "GB/s",
+              "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
+    lines = []
+    for ours in (r for r in rows if r["peer"] == "fastds"):
+        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode")) and r["peer"] != "fastds"]
+        peer = min((r for r in same if not r["yardstick"]), key=lambda r: r["median_ms"], default=None)
+        yard = next((r for r in same if r["yardstick"] and r["dtype"] == ours["dtype"]), None)
+        lines.append((
+            ours["op"], ours["case"], ours["mode"], ours["dtype"], milliseconds(ours["median_ms"]),
+            f"{milliseconds(peer['median_ms'])} {peer['peer']}" if peer else "",
+            f"{peer['median_ms'] / ours['median_ms']:.1f}x" if peer else "",
+            milliseconds(yard["median_ms"]) if yard else "",
+            f"{ours['gflops']:.0f}", f"{ours['gbytes']:.1f}", f"{ours['percent_of_ceiling']:.0f}",
+            f"{ours['peak_mib']:.0f}", f"{ours['error']:.0e}",
+        ))  # fmt: skip
+    return table(header, lines)
+
+
+def every_row(rows) -> str:
+    header = ("op", "case", "mode", "peer", "dtype", "ms", "fastds float32 is", "peak MiB", "error vs float64")
+    lines = []
+    for row in rows:
+        key = [row[k] for k in ("op", "case", "mode")]
+        base = next((r["median_ms"] for r in rows if [r["op"], r["case"], r["mode"]] == key
+                     and r["peer"] == "fastds" and r["dtype"] == "float32"), None)  # fmt: skip
+        lines.append((
+            *key, row["peer"], row["dtype"], milliseconds(row["median_ms"]),
+            f"{row['median_ms'] / base:.2f}x as fast" if base else "", f"{row['peak_mib']:.0f}", f"{row['error']:.0e}",
+        ))  # fmt: skip
+    return table(header, lines)
+
+
+def save(result) -> pathlib.Path:
+    name = re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_")
+    path = pathlib.Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in result["rows"]]
+    head = json.dumps({k: v for k, v in result.items() if k != "rows"})[:-1]
+    body = ",\n".join(json.dumps(row) for row in rows)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(f'{head}, "rows": [\n{body}\n]}}\n')
+    os.replace(temporary, path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", help="JSON of pytest --benchmark-json, or a saved file")
+    parser.add_argument("--save", action="store_true", help="write bench/results/<device>.json")
+    parser.add_argument("--all", action="store_true", help="print the rows of every peer too")
+    options = parser.parse_args()
+    result = load(options.results)
+    ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
+    print(f"{result.get('device', 'unknown device')}, torch {result.get('torch', '?')}; ceilings: {ceilings}\n")
+    print(summary(result["rows"]))
+    if options.all:
+        print("\n" + every_row(result["rows"]))
+    if options.save:
+        print(f"\nsaved {save(result)}")
+
+
+if __name__ == "__main__":
+    main()
