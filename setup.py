@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import pybind11
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
@@ -222,6 +222,7 @@ class CleanBuild(build):
 
 sources = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.rglob("*") if p.suffix in {".cpp", ".cu", ".cuh", ".h"})
 setup(
+    packages=[*find_packages(include=["fastds", "fastds.*"]), "fastds.kernels"],
     ext_modules=[Extension("_fastds", sources=sources)],
     cmdclass={"build_ext": NinjaBuildExt, "build": CleanBuild},
 )

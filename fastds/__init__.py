@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds: downscaling and nowcasting of weather fields with deep networks on fast native kernels."""
+
+from pathlib import Path as _Path
+
+from fastds._version import __version__
+
+# In a checkout the Triton kernels lie beside this package as kernels/; installed they are fastds/kernels.
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
+    __path__.append(str(_root))
+
+from fastds import ops  # noqa: E402  registers torch.ops.fastds.*
+from fastds.backend import backend, explain  # noqa: E402
+
+__all__ = ["__version__", "backend", "explain", "load", "ops"]
+
+
+def load(name_or_path):
+    """Loads a model by shipped name or safetensors file: fastds.models.load."""
+    from fastds import models
+
+    return models.load(name_or_path)

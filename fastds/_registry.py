@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration of the ops torch.ops.fastds.*; fastds/ops/null_op.py shows its use.
+
+A call runs through three places: the public function (validation, autocast) -> call(): the reference where a functorch
+transform or forward-mode AD is active, because a native kernel would give a silent zero there -> the op's Autograd kernel:
+the op's autograd.Function where a gradient is wanted -> the op's CPU or CUDA kernel: the chosen implementation.
+Gradients are attached to the op itself, so torch.ops.fastds.X called directly and exported programs keep them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.autograd import forward_ad
+
+from fastds.backend import choose
+
+LIBRARY = torch.library.Library("fastds", "DEF")
+OPS: dict[str, "Op"] = {}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation: run(*args) computes, refusal(*args) gives None or the reason why it cannot, and computes nothing."""
+
+    run: Callable
+    refusal: Callable
+
+
+@dataclass
+class Op:
+    name: str
+    overload: Callable
+    reference: Callable
+    backends: dict[str, Backend]
+    function: type[torch.autograd.Function] | None = field(default=None)
+
+    def bind(self, args, kwargs):
+        """All arguments in the order of the schema, defaults filled in."""
+        values, kwargs = list(args), dict(kwargs)
+        for argument in self.overload._schema.arguments[len(args) :]:
+            if argument.name in kwargs:
+                values.append(kwargs.pop(argument.name))
+            elif argument.has_default_value():
+                values.append(argument.default_value)
+            else:
+                raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
+        if kwargs or len(values) > len(self.overload._schema.arguments):
+            raise TypeError(f"{self.name}: unexpected arguments {sorted(kwargs) or len(values)}; expected {self.overload._schema}")
+        return values
+
+
+def define(schema, *, reference, backends, fake, function=None):
+    """Registers one op.
+
+    Args:
+        schema: "name(Tensor x, ...) -> Tensor".
+        reference: the same computation in plain PyTorch, differentiable to any order.
+        backends: {"native": Backend(...), "triton": Backend(...)}, the preferred one first.
+        fake: gives outputs of the right shape, dtype, device and memory format without computing.
+        function: autograd.Function (old style, forward(ctx, ...)) whose forward calls the op and whose backward calls
+            another op of this registry; None: the reference is differentiated, right for backward ops.
+
+    Returns:
+        the Op, to be called with call(op, *args).
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, function)
+
+    def kernel(*args):
+        args = op.bind(args, {})
+        chosen = choose(op, args)
+        return reference(*args) if chosen == "reference" else backends[chosen].run(*args)
+
+    def autograd_kernel(*args):
+        args = op.bind(args, {})
+        wants_gradient = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        if transforms_active() or (wants_gradient and function is None) or choose(op, args) == "reference":
+            return reference(*args)
+        if wants_gradient:
+            return function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.overload(*args)
+
+    LIBRARY.impl(name, kernel, "CPU")
+    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, autograd_kernel, "Autograd")
+    torch.library.register_fake(f"fastds::{name}", fake, lib=LIBRARY)
+    OPS[name] = op
+    return op
+
+
+def transforms_active():
+    """True inside functorch transforms (grad, vmap, jvp, ...) and open forward-mode AD levels."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def call(op, *args):
+    """Runs a registered op; the last step of every public op function."""
+    if transforms_active():
+        return op.reference(*args)
+    return op.overload(*args)
+
+
+def reference_gradients(function, inputs, grad_outputs):
+    """Gradients of function(*inputs) by autograd, themselves differentiable: the reference of a backward op.
+
+    Args:
+        function: differentiable, in plain PyTorch.
+        inputs: its arguments; entries that are not tensors get None.
+        grad_outputs: gradient of its output.
+
+    Returns:
+        list of gradients or None, one per input; zeros where the output does not depend on an input.
+    """
+    with torch.enable_grad():
+        tracked = [
+            x if not isinstance(x, torch.Tensor) or x.requires_grad else x.detach().requires_grad_() for x in inputs
+        ]
+        wanted = [x for x in tracked if isinstance(x, torch.Tensor)]
+        gradients = iter(
+            torch.autograd.grad(
+                function(*tracked), wanted, grad_outputs, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        )
+        return [next(gradients) if isinstance(x, torch.Tensor) else None for x in tracked]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this installation has: `fastds info` and `python -m fastds.info`."""
+
+import os
+import platform
+
+import torch
+
+from fastds import _native
+from fastds._version import __version__
+
+
+def _triton_version():
+    try:
+        import triton
+    except ImportError as error:
+        return f"not importable ({error})"
+    return triton.__version__
+
+
+def _devices():
+    found = [f"cpu ({platform.machine()}, {os.cpu_count()} cores)"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} {properties.name} sm_{properties.major}{properties.minor}")
+    return ", ".join(found)
+
+
+def info():
+    """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads as a dict of strings."""
+    rows = {"fastds": __version__, "python": platform.python_version()}
+    if _native.missing() is None:
+        build = _native.native().build_info()
+        rows |= {
+            "native module": _native.native().__file__,
+            "compiler": build["compiler"] + ("" if build["debug"] == "0" else f", FASTDS_DEBUG={build['debug']}"),
+            "instruction sets": f"{', '.join(build['isa_built'])} built; {build['isa']} selected",
+            "CUDA": f"sm_{', sm_'.join(build['cuda_archs'].split())}" if build["cuda"] else "not built",
+        }
+    else:
+        rows["native module"] = _native.missing()
+    return rows | {
+        "triton": _triton_version(),
+        "torch": torch.__version__,
+        "devices": _devices(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def main():
+    """Prints info()."""
+    for name, value in info().items():
+        print(f"{name:17} {value}")
+
+
+if __name__ == "__main__":
+    main()

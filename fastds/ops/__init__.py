@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ops: functions on tensors, also registered as torch.ops.fastds.*. One import line per op."""
+
+from fastds.ops.null_op import null_op
+
+__all__ = ["null_op"]

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastds import _native
+from fastds.info import info
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_report_header():
+    rows = info()
+    return [f"fastds: {name}: {rows[name]}" for name in ("native module", "instruction sets", "torch", "threads") if name in rows]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state; FASTDS_TEST_SEED tries another."""
+    torch.manual_seed(int(os.environ.get("FASTDS_TEST_SEED", "0")))
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """torch.empty and relatives give NaN, so that an element nobody wrote shows."""
+
+    def poisoned(allocate):
+        def empty(*args, **kwargs):
+            result = allocate(*args, **kwargs)
+            return result.detach().fill_(float("nan")).requires_grad_(result.requires_grad) if result.is_floating_point() else result
+
+        return empty
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of real radar files: $FASTDS_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("FASTDS_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no radar files: {folder} is not there (set FASTDS_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native():
+    """The module _fastds; the test is skipped with the reason where it is missing (FASTDS_REQUIRE_NATIVE=1 forbids that)."""
+    if _native.missing() is not None:
+        pytest.skip(_native.missing())
+    return _native.native()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""null_op: the order of these sections is that of every op's test file."""
+
+import pytest
+import torch
+
+import fastds
+from fastds.ops import null_op
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SHAPES = [(), (0,), (1,), (7,), (2, 3, 5, 7), (2, 0, 3)]
+
+
+def special_values(dtype):
+    """Normal, denormal, infinite and NaN values of a dtype."""
+    finfo = torch.finfo(dtype)
+    values = [0.0, -0.0, 1.0, -1.5, finfo.max, finfo.min, finfo.tiny, finfo.tiny / 4, float("inf"), float("-inf"), float("nan")]
+    return torch.tensor(values, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward(shape, dtype, native):
+    x = torch.randn(shape, dtype=torch.float64).to(dtype)
+    y = null_op(x)
+    assert y.dtype == dtype and y.shape == x.shape and (y.numel() == 0 or y.data_ptr() != x.data_ptr())
+    assert torch.equal(y, x)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(dtype, isa, native):
+    if isa not in native.build_info()["isa_usable"]:
+        pytest.skip(f"{isa} is not available on this machine or in this build")
+    x = special_values(dtype)
+    native.set_isa(isa)
+    try:
+        assert native.isa() == isa
+        torch.testing.assert_close(null_op(x), x, rtol=0, atol=0, equal_nan=True)
+    finally:
+        native.set_isa("auto")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads(threads, native):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(1001)
+        assert torch.equal(null_op(x), x)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_strided_inputs():
+    x = torch.randn(4, 6, 5, 3)
+    for view in (x[:, ::2], x.transpose(1, 3), x.to(memory_format=torch.channels_last), x[:1].expand(4, 6, 5, 3)):
+        assert torch.equal(null_op(view), view) and null_op(view).is_contiguous()
+
+
+def test_gradients():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(null_op, (x,)) and torch.autograd.gradgradcheck(null_op, (x,))
+    assert not null_op(x.detach()).requires_grad
+    with torch.no_grad():
+        assert not null_op(x).requires_grad
+
+
+def test_gradient_penalty_reaches_the_input():
+    x = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(null_op(x).pow(3).sum(), x, create_graph=True)
+    grad.sum().backward()
+    torch.testing.assert_close(x.grad, 6 * x.detach())
+
+
+def test_op_called_directly_keeps_gradients():
+    x = torch.randn(5, requires_grad=True)
+    torch.ops.fastds.null_op(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(5))
+
+
+@pytest.mark.parametrize("function", [null_op, torch.ops.fastds.null_op], ids=["public", "direct"])
+def test_transforms(function):
+    x, tangent = torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.equal(torch.func.jvp(function, (x,), (tangent,))[1], tangent)
+    assert torch.equal(torch.func.grad(lambda x: function(x).sum())(x), torch.ones(2, 3))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(function(dual)).tangent, tangent)
+
+
+def test_vmap():
+    x = torch.randn(2, 3)
+    assert torch.equal(torch.vmap(null_op)(x), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype, native):
+    x = torch.randn(2, 3, dtype=torch.float64).to(dtype).requires_grad_()
+    torch.library.opcheck(torch.ops.fastds.null_op, (x,))
+    torch.library.opcheck(torch.ops.fastds.null_op_backward, (torch.ones_like(x), x))
+
+
+def test_compile_with_gradients():
+    x = torch.randn(5, requires_grad=True)
+    torch.compile(lambda x: null_op(2 * x), fullgraph=True, backend="aot_eager")(x).sum().backward()
+    assert torch.equal(x.grad, torch.full((5,), 2.0))
+
+
+class Doubled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return null_op(self.scale * x)
+
+
+def test_exported_program_keeps_gradients():
+    module = torch.export.export(Doubled(), (torch.ones(3),)).module()
+    module(torch.ones(3)).sum().backward()
+    assert next(module.parameters()).grad == 3
+
+
+def test_inference_mode(native):
+    with torch.inference_mode():
+        x = torch.randn(4)
+        assert torch.equal(null_op(x), x)
+
+
+def test_backends_agree(native):
+    x = torch.randn(4, 5)
+    with fastds.backend("reference"):
+        expected = null_op(x)
+    with fastds.backend("native"):
+        assert torch.equal(null_op(x), expected)
+
+
+def test_error_messages():
+    with pytest.raises(TypeError, match="x: expected a Tensor, got list"):
+        null_op([1.0])
+    with pytest.raises(TypeError, match="x: expected float32.*got torch.int64"):
+        null_op(torch.ones(2, dtype=torch.int64))
