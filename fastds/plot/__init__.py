@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures for radar fields: maps in dBZ, differences, training curves and spectra; pyplot is never touched."""
+
+from .colours import REFLECTIVITY_LEVELS, difference_style, reflectivity_style
+from .curves import spectra, training_curves
+from .maps import draw_difference, draw_field, field_panel
+
+__all__ = [
+    "REFLECTIVITY_LEVELS",
+    "difference_style",
+    "draw_difference",
+    "draw_field",
+    "field_panel",
+    "reflectivity_style",
+    "spectra",
+    "training_curves",
+]
