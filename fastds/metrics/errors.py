@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Squared errors in dBZ^2 and structural similarity of three-frame sequences, on valid pixels only."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EVALUATION_FLOORS = (15.0, 0.0)  # dBZ; every error is reported above both
+CEILING_DBZ = 70.0
+
+
+def interior(valid: Tensor, margin: int = 2) -> Tensor:
+    """Keep the valid pixels that lie more than `margin` pixels from every missing pixel and from the edge of the grid.
+
+    Args:
+        valid: (..., H, W) bool, True where the field is not missing.
+        margin: pixels of the fine grid.
+
+    Returns:
+        (..., H, W) bool. With margin 2 (one coarse pixel) the published errors of the test files are reproduced.
+    """
+    if margin < 0:
+        raise ValueError(f"margin must be >= 0 pixels, got {margin}")
+    if margin == 0:
+        return valid
+    h, w = valid.shape[-2:]
+    missing = F.pad((~valid).reshape(-1, 1, h, w).float(), [margin] * 4, value=1.0)
+    return (F.max_pool2d(missing, 2 * margin + 1, stride=1) == 0).reshape(valid.shape)
+
+
+def mse_total(mse_t2, mse_t13):
+    """Mean squared error over the three frames: (mse_t2 + 2 mse_t13) / 3."""
+    return (mse_t2 + 2.0 * mse_t13) / 3.0
+
+
+def radar_errors(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, floor: float = 15.0) -> dict[str, float]:
+    """Errors of downscaled reflectivity on valid pixels, both fields lifted to the floor and cut at 70 dBZ first.
+
+    mse_t2 = mean (prediction - truth)^2 at the interpolated middle frame, mse_t13 = mean of those at the two outer frames,
+    mse_total = (mse_t2 + 2 mse_t13) / 3.
+
+    Args:
+        prediction, truth: (..., 3, H, W), dBZ; NaN counts as missing in truth, and is refused in prediction where valid.
+        valid: the same shape or broadcastable, bool; None: where truth is not missing. A triple counts where all its three frames do.
+        floor: dBZ.
+
+    Returns:
+        {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias" (dBZ), "pixels"};
+        NaN where no pixel is valid.
+
+    Raises:
+        ValueError: shapes that do not fit, or missing values of the prediction on valid pixels.
+
+    Source: Chen, Qin and Dai 2022 (the identity holds for all seven rows they publish).
+    """
+    if prediction.shape != truth.shape or truth.ndim < 3 or truth.shape[-3] != 3:
+        raise ValueError(f"prediction and truth must both have shape (..., 3, H, W), got {tuple(prediction.shape)} and {tuple(truth.shape)}")
+    present = ~torch.isnan(truth)
+    valid = present if valid is None else present & valid
+    valid = valid.all(dim=-3, keepdim=True).expand(truth.shape)
+    if torch.isnan(prediction[valid]).any():
+        raise ValueError("prediction has missing values on valid pixels")
+    p, t = (torch.where(valid, z, floor).double().clamp(floor, CEILING_DBZ) for z in (prediction, truth))
+    error = p - t
+    count = valid[..., 0, :, :].sum().double()
+    frame = [error[..., i, :, :].square().sum() / count for i in range(3)]
+    t13 = 0.5 * (frame[0] + frame[2])
+    total = mse_total(frame[1], t13)
+    return {"mse_total": total.item(), "mse_t2": frame[1].item(), "mse_t13": t13.item(),
+            "mse_normalised": total.item() / (CEILING_DBZ - floor) ** 2, "ssim": ssim(p, t, valid, CEILING_DBZ - floor),
+            "bias": (error.sum() / (3.0 * count)).item(), "pixels": int(count)}
+
+
+def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -> float:
+    """Mean structural similarity (Gaussian 11 x 11 window, sigma 1.5) over the pixels whose window is valid throughout.
+
+    Args:
+        prediction, truth: (..., H, W), finite everywhere (missing pixels filled).
+        valid: (..., H, W) bool.
+        value_range: L of the constants c1 = (.01 L)^2, c2 = (.03 L)^2, unit of the fields.
+
+    Returns: the mean; NaN where no window is valid or the grid is smaller than the window. By torchmetrics.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    h, w = truth.shape[-2:]
+    if min(h, w) < 11:
+        return float("nan")
+    inside = interior(valid, 5).reshape(-1, 1, h, w)
+    if not inside.any():
+        return float("nan")
+    _, full = structural_similarity_index_measure(
+        prediction.reshape(-1, 1, h, w).double(), truth.reshape(-1, 1, h, w).double(), sigma=1.5, kernel_size=11,
+        data_range=float(value_range), reduction="none", return_full_image=True)
+    return full[inside].mean().item()
