@@ -35,19 +35,21 @@ class Op:
     backends: dict[str, Backend]
     function: type[torch.autograd.Function] | None = field(default=None)
 
+    def __post_init__(self):
+        self.arguments = [argument.name for argument in self.overload._schema.arguments]
+        self.defaults = tuple(a.default_value for a in self.overload._schema.arguments)
+
+    def filled(self, args):
+        """args with the defaults that the dispatcher leaves off at the end."""
+        return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
+
     def bind(self, args, kwargs):
-        """All arguments in the order of the schema, defaults filled in."""
-        values, kwargs = list(args), dict(kwargs)
-        for argument in self.overload._schema.arguments[len(args) :]:
-            if argument.name in kwargs:
-                values.append(kwargs.pop(argument.name))
-            elif argument.has_default_value():
-                values.append(argument.default_value)
-            else:
-                raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
-        if kwargs or len(values) > len(self.overload._schema.arguments):
-            raise TypeError(f"{self.name}: unexpected arguments {sorted(kwargs) or len(values)}; expected {self.overload._schema}")
-        return values
+        """Positional arguments in the order of the schema, as explain() needs them."""
+        given = dict(zip(self.arguments, args, strict=False)) | kwargs
+        required = [a.name for a in self.overload._schema.arguments if not a.has_default_value()]
+        if len(args) + len(kwargs) != len(given) or set(given) - set(self.arguments) or set(required) - set(given):
+            raise TypeError(f"{self.name}: arguments do not fit {self.overload._schema}")
+        return tuple(given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True))
 
 
 def define(schema, *, reference, backends, fake, function=None):
@@ -69,19 +71,18 @@ def define(schema, *, reference, backends, fake, function=None):
     op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, function)
 
     def kernel(*args):
-        args = op.bind(args, {})
+        args = op.filled(args)
         chosen = choose(op, args)
         return reference(*args) if chosen == "reference" else backends[chosen].run(*args)
 
     def autograd_kernel(*args):
-        args = op.bind(args, {})
+        args = op.filled(args)
         wants_gradient = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         if transforms_active() or (wants_gradient and function is None) or choose(op, args) == "reference":
             return reference(*args)
         if wants_gradient:
             return function.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.overload(*args)
+        return without_gradients(op, *args)
 
     LIBRARY.impl(name, kernel, "CPU")
     LIBRARY.impl(name, kernel, "CUDA")
@@ -94,6 +95,12 @@ def define(schema, *, reference, backends, fake, function=None):
 def transforms_active():
     """True inside functorch transforms (grad, vmap, jvp, ...) and open forward-mode AD levels."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def without_gradients(op, *args):
+    """Runs a registered op below autograd; what the forward of its autograd.Function calls."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.overload(*args)
 
 
 def call(op, *args):
