@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration of the ops torch.ops.fastds.*; fastds/ops/null_op.py shows its use.
 
-A call runs through three places: the public function (validation, autocast) -> call(): the reference where a functorch
-transform or forward-mode AD is active, because a native kernel would give a silent zero there -> the op's Autograd kernel:
-the op's autograd.Function where a gradient is wanted -> the op's CPU or CUDA kernel: the chosen implementation.
+A call passes: the public function (validation, autocast) -> call(): the reference where a functorch transform or
+forward-mode AD is active, because a native kernel would give a silent zero there -> the op's Autograd kernel: the op's
+autograd.Function where a gradient is wanted -> the op's CPU or CUDA kernel: the chosen implementation.
 Gradients are attached to the op itself, so torch.ops.fastds.X called directly and exported programs keep them.
 """
 
@@ -21,7 +21,7 @@ OPS: dict[str, "Op"] = {}
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: run(*args) computes, refusal(*args) gives None or the reason why it cannot, and computes nothing."""
+    """One implementation: run(*args) computes; refusal(*args) computes nothing and gives None or why it cannot run."""
 
     run: Callable
     refusal: Callable

@@ -27,7 +27,7 @@ def _devices():
 
 
 def info():
-    """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads as a dict of strings."""
+    """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads, as strings."""
     rows = {"fastds": __version__, "python": platform.python_version()}
     if _native.missing() is None:
         build = _native.native().build_info()

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_report_header():
     rows = info()
-    return [f"fastds: {name}: {rows[name]}" for name in ("native module", "instruction sets", "torch", "threads") if name in rows]
+    names = ("native module", "instruction sets", "torch", "threads")
+    return [f"fastds: {name}: {rows[name]}" for name in names if name in rows]
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,9 @@ def poison(monkeypatch):
     def poisoned(allocate):
         def empty(*args, **kwargs):
             result = allocate(*args, **kwargs)
-            return result.detach().fill_(float("nan")).requires_grad_(result.requires_grad) if result.is_floating_point() else result
+            if not result.is_floating_point():
+                return result
+            return result.detach().fill_(float("nan")).requires_grad_(result.requires_grad)
 
         return empty
 
@@ -49,7 +52,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def native():
-    """The module _fastds; the test is skipped with the reason where it is missing (FASTDS_REQUIRE_NATIVE=1 forbids that)."""
+    """The module _fastds; skips with the reason where it is missing, which FASTDS_REQUIRE_NATIVE=1 forbids."""
     if _native.missing() is not None:
         pytest.skip(_native.missing())
     return _native.native()
