@@ -50,8 +50,9 @@ class DeformConv2d(nn.Module):
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return f"{text}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+        names = ("kernel_size", "stride", "padding", "dilation", "groups")
+        text = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"{self.in_channels}, {self.out_channels}, {text}, bias={self.bias is not None}"
 
 
 class GuidedDeformConv2d(nn.Module):

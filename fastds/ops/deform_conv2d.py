@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modulated deformable convolution: validation, registration, gradients and the public function."""
+"""Modulated deformable convolution: validation, native calls, gradients, registration and the public function.
+
+The native kernel works on NHWC memory: a tensor whose channel stride is 1 (channels_last, or a channel slice of a wider
+channels_last map) is read in place, any other is copied first. Gradients come back in channels_last.
+"""
 
 import torch
 from torch import Tensor
 
+from fastds import _native
+from fastds._registry import Backend, call, define
 from fastds.reference.deform_conv2d import deform_conv2d as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -75,7 +81,7 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple
 
 
 def _autocast(input, offset, weight, bias, mask):
-    """Casts what autocast covers; the offset keeps its dtype (widened to float32 where the pair would not be allowed)."""
+    """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
     kind = input.device.type
     if not torch.is_autocast_enabled(kind) or input.dtype == torch.float64:
         return input, offset, weight, bias, mask
@@ -84,6 +90,159 @@ def _autocast(input, offset, weight, bias, mask):
     if offset.dtype in (torch.float16, torch.bfloat16) and offset.dtype != dtype:
         offset = offset.float()
     return input, offset, weight, bias, mask
+
+
+def _nhwc(tensor: Tensor) -> Tensor:
+    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _output_format(input: Tensor) -> torch.memory_format:
+    if input.is_contiguous() and not input.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups):
+    """Sizes and element strides for _fastds; strides of a missing mask are never read."""
+
+    def strides(name, tensor):
+        b, _, h, w = tensor.stride() if tensor is not None else (0, 0, 0, 0)
+        return {f"{name}_b": b, f"{name}_h": h, f"{name}_w": w}
+
+    return _native.native().DeformConv2dDims(
+        dtype=_native.DTYPES[input.dtype], offset_dtype=_native.DTYPES[offset.dtype],
+        B=input.shape[0], C=input.shape[1], H=input.shape[2], W=input.shape[3],
+        O=weight.shape[0], Ho=offset.shape[2], Wo=offset.shape[3], kh=weight.shape[2], kw=weight.shape[3],
+        stride_h=stride[0], stride_w=stride[1], pad_h=padding[0], pad_w=padding[1],
+        dil_h=dilation[0], dil_w=dilation[1], groups=groups, offset_groups=offset_groups,
+        **strides("x", input), **strides("offset", offset), **strides("mask", mask),
+    )  # fmt: skip
+
+
+def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
+    groups, offset_groups, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
+    shape, layout = (input.shape[0], weight.shape[0], h_out, w_out), _output_format(input)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    if y.numel():
+        # Every tensor that gives its address stays bound to a name until the call returns.
+        x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+        dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+        addresses = (_address(t) for t in (x, offset, mask, weight, bias, y))
+        _native.native().deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
+    return y.contiguous(memory_format=layout)
+
+
+def _forward_fake(input, offset, weight, bias, stride, padding, dilation, mask):
+    _, _, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
+    return input.new_empty((input.shape[0], weight.shape[0], h_out, w_out)).to(memory_format=_output_format(input))
+
+
+def _empty_gradients(input, offset, weight, mask, wanted):
+    """Gradients of input, offset, weight, bias and mask in this order, None where not wanted."""
+    bias = (weight.shape[0],)
+    shapes = (input.shape, offset.shape, weight.shape, bias, None if mask is None else mask.shape)
+    dtypes = (input.dtype, offset.dtype, *3 * (input.dtype,))
+    layouts = [torch.contiguous_format if i in (2, 3) else torch.channels_last for i in range(5)]
+    return [
+        torch.empty(shape, dtype=dtype, device=input.device, memory_format=layout) if want else None
+        for shape, dtype, layout, want in zip(shapes, dtypes, layouts, wanted, strict=True)
+    ]
+
+
+def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    groups, offset_groups, h_out, w_out = check(input, offset, weight, None, stride, padding, dilation, mask)
+    _check_tensor("grad_y", grad_y, 4, (input.dtype,), input.device)
+    if tuple(grad_y.shape) != (input.shape[0], weight.shape[0], h_out, w_out):
+        expected = (input.shape[0], weight.shape[0], h_out, w_out)
+        raise ValueError(f"grad_y has shape {tuple(grad_y.shape)}, expected {expected}")
+    if wanted[4] and mask is None:
+        raise ValueError("wanted asks for the gradient of mask, but mask is None")
+    return groups, offset_groups
+
+
+def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    args = (grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
+    groups, offset_groups = _check_backward(*args)
+    grads = _empty_gradients(input, offset, weight, mask, wanted)
+    if grad_y.numel() == 0:
+        return [grad.zero_() for grad in grads if grad is not None]
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    x, offset, mask, weight = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask), weight.contiguous()
+    dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+    module, threads = _native.native(), torch.get_num_threads()
+    workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8)
+    grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
+    tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
+    module.deform_conv2d_backward(*(_address(t) for t in tensors), dims, threads)
+    return [grad for grad in grads if grad is not None]
+
+
+def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
+    return [grad for grad in _empty_gradients(input, offset, weight, mask, wanted) if grad is not None]
+
+
+def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
+    with torch.enable_grad():
+        bias = grad_y.new_zeros(weight.shape[0], requires_grad=True) if wanted[3] else None
+        tracked = [
+            t.detach().requires_grad_() if want and not t.requires_grad else t
+            for t, want in zip((input, offset, weight, bias, mask), wanted, strict=True)
+        ]
+        y = reference(*tracked[:4], stride, padding, dilation, tracked[4])
+        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
+        return list(torch.autograd.grad(y, leaves, grad_y, create_graph=True, materialize_grads=True))
+
+
+class _DeformConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, offset, weight, bias, stride, padding, dilation, mask):
+        ctx.save_for_backward(input, offset, weight, mask)
+        ctx.geometry = (stride, padding, dilation)
+        return torch.ops.fastds.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        input, offset, weight, mask = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 7)]
+        grads = iter(call(DEFORM_CONV2D_BACKWARD, grad_y, input, offset, weight, *ctx.geometry, mask, wanted))
+        grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (next(grads) if want else None for want in wanted)
+        return grad_x, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask
+
+
+_INPUTS = "Tensor input, Tensor offset, Tensor weight"
+_DEFAULTS = "int[2] stride=1, int[2] padding=0, int[2] dilation=1"
+_SIZES = "int[2] stride, int[2] padding, int[2] dilation"
+
+DEFORM_CONV2D = define(
+    f"deform_conv2d({_INPUTS}, Tensor? bias=None, {_DEFAULTS}, Tensor? mask=None) -> Tensor",
+    reference=reference,
+    backends={
+        "native": Backend(_forward_native, lambda input, *_: _native.refusal({"cpu": "deform_conv2d_forward"}, input))
+    },
+    fake=_forward_fake,
+    function=_DeformConv2d,
+)
+
+DEFORM_CONV2D_BACKWARD = define(
+    f"deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_SIZES}, Tensor? mask, bool[5] wanted) -> Tensor[]",
+    reference=_backward_reference,
+    backends={
+        "native": Backend(
+            _backward_native, lambda grad_y, *_: _native.refusal({"cpu": "deform_conv2d_backward"}, grad_y)
+        )
+    },
+    fake=_backward_fake,
+)
 
 
 def deform_conv2d(
@@ -117,7 +276,13 @@ def deform_conv2d(
         mask: (B, G*K, H', W') factors of the samples, or None for 1.
 
     Returns:
-        (B, O, H', W'), dtype of input; channels_last when input is.
+        (B, O, H', W'), dtype of input; contiguous when input is contiguous, else channels_last.
+
+    Gradients: input, offset, weight, bias and mask, to any order (beyond the first by the reference formula). At an
+    integer position the derivative is that of the cell to its right; outside it is 0. Deterministic, and independent of
+    the number of threads, bit for bit. jvp and vmap run on the reference.
+    Sums are in float32 (float64 for float64), positions in float32 or better. Under autocast input, weight, bias and
+    mask take its dtype, offset keeps its own.
 
     Raises:
         TypeError: a dtype that is not allowed.
@@ -128,4 +293,4 @@ def deform_conv2d(
     stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 0)
     input, offset, weight, bias, mask = _autocast(input, offset, weight, bias, mask)
     check(input, offset, weight, bias, stride, padding, dilation, mask)
-    return reference(input, offset, weight, bias, stride, padding, dilation, mask)
+    return call(DEFORM_CONV2D, input, offset, weight, bias, stride, padding, dilation, mask)
