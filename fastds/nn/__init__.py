@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules around the ops."""
 
+from fastds.nn.conv3x3 import Conv1x1, Conv3x3
 from fastds.nn.deform_conv2d import DeformConv2d, GuidedDeformConv2d
+from fastds.nn.residual_block import ResidualBlock
+from fastds.nn.sub_pixel import SubPixel
 
-__all__ = ["DeformConv2d", "GuidedDeformConv2d"]
+__all__ = ["Conv1x1", "Conv3x3", "DeformConv2d", "GuidedDeformConv2d", "ResidualBlock", "SubPixel"]

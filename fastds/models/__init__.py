@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks: build them by name, load and save their weights."""
+
+from fastds.models.card import ModelCard
+from fastds.models.checkpoint import available, load, load_card, save
+from fastds.models.fczsm import FCZSM
+from fastds.models.registry import create
+
+__all__ = ["FCZSM", "ModelCard", "available", "create", "load", "load_card", "save"]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user must know of trained weights, kept inside the weights file."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+
+
+@dataclass
+class ModelCard:
+    """Variables, normalisation, range of validity, origin and scores of a model.
+
+    Attributes:
+        name: of the weights.
+        description, licence: free text; licence of the weights.
+        training_data: sources, with their licences.
+        input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order.
+        floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
+        space_factor, time_factor: of the output grid and the output times.
+        grid_spacing_m: (smallest, largest) spacing of the input grid in the training data, metres.
+        cadence_s: (shortest, longest) input interval, seconds.
+        motion_px: (smallest, largest) motion per input interval, pixels of the input grid.
+        metrics: scores by name.
+        fastds_version: that wrote the file.
+    """
+
+    name: str = ""
+    description: str = ""
+    licence: str = ""
+    training_data: list[str] = field(default_factory=list)
+    input_variables: list[dict] = field(default_factory=list)
+    output_variables: list[dict] = field(default_factory=list)
+    floor_dbz: float | None = None
+    ceiling_dbz: float | None = None
+    space_factor: int | None = None
+    time_factor: int | None = None
+    grid_spacing_m: tuple[float, float] | None = None
+    cadence_s: tuple[float, float] | None = None
+    motion_px: tuple[float, float] | None = None
+    metrics: dict = field(default_factory=dict)
+    fastds_version: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        """Read a card.
+
+        Raises:
+            ValueError: text is not a JSON object of the card's fields.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the model card is not JSON: {error}") from None
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or not set(values) <= known:
+            unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"the model card has unknown content {unknown}; expected the fields {sorted(known)}")
+        for name in ("grid_spacing_m", "cadence_s", "motion_px"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FC-ZSM: space-time downscaling of a sequence of fields in one network."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds.models.card import ModelCard
+from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
+from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
+from fastds.models.fczsm.flow_guidance import interpolation_offsets
+from fastds.models.fczsm.static_branch import StaticBranch
+from fastds.nn.conv3x3 import Conv1x1, Conv3x3
+from fastds.nn.residual_block import ResidualBlock
+from fastds.nn.sub_pixel import SubPixel
+
+
+class FeatureExtractor(nn.Module):
+    """leaky_relu(conv(x), 0.1) followed by residual blocks: (B, C, h, w) -> (B, n, h, w)."""
+
+    def __init__(self, in_channels: int, features: int, blocks: int):
+        super().__init__()
+        self.conv = Conv3x3(in_channels, features)
+        self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.conv(x, act="leaky_relu"))
+
+
+class Interpolation(nn.Module):
+    """Feature map between two frames: mix[way1(F_i -> F_{i+1}), way2(F_{i+1} -> F_i)], mix a 1x1 convolution.
+
+    Source: Chen, Qin and Dai 2022, eq. 2-5 and 8.
+    """
+
+    def __init__(self, features: int, groups: int, plain: bool, static_features: int, modulated: bool):
+        super().__init__()
+        self.pyramid = SingleLevel() if plain else FeaturePyramid(features)
+        levels = self.pyramid.levels
+        self.way1 = Way(features, groups, levels, static_features, modulated)
+        self.way2 = Way(features, groups, levels, static_features, modulated)
+        self.mix = Conv1x1(2 * features, features)
+
+    def forward(self, frames: Tensor, batch: int, static: list[Tensor] | None, flow: Tensor | None) -> Tensor:
+        """Frames (N*B, n, h, w), frame-major -> the N-1 maps between them, ((N-1)*B, n, h, w)."""
+        levels = self.pyramid(frames)
+        earlier, later = [z[:-batch] for z in levels], [z[batch:] for z in levels]
+        if static is not None:
+            static = [repeat_batch(s, earlier[0].shape[0]) for s in static[: len(levels)]]
+        base = (None, None) if flow is None else interpolation_offsets(flow, len(levels))
+        return self.mix(self.way1(earlier, later, static, base[0]), self.way2(later, earlier, static, base[1]))
+
+
+class Reconstruction(nn.Module):
+    """Residual blocks, sub-pixel upsampling and the output head, each frame on its own.
+
+    z = blocks(H); z = SubPixel_r(z); y = last(leaky_relu(hidden(z), 0.1))
+    """
+
+    def __init__(self, features: int, head_features: int, out_channels: int, blocks: int, scale: int):
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
+        self.up = SubPixel(features, head_features, scale)
+        self.hidden = Conv3x3(head_features, head_features)
+        self.last = Conv3x3(head_features, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.hidden(self.up(self.blocks(x)), act="leaky_relu"))
+
+
+class FCZSM(nn.Module):
+    """Feature-conditioned Zooming Slow-Mo: N coarse fields in, 2N-1 fields at r times the resolution out.
+
+        F = extractor(x);  F_{i,i+1} = interpolation(F_i, F_{i+1}; static)
+        H = deformable ConvLSTM(F_1, F_12, F_2, ...);  y = reconstruction(H) (+ residual)
+
+    Args:
+        in_channels: C, dynamic variables stacked as channels (reflectivity first).
+        out_channels: channels of the output.
+        static_channels: S, time-invariant maps on the coarse grid (height, land-sea mask); 0 = none.
+        num_features: n, divisible by offset_groups.
+        offset_groups: G, offset groups of the deformable convolutions.
+        extractor_blocks, reconstruction_blocks: residual blocks (k1, k2 of the paper).
+        scale: r = 1, 2, 3 or 4, factor in space.
+        alignment: "pcd" (three-level pyramid, as Zooming Slow-Mo) or "plain" (one level, the paper's equations).
+        lstm_alignment: the same choice for the recurrent aligners; None takes alignment.
+        modulated: deformable convolutions with mask.
+        static_features: ns, features of the static branch; None takes num_features.
+        static_in_lstm: guide the recurrent aligners by the static features, too.
+        head_features: features after the sub-pixel upsampling; None takes num_features.
+        residual: None (paper), "trilinear" or "advection": the network's output is added to that baseline.
+        flow_guided: offsets start from optical flow (beyond the paper, see fczsm.flow_guidance).
+
+    Source: Chen, Qin and Dai 2022, Front. Earth Sci. 10:887842; Xiang et al. 2020 (Zooming Slow-Mo).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        static_channels: int = 0,
+        num_features: int = 64,
+        offset_groups: int = 8,
+        extractor_blocks: int = 5,
+        reconstruction_blocks: int = 10,
+        scale: int = 2,
+        alignment: str = "pcd",
+        lstm_alignment: str | None = None,
+        modulated: bool = True,
+        static_features: int | None = None,
+        static_in_lstm: bool = False,
+        head_features: int | None = None,
+        residual: str | None = None,
+        flow_guided: bool = False,
+    ):
+        super().__init__()
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check_config(config)
+        self.config = config
+        self.card = ModelCard(name="fczsm", space_factor=scale, time_factor=2)
+        n, ns = num_features, static_features or num_features
+        plain, plain_lstm = alignment == "plain", (lstm_alignment or alignment) == "plain"
+        self.extractor = FeatureExtractor(in_channels, n, extractor_blocks)
+        static_in = ns if static_channels else 0
+        if static_channels:
+            levels = 1 if plain and (plain_lstm or not static_in_lstm) else FeaturePyramid.levels
+            self.static_branch = StaticBranch(FeatureExtractor(static_channels, ns, extractor_blocks), ns, levels)
+        self.interpolation = Interpolation(n, offset_groups, plain, static_in, modulated)
+        self.lstm = DeformableConvLSTM(n, offset_groups, plain_lstm, static_in if static_in_lstm else 0, modulated)
+        self.reconstruction = Reconstruction(n, head_features or n, out_channels, reconstruction_blocks, scale)
+        if residual is not None:  # fresh weights give the baseline
+            nn.init.zeros_(self.reconstruction.last.weight)
+            nn.init.zeros_(self.reconstruction.last.bias)
+
+    @classmethod
+    def from_zooming_slomo(cls, state_dict: dict[str, Tensor]) -> "FCZSM":
+        """Build the network of an original Zooming Slow-Mo checkpoint, see fczsm.convert.from_zooming_slomo."""
+        from fastds.models.fczsm.convert import from_zooming_slomo
+
+        return from_zooming_slomo(state_dict)
+
+    def forward(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
+        """Downscale a sequence.
+
+        Args:
+            x: (B, N, C, h, w), N >= 2 frames at equal intervals, normalised; any h and w.
+            static: (S, h, w) or (B, S, h, w), normalised; needed if and only if static_channels > 0.
+            flow: (B, N-1, 2, 2, h, w), (dy, dx) in pixels of x's grid, as baselines.optical_flow gives it; read only
+                with flow_guided or residual="advection" and then computed from channel 0 when None.
+
+        Returns:
+            (B, 2N-1, out_channels, r*h, r*w) at half the time step, normalised.
+
+        Raises:
+            ValueError: x, static or flow of another shape.
+        """
+        self._check_inputs(x, static, flow)
+        b, n, _, h, w = x.shape
+        flow = self._needed_flow(x, flow)
+        pad = (0, -w % 4, 0, -h % 4)
+        frames = _pad(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
+        guide_flow = _pad(flow.float(), pad) if self.config["flow_guided"] else None
+        features = self.extractor(frames)
+        levels = None
+        if static is not None:
+            static = _pad(static if static.ndim == 4 else static[None], pad)
+            levels = self.static_branch(static)
+        between = self.interpolation(features, b, levels, guide_flow).split(b)
+        sequence = [m for pair in zip(features.split(b), (*between, None), strict=True) for m in pair][:-1]
+        hidden = self.lstm(sequence, levels if self.config["static_in_lstm"] else None, guide_flow)
+        r = self.config["scale"]
+        y = self.reconstruction(hidden)[..., : r * h, : r * w]
+        y = y.reshape(2 * n - 1, b, *y.shape[1:]).transpose(0, 1).contiguous()
+        return y if self.config["residual"] is None else self._residual(x, flow) + y
+
+    def downscale(self, dataset, **options):
+        """Downscale an xarray Dataset, see fastds.downscaling.downscale."""
+        from fastds.downscaling import downscale
+
+        return downscale(self, dataset, **options)
+
+    def _needed_flow(self, x: Tensor, flow: Tensor | None) -> Tensor | None:
+        if not (self.config["flow_guided"] or self.config["residual"] == "advection"):
+            return None
+        if flow is not None:
+            return flow
+        from fastds.models.baselines.advection import optical_flow
+
+        return optical_flow(x[:, :, 0])
+
+    def _residual(self, x: Tensor, flow: Tensor | None) -> Tensor:
+        from fastds.models.baselines.advection import advection
+        from fastds.models.baselines.trilinear import trilinear
+
+        x, r = x[:, :, : self.config["out_channels"]].float(), self.config["scale"]
+        return trilinear(x, r) if self.config["residual"] == "trilinear" else advection(x, r, flow)
+
+    def _check_inputs(self, x: Tensor, static: Tensor | None, flow: Tensor | None) -> None:
+        c, s = self.config["in_channels"], self.config["static_channels"]
+        if x.ndim != 5 or x.shape[1] < 2 or x.shape[2] != c:
+            raise ValueError(f"x must have shape (B, N >= 2, {c}, h, w), got {tuple(x.shape)}")
+        b, n, _, h, w = x.shape
+        if s == 0 and static is not None:
+            raise ValueError("static was given, but this model has static_channels=0")
+        if s and static is None:
+            raise ValueError(f"static is missing: this model needs {s} static maps of shape ({s}, {h}, {w})")
+        if s and tuple(static.shape) not in ((s, h, w), (b, s, h, w)):
+            raise ValueError(f"static must have shape ({s}, {h}, {w}) or ({b}, ...), got {tuple(static.shape)}")
+        if flow is not None and tuple(flow.shape) != (b, n - 1, 2, 2, h, w):
+            raise ValueError(f"flow must have shape {(b, n - 1, 2, 2, h, w)} to go with x, got {tuple(flow.shape)}")
+
+
+def check_config(config: dict) -> None:
+    """Raise ValueError, naming the argument, unless an FCZSM can be built from config."""
+    for name in ("in_channels", "out_channels", "num_features", "offset_groups"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"{name} must be a positive integer, got {config[name]!r}")
+    for name in ("static_channels", "extractor_blocks", "reconstruction_blocks"):
+        if not isinstance(config[name], int) or config[name] < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {config[name]!r}")
+    choices = {
+        "scale": (1, 2, 3, 4),
+        "alignment": ("pcd", "plain"),
+        "lstm_alignment": (None, "pcd", "plain"),
+        "residual": (None, "trilinear", "advection"),
+    }
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {config[name]!r}")
+    if config["num_features"] % config["offset_groups"]:
+        n, groups = config["num_features"], config["offset_groups"]
+        raise ValueError(f"num_features must be divisible by offset_groups, got {n} and {groups}")
+    if config["residual"] and config["out_channels"] > config["in_channels"]:
+        raise ValueError(
+            f"residual={config['residual']!r} adds the first input channels to the output, so out_channels must be at "
+            f"most in_channels={config['in_channels']}, got {config['out_channels']}"
+        )
+
+
+def _pad(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
+    """Replicate the bottom and right edges of the last two dimensions."""
+    if not any(pad):
+        return x
+    flat = F.pad(x.reshape(-1, 1, *x.shape[-2:]), pad, mode="replicate")
+    return flat.reshape(*x.shape[:-2], *flat.shape[-2:])
