@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar fields as xarray datasets: files, variables, grids, the preparation of samples, synthetic events."""
 
+from .amounts import split_amounts
 from .files import open_dataset, save_dataset
+from .grid import coarsen_grid, grid_spacing_m, refine_grid
+from .output import add_history, coarsen_dataset, from_reflectivity, output_frames
 from .preparation import (
     CEILING_DBZ,
     ECHO_FRACTION,
@@ -19,11 +22,22 @@ from .preparation import (
     valid_mask,
 )
 from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
-from .times import refine_time
+from .synthetic import synthetic_event
+from .times import refine_time, time_encoding
 
 _NEED_TORCH = ("EpochSampler", "EvaluationTriples", "FrameStore", "RadarTriples", "TimeBlock")
 
 __all__ = [
+    "add_history",
+    "coarsen_dataset",
+    "coarsen_grid",
+    "from_reflectivity",
+    "grid_spacing_m",
+    "output_frames",
+    "refine_grid",
+    "split_amounts",
+    "synthetic_event",
+    "time_encoding",
     "CEILING_DBZ",
     "ECHO_FRACTION",
     "FLOOR_DBZ",

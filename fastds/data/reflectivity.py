@@ -7,7 +7,6 @@ import numpy as np
 import xarray as xr
 
 from .axes import find_axes
-from .preparation import most_frequent_step
 from .times import interval_bounds, regular_segments, sort_times
 from .units import rain_units
 from .variables import choose_variable
@@ -236,14 +235,3 @@ def _middle(bounds):
 
 def _seconds(delta):
     return float(delta / np.timedelta64(1, "ns")) * 1e-9 if isinstance(delta, np.timedelta64) else delta.total_seconds()
-
-
-__all__ = [
-    "MARSHALL_PALMER",
-    "NO_ECHO_DBZ",
-    "ReflectivityInput",
-    "most_frequent_step",
-    "rate_to_reflectivity",
-    "reflectivity_to_rate",
-    "to_reflectivity",
-]

@@ -4,6 +4,7 @@
 import datetime
 
 import numpy as np
+import pandas
 
 from . import preparation
 from .units import interval_seconds, rain_units
@@ -18,6 +19,14 @@ _UNITS_NS = {
     "seconds": 1_000_000_000,
     "milliseconds": 1_000_000,
     "microseconds": 1_000,
+}
+_UNIT_WORDS = {
+    "days": ("days", "day", "d"),
+    "hours": ("hours", "hour", "hrs", "hr", "h"),
+    "minutes": ("minutes", "minute", "mins", "min"),
+    "seconds": ("seconds", "second", "secs", "sec", "s"),
+    "milliseconds": ("milliseconds", "millisecond", "msecs", "msec", "ms"),
+    "microseconds": ("microseconds", "microsecond", "us"),
 }
 
 
@@ -149,72 +158,38 @@ def split_intervals(bounds, factor=2):
 
 
 def time_encoding(times, encoding):
-    """Encoding (units, calendar, dtype) that keeps every time exactly: the file's unit if whole numbers of it suffice, else the next finer one.
+    """Encoding (units, calendar, dtype) that keeps every time exactly: the file's unit if whole numbers of it suffice, else a finer one.
 
-    Args: times (n,) datetime64 or cftime (append bounds that share the encoding); encoding: of the source's time coordinate.
+    Args: times (n,) datetime64 or cftime (with the bounds that share the encoding); encoding: of the source's time coordinate.
     """
     times = np.asarray(times).reshape(-1)
-    units = str(encoding.get("units", "seconds since 1970-01-01"))
-    unit, _, reference = units.partition(" since ")
+    unit, _, reference = str(encoding.get("units", "seconds since 1970-01-01")).partition(" since ")
+    reference = reference.strip() or "1970-01-01"
+    unit = next((name for name, words in _UNIT_WORDS.items() if unit.strip().lower() in words), "seconds")
     calendar = encoding.get("calendar") or (times[0].calendar if times.dtype.kind == "O" else "proleptic_gregorian")
-    unit = {
-        "day": "days",
-        "hour": "hours",
-        "hr": "hours",
-        "h": "hours",
-        "minute": "minutes",
-        "min": "minutes",
-        "second": "seconds",
-        "sec": "seconds",
-        "s": "seconds",
-        "d": "days",
-    }.get(unit.strip().lower(), unit.strip().lower())
-    steps = preparation_nanoseconds(times)
-    origin = reference_offset(times[0], reference, calendar)
+    since = _nanoseconds_since(times, reference, calendar)
     names = list(_UNITS_NS)
-    for name in names[names.index(unit) if unit in names else names.index("seconds") :]:
-        if np.all((steps + origin) % _UNITS_NS[name] == 0):
-            return {"units": f"{name} since {reference or '1970-01-01'}", "calendar": calendar, "dtype": "int64"}
-    return {"units": f"{unit} since {reference or '1970-01-01'}", "calendar": calendar, "dtype": "float64"}
+    for name in names[names.index(unit) :]:
+        if np.all(since % _UNITS_NS[name] == 0):
+            return {"units": f"{name} since {reference}", "calendar": calendar, "dtype": "int64"}
+    return {"units": f"{unit} since {reference}", "calendar": calendar, "dtype": "float64"}
 
 
-def preparation_nanoseconds(times):
-    """int64 nanoseconds since the first time."""
+def _nanoseconds_since(times, reference, calendar):
+    """int64 nanoseconds since the reference date (of a units string)."""
     if times.dtype.kind == "M":
-        return (times - times[0]).astype("timedelta64[ns]").astype(np.int64)
-    return np.array(
-        [round((value - times[0]) / datetime.timedelta(microseconds=1)) * 1000 for value in times], dtype=np.int64
-    )
+        start = pandas.Timestamp(reference)
+        start = start.tz_convert(None) if start.tzinfo else start
+        return (times.astype("datetime64[ns]") - start.to_datetime64()).astype("timedelta64[ns]").astype(np.int64)
+    import cftime  # present wherever times are cftime objects
 
-
-def reference_offset(first, reference, calendar):
-    """Nanoseconds of the first time within its reference's day grid, so that whole units since the reference can be tested."""
-    import cftime
-
-    microsecond = cftime.date2num(
-        _as_cftime(first, calendar), f"microseconds since {reference or '1970-01-01'}", calendar=calendar
-    )
-    return (
-        int(round(float(microsecond))) * 1000
-        if not isinstance(microsecond, (int, np.integer))
-        else int(microsecond) * 1000
-    )
+    numbers = cftime.date2num(times, f"microseconds since {reference}", calendar=calendar)
+    return np.rint(np.asarray(numbers)).astype(np.int64) * 1000
 
 
 def text_of(time):
     """A time for a sentence, to the second."""
     return np.datetime_as_string(time, unit="s") if isinstance(time, np.datetime64) else str(time)
-
-
-def _as_cftime(time, calendar):
-    import cftime
-
-    if not isinstance(time, np.datetime64):
-        return time
-    value = time.astype("datetime64[us]").astype(datetime.datetime)
-    return cftime.datetime(
-        value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond, calendar=calendar
-    )
 
 
 def _bounds_in_file(dataset, field):
