@@ -4,8 +4,8 @@
 Quick rebuild in a checkout: python setup.py -q build_ext --inplace
 
 Environment: FASTDS_CUDA=auto|0|1 (auto: when nvcc is found; 1: fail without it), CUDA_HOME (else PATH and
-/usr/local/cuda are searched), FASTDS_CUDA_ARCHS="80 90" (PTX of the last is added), MAX_JOBS, FASTDS_DEBUG=0|1|asan|tsan;
-and CXX, which is setuptools' own.
+/usr/local/cuda are searched), FASTDS_CUDA_ARCHS="80 90" (PTX of the last is added), MAX_JOBS,
+FASTDS_DEBUG=0|1|asan|tsan; and CXX, which is setuptools' own.
 """
 
 import importlib.util

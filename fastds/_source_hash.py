@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hash that ties a built _fastds to its sources; setup.py runs this file by its path, so it imports nothing of ours."""
+"""Ties a built _fastds to its sources. setup.py runs this file by its path, so it imports nothing of ours."""
 
 import hashlib
 
