@@ -28,7 +28,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
-# Never -ffast-math: it changes denormals for the whole process and breaks the NaN rules.
+# No fast-math flags: they change denormals for the whole process and break the NaN rules.
 HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
 HOST_FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 DEBUG_FLAGS = {

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choice of implementation: context, environment variable, explain, warnings, and how _fastds is loaded."""
+
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastds
+from fastds import _native
+from fastds._registry import OPS, Backend
+from fastds.backend import choose
+from fastds.ops import null_op
+
+ROOT = Path(__file__).resolve().parent.parent
+HIDE_NATIVE = "import sys; sys.modules['_fastds'] = None\n"
+
+
+def python(code, **environment):
+    """Runs code in a fresh interpreter outside the checkout; returns the finished process."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FASTDS_")} | environment
+    return subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def no_native(monkeypatch):
+    monkeypatch.setattr(_native, "_missing", "it was left out for this test")
+    monkeypatch.setattr(_native, "_module", None)
+    monkeypatch.setattr(sys.modules[choose.__module__], "_warned", set())
+
+
+def test_context_restores_what_was_there(native):
+    x = torch.ones(2)
+    with fastds.backend("reference"):
+        assert choose(OPS["null_op"], (x,)) == "reference"
+        with fastds.backend("native"):
+            assert choose(OPS["null_op"], (x,)) == "native"
+        assert choose(OPS["null_op"], (x,)) == "reference"
+    assert choose(OPS["null_op"], (x,)) == "native"
+    with pytest.raises(KeyError), fastds.backend("reference"):
+        raise KeyError
+    assert choose(OPS["null_op"], (x,)) == "native"
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="backend: expected one of native, triton, reference, got 'cuda'"):
+        fastds.backend("cuda").__enter__()
+    with pytest.raises(ValueError, match="op_name: expected one of .*null_op.*, got 'nul_op'"):
+        fastds.explain("nul_op")
+    with pytest.raises(TypeError, match="null_op: arguments do not fit .*Tensor x"):
+        fastds.explain("null_op", torch.ones(1), y=2)
+
+
+def test_environment_variable():
+    code = "import fastds, torch; print(fastds.explain('null_op', torch.ones(1))['reference'])"
+    assert python(code, FASTDS_BACKEND="reference").stdout.strip() == "chosen"
+    assert "FASTDS_BACKEND: expected one of" in python(code, FASTDS_BACKEND="fast").stderr
+
+
+def test_explain(native, monkeypatch):
+    x = torch.ones(2)
+    assert fastds.explain("null_op", x) == {"native": "chosen", "reference": "usable"}
+    with fastds.backend("reference"):
+        assert fastds.explain("null_op", x=x) == {"native": "usable", "reference": "chosen"}
+    monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
+    assert fastds.explain("null_op", x)["triton"] == "refused: x is on cpu, Triton needs CUDA"
+    assert fastds.explain("null_op_backward", x, x)["native"] == "chosen"
+
+
+def test_forced_backend_that_refuses_is_an_error(monkeypatch):
+    monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
+    with (
+        fastds.backend("triton"),
+        pytest.raises(RuntimeError, match="'triton' was asked for, but fastds.null_op .*on cpu"),
+    ):
+        null_op(torch.ones(1))
+
+
+def test_op_without_the_forced_backend_keeps_its_default(native):
+    with fastds.backend("triton"):
+        assert choose(OPS["null_op"], (torch.ones(1),)) == "native"
+
+
+@pytest.mark.parametrize(
+    "device,reason", [("xpu", "no native kernel for xpu"), ("cuda", "this build of _fastds has no")]
+)
+def test_refusals_by_device(device, reason, native, monkeypatch):
+    monkeypatch.setattr(_native, "_module", object())
+    tensor = torch.empty(2, device="meta")
+    assert _native.refusal({"cpu": "f"}, tensor) is None
+
+    class Elsewhere:
+        dtype = torch.float32
+
+    Elsewhere.device = torch.device(device)
+    assert reason in _native.refusal({"cuda": "null_op_cuda"}, Elsewhere)
+
+
+def test_missing_native_warns_once_per_op_and_computes(no_native):
+    x = torch.randn(3, requires_grad=True)
+    with pytest.warns(
+        RuntimeWarning, match="fastds.null_op runs on its slow PyTorch reference: native: it was left out"
+    ):
+        null_op(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        null_op(x)
+        with torch.inference_mode():
+            null_op(x.detach())
+    with fastds.backend("native"), pytest.raises(RuntimeError, match="it was left out for this test"):
+        null_op(x)
+    with pytest.raises(ImportError, match="it was left out for this test"):
+        _native.native()
+
+
+def test_missing_native_warns_at_import_with_the_reason():
+    run = python(HIDE_NATIVE + "import fastds.info; fastds.info.main()")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("RuntimeWarning") == 1 and "_fastds cannot be imported" in run.stderr
+    assert "pip install ." in run.stderr and "_fastds cannot be imported" in run.stdout
+
+
+def test_require_native():
+    run = python(HIDE_NATIVE + "import fastds", FASTDS_REQUIRE_NATIVE="1")
+    assert run.returncode != 0 and "ImportError: FASTDS_REQUIRE_NATIVE=1, but the native module" in run.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path, native):
+    """A copy of this checkout's sources without a built module, with the installed _fastds beside it."""
+    for name in ("csrc", "kernels", "fastds"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(native.__file__, tmp_path)
+    return tmp_path
+
+
+def test_installed_package_needs_no_sources(checkout):
+    shutil.rmtree(checkout / "csrc")
+    shutil.move(checkout / "kernels", checkout / "fastds" / "kernels")
+    run = python("import fastds, fastds.kernels; print(fastds.kernels.__file__)", PYTHONPATH=str(checkout))
+    assert run.returncode == 0 and run.stdout.startswith(str(checkout)) and not run.stderr, run.stderr
+
+
+def test_info():
+    run = python("import fastds.info; fastds.info.main()")
+    for word in ("fastds", "compiler", "instruction sets", "selected", "CUDA", "triton", "torch", "devices", "threads"):
+        assert word in run.stdout
