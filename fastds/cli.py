@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `fastds` with its subcommands; nothing heavy is imported before the arguments are read."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+_OK, _FAILED, _INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with argv (default: sys.argv[1:]) and return 0, 2 for a user's error, or 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Training and info have argument lists of their own, with their own help.
+    if argv[:1] == ["train"]:
+        return _guarded("fastds train", _train, argv[1:])
+    if argv[:1] == ["info"]:
+        return _guarded("fastds info", _info, argv[1:])
+    try:
+        options = _parser().parse_args(argv)
+    except ArgumentError as error:
+        print(f"fastds: {_sentence(error)} (see fastds --help)", file=sys.stderr)
+        return _FAILED
+    name = options.subcommand
+    run = {"downscale": _downscale, "evaluate": _evaluate, "demo": _demo}[name]
+    return _guarded(f"fastds {name}", run, options[name])
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="fastds", exit_on_error=False, description="Sharpen weather radar fields in space and time."
+    )
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, make, text in (
+        ("downscale", _downscale_parser, "make a file of radar fields finer in space and time"),
+        ("evaluate", _evaluate_parser, "compare a downscaled file with the truth and the baselines"),
+        ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
+        ("train", _plain_parser, "train a model: fastds train --help"),
+        ("info", _plain_parser, "print versions, compilers and devices"),
+    ):
+        commands.add_subcommand(name, make(), help=text)
+    return parser
+
+
+def _plain_parser(description: str | None = None) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, description=description)
+
+
+def _downscale_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Write IN.nc at twice the resolution and half the time step. An OUT.nc that exists is replaced."
+    )
+    parser.add_argument("input", metavar="IN.nc", help="reflectivity, rain rate or rain amount (time, y, x)")
+    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4")
+    parser.add_argument("--model", help="name of shipped weights or a .safetensors file; default: the only match")
+    parser.add_argument("--var", help="variable to downscale, where its attributes do not tell")
+    parser.add_argument("--tile", type=int, help="side of a tile in input pixels, a multiple of 16; default: by memory")
+    parser.add_argument(
+        "--halo", type=int, help="border read around a tile, a multiple of 16; default: network's reach"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
+    parser.add_argument("--time-factor", type=int, default=2, help="2, or 4 by applying the model twice in time")
+    _add_z_r(parser)
+    parser.add_argument(
+        "--truth", metavar="FILE", help="fine fields to compare the result with: prints the error table"
+    )
+    return parser
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = _plain_parser("Print the errors of PRED and of every baseline against TRUTH.")
+    parser.add_argument("prediction", metavar="PRED", help="downscaled file")
+    parser.add_argument("truth", metavar="TRUTH", help="fine file on the same grid and times")
+    parser.add_argument("--input", metavar="COARSE", help="the file that was downscaled; default: TRUTH averaged 2 x 2")
+    parser.add_argument("--var", help="variable to compare, where its attributes do not tell")
+    _add_z_r(parser)
+    parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
+    return parser
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = _plain_parser("Downscale a seeded synthetic rain event and compare the result with the truth.")
+    parser.add_argument("--out", metavar="DIR", default="fastds-demo", help="folder for the files and the picture")
+    parser.add_argument("--model", help="name of shipped weights or a .safetensors file")
+    parser.add_argument("--seed", type=int, help="seed of the rain event")
+    parser.add_argument("--size", type=int, help="pixels a side of the fine grid, a multiple of 32")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    return parser
+
+
+def _add_z_r(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
+    )
+
+
+def _downscale(options) -> None:
+    from fastds.downscaling import downscale_file
+
+    result = downscale_file(
+        options.input,
+        options.output,
+        model=options.model,
+        var=options.var,
+        z_r=_pair(options.z_r),
+        tile=options.tile,
+        halo=options.halo,
+        threads=options.threads,
+        precision=options.precision,
+        time_factor=options.time_factor,
+        progress=True,
+    )
+    print(result.summary())
+    if options.truth:
+        from fastds.evaluation import evaluate_files
+
+        evaluate_files(
+            options.output, options.truth, coarse=options.input, var=options.var, z_r=_pair(options.z_r), progress=True
+        ).print()
+
+
+def _evaluate(options) -> None:
+    from fastds.evaluation import evaluate_files
+
+    table = evaluate_files(
+        options.prediction, options.truth, coarse=options.input, var=options.var, z_r=_pair(options.z_r), progress=True
+    )
+    table.print()
+    if options.csv:
+        table.to_csv(options.csv)
+
+
+def _demo(options) -> None:
+    from fastds.demo import demo
+
+    chosen = {key: value for key in ("model", "seed", "size", "threads") if (value := options[key]) is not None}
+    demo(options.out, progress=True, **chosen)
+
+
+def _train(argv: list[str]) -> None:
+    from fastds.training.cli import main as train
+
+    train(argv)
+
+
+def _info(argv: list[str]) -> None:
+    if argv:
+        wanted = "fastds info prints versions, compilers, instruction sets and devices; it takes no arguments"
+        if argv[0] in ("-h", "--help"):
+            print(wanted)
+            return
+        raise ValueError(f"{wanted}, got {argv[0]!r}")
+    from fastds.info import main as info
+
+    info()
+
+
+def _pair(values) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
+def _guarded(name: str, run, options) -> int:
+    """Run a subcommand; errors a user can mend become one sentence, warnings one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", UserWarning)
+        try:
+            run(options)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"{name}: {_sentence(error)}", file=sys.stderr)
+            return _FAILED
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            return _INTERRUPTED
+    return _OK
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _sentence(error: BaseException) -> str:
+    """The error's words on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
