@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds: downscaling and nowcasting of weather fields with deep networks on fast native kernels."""
 
+import importlib as _importlib
 from pathlib import Path as _Path
 
 from fastds._version import __version__
@@ -14,6 +15,19 @@ from fastds import ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds.backend import backend, explain  # noqa: E402
 
 __all__ = ["__version__", "backend", "explain", "load", "ops"]
+
+_SUBPACKAGES = {"data", "metrics", "models", "nn", "plot", "reference", "training"}
+
+
+def __getattr__(name):
+    """Subpackages are imported at first use."""
+    if name in _SUBPACKAGES:
+        return _importlib.import_module(f"fastds.{name}")
+    raise AttributeError(f"module 'fastds' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*__all__, *sorted(_SUBPACKAGES)]
 
 
 def load(name_or_path):

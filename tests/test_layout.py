@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fastds
 import fastds.ops
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,6 +73,13 @@ def test_nothing_imports_tests_or_bench():
         assert {n.split(".")[0] for n in imports(path)} & {"tests", "bench", "_fastds", "setup"} <= allowed, relative(
             path
         )
+
+
+def test_subpackages_are_reachable_from_the_top():
+    for name in ("data", "metrics", "models", "nn", "plot", "reference", "training"):
+        assert getattr(fastds, name).__name__ == f"fastds.{name}" and name in dir(fastds)
+    with pytest.raises(AttributeError, match="module 'fastds' has no attribute 'modles'"):
+        fastds.modles  # noqa: B018  misspelt on purpose
 
 
 def test_native_code_knows_nothing_of_torch():
