@@ -145,7 +145,7 @@ class Ninja:
         self.host = HOST_FLAGS + DEBUG_FLAGS[self.debug]
         parts = {"AVX2": "avx2" in self.isas, "AVX512": "avx512" in self.isas, "CUDA": self.nvcc is not None}
         self.defines = [f"-DFASTDS_BUILD_{name}={int(built)}" for name, built in parts.items()]
-        self.include_dirs = include_dirs
+        self.python_includes = [flag for path in include_dirs for flag in ("-isystem", str(path))]
         self.objects, self.lines = [], []
 
     def write(self):
@@ -159,7 +159,8 @@ class Ninja:
                 for isa in self.isas:
                     self.compile("cxx", source, f"{stem}.{isa}", [f"-DFASTDS_ISA={isa}", *ISA_FLAGS[isa]])
             else:
-                self.compile("cxx", source, stem)
+                # Only bindings see Python, so that an isolated build, whose pybind11 lies elsewhere, recompiles no kernel.
+                self.compile("cxx", source, stem, self.python_includes if source.name == "bind.cpp" else ())
         if self.nvcc:
             for source in sorted(CSRC.rglob("*.cu")):
                 self.compile("nvcc", source, source.relative_to(CSRC).as_posix())
@@ -167,8 +168,7 @@ class Ninja:
         (self.folder / "build.ninja").write_text("\n".join(self.lines))
 
     def rules(self):
-        includes = [f"-I{CSRC}", *(flag for path in self.include_dirs for flag in ("-isystem", str(path)))]
-        compile_flags = shlex.join(["-std=c++17", *self.host, *self.defines, *includes])
+        compile_flags = shlex.join(["-std=c++17", *self.host, *self.defines, f"-I{CSRC}"])
         self.rule("cxx", f"{shlex.join(self.cxx)} {compile_flags} $extra -MMD -MF $out.d -c $in -o $out")
         link = shlex.join([*self.cxx, *self.host, "-shared"])
         if self.nvcc:
