@@ -159,7 +159,7 @@ class Ninja:
                 for isa in self.isas:
                     self.compile("cxx", source, f"{stem}.{isa}", [f"-DFASTDS_ISA={isa}", *ISA_FLAGS[isa]])
             else:
-                # Only bindings see Python, so that an isolated build, whose pybind11 lies elsewhere, recompiles no kernel.
+                # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
                 self.compile("cxx", source, stem, self.python_includes if source.name == "bind.cpp" else ())
         if self.nvcc:
             for source in sorted(CSRC.rglob("*.cu")):
