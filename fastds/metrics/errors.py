@@ -86,10 +86,12 @@ def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -
     h, w = truth.shape[-2:]
     if min(h, w) < 11:
         return float("nan")
-    inside = interior(valid, 5).reshape(-1, 1, h, w)
+    inside = interior(valid, 5).reshape(-1, 1, 1, h, w)
     if not inside.any():
         return float("nan")
-    _, full = structural_similarity_index_measure(
-        prediction.reshape(-1, 1, h, w).double(), truth.reshape(-1, 1, h, w).double(), sigma=1.5, kernel_size=11,
-        data_range=float(value_range), reduction="none", return_full_image=True)
-    return full[inside].mean().item()
+    total = 0.0
+    for p, t, keep in zip(*(z.float().reshape(-1, 1, 1, h, w) for z in (prediction, truth)), inside, strict=True):
+        _, full = structural_similarity_index_measure(p, t, sigma=1.5, kernel_size=11, data_range=float(value_range),
+                                                      reduction="none", return_full_image=True)
+        total += full[keep].double().sum().item()
+    return total / int(inside.sum())

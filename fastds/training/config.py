@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run is made of: dataclasses, named configurations and the command line."""
+
+import dataclasses
+import pathlib
+
+from jsonargparse import ArgumentParser
+
+_FOLDER = pathlib.Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The network.
+
+    Args:
+        name: a name of fastds.models.available().
+        options: keyword arguments of fastds.models.create that replace the preset's.
+        start: a safetensors file or a shipped name to start from instead of random weights.
+        card: fields of the model card written into the exported weights (licence, training_data, ...).
+    """
+
+    name: str = "fczsm-small"
+    options: dict = dataclasses.field(default_factory=dict)
+    start: str | None = None
+    card: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """The samples.
+
+    Args:
+        path: a NetCDF file or a folder of them.
+        blocks: per file name the frames {"train": [start, stop], "validation": [start, stop]}; only files named here count.
+            Empty: every *.nc under path, its last fifth for validation with two frames left out between.
+        synthetic_events: number of seeded synthetic events that join the training samples.
+        weights: relative share of each training source, files in the order of blocks, then the synthetic events; empty: equal.
+        var: name of the reflectivity variable; None finds it.
+        crop: side of a coarse training crop, pixels.
+        scales: coarsenings of the truth to draw from. intervals: multiples of the cadence to draw from.
+        floor, ceiling: dBZ that become 0 and 1.
+        minimum_echo: share of echo that a crop should have.
+        batch_size: samples per step. epoch_samples: samples between validations. validation_samples: fixed validation crops.
+        workers: processes that prepare samples.
+    """
+
+    path: str
+    blocks: dict[str, dict[str, list[int]]] = dataclasses.field(default_factory=dict)
+    synthetic_events: int = 0
+    weights: list[float] = dataclasses.field(default_factory=list)
+    var: str | None = None
+    crop: int = 48
+    scales: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
+    intervals: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3])
+    floor: float = 15.0
+    ceiling: float = 70.0
+    minimum_echo: float = 0.2
+    batch_size: int = 4
+    epoch_samples: int = 1000
+    validation_samples: int = 48
+    workers: int = 1
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """A training run.
+
+    Args:
+        data: the samples.
+        model: the network.
+        output: folder for checkpoints, logs and the exported weights.
+        seed: of weights and samples.
+        max_steps: optimiser steps. max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no bound.
+            The learning rate reaches zero at whichever comes first.
+        learning_rate, warmup_steps, weight_decay, gradient_clip (norm): of AdamW, cosine decay.
+        loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
+        ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
+        resume: continue from the last checkpoint in output, where there is one.
+        progress: show a progress bar.
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    output: str = "training"
+    seed: int = 0
+    max_steps: int = 20_000
+    max_minutes: float | None = None
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    loss: str = "relative_mse"
+    ema_decay: float = 0.999
+    resume: bool = True
+    progress: bool = True
+    threads: int | None = None
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        if self.max_steps < 1 or (self.max_minutes is not None and not self.max_minutes > 0):
+            raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+
+
+LOSSES = ("mse", "charbonnier", "relative_mse")
+
+
+def configurations() -> dict[str, pathlib.Path]:
+    """The named configurations that the package ships, name -> YAML file."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def build_parser(prog: str = "fastds train") -> ArgumentParser:
+    """The parser of the command; every field of TrainingConfig is an option (--data.path, --model.name, --max_steps, ...)."""
+    parser = ArgumentParser(prog=prog, description="Train a network on radar files; the best weights are exported as safetensors.")
+    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations())}")
+    parser.add_class_arguments(TrainingConfig, as_group=False)
+    return parser
+
+
+def parse_arguments(arguments: list[str]) -> TrainingConfig:
+    """Read a command line into a TrainingConfig; `--config NAME` takes a shipped configuration by its name."""
+    parser = build_parser()
+    values = parser.parse_args(_resolve_names(arguments))
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    values = instantiate(values)
+    return TrainingConfig(**{field.name: getattr(values, field.name) for field in dataclasses.fields(TrainingConfig)})
+
+
+def _resolve_names(arguments: list[str]) -> list[str]:
+    named, resolved, previous = configurations(), [], None
+    for argument in arguments:
+        prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
+        if prefix or previous == "--config":
+            if not pathlib.Path(value).is_file():
+                if value not in named:
+                    raise ValueError(f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}")
+                value = str(named[value])
+        resolved.append(prefix + value)
+        previous = argument
+    return resolved

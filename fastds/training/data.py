@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar files to batches: whole time blocks for training and for validation."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from fastds import data as fd
+from fastds.models.baselines import optical_flow
+from fastds.training.config import DataConfig
+
+_GAP = 2  # frames left out between training and validation, so that no triple shares a frame
+
+
+class RadarDataModule(L.LightningDataModule):
+    """Training crops that mix scales, intervals and ways of coarsening, and fixed validation crops from later frames.
+
+    Args:
+        config: see DataConfig.
+        flow: add the optical flow of the whole coarse frames to every sample.
+        seed: of the samples; sample i of a run depends on (seed, i) only.
+    """
+
+    def __init__(self, config: DataConfig, flow: bool, seed: int = 0):
+        super().__init__()
+        self.config, self.flow, self.seed = config, flow, seed
+        self.training = self.validation = None
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.training is not None:
+            return
+        c = self.config
+        train, validation = time_blocks(c)
+        events = [fd.synthetic_event(seed=self.seed + k, frames=24) for k in range(c.synthetic_events)]
+        shared = dict(crop=c.crop, floor=c.floor, ceiling=c.ceiling, minimum_echo=c.minimum_echo,
+                      flow=_flow_of_pair if self.flow else None)
+        weights = None
+        if c.weights:
+            if len(c.weights) != len(train) + bool(events):
+                raise ValueError(f"data.weights needs one number per training file and one for the synthetic events: "
+                                 f"{len(train) + bool(events)}, got {len(c.weights)}")
+            weights = c.weights[: len(train)] + [c.weights[-1] / len(events)] * len(events)
+        self.training = fd.RadarTriples([*train, *events], samples=c.epoch_samples, scales=tuple(c.scales),
+                                        intervals=tuple(c.intervals), weights=weights, seed=self.seed, **shared)
+        self.validation = fd.RadarTriples(validation, samples=c.validation_samples, scales=(1,), intervals=(1,), modes=("dbz",),
+                                          augment=False, seed=self.seed + 1, **shared)
+        if self.flow:
+            self.training.cache_flow()
+            self.validation.cache_flow()
+
+    def train_dataloader(self) -> DataLoader:
+        size = self.config.batch_size
+        sampler = NewSamples(len(self.training) // size * size, lambda: self.trainer.global_step * size)
+        return DataLoader(self.training, batch_size=size, sampler=sampler, **self._workers())
+
+    def val_dataloader(self) -> DataLoader:
+        fixed = Subset(self.validation, range(len(self.validation)))
+        return DataLoader(fixed, batch_size=self.config.batch_size, shuffle=False)
+
+    def _workers(self) -> dict:
+        n = self.config.workers
+        return dict(num_workers=n, persistent_workers=n > 0, worker_init_fn=_one_thread)
+
+
+class NewSamples(torch.utils.data.Sampler):
+    """Indices start(), start() + 1, ... of length samples: every epoch new ones, also in a run that was resumed.
+
+    (The epoch that Lightning hands to samplers is off by one after a resume from the end of an epoch.)
+    """
+
+    def __init__(self, length: int, start: Callable[[], int]):
+        self.length, self.start = length, start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.start()
+        return iter(range(first, first + self.length))
+
+
+def time_blocks(config: DataConfig) -> tuple[list, list]:
+    """The training and the validation blocks of config.path, as lists of fastds.data.TimeBlock in the order of config.blocks.
+
+    Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too short to split.
+    """
+    root = pathlib.Path(config.path)
+    if not root.exists():
+        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+    blocks = config.blocks
+    if blocks:
+        files = [root / name if root.is_dir() else root for name in blocks if root.is_dir() or name == root.name]
+    else:
+        files = sorted(root.glob("*.nc")) if root.is_dir() else [root]
+    if not files:
+        raise FileNotFoundError(f"data.path: no file to train on in {root}")
+    train, validation = [], []
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"data.path: no such file: {file}")
+        part = blocks.get(file.name) or _last_fifth(file)
+        overlap(file.name, part)
+        train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
+        validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
+    return train, validation
+
+
+def overlap(name: str, part: dict) -> None:
+    """Raise ValueError unless part names a training and a validation block without a common frame."""
+    if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):
+        raise ValueError(f"data.blocks[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}")
+    (a, b), (c, d) = part["train"], part["validation"]
+    if max(a, c) < min(b, d):
+        raise ValueError(f"data.blocks[{name!r}]: training frames {a}..{b - 1} and validation frames {c}..{d - 1} overlap")
+
+
+def _last_fifth(file: pathlib.Path) -> dict[str, list[int]]:
+    with fd.open_dataset(file) as dataset:
+        frames = dataset.sizes.get("time", 0)
+    split = frames - max(3, round(frames / 5))
+    if split - _GAP < 3:
+        raise ValueError(f"{file.name} has {frames} time steps, too few for training and validation blocks of at least 3")
+    return {"train": [0, split - _GAP], "validation": [split, frames]}
+
+
+def _flow_of_pair(x: np.ndarray) -> np.ndarray:
+    return optical_flow(torch.from_numpy(np.ascontiguousarray(x))[None])[0, 0].numpy()
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

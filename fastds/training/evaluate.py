@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of errors on the test blocks: `python -m fastds.training.evaluate --data FOLDER --model fczsm-small`."""
+
+import dataclasses
+import os
+import pathlib
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from fastds import data as fd
+from fastds import metrics, models
+from fastds.models.baselines import advection, bicubic, trilinear
+
+# File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
+# of configs/fczsm-small.yaml. The other radars appear in no training configuration.
+TEST_BLOCKS = {
+    "radar_fmi_20160928_5min.nc": (22, 30, 1),
+    "radar_knmi_20100826_5min.nc": (76, 92, 1),
+    "radar_mch_20160711_5min.nc": (0, None, 5),
+    "radar_opera_20180824_15min.nc": (0, None, 3),
+    "radar_bom_melbourne_20180616_6min.nc": (0, None, 4),
+}
+BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
+MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
+
+
+@dataclasses.dataclass
+class Block:
+    """Samples of one test block: lists of x (2, 1, h, w), y and valid (3, 1, H, W); x, y normalised above floor."""
+
+    name: str
+    floor: float
+    samples: list[dict]
+
+    @property
+    def ceiling(self) -> float:
+        return metrics.errors.CEILING_DBZ
+
+
+def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interval: int = 1, scale: int = 1) -> Block:
+    """Read the test block of a file; interval and scale make coarser cadences and grids out of it (see EvaluationTriples)."""
+    start, stop, every = TEST_BLOCKS[file]
+    source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
+    triples = fd.EvaluationTriples(source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor)
+    samples = [dict(triples[i]) for i in range(len(triples))]
+    for sample in samples:
+        sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
+    return Block(file, floor, samples)
+
+
+def errors(block: Block, method) -> dict[str, float]:
+    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor, over all samples."""
+    predictions, truths, valid = [], [], []
+    with torch.inference_mode():
+        for sample in block.samples:
+            predictions.append(method(sample["x"][None])[0, :, 0])
+            truths.append(sample["y"][:, 0])
+            valid.append(sample["valid"][:, 0])
+    p, t = (fd.restore(torch.stack(z), block.floor, block.ceiling) for z in (predictions, truths))
+    return metrics.radar_errors(p, t, torch.stack(valid), block.floor)
+
+
+def as_method(model: torch.nn.Module, floor: float):
+    """The model as a method for errors(); below the model's own floor the field is that of advection.
+
+    A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is interpolated.
+    """
+    low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, metrics.errors.CEILING_DBZ
+
+    def method(x: Tensor) -> Tensor:
+        dbz = fd.restore(x, floor, ceiling)
+        z = fd.restore(model(fd.prepare(dbz, low, high)), low, high)
+        if low > floor:
+            weak = fd.restore(advection(x), floor, ceiling).clamp(max=low)
+            z = torch.where(z > low, z, weak)
+        return (z.clamp(floor, ceiling) - floor) / (ceiling - floor)
+
+    return method
+
+
+def table(data: str, model: str = "fczsm-small", floors: list[float] | None = None, files: list[str] | None = None) -> dict:
+    """Print the errors of the model and the baselines on every test block.
+
+    Args:
+        data: folder with the radar files.
+        model: a shipped name or a safetensors file.
+        floors: dBZ; None: 15 and 0.
+        files: of TEST_BLOCKS; None: all.
+
+    Returns: {(file, floor): {method: radar_errors}}.
+    """
+    network = models.load(model).eval()
+    results = {}
+    print("| block | floor | " + " | ".join(BASELINES) + f" | {model} | of trilinear | of advection |")
+    print("|---" * (len(BASELINES) + 5) + "|")
+    for file in files or TEST_BLOCKS:
+        for floor in floors or metrics.EVALUATION_FLOORS:
+            block = test_block(data, file, floor)
+            row = {name: errors(block, method) for name, method in BASELINES.items()}
+            row["model"] = errors(block, as_method(network, floor))
+            results[file, floor] = row
+            total = {name: value["mse_total"] for name, value in row.items()}
+            print(f"| {file} | {floor:g} | " + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
+                  + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    auto_cli(table, as_positional=False)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: configuration, time blocks, loss, guards, a tiny run, resume after a kill."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+from fastds import data, models
+from fastds.models.baselines import trilinear
+from fastds.training import (
+    DataConfig,
+    DownscalingModule,
+    ModelConfig,
+    RadarDataModule,
+    TrainingConfig,
+    configurations,
+    main,
+    parse_arguments,
+    train,
+)
+from fastds.training.data import time_blocks
+from fastds.training.evaluate import TEST_BLOCKS
+
+TINY = {"num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1, "alignment": "plain"}
+
+
+@pytest.fixture(scope="module")
+def event(tmp_path_factory):
+    path = tmp_path_factory.mktemp("event") / "event.nc"
+    data.save_dataset(data.synthetic_event(seed=3, frames=16, shape=(64, 64))[["reflectivity"]], path)
+    return path
+
+
+def tiny(event, output, **changes) -> TrainingConfig:
+    samples = DataConfig(str(event), crop=16, scales=[1], intervals=[1], minimum_echo=0.0, batch_size=2, epoch_samples=8,
+                         validation_samples=4, workers=0)
+    config = TrainingConfig(samples, ModelConfig("fczsm-small", TINY), str(output), max_steps=8, warmup_steps=2,
+                            ema_decay=0.9, progress=False, threads=1)
+    return dataclasses.replace(config, **changes)
+
+
+def batch(b=2, size=8):
+    g = torch.Generator().manual_seed(0)
+    return {"x": torch.rand(b, 2, 1, size, size, generator=g), "y": torch.rand(b, 3, 1, 2 * size, 2 * size, generator=g),
+            "valid": torch.rand(b, 3, 1, 2 * size, 2 * size, generator=g) > 0.3}
+
+
+def module_of(event, **changes):
+    return DownscalingModule(torch.nn.Linear(1, 1), tiny(event, "unused", **changes))
+
+
+def test_named_configurations_parse():
+    assert "fczsm-small" in configurations()
+    for name in configurations():
+        config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
+        assert config.data.path == "elsewhere" and config.max_steps == 7
+        assert config.model.name in models.registry.PRESETS
+        for file, block in config.data.blocks.items():
+            start = TEST_BLOCKS[file][0]
+            assert block["train"][1] <= block["validation"][0] and block["validation"][1] <= start - 1, file
+
+
+def test_unknown_configuration_is_named(capsys):
+    assert main(["--config", "fczsm-huge"]) == 1
+    assert "no configuration of that name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"loss": "l3"}, "loss must be one of"), ({"max_steps": 0}, "must be positive"), ({"ema_decay": 1.0}, "ema_decay")],
+    ids=["loss", "steps", "ema"],
+)
+def test_configuration_messages(event, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(event, "unused", **changes)
+
+
+def test_last_fifth_is_kept_apart(event):
+    (train_block,), (validation,) = time_blocks(DataConfig(str(event)))
+    assert (train_block.start, train_block.stop) == (0, 11) and (validation.start, validation.stop) == (13, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"path": "nowhere"}, FileNotFoundError, "no such file or folder"),
+        ({"blocks": {"event.nc": {"train": [0, 9], "validation": [8, 12]}}}, ValueError, "overlap"),
+        ({"blocks": {"event.nc": {"train": [0, 9]}}}, ValueError, "must be {train"),
+        ({"blocks": {"other.nc": {"train": [0, 9], "validation": [9, 12]}}}, FileNotFoundError, "no file to train on"),
+    ],
+    ids=["path", "overlap", "incomplete", "other-file"],
+)
+def test_block_messages(event, change, error, message):
+    with pytest.raises(error, match=message):
+        time_blocks(dataclasses.replace(DataConfig(str(event)), **change))
+
+
+def test_samples_carry_flow_and_depend_on_the_seed_alone(event):
+    config = tiny(event, "unused").data
+    first, again, other = (RadarDataModule(config, flow=True, seed=seed) for seed in (1, 1, 2))
+    for module in (first, again, other):
+        module.setup()
+    a, b, c = (module.training[3] for module in (first, again, other))
+    assert a["flow"].shape == (1, 2, 2, 16, 16)
+    assert all(torch.equal(a[key], b[key]) for key in a) and not torch.equal(a["x"], c["x"])
+
+
+def test_loss_counts_valid_pixels_alone(event):
+    module, samples = module_of(event, loss="mse"), batch()
+    prediction = torch.zeros_like(samples["y"])
+    expected = sum(((55 * samples["y"][i][samples["valid"][i]]) ** 2).mean() for i in range(2)) / 2
+    torch.testing.assert_close(module.loss(prediction, samples), expected)
+    spoilt = torch.where(samples["valid"], prediction, float("nan"))
+    torch.testing.assert_close(module.loss(spoilt, samples), expected)
+
+
+def test_relative_loss_of_trilinear_is_one(event):
+    samples = batch()
+    assert float(module_of(event).loss(trilinear(samples["x"], 2), samples)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_rate_warms_up_and_ends_at_zero(event):
+    module = module_of(event, max_steps=100, warmup_steps=10)
+    assert module._rate(0) == pytest.approx(0.1, rel=0.01) and module._rate(10) > 0.95 and module._rate(100) == 0.0
+    module = module_of(event, max_steps=10**9, max_minutes=1.0, warmup_steps=1)
+    module.elapsed = 30.0
+    assert module._rate(5) == pytest.approx(0.5, abs=0.01)
+    module.elapsed = 61.0
+    assert module._rate(5) == pytest.approx(0.0, abs=1e-6)
+
+
+class Broken(torch.nn.Module):
+    config = {}
+
+    def __init__(self, bad_steps):
+        super().__init__()
+        self.weight, self.calls, self.bad_steps = torch.nn.Parameter(torch.ones(())), 0, bad_steps
+        self.card = models.ModelCard()
+
+    def forward(self, x):
+        self.calls += 1
+        y = trilinear(x, 2) * self.weight
+        return y * float("nan") if self.training and self.calls in self.bad_steps else y
+
+
+def run_broken(event, tmp_path, monkeypatch, bad_steps):
+    model = Broken(bad_steps)
+    monkeypatch.setattr("fastds.training.run.build_model", lambda config: model)
+    monkeypatch.setattr("fastds.training.run.models.save", lambda model, path: None)
+    train(tiny(event, tmp_path, ema_decay=0.0))
+    return model
+
+
+def test_a_step_that_is_not_finite_is_left_out(event, tmp_path, monkeypatch):
+    assert torch.isfinite(run_broken(event, tmp_path, monkeypatch, {2, 4}).weight)
+
+
+def test_a_loss_that_stays_not_finite_stops_the_run(event, tmp_path, monkeypatch):
+    with pytest.raises(FloatingPointError, match="not finite in 5 steps in a row"):
+        run_broken(event, tmp_path, monkeypatch, set(range(2, 99)))
+
+
+SCRIPT = """
+import os, signal, sys
+from fastds.training import DownscalingModule, parse_arguments, train
+from fastds.training.config import DataConfig, ModelConfig, TrainingConfig
+if int(sys.argv[2]):
+    def die(self, outputs, batch, index):
+        if self.trainer.global_step == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    DownscalingModule.on_train_batch_end = die
+train(parse_arguments(["--config", sys.argv[1]]))
+"""
+
+
+def run_script(folder, die_at):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder / "run.yaml"), str(die_at)], env=environment,
+                          capture_output=True, text=True, timeout=300, cwd=folder)
+
+
+def test_run_exports_and_resumes_exactly_after_a_kill(event, tmp_path):
+    import yaml
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        (folder / "run.yaml").write_text(yaml.safe_dump(dataclasses.asdict(tiny(event, folder / "out"))))
+    first = run_script(killed, 6)
+    assert first.returncode == -signal.SIGKILL, first.stderr[-2000:]
+    assert (killed / "out/checkpoints/last.ckpt").exists()
+    for folder in (whole, killed):
+        result = run_script(folder, 0)
+        assert result.returncode == 0, result.stderr[-2000:]
+    a, b = (models.load(folder / "out/last.safetensors") for folder in (whole, killed))
+    for (name, p), q in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(p, q), name
+    assert a.config["num_features"] == 8 and a.card.floor_dbz == 15.0 and "validation" in a.card.metrics
+    fresh = models.create("fczsm-small", **TINY)
+    assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), fresh.parameters(), strict=True))
+    assert {p.name for p in (whole / "out").iterdir()} >= {"best.safetensors", "checkpoints", "csv", "tensorboard", "config.yaml"}
+
+
+def test_max_minutes_ends_the_run(event, tmp_path):
+    best = train(tiny(event, tmp_path, max_steps=10**6, max_minutes=0.02))
+    assert best.exists()
