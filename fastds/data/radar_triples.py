@@ -12,6 +12,7 @@ from .files import open_dataset
 from .reflectivity import to_reflectivity
 
 _ATTEMPTS = 24
+_MISSING_CODE = np.uint8(255)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,13 @@ class FrameStore:
 
     def dbz(self, frames, rows=slice(None), columns=slice(None)):
         """Reflectivity (len(frames), h, w) in dBZ, float32, NaN where missing."""
-        part = (
-            self.data[np.asarray(frames)][:, rows, columns]
-            if _is_whole(rows, columns)
-            else np.stack([self.data[t, rows, columns] for t in frames])
-        )
+        part = np.stack([self.data[frame, rows, columns] for frame in frames])
         return part if self.table is None else self.table[part]
+
+    def always_valid(self):
+        """Pixels (H, W) that are missing in no frame."""
+        missing = np.isnan if self.table is None else lambda codes: codes == _MISSING_CODE
+        return ~np.logical_or.reduce([missing(frame) for frame in self.data])
 
     def triples(self, interval=1, every=1):
         """Index triples (n, 3) at `interval` times the cadence."""
@@ -179,9 +181,13 @@ class RadarTriples(torch.utils.data.Dataset):
 class EvaluationTriples(torch.utils.data.Dataset):
     """Whole frames in file order, without augmentation: the samples behind every number that is reported.
 
-    Args: source, floor, ceiling, flow as in RadarTriples; interval: multiple of the cadence; scale: coarsening of the truth;
-        every: starts only at multiples of `every` intervals; multiple: cut the truth from the top left to multiples of this number of pixels.
-    Sample: as in RadarTriples, with whole frames; the x, y and valid that data/README.md's table is computed from.
+    The truth is cut from the top left to multiples of `multiple` pixels. A pixel counts as valid if it is so in every frame
+    of the source and so is its block. With valid pixels more than two pixels away from others and from the edge (see
+    fastds.metrics.interior) these samples reproduce the published errors of trilinear interpolation on the project's files.
+
+    Args: source, floor, ceiling, flow as in RadarTriples; interval: multiple of the cadence; scale: coarsening of the
+        truth; every: starts only at multiples of `every` intervals; mode: of the coarsening.
+    Sample: as in RadarTriples, with whole frames.
     """
 
     def __init__(
@@ -192,28 +198,25 @@ class EvaluationTriples(torch.utils.data.Dataset):
         scale=1,
         every=1,
         mode="dbz",
-        multiple=2,
+        multiple=4,
         floor=preparation.FLOOR_DBZ,
         ceiling=preparation.CEILING_DBZ,
         flow=None,
     ):
         self.store = source if isinstance(source, FrameStore) else FrameStore(source)
         self.index = self.store.triples(interval, every)
-        self.scale, self.mode, self.multiple, self.floor, self.ceiling, self.flow = (
-            scale,
-            mode,
-            multiple,
-            floor,
-            ceiling,
-            flow,
-        )
+        self.floor, self.ceiling, self.flow = floor, ceiling, flow
+        self.scale, self.mode, self.multiple = scale, mode, multiple * scale
+        always = preparation.cut_to_multiple(self.store.always_valid(), self.multiple)
+        self.valid = preparation.refine_mask(preparation.coarsen_mask(always, 2 * scale), 2)
 
     def __len__(self):
         return len(self.index)
 
     def __getitem__(self, number):
-        z = preparation.cut_to_multiple(self.store.dbz(self.index[number]), self.multiple * self.scale)
+        z = preparation.cut_to_multiple(self.store.dbz(self.index[number]), self.multiple)
         sample = make_sample(z, scale=self.scale, mode=self.mode, floor=self.floor, ceiling=self.ceiling)
+        sample["valid"] = sample["valid"] & self.valid
         if self.flow is not None:
             sample["flow"] = np.asarray(self.flow(sample["x"][:, 0]), dtype=np.float32)[None]
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
@@ -282,11 +285,7 @@ def _pack(z):
     codes = np.rint((z - lowest) * 2.0)
     if np.nanmax(codes, initial=0.0) > 254:
         return z, None
-    codes = np.where(np.isnan(codes), 255, codes).astype(np.uint8)
+    codes = np.where(np.isnan(codes), _MISSING_CODE, codes).astype(np.uint8)
     if not np.allclose(table[codes], z, rtol=0.0, atol=1e-3, equal_nan=True):
         return z, None
     return codes, table
-
-
-def _is_whole(rows, columns):
-    return rows == slice(None) and columns == slice(None)
