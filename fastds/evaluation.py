@@ -86,19 +86,24 @@ class EvaluationTable:
         return table
 
     def _skill_table(self):
-        thresholds = [f"{q:g}" for q in THRESHOLDS_DBZ]
-        heads = [f"{score} {q}" for score in ("CSI", "FSS") for q in thresholds]
-        table = _table("Skill at 15, 30 and 40 dBZ", ("method", *heads, "detail", "input rmse dB"))
-        keys = [f"{score}_{q}" for score in ("csi", "fss") for q in thresholds] + ["spectrum", "recoarsened_rmse"]
+        heads = [
+            (f"{score} {q:g}" if q == THRESHOLDS_DBZ[0] else f"{q:g}")
+            for score in ("CSI", "FSS")
+            for q in THRESHOLDS_DBZ
+        ]
+        title = "Skill at " + ", ".join(f"{q:g}" for q in THRESHOLDS_DBZ) + " dBZ, detail, fit to the input"
+        table = _table(title, ("method", *heads, "detail", "input rmse dB"))
+        keys = [f"{score}_{q:g}" for score in ("csi", "fss") for q in THRESHOLDS_DBZ] + ["spectrum", "recoarsened_rmse"]
         for name, row in self.rows.items():
             table.add_row(name, *("-" if np.isnan(row[k]) else f"{row[k]:.3f}" for k in keys))
         return table
 
 
 def _table(title: str, heads: tuple[str, ...]):
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for head in heads:
         table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
     return table
@@ -257,11 +262,12 @@ class _Scores:
             return
         self.count += 1
         self.pixels += int(pair.valid.sum())
-        for floor in reversed(sorted(EVALUATION_FLOORS)):
-            fields = pair.baseline(method, floor) if prediction is None else prediction
-            self._errors(pair, fields, floor)
-            if floor == EVALUATION_FLOORS[0]:
-                self._skill(pair, fields, floor)
+        high, low = sorted(EVALUATION_FLOORS, reverse=True)
+        fields = {floor: pair.baseline(method, floor) if prediction is None else prediction for floor in (high, low)}
+        for floor, values in fields.items():
+            self._errors(pair, values, floor)
+        self._skill(pair, fields[low])
+        self._detail(pair, fields[high], high)
 
     def _errors(self, pair: _Pair, fields: torch.Tensor, floor: float) -> None:
         last = len(pair.truth) - 1
@@ -273,20 +279,19 @@ class _Scores:
                 if not np.isnan(errors[key]):
                     self._weigh(f"{key}_{floor:g}", errors[key], pixels)
 
-    def _skill(self, pair: _Pair, fields: torch.Tensor, floor: float) -> None:
+    def _skill(self, pair: _Pair, fields: torch.Tensor) -> None:
         valid = pair.valid
         for i, q in enumerate(THRESHOLDS_DBZ):
-            # An event at the floor itself is echo, which a field lifted to the floor has everywhere: ask for more than
-            # the floor.
-            q = q + 1e-3 if q <= floor else q
             p, t = ((z >= q) & valid for z in (fields, pair.truth))
             self.hits[i] += [(p & t).sum().item(), (p | t).sum().item()]
             score = fss(fields, pair.truth, q, FSS_WINDOW, valid.expand(fields.shape))
-            self.plain.setdefault(f"fss_{THRESHOLDS_DBZ[i]:g}", []).append(score)
-        truth = torch.where(valid, pair.truth, float("nan"))
+            self.plain.setdefault(f"fss_{q:g}", []).append(score)
+
+    def _detail(self, pair: _Pair, fields: torch.Tensor, floor: float) -> None:
+        truth = torch.where(pair.valid, pair.truth, float("nan"))
         self.plain.setdefault("spectrum", []).append(spectral_ratio(fields, truth, floor, (FINE_BAND,))[FINE_BAND])
         outer = coarsen(fields[[0, -1]], _SPACE_FACTOR, floor=floor)
-        keep = coarsen_mask(valid, _SPACE_FACTOR).expand(outer.shape)
+        keep = coarsen_mask(pair.valid, _SPACE_FACTOR).expand(outer.shape)
         error = (outer - pair.coarse.clamp(floor, CEILING_DBZ))[keep].double()
         self.recoarsened += [error.square().sum().item(), error.numel()]
 

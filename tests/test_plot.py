@@ -61,24 +61,32 @@ def test_cells_lie_around_their_centres():
 
 
 def test_field_panel_has_rows_times_units_and_colour_bars(tmp_path):
-    field = np.full((8, 12), 22.0)
+    field, coarse = np.full((8, 12), 22.0), np.full((4, 6), 22.0)
     field[0, 0] = np.nan
     figure = field_panel(
-        {"truth": [field] * 3, "input": [field, None, field]},
+        {"truth": [field] * 3, "FC-ZSM": [field, None, field]},
         ["14:45", "14:50", "14:55"],
-        differences={"error": [field - 22] * 3},
+        differences={"FC-ZSM": [field - 22] * 3},
+        inputs=[coarse, None, coarse],
         x=np.arange(12.0),
         y=np.arange(8.0),
         title="event",
     )
     figure.savefig(tmp_path / "panel.png", dpi=40)
     words = " ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
-    for word in ("14:50", "x (km)", "y (km)", "reflectivity (dBZ)", "difference from truth (dB)", "event", "truth"):
+    for word in ("truth, 14:50", "input, 14:45", "FC-ZSM minus truth, 14:55", "x (km)", "y (km)", "event"):
         assert word in words
-    # The pixels of one class really are in its colour.
+    assert "reflectivity (dBZ)" in words and "difference from truth (dB)" in words
+    # The coarse cells cover the area of the fine ones.
+    areas = {tuple(axes.collections[0].get_datalim(axes.transData).extents.round(6)) for axes in _maps(figure)}
+    assert areas == {(-0.5, -0.5, 11.5, 7.5)}
     rgb = _pixels(figure)
     expected = (np.asarray(reflectivity_style()[0](reflectivity_style()[1](22.0)))[:3] * 255).round().astype(int)
     assert (np.abs(rgb[..., :3].astype(int) - expected).max(-1) <= 1).mean() > 0.1
+
+
+def _maps(figure):
+    return [axes for axes in figure.axes if axes.get_visible() and axes.get_title()]
 
 
 def _pixels(figure):
@@ -90,6 +98,8 @@ def _pixels(figure):
 def test_field_panel_counts_its_maps():
     with pytest.raises(ValueError, match="row 'truth' must have 3 maps"):
         field_panel({"truth": [np.zeros((4, 4))] * 2}, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="differences 'other' have no row among the fields truth"):
+        field_panel({"truth": [np.zeros((4, 4))]}, ["a"], differences={"other": [np.zeros((4, 4))]})
 
 
 def test_training_curves_skip_empty_cells(tmp_path):

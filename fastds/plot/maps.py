@@ -60,6 +60,7 @@ def field_panel(
     times: Sequence[str],
     *,
     differences: Mapping[str, Sequence] | None = None,
+    inputs: Sequence | None = None,
     x=None,
     y=None,
     unit: str = "km",
@@ -67,63 +68,77 @@ def field_panel(
     limit: float = 10.0,
     title: str | None = None,
 ) -> Figure:
-    """Draw a panel of maps, one row per product and one column per time, and return the Figure.
+    """Draw a panel of maps, one row per product and one column per time, differences beside them; return the Figure.
 
-    fields: row name -> one (H, W) field in dBZ per time (None leaves the place empty). times: column titles.
-    differences: row name -> one (H, W) difference in dB per time, drawn below the fields with a colour bar of their
-    own.
-    x (W,), y (H,): cell centres in `unit`. limit: last class edge of the differences in dB. title: above the panel.
-    Raises ValueError where a row has another number of maps than there are times.
+    fields: row name -> one (h, w) field in dBZ per time, None where a product has none; grids may differ in resolution
+    but cover the same area. times: column titles. differences: row name -> one (H, W) difference in dB per time, drawn
+    to the right of the fields of that name. inputs: fields drawn to the right of the first row. x (W,), y (H,): cell
+    centres of the finest grid in `unit`; without them pixel numbers. limit: last class edge of the differences in dB.
+    title: above the panel.
+    Raises ValueError where a row has another number of maps than there are times, or differences have no row.
     """
-    rows = [(name, maps, draw_field) for name, maps in fields.items()]
-    rows += [(name, maps, draw_difference) for name, maps in (differences or {}).items()]
-    for name, maps, _ in rows:
-        if len(maps) != len(times):
+    differences = differences or {}
+    for name, maps in (*fields.items(), *differences.items(), ("input", inputs)):
+        if maps is not None and len(maps) != len(times):
             raise ValueError(f"row {name!r} must have {len(times)} maps, one per time, got {len(maps)}")
-    height, width = next(np.shape(m) for _, maps, _ in rows for m in maps if m is not None)
-    map_width = 3.0
-    map_height = map_width * height / width
-    figure = Figure(figsize=(map_width * len(times) + 2.0, map_height * len(rows) + 1.0), layout="constrained")
-    grid = figure.subplots(len(rows), len(times), squeeze=False, sharex=True, sharey=True)
-    last = {}
-    for row, (name, maps, draw) in enumerate(rows):
-        for column, values in enumerate(maps):
+        if maps is not None and maps is not inputs and name not in fields:
+            raise ValueError(f"differences {name!r} have no row among the fields {', '.join(fields)}")
+    finest = tuple(np.max([np.shape(m) for maps in fields.values() for m in maps if m is not None], axis=0))
+    count, blocks = len(times), 2 if differences or inputs is not None else 1
+    side = min(2.6, 17.0 / (count * blocks))
+    size = (side * count * blocks + 0.7, (side * finest[0] / finest[1] + 0.28) * len(fields) + 1.5)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(fields), count * blocks, squeeze=False, sharex=True, sharey=True)
+    drawn = {}
+    for row, (name, maps) in enumerate(fields.items()):
+        cells = [(values, draw_field, scale, name) for values in maps]
+        if name in differences:
+            cells += [(values, draw_difference, limit, f"{name} minus truth") for values in differences[name]]
+        elif row == 0 and inputs is not None:
+            cells += [(values, draw_field, scale, "input") for values in inputs]
+        cells += [(None, None, None, "")] * (count * blocks - len(cells))
+        for column, (values, draw, style, label) in enumerate(cells):
             axes = grid[row, column]
             if values is None:
-                axes.set_axis_off()
+                axes.set_visible(False)
                 continue
-            extra = {"scale": scale} if draw is draw_field else {"limit": limit}
-            last[draw] = draw(axes, values, x, y, **extra)
-            axes.tick_params(labelsize=7)
-            axes.grid(True, color="0.6", linewidth=0.3)
-        _label_row(grid[row], name, unit)
-    for axes, text in zip(grid[0], times, strict=True):
-        axes.set_title(text, fontsize=10)
-    for axes in grid[-1]:
-        axes.set_xlabel(f"x ({unit})", fontsize=8)
-    count = len(fields)
-    _colour_bar(figure, last[draw_field], grid[:count], reflectivity_style(scale)[2], "reflectivity (dBZ)")
+            drawn[draw] = draw(axes, values, *_block_centres(x, y, np.shape(values), finest), style)
+            _label(axes, f"{label}, {times[column % count]}", unit, left=column == 0, bottom=row == len(fields) - 1)
+    _colour_bar(
+        figure, drawn[draw_field], grid[:, :count], reflectivity_style(scale)[2], "reflectivity (dBZ)", "neither"
+    )
     if differences:
-        _colour_bar(
-            figure, last[draw_difference], grid[count:], difference_style(limit)[2], "difference from truth (dB)"
-        )
+        levels = difference_style(limit)[2]
+        _colour_bar(figure, drawn[draw_difference], grid[:, count:], levels, "difference from truth (dB)", "both")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _label_row(row, name: str, unit: str) -> None:
-    """Name and axis label at the row's first axes; empty places keep the name."""
-    first = row[0]
-    if first.axison:
-        first.set_ylabel(f"{name}\ny ({unit})", fontsize=9)
-    else:
-        first.text(0.5, 0.5, name, transform=first.transAxes, ha="center", va="center", fontsize=9)
+def _label(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> None:
+    axes.set_title(title, fontsize=8, pad=3)
+    axes.tick_params(labelsize=7, labelbottom=bottom, labelleft=left)
+    axes.grid(True, color="0.55", linewidth=0.3)
+    if bottom:
+        axes.set_xlabel(f"x ({unit})", fontsize=8)
+    if left:
+        axes.set_ylabel(f"y ({unit})", fontsize=8)
 
 
-def _colour_bar(figure: Figure, image, axes, levels, label: str) -> None:
-    extend = "both" if levels[0] < 0 < levels[-1] and np.isclose(levels[0], -levels[-1]) else "neither"
-    bar = figure.colorbar(image, ax=axes, ticks=levels, extend=extend, shrink=min(1.0, 0.9), aspect=30, pad=0.01)
-    bar.set_label(label, fontsize=9)
+def _block_centres(x, y, shape, finest):
+    """Cell centres of a grid `shape` that covers the area of the finest grid with centres x and y."""
+    centres = []
+    for values, size, fine in ((x, shape[1], finest[1]), (y, shape[0], finest[0])):
+        values = np.arange(fine) + 0.5 if values is None else np.asarray(values, dtype=float)
+        if fine % size:
+            raise ValueError(f"grids must divide one another, got {size} and {fine} pixels")
+        centres.append(values.reshape(size, fine // size).mean(axis=1))
+    return centres
+
+
+def _colour_bar(figure: Figure, image, axes, levels, label: str, extend: str) -> None:
+    bar = figure.colorbar(
+        image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=40, pad=0.01, label=label
+    )
     bar.ax.tick_params(labelsize=7)
-    bar.ax.set_yticklabels([f"{level:g}" for level in levels])
+    bar.ax.set_xticklabels([f"{level:g}" for level in levels])

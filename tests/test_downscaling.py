@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downscaling: right places and times, dry and weak pixels kept, tiles, amounts, warnings, messages."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import fastds.downscaling as downscaling
+from fastds import models
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.downscaling import downscale, downscale_file, pick_model
+from fastds.models.baselines import trilinear
+
+FLOOR, CEILING, NO_ECHO = 15.0, 70.0, -32.0
+
+
+def give_card(model, **values):
+    card = models.ModelCard(name="stub", floor_dbz=FLOOR, ceiling_dbz=CEILING, space_factor=2, time_factor=2)
+    for key, value in values.items():
+        setattr(card, key, value)
+    model.card = card
+    return model
+
+
+class Stub(nn.Module):
+    """Trilinear interpolation plus a constant, or only constants for the three frames, as a model."""
+
+    def __init__(self, add=0.0, constants=None):
+        super().__init__()
+        self.config = {"scale": 2, "num_features": 8, "in_channels": 1, "static_channels": 0}
+        self.weight = nn.Parameter(torch.tensor(add))
+        self.constants = constants
+        give_card(self)
+
+    def forward(self, x, static=None, flow=None):
+        y = trilinear(x, 2)
+        if self.constants is not None:
+            return torch.tensor(self.constants)[None, :, None, None, None].expand(y.shape)
+        return y + self.weight
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small FC-ZSM with random weights that do something."""
+    torch.manual_seed(1)
+    model = models.create("fczsm-small", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "conv_offset_mask" in name or "last" in name:
+                parameter.normal_(0, 0.02)
+    return give_card(model.eval(), name="small")
+
+
+@pytest.fixture(scope="module")
+def event():
+    return synthetic_event(3, 5, (96, 128))
+
+
+@pytest.fixture(scope="module")
+def coarse(event):
+    return coarsen_dataset(event)
+
+
+def fill(coarse, z):
+    """The dataset with every frame replaced by z (dBZ, broadcast)."""
+    return coarse.assign(reflectivity=coarse.reflectivity.copy(data=np.broadcast_to(z, coarse.reflectivity.shape)))
+
+
+def test_real_radar_file_comes_out_sharper(data_dir, tmp_path, network):
+    with open_dataset(data_dir / "radar_fmi_20160928_5min.nc") as file:
+        truth = file.isel(time=slice(0, 5), y=slice(256, 384), x=slice(192, 336)).load()
+    save_dataset(coarsen_dataset(truth), tmp_path / "in.nc")
+    report = downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=network)
+    with open_dataset(tmp_path / "out.nc") as out, open_dataset(tmp_path / "in.nc") as given:
+        np.testing.assert_array_equal(out.time.values, truth.time.values)
+        for name in ("x", "y"):
+            np.testing.assert_allclose(out[name], truth[name], rtol=0, atol=0.01)
+            assert out[name].attrs["standard_name"] == truth[name].attrs["standard_name"]
+        assert out.reflectivity.attrs["standard_name"] == truth.reflectivity.attrs["standard_name"]
+        assert out.reflectivity.attrs["units"] == "dBZ"
+        mapping = out.reflectivity.attrs["grid_mapping"]
+        assert out[mapping].attrs == given[mapping].attrs
+        assert out.attrs["fastds_model"] == "small" and out.attrs["fastds_time_factor"] == 2
+        assert "downscale with small" in out.attrs["history"]
+        z, source = out.reflectivity.values, given.reflectivity.values
+    assert z.shape == (5, 128, 144) and report.model == "small"
+    missing = np.isnan(source)
+    assert missing.any() and not missing.all()
+    fine_missing = missing.repeat(2, 1).repeat(2, 2)
+    np.testing.assert_array_equal(np.isnan(z[::2]), fine_missing)
+    np.testing.assert_array_equal(np.isnan(z[1::2]), fine_missing[:-1] | fine_missing[1:])
+    dry = (source <= NO_ECHO).repeat(2, 1).repeat(2, 2)
+    assert dry.mean() > 0.1
+    assert (z[::2][dry] == NO_ECHO).all()
+    # Nothing is made of nothing: echo above the floor is where the input has echo nearby.
+    far = far_from_echo(source, 12)
+    assert far.any() and (z[1::2][far[:-1] & far[1:] & ~fine_missing[:-1]] == NO_ECHO).all()
+    assert not list(tmp_path.glob(".*"))
+
+
+def far_from_echo(source, radius):
+    """Fine pixels whose coarse cell has no echo within `radius` coarse pixels."""
+    echo = torch.from_numpy((source > NO_ECHO).astype(np.float32))
+    near = nn.functional.max_pool2d(echo[:, None], 2 * radius + 1, 1, radius)[:, 0].numpy() > 0
+    return ~near.repeat(2, 1).repeat(2, 2)
+
+
+def test_a_model_that_sees_rain_everywhere_wets_no_dry_pixel(coarse):
+    source = coarse.reflectivity.values.copy()
+    source[:, :, :40] = NO_ECHO
+    out = downscale(Stub(constants=[0.5, 0.5, 0.5]), fill(coarse, source)).reflectivity.values
+    dry = (source <= NO_ECHO).repeat(2, 1).repeat(2, 2)
+    assert (out[::2][dry] == NO_ECHO).all()
+    far = far_from_echo(source, 12)
+    both = far[:-1] & far[1:]
+    assert both.any() and (out[1::2][both] == NO_ECHO).all()
+    # And where there is strong echo the model's value is taken.
+    strong = (source > 25).repeat(2, 1).repeat(2, 2)
+    np.testing.assert_allclose(out[::2][strong], 42.5, atol=1e-4)
+
+
+def test_model_noise_at_its_floor_is_not_written():
+    field = xr.DataArray(
+        np.full((2, 32, 32), NO_ECHO, np.float32),
+        dims=("time", "y", "x"),
+        coords={"time": np.array(["2020-01-01T00:00", "2020-01-01T00:10"], "M8[ns]")},
+        attrs={"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"},
+    )
+    field[:, 8:24, 8:24] = 12.0
+    field[:, 16, 16] = 30.0
+    out = downscale(Stub(constants=[0.003, 0.003, 0.003]), field.to_dataset(name="reflectivity")).reflectivity.values
+    echo = out[out > NO_ECHO]
+    assert echo.max() <= FLOOR and echo.min() == 12.0
+    assert (out > NO_ECHO).mean() == 0.25
+
+
+@pytest.mark.parametrize("value", [-20.0, 0.0, 10.0, 14.9])
+def test_weak_echo_keeps_its_value(coarse, value):
+    out = downscale(Stub(), fill(coarse, np.float32(value))).reflectivity.values
+    np.testing.assert_allclose(out, value, rtol=0, atol=1e-4)
+
+
+def test_weak_echo_is_interpolated_over_echo_alone(coarse):
+    z = np.full(coarse.reflectivity.shape[1:], NO_ECHO, np.float32)
+    z[10:20, 10:20] = np.linspace(0, 9, 10, dtype=np.float32)
+    out = downscale(Stub(), fill(coarse, z)).reflectivity.values
+    inside = out[:, 20:40, 20:40]
+    assert (out > NO_ECHO).sum() == inside.size and inside.min() >= 0 and inside.max() <= 9
+    np.testing.assert_allclose(inside[:, 10, 1:-1], np.broadcast_to(np.arange(18) * 0.5 + 0.25, (5, 18)), atol=1e-4)
+
+
+def test_inner_input_times_are_the_mean_of_both_pairs(coarse):
+    out = downscale(Stub(constants=[0.2, 0.4, 0.6]), fill(coarse, np.float32(30.0))).reflectivity.values
+    np.testing.assert_allclose(out.mean((1, 2)), FLOOR + 55.0 * np.array([0.2, 0.4, 0.4, 0.4, 0.6]), atol=1e-4)
+
+
+def test_missing_frame_stays_missing(coarse):
+    z = coarse.reflectivity.values.copy()
+    z[1] = np.nan
+    out = downscale(Stub(), coarse.assign(reflectivity=coarse.reflectivity.copy(data=z))).reflectivity.values
+    assert np.isfinite(out[[0, 4]]).all() and np.isnan(out[1:4]).all()
+
+
+def test_gap_in_time_is_not_filled(event):
+    coarse = coarsen_dataset(synthetic_event(3, 13, (64, 64))).isel(time=[0, 1, 4, 6])
+    times = coarse.time.values
+    times = np.concatenate([times[:2], times[:2] + np.timedelta64(60, "m"), times[:1] + np.timedelta64(180, "m")])
+    coarse = coarse.isel(time=[0, 1, 2, 3, 0]).assign_coords(time=("time", times, coarse.time.attrs))
+    out = downscale(Stub(), coarse)
+    minutes = (out.time.values - times[0]) / np.timedelta64(1, "m")
+    np.testing.assert_array_equal(minutes, [0, 5, 10, 60, 65, 70, 180])
+    np.testing.assert_array_equal(out.reflectivity[-1], out.reflectivity[0])
+
+
+def test_tiled_equals_untiled(coarse, network):
+    whole = downscale(network, coarse)
+    tiled = downscale(network, coarse, tile=16)
+    assert tiled.attrs["fastds_tile"] == 16 and tiled.attrs["fastds_halo"] % 16 == 0
+    assert "fastds_seam_error_dBZ" not in tiled.attrs
+    np.testing.assert_allclose(tiled.reflectivity, whole.reflectivity, rtol=0, atol=2e-3)
+
+
+def test_smaller_halo_has_a_measured_seam_error(coarse, network, tmp_path):
+    save_dataset(coarse, tmp_path / "in.nc")
+    report = downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=network, tile=16, halo=0)
+    stated = report.settings["fastds_seam_error_dBZ"]
+    assert stated > 1e-3
+    assert any("less than the network's reach" in note and "seam error" in note for note in report.notes)
+    whole = downscale(network, coarse)
+    with open_dataset(tmp_path / "out.nc") as out:
+        assert out.attrs["fastds_seam_error_dBZ"] == pytest.approx(stated)
+        real = np.abs(out.reflectivity.values - whole.reflectivity.values).max()
+    assert real > 1e-3
+
+
+def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
+    monkeypatch.setattr(downscaling, "MEMORY_BUDGET_BYTES", 1)
+    out = downscale(network, coarse.isel(x=slice(0, 32), y=slice(0, 32)))
+    assert out.attrs["fastds_tile"] == 16
+
+
+def test_bf16_is_close(coarse, network):
+    full, half = (downscale(network, coarse, precision=p) for p in ("fp32", "bf16"))
+    difference = np.abs(full.reflectivity.values - half.reflectivity.values)
+    both = (full.reflectivity.values > FLOOR + 1) & (half.reflectivity.values > FLOOR + 1)
+    assert half.attrs["fastds_precision"] == "bf16" and 0 < difference[both].max() < 1.0
+
+
+def test_time_factor_4(coarse, network):
+    out = downscale(network, coarse, time_factor=4)
+    minutes = (out.time.values - coarse.time.values[0]) / np.timedelta64(1, "s") / 60
+    np.testing.assert_array_equal(minutes, np.arange(9) * 2.5)
+    assert out.attrs["fastds_time_factor"] == 4 and out.reflectivity.shape == (9, 96, 128)
+    constant = downscale(Stub(), fill(coarse, np.float32(30.0)), time_factor=4).reflectivity.values
+    np.testing.assert_allclose(constant, 30.0, atol=1e-4)
+
+
+def rain(coarse, units, **attrs):
+    """The event as rain in mm/h times a factor, named and described as asked."""
+    rate = (10 ** (coarse.reflectivity / 10) / 200.0) ** (1 / 1.6)
+    rate = rate.where(coarse.reflectivity > NO_ECHO, 0.0) * {"mm h-1": 1.0, "kg m-2": 1 / 6}[units]
+    out = coarse.drop_vars("reflectivity")
+    out["rainfall"] = rate.astype("f4").assign_attrs(units=units, **attrs)
+    return out
+
+
+def test_rates_come_back_as_rates(coarse):
+    given = rain(coarse, "mm h-1", standard_name="rainfall_rate")
+    out = downscale(Stub(), given, var="rainfall")
+    assert out.rainfall.attrs["units"] == "mm h-1" and out.attrs["fastds_z_r"].startswith("Z = 200 R^1.6")
+    dry = (given.rainfall.values == 0).repeat(2, 1).repeat(2, 2)
+    assert (out.rainfall.values[::2][dry] == 0).all() and (out.rainfall.values >= 0).all()
+    steady = downscale(Stub(), given.assign(rainfall=given.rainfall * 0 + 3.0), var="rainfall")
+    np.testing.assert_allclose(steady.rainfall.values, 3.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", [None, 1], ids=["at once", "in blocks"])
+def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, block):
+    given = rain(coarse, "kg m-2", standard_name="rainfall_amount", cell_methods="time: sum (interval: 10 min)")
+    if block:
+        monkeypatch.setattr(downscaling, "_BLOCK_VALUES", block)
+        monkeypatch.setattr(downscaling, "MAPPED_BYTES", 0)
+    save_dataset(given, tmp_path / "in.nc")
+    downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=Stub(), var="rainfall")
+    expected = downscale(Stub(), given, var="rainfall")
+    with open_dataset(tmp_path / "out.nc") as out:
+        xr.testing.assert_allclose(out.rainfall, expected.rainfall, atol=1e-6)
+        amounts = out.rainfall.values
+        assert "5 min" in out.rainfall.attrs["cell_methods"]
+        bounds = out[out.time.attrs.get("bounds") or out.time.encoding["bounds"]].values
+    assert amounts.shape == (6, 96, 128)
+    per_cell = amounts.reshape(3, 2, 48, 2, 64, 2).sum(1).mean((2, 4))
+    np.testing.assert_allclose(per_cell, given.rainfall.values, rtol=1e-4, atol=1e-6)
+    assert (np.diff(bounds, axis=1) == np.timedelta64(5, "m")).all()
+
+
+def test_rates_in_blocks_equal_rates_at_once(coarse, monkeypatch):
+    given = rain(coarse, "mm h-1", standard_name="rainfall_rate")
+    at_once = downscale(Stub(), given, var="rainfall")
+    monkeypatch.setattr(downscaling, "_BLOCK_VALUES", 1)
+    xr.testing.assert_identical(
+        downscale(Stub(), given, var="rainfall").drop_attrs(deep=False), at_once.drop_attrs(deep=False)
+    )
+
+
+def test_large_fields_wait_in_a_file_without_a_name(coarse, network, tmp_path, monkeypatch):
+    save_dataset(coarse, tmp_path / "in.nc")
+    expected = downscale(network, coarse)
+    monkeypatch.setattr(downscaling, "MAPPED_BYTES", 0)
+    downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=network)
+    with open_dataset(tmp_path / "out.nc") as out:
+        np.testing.assert_array_equal(out.reflectivity.values, expected.reflectivity.values)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc"]
+
+
+@pytest.mark.parametrize("moment", ["network", "writing"])
+def test_interrupted_write_leaves_nothing(coarse, tmp_path, monkeypatch, moment):
+    save_dataset(coarse, tmp_path / "in.nc")
+    (tmp_path / "out.nc").write_bytes(b"old")
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    model = Stub()
+    monkeypatch.setattr(*((model, "forward") if moment == "network" else (xr.Dataset, "to_netcdf")), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc"]
+    assert (tmp_path / "out.nc").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"grid_spacing_m": (500, 1000)}, r"grid spacing of 2000 m is outside .* trained for, 500 to 1000 m"),
+        ({"cadence_s": (1200, 1800)}, r"cadence of 600 s is outside .* 1200 to 1800 s"),
+        ({"motion_px": (50, 60)}, r"motion per input step of .* pixels is outside .* 50 to 60 pixels"),
+    ],
+    ids=["spacing", "cadence", "motion"],
+)
+def test_data_outside_the_cards_range_get_a_warning(coarse, limits, sentence, recwarn):
+    with pytest.warns(UserWarning, match=sentence):
+        downscale(give_card(Stub(), **limits), coarse)
+
+
+def test_data_inside_the_cards_range_get_none(coarse, recwarn):
+    model = give_card(Stub(), grid_spacing_m=(1000, 2000), cadence_s=(600, 600), motion_px=(0, 40))
+    downscale(model, coarse)
+    assert not [w for w in recwarn if w.category is UserWarning]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"time_factor": 3}, "time_factor must be 2 or 4 .*, got 3"),
+        ({"precision": "fp8"}, "precision must be fp32 or bf16, got 'fp8'"),
+        ({"threads": 0}, "threads must be a whole number >= 1, got 0"),
+        ({"tile": 20}, "tile must be a multiple of 16 and at least 16 .*, got 20"),
+        ({"tile": 16, "halo": 5}, "halo must be a multiple of 16 and at least 0 .*, got 5"),
+        ({"var": "wind"}, "there is no variable 'wind' in the file; candidates: reflectivity"),
+        ({"z_r": (200.0, -1.0), "var": "reflectivity"}, None),
+    ],
+    ids=["time factor", "precision", "threads", "tile", "halo", "variable", "unused law"],
+)
+def test_wrong_options_are_named(coarse, options, sentence):
+    if sentence is None:
+        downscale(Stub(), coarse, **options)
+        return
+    with pytest.raises(ValueError, match=sentence):
+        downscale(Stub(), coarse, **options)
+
+
+def test_models_that_do_not_fit_are_refused(coarse):
+    with pytest.raises(ValueError, match="model must have a card"):
+        downscale(nn.Linear(2, 2), coarse)
+    with pytest.raises(ValueError, match="stub has no floor_dbz and ceiling_dbz"):
+        downscale(give_card(Stub(), floor_dbz=None), coarse)
+    static = Stub()
+    static.config["static_channels"] = 2
+    with pytest.raises(ValueError, match="needs 1 variables and 2 static maps"):
+        downscale(static, coarse)
+
+
+def test_files_that_do_not_fit_are_refused(coarse, tmp_path):
+    save_dataset(coarse, tmp_path / "in.nc")
+    with pytest.raises(ValueError, match="the output must be another file than the input"):
+        downscale_file(tmp_path / "in.nc", tmp_path / "." / "in.nc", model=Stub())
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        downscale_file(tmp_path / "in.nc", tmp_path / "none" / "out.nc", model=Stub())
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        downscale_file(tmp_path / "absent.nc", tmp_path / "out.nc", model=Stub())
+    save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc")
+    with pytest.raises(ValueError, match="at least 2 times are needed"):
+        downscale_file(tmp_path / "one.nc", tmp_path / "out.nc", model=Stub())
+    assert not (tmp_path / "out.nc").exists()
+
+
+def test_the_only_matching_weights_are_taken(tmp_path, monkeypatch, network):
+    from fastds.models import checkpoint
+
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+    with pytest.raises(ValueError, match="none of the shipped weights take reflectivity .* no weights are shipped"):
+        pick_model()
+    variable = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+    network.card.input_variables = [variable]
+    models.save(network, tmp_path / "first.safetensors")
+    model, note = pick_model()
+    assert isinstance(model, models.FCZSM) and "first was chosen: the only one" in note
+    network.card.input_variables = [{**variable, "units": "K", "standard_name": "air_temperature"}]
+    models.save(network, tmp_path / "other.safetensors")
+    assert "first was chosen" in pick_model()[1]
+    network.card.input_variables = [variable]
+    models.save(network, tmp_path / "second.safetensors")
+    with pytest.raises(ValueError, match="several of the shipped weights .* candidates: first, second"):
+        pick_model()
+    with pytest.raises(FileNotFoundError, match="'third'"):
+        pick_model("third")
+
+
+def test_threads_and_training_mode_are_restored(coarse):
+    model, before = Stub().train(), torch.get_num_threads()
+    downscale(model, coarse, threads=1)
+    assert model.training and torch.get_num_threads() == before

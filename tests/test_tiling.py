@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles: they cover the grid, keep the alignment of strided levels, and see what the network sees."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastds.tiling import ALIGNMENT, choose_tile, network_reach, plan_tiles, round_up, run_tiles
+
+
+@pytest.mark.parametrize("size", [(16, 16), (37, 101), (96, 64), (1, 300)], ids=str)
+@pytest.mark.parametrize("halo", [0, 16, 48])
+def test_cores_cover_the_grid_once(size, halo):
+    count = torch.zeros(size)
+    for tile in plan_tiles(*size, 32, halo):
+        count[tile.core] += 1
+        for core, window, length in zip(tile.core, tile.window, size, strict=True):
+            assert window.start == max(core.start - halo, 0) and window.stop == min(core.stop + halo, length)
+            assert window.start % ALIGNMENT == 0
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("tile", "halo", "name"), [(20, 16, "tile"), (0, 16, "tile"), (32, 8, "halo"), (32, -16, "halo")]
+)
+def test_sizes_must_be_multiples_of_16(tile, halo, name):
+    with pytest.raises(ValueError, match=f"{name} must be a multiple of 16 and at least"):
+        plan_tiles(64, 64, tile, halo)
+
+
+def blur(radius):
+    """A network whose output reaches exactly `radius` coarse pixels, with the trilinear middle frame."""
+
+    def network(x, flow):
+        y = F.avg_pool2d(x[:, :, 0], 2 * radius + 1, stride=1, padding=radius)
+        y = torch.stack([y[:, 0], y.mean(1), y[:, 1]], 1)
+        return F.interpolate(y, scale_factor=2, mode="nearest")[:, :, None]
+
+    return network
+
+
+@pytest.mark.parametrize("radius", [1, 5, 40])
+def test_reach_is_found_by_trial(radius):
+    assert network_reach(blur(radius), 2, 55.0, motion=3.0) == radius
+
+
+def test_reach_follows_the_motion():
+    def network(x, flow):
+        shift = int(flow[0, 0, 0, 1, 0, 0])
+        y = torch.roll(x[:, :, 0], shift, -1)
+        return F.interpolate(y[:, [0, 0, 1]], scale_factor=2)[:, :, None]
+
+    assert network_reach(network, 2, 55.0, motion=7.0) == 7
+
+
+@pytest.mark.parametrize("size", [(70, 90), (64, 33)], ids=str)
+def test_tiled_equals_whole_where_the_halo_covers_the_reach(size):
+    x = torch.rand(2, *size)
+    flow = torch.randn(1, 2, 2, *size)
+    network = blur(6)
+    whole = network(x[None, :, None], flow[None])[0, :, 0]
+    tiled = run_tiles(network, x, flow, plan_tiles(*size, 32, 16), 2)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6)
+    cut = run_tiles(network, x, flow, plan_tiles(*size, 32, 0), 2)
+    assert (cut - whole).abs().max() > 1e-3
+
+
+def test_flow_is_cut_with_the_tile():
+    seen = []
+
+    def network(x, flow):
+        seen.append(flow)
+        return torch.zeros(1, 3, 1, 2 * x.shape[-2], 2 * x.shape[-1])
+
+    flow = torch.randn(1, 2, 2, 48, 32)
+    run_tiles(network, torch.rand(2, 48, 32), flow, plan_tiles(48, 32, 32, 16), 2)
+    assert [tuple(f.shape) for f in seen] == [(1, 1, 2, 2, 48, 32), (1, 1, 2, 2, 32, 32)]
+    torch.testing.assert_close(seen[1][0], flow[..., 16:48, :])
+
+
+def test_tiles_without_echo_are_not_run():
+    calls = []
+
+    def network(x, flow):
+        calls.append(x)
+        return torch.ones(1, 3, 1, 2 * x.shape[-2], 2 * x.shape[-1])
+
+    x = torch.zeros(2, 64, 64)
+    x[:, 5, 5] = 1
+    done = []
+    y = run_tiles(network, x, None, plan_tiles(64, 64, 32, 0), 2, after_tile=lambda: done.append(1))
+    assert len(calls) == 1 and len(done) == 4
+    assert (y[:, :64, :64] == 1).all() and y.sum() == 3 * 64 * 64
+
+
+def test_tile_is_chosen_within_the_memory_budget():
+    assert choose_tile(400, 400, 48, 1000.0, 1e9) is None
+    side = choose_tile(4000, 4000, 48, 1000.0, 1e9)
+    assert side % ALIGNMENT == 0 and (side + 96) ** 2 * 1000 <= 1e9 < (side + 16 + 96) ** 2 * 1000
+    assert choose_tile(4000, 4000, 480, 1000.0, 1e6) == ALIGNMENT
+    assert [round_up(v) for v in (0, 1, 16, 16.5)] == [0, 16, 16, 32]
