@@ -18,12 +18,11 @@ from .preparation import (
     prepare,
     refine_mask,
     restore,
-    triples,
     valid_mask,
 )
 from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from .synthetic import synthetic_event
-from .times import refine_time, time_encoding
+from .times import refine_time, time_encoding, triples
 
 _NEED_TORCH = ("EpochSampler", "EvaluationTriples", "FrameStore", "RadarTriples", "TimeBlock")
 

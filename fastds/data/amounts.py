@@ -10,12 +10,14 @@ _LEAST_SHARE = 0.01
 
 
 def split_amounts(amounts, rates, hours, factor=2, time_factor=2):
-    """Distribute the amount of each cell and interval over factor x factor finer cells and time_factor shorter intervals.
+    """Distribute the amount of each cell and interval over factor x factor finer cells and time_factor shorter
+    intervals.
 
-    A model gives rates R at the middles of the T intervals and time_factor - 1 times between them. Each short interval first gets
-    the trapezoid of the rates at its ends (the first and last rate are repeated beyond the series' ends); then the short amounts a of a cell are
-    scaled so that their sum over the short intervals, averaged over the finer cells, is the amount A of the cell: a <- a A / mean(sum a).
-    Where the model's rain is less than 1 % of A, A is spread evenly.
+    A model gives rates R at the middles of the T intervals and time_factor - 1 times between them. Each short
+    interval first gets the trapezoid of the rates at its ends (the first and last rate are repeated beyond the
+    series' ends); then the short amounts a of a cell are scaled so that their sum over the short intervals, averaged
+    over the finer cells, is the amount A of the cell: a <- a A / mean(sum a). Where the model's rain is less than 1 %
+    of A, A is spread evenly.
 
     Args:
         amounts: (T, h, w) mm, NaN where missing. hours: length of an interval.

@@ -18,7 +18,7 @@ def find_axes(variable):
     time = _pick(variable, variable.dims, _is_time)
     if time is None:
         raise ValueError(
-            f"variable {variable.name} {variable.dims} has no time dimension; expected (time, y, x) with at least 2 times"
+            f"variable {variable.name} {variable.dims} has no time dimension; expected (time, y, x), at least 2 times"
         )
     rest = [dim for dim in variable.dims if dim != time]
     x = _pick(variable, rest, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
@@ -32,7 +32,8 @@ def find_axes(variable):
     long = [dim for dim in extra if variable.sizes[dim] > 1]
     if long:
         raise ValueError(
-            f"variable {variable.name} has the dimension {long[0]} of length {variable.sizes[long[0]]} beside (time, y, x); select one element first"
+            f"variable {variable.name} has the dimension {long[0]} of length {variable.sizes[long[0]]} beside "
+            "(time, y, x); select one element of it first"
         )
     for dim in (y, x):
         check_order(variable, dim)
@@ -41,7 +42,8 @@ def find_axes(variable):
 
 
 def check_order(variable, dim):
-    """ValueError unless the coordinate of a dimension (if it has one) is numeric, finite and ascending or descending; longitudes may wrap."""
+    """ValueError unless the coordinate of a dimension (if it has one) is numeric, finite and ascending or descending;
+    longitudes may wrap."""
     if dim not in variable.coords:
         return
     values = variable[dim].values

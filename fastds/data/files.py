@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write the files that hold radar fields: NetCDF-4 (h5netcdf), NetCDF-3 (scipy), Zarr where it is installed."""
+"""Read and write the files that hold radar fields: NetCDF-4 (h5netcdf), NetCDF-3 (scipy), Zarr where it is
+installed."""
 
 import contextlib
 import importlib.util
@@ -19,9 +20,10 @@ def open_dataset(path):
 
     Args:
         path: a NetCDF-4 or NetCDF-3 file, or a Zarr store (a folder, or a name that ends in .zarr).
-    Returns: xarray.Dataset; close it, or use it in a with statement. Times outside the standard calendar become cftime objects.
-    Raises: FileNotFoundError where nothing is there; ValueError with one sentence for a folder that is no Zarr store, an empty,
-        truncated or damaged file, and a file in another format.
+    Returns: xarray.Dataset; close it, or use it in a with statement. Times outside the standard calendar become
+        cftime objects.
+    Raises: FileNotFoundError where nothing is there; ValueError with one sentence for a folder that is no Zarr store,
+        an empty, truncated or damaged file, and a file in another format.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -73,13 +75,15 @@ def _first_line(error):
 
 
 def save_dataset(dataset, path):
-    """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path` until it is complete.
+    """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path`
+    until it is complete.
 
-    Variables keep their own `encoding` (units, calendar, _FillValue, packing); floating fields without one are stored as they are with _FillValue NaN,
-    zlib level 4 and one chunk a time step. An existing file is replaced in one step.
+    Variables keep their own `encoding` (units, calendar, _FillValue, packing); floating fields without one are stored
+    as they are with _FillValue NaN, zlib level 4 and one chunk a time step. An existing file is replaced in one step.
 
     Args: dataset: xarray.Dataset; path: file to write.
-    Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot be stored.
+    Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot
+        be stored.
     """
     path = pathlib.Path(path)
     if not path.parent.is_dir():

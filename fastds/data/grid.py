@@ -5,6 +5,7 @@ import numpy as np
 import xarray as xr
 
 from .axes import is_longitude, unwrap
+from .preparation import check_factor
 
 EARTH_RADIUS_M = 6_371_000.0
 _METRES = {
@@ -23,24 +24,26 @@ _RANGE_ATTRIBUTES = ("valid_min", "valid_max", "valid_range", "actual_range", "_
 def refine_grid(dataset, field, factor=2):
     """Horizontal coordinates, bounds and grid mapping of a field on cells cut into factor x factor.
 
-    The centres of the finer cells of a cell with centre c and width d are c + d ((k + 1/2) / factor - 1/2), k = 0 ... factor - 1; for factor 2
-    c - d/4 and c + d/4. Ascending or descending; longitudes may wrap and wrap again. Coordinates over (y, x) are interpolated linearly, latitude and
-    longitude on the sphere. Bounds that the file has are cut along. The width of an uneven cell is the mean distance to its neighbours.
+    The centres of the finer cells of a cell with centre c and width d are c + d ((k + 1/2) / factor - 1/2), k = 0 ...
+    factor - 1; for factor 2 c - d/4 and c + d/4. Ascending or descending; longitudes may wrap and wrap again.
+    Coordinates over (y, x) are interpolated linearly, latitude and longitude on the sphere. Bounds that the file has
+    are cut along. The width of an uneven cell is the mean distance to its neighbours.
 
     Args:
         dataset: the Dataset that field belongs to (bounds and grid mapping are looked up in it).
         field: DataArray (..., y, x). factor: whole number >= 1.
-    Returns: Dataset of coordinates (float64), bounds and grid mapping variables; bounds are data variables. Other coordinates
-        over y or x that are not numbers are left out.
+    Returns: Dataset of coordinates (float64), bounds and grid mapping variables; bounds are data variables. Other
+        coordinates over y or x that are not numbers are left out.
     Raises: ValueError for a coordinate with a single value and no bounds, and for factor < 1.
     """
-    _check_factor(factor)
+    check_factor(factor)
     return _regrid(dataset, field, _offsets(factor), factor)
 
 
 def coarsen_grid(dataset, field, factor=2):
-    """The inverse of refine_grid: coordinates of blocks of factor x factor cells (the mean of their centres), sizes cut to a multiple of factor."""
-    _check_factor(factor)
+    """The inverse of refine_grid: coordinates of blocks of factor x factor cells (the mean of their centres), sizes
+    cut to a multiple of factor."""
+    check_factor(factor)
     y, x = field.dims[-2:]
     cut = {dim: slice(0, field.sizes[dim] - field.sizes[dim] % factor) for dim in (y, x)}
     dataset, field = dataset.isel({k: v for k, v in cut.items() if k in dataset.dims}), field.isel(cut)
@@ -48,9 +51,11 @@ def coarsen_grid(dataset, field, factor=2):
 
 
 def grid_spacing_m(field):
-    """Median spacing (y, x) of the grid of a DataArray (..., y, x) in metres, from its coordinates; None where they do not tell.
+    """Median spacing (y, x) of the grid of a DataArray (..., y, x) in metres, from its coordinates; None where they
+    do not tell.
 
-    Projected coordinates in m or km, 1-D latitude and longitude in degrees, or 2-D latitude and longitude (great circle, radius 6371 km).
+    Projected coordinates in m or km, 1-D latitude and longitude in degrees, or 2-D latitude and longitude (great
+    circle, radius 6371 km).
     """
     y, x = field.dims[-2:]
     lat, lon = _latitude_longitude(field)
@@ -145,7 +150,8 @@ def _centres(coordinate, offsets, factor):
 
 
 def _widths(values):
-    """Signed widths of cells: the mean step where steps agree to a thousandth (coordinates stored in float32), else the local ones."""
+    """Signed widths of cells: the mean step where steps agree to a thousandth (coordinates stored in float32), else
+    the local ones."""
     steps = np.diff(values)
     mean = (values[-1] - values[0]) / (len(values) - 1)
     if np.all(np.abs(steps - mean) <= 1e-3 * abs(mean)):
@@ -196,7 +202,8 @@ def _corners(lat, lon, offsets, factor):
 
 
 def _resample(values, row_offsets, column_offsets, factor):
-    """values (..., H, W) at index + offset along both axes, linear and linearly continued at the edges; offsets None: means of blocks."""
+    """values (..., H, W) at index + offset along both axes, linear and linearly continued at the edges; offsets None:
+    means of blocks."""
     if row_offsets is None:
         *lead, height, width = values.shape
         return values.reshape(*lead, height // factor, factor, width // factor, factor).mean(axis=(-3, -1))
@@ -238,7 +245,8 @@ def _unit_vectors(lat, lon):
 
 
 def _angles(points, like_longitude):
-    """Latitude and longitude in degrees of vectors (3, ...), longitudes in 0 ... 360 if like_longitude has any above 180."""
+    """Latitude and longitude in degrees of vectors (3, ...), longitudes in 0 ... 360 if like_longitude has any above
+    180."""
     lat = np.rad2deg(np.arctan2(points[2], np.hypot(points[0], points[1])))
     lon = np.rad2deg(np.arctan2(points[1], points[0]))
     return lat, lon % 360.0 if np.nanmax(like_longitude) > 180.0 else lon
@@ -251,7 +259,8 @@ def _distance(points, axis):
 
 
 def _scale_geotransform(mapping, factor):
-    """A copy of a grid mapping variable; the pixel size in the GeoTransform attribute that GDAL writes is divided by factor."""
+    """A copy of a grid mapping variable; the pixel size in the GeoTransform attribute that GDAL writes is divided by
+    factor."""
     mapping = mapping.copy()
     parts = str(mapping.attrs.get("GeoTransform", "")).split()
     if len(parts) == 6:
@@ -262,8 +271,3 @@ def _scale_geotransform(mapping, factor):
 
 def _offsets(factor):
     return (np.arange(factor) + 0.5) / factor - 0.5
-
-
-def _check_factor(factor):
-    if int(factor) != factor or factor < 1:
-        raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From finer fields of reflectivity back to a Dataset like the one they came from, and coarse Datasets from fine ones."""
+"""From finer fields of reflectivity back to a Dataset like the one they came from, and coarse Datasets from fine
+ones."""
 
 import datetime
 
@@ -10,7 +11,8 @@ from . import preparation
 from .amounts import split_amounts
 from .grid import coarsen_grid, grid_mappings, refine_grid
 from .reflectivity import reflectivity_to_rate, to_reflectivity
-from .times import refine_time, split_intervals, time_encoding
+from .intervals import split_intervals
+from .times import refine_time, time_encoding
 from .units import rain_units
 
 _STORAGE_ATTRIBUTES = (
@@ -46,13 +48,15 @@ def output_frames(source, time_factor=2):
 def from_reflectivity(source, z, factor=2, time_factor=2):
     """A Dataset on the finer grid and times, in the variable and units that source came from.
 
-    Reflectivity is stored as it is; rates go back through R = (Z / a)^(1/b); amounts are distributed by `split_amounts`, so that every cell and interval of
-    the input keeps its amount. Coordinates, time and space bounds, grid mapping, global attributes, calendar and _FillValue are carried over; the finer
-    variable is float32. Other variables over time, y or x are left out, since they do not fit the finer grid.
+    Reflectivity is stored as it is; rates go back through R = (Z / a)^(1/b); amounts are distributed by
+    `split_amounts`, so that every cell and interval of the input keeps its amount. Coordinates, time and space
+    bounds, grid mapping, global attributes, calendar and _FillValue are carried over; the finer variable is float32.
+    Other variables over time, y or x are left out, since they do not fit the finer grid.
 
     Args:
         source: ReflectivityInput.
-        z: (n, factor H, factor W) dBZ, NaN = missing; the segments of source one after another, each with time_factor (T - 1) + 1 frames.
+        z: (n, factor H, factor W) dBZ, NaN = missing; the segments of source one after another, each with time_factor
+            (T - 1) + 1 frames.
         factor, time_factor: whole numbers >= 1; time_factor even for amounts.
     Returns: Dataset with the variable `source.source_name`.
     Raises: ValueError if the shape of z does not fit.
@@ -87,11 +91,13 @@ def add_history(dataset, text):
 def coarsen_dataset(dataset, factor=2, every=2, *, var=None, mode="dbz", floor=preparation.FLOOR_DBZ):
     """A coarse input made of a fine file of reflectivity: every `every`-th time, means of factor x factor cells.
 
-    Where a block holds echo above the floor: the mean of floored reflectivity, as in training; where it holds weaker echo only: the mean of that
-    in dBZ; else no echo. A block with a missing pixel is missing. Grids that are no multiple are cut at their end.
+    Where a block holds echo above the floor: the mean of floored reflectivity, as in training; where it holds weaker
+    echo only: the mean of that in dBZ; else no echo. A block with a missing pixel is missing. Grids that are no multiple
+    are cut at their end.
 
     Args: dataset, var as in to_reflectivity; mode as in `coarsen`; floor: dBZ.
-    Returns: Dataset with the same variable name, coordinates, grid mapping and attributes; times as they are at every `every`-th frame.
+    Returns: Dataset with the same variable name, coordinates, grid mapping and attributes; times as they are at every
+        `every`-th frame.
     """
     source = to_reflectivity(dataset, var)
     if source.kind != "reflectivity":
@@ -107,7 +113,8 @@ def coarsen_dataset(dataset, factor=2, every=2, *, var=None, mode="dbz", floor=p
 
 
 def coarsen_with_weak_echo(z, factor, *, mode, floor, no_echo):
-    """Block means of z (..., H, W) in dBZ that tell strong echo, weak echo and no echo apart (see coarsen_dataset), float32."""
+    """Block means of z (..., H, W) in dBZ that tell strong echo, weak echo and no echo apart (see coarsen_dataset),
+    float32."""
     strong = preparation.coarsen(z, factor, mode, floor)
     echo = z > no_echo
     share = preparation.coarsen(echo.astype(np.float32), factor)
@@ -160,7 +167,8 @@ def _add_time(out, source, times, bounds, time_factor):
 
 
 def _instant_bounds(source, bounds_name, times, time_factor):
-    """Bounds of finer times: as wide as the first bounds in the file over time_factor, at the same place around the time."""
+    """Bounds of finer times: as wide as the first bounds in the file over time_factor, at the same place around the
+    time."""
     pairs, label = source.dataset[bounds_name].values, source.dataset[source.dims[0]].values[0]
     if pairs.dtype.kind not in "MO" or pairs.ndim != 2:
         return None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between a field of reflectivity in dBZ and the numbers a network sees; every function takes numpy arrays or torch tensors."""
+"""Between a field of reflectivity in dBZ and the numbers a network sees; every function takes numpy arrays or torch
+tensors."""
 
 import sys
 
@@ -47,7 +48,8 @@ def coarsen(z, factor=2, mode="dbz", floor=None):
     linear_z:  Z(I, J) = 10 log10(mean over the block of 10^(z / 10))
 
     Args:
-        z: (..., H, W) dBZ; H and W multiples of factor (see `cut_to_multiple`). A block with a missing pixel (NaN) is missing.
+        z: (..., H, W) dBZ; H and W multiples of factor (see `cut_to_multiple`). A block with a missing pixel (NaN) is
+            missing.
         factor: pixels per side of a block, >= 1.
         mode: "dbz" (as in the paper) or "linear_z" (what a radar of coarser resolution measures).
         floor: dBZ, applied before the mean; None leaves z as it is.
@@ -56,7 +58,7 @@ def coarsen(z, factor=2, mode="dbz", floor=None):
     """
     if mode not in COARSENING_MODES:
         raise ValueError(f"mode must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
-    _check_factor(factor)
+    check_factor(factor)
     _check_multiple(z, factor)
     if floor is not None:
         z = clip_reflectivity(z, floor)
@@ -74,7 +76,7 @@ def valid_mask(z):
 
 def coarsen_mask(valid, factor=2):
     """A coarse pixel is valid if every one of its factor x factor fine pixels is; valid is (..., H, W) bool."""
-    _check_factor(factor)
+    check_factor(factor)
     _check_multiple(valid, factor)
     out = valid[..., ::factor, ::factor]
     for i, j in _offsets(factor)[1:]:
@@ -84,7 +86,7 @@ def coarsen_mask(valid, factor=2):
 
 def refine_mask(valid, factor=2):
     """Repeat a coarse mask (..., h, w) on the finer grid, (..., factor h, factor w)."""
-    _check_factor(factor)
+    check_factor(factor)
     if _is_torch(valid):
         return valid.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     return valid.repeat(factor, -2).repeat(factor, -1)
@@ -92,13 +94,14 @@ def refine_mask(valid, factor=2):
 
 def cut_to_multiple(z, factor):
     """Drop the last rows and columns of (..., H, W) so that both sizes are multiples of factor."""
-    _check_factor(factor)
+    check_factor(factor)
     height, width = z.shape[-2:]
     return z[..., : height - height % factor, : width - width % factor]
 
 
 def echo_fraction(z, floor=FLOOR_DBZ, valid=None):
-    """Share of the valid pixels with reflectivity above the floor; z in dBZ, any shape, NaN = missing; 0 where nothing is valid."""
+    """Share of the valid pixels with reflectivity above the floor; z in dBZ, any shape, NaN = missing; 0 where
+    nothing is valid."""
     valid = valid_mask(z) if valid is None else valid & valid_mask(z)
     count = int(valid.sum())
     return int(((z > floor) & valid).sum()) / count if count else 0.0
@@ -109,57 +112,10 @@ def has_enough_echo(z, floor=FLOOR_DBZ, minimum=ECHO_FRACTION):
     return echo_fraction(z, floor) >= minimum
 
 
-def triples(times, interval=None, every=1):
-    """Indices of frames at t, t + D and t + 2 D, found by time stamp, so that gaps make no false triples.
-
-    Args:
-        times: (T,) sorted times without duplicates: datetime64, cftime objects, or numbers.
-        interval: D as timedelta64, datetime.timedelta or number (the unit of times); None: the most frequent step of times.
-        every: keep only starts that are a multiple of `every` intervals after the first time (2: triples share end frames only).
-    Returns: (n, 3) int64 array of indices, n may be 0.
-    Raises: ValueError for fewer than two times, unsorted times or an interval <= 0.
-    """
-    seconds = seconds_since_first(times)
-    step = most_frequent_step(seconds) if interval is None else _in_seconds(interval)
-    if not step > 0:
-        raise ValueError(f"interval must be positive, got {interval!r}")
-    place = {round(value * 1000): index for index, value in enumerate(seconds)}
-    found = []
-    for index, value in enumerate(seconds):
-        if every > 1 and round(value / step, 6) % every:
-            continue
-        second, third = (place.get(round((value + k * step) * 1000)) for k in (1, 2))
-        if second is not None and third is not None:
-            found.append((index, second, third))
-    return np.array(found, dtype=np.int64).reshape(-1, 3)
-
-
-def seconds_since_first(times):
-    """Float64 seconds since the first of the sorted times (datetime64, cftime objects, or numbers taken as seconds)."""
-    values = np.asarray(times)
-    if values.ndim != 1 or values.size < 2:
-        raise ValueError(f"times must hold at least 2 time steps in one dimension, got shape {values.shape}")
-    if values.dtype.kind == "M":
-        seconds = (values - values[0]) / np.timedelta64(1, "ns") * 1e-9
-    elif values.dtype.kind == "O":
-        seconds = np.array([(value - values[0]).total_seconds() for value in values])
-    else:
-        seconds = values.astype(np.float64) - float(values[0])
-    if not np.all(np.diff(seconds) > 0):
-        raise ValueError("times must be sorted and without duplicates")
-    return seconds
-
-
-def most_frequent_step(seconds):
-    """The most frequent difference of sorted seconds (ties: the smaller one), to the millisecond."""
-    steps, counts = np.unique(np.round(np.diff(seconds), 3), return_counts=True)
-    return float(steps[np.argmax(counts)])
-
-
-def _in_seconds(interval):
-    if isinstance(interval, np.timedelta64):
-        return float(interval / np.timedelta64(1, "ns")) * 1e-9
-    return float(interval.total_seconds()) if hasattr(interval, "total_seconds") else float(interval)
+def check_factor(factor):
+    """ValueError unless factor is a whole number >= 1."""
+    if int(factor) != factor or factor < 1:
+        raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")
 
 
 def _is_torch(array):
@@ -183,11 +139,6 @@ def _block_mean(z, factor):
 def _check_range(floor, ceiling):
     if not ceiling > floor:
         raise ValueError(f"ceiling must be above floor, got floor {floor} and ceiling {ceiling} dBZ")
-
-
-def _check_factor(factor):
-    if int(factor) != factor or factor < 1:
-        raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")
 
 
 def _check_multiple(z, factor):

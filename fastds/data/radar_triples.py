@@ -7,7 +7,7 @@ import os
 import numpy as np
 import torch
 
-from . import preparation
+from . import preparation, times
 from .files import open_dataset
 from .reflectivity import to_reflectivity
 
@@ -35,8 +35,8 @@ class FrameStore:
 
     def __init__(self, source):
         field, self.name = _read(source)
-        self.seconds = preparation.seconds_since_first(field["time"].values)
-        self.cadence = preparation.most_frequent_step(self.seconds)
+        self.seconds = times.seconds_since_first(field["time"].values)
+        self.cadence = times.most_frequent_step(self.seconds)
         self.data, self.table = _pack(np.asarray(field.values, dtype=np.float32))
         self.shape = self.data.shape
 
@@ -52,30 +52,34 @@ class FrameStore:
 
     def triples(self, interval=1, every=1):
         """Index triples (n, 3) at `interval` times the cadence."""
-        return preparation.triples(self.seconds, interval * self.cadence, every)
+        return times.triples(self.seconds, interval * self.cadence, every)
 
 
 class RadarTriples(torch.utils.data.Dataset):
     """Random training samples: coarse frames t and t + 2 D in, fine frames t, t + D, t + 2 D out.
 
-    A sample draws a source, an interval D (multiples of the cadence of the file), a scale (the truth itself is the file coarsened by
-    1, 2 or 4), a way of coarsening (mean of dBZ or of linear Z), a crop on block borders, flips, a transpose and the direction of time.
-    Users bring other grids and cadences than the training files: hence the mixture. To draw a value more often, repeat it.
+    A sample draws a source, an interval D (multiples of the cadence of the file), a scale (the truth itself is the
+    file coarsened by 1, 2 or 4), a way of coarsening (mean of dBZ or of linear Z), a crop on block borders, flips, a
+    transpose and the direction of time.
+    Users bring other grids and cadences than the training files: hence the mixture. To draw a value more often, repeat
+    it.
 
     Args:
         sources: paths, TimeBlocks, Datasets, DataArrays or FrameStores.
         crop: side of the coarse crop in pixels; the fine crop has twice that.
-        samples: length of the dataset; sample i depends on (seed, i) only, and i >= samples is allowed (see EpochSampler).
+        samples: length of the dataset; sample i depends on (seed, i) only, and i >= samples is allowed (see
+            EpochSampler).
         scales, intervals, modes: values to draw from.
         weights: relative share of each source; None: equal.
         floor, ceiling: dBZ, see `preparation.prepare`.
-        minimum_echo, minimum_valid: a crop needs this share of echo in its valid fine pixels (mean of three frames) and this share of valid ones;
-            after 24 attempts the attempt with most echo is taken.
+        minimum_echo, minimum_valid: a crop needs this share of echo in its valid fine pixels (mean of three frames)
+            and this share of valid ones; after 24 attempts the attempt with most echo is taken.
         augment: flips, transposes and time reversal.
-        flow: None, or a callable on whole coarse frames: (2, h, w) float32 in [0, 1] -> (2, 2, h, w) displacements (dy, dx) in pixels,
-            [0] from the first frame to the second, [1] back. Computed once per (source, scale, triple) from frames coarsened in dBZ.
-    Sample: dict of x (2, 1, h, w), y (3, 1, 2h, 2w) float32 in [0, 1] with missing -> 0; valid (3, 1, 2h, 2w) bool: the fine pixel is valid and
-        so are the input blocks above it; flow (1, 2, 2, h, w) if asked for.
+        flow: None, or a callable on whole coarse frames: (2, h, w) float32 in [0, 1] -> (2, 2, h, w) displacements
+            (dy, dx) in pixels, [0] from the first frame to the second, [1] back. Computed once per (source, scale,
+            triple) from frames coarsened in dBZ.
+    Sample: dict of x (2, 1, h, w), y (3, 1, 2h, 2w) float32 in [0, 1] with missing -> 0; valid (3, 1, 2h, 2w) bool:
+        the fine pixel is valid and so are the input blocks above it; flow (1, 2, 2, h, w) if asked for.
     Deterministic by (seed, index); safe in DataLoader workers (call `cache_flow()` before they start).
     """
 
@@ -112,7 +116,8 @@ class RadarTriples(torch.utils.data.Dataset):
         for store, fitting, found in zip(self.stores, self.scales, self.triples, strict=True):
             if not fitting:
                 raise ValueError(
-                    f"{store.name}: a coarse crop of {crop} needs {2 * min(scales) * crop} fine pixels a side, the grid is {store.shape[1:]}"
+                    f"{store.name}: a coarse crop of {crop} needs {2 * min(scales) * crop} fine pixels a side, "
+                    f"the grid is {store.shape[1:]}"
                 )
             if not found:
                 raise ValueError(f"{store.name}: no three frames at equal intervals among {store.shape[0]} frames")
@@ -143,7 +148,8 @@ class RadarTriples(torch.utils.data.Dataset):
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
 
     def cache_flow(self, progress=None):
-        """Compute the flow of every (source, scale, triple) now, so that DataLoader workers share it; progress wraps the list of keys."""
+        """Compute the flow of every (source, scale, triple) now, so that DataLoader workers share it; progress wraps
+        the list of keys."""
         keys = [
             (number, scale, tuple(map(int, triple)))
             for number in range(len(self.stores))
@@ -181,9 +187,10 @@ class RadarTriples(torch.utils.data.Dataset):
 class EvaluationTriples(torch.utils.data.Dataset):
     """Whole frames in file order, without augmentation: the samples behind every number that is reported.
 
-    The truth is cut from the top left to multiples of `multiple` pixels. A pixel counts as valid if it is so in every frame
-    of the source and so is its block. With valid pixels more than two pixels away from others and from the edge (see
-    fastds.metrics.interior) these samples reproduce the published errors of trilinear interpolation on the project's files.
+    The truth is cut from the top left to multiples of `multiple` pixels. A pixel counts as valid if it is so in every
+    frame of the source and so is its block. With valid pixels more than two pixels away from others and from the edge
+    (see fastds.metrics.interior) these samples reproduce the published errors of trilinear interpolation on the
+    project's files.
 
     Args: source, floor, ceiling, flow as in RadarTriples; interval: multiple of the cadence; scale: coarsening of the
         truth; every: starts only at multiples of `every` intervals; mode: of the coarsening.
@@ -223,7 +230,8 @@ class EvaluationTriples(torch.utils.data.Dataset):
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Indices epoch * len(dataset), ... of a RadarTriples: new samples every epoch, also with persistent workers (Lightning calls set_epoch)."""
+    """Indices epoch * len(dataset), ... of a RadarTriples: new samples every epoch, also with persistent workers
+    (Lightning calls set_epoch)."""
 
     def __init__(self, dataset):
         self.length, self.epoch = len(dataset), 0
@@ -239,7 +247,8 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 def make_sample(z, *, scale=1, mode="dbz", floor=preparation.FLOOR_DBZ, ceiling=preparation.CEILING_DBZ):
-    """Arrays x (2, 1, h, w), y (3, 1, 2h, 2w), valid (3, 1, 2h, 2w) from three frames z (3, H, W) in dBZ; H, W multiples of 2 * scale."""
+    """Arrays x (2, 1, h, w), y (3, 1, 2h, 2w), valid (3, 1, 2h, 2w) from three frames z (3, H, W) in dBZ; H, W
+    multiples of 2 * scale."""
     truth = preparation.coarsen(z, scale, mode, floor)
     coarse = preparation.coarsen(truth[::2], 2, mode)
     blocks = preparation.refine_mask(preparation.valid_mask(coarse).all(axis=0), 2)

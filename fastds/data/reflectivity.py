@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the variable of a file to reflectivity in dBZ on sorted times, and the laws between rain rate and reflectivity."""
+"""From the variable of a file to reflectivity in dBZ on sorted times, and the laws between rain rate and
+reflectivity."""
 
 import dataclasses
 
@@ -7,7 +8,8 @@ import numpy as np
 import xarray as xr
 
 from .axes import find_axes
-from .times import interval_bounds, regular_segments, sort_times
+from .intervals import interval_bounds
+from .times import regular_segments, sort_times, to_seconds
 from .units import rain_units
 from .variables import choose_variable
 
@@ -37,7 +39,8 @@ _MISSING_MEANINGS = (
 
 
 def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
-    """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape); R <= 0 and anything weaker than no_echo -> no_echo."""
+    """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape); R <= 0 and anything weaker
+    than no_echo -> no_echo."""
     a, b = z_r
     with np.errstate(divide="ignore", invalid="ignore"):
         z = 10.0 * np.log10(a) + 10.0 * b * np.log10(np.maximum(rate, 0.0))
@@ -45,7 +48,8 @@ def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
 
 
 def reflectivity_to_rate(z, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
-    """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape); z <= no_echo -> 0."""
+    """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape); z <= no_echo ->
+    0."""
     a, b = z_r
     rate = (10.0 ** (np.asarray(z, dtype=np.float64) / 10.0) / a) ** (1.0 / b)
     return np.where(z <= no_echo, 0.0, rate).astype(np.float32)
@@ -57,13 +61,15 @@ class ReflectivityInput:
 
     Attributes:
         raw: the chosen variable (time, y, x) in its own units and dimension names, sorted by time, not loaded.
-        kind: "reflectivity", "rate" (mm/h and the like at the time itself) or "amount" (a sum or mean over an interval).
+        kind: "reflectivity", "rate" (mm/h and the like at the time itself) or "amount" (a sum or mean over an
+            interval).
         source_name: name of the variable in the file.
         z_r: (a, b) of Z = a R^b, and z_r_origin, where it came from; None for reflectivity.
         no_echo: dBZ that stands for no echo.
         times: (T,) datetime64 or cftime; for amounts the middle of the interval.
         bounds: (T, 2) of the intervals for amounts, else None.
-        segments: slices of frames that follow one another at the cadence; no frame is interpolated across a gap between two segments.
+        segments: slices of frames that follow one another at the cadence; no frame is interpolated across a gap
+            between two segments.
         cadence: seconds between frames.
         notes: sentences about what was found and done, for the user.
     """
@@ -97,7 +103,8 @@ class ReflectivityInput:
         return self.raw.attrs["units"]
 
     def frames(self, index):
-        """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing, without infinities."""
+        """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
+        without infinities."""
         values = _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
         if self.kind == "reflectivity":
             return values
@@ -115,7 +122,7 @@ class ReflectivityInput:
 
     def interval_seconds(self, index):
         """Length of the intervals of some frames of an "amount" input in seconds, shaped to multiply frames."""
-        length = np.array([_seconds(second - first) for first, second in self.bounds])[index]
+        length = np.array([to_seconds(second - first) for first, second in self.bounds])[index]
         return length[..., None, None].astype(np.float32) if np.ndim(length) else np.float32(length)
 
     @property
@@ -146,17 +153,19 @@ class ReflectivityInput:
 def to_reflectivity(dataset, var=None, *, z_r=None):
     """Find the reflectivity of a dataset, or make it from rain rates or amounts on request.
 
-    A variable of reflectivity is taken if it is the only one whose standard_name and units (dBZ) say so, or else the only one whose name does. Rain
-    rates and amounts are converted by Z = a R^b if they are named by `var`, or if z_r is given and there is one such variable.
+    A variable of reflectivity is taken if it is the only one whose standard_name and units (dBZ) say so, or else the
+    only one whose name does. Rain rates and amounts are converted by Z = a R^b if they are named by `var`, or if z_r
+    is given and there is one such variable.
 
     Args:
         dataset: xarray.Dataset with dimensions time, y, x (any names; dimensions of length 1 are dropped).
         var: name of the variable to use.
-        z_r: (a, b) for Z in mm6 m-3 and R in mm/h; None: attributes zr_a and zr_b of the variable or file, else (200, 1.6).
+        z_r: (a, b) for Z in mm6 m-3 and R in mm/h; None: attributes zr_a and zr_b of the variable or file, else (200,
+            1.6).
     Returns: ReflectivityInput; its `field` is reflectivity (time, y, x) in dBZ, float32, sorted by time, NaN = missing.
-    Raises: ValueError in one sentence for: no or several candidates (they are listed), an unknown name, wrong or absent units, fewer than
-        two times, missing, undecoded or irregular times, different fields at one time, x or y out of order, amounts without an interval,
-        amounts that run on from a fixed start, intervals that leave gaps.
+    Raises: ValueError in one sentence for: no or several candidates (they are listed), an unknown name, wrong or
+        absent units, fewer than two times, missing, undecoded or irregular times, different fields at one time, x or
+        y out of order, amounts without an interval, amounts that run on from a fixed start, intervals that leave gaps.
     """
     name, kind, notes = choose_variable(dataset, var, z_r is not None)
     raw, axes_notes = find_axes(dataset[name])
@@ -194,11 +203,9 @@ def _z_r(dataset, variable, given):
     else:
         attrs = {**dataset.attrs, **variable.attrs}
         has = "zr_a" in attrs and "zr_b" in attrs
-        law, origin = (
-            ((float(attrs["zr_a"]), float(attrs["zr_b"])), "from the file's attributes")
-            if has
-            else (MARSHALL_PALMER, "the default")
-        )
+        law, origin = MARSHALL_PALMER, "the default"
+        if has:
+            law, origin = (float(attrs["zr_a"]), float(attrs["zr_b"])), "from the file's attributes"
     if len(law) != 2 or not all(np.isfinite(law)) or min(law) <= 0:
         raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {law}")
     return law, origin
@@ -209,7 +216,7 @@ def _no_echo(raw, kind):
         for name in _NO_ECHO_ATTRIBUTES:
             if name in raw.attrs:
                 value = float(raw.attrs[name])
-                # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale of the product is kept.
+                # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the product's scale is kept.
                 return value if -60.0 <= value <= 15.0 else NO_ECHO_DBZ
     return NO_ECHO_DBZ
 
@@ -218,7 +225,7 @@ def _decode_flags(values, raw, no_echo):
     """float32 values with the codes for no echo, missing and -inf of the variable's attributes replaced."""
     values = np.array(values, dtype=np.float32)
     for name in _NO_ECHO_ATTRIBUTES:
-        if name in raw.attrs:
+        if name in raw.attrs and float(raw.attrs[name]) != no_echo:
             values[np.isclose(values, np.float32(raw.attrs[name]), rtol=1e-6, atol=1e-4)] = no_echo
     meanings = str(raw.attrs.get("flag_meanings", "")).lower().split()
     for flag, meaning in zip(np.atleast_1d(raw.attrs.get("flag_values", [])), meanings, strict=False):
@@ -231,7 +238,3 @@ def _decode_flags(values, raw, no_echo):
 
 def _middle(bounds):
     return bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) / 2
-
-
-def _seconds(delta):
-    return float(delta / np.timedelta64(1, "ns")) * 1e-9 if isinstance(delta, np.timedelta64) else delta.total_seconds()

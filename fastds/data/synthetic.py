@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded synthetic rain events: growing and decaying cells in a stratiform field, carried by a wind, as a radar composite shows them."""
+"""Seeded synthetic rain events: growing and decaying cells in a stratiform field, carried by a wind, as a radar
+composite shows them."""
 
 import dataclasses
 
@@ -31,13 +32,14 @@ def synthetic_event(
 ):
     """A rain event on a square grid: reflectivity (time, y, x) in dBZ every few minutes, from a seed alone.
 
-    The field is z(p, t) = L(D(p, t), t): L develops in the frame of the moving air, D(p, t) is where the air at p was at
-    the middle of the event, so advection smooths nothing. L is the sum, in mm/h, of
+    The field is z(p, t) = L(D(p, t), t): L develops in the frame of the moving air, D(p, t) is where the air at p was
+    at the middle of the event, so advection smooths nothing. L is the sum, in mm/h, of
 
-    * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around `stratiform_dbz`, bent
-      over at 32 dBZ; a wave of wavelength l forgets itself in 90 min (l / 100 km)^0.7, so small scales change first;
-    * convective cells, born at random in bands, that live 20 to 70 minutes with intensity sin^2(pi age / life): ellipses
-      of 1.5 to 5 km, axes up to 1 : 2.5, slowly turning, with small-scale texture.
+    * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around
+      `stratiform_dbz`, bent over at 32 dBZ; a wave of wavelength l forgets itself in 90 min (l / 100 km)^0.7, so
+      small scales change first;
+    * convective cells, born at random in bands, that live 20 to 70 minutes with intensity sin^2(pi age / life):
+      ellipses of 1.5 to 5 km, axes up to 1 : 2.5, slowly turning, with small-scale texture.
 
     Reflectivity is Z = 200 R^1.6; values below 0 dBZ are no echo (-32 dBZ).
 
@@ -45,12 +47,14 @@ def synthetic_event(
         seed: whole number; the same seed and arguments give the same event.
         frames: number of times, >= 2. shape: (H, W) in pixels, each >= 32.
         cadence_minutes, spacing_m: time step and pixel size.
-        speed: mean wind in m/s, its direction is drawn. rotation: wind at the domain's edge that turns around its middle, as
-            a share of speed. gusts: root mean square of the wind in eddies of about 60 km, as a share of speed.
-        cells_per_10000_km2: convective cells alive at a time. stratiform_dbz: mean of the stratiform field; None: no such rain.
+        speed: mean wind in m/s, its direction is drawn. rotation: wind at the domain's edge that turns around its
+            middle, as a share of speed. gusts: root mean square of the wind in eddies of about 60 km, as a share of
+            speed.
+        cells_per_10000_km2: convective cells alive at a time. stratiform_dbz: mean of the stratiform field; None: no
+            such rain.
         start: first time (UTC).
-    Returns: Dataset with `reflectivity`, the wind `eastward_wind`, `northward_wind` (y, x) in m/s, constant in time and the true
-        motion of every feature, and projection coordinates x, y in m (pixel centres, y descending).
+    Returns: Dataset with `reflectivity`, the wind `eastward_wind`, `northward_wind` (y, x) in m/s, constant in time
+        and the true motion of every feature, and projection coordinates x, y in m (pixel centres, y descending).
     Raises: ValueError for fewer than two frames or a side below 32 pixels.
     """
     if frames < 2:
@@ -80,7 +84,8 @@ def synthetic_event(
 
 @dataclasses.dataclass(frozen=True)
 class _Air:
-    """The frame of the moving air: its padded grid, time step, and displaced pixels (2, H, W) that make cells ragged."""
+    """The frame of the moving air: its padded grid, time step, and displaced pixels (2, H, W) that make cells
+    ragged."""
 
     shape: tuple
     spacing_m: float
@@ -128,7 +133,8 @@ def _sample(field, places):
 
 
 def _gaussian_fields(rng, frames, air):
-    """Gaussian fields (standard deviation 1) with a power-law spectrum, each scale with its own memory from frame to frame."""
+    """Gaussian fields (standard deviation 1) with a power-law spectrum, each scale with its own memory from frame to
+    frame."""
     wave = _wavenumber(air.shape, air.spacing_m)
     amplitude = np.maximum(wave, 1.0 / 150_000.0) ** -1.45
     amplitude[0, 0] = 0.0

@@ -28,8 +28,9 @@ _RAIN_WORDS = ("rain", "precip", "snowfall", "tp", "rr", "prate")
 def choose_variable(dataset, var=None, convert=False):
     """Name and kind ("reflectivity", "rate", "amount") of the variable to use, and notes about the choice.
 
-    With `var` that variable, whatever its kind. Without: the only variable of reflectivity by standard_name and units, else the only one by name and
-    units; if there is none and `convert` is set, the only variable of rain. Otherwise ValueError with the list of candidates.
+    With `var` that variable, whatever its kind. Without: the only variable of reflectivity by standard_name and
+    units, else the only one by name and units; if there is none and `convert` is set, the only variable of rain.
+    Otherwise ValueError with the list of candidates.
     """
     if var is not None:
         if var not in dataset.variables:
