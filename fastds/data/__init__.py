@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar fields as xarray datasets: files, variables, grids, the preparation of samples, synthetic events."""
 
-from .amounts import split_amounts
+from .amounts import split_amount
 from .files import open_dataset, save_dataset
 from .grid import coarsen_grid, grid_spacing_m, refine_grid
-from .output import add_history, coarsen_dataset, from_reflectivity, output_frames
+from .output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
 from .preparation import (
     CEILING_DBZ,
     ECHO_FRACTION,
@@ -33,8 +33,9 @@ __all__ = [
     "from_reflectivity",
     "grid_spacing_m",
     "output_frames",
+    "output_shape",
     "refine_grid",
-    "split_amounts",
+    "split_amount",
     "synthetic_event",
     "time_encoding",
     "CEILING_DBZ",

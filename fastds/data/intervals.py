@@ -79,7 +79,7 @@ def _bounds_from_cadence(field):
 def _check_length(name, length, cadence):
     if abs(length - cadence) > _TOLERANCE * cadence:
         raise ValueError(
-            f"variable {name} has intervals of {length:g} s at a cadence of {cadence:g} s; sum it over the cadence first"
+            f"variable {name} has intervals of {length:g} s at a cadence of {cadence:g} s; sum it so that they agree"
         )
 
 

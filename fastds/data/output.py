@@ -8,10 +8,10 @@ import numpy as np
 import xarray as xr
 
 from . import preparation
-from .amounts import split_amounts
+from .amounts import interval_ends, split_amount
 from .grid import coarsen_grid, grid_mappings, refine_grid
-from .reflectivity import reflectivity_to_rate, to_reflectivity
 from .intervals import split_intervals
+from .reflectivity import to_reflectivity
 from .times import refine_time, time_encoding
 from .units import rain_units
 
@@ -45,41 +45,51 @@ def output_frames(source, time_factor=2):
     return sum(time_factor * (segment.stop - segment.start - 1) + 1 for segment in source.segments)
 
 
-def from_reflectivity(source, z, factor=2, time_factor=2):
+def output_shape(source, factor=2, time_factor=2):
+    """Shape of the variable that from_reflectivity makes; amounts have time_factor T frames, other kinds
+    output_frames."""
+    count = time_factor * source.shape[0] if source.kind == "amount" else output_frames(source, time_factor)
+    return count, factor * source.shape[1], factor * source.shape[2]
+
+
+def from_reflectivity(source, z, factor=2, time_factor=2, *, out=None):
     """A Dataset on the finer grid and times, in the variable and units that source came from.
 
     Reflectivity is stored as it is; rates go back through R = (Z / a)^(1/b); amounts are distributed by
-    `split_amounts`, so that every cell and interval of the input keeps its amount. Coordinates, time and space
-    bounds, grid mapping, global attributes, calendar and _FillValue are carried over; the finer variable is float32.
-    Other variables over time, y or x are left out, since they do not fit the finer grid.
+    `split_amount`, so that every cell and interval of the input keeps its amount. Coordinates, time and space bounds,
+    grid mapping, global attributes, calendar and _FillValue are carried over; the finer variable is float32. Other
+    variables over time, y or x are left out, since they do not fit the finer grid.
 
     Args:
         source: ReflectivityInput.
-        z: (n, factor H, factor W) dBZ, NaN = missing; the segments of source one after another, each with time_factor
-            (T - 1) + 1 frames.
+        z: (n, factor H, factor W) dBZ float32, NaN = missing; the segments of source one after another, each with
+            time_factor (T - 1) + 1 frames. It may be a memory map: rates and amounts are made frame by frame.
         factor, time_factor: whole numbers >= 1; time_factor even for amounts.
+        out: float32 array of `output_shape` (a memory map, say) for rates and amounts; None: a new one.
     Returns: Dataset with the variable `source.source_name`.
-    Raises: ValueError if the shape of z does not fit.
+    Raises: ValueError if the shape of z or out does not fit, and for an odd time_factor with amounts.
     """
     expected = (output_frames(source, time_factor), *(factor * size for size in source.shape[1:]))
     if z.shape != expected:
         raise ValueError(f"z must have the shape {expected} for an input {source.shape}, got {z.shape}")
+    if source.kind == "amount" and time_factor % 2:
+        raise ValueError(f"time_factor must be even for amounts, got {time_factor}")
+    times, bounds = _times(source, time_factor)
+    result = _add_time(refine_grid(source.dataset, source.raw, factor), source, times, bounds, time_factor)
     raw = source.raw
-    values, times, bounds = _values_and_times(source, np.asarray(z, dtype=np.float32), factor, time_factor)
-    out = refine_grid(source.dataset, raw, factor)
-    out = _add_time(out, source, times, bounds, time_factor)
+    values = _values(source, z, factor, time_factor, out)
     variable = xr.Variable(raw.dims, values, _attributes(source, time_factor), {"_FillValue": _fill_value(raw)})
     mappings = grid_mappings(source.dataset, raw)
     if mappings:
         variable.attrs["grid_mapping"] = (
             raw.attrs.get("grid_mapping") or raw.encoding.get("grid_mapping") or mappings[0]
         )
-    out[source.source_name] = variable
+    result[source.source_name] = variable
     for name, coordinate in raw.coords.items():
-        if coordinate.ndim == 0 and name not in out.variables:
-            out = out.assign_coords({name: coordinate.variable})
+        if coordinate.ndim == 0 and name not in result.variables:
+            result = result.assign_coords({name: coordinate.variable})
     kept = {key: value for key, value in source.dataset.attrs.items() if key not in _STALE_GLOBAL_ATTRIBUTES}
-    return out.assign_attrs({"Conventions": "CF-1.8", **kept})
+    return result.assign_attrs({"Conventions": "CF-1.8", **kept})
 
 
 def add_history(dataset, text):
@@ -92,8 +102,8 @@ def coarsen_dataset(dataset, factor=2, every=2, *, var=None, mode="dbz", floor=p
     """A coarse input made of a fine file of reflectivity: every `every`-th time, means of factor x factor cells.
 
     Where a block holds echo above the floor: the mean of floored reflectivity, as in training; where it holds weaker
-    echo only: the mean of that in dBZ; else no echo. A block with a missing pixel is missing. Grids that are no multiple
-    are cut at their end.
+    echo only: the mean of that in dBZ; else no echo. A block with a missing pixel is missing. Other grids are cut at
+    their end to a multiple of factor.
 
     Args: dataset, var as in to_reflectivity; mode as in `coarsen`; floor: dBZ.
     Returns: Dataset with the same variable name, coordinates, grid mapping and attributes; times as they are at every
@@ -123,30 +133,41 @@ def coarsen_with_weak_echo(z, factor, *, mode, floor, no_echo):
     return np.where(np.isnan(strong) | (strong > floor), strong, weak).astype(np.float32)
 
 
-def _values_and_times(source, z, factor, time_factor):
+def _values(source, z, factor, time_factor, out):
+    """z in the units of the source's variable, frame by frame into out."""
     if source.kind == "reflectivity":
-        return z, _segment_times(source, time_factor), None
-    rates = reflectivity_to_rate(z, source.z_r, source.no_echo)
+        return z
+    shape = output_shape(source, factor, time_factor)
+    out = np.empty(shape, np.float32) if out is None else out
+    if out.shape != shape:
+        raise ValueError(f"out must have the shape {shape}, got {out.shape}")
     millimetres, seconds = rain_units(source.units)
     if source.kind == "rate":
-        return rates / np.float32(millimetres * 3600.0 / seconds), _segment_times(source, time_factor), None
-    parts, start = [], 0
+        for number, frame in enumerate(z):
+            out[number] = source.to_rate(frame) * np.float32(seconds / (millimetres * 3600.0))
+        return out
+    start = 0
     for segment in source.segments:
-        stop = start + time_factor * (segment.stop - segment.start - 1) + 1
-        hours = float(np.ravel(source.interval_seconds(segment))[0]) / 3600.0
-        parts.append(split_amounts(source.amounts(segment), rates[start:stop], hours, factor, time_factor))
-        start = stop
-    values = np.concatenate(parts) / np.float32(millimetres)
-    if seconds is not None:
-        values *= np.float32(seconds * time_factor / (hours * 3600.0))
+        frames = time_factor * (segment.stop - segment.start - 1) + 1
+        for number in range(segment.start, segment.stop):
+            ends = start + interval_ends(number - segment.start, frames, time_factor)
+            hours = float(source.interval_seconds(number)) / 3600.0
+            short = split_amount(source.amounts(number), [source.to_rate(z[end]) for end in ends], hours, factor)
+            # A mean rate is the amount over the length of its interval, in its own unit of time.
+            per = millimetres if seconds is None else millimetres * hours * 3600.0 / time_factor / seconds
+            out[time_factor * number : time_factor * (number + 1)] = short / np.float32(per)
+        start += frames
+    return out
+
+
+def _times(source, time_factor):
+    """Fine times, and for amounts the bounds of the short intervals."""
+    if source.kind != "amount":
+        return np.concatenate([refine_time(source.times[segment], time_factor) for segment in source.segments]), None
     bounds = split_intervals(source.bounds, time_factor)
     labels = source.raw[source.dims[0]].values
     position = (labels[0] - source.bounds[0, 0]) / (source.bounds[0, 1] - source.bounds[0, 0])
-    return values, bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) * position, bounds
-
-
-def _segment_times(source, time_factor):
-    return np.concatenate([refine_time(source.times[segment], time_factor) for segment in source.segments])
+    return bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) * position, bounds
 
 
 def _add_time(out, source, times, bounds, time_factor):

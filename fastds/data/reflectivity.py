@@ -108,14 +108,18 @@ class ReflectivityInput:
         values = _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
         if self.kind == "reflectivity":
             return values
-        return rate_to_reflectivity(values * self._to_rate(index), self.z_r, self.no_echo)
+        return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
+
+    def to_rate(self, z):
+        """Rain rate in mm/h of reflectivity z in dBZ by this input's Z-R law."""
+        return reflectivity_to_rate(z, self.z_r, self.no_echo)
 
     def amounts(self, index):
         """Amounts in mm of some frames of an "amount" input, NaN = missing."""
         seconds = self.interval_seconds(index)
         return (
             np.maximum(_decode_flags(self.raw[index].values, self.raw, 0.0), 0.0)
-            * self._to_rate(index)
+            * self._mm_per_hour(index)
             * seconds
             / 3600.0
         )
@@ -143,7 +147,7 @@ class ReflectivityInput:
     def _no_echo_in_file(self):
         return self.no_echo if self.kind == "reflectivity" else 0.0
 
-    def _to_rate(self, index):
+    def _mm_per_hour(self, index):
         """Factor from values of the file to mm/h."""
         millimetres, seconds = rain_units(self.units)
         seconds = self.interval_seconds(index) if seconds is None else seconds
@@ -216,7 +220,7 @@ def _no_echo(raw, kind):
         for name in _NO_ECHO_ATTRIBUTES:
             if name in raw.attrs:
                 value = float(raw.attrs[name])
-                # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the product's scale is kept.
+                # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale is kept.
                 return value if -60.0 <= value <= 15.0 else NO_ECHO_DBZ
     return NO_ECHO_DBZ
 
