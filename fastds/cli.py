@@ -142,10 +142,10 @@ def _demo(options) -> None:
     demo(options.out, progress=True, **chosen)
 
 
-def _train(argv: list[str]) -> None:
-    from fastds.training.cli import main as train
+def _train(argv: list[str]) -> int:
+    from fastds.training import main as train
 
-    train(argv)
+    return train(argv)
 
 
 def _info(argv: list[str]) -> None:
@@ -170,14 +170,13 @@ def _guarded(name: str, run, options) -> int:
         warnings.showwarning = _show_warning
         warnings.simplefilter("always", UserWarning)
         try:
-            run(options)
+            return run(options) or _OK
         except (ValueError, OSError, ImportError) as error:
             print(f"{name}: {_sentence(error)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
-    return _OK
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

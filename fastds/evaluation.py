@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ FSS_WINDOW = 9
 FINE_BAND = (2.0, 4.0)
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
 _SPACE_FACTOR = 2
+# SSIM and FSS come from packages of the extra "verify"; without them the table says so and has "-" in their places.
+_HAS_TORCHMETRICS, _HAS_SCORES = (importlib.util.find_spec(name) is not None for name in ("torchmetrics", "scores"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class EvaluationTable:
             total = row[f"mse_total_{key}"]
             change = f"{100 * (total / reference - 1):+.1f} %" if reference > 0 else "-"
             numbers = [row[f"{c}_{key}"] for c in ("mse_t2", "mse_t13", "ssim")]
-            table.add_row(name, f"{total:.3f}", "" if name == "trilinear" else change, *(f"{v:.3f}" for v in numbers))
+            table.add_row(name, _text(total), "" if name == "trilinear" else change, *map(_text, numbers))
         return table
 
     def _skill_table(self):
@@ -95,8 +98,12 @@ class EvaluationTable:
         table = _table(title, ("method", *heads, "detail", "input rmse dB"))
         keys = [f"{score}_{q:g}" for score in ("csi", "fss") for q in THRESHOLDS_DBZ] + ["spectrum", "recoarsened_rmse"]
         for name, row in self.rows.items():
-            table.add_row(name, *("-" if np.isnan(row[k]) else f"{row[k]:.3f}" for k in keys))
+            table.add_row(name, *(_text(row[k]) for k in keys))
         return table
+
+
+def _text(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def _table(title: str, heads: tuple[str, ...]):
@@ -199,6 +206,10 @@ class _Triples:
             sizes = f"{self.fine.shape[1:]} and {self.coarse.shape[1:]}"
             raise ValueError(f"PRED must have twice the pixels of COARSE each way, got {sizes}")
         self.notes = []
+        if not (_HAS_TORCHMETRICS and _HAS_SCORES):
+            self.notes.append(
+                "SSIM and FSS need the packages torchmetrics and scores: pip install 'fastds-weather[verify]'"
+            )
         if self.coarse is None:
             self.notes.append("coarse input of the baselines: TRUTH above 15 dBZ averaged 2 x 2 at the outer times")
         self.pairs = self._find()
@@ -274,7 +285,7 @@ class _Scores:
         pixels = int(pair.valid.sum())
         for middle in range(1, last):
             order = [0, middle, last]
-            errors = radar_errors(fields[order], pair.truth[order], pair.valid, floor)
+            errors = radar_errors(fields[order], pair.truth[order], pair.valid, floor, with_ssim=_HAS_TORCHMETRICS)
             for key in ("mse_total", "mse_t2", "mse_t13", "ssim"):
                 if not np.isnan(errors[key]):
                     self._weigh(f"{key}_{floor:g}", errors[key], pixels)
@@ -284,8 +295,9 @@ class _Scores:
         for i, q in enumerate(THRESHOLDS_DBZ):
             p, t = ((z >= q) & valid for z in (fields, pair.truth))
             self.hits[i] += [(p & t).sum().item(), (p | t).sum().item()]
-            score = fss(fields, pair.truth, q, FSS_WINDOW, valid.expand(fields.shape))
-            self.plain.setdefault(f"fss_{q:g}", []).append(score)
+            if _HAS_SCORES:
+                score = fss(fields, pair.truth, q, FSS_WINDOW, valid.expand(fields.shape))
+                self.plain.setdefault(f"fss_{q:g}", []).append(score)
 
     def _detail(self, pair: _Pair, fields: torch.Tensor, floor: float) -> None:
         truth = torch.where(pair.valid, pair.truth, float("nan"))

@@ -4,7 +4,7 @@ as they are.
 
 The network sees reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so it knows nothing below
 the floor. A fine pixel takes the network's value where that is above the floor and echo is near; elsewhere it takes the
-input interpolated over its echo alone (bilinear in space, along the optical flow in time), cut at the floor; and it is
+input interpolated over its echo alone (bicubic in space, along the optical flow in time), cut at the floor; and it is
 no echo where the input is.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastds.data import coarsen, prepare
+from fastds.data import prepare
+from fastds.data.output import coarsen_with_weak_echo
 from fastds.models.baselines import advection, optical_flow
 
 from .tiling import Tile, run_tiles
@@ -28,6 +29,8 @@ FLOOR_MARGIN_DBZ = 0.25
 NEAR_PIXELS = 4
 # Reflectivity is scaled by this many dB around warps, which expect numbers in [0, 1].
 _DB_SPAN = 128.0
+# Below this share of echo the interpolated value means nothing.
+_LEAST_SHARE = 0.05
 
 
 class FrameRefiner:
@@ -67,14 +70,14 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, flow = self._pair(previous, current)
+                y, near, weak = self._pair(previous, current)
                 first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-                yield self._merge(first, first_near, previous, previous > self.no_echo, torch.isnan(previous))
-                yield self._merge_middle(y[1], near, previous, current, flow)
-                pending = y[2], near
+                yield self._outer(first, first_near, weak[0], previous)
+                yield self._middle(y[1], near, weak[1], previous, current)
+                pending = y[2], near, weak[2]
             previous = current
         if pending is not None:
-            yield self._merge(*pending, previous, previous > self.no_echo, torch.isnan(previous))
+            yield self._outer(*pending, previous)
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
@@ -82,22 +85,14 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, flow = self._pair(previous, current)
-                yield self._coarsen(self._merge_middle(y[1], near, previous, current, flow))
+                y, near, weak = self._pair(previous, current)
+                middle = self._middle(y[1], near, weak[1], previous, current)
+                yield coarsen_with_weak_echo(middle, self.scale, mode="dbz", floor=self.floor, no_echo=self.no_echo)
             yield frame
             previous = current
 
-    def _coarsen(self, fine: np.ndarray) -> np.ndarray:
-        """Block mean of floored reflectivity where above the floor, else of the echo; dry where most pixels are."""
-        strong = coarsen(fine, self.scale, floor=self.floor)
-        echo = fine > self.no_echo
-        share = coarsen(echo.astype(np.float32), self.scale)
-        weak = coarsen(np.where(echo, fine, 0), self.scale) / np.maximum(share, 1e-6)
-        weak = np.where(share >= 0.5, np.minimum(weak, self.floor), self.no_echo)
-        return np.where(np.isnan(strong) | (strong > self.floor), strong, weak).astype(np.float32)
-
     def _pair(self, first: torch.Tensor, second: torch.Tensor):
-        """Network output (3, rH, rW) in [0, 1], where it counts (rH, rW) bool, and the flow (1, 2, 2, H, W)."""
+        """Network output (3, rH, rW) in [0, 1], where it counts (rH, rW) bool, and the weak echo (3, 2, rH, rW)."""
         x = torch.stack([prepare(z, self.floor, self.ceiling) for z in (first, second)])
         echo = (x > 0).any(0)
         flow, motion = x.new_zeros(1, 2, 2, *x.shape[-2:]), 0.0
@@ -109,45 +104,45 @@ class FrameRefiner:
         if self.observe is not None:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile)
-        radius = NEAR_PIXELS + math.ceil(motion)
-        near = F.max_pool2d(echo[None].float(), (2 * radius + 1, 1), 1, (radius, 0))
-        near = F.max_pool2d(near, (1, 2 * radius + 1), 1, (0, radius))[0] > 0
-        return y, self._repeat(near), flow
+        near = self._repeat(_dilate(echo, NEAR_PIXELS + math.ceil(motion)))
+        return y, near, self._weak(first, second, flow)
 
-    def _merge_middle(self, y, near, first, second, flow) -> np.ndarray:
-        """The middle frame: the input's echo carried along the flow from both sides says where it may be wet."""
-        echo = torch.stack([first > self.no_echo, second > self.no_echo])
-        values = torch.stack([first, second])
-        scaled = torch.where(echo, (values - self.no_echo) / _DB_SPAN, 0.0)
-        # (1, 2 frames, 2 channels, H, W) -> the middle of the three frames
-        carried = advection(torch.stack([scaled, echo.float()], dim=1)[None], 1, flow[None])[0, 1]
-        share = carried[1].clamp(0, 1)
-        field = torch.where(share > 0.05, carried[0] / share.clamp(min=0.05) * _DB_SPAN + self.no_echo, self.no_echo)
-        wet = F.max_pool2d((share > 0.05).float()[None], 3, 1, 1)[0] > 0
-        missing = torch.isnan(first) | torch.isnan(second)
-        return self._merge(y, near & self._repeat(wet), field, share >= 0.5, missing, dry_is_dry=False)
+    def _weak(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+        """The input, cut at the floor, interpolated over its echo alone, (3, 2, rH, rW): dBZ and share of echo."""
+        z = torch.stack([first, second])
+        echo = z > self.no_echo
+        scaled = torch.where(echo, (z.clamp(max=self.floor) - self.no_echo) / _DB_SPAN, 0.0)
+        # Halved, so that the overshoot of both stays in [0, 1], where the interpolation cuts.
+        fine = 2 * advection(torch.stack([scaled, echo.float()], dim=1)[None] / 2, self.scale, flow[None])[0]
+        share = fine[:, 1]
+        field = self.no_echo + fine[:, 0] / share.clamp(min=_LEAST_SHARE) * _DB_SPAN
+        return torch.stack([torch.where(share > _LEAST_SHARE, field, self.no_echo), share], dim=1)
 
-    def _merge(self, y, near, field, echo, missing, dry_is_dry: bool = True) -> np.ndarray:
-        """One fine frame (rH, rW) in dBZ from the network's y (rH, rW) and the coarse field with its echo mask (H, W).
+    def _outer(self, y: torch.Tensor, near: torch.Tensor, weak: torch.Tensor, given: torch.Tensor) -> np.ndarray:
+        """The frame at an input time: no pixel of an input cell without echo gets any."""
+        wet = self._repeat(given > self.no_echo)
+        return self._merge(y, near & wet, weak, wet, torch.isnan(given))
 
-        dry_is_dry: no pixel of a coarse cell without echo gets echo from the network.
-        """
-        weight = self._bilinear(echo.float())
-        weak = self._bilinear(torch.where(echo, field, 0.0)) / weight.clamp(min=1e-6)
-        weak = weak.clamp(max=self.floor)
-        weak_echo = (weight >= 0.5) & (weak > self.no_echo)
+    def _middle(self, y, near, weak, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+        """The frame between two: the input's echo carried along the flow from both sides says where it may be wet."""
+        near = near & _dilate(weak[1] > _LEAST_SHARE, self.scale)
+        return self._merge(y, near, weak, weak[1] >= 0.5, torch.isnan(first) | torch.isnan(second))
+
+    def _merge(self, y, near, weak, wet, missing) -> np.ndarray:
+        """One fine frame (rH, rW) in dBZ: the network's value above its floor, else weak echo where wet, else none."""
         z = (self.floor + y * (self.ceiling - self.floor)).clamp(max=self.ceiling)
         strong = near & (z > self.floor + FLOOR_MARGIN_DBZ)
-        if dry_is_dry:
-            strong &= self._repeat(echo)
-        out = torch.where(strong, z, torch.where(weak_echo, weak, self.no_echo))
+        out = torch.where(strong, z, torch.where(wet, weak[0].clamp(self.no_echo, self.floor), self.no_echo))
         return out.masked_fill_(self._repeat(missing), float("nan")).numpy()
-
-    def _bilinear(self, field: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(field[None, None], scale_factor=self.scale, mode="bilinear", align_corners=False)[0, 0]
 
     def _repeat(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.repeat_interleave(self.scale, -2).repeat_interleave(self.scale, -1)
+
+
+def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
+    """True within `radius` pixels of a true pixel, in rows and columns, (H, W) bool."""
+    wide = F.max_pool2d(mask[None].float(), (2 * radius + 1, 1), 1, (radius, 0))
+    return F.max_pool2d(wide, (1, 2 * radius + 1), 1, (0, radius))[0] > 0
 
 
 def _thin(values: torch.Tensor, limit: int = 1_000_000) -> torch.Tensor:

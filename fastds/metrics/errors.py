@@ -33,7 +33,9 @@ def mse_total(mse_t2, mse_t13):
     return (mse_t2 + 2.0 * mse_t13) / 3.0
 
 
-def radar_errors(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, floor: float = 15.0) -> dict[str, float]:
+def radar_errors(
+    prediction: Tensor, truth: Tensor, valid: Tensor | None = None, floor: float = 15.0, with_ssim: bool = True
+) -> dict[str, float]:
     """Errors of downscaled reflectivity on valid pixels, both fields lifted to the floor and cut at 70 dBZ first.
 
     mse_t2 = mean (prediction - truth)^2 at the interpolated middle frame, mse_t13 = mean of those at the two outer frames,
@@ -43,6 +45,7 @@ def radar_errors(prediction: Tensor, truth: Tensor, valid: Tensor | None = None,
         prediction, truth: (..., 3, H, W), dBZ; NaN counts as missing in truth, and is refused in prediction where valid.
         valid: the same shape or broadcastable, bool; None: where truth is not missing. A triple counts where all its three frames do.
         floor: dBZ.
+        with_ssim: False leaves "ssim" NaN, which needs torchmetrics.
 
     Returns:
         {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias" (dBZ), "pixels"};
@@ -67,7 +70,7 @@ def radar_errors(prediction: Tensor, truth: Tensor, valid: Tensor | None = None,
     t13 = 0.5 * (frame[0] + frame[2])
     total = mse_total(frame[1], t13)
     return {"mse_total": total.item(), "mse_t2": frame[1].item(), "mse_t13": t13.item(),
-            "mse_normalised": total.item() / (CEILING_DBZ - floor) ** 2, "ssim": ssim(p, t, valid, CEILING_DBZ - floor),
+            "mse_normalised": total.item() / (CEILING_DBZ - floor) ** 2, "ssim": ssim(p, t, valid, CEILING_DBZ - floor) if with_ssim else float("nan"),
             "bias": (error.sum() / (3.0 * count)).item(), "pixels": int(count)}
 
 
