@@ -56,10 +56,11 @@ class ReferenceFCZSM:
             levels = self.extractor("static_branch.extractor", static.expand(b, -1, -1, -1))
             single = plain and (plain_lstm or not self.config["static_in_lstm"])
             levels = [levels] if single else self.pyramid("static_branch.pyramid", levels)
+        pyramids = [[z] if plain else self.pyramid("interpolation.pyramid", z) for z in frames]
         sequence = [frames[0]]
         for i in range(n - 1):
             pair = (None, None) if flow is None else (0.5 * flow[:, i, 1], 0.5 * flow[:, i, 0])
-            sequence.append(self.between(frames[i], frames[i + 1], levels, pair, plain))
+            sequence.append(self.between(pyramids[i], pyramids[i + 1], levels, pair))
             sequence.append(frames[i + 1])
         hidden = self.lstm(sequence, levels if self.config["static_in_lstm"] else None, flow, plain_lstm)
         return torch.stack([self.reconstruction(h) for h in hidden], 1)
@@ -118,10 +119,9 @@ class ReferenceFCZSM:
             warped = F.leaky_relu(warped, 0.1) if k else warped
         return warped
 
-    def between(self, first, second, static, base, plain) -> Tensor:
-        levels = [[z] if plain else self.pyramid("interpolation.pyramid", z) for z in (first, second)]
-        way1 = self.way("interpolation.way1", *levels, static, base[0])
-        way2 = self.way("interpolation.way2", *levels[::-1], static, base[1])
+    def between(self, first, second, static, base) -> Tensor:
+        way1 = self.way("interpolation.way1", first, second, static, base[0])
+        way2 = self.way("interpolation.way2", second, first, static, base[1])
         return self.conv("interpolation.mix", torch.cat([way1, way2], 1))
 
     def align_state(self, name, x, state, static, base, plain) -> Tensor:
@@ -160,6 +160,32 @@ class ReferenceFCZSM:
             x = F.leaky_relu(F.pixel_shuffle(self.conv(f"reconstruction.up.convs.{number}", x), r), 0.1)
             number += 1
         return self.conv("reconstruction.last", self.act_conv("reconstruction.hidden", x))
+
+
+def count_flops(config: dict, frames: int, h: int, w: int) -> int:
+    """FLOPs (a multiply-add counts two) of one forward pass of this graph on (1, frames, C, h, w).
+
+    Convolutions and matrix products as torch counts them on meta tensors, plus the sampling of the deformable
+    convolutions: four multiply-adds per sample and one multiplication by the mask.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fastds.models.fczsm import FCZSM
+
+    samples = 0
+
+    def deform(x, offset, weight, bias, mask):
+        nonlocal samples
+        samples += 9 * x.numel()
+        return deform_by_grid_sample(x, offset, weight, bias, mask)
+
+    with torch.device("meta"), torch.no_grad():
+        state = FCZSM(**config).state_dict()
+        x = torch.empty(1, frames, config["in_channels"], h, w)
+        static = torch.empty(config["static_channels"], h, w) if config["static_channels"] else None
+        with FlopCounterMode(display=False) as counter:
+            ReferenceFCZSM(state, {**config, "flow_guided": False}, deform)(x, static)
+    return counter.get_total_flops() + 9 * samples
 
 
 def _up(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.flow_guidance import state_offsets
+from fastds.nn.chunks import frames_at_once, pieces_pay, row_bands
 from fastds.nn.conv3x3 import Conv1x1, Conv3x3, convolve
 
 
@@ -105,23 +106,43 @@ class DeformableConvLSTM(nn.Module):
         middle = steps // 2
         order = [k for pair in zip(range(middle), range(steps - 1, middle, -1), strict=True) for k in pair] + [middle]
         x = torch.cat([frames[k] for k in order])
-        align_h, align_c = self.align_h.hoist(x, static), self.align_c.hoist(x, static)
+        aligners = (self.align_h, self.align_c)
+        hoisted = [aligner.hoist(x, static) for aligner in aligners]
         gates_x = convolve(x, self.gates.weight[:, :n], self.gates.bias)
-        h = c = None
+        state = None
         hidden = []
         for step in range(steps):
-            pick = _pair_picker(min(step, steps - 1 - step), middle, batch)
             forward_first = step <= middle
             if step == middle + 1:
-                h, c = _swap_halves(h), _swap_halves(c)
+                state = [torch.cat(z.chunk(2)[::-1]) for z in state]
             base = None if flow is None else state_offsets(flow, step, forward_first, self.align_h.levels)
-            h = self.align_h(align_h.take(pick), h, base)
-            c = self.align_c(align_c.take(pick), c, base)
-            pre = convolve(h, self.gates.weight[:, n:], residual=pick(gates_x))
-            h, c = lstm_gates(pre, c)
-            first, second = h.split(batch)
+            parts = []
+            for rows in batch_pieces(batch, frames[0]):
+                pick = _picker(min(step, steps - 1 - step), middle, batch, rows)
+                old = (None, None) if state is None else (z[rows] for z in state)
+                offsets = None if base is None else [[z[rows] for z in levels] for levels in base]
+                h, c = (a(x.take(pick), z, offsets) for a, x, z in zip(aligners, hoisted, old, strict=True))
+                parts.append(self.cell(h, c, pick(gates_x)))
+            state = [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*parts, strict=True)]
+            first, second = state[0].split(batch)
             hidden.append((first, second) if forward_first else (second, first))
         return torch.cat([self.merge(hidden[t][0], hidden[steps - 1 - t][1]) for t in range(steps)])
+
+    def cell(self, h: Tensor, c: Tensor, gates_x: Tensor) -> tuple[Tensor, Tensor]:
+        """One step from the aligned states and the x-share of the gates."""
+        weight = self.gates.weight[:, self.features :]
+        if not pieces_pay(h):
+            return lstm_gates(convolve(h, weight, residual=gates_x), c)
+        h_out, c_out = torch.empty_like(h), torch.empty_like(c)
+        row_bytes = weight.shape[0] * h.shape[3] * h.element_size()
+        for i in range(h.shape[0]):
+            one = slice(i, i + 1)
+            for first, last, start, stop in row_bands(h.shape[2], row_bytes, 1):
+                band = slice(first, last)
+                pre = convolve(h[one, :, start:stop], weight)[:, :, first - start : last - start]
+                pre += gates_x[one, :, band]
+                h_out[one, :, band], c_out[one, :, band] = lstm_gates(pre, c[one, :, band])
+        return h_out, c_out
 
 
 def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,12 +157,22 @@ def repeat_batch(z: Tensor, batch: int) -> Tensor:
     return z.expand(batch, -1, -1, -1) if z.shape[0] == 1 else z.repeat(batch // z.shape[0], 1, 1, 1)
 
 
-def _pair_picker(pair: int, middle: int, batch: int):
-    """Slice of the frames [pair, T-1-pair] out of the ordered frames; the middle frame stands for both."""
+def batch_pieces(batch: int, frame: Tensor) -> list[slice]:
+    """Slices of the 2B rows of a step to work on together: all, or parts of one direction where a frame is large."""
+    frames = frames_at_once(frame)
+    if frames >= 2 * batch:
+        return [slice(0, 2 * batch)]
+    frames = min(frames, batch)
+    starts = [way * batch + i for way in range(2) for i in range(0, batch, frames)]
+    return [slice(i, min(i + frames, (i // batch + 1) * batch)) for i in starts]
+
+
+def _picker(pair: int, middle: int, batch: int, rows: slice):
+    """Take `rows` of the 2B frames [pair, T-1-pair] out of the ordered frames; the middle frame stands for both."""
+    first = 2 * pair * batch
     if pair < middle:
-        return lambda z: z[2 * pair * batch : 2 * (pair + 1) * batch]
-    return lambda z: torch.cat([z[2 * middle * batch :]] * 2)
-
-
-def _swap_halves(z: Tensor) -> Tensor:
-    return torch.cat(z.chunk(2)[::-1])
+        return lambda z: z[first + rows.start : first + rows.stop]
+    if rows.stop - rows.start > batch:
+        return lambda z: torch.cat([z[first:]] * 2)
+    start = first + rows.start % batch
+    return lambda z: z[start : start + rows.stop - rows.start]

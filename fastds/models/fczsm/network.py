@@ -10,6 +10,7 @@ from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.flow_guidance import interpolation_offsets
 from fastds.models.fczsm.static_branch import StaticBranch
+from fastds.nn.chunks import by_frames, pieces_pay, row_bands
 from fastds.nn.conv3x3 import Conv1x1, Conv3x3
 from fastds.nn.residual_block import ResidualBlock
 from fastds.nn.sub_pixel import SubPixel
@@ -24,6 +25,9 @@ class FeatureExtractor(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(features) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
+        return by_frames(self.chain, x, channels=self.conv.out_channels)
+
+    def chain(self, x: Tensor) -> Tensor:
         return self.blocks(self.conv(x, act="leaky_relu"))
 
 
@@ -44,11 +48,23 @@ class Interpolation(nn.Module):
     def forward(self, frames: Tensor, batch: int, static: list[Tensor] | None, flow: Tensor | None) -> Tensor:
         """Frames (N*B, n, h, w), frame-major -> the N-1 maps between them, ((N-1)*B, n, h, w)."""
         levels = self.pyramid(frames)
-        earlier, later = [z[:-batch] for z in levels], [z[batch:] for z in levels]
+        count, pairs = len(levels), frames.shape[0] - batch
+        maps = [z[:-batch] for z in levels] + [z[batch:] for z in levels]
         if static is not None:
-            static = [repeat_batch(s, earlier[0].shape[0]) for s in static[: len(levels)]]
-        base = (None, None) if flow is None else interpolation_offsets(flow, len(levels))
-        return self.mix(self.way1(earlier, later, static, base[0]), self.way2(later, earlier, static, base[1]))
+            maps += [repeat_batch(s, pairs) for s in static[:count]]
+        if flow is not None:
+            maps += [z for way in interpolation_offsets(flow, count) for z in way]
+
+        def between(*maps):
+            """Both ways of some pairs; maps: the levels of earlier, later, static and base offsets, one after another."""
+            groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
+            earlier, later, rest = groups[0], groups[1], groups[2:]
+            static_maps = rest.pop(0) if static is not None else None
+            base = rest if flow is not None else (None, None)
+            ahead = self.way1(earlier, later, static_maps, base[0])
+            return self.mix(ahead, self.way2(later, earlier, static_maps, base[1]))
+
+        return by_frames(between, *maps)
 
 
 class Reconstruction(nn.Module):
@@ -64,8 +80,26 @@ class Reconstruction(nn.Module):
         self.hidden = Conv3x3(head_features, head_features)
         self.last = Conv3x3(head_features, out_channels)
 
+    # Rows of x that one row of the output reads on either side of its own, in the head (all scales).
+    HEAD_REACH = 2
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.hidden(self.up(self.blocks(x)), act="leaky_relu"))
+        if not pieces_pay(x):
+            return self.head(self.blocks(x))
+        return torch.cat([self.head_in_bands(self.blocks(frame)) for frame in x.split(1)])
+
+    def head(self, z: Tensor) -> Tensor:
+        return self.last(self.hidden(self.up(z), act="leaky_relu"))
+
+    def head_in_bands(self, z: Tensor) -> Tensor:
+        """The head of one frame, band by band, without ever holding a whole map at the fine resolution."""
+        r = self.up.scale
+        widest = max(r * r * self.hidden.in_channels, z.shape[1])
+        out = []
+        for first, last, start, stop in row_bands(z.shape[2], widest * z.shape[3] * z.element_size(), self.HEAD_REACH):
+            y = self.head(z[:, :, start:stop])
+            out.append(y[:, :, r * (first - start) : r * (last - start)])
+        return torch.cat(out, 2)
 
 
 class FCZSM(nn.Module):
