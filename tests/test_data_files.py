@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.io import netcdf_file
+
+from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
+
+
+@pytest.fixture(scope="module")
+def event():
+    return synthetic_event(1, frames=3, shape=(32, 40))
+
+
+def test_netcdf4_round_trip(event, tmp_path):
+    path = save_dataset(event, tmp_path / "event.nc")
+    with open_dataset(path) as back:
+        xr.testing.assert_identical(back.load(), event)
+        encoding = back["reflectivity"].encoding
+        assert encoding["zlib"] and encoding["shuffle"] and encoding["chunksizes"] == (1, 32, 40)
+        assert np.isnan(encoding["_FillValue"])
+        assert back["x"].encoding.get("_FillValue") is None
+    assert os.listdir(tmp_path) == ["event.nc"]
+
+
+def test_netcdf3_is_read_by_scipy(event, tmp_path):
+    path = tmp_path / "classic.nc"
+    event.drop_vars("crs").to_netcdf(path, engine="scipy")
+    with open_dataset(path) as back:
+        np.testing.assert_array_equal(back["reflectivity"], event["reflectivity"])
+        assert to_reflectivity(back).shape == event["reflectivity"].shape
+
+
+def test_netcdf3_with_64_bit_offsets(data_dir):
+    with open_dataset(data_dir / "raw" / "netcdf3" / "era5_500hPa_cds_int16.nc") as dataset:
+        assert dataset["t"].shape == (8, 181, 360)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*nothing\.nc"):
+        open_dataset(tmp_path / "nothing.nc")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; expected a NetCDF file"),
+        (b"hello, this is text\n", "is not a NetCDF file; expected NetCDF-4, NetCDF-3 or Zarr"),
+        (b"GRIB" + bytes(20), "is not a NetCDF file \\(it is GRIB: convert it to NetCDF first\\)"),
+        (b"\x1f\x8b" + bytes(20), "is not a NetCDF file \\(it is gzipped: unpack it first\\)"),
+        (b"PK\x03\x04" + bytes(20), "is not a NetCDF file \\(it is a zip archive"),
+        (b"CDF\x05" + bytes(20), "is in the CDF-5 format"),
+    ],
+    ids=["empty", "text", "grib", "gzip", "zip", "cdf5"],
+)
+def test_other_files_are_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "file.nc"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_dataset(path)
+    assert "\n" not in str(caught.value) and "file.nc" in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+def test_truncated_netcdf4(event, tmp_path, kept):
+    path = save_dataset(event, tmp_path / "event.nc")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"event\.nc looks like NetCDF-4 but cannot be read .* truncated or damaged"):
+        open_dataset(path)
+
+
+@pytest.mark.parametrize("kept", [0.001, 0.5, 0.99])
+def test_truncated_netcdf3(tmp_path, kept):
+    path = tmp_path / "classic.nc"
+    with netcdf_file(path, "w") as file:
+        file.createDimension("x", 5000)
+        file.createVariable("v", "f8", ("x",))[:] = np.arange(5000.0)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"looks like NetCDF-3 but cannot be read .* truncated or damaged"):
+        open_dataset(path)
+
+
+def test_folder_that_is_no_store(tmp_path):
+    with pytest.raises(ValueError, match="is a folder and no Zarr store"):
+        open_dataset(tmp_path)
+
+
+def test_zarr_without_the_package(tmp_path, monkeypatch, event):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="python -m pip install zarr"):
+        save_dataset(event, tmp_path / "event.zarr")
+
+
+def test_zarr_round_trip(event, tmp_path):
+    pytest.importorskip("zarr", reason="Zarr stores need the package zarr")
+    for _ in range(2):  # the second time it replaces a store
+        save_dataset(event, tmp_path / "event.zarr")
+    with open_dataset(tmp_path / "event.zarr") as back:
+        xr.testing.assert_equal(back.load(), event)
+    assert os.listdir(tmp_path) == ["event.zarr"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(event, tmp_path, monkeypatch):
+    path = save_dataset(event, tmp_path / "event.nc")
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        (tmp_path / os.path.basename(args[1])).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_dataset(event, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["event.nc"]
+
+
+def test_what_cannot_be_stored_is_refused_in_one_sentence(event, tmp_path):
+    with pytest.raises(ValueError, match=r"odd\.nc cannot be written") as caught:
+        save_dataset(event.assign_attrs(bad={"a": 1}), tmp_path / "odd.nc")
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+def test_attributes_that_files_do_not_know(event, tmp_path):
+    path = save_dataset(event.assign_attrs(flag=True, nothing=None), tmp_path / "event.nc")
+    with open_dataset(path) as back:
+        assert back.attrs["flag"] == 1 and "nothing" not in back.attrs
+
+
+def test_no_such_folder(event, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        save_dataset(event, tmp_path / "missing" / "event.nc")
+
+
+def test_packing_and_fill_value_of_the_encoding_are_kept(event, tmp_path):
+    packed = event.copy(deep=True)
+    packed["reflectivity"][0, 0, 0] = np.nan
+    packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
+    with xr.open_dataset(save_dataset(packed, tmp_path / "packed.nc"), engine="h5netcdf", mask_and_scale=False) as raw:
+        assert raw["reflectivity"].dtype == np.uint8 and raw["reflectivity"][0, 0, 0] == 255
+    with open_dataset(tmp_path / "packed.nc") as back:
+        assert np.isnan(back["reflectivity"][0, 0, 0])
+        assert float(abs(back["reflectivity"] - packed["reflectivity"]).max()) <= 0.25
