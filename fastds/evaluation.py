@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 
 from fastds.data import coarsen, coarsen_mask, open_dataset, prepare, refine_mask, restore, to_reflectivity
+from fastds.data.output import coarsen_with_weak_echo
 from fastds.data.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, fss, interior, radar_errors, spectral_ratio
 from fastds.models.baselines import advection, bicubic, trilinear
@@ -69,7 +70,7 @@ class EvaluationTable:
             f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: between the "
             "input times, t1+t3: at the input times. "
             f"FSS in windows of {FSS_WINDOW} pixels; detail: power at wavelengths of 2 to 4 pixels over the truth's; "
-            "input rmse: output averaged back to the input grid.",
+            "refit: rms of the output averaged back minus the input.",
             style="dim",
         )
         for note in self.notes:
@@ -95,7 +96,7 @@ class EvaluationTable:
             for q in THRESHOLDS_DBZ
         ]
         title = "Skill at " + ", ".join(f"{q:g}" for q in THRESHOLDS_DBZ) + " dBZ, detail, fit to the input"
-        table = _table(title, ("method", *heads, "detail", "input rmse dB"))
+        table = _table(title, ("method", *heads, "detail", "refit dB"))
         keys = [f"{score}_{q:g}" for score in ("csi", "fss") for q in THRESHOLDS_DBZ] + ["spectrum", "recoarsened_rmse"]
         for name, row in self.rows.items():
             table.add_row(name, *(_text(row[k]) for k in keys))
@@ -110,7 +111,7 @@ def _table(title: str, heads: tuple[str, ...]):
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for head in heads:
         table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
     return table
@@ -146,7 +147,7 @@ def evaluate(
 
     prediction, truth: datasets on the same fine grid; truth holds every time of the prediction between the input times
     used.
-    coarse: the dataset that was downscaled; None: truth lifted to 15 dBZ and averaged 2 x 2, at every second time.
+    coarse: the dataset that was downscaled; None: truth averaged 2 x 2 as by coarsen_dataset, at every second time.
     var, z_r: as in fastds.data.to_reflectivity, for all datasets. progress: show a progress bar.
     Returns the EvaluationTable. Raises ValueError where grids or times do not fit or no pair of frames is common to
     all.
@@ -211,7 +212,7 @@ class _Triples:
                 "SSIM and FSS need the packages torchmetrics and scores: pip install 'fastds-weather[verify]'"
             )
         if self.coarse is None:
-            self.notes.append("coarse input of the baselines: TRUTH above 15 dBZ averaged 2 x 2 at the outer times")
+            self.notes.append("coarse input of the baselines: TRUTH averaged 2 x 2 at every second time")
         self.pairs = self._find()
         if not self.pairs:
             raise ValueError("PRED, TRUTH and COARSE have no pair of input times with all times between them in common")
@@ -249,7 +250,14 @@ class _Triples:
                 torch.from_numpy(s.frames(i)) for s, i in ((self.fine, in_prediction), (self.truth, in_truth))
             )
             if self.coarse is None:
-                coarse = coarsen(truth[[0, -1]], _SPACE_FACTOR, floor=EVALUATION_FLOORS[0])
+                coarse = coarsen_with_weak_echo(
+                    truth[[0, -1]].numpy(),
+                    _SPACE_FACTOR,
+                    mode="dbz",
+                    floor=EVALUATION_FLOORS[0],
+                    no_echo=self.truth.no_echo,
+                )
+                coarse = torch.from_numpy(coarse)
             else:
                 coarse = torch.from_numpy(self.coarse.frames(list(outer)))
             there = refine_mask(~torch.isnan(coarse).any(0), _SPACE_FACTOR)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: exit codes, one sentence for a user's error, warnings on one line, quick start."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastds import models
+from fastds.cli import main
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """truth.nc, in.nc and the weights of a small network."""
+    folder = tmp_path_factory.mktemp("cli")
+    truth = synthetic_event(5, 3, (64, 64))
+    save_dataset(truth, folder / "truth.nc")
+    save_dataset(coarsen_dataset(truth), folder / "in.nc")
+    torch.manual_seed(0)
+    model = models.create("fczsm-small", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
+    model.card.name, model.card.floor_dbz, model.card.ceiling_dbz = "tiny", 15.0, 70.0
+    model.card.grid_spacing_m = (3000.0, 4000.0)
+    models.save(model, folder / "tiny.safetensors")
+    (folder / "broken.nc").write_bytes((folder / "in.nc").read_bytes()[:2000])
+    (folder / "broken.safetensors").write_bytes(b"\x00" * 100)
+    return folder
+
+
+def test_downscale_with_truth_prints_the_table(folder, tmp_path, capsys):
+    out = tmp_path / "out.nc"
+    options = "--tile 16 --halo 0 --threads 1 --precision bf16".split()
+    files = [f"{folder}/in.nc", str(out), "--model", f"{folder}/tiny.safetensors", "--truth", f"{folder}/truth.nc"]
+    code = main(["downscale", *files, *options])
+    printed = capsys.readouterr()
+    assert code == 0 and out.exists()
+    for word in ("model tiny", "seam error", f"wrote {out}", "Errors above 15 dBZ", "advection"):
+        assert word in printed.out
+    assert "warning: the grid spacing of 2000 m is outside the range that tiny was trained for" in printed.err
+    assert "UserWarning" not in printed.err
+    with open_dataset(out) as dataset:
+        assert dataset.attrs["fastds_tile"] == 16 and dataset.attrs["fastds_precision"] == "bf16"
+
+
+def test_evaluate_writes_a_csv(folder, tmp_path, capsys):
+    truth = f"{folder}/truth.nc"
+    assert main(["evaluate", truth, truth, "--input", f"{folder}/in.nc", "--csv", f"{tmp_path}/t.csv"]) == 0
+    assert "prediction" in capsys.readouterr().out and (tmp_path / "t.csv").read_text().startswith("method,")
+
+
+WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], 'expected "subcommand"'),
+        (["sharpen"], "invalid choice"),
+        (["downscale", "{folder}/in.nc"], "arguments are required"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--tyle", "16"], "unrecognized arguments: --tyle 16"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--tile", "big"], "Got value: big"),
+        (["downscale", "{folder}/none.nc", "o.nc", *WEIGHTS], "no such file: {folder}/none.nc"),
+        (["downscale", "{folder}/broken.nc", "o.nc", *WEIGHTS], "may be truncated or damaged"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--model", "none"], "'none'"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--model", "{folder}/broken.safetensors"], "damaged or truncated"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--var", "tp", *WEIGHTS], "no variable 'tp' in the file"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--time-factor", "3", *WEIGHTS], "time_factor must be 2 or 4"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--tile", "20", *WEIGHTS], "tile must be a multiple of 16"),
+        (["downscale", "{folder}/in.nc", "no/o.nc", *WEIGHTS], "no such folder: no"),
+        (["evaluate", "{folder}/in.nc", "{folder}/truth.nc"], "the grids differ"),
+        (["demo", "--size", "100", *WEIGHTS], "size must be a multiple of 32"),
+        (["info", "--all"], "takes no arguments, got '--all'"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_users_error_is_one_sentence_and_exit_code_2(folder, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main([a.format(folder=folder) for a in arguments]) == 2
+    printed = capsys.readouterr()
+    assert sentence.format(folder=folder) in printed.err and "Traceback" not in printed.err
+    assert printed.err.strip().count("\n") == 0 and printed.err.startswith("fastds")
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupt_exits_130(folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastds.downscaling.to_reflectivity", interrupt)
+    arguments = ["downscale", f"{folder}/in.nc", f"{tmp_path}/o.nc", "--model", f"{folder}/tiny.safetensors"]
+    assert main(arguments) == 130
+    assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_info_prints_versions(capsys):
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_module_runs_and_help_imports_nothing_heavy():
+    code = (
+        "import sys; from fastds.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'xarray', 'matplotlib', 'cv2', 'lightning', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    text = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    for command in ("downscale", "evaluate", "demo", "train", "info"):
+        assert command in text
+    run = subprocess.run([sys.executable, "-m", "fastds", "downscale"], capture_output=True, text=True)
+    assert run.returncode == 2 and "Traceback" not in run.stderr

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error table: numbers by hand, same pixels for every method, messages for files that do not fit."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fastds.evaluation as evaluation
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.evaluation import BASELINES, evaluate, evaluate_files
+from fastds.metrics import EVALUATION_FLOORS
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return synthetic_event(5, 5, (64, 80))
+
+
+@pytest.fixture(scope="module")
+def coarse(truth):
+    return coarsen_dataset(truth)
+
+
+def shifted(truth, add):
+    """The truth with `add` dB on its echo above 20 dBZ, as a prediction."""
+    z = truth.reflectivity
+    return truth.assign(reflectivity=z.where(z <= 20, z + add).assign_attrs(z.attrs)).assign_attrs(fastds_model="net")
+
+
+def test_truth_itself_has_no_error(truth, coarse):
+    table = evaluate(truth, truth, coarse=coarse)
+    row = table.rows["prediction"]
+    assert list(table.rows) == [*BASELINES, "prediction"] and table.pairs == 2
+    for floor in EVALUATION_FLOORS:
+        assert row[f"mse_total_{floor:g}"] == 0 and row[f"ssim_{floor:g}"] == pytest.approx(1, abs=1e-3)
+    assert (
+        row["csi_15"] == row["csi_30"] == 1
+        and row["fss_15"] == pytest.approx(1)
+        and row["spectrum"] == pytest.approx(1)
+    )
+    assert row["recoarsened_rmse"] < 1e-5
+    assert all(table.rows[b]["mse_total_15"] > 0.1 for b in BASELINES)
+    assert table.rows["advection"]["mse_total_15"] < table.rows["trilinear"]["mse_total_15"]
+
+
+def test_numbers_by_hand(truth, coarse):
+    table = evaluate(shifted(truth, 2.0), truth, coarse=coarse)
+    z = truth.reflectivity.values[:, 2:-2, 2:-2]
+    strong = (z > 20).mean((1, 2))
+    t2, t13 = 4 * strong[[1, 3]].mean(), 4 * np.mean([strong[[0, 2]].mean(), strong[[2, 4]].mean()])
+    row = table.rows["net"]
+    assert row["mse_t2_15"] == pytest.approx(t2, rel=1e-4) and row["mse_t13_15"] == pytest.approx(t13, rel=1e-4)
+    assert row["mse_total_15"] == pytest.approx((t2 + 2 * t13) / 3, rel=1e-4)
+    assert row["mse_total_0"] == pytest.approx(row["mse_total_15"], rel=1e-4)
+    assert table.pixels == 60 * 76
+    order = [0, 1, 2, 2, 3, 4]
+    hits, events = (z[order] >= 30).sum(), (np.where(z > 20, z + 2, z)[order] >= 30).sum()
+    assert row["csi_30"] == pytest.approx(hits / events)
+
+
+def test_missing_pixels_of_any_file_count_for_none(truth, coarse):
+    whole = evaluate(truth, truth, coarse=coarse)
+    z = truth.reflectivity.values.copy()
+    z[:, :32] = np.nan
+    holed = truth.assign(reflectivity=truth.reflectivity.copy(data=z))
+    for pair in ((holed, truth), (truth, holed)):
+        table = evaluate(*pair, coarse=coarse)
+        assert table.pixels == (32 - 4) * 76 < whole.pixels
+        assert table.rows["trilinear"]["mse_total_15"] != whole.rows["trilinear"]["mse_total_15"]
+        assert table.rows["prediction"]["mse_total_15"] == 0
+
+
+def test_input_is_made_from_the_truth_where_it_is_not_given(truth, coarse):
+    given, made = evaluate(truth, truth, coarse=coarse), evaluate(truth, truth)
+    for name in BASELINES:
+        for column, value in given.rows[name].items():
+            assert made.rows[name][column] == pytest.approx(value, rel=1e-5, nan_ok=True), (name, column)
+    assert "TRUTH averaged 2 x 2" in " ".join(made.notes) and not given.notes
+
+
+def test_factor_4_in_time(truth):
+    coarse = coarsen_dataset(truth, every=4)
+    table = evaluate(truth, truth, coarse=coarse)
+    assert table.pairs == 1 and table.rows["prediction"]["mse_total_15"] == 0
+    assert table.rows["trilinear"]["mse_t2_15"] > table.rows["trilinear"]["mse_t13_15"] > 0
+
+
+def test_table_is_printed_and_written(truth, coarse, tmp_path):
+    table = evaluate(shifted(truth, 1.0), truth, coarse=coarse)
+    out = io.StringIO()
+    table.print(Console(file=out, width=80))
+    text = out.getvalue()
+    for word in (
+        "Errors above 15 dBZ",
+        "Errors above 0 dBZ",
+        "trilinear",
+        "bicubic",
+        "advection",
+        "net",
+        "CSI 15",
+        "FSS 15",
+    ):
+        assert word in text
+    assert "…" not in text and f"{table.rows['net']['mse_total_15']:.3f}" in text
+    table.to_csv(tmp_path / "table.csv")
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert lines[0].startswith("method,mse_total_15,") and [line.split(",")[0] for line in lines[1:]] == list(
+        table.rows
+    )
+    assert float(lines[4].split(",")[1]) == pytest.approx(table.rows["net"]["mse_total_15"], rel=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_without_the_packages_of_the_extra_errors_are_still_there(truth, coarse, monkeypatch):
+    monkeypatch.setattr(evaluation, "_HAS_TORCHMETRICS", False)
+    monkeypatch.setattr(evaluation, "_HAS_SCORES", False)
+    table = evaluate(truth, truth, coarse=coarse)
+    assert np.isnan(table.rows["trilinear"]["ssim_15"]) and np.isnan(table.rows["trilinear"]["fss_15"])
+    assert table.rows["trilinear"]["mse_total_15"] > 0 and "fastds-weather[verify]" in table.notes[0]
+    out = io.StringIO()
+    table.print(Console(file=out, width=80))
+    assert " - " in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda t, c: (t.isel(x=slice(0, 40)), t, c),
+            r"the grids differ: PRED has \(64, 40\) pixels, TRUTH \(64, 80\)",
+        ),
+        (lambda t, c: (t.assign_coords(x=t.x + 600), t, c), "the grids differ: coordinate x of PRED"),
+        (lambda t, c: (t, t, c.isel(x=slice(0, 10))), "PRED must have twice the pixels of COARSE"),
+        (lambda t, c: (t.isel(time=[0, 2, 4]), t, c), "PRED must have a half or a quarter of COARSE's time step"),
+        (lambda t, c: (t, t.isel(time=[0, 2, 4]), c), "no pair of input times with all times between them in common"),
+        (lambda t, c: (t.drop_vars("reflectivity"), t, c), "PRED: no variable of reflectivity was found"),
+        (lambda t, c: (t, t.isel(time=[0]), c), "TRUTH: at least 2 times are needed"),
+    ],
+    ids=["size", "place", "coarse size", "cadence", "times", "variable", "one time"],
+)
+def test_files_that_do_not_fit_are_named(truth, coarse, change, sentence):
+    prediction, fine, given = change(truth, coarse)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(prediction, fine, coarse=given)
+
+
+def test_files_are_read(truth, coarse, tmp_path):
+    for name, dataset in (("truth", truth), ("coarse", coarse)):
+        save_dataset(dataset, tmp_path / f"{name}.nc")
+    table = evaluate_files(tmp_path / "truth.nc", tmp_path / "truth.nc", coarse=tmp_path / "coarse.nc")
+    assert table.rows["prediction"]["mse_total_15"] == 0
