@@ -25,6 +25,7 @@ from fastds.data import (
     grid_spacing_m,
     open_dataset,
     output_frames,
+    output_shape,
     save_dataset,
     to_reflectivity,
 )
@@ -38,8 +39,6 @@ PRECISIONS = ("fp32", "bf16")
 MEMORY_BUDGET_BYTES = 2 << 30
 # Fine fields larger than this are kept in a file while a command runs.
 MAPPED_BYTES = 256 << 20
-# Amounts and rates are converted in blocks of about this many values.
-_BLOCK_VALUES = 16 << 20
 # Motion is judged where a warning would be true beyond doubt.
 _TOLERANCE = 1.05
 
@@ -180,7 +179,8 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
     with _torch_threads(threads), torch.inference_mode(), _evaluating(model):
         job = _Job(model, source, tile, halo, precision, time_factor)
         z = job.run(progress, folder)
-    out = _assemble(source, z, job.scale, time_factor, folder)
+    values = None if source.kind == "reflectivity" else _store(output_shape(source, job.scale, time_factor), folder)
+    out = from_reflectivity(source, z, job.scale, time_factor, out=values)
     settings = job.settings()
     out = add_history(out.assign_attrs(settings), f"fastds {fastds.__version__} downscale with {model.card.name}")
     _warn_outside(model.card, source, job.refiner.motion_px)
@@ -353,68 +353,6 @@ def _store(shape, folder) -> np.ndarray:
         return np.empty(shape, np.float32)
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, np.float32, "w+", shape=shape)
-
-
-def _assemble(source: ReflectivityInput, z: np.ndarray, factor: int, time_factor: int, folder) -> xr.Dataset:
-    """The dataset in the source's variable from fine reflectivity z; rates and amounts are converted block by block."""
-    if source.kind == "reflectivity":
-        return from_reflectivity(source, z, factor, time_factor)
-    frame = math.prod(z.shape[1:])
-    block = max(1, _BLOCK_VALUES // (frame * time_factor))
-    count = len(z) if source.kind == "rate" else time_factor * source.shape[0]
-    values = _store((count, *z.shape[1:]), folder)
-    start = done = 0
-    for segment in source.segments:
-        length = segment.stop - segment.start
-        for first in range(0, length, block):
-            last = min(first + block, length)
-            # One frame more on each side, so that every interval sees the rates on both sides of it.
-            a, b = max(first - 1, 0), min(last + 1, length)
-            part = _part(source, segment.start + a, segment.start + b)
-            fine = from_reflectivity(
-                part, z[start + time_factor * a : start + time_factor * (b - 1) + 1], factor, time_factor
-            )
-            fine = fine[source.source_name].values
-            end = (
-                time_factor * (last - a)
-                if last < length or source.kind == "amount"
-                else time_factor * (last - 1 - a) + 1
-            )
-            kept = fine[time_factor * (first - a) : end]
-            values[done : done + len(kept)] = kept
-            done += len(kept)
-        start += time_factor * (length - 1) + 1
-    return _with_values(source, values, factor, time_factor)
-
-
-def _part(source: ReflectivityInput, start: int, stop: int) -> ReflectivityInput:
-    """Frames start, ..., stop - 1 of a source as one segment."""
-    chosen = slice(start, stop)
-    bounds = None if source.bounds is None else source.bounds[chosen]
-    return dataclasses.replace(
-        source, raw=source.raw[chosen], times=source.times[chosen], bounds=bounds, segments=(slice(0, stop - start),)
-    )
-
-
-def _with_values(source: ReflectivityInput, values: np.ndarray, factor: int, time_factor: int) -> xr.Dataset:
-    """from_reflectivity's dataset for values that are converted already.
-
-    Its grid comes from two frames, its times from all frames of a corner of the grid.
-    """
-    time, y, x = source.dims
-    corner = dataclasses.replace(source, raw=source.raw.isel({y: slice(0, 2), x: slice(0, 2)}))
-    empty = np.full((output_frames(source, time_factor), 2 * factor, 2 * factor), source.no_echo, np.float32)
-    in_time = from_reflectivity(corner, empty, factor, time_factor)
-    pair = next(s for s in source.segments if s.stop - s.start > 1)
-    pair = _part(source, pair.start, pair.start + 2)
-    empty = np.full((time_factor + 1, *values.shape[1:]), source.no_echo, np.float32)
-    on_grid = from_reflectivity(pair, empty, factor, time_factor)
-    old = on_grid[source.source_name].variable
-    timed = {name: v for name, v in in_time.variables.items() if time in v.dims and name != source.source_name}
-    out = on_grid.drop_vars([name for name, v in on_grid.variables.items() if time in v.dims])
-    out = out.assign({name: v for name, v in timed.items() if name not in in_time.coords})
-    out = out.assign_coords({name: v for name, v in timed.items() if name in in_time.coords})
-    return out.assign({source.source_name: xr.Variable(old.dims, values, old.attrs, old.encoding)})
 
 
 def _warn_outside(card, source: ReflectivityInput, motion_px: float) -> None:

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 def test_downscale_with_truth_prints_the_table(folder, tmp_path, capsys):
     out = tmp_path / "out.nc"
-    options = "--tile 16 --halo 0 --threads 1 --precision bf16".split()
+    options = ["--tile", "16", "--halo", "0", "--threads", "1", "--precision", "bf16"]
     files = [f"{folder}/in.nc", str(out), "--model", f"{folder}/tiny.safetensors", "--truth", f"{folder}/truth.nc"]
     code = main(["downscale", *files, *options])
     printed = capsys.readouterr()

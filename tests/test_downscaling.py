@@ -132,7 +132,7 @@ def test_model_noise_at_its_floor_is_not_written():
     field[:, 16, 16] = 30.0
     out = downscale(Stub(constants=[0.003, 0.003, 0.003]), field.to_dataset(name="reflectivity")).reflectivity.values
     echo = out[out > NO_ECHO]
-    assert echo.max() <= FLOOR and 11.5 < echo.min() and np.median(echo) == pytest.approx(12.0, abs=1e-4)
+    assert echo.max() <= FLOOR and echo.min() > 11.5 and np.median(echo) == pytest.approx(12.0, abs=1e-4)
     assert (out > NO_ECHO).mean() == 0.25
 
 
@@ -236,11 +236,10 @@ def test_rates_come_back_as_rates(coarse):
     np.testing.assert_allclose(steady.rainfall.values, 3.0, rtol=1e-4)
 
 
-@pytest.mark.parametrize("block", [None, 1], ids=["at once", "in blocks"])
-def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, block):
+@pytest.mark.parametrize("mapped", [False, True], ids=["in memory", "in a file"])
+def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, mapped):
     given = rain(coarse, "kg m-2", standard_name="rainfall_amount", cell_methods="time: sum (interval: 10 min)")
-    if block:
-        monkeypatch.setattr(downscaling, "_BLOCK_VALUES", block)
+    if mapped:
         monkeypatch.setattr(downscaling, "MAPPED_BYTES", 0)
     save_dataset(given, tmp_path / "in.nc")
     downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=Stub(), var="rainfall")
@@ -254,15 +253,6 @@ def test_amounts_are_conserved(coarse, monkeypatch, tmp_path, block):
     per_cell = amounts.reshape(3, 2, 48, 2, 64, 2).sum(1).mean((2, 4))
     np.testing.assert_allclose(per_cell, given.rainfall.values, rtol=1e-4, atol=1e-6)
     assert (np.diff(bounds, axis=1) == np.timedelta64(5, "m")).all()
-
-
-def test_rates_in_blocks_equal_rates_at_once(coarse, monkeypatch):
-    given = rain(coarse, "mm h-1", standard_name="rainfall_rate")
-    at_once = downscale(Stub(), given, var="rainfall")
-    monkeypatch.setattr(downscaling, "_BLOCK_VALUES", 1)
-    xr.testing.assert_identical(
-        downscale(Stub(), given, var="rainfall").drop_attrs(deep=False), at_once.drop_attrs(deep=False)
-    )
 
 
 def test_large_fields_wait_in_a_file_without_a_name(coarse, network, tmp_path, monkeypatch):
