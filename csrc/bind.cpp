@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 namespace fastds {
 
+void register_deform_conv2d(py::module_& m);
 void register_null_op(py::module_& m);
 
 namespace {
@@ -41,5 +42,6 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
+    fastds::register_deform_conv2d(m);
     fastds::register_null_op(m);
 }

@@ -36,6 +36,18 @@ inline void parallel_for(int64_t n, int threads, const Body& body) {
 #endif
 }
 
+// Calls body(next) once per thread; next() hands out 0 .. n-1, each once, then -1. For tasks of unequal cost: which thread
+// takes which task is left to chance, and must not change the result.
+template <class Body>
+inline void parallel_tasks(int64_t n, int threads, const Body& body) {
+    int64_t taken = 0;
+    const auto next = [&taken, n]() -> int64_t {
+        const int64_t task = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED);
+        return task < n ? task : -1;
+    };
+    parallel_for(n < threads ? n : threads, threads, [&](int64_t, int64_t) { body(next); });
+}
+
 }  // namespace
 }  // namespace FASTDS_ISA
 }  // namespace fastds

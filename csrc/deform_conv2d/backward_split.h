@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the backward of deform_conv2d is cut into tasks: a function of the shape alone, so that every sum has one order whatever
+// the thread count, and the workspace is known before the call.
+//
+// A task is (chunk of images, slice of channels, band of output pixels). A slice is whole offset groups, so that it owns their
+// offset and mask gradients and its channels of grad_x. Where images and slices alone give too few tasks, the pixels of an
+// image are cut into bands; each then adds to a private copy of its slice of grad_x, and the copies are summed afterwards.
+#pragma once
+#include "deform_conv2d/params.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+struct BackwardSplit {
+    explicit BackwardSplit(const DeformConv2dDims& d) {
+        constexpr int64_t kSliceChannels = 16, kTasks = 16, kMostTasks = 64, kBandPixels = 512;
+        const int64_t per_group = d.C / d.offset_groups, pixels = d.Ho * d.Wo;
+        slice_groups = (kSliceChannels + per_group - 1) / per_group;
+        if (slice_groups > d.offset_groups) slice_groups = d.offset_groups;
+        slice_channels = slice_groups * per_group;
+        slices = (d.offset_groups + slice_groups - 1) / slice_groups;
+        chunks = kMostTasks / slices > 1 ? kMostTasks / slices : 1;
+        if (chunks > d.B) chunks = d.B;
+        const int64_t wanted = d.B > 0 ? (kTasks + d.B * slices - 1) / (d.B * slices) : 1;
+        bands = wanted < pixels / kBandPixels ? wanted : pixels / kBandPixels;
+        if (bands < 1) bands = 1;
+        if (bands > 1) chunks = d.B;  // a private copy belongs to one image
+    }
+
+    int64_t slice_groups, slice_channels;  // of a whole slice; the last may be smaller
+    int64_t slices, chunks, bands;
+
+    int64_t partials() const { return chunks * bands; }  // of grad_weight and grad_bias, summed in order
+    int64_t tasks() const { return partials() * slices; }
+};
+
+// The workspace: partial grad_weight and grad_bias, then where there are bands the rows each task touched and its copy.
+struct BackwardWorkspace {
+    BackwardWorkspace(const DeformConv2dDims& d, const BackwardSplit& split, int64_t accumulator_bytes) {
+        const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        weight = d.O * (d.C / d.groups) * d.kh * d.kw;
+        copy = d.H * d.W * split.slice_channels;
+        bias_at = aligned(split.partials() * weight * accumulator_bytes);
+        rows_at = bias_at + aligned(split.partials() * d.O * accumulator_bytes);
+        copies_at = rows_at + (split.bands > 1 ? aligned(split.tasks() * 2 * 8) : 0);
+        bytes = copies_at + (split.bands > 1 ? split.tasks() * aligned(copy * accumulator_bytes) : 0);
+        copy_bytes = aligned(copy * accumulator_bytes);
+    }
+    int64_t weight, copy;  // elements of one partial grad_weight and of one copy
+    int64_t copy_bytes, bias_at, rows_at, copies_at, bytes;
+};
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+// deform_conv2d backward, one pass: per task (backward_split.h) and panel of output pixels, the gradients of the columns come
+// from a product with the packed weights; they are scattered to grad_x, give the gradients of offset and mask, and are replaced
+// by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
+#include "core/parallel.h"
+#include "deform_conv2d/backward_split.h"
+#include "deform_conv2d/gemm.h"
+#include "deform_conv2d/scatter.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kPanel = 48;  // output pixels, a multiple of every tile_rows
+
+// What a slice and a convolution group have in common: channels [begin, end). In a row of columns (tap, channel of the slice)
+// they are one run where they are the whole slice, else one run per tap.
+struct Part {
+    int64_t group, begin, end;
+    int64_t runs, run_columns, first, stride;  // of the runs in a row of columns
+    int64_t packed, partial;                   // elements before this part in the packed weights and a partial grad_weight
+    int64_t slice;
+};
+
+// All parts, in the order of slices; those of a slice are [begin[slice], begin[slice + 1]).
+struct Parts {
+    template <class Step>
+    Parts(const DeformConv2dDims& d, const BackwardSplit& split, Step)
+        : list(d.groups + split.slices), begin(split.slices + 1), K(d.kh * d.kw), out(d.O / d.groups) {
+        const int64_t in = d.C / d.groups;
+        for (int64_t slice = 0; slice < split.slices; slice++) {
+            begin[slice] = count;
+            const int64_t c0 = slice * split.slice_channels;
+            const int64_t c1 = c0 + split.slice_channels < d.C ? c0 + split.slice_channels : d.C;
+            for (int64_t g = c0 / in; g * in < c1; g++) {
+                Part part{};
+                part.group = g;
+                part.slice = slice;
+                part.begin = g * in > c0 ? g * in : c0;
+                part.end = (g + 1) * in < c1 ? (g + 1) * in : c1;
+                const int64_t width = part.end - part.begin, whole = width == c1 - c0;
+                part.runs = whole ? 1 : K;
+                part.run_columns = whole ? K * width : width;
+                part.first = part.begin - c0;
+                part.stride = c1 - c0;
+                part.packed = packed_elements;
+                part.partial = partial_elements;
+                packed_elements += part.runs * packed_size<Step>(part.run_columns, out);
+                partial_elements += out * K * width;
+                list[count++] = part;
+            }
+        }
+        begin[split.slices] = count;
+    }
+    const Buffer<Part> list;
+    const Buffer<int64_t> begin;
+    const int64_t K, out;
+    int64_t count = 0, packed_elements = 0, partial_elements = 0;
+};
+
+template <class T>
+struct Backward {
+    using A = compute_t<T>;
+    using Step = FmaStep<A>;
+
+    const DeformConv2dDims& d;
+    const DeformConv2dBackward& t;
+    const int threads;
+    const BackwardSplit split{d};
+    const BackwardWorkspace layout{d, split, sizeof(A)};
+    const Parts parts{d, split, Step{}};
+    const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
+    const int64_t column_row = round_up(K * split.slice_channels, 16);
+    const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
+    const bool column_grads = sample_grads || t.grad_x != nullptr;
+    const Buffer<A> packed{column_grads ? parts.packed_elements : 0};
+
+    void run() {
+        if (column_grads) pack_weights();
+        if (column_grads || t.grad_weight != nullptr || t.grad_bias != nullptr)
+            parallel_tasks(split.tasks(), threads, [&](const auto& next) {
+                const Buffer<A> columns(kPanel * column_row), grad_y(kPanel * d.O);
+                const Buffer<A> products(4 * round_up(split.slice_groups * K, kLanes<A>));
+                for (int64_t task; (task = next()) >= 0;) run_task(task, columns, grad_y, products);
+            });
+        if (t.grad_weight != nullptr) sum_weight();
+        if (t.grad_bias != nullptr) sum_bias();
+        if (t.grad_x != nullptr && split.bands > 1) sum_copies();
+    }
+
+  private:
+    A* partial_weight(int64_t partial) const { return static_cast<A*>(t.workspace) + partial * layout.weight; }
+    A* partial_bias(int64_t partial) const {
+        return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.bias_at) + partial * d.O;
+    }
+    RowRange& copy_rows(int64_t task) const {
+        return reinterpret_cast<RowRange*>(static_cast<char*>(t.workspace) + layout.rows_at)[task];
+    }
+    A* copy(int64_t task) const {
+        return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.copies_at + task * layout.copy_bytes);
+    }
+
+    // B of grad columns = grad_y * B: (output channel of the group, run column).
+    void pack_weights() const {
+        const T* weight = static_cast<const T*>(t.weight);
+        parallel_for(parts.count, threads, [&](int64_t first, int64_t last) {
+            for (int64_t i = first; i < last; i++) {
+                const Part& part = parts.list[i];
+                const int64_t width = part.end - part.begin;
+                A* to = packed + part.packed;
+                for (int64_t run = 0; run < part.runs; run++, to += packed_size<Step>(part.run_columns, out))
+                    pack<Step>(to, part.run_columns, out, [&](int64_t o, int64_t column) {
+                        const int64_t k = run + column / width, c = part.begin + column % width - part.group * in;
+                        return static_cast<A>(load(weight[((part.group * out + o) * in + c) * K + k]));
+                    });
+            }
+        });
+    }
+
+    void run_task(int64_t task, A* columns, A* grad_y, A* products) const {
+        const int64_t slice = task % split.slices, partial = task / split.slices;
+        const int64_t chunk = partial / split.bands, band = partial % split.bands;
+        const int64_t first = slice * split.slice_groups;
+        const int64_t groups = d.offset_groups - first < split.slice_groups ? d.offset_groups - first : split.slice_groups;
+        const Plan<A> plan(d, first, groups, {d.x_h, d.x_w});
+        const Samples<A> samples(plan.padded);
+        const int64_t channels = groups * plan.per_group;
+        // grad_x itself where this task alone writes the slice in the accumulator's type.
+        const bool direct = split.bands == 1 && sizeof(T) == sizeof(A);
+        const Buffer<A> own(t.grad_x != nullptr && split.bands == 1 && !direct ? d.H * d.W * channels : 0);
+
+        if (t.grad_weight != nullptr)
+            for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++)
+                __builtin_memset(partial_weight(partial) + parts.list[i].partial, 0,
+                                 out * K * (parts.list[i].end - parts.list[i].begin) * sizeof(A));
+        A* bias = t.grad_bias != nullptr && slice == 0 ? partial_bias(partial) : nullptr;
+        if (bias != nullptr) __builtin_memset(bias, 0, d.O * sizeof(A));
+
+        for (int64_t b = d.B * chunk / split.chunks; b < d.B * (chunk + 1) / split.chunks; b++) {
+            GradImage<A> image{own, {d.W * channels, channels}, d.W, channels, 0, 0};
+            if (split.bands > 1) image.data = copy(task);
+            if (direct) {
+                image.data = static_cast<A*>(t.grad_x) + b * d.H * d.W * d.C + first * plan.per_group;
+                image.strides = {d.W * d.C, d.C};
+            }
+            const int64_t end = pixels * (band + 1) / split.bands;
+            for (int64_t p = pixels * band / split.bands; p < end; p += kPanel) {
+                const int64_t n = end - p < kPanel ? end - p : kPanel;
+                load_grad_y(b * pixels + p, n, grad_y, bias);
+                if (column_grads) multiply_columns(slice, n, grad_y, columns);
+                run_samples(plan, samples, b, p, n, columns, products, image);
+                if (t.grad_weight != nullptr) add_weight(slice, n, grad_y, columns, partial_weight(partial));
+            }
+            if (t.grad_x == nullptr) continue;
+            if (direct) {
+                image.zero(0, image.begin);
+                image.zero(image.end, d.H);
+            } else if (split.bands == 1) {
+                write_slice(b, first * plan.per_group, image);
+            } else {
+                copy_rows(task) = {image.begin, image.end};
+            }
+        }
+    }
+
+    // Pixels past n become zeros: tiles read whole rows.
+    void load_grad_y(int64_t pixel, int64_t n, A* grad_y, A* bias) const {
+        const T* from = static_cast<const T*>(t.grad_y) + pixel * d.O;
+        for_channels<A>(n * d.O, [&](auto lanes, int64_t i) {
+            constexpr int N = decltype(lanes)::value;
+            store_vec<N>(grad_y + i, load_vec<N>(from + i));
+        });
+        __builtin_memset(grad_y + n * d.O, 0, (kPanel - n) * d.O * sizeof(A));
+        if (bias == nullptr) return;
+        for_channels<A>(d.O, [&](auto lanes, int64_t o) {
+            constexpr int N = decltype(lanes)::value;
+            Vec<A, N> sum{};
+            for (int64_t p = 0; p < n; p++) sum += load_vec<N>(grad_y + p * d.O + o);
+            store_vec<N>(bias + o, Vec<A, N>(load_vec<N>(bias + o) + sum));
+        });
+    }
+
+    void multiply_columns(int64_t slice, int64_t n, const A* grad_y, A* columns) const {
+        for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
+            const Part& part = parts.list[i];
+            const A *b = packed + part.packed, *a = grad_y + part.group * out;
+            for (int64_t run = 0; run < part.runs; run++) {
+                A* to = columns + part.first + run * part.stride;
+                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) {
+                    constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+                    for (int64_t r = 0; r < n; r += MR) {
+                        Vec<A> acc[MR][NV];
+                        clear<A>(acc);
+                        multiply<Step>(acc, a + r * d.O, d.O, 1, b, NV * lanes, out);
+#pragma GCC unroll 12
+                        for (int m = 0; m < MR; m++)
+#pragma GCC unroll 4
+                            for (int j = 0; j < NV; j++)
+                                store_first<lanes>(to + (r + m) * column_row + column + j * lanes, acc[m][j],
+                                                   part.run_columns - column - j * lanes);
+                    }
+                    b += NV * lanes * out;
+                });
+            }
+        }
+    }
+
+    void run_samples(const Plan<A>& plan, const Samples<A>& samples, int64_t b, int64_t p0, int64_t n, A* columns, A* products,
+                     GradImage<A>& image) const {
+        const T* x = static_cast<const T*>(t.x) + b * d.x_b + plan.first * plan.per_group;
+        const int64_t tap = plan.groups * plan.per_group;
+        if (!column_grads && t.grad_weight == nullptr) return;
+        for (int64_t p = p0; p < p0 + n; p++, columns += column_row) {
+            const int64_t i = p / d.Wo, j = p % d.Wo;
+            read_samples<T>(plan, t.offset, t.mask, b, i, j, samples);
+            const RowRange rows = locate<true>(plan, i, j, image.strides, samples);
+            if (t.grad_x != nullptr) {
+                image.touch(rows);
+                scatter_any(plan, samples, columns, tap, image);
+            }
+            if (!sample_grads) {
+                if (t.grad_weight != nullptr) gather_any(plan, samples, x, columns, tap);
+                continue;
+            }
+            if (t.grad_weight != nullptr) {
+                take_products_any<true>(plan, samples, x, columns, tap, products);
+            } else {
+                take_products_any<false>(plan, samples, x, columns, tap, products);
+            }
+            const int64_t q = ((b * pixels + p) * d.offset_groups + plan.first) * K;
+            T* mask = t.grad_mask != nullptr ? static_cast<T*>(t.grad_mask) + q : nullptr;
+            if (d.offset_dtype == d.dtype) {
+                T* offset = t.grad_offset != nullptr ? static_cast<T*>(t.grad_offset) + 2 * q : nullptr;
+                write_sample_gradients(plan, samples, products, offset, mask);
+            } else {
+                float* offset = t.grad_offset != nullptr ? static_cast<float*>(t.grad_offset) + 2 * q : nullptr;
+                write_sample_gradients(plan, samples, products, offset, mask);
+            }
+        }
+    }
+
+    // partial += grad_y^T * columns: (output channel, tap, channel of the part); each panel is summed from zero.
+    void add_weight(int64_t slice, int64_t n, const A* grad_y, const A* columns, A* partial) const {
+        for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
+            const Part& part = parts.list[i];
+            const int64_t row = part.runs * part.run_columns;
+            for (int64_t run = 0; run < part.runs; run++) {
+                const A *b = columns + part.first + run * part.stride, *a = grad_y + part.group * out;
+                A* to = partial + part.partial + run * part.run_columns;
+                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) {
+                    constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+                    for (int64_t o = 0; o < out; o += MR) {
+                        Vec<A> acc[MR][NV];
+                        clear<A>(acc);
+                        multiply<Step>(acc, a + o, 1, d.O, b + column, column_row, n);
+                        const int64_t rows = out - o < MR ? out - o : MR;
+#pragma GCC unroll 12
+                        for (int m = 0; m < MR; m++) {
+                            if (m >= rows) break;
+#pragma GCC unroll 4
+                            for (int j = 0; j < NV; j++)
+                                add_first<lanes>(to + (o + m) * row + column + j * lanes, acc[m][j],
+                                                 part.run_columns - column - j * lanes);
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    void sum_weight() const {
+        T* grad = static_cast<T*>(t.grad_weight);
+        parallel_for(parts.count * out, threads, [&](int64_t first, int64_t last) {
+            const Buffer<A> sum(K * split.slice_channels);
+            for (int64_t i = first; i < last; i++) {
+                const Part& part = parts.list[i / out];
+                const int64_t o = i % out, width = part.end - part.begin, row = K * width;
+                __builtin_memset(sum, 0, row * sizeof(A));
+                for (int64_t partial = 0; partial < split.partials(); partial++) {
+                    const A* from = partial_weight(partial) + part.partial + o * row;
+                    for (int64_t e = 0; e < row; e++) sum[e] += from[e];
+                }
+                T* to = grad + ((part.group * out + o) * in + part.begin - part.group * in) * K;
+                for (int64_t c = 0; c < width; c++)
+                    for (int64_t k = 0; k < K; k++) to[c * K + k] = store<T>(sum[k * width + c]);
+            }
+        });
+    }
+
+    void sum_bias() const {
+        for (int64_t o = 0; o < d.O; o++) {
+            A sum = 0;
+            for (int64_t partial = 0; partial < split.partials(); partial++) sum += partial_bias(partial)[o];
+            static_cast<T*>(t.grad_bias)[o] = store<T>(sum);
+        }
+    }
+
+    // From an accumulator of this thread to grad_x.
+    void write_slice(int64_t b, int64_t first_channel, const GradImage<A>& image) const {
+        for (int64_t y = 0; y < d.H; y++) {
+            T* to = static_cast<T*>(t.grad_x) + (b * d.H + y) * d.W * d.C + first_channel;
+            const A* from = image.data + y * image.strides.row;
+            const bool valid = y >= image.begin && y < image.end;
+            for (int64_t x = 0; x < d.W; x++, to += d.C, from += image.channels) {
+                for_channels<A>(image.channels, [&](auto lanes, int64_t c) {
+                    constexpr int N = decltype(lanes)::value;
+                    store_vec<N>(to + c, valid ? load_vec<N>(from + c) : Vec<A, N>{});
+                });
+            }
+        }
+    }
+
+    // grad_x = sum of the copies of the bands, in their order.
+    void sum_copies() const {
+        parallel_for(d.B * d.H, threads, [&](int64_t first, int64_t last) {
+            const Buffer<A> sum(d.W * split.slice_channels);
+            for (int64_t i = first; i < last; i++) {
+                const int64_t b = i / d.H, y = i % d.H;
+                for (int64_t slice = 0; slice < split.slices; slice++) {
+                    const int64_t c0 = slice * split.slice_channels;
+                    const int64_t channels = d.C - c0 < split.slice_channels ? d.C - c0 : split.slice_channels;
+                    const int64_t n = d.W * channels;
+                    __builtin_memset(sum, 0, n * sizeof(A));
+                    for (int64_t band = 0; band < split.bands; band++) {
+                        const int64_t task = (b * split.bands + band) * split.slices + slice;
+                        if (y < copy_rows(task).begin || y >= copy_rows(task).end) continue;
+                        const A* from = copy(task) + y * n;
+                        for (int64_t e = 0; e < n; e++) sum[e] += from[e];
+                    }
+                    T* to = static_cast<T*>(t.grad_x) + i * d.W * d.C + c0;
+                    for (int64_t x = 0; x < d.W; x++)
+                        for_channels<A>(channels, [&](auto lanes, int64_t c) {
+                            constexpr int N = decltype(lanes)::value;
+                            store_vec<N>(to + x * d.C + c, load_vec<N>(sum + x * channels + c));
+                        });
+                }
+            }
+        });
+    }
+};
+
+}  // namespace
+
+void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads) {
+    FASTDS_DTYPE_SWITCH(dims.dtype, Backward<scalar>{dims, tensors, threads}.run())
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

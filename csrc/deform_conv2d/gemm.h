@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Register-blocked matrix products of deform_conv2d.
+//
+// One tile keeps MR x NV vectors of the result in registers and walks the sum: per step it loads NV vectors of B and multiplies
+// them with MR broadcast values of A. MR and NV fill the register file and need fewer loads than multiplications, so that the
+// multipliers are the limit: 6 x 4 vectors on AVX-512 (24 of 32 registers), 6 x 2 with 16 registers.
+#pragma once
+#include "core/simd.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileVectors = 4;
+constexpr int tile_rows(int nv) { return nv == 4 ? 6 : nv == 3 ? 8 : 12; }
+#else
+constexpr int kTileVectors = 2;
+constexpr int tile_rows(int nv) { return nv == 2 ? 6 : 12; }
+#endif
+constexpr int kTileRowsMultiple = 24;  // every tile_rows divides it
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// How the sum of a tile multiplies and adds. Terms: products summed by one step.
+template <class S>
+struct FmaStep {
+    using Stored = S;   // element of A and B in memory
+    using Unit = S;     // what is broadcast from A
+    using A = S;        // accumulator
+    static constexpr int terms = 1;
+    static FASTDS_HD Vec<A> apply(Vec<A> acc, Unit a, Vec<A> b) { return acc + a * b; }
+};
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16, summed in fp32. B holds the pairs of one column side by side.
+struct Bf16DotStep {
+    using Stored = BFloat16;
+    using Unit = uint32_t;
+    using A = float;
+    static constexpr int terms = 2;
+    static FASTDS_HD Vec<A> apply(Vec<A> acc, Unit a, Vec<A> b) {
+        return (Vec<A>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(a), (__m512bh)(__m512)b);
+    }
+};
+#endif
+
+// acc += sum over `steps` of A * B. Strides in stored elements: A has one between rows and one between steps, B one between
+// steps (its rows are contiguous).
+template <class Step, int MR, int NV>
+FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Step::Stored* a, int64_t a_row, int64_t a_step,
+                        const typename Step::Stored* b, int64_t b_step, int64_t steps) {
+    using A = typename Step::A;
+    for (int64_t s = 0; s < steps; s++) {
+        Vec<A> bv[NV];
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) __builtin_memcpy(&bv[j], (const char*)b + j * kVectorBytes, kVectorBytes);
+#pragma GCC unroll 12
+        for (int i = 0; i < MR; i++) {
+            typename Step::Unit unit;
+            __builtin_memcpy(&unit, a + i * a_row, sizeof(unit));
+#pragma GCC unroll 4
+            for (int j = 0; j < NV; j++) acc[i][j] = Step::apply(acc[i][j], unit, bv[j]);
+        }
+        a += a_step;
+        b += b_step;
+    }
+}
+
+template <class A, int MR, int NV>
+FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) acc[i][j] = Vec<A>{};
+}
+
+// Columns are cut into blocks of up to kTileVectors vectors as equal as possible (9 vectors: 3 + 3 + 3).
+struct ColumnBlocks {
+    int64_t vectors, blocks;
+};
+template <class A>
+FASTDS_HD ColumnBlocks column_blocks(int64_t columns) {
+    const int64_t vectors = (columns + kLanes<A> - 1) / kLanes<A>;
+    return {vectors, (vectors + kTileVectors - 1) / kTileVectors};
+}
+
+template <int NV>
+struct Width {
+    static constexpr int value = NV;
+};
+
+// Calls f(Width<NV>, first column) for every block.
+template <class A, class F>
+FASTDS_HD void for_column_blocks(int64_t columns, const F& f) {
+    const ColumnBlocks cut = column_blocks<A>(columns);
+    int64_t vector = 0;
+    for (int64_t i = 0; i < cut.blocks; i++) {
+        const int64_t next = cut.vectors * (i + 1) / cut.blocks, column = vector * kLanes<A>;
+        switch (next - vector) {
+            case 1: f(Width<1>{}, column); break;
+            case 2: f(Width<2>{}, column); break;
+#if defined(__AVX512F__)
+            case 3: f(Width<3>{}, column); break;
+            case 4: f(Width<4>{}, column); break;
+#endif
+        }
+        vector = next;
+    }
+}
+
+// Elements of B packed for `columns` columns and `terms` products: blocks one after the other, each (step, column of the block,
+// term of the step), padded with zeros to whole vectors and steps.
+template <class Step>
+FASTDS_HD int64_t packed_size(int64_t columns, int64_t terms) {
+    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, Step::terms);
+}
+
+// value(term, column) gives the element of the matrix.
+template <class Step, class Value>
+inline void pack(typename Step::Stored* packed, int64_t columns, int64_t terms, const Value& value) {
+    const int64_t steps = round_up(terms, Step::terms) / Step::terms;
+    for_column_blocks<typename Step::A>(columns, [&](auto width, int64_t column) {
+        constexpr int64_t lanes = decltype(width)::value * kLanes<typename Step::A>;
+        for (int64_t s = 0; s < steps; s++)
+            for (int64_t j = 0; j < lanes; j++)
+                for (int64_t t = s * Step::terms; t < (s + 1) * Step::terms; t++)
+                    *packed++ = t < terms && column + j < columns ? value(t, column + j) : typename Step::Stored{};
+    });
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sizes, strides and addresses of one deform_conv2d call; plain data shared by the binding and the kernels.
+//
+// Every 4-D tensor has channel stride 1 (channels_last). x, offset and mask carry their own batch, row and pixel strides in
+// elements, so that slices of one guide map need no copy; y, grad_y and all gradients are dense NHWC; weight and grad_weight
+// are dense (O, C/groups, kh, kw). For tap k = kh_index*kw + kw_index of offset group g, channel (g*K + k)*2 of offset is the
+// row displacement in pixels, the next one the column displacement, and channel g*K + k of mask the sample's factor.
+#pragma once
+#include <stdint.h>
+
+#include "core/isa.h"
+
+namespace fastds {
+
+struct DeformConv2dDims {
+    int dtype, offset_dtype;  // DType; offset_dtype is dtype or f32
+    int64_t B, C, H, W, O, Ho, Wo, kh, kw;
+    int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+    int64_t groups, offset_groups;
+    int64_t x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w;
+};
+
+struct DeformConv2dForward {
+    const void *x, *offset;
+    const void* mask;  // null: all ones
+    const void* weight;
+    const void* bias;  // null: zeros
+    void* y;
+};
+
+// A null gradient is not computed; every other one is written completely.
+struct DeformConv2dBackward {
+    const void *grad_y, *x, *offset, *mask, *weight;
+    void *grad_x, *grad_offset, *grad_mask, *grad_weight, *grad_bias;
+    void* workspace;  // deform_conv2d_workspace(dims) bytes
+};
+
+FASTDS_PER_ISA(void deform_conv2d_forward(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int threads))
+FASTDS_PER_ISA(void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads))
+
+// Bytes of scratch that the backward needs; a function of the shape alone, as is the split of its sums.
+int64_t deform_conv2d_workspace(const DeformConv2dDims& dims);
+
+}  // namespace fastds
