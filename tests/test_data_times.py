@@ -4,8 +4,17 @@ import datetime
 import numpy as np
 import pytest
 
-from fastds.data import from_reflectivity, open_dataset, output_frames, refine_time, save_dataset, synthetic_event
-from fastds.data import time_encoding, to_reflectivity, triples
+from fastds.data import (
+    from_reflectivity,
+    open_dataset,
+    output_frames,
+    refine_time,
+    save_dataset,
+    synthetic_event,
+    time_encoding,
+    to_reflectivity,
+    triples,
+)
 from fastds.data.times import regular_segments
 
 MINUTE = np.timedelta64(1, "m")

@@ -36,7 +36,7 @@ def synthetic_event(
     at the middle of the event, so advection smooths nothing. L is the sum, in mm/h, of
 
     * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around
-      `stratiform_dbz`, bent over at 32 dBZ; a wave of wavelength l forgets itself in 90 min (l / 100 km)^0.7, so
+      `stratiform_dbz`, bent over at 32 dBZ; a wave of wavelength l forgets itself in 200 min (l / 100 km)^0.7, so
       small scales change first;
     * convective cells, born at random in bands, that live 20 to 70 minutes with intensity sin^2(pi age / life):
       ellipses of 1.5 to 5 km, axes up to 1 : 2.5, slowly turning, with small-scale texture.
@@ -138,7 +138,7 @@ def _gaussian_fields(rng, frames, air):
     wave = _wavenumber(air.shape, air.spacing_m)
     amplitude = np.maximum(wave, 1.0 / 150_000.0) ** -1.45
     amplitude[0, 0] = 0.0
-    memory = np.exp(-air.step_s / (5400.0 * (1e-5 / np.maximum(wave, 1e-6)) ** 0.7))
+    memory = np.exp(-air.step_s / (12_000.0 * (1e-5 / np.maximum(wave, 1e-6)) ** 0.7))
     state, fields = _noise(rng, air.shape), []
     scale = 1.0 / _inverse(state * amplitude, air.shape).std()
     for number in range(frames):

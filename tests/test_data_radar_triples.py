@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from fastds.data import (
+    EpochSampler,
+    EvaluationTriples,
+    FrameStore,
+    RadarTriples,
+    TimeBlock,
+    coarsen,
+    prepare,
+    save_dataset,
+    synthetic_event,
+)
+from fastds.data.radar_triples import augment, make_sample
+
+KEYS = {"x": (2, 1, 16, 16), "y": (3, 1, 32, 32), "valid": (3, 1, 32, 32)}
+
+
+@pytest.fixture(scope="module")
+def event():
+    return synthetic_event(0, frames=9, shape=(136, 150)).drop_vars(["eastward_wind", "northward_wind"])
+
+
+@pytest.fixture(scope="module")
+def samples(event):
+    return RadarTriples([event], crop=16, samples=40)
+
+
+def test_shapes_types_and_range(samples):
+    for index in range(20):
+        sample = samples[index]
+        assert {key: tuple(value.shape) for key, value in sample.items()} == KEYS
+        assert sample["x"].dtype == sample["y"].dtype == torch.float32 and sample["valid"].dtype == torch.bool
+        for key in ("x", "y"):
+            assert torch.isfinite(sample[key]).all() and 0 <= sample[key].min() and sample[key].max() <= 1
+        assert sample["valid"].all()  # nothing is missing in this event
+
+
+def test_sample_depends_on_seed_and_index_only(event, samples):
+    again = RadarTriples([event], crop=16, samples=7)
+    other = RadarTriples([event], crop=16, seed=1)
+    for index in (0, 5, 39, 1234):
+        assert all(torch.equal(samples[index][key], again[index][key]) for key in KEYS)
+        assert not torch.equal(samples[index]["y"], other[index]["y"])
+    assert not torch.equal(samples[0]["y"], samples[1]["y"]) and len(samples) == 40
+
+
+def test_workers_give_the_same_batches(samples):
+    order = EpochSampler(samples)
+    order.set_epoch(3)
+    alone, two = (
+        [batch["y"] for batch in DataLoader(samples, batch_size=8, sampler=order, num_workers=n)] for n in (0, 2)
+    )
+    assert len(alone) == 5 and all(torch.equal(a, b) for a, b in zip(alone, two, strict=True))
+    assert torch.equal(alone[0][0], samples[120]["y"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "scale", "interval"), list(itertools.product(["dbz", "linear_z"], [1, 2, 4], [1, 2, 3]))
+)
+def test_input_is_the_coarsened_truth_at_every_scale_and_interval(event, mode, scale, interval):
+    data = RadarTriples([event], crop=16, scales=(scale,), intervals=(interval,), modes=(mode,), augment=False)
+    z = event["reflectivity"].values
+    z = np.maximum(z, 15.0)
+    if mode == "linear_z":
+        z = 10 ** (z / 10)
+    z = z[:, : 136 - 136 % scale, : 150 - 150 % scale]
+    z = z.reshape(9, z.shape[1] // scale, scale, z.shape[2] // scale, scale).mean((2, 4))
+    truth = prepare(10 * np.log10(z) if mode == "linear_z" else z)
+    for index in range(3):
+        sample = data[index]
+        x, y = sample["x"].numpy()[:, 0], sample["y"].numpy()[:, 0]
+        # the crop is somewhere in the truth, on block borders, at three times one interval apart
+        found = [
+            (t, r, c)
+            for t in range(9 - 2 * interval)
+            for r in range(0, truth.shape[1] - 31, 2)
+            for c in range(0, truth.shape[2] - 31, 2)
+            if abs(truth[t, r, c] - y[0, 0, 0]) < 1e-5
+            and np.abs(truth[t : t + 2 * interval + 1 : interval, r : r + 32, c : c + 32] - y).max() < 1e-5
+        ]
+        assert len(found) == 1
+        if mode == "dbz":
+            np.testing.assert_allclose(x, y[::2].reshape(2, 16, 2, 16, 2).mean((2, 4)), atol=1e-6)
+        else:
+            linear = 10 ** ((15 + 55 * y[::2]) / 10)
+            linear = linear.reshape(2, 16, 2, 16, 2).mean((2, 4))
+            np.testing.assert_allclose(15 + 55 * x, 10 * np.log10(linear), atol=1e-3)
+
+
+def test_mixture_draws_every_combination(event):
+    seen = set()
+    data = RadarTriples([event], crop=16)
+    original = data.stores[0].dbz
+
+    def spy(frames, rows, columns):
+        seen.add((int(frames[1] - frames[0]), (rows.stop - rows.start) // 32))
+        return original(frames, rows, columns)
+
+    data.stores[0].dbz = spy
+    for index in range(150):
+        data[index]
+    assert seen == set(itertools.product((1, 2, 3), (1, 2, 4)))
+
+
+def test_echo_rule(event):
+    z = event["reflectivity"].values.copy()
+    z[:, :, 75:] = -32.0
+    data = RadarTriples([event.assign(reflectivity=event["reflectivity"].copy(data=z))], crop=16, scales=(1,))
+    shares = [float((data[index]["y"] > 0).float().mean()) for index in range(60)]
+    assert np.mean(np.array(shares) >= 0.2) > 0.9
+
+
+def test_crops_avoid_missing_areas_and_mark_what_is_missing(event):
+    z = event["reflectivity"].values.copy()
+    z[:, :, 90:] = np.nan
+    z[4, 3, 5] = np.nan
+    part = event["reflectivity"].copy(data=z)
+    data = RadarTriples([part], crop=16, scales=(1,))
+    for index in range(40):
+        sample = data[index]
+        assert sample["valid"].float().mean() >= 0.5
+        assert torch.isfinite(sample["y"]).all() and not sample["y"][~sample["valid"]].gt(1).any()
+
+
+def test_blocks_with_a_missing_pixel_do_not_count():
+    z = np.full((3, 8, 8), 30.0, np.float32)
+    z[0, 1, 1], z[1, 4, 4] = np.nan, np.nan
+    sample = make_sample(z)
+    assert sample["x"][0, 0, 0, 0] == 0 and sample["x"][1, 0, 0, 0] > 0
+    valid = sample["valid"][:, 0]
+    assert not valid[:, :2, :2].any()  # the input block is missing, so nothing can be told for any frame
+    assert not valid[1, 4, 4] and valid[0, 4, 4] and valid[1, 4, 5]  # the truth of the middle frame alone is missing
+    assert valid.sum() == 3 * 64 - 12 - 1
+
+
+def test_truth_at_coarser_scales_is_missing_where_any_pixel_is():
+    z = np.full((3, 8, 8), 30.0, np.float32)
+    z[1, 0, 0] = np.nan
+    assert not make_sample(z, scale=2)["valid"][1, 0, 0, 0]
+
+
+def whole_frame_flow(x):
+    """A flow that tells its place, its frame and its direction apart."""
+    h, w = x.shape[-2:]
+    rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
+    forward = np.stack([rows, columns]) / 8.0
+    return np.stack([forward, -forward - 1.0])
+
+
+def test_flow_is_cut_from_the_whole_frame(event):
+    data = RadarTriples([event], crop=16, scales=(1,), augment=False, flow=whole_frame_flow)
+    for index in range(5):
+        flow = data[index]["flow"]
+        assert flow.shape == (1, 2, 2, 16, 16) and flow.dtype == torch.float32
+        torch.testing.assert_close(flow[0, 1], -flow[0, 0] - 1.0)
+        assert torch.equal(flow[0, 0, 0].diff(dim=0), torch.full((15, 16), 0.125))
+        assert torch.equal(flow[0, 0, 1].diff(dim=1), torch.full((16, 15), 0.125))
+
+
+def test_flow_is_computed_once_per_pair_and_ahead_of_workers(event):
+    calls = []
+
+    def flow(x):
+        calls.append(x.shape)
+        return np.zeros((2, 2, *x.shape[-2:]))
+
+    data = RadarTriples([event], crop=16, scales=(1, 2), intervals=(1, 2), flow=flow)
+    data.cache_flow()
+    # 7 and 5 triples, whose outer frames make 7 and 5 pairs
+    assert calls.count((2, 68, 75)) == 12 and calls.count((2, 34, 37)) == 12
+    for index in range(30):
+        data[index]
+    assert len(calls) == 24
+
+
+@pytest.mark.parametrize("options", list(itertools.product([False, True], repeat=4)))
+def test_flow_turns_with_the_grid(options):
+    """Warping the first coarse frame along the flow gives the second, before and after any augmentation."""
+    rng = np.random.default_rng(0)
+    first = torch.from_numpy(rng.random((1, 1, 24, 24), dtype=np.float32))
+    dy, dx = 3, -5  # features move 3 rows down and 5 columns left
+    second = torch.roll(first, (dy, dx), (2, 3))
+    forward = np.broadcast_to(np.array([dy, dx], np.float32)[:, None, None], (2, 24, 24))
+    sample = {
+        "x": np.stack([first[0].numpy(), second[0].numpy()]),
+        "y": np.zeros((3, 1, 48, 48), np.float32),
+        "valid": np.ones((3, 1, 48, 48), bool),
+        "flow": np.stack([forward, -forward])[None].copy(),
+    }
+    before = sample["flow"].copy()
+    out = augment(sample, *options)
+    np.testing.assert_array_equal(sample["flow"], before)  # the cache is not written to
+    a, b = (torch.from_numpy(np.ascontiguousarray(out["x"]))[i][None] for i in (0, 1))
+    for here, there, flow in ((a, b, out["flow"][0, 0]), (b, a, out["flow"][0, 1])):
+        rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+        flow = torch.from_numpy(np.ascontiguousarray(flow))
+        grid = torch.stack([(columns + flow[1]) / 23 * 2 - 1, (rows + flow[0]) / 23 * 2 - 1], -1)[None]
+        warped = F.grid_sample(there, grid, align_corners=True)
+        torch.testing.assert_close(warped[..., 6:-6, 6:-6], here[..., 6:-6, 6:-6], rtol=1e-4, atol=1e-4)
+
+
+def test_augmentation_changes_all_arrays_alike():
+    rng = np.random.default_rng(0)
+    y = rng.random((3, 1, 8, 8), dtype=np.float32)
+    x = y[::2].reshape(2, 1, 4, 2, 4, 2).mean((3, 5))
+    out = augment({"x": x, "y": y, "valid": y > 0.5}, True, False, True, True)
+    np.testing.assert_allclose(out["x"], out["y"][::2].reshape(2, 1, 4, 2, 4, 2).mean((3, 5)), rtol=1e-6)
+    np.testing.assert_array_equal(out["valid"], out["y"] > 0.5)
+    np.testing.assert_array_equal(out["y"][0, 0], y[2, 0, ::-1].T)
+
+
+def test_one_byte_a_pixel_where_values_lie_on_half_dbz(event, data_dir):
+    store = FrameStore(TimeBlock(str(data_dir / "radar_mch_20160711_5min.nc"), 3, 6))
+    assert store.data.dtype == np.uint8 and store.shape == (3, 640, 710)
+    from fastds.data import open_dataset
+
+    with open_dataset(data_dir / "radar_mch_20160711_5min.nc") as dataset:
+        truth = dataset["reflectivity"][3:6].values
+    np.testing.assert_allclose(store.dbz([0, 1, 2]), truth, atol=1e-4)
+    np.testing.assert_array_equal(store.always_valid(), np.isfinite(truth).all(0))
+    other = FrameStore(event)
+    assert other.data.dtype == np.float32
+    np.testing.assert_array_equal(other.dbz([1, 4]), event["reflectivity"].values[[1, 4]])
+
+
+def test_blocks_of_time_and_files(event, tmp_path):
+    path = str(save_dataset(event, tmp_path / "event.nc"))
+    data = RadarTriples([TimeBlock(path, 0, 4), path, event["reflectivity"]], crop=16, weights=[0, 1, 1])
+    assert [store.shape[0] for store in data.stores] == [4, 9, 9]
+    assert data.stores[0].name == "event.nc[0:4]"
+    assert list(data.triples[0]) == [1] and list(data.triples[1]) == [1, 2, 3]
+    data[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": 100}, "a coarse crop of 100 needs 200 fine pixels a side, the grid is"),
+        ({"weights": [1, 2]}, "weights must be 1 non-negative numbers, one per source"),
+        ({"intervals": (9,)}, "no three frames at equal intervals among 9 frames"),
+    ],
+    ids=["crop", "weights", "intervals"],
+)
+def test_refusals(event, options, message):
+    with pytest.raises(ValueError, match=message):
+        RadarTriples([event], **{"crop": 16, **options})
+
+
+# File: first frame, end, every; squared errors of trilinear interpolation at the outer and the middle frames, dBZ^2.
+PUBLISHED = {
+    "radar_fmi_20160928_5min.nc": ((22, 30), 1, 0.641, 2.313),
+    "radar_knmi_20100826_5min.nc": ((76, 92), 1, 0.170, 2.820),
+    "radar_mch_20160711_5min.nc": ((0, None), 5, 0.156, 2.669),
+    "radar_opera_20180824_15min.nc": ((0, None), 3, 1.276, 7.718),
+    "radar_bom_melbourne_20180616_6min.nc": ((0, None), 4, 0.299, 11.635),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_evaluation_samples_reproduce_the_published_errors(data_dir, name):
+    (start, stop), every, t13, t2 = PUBLISHED[name]
+    data = EvaluationTriples(TimeBlock(str(data_dir / name), start, stop), every=every)
+    errors = []
+    for number in range(len(data)):
+        sample = data[number]
+        x, y = sample["x"][:, 0] * 55, sample["y"][:, 0] * 55
+        up = F.interpolate(x[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
+        prediction = torch.stack([up[0], (up[0] + up[1]) / 2, up[1]])
+        missing = F.pad((~sample["valid"][0]).float()[None], (2, 2, 2, 2), value=1.0)
+        inside = F.max_pool2d(missing, 5, 1)[0, 0] == 0
+        assert torch.equal(sample["valid"][0], sample["valid"][1])
+        squares = ((prediction - y) ** 2)[:, inside].double().mean(1)
+        errors.append([(squares[0] + squares[2]) / 2, squares[1]])
+    np.testing.assert_allclose(np.mean(errors, axis=0), [t13, t2], atol=6e-4)
+
+
+def test_evaluation_of_whole_frames_with_flow(event):
+    data = EvaluationTriples(event, interval=2, scale=2, flow=whole_frame_flow)
+    assert len(data) == 5
+    sample = data[0]
+    assert sample["x"].shape == (2, 1, 34, 36) and sample["y"].shape == (3, 1, 68, 72)
+    assert sample["flow"].shape == (1, 2, 2, 34, 36)
+    z = np.maximum(event["reflectivity"].values[[0, 2, 4], :136, :144], 15)
+    np.testing.assert_allclose(sample["y"][:, 0], prepare(coarsen(z, 2)), atol=1e-5)

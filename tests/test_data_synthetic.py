@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import xarray as xr
+from scipy import ndimage
+
+from fastds.data import echo_fraction, open_dataset, save_dataset, synthetic_event, to_reflectivity
+
+
+@pytest.fixture(scope="module")
+def event():
+    return synthetic_event(3)
+
+
+def test_same_seed_same_event_other_seed_other_event(event):
+    xr.testing.assert_identical(synthetic_event(3), event)
+    assert not np.array_equal(synthetic_event(4)["reflectivity"], event["reflectivity"])
+
+
+def test_it_is_a_file_a_radar_user_could_have(event, tmp_path):
+    assert event["reflectivity"].shape == (12, 256, 256) and event["reflectivity"].dtype == np.float32
+    with open_dataset(save_dataset(event, tmp_path / "event.nc")) as back:
+        source = to_reflectivity(back)
+        assert source.cadence == 300.0 and source.no_echo == -32.0
+        assert float(back["x"][1] - back["x"][0]) == 1000.0 and float(back["y"][1] - back["y"][0]) == -1000.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_echo_cover_and_strength(seed):
+    z = synthetic_event(seed, frames=2)["reflectivity"].values
+    assert np.isfinite(z).all() and z.max() <= 62.0
+    assert np.all((z == -32.0) | (z >= 0.0))
+    assert 0.15 < echo_fraction(z) < 0.6
+    assert 0.005 < echo_fraction(z, 30.0) < 0.1
+    assert 45.0 < z.max()
+    assert (z == -32.0).mean() > 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spectrum_falls_like_that_of_rain(seed):
+    """Radial spectra of radar rain in dBZ fall with slopes of about -2.5 to -3.5 (FMI test file: -2.7 to -3.1)."""
+    z = np.clip(synthetic_event(seed, frames=2)["reflectivity"].values[0], 0, None)
+    taper = np.outer(np.hanning(256), np.hanning(256))
+    power = np.abs(np.fft.fft2((z - z.mean()) * taper)) ** 2
+    wave = (np.hypot(*np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256))) * 256).astype(int).ravel()
+    radial = np.bincount(wave, power.ravel()) / np.bincount(wave)
+    slope = np.polyfit(np.log(np.arange(4, 64)), np.log(radial[4:64]), 1)[0]
+    assert -3.6 < slope < -2.4
+
+
+def moved(z, wind, spacing_m, seconds):
+    """z carried by the wind for some seconds (midpoint steps), rows southward."""
+    flow = np.stack([-wind[1], wind[0]]) * seconds / spacing_m
+    grid = np.stack(np.meshgrid(*map(np.arange, z.shape), indexing="ij")).astype(float)
+    half = np.stack([ndimage.map_coordinates(part, grid - flow / 2, order=1, mode="nearest") for part in flow])
+    return ndimage.map_coordinates(z, grid - half, order=1, mode="nearest")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_move_with_the_stated_wind(seed):
+    event = synthetic_event(seed, frames=6)
+    z = np.clip(event["reflectivity"].values, 0, None)
+    wind = np.stack([event["eastward_wind"], event["northward_wind"]])
+    inside = (slice(30, -30), slice(30, -30))
+
+    def error(motion, step):
+        return np.mean(
+            [(moved(z[t], motion, 1000.0, 300.0 * step) - z[t + step])[inside] ** 2 for t in range(6 - step)]
+        )
+
+    for step in (1, 3):
+        assert error(wind, step) < 0.5 * error(0 * wind, step)
+        assert error(wind, step) < 0.7 * error(-wind, step)
+        # A tenth of the wind more or less, or a turn by 6 degrees, fits worse.
+        turned = np.stack([wind[0] - 0.1 * wind[1], wind[1] + 0.1 * wind[0]])
+        assert all(error(wind, step) < error(other, step) for other in (1.1 * wind, 0.9 * wind, turned))
+
+
+def test_a_steady_wind_without_development_is_a_translation():
+    event = synthetic_event(5, frames=4, rotation=0.0, gusts=0.0, speed=20.0)
+    wind = event["eastward_wind"].values, event["northward_wind"].values
+    np.testing.assert_allclose(np.hypot(*wind), 20.0, rtol=1e-5)
+    assert np.ptp(wind[0]) < 1e-5
+
+
+def test_cells_grow_and_decay():
+    event = synthetic_event(7, frames=12, stratiform_dbz=None)
+    z = event["reflectivity"].values
+    assert (z == -32.0).mean() > 0.5
+    rain = np.where(z > -32, (10 ** (z / 10) / 200) ** (1 / 1.6), 0.0)
+    wind = np.stack([event["eastward_wind"], event["northward_wind"]])
+    changes = []
+    for t in range(11):
+        carried = ndimage.uniform_filter(moved(rain[t], wind, 1000.0, 300.0), 9)
+        after = ndimage.uniform_filter(rain[t + 1], 9)
+        core = np.maximum(carried, after)[30:-30, 30:-30] > 1.0
+        changes.append(np.log((after + 0.1) / (carried + 0.1))[30:-30, 30:-30][core])
+    change = np.concatenate(changes)
+    assert (change > 0.1).mean() > 0.15 and (change < -0.1).mean() > 0.15
+    total = rain.sum((1, 2))
+    assert 0.3 < total[-1] / total[0] < 3.0
+
+
+def test_other_grids():
+    event = synthetic_event(0, frames=3, shape=(40, 64), spacing_m=500.0, cadence_minutes=2.5, start="2020-01-01")
+    assert event["reflectivity"].shape == (3, 40, 64)
+    assert event["time"].values[1] - event["time"].values[0] == np.timedelta64(150, "s")
+    assert float(event["x"][1] - event["x"][0]) == 500.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 1}, "frames must be at least 2, got 1"),
+        ({"shape": (16, 64)}, r"shape must be two sizes of at least 32 pixels, got \(16, 64\)"),
+        ({"shape": (64,)}, "shape must be two sizes"),
+    ],
+    ids=["frames", "small", "one-dimensional"],
+)
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        synthetic_event(0, **options)
