@@ -16,20 +16,23 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
         raise ValueError(f"{name} must be an int or a pair of ints >= {least}, got {value!r}")
     return pair
 
 
-def _check_tensor(name: str, tensor: Tensor, dims: int, dtypes: tuple, device: torch.device) -> None:
+def _check_tensor(name: str, tensor: Tensor, dims: int, dtypes: tuple, device: torch.device | None) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a Tensor")
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(d) for d in dict.fromkeys(dtypes))
         raise TypeError(f"{name} has dtype {tensor.dtype}, expected {expected}")
-    if tensor.device != device:
+    if device is not None and tensor.device != device:
         raise ValueError(f"{name} is on device {tensor.device}, expected {device}, the device of input")
     if tensor.dim() != dims:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {dims} dimensions")
+        plural = "dimension" if dims == 1 else "dimensions"
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {dims} {plural}")
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -39,7 +42,7 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
 
 def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple[int, int, int, int]:
     """Refuses what the kernel cannot take; returns (groups, offset groups, output rows, output columns)."""
-    _check_tensor("input", input, 4, DTYPES, input.device)
+    _check_tensor("input", input, 4, DTYPES, None)
     _check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device)
     _check_tensor("weight", weight, 4, (input.dtype,), input.device)
     batch, channels, height, width = input.shape
@@ -82,14 +85,18 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple
 
 def _autocast(input, offset, weight, bias, mask):
     """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
-    kind = input.device.type
-    if not torch.is_autocast_enabled(kind) or input.dtype == torch.float64:
+    kind = input.device.type if isinstance(input, Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return input, offset, weight, bias, mask
     dtype = torch.get_autocast_dtype(kind)
-    input, weight, bias, mask = (t if t is None else t.to(dtype) for t in (input, weight, bias, mask))
-    if offset.dtype in (torch.float16, torch.bfloat16) and offset.dtype != dtype:
-        offset = offset.float()
-    return input, offset, weight, bias, mask
+
+    def cast(value, to):
+        covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(to) if covered else value
+
+    if isinstance(offset, Tensor) and offset.dtype != dtype:
+        offset = cast(offset, torch.float32)
+    return cast(input, dtype), offset, cast(weight, dtype), cast(bias, dtype), cast(mask, dtype)
 
 
 def _nhwc(tensor: Tensor) -> Tensor:
@@ -140,7 +147,7 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
     return y.contiguous(memory_format=layout)
 
 
-def _forward_fake(input, offset, weight, bias, stride, padding, dilation, mask):
+def _forward_fake(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None):
     _, _, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
     return input.new_empty((input.shape[0], weight.shape[0], h_out, w_out)).to(memory_format=_output_format(input))
 
@@ -178,7 +185,7 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
     x, offset, mask, weight = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask), weight.contiguous()
     dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
     module, threads = _native.native(), torch.get_num_threads()
-    workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8)
+    workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8, device=input.device)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
     module.deform_conv2d_backward(*(_address(t) for t in tensors), dims, threads)

@@ -91,5 +91,8 @@ def deform_conv2d(
     (-1, H) x (-1, W) or not finite is 0 and has no gradient with respect to its offset. The derivative at an integer
     position is that of the cell to its right (floor). Validation is the caller's.
     """
+    args = (input, offset, weight, bias, stride, padding, dilation, mask)
+    if not torch.amp.is_autocast_available(input.device.type):  # meta tensors
+        return _compute(*args)
     with torch.autocast(input.device.type, enabled=False):  # the sum stays in float32
-        return _compute(input, offset, weight, bias, stride, padding, dilation, mask)
+        return _compute(*args)
