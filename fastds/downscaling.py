@@ -344,7 +344,7 @@ class _Job:
 def _pixel_bytes(model) -> float:
     """Working memory of a forward pass per coarse pixel of a pair of frames, from the network's width."""
     features, scale = model.config.get("num_features", 64), model.config.get("scale", 2)
-    return 4.0 * features * (40 + 6 * scale**2)
+    return 4.0 * features * (60 + scale**2)
 
 
 def _store(shape, folder) -> np.ndarray:
