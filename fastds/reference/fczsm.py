@@ -179,12 +179,11 @@ def count_flops(config: dict, frames: int, h: int, w: int) -> int:
         samples += 9 * x.numel()
         return deform_by_grid_sample(x, offset, weight, bias, mask)
 
-    with torch.device("meta"), torch.no_grad():
-        state = FCZSM(**config).state_dict()
-        x = torch.empty(1, frames, config["in_channels"], h, w)
-        static = torch.empty(config["static_channels"], h, w) if config["static_channels"] else None
-        with FlopCounterMode(display=False) as counter:
-            ReferenceFCZSM(state, {**config, "flow_guided": False}, deform)(x, static)
+    state = FCZSM(**config).to("meta").state_dict()
+    x = torch.empty(1, frames, config["in_channels"], h, w, device="meta")
+    static = torch.empty(config["static_channels"], h, w, device="meta") if config["static_channels"] else None
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ReferenceFCZSM(state, {**config, "flow_guided": False}, deform)(x, static)
     return counter.get_total_flops() + 9 * samples
 
 

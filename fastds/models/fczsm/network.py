@@ -56,7 +56,7 @@ class Interpolation(nn.Module):
             maps += [z for way in interpolation_offsets(flow, count) for z in way]
 
         def between(*maps):
-            """Both ways of some pairs; maps: the levels of earlier, later, static and base offsets, one after another."""
+            """Both ways of some pairs; maps: levels of earlier, later, static and base offsets one after another."""
             groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
             earlier, later, rest = groups[0], groups[1], groups[2:]
             static_maps = rest.pop(0) if static is not None else None
