@@ -144,3 +144,12 @@ def test_packing_and_fill_value_of_the_encoding_are_kept(event, tmp_path):
     with open_dataset(tmp_path / "packed.nc") as back:
         assert np.isnan(back["reflectivity"][0, 0, 0])
         assert float(abs(back["reflectivity"] - packed["reflectivity"]).max()) <= 0.25
+
+
+def test_a_file_is_replaced_in_one_step(event, tmp_path):
+    """Whoever has the old file open goes on reading the old one: it is never written into."""
+    path = save_dataset(event, tmp_path / "event.nc")
+    with path.open("rb") as old:
+        content = path.read_bytes()
+        save_dataset(event.isel(time=slice(0, 2)), path)
+        assert old.read() == content

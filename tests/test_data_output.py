@@ -17,6 +17,7 @@ from fastds.data import (
     synthetic_event,
     to_reflectivity,
 )
+from fastds.data.amounts import interval_ends
 
 
 @pytest.fixture
@@ -324,3 +325,10 @@ def test_interval_of_the_cell_methods_that_does_not_fit_the_cadence(event):
 def test_bounds_that_are_no_dates(event):
     with pytest.raises(ValueError, match=r"the time bounds time_bnds must be dates of the shape \(5, 2\)"):
         to_reflectivity(rain(event, bounds=np.zeros((5, 2))), "rain")
+
+
+def test_the_ends_of_short_intervals_are_frames_of_the_model():
+    # Intervals (0, 10], (10, 20], (20, 30]: frames at 5, 10, ..., 25; the ends of the second one are 10, 15 and 20.
+    assert interval_ends(1, 5, 2).tolist() == [1, 2, 3]
+    assert interval_ends(0, 5, 2).tolist() == [0, 0, 1] and interval_ends(2, 5, 2).tolist() == [3, 4, 4]
+    assert interval_ends(1, 9, 4).tolist() == [2, 3, 4, 5, 6]

@@ -39,7 +39,7 @@ def test_shapes_types_and_range(samples):
         assert {key: tuple(value.shape) for key, value in sample.items()} == KEYS
         assert sample["x"].dtype == sample["y"].dtype == torch.float32 and sample["valid"].dtype == torch.bool
         for key in ("x", "y"):
-            assert torch.isfinite(sample[key]).all() and 0 <= sample[key].min() and sample[key].max() <= 1
+            assert torch.isfinite(sample[key]).all() and sample[key].min() >= 0 and sample[key].max() <= 1
         assert sample["valid"].all()  # nothing is missing in this event
 
 

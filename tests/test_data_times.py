@@ -195,3 +195,19 @@ def test_bounds_around_instants_are_regenerated(event, tmp_path):
         quarter = np.timedelta64(75, "s")
         np.testing.assert_array_equal(out["time_bnds"].values[:, 0], out["time"].values - quarter)
         np.testing.assert_array_equal(out["time_bnds"].values[:, 1], out["time"].values + quarter)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unit"),
+    [
+        ([0, 86400], "days"),
+        ([0, 3600], "hours"),
+        ([0, 60], "minutes"),
+        ([0, 150], "seconds"),
+        ([0, 0.5], "milliseconds"),
+    ],
+)
+def test_encoding_takes_the_coarsest_unit_that_holds_every_time(seconds, unit):
+    times = np.datetime64("2024-06-01", "ns") + (np.array(seconds) * 1e9).astype("timedelta64[ns]")
+    encoding = time_encoding(times, {"units": "days since 2024-01-01"})
+    assert encoding == {"units": f"{unit} since 2024-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
