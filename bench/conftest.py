@@ -5,6 +5,7 @@ pytest bench --benchmark-only --benchmark-json=results.json
 python -m bench.report results.json
 """
 
+import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -60,7 +61,8 @@ def ceilings(request) -> dict:
 def fresh_process():
     """Runs a function in a fresh process; the libraries are imported once, in the server the processes fork from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "bench.peers"])
+    libraries = ("torch", "fastds", "onnxruntime", "openvino", "torchvision", "bench.peers")
+    context.set_forkserver_preload([name for name in libraries if importlib.util.find_spec(name)])
 
     def run(function, *args):
         with context.Pool(1) as pool:
