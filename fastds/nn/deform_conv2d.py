@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3
+from fastds.nn.conv3x3 import Conv3x3, convolve
 from fastds.ops.deform_conv2d import deform_conv2d
 
 
@@ -103,13 +103,15 @@ class GuidedDeformConv2d(nn.Module):
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):
             expected = (x.shape[0], 2, *x.shape[2:])
             raise ValueError(f"base_offset has shape {tuple(base_offset.shape)}, expected {expected}")
-        maps = self.conv_offset_mask(guide)
-        # Views of one map, changed in place where no gradient is wanted: the op reads them without a copy.
-        in_place = not maps.requires_grad
+        # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
+        # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
         split = 2 * self.offset_groups * self.kernel_size**2
-        offset, mask = maps.split([split, maps.shape[1] - split], 1) if self.modulated else (maps, None)
-        if mask is not None:
-            mask = (mask.sigmoid_() if in_place else mask.sigmoid()).to(x.dtype)
+        weight, bias = self.conv_offset_mask.weight, self.conv_offset_mask.bias
+        offset = convolve(guide, weight[:split], bias[:split])
+        mask = None
+        if self.modulated:
+            mask = convolve(guide, weight[split:], bias[split:]).sigmoid_().to(x.dtype)
+        in_place = not offset.requires_grad
         if base_offset is not None:
             pairs = offset.to(torch.promote_types(offset.dtype, torch.float32)).unflatten(1, (-1, 2))
             base = base_offset.to(pairs.dtype).unsqueeze(1)
