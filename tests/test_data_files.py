@@ -153,3 +153,11 @@ def test_a_file_is_replaced_in_one_step(event, tmp_path):
         content = path.read_bytes()
         save_dataset(event.isel(time=slice(0, 2)), path)
         assert old.read() == content
+
+
+def test_times_that_cannot_be_decoded(event, tmp_path):
+    strange = event.assign_coords(time=("time", np.arange(3.0), {"units": "moons since the flood"}))
+    save_dataset(strange, tmp_path / "event.nc")
+    with pytest.raises(ValueError, match=r"the times in .*event\.nc cannot be decoded \(ValueError") as caught:
+        open_dataset(tmp_path / "event.nc")
+    assert "\n" not in str(caught.value)

@@ -222,7 +222,7 @@ def test_intervals_keep_the_place_of_their_label(event, position, tmp_path):
     bounds = np.stack([starts, starts + np.timedelta64(5, "m")], axis=1)
     labels = starts + position * np.timedelta64(150, "s")
     data = rain(event.assign_coords(time=labels), cell_methods=None, bounds=bounds)
-    data["time"].encoding["units"] = "minutes since 2024-06-01"
+    data["time"].encoding["units"] = "seconds since 2024-06-01"
     source = to_reflectivity(save_and_open(data, tmp_path), "rain")
     np.testing.assert_array_equal(source.times, starts + np.timedelta64(150, "s"))
     out = save_and_open(from_reflectivity(source, repeated(source)), tmp_path)

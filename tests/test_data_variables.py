@@ -259,3 +259,36 @@ def test_frames_are_read_one_at_a_time(event, tmp_path):
         np.testing.assert_array_equal(source.frames(1), event["reflectivity"][1])
         np.testing.assert_array_equal(source.frames([0, 2]), event["reflectivity"][[0, 2]])
         assert not source.raw.variable._in_memory
+
+
+def test_flags_in_the_packed_numbers_of_the_file(event, tmp_path):
+    from fastds.data import open_dataset, save_dataset
+
+    z = event["reflectivity"]
+    values = np.where(z.values > -32, np.round(z.values * 2) / 2, -32.0)
+    values[0, 0, :2] = -31.5  # code 1: not observed, by its meaning
+    attrs = {k: v for k, v in z.attrs.items() if k != "no_echo_value"}
+    packed = event.assign(reflectivity=z.copy(data=values).assign_attrs(attrs))
+    flags = {"_Undetect": np.uint8(0), "flag_values": np.uint8([1]), "flag_meanings": "not_observed"}
+    packed["reflectivity"].attrs |= flags
+    packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
+    with open_dataset(save_dataset(packed, tmp_path / "packed.nc")) as dataset:
+        source = to_reflectivity(dataset)
+        assert source.no_echo == -32.0
+        assert np.isnan(source.frames(0)[0, :2]).all() and np.isfinite(source.frames(0)[1:]).all()
+
+
+def test_attributes_that_are_no_numbers(event):
+    event["reflectivity"].attrs["no_echo_value"] = "-32 dBZ"
+    with pytest.raises(ValueError, match="attribute no_echo_value of reflectivity must hold numbers, got '-32 dBZ'"):
+        to_reflectivity(event)
+    event["reflectivity"].attrs["no_echo_value"] = np.array([-32.0])
+    assert to_reflectivity(event).no_echo == -32.0
+    with pytest.raises(ValueError, match="z_r must be two positive numbers .* got .*from the file's attributes"):
+        to_reflectivity(with_units(event, "mm h-1").assign_attrs(zr_a="high", zr_b=1.6), "rain")
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_grid_of_one_row_is_refused_before_anything_is_computed(event, size):
+    with pytest.raises(ValueError, match=f"variable reflectivity has the length {size} along y; expected 2 or more"):
+        to_reflectivity(event.isel(y=slice(0, size)))

@@ -36,6 +36,10 @@ def find_axes(variable):
             "(time, y, x); select one element of it first"
         )
     for dim in (y, x):
+        if variable.sizes[dim] < 2:
+            raise ValueError(
+                f"variable {variable.name} has the length {variable.sizes[dim]} along {dim}; expected 2 or more"
+            )
         check_order(variable, dim)
     notes = [f"dimension {dim} of length 1 was dropped" for dim in extra]
     return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes

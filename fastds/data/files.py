@@ -23,7 +23,7 @@ def open_dataset(path):
     Returns: xarray.Dataset; close it, or use it in a with statement. Times outside the standard calendar become
         cftime objects.
     Raises: FileNotFoundError where nothing is there; ValueError with one sentence for a folder that is no Zarr store,
-        an empty, truncated or damaged file, and a file in another format.
+        an empty, truncated or damaged file, undecodable times, and a file in another format.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -32,10 +32,20 @@ def open_dataset(path):
     try:
         return xr.open_dataset(path, engine=engine)
     except Exception as error:
+        if _opens_without_times(path, engine):
+            raise ValueError(f"the times in {path} cannot be decoded ({_first_line(error)})") from error
         name = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr"}[engine]
         raise ValueError(
             f"{path} looks like {name} but cannot be read ({_first_line(error)}); it may be truncated or damaged"
         ) from error
+
+
+def _opens_without_times(path, engine):
+    try:
+        xr.open_dataset(path, engine=engine, decode_times=False).close()
+    except Exception:
+        return False
+    return True
 
 
 def _engine(path):

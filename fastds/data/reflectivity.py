@@ -15,7 +15,7 @@ from .variables import choose_variable
 
 NO_ECHO_DBZ = -32.0
 MARSHALL_PALMER = (200.0, 1.6)
-_NO_ECHO_ATTRIBUTES = ("no_echo_value", "undetect", "_Undetect", "no_rain_value")
+_NO_ECHO_ATTRIBUTES = ("no_echo_value", "undetect", "no_rain_value")
 _NO_ECHO_MEANINGS = (
     "no_echo",
     "undetect",
@@ -202,42 +202,68 @@ def to_reflectivity(dataset, var=None, *, z_r=None):
 
 
 def _z_r(dataset, variable, given):
+    law, origin = MARSHALL_PALMER, "the default"
+    attrs = {**dataset.attrs, **variable.attrs}
     if given is not None:
-        law, origin = tuple(float(value) for value in given), "given"
-    else:
-        attrs = {**dataset.attrs, **variable.attrs}
-        has = "zr_a" in attrs and "zr_b" in attrs
-        law, origin = MARSHALL_PALMER, "the default"
-        if has:
-            law, origin = (float(attrs["zr_a"]), float(attrs["zr_b"])), "from the file's attributes"
-    if len(law) != 2 or not all(np.isfinite(law)) or min(law) <= 0:
-        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {law}")
+        law, origin = given, "given"
+    elif "zr_a" in attrs and "zr_b" in attrs:
+        law, origin = (attrs["zr_a"], attrs["zr_b"]), "from the file's attributes"
+    try:
+        law = tuple(float(value) for value in law)
+        good = len(law) == 2 and all(np.isfinite(law)) and min(law) > 0
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {law} ({origin})")
     return law, origin
 
 
 def _no_echo(raw, kind):
     if kind == "reflectivity":
-        for name in _NO_ECHO_ATTRIBUTES:
-            if name in raw.attrs:
-                value = float(raw.attrs[name])
-                # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale is kept.
-                return value if -60.0 <= value <= 15.0 else NO_ECHO_DBZ
+        for value in _no_echo_flags(raw):
+            # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale is kept.
+            return value if -60.0 <= value <= 15.0 else NO_ECHO_DBZ
     return NO_ECHO_DBZ
 
 
 def _decode_flags(values, raw, no_echo):
     """float32 values with the codes for no echo, missing and -inf of the variable's attributes replaced."""
     values = np.array(values, dtype=np.float32)
-    for name in _NO_ECHO_ATTRIBUTES:
-        if name in raw.attrs and float(raw.attrs[name]) != no_echo:
-            values[np.isclose(values, np.float32(raw.attrs[name]), rtol=1e-6, atol=1e-4)] = no_echo
+    for flag in _no_echo_flags(raw):
+        if flag != no_echo:
+            values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)] = no_echo
     meanings = str(raw.attrs.get("flag_meanings", "")).lower().split()
-    for flag, meaning in zip(np.atleast_1d(raw.attrs.get("flag_values", [])), meanings, strict=False):
+    for flag, meaning in zip(_unpacked(raw, _numbers(raw, "flag_values")), meanings, strict=False):
         if meaning in _NO_ECHO_MEANINGS or meaning in _MISSING_MEANINGS:
-            values[values == np.float32(flag)] = no_echo if meaning in _NO_ECHO_MEANINGS else np.nan
+            found = np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)
+            values[found] = no_echo if meaning in _NO_ECHO_MEANINGS else np.nan
     values[np.isneginf(values)] = no_echo
     values[np.isposinf(values)] = np.nan
     return values
+
+
+def _no_echo_flags(raw):
+    """Values that stand for no echo; _Undetect is in the packed numbers of the file (FM 301), the others are not."""
+    plain = [value for name in _NO_ECHO_ATTRIBUTES for value in _numbers(raw, name)[:1]]
+    return plain + _unpacked(raw, _numbers(raw, "_Undetect")[:1])
+
+
+def _unpacked(raw, numbers):
+    scale, offset = (
+        float(raw.encoding.get(name) or default) for name, default in (("scale_factor", 1), ("add_offset", 0))
+    )
+    return [number * scale + offset for number in numbers]
+
+
+def _numbers(raw, name):
+    """The numbers of an attribute (a number, an array, or text such as "1, 2"); [] where it is absent."""
+    value = raw.attrs.get(name, [])
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    try:
+        return [float(item) for item in np.ravel(value)]
+    except ValueError:
+        raise ValueError(f"attribute {name} of {raw.name} must hold numbers, got {raw.attrs[name]!r}") from None
 
 
 def _middle(bounds):
