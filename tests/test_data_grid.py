@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from fastds.data import coarsen_grid, grid_spacing_m, refine_grid, synthetic_event
+from fastds.data import coarsen_grid, grid_spacing_m, refine_grid, synthetic_event, to_reflectivity
+from fastds.data.axes import is_latitude, is_longitude
 
 
 def field_on(y, x, y_attrs=None, x_attrs=None, extra=None):
@@ -194,3 +195,32 @@ def test_grid_spacing(data_dir):
     lat, lon = np.meshgrid([60.01, 60.0, 59.99], [0.0, 0.02], indexing="ij")
     np.testing.assert_allclose(grid_spacing_m(two_d(lat, lon)["z"]), (1111.9, 1111.9), rtol=1e-3)
     assert grid_spacing_m(field_on([0.0, 1.0], [0.0, 1.0], {"units": "rad"})["z"]) is None
+
+
+def test_two_dimensional_coordinates_in_any_order_and_without_being_named():
+    lat, lon = np.meshgrid(50.0 - 0.01 * np.arange(6), 10.0 + 0.02 * np.arange(5), indexing="ij")
+    plain = two_d(lat, lon)
+    turned = plain.assign_coords(lat=plain["lat"].T, lon=plain["lon"].T)
+    xr.testing.assert_allclose(refine_grid(turned, turned["z"]), refine_grid(plain, plain["z"]))
+    time = np.datetime64("2024-01-01", "ns") + np.arange(2) * np.timedelta64(5, "m")
+    file = plain.reset_coords().assign_coords(time=time)
+    file["z"].attrs = {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+    source = to_reflectivity(file)
+    assert set(refine_grid(source.dataset, source.raw).coords) == {"lat", "lon"}
+
+
+@pytest.mark.parametrize(
+    ("attrs", "expected"),
+    [
+        ({"standard_name": "longitude", "units": "degrees"}, "longitude"),
+        ({"units": "degrees_east"}, "longitude"),
+        ({"units": "degree_E"}, "longitude"),
+        ({"units": "degreesN"}, "latitude"),
+        ({"standard_name": "latitude"}, "latitude"),
+        ({"standard_name": "grid_longitude", "units": "degrees_east"}, None),
+        ({"units": "degrees"}, None),
+        ({}, None),
+    ],
+)
+def test_what_counts_as_latitude_and_longitude(attrs, expected):
+    assert is_longitude(attrs) == (expected == "longitude") and is_latitude(attrs) == (expected == "latitude")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which dimension of a variable is time, y and x, and whether their coordinates are in order."""
 
+import re
+
 import numpy as np
 
 _TIME_NAMES = ("time", "valid_time", "t")
@@ -60,12 +62,29 @@ def check_order(variable, dim):
 
 def is_longitude(attrs):
     """True if the attributes of a coordinate say longitude."""
-    return attrs.get("standard_name") == "longitude" or str(attrs.get("units", "")).lower() in (
-        "degrees_east",
-        "degree_east",
-        "degrees_e",
-        "degreese",
-    )
+    return _is_angle(attrs, "longitude", ("east", "e"))
+
+
+def is_latitude(attrs):
+    """True if the attributes of a coordinate say latitude."""
+    return _is_angle(attrs, "latitude", ("north", "n"))
+
+
+def promote_coordinates(dataset):
+    """The dataset with 2-D latitudes and longitudes as coordinates, also where no `coordinates` attribute names them."""
+    named = [
+        name
+        for name, variable in dataset.data_vars.items()
+        if variable.ndim == 2 and (is_latitude(variable.attrs) or is_longitude(variable.attrs))
+    ]
+    return dataset.set_coords(named)
+
+
+def _is_angle(attrs, standard_name, letters):
+    """By the standard_name, or where there is none by units such as degrees_north, degree_N, degreesE."""
+    if "standard_name" in attrs:
+        return attrs["standard_name"] == standard_name
+    return re.sub(r"^degrees?_?", "", str(attrs.get("units", "")).strip().lower()) in letters
 
 
 def unwrap(values, attrs):

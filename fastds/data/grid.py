@@ -4,7 +4,7 @@
 import numpy as np
 import xarray as xr
 
-from .axes import is_longitude, unwrap
+from .axes import is_latitude, is_longitude, unwrap
 from .preparation import check_factor
 
 EARTH_RADIUS_M = 6_371_000.0
@@ -107,7 +107,8 @@ def _regrid(dataset, field, offsets, factor):
         if new_bounds is not None:
             attrs["bounds"] = bounds_name
             bounds[bounds_name] = new_bounds
-        coords[name] = xr.Variable(coordinate.dims, values, attrs)
+        dims = coordinate.dims if coordinate.ndim == 1 else (y, x)
+        coords[name] = xr.Variable(dims, values, attrs)
     mappings = {
         name: _scale_geotransform(dataset[name].variable, factor if offsets is not None else 1.0 / factor)
         for name in grid_mappings(dataset, field)
@@ -141,7 +142,7 @@ def _centres(coordinate, offsets, factor):
                 f"coordinate {coordinate.name} has a single value, so its cell width is unknown; at least 2 are needed"
             )
         fine = (values[:, None] + _widths(values)[:, None] * offsets).reshape(-1)
-    if coordinate.attrs.get("standard_name") == "latitude" and np.abs(values).max() <= 90.0:
+    if is_latitude(coordinate.attrs) and np.abs(values).max() <= 90.0:
         fine = np.clip(fine, -90.0, 90.0)
     if is_longitude(coordinate.attrs) and np.any(np.abs(np.diff(coordinate.values)) > 180.0):
         start = -180.0 if np.min(coordinate.values) < 0.0 else 0.0
@@ -221,15 +222,10 @@ def _latitude_longitude(field):
     """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None)."""
     found = {}
     for name, coordinate in field.coords.items():
-        units = str(coordinate.attrs.get("units", "")).lower()
-        standard = coordinate.attrs.get("standard_name")
-        if (
-            standard == "latitude"
-            or units in ("degrees_north", "degree_north")
-            or (standard is None and name in ("lat", "latitude"))
-        ):
+        named = "standard_name" not in coordinate.attrs
+        if is_latitude(coordinate.attrs) or (named and name in ("lat", "latitude")):
             found.setdefault("lat", coordinate)
-        elif is_longitude(coordinate.attrs) or (standard is None and name in ("lon", "longitude")):
+        elif is_longitude(coordinate.attrs) or (named and name in ("lon", "longitude")):
             found.setdefault("lon", coordinate)
     lat, lon = found.get("lat"), found.get("lon")
     if lat is None or lon is None or lat.ndim != lon.ndim or lat.ndim not in (1, 2):

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import xarray as xr
 
-from .axes import find_axes
+from .axes import find_axes, promote_coordinates
 from .intervals import interval_bounds
 from .times import regular_segments, sort_times, to_seconds
 from .units import rain_units
@@ -171,6 +171,7 @@ def to_reflectivity(dataset, var=None, *, z_r=None):
         absent units, fewer than two times, missing, undecoded or irregular times, different fields at one time, x or
         y out of order, amounts without an interval, amounts that run on from a fixed start, intervals that leave gaps.
     """
+    dataset = promote_coordinates(dataset)
     name, kind, notes = choose_variable(dataset, var, z_r is not None)
     raw, axes_notes = find_axes(dataset[name])
     raw, time_notes = sort_times(raw)
