@@ -17,10 +17,10 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
     "fczsm-small": (
         "FCZSM",
         {
-            "num_features": 24,
-            "offset_groups": 4,
-            "extractor_blocks": 2,
-            "reconstruction_blocks": 4,
+            "num_features": 16,
+            "offset_groups": 2,
+            "extractor_blocks": 1,
+            "reconstruction_blocks": 3,
             "lstm_alignment": "plain",
             "residual": "advection",
             "flow_guided": True,

@@ -34,7 +34,7 @@ class DataConfig:
         path: a NetCDF file or a folder of them.
         blocks: per file name the frames {"train": [start, stop], "validation": [start, stop]}; only files named here count.
             Empty: every *.nc under path, its last fifth for validation with two frames left out between.
-        synthetic_events: number of seeded synthetic events that join the training samples.
+        synthetic_events: number of seeded synthetic events (wind 5 to 25 m/s) that join the training samples.
         weights: relative share of each training source, files in the order of blocks, then the synthetic events; empty: equal.
         var: name of the reflectivity variable; None finds it.
         crop: side of a coarse training crop, pixels.

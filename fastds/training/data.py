@@ -35,7 +35,7 @@ class RadarDataModule(L.LightningDataModule):
             return
         c = self.config
         train, validation = time_blocks(c)
-        events = [fd.synthetic_event(seed=self.seed + k, frames=24) for k in range(c.synthetic_events)]
+        events = [fd.synthetic_event(seed=self.seed + k, frames=24, speed=5.0 + 5.0 * (k % 5)) for k in range(c.synthetic_events)]
         shared = dict(crop=c.crop, floor=c.floor, ceiling=c.ceiling, minimum_echo=c.minimum_echo,
                       flow=_flow_of_pair if self.flow else None)
         weights = None
@@ -44,6 +44,7 @@ class RadarDataModule(L.LightningDataModule):
                 raise ValueError(f"data.weights needs one number per training file and one for the synthetic events: "
                                  f"{len(train) + bool(events)}, got {len(c.weights)}")
             weights = c.weights[: len(train)] + [c.weights[-1] / len(events)] * len(events)
+        events = [event[["reflectivity"]] for event in events]
         self.training = fd.RadarTriples([*train, *events], samples=c.epoch_samples, scales=tuple(c.scales),
                                         intervals=tuple(c.intervals), weights=weights, seed=self.seed, **shared)
         self.validation = fd.RadarTriples(validation, samples=c.validation_samples, scales=(1,), intervals=(1,), modes=("dbz",),
