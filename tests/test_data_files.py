@@ -161,3 +161,9 @@ def test_times_that_cannot_be_decoded(event, tmp_path):
     with pytest.raises(ValueError, match=r"the times in .*event\.nc cannot be decoded \(ValueError") as caught:
         open_dataset(tmp_path / "event.nc")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["knmi/RAD_NL25_RAP_5min_201008260030.h5", "opera/T_PAAH21_C_EUOC_20180824200000.hdf"])
+def test_hdf5_files_of_radar_services(data_dir, name):
+    with pytest.raises(ValueError, match=r"has no variables at its top level \(groups: .*\), so it is no NetCDF file"):
+        open_dataset(data_dir / "raw" / name)

@@ -17,10 +17,11 @@ def find_axes(variable):
 
     Raises: ValueError if a dimension is missing, too many remain, or x or y are neither ascending nor descending.
     """
+    dims = ", ".join(map(str, variable.dims))
     time = _pick(variable, variable.dims, _is_time)
     if time is None:
         raise ValueError(
-            f"variable {variable.name} {variable.dims} has no time dimension; expected (time, y, x), at least 2 times"
+            f"variable {variable.name} ({dims}) has no time dimension; expected (time, y, x), at least 2 times"
         )
     rest = [dim for dim in variable.dims if dim != time]
     x = _pick(variable, rest, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
@@ -28,7 +29,7 @@ def find_axes(variable):
     if x is None or y is None:
         large = [dim for dim in rest if variable.sizes[dim] > 1]
         if len(large) != 2:
-            raise ValueError(f"variable {variable.name} {variable.dims}: cannot tell which dimensions are y and x")
+            raise ValueError(f"variable {variable.name} ({dims}): cannot tell which dimensions are y and x")
         y, x = large
     extra = [dim for dim in rest if dim not in (x, y)]
     long = [dim for dim in extra if variable.sizes[dim] > 1]
@@ -71,7 +72,7 @@ def is_latitude(attrs):
 
 
 def promote_coordinates(dataset):
-    """The dataset with 2-D latitudes and longitudes as coordinates, also where no `coordinates` attribute names them."""
+    """The dataset with 2-D latitudes and longitudes as coordinates, named by a `coordinates` attribute or not."""
     named = [
         name
         for name, variable in dataset.data_vars.items()

@@ -9,6 +9,7 @@ import pathlib
 import secrets
 import shutil
 
+import h5py
 import xarray as xr
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -30,7 +31,7 @@ def open_dataset(path):
         raise FileNotFoundError(f"no such file: {path}")
     engine = _engine(path)
     try:
-        return xr.open_dataset(path, engine=engine)
+        dataset = xr.open_dataset(path, engine=engine)
     except Exception as error:
         if _opens_without_times(path, engine):
             raise ValueError(f"the times in {path} cannot be decoded ({_first_line(error)})") from error
@@ -38,6 +39,15 @@ def open_dataset(path):
         raise ValueError(
             f"{path} looks like {name} but cannot be read ({_first_line(error)}); it may be truncated or damaged"
         ) from error
+    if engine == "h5netcdf" and not dataset.variables:
+        dataset.close()
+        with h5py.File(path) as file:
+            groups = ", ".join(sorted(file)[:5])
+        raise ValueError(
+            f"{path} has no variables at its top level (groups: {groups or 'none'}), so it is no NetCDF file of fields; "
+            "convert it to NetCDF first"
+        )
+    return dataset
 
 
 def _opens_without_times(path, engine):
