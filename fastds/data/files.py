@@ -44,7 +44,7 @@ def open_dataset(path):
         with h5py.File(path) as file:
             groups = ", ".join(sorted(file)[:5])
         raise ValueError(
-            f"{path} has no variables at its top level (groups: {groups or 'none'}), so it is no NetCDF file of fields; "
+            f"{path} has no variables at its top level (groups: {groups or 'none'}), so it is no NetCDF file; "
             "convert it to NetCDF first"
         )
     return dataset
