@@ -63,6 +63,24 @@ def test_penalty_on_gradients_equals_reference():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_one_tensor_for_two_arguments():
+    """Input that is its own mask: both gradients add up, in the first and the second order."""
+    x, offset, weight = (
+        torch.randn(1, 4, 5, 4).double(),
+        torch.rand(1, 8, 5, 4).double(),
+        torch.randn(3, 4, 1, 1).double(),
+    )
+
+    def second(function):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf, offset, weight, None, 1, 0, 1, leaf).square().sum()
+        (first,) = torch.autograd.grad(y, leaf, create_graph=True)
+        return first.detach(), *torch.autograd.grad(first.square().sum(), leaf)
+
+    for a, b in zip(second(deform_conv2d), second(reference), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("wanted", range(1, 32))
 def test_subsets_of_gradients(wanted, native, monkeypatch):
     """Only the wanted gradients are computed, and they are the same as in the full set."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds import _native
-from fastds._registry import Backend, call, define
+from fastds._registry import Backend, call, define, without_gradients
 from fastds.reference.deform_conv2d import deform_conv2d as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -201,9 +201,11 @@ def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation
     """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
     with torch.enable_grad():
         bias = grad_y.new_zeros(weight.shape[0], requires_grad=True) if wanted[3] else None
+        tensors = (input, offset, weight, bias, mask)
+        # Views: a tensor given for two arguments gets the gradient of each apart.
         tracked = [
-            t.detach().requires_grad_() if want and not t.requires_grad else t
-            for t, want in zip((input, offset, weight, bias, mask), wanted, strict=True)
+            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
+            for t, want in zip(tensors, wanted, strict=True)
         ]
         y = reference(*tracked[:4], stride, padding, dilation, tracked[4])
         leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
@@ -215,7 +217,7 @@ class _DeformConv2d(torch.autograd.Function):
     def forward(ctx, input, offset, weight, bias, stride, padding, dilation, mask):
         ctx.save_for_backward(input, offset, weight, mask)
         ctx.geometry = (stride, padding, dilation)
-        return torch.ops.fastds.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+        return without_gradients(DEFORM_CONV2D, input, offset, weight, bias, stride, padding, dilation, mask)
 
     @staticmethod
     def backward(ctx, grad_y):
