@@ -111,7 +111,11 @@ def test_advection_passes_gradients():
         (lambda: bicubic(torch.rand(2, 1, 4, 4), 2), ValueError, "shape \\(B, N, C, h, w\\)"),
         (lambda: trilinear(torch.zeros(1, 2, 1, 4, 4, dtype=torch.int64), 2), TypeError, "floating-point"),
         (lambda: advection(torch.rand(1, 2, 1, 4, 4), 0), ValueError, "positive integer"),
-        (lambda: advection(torch.rand(1, 2, 1, 4, 4), 2, torch.zeros(1, 1, 2, 2, 4, 5)), ValueError, "flow must have shape"),
+        (
+            lambda: advection(torch.rand(1, 2, 1, 4, 4), 2, torch.zeros(1, 1, 2, 2, 4, 5)),
+            ValueError,
+            "flow must have shape",
+        ),
         (lambda: optical_flow(torch.rand(4, 4)), ValueError, "x must have shape"),
         (lambda: optical_flow(torch.full((1, 2, 8, 8), float("nan"))), ValueError, "must be finite"),
     ],

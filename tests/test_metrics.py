@@ -63,7 +63,9 @@ def test_missing_pixels_do_not_count_in_any_frame():
 def test_interior_is_an_erosion():
     valid = torch.from_numpy(np.random.default_rng(1).random((2, 30, 40)) > 0.02)
     for margin in (0, 1, 3):
-        expected = np.stack([binary_erosion(v, np.ones((3, 3)), margin, border_value=0) if margin else v for v in valid.numpy()])
+        expected = np.stack(
+            [binary_erosion(v, np.ones((3, 3)), margin, border_value=0) if margin else v for v in valid.numpy()]
+        )
         assert np.array_equal(interior(valid, margin).numpy(), expected)
 
 

@@ -39,17 +39,37 @@ def event(tmp_path_factory):
 
 
 def tiny(event, output, **changes) -> TrainingConfig:
-    samples = DataConfig(str(event), crop=16, scales=[1], intervals=[1], minimum_echo=0.0, batch_size=2, epoch_samples=8,
-                         validation_samples=4, workers=0)
-    config = TrainingConfig(samples, ModelConfig("fczsm-small", TINY), str(output), max_steps=8, warmup_steps=2,
-                            ema_decay=0.9, progress=False, threads=1)
+    samples = DataConfig(
+        str(event),
+        crop=16,
+        scales=[1],
+        intervals=[1],
+        minimum_echo=0.0,
+        batch_size=2,
+        epoch_samples=8,
+        validation_samples=4,
+        workers=0,
+    )
+    config = TrainingConfig(
+        samples,
+        ModelConfig("fczsm-small", TINY),
+        str(output),
+        max_steps=8,
+        warmup_steps=2,
+        ema_decay=0.9,
+        progress=False,
+        threads=1,
+    )
     return dataclasses.replace(config, **changes)
 
 
 def batch(b=2, size=8):
     g = torch.Generator().manual_seed(0)
-    return {"x": torch.rand(b, 2, 1, size, size, generator=g), "y": torch.rand(b, 3, 1, 2 * size, 2 * size, generator=g),
-            "valid": torch.rand(b, 3, 1, 2 * size, 2 * size, generator=g) > 0.3}
+    return {
+        "x": torch.rand(b, 2, 1, size, size, generator=g),
+        "y": torch.rand(b, 3, 1, 2 * size, 2 * size, generator=g),
+        "valid": torch.rand(b, 3, 1, 2 * size, 2 * size, generator=g) > 0.3,
+    }
 
 
 def module_of(event, **changes):
@@ -74,7 +94,11 @@ def test_unknown_configuration_is_named(capsys):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"loss": "l3"}, "loss must be one of"), ({"max_steps": 0}, "must be positive"), ({"ema_decay": 1.0}, "ema_decay")],
+    [
+        ({"loss": "l3"}, "loss must be one of"),
+        ({"max_steps": 0}, "must be positive"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+    ],
     ids=["loss", "steps", "ema"],
 )
 def test_configuration_messages(event, changes, message):
@@ -182,8 +206,14 @@ train(parse_arguments(["--config", sys.argv[1]]))
 
 def run_script(folder, die_at):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder / "run.yaml"), str(die_at)], env=environment,
-                          capture_output=True, text=True, timeout=300, cwd=folder)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder / "run.yaml"), str(die_at)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+    )
 
 
 def test_run_exports_and_resumes_exactly_after_a_kill(event, tmp_path):
@@ -205,7 +235,13 @@ def test_run_exports_and_resumes_exactly_after_a_kill(event, tmp_path):
     assert a.config["num_features"] == 8 and a.card.floor_dbz == 15.0 and "validation" in a.card.metrics
     fresh = models.create("fczsm-small", **TINY)
     assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), fresh.parameters(), strict=True))
-    assert {p.name for p in (whole / "out").iterdir()} >= {"best.safetensors", "checkpoints", "csv", "tensorboard", "config.yaml"}
+    assert {p.name for p in (whole / "out").iterdir()} >= {
+        "best.safetensors",
+        "checkpoints",
+        "csv",
+        "tensorboard",
+        "config.yaml",
+    }
 
 
 def test_max_minutes_ends_the_run(event, tmp_path):

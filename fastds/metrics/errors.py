@@ -38,17 +38,21 @@ def radar_errors(
 ) -> dict[str, float]:
     """Errors of downscaled reflectivity on valid pixels, both fields lifted to the floor and cut at 70 dBZ first.
 
-    mse_t2 = mean (prediction - truth)^2 at the interpolated middle frame, mse_t13 = mean of those at the two outer frames,
+    mse_t2 = mean (prediction - truth)^2 at the interpolated middle frame, mse_t13 = mean of those at the two outer
+    frames,
     mse_total = (mse_t2 + 2 mse_t13) / 3.
 
     Args:
-        prediction, truth: (..., 3, H, W), dBZ; NaN counts as missing in truth, and is refused in prediction where valid.
-        valid: the same shape or broadcastable, bool; None: where truth is not missing. A triple counts where all its three frames do.
+        prediction, truth: (..., 3, H, W), dBZ; NaN counts as missing in truth, and is refused in prediction where
+            valid.
+        valid: the same shape or broadcastable, bool; None: where truth is not missing. A triple counts where all its
+            three frames do.
         floor: dBZ.
         with_ssim: False leaves "ssim" NaN, which needs torchmetrics.
 
     Returns:
-        {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias" (dBZ), "pixels"};
+        {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias"
+        (dBZ), "pixels"};
         NaN where no pixel is valid.
 
     Raises:
@@ -57,7 +61,10 @@ def radar_errors(
     Source: Chen, Qin and Dai 2022 (the identity holds for all seven rows they publish).
     """
     if prediction.shape != truth.shape or truth.ndim < 3 or truth.shape[-3] != 3:
-        raise ValueError(f"prediction and truth must both have shape (..., 3, H, W), got {tuple(prediction.shape)} and {tuple(truth.shape)}")
+        raise ValueError(
+            "prediction and truth must both have shape (..., 3, H, W), "
+            f"got {tuple(prediction.shape)} and {tuple(truth.shape)}"
+        )
     present = ~torch.isnan(truth)
     valid = present if valid is None else present & valid
     valid = valid.all(dim=-3, keepdim=True).expand(truth.shape)
@@ -69,9 +76,15 @@ def radar_errors(
     frame = [error[..., i, :, :].square().sum() / count for i in range(3)]
     t13 = 0.5 * (frame[0] + frame[2])
     total = mse_total(frame[1], t13)
-    return {"mse_total": total.item(), "mse_t2": frame[1].item(), "mse_t13": t13.item(),
-            "mse_normalised": total.item() / (CEILING_DBZ - floor) ** 2, "ssim": ssim(p, t, valid, CEILING_DBZ - floor) if with_ssim else float("nan"),
-            "bias": (error.sum() / (3.0 * count)).item(), "pixels": int(count)}
+    return {
+        "mse_total": total.item(),
+        "mse_t2": frame[1].item(),
+        "mse_t13": t13.item(),
+        "mse_normalised": total.item() / (CEILING_DBZ - floor) ** 2,
+        "ssim": ssim(p, t, valid, CEILING_DBZ - floor) if with_ssim else float("nan"),
+        "bias": (error.sum() / (3.0 * count)).item(),
+        "pixels": int(count),
+    }
 
 
 def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -> float:
@@ -94,7 +107,8 @@ def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -
         return float("nan")
     total = 0.0
     for p, t, keep in zip(*(z.float().reshape(-1, 1, 1, h, w) for z in (prediction, truth)), inside, strict=True):
-        _, full = structural_similarity_index_measure(p, t, sigma=1.5, kernel_size=11, data_range=float(value_range),
-                                                      reduction="none", return_full_image=True)
+        _, full = structural_similarity_index_measure(
+            p, t, sigma=1.5, kernel_size=11, data_range=float(value_range), reduction="none", return_full_image=True
+        )
         total += full[keep].double().sum().item()
     return total / int(inside.sum())

@@ -35,7 +35,8 @@ def fss(prediction: Tensor, truth: Tensor, threshold: float, window: int, valid:
         prediction, truth: (..., H, W), any unit (dBZ here).
         threshold: in that unit.
         window: side of the window, pixels.
-        valid: same shape or broadcastable, bool; missing pixels count as "no event" in both; None: where truth is not NaN.
+        valid: same shape or broadcastable, bool; missing pixels count as "no event" in both; None: where truth is not
+            NaN.
 
     Returns: a number in [0, 1], NaN where the event neither happens nor is predicted. By the package scores.
 
@@ -53,7 +54,9 @@ def fss(prediction: Tensor, truth: Tensor, threshold: float, window: int, valid:
     if not (p.any() or t.any()):
         return float("nan")
     fields = [xr.DataArray(z.astype(np.float32), dims=("case", "y", "x")) for z in (p, t)]
-    return float(fss_2d(*fields, event_threshold=0.5, window_size=(window, window), spatial_dims=("y", "x"), reduce_dims="all"))
+    return float(
+        fss_2d(*fields, event_threshold=0.5, window_size=(window, window), spatial_dims=("y", "x"), reduce_dims="all")
+    )
 
 
 def _valid(truth: Tensor, valid: Tensor | None) -> Tensor:
@@ -63,4 +66,6 @@ def _valid(truth: Tensor, valid: Tensor | None) -> Tensor:
 
 def _same_shape(prediction: Tensor, truth: Tensor) -> None:
     if prediction.shape != truth.shape:
-        raise ValueError(f"prediction and truth must have the same shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}")
+        raise ValueError(
+            f"prediction and truth must have the same shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}"
+        )

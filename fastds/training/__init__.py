@@ -4,12 +4,23 @@
 import importlib.util
 
 if importlib.util.find_spec("lightning") is None:
-    raise ImportError("training needs Lightning: python -m pip install 'fastds-weather[train]' (from a checkout: '.[train]')")
+    raise ImportError(
+        "training needs Lightning: python -m pip install 'fastds-weather[train]' (from a checkout: '.[train]')"
+    )
 
 from fastds.training.config import DataConfig, ModelConfig, TrainingConfig, configurations, parse_arguments
 from fastds.training.data import RadarDataModule
 from fastds.training.module import DownscalingModule
 from fastds.training.run import main, train
 
-__all__ = ["DataConfig", "DownscalingModule", "ModelConfig", "RadarDataModule", "TrainingConfig", "configurations", "main",
-           "parse_arguments", "train"]
+__all__ = [
+    "DataConfig",
+    "DownscalingModule",
+    "ModelConfig",
+    "RadarDataModule",
+    "TrainingConfig",
+    "configurations",
+    "main",
+    "parse_arguments",
+    "train",
+]

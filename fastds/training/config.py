@@ -32,16 +32,19 @@ class DataConfig:
 
     Args:
         path: a NetCDF file or a folder of them.
-        blocks: per file name the frames {"train": [start, stop], "validation": [start, stop]}; only files named here count.
+        blocks: per file name the frames {"train": [start, stop], "validation": [start, stop]}; only files named here
+            count.
             Empty: every *.nc under path, its last fifth for validation with two frames left out between.
         synthetic_events: number of seeded synthetic events (wind 5 to 25 m/s) that join the training samples.
-        weights: relative share of each training source, files in the order of blocks, then the synthetic events; empty: equal.
+        weights: relative share of each training source, files in the order of blocks, then the synthetic events;
+            empty: equal.
         var: name of the reflectivity variable; None finds it.
         crop: side of a coarse training crop, pixels.
         scales: coarsenings of the truth to draw from. intervals: multiples of the cadence to draw from.
         floor, ceiling: dBZ that become 0 and 1.
         minimum_echo: share of echo that a crop should have.
-        batch_size: samples per step. epoch_samples: samples between validations. validation_samples: fixed validation crops.
+        batch_size: samples per step. epoch_samples: samples between validations. validation_samples: fixed validation
+            crops.
         workers: processes that prepare samples.
     """
 
@@ -71,7 +74,8 @@ class TrainingConfig:
         model: the network.
         output: folder for checkpoints, logs and the exported weights.
         seed: of weights and samples.
-        max_steps: optimiser steps. max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no bound.
+        max_steps: optimiser steps. max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no
+            bound.
             The learning rate reaches zero at whichever comes first.
         learning_rate, warmup_steps, weight_decay, gradient_clip (norm): of AdamW, cosine decay.
         loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
@@ -115,8 +119,12 @@ def configurations() -> dict[str, pathlib.Path]:
 
 
 def build_parser(prog: str = "fastds train") -> ArgumentParser:
-    """The parser of the command; every field of TrainingConfig is an option (--data.path, --model.name, --max_steps, ...)."""
-    parser = ArgumentParser(prog=prog, description="Train a network on radar files; the best weights are exported as safetensors.")
+    """The parser of the command; every field of TrainingConfig is an option (--data.path, --model.name,
+    --max_steps, ...).
+    """
+    parser = ArgumentParser(
+        prog=prog, description="Train a network on radar files; the best weights are exported as safetensors."
+    )
     parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations())}")
     parser.add_class_arguments(TrainingConfig, as_group=False)
     return parser
@@ -135,11 +143,12 @@ def _resolve_names(arguments: list[str]) -> list[str]:
     named, resolved, previous = configurations(), [], None
     for argument in arguments:
         prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
-        if prefix or previous == "--config":
-            if not pathlib.Path(value).is_file():
-                if value not in named:
-                    raise ValueError(f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}")
-                value = str(named[value])
+        if (prefix or previous == "--config") and not pathlib.Path(value).is_file():
+            if value not in named:
+                raise ValueError(
+                    f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
+                )
+            value = str(named[value])
         resolved.append(prefix + value)
         previous = argument
     return resolved

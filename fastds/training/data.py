@@ -35,20 +35,45 @@ class RadarDataModule(L.LightningDataModule):
             return
         c = self.config
         train, validation = time_blocks(c)
-        events = [fd.synthetic_event(seed=self.seed + k, frames=24, speed=5.0 + 5.0 * (k % 5)) for k in range(c.synthetic_events)]
-        shared = dict(crop=c.crop, floor=c.floor, ceiling=c.ceiling, minimum_echo=c.minimum_echo,
-                      flow=_flow_of_pair if self.flow else None)
+        events = [
+            fd.synthetic_event(seed=self.seed + k, frames=24, speed=5.0 + 5.0 * (k % 5))
+            for k in range(c.synthetic_events)
+        ]
+        shared = dict(
+            crop=c.crop,
+            floor=c.floor,
+            ceiling=c.ceiling,
+            minimum_echo=c.minimum_echo,
+            flow=_flow_of_pair if self.flow else None,
+        )
         weights = None
         if c.weights:
             if len(c.weights) != len(train) + bool(events):
-                raise ValueError(f"data.weights needs one number per training file and one for the synthetic events: "
-                                 f"{len(train) + bool(events)}, got {len(c.weights)}")
+                raise ValueError(
+                    f"data.weights needs one number per training file and one for the synthetic events: "
+                    f"{len(train) + bool(events)}, got {len(c.weights)}"
+                )
             weights = c.weights[: len(train)] + [c.weights[-1] / len(events)] * len(events)
         events = [event[["reflectivity"]] for event in events]
-        self.training = fd.RadarTriples([*train, *events], samples=c.epoch_samples, scales=tuple(c.scales),
-                                        intervals=tuple(c.intervals), weights=weights, seed=self.seed, **shared)
-        self.validation = fd.RadarTriples(validation, samples=c.validation_samples, scales=(1,), intervals=(1,), modes=("dbz",),
-                                          augment=False, seed=self.seed + 1, **shared)
+        self.training = fd.RadarTriples(
+            [*train, *events],
+            samples=c.epoch_samples,
+            scales=tuple(c.scales),
+            intervals=tuple(c.intervals),
+            weights=weights,
+            seed=self.seed,
+            **shared,
+        )
+        self.validation = fd.RadarTriples(
+            validation,
+            samples=c.validation_samples,
+            scales=(1,),
+            intervals=(1,),
+            modes=("dbz",),
+            augment=False,
+            seed=self.seed + 1,
+            **shared,
+        )
         if self.flow:
             self.training.cache_flow()
             self.validation.cache_flow()
@@ -85,9 +110,10 @@ class NewSamples(torch.utils.data.Sampler):
 
 
 def time_blocks(config: DataConfig) -> tuple[list, list]:
-    """The training and the validation blocks of config.path, as lists of fastds.data.TimeBlock in the order of config.blocks.
+    """The training and the validation blocks of config.path, two lists of TimeBlock in the order of config.blocks.
 
-    Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too short to split.
+    Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too
+        short to split.
     """
     root = pathlib.Path(config.path)
     if not root.exists():
@@ -113,10 +139,14 @@ def time_blocks(config: DataConfig) -> tuple[list, list]:
 def overlap(name: str, part: dict) -> None:
     """Raise ValueError unless part names a training and a validation block without a common frame."""
     if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):
-        raise ValueError(f"data.blocks[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}")
+        raise ValueError(
+            f"data.blocks[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}"
+        )
     (a, b), (c, d) = part["train"], part["validation"]
     if max(a, c) < min(b, d):
-        raise ValueError(f"data.blocks[{name!r}]: training frames {a}..{b - 1} and validation frames {c}..{d - 1} overlap")
+        raise ValueError(
+            f"data.blocks[{name!r}]: training frames {a}..{b - 1} and validation frames {c}..{d - 1} overlap"
+        )
 
 
 def _last_fifth(file: pathlib.Path) -> dict[str, list[int]]:
@@ -124,7 +154,9 @@ def _last_fifth(file: pathlib.Path) -> dict[str, list[int]]:
         frames = dataset.sizes.get("time", 0)
     split = frames - max(3, round(frames / 5))
     if split - _GAP < 3:
-        raise ValueError(f"{file.name} has {frames} time steps, too few for training and validation blocks of at least 3")
+        raise ValueError(
+            f"{file.name} has {frames} time steps, too few for training and validation blocks of at least 3"
+        )
     return {"train": [0, split - _GAP], "validation": [split, frames]}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
+from fastds.metrics.errors import CEILING_DBZ
 from fastds.models.baselines import advection, bicubic, trilinear
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
@@ -34,16 +35,16 @@ class Block:
     floor: float
     samples: list[dict]
 
-    @property
-    def ceiling(self) -> float:
-        return metrics.errors.CEILING_DBZ
-
 
 def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interval: int = 1, scale: int = 1) -> Block:
-    """Read the test block of a file; interval and scale make coarser cadences and grids out of it (see EvaluationTriples)."""
+    """Read the test block of a file; interval and scale make coarser cadences and grids out of it (see
+    EvaluationTriples).
+    """
     start, stop, every = TEST_BLOCKS[file]
     source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
-    triples = fd.EvaluationTriples(source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor)
+    triples = fd.EvaluationTriples(
+        source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor
+    )
     samples = [dict(triples[i]) for i in range(len(triples))]
     for sample in samples:
         sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
@@ -51,23 +52,26 @@ def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interv
 
 
 def errors(block: Block, method) -> dict[str, float]:
-    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor, over all samples."""
+    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor,
+    over all samples.
+    """
     predictions, truths, valid = [], [], []
     with torch.inference_mode():
         for sample in block.samples:
             predictions.append(method(sample["x"][None])[0, :, 0])
             truths.append(sample["y"][:, 0])
             valid.append(sample["valid"][:, 0])
-    p, t = (fd.restore(torch.stack(z), block.floor, block.ceiling) for z in (predictions, truths))
+    p, t = (fd.restore(torch.stack(z), block.floor, CEILING_DBZ) for z in (predictions, truths))
     return metrics.radar_errors(p, t, torch.stack(valid), block.floor)
 
 
 def as_method(model: torch.nn.Module, floor: float):
     """The model as a method for errors(); below the model's own floor the field is that of advection.
 
-    A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is interpolated.
+    A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is
+        interpolated.
     """
-    low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, metrics.errors.CEILING_DBZ
+    low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, CEILING_DBZ
 
     def method(x: Tensor) -> Tensor:
         dbz = fd.restore(x, floor, ceiling)
@@ -80,7 +84,32 @@ def as_method(model: torch.nn.Module, floor: float):
     return method
 
 
-def table(data: str, model: str = "fczsm-small", floors: list[float] | None = None, files: list[str] | None = None) -> dict:
+def summary(results: dict) -> dict:
+    """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", "ssim", and of the
+    baselines mse_total}}.
+    """
+    out = {}
+    for (file, floor), row in results.items():
+        scores = {key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13", "ssim")}
+        scores |= {f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in BASELINES}
+        out[f"{file}, floor {floor:g} dBZ"] = scores
+    return out
+
+
+def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, card: dict | None = None) -> None:
+    """Evaluate a trained file on the test blocks, write the scores and the fields of `card` into its card and
+    save it as target.
+    """
+    network = models.load(weights)
+    for key, value in (card or {}).items():
+        setattr(network.card, key, value)
+    network.card.metrics["test"] = summary(table(data, str(weights)))
+    models.save(network, target)
+
+
+def table(
+    data: str, model: str = "fczsm-small", floors: list[float] | None = None, files: list[str] | None = None
+) -> dict:
     """Print the errors of the model and the baselines on every test block.
 
     Args:
@@ -102,8 +131,12 @@ def table(data: str, model: str = "fczsm-small", floors: list[float] | None = No
             row["model"] = errors(block, as_method(network, floor))
             results[file, floor] = row
             total = {name: value["mse_total"] for name, value in row.items()}
-            print(f"| {file} | {floor:g} | " + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
-                  + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |", flush=True)
+            print(
+                f"| {file} | {floor:g} | "
+                + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
+                + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |",
+                flush=True,
+            )
     return results
 
 

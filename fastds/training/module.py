@@ -77,12 +77,16 @@ class DownscalingModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         c = self.config
-        optimiser = torch.optim.AdamW(self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, 0.99))
+        optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, 0.99)
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        """Factor of the learning rate: linear warm-up, then cosine to zero at max_steps or max_minutes, whichever is nearer."""
+        """Factor of the learning rate: linear warm-up, then cosine to zero at max_steps or max_minutes,
+        whichever is nearer.
+        """
         c = self.config
         done = step / c.max_steps
         if c.max_minutes is not None:
@@ -106,7 +110,9 @@ class DownscalingModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         if torch.isfinite(norm):
-            self._bad_steps = 0 if self._finite_loss else self._bad_steps  # called without gradients after a skipped loss
+            self._bad_steps = (
+                0 if self._finite_loss else self._bad_steps
+            )  # called without gradients after a skipped loss
         else:
             self._count_bad_step("gradient")
             optimizer.zero_grad(set_to_none=True)
@@ -114,8 +120,10 @@ class DownscalingModule(L.LightningModule):
     def _count_bad_step(self, what: str) -> None:
         self._bad_steps += 1
         if self._bad_steps >= _PATIENCE:
-            raise FloatingPointError(f"the {what} was not finite in {_PATIENCE} steps in a row (step {self.global_step}); "
-                                     "the last checkpoint is kept: resume with a smaller learning_rate")
+            raise FloatingPointError(
+                f"the {what} was not finite in {_PATIENCE} steps in a row (step {self.global_step}); "
+                "the last checkpoint is kept: resume with a smaller learning_rate"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["elapsed"] = self.clock()

@@ -8,7 +8,13 @@ import sys
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fastds import models
@@ -28,8 +34,10 @@ class ExportWeights(Callback):
             return
         error = float(trainer.callback_metrics["val_mse_total"])
         reference = float(trainer.callback_metrics["val_mse_trilinear"])
-        module.model.card.metrics = {**module.config.model.card.get("metrics", {}),
-                                     "validation": {"mse_total": error, "mse_total_trilinear": reference}}
+        module.model.card.metrics = {
+            **module.config.model.card.get("metrics", {}),
+            "validation": {"mse_total": error, "mse_total_trilinear": reference},
+        }
         models.save(module.model, self.folder / "last.safetensors")
         if error < self.best:
             self.best = error
@@ -62,10 +70,12 @@ def needs_flow(model: torch.nn.Module) -> bool:
 def train(config: TrainingConfig) -> pathlib.Path:
     """Train, resume where config.output holds a checkpoint, and export the weights.
 
-    Returns: the path of best.safetensors (lowest validation error); last.safetensors lies beside it, with checkpoints/ (the last
+    Returns: the path of best.safetensors (lowest validation error); last.safetensors lies beside it, with
+        checkpoints/ (the last
         and the best), csv/ and tensorboard/ logs, and the configuration as config.yaml.
     Deterministic for a given configuration and number of threads, interrupted or not, unless max_minutes ends the run.
-    Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays not finite.
+    Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
+        not finite.
     """
     L.seed_everything(config.seed, verbose=False)
     if config.threads is not None:
@@ -78,24 +88,43 @@ def train(config: TrainingConfig) -> pathlib.Path:
     data = RadarDataModule(config.data, flow=needs_flow(model), seed=config.seed)
     last = output / "checkpoints" / "last.ckpt"
     trainer = L.Trainer(
-        accelerator="auto", devices=1, max_steps=config.max_steps, max_epochs=-1, logger=_loggers(output),
-        callbacks=_callbacks(config, output), num_sanity_val_steps=0,
-        log_every_n_steps=min(10, max(1, config.data.epoch_samples // config.data.batch_size)), enable_progress_bar=config.progress,
-        enable_model_summary=config.progress, default_root_dir=str(output), deterministic="warn",
+        accelerator="auto",
+        devices=1,
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        logger=_loggers(output),
+        callbacks=_callbacks(config, output),
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
+        enable_progress_bar=config.progress,
+        enable_model_summary=config.progress,
+        default_root_dir=str(output),
+        deterministic="warn",
     )
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if config.resume and last.exists() else None, weights_only=True)
+    trainer.fit(
+        module, datamodule=data, ckpt_path=str(last) if config.resume and last.exists() else None, weights_only=True
+    )
     return output / "best.safetensors"
 
 
 def _loggers(output: pathlib.Path) -> list:
-    return [CSVLogger(str(output), name="csv", version=""), TensorBoardLogger(str(output), name="tensorboard", version="")]
+    return [
+        CSVLogger(str(output), name="csv", version=""),
+        TensorBoardLogger(str(output), name="tensorboard", version=""),
+    ]
 
 
 def _callbacks(config: TrainingConfig, output: pathlib.Path) -> list:
     callbacks = [
         ExportWeights(output),
-        ModelCheckpoint(str(output / "checkpoints"), filename="best", monitor="val_mse_total", save_top_k=1, save_last=True,
-                        enable_version_counter=False),
+        ModelCheckpoint(
+            str(output / "checkpoints"),
+            filename="best",
+            monitor="val_mse_total",
+            save_top_k=1,
+            save_last=True,
+            enable_version_counter=False,
+        ),
         LearningRateMonitor("step"),
     ]
     if config.ema_decay > 0:

@@ -74,7 +74,7 @@ def warp(x: Tensor, displacement: Tensor) -> Tensor:
 
 
 def halfway_flow(flow: Tensor) -> Tensor:
-    """Find, for every pixel of the middle time, the displacement to the earlier frame (that to the later is its negative).
+    """Find the displacement from every pixel of the middle time to the earlier frame; to the later it is the negative.
 
     d(p) = (b(p - d) - f(p + d)) / 4 with f, b the flows forwards and backwards, solved by two fixed-point steps:
     a parcel at p half-way was at p + d before and is at p - d after.

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interpolation in time and space without motion."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
