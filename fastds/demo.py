@@ -28,6 +28,8 @@ from .evaluation import EvaluationTable, evaluate
 SEED = 7
 SIZE = 256
 FRAMES = 7
+# Side of the part of the event that the picture shows, so that single pixels can be seen.
+_PICTURE_PIXELS = 128
 # Below the colour scale nothing is drawn, so differences there are left out of the picture.
 _PICTURE_FLOOR_DBZ = 5.0
 
@@ -81,6 +83,7 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
     fields = z.frames(slice(None))
     start = 2 * max(range(len(given.times) - 1), key=lambda i: np.mean(fields[2 * i + 1] >= 20.0))
     chosen = slice(start, start + 3)
+    rows, columns = _rainiest_part(fields[start + 1])
     pair = torch.from_numpy(given.frames(slice(start // 2, start // 2 + 2)))
     x = prepare(pair, 0.0, CEILING_DBZ)[None, :, None]
     products = {
@@ -88,18 +91,18 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
         for method, function in (("trilinear", trilinear), ("advection", advection))
     }
     products[name] = predicted.frames(chosen)
-    truth_fields = fields[chosen]
-    differences = {
-        method: list(np.maximum(values, _PICTURE_FLOOR_DBZ) - np.maximum(truth_fields, _PICTURE_FLOOR_DBZ))
-        for method, values in products.items()
-    }
+    maps = {method: values[:, rows, columns] for method, values in {"truth": fields[chosen], **products}.items()}
+    lifted = {method: np.maximum(values, _PICTURE_FLOOR_DBZ) for method, values in maps.items()}
+    first, second = pair[
+        :, slice(rows.start // 2, rows.stop // 2), slice(columns.start // 2, columns.stop // 2)
+    ].numpy()
     figure = field_panel(
-        {"truth": list(truth_fields), **{method: list(values) for method, values in products.items()}},
+        {method: list(values) for method, values in maps.items()},
         [np.datetime_as_string(t, unit="m")[11:] + " UTC" for t in z.times[chosen]],
-        differences=differences,
-        inputs=[pair[0].numpy(), None, pair[1].numpy()],
-        x=z.raw[z.dims[2]].values / 1e3,
-        y=z.raw[z.dims[1]].values / 1e3,
+        differences={method: list(lifted[method] - lifted["truth"]) for method in products},
+        inputs=[first, None, second],
+        x=z.raw[z.dims[2]].values[columns] / 1e3,
+        y=z.raw[z.dims[1]].values[rows] / 1e3,
         title="Synthetic rain event: truth 1 km and 5 min, input 2 km and 10 min, downscaled fields, differences",
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -108,3 +111,12 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rainiest_part(field: np.ndarray) -> tuple[slice, slice]:
+    """The square of at most 128 pixels, on multiples of 16, with most echo of 25 dBZ and more."""
+    side = min(_PICTURE_PIXELS, *field.shape)
+    echo = field >= 25.0
+    places = [(i, j) for i in range(0, field.shape[0] - side + 1, 16) for j in range(0, field.shape[1] - side + 1, 16)]
+    i, j = max(places, key=lambda p: echo[p[0] : p[0] + side, p[1] : p[1] + side].sum())
+    return slice(i, i + side), slice(j, j + side)

@@ -132,7 +132,9 @@ class FrameRefiner:
         """One fine frame (rH, rW) in dBZ: the network's value above its floor, else weak echo where wet, else none."""
         z = (self.floor + y * (self.ceiling - self.floor)).clamp(max=self.ceiling)
         strong = near & (z > self.floor + FLOOR_MARGIN_DBZ)
-        out = torch.where(strong, z, torch.where(wet, weak[0].clamp(self.no_echo, self.floor), self.no_echo))
+        # What the network holds to be below its floor stays below it, however strong the interpolated value.
+        below = weak[0].clamp(self.no_echo, self.floor - FLOOR_MARGIN_DBZ)
+        out = torch.where(strong, z, torch.where(wet, below, self.no_echo))
         return out.masked_fill_(self._repeat(missing), float("nan")).numpy()
 
     def _repeat(self, mask: torch.Tensor) -> torch.Tensor:
