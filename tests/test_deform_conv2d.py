@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values and gradients of deform_conv2d against the float64 reference, over shapes, dtypes, layouts and builds."""
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -127,6 +128,26 @@ def test_expanded_tensors():
     dense = gradients(lambda t: problem.run(deform_conv2d, t), [t.contiguous() for t in tensors], grad_y.contiguous())
     for a, b in zip(gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y), dense, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("far", ["batch", "row", "pixel"])
+def test_elements_beyond_32_bits(far):
+    """Strides of 2^30 elements, in memory that is reserved but hardly touched, give what a compact field gives."""
+    C, step = 8, 2**30
+    shape = {"batch": (4, C, 3, 5), "row": (1, C, 4, 5), "pixel": (1, C, 3, 4)}[far]
+    strides = {"batch": (step, 1, 5 * C, C), "row": (1, 1, step, C), "pixel": (1, 1, C, step)}[far]
+    try:
+        memory = numpy.zeros(3 * step + 4096, numpy.int16)
+    except MemoryError:
+        pytest.skip("6 GiB of address space are not to be had")
+    problem = Problem("far", shape[0], C, 4, *shape[2:], G=2)
+    values = problem.tensors(torch.bfloat16)
+    x = torch.from_numpy(memory).view(torch.bfloat16).as_strided(shape, strides)
+    x.copy_(values[0])
+    grad_y = torch.randn(shape[0], 4, *problem.out)
+    got = gradients(lambda t: problem.run(deform_conv2d, t), [x, *values[1:]], grad_y)
+    expected = gradients(lambda t: problem.run(deform_conv2d, t), values, grad_y)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_layout_of_the_result():
