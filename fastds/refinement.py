@@ -2,10 +2,10 @@
 """From coarse frames of reflectivity to fine frames at half the interval, pair by pair, with dry and weak pixels kept
 as they are.
 
-The network sees reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so it knows nothing below
-the floor. A fine pixel takes the network's value where that is above the floor and echo is near; elsewhere it takes the
-input interpolated over its echo alone (bicubic in space, along the optical flow in time), cut at the floor; and it is
-no echo where the input is.
+The network sees reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so weaker echo and no echo
+are the same to it. A fine pixel takes the network's value, less what interpolation between echo and cells below the
+floor gains by lifting those to the floor, where that is above the floor and echo is near. Elsewhere it takes the
+interpolated input (bicubic in space, along the optical flow in time), and it is no echo where the input is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fastds.models.baselines import advection, optical_flow
 
 from .tiling import Tile, run_tiles
 
-# The network's values below floor + margin are its floor: half a step of common 8-bit radar products.
-FLOOR_MARGIN_DBZ = 0.25
+# Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
+WEAKEST_DBZ = 0.0
 # The network's echo counts within this many coarse pixels, plus the motion, of echo above the floor in the input.
 NEAR_PIXELS = 4
 # Reflectivity is scaled by this many dB around warps, which expect numbers in [0, 1].
@@ -55,6 +55,8 @@ class FrameRefiner:
     ):
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
+        # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
+        self.low = min(floor, WEAKEST_DBZ)
         self.motion_px = 0.0
         self.observe = None
 
@@ -70,11 +72,11 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, weak = self._pair(previous, current)
+                y, near, fine = self._pair(previous, current)
                 first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-                yield self._outer(first, first_near, weak[0], previous)
-                yield self._middle(y[1], near, weak[1], previous, current)
-                pending = y[2], near, weak[2]
+                yield self._outer(first, first_near, fine[0], previous)
+                yield self._middle(y[1], near, fine[1], previous, current)
+                pending = y[2], near, fine[2]
             previous = current
         if pending is not None:
             yield self._outer(*pending, previous)
@@ -85,14 +87,14 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, weak = self._pair(previous, current)
-                middle = self._middle(y[1], near, weak[1], previous, current)
+                y, near, fine = self._pair(previous, current)
+                middle = self._middle(y[1], near, fine[1], previous, current)
                 yield coarsen_with_weak_echo(middle, self.scale, mode="dbz", floor=self.floor, no_echo=self.no_echo)
             yield frame
             previous = current
 
     def _pair(self, first: torch.Tensor, second: torch.Tensor):
-        """Network output (3, rH, rW) in [0, 1], where it counts (rH, rW) bool, and the weak echo (3, 2, rH, rW)."""
+        """Network output (3, rH, rW) in [0, 1], where it counts (rH, rW) bool, and the interpolated input."""
         x = torch.stack([prepare(z, self.floor, self.ceiling) for z in (first, second)])
         echo = (x > 0).any(0)
         flow, motion = x.new_zeros(1, 2, 2, *x.shape[-2:]), 0.0
@@ -105,35 +107,50 @@ class FrameRefiner:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile)
         near = self._repeat(_dilate(echo, NEAR_PIXELS + math.ceil(motion)))
-        return y, near, self._weak(first, second, flow)
+        return y, near, self._interpolated(first, second, flow)
 
-    def _weak(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-        """The input, cut at the floor, interpolated over its echo alone, (3, 2, rH, rW): dBZ and share of echo."""
+    def _interpolated(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+        """The input on the fine grid without the network, (3, 4, rH, rW).
+
+        Channels: reflectivity over its echo alone, share of echo, reflectivity with dry cells at `low`, and the last
+        lifted to the floor; all dBZ but the share. Bicubic in space, along the flow in time.
+        """
         z = torch.stack([first, second])
         echo = z > self.no_echo
-        scaled = torch.where(echo, (z.clamp(max=self.floor) - self.no_echo) / _DB_SPAN, 0.0)
-        # Halved, so that the overshoot of both stays in [0, 1], where the interpolation cuts.
-        fine = 2 * advection(torch.stack([scaled, echo.float()], dim=1)[None] / 2, self.scale, flow[None])[0]
-        share = fine[:, 1]
-        field = self.no_echo + fine[:, 0] / share.clamp(min=_LEAST_SHARE) * _DB_SPAN
-        return torch.stack([torch.where(share > _LEAST_SHARE, field, self.no_echo), share], dim=1)
+        known = torch.where(echo, z.clamp(min=self.low), self.low)
+        channels = [
+            torch.where(echo, z - self.no_echo, 0.0),
+            echo * _DB_SPAN,
+            known - self.low,
+            known.clamp(min=self.floor),
+        ]
+        channels[3] = channels[3] - self.low
+        # Halved, so that overshoot stays in [0, 1], where the interpolation cuts.
+        stacked = torch.stack(channels, dim=1)[None] / (2 * _DB_SPAN)
+        alone, share, known, lifted = (2 * _DB_SPAN * advection(stacked, self.scale, flow[None])[0]).unbind(1)
+        share = share / _DB_SPAN
+        alone = torch.where(share > _LEAST_SHARE, self.no_echo + alone / share.clamp(min=_LEAST_SHARE), self.no_echo)
+        return torch.stack([alone, share, known + self.low, lifted + self.low], dim=1)
 
-    def _outer(self, y: torch.Tensor, near: torch.Tensor, weak: torch.Tensor, given: torch.Tensor) -> np.ndarray:
+    def _outer(self, y: torch.Tensor, near: torch.Tensor, fine: torch.Tensor, given: torch.Tensor) -> np.ndarray:
         """The frame at an input time: no pixel of an input cell without echo gets any."""
         wet = self._repeat(given > self.no_echo)
-        return self._merge(y, near & wet, weak, wet, torch.isnan(given))
+        return self._merge(y, near & wet, fine, wet, torch.isnan(given))
 
-    def _middle(self, y, near, weak, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    def _middle(self, y, near, fine, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
         """The frame between two: the input's echo carried along the flow from both sides says where it may be wet."""
-        near = near & _dilate(weak[1] > _LEAST_SHARE, self.scale)
-        return self._merge(y, near, weak, weak[1] >= 0.5, torch.isnan(first) | torch.isnan(second))
+        near = near & _dilate(fine[1] > _LEAST_SHARE, self.scale)
+        return self._merge(y, near, fine, fine[1] >= 0.5, torch.isnan(first) | torch.isnan(second))
 
-    def _merge(self, y, near, weak, wet, missing) -> np.ndarray:
-        """One fine frame (rH, rW) in dBZ: the network's value above its floor, else weak echo where wet, else none."""
-        z = (self.floor + y * (self.ceiling - self.floor)).clamp(max=self.ceiling)
-        strong = near & (z > self.floor + FLOOR_MARGIN_DBZ)
-        # What the network holds to be below its floor stays below it, however strong the interpolated value.
-        below = weak[0].clamp(self.no_echo, self.floor - FLOOR_MARGIN_DBZ)
+    def _merge(self, y, near, fine, wet, missing) -> np.ndarray:
+        """One fine frame (rH, rW) in dBZ from the network's y and the interpolated input `fine` (4, rH, rW)."""
+        alone, _, known, lifted = fine
+        # The network saw cells below its floor as the floor; where they are interpolated with, it says too much by
+        # this.
+        z = (self.floor + y * (self.ceiling - self.floor) + known - lifted).clamp(max=self.ceiling)
+        strong = near & (z > self.floor)
+        below = torch.where(alone > self.low, torch.minimum(known, z).clamp(min=self.low), alone)
+        below = torch.where(near, below, torch.where(alone > self.low, known, alone)).clamp(self.no_echo, self.floor)
         out = torch.where(strong, z, torch.where(wet, below, self.no_echo))
         return out.masked_fill_(self._repeat(missing), float("nan")).numpy()
 
