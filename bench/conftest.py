@@ -5,7 +5,6 @@ pytest bench --benchmark-only --benchmark-json=results.json
 python -m bench.report results.json
 """
 
-import importlib.util
 import multiprocessing
 import os
 import pathlib
@@ -61,8 +60,7 @@ def ceilings(request) -> dict:
 def fresh_process():
     """Runs a function in a fresh process; the libraries are imported once, in the server the processes fork from."""
     context = multiprocessing.get_context("forkserver")
-    libraries = ("torch", "fastds", "onnxruntime", "openvino", "torchvision", "bench.peers")
-    context.set_forkserver_preload([name for name in libraries if importlib.util.find_spec(name)])
+    context.set_forkserver_preload(["bench.preload"])
 
     def run(function, *args):
         with context.Pool(1) as pool:
