@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 namespace fastds {
 
+void register_conv3x3(py::module_& m);
 void register_deform_conv2d(py::module_& m);
 void register_null_op(py::module_& m);
 
@@ -42,6 +43,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
+    fastds::register_conv3x3(m);
     fastds::register_deform_conv2d(m);
     fastds::register_null_op(m);
 }

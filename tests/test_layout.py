@@ -18,7 +18,7 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 # Packages under fastds and what of fastds they may import; models also reach up to downscaling, inside functions.
 ARROWS = {
     "reference": {"reference"},
-    "ops": {"ops", "reference", "kernels", "_native", "_registry", "backend"},
+    "ops": {"ops", "reference", "kernels", "_native", "_registry", "backend", "convolution"},
     "nn": {"nn", "ops", "reference"},
     "models": {"models", "nn", "ops", "reference", "metrics", "data", "_version", "downscaling"},
     "data": {"data", "_version"},

@@ -4,7 +4,7 @@
 // by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
 #include "core/parallel.h"
 #include "deform_conv2d/backward_split.h"
-#include "deform_conv2d/gemm.h"
+#include "core/gemm.h"
 #include "deform_conv2d/scatter.h"
 
 namespace fastds {

@@ -3,7 +3,7 @@
 // weights there. Parallel over panels; every output element is one sum in one order, whatever the thread count.
 #include "core/parallel.h"
 #include "deform_conv2d/gather.h"
-#include "deform_conv2d/gemm.h"
+#include "core/gemm.h"
 
 namespace fastds {
 namespace FASTDS_ISA {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Register-blocked matrix products of deform_conv2d.
+// Register-blocked matrix products.
 //
 // One tile keeps MR x NV vectors of the result in registers and walks the sum: per step it loads NV vectors of B and multiplies
 // them with MR broadcast values of A. MR and NV fill the register file and need fewer loads than multiplications, so that the

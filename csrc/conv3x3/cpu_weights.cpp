@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// G g G^T of every filter, packed for the products of the engine: per point and block of output vectors, the rows of a
+// (inputs x outputs) matrix one after the other.
+#include "conv3x3/tiles.h"
+#include "core/parallel.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// Channel of the convolution's output that stands at a packed position: (channel, sub-pixel) -> (sub-pixel, channel).
+FASTDS_HD int64_t unshuffled(int64_t position, int64_t outputs, int64_t shuffle) {
+    const int64_t parts = shuffle * shuffle, per_part = outputs / parts;
+    return position % per_part * parts + position / per_part;
+}
+
+template <class T>
+void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, float* packed, int threads) {
+    const T* data = static_cast<const T*>(w.data);
+    const int64_t inputs = adjoint ? w.O : w.C, outputs = adjoint ? w.C : w.O;
+    const int64_t plane = conv3x3_packed_size(inputs, outputs) / kPoints;
+    const ColumnBlocks cut = column_blocks<float>(outputs);
+    parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t vector = begin; vector < end; vector++) {
+            int64_t block = 0;
+            while (cut.vectors * (block + 1) / cut.blocks <= vector) block++;
+            const int64_t first = cut.vectors * block / cut.blocks, width = cut.vectors * (block + 1) / cut.blocks - first;
+            float* out = packed + first * kL * inputs + (vector - first) * kL;
+            for (int64_t i = 0; i < inputs; i++, out += width * kL) {
+                float taps[9][kL] = {};
+                for (int lane = 0; lane < kL && vector * kL + lane < outputs; lane++) {
+                    const int64_t column = vector * kL + lane;
+                    const int64_t o = unshuffled(adjoint ? i : column, w.O, shuffle), c = adjoint ? column : i;
+                    const T* filter = data + o * w.stride_o + c * w.stride_c;
+                    for (int k = 0; k < 9; k++)
+                        taps[adjoint ? 8 - k : k][lane] = load(filter[k / 3 * w.stride_h + k % 3 * w.stride_w]);
+                }
+                V half[6][3];
+                for (int c = 0; c < 3; c++) {
+                    V g[3], u[6];
+                    for (int r = 0; r < 3; r++) g[r] = load_vec<kL>(taps[r * 3 + c]);
+                    transform_weight(g, u);
+                    for (int r = 0; r < 6; r++) half[r][c] = u[r];
+                }
+                for (int r = 0; r < 6; r++) {
+                    V u[6];
+                    transform_weight(half[r], u);
+                    for (int c = 0; c < 6; c++) store_vec<kL>(out + (r * 6 + c) * plane, u[c]);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace
+
+int64_t conv3x3_packed_size(int64_t inputs, int64_t outputs) { return kPoints * inputs * round_up(outputs, kL); }
+
+void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads) {
+    switch (weight.dtype) {
+        case f32: return pack<float>(weight, adjoint, shuffle, packed, threads);
+        case f16: return pack<Half>(weight, adjoint, shuffle, packed, threads);
+        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, packed, threads);
+        case f64: break;
+    }
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

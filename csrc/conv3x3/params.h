@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sizes and addresses of the 3x3 convolution engine; plain data shared by the binding and the kernels.
+//
+// One engine runs forward and grad_x: it reads the virtual concatenation of `sources` and writes the virtual concatenation of
+// `sinks`. Both are views with channel stride 1. A pixel-shuffled tensor of factor r is r*r such views, one per sub-pixel, so
+// that the packed weights carry the channels in the order (sub-pixel, channel).
+#pragma once
+#include <stdint.h>
+
+#include "core/dtype.h"
+#include "core/isa.h"
+
+namespace fastds {
+
+constexpr int kConv3x3Views = 64;  // shuffle up to 8
+
+enum Conv3x3Padding : int { pad_zeros = 0, pad_replicate = 1, pad_wrap = 2 };
+enum Conv3x3Act : int { act_none = 0, act_relu = 1, act_leaky_relu = 2 };
+
+// Strides in elements. sign: output of the activation behind this gradient, same strides; null: no activation.
+struct Conv3x3View {
+    void* data;
+    const void* sign;
+    int64_t channels, b, h, w;
+};
+
+// A tensor as views side by side in its channels.
+struct Conv3x3Views {
+    DType dtype;
+    int count;
+    Conv3x3View view[kConv3x3Views];
+    FASTDS_HD int64_t channels() const {
+        int64_t sum = 0;
+        for (int i = 0; i < count; i++) sum += view[i].channels;
+        return sum;
+    }
+};
+
+// Rows -pad_h .. of the input, continued by mode_h beyond its H rows, meet output row 0; columns likewise.
+struct Conv3x3Geometry {
+    int64_t B, H, W;    // of the sources
+    int64_t Ho, Wo;     // of the sinks
+    int pad_h, pad_w;   // 1: same size, 2: gradient of the padded input
+    int mode_h, mode_w; // Conv3x3Padding
+    FASTDS_HD int64_t tiles_h() const { return (Ho + 3) / 4; }
+    FASTDS_HD int64_t tiles_w() const { return (Wo + 3) / 4; }
+    FASTDS_HD int64_t tiles() const { return B * tiles_h() * tiles_w(); }
+};
+
+struct Conv3x3Call {
+    Conv3x3Geometry geometry;
+    Conv3x3Views sources, sinks;
+    const float* packed;  // conv3x3_pack_weight
+    const void* bias;     // O values of bias_dtype in the tensor's channel order, or null
+    DType bias_dtype;
+    Conv3x3View residual;  // of the sinks' dtype before the shuffle, data null: none
+    int64_t shuffle;       // of the sinks
+    int act;
+    float negative_slope;  // of act, or of the activation that the sources' sign belongs to
+};
+
+// weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w.
+struct Conv3x3Weight {
+    const void* data;
+    DType dtype;
+    int64_t O, C, stride_o, stride_c, stride_h, stride_w;
+};
+
+struct Conv3x3GradWeight {
+    Conv3x3Geometry geometry;
+    Conv3x3Views sources, gradients;  // gradients: of the convolution's output
+    DType dtype;                      // of grad_weight and grad_bias, dense
+    void* grad_weight;
+    void* grad_bias;       // null: not wanted
+    int64_t shuffle;       // factor behind the gradients' views
+    float negative_slope;  // of the activation that the gradients' sign belongs to
+    int threads;
+};
+
+// Columns that a pass works on, and where its planes lie; functions of shape and threads, never of the result.
+struct Conv3x3Plan {
+    int64_t block_tiles, blocks;   // tiles transformed at once, number of such blocks
+    int64_t block_vectors;         // output vectors per pass over the 36 products
+    int64_t thread_floats, bytes;  // workspace
+    int threads, store;            // store: how outputs are written, see output.h
+};
+
+// clang-format off
+FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads))
+FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
+FASTDS_PER_ISA(int64_t conv3x3_packed_size(int64_t inputs, int64_t outputs))
+// For forward (adjoint = false) or grad_x; shuffle is the factor of the convolution's output.
+FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads))
+FASTDS_PER_ISA(int64_t conv3x3_grad_weight_bytes(const Conv3x3GradWeight& call))
+FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* workspace))
+// clang-format on
+
+}  // namespace fastds

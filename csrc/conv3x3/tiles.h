@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiles of 4x4 outputs in memory: where their pixels lie, and their transforms into the 36 planes of a block of tiles.
+#pragma once
+#include "conv3x3/lanes.h"
+#include "conv3x3/math.h"
+#include "conv3x3/params.h"
+#include "core/gemm.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int kPoints = 36;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+struct Tile {
+    int64_t b, y, x;  // image, first row and column of the outputs
+};
+
+FASTDS_HD Tile tile_at(const Conv3x3Geometry& g, int64_t index) {
+    const int64_t per_image = g.tiles_h() * g.tiles_w(), in_image = index % per_image;
+    return {index / per_image, in_image / g.tiles_w() * 4, in_image % g.tiles_w() * 4};
+}
+
+// The input row or column that stands at position i, or -1 for a zero.
+FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
+    if (i >= 0 && i < size) return i;
+    if (mode == pad_zeros) return -1;
+    if (mode == pad_replicate) return i < 0 ? 0 : size - 1;
+    const int64_t rest = i % size;
+    return rest < 0 ? rest + size : rest;
+}
+
+// Addresses of the n x n pixels of a tile in one view.
+template <class T, int N>
+struct Pixels {
+    const T* at[N * N];
+};
+
+template <class T, int N>
+FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3View& view, int64_t b, const int64_t* row,
+                           const int64_t* column, const T* zeros) {
+    const T* base = static_cast<const T*>(data) + b * view.b;
+    for (int r = 0; r < N; r++)
+        for (int c = 0; c < N; c++)
+            pixels.at[r * N + c] = row[r] < 0 || column[c] < 0 ? zeros : base + row[r] * view.h + column[c] * view.w;
+}
+
+// `value`, or slope * value where the activation's output is not positive.
+FASTDS_HD V activation_gradient(V value, V output, float slope) { return output > 0.f ? value : value * slope; }
+
+template <class T, int N, bool Signed>
+FASTDS_HD V load_pixel(const Pixels<T, N>& data, const Pixels<T, N>& sign, int i, int64_t channel, int count, float slope) {
+    if (count == kL) {
+        const V value = load_vec<kL>(data.at[i] + channel);
+        return Signed ? activation_gradient(value, load_vec<kL>(sign.at[i] + channel), slope) : value;
+    }
+    const V value = load_lanes(data.at[i] + channel, count);
+    return Signed ? activation_gradient(value, load_lanes(sign.at[i] + channel, count), slope) : value;
+}
+
+// B^T d B of one tile and one vector of channels, into 36 planes.
+template <class T, bool Signed>
+FASTDS_HD void transform_vector(const Pixels<T, 6>& data, const Pixels<T, 6>& sign, int64_t channel, int count, float slope,
+                                float* out, int64_t plane) {
+    V half[6][6];
+#pragma GCC unroll 6
+    for (int c = 0; c < 6; c++) {
+        V d[6], v[6];
+#pragma GCC unroll 6
+        for (int r = 0; r < 6; r++) d[r] = load_pixel<T, 6, Signed>(data, sign, r * 6 + c, channel, count, slope);
+        transform_input(d, v);
+#pragma GCC unroll 6
+        for (int r = 0; r < 6; r++) half[r][c] = v[r];
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < 6; r++) {
+        V v[6];
+        transform_input(half[r], v);
+#pragma GCC unroll 6
+        for (int c = 0; c < 6; c++) store_vec<kL>(out + (r * 6 + c) * plane, v[c]);
+    }
+}
+
+// Rows and columns of the 6x6 inputs of a tile.
+struct InputWindow {
+    int64_t row[6], column[6];
+    bool inside;  // no continuation needed
+};
+FASTDS_HD InputWindow input_window(const Conv3x3Geometry& g, const Tile& tile) {
+    InputWindow w;
+    const int64_t y = tile.y - g.pad_h, x = tile.x - g.pad_w;
+    w.inside = y >= 0 && y + 6 <= g.H && x >= 0 && x + 6 <= g.W;
+    for (int i = 0; i < 6; i++) {
+        w.row[i] = w.inside ? y + i : continued(y + i, g.H, g.mode_h);
+        w.column[i] = w.inside ? x + i : continued(x + i, g.W, g.mode_w);
+    }
+    return w;
+}
+
+// Transforms all channels of one tile; out[p * plane + channel]. The last vector of a view writes past its channels, where the
+// next view then writes its own: the row needs source_columns() floats.
+template <class T, bool Signed>
+inline void transform_tile(const Conv3x3Geometry& g, const Conv3x3Views& sources, const Tile& tile, float slope, const T* zeros,
+                           float* out, int64_t plane) {
+    const InputWindow window = input_window(g, tile);
+    for (int s = 0; s < sources.count; s++) {
+        const Conv3x3View& view = sources.view[s];
+        Pixels<T, 6> data, sign;
+        find_pixels(data, view.data, view, tile.b, window.row, window.column, zeros);
+        if (Signed) find_pixels(sign, view.sign, view, tile.b, window.row, window.column, zeros);
+        int64_t channel = 0;
+        for (; channel + kL <= view.channels; channel += kL)
+            transform_vector<T, Signed>(data, sign, channel, kL, slope, out + channel, plane);
+        if (channel < view.channels)
+            transform_vector<T, Signed>(data, sign, channel, static_cast<int>(view.channels - channel), slope, out + channel, plane);
+        out += view.channels;
+    }
+}
+
+// Floats of one tile's row in a plane of transformed sources.
+inline int64_t source_columns(const Conv3x3Views& sources) {
+    int64_t first = 0, end = 0;
+    for (int s = 0; s < sources.count; s++) {
+        const int64_t last = first + round_up(sources.view[s].channels, kL);
+        if (last > end) end = last;
+        first += sources.view[s].channels;
+    }
+    return round_up(end, kL);
+}
+
+inline int64_t widest(const Conv3x3Views& views) {
+    int64_t most = 0;
+    for (int s = 0; s < views.count; s++)
+        if (views.view[s].channels > most) most = views.view[s].channels;
+    return most;
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 and its gradients by the library's convolution: oneDNN on a CPU, cuDNN on a GPU."""
+
+from functools import wraps
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds.reference import conv3x3 as reference
+
+_CL = torch.channels_last
+
+
+def _outside_autocast(function):
+    """The op has chosen its dtypes already; autocast would cast them again."""
+
+    @wraps(function)
+    def run(x, *args):
+        if not torch.is_autocast_enabled(x.device.type):
+            return function(x, *args)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+
+    return run
+
+
+def _conv2d(x, weight, bias, padding_mode):
+    if padding_mode == "zeros":
+        return F.conv2d(x, weight, bias, padding=1)
+    return F.conv2d(reference.pad(x, padding_mode), weight, bias)
+
+
+@_outside_autocast
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
+    """The library's convolution; what follows overwrites its output. Two sources are the sum of two convolutions."""
+    weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
+    split = x.shape[1]
+    y = _conv2d(x.to(out_dtype), weight[:, :split], bias, padding_mode)
+    if x2 is not None:
+        y = y.add_(_conv2d(x2.to(out_dtype), weight[:, split:], None, padding_mode))
+    if residual is not None:
+        y = y.add_(residual)
+    if act != "none":
+        y = F.leaky_relu_(y, negative_slope) if act == "leaky_relu" else F.relu_(y)
+    if shuffle > 1:
+        y = F.pixel_shuffle(y, shuffle)
+    return y.contiguous(memory_format=_CL)
+
+
+def dense(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=_CL)
+
+
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
+
+
+def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight):
+    """Gradients of one source and its part of the weight by the library, in x's dtype."""
+    source = x if padding_mode == "zeros" else reference.pad(x, padding_mode)
+    padding = 1 if padding_mode == "zeros" else 0
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(x.dtype), source, weight.to(x.dtype), None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        [wanted_x, wanted_weight, False],
+    )  # fmt: skip
+    if wanted_x:
+        grad_x = dense(grad_x if padding else reference.fold(grad_x, padding_mode))
+    return grad_x, grad_weight
+
+
+@_outside_autocast
+def grad_x(grad, weight, padding_mode, dtype):
+    batch, _, height, width = grad.shape
+    like = torch.empty((1, 1, 1, 1), dtype=dtype, device=grad.device).expand(batch, weight.shape[1], height, width)
+    return _gradients(grad, like, weight, padding_mode, True, False)[0]
+
+
+@_outside_autocast
+def grad_weight(grad, x, x2, padding_mode, dtype):
+    parts = []
+    for source in (x, x2):
+        if source is not None:
+            like = torch.empty((1, 1, 1, 1), dtype=source.dtype, device=grad.device)
+            like = like.expand(grad.shape[1], source.shape[1], 3, 3)
+            parts.append(_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
+    return torch.cat(parts, 1).contiguous()
+
+
+@_outside_autocast
+def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+    split = x.shape[1]
+    grad_x, grad_weight = _gradients(grad, x, weight[:, :split], padding_mode, wanted[0], wanted[1])
+    grad_x2 = None
+    if x2 is not None:
+        grad_x2, rest = _gradients(grad, x2, weight[:, split:], padding_mode, wanted[3], wanted[1])
+        grad_weight = torch.cat([grad_weight, rest], 1) if wanted[1] else None
+    grad_bias = bias_gradient(grad, weight.dtype) if wanted[2] else None
+    if wanted[1]:
+        grad_weight = grad_weight.to(weight.dtype).contiguous()
+    return grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None

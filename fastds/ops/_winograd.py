@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of the native Winograd engine: views, packed weights, workspaces.
+
+Each thread of Python keeps its own packed weights and workspace, so that nobody reads what another thread rewrites.
+"""
+
+import threading
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from fastds import _native
+
+PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
+ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
+KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
+KEPT_WORKSPACE_BYTES = 64 << 20
+
+_kept = threading.local()
+
+
+def nhwc(tensor: Tensor) -> Tensor:
+    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty(shape, dtype, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _tensor(t: Tensor) -> tuple:
+    b, _, h, w = t.stride()
+    return t.data_ptr(), _native.DTYPES[t.dtype], t.shape[1], b, h, w
+
+
+def _workspace(size: int) -> Tensor:
+    kept = getattr(_kept, "workspace", None)
+    if kept is not None and kept.numel() >= size:
+        return kept
+    new = torch.empty(size, dtype=torch.uint8)
+    if size <= KEPT_WORKSPACE_BYTES:
+        _kept.workspace = new
+    return new
+
+
+def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
+    """The transformed filters, kept while the weight's bytes stay the same.
+
+    Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
+    leave them as they were. So a copy of the weight lies beside its transform, and they are compared.
+    """
+    weights = getattr(_kept, "weights", None)
+    if weights is None:
+        weights = _kept.weights = OrderedDict()
+        _kept.weight_bytes = 0
+    module = _native.native()
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        weight = weight.contiguous()
+    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
+    entry = weights.get(key)
+    fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes)
+    if not fresh:
+        out, inputs = weight.shape[:2]
+        if entry is None:
+            size = module.conv3x3_packed_size(*((out, inputs) if adjoint else (inputs, out)))
+            entry = torch.empty(weight.nbytes, dtype=torch.uint8), torch.empty(size, dtype=torch.float32)
+            weights[key] = entry
+            _kept.weight_bytes += sum(t.nbytes for t in entry)
+        dtype, threads = _native.DTYPES[weight.dtype], torch.get_num_threads()
+        sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle)
+        module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
+    weights.move_to_end(key)
+    while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
+        _kept.weight_bytes -= sum(t.nbytes for t in weights.popitem(last=False)[1])
+    return entry[1]
+
+
+def apply(
+    sources, sinks, filters, geometry, *, source_shuffle=1, sign=None, sink_shuffle=1, bias=None, residual=None,
+    act="none", negative_slope=0.0,
+):  # fmt: skip
+    """Runs the engine from the views of `sources` into `sinks`; tensors with channel stride 1.
+
+    geometry: (B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w). sign: output of the activation behind the gradient that
+    is the only source, in its layout.
+    """
+    call = _native.native().Conv3x3Call(
+        geometry=geometry, sources=[_tensor(t) for t in sources], source_shuffle=source_shuffle,
+        sign=0 if sign is None else sign.data_ptr(), sinks=[_tensor(t) for t in sinks], sink_shuffle=sink_shuffle,
+        packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
+        bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
+        residual=None if residual is None else _tensor(residual), act=ACT[act], negative_slope=negative_slope,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    workspace = _workspace(call.bytes)
+    call.run(workspace.data_ptr())
+
+
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype) -> Tensor:
+    """conv3x3 by the engine."""
+    batch, _, height, width = x.shape
+    y = empty((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
+    sources = [nhwc(t) for t in (x, x2) if t is not None]
+    residual = None if residual is None else nhwc(residual)
+    bias = None if bias is None else bias.contiguous()
+    geometry = (batch, height, width, height, width, 1, 1, *PADDING[padding_mode])
+    apply(sources, [y], packed(weight, False, shuffle), geometry, sink_shuffle=shuffle, bias=bias, residual=residual,
+          act=act, negative_slope=negative_slope)  # fmt: skip
+    return y
+
+
+def grad_sources(grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows):
+    """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout."""
+    batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
+    filters = packed(weight, True, shuffle)
+    extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
+    size = (height + 2 * extra_h, width + 2 * extra_w)
+    mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
+    geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
+    folded = extra_h or extra_w
+    sinks = [empty((batch, c, *size), torch.float32 if folded else dtype, grad) for c in channels]
+    apply([grad], sinks, filters, geometry, source_shuffle=shuffle, sign=sign, negative_slope=negative_slope)
+    if not folded:
+        return sinks
+    unfold = fold_rows if padding_mode == "circular_x" else lambda full: fold(full, padding_mode)
+    return [unfold(t).to(dtype).contiguous(memory_format=torch.channels_last) for t in sinks]
+
+
+def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool):
+    """Gradients of weight and, if wanted, bias; grad and sign in one dense channels_last layout."""
+    batch, _, height, width = sources[0].shape
+    shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
+    grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
+    grad_bias = torch.empty(shape[0], dtype=dtype, device=grad.device) if bias else None
+    call = _native.native().Conv3x3GradWeight(
+        geometry=(batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        sources=[_tensor(t) for t in sources], gradient=_tensor(grad), shuffle=shuffle,
+        sign=0 if sign is None else sign.data_ptr(), negative_slope=negative_slope, dtype=_native.DTYPES[dtype],
+        grad_weight=grad_weight.data_ptr(), grad_bias=0 if grad_bias is None else grad_bias.data_ptr(),
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    workspace = _workspace(call.bytes)
+    call.run(workspace.data_ptr())
+    return grad_weight, grad_bias

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 and its gradients in plain PyTorch: differentiable to any order, exact in float64."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDING_MODES = ("zeros", "replicate", "circular_x")
+ACTIVATIONS = ("none", "relu", "leaky_relu")
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x in channels_last layout; written so that vmap can follow."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def pad(x: Tensor, padding_mode: str) -> Tensor:
+    """(B, C, H, W) continued by one pixel on every side; circular_x wraps columns and repeats the outer rows."""
+    if padding_mode == "zeros":
+        return F.pad(x, (1, 1, 1, 1))
+    x = F.pad(x, (1, 1, 0, 0), mode="circular" if padding_mode == "circular_x" else "replicate")
+    return F.pad(x, (0, 0, 1, 1), mode="replicate")
+
+
+def activate(y: Tensor, act: str, negative_slope: float) -> Tensor:
+    """act of y; negative_slope belongs to leaky_relu."""
+    if act == "none":
+        return y
+    return F.relu(y) if act == "relu" else F.leaky_relu(y, negative_slope)
+
+
+def conv3x3(
+    x, weight, bias=None, x2=None, residual=None, act="none", negative_slope=0.1, padding_mode="zeros", shuffle=1,
+    out_dtype=None, algorithm="auto",
+):  # fmt: skip
+    """shuffle(act(conv(concat(x, x2)) + bias + residual)) of fastds.ops.conv3x3; algorithm changes nothing here."""
+    out_dtype = out_dtype or x.dtype
+    dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), out_dtype)
+    source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(dtype)
+    y = F.conv2d(source, weight.to(dtype), None if bias is None else bias.to(dtype))
+    if residual is not None:
+        y = y + residual
+    y = activate(y, act, negative_slope)
+    if shuffle > 1:
+        y = F.pixel_shuffle(y, shuffle)
+    return channels_last(y.to(out_dtype))
+
+
+def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
+    """Gradient of conv + bias + residual from that of the result y; y None: no activation."""
+    if y is not None:
+        grad_y = torch.where(y > 0, grad_y, negative_slope * grad_y)
+    return F.pixel_unshuffle(grad_y, shuffle) if shuffle > 1 else grad_y
+
+
+def conv3x3_grad_x(grad, weight, padding_mode, dtype, algorithm="auto"):
+    """Gradient of the concatenated input of conv(concat(x, x2)) from that of its result, in `dtype`."""
+    compute = torch.promote_types(torch.promote_types(grad.dtype, weight.dtype), dtype)
+    full = F.conv_transpose2d(grad.to(compute), weight.to(compute))
+    return channels_last(fold(full, padding_mode).to(dtype))
+
+
+def fold(full: Tensor, padding_mode: str) -> Tensor:
+    """The adjoint of pad: (B, C, H + 2, W + 2) -> (B, C, H, W), each outer pixel added to the one it was taken from."""
+    if padding_mode == "zeros":
+        return full[:, :, 1:-1, 1:-1]
+    left, right = full[..., :1], full[..., -1:]
+    if padding_mode == "circular_x":
+        left, right = right, left
+    return fold_rows(_add_ends(full[..., 1:-1], left, right, -1))
+
+
+def fold_rows(full: Tensor) -> Tensor:
+    """The adjoint of repeating the outer rows: (B, C, H + 2, W) -> (B, C, H, W)."""
+    return _add_ends(full[:, :, 1:-1], full[:, :, :1], full[:, :, -1:], -2)
+
+
+def _add_ends(inner, first, last, dim):
+    if inner.shape[dim] == 1:
+        return inner + first + last
+    middle = inner.narrow(dim, 1, inner.shape[dim] - 2)
+    return torch.cat([inner.narrow(dim, 0, 1) + first, middle, inner.narrow(dim, -1, 1) + last], dim)
+
+
+def conv3x3_grad_weight(grad, x, x2, padding_mode, dtype, algorithm="auto"):
+    """Gradient of the weight of conv(concat(x, x2)) from that of its result, (O, C, 3, 3) in `dtype`."""
+    compute = torch.promote_types(torch.promote_types(grad.dtype, x.dtype), dtype)
+    source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(compute).transpose(0, 1)
+    return F.conv2d(source, grad.to(compute).transpose(0, 1)).transpose(0, 1).to(dtype).contiguous()
+
+
+def conv3x3_backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+    """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y."""
+    grad = pre_gradient(grad_y, y, negative_slope, shuffle)
+    grad_x = grad_x2 = grad_weight = grad_bias = None
+    if wanted[0] or wanted[3]:
+        both = conv3x3_grad_x(grad, weight, padding_mode, x.dtype)
+        grad_x, grad_x2 = (channels_last(part) for part in both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1))
+    if wanted[1]:
+        grad_weight = conv3x3_grad_weight(grad, x, x2, padding_mode, weight.dtype)
+    if wanted[2]:
+        grad_bias = grad.sum((0, 2, 3)).to(weight.dtype)
+    grad = channels_last(grad)
+    grads = (grad_x, grad_weight, grad_bias, grad_x2, grad)
+    return [g for g, want in zip(grads, wanted, strict=True) if want]

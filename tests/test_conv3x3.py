@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3: numbers of the Winograd engine for every instruction set, epilogue, padding and tail."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conv3x3_cases import Problem, gradients, leaves, relative_error, sampled
+
+import fastds
+from fastds.ops import conv3x3
+
+pytestmark = pytest.mark.usefixtures("native")
+
+# Of the result's size: the engine's error in float32, and half a unit of storage in the 16-bit types.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request, native):
+    if request.param not in native.build_info()["isa_usable"]:
+        pytest.skip(f"{request.param} is not available on this machine or in this build")
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa("auto")
+
+
+def check_values(problem, y, expected):
+    assert y.shape == expected.shape and y.dtype == (problem.out_dtype or problem.dtype)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    bound = 2e-5 + (0 if y.dtype == torch.float32 else TOLERANCE[y.dtype] * expected.abs())
+    excess = (y.double() - expected).abs() / bound
+    assert excess.max() <= 1, f"{problem}: {excess.max():.2f} times the bound"
+
+
+def check_gradients(problem, tensors, y):
+    """Against float64 with the activation's derivative taken from the stored result, as near 0 the signs may differ."""
+    grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    got = gradients(y, tensors, grad_y)
+    doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
+    slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.1}[problem.act]
+    linear = replace(problem, act=None).expected(doubles)
+    expected = gradients(linear, doubles, torch.where(y > 0, grad_y, slope * grad_y.double()))
+    for grad, exact in zip(got, expected, strict=True):
+        stored = 0 if grad.dtype == torch.float32 else TOLERANCE[grad.dtype] * exact.abs()
+        bound = 4e-5 * exact.pow(2).mean().sqrt() + 1e-6 + stored
+        excess = (grad.double() - exact).abs() / bound
+        assert excess.max() <= 1, f"{problem}: gradient {tuple(grad.shape)} {excess.max():.2f} times the bound"
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_samples(isa, part):
+    """Values of 10 seeded problems per part, gradients of every third; 100 per instruction set, each its own."""
+    for index, problem in enumerate(sampled(10, 100 * len(isa) + part)):
+        backward = index % 3 == 0
+        tensors = leaves(problem) if backward else problem.tensors()
+        y = problem.run(tensors)
+        check_values(problem, y.detach(), problem.expected([t if t is None else t.detach() for t in tensors]))
+        if backward:
+            check_gradients(problem, tensors, y)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+@pytest.mark.parametrize("act", [None, "relu", "leaky_relu"], ids=str)
+@pytest.mark.parametrize("shuffle", [1, 2], ids=["plain", "shuffled"])
+def test_epilogues_and_paddings(isa, padding_mode, act, shuffle):
+    problem = Problem(act=act, padding_mode=padding_mode, shuffle=shuffle)
+    tensors = problem.tensors()
+    check_values(problem, problem.run(tensors), problem.expected(tensors))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (4, 4), (5, 13)], ids=str)
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+def test_gradients_of_small_fields(isa, size, padding_mode):
+    problem = Problem(H=size[0], W=size[1], padding_mode=padding_mode, shuffle=2)
+    tensors = leaves(problem)
+    check_gradients(problem, tensors, problem.run(tensors))
+
+
+@pytest.mark.parametrize("outputs", [40, 64], ids=["staged", "aligned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_outputs_larger_than_the_caches(isa, outputs, dtype):
+    """These are stored past the caches, by another path."""
+    problem = Problem(B=1, C1=16, C2=0, O=outputs, H=515, W=257, act="relu", dtype=dtype)
+    tensors = problem.tensors()
+    check_values(problem, problem.run(tensors), problem.expected(tensors))
+
+
+@pytest.mark.parametrize("channels,outputs", [(64, 64), (48, 96), (128, 64), (256, 264), (24, 24), (16, 16), (1, 1)])
+def test_error_on_unit_variance_input(isa, channels, outputs):
+    problem = Problem(B=1, C1=channels, C2=0, O=outputs, H=50, W=51, bias=False, residual=False)
+    tensors = problem.tensors()
+    assert relative_error(problem.run(tensors), problem.expected(tensors)) <= 2e-5
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_error_scales_with_filters_and_inputs(isa, scale, mean):
+    """Beyond unit variance the error stays below 3e-6 of the largest sum of |weight| * |x| on a tile and around it."""
+    problem = Problem(C1=48, C2=0, O=33, H=21, W=22, bias=False, residual=False)
+    x, weight, *rest = problem.tensors()
+    x = x * torch.logspace(-2, 2, 48)[:, None, None] + mean
+    weight = weight * scale * torch.logspace(-1, 1, 33)[:, None, None, None]
+    tensors = [x.contiguous(memory_format=torch.channels_last), weight, *rest]
+    error = (problem.run(tensors).double() - problem.expected(tensors)).abs()
+    size = problem.expected([x.abs(), weight.abs(), *rest])
+    assert (error <= 3e-6 * F.max_pool2d(size, 13, 1, 6)).all()
+
+
+def test_missing_values_stay_in_their_tiles(isa):
+    problem = Problem(B=1, C1=16, C2=0, O=16, H=20, W=20, bias=False, residual=False)
+    x, *rest = problem.tensors()
+    for value in (float("nan"), float("inf")):
+        x[0, 3, 9, 11] = value  # rows 7-12 and columns 7-12 or 11-16 are read by the tiles that see it
+        y = problem.run([x, *rest])
+        tiles, around = torch.zeros(2, 20, 20, dtype=torch.bool)
+        tiles[8:12, 8:16] = True
+        around[8:11, 10:13] = True
+        reached = ~y[0].isfinite().all(0)
+        assert (reached | ~around).all() and not (reached & ~tiles).any()
+
+
+def test_act_keeps_nan():
+    x = torch.full((1, 16, 8, 8), float("nan"))
+    for act in ("relu", "leaky_relu"):
+        assert conv3x3(x, torch.ones(16, 16, 3, 3), act=act, algorithm="winograd").isnan().all()
+
+
+def strided(x):
+    """The same numbers behind every kind of stride."""
+    wide = torch.zeros(x.shape[0], x.shape[1] + 7, x.shape[2] + 2, 2 * x.shape[3]).to(memory_format=torch.channels_last)
+    window = wide[:, 3 : 3 + x.shape[1], 1:-1, ::2]
+    window.copy_(x)
+    yield "channel slice", window
+    yield "contiguous", x.contiguous()
+    yield "channels_last", x.contiguous(memory_format=torch.channels_last)
+    yield "transposed", x.transpose(2, 3).contiguous().transpose(2, 3)
+    yield (
+        "misaligned",
+        torch.cat([torch.zeros(1), x.permute(0, 2, 3, 1).flatten()])[1:]
+        .view(x.shape[0], *x.shape[2:], x.shape[1])
+        .permute(0, 3, 1, 2),
+    )
+
+
+def test_strides(native):
+    problem = Problem()
+    x, weight, bias, x2, residual = problem.tensors()
+    expected = problem.run([x, weight, bias, x2, residual])
+    for name, view in strided(x):
+        assert torch.equal(problem.run([view, weight, bias, x2, residual]), expected), name
+    for name, view in strided(residual):
+        assert torch.equal(problem.run([x, weight, bias, x2, view]), expected), name
+    turned = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    for view in (weight.contiguous(memory_format=torch.channels_last), turned):
+        assert torch.equal(problem.run([x, view, bias, x2, residual]), expected)
+    batch, part = x[:1].expand(3, *x.shape[1:]), weight[:, :20]
+    assert torch.equal(conv3x3(batch, part, algorithm="winograd")[2:], conv3x3(x[:1], part, algorithm="winograd"))
+
+
+def test_gradient_with_every_stride():
+    problem = Problem(act="relu", residual=False, C2=0)
+    x, weight, bias, _, _ = leaves(problem)
+    y = problem.run([x, weight, bias, None, None])
+    grad_y = torch.randn_like(y)
+    expected = torch.autograd.grad(y, (x, weight, bias), grad_y, retain_graph=True)
+    for name, view in [*strided(grad_y), ("expanded", grad_y[:, :1, :1, :1].expand_as(grad_y))]:
+        got = torch.autograd.grad(y, (x, weight, bias), view, retain_graph=True)
+        if name == "expanded":
+            expected = torch.autograd.grad(y, (x, weight, bias), view.contiguous(), retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), name
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_bits_do_not_depend_on_threads(isa, threads):
+    problem = Problem(B=2, C1=40, C2=9, O=72, H=37, W=30, act="leaky_relu", shuffle=2)
+
+    def run(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            tensors = leaves(problem)
+            y = problem.run(tensors)
+            return [y.detach(), *gradients(y, tensors, torch.ones_like(y))]
+        finally:
+            torch.set_num_threads(before)
+
+    for a, b in zip(run(threads), run(5), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_numbers_of_a_tile_do_not_depend_on_the_field_around_it():
+    """Tiled inference: a crop whose origin is a multiple of 4 has the same bits away from its rim."""
+    problem = Problem(B=1, C1=32, C2=0, O=48, H=64, W=64, residual=False)
+    x, *rest = problem.tensors()
+    whole, part = problem.run([x, *rest]), problem.run([x[..., 16:48, 32:64], *rest])
+    assert torch.equal(part[..., 1:-1, 1:-1], whole[..., 17:47, 33:63])
+
+
+def test_direct_is_the_library(native):
+    x, weight, bias, *_ = Problem(C1=25, C2=0).tensors()
+    assert torch.equal(conv3x3(x, weight, bias, algorithm="direct"), F.conv2d(x, weight, bias, padding=1))
+
+
+def test_context_chooses_the_algorithm():
+    x, weight, *_ = Problem(C1=25, C2=0).tensors()
+    direct = conv3x3(x, weight, algorithm="direct")
+    with fastds.convolution("direct"):
+        assert torch.equal(conv3x3(x, weight), direct)
+        with fastds.convolution("winograd"):
+            assert torch.equal(conv3x3(x, weight), conv3x3(x, weight, algorithm="winograd"))
+        assert torch.equal(conv3x3(x, weight), direct)
+    with pytest.raises(ValueError, match="algorithm: expected one of auto, winograd, direct, got 'fast'"):
+        fastds.convolution("fast").__enter__()
+
+
+def test_auto_is_one_of_the_two():
+    for channels in (1, 3, 16, 64):
+        x, weight, *_ = Problem(C1=channels, C2=0, O=channels).tensors()
+        y = conv3x3(x, weight)
+        assert any(torch.equal(y, conv3x3(x, weight, algorithm=a)) for a in ("winograd", "direct"))
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "direct"])
+def test_empty_batch(algorithm):
+    problem = Problem(B=0, shuffle=2, act="relu")
+    tensors = leaves(problem)
+    y = problem.run(tensors, algorithm)
+    assert y.shape == (0, 6, 18, 14)
+    for grad, tensor in zip(gradients(y, tensors, y.detach()), tensors, strict=True):
+        assert grad.shape == tensor.shape and (grad == 0).all()
+
+
+CALL = {"x": torch.ones(1, 4, 5, 6), "weight": torch.ones(8, 4, 3, 3)}
+ERRORS = [
+    ({"x": [1.0]}, TypeError, "x is a list, expected a Tensor"),
+    ({"x": torch.ones(1, 4, 5, 6, dtype=torch.int64)}, TypeError, "x has dtype torch.int64"),
+    ({"x": torch.ones(4, 5, 6)}, ValueError, r"x has shape \(4, 5, 6\), expected 4 dimensions"),
+    ({"x": torch.ones(1, 0, 5, 6)}, ValueError, "at least one channel, row and column"),
+    ({"weight": torch.ones(8, 4, 5, 5)}, ValueError, r"weight has shape .*expected \(8, 4, 3, 3\)"),
+    ({"weight": torch.ones(8, 4, 3, 3).half()}, TypeError, "weight has dtype torch.float16, expected torch.float32"),
+    ({"bias": torch.ones(7)}, ValueError, r"bias has shape \(7,\), expected \(8,\)"),
+    ({"bias": torch.ones(8).bfloat16()}, TypeError, "bias has dtype torch.bfloat16"),
+    ({"x2": torch.ones(1, 4, 5, 7)}, ValueError, r"x2 has shape"),
+    ({"residual": torch.ones(1, 4, 5, 6)}, ValueError, r"residual has shape .*expected \(1, 8, 5, 6\)"),
+    ({"act": "tanh"}, ValueError, "act must be None, 'relu' or 'leaky_relu', got 'tanh'"),
+    ({"negative_slope": -1.0}, ValueError, "negative_slope must be a finite number >= 0, got -1.0"),
+    (
+        {"padding_mode": "reflect"},
+        ValueError,
+        "padding_mode must be one of zeros, replicate, circular_x, got 'reflect'",
+    ),
+    ({"shuffle": 3}, ValueError, "shuffle must be an int from 1 to 8 whose square divides 8 channels, got 3"),
+    ({"out_dtype": torch.bfloat16}, ValueError, "out_dtype must be the dtype of x"),
+    ({"algorithm": "fast"}, ValueError, "algorithm: expected one of auto, winograd, direct, got 'fast'"),
+]
+
+
+@pytest.mark.parametrize("change,error,message", ERRORS, ids=[f"{next(iter(e[0]))}-{i}" for i, e in enumerate(ERRORS)])
+def test_error_messages(change, error, message):
+    with pytest.raises(error, match=message):
+        conv3x3(**(CALL | change))
+
+
+def test_winograd_refuses_float64():
+    with pytest.raises(RuntimeError, match="algorithm 'winograd' was asked for, but the engine calculates in float32"):
+        conv3x3(CALL["x"].double(), CALL["weight"].double(), algorithm="winograd")
