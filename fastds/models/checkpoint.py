@@ -65,12 +65,13 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     """
     path = _find(name_or_path)
     metadata, state = _read(path, with_tensors=True)
+    card = _parsed(path, "card", lambda: ModelCard.from_json(metadata["card"]))
     model = _rebuild(path, metadata)
     _check_keys(path, model.state_dict(), state)
     if _digest(state) != metadata["sha256"]:
         raise ValueError(f"{path} is damaged: its weights do not match the checksum in its metadata")
     model.load_state_dict(state)
-    model.card = ModelCard.from_json(metadata["card"])
+    model.card = card
     return model.eval()
 
 
