@@ -24,6 +24,7 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
             "lstm_alignment": "plain",
             "residual": "advection",
             "flow_guided": True,
+            "feature_skip": True,
         },
         "Small enough for any machine; its weights are shipped.",
     ),

@@ -17,12 +17,14 @@ class ModelConfig:
         name: a name of fastds.models.available().
         options: keyword arguments of fastds.models.create that replace the preset's.
         start: a safetensors file or a shipped name to start from instead of random weights.
+        input_gain: of fresh weights: factor of the first convolution, see run.strengthen; 1 leaves all weights alone.
         card: fields of the model card written into the exported weights (licence, training_data, ...).
     """
 
     name: str = "fczsm-small"
     options: dict = dataclasses.field(default_factory=dict)
     start: str | None = None
+    input_gain: float = 10.0
     card: dict = dataclasses.field(default_factory=dict)
 
 
