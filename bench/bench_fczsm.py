@@ -105,7 +105,8 @@ def plain_convolutions(size: int, dtype: torch.dtype):
 @functools.lru_cache
 def flops(mode: str) -> int:
     """Of the unhoisted graph; a backward pass has twice the products of a forward pass."""
-    forward = count_flops(create("fczsm").config, 2, SIZES[mode], SIZES[mode])
+    model = create("fczsm")
+    forward = count_flops(model.state_dict(), model.config, 2, SIZES[mode], SIZES[mode])
     return forward * (1 if mode == "forward" else 3)
 
 

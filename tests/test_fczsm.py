@@ -64,8 +64,8 @@ def test_parameter_counts(options, expected):
     ],
 )
 def test_flops_of_the_unhoisted_graph(options, gflop):
-    config = {**create("fczsm").config, **options}
-    assert round(count_flops(config, 2, 200, 200) / 1e9) == gflop
+    model = create("fczsm", **options)
+    assert round(count_flops(model.state_dict(), model.config, 2, 200, 200) / 1e9) == gflop
 
 
 CASES = [

@@ -236,7 +236,7 @@ def test_editable_install(small_tree, tmp_path):
     assert run([sys.executable, "-m", "venv", "--without-pip", venv], tmp_path).returncode == 0
     python = venv / "bin" / "python"
     site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).stdout.strip())
-    # setuptools, pybind11, ninja and torch come from the environment that runs the tests.
+    # The build tools come from the environment that runs the tests, where another fastds may be installed.
     (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = [
         sys.executable,
@@ -252,6 +252,7 @@ def test_editable_install(small_tree, tmp_path):
     ]
     done = run(command, tmp_path, FASTDS_DEBUG=1, FASTDS_CUDA=0)
     assert done.returncode == 0, done.stdout + done.stderr
+    (site / "outer.pth").unlink()
     code = "import sys, _fastds, fastds._version, fastds.kernels; print(_fastds.__file__, fastds.kernels.__file__)"
     light = "import sys, types; m = types.ModuleType('fastds.ops'); sys.modules['fastds.ops'] = m\n"
     done = run([python, "-c", light + code], tmp_path)

@@ -162,15 +162,13 @@ class ReferenceFCZSM:
         return self.conv("reconstruction.last", self.act_conv("reconstruction.hidden", x))
 
 
-def count_flops(config: dict, frames: int, h: int, w: int) -> int:
+def count_flops(state: dict[str, Tensor], config: dict, frames: int, h: int, w: int) -> int:
     """FLOPs (a multiply-add counts two) of one forward pass of this graph on (1, frames, C, h, w).
 
-    Convolutions and matrix products as torch counts them on meta tensors, plus the sampling of the deformable
-    convolutions: four multiply-adds per sample and one multiplication by the mask.
+    state gives shapes only. Convolutions and matrix products as torch counts them on meta tensors, plus the sampling of
+    the deformable convolutions: four multiply-adds per sample and one multiplication by the mask.
     """
     from torch.utils.flop_counter import FlopCounterMode
-
-    from fastds.models.fczsm import FCZSM
 
     samples = 0
 
@@ -179,7 +177,7 @@ def count_flops(config: dict, frames: int, h: int, w: int) -> int:
         samples += 9 * x.numel()
         return deform_by_grid_sample(x, offset, weight, bias, mask)
 
-    state = FCZSM(**config).to("meta").state_dict()
+    state = {name: value.to("meta") for name, value in state.items()}
     x = torch.empty(1, frames, config["in_channels"], h, w, device="meta")
     static = torch.empty(config["static_channels"], h, w, device="meta") if config["static_channels"] else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
