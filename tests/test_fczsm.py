@@ -79,6 +79,7 @@ CASES = [
     pytest.param({"alignment": "plain", "static_channels": 1, "static_features": 4}, 2, 1, id="plain-static"),
     pytest.param({"flow_guided": True}, 4, 1, id="flow"),
     pytest.param({"flow_guided": True, "alignment": "plain"}, 3, 2, id="flow-plain"),
+    pytest.param({"feature_skip": True}, 3, 1, id="skip"),
 ]
 
 

@@ -63,6 +63,8 @@ class ReferenceFCZSM:
             sequence.append(self.between(pyramids[i], pyramids[i + 1], levels, pair))
             sequence.append(frames[i + 1])
         hidden = self.lstm(sequence, levels if self.config["static_in_lstm"] else None, flow, plain_lstm)
+        if self.config.get("feature_skip"):
+            hidden = [h + z for h, z in zip(hidden, sequence, strict=True)]
         return torch.stack([self.reconstruction(h) for h in hidden], 1)
 
     def conv(self, name: str, x: Tensor, stride: int = 1) -> Tensor:
