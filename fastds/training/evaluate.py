@@ -51,7 +51,7 @@ def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interv
     return Block(file, floor, samples)
 
 
-def errors(block: Block, method) -> dict[str, float]:
+def errors(block: Block, method, with_ssim: bool = False) -> dict[str, float]:
     """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor,
     over all samples.
     """
@@ -62,7 +62,7 @@ def errors(block: Block, method) -> dict[str, float]:
             truths.append(sample["y"][:, 0])
             valid.append(sample["valid"][:, 0])
     p, t = (fd.restore(torch.stack(z), block.floor, CEILING_DBZ) for z in (predictions, truths))
-    return metrics.radar_errors(p, t, torch.stack(valid), block.floor)
+    return metrics.radar_errors(p, t, torch.stack(valid), block.floor, with_ssim)
 
 
 def as_method(model: torch.nn.Module, floor: float):
@@ -128,7 +128,7 @@ def table(
         for floor in floors or metrics.EVALUATION_FLOORS:
             block = test_block(data, file, floor)
             row = {name: errors(block, method) for name, method in BASELINES.items()}
-            row["model"] = errors(block, as_method(network, floor))
+            row["model"] = errors(block, as_method(network, floor), with_ssim=True)
             results[file, floor] = row
             total = {name: value["mse_total"] for name, value in row.items()}
             print(
