@@ -21,7 +21,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1]))  # fresh processes impor
 from bench.memory import peak_growth  # noqa: E402
 
 CEILINGS = pytest.StashKey[dict]()
-ROUNDS_SECONDS = 1.0  # time spent on the rounds of one row
+ROUNDS_SECONDS = 0.5  # time spent on the rounds of one row
 
 
 def best_seconds(run, rounds: int = 5) -> float:
