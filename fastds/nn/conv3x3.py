@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds.ops.conv3x3 import conv3x3
+
 ACTIVATIONS = (None, "relu", "leaky_relu")
 
 
@@ -37,8 +39,8 @@ def convolve(
 
     y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
 
-    The convolution is linear over its sources, so two sources are the sum of two convolutions and no concatenated
-    map is made or saved for the gradient; residual is added in place, the activation overwrites its input.
+    3x3 convolutions of stride 1 are fastds.ops.conv3x3. For the others two sources are the sum of two convolutions, so
+    that no concatenated map is made or saved for the gradient, and the epilogue overwrites the convolution's output.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.
@@ -56,6 +58,9 @@ def convolve(
     Raises:
         ValueError: an unknown act.
     """
+    if weight.shape[-1] == 3 and stride == 1:
+        options = {"residual": residual, "act": act, "negative_slope": negative_slope, "shuffle": shuffle}
+        return conv3x3(x, weight, bias, x2=x2, **options)
     padding = weight.shape[-1] // 2
     if x2 is None:
         y = F.conv2d(x, weight, bias, stride, padding)

@@ -137,7 +137,7 @@ class DeformableConvLSTM(nn.Module):
         row_bytes = weight.shape[0] * h.shape[3] * h.element_size()
         for i in range(h.shape[0]):
             one = slice(i, i + 1)
-            for first, last, start, stop in row_bands(h.shape[2], row_bytes, 1):
+            for first, last, start, stop in row_bands(h.shape[2], row_bytes, 4):
                 band = slice(first, last)
                 pre = convolve(h[one, :, start:stop], weight)[:, :, first - start : last - start]
                 pre += gates_x[one, :, band]
