@@ -86,7 +86,7 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple
 def _autocast(input, offset, weight, bias, mask):
     """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
     kind = input.device.type if isinstance(input, Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return input, offset, weight, bias, mask
     dtype = torch.get_autocast_dtype(kind)
 
