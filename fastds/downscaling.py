@@ -35,6 +35,8 @@ from .tiling import check_multiple, choose_tile, network_reach, plan_tiles, roun
 
 TIME_FACTORS = (2, 4)
 PRECISIONS = ("fp32", "bf16")
+# Taken where several shipped weights match and none is named.
+DEFAULT_MODEL = "fczsm-small"
 # Working memory of the network that the automatic choice of tiles stays within.
 MEMORY_BUDGET_BYTES = 2 << 30
 # Fine fields larger than this are kept in a file while a command runs.
@@ -133,11 +135,10 @@ def downscale_file(
 
 
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
-    """Return a model and a sentence about it: the one given, the one named, or the only shipped one for reflectivity in
-    dBZ.
+    """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
 
-    Raises ValueError with the list of candidates where several or none of the shipped weights match; what fastds.load
-    raises.
+    Where several shipped weights match, "fczsm-small" is taken if it is among them and the others are named.
+    Raises ValueError with the list of candidates where that settles nothing; what fastds.load raises.
     """
     from fastds.models import available, load, load_card
 
@@ -148,13 +149,18 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
         return loaded, f"model {loaded.card.name} ({model})"
     names = available(pretrained=True)
     matches = [name for name in names if _takes_reflectivity(load_card(name))]
-    if len(matches) != 1:
-        found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
-        how = "several" if matches else "none"
-        raise ValueError(
-            f"{how} of the shipped weights take reflectivity in dBZ; name one with model (--model); {found}"
-        )
-    return load(matches[0]), (f"model {matches[0]} was chosen: the only one for equivalent_reflectivity_factor in dBZ")
+    if len(matches) == 1:
+        return load(
+            matches[0]
+        ), f"model {matches[0]} was chosen: the only one for equivalent_reflectivity_factor in dBZ"
+    if DEFAULT_MODEL in matches:
+        others = ", ".join(name for name in matches if name != DEFAULT_MODEL)
+        return load(
+            DEFAULT_MODEL
+        ), f"model {DEFAULT_MODEL} was chosen; for reflectivity in dBZ there are also: {others}"
+    found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
+    how = "several" if matches else "none"
+    raise ValueError(f"{how} of the shipped weights take reflectivity in dBZ; name one with model (--model); {found}")
 
 
 def _takes_reflectivity(card) -> bool:

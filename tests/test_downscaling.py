@@ -367,6 +367,8 @@ def test_the_only_matching_weights_are_taken(tmp_path, monkeypatch, network):
     models.save(network, tmp_path / "second.safetensors")
     with pytest.raises(ValueError, match="several of the shipped weights .* candidates: first, second"):
         pick_model()
+    models.save(network, tmp_path / "fczsm-small.safetensors")
+    assert "fczsm-small was chosen; for reflectivity in dBZ there are also: first, second" in pick_model()[1]
     with pytest.raises(FileNotFoundError, match="'third'"):
         pick_model("third")
 
