@@ -25,10 +25,10 @@ from .tiling import Tile, run_tiles
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
 WEAKEST_DBZ = 0.0
-# The rim: network's values within this many dB of its floor are corrected for cells below the floor nearby, less and
-# less upwards. With a floor of 15 dBZ that takes 25 % off the squared error above 0 dBZ and adds .03 to .04 to CSI at
-# 15 dBZ (FMI and KNMI composites), while the squared error above 15 dBZ stays within 1 %.
-RIM_DB = 5.0
+# The rim: the network's values within this many dB of its floor are corrected for cells below the floor nearby, less
+# and less upwards. Measured with fczsm-small on five radars: without it the squared error above 0 dBZ is 1.6 to 7 times
+# as large and CSI at 15 dBZ .06 to .37 lower; the squared error above 15 dBZ is up to 3 % smaller.
+RIM_DB = 3.0
 # The network's echo counts within this many coarse pixels, plus the motion, of echo above the floor in the input.
 NEAR_PIXELS = 4
 # Reflectivity is scaled by this many dB around warps, which expect numbers in [0, 1].
@@ -149,9 +149,10 @@ class FrameRefiner:
     def _merge(self, y, near, fine, wet, missing) -> np.ndarray:
         """One fine frame (rH, rW) in dBZ from the network's y and the interpolated input `fine` (4, rH, rW)."""
         alone, _, known, lifted = fine
-        # The network saw cells below its floor as the floor; where they are interpolated with, it says too much by
-        # this.
-        z = (self.floor + y * (self.ceiling - self.floor) + known - lifted).clamp(max=self.ceiling)
+        z = self.floor + y * (self.ceiling - self.floor)
+        # The network saw cells below its floor as the floor; next to them it says too much by lifted - known.
+        weight = (1 - (z - self.floor) / RIM_DB).clamp(0, 1)
+        z = (z + weight * (known - lifted)).clamp(max=self.ceiling)
         strong = near & (z > self.floor)
         below = torch.where(alone > self.low, torch.minimum(known, z).clamp(min=self.low), alone)
         below = torch.where(near, below, torch.where(alone > self.low, known, alone)).clamp(self.no_echo, self.floor)
