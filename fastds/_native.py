@@ -3,8 +3,11 @@
 
 import os
 import warnings
+from pathlib import Path
 
 import torch
+
+from fastds._source_hash import source_hash
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
 
@@ -22,6 +25,12 @@ def _load():
             raise ImportError(f"FASTDS_REQUIRE_NATIVE=1, but {_missing}") from error
         warnings.warn(f"fastds runs on its slow PyTorch reference: {_missing}", RuntimeWarning, stacklevel=2)
         return
+    root = Path(__file__).resolve().parent.parent
+    if (root / "csrc").is_dir() and _fastds.build_info()["source_hash"] != source_hash(root):
+        raise ImportError(
+            f"{_fastds.__file__} was built from other sources than those in {root}; "
+            "run: python setup.py build_ext --inplace (or remove the left-over module)"
+        )
     _module = _fastds
 
 

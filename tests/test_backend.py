@@ -140,6 +140,17 @@ def checkout(tmp_path, native):
     return tmp_path
 
 
+def test_module_of_other_sources_stops(checkout):
+    code = "import fastds, fastds.kernels; print(fastds.__file__)"
+    run = python(code, PYTHONPATH=str(checkout))
+    assert run.returncode == 0 and run.stdout.startswith(str(checkout)), run.stderr
+    with (checkout / "csrc" / "null_op" / "math.h").open("a") as file:
+        file.write("// changed\n")
+    run = python(code, PYTHONPATH=str(checkout))
+    assert run.returncode != 0
+    assert "was built from other sources" in run.stderr and "python setup.py build_ext --inplace" in run.stderr
+
+
 def test_installed_package_needs_no_sources(checkout):
     shutil.rmtree(checkout / "csrc")
     shutil.move(checkout / "kernels", checkout / "fastds" / "kernels")
