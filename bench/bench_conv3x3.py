@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 against the library's convolution in channels_last: shapes of the networks, odd sizes, few and many channels.
+
+ONEDNN_MAX_CPU_ISA=AVX2 FASTDS_BENCH_ISA=avx2 compares the AVX2 builds of both.
+"""
+
+import functools
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastds import _native
+from fastds.ops import conv3x3
+from fastds.reference.conv3x3 import conv3x3 as reference
+
+if os.environ.get("FASTDS_BENCH_ISA"):
+    _native.native().set_isa(os.environ["FASTDS_BENCH_ISA"])
+
+
+@dataclass(frozen=True)
+class Case:
+    batch: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+
+    def __str__(self):
+        return f"({self.batch},{self.height},{self.width}) {self.channels}->{self.outputs}"
+
+    def flops(self, mode):
+        """Of the direct convolution; the backward pass has two such products."""
+        forward = 2 * self.batch * self.height * self.width * 9 * self.channels * self.outputs
+        return forward * (2 if mode == "backward" else 1)
+
+    def bytes(self, mode, itemsize):
+        """Least traffic: every image read or written once."""
+        forward = self.batch * self.height * self.width * (self.channels + self.outputs) * itemsize
+        return forward * (2 if mode == "backward" else 1)
+
+    def tensors(self, dtype):
+        """x, weight, bias, residual, gradient; weights in float32, as modules keep them."""
+        generator = torch.Generator().manual_seed(7)
+
+        def image(channels):
+            x = torch.randn(self.batch, channels, self.height, self.width, generator=generator)
+            return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+        weight = torch.randn(self.outputs, self.channels, 3, 3, generator=generator) / (9 * self.channels) ** 0.5
+        bias = torch.randn(self.outputs, generator=generator)
+        return image(self.channels), weight, bias, image(self.outputs), image(self.outputs)
+
+
+CASES = {
+    str(case): case
+    for case in (
+        Case(4, 160, 160, 48, 96), Case(4, 80, 80, 48, 96), Case(1, 200, 200, 64, 64), Case(1, 200, 200, 64, 216),
+        Case(1, 200, 200, 128, 64), Case(1, 50, 50, 64, 64), Case(8, 64, 64, 128, 128), Case(1, 400, 400, 64, 64),
+        Case(8, 32, 32, 256, 1024), Case(1, 200, 200, 16, 16), Case(1, 200, 200, 24, 24), Case(1, 200, 200, 32, 32),
+        Case(1, 101, 77, 96, 96), Case(1, 37, 53, 256, 256),
+    )
+}  # fmt: skip
+MODES = ("forward", "backward", "fused")  # fused: bias, residual and leaky ReLU behind the convolution
+PEERS = [
+    ("fastds", torch.float32), ("fastds", torch.bfloat16), ("conv2d", torch.float32), ("conv2d", torch.bfloat16),
+]  # fmt: skip
+
+
+def build(peer, case, mode, dtype):
+    x, weight, bias, residual, grad = CASES[case].tensors(dtype)
+    if peer == "conv2d":
+        weight, bias = weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)
+    if mode == "backward":
+        x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+        y = conv3x3(x, weight, bias) if peer == "fastds" else F.conv2d(x, weight, bias, padding=1)
+        return lambda: torch.autograd.grad(y, (x, weight, bias), grad, retain_graph=True)
+
+    def run():
+        with torch.no_grad():
+            if peer == "fastds":
+                extras = {"residual": residual, "act": "leaky_relu"} if mode == "fused" else {}
+                return conv3x3(x, weight, bias, **extras)
+            y = F.conv2d(x, weight, bias, padding=1)
+            return F.leaky_relu_(y.add_(residual), 0.1) if mode == "fused" else y
+
+    return run
+
+
+@functools.lru_cache(maxsize=1)
+def expected(case, mode, dtype):
+    """In float64 from the rounded inputs."""
+    x, weight, bias, residual, grad = (t.double() for t in CASES[case].tensors(dtype))
+    if mode == "fused":
+        return reference(x, weight, bias, None, residual, "leaky_relu")
+    if mode == "forward":
+        return reference(x, weight, bias)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    return torch.autograd.grad(F.conv2d(*leaves, padding=1), leaves, grad)
+
+
+@pytest.mark.parametrize("peer,dtype", PEERS, ids=lambda v: str(v).removeprefix("torch."))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_conv3x3(measure, case, mode, peer, dtype):
+    measure(
+        build, (peer, case, mode, dtype), op="conv3x3", case=case, mode=mode, peer=peer,
+        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
+        bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, dtype),
+        tolerance=1e-4 if dtype == torch.float32 else 3e-2,
+    )  # fmt: skip
