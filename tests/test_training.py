@@ -88,7 +88,7 @@ def test_named_configurations_parse():
 
 
 def test_unknown_configuration_is_named(capsys):
-    assert main(["--config", "fczsm-huge"]) == 1
+    assert main(["--config", "fczsm-huge"]) == 2
     assert "no configuration of that name" in capsys.readouterr().err
 
 

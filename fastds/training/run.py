@@ -160,6 +160,6 @@ def main(arguments: list[str] | None = None) -> int:
         best = train(config)
     except (FileNotFoundError, ValueError, FloatingPointError) as error:
         print(f"fastds train: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(f"best weights: {best}")
     return 0
