@@ -85,30 +85,34 @@ def as_method(model: torch.nn.Module, floor: float):
 
 
 def summary(results: dict) -> dict:
-    """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", "ssim", and of the
+    """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
     baselines mse_total}}.
     """
     out = {}
     for (file, floor), row in results.items():
-        scores = {key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13", "ssim")}
+        scores = {key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")}
         scores |= {f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in BASELINES}
         out[f"{file}, floor {floor:g} dBZ"] = scores
     return out
 
 
-def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, card: dict | None = None) -> None:
+def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, card: dict, floors: list[float]) -> None:
     """Evaluate a trained file on the test blocks, write the scores and the fields of `card` into its card and
     save it as target.
     """
     network = models.load(weights)
-    for key, value in (card or {}).items():
+    for key, value in card.items():
         setattr(network.card, key, value)
-    network.card.metrics["test"] = summary(table(data, str(weights)))
+    network.card.metrics["test"] = summary(table(data, str(weights), floors))
     models.save(network, target)
 
 
 def table(
-    data: str, model: str = "fczsm-small", floors: list[float] | None = None, files: list[str] | None = None
+    data: str,
+    model: str = "fczsm-small",
+    floors: list[float] | None = None,
+    files: list[str] | None = None,
+    ssim: bool = False,
 ) -> dict:
     """Print the errors of the model and the baselines on every test block.
 
@@ -117,6 +121,7 @@ def table(
         model: a shipped name or a safetensors file.
         floors: dBZ; None: 15 and 0.
         files: of TEST_BLOCKS; None: all.
+        ssim: compute the model's structural similarity, too (slow).
 
     Returns: {(file, floor): {method: radar_errors}}.
     """
@@ -124,11 +129,11 @@ def table(
     results = {}
     print("| block | floor | " + " | ".join(BASELINES) + f" | {model} | of trilinear | of advection |")
     print("|---" * (len(BASELINES) + 5) + "|")
-    for file in files or TEST_BLOCKS:
-        for floor in floors or metrics.EVALUATION_FLOORS:
+    for floor in floors or metrics.EVALUATION_FLOORS:
+        for file in files or TEST_BLOCKS:
             block = test_block(data, file, floor)
             row = {name: errors(block, method) for name, method in BASELINES.items()}
-            row["model"] = errors(block, as_method(network, floor), with_ssim=True)
+            row["model"] = errors(block, as_method(network, floor), with_ssim=ssim)
             results[file, floor] = row
             total = {name: value["mse_total"] for name, value in row.items()}
             print(
