@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights in the package: size, card, and errors on radar blocks that no training saw."""
+
+import pytest
+
+pytest.importorskip("lightning", reason="the evaluation table belongs to the training extra")
+
+from fastds import models
+from fastds.models.checkpoint import WEIGHTS
+from fastds.training.evaluate import BASELINES, TEST_BLOCKS, as_method, errors, test_block
+
+MOST = {  # total squared error above 15 dBZ: of trilinear, of advection
+    "radar_fmi_20160928_5min.nc": (0.60, 1.0),
+    "radar_knmi_20100826_5min.nc": (0.36, 1.0),
+    "radar_mch_20160711_5min.nc": (0.40, 1.0),
+    "radar_opera_20180824_15min.nc": (0.78, 1.05),
+    "radar_bom_melbourne_20180616_6min.nc": (0.61, 1.05),
+}
+test_block.__test__ = False
+
+
+@pytest.fixture(scope="module")
+def small():
+    return models.load("fczsm-small")
+
+
+@pytest.mark.parametrize("name", models.available(pretrained=True))
+def test_card_and_size(name):
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size <= 2_000_000
+    card = models.load_card(name)
+    assert card.name == name and card.licence and card.description
+    assert any("Finnish Meteorological Institute" in source for source in card.training_data)
+    assert any("KNMI" in source for source in card.training_data)
+    assert (card.floor_dbz, card.ceiling_dbz, card.space_factor, card.time_factor) == (15.0, 70.0, 2, 2)
+    assert card.grid_spacing_m and card.cadence_s and card.motion_px
+    assert set(card.metrics["test"]) >= {f"{file}, floor 15 dBZ" for file in TEST_BLOCKS}
+
+
+@pytest.mark.parametrize("file", TEST_BLOCKS)
+def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
+    block = test_block(data_dir, file)
+    block.samples = block.samples[:: max(1, len(block.samples) - 1)]  # the first and the last triple
+    ours = errors(block, as_method(small, 15.0))["mse_total"]
+    of_trilinear, of_advection = MOST[file]
+    assert ours <= of_trilinear * errors(block, BASELINES["trilinear"])["mse_total"]
+    assert ours <= of_advection * errors(block, BASELINES["advection"])["mse_total"]
