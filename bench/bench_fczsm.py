@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM against the same network in straightforward eager torch, that graph compiled, and plain convolutions.
+"""FC-ZSM against the same network in straightforward eager torch, and against plain convolutions.
 
 The straightforward network is fastds.reference.fczsm: contiguous layout, grid_sample deformable convolutions, nothing
 hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
@@ -20,14 +20,13 @@ ROWS = [
     ("forward", "fastds", torch.float32),
     ("forward", "fastds", torch.bfloat16),
     ("forward", "torch_eager", torch.float32),
-    ("forward", "torch_compile", torch.float32),
     ("forward", "conv2d", torch.float32),
     ("forward", "conv2d", torch.bfloat16),
     ("training step", "fastds", torch.float32),
     ("training step", "fastds", torch.bfloat16),
     ("training step", "torch_eager", torch.float32),
 ]
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 def network() -> FCZSM:
@@ -57,8 +56,7 @@ def forward_of(peer: str, model: FCZSM, dtype: torch.dtype):
                 return model(x)
 
         return run
-    reference = ReferenceFCZSM(dict(model.named_parameters()), model.config)
-    return torch.compile(reference.__call__) if peer == "torch_compile" else reference
+    return ReferenceFCZSM(dict(model.named_parameters()), model.config)
 
 
 def build(peer: str, mode: str, dtype: torch.dtype):
