@@ -4,6 +4,8 @@
 A tile is its core plus a halo on each side, clipped at the border of the domain. Core origins and halos are multiples
 of 16 coarse pixels, so that the strided levels of a network fall on the same pixels as on the whole grid. Tiled equals
 untiled where the halo covers the network's reach; the optical flow is always cut from the flow of whole frames.
+Measured with fczsm-small on an FMI composite, tiles of 128, halo 32: 0.001 dBZ at most, and 0.04 dBZ in the outermost 20
+fine pixels of the domain, where the network responds to distant echo.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from collections.abc import Callable
 import torch
 
 ALIGNMENT = 16
-# A response to a change of the input below this many dBZ counts as none: a hundredth of the step in which files are
-# written.
-REACH_TOLERANCE_DBZ = 1e-4
+# A response to a change of the input below this many dBZ counts as none.
+REACH_TOLERANCE_DBZ = 1e-3
 _PROBE_WIDTH = 16
+# Pixels at the border of the probing field that do not count: trained networks respond there to distant changes
+# (learned offsets that point across the field), by some hundredths of a dBZ, and a halo cuts the borders of tiles off.
+_PROBE_MARGIN = 32
+_PROBE_WIDEST = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +112,14 @@ def network_reach(
     width = 256
     while True:
         reach = max(_probe(network, scale, amplitude_dbz, width, m, uses_flow) for m in sorted({-motion, 0.0, motion}))
-        if reach < (width - _PROBE_WIDTH) // 2 - ALIGNMENT or width >= 2048:
+        if reach < (width - _PROBE_WIDTH) // 2 - _PROBE_MARGIN - ALIGNMENT or width >= _PROBE_WIDEST:
             return reach
         width *= 2
 
 
 def _probe(network: Callable, scale: int, amplitude_dbz: float, width: int, motion: float, uses_flow: bool) -> int:
     generator = torch.Generator().manual_seed(0)
-    height = 2 * ALIGNMENT
+    height = 2 * _PROBE_MARGIN + ALIGNMENT
     # Smooth in scale like rain, not white: bilinear blow-up of random numbers.
     seed = torch.rand(1, 2, height // 4, width // 4, generator=generator)
     x = torch.nn.functional.interpolate(seed, scale_factor=4, mode="bilinear")[:, :, None] * 0.6
@@ -126,7 +131,9 @@ def _probe(network: Callable, scale: int, amplitude_dbz: float, width: int, moti
     changed = x.clone()
     changed[..., start : start + _PROBE_WIDTH] += 0.4 * torch.rand(1, 2, 1, height, _PROBE_WIDTH, generator=generator)
     difference = (network(x, flow) - network(changed, flow)).float().abs() * amplitude_dbz
-    moved = torch.nonzero((difference > REACH_TOLERANCE_DBZ).flatten(0, -2).any(0)).flatten()
+    margin = scale * _PROBE_MARGIN
+    inner = difference[..., margin:-margin, margin:-margin]
+    moved = torch.nonzero((inner > REACH_TOLERANCE_DBZ).flatten(0, -2).any(0)).flatten() + margin
     if not len(moved):
         return 0
     first, last = moved[0].item() // scale, moved[-1].item() // scale
