@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mark "interpreted": tests that run in a subprocess under the Triton interpreter (see triton_rig.py)."""
+
+import os
+from pathlib import Path
+
+import pytest
+from gpuless.triton_rig import interpret
+
+_outcomes = {}  # path of a test module -> {test name: (outcome, text)}
+
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default; Triton warns that it will change
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "interpreted: run in a subprocess with TRITON_INTERPRET=1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Outside the interpreter a marked test reports what it did inside; Triton reads the variable at import only."""
+    if pyfuncitem.get_closest_marker("interpreted") is None or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    path = Path(pyfuncitem.path)
+    if path not in _outcomes:
+        items = [i for i in pyfuncitem.session.items if Path(i.path) == path and i.get_closest_marker("interpreted")]
+        _outcomes[path] = interpret(pyfuncitem.config.rootpath, path, [item.nodeid.split("::", 1)[1] for item in items])
+    outcome, text = _outcomes[path].get(pyfuncitem.name, ("failure", _outcomes[path].get("", "not run")))
+    if outcome == "skipped":
+        pytest.skip(text)
+    if outcome != "passed":
+        pytest.fail(f"under the Triton interpreter:\n{text}", pytrace=False)
+    return True

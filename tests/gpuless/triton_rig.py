@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernels on a machine without a GPU: run in the interpreter, and compiled for GPUs that are not there.
+
+Compile. The launcher itself is called, with CPU or meta tensors; every kernel that it starts is compiled for the given
+GPU with exactly the types, constants and alignments of that call, and not run:
+
+    from gpuless.triton_rig import compiled_launches
+    kernels = compiled_launches(90, lambda: launch_forward(x, weight, y))
+    for kernel in kernels:
+        kernel.check(registers=255, shared=160 << 10)
+
+check() refuses spills, local memory, float64 and anything above the limits; kernel.sass, .ptx, .ttir and .counts are
+there for more. Keep the tensors' strides and sizes those of a real call: divisibility by 16 is compiled in.
+
+Interpret. In a test module of its own under tests/gpuless:
+
+    pytestmark = pytest.mark.interpreted
+
+Its tests run in one subprocess with TRITON_INTERPRET=1, on CPU tensors, and each reports its own result. In the
+interpreter tl.dot on bfloat16 is garbage: test float32 and float16, bfloat16 only where the kernel casts first. All
+memory that a kernel must not touch is real memory there: guard() surrounds a tensor with NaN to see stray reads, and
+with it stray writes. Keep the problems tiny: one program of one tile takes some milliseconds for each tile operation.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ARCHS = (80, 90, 100)
+
+
+def tool(name, *arguments):
+    """Output of a binary utility that the triton wheel brings."""
+    run = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel of one launch as compiled for one GPU."""
+
+    name: str
+    arch: int
+    ttir: str
+    ptx: str
+    cubin: bytes
+    shared: int  # bytes per block, dynamic
+    warps: int
+    signature: dict
+
+    def usage(self):
+        """REG, STACK and LOCAL per thread (registers, bytes, bytes), read from the machine code."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            text = tool("cuobjdump", "-res-usage", file.name)
+        return {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+
+    @property
+    def sass(self):
+        """The machine code, disassembled."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.cubin)
+            file.flush()
+            return tool("nvdisasm", "-c", file.name)
+
+    @property
+    def counts(self):
+        """Number of times that each machine instruction occurs, by full name such as "LDG.E.128"."""
+        found = {}
+        for name in re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]+)", self.sass, re.M):
+            found[name] = found.get(name, 0) + 1
+        return found
+
+    def check(self, registers=255, shared=160 << 10):
+        """Fails on spills, local memory, float64 values and on more registers or shared bytes than the limits."""
+        where, usage = f"{self.name} for sm_{self.arch}", self.usage()
+        assert usage["STACK"] == usage["LOCAL"] == 0, f"{where} spills or keeps arrays in local memory: {usage}"
+        assert usage["REG"] <= registers, f"{where} takes {usage['REG']} registers, limit {registers}"
+        assert self.shared <= shared, f"{where} takes {self.shared} bytes of shared memory, limit {shared}"
+        wide = [name for name, kind in self.signature.items() if "fp64" in str(kind)]
+        assert not wide, f"{where}: arguments {', '.join(wide)} arrive as float64"
+        line = next((line.strip() for line in self.ttir.splitlines() if re.search(r"\bf64\b", line)), None)
+        assert line is None, f"{where} computes in float64: {line}"
+
+
+class _NoGPU:
+    """Stands in for Triton's driver: names a target, and has nothing to launch on."""
+
+    def __init__(self, arch):
+        self.arch = arch
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self):
+        return self.arch  # Triton keeps what it compiled apart by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compiled_launches(arch, launcher):
+    """Compiles what launcher() launches, for compute capability arch (80, 90, 100), and runs none of it.
+
+    Args:
+        arch: 10 * major + minor.
+        launcher: takes nothing; calls kernels as kernel[grid](...) on CPU or meta tensors.
+
+    Returns:
+        list of Compiled, in the order of the launches, each different kernel once.
+    """
+    run, active, found = JITFunction.run, driver._active, {}
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        if kernel.hash not in found:
+            found[kernel.hash] = Compiled(
+                kernel.name, arch, kernel.asm["ttir"], kernel.asm["ptx"], kernel.asm["cubin"], kernel.metadata.shared,
+                kernel.metadata.num_warps, dict(kernel.src.signature),
+            )  # fmt: skip
+        return kernel
+
+    driver._active, JITFunction.run = _NoGPU(arch), compile_only
+    try:
+        launcher()
+    finally:
+        driver._active, JITFunction.run = active, run
+    return list(found.values())
+
+
+def guard(tensor, width=4096):
+    """A copy of a tensor, strides kept, in the middle of memory that holds NaN (the largest value for integers)."""
+    filler = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    memory = torch.full((extent + 2 * width,), filler, dtype=tensor.dtype)
+    return memory.as_strided(tensor.shape, tensor.stride(), width).copy_(tensor)
+
+
+def untouched(guarded, width=4096):
+    """True while the memory around a guarded tensor, and between its elements, still holds the filler."""
+    memory = guarded.as_strided((guarded.untyped_storage().nbytes() // guarded.element_size(),), (1,), 0).clone()
+    filler = memory[0].clone()
+    memory.as_strided(guarded.shape, guarded.stride(), width).fill_(filler)
+    same = memory.isnan() if memory.is_floating_point() else memory == filler
+    return bool(same.all())
+
+
+def interpret(root, path, names):
+    """Runs tests of one module in a fresh process under the interpreter.
+
+    Returns:
+        {test name: ("passed", "failure", "error" or "skipped", text)}; the name "" holds why a test is missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        selected = [f"{path}::{name}" for name in names]
+        options = ["-q", "-o", "addopts=", "--import-mode=importlib", f"--junitxml={report}"]
+        options += ["-c", f"{root}/pyproject.toml", f"--rootdir={root}", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *selected]
+        environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+        run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        outcomes = {"": f"no report; pytest said:\n{(run.stdout + run.stderr)[-4000:]}"}
+        if report.exists():
+            for case in ElementTree.parse(report).iter("testcase"):
+                part = next((part for part in case if part.tag in ("failure", "error", "skipped")), None)
+                text = "" if part is None else f"{part.get('message', '')}\n{part.text or ''}"
+                outcomes[case.get("name")] = ("passed" if part is None else part.tag, text.strip())
+        return outcomes
