@@ -17,7 +17,7 @@ from fastds.convolution import convolution  # noqa: E402
 
 __all__ = ["__version__", "backend", "convolution", "explain", "load", "ops"]
 
-_SUBPACKAGES = {"data", "metrics", "models", "nn", "plot", "reference", "training"}
+_SUBPACKAGES = {"data", "downscaling", "evaluation", "metrics", "models", "nn", "plot", "reference", "training"}
 
 
 def __getattr__(name):

@@ -136,7 +136,7 @@ def _evaluate(options) -> None:
 
 
 def _demo(options) -> None:
-    from fastds.demo import demo
+    from fastds.downscaling.demo import demo
 
     chosen = {key: value for key in ("model", "seed", "size", "threads") if (value := options[key]) is not None}
     demo(options.out, progress=True, **chosen)

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import fastds.evaluation as evaluation
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.evaluation import BASELINES, evaluate, evaluate_files
+from fastds.evaluation import BASELINES, evaluate, evaluate_files, scores
 from fastds.metrics import EVALUATION_FLOORS
 
 
@@ -114,8 +113,8 @@ def test_table_is_printed_and_written(truth, coarse, tmp_path):
 
 
 def test_without_the_packages_of_the_extra_errors_are_still_there(truth, coarse, monkeypatch):
-    monkeypatch.setattr(evaluation, "_HAS_TORCHMETRICS", False)
-    monkeypatch.setattr(evaluation, "_HAS_SCORES", False)
+    monkeypatch.setattr(scores, "HAS_TORCHMETRICS", False)
+    monkeypatch.setattr(scores, "HAS_SCORES", False)
     table = evaluate(truth, truth, coarse=coarse)
     assert np.isnan(table.rows["trilinear"]["ssim_15"]) and np.isnan(table.rows["trilinear"]["fss_15"])
     assert table.rows["trilinear"]["mse_total_15"] > 0 and "fastds-weather[verify]" in table.notes[0]

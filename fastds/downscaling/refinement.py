@@ -40,8 +40,8 @@ _LEAST_SHARE = 0.05
 class FrameRefiner:
     """Refine sequences of coarse frames (H, W) in dBZ, NaN = missing, values <= no_echo = no echo.
 
-    network: callable as in fastds.tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ.
-    tiles: list of Tile over the coarse grid. after_tile: called after each tile of each pair.
+    network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
+    list of Tile over the coarse grid. after_tile: called after each tile of each pair.
     Attributes: `motion_px`, the largest 95th percentile of the displacement over echo, coarse pixels per input step;
     `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
     """

@@ -20,10 +20,10 @@ from fastds.data import (
     synthetic_event,
     to_reflectivity,
 )
+from fastds.evaluation import EvaluationTable, evaluate
 from fastds.models.baselines import advection, trilinear
 
-from .downscaling import downscale, pick_model
-from .evaluation import EvaluationTable, evaluate
+from .run import downscale, pick_model
 
 SEED = 7
 SIZE = 256
