@@ -3,7 +3,8 @@
 
 The straightforward network is fastds.reference.fczsm: contiguous layout, grid_sample deformable convolutions, nothing
 hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
-convolutions in channels_last. A training step is forward, mean squared error, backward and Adam.
+convolutions in channels_last. A training step is forward, mean squared error, backward and Adam. "fastds direct" has
+every plain convolution on oneDNN.
 """
 
 import functools
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fastds
 from fastds.models import FCZSM, create
 from fastds.reference.fczsm import ReferenceFCZSM, count_flops
 
@@ -19,11 +21,14 @@ SIZES = {"forward": 200, "training step": 100}  # coarse grid, both sides
 ROWS = [
     ("forward", "fastds", torch.float32),
     ("forward", "fastds", torch.bfloat16),
+    ("forward", "fastds direct", torch.float32),
+    ("forward", "fastds direct", torch.bfloat16),
     ("forward", "torch_eager", torch.float32),
     ("forward", "conv2d", torch.float32),
     ("forward", "conv2d", torch.bfloat16),
     ("training step", "fastds", torch.float32),
     ("training step", "fastds", torch.bfloat16),
+    ("training step", "fastds direct", torch.float32),
     ("training step", "torch_eager", torch.float32),
 ]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -49,10 +54,11 @@ def sample(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def forward_of(peer: str, model: FCZSM, dtype: torch.dtype):
-    if peer == "fastds":
+    if peer.startswith("fastds"):
+        algorithm = "direct" if peer == "fastds direct" else "auto"
 
         def run(x):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with fastds.convolution(algorithm), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 return model(x)
 
         return run
@@ -118,7 +124,8 @@ def expected(mode: str, yardstick: bool):
 
 
 @pytest.mark.parametrize(
-    "mode, peer, dtype", [pytest.param(*row, id="-".join(map(str, row)).replace("torch.", "")) for row in ROWS]
+    "mode, peer, dtype",
+    [pytest.param(*row, id="-".join(map(str, row)).replace("torch.", "").replace(" ", "_")) for row in ROWS],
 )
 def test_fczsm(measure, mode, peer, dtype):
     size = SIZES[mode]

@@ -37,16 +37,21 @@ def milliseconds(value: float) -> str:
 
 
 def summary(rows) -> str:
-    """One line per row of ours: the best peer of the same case and mode in any dtype, and torch's conv2d."""
+    """One line per row of ours: the best peer of the same case and mode in any dtype, and torch's conv2d.
+
+    Peers named "fastds WORDS" are ours too, with settings of their own; the words follow the mode.
+    """
     header = ("op", "case", "mode", "dtype", "fastds ms", "best peer ms", "ratio", "conv2d ms", "GFLOP/s", "GB/s",
               "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
     lines = []
-    for ours in (r for r in rows if r["peer"] == "fastds"):
-        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode")) and r["peer"] != "fastds"]
+    for ours in (r for r in rows if r["peer"].startswith("fastds")):
+        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode"))]
+        same = [r for r in same if not r["peer"].startswith("fastds")]
         peer = min((r for r in same if not r["yardstick"]), key=lambda r: r["median_ms"], default=None)
         yard = next((r for r in same if r["yardstick"] and r["dtype"] == ours["dtype"]), None)
         lines.append((
-            ours["op"], ours["case"], ours["mode"], ours["dtype"], milliseconds(ours["median_ms"]),
+            ours["op"], ours["case"], ours["mode"] + ours["peer"].removeprefix("fastds"), ours["dtype"],
+            milliseconds(ours["median_ms"]),
             f"{milliseconds(peer['median_ms'])} {peer['peer']}" if peer else "",
             f"{peer['median_ms'] / ours['median_ms']:.1f}x" if peer else "",
             milliseconds(yard["median_ms"]) if yard else "",
