@@ -22,13 +22,14 @@ from fastds.nn.conv3x3 import Conv1x1, Conv3x3, convolve
 class HoistedInput:
     """What an aligner needs of x: its pyramid and its halves of the guides of both ways, all frames or one step's."""
 
-    pyramid: list[Tensor]
-    x_half: list[Tensor] | None  # of the way that warps x toward the state
-    state_half: list[Tensor]  # of the way that warps the state toward x
+    pyramid: list
+    x_half: list | None  # of the way that warps x toward the state
+    state_half: list  # of the way that warps the state toward x
 
-    def take(self, pick) -> "HoistedInput":
-        x_half = None if self.x_half is None else [pick(z) for z in self.x_half]
-        return HoistedInput([pick(z) for z in self.pyramid], x_half, [pick(z) for z in self.state_half])
+    def map(self, function) -> "HoistedInput":
+        """The same with function applied to every map."""
+        x_half = None if self.x_half is None else [function(z) for z in self.x_half]
+        return HoistedInput([function(z) for z in self.pyramid], x_half, [function(z) for z in self.state_half])
 
 
 class StateAligner(nn.Module):
@@ -107,8 +108,10 @@ class DeformableConvLSTM(nn.Module):
         order = [k for pair in zip(range(middle), range(steps - 1, middle, -1), strict=True) for k in pair] + [middle]
         x = torch.cat([frames[k] for k in order])
         aligners = (self.align_h, self.align_c)
-        hoisted = [aligner.hoist(x, static) for aligner in aligners]
-        gates_x = convolve(x, self.gates.weight[:, :n], self.gates.bias)
+        # Split once: the gradient of a split is one concatenation, that of slices a zeroed map each.
+        sizes = [2 * batch] * middle + [batch]
+        hoisted = [aligner.hoist(x, static).map(lambda z: z.split(sizes)) for aligner in aligners]
+        gates_x = convolve(x, self.gates.weight[:, :n], self.gates.bias).split(sizes)
         state = None
         hidden = []
         for step in range(steps):
@@ -118,10 +121,10 @@ class DeformableConvLSTM(nn.Module):
             base = None if flow is None else state_offsets(flow, step, forward_first, self.align_h.levels)
             parts = []
             for rows in batch_pieces(batch, frames[0]):
-                pick = _picker(min(step, steps - 1 - step), middle, batch, rows)
+                pick = _picker(min(step, steps - 1 - step), batch, rows)
                 old = (None, None) if state is None else (z[rows] for z in state)
                 offsets = None if base is None else [[z[rows] for z in levels] for levels in base]
-                h, c = (a(x.take(pick), z, offsets) for a, x, z in zip(aligners, hoisted, old, strict=True))
+                h, c = (a(x.map(pick), z, offsets) for a, x, z in zip(aligners, hoisted, old, strict=True))
                 parts.append(self.cell(h, c, pick(gates_x)))
             state = [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*parts, strict=True)]
             first, second = state[0].split(batch)
@@ -167,12 +170,15 @@ def batch_pieces(batch: int, frame: Tensor) -> list[slice]:
     return [slice(i, min(i + frames, (i // batch + 1) * batch)) for i in starts]
 
 
-def _picker(pair: int, middle: int, batch: int, rows: slice):
-    """Take `rows` of the 2B frames [pair, T-1-pair] out of the ordered frames; the middle frame stands for both."""
-    first = 2 * pair * batch
-    if pair < middle:
-        return lambda z: z[first + rows.start : first + rows.stop]
-    if rows.stop - rows.start > batch:
-        return lambda z: torch.cat([z[first:]] * 2)
-    start = first + rows.start % batch
-    return lambda z: z[start : start + rows.stop - rows.start]
+def _picker(pair: int, batch: int, rows: slice):
+    """Take `rows` of the 2B frames of a pair out of the split maps; the middle frame, alone, stands for both."""
+    wanted = rows.stop - rows.start
+
+    def pick(pieces: tuple[Tensor, ...]) -> Tensor:
+        frames = pieces[pair]
+        if len(frames) < wanted:
+            return torch.cat([frames] * 2)
+        start = rows.start % len(frames)
+        return frames if wanted == len(frames) else frames[start : start + wanted]
+
+    return pick
