@@ -16,11 +16,11 @@ ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "yardstick", "median_ms", "gf
 
 
 def load(paths) -> dict:
-    """{device, torch, ceilings, rows} from pytest-benchmark files or saved results; later files win per row."""
+    """{device, torch, freed_memory, ceilings, rows} of pytest-benchmark or saved files; later files win per row."""
     result, rows = {}, {}
     for path in paths:
         data = json.loads(pathlib.Path(path).read_text())
-        result |= {key: data[key] for key in ("device", "torch", "ceilings") if key in data}
+        result |= {key: data[key] for key in ("device", "torch", "freed_memory", "ceilings") if key in data}
         found = [b["extra_info"] for b in data["benchmarks"]] if "benchmarks" in data else data["rows"]
         for row in found:
             rows[tuple(row[k] for k in ("op", "case", "mode", "dtype", "peer"))] = {k: row[k] for k in ROW_KEYS}
@@ -96,7 +96,8 @@ def main() -> None:
     options = parser.parse_args()
     result = load(options.results)
     ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
-    print(f"{result.get('device', 'unknown device')}, torch {result.get('torch', '?')}; ceilings: {ceilings}\n")
+    kept = "freed memory kept by all (fastds.keep_freed_memory); " if result.get("freed_memory") == "kept" else ""
+    print(f"{result.get('device', 'unknown device')}, torch {result.get('torch', '?')}; {kept}ceilings: {ceilings}\n")
     print(summary(result["rows"]))
     if options.all:
         print("\n" + every_row(result["rows"]))

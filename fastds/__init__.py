@@ -14,8 +14,9 @@ if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
 from fastds import ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds.backend import backend, explain  # noqa: E402
 from fastds.convolution import convolution  # noqa: E402
+from fastds.memory import keep_freed_memory  # noqa: E402
 
-__all__ = ["__version__", "backend", "convolution", "explain", "load", "ops"]
+__all__ = ["__version__", "backend", "convolution", "explain", "keep_freed_memory", "load", "ops"]
 
 _SUBPACKAGES = {"data", "downscaling", "evaluation", "metrics", "models", "nn", "plot", "reference", "training"}
 

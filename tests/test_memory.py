@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds.keep_freed_memory: page faults and resident memory of a process of its own."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import fastds
+from fastds import memory
+
+glibc = pytest.mark.skipif(memory.refusal() is not None, reason=str(memory.refusal()))
+
+FAULTS = """
+import resource, sys, torch, fastds
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(12 << 20)  # 48 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+faults()
+default, start = faults(), resident()
+fastds.keep_freed_memory()
+kept = min([faults() for _ in range(8)][4:])
+held = resident()
+fastds.keep_freed_memory(False)
+print(default, kept, faults(), start, held, resident())
+"""
+
+
+@glibc
+def test_freed_memory_is_used_again_and_given_back():
+    out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    default, kept, after, start, held, returned = map(int, out.split())
+    pages = (48 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert default >= pages and after >= pages, "the default does not give memory back: nothing to test"
+    assert kept < pages // 100
+    assert 40 <= held - start <= 4 * 48 and returned - start <= 8
+
+
+@glibc
+def test_other_threads_are_refused():
+    errors = []
+
+    def run():
+        try:
+            fastds.keep_freed_memory()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1 and "main thread" in errors[0]
+
+
+def test_other_libraries_are_refused(monkeypatch):
+    monkeypatch.setattr(memory.os, "confstr", lambda name: "musl 1.2", raising=False)
+    with pytest.raises(RuntimeError, match="not glibc"):
+        fastds.keep_freed_memory()
+    monkeypatch.delattr(memory.os, "confstr")
+    with pytest.raises(RuntimeError, match="not glibc"):
+        fastds.keep_freed_memory()
+
+
+def test_another_allocator_is_noticed(monkeypatch):
+    """It takes the calls and puts large blocks elsewhere; then the settings go back."""
+    done = []
+
+    class Library:
+        def mallopt(self, name, value):
+            done.append((name, value))
+
+        def malloc_trim(self, pad):
+            done.append("trimmed")
+
+        def malloc(self, size):
+            return 2**47 - 1
+
+        def free(self, block):
+            pass
+
+        def sbrk(self, change):
+            return 2**46
+
+    monkeypatch.setattr(memory, "refusal", lambda: None)
+    monkeypatch.setattr(memory, "_library", Library)
+    with pytest.raises(RuntimeError, match="another allocator"):
+        fastds.keep_freed_memory()
+    assert done[0] == (-4, 0) and (-4, 65536) in done and done[-1] == "trimmed"
