@@ -62,9 +62,14 @@ def refusal(functions, tensor):
     return None
 
 
-def stream(device):
-    """The current CUDA stream of `device` as an integer for _fastds."""
-    return torch.cuda.current_stream(device).cuda_stream
+def runs_on_cuda(tensor):
+    """Whether the CUDA functions of _fastds take the tensor; tests/gpuless puts its emulator in this place."""
+    return tensor.device.type == "cuda"
+
+
+def cuda_launch(tensor):
+    """Device index and current stream: the last arguments of every CUDA function of _fastds."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 _load()

@@ -47,7 +47,11 @@ FASTDS_HD double load(double value) { return value; }
 FASTDS_HD float load(BFloat16 value) { return bits_to_float(static_cast<uint32_t>(value.bits) << 16); }
 
 FASTDS_HD float load(Half value) {
-#if defined(__F16C__) && !defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+    return result;
+#elif defined(__F16C__) && !defined(__CUDACC__)
     return __builtin_ia32_vcvtph2ps((__attribute__((vector_size(16))) short){(short)value.bits})[0];
 #else
     const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
@@ -70,13 +74,23 @@ FASTDS_HD double store<double>(double value) {
 }
 template <>
 FASTDS_HD BFloat16 store<BFloat16>(float value) {
+#if __CUDA_ARCH__ >= 800
+    BFloat16 result;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#else
     const uint32_t bits = float_to_bits(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};  // NaN stays NaN
     return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
 }
 template <>
 FASTDS_HD Half store<Half>(float value) {
-#if defined(__F16C__) && !defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
+    Half result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+    return result;
+#elif defined(__F16C__) && !defined(__CUDACC__)
     return {static_cast<uint16_t>(
         __builtin_ia32_vcvtps2ph((__attribute__((vector_size(16))) float){value, 0.f, 0.f, 0.f}, 0)[0])};
 #else

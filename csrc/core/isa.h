@@ -6,6 +6,9 @@
 // namespace inside it, and nothing comes from the C++ library. An inline function or template with external linkage would
 // become a weak symbol, of which the linker keeps any one copy: then a baseline machine runs AVX-512 code.
 #pragma once
+#if FASTDS_EMU
+#include <stdexcept>
+#endif
 
 #ifndef FASTDS_ISA
 #define FASTDS_ISA once
@@ -29,9 +32,15 @@ void set_isa(const char* name);  // "auto", "baseline", "avx2", "avx512"
 
 }  // namespace fastds
 
+// FASTDS_EMU: a test build of an op's CUDA kernels alone, see emu/emulator.h.
 // FASTDS_BUILD_AVX2 and FASTDS_BUILD_AVX512 come from setup.py: the compiler knew the flags.
 #if FASTDS_BUILD_AVX512 && !FASTDS_BUILD_AVX2
 #error "an AVX-512 build needs the AVX2 build beside it"
+#elif FASTDS_EMU
+#define FASTDS_PER_ISA(declaration) \
+    namespace baseline { declaration; }
+#define FASTDS_DISPATCH(function, ...) \
+    ([&]() -> decltype(baseline::function(__VA_ARGS__)) { throw std::logic_error(#function " is not in the emulator"); }())
 #elif FASTDS_BUILD_AVX512
 #define FASTDS_PER_ISA(declaration)      \
     namespace baseline { declaration; }  \

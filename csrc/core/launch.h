@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launching CUDA kernels. Kernels start only through FASTDS_LAUNCH, so that a test build can run them on the CPU.
+// Launching CUDA kernels. Kernels start only through FASTDS_LAUNCH and declare shared memory only through FASTDS_SHARED and
+// FASTDS_DYNAMIC_SHARED, so that a test build (FASTDS_EMU, see emu/emulator.h) can run them on the CPU.
 #pragma once
 #include <stdint.h>
 
 #include "core/check.h"
+
+#if FASTDS_EMU
+#include "emu/launch.h"
+#else
 
 namespace fastds {
 namespace {
@@ -23,6 +28,12 @@ class DeviceGuard {
     int previous_ = 0;
 };
 
+// Lets a kernel take more than 48 KiB of dynamic shared memory.
+template <class Kernel>
+void allow_shared_bytes(Kernel kernel, int bytes) {
+    FASTDS_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+}
+
 }  // namespace
 }  // namespace fastds
 
@@ -32,3 +43,12 @@ class DeviceGuard {
         kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
         FASTDS_CUDA_CHECK(cudaGetLastError());                                                 \
     } while (0)
+
+// A variable or array of the block, 16-byte aligned: FASTDS_SHARED(float, tile, [8][33]); FASTDS_SHARED(int, count).
+#define FASTDS_SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
+// name: type*, the shared_bytes of the launch.
+#define FASTDS_DYNAMIC_SHARED(type, name)                              \
+    extern __shared__ __align__(16) unsigned char fastds_dynamic_shared[]; \
+    type* const name = reinterpret_cast<type*>(fastds_dynamic_shared)
+
+#endif

@@ -26,8 +26,8 @@ def _copy(x):
     dense = x.contiguous()
     y = torch.empty_like(dense)
     module, dtype, n = _native.native(), _native.DTYPES[x.dtype], x.numel()
-    if x.device.type == "cuda":
-        module.null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, x.device.index, _native.stream(x.device))
+    if _native.runs_on_cuda(x):
+        module.null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, *_native.cuda_launch(x))
     else:
         module.null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, torch.get_num_threads())
     return y

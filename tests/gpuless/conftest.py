@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from gpuless.emu import emulated  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
 
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
@@ -15,6 +16,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default; Trito
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "interpreted: run in a subprocess with TRITON_INTERPRET=1")
+    config.addinivalue_line("markers", "sanitized: once more with the emulated CUDA kernels under ASan and UBSan")
 
 
 @pytest.hookimpl(tryfirst=True)

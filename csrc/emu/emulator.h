@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs CUDA kernels on the CPU, for tests only (tests/gpuless/emu.py builds it; no installed module contains it).
+//
+// Blocks run one after another on one OS thread. Every CUDA thread of a block is a fiber that runs until it waits at a barrier
+// or a warp collective or returns; then the next one runs. So a kernel without the barriers it needs reads what was not yet
+// written, or was already overwritten. The order of fibers and of blocks comes from a seed (0: ascending). Shared memory is
+// allocated anew for every block and filled with ones (NaN). Not modelled: memory order inside a warp or between atomics, and
+// spinning on what another thread writes.
+#pragma once
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace fastds {
+namespace emu {
+
+struct Site {  // where a thread waits
+    const char* file;
+    int line;
+    bool operator==(const Site& other) const { return line == other.line && strcmp(file, other.file) == 0; }
+    std::string text() const { return std::string(file) + ":" + std::to_string(line); }
+};
+
+enum class State { ready, at_barrier, at_collective, returned };
+
+struct Fiber {
+    ucontext_t context;
+    State state;
+    Site site;
+    uint3 index;
+    // Of a warp collective: the lanes that take part, what this lane gives, the lane it reads, and what it gets.
+    unsigned mask;
+    int source;
+    uint64_t given, taken;
+};
+
+struct Launch {
+    std::string kernel;
+    dim3 grid, block;
+    size_t shared_bytes;
+};
+
+class Emulator {
+  public:
+    uint64_t seed = 0;
+    std::vector<Launch> launches;  // since the last clear
+
+    void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        launches.push_back({kernel, grid, block, shared_bytes});
+        kernel_ = kernel;
+        check_sizes(grid, block, shared_bytes);
+        thread_ = &thread;
+        gridDim = grid, blockDim = block;
+        random_.seed(seed);
+        const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+        std::vector<uint64_t> order(blocks);
+        for (uint64_t i = 0; i < blocks; i++) order[i] = i;
+        shuffle(order);
+        for (const uint64_t i : order) {
+            blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / grid.x / grid.y)};
+            run_block(shared_bytes);
+        }
+    }
+
+    void barrier(Site site) { wait(State::at_barrier, site); }
+
+    // The value given by lane `source` of the warp; ones (NaN) where that lane takes no part.
+    uint64_t collective(Site site, unsigned mask, uint64_t given, int source) {
+        Fiber& fiber = fibers_[current_];
+        if (!(mask >> (current_ % 32) & 1)) fail("thread " + name(current_) + " is not in its own warp mask at " + site.text());
+        fiber.mask = mask, fiber.given = given, fiber.source = source;
+        wait(State::at_collective, site);
+        return fibers_[current_].taken;
+    }
+
+    // Bit i: lane i of the mask gave a value other than 0.
+    unsigned ballot(Site site, unsigned mask, bool given) {
+        collective(site, mask, given, -1);
+        return static_cast<unsigned>(fibers_[current_].taken);
+    }
+
+    int lane() const { return current_ % 32; }
+    void* dynamic_shared() { return dynamic_.data; }
+    void* shared(const void* site, size_t bytes) {
+        auto& block = static_[site];
+        if (block.data == nullptr) block.allocate(bytes);
+        return block.data;
+    }
+
+  private:
+    static constexpr size_t kStack = 256 << 10, kGuard = 64 << 10;
+
+    struct SharedBlock {
+        char* data = nullptr;
+        SharedBlock() = default;
+        SharedBlock(const SharedBlock&) = delete;
+        ~SharedBlock() { free(data); }
+        void allocate(size_t bytes) {
+            free(data);
+            if (posix_memalign(reinterpret_cast<void**>(&data), 128, bytes > 0 ? bytes : 1) != 0) abort();
+            memset(data, 0xff, bytes);
+        }
+    };
+
+    template <class T>
+    void shuffle(std::vector<T>& order) {
+        if (seed != 0) std::shuffle(order.begin(), order.end(), random_);
+    }
+
+    [[noreturn]] void fail(const std::string& what) const {
+        throw std::runtime_error("emulated CUDA: " + kernel_ + ": " + what);
+    }
+
+    std::string name(unsigned thread) const {
+        const uint3 t = fibers_[thread].index;
+        const auto triple = [](uint3 v) {
+            return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+        };
+        return triple(t) + " of block " + triple(blockIdx);
+    }
+
+    void check_sizes(dim3 grid, dim3 block, size_t shared_bytes) const {
+        const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+        if (threads < 1 || threads > 1024 || block.z > 64) fail("a block has 1 to 1024 threads, z at most 64");
+        if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
+            fail("a grid has 1 to 2^31 - 1 blocks along x and 1 to 65535 along y and z");
+        if (shared_bytes > 227 * 1024) fail("a block has at most 227 KiB of shared memory");
+    }
+
+    // Stacks are reserved once; a guard page below each turns an overflow into a fault.
+    void* stack(unsigned i) {
+        if (stacks_ == nullptr) {
+            void* memory = mmap(nullptr, 1024 * (kStack + kGuard), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (memory == MAP_FAILED) fail("no address space for the stacks of the threads");
+            stacks_ = static_cast<char*>(memory);
+        }
+        char* bottom = stacks_ + i * (kStack + kGuard) + kGuard;
+        if (i >= usable_stacks_) {
+            if (mprotect(bottom, kStack, PROT_READ | PROT_WRITE) != 0) fail("no memory for the stacks of the threads");
+            usable_stacks_ = i + 1;
+        }
+        return bottom;
+    }
+
+    void run_block(size_t shared_bytes) {
+        const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+        dynamic_.allocate(shared_bytes);
+        static_.clear();
+        fibers_.resize(threads);
+        order_.resize(threads);
+        for (unsigned i = 0; i < threads; i++) {
+            Fiber& fiber = fibers_[i];
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = stack(i);
+            fiber.context.uc_stack.ss_size = kStack;
+            fiber.context.uc_link = nullptr;
+            const uint64_t self = reinterpret_cast<uint64_t>(this);
+            makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Emulator::enter), 2, static_cast<unsigned>(self >> 32),
+                        static_cast<unsigned>(self));
+            fiber.state = State::ready;
+            fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+            order_[i] = i;
+        }
+        error_.clear();
+        do {
+            shuffle(order_);
+            for (const unsigned i : order_)
+                if (fibers_[i].state == State::ready) resume(i);
+            if (!error_.empty()) throw std::runtime_error(error_);
+        } while (release_warps() || release_barrier());
+    }
+
+    static void enter(unsigned high, unsigned low) {
+        Emulator& self = *reinterpret_cast<Emulator*>(uint64_t{high} << 32 | low);
+        self.arrived();
+        try {
+            (*self.thread_)();
+        } catch (const std::exception& error) {
+            if (self.error_.empty()) self.error_ = error.what();
+        }
+        self.fibers_[self.current_].state = State::returned;
+        self.leave(true);
+    }
+
+    void wait(State state, Site site) {
+        Fiber& fiber = fibers_[current_];
+        fiber.state = state, fiber.site = site;
+        leave(false);
+        arrived();
+    }
+
+    // The scheduler's side and a fiber's side of a switch; AddressSanitizer must know whose stack is in use.
+    void resume(unsigned i) {
+        current_ = i;
+        threadIdx = fibers_[i].index;
+#if defined(__SANITIZE_ADDRESS__)
+        void* fake = nullptr;
+        __sanitizer_start_switch_fiber(&fake, fibers_[i].context.uc_stack.ss_sp, kStack);
+#endif
+        swapcontext(&scheduler_, &fibers_[i].context);
+#if defined(__SANITIZE_ADDRESS__)
+        __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+    }
+    void leave([[maybe_unused]] bool for_good) {
+#if defined(__SANITIZE_ADDRESS__)
+        void* fake = nullptr;
+        __sanitizer_start_switch_fiber(for_good ? nullptr : &fake, scheduler_stack_, scheduler_stack_size_);
+#endif
+        swapcontext(&fibers_[current_].context, &scheduler_);
+    }
+    void arrived() {
+#if defined(__SANITIZE_ADDRESS__)
+        __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_, &scheduler_stack_size_);
+#endif
+    }
+
+    // A collective proceeds when every lane of its mask that has not returned waits at it with the same mask.
+    bool release_warps() {
+        bool any = false;
+        const unsigned threads = static_cast<unsigned>(fibers_.size());
+        for (unsigned first = 0; first < threads; first += 32) {
+            const unsigned lanes = std::min(32u, threads - first);
+            for (unsigned i = first; i < first + lanes; i++) {
+                const Fiber leader = fibers_[i];
+                if (leader.state != State::at_collective) continue;
+                bool complete = true;
+                for (unsigned l = 0; l < lanes; l++) {
+                    const Fiber& other = fibers_[first + l];
+                    if (!(leader.mask >> l & 1) || other.state == State::returned) continue;
+                    complete &= other.state == State::at_collective && other.mask == leader.mask && other.site == leader.site;
+                }
+                if (!complete) continue;
+                finish_collective(first, lanes, leader.mask);
+                any = true;
+            }
+        }
+        return any;
+    }
+
+    void finish_collective(unsigned first, unsigned lanes, unsigned mask) {
+        const auto takes_part = [&](unsigned l) {
+            return l < lanes && (mask >> l & 1) && fibers_[first + l].state == State::at_collective;
+        };
+        unsigned votes = 0;
+        for (unsigned l = 0; l < lanes; l++)
+            if (takes_part(l)) votes |= unsigned{fibers_[first + l].given != 0} << l;
+        for (unsigned l = 0; l < lanes; l++) {
+            if (!takes_part(l)) continue;
+            Fiber& fiber = fibers_[first + l];
+            const unsigned source = static_cast<unsigned>(fiber.source);
+            fiber.taken = fiber.source < 0 ? votes : takes_part(source) ? fibers_[first + source].given : ~uint64_t{0};
+        }
+        for (unsigned l = 0; l < lanes; l++)
+            if (takes_part(l)) fibers_[first + l].state = State::ready;
+    }
+
+    // False when all threads have returned. Every thread must wait at the same barrier.
+    bool release_barrier() {
+        unsigned returned = 0, first = 0;
+        for (const Fiber& fiber : fibers_) returned += fiber.state == State::returned;
+        if (returned == fibers_.size()) return false;
+        while (fibers_[first].state == State::returned) first++;
+        for (unsigned i = 0; i < fibers_.size(); i++) {
+            const Fiber &a = fibers_[first], &b = fibers_[i];
+            if (a.state == State::at_barrier && b.state == State::at_barrier && a.site == b.site) continue;
+            if (i == first) continue;
+            fail("divergent barrier: thread " + name(first) + waiting(a) + ", but thread " + name(i) + waiting(b));
+        }
+        if (fibers_[first].state != State::at_barrier) fail("thread " + name(first) + waiting(fibers_[first]) + " for ever");
+        for (Fiber& fiber : fibers_) fiber.state = State::ready;
+        return true;
+    }
+
+    static std::string waiting(const Fiber& fiber) {
+        switch (fiber.state) {
+            case State::returned: return " has returned";
+            case State::at_barrier: return " waits at the barrier " + fiber.site.text();
+            default: return " waits at the warp collective " + fiber.site.text();
+        }
+    }
+
+    std::mutex mutex_;
+    std::string kernel_, error_;
+    std::mt19937_64 random_;
+    const std::function<void()>* thread_ = nullptr;
+    std::vector<Fiber> fibers_;
+    std::vector<unsigned> order_;
+    unsigned current_ = 0, usable_stacks_ = 0;
+    ucontext_t scheduler_;
+    char* stacks_ = nullptr;
+    SharedBlock dynamic_;
+    std::map<const void*, SharedBlock> static_;
+    const void* scheduler_stack_ = nullptr;
+    size_t scheduler_stack_size_ = 0;
+};
+
+inline Emulator emulator;
+
+}  // namespace emu
+}  // namespace fastds

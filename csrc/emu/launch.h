@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// What core/launch.h defines, for the emulator.
+#pragma once
+#include "emu/cuda.h"
+
+namespace fastds {
+namespace {
+
+struct DeviceGuard {
+    explicit DeviceGuard(int) {}
+};
+
+template <class Kernel>
+void allow_shared_bytes(Kernel, int) {}
+
+}  // namespace
+}  // namespace fastds
+
+#define FASTDS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    ::fastds::emu::emulator.launch(#kernel, grid, block, shared_bytes, [&] { kernel(__VA_ARGS__); })
+
+#define FASTDS_SHARED(type, name, ...)                                  \
+    using name##_shared [[maybe_unused]] = type __VA_ARGS__;            \
+    static char name##_site;                                           \
+    name##_shared& name = *static_cast<name##_shared*>(::fastds::emu::emulator.shared(&name##_site, sizeof(name##_shared)))
+#define FASTDS_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::fastds::emu::emulator.dynamic_shared())

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA kernels on a machine without a GPU: csrc/<op>/*.cu built by g++ against csrc/emu and run on CPU tensors.
+
+A test of an op asks for the fixture and calls the public function; what follows runs the op's CUDA path as it is,
+from validation over the Python launcher and the binding to the kernels:
+
+    def test_emulated(emulated):
+        emulated("pixel_shuffle")
+        torch.testing.assert_close(pixel_shuffle(x, 2), reference(x, 2))
+
+emulated(op, ..., seed=0) gives the Emulator: .launches are the kernels started since, .seed sets the order of
+threads and blocks (0 is ascending; a right kernel gives the same for all). A kernel with a missing barrier gives wrong
+values, one with a divergent barrier raises RuntimeError naming the source line.
+
+What an op's files must do: bind.cpp has its CUDA functions under #if FASTDS_BUILD_CUDA; kernels start by FASTDS_LAUNCH
+and declare shared memory by FASTDS_SHARED and FASTDS_DYNAMIC_SHARED (core/launch.h); everything lies in the anonymous
+namespace as in csrc/null_op; the Python launcher asks _native.runs_on_cuda(x) and passes *_native.cuda_launch(x).
+
+Sanitizers: mark one or two small tests
+
+    @pytest.mark.sanitized
+
+and tests/gpuless/test_sanitizers.py runs all of them once more in one subprocess under AddressSanitizer and
+UndefinedBehaviorSanitizer (out-of-bounds reads and writes of tensors and shared memory, misaligned vector loads).
+
+Registers and spills: ptxas_report(op, arch) where nvcc is at hand.
+"""
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pybind11
+import pytest
+
+from fastds import _native
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "emulated"
+FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wno-unknown-pragmas"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+MODULE = """%(bindings)s
+#include "emu/emulator.h"
+PYBIND11_MODULE(%(name)s, m) {
+    using fastds::emu::emulator;
+    fastds::register_%(op)s(m);
+    m.def("set_seed", [](uint64_t seed) { emulator.seed = seed; });
+    m.def("clear_launches", [] { emulator.launches.clear(); });
+    m.def("launches", [] {
+        py::list all;
+        for (const auto& l : emulator.launches)
+            all.append(py::make_tuple(l.kernel, py::make_tuple(l.grid.x, l.grid.y, l.grid.z),
+                                      py::make_tuple(l.block.x, l.block.y, l.block.z), l.shared_bytes));
+        return all;
+    });
+}
+"""
+
+
+def sanitizing():
+    """Whether this process runs under AddressSanitizer, as sanitized_run starts it."""
+    return os.environ.get("FASTDS_EMULATED_SANITIZE") == "1"
+
+
+def compiler():
+    return os.environ.get("CXX", "").split() or [shutil.which("g++") or "c++"]
+
+
+def _run(command):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-6000:]}")
+
+
+def _units(folder, name):
+    """(object, command) for the bindings of a folder and each of its .cu; names hold the hash of all that goes in."""
+    op = folder.name
+    headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
+    bindings = [p for p in headers if p.suffix == ".cpp" and p.parent == folder and not p.name.startswith("cpu")]
+    text = MODULE % {"op": op, "name": name, "bindings": "\n".join(f'#include "{op}/{p.name}"' for p in bindings)}
+    # A namespace of its own: pybind11 must not take the classes of _fastds and of the emulated op for the same.
+    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds=emulated_{op}", f"-I{CSRC}", f"-I{folder.parent}"]
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
+
+    def unit(source, flags, content):
+        command = [*compiler(), *FLAGS, *common, *flags]
+        own = digest.copy()
+        own.update(repr((command, sys.version)).encode() + content)
+        target = BUILD / f"{op}_{Path(source).name}_{own.hexdigest()[:16]}.o"
+        if content == text.encode():
+            source = target.with_suffix(".cpp")
+            source.write_text(text)
+        return target, [*command, "-x", "c++", "-c", source, "-o"]
+
+    python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
+    yield unit("module.cpp", python, text.encode())
+    for path in sorted(folder.glob("*.cu")):
+        flags = ["-O1", "-g", *(SANITIZERS if sanitizing() else [])]
+        yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
+
+
+def build(op):
+    """The extension module of one op's CUDA kernels: op is a folder of csrc, or the path of such a folder elsewhere."""
+    folder = op if isinstance(op, Path) else CSRC / op
+    BUILD.mkdir(parents=True, exist_ok=True)
+    name = f"_emulated_{folder.name}"
+    units = list(_units(folder, name))
+
+    def compiled(unit):
+        target, command = unit
+        if not target.exists():
+            fresh = target.with_suffix(f".{os.getpid()}")
+            _run([*command, fresh])
+            fresh.rename(target)  # two processes may build at once
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(compiled, units))
+    digest = hashlib.sha256("".join(target.name for target, _ in units).encode()).hexdigest()[:16]
+    library = BUILD / f"{name}_{digest}.so"
+    if not library.exists():
+        fresh = library.with_suffix(f".{os.getpid()}")
+        _run([*compiler(), "-shared", *(SANITIZERS if sanitizing() else []), *(t for t, _ in units), "-o", fresh])
+        fresh.rename(library)
+    loader = importlib.machinery.ExtensionFileLoader(name, str(library))
+    spec = importlib.util.spec_from_file_location(name, library, loader=loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+
+
+class Emulator:
+    """Stands in for _fastds: functions of the emulated ops, then those of the real module."""
+
+    def __init__(self, modules):
+        self._modules = modules
+
+    def __getattr__(self, name):
+        for module in (*self._modules, _native._module):
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(f"{name} is neither in the emulated ops nor in _fastds")
+
+    @property
+    def launches(self):
+        return [Launch(*row) for module in self._modules for row in module.launches()]
+
+    def clear(self):
+        for module in self._modules:
+            module.clear_launches()
+
+    @property
+    def seed(self):
+        raise AttributeError("seed can only be set")
+
+    @seed.setter
+    def seed(self, value):
+        for module in self._modules:
+            module.set_seed(value)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """emulated("op", ...) makes CPU tensors run on the CUDA kernels of these ops for the rest of the test."""
+
+    def use(*ops, seed=0):
+        emulator = Emulator([build(op) for op in ops])
+        emulator.clear()
+        emulator.seed = seed
+        monkeypatch.setattr(_native, "native", lambda: emulator)
+        monkeypatch.setattr(_native, "refusal", lambda functions, tensor: None)
+        monkeypatch.setattr(_native, "runs_on_cuda", lambda tensor: True)
+        monkeypatch.setattr(_native, "cuda_launch", lambda tensor: (0, 0))
+        return emulator
+
+    return use
+
+
+def sanitized_run(command):
+    """Runs a Python command line with the sanitizers loaded; returns the finished process."""
+    runtime = [
+        subprocess.run([*compiler(), f"-print-file-name={lib}"], capture_output=True, text=True).stdout.strip()
+        for lib in ("libasan.so", "libstdc++.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+        "FASTDS_EMULATED_SANITIZE": "1",
+    }
+    command = [sys.executable, "-P", *map(str, command)]  # the installed fastds, as in this process
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What ptxas says of one kernel: registers per thread, bytes of spills, stack and static shared memory."""
+
+    name: str
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+
+
+def ptxas_report(op, arch, source="cuda.cu"):
+    """Compiles csrc/<op>/<source> by nvcc for one architecture (90: sm_90); skips the test where there is no nvcc."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-DFASTDS_BUILD_CUDA=1", f"-I{CSRC}", "-cubin"]
+    command += ["-Xptxas", "-v", "-o", os.devnull, CSRC / op / source]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    kernels = []
+    for block in done.stderr.split("Compiling entry function ")[1:]:
+        number = {
+            key: int(match[1]) if (match := re.search(pattern, block)) else 0
+            for key, pattern in {
+                "registers": r"Used (\d+) registers",
+                "stack": r"(\d+) bytes stack frame",
+                "stores": r"(\d+) bytes spill stores",
+                "loads": r"(\d+) bytes spill loads",
+                "shared": r"(\d+) bytes smem",
+            }.items()
+        }
+        name = block.split("'")[1]
+        kernels.append(
+            KernelUse(name, number["registers"], number["stores"] + number["loads"], number["stack"], number["shared"])
+        )
+    assert kernels, done.stderr
+    return kernels

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+
+#include "core/bind.h"
+#include "rig/params.h"
+
+namespace py = pybind11;
+
+namespace fastds {
+namespace {
+
+template <class T>
+T* at(intptr_t address) {
+    return static_cast<T*>(pointer(address));
+}
+
+}  // namespace
+
+void register_rig(py::module_& m) {
+    m.def("transpose", [](intptr_t x, intptr_t y, int dtype, int rows, int columns, bool sync) {
+        transpose_cuda(pointer(x), pointer(y), dtype, rows, columns, sync);
+    });
+    m.def("row_sum", [](intptr_t x, intptr_t y, int dtype, int rows, int n, int threads, int shared_bytes) {
+        row_sum_cuda(pointer(x), at<float>(y), dtype, rows, n, threads, shared_bytes);
+    });
+    m.def("read", [](intptr_t x, intptr_t y, int threads, int shift, bool vector) {
+        read_cuda(at<float>(x), at<float>(y), threads, shift, vector);
+    });
+    m.def("shared_overrun", [](intptr_t y, int n) { shared_overrun_cuda(at<float>(y), n); });
+    m.def("stale_shared", [](intptr_t y, int blocks) { stale_shared_cuda(at<float>(y), blocks); });
+    m.def("barrier", [](intptr_t y, int threads, int kind) { barrier_cuda(at<int>(y), threads, kind); });
+    m.def("collectives", [](intptr_t x, intptr_t y) { collectives_cuda(at<int>(x), at<int>(y)); });
+    m.def("atomics", [](intptr_t x, intptr_t integers, intptr_t maximum, intptr_t sum, int blocks, int threads) {
+        atomics_cuda(at<float>(x), at<int>(integers), at<float>(maximum), at<double>(sum), blocks, threads);
+    });
+    m.def("order", [](intptr_t counter, intptr_t y, int blocks, int threads) {
+        order_cuda(at<int>(counter), at<int>(y), blocks, threads);
+    });
+}
+
+}  // namespace fastds

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rig/cuda.cuh"
+#include "rig/params.h"
+
+namespace fastds {
+
+using namespace FASTDS_ISA;
+
+void transpose_cuda(const void* x, void* y, int dtype, int rows, int columns, bool sync) {
+    constexpr int tile = 8;
+    const dim3 grid((columns + tile - 1) / tile, (rows + tile - 1) / tile), block(tile, tile);
+    FASTDS_DTYPE_SWITCH(static_cast<DType>(dtype), {
+        const scalar* from = static_cast<const scalar*>(x);
+        scalar* to = static_cast<scalar*>(y);
+        if (sync) {
+            FASTDS_LAUNCH((transpose_kernel<scalar, tile, true>), grid, block, 0, nullptr, from, to, rows, columns);
+        } else {
+            FASTDS_LAUNCH((transpose_kernel<scalar, tile, false>), grid, block, 0, nullptr, from, to, rows, columns);
+        }
+    })
+}
+
+void row_sum_cuda(const void* x, float* y, int dtype, int rows, int n, int threads, int shared_bytes) {
+    FASTDS_DTYPE_SWITCH(static_cast<DType>(dtype), FASTDS_LAUNCH((row_sum_kernel<scalar>), rows, threads, shared_bytes, nullptr,
+                                                                 static_cast<const scalar*>(x), y, n))
+}
+
+void read_cuda(const float* x, float* y, int threads, int shift, bool vector) {
+    FASTDS_LAUNCH(read_kernel, 1, threads, 0, nullptr, x, y, shift, vector);
+}
+
+void shared_overrun_cuda(float* y, int n) { FASTDS_LAUNCH(shared_overrun_kernel, 1, 32, 0, nullptr, y, n); }
+
+void stale_shared_cuda(float* y, int blocks) { FASTDS_LAUNCH(stale_shared_kernel, blocks, 32, 0, nullptr, y); }
+
+void barrier_cuda(int* y, int threads, int kind) { FASTDS_LAUNCH(barrier_kernel, 1, threads, 0, nullptr, y, kind); }
+
+void collectives_cuda(const int* x, int* y) { FASTDS_LAUNCH(collectives_kernel, 1, 64, 0, nullptr, x, y); }
+
+void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, int blocks, int threads) {
+    FASTDS_LAUNCH(atomics_kernel, blocks, threads, 0, nullptr, x, integers, maximum, sum);
+}
+
+void order_cuda(int* counter, int* y, int blocks, int threads) {
+    FASTDS_LAUNCH(order_kernel, blocks, threads, 0, nullptr, counter, y);
+}
+
+}  // namespace fastds

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+namespace fastds {
+
+void transpose_cuda(const void* x, void* y, int dtype, int rows, int columns, bool sync);
+void row_sum_cuda(const void* x, float* y, int dtype, int rows, int n, int threads, int shared_bytes);
+void read_cuda(const float* x, float* y, int threads, int shift, bool vector);
+void shared_overrun_cuda(float* y, int n);
+void stale_shared_cuda(float* y, int blocks);
+void barrier_cuda(int* y, int threads, int kind);
+void collectives_cuda(const int* x, int* y);
+void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, int blocks, int threads);
+void order_cuda(int* counter, int* y, int blocks, int threads);
+
+}  // namespace fastds

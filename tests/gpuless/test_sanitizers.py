@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests marked "sanitized", once more in a process whose emulated kernels are built with ASan and UBSan."""
+
+import re
+from pathlib import Path
+
+import pytest
+from gpuless.emu import sanitized_run, sanitizing
+
+
+@pytest.mark.skipif(sanitizing(), reason="this is that process")
+def test_marked_tests():
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-s", "--durations=0"]
+    done = sanitized_run(["-m", "pytest", *options, "-m", "sanitized", Path(__file__).parent])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout
