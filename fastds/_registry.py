@@ -77,7 +77,7 @@ def define(schema, *, reference, backends, fake, function=None):
 
     def autograd_kernel(*args):
         args = op.filled(args)
-        wants_gradient = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        wants_gradient = torch.is_grad_enabled() and any(map(_requires_grad, args))
         if transforms_active() or (wants_gradient and function is None) or choose(op, args) == "reference":
             return reference(*args)
         if wants_gradient:
@@ -90,6 +90,13 @@ def define(schema, *, reference, backends, fake, function=None):
     torch.library.register_fake(f"fastds::{name}", fake, lib=LIBRARY)
     OPS[name] = op
     return op
+
+
+def _requires_grad(value):
+    """Of a tensor, or of any in a list of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad
+    return isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) and v.requires_grad for v in value)
 
 
 def transforms_active():

@@ -4,6 +4,7 @@
 import torch
 import torch.nn.functional as F
 
+from fastds.ops import inr_query
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec
 
@@ -27,8 +28,13 @@ def flat_arguments(
     )  # fmt: skip
 
 
-def query(*args, **kwargs):
-    return reference(*flat_arguments(*args, **kwargs))
+def query(maps, where, trunk=(), *, weighting="bilinear", **keywords):
+    return inr_query(maps, where, trunk, compat="liif" if weighting == "areas" else None, **keywords)
+
+
+def exact(*args, **keywords):
+    """The reference."""
+    return reference(*flat_arguments(*args, **keywords))
 
 
 def random_case(kind, source=(7, 9), batch=2, outputs=3, depth=16, dtype=torch.float64, skip=True, seed=0):

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inr_query against LIIF as published (unfold, grid_sample per corner, concatenation, four MLPs) at x4, C = 64.
+
+The grid has 720 x 1440 queries; a case takes some of its rows, time and work are proportional to them.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastds.ops import inr_query
+from fastds.reference.inr_query import inr_query as reference
+from fastds.reference.query_points import GridSpec
+
+CHANNELS, HIDDEN, OUTPUTS, HEADS, KEY = 64, 256, 4, 4, 16
+NAIVE_CHUNK = 30_000  # queries at once, as the published test code does
+
+
+@dataclass(frozen=True)
+class Case:
+    source: tuple[int, int]
+    scale: int
+    rows: tuple[int, int]
+
+    @property
+    def target(self):
+        return self.source[0] * self.scale, self.source[1] * self.scale
+
+    @property
+    def grid(self):
+        return GridSpec.cells(self.source, self.target).window(self.rows, (0, self.target[1]))
+
+    def flops(self, decoder):
+        """Of the published formula for LIIF (four corners, first layer of 9C + 4 inputs), of ours for the attention."""
+        if decoder == "liif":
+            widths = (9 * CHANNELS + 4, HIDDEN, HIDDEN, HIDDEN, HIDDEN, OUTPUTS)
+            return self.grid.count * 4 * 2 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        return self.grid.count * 2 * (3 * 128 * 128 + 128 * OUTPUTS)
+
+
+CASES = {
+    "180x360 x4, 1/24": Case((180, 360), 4, (0, 30)),
+    "180x360 x4, 1/4": Case((180, 360), 4, (0, 180)),
+    "48x48 x4": Case((48, 48), 4, (0, 192)),
+}
+
+
+def normal(*shape, scale=1.0, seed=7):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@functools.cache
+def liif_layers():
+    widths = (9 * CHANNELS + 4, HIDDEN, HIDDEN, HIDDEN, HIDDEN, OUTPUTS)
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    return [(normal(b, a, scale=a**-0.5, seed=i), normal(b, scale=0.1, seed=50 + i)) for i, (a, b) in enumerate(pairs)]
+
+
+def features(case, dtype):
+    return normal(1, CHANNELS, *case.source).to(dtype)
+
+
+def coordinates(case):
+    y, x = (-1 + (2 * torch.arange(n) + 1) / n for n in case.target)
+    grid = torch.meshgrid(y[slice(*case.rows)], x, indexing="ij")
+    return torch.stack(grid, -1).reshape(1, -1, 2)
+
+
+def kappa(case):
+    return torch.full((1, 2), 2 / case.scale)
+
+
+def liif_maps(case, dtype):
+    w, b = liif_layers()[0]
+    kernel = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = features(case, dtype).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, kernel, b.to(dtype), padding=1)
+
+
+def fastds_liif(case, dtype):
+    """With the convolution that its first layer has become."""
+    w, layers = liif_layers()[0][0], liif_layers()[1:]
+
+    def run():
+        maps = liif_maps(case, dtype)
+        extra = {"rho_w": w[:, -4:-2], "cell_w": w[:, -2:], "cell": kappa(case)}
+        return inr_query(maps, case.grid, layers, ensemble="late", **extra)
+
+    return run
+
+
+def naive_liif(case, dtype, chunk=NAIVE_CHUNK):
+    x, coord, layers = features(case, dtype), coordinates(case), [(w.to(dtype), b.to(dtype)) for w, b in liif_layers()]
+    n = torch.tensor(case.source)
+
+    def sample(field, at):
+        return F.grid_sample(field, at.flip(-1)[:, None].to(field.dtype), mode="nearest", align_corners=False)[:, :, 0]
+
+    cells = torch.stack(torch.meshgrid(*(-1 + (2 * torch.arange(m) + 1) / m for m in case.source), indexing="ij"))[None]
+
+    def part(unfolded, at):
+        values, areas = [], []
+        for sy in (-1, 1):
+            for sx in (-1, 1):
+                near = (at + torch.tensor([sy, sx]) / n + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6)
+                q = sample(unfolded, near).transpose(1, 2)
+                offset = (at - sample(cells, near).transpose(1, 2)) * n
+                h = torch.cat([q, offset.to(dtype), kappa(case)[:, None].expand_as(offset).to(dtype)], -1)
+                for i, (w, b) in enumerate(layers):
+                    h = F.linear(h, w, b)
+                    h = h.relu() if i + 1 < len(layers) else h
+                values.append(h)
+                areas.append((offset[..., 0] * offset[..., 1]).abs() + 1e-9)
+        total = sum(areas)
+        return sum(v * (a / total)[..., None] for v, a in zip(values, reversed(areas), strict=True))
+
+    def run():
+        unfolded = F.unfold(x.float(), 3, padding=1).unflatten(2, case.source).to(dtype)
+        return torch.cat([part(unfolded, c) for c in coord.split(chunk, 1)], 1).float()
+
+    return run
+
+
+def attention_arguments(case, dtype):
+    maps = normal(1, 128 + 2 * HEADS * KEY, *case.source).to(dtype).contiguous(memory_format=torch.channels_last)
+    trunk = [
+        (normal(b, a, scale=a**-0.5, seed=a + b), normal(b, seed=b)) for a, b in 3 * [(128, 128)] + [(128, OUTPUTS)]
+    ]
+    extra = {"rho_w": normal(128, 2), "cell_w": normal(128, 2), "rho_bias": normal(HEADS, 2), "heads": HEADS, "dk": KEY}
+    return maps, case.grid, trunk, extra | {"cell": kappa(case)}
+
+
+def fastds_attention(case, dtype):
+    maps, grid, trunk, extra = attention_arguments(case, dtype)
+    return lambda: inr_query(maps, grid, trunk, **extra)
+
+
+BUILDERS = {"fastds": fastds_liif, "naive": naive_liif, "attention": fastds_attention}
+
+
+def build(peer, case, dtype):
+    run = BUILDERS[peer](CASES[case], dtype)
+
+    def without_gradients():
+        with torch.no_grad():
+            return run()
+
+    return without_gradients
+
+
+@functools.lru_cache(maxsize=2)
+def expected(case, decoder):
+    case = CASES[case]
+    if decoder == "attention":
+        maps, grid, trunk, extra = attention_arguments(case, torch.float64)
+        extra = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
+        trunk = [(w.double(), b.double()) for w, b in trunk]
+        pieces = [inr_query(maps, grid, trunk, **extra)]
+    else:
+        w, layers = liif_layers()[0][0].double(), [(w.double(), b.double()) for w, b in liif_layers()[1:]]
+        x, b = features(case, torch.float64), liif_layers()[0][1].double()
+        maps = F.conv2d(x, w[:, :-4].unflatten(1, (CHANNELS, 3, 3)), b, padding=1)
+        weights, biases, columns = [w for w, _ in layers], [b for _, b in layers], case.target[1]
+        pieces = []
+        for row in range(*case.rows):
+            axes = GridSpec.cells(case.source, case.target).window((row, row + 1), (0, columns)).numbers()
+            pieces.append(
+                reference(
+                    maps,
+                    weights,
+                    biases,
+                    None,
+                    None,
+                    axes,
+                    w[:, -4:-2],
+                    w[:, -2:],
+                    None,
+                    None,
+                    None,
+                    kappa(case).double(),
+                    None,
+                    None,
+                    "affine",
+                    "late",
+                    1,
+                    0,
+                    "relu",
+                    "bilinear",
+                    [False, False],
+                    torch.float64,
+                )  # fmt: skip
+            )
+    return torch.cat(pieces, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("peer", BUILDERS)
+@pytest.mark.parametrize("case", CASES)
+def test_inr_query(measure, case, peer, dtype):
+    if case == "180x360 x4, 1/4" and peer == "naive":
+        pytest.skip("takes many seconds; its time is that of 1/24 times six")
+    decoder = "attention" if peer == "attention" else "liif"
+    queries = CASES[case].grid.count
+    measure(
+        build, (peer, case, dtype), op=f"inr_query {decoder}", case=case, mode="forward",
+        peer="fastds" if peer == "attention" else peer,
+        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(decoder), bytes=queries * OUTPUTS * 4,
+        expected=expected(case, decoder), tolerance=1e-4 if dtype == torch.float32 else 6e-2,
+    )  # fmt: skip

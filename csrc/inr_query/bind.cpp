@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <vector>
+
+#include "core/bind.h"
+#include "inr_query/backward_split.h"
+#include "inr_query/params.h"
+
+namespace py = pybind11;
+
+namespace fastds {
+
+int64_t inr_query_channels(const InrQueryDims& d) {
+    if (d.feature == inr_dot) return d.O * (d.D + 1);
+    return d.feature == inr_fourier ? 2 * d.D : d.D + (d.ensemble == inr_early_attn ? 2 * d.heads * d.dk : 0);
+}
+
+int64_t inr_query_workspace(const InrQueryDims& d) {
+    const FASTDS_ISA::BackwardSplit split(d);
+    const int64_t copies = d.B * (split.bands - 1) * d.H * d.W * inr_query_channels(d);
+    return (split.tasks() * split.parameters + copies) * (d.dtype == f64 ? 8 : 4);
+}
+
+namespace {
+
+struct Call {
+    InrQueryDims dims{};
+    InrQueryTensors tensors{};
+};
+
+void check(const InrQueryDims& d) {
+    FASTDS_CHECK(d.feature >= inr_affine && d.feature <= inr_dot && d.ensemble >= inr_none && d.ensemble <= inr_early_attn,
+                 "inr_query: unknown feature or ensemble");
+    FASTDS_CHECK(d.ensemble != inr_early_attn || (d.feature == inr_affine && d.heads > 0 && d.dk > 0 && d.D % d.heads == 0),
+                 "inr_query: early_attn needs the affine feature and heads that divide D");
+    FASTDS_CHECK(d.feature != inr_dot || (d.ensemble == inr_none && d.layers == 0), "inr_query: dot takes no ensemble or trunk");
+    FASTDS_CHECK(d.feature != inr_fourier || d.D % 2 == 0, "inr_query: fourier needs an even D");
+    FASTDS_CHECK(d.heads > 0 && d.heads <= kInrHeads, "inr_query: heads out of range");
+    FASTDS_CHECK(d.B >= 0 && d.Q >= 0 && d.H > 0 && d.W > 0 && d.D > 0 && d.O > 0, "inr_query: a size is not positive");
+    FASTDS_CHECK(d.layers == 0 || d.width[d.layers - 1] == d.O, "inr_query: the trunk must end with O outputs");
+}
+
+using Addresses = std::vector<intptr_t>;
+
+Call make_call(int dtype, int feature, int ensemble, bool relu, bool areas, std::array<bool, 2> wrap,
+               const std::array<int64_t, 8>& sizes, const std::array<int64_t, 3>& maps_strides, const std::vector<int64_t>& axes,
+               const std::array<int64_t, 3>& strides, const std::vector<int64_t>& widths, const Addresses& tensors,
+               const Addresses& weights, const Addresses& biases) {
+    FASTDS_CHECK(widths.size() <= kInrLayers && weights.size() == widths.size() && biases.size() == widths.size(),
+                 "inr_query: the trunk may have up to " + std::to_string(kInrLayers) + " layers");
+    FASTDS_CHECK(tensors.size() == 11 && (axes.empty() || axes.size() == 8), "inr_query: wrong number of tensors or axes");
+    Call call;
+    InrQueryDims& d = call.dims;
+    d.dtype = to_dtype(dtype);
+    d.feature = feature, d.ensemble = ensemble, d.relu = relu, d.areas = areas;
+    d.wrap_y = wrap[0], d.wrap_x = wrap[1];
+    d.B = sizes[0], d.Q = sizes[1], d.H = sizes[2], d.W = sizes[3];
+    d.D = sizes[4], d.O = sizes[5], d.heads = sizes[6], d.dk = sizes[7];
+    d.maps_b = maps_strides[0], d.maps_h = maps_strides[1], d.maps_w = maps_strides[2];
+    if (!axes.empty()) {
+        d.rows = {axes[0], axes[1], axes[2], axes[3]};
+        d.columns = {axes[4], axes[5], axes[6], axes[7]};
+        FASTDS_CHECK(d.rows.den > 0 && d.columns.den > 0 && d.Q == d.rows.size * d.columns.size, "inr_query: axes do not fit Q");
+    }
+    d.point_b = strides[0], d.cell_b = strides[1], d.cell_q = strides[2];
+    d.layers = static_cast<int>(widths.size());
+    for (int l = 0; l < d.layers; l++) {
+        d.width[l] = widths[l];
+        call.tensors.weight[l] = pointer(weights[l]);
+        call.tensors.layer_bias[l] = pointer(biases[l]);
+    }
+    InrQueryTensors& t = call.tensors;
+    t.maps = pointer(tensors[0]);
+    t.base = static_cast<const int32_t*>(pointer(tensors[1]));
+    t.frac = pointer(tensors[2]);
+    t.rho_w = pointer(tensors[3]);
+    t.cell_w = pointer(tensors[4]);
+    t.bias = pointer(tensors[5]);
+    t.rho_bias = pointer(tensors[6]);
+    t.phase = pointer(tensors[7]);
+    t.cell = pointer(tensors[8]);
+    t.skip = pointer(tensors[9]);
+    t.mask = static_cast<const uint8_t*>(pointer(tensors[10]));
+    FASTDS_CHECK((!t.cell_w && !t.phase) || t.cell, "inr_query: cell_w and phase need cell");
+    check(d);
+    return call;
+}
+
+}  // namespace
+
+void register_inr_query(py::module_& m) {
+    using py::arg;
+    py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call, see csrc/inr_query/params.h")
+        .def(py::init(&make_call), py::kw_only(), arg("dtype"), arg("feature"), arg("ensemble"), arg("relu"), arg("areas"),
+             arg("wrap"), arg("sizes"), arg("maps_strides"), arg("axes"), arg("strides"), arg("widths"), arg("tensors"),
+             arg("weights"), arg("biases"))
+        .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); });
+    m.def("inr_query_forward", [](const Call& call, intptr_t y, int threads) {
+        py::gil_scoped_release release;
+        FASTDS_DISPATCH(inr_query_forward, call.dims, call.tensors, pointer(y), threads);
+    });
+    m.def("inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
+        py::gil_scoped_release release;
+        FASTDS_DISPATCH(inr_query_features, call.dims, call.tensors, pointer(rows), pointer(weights), threads);
+    });
+    m.def("inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
+                                            intptr_t rho_bias, intptr_t workspace, int threads) {
+        py::gil_scoped_release release;
+        const InrQueryGradients gradients{pointer(maps), pointer(offsets), pointer(rho_bias), pointer(workspace)};
+        FASTDS_DISPATCH(inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
+    });
+}
+
+}  // namespace fastds

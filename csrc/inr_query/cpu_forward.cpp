@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// inr_query forward: panels of queries are located, their features gathered into rows, and the rows taken through the whole
+// trunk while they stay in L2; only y is written to memory. Parallel over panels; every value of y is a sum in one order,
+// whatever the panel, the chunk of queries or the thread count.
+#include "core/gemm.h"
+#include "core/parallel.h"
+#include "inr_query/features.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kPanelRows = 96;  // two buffers of it and the weights of one layer share L2
+
+// The trunk with its weights packed, and how wide its rows are.
+template <class Step>
+struct Trunk {
+    using A = typename Step::A;
+    using Stored = typename Step::Stored;
+
+    Trunk(const InrQueryDims& dims, const InrQueryTensors& t)
+        : d(dims), weights(total(dims)), bias(dims.layers * widest(dims)), stride(round_up(widest(dims), 16)) {
+        Stored* at = weights;
+        for (int l = 0; l < d.layers; l++) {
+            const int64_t in = input(l), out = d.width[l];
+            const A* w = static_cast<const A*>(t.weight[l]);
+            pack<Step>(at, out, in, [&](int64_t term, int64_t o) { return store<Stored>(w[o * in + term]); });
+            __builtin_memcpy(bias + l * widest(d), t.layer_bias[l], out * sizeof(A));
+            at += packed_size<Step>(out, in);
+        }
+    }
+
+    int64_t input(int l) const { return l ? d.width[l - 1] : d.D; }
+    static int64_t widest(const InrQueryDims& d) {
+        int64_t most = d.D > d.O ? d.D : d.O;
+        for (int l = 0; l < d.layers; l++) most = d.width[l] > most ? d.width[l] : most;
+        return most;
+    }
+    static int64_t total(const InrQueryDims& d) {
+        int64_t sum = 0, in = d.D;
+        for (int l = 0; l < d.layers; l++) sum += packed_size<Step>(d.width[l], in), in = d.width[l];
+        return sum;
+    }
+
+    // rows, then other and rows in turn as scratch, then y: the last layer's values in the compute type.
+    void run(Stored* rows, Stored* other, A* y, int64_t n) const {
+        const Stored* packed = weights;
+        for (int l = 0; l < d.layers; l++) {
+            const A* b = bias + l * widest(d);
+            if (l + 1 < d.layers) {
+                layer<Stored, true>(rows, packed, b, input(l), d.width[l], other, n);
+            } else {
+                layer<A, false>(rows, packed, b, input(l), d.width[l], y, n);
+            }
+            packed += packed_size<Step>(d.width[l], input(l));
+            Stored* next = other;
+            other = rows;
+            rows = next;
+        }
+    }
+
+    template <class Out, bool kRelu>
+    void layer(const Stored* x, const Stored* packed, const A* b, int64_t in, int64_t out, Out* y, int64_t n) const {
+        const int64_t steps = (in + Step::terms - 1) / Step::terms;
+        for_column_blocks<A>(out, [&](auto width, int64_t column) {
+            constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+            constexpr int64_t b_step = NV * lanes * Step::terms;
+            for (int64_t r = 0; r < n; r += MR) {
+                Vec<A> acc[MR][NV];
+                clear<A>(acc);
+                multiply<Step>(acc, x + r * stride, stride, Step::terms, packed, b_step, steps);
+                const int64_t rows = n - r < MR ? n - r : MR;
+#pragma GCC unroll 12
+                for (int i = 0; i < MR; i++) {
+                    if (i >= rows) break;
+#pragma GCC unroll 4
+                    for (int j = 0; j < NV; j++) {
+                        const Vec<A> sum = acc[i][j] + load_vec<lanes>(b + column + j * lanes);
+                        store_first<lanes>(y + (r + i) * stride + column + j * lanes, relu_if<A, lanes>(kRelu, sum),
+                                           out - column - j * lanes);
+                    }
+                }
+            }
+            packed += steps * b_step;
+        });
+    }
+
+    const InrQueryDims& d;
+    const Buffer<Stored> weights;
+    const Buffer<A> bias;
+    const int64_t stride;  // of the rows
+};
+
+// y = (late: sum of omega_j over the four rows, else the row) + bilinear skip; NaN where no corner is valid.
+template <class T, class A>
+FASTDS_HD void finish(const Source<T>& source, const Place<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
+    const InrQueryDims& d = source.d;
+    const bool late = d.ensemble == inr_late;
+    // A single corner says nothing about the skip: its four are located apart.
+    const Place<A> along = source.t.skip && d.ensemble == inr_none ? source.place(b, q, 4) : p;
+    const A* skip = static_cast<const A*>(source.t.skip);
+    for (int64_t o = 0; o < d.O; o++) {
+        A sum = row[o];
+        if (late) {
+            sum = 0;
+            for (int j = 0; j < 4; j++) sum += p.weight[j] * row[j * stride + o];
+        }
+        for (int j = 0; skip && j < 4; j++)
+            if (along.valid[j])
+                sum += along.weight[j] * skip[((b * d.H + along.row[j]) * d.W + along.column[j]) * d.O + o];
+        y[o] = p.any ? sum : static_cast<A>(__builtin_nan(""));
+    }
+}
+
+template <class Step, class T>
+void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* y, int threads) {
+    using A = typename Step::A;
+    using Stored = typename Step::Stored;
+    const Source<T> source(d, t);
+    const Trunk<Step> trunk(d, t);
+    const int64_t per_query = d.ensemble == inr_late ? 4 : 1, queries = kPanelRows / per_query, total = d.B * d.Q;
+    const int corners = d.ensemble == inr_none ? 1 : 4;
+    parallel_tasks((total + queries - 1) / queries, threads, [&](const auto& next) {
+        // Rows are multiplied to whole vectors and tiles: they have to be finite throughout.
+        const int64_t elements = kPanelRows * trunk.stride;
+        const Buffer<Stored> rows(elements), other(elements);
+        const Buffer<A> last(elements);
+        const Buffer<Place<A>> places(queries);
+        __builtin_memset(rows, 0, elements * sizeof(Stored));
+        __builtin_memset(other, 0, elements * sizeof(Stored));
+        Features<Stored, T, A> stored(source);
+        Features<A, T, A> exact(source);
+        for (int64_t task; (task = next()) >= 0;) {
+            const int64_t first = task * queries, n = total - first < queries ? total - first : queries;
+            for (int64_t i = 0; i < n; i++) {
+                const int64_t b = (first + i) / d.Q, q = (first + i) % d.Q, at = i * per_query * trunk.stride;
+                places[i] = source.place(b, q, corners);
+                if (d.layers) {
+                    stored.write(places[i], b, q, rows + at, trunk.stride);
+                } else {
+                    exact.write(places[i], b, q, last + at, trunk.stride);
+                }
+            }
+            if (d.layers) trunk.run(rows, other, last, n * per_query);
+            for (int64_t i = 0; i < n; i++)
+                finish(source, places[i], (first + i) / d.Q, (first + i) % d.Q, last + i * per_query * trunk.stride,
+                       trunk.stride, y + (first + i) * d.O);
+        }
+    });
+}
+
+template <class T>
+void features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* rows, compute_t<T>* weights, int threads) {
+    using A = compute_t<T>;
+    const Source<T> source(d, t);
+    const int64_t per_query = d.ensemble == inr_late ? 4 : 1, width = d.feature == inr_dot ? d.O : d.D;
+    parallel_for(d.B * d.Q, threads, [&](int64_t begin, int64_t end) {
+        Features<A, T, A> write(source);
+        for (int64_t at = begin; at < end; at++) {
+            const Place<A> place = source.place(at / d.Q, at % d.Q, write.corners);
+            write.write(place, at / d.Q, at % d.Q, rows + at * per_query * width, width);
+            for (int j = 0; j < 4; j++) weights[4 * at + j] = place.weight[j];
+        }
+    });
+}
+
+}  // namespace
+
+void inr_query_forward(const InrQueryDims& dims, const InrQueryTensors& tensors, void* y, int threads) {
+#if defined(__AVX512BF16__)
+    if (dims.dtype == bf16) return forward<Bf16DotStep, BFloat16>(dims, tensors, static_cast<float*>(y), threads);
+#endif
+    FASTDS_DTYPE_SWITCH(dims.dtype, forward<FmaStep<compute_t<scalar>>, scalar>(
+                                        dims, tensors, static_cast<compute_t<scalar>*>(y), threads))
+}
+
+void inr_query_features(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights, int threads) {
+    FASTDS_DTYPE_SWITCH(dims.dtype, features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
+                                                     static_cast<compute_t<scalar>*>(weights), threads))
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

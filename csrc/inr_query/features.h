@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// The features of the corners of one query and their ensemble, forward; channels as vectors.
+#pragma once
+#include "core/buffer.h"
+#include "inr_query/math.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+template <int N>
+struct Run {
+    static constexpr int value = N;
+};
+
+// Calls f(Run<N>, first channel) over begin .. end-1 in the longest vectors that fit.
+template <class A, class F>
+FASTDS_HD void for_runs(int64_t begin, int64_t end, const F& f) {
+    int64_t c = begin;
+    for (; c + kLanes<A> <= end; c += kLanes<A>) f(Run<kLanes<A>>{}, c);
+    if constexpr (kLanes<A> > 4)
+        for (; c + 4 <= end; c += 4) f(Run<4>{}, c);
+    for (; c < end; c++) f(Run<1>{}, c);
+}
+
+// Addresses of the maps of one call, and the coordinates of its queries.
+template <class T>
+struct Source {
+    using A = compute_t<T>;
+    explicit Source(const InrQueryDims& dims, const InrQueryTensors& tensors)
+        : d(dims),
+          t(tensors),
+          channels(inr_query_channels(dims)),
+          rows(dims.rows.den ? dims.rows.size : 0),
+          columns(dims.rows.den ? dims.columns.size : 0),
+          nothing(channels) {
+        for (int64_t k = 0; d.rows.den && k < d.rows.size; k++) rows[k] = grid_coordinate<A>(d.rows, k);
+        for (int64_t k = 0; d.rows.den && k < d.columns.size; k++) columns[k] = grid_coordinate<A>(d.columns, k);
+        __builtin_memset(nothing, 0, channels * sizeof(T));
+    }
+
+    Place<A> place(int64_t b, int64_t q, int corners) const {
+        const uint8_t* mask = t.mask ? t.mask + b * d.H * d.W : nullptr;
+        if (d.rows.den) return place_of<A>(d, rows[q / d.columns.size], columns[q % d.columns.size], corners, mask);
+        const int64_t at = 2 * (b * d.point_b + q);
+        const A* frac = static_cast<const A*>(t.frac) + at;
+        return place_of<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
+    }
+
+    // Channel 0 of corner j; zeros for an invalid pixel, whose values are never read.
+    const T* corner(const Place<A>& p, int64_t b, int j) const {
+        if (!p.valid[j]) return nothing;
+        return static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w;
+    }
+
+    const A* cell(int64_t b, int64_t q) const { return static_cast<const A*>(t.cell) + b * d.cell_b + q * d.cell_q; }
+
+    const InrQueryDims& d;
+    const InrQueryTensors& t;
+    const int64_t channels;
+    const Buffer<Coordinate<A>> rows, columns;
+    const Buffer<T> nothing;
+};
+
+// R rho + Lambda kappa + b of a query: constant = Lambda kappa + b, the rest by corner. For Fourier constant = Phi kappa.
+template <class A>
+struct OffsetTerms {
+    explicit OffsetTerms(const InrQueryDims& dims, const InrQueryTensors& t)
+        : width(dims.feature == inr_fourier ? dims.D / 2 : dims.D), zeros(width), constant(width) {
+        __builtin_memset(zeros, 0, width * sizeof(A));
+        const A* matrix = static_cast<const A*>(dims.feature == inr_fourier ? t.phase : t.cell_w);
+        cell_y = matrix;
+        cell_x = matrix ? matrix + width : nullptr;
+        bias = dims.feature == inr_fourier || t.bias == nullptr ? zeros : static_cast<const A*>(t.bias);
+        rho_y = t.rho_w ? static_cast<const A*>(t.rho_w) : zeros;
+        rho_x = t.rho_w ? rho_y + width : zeros;
+    }
+
+    void set_cell(const A* cell) {
+        if (cell_y == nullptr) {
+            __builtin_memcpy(constant, bias, width * sizeof(A));
+            return;
+        }
+        for_runs<A>(0, width, [&](auto run, int64_t c) {
+            constexpr int N = decltype(run)::value;
+            store_vec<N>(constant + c, Vec<A, N>(load_vec<N>(bias + c) + load_vec<N>(cell_y + c) * cell[0] +
+                                                 load_vec<N>(cell_x + c) * cell[1]));
+        });
+    }
+
+    const int64_t width;
+    const Buffer<A> zeros, constant;
+    const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
+};
+
+template <class A, int N>
+FASTDS_HD Vec<A, N> relu_if(bool relu, Vec<A, N> x) {
+    return relu ? Vec<A, N>(x > A(0) ? x : Vec<A, N>{}) : x;
+}
+
+// The pre-activations of the four corners (0 .. corners-1) at channels c .. c+N-1.
+template <int N, class A, class T>
+FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* const* corner, int corners, int64_t c,
+                         Vec<A, N>* h) {
+    const auto constant = load_vec<N>(o.constant + c), ry = load_vec<N>(o.rho_y + c), rx = load_vec<N>(o.rho_x + c);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        if (j >= corners) break;
+        h[j] = load_vec<N>(corner[j] + c) + (constant + (ry * p.rho_y[j] + rx * p.rho_x[j]));
+    }
+}
+
+// <q, k_j> over n channels for the four corners, one per lane.
+template <class A, class T>
+FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
+    Vec<A, 4> sum{};
+    int64_t c = 0;
+    if constexpr (kLanes<A> > 4) {
+        if (n >= kLanes<A>) {
+            Vec<A> p[4] = {};
+            for (; c + kLanes<A> <= n; c += kLanes<A>)
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) p[j] += load_vec<kLanes<A>>(q + c) * load_vec<kLanes<A>>(k[j] + c);
+            if constexpr (kLanes<A> == 16) {
+                Vec<A, 4> part[4];
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    const auto half = half_of<0>(p[j]) + half_of<1>(p[j]);
+                    part[j] = half_of<0>(half) + half_of<1>(half);
+                }
+                sum += sum_lanes<A>(part[0], part[1], part[2], part[3]);
+            } else {
+                Vec<A, 4> part[4];
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) part[j] = half_of<0>(p[j]) + half_of<1>(p[j]);
+                sum += sum_lanes<A>(part[0], part[1], part[2], part[3]);
+            }
+        }
+    }
+    Vec<A, 4> p[4] = {};
+    for (; c + 4 <= n; c += 4)
+        for (int j = 0; j < 4; j++) p[j] += load_vec<4>(q + c) * load_vec<4>(k[j] + c);
+    sum += sum_lanes<A>(p[0], p[1], p[2], p[3]);
+    for (; c < n; c++) {
+        const Vec<A, 4> values = {A(load(k[0][c])), A(load(k[1][c])), A(load(k[2][c])), A(load(k[3][c]))};
+        sum += q[c] * values;
+    }
+    return sum;
+}
+
+// Attention over the corners with log omega as prior: alpha[4 h + j] = omega_j e^{l_jh} / sum.
+template <class A>
+struct Attention {
+    explicit Attention(const InrQueryDims& d, const InrQueryTensors& t)
+        : heads(d.heads), dk(d.dk), keys(d.D), contents(d.D + d.heads * d.dk), scale(A(1) / A(__builtin_sqrt(double(d.dk)))),
+          bias(static_cast<const A*>(t.rho_bias)), query(d.heads * d.dk), alpha(4 * d.heads) {}
+
+    template <class T>
+    FASTDS_HD void weigh(const Place<A>& p, const T* const* corner) const {
+        for_runs<A>(0, heads * dk, [&](auto run, int64_t c) {
+            constexpr int N = decltype(run)::value;
+            Vec<A, N> sum{};
+            for (int j = 0; j < 4; j++) sum += load_vec<N>(corner[j] + contents + c) * p.weight[j];
+            store_vec<N>(query + c, sum);
+        });
+        const auto weight = load_vec<4>(p.weight), rho_y = load_vec<4>(p.rho_y), rho_x = load_vec<4>(p.rho_x);
+        const auto present = weight > A(0);
+        for (int64_t h = 0; h < heads; h++) {
+            const T* key[4];
+            for (int j = 0; j < 4; j++) key[j] = corner[j] + keys + h * dk;
+            Vec<A, 4> logit = dot_corners<A>(query + h * dk, key, dk) * scale;
+            if (bias != nullptr) logit += bias[h] * rho_y + bias[heads + h] * rho_x;
+            Vec<A, 4> top = present ? logit : Vec<A, 4>{} - A(__builtin_inf());
+            auto swapped = __builtin_shufflevector(top, top, 2, 3, 0, 1);
+            top = top > swapped ? top : swapped;
+            swapped = __builtin_shufflevector(top, top, 1, 0, 3, 2);
+            top = top > swapped ? top : swapped;
+            const auto parts = exp_parts<A>(Vec<A, 4>(present ? logit - top : Vec<A, 4>{}));
+            const Vec<A, 4> e = weight * (parts.scale + parts.scale * parts.rest);
+            const A total = (e[0] + e[1]) + (e[2] + e[3]);
+            store_vec<4>(alpha + 4 * h, Vec<A, 4>(e / (total > 0 ? total : A(1))));
+        }
+    }
+
+    const int64_t heads, dk, keys, contents;
+    const A scale;
+    const A* bias;
+    const Buffer<A> query, alpha;
+};
+
+// sin and cos of the phase of corner j at frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
+template <int N, class A, class T>
+FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& p, const T* frequency, int j, int64_t n) {
+    Vec<A, N> along_y, along_x;
+    if constexpr (N == 1) {
+        along_y = A(load(frequency[2 * n]));
+        along_x = A(load(frequency[2 * n + 1]));
+    } else {
+        A pairs[2 * N];
+        store_vec<N>(pairs, load_vec<N>(frequency + 2 * n));
+        store_vec<N>(pairs + N, load_vec<N>(frequency + 2 * n + N));
+        for (int i = 0; i < N; i++) along_y[i] = pairs[2 * i], along_x[i] = pairs[2 * i + 1];
+    }
+    return sincos_pi<A>(Vec<A, N>(along_y * p.rho_y[j] + along_x * p.rho_x[j] + load_vec<N>(o.constant + n)));
+}
+
+// Writes what enters the trunk: one row, for late one per corner (row_stride apart). S: storage of the rows.
+template <class S, class T, class A>
+struct Features {
+    const Source<T>& source;
+    OffsetTerms<A> offset;
+    const Attention<A> attention;
+    const int corners;
+    int64_t sample = -1;
+
+    explicit Features(const Source<T>& s)
+        : source(s), offset(s.d, s.t), attention(s.d, s.t), corners(s.d.ensemble == inr_none ? 1 : 4) {}
+
+    // The cell of query (b, q) becomes current.
+    FASTDS_HD void set_cell(int64_t b, int64_t q) {
+        if (source.d.cell_q || b != sample) offset.set_cell(source.t.cell ? source.cell(b, q) : nullptr);
+        sample = b;
+    }
+
+    FASTDS_HD void write(const Place<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
+        const InrQueryDims& d = source.d;
+        const T* corner[4];
+        for (int j = 0; j < 4; j++) corner[j] = source.corner(p, b, j);
+        set_cell(b, q);
+        if (d.feature == inr_dot) {
+            write_dot(p, corner[0], row);
+        } else if (d.feature == inr_fourier) {
+            write_fourier(p, corner, row, row_stride);
+        } else if (d.ensemble == inr_early_attn) {
+            attention.weigh(p, corner);
+            const int64_t width = d.D / d.heads;
+            for (int64_t h = 0; h < d.heads; h++)
+                write_affine(p, corner, row, row_stride, attention.alpha + 4 * h, h * width, (h + 1) * width);
+        } else {
+            write_affine(p, corner, row, row_stride, p.weight, 0, d.D);
+        }
+    }
+
+  private:
+    FASTDS_HD void write_affine(const Place<A>& p, const T* const* corner, S* row, int64_t row_stride, const A* alpha,
+                                int64_t begin, int64_t end) const {
+        const bool late = source.d.ensemble == inr_late, relu = source.d.relu;
+        for_runs<A>(begin, end, [&](auto run, int64_t c) {
+            constexpr int N = decltype(run)::value;
+            Vec<A, N> h[4] = {}, sum{};
+            affine_at<N>(offset, p, corner, corners, c, h);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                if (j >= corners) break;
+                h[j] = relu_if<A, N>(relu, h[j]);
+                if (late) store_vec<N>(row + j * row_stride + c, h[j]);
+                if (!late) sum += h[j] * alpha[j];
+            }
+            if (!late) store_vec<N>(row + c, sum);
+        });
+    }
+
+    FASTDS_HD void write_fourier(const Place<A>& p, const T* const* corner, S* row, int64_t row_stride) const {
+        const bool late = source.d.ensemble == inr_late;
+        const int64_t half = offset.width;
+        for_runs<A>(0, half, [&](auto run, int64_t n) {
+            constexpr int N = decltype(run)::value;
+            Vec<A, N> first{}, second{};
+            for (int j = 0; j < corners; j++) {
+                const auto wave = fourier_at<N>(offset, p, corner[j] + 2 * half, j, n);
+                const Vec<A, N> c = load_vec<N>(corner[j] + n) * wave.cosine;
+                const Vec<A, N> s = load_vec<N>(corner[j] + half + n) * wave.sine;
+                if (late) {
+                    store_vec<N>(row + j * row_stride + n, c);
+                    store_vec<N>(row + j * row_stride + half + n, s);
+                }
+                first += c * p.weight[j];
+                second += s * p.weight[j];
+            }
+            if (!late) {
+                store_vec<N>(row + n, first);
+                store_vec<N>(row + half + n, second);
+            }
+        });
+    }
+
+    // y_o = <a, G_o> + g_o; the row has O values.
+    FASTDS_HD void write_dot(const Place<A>& p, const T* corner, S* row) const {
+        const int64_t D = source.d.D, O = source.d.O;
+        for (int64_t o = 0; o < O; o++) {
+            A sum = load(corner[O * D + o]);
+            for_runs<A>(0, D, [&](auto run, int64_t c) {
+                constexpr int N = decltype(run)::value;
+                const Vec<A, N> a = relu_if<A, N>(source.d.relu, dot_input<N>(p, c));
+                const Vec<A, N> product = a * load_vec<N>(corner + o * D + c);
+                if constexpr (N == 1) {
+                    sum += product;
+                } else {
+                    for (int i = 0; i < N; i++) sum += product[i];
+                }
+            });
+            row[o] = store<S>(sum);
+        }
+    }
+
+  public:
+    // The pre-activation of the dot feature at channels c .. c+N-1.
+    template <int N>
+    FASTDS_HD Vec<A, N> dot_input(const Place<A>& p, int64_t c) const {
+        return load_vec<N>(offset.constant + c) +
+               (load_vec<N>(offset.rho_y + c) * p.rho_y[0] + load_vec<N>(offset.rho_x + c) * p.rho_x[0]);
+    }
+};
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a query lies and what its corners weigh, the sines of the Fourier feature.
+#pragma once
+#include "core/dtype.h"
+#include "core/vec_math.h"
+#include "inr_query/params.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// u = base + frac on one axis.
+template <class A>
+struct Coordinate {
+    int64_t base;
+    A frac;
+};
+
+template <class A>
+FASTDS_HD Coordinate<A> grid_coordinate(const InrAxis& axis, int64_t k) {
+    const int64_t numerator = axis.start + axis.step * k;
+    int64_t base = numerator / axis.den;
+    if (numerator < base * axis.den) base--;  // floor, where C++ truncates
+    return {base, static_cast<A>(static_cast<double>(numerator - base * axis.den) / static_cast<double>(axis.den))};
+}
+
+// Corner a of an axis of n cells: its pixel, rho = 2 (u - pixel) with the pixel not wrapped, and its linear weight.
+template <class A>
+struct AxisCorner {
+    int64_t pixel;
+    A rho, weight;
+};
+
+template <class A>
+FASTDS_HD AxisCorner<A> axis_corner(const Coordinate<A>& u, int64_t n, bool wrap, int a) {
+    const A weight = a ? u.frac : A(1) - u.frac;
+    const int64_t at = u.base + a;
+    if (wrap) {
+        const int64_t pixel = at % n;
+        return {pixel < 0 ? pixel + n : pixel, A(2) * (u.frac - A(a)), weight};
+    }
+    const int64_t pixel = at < 0 ? 0 : at >= n ? n - 1 : at;
+    return {pixel, A(2) * (u.frac + static_cast<A>(u.base - pixel)), weight};
+}
+
+// The corners of a query in the order (0,0), (0,1), (1,0), (1,1); weight 0 where absent or invalid.
+template <class A>
+struct Place {
+    int64_t row[4], column[4];
+    A weight[4], rho_y[4], rho_x[4];
+    bool valid[4];
+    bool any;  // a valid corner with weight
+};
+
+constexpr double kAreaEpsilon = 1e-9;
+
+// corners: 4, or 1 for the upper left alone. mask: (H, W) of the sample or null.
+template <class A>
+FASTDS_HD Place<A> place_of(const InrQueryDims& d, const Coordinate<A>& u, const Coordinate<A>& v, int corners,
+                            const uint8_t* mask) {
+    Place<A> place;
+    A total = 0;
+    for (int j = 0; j < 4; j++) {
+        const auto y = axis_corner(u, d.H, d.wrap_y, j / 2), x = axis_corner(v, d.W, d.wrap_x, j % 2);
+        place.row[j] = y.pixel;
+        place.column[j] = x.pixel;
+        place.rho_y[j] = y.rho;
+        place.rho_x[j] = x.rho;
+        place.weight[j] = j < corners ? (corners == 1 ? A(1) : y.weight * x.weight) : A(0);
+    }
+    if (d.areas && corners == 4) {
+        A area[4], sum = 0;
+        for (int j = 0; j < 4; j++) {
+            const A product = place.rho_y[3 - j] * place.rho_x[3 - j];
+            area[j] = (product < 0 ? -product : product) + A(kAreaEpsilon);
+            sum += area[j];
+        }
+        for (int j = 0; j < 4; j++) place.weight[j] = area[j] / sum;
+    }
+    place.any = true;
+    for (int j = 0; j < 4; j++) {
+        place.valid[j] = mask == nullptr || mask[place.row[j] * d.W + place.column[j]];
+        if (!place.valid[j]) place.weight[j] = 0;
+        total += place.weight[j];
+    }
+    if (mask != nullptr) {
+        place.any = total > 0;
+        for (int j = 0; j < 4 && place.any; j++) place.weight[j] /= total;
+    }
+    return place;
+}
+
+// sin(pi x) and cos(pi x) by Taylor series on [-1/2, 1/2]; V: A or a vector of it. |x| below 2^22.
+template <class V>
+struct SinCos {
+    V sine, cosine;
+};
+template <class A, class V>
+FASTDS_HD SinCos<V> sincos_pi(V x) {
+    constexpr int terms = sizeof(A) == 8 ? 12 : 7;
+    constexpr A magic = sizeof(A) == 8 ? A(6755399441055744.0) : A(12582912.0);  // 1.5 * 2^52, 1.5 * 2^23
+    constexpr A pi = A(3.14159265358979323846);
+    const V shifted = x + magic;
+    const V r = (x - (shifted - magic)) * pi, square = r * r;
+    V sine = V{} + A(1), cosine = V{} + A(1);
+#pragma GCC unroll 12
+    for (int k = terms - 1; k >= 1; k--) {
+        sine = A(1) - sine * square * A(1.0 / ((2 * k) * (2 * k + 1)));
+        cosine = A(1) - cosine * square * A(1.0 / ((2 * k - 1) * (2 * k)));
+    }
+    const auto odd = -(to_bits(shifted) & 1) & kSignBit<A>;  // where the nearest integer is odd
+    return {from_bits<V>(to_bits(sine * r) ^ odd), from_bits<V>(to_bits(cosine) ^ odd)};
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

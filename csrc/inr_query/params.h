@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sizes and addresses of one inr_query call; plain data shared by the binding and the kernels.
+//
+// maps is NHWC with its own batch, row and pixel strides (channel stride 1) in the storage type; everything else is dense in
+// the compute type (float, or double for double): rho_w, cell_w and phase as (2, D) or (2, N): all row parts, then all column
+// parts. Channels of maps: affine D, fourier 2N amplitudes and 2N frequencies (row, column pairs), dot O*D and O constants;
+// early_attn adds heads*dk keys and heads*dk contents behind.
+#pragma once
+#include <stdint.h>
+
+#include "core/isa.h"
+
+namespace fastds {
+
+enum InrFeature : int { inr_affine = 0, inr_fourier = 1, inr_dot = 2 };
+enum InrEnsemble : int { inr_none = 0, inr_late = 1, inr_early_area = 2, inr_early_attn = 3 };
+
+constexpr int kInrLayers = 8;
+constexpr int64_t kInrHeads = 64;
+
+// Index coordinates of a grid axis: u_k = (start + step * k) / den.
+struct InrAxis {
+    int64_t size, step, start, den;
+};
+
+struct InrQueryDims {
+    int dtype;  // DType of maps
+    int feature, ensemble;
+    int relu;   // activation of affine and dot features
+    int areas;  // corner weights from offset areas, as published for LIIF, instead of the bilinear ones
+    int wrap_y, wrap_x;
+    int64_t B, Q, H, W, D, O, heads, dk;  // D: width of a corner's feature
+    int64_t maps_b, maps_h, maps_w;
+    InrAxis rows, columns;     // of a grid; rows.den 0: base and frac name the points
+    int64_t point_b;           // queries between the points of two samples, 0 where they share them
+    int64_t cell_b, cell_q;    // elements of cell between samples and between queries, 0 where shared
+    int layers;                // of the trunk
+    int64_t width[kInrLayers];  // outputs of each
+};
+
+struct InrQueryTensors {
+    const void* maps;
+    const int32_t* base;  // (B or 1, Q, 2)
+    const void* frac;     // (B or 1, Q, 2)
+    const void *rho_w, *cell_w, *bias, *rho_bias, *phase, *cell;  // each may be null
+    const void* skip;     // (B, H, W, O) or null
+    const uint8_t* mask;  // (B, H, W) or null
+    const void* weight[kInrLayers];  // (out, in)
+    const void* layer_bias[kInrLayers];
+};
+
+// Gradients of the features; dense, a null one is not written. maps: (B, H, W, channels), offsets: kInrOffsetRows rows of D.
+struct InrQueryGradients {
+    void* maps;
+    void* offsets;
+    void* rho_bias;  // (2, heads)
+    void* workspace;
+};
+
+// Rows of InrQueryGradients::offsets: row and column part of rho_w, bias, row and column part of cell_w or phase.
+constexpr int64_t kInrOffsetRows = 5;
+
+// y: (B, Q, O).
+FASTDS_PER_ISA(void inr_query_forward(const InrQueryDims& dims, const InrQueryTensors& tensors, void* y, int threads))
+// What enters the trunk: rows (B, Q, D) or for late (B, Q, 4, D), and the corner weights (B, Q, 4) with 0 for absent ones.
+FASTDS_PER_ISA(void inr_query_features(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights,
+                                       int threads))
+// grad_rows as rows above (for dot: (B, Q, O)).
+FASTDS_PER_ISA(void inr_query_features_backward(const InrQueryDims& dims, const InrQueryTensors& tensors,
+                                                const void* grad_rows, const InrQueryGradients& gradients, int threads))
+
+int64_t inr_query_channels(const InrQueryDims& dims);
+// Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
+int64_t inr_query_workspace(const InrQueryDims& dims);
+
+}  // namespace fastds
