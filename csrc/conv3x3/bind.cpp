@@ -3,55 +3,13 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
-#include <optional>
-#include <tuple>
-#include <vector>
 
-#include "conv3x3/params.h"
-#include "core/bind.h"
+#include "conv3x3/bind.h"
 
 namespace py = pybind11;
 
 namespace fastds {
 namespace {
-
-// address, dtype, channels, strides of batch, row and pixel in elements
-using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t>;
-// B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w
-using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
-
-int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
-
-Conv3x3View to_view(const TensorArgs& t) {
-    const auto [address, dtype, channels, b, h, w] = t;
-    return {pointer(address), nullptr, channels, b, h, w};
-}
-
-// The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none.
-Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shuffle, intptr_t sign) {
-    FASTDS_CHECK(!tensors.empty() && shuffle >= 1 && shuffle * shuffle * static_cast<int64_t>(tensors.size()) <= kConv3x3Views,
-                 "conv3x3: expected 1 to " + std::to_string(kConv3x3Views) + " views");
-    Conv3x3Views views{};
-    views.dtype = to_dtype(std::get<1>(tensors[0]));
-    FASTDS_CHECK(views.dtype != f64, "conv3x3: no kernel for float64");
-    for (const TensorArgs& tensor : tensors) {
-        FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0, "conv3x3: tensors of different dtype or empty");
-        const Conv3x3View whole = to_view(tensor);
-        for (int64_t part = 0; part < shuffle * shuffle; part++) {
-            const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * item_size(views.dtype);
-            views.view[views.count++] = {static_cast<char*>(whole.data) + shift,
-                                         sign ? static_cast<char*>(pointer(sign)) + shift : nullptr,
-                                         whole.channels, whole.b, whole.h * shuffle, whole.w * shuffle};
-        }
-    }
-    return views;
-}
-
-Conv3x3Geometry to_geometry(const GeometryArgs& g) {
-    const auto [B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w] = g;
-    FASTDS_CHECK(B >= 0 && H > 0 && W > 0 && Ho >= 0 && Wo >= 0, "conv3x3: a size is not positive");
-    return {B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w};
-}
 
 struct PlannedCall {
     Conv3x3Call call;
@@ -126,20 +84,27 @@ void register_conv3x3(py::module_& m) {
                 FASTDS_DISPATCH(conv3x3_grad_weight, self, static_cast<float*>(pointer(workspace)));
             },
             "workspace: `bytes` bytes, 64-byte aligned; the numbers do not depend on threads");
-    m.def("conv3x3_packed_size",
-          [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH(conv3x3_packed_size, inputs, outputs); });
+    m.def(
+        "conv3x3_packed_size",
+        [](int64_t O, int64_t C, bool adjoint, int gates) {
+            const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
+            return FASTDS_DISPATCH(conv3x3_packed_size, w, adjoint, gates);
+        },
+        arg("O"), arg("C"), arg("adjoint"), arg("gates") = 0);
     m.def(
         "conv3x3_pack_weight",
         [](intptr_t weight, int dtype, int64_t O, int64_t C, int64_t stride_o, int64_t stride_c, int64_t stride_h, int64_t stride_w,
-           bool adjoint, int64_t shuffle, intptr_t packed, intptr_t copy, int threads) {
+           bool adjoint, int64_t shuffle, int gates, intptr_t packed, intptr_t copy, int threads) {
             const Conv3x3Weight w{pointer(copy), to_dtype(dtype), O, C, stride_o, stride_c, stride_h, stride_w};
             FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
+            FASTDS_CHECK(gates == 0 || (!adjoint && shuffle == 1 && (gates == 1 || gates == 2 || gates == 4) && O % gates == 0),
+                         "conv3x3: gates are 1, 2 or 4 parts of the outputs of a forward weight");
             py::gil_scoped_release release;
             std::memcpy(pointer(copy), pointer(weight), O * C * 9 * item_size(dtype));
-            FASTDS_DISPATCH(conv3x3_pack_weight, w, adjoint, shuffle, static_cast<float*>(pointer(packed)), threads);
+            FASTDS_DISPATCH(conv3x3_pack_weight, w, adjoint, shuffle, gates, static_cast<float*>(pointer(packed)), threads);
         },
         "Transforms the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
-        "conv3x3_packed_size floats, copy: the bytes of the weight");
+        "conv3x3_packed_size floats, copy: the bytes of the weight; gates: see csrc/conv3x3/gates.h");
     m.def(
         "conv3x3_same",
         [](intptr_t a, intptr_t b, int64_t bytes) { return std::memcmp(pointer(a), pointer(b), bytes) == 0; },

@@ -8,18 +8,14 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Channel of the convolution's output that stands at a packed position: (channel, sub-pixel) -> (sub-pixel, channel).
-FASTDS_HD int64_t unshuffled(int64_t position, int64_t outputs, int64_t shuffle) {
-    const int64_t parts = shuffle * shuffle, per_part = outputs / parts;
-    return position % per_part * parts + position / per_part;
-}
-
 template <class T>
-void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, float* packed, int threads) {
+void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, int gates, float* packed, int threads) {
     const T* data = static_cast<const T*>(w.data);
-    const int64_t inputs = adjoint ? w.O : w.C, outputs = adjoint ? w.C : w.O;
-    const int64_t plane = conv3x3_packed_size(inputs, outputs) / kPoints;
-    const ColumnBlocks cut = column_blocks<float>(outputs);
+    const int64_t inputs = adjoint ? w.O : w.C;
+    // The outputs that the columns stand for; in the adjoint the rows.
+    const ColumnMap outputs = column_map(w.O, w.C, shuffle, gates), map = adjoint ? column_map(w.C, w.O, 1, 0) : outputs;
+    const int64_t plane = conv3x3_packed_size(w, adjoint, gates) / kPoints;
+    const ColumnBlocks cut = column_blocks<float>(map.columns);
     parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             int64_t block = 0;
@@ -28,9 +24,10 @@ void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, float* packed, 
             float* out = packed + first * kL * inputs + (vector - first) * kL;
             for (int64_t i = 0; i < inputs; i++, out += width * kL) {
                 float taps[9][kL] = {};
-                for (int lane = 0; lane < kL && vector * kL + lane < outputs; lane++) {
-                    const int64_t column = vector * kL + lane;
-                    const int64_t o = unshuffled(adjoint ? i : column, w.O, shuffle), c = adjoint ? column : i;
+                for (int lane = 0; lane < kL; lane++) {
+                    const int64_t output = map.output(vector * kL + lane);
+                    if (output < 0) continue;
+                    const int64_t o = adjoint ? outputs.output(i) : output, c = adjoint ? output : i;
                     const T* filter = data + o * w.stride_o + c * w.stride_c;
                     for (int k = 0; k < 9; k++)
                         taps[adjoint ? 8 - k : k][lane] = load(filter[k / 3 * w.stride_h + k % 3 * w.stride_w]);
@@ -54,13 +51,16 @@ void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, float* packed, 
 
 }  // namespace
 
-int64_t conv3x3_packed_size(int64_t inputs, int64_t outputs) { return kPoints * inputs * round_up(outputs, kL); }
+int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint, int gates) {
+    const ColumnMap map = adjoint ? column_map(w.C, w.O, 1, 0) : column_map(w.O, w.C, 1, gates);
+    return kPoints * (adjoint ? w.O : w.C) * round_up(map.columns, kL);
+}
 
-void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads) {
+void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, int gates, float* packed, int threads) {
     switch (weight.dtype) {
-        case f32: return pack<float>(weight, adjoint, shuffle, packed, threads);
-        case f16: return pack<Half>(weight, adjoint, shuffle, packed, threads);
-        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, packed, threads);
+        case f32: return pack<float>(weight, adjoint, shuffle, gates, packed, threads);
+        case f16: return pack<Half>(weight, adjoint, shuffle, gates, packed, threads);
+        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, gates, packed, threads);
         case f64: break;
     }
 }

@@ -46,11 +46,12 @@ def _workspace(size: int) -> Tensor:
     return new
 
 
-def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
+def packed(weight: Tensor, adjoint: bool, shuffle: int, gates: int = 0) -> Tensor:
     """The transformed filters, kept while the weight's bytes stay the same.
 
     Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
     leave them as they were. So a copy of the weight lies beside its transform, and they are compared.
+    gates: 1, 2 or 4 interleaves the outputs (gate, channel) of a recurrent cell, see csrc/conv3x3/gates.h.
     """
     weights = getattr(_kept, "weights", None)
     if weights is None:
@@ -59,18 +60,18 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
     module = _native.native()
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         weight = weight.contiguous()
-    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
+    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, gates, module.isa())
     entry = weights.get(key)
     fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes)
     if not fresh:
         out, inputs = weight.shape[:2]
         if entry is None:
-            size = module.conv3x3_packed_size(*((out, inputs) if adjoint else (inputs, out)))
+            size = module.conv3x3_packed_size(out, inputs, adjoint, gates)
             entry = torch.empty(weight.nbytes, dtype=torch.uint8), torch.empty(size, dtype=torch.float32)
             weights[key] = entry
             _kept.weight_bytes += sum(t.nbytes for t in entry)
         dtype, threads = _native.DTYPES[weight.dtype], torch.get_num_threads()
-        sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle)
+        sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle, gates)
         module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
     weights.move_to_end(key)
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
