@@ -21,10 +21,14 @@ OPS: dict[str, "Op"] = {}
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: run(*args) computes; refusal(*args) computes nothing and gives None or why it cannot run."""
+    """One implementation: run(*args) computes; refusal(*args) computes nothing and gives None or why it cannot run.
+
+    preferred(*args): whether it goes before those listed ahead of it; None: never.
+    """
 
     run: Callable
     refusal: Callable
+    preferred: Callable | None = None
 
 
 @dataclass
@@ -38,6 +42,11 @@ class Op:
     def __post_init__(self):
         self.arguments = [argument.name for argument in self.overload._schema.arguments]
         self.defaults = tuple(a.default_value for a in self.overload._schema.arguments)
+
+    def ranked(self, args):
+        """Names of the implementations in the order in which they are tried for these arguments."""
+        first = [n for n, b in self.backends.items() if b.preferred is not None and b.preferred(*args)]
+        return [*first, *(n for n in self.backends if n not in first)] if first else list(self.backends)
 
     def filled(self, args):
         """args with the defaults that the dispatcher leaves off at the end."""

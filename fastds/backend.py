@@ -49,8 +49,8 @@ def choose(op, args):
             raise RuntimeError(f"backend {_forced!r} was asked for, but fastds.{op.name} cannot use it: {reason}")
         return _forced
     reasons = []
-    for name, candidate in op.backends.items():
-        reason = candidate.refusal(*args)
+    for name in op.ranked(args):
+        reason = op.backends[name].refusal(*args)
         if reason is None:
             return name
         reasons.append(f"{name}: {reason}")
@@ -80,7 +80,7 @@ def explain(op_name, *args, **kwargs):
         raise ValueError(f"op_name: expected one of {', '.join(sorted(OPS))}, got {op_name!r}")
     op = OPS[op_name]
     args = op.bind(args, kwargs)
-    reasons = {name: candidate.refusal(*args) for name, candidate in op.backends.items()} | {"reference": None}
+    reasons = {name: op.backends[name].refusal(*args) for name in op.ranked(args)} | {"reference": None}
     usable = [name for name, reason in reasons.items() if reason is None]
     chosen = _forced if _forced in usable else usable[0]
     return {

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.ops import _guided_deform_conv2d as guided
 from fastds.ops.deform_conv2d import deform_conv2d
 
 
@@ -103,6 +104,10 @@ class GuidedDeformConv2d(nn.Module):
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):
             expected = (x.shape[0], 2, *x.shape[2:])
             raise ValueError(f"base_offset has shape {tuple(base_offset.shape)}, expected {expected}")
+        if guided.runs(x):
+            raw = self.conv_offset_mask(guide)
+            groups, modulated = self.offset_groups, self.modulated
+            return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, groups, modulated)
         # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
         # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
         split = 2 * self.offset_groups * self.kernel_size**2

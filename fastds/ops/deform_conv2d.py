@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
+from fastds.ops import _triton
 from fastds.reference.deform_conv2d import deform_conv2d as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -147,6 +148,38 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
     return y.contiguous(memory_format=layout)
 
 
+def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
+    groups, offset_groups, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
+    shape, layout = (input.shape[0], weight.shape[0], h_out, w_out), _output_format(input)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
+    x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+    weight, bias = weight.contiguous(memory_format=torch.channels_last), None if bias is None else bias.contiguous()
+    _triton.kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
+    return y.contiguous(memory_format=layout)
+
+
+def triton_problem(weight, stride, padding, dilation, groups, offset_groups):
+    """Sizes of a call for fastds.kernels.deform_conv2d."""
+    pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
+    return _triton.kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
+
+
+def prefers_triton(input, weight) -> bool:
+    """Where Triton goes before CUDA C++: 16-bit tensors on a GPU with enough channels to fill a tensor core's tile.
+
+    Chosen from the machine code and the roofline of ops.md; no GPU has measured it yet.
+    """
+    fits = weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
+    return input.device.type == "cuda" and input.dtype in (torch.float16, torch.bfloat16) and fits
+
+
+def _refuses_backward(grad_y, wanted):
+    if wanted[0] and torch.are_deterministic_algorithms_enabled():
+        return "its gradient of input adds atomically, and torch.use_deterministic_algorithms is on"
+    return _triton.refusal(grad_y)
+
+
 def _forward_fake(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None):
     _, _, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
     return input.new_empty((input.shape[0], weight.shape[0], h_out, w_out)).to(memory_format=_output_format(input))
@@ -189,6 +222,29 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
     module.deform_conv2d_backward(*(_address(t) for t in tensors), dims, threads)
+    return [grad for grad in grads if grad is not None]
+
+
+def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    args = (grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
+    groups, offset_groups = _check_backward(*args)
+    grads = _empty_gradients(input, offset, weight, mask, wanted)
+    if grad_y.numel() == 0:
+        return [grad.zero_() for grad in grads if grad is not None]
+    kernels = _triton.kernels("deform_conv2d_backward")
+    problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    if wanted[0]:  # the additions are in float32 in every dtype
+        grads[0] = torch.zeros_like(grads[0], dtype=torch.float32)
+    kernels.launch_maps(grad_y, x, offset, mask, weight, grads[0], grads[1], grads[4], problem)
+    if wanted[0]:
+        grads[0] = grads[0].to(input.dtype)
+    if wanted[2]:
+        grads[2] = kernels.weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype)
+    if wanted[3]:
+        grads[3] = grad_y.sum((0, 2, 3), dtype=torch.float32).to(grad_y.dtype)
     return [grad for grad in grads if grad is not None]
 
 
@@ -236,7 +292,12 @@ DEFORM_CONV2D = define(
     f"deform_conv2d({_INPUTS}, Tensor? bias=None, {_DEFAULTS}, Tensor? mask=None) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward_native, lambda input, *_: _native.refusal({"cpu": "deform_conv2d_forward"}, input))
+        "native": Backend(_forward_native, lambda input, *_: _native.refusal({"cpu": "deform_conv2d_forward"}, input)),
+        "triton": Backend(
+            _forward_triton,
+            lambda input, *_: _triton.refusal(input),
+            lambda input, offset, weight, *_: prefers_triton(input, weight),
+        ),
     },
     fake=_forward_fake,
     function=_DeformConv2d,
@@ -248,7 +309,12 @@ DEFORM_CONV2D_BACKWARD = define(
     backends={
         "native": Backend(
             _backward_native, lambda grad_y, *_: _native.refusal({"cpu": "deform_conv2d_backward"}, grad_y)
-        )
+        ),
+        "triton": Backend(
+            _backward_triton,
+            lambda grad_y, *args: _refuses_backward(grad_y, args[-1]),
+            lambda grad_y, input, offset, weight, *_: prefers_triton(input, weight),
+        ),
     },
     fake=_backward_fake,
 )
@@ -289,7 +355,8 @@ def deform_conv2d(
 
     Gradients: input, offset, weight, bias and mask, to any order (beyond the first by the reference formula). At an
     integer position the derivative is that of the cell to its right; outside it is 0. Deterministic, and independent of
-    the number of threads, bit for bit. jvp and vmap run on the reference.
+    the number of threads, bit for bit; only Triton's gradient of input adds atomically, and is refused under
+    torch.use_deterministic_algorithms(True). jvp and vmap run on the reference.
     Sums are in float32 (float64 for float64), positions in float32 or better. Under autocast input, weight, bias and
     mask take its dtype, offset keeps its own.
 

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of modulated deformable convolution: one kernel for the maps, one for the weight.
+
+Maps: one program takes BLOCK_M output pixels, some taps and some offset groups. Per tap it multiplies grad_y by the
+weights (the gradient of the sampled values, never in memory as a whole), gathers the four corners once more and sums
+over all channels of an offset group, so that grad_offset and grad_mask are written once, without atomics. grad_x is
+scattered by float32 atomic additions: the only sum whose order, and last bits, change from run to run.
+
+Weight: one program takes one tap, a slab of channels, BLOCK_N outputs and a fixed share of the pixels, gathers the
+samples as the forward pass does and multiplies them by grad_y. The shares' sums are then added in order.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .deform_conv2d import (
+    Tiles,
+    base_offset,
+    cell,
+    channel_slab,
+    corner,
+    is_wide,
+    offsets_of,
+    pixels,
+    power_of_two,
+    precision,
+    samples,
+    slab_shape,
+    strides,
+    unit_of,
+)
+from .device import on_device
+
+
+@triton.jit
+def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
+    """grad_x += weight * grad at one corner."""
+    exists = exists[:, :, None] & present[None, :, :]
+    at = at[:, :, None] + channel[None, :, :]
+    tl.atomic_add(grad_x_ptr + at, weight[:, :, None] * grad, mask=exists, sem="relaxed")
+
+
+@triton.jit
+def _maps_kernel(
+    grad_y_ptr, x_ptr, offset_ptr, mask_ptr, base_ptr, weight_ptr, grad_x_ptr, grad_offset_ptr, grad_mask_ptr,
+    points, height, width, h_out, w_out, x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
+    grad_offset_p, grad_mask_p,
+    X_UNIT: tl.constexpr, OFFSET_UNIT: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, C:
+    tl.constexpr, C_GROUP: tl.constexpr,
+    O_GROUP: tl.constexpr, OUTPUTS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr,
+    SIGMOID: tl.constexpr, HAS_BASE: tl.constexpr, WANT_X: tl.constexpr, WANT_OFFSET: tl.constexpr,
+    WANT_MASK: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, TAPS_EACH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    OFFSET_GROUPS: tl.constexpr = C // C_OFFSET
+    PARTS: tl.constexpr = (SEGMENT + CHANNELS - 1) // CHANNELS
+    STEPS: tl.constexpr = C_OFFSET // SEGMENT * PARTS
+    first = tl.program_id(0)
+    if WIDE:
+        first = first.to(tl.int64)
+    p, image, row, column, valid = pixels(first * BLOCK_M, points, h_out, w_out, BLOCK_M, WIDE)
+    base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
+    at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
+    at_mask = image * mask_b + row * mask_h + column * mask_w
+    at_grad_x = image * height * width
+    image = image * x_b * X_UNIT
+    x_h = x_h * X_UNIT
+    x_w = x_w * X_UNIT
+    row = row * STRIDE_H - PAD_H
+    column = column * STRIDE_W - PAD_W
+    g = tl.program_id(2) * SEGMENTS + tl.arange(0, SEGMENTS)
+    known = valid[:, None] & (g < OFFSET_GROUPS)[None, :]
+    inner = tl.arange(0, SEGMENTS * CHANNELS)
+    for tap in range(TAPS_EACH):
+        k = tl.program_id(1) * TAPS_EACH + tap
+        at_tap = g * TAPS + k
+        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+        y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
+        x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
+        y0, x0, ly, lx, top, bottom, left, right = cell(y, x, known, height, width, WIDE)
+        at = image[:, None] + y0 * x_h + x0 * x_w
+        at_grad = (at_grad_x[:, None] + y0 * width + x0) * C
+        d0 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)  # sums over channels of gradient times corner
+        d1 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)
+        d2 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)
+        d3 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)
+        for step in range(STEPS):
+            # Segment `step // PARTS` of each of the offset groups: its channels c and the outputs that read them.
+            start = step // PARTS * SEGMENT + step % PARTS * CHANNELS
+            c = (tl.program_id(2) * SEGMENTS + inner // CHANNELS) * C_OFFSET + start + inner % CHANNELS
+            c_exists = c < C
+            if SEGMENT % CHANNELS != 0:
+                c_exists = c_exists & (step % PARTS * CHANNELS + inner % CHANNELS < SEGMENT)
+            lowest = tl.program_id(2) * SEGMENTS * C_OFFSET + start
+            highest = tl.minimum(lowest + (SEGMENTS - 1) * C_OFFSET + SEGMENT - 1, C - 1)
+            acc = tl.zeros((BLOCK_M, SEGMENTS * CHANNELS), tl.float32)
+            for o_first in range(lowest // C_GROUP * O_GROUP, (highest // C_GROUP + 1) * O_GROUP, BLOCK_N):
+                o = o_first + tl.arange(0, BLOCK_N)
+                o_exists = o < OUTPUTS
+                grad_y = tl.load(
+                    grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=valid[:, None] & o_exists[None, :], other=0.0
+                )
+                linked = o_exists[:, None] & c_exists[None, :]
+                if C_GROUP == C:
+                    at_weight = (o[:, None] * TAPS + k) * C_GROUP + c[None, :]
+                else:
+                    at_weight = (o[:, None] * TAPS + k) * C_GROUP + (c % C_GROUP)[None, :]
+                    linked = linked & (o[:, None] // O_GROUP == (c // C_GROUP)[None, :])
+                w = tl.load(weight_ptr + at_weight, mask=linked, other=0.0)
+                acc = tl.dot(grad_y, w, acc, input_precision=PRECISION)
+            grad = tl.reshape(acc, (BLOCK_M, SEGMENTS, CHANNELS))
+            channel = g[:, None] * C_OFFSET + start + tl.arange(0, CHANNELS)[None, :]
+            present = (g < OFFSET_GROUPS)[:, None]
+            if SEGMENT % CHANNELS != 0:
+                present = present & (step % PARTS * CHANNELS + tl.arange(0, CHANNELS) < SEGMENT)[None, :]
+            if WANT_OFFSET or WANT_MASK:
+                d0 += tl.sum(grad * corner(x_ptr, at, top & left, channel, present), 2)
+                d1 += tl.sum(grad * corner(x_ptr, at + x_w, top & right, channel, present), 2)
+                d2 += tl.sum(grad * corner(x_ptr, at + x_h, bottom & left, channel, present), 2)
+                d3 += tl.sum(grad * corner(x_ptr, at + x_h + x_w, bottom & right, channel, present), 2)
+            if WANT_X:
+                upper = m * (1.0 - ly)
+                lower = m * ly
+                _scatter(grad_x_ptr, at_grad, top & left, channel, present, upper * (1.0 - lx), grad)
+                _scatter(grad_x_ptr, at_grad + C, top & right, channel, present, upper * lx, grad)
+                _scatter(grad_x_ptr, at_grad + width * C, bottom & left, channel, present, lower * (1.0 - lx), grad)
+                _scatter(grad_x_ptr, at_grad + width * C + C, bottom & right, channel, present, lower * lx, grad)
+        if WANT_OFFSET:
+            to = grad_offset_ptr + p[:, None] * grad_offset_p + 2 * at_tap[None, :]
+            grad_dy = m * ((1.0 - lx) * (d2 - d0) + lx * (d3 - d1))
+            grad_dx = m * ((1.0 - ly) * (d1 - d0) + ly * (d3 - d2))
+            inside = (top | bottom) & (left | right)  # else the gradient is 0, even where m is not finite
+            grad_dy = tl.where(inside, grad_dy, 0.0)
+            grad_dx = tl.where(inside, grad_dx, 0.0)
+            tl.store(to, grad_dy.to(grad_offset_ptr.dtype.element_ty), mask=known)
+            tl.store(to + 1, grad_dx.to(grad_offset_ptr.dtype.element_ty), mask=known)
+        if WANT_MASK:
+            grad_m = (1.0 - ly) * ((1.0 - lx) * d0 + lx * d1) + ly * ((1.0 - lx) * d2 + lx * d3)
+            if SIGMOID:
+                grad_m = grad_m * m * (1.0 - m)
+            to = grad_mask_ptr + p[:, None] * grad_mask_p + at_tap[None, :]
+            tl.store(to, grad_m.to(grad_mask_ptr.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def _weight_kernel(
+    grad_y_ptr, x_ptr, offset_ptr, mask_ptr, base_ptr, sums_ptr, points, share, height, width, h_out, w_out,
+    x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
+    X_UNIT: tl.constexpr, OFFSET_UNIT: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DIL_H: tl.constexpr, DIL_W: tl.constexpr, C_GROUP:
+    tl.constexpr, O_GROUP: tl.constexpr,
+    OUTPUTS: tl.constexpr, C_OFFSET: tl.constexpr, SEGMENT: tl.constexpr, HAS_MASK: tl.constexpr, SIGMOID: tl.constexpr,
+    HAS_BASE: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    N_TILES: tl.constexpr = (O_GROUP + BLOCK_N - 1) // BLOCK_N
+    COUNT: tl.constexpr = C_GROUP // SEGMENT
+    PARTS: tl.constexpr = (SEGMENT + CHANNELS - 1) // CHANNELS
+    SLABS: tl.constexpr = (COUNT + SEGMENTS - 1) // SEGMENTS * PARTS
+    k = tl.program_id(0) // SLABS
+    segment = tl.program_id(0) % SLABS // PARTS * SEGMENTS
+    part = tl.program_id(0) % PARTS
+    group = tl.program_id(1) // N_TILES
+    channel, present = channel_slab(group * COUNT + segment, SEGMENT, part, SEGMENTS, CHANNELS, (group + 1) * COUNT)
+    at_tap = (group * COUNT + segment + tl.arange(0, SEGMENTS)) * SEGMENT // C_OFFSET * TAPS + k
+    exists = (segment + tl.arange(0, SEGMENTS) < COUNT)[None, :]
+    o = tl.program_id(1) % N_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_exists = o < O_GROUP
+    o += group * O_GROUP
+    at_share = tl.program_id(2)
+    if WIDE:
+        at_share = at_share.to(tl.int64)
+    first = at_share * share
+    acc = tl.zeros((BLOCK_N, SEGMENTS * CHANNELS), tl.float32)
+    for start in range(0, share, BLOCK_M):
+        p, image, row, column, valid = pixels(first + start, points, h_out, w_out, BLOCK_M, WIDE)
+        base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
+        at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
+        at_mask = image * mask_b + row * mask_h + column * mask_w
+        known = valid[:, None] & exists
+        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+        y = (row * STRIDE_H - PAD_H + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
+        x = (column * STRIDE_W - PAD_W + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
+        at_image = image * x_b * X_UNIT
+        v = samples(
+            x_ptr, at_image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE
+        )  # fmt: skip
+        at = p[:, None] * OUTPUTS + o[None, :]
+        grad_y = tl.load(grad_y_ptr + at, mask=valid[:, None] & o_exists[None, :], other=0.0)
+        acc = tl.dot(tl.trans(grad_y), v, acc, input_precision=PRECISION)
+    inner = tl.arange(0, SEGMENTS * CHANNELS)
+    within = part * CHANNELS + inner % CHANNELS
+    c = (segment + inner // CHANNELS) * SEGMENT + within
+    c_exists = (segment + inner // CHANNELS < COUNT) & (within < SEGMENT)
+    at = ((at_share * OUTPUTS + o[:, None]) * TAPS + k) * C_GROUP + c[None, :]
+    tl.store(sums_ptr + at, acc, mask=o_exists[:, None] & c_exists[None, :])
+
+
+def maps_tiles(points: int, dtype: torch.dtype) -> tuple[Tiles, int]:
+    """Tiles of the gradients of the maps, and how many programs share the taps of a tile of pixels (0: one per tap)."""
+    slab = 32 if dtype == torch.float32 else 64
+    pixels = 64 if points >= 64 * 256 else 32
+    return Tiles(pixels, 64 if dtype != torch.float32 else 32, slab, 8 if pixels == 64 else 4, 1), points < 64 * 256
+
+
+def weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of the gradient of the weight; `pixels` are those of one product."""
+    slab = 32 if dtype == torch.float32 else 64
+    return Tiles(64 if dtype != torch.float32 else 32, min(max(power_of_two(outputs), 16), 64), slab, 4, 2)
+
+
+def shares_of(points: int, pixels: int) -> tuple[int, int]:
+    """(number, pixels each) of the shares whose sums make up the gradient of the weight; from the shape alone."""
+    each = math.ceil(points / min(32, math.ceil(points / (8 * pixels))))
+    each = math.ceil(each / pixels) * pixels
+    return math.ceil(points / each), each
+
+
+def _constants(x, weight, offset, mask, problem, base, sigmoid):
+    c_group, c_offset = x.shape[1] // problem.groups, x.shape[1] // problem.offset_groups
+    return {
+        "X_UNIT": unit_of(x), "OFFSET_UNIT": unit_of(offset),
+        "KW": problem.kernel[1], "TAPS": problem.kernel[0] * problem.kernel[1],
+        "STRIDE_H": problem.stride[0], "STRIDE_W": problem.stride[1], "PAD_H": problem.padding[0],
+        "PAD_W": problem.padding[1], "DIL_H": problem.dilation[0], "DIL_W": problem.dilation[1],
+        "C_GROUP": c_group, "O_GROUP": weight.shape[0] // problem.groups, "OUTPUTS": weight.shape[0],
+        "C_OFFSET": c_offset, "SEGMENT": math.gcd(c_group, c_offset), "HAS_MASK": mask is not None, "SIGMOID": sigmoid,
+        "HAS_BASE": base is not None, "PRECISION": precision(x.dtype),
+    }  # fmt: skip
+
+
+def launch_maps(
+    grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False, wide=None,
+    tiles=None,
+):  # fmt: skip
+    """Writes the gradients of the maps; None for one that is not wanted.
+
+    Args:
+        grad_y: (B, O, H', W') dense channels_last; the other inputs as for launch_forward.
+        grad_x: (B, C, H, W) float32, dense channels_last, zero: the gradient is added.
+        grad_offset, grad_mask: as offset and mask, dense channels_last or the two parts of one such map; with
+            sigmoid=True grad_mask is the gradient of what the sigmoid is taken of.
+    """
+    if grad_y.numel() == 0 or (grad_x is None and grad_offset is None and grad_mask is None):
+        return
+    constants = _constants(x, weight, offset, mask, problem, base, sigmoid)
+    points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
+    default, few = maps_tiles(points, x.dtype)
+    tiles = tiles or default
+    taps_each = 1 if few else constants["TAPS"]
+    segments, part = slab_shape(constants["SEGMENT"], problem.offset_groups, tiles.slab)
+    blocks = triton.cdiv(problem.offset_groups, segments)
+    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(constants["TAPS"], taps_each), blocks)
+    wide = is_wide(x, offset, mask, grad_y, grad_x) if wide is None else wide
+    with on_device(x):
+        _maps_kernel[grid](
+            grad_y, x, offset, mask, base, weight, grad_x, grad_offset, grad_mask, points, *x.shape[2:],
+            *grad_y.shape[2:], *strides(x, constants["X_UNIT"]), *strides(offset, constants["OFFSET_UNIT"]),
+            *strides(mask), strides(grad_offset)[2],
+            strides(grad_mask)[2], C=x.shape[1], WANT_X=grad_x is not None, WANT_OFFSET=grad_offset is not None,
+            WANT_MASK=grad_mask is not None, WIDE=wide, TAPS_EACH=taps_each, BLOCK_M=tiles.pixels,
+            BLOCK_N=tiles.outputs, SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages,
+            **constants,
+        )  # fmt: skip
+
+
+def weight_gradient(
+    grad_y, x, offset, mask, weight, problem, *, base=None, sigmoid=False, wide=None, tiles=None
+) -> torch.Tensor:
+    """The gradient of weight, (O, C/groups, k_h, k_w) float32; the arguments are those of launch_maps."""
+    constants = _constants(x, weight, offset, mask, problem, base, sigmoid)
+    points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
+    tiles = tiles or weight_tiles(constants["O_GROUP"], x.dtype)
+    segment, c_group, taps = constants["SEGMENT"], constants["C_GROUP"], constants["TAPS"]
+    segments, part = slab_shape(segment, c_group // segment, tiles.slab)
+    slabs = triton.cdiv(c_group // segment, segments) * triton.cdiv(segment, part)
+    shares, each = shares_of(points, tiles.pixels)
+    sums = torch.empty(shares, weight.shape[0], taps, c_group, dtype=torch.float32, device=x.device)
+    grid = (taps * slabs, problem.groups * triton.cdiv(constants["O_GROUP"], tiles.outputs), shares)
+    wide = is_wide(x, offset, mask, grad_y, sums) if wide is None else wide
+    with on_device(x):
+        _weight_kernel[grid](
+            grad_y, x, offset, mask, base, sums, points, each, *x.shape[2:], *grad_y.shape[2:],
+            *strides(x, constants["X_UNIT"]), *strides(offset, constants["OFFSET_UNIT"]), *strides(mask), WIDE=wide,
+            BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
+            SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages, **constants,
+        )  # fmt: skip
+        total = sums.sum(0) if shares > 1 else sums[0]
+    return total.transpose(1, 2).reshape(weight.shape)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend deform_conv2d takes on a GPU: the predicates on fake CUDA tensors, which need no GPU."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fastds
+from fastds import _native
+from fastds._registry import OPS
+from fastds.backend import choose
+from fastds.ops import _guided_deform_conv2d as guided
+from fastds.ops import _triton
+
+
+class WithCuda:
+    """Stands in for a _fastds built with CUDA: it has every function that is asked for."""
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture(params=[True, False], ids=["built_with_cuda", "built_without_cuda"])
+def native_cuda(request, monkeypatch):
+    monkeypatch.setattr(_native, "_module", WithCuda() if request.param else object())
+    monkeypatch.setattr(_native, "_missing", None)
+
+
+def arguments(dtype=torch.bfloat16, channels=64, outputs=64, groups=1, offset_groups=8, device="cuda"):
+    """Positional arguments of torch.ops.fastds.deform_conv2d on fake tensors."""
+    with FakeTensorMode():
+        maps = (2 * offset_groups * 9, offset_groups * 9)
+        x = torch.empty(1, channels, 20, 20, dtype=dtype, device=device)
+        offset, mask = (torch.empty(1, n, 20, 20, dtype=dtype, device=device) for n in maps)
+        weight = torch.empty(outputs, channels // groups, 3, 3, dtype=dtype, device=device)
+    return x, offset, weight, None, (1, 1), (1, 1), (1, 1), mask
+
+
+@pytest.mark.parametrize(
+    "options, tensor_cores",
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float32}, False),
+        ({"channels": 8, "offset_groups": 2}, False),
+        ({"outputs": 8}, False),
+        ({"channels": 64, "groups": 4}, True),
+        ({"channels": 64, "groups": 64}, False),
+    ],
+    ids=str,
+)
+def test_tensor_cores_where_they_fill(options, tensor_cores, native_cuda):
+    found = fastds.explain("deform_conv2d", *arguments(**options))
+    if tensor_cores or found["native"].startswith("refused"):
+        assert found["triton"] == "chosen", found
+    else:
+        assert found["native"] == "chosen" and found["triton"] == "usable", found
+
+
+def test_float64_and_cpu_are_refused_with_the_reason(native):
+    found = fastds.explain("deform_conv2d", *arguments(torch.float64))
+    assert found["triton"] == "refused: no Triton kernel for torch.float64"
+    cpu = arguments(torch.float32, device="cpu")
+    found = fastds.explain("deform_conv2d", *cpu)
+    assert found["native"] == "chosen" and found["reference"] == "usable"
+    assert found["triton"] == "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
+    with fastds.backend("triton"), pytest.raises(RuntimeError, match="'triton' was asked for, .* got a cpu tensor"):
+        choose(OPS["deform_conv2d"], cpu)
+
+
+def test_forced_backend_reaches_it(native_cuda):
+    with fastds.backend("triton"):
+        assert choose(OPS["deform_conv2d"], arguments(torch.float32)) == "triton"
+    with fastds.backend("reference"):
+        assert choose(OPS["deform_conv2d"], arguments()) == "reference"
+
+
+def test_old_gpu_and_missing_triton(monkeypatch, native):
+    monkeypatch.setattr(_triton, "capability", lambda index: (7, 5))
+    found = fastds.explain("deform_conv2d", *arguments())["triton"]
+    assert found.startswith("refused: Triton kernels need compute capability 8.0 or newer, cuda:0 has 7.5"), found
+    monkeypatch.setattr(_triton, "missing", lambda: "the package triton is not installed")
+    assert fastds.explain("deform_conv2d", *arguments())["triton"] == "refused: the package triton is not installed"
+
+
+def test_deterministic_algorithms_refuse_the_atomic_gradient(native):
+    x, offset, weight, _, *geometry, mask = arguments()
+    backward = OPS["deform_conv2d_backward"]
+
+    def reason(*wanted):
+        return backward.backends["triton"].refusal(x, x, offset, weight, *geometry, mask, wanted)
+
+    assert reason(True, True, True, True, True) is None
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert "adds atomically" in reason(True, False, False, False, False)
+        assert reason(False, True, True, True, True) is None
+        with torch.no_grad():
+            assert guided.runs(x)
+        assert not guided.runs(x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert guided.runs(x) and not guided.runs(torch.ones(1, 64, 4, 4))
