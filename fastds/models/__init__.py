@@ -4,6 +4,7 @@
 from fastds.models.card import ModelCard
 from fastds.models.checkpoint import available, load, load_card, save
 from fastds.models.fczsm import FCZSM
+from fastds.models.inr import INRDownscaler
 from fastds.models.registry import create
 
-__all__ = ["FCZSM", "ModelCard", "available", "create", "load", "load_card", "save"]
+__all__ = ["FCZSM", "INRDownscaler", "ModelCard", "available", "create", "load", "load_card", "save"]

@@ -4,9 +4,14 @@
 from torch import nn
 
 from fastds.models.fczsm import FCZSM
+from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 
 # Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
-ARCHITECTURES: dict[str, type[nn.Module]] = {"FCZSM": FCZSM}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "FCZSM": FCZSM,
+    "FixedRatioDownscaler": FixedRatioDownscaler,
+    "INRDownscaler": INRDownscaler,
+}
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
 PRESETS: dict[str, tuple[str, dict, str]] = {
@@ -28,6 +33,28 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         },
         "Small enough for any machine; its weights are shipped.",
     ),
+    "inr": ("INRDownscaler", {}, "Arbitrary-scale downscaling: EDSR encoder with DPFA, attention decoder."),
+    "inr-parity256": (
+        "INRDownscaler",
+        {"decoder_options": {"width": 256, "heads": 8}},
+        "The decoder as wide as those of LIIF and LTE.",
+    ),
+    "inr-small": (
+        "INRDownscaler",
+        {
+            "encoder_options": {"channels": 32, "blocks": 8},
+            "dpfa_count": 2,
+            "decoder_options": {"width": 64, "heads": 4, "key_width": 8},
+        },
+        "Arbitrary-scale downscaling for any machine.",
+    ),
+    "liif": ("INRDownscaler", {"decoder": "liif", "dpfa": "none"}, "Baseline: LIIF on the same encoder."),
+    "lte": ("INRDownscaler", {"decoder": "lte", "dpfa": "none"}, "Baseline: LTE on the same encoder."),
+    "ciaosr": ("INRDownscaler", {"decoder": "ciaosr", "dpfa": "none"}, "Baseline: CiaoSR, local, on the same encoder."),
+    "metasr": ("INRDownscaler", {"decoder": "metasr", "dpfa": "none"}, "Baseline: MetaSR on the same encoder."),
+    "edsr-x2": ("FixedRatioDownscaler", {"scale": 2}, "Baseline: the same encoder for factor 2 alone."),
+    "edsr-x3": ("FixedRatioDownscaler", {"scale": 3}, "Baseline: the same encoder for factor 3 alone."),
+    "edsr-x4": ("FixedRatioDownscaler", {"scale": 4}, "Baseline: the same encoder for factor 4 alone."),
 }
 
 
