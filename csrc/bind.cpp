@@ -11,6 +11,7 @@ namespace fastds {
 
 void register_conv3x3(py::module_& m);
 void register_deform_conv2d(py::module_& m);
+void register_gates(py::module_& m);
 void register_inr_query(py::module_& m);
 void register_null_op(py::module_& m);
 
@@ -46,6 +47,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("set_isa", &fastds::set_isa);
     fastds::register_conv3x3(m);
     fastds::register_deform_conv2d(m);
+    fastds::register_gates(m);
     fastds::register_inr_query(m);
     fastds::register_null_op(m);
 }

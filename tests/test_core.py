@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""csrc/core by itself: 16-bit conversions and parallel_for, compiled into a probe of a few lines."""
+"""csrc/core by itself: 16-bit conversions, exp and its kin, parallel_for, compiled into a probe of a few lines."""
 
 import ctypes
 import shutil
@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROBE = """
 #include "core/dtype.h"
 #include "core/parallel.h"
+#include "core/simd.h"
+#include "core/vec_math.h"
 using namespace fastds;
 using namespace fastds::once;
 extern "C" void to_half(const float* x, Half* y, long n) { for (long i = 0; i < n; i++) y[i] = store<Half>(x[i]); }
@@ -24,6 +26,17 @@ extern "C" void to_bfloat16(const float* x, BFloat16* y, long n) {
 }
 extern "C" void from_half(const Half* x, float* y, long n) { for (long i = 0; i < n; i++) y[i] = load(x[i]); }
 extern "C" void from_bfloat16(const BFloat16* x, float* y, long n) { for (long i = 0; i < n; i++) y[i] = load(x[i]); }
+template <class A, int N, class F> void map(const A* x, A* y, long n, const F& f) {
+    for (long i = 0; i + N <= n; i += N) store_vec<N>(y + i, f(load_vec<N>(x + i)));
+}
+#define MAP(name, A, N, f) \\
+    extern "C" void name(const A* x, A* y, long n) { map<A, N>(x, y, n, [](auto v) { return f<A>(v); }); }
+MAP(sigmoid_f32, float, kLanes<float>, sigmoid)
+MAP(sigmoid_f64, double, kLanes<double>, sigmoid)
+MAP(sigmoid_scalar, float, 1, sigmoid)
+MAP(tanh_f32, float, kLanes<float>, fastds::once::tanh)
+MAP(tanh_f64, double, kLanes<double>, fastds::once::tanh)
+MAP(tanh_scalar, float, 1, fastds::once::tanh)
 extern "C" void count(int* visits, long n, int threads) {
     parallel_for(n, threads, [&](int64_t begin, int64_t end) { for (int64_t i = begin; i < end; i++) visits[i]++; });
 }
@@ -38,7 +51,7 @@ def probe(request, tmp_path_factory):
         pytest.skip("this machine or build has no F16C")
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "probe.cpp").write_text(PROBE)
-    flags = ["-mf16c"] if request.param == "f16c" else []
+    flags = ["-mf16c", "-mavx2", "-mfma"] if request.param == "f16c" else []
     command = ["g++", "-std=c++17", "-O2", "-fopenmp", "-shared", "-fPIC", *flags, f"-I{ROOT / 'csrc'}"]
     subprocess.run([*command, str(folder / "probe.cpp"), "-o", str(folder / "probe.so")], check=True)
     return ctypes.CDLL(str(folder / "probe.so"))
@@ -46,6 +59,32 @@ def probe(request, tmp_path_factory):
 
 def pointer(array):
     return ctypes.c_void_p(array.ctypes.data)
+
+
+@pytest.mark.parametrize("kind", ["f32", "scalar", "f64"])
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+def test_functions_to_a_few_units_in_the_last_place(probe, function, kind):
+    name = f"{function}_{kind}"
+    dtype = torch.float64 if kind == "f64" else torch.float32
+    edge = 700 if dtype == torch.float64 else 87
+    ends = torch.tensor([0.0, -0.0, 1e-30, -1e-30, float("inf"), -float("inf"), 1e30, -1e30])
+    dense = [torch.linspace(-edge, edge, 200_000), 3 * torch.randn(200_000), torch.randn(200_000).pow(7)]
+    x = torch.cat([ends, *dense]).to(dtype)
+    x = x[: x.numel() // 16 * 16]
+    y = np.zeros(x.numel(), np.float64 if dtype == torch.float64 else np.float32)
+    getattr(probe, name)(pointer(x.numpy()), pointer(y), ctypes.c_long(x.numel()))
+    wide = x.numpy().astype(np.longdouble)
+    if function == "tanh":
+        exact, bound = np.tanh(wide), 3.0
+    else:
+        exact, bound = 1 / (1 + np.exp(-wide)), 2.5
+    unit = np.maximum(np.spacing(np.abs(exact).astype(y.dtype)), np.finfo(y.dtype).tiny)
+    assert (np.abs(y - exact) / unit).max() <= bound
+    assert np.array_equal(np.signbit(y), np.signbit(exact))
+    nan = np.full(16, np.nan, y.dtype)
+    out = np.zeros(16, y.dtype)
+    getattr(probe, name)(pointer(nan), pointer(out), ctypes.c_long(16))
+    assert np.isnan(out).all()
 
 
 def hard_floats(dtype):

@@ -48,6 +48,8 @@ def relative(path):
 def test_op_siblings(op):
     for path in (f"fastds/ops/{op}.py", f"fastds/reference/{op}.py", f"tests/test_{op}.py"):
         assert (ROOT / path).is_file(), path
+    shared = "fastds.ops._gates" in (ROOT / f"fastds/ops/{op}.py").read_text()  # one folder for all pointwise passes
+    op = "gates" if shared else op
     folder = ROOT / "csrc" / op
     assert (folder / "params.h").is_file() and (folder / "bind.cpp").is_file() and list(folder.glob("cpu*.cpp"))
     assert (ROOT / "csrc" / "bind.cpp").read_text().count(f"register_{op}(m);") == 1

@@ -3,7 +3,16 @@
 
 from fastds.ops.conv3x3 import conv3x3
 from fastds.ops.deform_conv2d import deform_conv2d
+from fastds.ops.gru_reset import gru_reset
+from fastds.ops.gru_update import gru_update
 from fastds.ops.inr_query import inr_query
+from fastds.ops.lstm_gates import lstm_gates
+from fastds.ops.memory_gates import memory_gates
 from fastds.ops.null_op import null_op
+from fastds.ops.output_gate import output_gate
+from fastds.ops.traj_gru_gates import traj_gru_gates
 
-__all__ = ["conv3x3", "deform_conv2d", "inr_query", "null_op"]
+__all__ = [
+    "conv3x3", "deform_conv2d", "gru_reset", "gru_update", "inr_query", "lstm_gates", "memory_gates", "null_op",
+    "output_gate", "traj_gru_gates",
+]  # fmt: skip

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <vector>
+
+#include "core/bind.h"
+#include "gates/math.h"
+
+namespace py = pybind11;
+
+namespace fastds {
+
+namespace {
+
+// (address, elements from row to row, dtype) of each operand.
+using Operands = std::vector<std::tuple<intptr_t, int64_t, int>>;
+
+GatesParams make_params(int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope) {
+    FASTDS_CHECK(formula >= 0 && formula < static_cast<int>(GateFormula::count),
+                 "gates: unknown formula " + std::to_string(formula));
+    size_t expected = 0;
+    FASTDS_ISA::with_gate_formula(static_cast<GateFormula>(formula),
+                                  [&](auto f) { expected = decltype(f)::inputs + decltype(f)::outputs; });
+    FASTDS_CHECK(operands.size() == expected, "gates: expected " + std::to_string(expected) + " operands, got " +
+                                                  std::to_string(operands.size()));
+    FASTDS_CHECK(rows >= 0 && run >= 0, "gates: a size is negative");
+    GatesParams params{static_cast<GateFormula>(formula), std::get<2>(operands[0]) == f64, rows, run, option, slope, {}};
+    for (size_t k = 0; k < operands.size(); k++) {
+        const auto [address, row, dtype] = operands[k];
+        FASTDS_CHECK((to_dtype(dtype) == f64) == params.wide, "gates: float64 operands do not mix with others");
+        params.operands[k] = {pointer(address), row, dtype};
+    }
+    return params;
+}
+
+}  // namespace
+
+void register_gates(py::module_& m) {
+    m.def(
+        "gates_cpu",
+        [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope, int threads) {
+            const GatesParams params = make_params(formula, rows, run, operands, option, slope);
+            py::gil_scoped_release release;
+            FASTDS_DISPATCH(gates_cpu, params, threads);
+        },
+        "Runs the formula with this number of csrc/gates/params.h");
+    py::dict formulas;
+#define FASTDS_GATE_NAME(name, ...) formulas[#name] = static_cast<int>(GateFormula::name);
+    FASTDS_GATE_FORMULAS(FASTDS_GATE_NAME)
+#undef FASTDS_GATE_NAME
+    m.attr("GATE_FORMULAS") = formulas;
+}
+
+}  // namespace fastds
