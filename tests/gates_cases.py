@@ -19,8 +19,8 @@ def s(x):
 
 class GateTests:
     """Subclasses give gates (maps packed in each input), wide (positions of inputs that may be float32), names,
-    function (the op on its tensors), oracle (the formula, on float64 tensors, written on its own), op (torch.ops.fastds entry)
-    with its options, and second (gradients of gradients are kernels)."""
+    function (the op on its tensors), oracle (the formula on float64 tensors, written on its own), op (torch.ops.fastds
+    entry) with its options, and second (gradients of gradients are kernels)."""
 
     gates: tuple = ()
     names: tuple = ()
