@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of arbitrary-scale downscaling on gridded fields: `python -m fastds.training.fields --config inr-small
+--data.path=FILE`.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import lightning as L
+import torch
+import xarray as xr
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fastds import models
+from fastds.data.degradation import Degradation, DegradationConfig, area_mean
+from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
+from fastds.metrics import detail_ratio, psnr
+from fastds.reference.query_points import PointSpec
+from fastds.training.data import NewSamples
+from fastds.training.module import DownscalingModule
+
+_CONFIGS = pathlib.Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass
+class FieldDataConfig:
+    """The samples.
+
+    Args:
+        path: NetCDF file with variables over (time, latitude, longitude).
+        variables: stacked as channels in this order. units: expected ones, checked where given.
+        train, validation: columns [first, stop) of each split; leave a gap, they must not overlap.
+        crop, halo, queries, scales, anisotropic, flips: see FieldCrops. vectors: channels of (u, v), -1 = absent.
+        degraded: probability of the degradation pipeline.
+        batch_size, epoch_samples: samples per step and between validations.
+        test_scales: factors of the validation.
+    """
+
+    path: str
+    variables: list[str] = dataclasses.field(default_factory=lambda: ["r", "t", "u", "z"])
+    units: list[str] = dataclasses.field(default_factory=list)
+    train: list[int] = dataclasses.field(default_factory=lambda: [0, 260])
+    validation: list[int] = dataclasses.field(default_factory=lambda: [268, 352])
+    crop: int = 32
+    halo: int = 4
+    queries: int = 1024
+    scales: list[float] = dataclasses.field(default_factory=lambda: [1.0, 4.0])
+    anisotropic: float = 0.2
+    flips: bool = True
+    vectors: list[int] = dataclasses.field(default_factory=lambda: [2, -1])
+    degraded: float = 0.0
+    batch_size: int = 8
+    epoch_samples: int = 4000
+    test_scales: list[float] = dataclasses.field(default_factory=lambda: [2.0, 2.67, 4.0])
+
+    def __post_init__(self):
+        (a, b), (c, d) = self.train, self.validation
+        if max(a, c) < min(b, d):
+            raise ValueError(f"data: training columns {self.train} and validation columns {self.validation} overlap")
+
+
+@dataclasses.dataclass
+class FieldTrainingConfig:
+    """A training run; arguments as TrainingConfig of the radar networks.
+
+    Args:
+        data: the samples. model: name of a preset, options: what replaces its arguments. card: fields of its card.
+    """
+
+    data: FieldDataConfig
+    model: str = "inr-small"
+    options: dict = dataclasses.field(default_factory=dict)
+    card: dict = dataclasses.field(default_factory=dict)
+    output: str = "training"
+    seed: int = 0
+    max_steps: int = 20_000
+    max_minutes: float | None = None
+    learning_rate: float = 3e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    resume: bool = True
+    progress: bool = False
+    threads: int | None = None
+
+
+def load_fields(config: FieldDataConfig) -> Tensor:
+    """(T, C, H, W) float32 in the units of the file.
+
+    Raises: FileNotFoundError; ValueError for a missing variable, another unit, other dimensions or missing values.
+    """
+    if not pathlib.Path(config.path).is_file():
+        raise FileNotFoundError(f"data.path: no such file: {config.path}")
+    stack = []
+    with xr.open_dataset(config.path) as dataset:
+        for i, name in enumerate(config.variables):
+            if name not in dataset:
+                raise ValueError(
+                    f"data.variables: {name!r} is not in {config.path}, which has {sorted(dataset.data_vars)}"
+                )
+            units = dataset[name].attrs.get("units")
+            if config.units and units != config.units[i]:
+                raise ValueError(f"{name} is in {units!r}, expected {config.units[i]!r}")
+            stack.append(torch.from_numpy(dataset[name].values.astype("float32")))
+    fields = torch.stack(stack, 1)
+    if fields.dim() != 4 or not torch.isfinite(fields).all():
+        raise ValueError(f"{config.path}: expected (time, latitude, longitude) without missing values")
+    return fields
+
+
+class FieldDataModule(L.LightningDataModule):
+    """Random training crops; the validation region whole, one field at a time."""
+
+    def __init__(self, config: FieldDataConfig, seed: int = 0):
+        super().__init__()
+        self.config, self.seed = config, seed
+        fields = load_fields(config)
+        block = FieldBlock(fields, tuple(config.train))
+        self.mean, self.std = statistics([block])
+        flat = block.usable.transpose(0, 1).flatten(1)
+        self.value_range = flat.amax(1) - flat.amin(1)
+        limits = (torch.stack([flat.amin(1), flat.amax(1)], 1) - self.mean[:, None]) / self.std[:, None]
+        degradation = Degradation(DegradationConfig(probability=config.degraded), limits)
+        vectors = tuple(None if v < 0 else v for v in config.vectors)
+        self.training = FieldCrops(
+            [block], self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
+            scales=tuple(config.scales), anisotropic=config.anisotropic, flips=config.flips, vectors=vectors,
+            samples=config.epoch_samples, seed=seed,
+        )  # fmt: skip
+        self.validation = fields[..., slice(*config.validation)]
+
+    def train_dataloader(self) -> DataLoader:
+        size = self.config.batch_size
+        sampler = NewSamples(len(self.training) // size * size, lambda: self.trainer.global_step * size)
+        return DataLoader(self.training, batch_size=size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.validation, batch_size=1)
+
+
+class FieldModule(DownscalingModule):
+    """L1 on random fine pixels; every variable counts by its error relative to that of bilinear interpolation."""
+
+    def __init__(self, model: torch.nn.Module, config: FieldTrainingConfig, value_range: Tensor, scales: Tensor):
+        L.LightningModule.__init__(self)
+        self.model, self.config, self.value_range = model, config, value_range
+        self.register_buffer("error_scale", scales)
+        self.elapsed, self._since = 0.0, None
+        self._bad_steps, self._finite_loss = 0, True
+
+    def forward(self, batch: dict) -> Tensor:
+        return self.model.query(batch["x"], PointSpec(batch["base"], batch["frac"]), batch["factor"])
+
+    def loss(self, prediction: Tensor, batch: dict) -> Tensor:
+        return ((prediction - batch["target"]).abs() / self.error_scale).mean()
+
+    def validation_step(self, truth: Tensor, batch_index: int) -> None:
+        values = scores(self.model, truth, self.config.data.test_scales, self.value_range)
+        gain = [v - values[k.replace("model", "bicubic")] for k, v in values.items() if k.startswith("model/psnr")]
+        self.log_dict({**values, "val_gain_db": sum(gain) / len(gain)}, batch_size=1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Nothing beyond what validation_step logs."""
+
+
+def coarse_and_fine(truth: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Area mean of (B, C, H, W) by `scale`, and truth cut to the whole fine size that belongs to it."""
+    coarse = [int(n / scale + 1e-6) for n in truth.shape[2:]]
+    fine = [round(n * scale) for n in coarse]
+    truth = truth[..., : fine[0], : fine[1]]
+    return area_mean(truth, coarse), truth
+
+
+def scores(model, truth: Tensor, scales, value_range: Tensor) -> dict[str, float]:
+    """PSNR and the ratio of unresolved power, of the model and of bicubic interpolation, per variable and scale."""
+    result = {}
+    for scale in scales:
+        x, y = coarse_and_fine(truth, scale)
+        shave = int(-(-scale // 1)) + 6
+        ours = model(x, size=tuple(y.shape[2:]))
+        bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic", align_corners=False)
+        for name, prediction in (("model", ours), ("bicubic", bicubic)):
+            for c in range(y.shape[1]):
+                inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]
+                result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(*inner, float(value_range[c]))["psnr"]
+                result[f"{name}/detail/x{scale:g}/{c}"] = detail_ratio(*inner, scale)
+    return result
+
+
+def bilinear_errors(data: FieldDataModule, model, samples: int = 64) -> Tensor:
+    """(C,) mean absolute error of bilinear interpolation, which the untrained model is, on training samples."""
+    total = 0
+    with torch.no_grad():
+        for i in range(samples):
+            s = data.training[i]
+            where = PointSpec(s["base"][None], s["frac"][None])
+            total = total + (model.query(s["x"][None], where, s["factor"][None])[0] - s["target"]).abs().mean(0)
+    return total / samples
+
+
+class ExportWeights(Callback):
+    """Writes last.safetensors and, at every best validation, best.safetensors."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.best = folder, float("-inf")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: FieldModule) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/psnr/" in k or k == "val_gain_db"}
+        module.model.card.metrics = {"validation": values}
+        models.save(module.model, self.folder / "last.safetensors")
+        if values["val_gain_db"] > self.best:
+            self.best = values["val_gain_db"]
+            models.save(module.model, self.folder / "best.safetensors")
+
+    def state_dict(self) -> dict:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best = state["best"]
+
+
+def train(config: FieldTrainingConfig) -> pathlib.Path:
+    """Train, resume where config.output holds a checkpoint, and export best.safetensors, whose path is returned.
+
+    Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
+        not finite.
+    """
+    L.seed_everything(config.seed, verbose=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    output = pathlib.Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    data = FieldDataModule(config.data, config.seed)
+    model = models.create(config.model, in_channels=len(config.data.variables), **config.options)
+    model.mean.copy_(data.mean), model.std.copy_(data.std)
+    for key, value in config.card.items():
+        if not hasattr(model.card, key):
+            raise ValueError(f"card has no field {key!r}")
+        setattr(model.card, key, value)
+    module = FieldModule(model, config, data.value_range, bilinear_errors(data, model))
+    callbacks = [
+        ExportWeights(output),
+        ModelCheckpoint(str(output / "checkpoints"), save_last=True, save_top_k=0, enable_version_counter=False),
+    ]
+    if config.ema_decay > 0:
+        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
+    trainer = L.Trainer(
+        accelerator="auto", devices=1, max_steps=config.max_steps, max_epochs=-1, num_sanity_val_steps=0,
+        logger=CSVLogger(str(output), name="csv", version=""), callbacks=callbacks, log_every_n_steps=10,
+        enable_progress_bar=config.progress, enable_model_summary=False, default_root_dir=str(output),
+    )  # fmt: skip
+    last = output / "checkpoints" / "last.ckpt"
+    resume = str(last) if config.resume and last.exists() else None
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return output / "best.safetensors"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command: returns the exit status."""
+    parser = ArgumentParser(prog="python -m fastds.training.fields", description=__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of a shipped one")
+    parser.add_class_arguments(FieldTrainingConfig, as_group=False)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for i, value in enumerate(arguments):
+        if arguments[i - 1 : i] == ["--config"] and (_CONFIGS / f"{value}.yaml").is_file():
+            arguments[i] = str(_CONFIGS / f"{value}.yaml")
+    try:
+        values = parser.parse_args(arguments)
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        values = instantiate(values)
+        fields = dataclasses.fields(FieldTrainingConfig)
+        best = train(FieldTrainingConfig(**{field.name: getattr(values, field.name) for field in fields}))
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+        print(f"fastds.training.fields: {error}", file=sys.stderr)
+        return 2
+    print(f"best weights: {best}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

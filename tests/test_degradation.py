@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Degradation, crops and field metrics; numbers in names are those of the specification's list of tests."""
+
+import math
+
+import pytest
+import torch
+
+from fastds.data.degradation import (
+    Degradation,
+    DegradationConfig,
+    area_mean,
+    blur,
+    gaussian_kernel,
+    pack,
+    round_mantissa,
+    sinc_kernel,
+)
+from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
+from fastds.metrics import detail_ratio, latitude_weights, psnr
+
+f64 = torch.float64
+
+
+def seeded(n):
+    return torch.Generator().manual_seed(n)
+
+
+def smooth(*shape):
+    """A field with structure at many scales, standard deviation 1."""
+    x = sum(
+        torch.nn.functional.interpolate(torch.randn(1, shape[0], k, k), shape[1:], mode="bicubic") / math.sqrt(k)
+        for k in (4, 8, 16, 32)
+    )[0]
+    return (x - x.mean()) / x.std()
+
+
+ALWAYS = DegradationConfig(probability=1.0)
+
+
+def test_25_the_same_seed_gives_the_same_field():
+    degrade, x = Degradation(ALWAYS), smooth(2, 72, 80)[None]
+    first = degrade(x, (24, 30), seeded(3))
+    assert torch.equal(degrade(x, (24, 30), seeded(3)), first)
+    assert not torch.equal(degrade(x, (24, 30), seeded(4)), first)
+    clean = Degradation(DegradationConfig(probability=0.0))
+    assert torch.equal(clean(x, (24, 30), seeded(3))[0], area_mean(x[0], (24, 30)))
+
+
+@pytest.mark.parametrize("size", [(160, 160), (107, 107), (73, 94), (53, 80), (40, 40)])
+def test_25_a_ramp_stays_the_same_ramp(size):
+    """At every factor: half a pixel of shift anywhere in the pipeline would show in the mean."""
+    config = DegradationConfig(probability=1.0, noise=(0.0, 0.0), packing=1.0, bits=((24,), (1.0,)))
+    degrade, n = Degradation(config), 160
+    at = torch.arange(n, dtype=f64)
+    x = (at[:, None] + 2 * at[None])[None, None]
+    expected = [((torch.arange(m, dtype=f64) + 0.5) * n / m - 0.5) for m in size]
+    expected = expected[0][:, None] + 2 * expected[1][None]
+    for seed in range(12):
+        y = degrade(x, size, seeded(seed))[0, 0]
+        halo = [min(math.ceil(40 * m / n) + 10, m // 2 - 3) for m in size]
+        error = (y - expected)[halo[0] : -halo[0], halo[1] : -halo[1]]
+        # Means over parts of pixels leave a ripple that has no mean.
+        assert error.mean().abs() < 0.1 and error.abs().max() < 0.6, seed
+
+
+@pytest.mark.parametrize("size", [(90, 90), (41, 53), (23, 30)])
+def test_25_area_mean_keeps_ramps_and_means(size):
+    at = (torch.arange(90, dtype=f64) + 0.5) / 90
+    expected = [(torch.arange(m, dtype=f64) + 0.5) / m for m in size]
+    ramp = at[:, None] + 2 * at[None]
+    error = area_mean(ramp, size) - (expected[0][:, None] + 2 * expected[1][None])
+    # Pixels are constant inside: a cell that cuts them sees up to an eighth of a step on either side.
+    assert error.abs().max() < 0.25 * 3 / 90 and error.mean().abs() < 1e-12
+    x = torch.randn(3, 90, 90, dtype=f64)
+    assert (area_mean(x, size).mean((1, 2)) - x.mean((1, 2))).abs().max() < 1e-12
+    assert torch.allclose(area_mean(x, (45, 30)), torch.nn.functional.avg_pool2d(x, (2, 3)))
+
+
+def test_25_kernels_sum_to_one_and_keep_the_mean():
+    x = smooth(1, 120, 120).double()
+    inner = (slice(None), slice(20, -20), slice(20, -20))
+    for cutoff in (math.pi / 5, math.pi / 3, 2.0, math.pi):
+        k = sinc_kernel(21, cutoff)
+        assert torch.isfinite(k).all() and abs(k.sum() - 1) < 1e-12
+    kernels = [
+        sinc_kernel(13, 2.0), gaussian_kernel(15, 2.0, 1.0, 0.7), gaussian_kernel(9, 1.0, 1.0, 0.0, 2.0),
+        gaussian_kernel(9, 1.5, 1.0, 0.3, 1.5, plateau=True),
+    ]  # fmt: skip
+    for k in kernels:
+        assert abs(k.sum() - 1) < 1e-12 and torch.allclose(k, k.flip(0, 1))
+        assert (blur(x, k) - x)[inner].mean().abs() < 2e-2
+        assert (blur(torch.full_like(x, 3.0), k) - 3).abs().max() < 1e-12
+    wide = gaussian_kernel(21, 3.0, 1.0, 0.0)
+    assert wide[10, 14] > 100 * wide[14, 10]
+    assert torch.allclose(gaussian_kernel(21, 3.0, 1.0, math.pi / 2), wide.T)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_25_packing(bits):
+    x = 250 + 30 * torch.randn(50, 60, dtype=f64)
+    step = 2.0 ** math.ceil(math.log2(float(x.max() - x.min()) / (2**bits - 1)))
+    y = pack(x, bits)
+    assert (y - x).abs().max() <= step / 2 * (1 + 1e-9)
+    levels = (y - x.min()) / step
+    assert torch.equal(levels, levels.round()) and levels.max() <= 2**bits - 1
+    constant = torch.full((4, 5), 7.3)
+    assert torch.equal(pack(constant, bits), constant)
+
+
+def test_25_mantissa_rounding():
+    x = torch.randn(1000)
+    for bits in (6, 12):
+        y = round_mantissa(x, bits)
+        assert ((y - x) / x).abs().max() <= 2.0 ** -(bits + 1) and torch.equal(round_mantissa(y, bits), y)
+    assert torch.equal(round_mantissa(torch.tensor([1.0, -2.0, 0.0]), 6), torch.tensor([1.0, -2.0, 0.0]))
+
+
+def test_25_bounds_and_finiteness():
+    config = DegradationConfig(probability=1.0, non_negative=(1,), lower=(-0.5,))
+    limits = torch.tensor([[-4.0, 4.0], [-0.5, 6.0]])
+    degrade, x = Degradation(config, limits), smooth(2, 72, 72)[None]
+    x[:, 1].clamp_(min=-0.5)
+    for seed in range(20):
+        y = degrade(x, (24, 24), seeded(seed))
+        assert torch.isfinite(y).all() and y[:, 1].min() >= -0.5
+        assert (y - area_mean(x, (24, 24))).std() < 0.6  # still the same field
+
+
+# ---- crops
+
+
+def crops(**options):
+    block = FieldBlock(100 + 5 * torch.stack([smooth(2, 80, 120) for _ in range(2)]), (10, 110))
+    mean, std = statistics([block])
+    clean = Degradation(DegradationConfig(probability=0.0))
+    options = {"crop": 12, "halo": 2, "queries": 500, "seed": 5} | options
+    return block, FieldCrops([block], mean, std, clean, **options)
+
+
+def test_crops_are_a_function_of_seed_and_index():
+    _, data = crops()
+    a, b = data[3], data[3]
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["x"], data[4]["x"])
+    assert a["x"].shape == (2, 12, 12) and a["target"].shape == (500, 2) and a["base"].dtype == torch.int32
+
+
+def test_targets_lie_where_the_places_say():
+    """Of a field that is a ramp in both directions, interpolating the crop at the places gives the targets."""
+    rows, columns = torch.arange(80.0)[:, None], torch.arange(120.0)[None]
+    block = FieldBlock(torch.stack([rows + 0 * columns, 0 * rows + columns])[None], (0, 120))
+    clean = Degradation(DegradationConfig(probability=0.0))
+    data = FieldCrops([block], *statistics([block]), clean, crop=12, halo=2, queries=500)
+    anisotropic = set()
+    for index in range(12):
+        s = data[index]
+        u = s["base"] + s["frac"]
+        anisotropic.add(bool((s["factor"][0] - s["factor"][1]).abs() > 1e-6))
+        for axis in (0, 1):
+            line = s["x"][axis, :, 0] if axis == 0 else s["x"][axis, 0]
+            i = s["base"][:, axis].clamp(0, 10).long()
+            expected = line[i] + (line[i + 1] - line[i]) * (u[:, axis] - i)
+            error = expected - s["target"][:, axis]
+            assert error.abs().max() < 0.3 and error.mean().abs() < 0.05
+            assert math.isclose(abs(line[-1] - line[0]) / 11, s["factor"][axis], rel_tol=0.03)  # the true factor
+    assert anisotropic == {False, True}
+
+
+def test_flipped_winds_change_sign():
+    block, data = crops(vectors=(0, 1))
+    data.mean, data.std = torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
+    means = torch.tensor([data[i]["x"].mean((1, 2)).tolist() for i in range(20)])
+    assert {tuple(m) for m in torch.sign(means).tolist()} == {(1, 1), (-1, 1), (1, -1), (-1, -1)}
+
+
+def test_too_small_fields_are_refused():
+    with pytest.raises(ValueError, match="too small for crop 90"):
+        crops(crop=90)
+
+
+# ---- metrics
+
+
+def test_26_psnr_by_hand():
+    truth = torch.zeros(2, 4, 5)
+    prediction = torch.stack([torch.full((4, 5), 0.1), torch.full((4, 5), 0.2)])
+    result = psnr(prediction, truth, 10.0)
+    assert math.isclose(result["psnr"], (40 + 20 * math.log10(50)) / 2, rel_tol=1e-6)
+    assert math.isclose(result["psnr_pooled"], 10 * math.log10(100 / 0.025), rel_tol=1e-6)
+    assert math.isclose(result["rmse"], math.sqrt(0.025), rel_tol=1e-6)
+    assert psnr(truth, truth, 1.0)["psnr"] == math.inf
+    truth[0, 0, 0] = math.nan
+    assert math.isclose(psnr(prediction, truth, 10.0)["rmse"], math.sqrt(0.025), rel_tol=1e-6)
+    with pytest.raises(ValueError, match="value_range must be positive"):
+        psnr(truth, truth, 0.0)
+
+
+def test_26_latitude_weights():
+    weights = latitude_weights(torch.linspace(90, -90, 19))
+    assert math.isclose(weights.sum(), 1, rel_tol=1e-12) and weights.argmax() == 9 and weights[0] < 1e-12
+    truth, prediction = torch.zeros(19, 4), torch.zeros(19, 4)
+    prediction[0] = 100.0  # at the pole: no area
+    assert psnr(prediction, truth, 1.0, weights)["rmse"] < 1e-6
+
+
+def test_detail_ratio_sees_what_is_lost():
+    x = torch.randn(2, 64, 64)
+    low = torch.nn.functional.interpolate(area_mean(x, (32, 32))[None], (64, 64), mode="bilinear")[0]
+    assert math.isclose(detail_ratio(x, x, 2), 1, rel_tol=1e-9) and detail_ratio(low, x, 2) < 0.2

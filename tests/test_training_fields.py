@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of arbitrary-scale downscaling: a few steps on synthetic fields, resume, refusals."""
+
+import pytest
+import torch
+import xarray as xr
+
+from fastds import models
+from fastds.training.fields import FieldDataConfig, FieldTrainingConfig, coarse_and_fine, load_fields, main, train
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Two variables of waves, 40 x 90, so regular that anything beats interpolation soon."""
+    rows, columns = torch.arange(40.0)[:, None], torch.arange(90.0)[None]
+    field = torch.stack([torch.sin(1.1 * rows + 0.3 * t) * torch.cos(0.9 * columns - t) for t in range(4)])
+    data = {
+        "t": (("time", "latitude", "longitude"), (280 + 5 * field).numpy(), {"units": "K"}),
+        "q": (("time", "latitude", "longitude"), (3 + field.square()).numpy(), {"units": "g kg-1"}),
+    }
+    file = tmp_path_factory.mktemp("fields") / "waves.nc"
+    xr.Dataset(data).to_netcdf(file, engine="h5netcdf")
+    return file
+
+
+def config(path, output, **options):
+    data = FieldDataConfig(
+        str(path), variables=["t", "q"], train=[0, 55], validation=[60, 90], crop=12, halo=1, queries=200,
+        scales=[1.5, 2.5], batch_size=4, epoch_samples=100, vectors=[-1, -1], test_scales=[2.0],
+    )  # fmt: skip
+    model = {
+        "encoder_options": {"channels": 16, "blocks": 2},
+        "dpfa_count": 1,
+        "decoder_options": {"width": 32, "heads": 2, "key_width": 4},
+    }
+    return FieldTrainingConfig(
+        data, options=model, output=str(output), **{"learning_rate": 4e-3, "ema_decay": 0.0} | options
+    )
+
+
+def test_training_learns_and_exports(path, tmp_path):
+    torch.manual_seed(0)
+    best = train(config(path, tmp_path, max_steps=100, warmup_steps=5))
+    model = models.load(best)
+    assert model.card.metrics["validation"]["val_gain_db"] > 1.0
+    assert abs(model.mean[0] - 280) < 2 and model.config["in_channels"] == 2
+    truth = load_fields(config(path, tmp_path).data)[:1, :, :, 60:]
+    x, y = coarse_and_fine(truth, 2.0)
+    with torch.no_grad():
+        error = (model(x, scale=2) - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))
+    bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic")
+    assert (error < (bicubic - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))).all()
+
+
+def test_training_resumes(path, tmp_path):
+    train(config(path, tmp_path, max_steps=25))
+    train(config(path, tmp_path, max_steps=50))
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 50
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"variables": ["t", "rain"]}, "'rain' is not in"),
+        ({"units": ["degC", "g kg-1"]}, "t is in 'K', expected 'degC'"),
+        ({"crop": 100}, "too small for crop 100"),
+        ({"path": "nowhere.nc"}, "no such file"),
+    ],
+)
+def test_refusals(path, tmp_path, change, message):
+    run = config(path, tmp_path, max_steps=1)
+    for key, value in change.items():
+        setattr(run.data, key, value)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(run)
+
+
+def test_overlapping_splits_are_refused():
+    with pytest.raises(ValueError, match="overlap"):
+        FieldDataConfig("x.nc", train=[0, 50], validation=[40, 90])
+
+
+def test_command(path, tmp_path, capsys):
+    arguments = ["--config", "inr-small", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]
+    assert main(arguments) == 2
+    assert "no such file" in capsys.readouterr().err
