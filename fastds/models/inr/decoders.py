@@ -106,8 +106,9 @@ class LTEDecoder(_Decoder):
     Source: Lee and Jin 2022; frequencies in (row, column) pairs.
     """
 
-    def __init__(self, channels, outputs, padding_mode, width=256, hidden=3):
+    def __init__(self, channels, outputs, padding_mode, width=256, hidden=3, compat=None):
         super().__init__()
+        self.compat = compat
         self.amplitude = BorderConv(channels, width, padding_mode)
         self.frequency = BorderConv(channels, width, padding_mode)
         self.phase = nn.Parameter(torch.empty(width // 2, 2).uniform_(-(0.5**0.5), 0.5**0.5))
@@ -117,7 +118,7 @@ class LTEDecoder(_Decoder):
         return torch.cat([self.amplitude(features), self.frequency(features)], 1)
 
     def forward(self, maps, where, cell, skip, edge, mask, gain=None) -> Tensor:
-        options = {"feature": "fourier", "ensemble": "late", "phase": self.phase}
+        options = {"feature": "fourier", "ensemble": "late", "phase": self.phase, "compat": self.compat}
         return self.query(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **options)
 
 

@@ -104,7 +104,7 @@ class INRDownscaler(nn.Module):
                 {str(stages * (k + 1) // dpfa_count - 1): DPFA(channels, 64, padding, dpfa) for k in range(dpfa_count)}
             )
         options = dict(decoder_options or {})
-        if compat and decoder == "liif":
+        if compat and decoder in ("liif", "lte"):
             options["compat"] = compat
         self.decoder = DECODERS[decoder](self.encoder.out_channels, len(self.predicted), padding, **options)
         self.register_buffer("mean", torch.zeros(in_channels))
