@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _FAILED
     _keep_freed_memory()
     name = options.subcommand
-    run = {"downscale": _downscale, "evaluate": _evaluate, "demo": _demo}[name]
+    run = {"downscale": _downscale, "query": _query, "evaluate": _evaluate, "demo": _demo}[name]
     return _guarded(f"fastds {name}", run, options[name])
 
 
@@ -47,6 +47,7 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, make, text in (
         ("downscale", _downscale_parser, "make a file of radar fields finer in space and time"),
+        ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
         ("evaluate", _evaluate_parser, "compare a downscaled file with the truth and the baselines"),
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
         ("train", _plain_parser, "train a model: fastds train --help"),
@@ -75,10 +76,25 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
     parser.add_argument("--time-factor", type=int, default=2, help="2, or 4 by applying the model twice in time")
+    parser.add_argument("--scale", type=float, help="latitude-longitude fields: this many times as fine, any real")
+    parser.add_argument(
+        "--grid", type=float, metavar="DEGREES", help="latitude-longitude fields: spacing of the result"
+    )
+    parser.add_argument("--like", metavar="FILE", help="latitude-longitude fields: onto the grid of this file")
     _add_z_r(parser)
     parser.add_argument(
         "--truth", metavar="FILE", help="fine fields to compare the result with: prints the error table"
     )
+    return parser
+
+
+def _query_parser() -> ArgumentParser:
+    parser = _plain_parser("Write the values of IN.nc at stations, by the model and by bilinear interpolation.")
+    parser.add_argument("input", metavar="IN.nc", help="the model's variables over latitude and longitude")
+    parser.add_argument("--points", metavar="CSV", required=True, help="columns lat and lon, degrees; others are kept")
+    parser.add_argument("--out", metavar="CSV", required=True, help="file to write")
+    parser.add_argument("--model", required=True, help="weights of an arbitrary-scale model")
+    parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
     return parser
 
 
@@ -110,6 +126,8 @@ def _add_z_r(parser: ArgumentParser) -> None:
 
 
 def _downscale(options) -> None:
+    if any(value is not None for value in (options.scale, options.grid, options.like)):
+        return _downscale_grid(options)
     from fastds.downscaling import downscale_file
 
     result = downscale_file(
@@ -132,6 +150,21 @@ def _downscale(options) -> None:
         evaluate_files(
             options.output, options.truth, coarse=options.input, var=options.var, z_r=_pair(options.z_r), progress=True
         ).print()
+
+
+def _downscale_grid(options) -> None:
+    from fastds.downscaling.grids import downscale_grid_file
+
+    if options.model is None:
+        raise ValueError("--scale, --grid and --like need --model, the weights of an arbitrary-scale model")
+    chosen = {"scale": options.scale, "grid": options.grid, "like": options.like}
+    print(downscale_grid_file(options.input, options.output, model=options.model, **chosen))
+
+
+def _query(options) -> None:
+    from fastds.downscaling.grids import query_file
+
+    print(query_file(options.input, options.points, options.out, model=options.model, outside=options.outside))
 
 
 def _evaluate(options) -> None:

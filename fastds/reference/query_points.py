@@ -226,7 +226,7 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
         if values.numel() and not values.abs().max() <= 90 + 1e-9:
             worst = values.abs().max().item()
             raise ValueError(f"{name} reaches {worst:g}, expected degrees within 90; are lat and lon swapped?")
-    step_y, step_x = _spacing("grid_lat", grid_lat), _spacing("grid_lon", grid_lon)
+    step_y, step_x = spacing("grid_lat", grid_lat), spacing("grid_lon", grid_lon)
     if periodic_x and not math.isclose(abs(step_x) * grid_lon.numel(), 360, rel_tol=1e-4):
         raise ValueError(f"periodic_x: grid_lon spans {abs(step_x) * grid_lon.numel():g} degrees, expected 360")
     # A point is brought within half a turn of the middle of the grid.
@@ -237,7 +237,8 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
     return from_index(u, (grid_lat.numel(), grid_lon.numel()), edge, outside, dtype)
 
 
-def _spacing(name: str, values: Tensor) -> float:
+def spacing(name: str, values: Tensor) -> float:
+    """The step of equally spaced coordinates, negative where they descend; ValueError where they are not."""
     if values.numel() < 2:
         raise ValueError(f"{name} has {values.numel()} values, expected at least two")
     steps = values.diff()

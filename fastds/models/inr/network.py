@@ -115,6 +115,22 @@ class INRDownscaler(nn.Module):
     def edge(self) -> tuple[str, str]:
         return "clamp", "wrap" if self.periodic_x else "clamp"
 
+    def set_periodic(self, periodic: bool) -> None:
+        """Take columns as a circle or not from now on; the weights are the same for both.
+
+        Raises:
+            ValueError: a compat model, whose convolutions pad with zeros.
+        """
+        if self.config["compat"] and periodic:
+            raise ValueError("a compat model pads with zeros and has no periodic columns")
+        self.periodic_x = periodic
+        mode = "zeros" if self.config["compat"] else "circular_x" if periodic else "replicate"
+        for module in self.modules():
+            if hasattr(module, "padding_mode"):
+                module.padding_mode = mode
+            if hasattr(module, "periodic"):
+                module.periodic = periodic
+
     # ---- where
 
     def grid(self, size, target) -> GridSpec:

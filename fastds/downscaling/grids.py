@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downscale latitude-longitude fields to any grid, or read them at stations, with an arbitrary-scale model."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fastds.data import add_history, open_dataset, save_dataset
+from fastds.data.axes import is_latitude, is_longitude
+from fastds.models import load
+from fastds.models.inr import INRDownscaler
+from fastds.ops import inr_query
+from fastds.reference.query_points import from_index, from_latlon, spacing
+
+WINDOW_QUERIES = 1 << 20  # fine pixels decoded at once; the result does not depend on it
+_FULL_CIRCLE = 360.0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Coordinates of a regular latitude-longitude grid, degrees float64; rows in the order of the file."""
+
+    latitude: Tensor
+    longitude: Tensor
+    names: tuple[str, str]
+
+    @property
+    def steps(self) -> tuple[float, float]:
+        return spacing(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
+
+    @property
+    def periodic(self) -> bool:
+        return abs(abs(self.steps[1]) * self.longitude.numel() - _FULL_CIRCLE) < 1e-3
+
+    @property
+    def nodes(self) -> bool:
+        """Outer rows are the poles: a grid of points, not of cells."""
+        return bool((self.latitude[[0, -1]].abs() > 90 - 1e-6).all())
+
+
+def geometry(dataset: xr.Dataset) -> Geometry:
+    """The grid of a dataset with one latitude and one longitude coordinate.
+
+    Raises:
+        ValueError: none or several of either, or coordinates that are unsorted, repeated or unequally spaced.
+    """
+    found = []
+    for kind, test in (("latitude", is_latitude), ("longitude", is_longitude)):
+        names = [
+            str(n)
+            for n, c in dataset.coords.items()
+            if c.ndim == 1 and c.size > 1 and (test(c.attrs) or n in (kind, kind[:3]))
+        ]
+        if len(names) != 1:
+            raise ValueError(f"expected one {kind} coordinate along a dimension, found {names or 'none'}")
+        found.append(names[0])
+    latitude, longitude = (torch.from_numpy(dataset[n].values.astype("float64")) for n in found)
+    if latitude.abs().max() > 90 + 1e-6:
+        raise ValueError(
+            f"{found[0]} reaches {latitude.abs().max():g}, expected degrees within 90; swapped with longitude?"
+        )
+    grid = Geometry(latitude, longitude, tuple(found))
+    _ = grid.steps
+    return grid
+
+
+def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
+    """Coordinates `scale` times as fine. Grids with both poles keep their outer rows, others their outer cell edges."""
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be a positive number, got {scale!r}")
+    result = []
+    for values, step, keep_ends in (
+        (grid.latitude, grid.steps[0], grid.nodes), (grid.longitude, grid.steps[1], grid.periodic and grid.nodes),
+    ):  # fmt: skip
+        n = values.numel()
+        if keep_ends and values is grid.latitude:
+            m = max(2, round((n - 1) * scale) + 1)
+            u = torch.arange(m, dtype=torch.float64) * (n - 1) / (m - 1)
+        elif keep_ends:
+            m = max(1, round(n * scale))
+            u = torch.arange(m, dtype=torch.float64) * n / m
+        else:
+            m = max(1, round(n * scale))
+            u = ((2 * torch.arange(m, dtype=torch.float64) + 1) * n - m) / (2 * m)
+        result.append(values[0] + step * u)
+    return result[0], result[1]
+
+
+def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
+    """Coordinates `degrees` apart from the first row and column on, up to the last ones.
+
+    Raises: ValueError: degrees that are not positive, or a periodic grid they do not divide.
+    """
+    if not 0 < degrees < 90:
+        raise ValueError(f"grid must be a spacing in degrees, got {degrees!r}")
+    result = []
+    for values, step, periodic in (
+        (grid.latitude, grid.steps[0], False), (grid.longitude, grid.steps[1], grid.periodic),
+    ):  # fmt: skip
+        if periodic:
+            m = round(_FULL_CIRCLE / degrees)
+            if abs(m * degrees - _FULL_CIRCLE) > 1e-6:
+                raise ValueError(f"grid: {degrees:g} degrees do not divide the full circle of this global field")
+        else:
+            m = int(float(abs(values[-1] - values[0])) / degrees + 1e-6) + 1
+        sign = 1.0 if step > 0 else -1.0
+        result.append(values[0] + sign * degrees * torch.arange(m, dtype=torch.float64))
+    return result[0], result[1]
+
+
+class FieldModel:
+    """A model set up for one grid: channels by name, periodic longitude, registration.
+
+    Args:
+        model: INRDownscaler with a card that names its variables, or the name or path of its weights.
+
+    Raises:
+        ValueError: another architecture, or a card without variables.
+    """
+
+    def __init__(self, model: INRDownscaler | str, grid: Geometry):
+        self.model = load(model) if isinstance(model, str | Path) else model
+        if not isinstance(self.model, INRDownscaler):
+            raise ValueError(
+                f"model is a {type(self.model).__name__}, expected an INRDownscaler for --scale, --grid, --like"
+            )
+        self.inputs = self.model.card.input_variables
+        if len(self.inputs) != self.model.in_channels or self.model.static_channels:
+            raise ValueError("model: its card must name one variable per channel, and it must read no static maps")
+        self.grid = grid
+        self.model.set_periodic(grid.periodic)
+
+    def read(self, dataset: xr.Dataset) -> tuple[list[str], Tensor, list[str]]:
+        """(names in the file, (N, C, H, W) float32, leading dimensions), N over all of the leading dimensions.
+
+        Raises: ValueError: a variable that is missing or in other units.
+        """
+        names = [self._find(dataset, wanted) for wanted in self.inputs]
+        first = dataset[names[0]]
+        lead = [d for d in first.dims if d not in self.grid.names]
+        stack = []
+        for name in names:
+            variable = dataset[name].transpose(*lead, *self.grid.names)
+            values = variable.values.astype("float32")
+            stack.append(torch.from_numpy(values.reshape(-1, *values.shape[-2:])))
+        return names, torch.stack(stack, 1), lead
+
+    @staticmethod
+    def _find(dataset: xr.Dataset, wanted: dict) -> str:
+        for name, variable in dataset.data_vars.items():
+            if name == wanted["name"] or variable.attrs.get("standard_name") == wanted.get("standard_name", "-"):
+                units = variable.attrs.get("units", "")
+                if _plain(units) != _plain(wanted["units"]):
+                    raise ValueError(f"variable {name} is in {units!r}, the model was trained on {wanted['units']!r}")
+                return str(name)
+        raise ValueError(
+            f"the model needs the variable {wanted['name']} ({wanted.get('standard_name', '')}), "
+            f"the file has {', '.join(map(str, dataset.data_vars))}"
+        )
+
+    def encode(self, x: Tensor, factor: tuple[float, float]):
+        with torch.no_grad():
+            return self.model.encode(x, self._factor(factor))
+
+    def decode(self, encoded, where, factor: tuple[float, float]) -> Tensor:
+        with torch.no_grad():
+            return self.model.decode(encoded, where, 2 / self._factor(factor))
+
+    @staticmethod
+    def _factor(factor) -> Tensor:
+        return torch.tensor([factor], dtype=torch.float32)
+
+    def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor) -> Tensor:
+        """(1, C, H, W) at a grid of coordinates: (O, H', W'), decoded in windows of rows."""
+        steps = self.grid.steps
+        factor = tuple(
+            abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.model.max_scale
+            for s, t in zip(steps, (latitude, longitude), strict=True)
+        )
+        encoded = self.encode(x, factor)
+        middle = (self.grid.longitude[0] + self.grid.longitude[-1]) / 2
+        near = middle + torch.remainder(longitude - middle + 180, _FULL_CIRCLE) - 180
+        u, v = (latitude - self.grid.latitude[0]) / steps[0], (near - self.grid.longitude[0]) / steps[1]
+        out = torch.empty(len(self.model.predicted), u.numel(), v.numel())
+        rows = max(1, WINDOW_QUERIES // v.numel())
+        for first in range(0, u.numel(), rows):
+            part = torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2)
+            where = from_index(part, x.shape[2:], self.model.edge)
+            y = self.decode(encoded, where, factor)[0]
+            out[:, first : first + rows] = y.unflatten(0, (-1, v.numel())).permute(2, 0, 1)
+        return out
+
+
+def _plain(units: str) -> str:
+    return units.replace("**", "").replace("^", "").replace(" ", "").lower()
+
+
+def downscale_grid(
+    model, dataset: xr.Dataset, *, scale=None, spacing_degrees=None, like: xr.Dataset | None = None
+) -> xr.Dataset:
+    """The model's variables of a dataset on a finer grid: exactly one of a factor, a spacing and another grid.
+
+    Args:
+        model: INRDownscaler, or the name or path of its weights. dataset: fields (..., latitude, longitude).
+        scale: factor > 0. spacing_degrees: of the new grid. like: dataset whose coordinates are taken.
+
+    Returns: a new Dataset in memory; memory beyond it is that of one field.
+
+    Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
+    """
+    if sum(v is not None for v in (scale, spacing_degrees, like)) != 1:
+        raise ValueError("give exactly one of scale, grid and like")
+    grid = geometry(dataset)
+    if like is not None:
+        other = geometry(like)
+        latitude, longitude = other.latitude, other.longitude
+    elif scale is not None:
+        latitude, longitude = target_by_scale(grid, scale)
+    else:
+        latitude, longitude = target_by_spacing(grid, spacing_degrees)
+    field_model = FieldModel(model, grid)
+    names, x, lead = field_model.read(dataset)
+    fine = torch.stack([field_model.onto(part[None], latitude, longitude) for part in x], 1)
+    return _dataset(dataset, field_model, names, lead, fine, (latitude, longitude))
+
+
+def _dataset(dataset, field_model, names, lead, fine, target) -> xr.Dataset:
+    shape = [dataset.sizes[d] for d in lead]
+    result = xr.Dataset(attrs=dict(dataset.attrs))
+    for k, c in enumerate(field_model.model.predicted):
+        source = dataset[names[c]]
+        values = fine[k].reshape(*shape, *fine.shape[2:]).numpy()
+        result[names[c]] = ([*lead, *field_model.grid.names], values, dict(source.attrs))
+    for name, values in zip(field_model.grid.names, target, strict=True):
+        result[name] = (name, values.numpy(), dict(dataset[name].attrs))
+    for d in lead:
+        if d in dataset.coords:
+            result[d] = dataset[d]
+    return add_history(result, f"fastds: arbitrary-scale downscaling with {field_model.model.card.name or 'a model'}")
+
+
+def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = "error") -> list[dict]:
+    """Values of every variable at points, by the model and by bilinear interpolation, one row per field and point.
+
+    Args:
+        latitude, longitude: degrees, longitudes in either convention. outside: "error", "nan" or "clamp".
+
+    Returns: rows {"point": index, leading coordinates, name: model value, name_bilinear: interpolated value}.
+    """
+    grid = geometry(dataset)
+    field_model = FieldModel(model, grid)
+    names, x, lead = field_model.read(dataset)
+    where = from_latlon(latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside)
+    factor = (field_model.model.max_scale,) * 2
+    labels = [dict(zip(lead, index, strict=True)) for index in np.ndindex(*(dataset.sizes[d] for d in lead))]
+    rows = []
+    for label, part in zip(labels, x, strict=True):
+        encoded = field_model.encode(part[None], factor)
+        y = field_model.decode(encoded, where, factor)[0]
+        plain = _bilinear(part[None], where, field_model.model.edge)[0]
+        at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
+        for q in range(y.shape[0]):
+            row = {"point": q} | at
+            for k, c in enumerate(field_model.model.predicted):
+                row |= {names[c]: float(y[q, k]), f"{names[c]}_bilinear": float(plain[q, c])}
+            rows.append(row)
+    return rows
+
+
+def _bilinear(x: Tensor, where, edge) -> Tensor:
+    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge)
+
+
+def downscale_grid_file(source, target, *, model, scale=None, grid=None, like=None) -> str:
+    """`fastds downscale IN OUT --scale | --grid | --like`; returns one sentence about what was written."""
+    dataset = open_dataset(source)
+    other = None if like is None else open_dataset(like)
+    fine = downscale_grid(model, dataset, scale=scale, spacing_degrees=grid, like=other)
+    save_dataset(fine, target)
+    size = " x ".join(str(fine.sizes[n]) for n in geometry(fine).names)
+    return f"{target}: {', '.join(map(str, fine.data_vars))} on {size} points"
+
+
+def query_file(source, points, target, *, model, outside="error") -> str:
+    """`fastds query`: points a CSV with columns lat and lon; its columns are repeated in front of the values."""
+    with open(points, newline="") as file:
+        stations = list(csv.DictReader(file))
+    columns = {name.strip().lower(): name for name in (stations[0] if stations else {})}
+    pair = [
+        next((columns[n] for n in names if n in columns), None) for names in (("lat", "latitude"), ("lon", "longitude"))
+    ]
+    if None in pair:
+        raise ValueError(
+            f"{points}: expected a CSV with the columns lat and lon, found {', '.join(columns) or 'nothing'}"
+        )
+    try:
+        latitude, longitude = ([float(s[name]) for s in stations] for name in pair)
+    except ValueError as error:
+        raise ValueError(f"{points}: a coordinate is no number: {error}") from None
+    rows = query_table(model, open_dataset(source), latitude, longitude, outside)
+    with open(target, "w", newline="") as file:
+        writer = csv.DictWriter(file, [*stations[0], *(k for k in rows[0] if k != "point")])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(stations[row.pop("point")] | row)
+    return f"{target}: {len(rows)} rows for {len(stations)} points"

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fastds downscale --scale/--grid/--like` and `fastds query`: grids, the seam, poles, stations, refusals."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from fastds.cli import main
+from fastds.downscaling.grids import downscale_grid, geometry, query_table
+from fastds.models import create, load, save
+
+VARIABLES = [
+    {"name": "t", "standard_name": "air_temperature", "units": "K"},
+    {"name": "u", "standard_name": "eastward_wind", "units": "m s-1"},
+]
+
+
+def model(trained=False):
+    torch.manual_seed(1)
+    options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
+    m = create("inr-small", in_channels=2, **options, decoder_options={"width": 16, "heads": 2, "key_width": 4}).eval()
+    m.card.input_variables = m.card.output_variables = VARIABLES
+    m.mean.copy_(torch.tensor([280.0, 0.0])), m.std.copy_(torch.tensor([10.0, 5.0]))
+    if trained:  # stands for one: every part acts
+        with torch.no_grad():
+            m.decoder.trunk[-1].weight.normal_(std=0.2)
+    return m
+
+
+def dataset(lat, lon, times=2, seed=0):
+    """A smooth field of longitude and latitude plus noise that does not depend on the latitude at the poles."""
+    rng = np.random.default_rng(seed)
+    phi, lam = np.deg2rad(lat)[:, None], np.deg2rad(lon)[None]
+    base = 280 + 10 * np.cos(phi) * np.cos(2 * lam) + 5 * np.sin(phi)
+    values = np.stack([base + 0.3 * np.cos(phi) * rng.standard_normal((len(lat), len(lon))) for _ in range(times)])
+    dims = ("time", "latitude", "longitude")
+    return xr.Dataset(
+        {
+            "t": (dims, values.astype("float32"), {"standard_name": "air_temperature", "units": "K"}),
+            "u": (dims, (values - 280).astype("float32"), {"units": "m s**-1"}),
+        },
+        coords={
+            "time": np.datetime64("2016-01-01", "ns") + np.arange(times) * np.timedelta64(6, "h"),
+            "latitude": ("latitude", lat, {"units": "degrees_north"}),
+            "longitude": ("longitude", lon, {"units": "degrees_east"}),
+        },
+    )
+
+
+def globe(step=10.0):
+    return dataset(np.arange(90, -90 - step / 2, -step), np.arange(-180, 180, step))
+
+
+def region():
+    return dataset(np.arange(50, 40, -0.5), np.arange(5, 20, 0.5))
+
+
+def test_global_field_to_a_factor():
+    coarse = globe()
+    fine = downscale_grid(model(), coarse, scale=2.5)
+    assert fine.t.shape == (2, 46, 90) and fine.t.dims == coarse.t.dims
+    assert np.allclose(fine.latitude, np.linspace(90, -90, 46)) and np.allclose(fine.longitude[:2], [-180, -176])
+    # Untrained = bilinear: the common points keep their values.
+    assert np.allclose(fine.t[:, ::5, ::5], coarse.t[:, ::2, ::2], atol=1e-3)
+    assert fine.t.attrs["units"] == "K" and "fastds" in fine.attrs["history"]
+
+
+def test_the_seam_is_a_place_like_any_other():
+    fine = downscale_grid(model(trained=True), globe(5.0), scale=4).t.values
+    step = np.abs(np.diff(fine, axis=2)).mean(axis=(0, 1))
+    seam = np.abs(fine[:, :, 0] - fine[:, :, -1]).mean()
+    assert seam < 1.5 * step.max() and np.isfinite(fine).all()
+    rolled = globe(5.0).roll(longitude=30, roll_coords=False)
+    again = downscale_grid(model(trained=True), rolled, scale=4).t.values
+    assert np.abs(again - np.roll(fine, 120, axis=2)).max() < 1e-3
+
+
+def test_poles_are_finite_and_zonally_consistent():
+    """At the pole the input is one value: the output differs along the row by less than the field does one row off."""
+    fine = downscale_grid(model(trained=True), globe(5.0), scale=4).t.values
+    assert np.isfinite(fine).all()
+    assert fine[:, 0].std(axis=1).max() < fine[:, 8].std(axis=1).max() and fine[:, -1].std(axis=1).max() < 1.0
+
+
+def test_regional_field_by_spacing_and_like():
+    coarse = region()
+    fine = downscale_grid(model(), coarse, spacing_degrees=0.1)
+    assert fine.sizes["latitude"] == 96 and np.allclose(fine.latitude[:2], [50, 49.9])
+    assert np.allclose(fine.t[:, ::5, ::5], coarse.t, atol=1e-3)
+    target = fine.isel(latitude=slice(10, 20), longitude=slice(30, 50))
+    part = downscale_grid(model(), coarse, like=target)
+    assert np.allclose(part.t, target.t, atol=1e-4) and np.allclose(part.longitude, target.longitude)
+    cells = downscale_grid(model(), coarse, scale=2)
+    assert np.allclose(cells.latitude[:2], [50.125, 49.875]) and cells.sizes["longitude"] == 60
+
+
+def test_ascending_latitudes_and_the_other_longitude_convention():
+    coarse, m = globe(), model(trained=True)
+    fine = downscale_grid(m, coarse, scale=2)
+    shifted = coarse.roll(longitude=18, roll_coords=False).assign_coords(longitude=coarse.longitude.values + 180)
+    shifted.longitude.attrs["units"] = "degrees_east"
+    like = downscale_grid(m, shifted, like=fine)
+    assert np.abs(like.t.values - fine.t.values).max() < 1e-3
+
+
+def test_windows_change_nothing(monkeypatch):
+    whole = downscale_grid(model(trained=True), region(), scale=2.67)
+    monkeypatch.setattr("fastds.downscaling.grids.WINDOW_QUERIES", 500)
+    assert np.array_equal(downscale_grid(model(trained=True), region(), scale=2.67).t, whole.t)
+
+
+def test_points_in_either_convention():
+    coarse = globe()
+    rows = query_table(model(), coarse, [90.0, 12.0, -35.5], [0.0, -179.0, 355.0])
+    other = query_table(model(), coarse, [90.0, 12.0, -35.5], [360.0, 181.0, -5.0])
+    assert len(rows) == 6
+    for a, b in zip(rows, other, strict=True):
+        assert a["time"] == b["time"] and abs(a["t"] - b["t"]) < 1e-3
+        assert abs(a["t"] - a["t_bilinear"]) < 1e-3  # untrained
+    assert abs(rows[0]["t"] - float(coarse.t[0, 0, 0])) < 1e-3
+
+
+def test_commands(tmp_path, capsys):
+    coarse, weights = tmp_path / "in.nc", tmp_path / "m.safetensors"
+    region().to_netcdf(coarse, engine="h5netcdf")
+    save(model(), weights)
+    out = tmp_path / "out.nc"
+    assert main(["downscale", str(coarse), str(out), "--scale", "2.67", "--model", str(weights)]) == 0
+    assert xr.open_dataset(out).sizes["latitude"] == 53
+    assert main(["downscale", str(coarse), str(tmp_path / "like.nc"), "--like", str(out), "--model", str(weights)]) == 0
+    stations = tmp_path / "stations.csv"
+    stations.write_text("name,lat,lon\nA,45.2,10.1\nB,42.0,12.5\n")
+    table = tmp_path / "values.csv"
+    assert main(["query", str(coarse), "--points", str(stations), "--out", str(table), "--model", str(weights)]) == 0
+    rows = list(csv.DictReader(table.open()))
+    assert [r["name"] for r in rows] == ["A", "B", "A", "B"] and 250 < float(rows[0]["t"]) < 300
+    assert load(weights).card.input_variables == VARIABLES
+    capsys.readouterr()
+
+
+def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=None):
+    data = region() if change is None else change(region())
+    file, weights = tmp_path / "in.nc", tmp_path / "m.safetensors"
+    data.to_netcdf(file, engine="h5netcdf")
+    save(model(), weights)
+    if stations is None:
+        status = main(["downscale", str(file), str(tmp_path / "out.nc"), *arguments, "--model", str(weights)])
+    else:
+        (tmp_path / "s.csv").write_text(stations)
+        points = ["--points", str(tmp_path / "s.csv"), "--out", str(tmp_path / "o.csv")]
+        status = main(["query", str(file), *points, "--model", str(weights)])
+    assert status == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change,arguments,message",
+    [
+        (None, ("--scale", "0"), "scale must be a positive number"),
+        (None, ("--scale", "nan"), "scale"),
+        (None, ("--scale", "2", "--grid", "0.1"), "exactly one of scale, grid and like"),
+        (None, ("--grid", "-1"), "grid must be a spacing in degrees"),
+        (lambda d: d.drop_vars("u"), ("--scale", "2"), "the model needs the variable u"),
+        (
+            lambda d: d.assign(t=d.t.assign_attrs(units="degC")),
+            ("--scale", "2"),
+            "t is in 'degC', the model was trained on 'K'",
+        ),
+        (
+            lambda d: d.isel(latitude=[0, 1, 1, 2]),
+            ("--scale", "2"),
+            "latitude must be strictly ascending or descending",
+        ),
+        (lambda d: d.isel(longitude=[0, 2, 1]), ("--scale", "2"), "longitude must be strictly ascending or descending"),
+        (lambda d: d.isel(longitude=[0, 1, 3]), ("--scale", "2"), "longitude must be equally spaced"),
+        (lambda d: d.drop_vars("latitude"), ("--scale", "2"), "expected one latitude coordinate"),
+        (lambda d: d.assign_coords(latitude=d.latitude + 100), ("--scale", "2"), "expected degrees within 90"),
+    ],
+)
+def test_bad_grids_are_refused(tmp_path, capsys, change, arguments, message):
+    assert message in refusal(tmp_path, capsys, change, arguments)
+
+
+@pytest.mark.parametrize(
+    "stations,message",
+    [
+        ("lat,lon\n45.0,30.0\n", "outside the domain"),
+        ("lat,lon\n120.0,45.0\n", "swapped"),
+        ("lat,lon\nfive,45.0\n", "a coordinate is no number"),
+        ("x,y\n1,2\n", "columns lat and lon, found x, y"),
+    ],
+)
+def test_bad_points_are_refused(tmp_path, capsys, stations, message):
+    assert message in refusal(tmp_path, capsys, stations=stations)
+
+
+def test_a_radar_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected an INRDownscaler"):
+        downscale_grid("fczsm-small", region(), scale=2)
+
+
+def test_era5_global_humidity_to_a_quarter_degree(data_dir):
+    """The real 1-degree file, one time: continuous over the seam, finite and consistent at the poles."""
+    with xr.open_dataset(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc") as file:
+        coarse = file.isel(time=[0]).load()
+    m = create("inr-small", encoder_options={"channels": 8, "blocks": 2}, dpfa_count=1).eval()
+    m.card.input_variables = [{"name": n, "units": file[n].attrs["units"]} for n in ("r", "t", "u", "z")]
+    fine = downscale_grid(m, coarse, spacing_degrees=0.25)
+    assert fine.r.shape == (1, 721, 1440) and np.isfinite(fine.r.values).all()
+    rows = fine.r.values[0]
+    inner = np.abs(np.diff(rows, axis=1))
+    assert np.abs(rows[:, 0] - rows[:, -1]).mean() < 1.3 * inner[:, ::4].mean()
+    assert rows[0].std() <= coarse.r.values[0, 0].std() + 1e-3
+    assert geometry(fine).nodes and geometry(fine).periodic
