@@ -213,6 +213,36 @@ class FCZSM(nn.Module):
         y = y.reshape(2 * n - 1, b, *y.shape[1:]).transpose(0, 1).contiguous()
         return y if self.config["residual"] is None else self._residual(x, flow) + y
 
+    def compile_graph(
+        self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+    ):
+        """Capture the forward pass for inputs of these shapes as one CUDA graph, for inference.
+
+        fast = model.compile_graph(x);  y = fast(x2)
+
+        Args:
+            x, static, flow: as in forward, on the model's CUDA device; their values do not matter.
+            dtype: of weights and arithmetic, torch.bfloat16, torch.float16 or torch.float32; positions and sums stay in
+                float32.
+
+        Returns:
+            function (x, static=None, flow=None) -> the output of forward, for these shapes, with the weights of now.
+            Flow that forward would compute is computed before each replay.
+
+        Raises:
+            ValueError: the model or an input is not on a CUDA device, or an input has another shape.
+        """
+        from fastds.models.cuda_graph import GraphedForward, graph_device
+
+        graph_device(self, (x, static, flow), dtype)
+        self._check_inputs(x, static, flow)
+        graph = GraphedForward(self, x, static, self._needed_flow(x, flow), dtype=dtype)
+
+        def forward(x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
+            return graph(x, static, self._needed_flow(x, flow))
+
+        return forward
+
     def downscale(self, dataset, **options):
         """Downscale an xarray Dataset, see fastds.downscaling.downscale."""
         from fastds.downscaling import downscale

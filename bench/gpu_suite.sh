@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command and within eight minutes: builds _fastds in place, runs tests/gpu, the small
+# tests under compute-sanitizer, and the benchmarks; prints the table last. A part that fails is one line, the rest goes on.
+#
+#   bench/gpu_suite.sh [--dry-run] [--parts build,tests,bench,memcheck,racecheck] [--out DIR]
+#
+# Needs python3 with torch >= 2.10 and triton, pytest, setuptools, ninja and nvcc; no network. pybind11's headers come
+# from the environment, else from torch. Logs, the results (JSON) and the table go to DIR (build/gpu_suite by default);
+# the results also to bench/results/<device>.json. --dry-run tries all of it as far as a machine without a GPU can: the
+# compiler on one binding, the collection of the tests, the rows on a CPU in tiny sizes, JSON and table.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+dry=0 parts=build,tests,bench,memcheck,racecheck out=build/gpu_suite
+while [ $# -gt 0 ]; do
+  case $1 in
+    --dry-run) dry=1 ;;
+    --parts) parts=${2:?--parts needs a list}; shift ;;
+    --out) out=${2:?--out needs a folder}; shift ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "gpu_suite.sh: unknown argument $1" >&2; usage >&2; exit 2 ;;
+  esac
+  shift
+done
+for part in ${parts//,/ }; do
+  case $part in
+    build | tests | memcheck | racecheck | bench) ;;
+    *) echo "gpu_suite.sh: unknown part $part" >&2; exit 2 ;;
+  esac
+done
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+python=$(command -v python3 || command -v python) || { echo "gpu_suite.sh: no python3" >&2; exit 2; }
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TRITON_DEFAULT_FP_FUSION=1
+failed=0
+total=470 # seconds for all parts together
+
+# run NAME SECONDS COMMAND...: one line, the whole output in NAME.log.
+run() {
+  local name=$1 limit=$2 begin=$SECONDS code=0
+  shift 2
+  case ,$parts, in *",$name,"*) ;; *) return 0 ;; esac
+  [ "$limit" -le $((total - SECONDS)) ] || limit=$((total - SECONDS))
+  [ "$limit" -gt 10 ] || { failed=$((failed + 1)); echo "FAILED  $name: no time is left for it"; return; }
+  timeout -k 10 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+  if [ "$code" = 0 ]; then
+    echo "ok      $name ($((SECONDS - begin)) s): $(summary "$name")"
+  else
+    failed=$((failed + 1))
+    [ "$code" = 124 ] && code="124, stopped after $limit s"
+    echo "FAILED  $name ($((SECONDS - begin)) s, exit status $code): $(summary "$name") [$out/$name.log]"
+  fi
+}
+
+# The line of a log that says most.
+summary() {
+  local found
+  found=$(grep -E '(passed|failed|error|skipped|deselected).* in [0-9]|ERROR SUMMARY|RACECHECK SUMMARY|rows in .*failed|collected' \
+    "$out/$1.log" | tail -n 1)
+  [ -n "$found" ] || found=$(grep -vE '^[[:space:]]*$' "$out/$1.log" | tail -n 1)
+  printf '%s' "${found:0:300}"
+}
+
+# setup.py asks pybind11 where its headers are; where it is not installed, or with "torch", take those that torch ships.
+headers() {
+  [ "${1:-}" = torch ] || ! "$python" -c 'import pybind11' 2>/dev/null || return 0
+  mkdir -p "$out/pybind11_of_torch"
+  "$python" - "$out/pybind11_of_torch/pybind11.py" <<'PYTHON'
+import importlib.util, pathlib, sys
+include = pathlib.Path(importlib.util.find_spec("torch").origin).parent / "include"
+assert (include / "pybind11" / "pybind11.h").is_file(), f"no pybind11 and no headers in {include}"
+pathlib.Path(sys.argv[1]).write_text(f"def get_include():\n    return {str(include)!r}\n")
+PYTHON
+  export PYTHONPATH="$out/pybind11_of_torch:$PYTHONPATH"
+}
+
+build() {
+  if [ "$dry" = 1 ]; then
+    local source flags
+    for source in environment torch; do
+      headers $source || return
+      flags=$("$python" -c '
+import sysconfig, pybind11
+print("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include())') || return
+      # shellcheck disable=SC2086
+      g++ -std=c++17 -fsyntax-only -DFASTDS_BUILD_CUDA=0 -Icsrc $flags csrc/null_op/bind.cpp || return
+    done
+    echo "one binding compiles with pybind11's own headers and with those of torch"
+    return
+  fi
+  headers || return
+  FASTDS_CUDA_ARCHS=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || return
+  FASTDS_CUDA=1 FASTDS_CUDA_ARCHS=$FASTDS_CUDA_ARCHS MAX_JOBS=$(nproc) "$python" setup.py -q build_ext --inplace &&
+    "$python" -m fastds.info
+}
+
+tests() {
+  local options=(-q -p no:cacheprovider -o addopts=--import-mode=importlib -ra --durations=5 tests/gpu)
+  [ "$dry" = 1 ] && { "$python" -m pytest --collect-only "${options[@]}"; return; }
+  # Triton compiles on the CPU: several processes share the GPU.
+  "$python" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
+  "$python" -m pytest "${options[@]}"
+}
+
+# sanitizer TOOL: the tests marked "sanitize", with every allocation of its own so that a stray access shows.
+sanitizer() {
+  local options=(-q -p no:cacheprovider -o addopts=--import-mode=importlib -m sanitize tests/gpu)
+  [ "$dry" = 1 ] && { "$python" -m pytest --collect-only "${options[@]}"; return; }
+  local tool
+  tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
+  [ -n "$tool" ] || { echo "there is no compute-sanitizer on PATH or in /usr/local/cuda"; return 1; }
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 20 \
+    "$python" -m pytest "${options[@]}"
+}
+
+bench() {
+  local options=(--seconds 110)
+  [ "$dry" = 1 ] && options=(--device cpu --seconds 60)
+  "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json" || return
+  local save=(--save)
+  [ "$dry" = 1 ] && save=()
+  "$python" -m bench.report "$out/results.json" --all "${save[@]}" >"$out/table.md"
+}
+
+export -f build headers tests sanitizer bench
+export python out dry
+[ "$dry" = 1 ] && echo "dry run: nothing here is a measurement"
+run build 150 bash -uo pipefail -c build
+run tests 170 bash -uo pipefail -c tests
+run bench 180 bash -uo pipefail -c bench
+run memcheck 100 bash -uo pipefail -c 'sanitizer memcheck'
+run racecheck 100 bash -uo pipefail -c 'sanitizer racecheck'
+grep -hE '^(FAILED|ERROR|LEFT OUT) ' "$out"/{tests,memcheck,racecheck,bench}.log 2>/dev/null | cut -c1-240 | head -n 40
+[ -f "$out/table.md" ] && { echo; cat "$out/table.md"; }
+echo
+echo "$failed of the parts $parts failed, $SECONDS s"
+[ "$failed" = 0 ]

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every op must show on a GPU beyond right numbers; each check takes the op as function(*tensors)."""
+
+import pytest
+import torch
+
+WAIT_CYCLES = 50_000_000  # about 30 ms, longer than any launch
+
+
+def moved(values, device, dtype=None):
+    """Tensors on the device, layout kept; None stays."""
+    return [v if v is None else v.to(device, dtype or v.dtype) for v in values]
+
+
+def leaves(values):
+    return [v if v is None else v.detach().clone(memory_format=torch.preserve_format).requires_grad_() for v in values]
+
+
+def value_and_gradients(function, tensors):
+    """Output and gradients of every tensor for the gradient sin(0), sin(1), ... of the output."""
+    tracked = leaves(tensors)
+    y = function(*tracked)
+    grad_y = torch.arange(y.numel(), device=y.device).sin().reshape(y.shape).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, [t for t in tracked if t is not None], grad_y)]
+
+
+def same(first, second):
+    assert len(first) == len(second)
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert a.shape == b.shape and torch.equal(a, b), f"tensor {i}: up to {(a - b).abs().max():.3e} apart"
+
+
+def check_deterministic(function, tensors):
+    """The same bits from run to run under torch.use_deterministic_algorithms(True)."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = value_and_gradients(function, tensors)
+        for _ in range(3):
+            same(first, value_and_gradients(function, tensors))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def check_stream(function, tensors):
+    """Kernels start on the current stream: inputs that appear there late are waited for."""
+    with torch.no_grad():
+        expected = function(*tensors)
+        late = [t if t is None else torch.zeros_like(t) for t in tensors]
+        function(*late)  # compiled and loaded, so that nothing below waits for it
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(WAIT_CYCLES)
+            for held, value in zip(late, tensors, strict=True):
+                if held is not None:
+                    held.copy_(value)
+            y = function(*late)
+        torch.cuda.synchronize()
+        assert torch.equal(y, expected)
+
+
+def check_graph(function, tensors):
+    """Capture and replay, forward and gradients: new inputs in the old places give the results of an eager run."""
+    held = leaves(tensors)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+
+    def compute():
+        y = function(*held)
+        return [y, *torch.autograd.grad(y, [t for t in held if t is not None], torch.ones_like(y))]
+
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            compute()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = compute()
+    for _ in range(2):
+        with torch.no_grad():
+            for t in held:
+                if t is not None:
+                    t.copy_(t.flip(0) + 0.25)
+        graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip(captured, compute(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def check_compile(function, tensors, rtol=1e-4):
+    """torch.compile(fullgraph=True), with gradients, agrees with eager."""
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True)
+    for a, b in zip(value_and_gradients(compiled, tensors), value_and_gradients(function, tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
+
+
+def check_other_device(function, tensors):
+    """Tensors of the second GPU while the first is current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    expected = value_and_gradients(function, tensors)
+    with torch.cuda.device(0):
+        got = value_and_gradients(function, moved(tensors, "cuda:1"))
+    for a, b in zip(got, expected, strict=True):
+        assert a.device == torch.device("cuda:1")
+        torch.testing.assert_close(a.to(b.device), b, rtol=1e-5, atol=1e-5)
+
+
+def check_misaligned(function, tensors):
+    """Storage that starts at an odd element, and strides of a wider map, change nothing but speed."""
+
+    def shifted(t):
+        wide = t.new_zeros((t.numel() + 1,))
+        return wide[1:].as_strided(t.shape, t.stride()).copy_(t) if t.is_non_overlapping_and_dense() else t
+
+    def sliced(t):
+        if t.dim() != 4:
+            return t
+        wide = t.new_zeros((t.shape[0], t.shape[1] + 3, *t.shape[2:])).to(memory_format=torch.channels_last)
+        return wide[:, 1:-2].copy_(t)
+
+    with torch.no_grad():
+        expected = function(*tensors)
+        for change in (shifted, sliced, lambda t: t.contiguous()):
+            y = function(*(t if t is None else change(t) for t in tensors))
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)

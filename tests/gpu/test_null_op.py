@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""null_op on a GPU: the template's own test."""
+
+import pytest
+import torch
+from gpu import checks
+
+import fastds
+from fastds.ops import null_op
+
+
+@pytest.fixture(autouse=True)
+def native(device):
+    answer = fastds.explain("null_op", torch.ones(1, device=device))["native"]
+    if answer.startswith("refused"):
+        pytest.skip(f"native {answer}")
+
+
+@pytest.mark.sanitize
+def test_copies(device):
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        x = torch.randn(1001, device=device).to(dtype)
+        assert torch.equal(null_op(x), x)
+
+
+def test_streams_graphs_and_compile(device):
+    x = torch.randn(3, 1001, device=device)
+    checks.check_stream(null_op, [x])
+    checks.check_graph(null_op, [x])
+    checks.check_compile(null_op, [x])
+    checks.check_deterministic(null_op, [x])
+    checks.check_misaligned(null_op, [x])

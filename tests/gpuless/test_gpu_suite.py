@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/gpu_suite.sh as far as a machine without a GPU can run it."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def suite(*arguments, path=None):
+    environment = os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
+    command = ["bash", ROOT / "bench" / "gpu_suite.sh", *arguments]
+    return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
+
+
+def test_dry_run(tmp_path):
+    run = suite("--dry-run", "--out", tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    lines = run.stdout.splitlines()
+    started = {line.split()[1]: line for line in lines if line.startswith(("ok ", "FAILED "))}
+    assert list(started) == ["build", "tests", "bench", "memcheck", "racecheck"]
+    assert all(line.startswith("ok ") for line in started.values())
+    assert "those of torch" in started["build"] and "tests collected" in started["tests"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["ceilings"]) == {"GB/s", "float32", "float16", "bfloat16"}
+    assert {row["op"] for row in results["rows"]} == {"deform_conv2d", "fczsm"}
+    assert all(row["error"] < 0.1 and row["median_ms"] > 0 for row in results["rows"])
+    table = (tmp_path / "table.md").read_text()
+    assert "torch eager" in table and table.strip() in run.stdout
+    assert not list((ROOT / "bench" / "results").glob("*dry*")), "a dry run is no result"
+
+
+def test_failed_part_is_one_line_and_the_rest_goes_on(tmp_path):
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho the compiler is broken\nexit 3\n")
+    compiler.chmod(0o755)
+    run = suite("--dry-run", "--parts", "build,memcheck", "--out", tmp_path / "out", path=tmp_path)
+    assert run.returncode == 1
+    lines = [line for line in run.stdout.splitlines() if line.startswith(("ok ", "FAILED "))]
+    assert lines[0].startswith("FAILED  build") and "exit status 3): the compiler is broken" in lines[0]
+    assert lines[1].startswith("ok      memcheck") and len(lines) == 2
+    assert "1 of the parts build,memcheck failed" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--fast",), "unknown argument --fast"),
+        (("--parts", "lint"), "unknown part lint"),
+        (("--out",), "needs a folder"),
+    ],
+)
+def test_wrong_arguments(arguments, words):
+    run = suite(*arguments)
+    assert run.returncode != 0 and words in run.stderr
