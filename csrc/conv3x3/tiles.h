@@ -74,6 +74,7 @@ FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
 template <class T, int N>
 struct Pixels {
     const T* at[N * N];
+    int64_t next;  // from a pixel to that of the next tile
 };
 
 template <class T, int N>
@@ -83,13 +84,20 @@ FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3
     for (int r = 0; r < N; r++)
         for (int c = 0; c < N; c++)
             pixels.at[r * N + c] = row[r] < 0 || column[c] < 0 ? zeros : base + row[r] * view.h + column[c] * view.w;
+    pixels.next = 4 * view.w;
 }
 
 // `value`, or slope * value where the activation's output is not positive.
 FASTDS_HD V activation_gradient(V value, V output, float slope) { return output > 0.f ? value : value * slope; }
 
+// Fetches what the next tile does not share with this one, too: rows of six pixels outrun the processor's own prefetching
+// (a fifth of the time of images larger than the caches).
 template <class T, int N, bool Signed>
 FASTDS_HD V load_pixel(const Pixels<T, N>& data, const Pixels<T, N>& sign, int i, int64_t channel, int count, float slope) {
+    if (i % N >= N - 4) {
+        __builtin_prefetch(data.at[i] + channel + data.next);
+        if (Signed) __builtin_prefetch(sign.at[i] + channel + sign.next);
+    }
     if (count == kL) {
         const V value = load_vec<kL>(data.at[i] + channel);
         return Signed ? activation_gradient(value, load_vec<kL>(sign.at[i] + channel), slope) : value;
@@ -98,27 +106,34 @@ FASTDS_HD V load_pixel(const Pixels<T, N>& data, const Pixels<T, N>& sign, int i
     return Signed ? activation_gradient(value, load_lanes(sign.at[i] + channel, count), slope) : value;
 }
 
-// B^T d B of one tile and one vector of channels, into 36 planes.
-template <class T, bool Signed>
-FASTDS_HD void transform_vector(const Pixels<T, 6>& data, const Pixels<T, 6>& sign, int64_t channel, int count, float slope,
-                                float* out, int64_t plane) {
-    V half[6][6];
+// A 2-D transform of N x N pixels of one vector of channels into 36 planes: one(in, out) transforms columns, then rows.
+template <int N, class Pixel, class One>
+FASTDS_HD void transform_planes(const Pixel& pixel, const One& one, float* out, int64_t plane) {
+    V half[6][N];
 #pragma GCC unroll 6
-    for (int c = 0; c < 6; c++) {
-        V d[6], v[6];
+    for (int c = 0; c < N; c++) {
+        V d[N], v[6];
 #pragma GCC unroll 6
-        for (int r = 0; r < 6; r++) d[r] = load_pixel<T, 6, Signed>(data, sign, r * 6 + c, channel, count, slope);
-        transform_input(d, v);
+        for (int r = 0; r < N; r++) d[r] = pixel(r * N + c);
+        one(d, v);
 #pragma GCC unroll 6
         for (int r = 0; r < 6; r++) half[r][c] = v[r];
     }
 #pragma GCC unroll 6
     for (int r = 0; r < 6; r++) {
         V v[6];
-        transform_input(half[r], v);
+        one(half[r], v);
 #pragma GCC unroll 6
         for (int c = 0; c < 6; c++) store_vec<kL>(out + (r * 6 + c) * plane, v[c]);
     }
+}
+
+// B^T d B of one tile and one vector of channels.
+template <class T, bool Signed>
+FASTDS_HD void transform_vector(const Pixels<T, 6>& data, const Pixels<T, 6>& sign, int64_t channel, int count, float slope,
+                                float* out, int64_t plane) {
+    transform_planes<6>([&](int i) { return load_pixel<T, 6, Signed>(data, sign, i, channel, count, slope); },
+                        [](const V(&d)[6], V(&v)[6]) { transform_input(d, v); }, out, plane);
 }
 
 // Rows and columns of the 6x6 inputs of a tile.
