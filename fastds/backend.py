@@ -39,6 +39,11 @@ def backend(name):
         _forced = before
 
 
+def forced():
+    """The implementation that backend() or FASTDS_BACKEND asks for, or None."""
+    return _forced
+
+
 def choose(op, args):
     """Name of the implementation that `op` (a fastds._registry.Op) runs for `args`."""
     if _forced == "reference":

@@ -219,7 +219,7 @@ def forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the forward pass from the number of output pixels, the outputs of one group and the dtype.
 
     A pure function, so that nothing is timed at run time and a capture needs no care: few pixels take small tiles to
-    keep 132 multiprocessors busy, float32 takes half the slab. bench/gpu_tiles.py times the neighbours on a GPU.
+    keep 132 multiprocessors busy, float32 takes half the slab. bench/gpu_rows/deform_conv2d.py times the neighbours.
     """
     pixels = 128 if points >= 128 * 256 else 64 if points >= 64 * 128 else 32
     slab = 32 if dtype == torch.float32 else 64

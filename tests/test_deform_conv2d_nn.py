@@ -119,3 +119,11 @@ def test_guided_refuses():
         GuidedDeformConv2d(16, 16, 2, kernel_size=2)
     with pytest.raises(ValueError, match=r"base_offset has shape \(1, 2, 6, 6\), expected \(1, 2, 6, 5\)"):
         guided()(torch.randn(1, 16, 6, 5), torch.randn(1, 16, 6, 5), torch.zeros(1, 2, 6, 6))
+
+
+def test_guided_activation():
+    module = GuidedDeformConv2d(8, 4, 2)
+    x, guide = torch.randn(2, 8, 5, 6), torch.randn(2, 8, 5, 6)
+    assert torch.equal(module(x, guide, act="leaky_relu"), torch.nn.functional.leaky_relu(module(x, guide), 0.1))
+    with pytest.raises(ValueError, match="act must be None or 'leaky_relu', got 'relu'"):
+        module(x, guide, act="relu")

@@ -29,8 +29,13 @@ PEERS = [  # peer, dtype, tolerance; torchvision's float16 has float16 positions
     ("torch.compile", FULL, 1e-3),
 ]
 SMALL = [("fastds", BRAIN, 2e-2), ("fastds", FULL, 1e-4), ("torch eager", FULL, 1e-3), ("conv2d", FULL, 1e-2)]
-# Tiles to try beside forward_tiles, named in the row: evidence for that rule.
-TILES = [(128, 64, 64, 8, 1), (128, 64, 64, 8, 2), (64, 64, 64, 4, 1), (64, 64, 64, 4, 2), (64, 64, 64, 4, 3)]
+# Tiles to try beside those of kernels/deform_conv2d*.py, named in the row: evidence for the rules there. With two or
+# more stages the gather is asynchronous; Triton 3.6 then goes past L1, 3.9 through it.
+TILES = {
+    "forward": [(128, 64, 64, 8, 1), (128, 64, 64, 8, 2), (64, 64, 64, 4, 1), (64, 64, 64, 4, 2), (64, 64, 64, 8, 2)],
+    "maps": [(64, 64, 64, 8, 1), (32, 64, 64, 4, 1), (128, 64, 32, 8, 1)],
+    "weight": [(64, 64, 64, 4, 1), (64, 64, 64, 4, 2), (128, 64, 64, 8, 1), (32, 64, 64, 4, 3)],
+}
 
 
 def tensors(case, dtype, device, last):
@@ -60,18 +65,28 @@ def ours(case, mode, dtype, peer, device):
     return timed
 
 
-def forward_with_tiles(case, tiles, device):
+def with_tiles(case, what, tiles, device):
+    """Our kernels alone on bfloat16: y; gradients of x, offset and mask; or of the weight."""
     from fastds.kernels.deform_conv2d import Problem, Tiles, launch_forward
+    from fastds.kernels.deform_conv2d_backward import launch_maps, weight_gradient
 
-    x, offset, mask, weight, bias, y = tensors(case, BRAIN, device, True)
+    x, offset, mask, weight, bias, grad_y = tensors(case, BRAIN, device, True)
     problem = Problem(case.kernel, (1, 1), case.padding, (case.dilation,) * 2, 1, case.offset_groups)
+    y, grad_offset, grad_mask = (torch.empty_like(t) for t in (grad_y, offset, mask))
 
-    def run():
-        out = torch.empty_like(y)
-        launch_forward(x, offset, mask, weight, bias, out, problem, tiles=Tiles(*tiles))
-        return out
+    def forward():
+        launch_forward(x, offset, mask, weight, bias, y, problem, tiles=Tiles(*tiles))
+        return y
 
-    return run
+    def maps():
+        grad_x = torch.zeros_like(x, dtype=torch.float32)
+        launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, tiles=Tiles(*tiles))
+        return grad_x, grad_offset, grad_mask
+
+    def grad_weight():
+        return weight_gradient(grad_y, x, offset, mask, weight, problem, tiles=Tiles(*tiles))
+
+    return {"forward": forward, "maps": maps, "weight": grad_weight}[what]
 
 
 def torchvision(case, mode, dtype, device):
@@ -132,6 +147,12 @@ def expected(name, mode, yardstick, small, device):
         return reference(x, offset, weight, bias, 1, case.padding, case.dilation, mask)
 
 
+def part_of_oracle(what, device):
+    """The float64 results that with_tiles(what) is checked against."""
+    results = expected("full", "forward" if what == "forward" else "backward", False, False, device)
+    return {"forward": lambda: results, "maps": lambda: results[:3], "weight": lambda: results[3]}[what]()
+
+
 def rows(small: bool) -> list[Row]:
     found = []
     for name in ("small", "points") if small else CASES:
@@ -141,10 +162,21 @@ def rows(small: bool) -> list[Row]:
                 if yardstick and CASES[name].dilation == 0:
                     continue
                 found.append(row(name, mode, peer, dtype, tolerance, small, yardstick))
-    for tiles in () if small else TILES:
-        base = row("full", "forward", "fastds triton", BRAIN, 2e-2, small, False)
-        timed = functools.partial(forward_with_tiles, CASES["full"], tiles)
-        found.append(replace(base, op="deform_conv2d tiles", peer=f"fastds {tiles}", build=timed))
+    for what, tiles in () if small else [(what, tiles) for what, many in TILES.items() for tiles in many]:
+        base = row("full", "forward" if what == "forward" else "backward", "fastds triton", BRAIN, 2e-2, small, False)
+        found.append(
+            replace(
+                base,
+                op="deform_conv2d tiles",
+                mode=what,
+                peer=f"fastds {tiles}",
+                build=functools.partial(with_tiles, CASES["full"], what, tiles),
+                expected=functools.partial(part_of_oracle, what),
+                oracle=("deform_conv2d tiles", what),
+                flops=CASES["full"].flops("forward"),
+                bytes=CASES["full"].bytes("forward", 2),
+            )
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's forward for fixed shapes as one CUDA graph: hundreds of small kernels start with one launch."""
 
+import contextlib
 import copy
 
 import torch
@@ -32,7 +33,7 @@ class GraphedForward:
         self.model.to(dtype=dtype, memory_format=torch.channels_last)
         self.inputs = [None if z is None else z.detach().clone() for z in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.no_grad():
+        with torch.cuda.device(self.device), torch.no_grad(), cudnn_benchmark():
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -58,6 +59,16 @@ class GraphedForward:
                     held.copy_(given)
             self.graph.replay()
             return self.output.clone()
+
+
+@contextlib.contextmanager
+def cudnn_benchmark():
+    """cuDNN times its algorithms at the first call of each shape; with fixed shapes that is once and for all."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def graph_device(model: nn.Module, inputs, dtype: torch.dtype) -> torch.device:

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.nn.conv3x3 import Conv3x3, activate_, convolve
 from fastds.ops import _guided_deform_conv2d as guided
 from fastds.ops.deform_conv2d import deform_conv2d
 
@@ -74,7 +74,8 @@ class GuidedDeformConv2d(nn.Module):
         kernel_size: odd int, K = kernel_size^2.
 
     Shapes: x and guide (B, C, H, W); base_offset (B, 2, H, W), (dy, dx) in pixels, added to the offset of every tap
-    of every group -> (B, O, H, W).
+    of every group; act None or "leaky_relu", slope 0.1 -> (B, O, H, W). On a GPU everything after the offset
+    convolution is one Triton kernel.
 
     Source: FC-ZSM equations of the one-way aligner; EDVR and Zooming Slow-Mo (DCN with separate guide).
     """
@@ -100,14 +101,16 @@ class GuidedDeformConv2d(nn.Module):
         for parameter in (self.bias, self.conv_offset_mask.weight, self.conv_offset_mask.bias):
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None, act: str | None = None) -> Tensor:
+        if act not in (None, "leaky_relu"):
+            raise ValueError(f"act must be None or 'leaky_relu', got {act!r}")
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):
             expected = (x.shape[0], 2, *x.shape[2:])
             raise ValueError(f"base_offset has shape {tuple(base_offset.shape)}, expected {expected}")
         if guided.runs(x):
             raw = self.conv_offset_mask(guide)
-            groups, modulated = self.offset_groups, self.modulated
-            return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, groups, modulated)
+            options = (self.offset_groups, self.modulated, 0.1 if act else 1.0)
+            return guided.guided_deform_conv2d(x, raw, self.weight, self.bias, base_offset, *options)
         # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
         # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
         split = 2 * self.offset_groups * self.kernel_size**2
@@ -121,7 +124,8 @@ class GuidedDeformConv2d(nn.Module):
             pairs = offset.to(torch.promote_types(offset.dtype, torch.float32)).unflatten(1, (-1, 2))
             base = base_offset.to(pairs.dtype).unsqueeze(1)
             offset = (pairs.add_(base) if in_place else pairs + base).flatten(1, 2)
-        return deform_conv2d(x, offset, self.weight, self.bias, 1, self.kernel_size // 2, 1, mask)
+        y = deform_conv2d(x, offset, self.weight, self.bias, 1, self.kernel_size // 2, 1, mask)
+        return activate_(y, act)
 
     def extra_repr(self) -> str:
         text = f"{self.channels}, {self.out_channels}, offset_groups={self.offset_groups}"

@@ -6,9 +6,11 @@ the network. Elsewhere fastds.nn.GuidedDeformConv2d composes the same from defor
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastds._registry import Backend, call, define, without_gradients
+from fastds.backend import forced
 from fastds.ops import _triton
 from fastds.ops.deform_conv2d import _autocast, _check_tensor, _nhwc, _output_format, check, triton_problem
 from fastds.reference.deform_conv2d import deform_conv2d as reference_deform_conv2d
@@ -27,8 +29,10 @@ def _split(raw, weight, offset_groups, modulated):
     return raw[:, :split], raw[:, split:] if modulated else None
 
 
-def _check(input, raw, weight, bias, base_offset, offset_groups, modulated):
+def _check(input, raw, weight, bias, base_offset, offset_groups, modulated, slope):
     """Refuses what the kernel cannot take; returns the groups of the convolution."""
+    if not 0 < slope < float("inf"):
+        raise ValueError(f"slope must be a finite number > 0, got {slope!r}")
     _check_tensor("raw", raw, 4, (input.dtype, torch.float32), input.device)
     _check_tensor("weight", weight, 4, (input.dtype,), input.device)
     maps = (3 if modulated else 2) * offset_groups * weight.shape[2] * weight.shape[3]
@@ -47,7 +51,7 @@ def _base(base_offset):
     return None if base_offset is None else base_offset.to(torch.float32).contiguous()
 
 
-def _reference(input, raw, weight, bias, base_offset, offset_groups, modulated):
+def _reference(input, raw, weight, bias, base_offset, offset_groups, modulated, slope):
     offset, mask = _split(raw, weight, offset_groups, modulated)
     offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
     if base_offset is not None:
@@ -57,30 +61,30 @@ def _reference(input, raw, weight, bias, base_offset, offset_groups, modulated):
     wide = input.to(offset.dtype)  # as the kernel: nothing is rounded between the maps and the sum
     bias = None if bias is None else bias.to(offset.dtype)
     y = reference_deform_conv2d(wide, offset, weight.to(offset.dtype), bias, *_geometry(weight), mask)
-    return y.to(input.dtype)
+    return F.leaky_relu(y, slope).to(input.dtype)
 
 
-def _forward(input, raw, weight, bias, base_offset, offset_groups, modulated):
-    groups = _check(input, raw, weight, bias, base_offset, offset_groups, modulated)
+def _forward(input, raw, weight, bias, base_offset, offset_groups, modulated, slope):
+    groups = _check(input, raw, weight, bias, base_offset, offset_groups, modulated, slope)
     shape = (input.shape[0], weight.shape[0], *raw.shape[2:])
     y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=_CL)
     offset, mask = _split(_nhwc(raw), weight, offset_groups, modulated)
     weight, bias = weight.contiguous(memory_format=_CL), None if bias is None else bias.contiguous()
     _triton.kernels("deform_conv2d").launch_forward(
         _nhwc(input), offset, mask, weight, bias, y, triton_problem(weight, *_geometry(weight), groups, offset_groups),
-        base=_base(base_offset), sigmoid=modulated,
+        base=_base(base_offset), sigmoid=modulated, slope=slope if slope != 1 else None,
     )  # fmt: skip
     return y.contiguous(memory_format=_output_format(input))
 
 
-def _fake(input, raw, weight, bias, base_offset, offset_groups, modulated):
-    _check(input, raw, weight, bias, base_offset, offset_groups, modulated)
+def _fake(input, raw, weight, bias, base_offset, offset_groups, modulated, slope):
+    _check(input, raw, weight, bias, base_offset, offset_groups, modulated, slope)
     return input.new_empty((input.shape[0], weight.shape[0], *raw.shape[2:])).to(memory_format=_output_format(input))
 
 
 def _backward(grad_y, input, raw, weight, base_offset, offset_groups, modulated, wanted):
-    """Gradients of input, raw, weight, bias and base_offset, in this order, of those that are wanted."""
-    groups = _check(input, raw, weight, None, base_offset, offset_groups, modulated)
+    """Gradients of input, raw, weight, bias and base_offset, in this order, of those that are wanted; no activation."""
+    groups = _check(input, raw, weight, None, base_offset, offset_groups, modulated, 1.0)
     kernels = _triton.kernels("deform_conv2d_backward")
     problem = triton_problem(weight, *_geometry(weight), groups, offset_groups)
     if grad_y.numel() == 0:
@@ -130,25 +134,29 @@ def _backward_reference(grad_y, input, raw, weight, base_offset, offset_groups, 
             (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
             for t, want in zip(tensors, wanted, strict=True)
         ]
-        y = _reference(*tracked, offset_groups, modulated)
+        y = _reference(*tracked, offset_groups, modulated, 1.0)
         leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
         return list(torch.autograd.grad(y, leaves, grad_y, create_graph=True, materialize_grads=True))
 
 
 class _GuidedDeformConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, raw, weight, bias, base_offset, offset_groups, modulated):
-        ctx.save_for_backward(input, raw, weight, base_offset)
-        ctx.options = (offset_groups, modulated)
-        args = (input, raw, weight, bias, base_offset, offset_groups, modulated)
-        return without_gradients(GUIDED_DEFORM_CONV2D, *args)
+    def forward(ctx, input, raw, weight, bias, base_offset, offset_groups, modulated, slope):
+        args = (input, raw, weight, bias, base_offset, offset_groups, modulated, slope)
+        y = without_gradients(GUIDED_DEFORM_CONV2D, *args)
+        # The sign of the activation's output is that of its input.
+        ctx.save_for_backward(input, raw, weight, base_offset, None if slope == 1 else y)
+        ctx.options, ctx.slope = (offset_groups, modulated), slope
+        return y
 
     @staticmethod
     def backward(ctx, grad_y):
+        *tensors, y = ctx.saved_tensors
+        if y is not None:
+            grad_y = torch.where(y >= 0, grad_y, ctx.slope * grad_y)
         wanted = [ctx.needs_input_grad[i] for i in range(5)]
-        args = (grad_y, *ctx.saved_tensors, *ctx.options, wanted)
-        grads = iter(call(GUIDED_DEFORM_CONV2D_BACKWARD, *args))
-        return (*(next(grads) if want else None for want in wanted), None, None)
+        grads = iter(call(GUIDED_DEFORM_CONV2D_BACKWARD, grad_y, *tensors, *ctx.options, wanted))
+        return (*(next(grads) if want else None for want in wanted), None, None, None)
 
 
 def _refuses_backward(grad_y, wanted):
@@ -161,7 +169,7 @@ _INPUTS = "Tensor input, Tensor raw, Tensor weight"
 _OPTIONS = "Tensor? base_offset, int offset_groups, bool modulated"
 
 GUIDED_DEFORM_CONV2D = define(
-    f"guided_deform_conv2d({_INPUTS}, Tensor? bias, {_OPTIONS}) -> Tensor",
+    f"guided_deform_conv2d({_INPUTS}, Tensor? bias, {_OPTIONS}, float slope=1.0) -> Tensor",
     reference=_reference,
     backends={"triton": Backend(_forward, lambda input, *_: _triton.refusal(input))},
     fake=_fake,
@@ -178,6 +186,8 @@ GUIDED_DEFORM_CONV2D_BACKWARD = define(
 
 def runs(input: Tensor) -> bool:
     """Whether the one kernel takes the input; else the caller composes the op from deform_conv2d."""
+    if forced() not in (None, "triton"):
+        return False
     deterministic = torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
     return input.device.type == "cuda" and _triton.refusal(input) is None and not deterministic
 
@@ -190,10 +200,11 @@ def guided_deform_conv2d(
     base_offset: Tensor | None,
     offset_groups: int,
     modulated: bool,
+    slope: float = 1.0,
 ) -> Tensor:
     """Modulated deformable convolution, size kept, of a raw offset and mask map.
 
-    [o | m] = raw;  y = deform_conv2d(input, o + base_offset, weight, bias, mask=sigmoid(m))
+    [o | m] = raw;  y = leaky_relu(deform_conv2d(input, o + base_offset, weight, bias, mask=sigmoid(m)), slope)
 
     Args:
         input: (B, C, H, W), float32, float16 or bfloat16; fastest in channels_last, as raw.
@@ -203,6 +214,7 @@ def guided_deform_conv2d(
         base_offset: (B, 2, H, W), (dy, dx) in pixels, added to every offset in float32, or None.
         offset_groups: G.
         modulated: raw has a mask part.
+        slope: of the leaky ReLU, > 0; 1 is none.
 
     Returns:
         (B, O, H, W), dtype of input.
@@ -211,11 +223,11 @@ def guided_deform_conv2d(
     order, beyond the first by the reference formula. Under autocast input, weight and bias take its dtype.
 
     Raises:
-        TypeError, ValueError: as deform_conv2d; raw or base_offset of another shape or dtype.
+        TypeError, ValueError: as deform_conv2d; raw or base_offset of another shape or dtype; slope not positive.
 
     Source: as deform_conv2d; EDVR and Zooming Slow-Mo for the guide.
     """
     input, raw, weight, bias, _ = _autocast(input, raw, weight, bias, None)
-    args = (input, raw, weight, bias, base_offset, offset_groups, modulated)
+    args = (input, raw, weight, bias, base_offset, offset_groups, modulated, float(slope))
     _check(*args)
     return call(GUIDED_DEFORM_CONV2D, *args)

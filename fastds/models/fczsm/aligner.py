@@ -8,7 +8,7 @@ list [L1]. A base offset is a list of (B, 2, h, w) float32 displacements (dy, dx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.nn.conv3x3 import Conv3x3, activate_, convolve
 from fastds.nn.deform_conv2d import GuidedDeformConv2d
 
 LEVELS = 3
@@ -70,12 +70,12 @@ class _AlignLevel(nn.Module):
         self.deform = GuidedDeformConv2d(features, features, groups, modulated=modulated)
         self.plain = plain
 
-    def warp(self, source: Tensor | None, guide: Tensor, base: Tensor | None) -> Tensor:
+    def warp(self, source: Tensor | None, guide: Tensor, base: Tensor | None, act: str | None = None) -> Tensor:
         """Deform source by the guide; a zero source (None) gives the bias, whatever the offsets."""
         if source is None:
             bias = self.deform.bias.to(guide.dtype).reshape(1, -1, 1, 1)
-            return bias.expand_as(guide)
-        return self.deform(source, guide, base)
+            return activate_(bias.clone(), act).expand_as(guide)
+        return self.deform(source, guide, base, act)
 
 
 class Way(nn.Module):
@@ -147,9 +147,8 @@ class Way(nn.Module):
             level = self.levels[number]
             if aligned is None:
                 offset_features = level.guide_mix(guides[number], act="leaky_relu")
-                aligned = level.warp(_batched(source[number], offset_features), offset_features, base[number])
-                if not level.plain:
-                    aligned = F.leaky_relu_(aligned, 0.1)
+                act = None if level.plain else "leaky_relu"
+                aligned = level.warp(_batched(source[number], offset_features), offset_features, base[number], act)
                 continue
             if source[number] is not None:
                 mixed = level.guide_mix(guides[number], upsample2(2 * offset_features), act="leaky_relu")
