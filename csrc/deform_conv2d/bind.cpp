@@ -72,6 +72,44 @@ void register_deform_conv2d(py::module_& m) {
     m.def(
         "deform_conv2d_workspace", [](const DeformConv2dDims& dims, int) { return deform_conv2d_workspace(dims); },
         arg("dims"), arg("threads") = 1, "Bytes of scratch of the backward; the same for any number of threads");
+#if FASTDS_BUILD_CUDA
+    m.def(
+        "deform_conv2d_forward_cuda",
+        [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
+           const DeformConv2dDims& dims, int device, intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
+                                              pointer(weight), pointer(bias),   pointer(y)};
+            deform_conv2d_forward_cuda(dims, tensors, device, pointer(stream));
+        },
+        "y from x; weight (K, C/groups, O); mask and bias may be 0");
+    m.def(
+        "deform_conv2d_backward_samples_cuda",
+        [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
+           intptr_t grad_offset, intptr_t grad_mask, intptr_t workspace, const DeformConv2dDims& dims, int device,
+           intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dBackward tensors{
+                pointer(grad_y),      pointer(x),         pointer(offset), pointer(mask), pointer(weight),   pointer(grad_x),
+                pointer(grad_offset), pointer(grad_mask), nullptr,         nullptr,       pointer(workspace)};
+            deform_conv2d_backward_samples_cuda(dims, tensors, device, pointer(stream));
+        },
+        "Adds to grad_x, or with a workspace writes it in an order-free way, and writes grad_offset and grad_mask; 0: not wanted. "
+        "weight (K, O, C/groups)");
+    m.def(
+        "deform_conv2d_backward_weight_cuda",
+        [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t grad_weight, intptr_t workspace,
+           const DeformConv2dDims& dims, int device, intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dBackward tensors{
+                pointer(grad_y), pointer(x), pointer(offset),      pointer(mask), nullptr,           nullptr,
+                nullptr,         nullptr,    pointer(grad_weight), nullptr,       pointer(workspace)};
+            deform_conv2d_backward_weight_cuda(dims, tensors, device, pointer(stream));
+        },
+        "grad_weight; workspace holds deform_conv2d_weight_workspace(dims) bytes");
+    m.def("deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace, arg("dims"), "Bytes of zeros for grad_x");
+    m.def("deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace, arg("dims"), "Bytes of scratch for grad_weight");
+#endif
 }
 
 }  // namespace fastds

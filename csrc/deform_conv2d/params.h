@@ -41,4 +41,17 @@ FASTDS_PER_ISA(void deform_conv2d_backward(const DeformConv2dDims& dims, const D
 // Bytes of scratch that the backward needs; a function of the shape alone, as is the split of its sums.
 int64_t deform_conv2d_workspace(const DeformConv2dDims& dims);
 
+// CUDA kernels. weight is dense (K, C/groups, O) in the forward and (K, O, C/groups) in the backward. The backward comes in two
+// calls, each of which ignores what belongs to the other. Samples: grad_x, grad_offset and grad_mask; grad_x is added to zeros in
+// the compute type, unless there is a workspace of zeros, deform_conv2d_ordered_workspace(dims) bytes: then it is written in its
+// own type and the same for any order of the additions, and mask must be dense. Weight: grad_weight, with a workspace of
+// deform_conv2d_weight_workspace(dims) bytes. grad_bias is the caller's.
+void deform_conv2d_forward_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device, void* stream);
+void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
+                                         void* stream);
+void deform_conv2d_backward_weight_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
+                                        void* stream);
+int64_t deform_conv2d_ordered_workspace(const DeformConv2dDims& dims);
+int64_t deform_conv2d_weight_workspace(const DeformConv2dDims& dims);
+
 }  // namespace fastds

@@ -126,6 +126,7 @@ FASTDS_EMU_ATOMICS(double)
 FASTDS_EMU_INTEGER_ATOMICS(int)
 FASTDS_EMU_INTEGER_ATOMICS(unsigned)
 FASTDS_EMU_INTEGER_ATOMICS(unsigned long long)
+inline void atomicAdd(float4* p, float4 v) { p->x += v.x, p->y += v.y, p->z += v.z, p->w += v.w; }
 #undef FASTDS_EMU_ATOMICS
 #undef FASTDS_EMU_INTEGER_ATOMICS
 

@@ -13,6 +13,8 @@ from fastds._registry import Backend, call, define, without_gradients
 from fastds.ops import _triton
 from fastds.reference.deform_conv2d import deform_conv2d as reference
 
+_FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
+_BACKWARD = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -143,8 +145,14 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
         x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
         weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
         dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+        module, cuda = _native.native(), _native.runs_on_cuda(input)
+        if cuda:
+            weight = weight.flatten(2).permute(2, 1, 0).contiguous()  # (K, C/groups, O)
         addresses = (_address(t) for t in (x, offset, mask, weight, bias, y))
-        _native.native().deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
+        if cuda:
+            module.deform_conv2d_forward_cuda(*addresses, dims, *_native.cuda_launch(input))
+        else:
+            module.deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
     return y.contiguous(memory_format=layout)
 
 
@@ -216,7 +224,13 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
         return [grad.zero_() for grad in grads if grad is not None]
     grad_y = grad_y.contiguous(memory_format=torch.channels_last)
     x, offset, mask, weight = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask), weight.contiguous()
+    cuda = _native.runs_on_cuda(input)
+    if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
+        mask = mask.contiguous(memory_format=torch.channels_last)  # its largest value is searched
     dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+    if cuda:
+        _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
+        return [grad for grad in grads if grad is not None]
     module, threads = _native.native(), torch.get_num_threads()
     workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8, device=input.device)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
@@ -246,6 +260,32 @@ def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, m
     if wanted[3]:
         grads[3] = grad_y.sum((0, 2, 3), dtype=torch.float32).to(grad_y.dtype)
     return [grad for grad in grads if grad is not None]
+
+
+def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
+    """Fills grads, the list of _empty_gradients; every workspace comes from torch, so that CUDA graphs can own it."""
+    module, launch = _native.native(), _native.cuda_launch(x)
+    grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
+    inputs = (grad_y, x, offset, mask)
+    if grad_x is not None or grad_offset is not None or grad_mask is not None:
+        weight, sums, workspace = weight.flatten(2).permute(2, 0, 1).contiguous(), grad_x, None  # (K, O, C/groups)
+        if grad_x is not None and torch.are_deterministic_algorithms_enabled():
+            size = module.deform_conv2d_ordered_workspace(dims)
+            workspace = torch.zeros(size, dtype=torch.uint8, device=x.device)
+        elif grad_x is not None:  # atomic additions, in float32 or better
+            wide = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+            sums = grad_x.zero_() if grad_x.dtype == wide else torch.zeros_like(grad_x, dtype=wide)
+        tensors = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
+        module.deform_conv2d_backward_samples_cuda(*(_address(t) for t in tensors), dims, *launch)
+        if sums is not grad_x:
+            grad_x.copy_(sums)
+    if grad_weight is not None:
+        size = module.deform_conv2d_weight_workspace(dims)
+        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        tensors = (*inputs, grad_weight, workspace)
+        module.deform_conv2d_backward_weight_cuda(*(_address(t) for t in tensors), dims, *launch)
+    if grad_bias is not None:
+        grad_bias.copy_(grad_y.sum((0, 2, 3), dtype=torch.promote_types(grad_y.dtype, torch.float32)))
 
 
 def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
@@ -292,7 +332,7 @@ DEFORM_CONV2D = define(
     f"deform_conv2d({_INPUTS}, Tensor? bias=None, {_DEFAULTS}, Tensor? mask=None) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward_native, lambda input, *_: _native.refusal({"cpu": "deform_conv2d_forward"}, input)),
+        "native": Backend(_forward_native, lambda input, *_: _native.refusal(_FORWARD, input)),
         "triton": Backend(
             _forward_triton,
             lambda input, *_: _triton.refusal(input),
@@ -307,9 +347,7 @@ DEFORM_CONV2D_BACKWARD = define(
     f"deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_SIZES}, Tensor? mask, bool[5] wanted) -> Tensor[]",
     reference=_backward_reference,
     backends={
-        "native": Backend(
-            _backward_native, lambda grad_y, *_: _native.refusal({"cpu": "deform_conv2d_backward"}, grad_y)
-        ),
+        "native": Backend(_backward_native, lambda grad_y, *_: _native.refusal(_BACKWARD, grad_y)),
         "triton": Backend(
             _backward_triton,
             lambda grad_y, *args: _refuses_backward(grad_y, args[-1]),
@@ -355,8 +393,8 @@ def deform_conv2d(
 
     Gradients: input, offset, weight, bias and mask, to any order (beyond the first by the reference formula). At an
     integer position the derivative is that of the cell to its right; outside it is 0. Deterministic, and independent of
-    the number of threads, bit for bit; only Triton's gradient of input adds atomically, and is refused under
-    torch.use_deterministic_algorithms(True). jvp and vmap run on the reference.
+    the number of threads, bit for bit; only on a GPU the gradient of input adds atomically, unless
+    torch.use_deterministic_algorithms(True): then in fixed point by CUDA C++. jvp and vmap run on the reference.
     Sums are in float32 (float64 for float64), positions in float32 or better. Under autocast input, weight, bias and
     mask take its dtype, offset keeps its own.
 

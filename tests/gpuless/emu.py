@@ -48,7 +48,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "emulated"
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wno-unknown-pragmas"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+CHECKS = "address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero"  # all others double the build
+SANITIZERS = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"]
 MODULE = """%(bindings)s
 #include "emu/emulator.h"
 PYBIND11_MODULE(%(name)s, m) {
@@ -105,7 +106,7 @@ def _units(folder, name):
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     yield unit("module.cpp", python, text.encode())
     for path in sorted(folder.glob("*.cu")):
-        flags = ["-O1", "-g", *(SANITIZERS if sanitizing() else [])]
+        flags = ["-g1", *(["-O0", *SANITIZERS] if sanitizing() else ["-O1"])]
         yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
 
 

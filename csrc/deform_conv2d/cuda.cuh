@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels of deform_conv2d share: the matrix tile, the pixel table, the samples, vector loads.
+//
+// All products run on the plain multipliers in the compute type, from slabs of shared memory; the samples of a slab are gathered
+// by the block itself, so no columns are ever stored. (Tensor cores are the Triton kernel's: what they need, 16-bit operands, is
+// where this op is bound by the gather anyway, and a library GEMM would want the K*C*H*W columns in memory and would follow
+// torch's TF32 switches.) The limit is the multipliers for float and the gather for 16-bit types.
+#pragma once
+#include "core/launch.h"
+#include "deform_conv2d/math.h"
+#include "deform_conv2d/params.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kStep = 16;  // terms of the sum in one slab
+template <class T>
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;  // to fit on a multiprocessor: bounds the registers to 255 and 128
+
+// Channels that one thread loads at a time: 16 bytes, or one where groups, strides or addresses do not allow that.
+template <class T>
+constexpr int kVector = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
+
+// kM x kN results, kTM x kTN of them in each thread. Rows of the operands in shared memory are padded by 16 bytes: they stay
+// aligned and the columns of a slab fall into different banks.
+template <class A, int kM, int kN, int kTM, int kTN>
+struct Tile {
+    static_assert(kM / kTM * (kN / kTN) == kThreads, "one block of threads covers the tile");
+    static constexpr int kRowA = kM + 16 / sizeof(A), kRowB = kN + 16 / sizeof(A);
+
+    A acc[kTM][kTN];
+    int row, column;  // first ones of this thread
+
+    __device__ __forceinline__ Tile() : row(threadIdx.x / (kN / kTN) * kTM), column(threadIdx.x % (kN / kTN) * kTN) { clear(); }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int m = 0; m < kTM; m++)
+#pragma unroll
+            for (int n = 0; n < kTN; n++) acc[m][n] = 0;
+    }
+
+    // acc += sum over the slab of a[term][row] * b[term][column].
+    __device__ __forceinline__ void multiply(const A (*a)[kRowA], const A (*b)[kRowB]) {
+#pragma unroll 4
+        for (int term = 0; term < kStep; term++) {
+            A left[kTM], right[kTN];
+#pragma unroll
+            for (int m = 0; m < kTM; m++) left[m] = a[term][row + m];
+#pragma unroll
+            for (int n = 0; n < kTN; n++) right[n] = b[term][column + n];
+#pragma unroll
+            for (int m = 0; m < kTM; m++)
+#pragma unroll
+                for (int n = 0; n < kTN; n++) acc[m][n] += left[m] * right[n];
+        }
+    }
+};
+
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+    T value[V];
+};
+
+template <int V, class T, class A>
+__device__ __forceinline__ void load_pack(const T* from, A (&to)[V]) {
+    const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
+#pragma unroll
+    for (int v = 0; v < V; v++) to[v] = load(pack.value[v]);
+}
+
+// An output pixel: where its first channel lies in each tensor, and the position of tap (0, 0) before displacement.
+template <class A>
+struct Pixel {
+    int64_t x, offset, mask;  // elements; x is -1 behind the last pixel
+    A row, column;
+};
+
+template <class A>
+__device__ __forceinline__ Pixel<A> pixel_at(const DeformConv2dDims& d, int64_t p) {
+    Pixel<A> pixel{-1, 0, 0, 0, 0};
+    if (p >= d.B * d.Ho * d.Wo) return pixel;
+    const int64_t line = p / d.Wo, j = p % d.Wo, b = line / d.Ho, i = line % d.Ho;
+    pixel.x = b * d.x_b;
+    pixel.offset = b * d.offset_b + i * d.offset_h + j * d.offset_w;
+    pixel.mask = b * d.mask_b + i * d.mask_h + j * d.mask_w;
+    pixel.row = static_cast<A>(i * d.stride_h - d.pad_h);
+    pixel.column = static_cast<A>(j * d.stride_w - d.pad_w);
+    return pixel;
+}
+
+template <class T>
+struct Inputs {
+    const T* x;
+    const void* offset;  // T or float by d.offset_dtype
+    const T* mask;       // null: ones
+};
+
+// One sample: its cell, and mask times the weight of each corner.
+template <class A>
+struct Sample {
+    BilinearCell<A> cell;
+    A weight[4], mask;
+
+    // False where the sample contributes nothing. q = offset group * K + k.
+    template <class T>
+    __device__ __forceinline__ bool locate(const DeformConv2dDims& d, const Inputs<T>& in, const Pixel<A>& pixel, int q, int k) {
+        if (pixel.x < 0) return false;
+        const int64_t at = pixel.offset + 2 * static_cast<int64_t>(q);
+        A y = pixel.row + static_cast<A>(k / d.kw * d.dil_h), x = pixel.column + static_cast<A>(k % d.kw * d.dil_w);
+        if (d.offset_dtype == f32) {
+            const float* offset = static_cast<const float*>(in.offset) + at;
+            y += static_cast<A>(offset[0]), x += static_cast<A>(offset[1]);
+        } else {
+            const T* offset = static_cast<const T*>(in.offset) + at;
+            y += load(offset[0]), x += load(offset[1]);
+        }
+        if (!sample_inside<A>(y, x, d.H, d.W)) return false;
+        cell = bilinear_cell<A>(y, x, d.H, d.W);
+        mask = in.mask != nullptr ? load(in.mask[pixel.mask + q]) : A(1);
+        bilinear_weights(cell.ly, cell.lx, weight[0], weight[1], weight[2], weight[3]);
+#pragma unroll
+        for (int n = 0; n < 4; n++) weight[n] *= mask;
+        return true;
+    }
+
+    __device__ __forceinline__ int64_t element(int n, int64_t row, int64_t pixel) const {
+        return (cell.y0 + n / 2) * row + (cell.x0 + n % 2) * pixel;
+    }
+
+    // mask * S for V channels; x points at the first of them in the image's first pixel.
+    template <int V, class T>
+    __device__ __forceinline__ void value(const DeformConv2dDims& d, const T* x, A (&to)[V]) const {
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            if (!cell.corner[n]) continue;
+            A corner[V];
+            load_pack<V>(x + element(n, d.x_h, d.x_w), corner);
+#pragma unroll
+            for (int v = 0; v < V; v++) to[v] += weight[n] * corner[v];
+        }
+    }
+};
+
+// Whether V channels can be loaded at once everywhere: no pack then crosses a group of either kind or a 16-byte boundary.
+template <class T>
+bool packs_fit(const DeformConv2dDims& d, const void* x) {
+    constexpr int V = kVector<T>;
+    const int64_t multiple = (d.C / d.groups) | (d.C / d.offset_groups) | d.x_b | d.x_h | d.x_w;
+    return V > 1 && multiple % V == 0 && reinterpret_cast<uintptr_t>(x) % (V * sizeof(T)) == 0;
+}
+
+inline unsigned grid_size(int64_t blocks) {
+    FASTDS_CHECK(blocks <= INT32_MAX, "deform_conv2d: more tiles than one CUDA grid holds");
+    return static_cast<unsigned>(blocks);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

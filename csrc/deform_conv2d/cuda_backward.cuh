@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Backward with respect to x, offset and mask.
+//
+// A pair is (offset group, tap), numbered q = group * K + k. A block owns some pixels and some pairs: it multiplies grad_y by the
+// weights of the pairs' channels (the gradients of the columns, in shared memory), then groups of lanes each take one sample,
+// add its channels to grad_x and sum the products for grad_offset and grad_mask. Those two have one owner and a fixed order;
+// grad_x takes additions from many blocks, by floating-point atomics, or in Ordered by integer ones whose sum has no order.
+#pragma once
+#include "deform_conv2d/cuda.cuh"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// Which pairs and channels share a tile. Where the channels of an offset group belong to one convolution group ("nested"), a
+// tile may hold pairs of all offset groups of that convolution group; else the pairs of one offset group, whose channels are then
+// cut by convolution group.
+struct PairTiles {
+    static constexpr int kColumns = 64;  // columns (pair, channel) of one product
+    static constexpr int kPairs = 16;    // at most
+
+    explicit PairTiles(const DeformConv2dDims& d) {
+        const int64_t K = d.kh * d.kw, per_group = d.C / d.offset_groups, group_channels = d.C / d.groups;
+        nested = group_channels % per_group == 0;
+        run = static_cast<int>(nested ? group_channels / per_group * K : K);
+        pairs = static_cast<int>(kColumns / (per_group < kColumns ? per_group : kColumns));
+        if (pairs > kPairs) pairs = kPairs;
+        tiles_of_run = (run + pairs - 1) / pairs;
+        tiles = d.offset_groups * K / run * tiles_of_run;
+    }
+    bool nested;
+    int run, pairs, tiles_of_run;  // pairs that may share tiles; of one tile
+    int64_t tiles;
+};
+
+// grad_x by floating-point atomics: dense NHWC in the compute type, zeros before.
+template <class A>
+struct Unordered {
+    A* sum;
+
+    __device__ __forceinline__ void prepare() {}
+    template <int V>
+    __device__ __forceinline__ void add(int64_t element, const A (&value)[V]) const {
+        A* to = sum + element;
+        int v = 0;
+#if __CUDA_ARCH__ >= 900 || FASTDS_EMU
+#pragma unroll
+        for (; v + 4 <= V; v += 4)
+            atomicAdd(reinterpret_cast<float4*>(to + v), make_float4(value[v], value[v + 1], value[v + 2], value[v + 3]));
+#endif
+#pragma unroll
+        for (; v < V; v++) atomicAdd(to + v, value[v]);
+    }
+};
+
+// grad_x in fixed point: additions of integers give the same bits in any order. The unit comes from a bound of every term,
+// largest |grad_y| * |weight| * |mask| times the outputs of a group, and leaves room for one term of each sample of an image:
+// 2^-40 of the bound for 200 x 200 x 9 samples. double has a second word that counts 2^-30 of the unit. An element that gets a
+// term that is not finite becomes NaN.
+struct OrderedLayout {
+    OrderedLayout(const DeformConv2dDims& d, int words) : n(d.B * d.H * d.W * d.C), words(words) {}
+    int64_t flags_at() const { return n * words * 8; }
+    int64_t maxima_at() const { return flags_at() + (n + 63) / 64 * 8; }
+    int64_t bytes() const { return maxima_at() + 3 * 8; }
+    int64_t n;
+    int words;
+};
+
+constexpr double kSecondWord = 1 << 30;
+
+// Units per 1. maxima: bits of the largest values, `factors` of them.
+__device__ __forceinline__ double fixed_point_scale(const unsigned long long* maxima, int factors, int64_t outputs, int64_t terms) {
+    int exponent = ilogb(static_cast<double>(outputs)) + ilogb(static_cast<double>(terms)) + 2;  // of a bound of the sum
+    for (int i = 0; i < factors; i++) {
+        double largest;
+        __builtin_memcpy(&largest, maxima + i, 8);
+        if (largest == 0) return 1;  // every term is 0
+        exponent += ilogb(largest) + 1;
+    }
+    return ldexp(1.0, max(-1000, min(1000, 61 - exponent)));
+}
+
+template <class A>
+struct Ordered {
+    static constexpr int kWords = sizeof(A) / 4;
+    unsigned long long* sum;  // kWords * n
+    unsigned* flags;
+    const unsigned long long* maxima;
+    int factors;
+    int64_t n, outputs, terms;
+    double scale;
+
+    __device__ __forceinline__ void prepare() { scale = fixed_point_scale(maxima, factors, outputs, terms); }
+    template <int V>
+    __device__ __forceinline__ void add(int64_t element, const A (&value)[V]) const {
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            const double scaled = static_cast<double>(value[v]) * scale, whole = rint(scaled);
+            if (!(fabs(scaled) < 4611686018427387904.0)) {  // NaN, infinite: the bound keeps the others below 2^62
+                atomicOr(flags + (element + v) / 32, 1u << ((element + v) % 32));
+                continue;
+            }
+            atomicAdd(sum + element + v, static_cast<unsigned long long>(static_cast<long long>(whole)));
+            if constexpr (kWords == 2)
+                atomicAdd(sum + n + element + v,
+                          static_cast<unsigned long long>(static_cast<long long>(rint((scaled - whole) * kSecondWord))));
+        }
+    }
+};
+
+// Largest finite |value|, as the bits of a double, which order like integers.
+template <class T>
+__global__ void largest_kernel(const T* __restrict__ values, int64_t n, unsigned long long* largest) {
+    double most = 0;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+         i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+        const double value = fabs(static_cast<double>(load(values[i])));
+        if (value > most && value <= 1.7976931348623157e308) most = value;
+    }
+#pragma unroll
+    for (int m = 16; m > 0; m >>= 1) {
+        const double other = __shfl_xor_sync(0xffffffffu, most, m);
+        if (other > most) most = other;
+    }
+    unsigned long long bits;
+    __builtin_memcpy(&bits, &most, 8);
+    if (threadIdx.x % 32 == 0) atomicMax(largest, bits);
+}
+
+template <class T>
+__global__ void from_fixed_point_kernel(Ordered<compute_t<T>> grad, T* __restrict__ grad_x) {
+    grad.prepare();
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= grad.n) return;
+    double value = static_cast<double>(static_cast<long long>(grad.sum[i]));
+    if constexpr (Ordered<compute_t<T>>::kWords == 2)
+        value += static_cast<double>(static_cast<long long>(grad.sum[grad.n + i])) / kSecondWord;
+    value /= grad.scale;
+    if (grad.flags[i / 32] >> (i % 32) & 1u) value = static_cast<double>(NAN);
+    grad_x[i] = store<T>(static_cast<compute_t<T>>(value));
+}
+
+// Dense: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels, pairs). GradX: Unordered
+// or Ordered; want_x false adds nothing.
+template <class T, int V, class GradX>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles tiles, const Inputs<T> in,
+                                      const T* __restrict__ grad_y, const T* __restrict__ weight, GradX grad_x, const bool want_x,
+                                      void* __restrict__ grad_offset, T* __restrict__ grad_mask) {
+    using A = compute_t<T>;
+    constexpr int kM = sizeof(A) == 8 ? 32 : 64, kN = PairTiles::kColumns;
+    using Product = Tile<A, kM, kN, kM / 8, 4>;
+    constexpr int kOperands = kStep * (Product::kRowA + Product::kRowB), kColumnGrads = kN * Product::kRowA;
+    FASTDS_SHARED(A, memory, [kOperands > kColumnGrads ? kOperands : kColumnGrads]);
+    FASTDS_SHARED(A, sums, [3][PairTiles::kPairs][kM]);  // gradients of mask, row and column of each sample
+    FASTDS_SHARED(Pixel<A>, pixels, [kM]);
+    auto* const slab_y = reinterpret_cast<A(*)[Product::kRowA]>(memory);                              // [kStep]
+    auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
+    auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);                        // [kN], after the slabs
+
+    const int thread = threadIdx.x, K = static_cast<int>(d.kh * d.kw);
+    const int per_offset_group = static_cast<int>(d.C / d.offset_groups);
+    const int group_channels = static_cast<int>(d.C / d.groups), group_outputs = static_cast<int>(d.O / d.groups);
+    const int64_t first = static_cast<int64_t>(blockIdx.x / tiles.tiles) * kM;
+    const int tile = static_cast<int>(blockIdx.x % tiles.tiles);
+    const int in_run = tile % tiles.tiles_of_run * tiles.pairs, q0 = tile / tiles.tiles_of_run * tiles.run + in_run;
+    const int count = min(tiles.pairs, tiles.run - in_run), first_channel = q0 / K * per_offset_group;
+    const bool want_samples = grad_offset != nullptr || grad_mask != nullptr;
+    const int64_t pixel_count = d.B * d.Ho * d.Wo;
+    grad_x.prepare();
+
+    for (int p = thread; p < kM; p += kThreads) pixels[p] = pixel_at<A>(d, first + p);
+    for (int i = thread; i < 3 * PairTiles::kPairs * kM; i += kThreads) (&sums[0][0][0])[i] = 0;
+
+    const int last_group = tiles.nested ? first_channel / group_channels : (first_channel + per_offset_group - 1) / group_channels;
+    for (int group = first_channel / group_channels; group <= last_group; group++) {
+        // The channels [low, high) of each pair that belong to this convolution group.
+        const int low = tiles.nested ? 0 : max(0, group * group_channels - first_channel);
+        const int high = tiles.nested ? per_offset_group : min(per_offset_group, (group + 1) * group_channels - first_channel);
+        for (int c0 = low; c0 < high; c0 += kN) {
+            const int width = min(kN, high - c0);
+            Product product;
+            const int column = thread % kN, pair = column / width, q = q0 + pair;  // of this thread in slab_w
+            const int channel = q / K * per_offset_group + c0 + column % width - group * group_channels;
+            const bool used = pair < count;
+            for (int o0 = 0; o0 < group_outputs; o0 += kStep) {
+                __syncthreads();
+                for (int i = thread; i < kStep * kM; i += kThreads) {
+                    const int term = i % kStep, p = i / kStep;
+                    const bool there = o0 + term < group_outputs && first + p < pixel_count;
+                    slab_y[term][p] = there ? load(grad_y[(first + p) * d.O + group * group_outputs + o0 + term]) : A(0);
+                }
+                for (int term = thread / kN; term < kStep; term += kThreads / kN) {
+                    const int64_t o = static_cast<int64_t>(q % K) * d.O + group * group_outputs + o0 + term;
+                    const bool there = used && o0 + term < group_outputs;
+                    slab_w[term][column] = there ? load(weight[o * group_channels + channel]) : A(0);
+                }
+                __syncthreads();
+                product.multiply(slab_y, slab_w);
+            }
+            __syncthreads();
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+#pragma unroll
+                for (int m = 0; m < kM / 8; m++) column_grads[product.column + n][product.row + m] = product.acc[m][n];
+            __syncthreads();
+
+            int lanes = 1;  // that share a sample
+            while (lanes < 8 && 2 * lanes * V <= width) lanes *= 2;
+            const int samples = count * kM, lane = thread % lanes;
+            for (int base = 0; base < samples; base += kThreads / lanes) {
+                const int i = base + thread / lanes, p = i % kM, mine = i / kM;
+                Sample<A> sample;
+                A dot[4] = {};
+                const int at = q0 + mine;
+                const bool there = i < samples && sample.locate(d, in, pixels[p], at, at % K);
+                if (there) {
+                    const int64_t c_first = static_cast<int64_t>(at / K) * per_offset_group + c0;
+                    const int64_t b = (first + p) / (d.Ho * d.Wo);
+                    for (int c = lane * V; c < width; c += lanes * V) {
+                        A grad[V];
+#pragma unroll
+                        for (int v = 0; v < V; v++) grad[v] = column_grads[mine * width + c + v][p];
+#pragma unroll
+                        for (int n = 0; n < 4; n++) {
+                            if (!sample.cell.corner[n]) continue;
+                            if (want_samples) {
+                                A corner[V];
+                                load_pack<V>(in.x + pixels[p].x + c_first + c + sample.element(n, d.x_h, d.x_w), corner);
+#pragma unroll
+                                for (int v = 0; v < V; v++) dot[n] += grad[v] * corner[v];
+                            }
+                            if (want_x) {
+                                A part[V];
+#pragma unroll
+                                for (int v = 0; v < V; v++) part[v] = sample.weight[n] * grad[v];
+                                grad_x.add(b * d.H * d.W * d.C + sample.element(n, d.W * d.C, d.C) + c_first + c, part);
+                            }
+                        }
+                    }
+                }
+                if (!want_samples) continue;
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+                    for (int m = lanes / 2; m > 0; m >>= 1) dot[n] += __shfl_xor_sync(0xffffffffu, dot[n], m);
+                if (there && lane == 0) {
+                    const A ly = sample.cell.ly, lx = sample.cell.lx;
+                    sums[0][mine][p] += grad_of_mask(dot[0], dot[1], dot[2], dot[3], ly, lx);
+                    sums[1][mine][p] += sample.mask * grad_of_y(dot[0], dot[1], dot[2], dot[3], lx);
+                    sums[2][mine][p] += sample.mask * grad_of_x(dot[0], dot[1], dot[2], dot[3], ly);
+                }
+            }
+        }
+    }
+    __syncthreads();
+    const int64_t pair_count = d.offset_groups * K;
+    for (int i = thread; i < count * kM; i += kThreads) {
+        const int mine = i % count, p = i / count;
+        if (first + p >= pixel_count) break;
+        const int64_t to = (first + p) * pair_count + q0 + mine;
+        if (grad_mask != nullptr) grad_mask[to] = store<T>(sums[0][mine][p]);
+        if (grad_offset == nullptr) continue;
+        if (d.offset_dtype == f32) {
+            static_cast<float*>(grad_offset)[2 * to] = static_cast<float>(sums[1][mine][p]);
+            static_cast<float*>(grad_offset)[2 * to + 1] = static_cast<float>(sums[2][mine][p]);
+        } else {
+            static_cast<T*>(grad_offset)[2 * to] = store<T>(sums[1][mine][p]);
+            static_cast<T*>(grad_offset)[2 * to + 1] = store<T>(sums[2][mine][p]);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

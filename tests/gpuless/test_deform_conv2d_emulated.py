@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels of deform_conv2d on the emulator, against the float64 reference, through the public function."""
+
+import numpy
+import pytest
+import torch
+from deform_cases import NAMES, PROBLEMS, Problem, assert_within_rule, by_id, gradients, torch_in_dtype
+from gpuless.emu import ptxas_report
+
+from fastds.ops import deform_conv2d
+from fastds.reference.deform_conv2d import deform_conv2d as reference
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+CASES = [p for p in PROBLEMS if p.id not in ("many_pixels", "channels16", "batch37", "no_bias", "no_mask", "kernel5x5")]
+FEW = [p for p in PROBLEMS if p.id in ("plain", "groups_not_nested", "points10", "channels8")]
+
+
+@pytest.fixture
+def deterministic():
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def run(problem, tensors, grad_y):
+    return gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
+
+
+def compare(problem, tensors):
+    """Value and gradients within the error rule; in float64 equal up to the order of the sums."""
+    grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64).to(tensors[0].dtype)
+    got = run(problem, tensors, grad_y)
+    exact = [t if t is None else t.double() for t in tensors]
+    exact = gradients(lambda t: problem.run(reference, t), exact, grad_y.double())
+    assert [g.dtype for g in got[1:]] == [t.dtype for t in tensors if t is not None]
+    if tensors[0].dtype == torch.float64:
+        for a, b in zip(got, exact, strict=True):
+            tolerance = 1e-6 if a.dtype == torch.float32 else 1e-12
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=float(tolerance * (1 + b.abs().max())))
+        return
+    peer = gradients(lambda t: torch_in_dtype(problem, t), tensors, grad_y)
+    names = ["value", *(n for n, t in zip(NAMES, tensors, strict=True) if t is not None)]
+    assert_within_rule(got, peer, exact, names, grad_y)
+
+
+@pytest.mark.parametrize("problem", **by_id(CASES))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_value_and_gradients(emulated, problem, dtype):
+    emulated("deform_conv2d", seed=1)
+    compare(problem, problem.tensors(dtype))
+
+
+@pytest.mark.parametrize("problem", **by_id(FEW))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_offset_in_float32(emulated, problem, dtype):
+    emulated("deform_conv2d", seed=2)
+    compare(problem, problem.tensors(dtype, offset_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("problem", **by_id(FEW))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ordered_gradients(emulated, deterministic, problem, dtype):
+    emulated("deform_conv2d", seed=3)
+    compare(problem, problem.tensors(dtype))
+
+
+@pytest.mark.parametrize("problem", **by_id(FEW))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
+def test_order_of_threads_does_not_matter(emulated, problem, dtype, ordered, request):
+    """Bit for bit; without deterministic algorithms all but grad_x, which is added atomically."""
+    if ordered:
+        request.getfixturevalue("deterministic")
+    tensors = problem.tensors(dtype, offset_dtype=torch.float32)
+    grad_y = torch.randn(problem.B, problem.O, *problem.out).to(dtype)
+    emulator, runs = emulated("deform_conv2d"), []
+    for seed in (0, 1, 2):
+        emulator.seed = seed
+        runs.append(run(problem, tensors, grad_y))
+    for other in runs[1:]:
+        for index, (a, b) in enumerate(zip(other, runs[0], strict=True)):
+            if index == 1 and not ordered:
+                torch.testing.assert_close(a, b)
+            else:
+                assert torch.equal(a, b), index
+    if dtype == torch.float32 and not ordered:
+        assert any(not torch.equal(other[1], runs[0][1]) for other in runs[1:])  # the seeds do change the order
+
+
+def views(name, tensor):
+    """The same values behind other strides or another address."""
+    if name == "contiguous":
+        return tensor.contiguous()
+    if name == "channel_slice":
+        wide = tensor.new_zeros(tensor.shape[0], tensor.shape[1] + 16, *tensor.shape[2:])
+        wide = wide.contiguous(memory_format=torch.channels_last)
+        wide[:, 8:-8] = tensor
+        return wide[:, 8:-8]
+    if name == "expanded":
+        return tensor[:1, :, :1].expand_as(tensor)
+    storage = tensor.new_zeros(tensor.numel() + 1)
+    flat = storage[1:].view(tensor.shape[0], *tensor.shape[2:], tensor.shape[1])
+    return flat.copy_(tensor.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+MISALIGNED = pytest.param("misaligned", marks=pytest.mark.sanitized)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channel_slice", MISALIGNED, "expanded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strides_and_addresses_do_not_matter(emulated, deterministic, layout, dtype):
+    problem = Problem("strides", 2, 16, 8, 5, 6, G=2)
+    tensors = problem.tensors(dtype, offset_dtype=torch.float32)
+    grad_y = torch.randn(2, 8, 5, 6).to(dtype)
+    changed = [views(layout, t) if i in (0, 1, 4) else t for i, t in enumerate(tensors)]
+    emulated("deform_conv2d", seed=4)
+    expected = run(problem, [t.clone(memory_format=torch.contiguous_format) for t in changed], grad_y)
+    got = run(problem, changed, grad_y)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    x = tensors[0]
+    assert problem.run(deform_conv2d, [x, *tensors[1:]]).is_contiguous(memory_format=torch.channels_last)
+    assert problem.run(deform_conv2d, [x.contiguous(), *tensors[1:]]).is_contiguous()
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("ordered", [False, True], ids=["atomic", "ordered"])
+def test_no_stray_reads_and_writes(emulated, dtype, ordered, request):
+    if ordered:
+        request.getfixturevalue("deterministic")
+    emulated("deform_conv2d", seed=5)
+    for problem in (p for p in PROBLEMS if p.id in ("groups_not_nested", "channels8")):
+        compare(problem, problem.tensors(dtype))
+
+
+@pytest.mark.parametrize("far", ["batch", "row", "pixel"])
+def test_elements_beyond_32_bits(emulated, far):
+    """Strides of 2^30 elements, in memory that is reserved but hardly touched, give what a compact field gives."""
+    C, step = 8, 2**30
+    shape = {"batch": (4, C, 3, 5), "row": (1, C, 4, 5), "pixel": (1, C, 3, 4)}[far]
+    strides = {"batch": (step, 1, 5 * C, C), "row": (1, 1, step, C), "pixel": (1, 1, C, step)}[far]
+    try:
+        memory = numpy.zeros(3 * step + 4096, numpy.int16)
+    except MemoryError:
+        pytest.skip("6 GiB of address space are not to be had")
+    problem = Problem("far", shape[0], C, 4, *shape[2:], G=2)
+    values = problem.tensors(torch.bfloat16)
+    x = torch.from_numpy(memory).view(torch.bfloat16).as_strided(shape, strides)
+    x.copy_(values[0])
+    grad_y = torch.randn(shape[0], 4, *problem.out)
+    emulated("deform_conv2d")
+    expected = run(problem, values, grad_y)
+    assert all(torch.equal(a, b) for a, b in zip(run(problem, [x, *values[1:]], grad_y), expected, strict=True))
+
+
+SPECIAL = [float("nan"), float("inf"), float("-inf"), 1e10, -1e10, 65504.0, -1.0, -1.0 + 2**-10, -2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_offsets_outside_the_field_and_not_finite(emulated, dtype):
+    """A sample outside is 0 and has no gradient; at -1 exactly it is outside."""
+    problem = Problem("special", 1, 8, 4, 3, len(SPECIAL), (1, 1), padding=(0, 0), G=1)
+    tensors = problem.tensors(dtype, offset_dtype=torch.float32)
+    tensors[1] = torch.tensor(SPECIAL).repeat(3, 1)[None, None].repeat(1, 2, 1, 1)
+    tensors[1][:, 1] -= torch.arange(len(SPECIAL))  # columns get the special position itself
+    tensors[1][:, 0] = 0.25
+    emulated("deform_conv2d")
+    compare(problem, tensors)
+    grad_y = torch.ones(1, 4, *problem.out).to(dtype)
+    grad_offset = run(problem, tensors, grad_y)[2]
+    assert torch.equal(grad_offset[:, 0] != 0, (torch.arange(len(SPECIAL)) == 7).expand(1, 3, -1))
+
+
+def test_all_samples_on_one_pixel(emulated, deterministic):
+    problem = Problem("one", 1, 8, 4, 9, 9, G=1)
+    tensors = problem.tensors(torch.float32)
+    row, column = torch.arange(9.0).reshape(9, 1), torch.arange(9.0)
+    taps = torch.stack([torch.stack((4.25 - row - i + 1 + 0 * column, 4.5 - column - j + 1 + 0 * row))
+                        for i in range(3) for j in range(3)])  # fmt: skip
+    tensors[1] = taps.reshape(1, 18, 9, 9)
+    emulator = emulated("deform_conv2d", seed=6)
+    compare(problem, tensors)
+    grad_y = torch.randn(1, 4, 9, 9)
+    first = run(problem, tensors, grad_y)
+    emulator.seed = 7
+    assert all(torch.equal(a, b) for a, b in zip(run(problem, tensors, grad_y), first, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_ordered_gradient_of_values_that_are_not_finite(emulated, deterministic, bad):
+    """They stay where the reference has them; elsewhere nothing changes."""
+    problem = Problem("bad", 1, 8, 4, 6, 7, G=2)
+    tensors = problem.tensors(torch.float32)
+    grad_y = torch.randn(1, 4, 6, 7)
+    emulated("deform_conv2d")
+    clean = run(problem, tensors, grad_y)[1]
+    grad_y[0, 2, 3, 4] = bad
+    exact = gradients(lambda t: problem.run(reference, t), tensors, grad_y)[1]
+    got = run(problem, tensors, grad_y)[1]
+    touched = ~exact.isfinite()
+    assert touched.any() and not touched.all() and torch.equal(~got.isfinite(), touched)
+    torch.testing.assert_close(got[~touched], exact[~touched])
+    assert clean.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 0.0])
+def test_ordered_gradient_of_any_magnitude(emulated, deterministic, scale):
+    problem = Problem("scaled", 1, 8, 4, 6, 7, G=2)
+    tensors = problem.tensors(torch.float32)
+    grad_y = torch.randn(1, 4, 6, 7)
+    emulated("deform_conv2d")
+    base = run(problem, tensors, grad_y)[1]
+    got = run(problem, tensors, grad_y * scale)[1]
+    torch.testing.assert_close(got.double(), base.double() * scale, rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("wanted", range(5), ids=NAMES)
+def test_each_gradient_alone(emulated, wanted):
+    problem = Problem("alone", 1, 8, 4, 5, 6, G=2)
+    tensors = problem.tensors(torch.float32)
+    emulator = emulated("deform_conv2d")
+    everything = run(problem, tensors, torch.ones(1, 4, 5, 6))[1 + wanted]
+    tensors = [t.detach() for t in tensors]
+    tensors[wanted].requires_grad_()
+    emulator.clear()
+    (got,) = torch.autograd.grad(problem.run(deform_conv2d, tensors).sum(), tensors[wanted])
+    assert torch.equal(got, everything)
+    names = [launch.kernel.strip("(").partition("<")[0] for launch in emulator.launches]
+    samples, weight = "deform_conv2d_backward_samples_kernel", "deform_conv2d_backward_weight_kernel"
+    extra = {2: [weight, "deform_conv2d_sum_weight_kernel"], 3: []}.get(wanted, [samples])
+    assert names == ["deform_conv2d_forward_kernel", *extra]
+    assert all(launch.shared_bytes == 0 for launch in emulator.launches)
+
+
+def test_empty_batch(emulated):
+    problem = Problem("plain")
+    tensors = [t if i in (2, 3) else t[:0] for i, t in enumerate(problem.tensors(torch.float32))]
+    emulator = emulated("deform_conv2d")
+    y, *grads = run(problem, tensors, torch.zeros(0, problem.O, *problem.out))
+    assert y.shape == (0, problem.O, *problem.out) and emulator.launches == []
+    assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(grads, tensors, strict=True))
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("source", ["cuda_forward.cu", "cuda_backward.cu"])
+def test_registers_and_spills(arch, source):
+    for kernel in ptxas_report("deform_conv2d", arch, source):
+        double = "Id" in kernel.name  # the mangled template argument
+        assert kernel.spills == 0 and kernel.stack == 0, kernel
+        assert kernel.registers <= (255 if double else 128) and kernel.shared <= 48 << 10, kernel
