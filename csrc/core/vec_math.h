@@ -25,8 +25,11 @@ struct ExpTable<float> {
     static constexpr int shift = 23, bias = 127;
     // Of (exp(r) - 1 - r) / r^2 on |r| <= ln(2)/2: minimax of the error relative to exp(r) - 1.
     static constexpr int terms = 5;
-    static constexpr float series[terms] = {0.5f, 0.1666654348373413f, 0.04166628047823906f, 0.008366581983864307f,
-                                            0.001394644845277071f};
+    static FASTDS_HD constexpr float series(int i) {
+        constexpr float values[terms] = {0.5f, 0.1666654348373413f, 0.04166628047823906f, 0.008366581983864307f,
+                                         0.001394644845277071f};
+        return values[i];
+    }
 };
 template <>
 struct ExpTable<double> {
@@ -36,9 +39,12 @@ struct ExpTable<double> {
     static constexpr double lowest = -709.0895657128241;
     static constexpr int shift = 52, bias = 1023;
     static constexpr int terms = 12;
-    static constexpr double series[terms] = {1 / 2.,       1 / 6.,        1 / 24.,        1 / 120.,
-                                             1 / 720.,     1 / 5040.,     1 / 40320.,     1 / 362880.,
-                                             1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
+    static FASTDS_HD constexpr double series(int i) {
+        constexpr double values[terms] = {1 / 2.,       1 / 6.,        1 / 24.,        1 / 120.,
+                                          1 / 720.,     1 / 5040.,     1 / 40320.,     1 / 362880.,
+                                          1 / 3628800., 1 / 39916800., 1 / 479001600., 1 / 6227020800.};
+        return values[i];
+    }
 };
 
 // The integers as wide as V: of a vector, what its comparisons give.
@@ -92,9 +98,8 @@ FASTDS_HD ExpParts<V> exp_parts(V x) {
     const V shifted = x * Table::log2e + Table::magic;
     const V k = shifted - Table::magic;
     const V r = (x - k * Table::ln2_high) - k * Table::ln2_low;
-    V sum = V{} + Table::series[Table::terms - 1];
-#pragma GCC unroll 16
-    for (int i = Table::terms - 2; i >= 0; i--) sum = sum * r + Table::series[i];
+    V sum = V{} + Table::series(Table::terms - 1);
+    for (int i = Table::terms - 2; i >= 0; i--) sum = sum * r + Table::series(i);
     const V scale = from_bits<V>((to_bits(shifted) + Table::bias) << Table::shift);
     return {scale, r + sum * (r * r)};
 }

@@ -46,6 +46,14 @@ void register_gates(py::module_& m) {
             FASTDS_DISPATCH(gates_cpu, params, threads);
         },
         "Runs the formula with this number of csrc/gates/params.h");
+#if FASTDS_BUILD_CUDA
+    m.def("gates_cuda", [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope,
+                           int device, intptr_t stream) {
+        const GatesParams params = make_params(formula, rows, run, operands, option, slope);
+        py::gil_scoped_release release;
+        gates_cuda(params, device, pointer(stream));
+    });
+#endif
     py::dict formulas;
 #define FASTDS_GATE_NAME(name, ...) formulas[#name] = static_cast<int>(GateFormula::name);
     FASTDS_GATE_FORMULAS(FASTDS_GATE_NAME)

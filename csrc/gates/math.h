@@ -235,9 +235,9 @@ struct TrajGruGatesBackward {
 
 #undef FASTDS_GATE_FORMULA
 
-// Calls f with an object of the formula's struct.
+// Calls f with an object of the formula's struct. Host only.
 template <class F>
-FASTDS_HD void with_gate_formula(GateFormula formula, const F& f) {
+inline void with_gate_formula(GateFormula formula, const F& f) {
 #define FASTDS_GATE_CASE(name, ...) \
     case GateFormula::name: return f(__VA_ARGS__{});
     switch (formula) {

@@ -59,4 +59,6 @@ struct GatesParams {
 
 FASTDS_PER_ISA(void gates_cpu(const GatesParams& params, int threads))
 
+void gates_cuda(const GatesParams& params, int device, void* stream);
+
 }  // namespace fastds

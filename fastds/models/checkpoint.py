@@ -98,8 +98,8 @@ def _find(name_or_path: str | os.PathLike) -> Path:
 
 def _read(path: Path, with_tensors: bool) -> tuple[dict, dict[str, Tensor]]:
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+        start = file.read(9)  # a safetensors file begins with a length of eight bytes, which may look like a pickle's
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ValueError(
             f"{path} is a pickled PyTorch file; weights are never unpickled here: expected a safetensors file that "
             "fastds.models.save wrote"

@@ -3,18 +3,23 @@
 
 from torch import nn
 
+from fastds.models import db_rnn
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 
 # Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
 ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "DBRNN": db_rnn.DBRNN,
     "FCZSM": FCZSM,
     "FixedRatioDownscaler": FixedRatioDownscaler,
     "INRDownscaler": INRDownscaler,
+    "MSRNN": db_rnn.MSRNN,
+    "StagedRNN": db_rnn.StagedRNN,
 }
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
 PRESETS: dict[str, tuple[str, dict, str]] = {
+    **db_rnn.PRESETS,
     "fczsm": ("FCZSM", {}, "FC-ZSM of the paper, reflectivity alone (ZSM)."),
     "fczsm-d": ("FCZSM", {"in_channels": 3}, "With dynamic channels: rain probability and measurement height (ZSM-D)."),
     "fczsm-s": ("FCZSM", {"static_channels": 2}, "With static guidance: height and land-sea mask (ZSM-S)."),

@@ -11,8 +11,9 @@ from fastds.ops.memory_gates import memory_gates
 from fastds.ops.null_op import null_op
 from fastds.ops.output_gate import output_gate
 from fastds.ops.traj_gru_gates import traj_gru_gates
+from fastds.ops.window_attention2d import window_attention2d
 
 __all__ = [
     "conv3x3", "deform_conv2d", "gru_reset", "gru_update", "inr_query", "lstm_gates", "memory_gates", "null_op",
-    "output_gate", "traj_gru_gates",
+    "output_gate", "traj_gru_gates", "window_attention2d",
 ]  # fmt: skip

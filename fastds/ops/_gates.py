@@ -18,7 +18,7 @@ from fastds._registry import Backend, call, define, without_gradients
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CL = torch.channels_last
-_KERNELS = {"cpu": "gates_cpu"}
+_KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,11 @@ def _run(formula: str, like: Tensor, channels: int, operands, option: float, slo
         dtype = _native.DTYPES[tensor.dtype]
         addresses += [(tensor.data_ptr() + j * step, row, dtype) for j in range(count)]
     module = _native.native()
-    module.gates_cpu(module.GATE_FORMULAS[formula], rows, run, addresses, option, slope, torch.get_num_threads())
+    arguments = (module.GATE_FORMULAS[formula], rows, run, addresses, option, slope)
+    if _native.runs_on_cuda(like):
+        module.gates_cuda(*arguments, *_native.cuda_launch(like))
+    else:
+        module.gates_cpu(*arguments, torch.get_num_threads())
 
 
 def vector_jacobian(function, tensors, cotangents, wanted):

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DB-RNN (Ma, Zhang and Liu 2024): nowcasting by recurrent networks that forecast and deblur."""
+
+from fastds.models.db_rnn.cells import CELLS
+from fastds.models.db_rnn.discriminator import Discriminator
+from fastds.models.db_rnn.network import DBRNN, MSRNN, StagedRNN
+
+_KINDS = {
+    "ms-{}": ("MSRNN", "MS-RNN: one module, with {} cells."),
+    "db-{}": ("DBRNN", "DB-RNN: a forecasting and a deblurring module end to end, with {} cells."),
+    "ms-{}-s": ("StagedRNN", "A forecaster and a deblurrer trained one after the other, with {} cells."),
+}
+PRESETS = {
+    name.format(cell): (architecture, {"cell": cell}, text.format(kind.__name__))
+    for cell, kind in CELLS.items()
+    for name, (architecture, text) in _KINDS.items()
+}
+
+__all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "StagedRNN"]

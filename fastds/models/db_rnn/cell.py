@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the networks of the family ask of a recurrent cell. A new cell is one file with one subclass, and one line in
+fastds/models/db_rnn/cells.py."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Cell(nn.Module):
+    """One layer of a module, C channels in and out.
+
+    forward(x, state, m, previous) -> (h, state, m)
+        x: (B, C, H, W), input of the layer at this step.
+        state: what the last call returned, None at the start of a sequence (zeros). Any nest of tensors.
+        m: zigzag memory (B, C, H, W) from the layer below, None at the start or where the cell has none.
+        previous: of cells that name a `difference`, that map of the step before, None at the start (zeros).
+        h: (B, C, H, W), what the next layer and the output see.
+
+    Attributes:
+        zigzag: takes and gives m.
+        difference: "hidden", the hidden state of the layer below one step ago, brought to this layer's resolution;
+            "input", this layer's own input one step ago; None.
+        multiple: the rows and columns of x have to be a multiple of it.
+    """
+
+    zigzag: ClassVar[bool] = False
+    difference: str | None = None
+    multiple: ClassVar[int] = 1
+
+    def __init__(self, channels: int, layer: int, layers: int):
+        super().__init__()
+        self.channels, self.layer, self.layers = channels, layer, layers
+
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None):
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+
+def zeros(x: Tensor, channels: int | None = None, memory: bool = False) -> Tensor:
+    """Zeros (B, channels, H, W) beside x, channels_last; a memory is at least float32."""
+    shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
+    dtype = torch.promote_types(x.dtype, torch.float32) if memory else x.dtype
+    return torch.zeros(shape, dtype=dtype, device=x.device).to(memory_format=torch.channels_last)

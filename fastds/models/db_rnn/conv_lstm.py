@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ConvLSTM in the frame of MS-RNN."""
+
+from fastds.models.db_rnn.cell import Cell, zeros
+from fastds.nn.summed_conv import SummedConv3x3
+from fastds.ops.lstm_gates import lstm_gates
+
+
+class ConvLSTM(Cell):
+    """[i f g o] = Wx x + Wh h;  c' = s(f) c + s(i) tanh(g);  h' = s(o) tanh(c'). State (h, c).
+
+    Source: Shi et al. 2015, equation 3 without peepholes.
+    """
+
+    def __init__(self, channels: int, layer: int, layers: int):
+        super().__init__(channels, layer, layers)
+        self.gates = SummedConv3x3((channels, channels), 4 * channels)
+
+    def forward(self, x, state, m, previous):
+        h, c = (zeros(x), zeros(x, memory=True)) if state is None else state
+        h, c = lstm_gates(self.gates(x, h), c)
+        return h, (h, c), None

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One MS-RNN module: six cells at three resolutions, between an embedding and an output."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds.models.db_rnn.cells import build_cell
+from fastds.nn.conv3x3 import Conv1x1
+
+LAYERS = 6
+
+
+def down(x: Tensor) -> Tensor:
+    """Maximum of 2x2 pixels."""
+    return F.max_pool2d(x, 2)
+
+
+def up(x: Tensor) -> Tensor:
+    """Bilinear, twice as fine, centres of pixels aligned."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+RESIZE = (same, down, down, same, up, up)  # of what layer l - 1 gives, for layer l
+SKIP = {4: 1, 5: 0}  # layer: the encoder layer whose output it adds
+
+
+@dataclass
+class ModuleState:
+    """What a module carries from step to step: the cells' states and the maps their differences are taken from."""
+
+    cells: list[Any] = field(default_factory=lambda: [None] * LAYERS)
+    previous: list[Tensor | None] = field(default_factory=lambda: [None] * LAYERS)
+
+
+class MSModule(nn.Module):
+    """Embedding, encoder layers 0-2, decoder layers 3-5, output.
+
+        x_0 = Emb frame;  x_l = resize(h_{l-1}) + skip_l;  (h_l, m_l) = cell_l(x_l, resize(m_{l-1}));  Y = Out h_5
+
+    Resolutions 1, 1/2, 1/4, 1/4, 1/2, 1; down by maximum, up bilinear; skips are sums: h_1 and h_0 in layers 4 and 5,
+    and what another module adds. The zigzag memory is resized as the hidden state is, without skips.
+
+    Args:
+        cell: a name of fastds.models.db_rnn.cells.CELLS.
+        hidden: channels of every layer.
+        options: of the cell.
+
+    Source: Ma, Zhang and Liu 2024, DB-RNN, equations 3 and 4.
+    """
+
+    def __init__(self, cell: str, hidden: int, options: dict):
+        super().__init__()
+        self.embed = Conv1x1(1, hidden)
+        self.cells = nn.ModuleList(build_cell(cell, hidden, layer, LAYERS, **options) for layer in range(LAYERS))
+        self.output = Conv1x1(hidden, 1)
+
+    @property
+    def multiple(self) -> int:
+        """Rows and columns of a frame have to be a multiple of it."""
+        return 4 * self.cells[0].multiple
+
+    def forward(
+        self, frame: Tensor, state: ModuleState, m: Tensor | None, skips: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        """One step.
+
+        Args:
+            frame: (B, 1, H, W).
+            state: changed in place.
+            m: zigzag memory that enters layer 0.
+            skips: one map per layer that is added to its input.
+
+        Returns:
+            Y (B, 1, H, W), the hidden states of all layers, and the zigzag memory that leaves layer 5.
+        """
+        hidden: list[Tensor] = []
+        h = self.embed(frame)
+        for layer, (cell, resize) in enumerate(zip(self.cells, RESIZE, strict=True)):
+            arrived = resize(h)
+            m = m if m is None else resize(m)
+            x = arrived
+            if layer in SKIP:
+                x = x + hidden[SKIP[layer]]
+            if skips is not None:
+                x = x + skips[layer]
+            h, state.cells[layer], m = cell(x, state.cells[layer], m, state.previous[layer])
+            if cell.difference is not None:
+                state.previous[layer] = arrived if cell.difference == "hidden" else x
+            hidden.append(h)
+        return self.output(h), hidden, m
+
+
+def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:
+    """Dry pixels on the right and below, so that the size is a multiple; missing values become dry, too."""
+    height, width = frames.shape[-2:]
+    frames = torch.where(frames.isnan(), 0.0, frames)
+    return F.pad(frames, (0, -width % multiple, 0, -height % multiple))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pointwise passes' CUDA kernels on the emulator: every formula, dtype and layout against the reference."""
+
+import pytest
+import torch
+from gpuless.emu import ptxas_report
+
+import fastds
+from fastds.ops import gru_reset, gru_update, lstm_gates, memory_gates, output_gate, traj_gru_gates
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+PASSES = {
+    "lstm_gates": (lstm_gates, (4, 1), {}),
+    "memory_gates": (memory_gates, (3, 1), {}),
+    "memory_gates_tanh": (memory_gates, (3, 1), {"state_act": "tanh"}),
+    "output_gate": (output_gate, (1, 1), {}),
+    "output_gate_tanh": (output_gate, (1, 1), {"act": "tanh"}),
+    "gru_reset": (gru_reset, (1, 1, 1), {}),
+    "gru_update": (gru_update, (1, 1, 1), {"keep": "1-z"}),
+    "gru_update_leaky": (gru_update, (1, 1, 1), {"act": "leaky_relu"}),
+    "traj_gru_gates": (traj_gru_gates, (3, 3, 1), {}),
+}
+WIDE = {"lstm_gates", "memory_gates", "memory_gates_tanh", "output_gate", "output_gate_tanh"}
+
+
+def inputs(name, dtype, layout, shape=(2, 5, 3, 7)):
+    batch, channels, *size = shape
+    tensors = []
+    for k, gates in enumerate(PASSES[name][1]):
+        own = torch.float32 if k == 1 and name in WIDE and dtype != torch.float64 else dtype
+        t = torch.randn(batch, gates * channels, *size, dtype=torch.float64).to(own)
+        tensors.append(t.contiguous(memory_format=layout).requires_grad_())
+    return tensors
+
+
+def gradients(name, tensors, second):
+    """Results, first gradients and, where there are kernels for them, those of a penalty on the first."""
+    function, _, options = PASSES[name]
+    y = function(*tensors, **options)
+    y = [y] if isinstance(y, torch.Tensor) else list(y)
+    first = torch.autograd.grad(y, tensors, [torch.ones_like(t) for t in y], create_graph=second)
+    if not second:
+        return [*y, *first]
+    penalty = sum(g.square().sum() for g in first)
+    return [*y, *first, *torch.autograd.grad(penalty, tensors)]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PASSES)
+def test_emulated(emulated, name, dtype, layout):
+    emulator = emulated("gates")
+    tensors = inputs(name, dtype, layout)
+    second = name.startswith("gru")
+    got = gradients(name, tensors, second)
+    assert len(emulator.launches) >= 2 and all(launch.grid[0] == 1 for launch in emulator.launches)
+    with fastds.backend("reference"):
+        expected = gradients(name, tensors, second)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        bound = 16 * max(torch.finfo(a.dtype).eps, 2.0**-23 if dtype != torch.float64 else 0)
+        assert (a.double() - b.double()).abs().max() <= bound * b.double().abs().max().clamp_min(1)
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("name", PASSES)
+def test_slices_and_several_blocks(emulated, name):
+    """Channel slices of one wide map, more elements than a block."""
+    emulator = emulated("gates")
+    tensors = inputs(name, torch.float32, torch.channels_last, (1, 9, 5, 11))
+    packed = torch.cat([t.detach() for t in tensors], 1).contiguous(memory_format=torch.channels_last)
+    function, _, options = PASSES[name]
+    got = function(*packed.split([t.shape[1] for t in tensors], 1), **options)
+    assert [launch.grid[0] for launch in emulator.launches] == [2]
+    with fastds.backend("reference"):
+        expected = function(*tensors, **options)
+    for a, b in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_no_spills():
+    kernels = ptxas_report("gates", 90)
+    assert kernels and all(kernel.spills == 0 for kernel in kernels)
