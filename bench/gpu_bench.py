@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks on a GPU: `python -m bench.gpu_bench [--seconds 110] [--out results.json] [--only deform_conv2d]`.
+"""Benchmarks on a GPU: `python -m bench.gpu_bench [--seconds 150] [--out results.json] [--only deform_conv2d]`.
 
 Every row is checked against its float64 oracle, then captured as a CUDA graph and replayed with a cold L2 cache, timed
 by CUDA events; a row that cannot or should not be captured is timed as it is and says so. The ceilings are measured in
@@ -152,7 +152,7 @@ def all_rows(small: bool, only: str | None) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--seconds", type=float, default=110, help="start no row after this many seconds")
+    parser.add_argument("--seconds", type=float, default=150, help="start no row after this many seconds")
     parser.add_argument("--out", type=pathlib.Path, help="JSON; bench/results/<device>.json without it")
     parser.add_argument("--only", help="comma-separated modules of bench/gpu_rows")
     options = parser.parse_args()

@@ -105,7 +105,11 @@ tests() {
 # sanitizer TOOL: the tests marked "sanitize", with every allocation of its own so that a stray access shows.
 sanitizer() {
   local options=(-q -p no:cacheprovider -o addopts=--import-mode=importlib -m sanitize tests/gpu)
-  [ "$dry" = 1 ] && { "$python" -m pytest --collect-only "${options[@]}"; return; }
+  if [ "$dry" = 1 ]; then
+    [ "$1" = memcheck ] || { echo "would run the tests that memcheck runs"; return; }
+    "$python" -m pytest --collect-only "${options[@]}"
+    return
+  fi
   local tool
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
   [ -n "$tool" ] || { echo "there is no compute-sanitizer on PATH or in /usr/local/cuda"; return 1; }
@@ -114,7 +118,7 @@ sanitizer() {
 }
 
 bench() {
-  local options=(--seconds 110)
+  local options=(--seconds 150)
   [ "$dry" = 1 ] && options=(--device cpu --seconds 60)
   "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json" || return
   local save=(--save)
@@ -124,10 +128,15 @@ bench() {
 
 export -f build headers tests sanitizer bench
 export python out dry
-[ "$dry" = 1 ] && echo "dry run: nothing here is a measurement"
+if [ "$dry" = 1 ]; then
+  echo "dry run: nothing here is a measurement"
+elif ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  echo "gpu_suite.sh: $python sees no CUDA device; --dry-run tries what a machine without one can" >&2
+  exit 2
+fi
 run build 150 bash -uo pipefail -c build
 run tests 170 bash -uo pipefail -c tests
-run bench 180 bash -uo pipefail -c bench
+run bench 200 bash -uo pipefail -c bench
 run memcheck 100 bash -uo pipefail -c 'sanitizer memcheck'
 run racecheck 100 bash -uo pipefail -c 'sanitizer racecheck'
 grep -hE '^(FAILED|ERROR|LEFT OUT) ' "$out"/{tests,memcheck,racecheck,bench}.log 2>/dev/null | cut -c1-240 | head -n 40

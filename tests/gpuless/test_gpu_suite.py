@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,12 +39,18 @@ def test_failed_part_is_one_line_and_the_rest_goes_on(tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\necho the compiler is broken\nexit 3\n")
     compiler.chmod(0o755)
-    run = suite("--dry-run", "--parts", "build,memcheck", "--out", tmp_path / "out", path=tmp_path)
+    run = suite("--dry-run", "--parts", "build,racecheck", "--out", tmp_path / "out", path=tmp_path)
     assert run.returncode == 1
     lines = [line for line in run.stdout.splitlines() if line.startswith(("ok ", "FAILED "))]
     assert lines[0].startswith("FAILED  build") and "exit status 3): the compiler is broken" in lines[0]
-    assert lines[1].startswith("ok      memcheck") and len(lines) == 2
-    assert "1 of the parts build,memcheck failed" in run.stdout
+    assert lines[1].startswith("ok      racecheck") and len(lines) == 2
+    assert "1 of the parts build,racecheck failed" in run.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so(tmp_path):
+    run = suite("--out", tmp_path)
+    assert run.returncode == 2 and "sees no CUDA device; --dry-run" in run.stderr
 
 
 @pytest.mark.parametrize(
