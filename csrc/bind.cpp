@@ -14,6 +14,7 @@ void register_deform_conv2d(py::module_& m);
 void register_gates(py::module_& m);
 void register_inr_query(py::module_& m);
 void register_null_op(py::module_& m);
+void register_pixel_shuffle(py::module_& m);
 void register_window_attention2d(py::module_& m);
 
 namespace {
@@ -51,5 +52,6 @@ PYBIND11_MODULE(_fastds, m) {
     fastds::register_gates(m);
     fastds::register_inr_query(m);
     fastds::register_null_op(m);
+    fastds::register_pixel_shuffle(m);
     fastds::register_window_attention2d(m);
 }

@@ -10,10 +10,11 @@ from fastds.ops.lstm_gates import lstm_gates
 from fastds.ops.memory_gates import memory_gates
 from fastds.ops.null_op import null_op
 from fastds.ops.output_gate import output_gate
+from fastds.ops.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from fastds.ops.traj_gru_gates import traj_gru_gates
 from fastds.ops.window_attention2d import window_attention2d
 
 __all__ = [
     "conv3x3", "deform_conv2d", "gru_reset", "gru_update", "inr_query", "lstm_gates", "memory_gates", "null_op",
-    "output_gate", "traj_gru_gates", "window_attention2d",
+    "output_gate", "pixel_shuffle", "pixel_unshuffle", "traj_gru_gates", "window_attention2d",
 ]  # fmt: skip

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+
+#include "core/bind.h"
+#include "pixel_shuffle/params.h"
+
+namespace py = pybind11;
+
+namespace fastds {
+namespace {
+
+PixelShuffleParams make_params(int dtype, int64_t B, int64_t C, int64_t H, int64_t W, int r, int act, double negative_slope) {
+    to_dtype(dtype);
+    FASTDS_CHECK(B >= 0 && C > 0 && H >= 0 && W >= 0, "pixel_shuffle: a size is not positive");
+    FASTDS_CHECK(r >= 1 && r <= 8, "pixel_shuffle: r must be from 1 to 8");
+    FASTDS_CHECK(act >= 0 && act <= 2, "pixel_shuffle: act must be 0, 1 or 2");
+    return {dtype, B, C, H, W, r, static_cast<ShuffleAct>(act), negative_slope};
+}
+
+}  // namespace
+
+void register_pixel_shuffle(py::module_& m) {
+    py::class_<PixelShuffleParams>(m, "PixelShuffleParams", "Sizes and activation of one pixel_shuffle call")
+        .def(py::init(&make_params))
+        .def_property_readonly("partials", &pixel_shuffle_partials, "Partial sums of the bias gradient");
+    m.def(
+        "pixel_shuffle_forward",
+        [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params, int threads) {
+            py::gil_scoped_release release;
+            const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
+            FASTDS_DISPATCH(pixel_shuffle_forward, params, tensors, threads);
+        },
+        "y from x; bias 0: a plain permutation");
+    m.def(
+        "pixel_shuffle_backward",
+        [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
+           const PixelShuffleParams& params, int threads) {
+            py::gil_scoped_release release;
+            const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
+                                               pointer(partials)};
+            FASTDS_DISPATCH(pixel_shuffle_backward, params, tensors, threads);
+        },
+        "The gradients whose address is not 0; y is 0 without activation");
+}
+
+}  // namespace fastds

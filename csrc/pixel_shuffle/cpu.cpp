@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parallel over rows of coarse pixels; bound by memory bandwidth. Blocks of whole registers of channels are permuted in
+// registers, channels left over in narrower blocks and one by one.
+#include "core/parallel.h"
+#include "pixel_shuffle/math.h"
+#include "pixel_shuffle/permute.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// Permutations move storage values as bits.
+template <class T>
+struct BitsOf {
+    using type = T;
+};
+template <>
+struct BitsOf<Half> {
+    using type = uint16_t;
+};
+template <>
+struct BitsOf<BFloat16> {
+    using type = uint16_t;
+};
+template <class T>
+using bits_t = typename BitsOf<T>::type;
+
+template <class T>
+struct Problem {
+    using A = compute_t<T>;
+    PixelShuffleParams p;
+    Activation<A> act;
+    int64_t row_stride;  // elements from sub-pixel (i, j) to (i + 1, j); to (i, j + 1) there are C
+
+    explicit Problem(const PixelShuffleParams& params)
+        : p(params), act(activation<A>(params)), row_stride(params.W * params.r * params.C) {}
+
+    // Where a row of coarse pixels starts, and its first row of sub-pixels; row counts through the batch.
+    int64_t coarse(int64_t row) const { return row * p.W * p.C * p.r * p.r; }
+    int64_t fine(int64_t row) const { return row * p.r * row_stride; }
+};
+
+// Lanes of one block that fit one vector of compute values.
+template <class T, int N>
+constexpr int kStep = N < kLanes<compute_t<T>> ? N : kLanes<compute_t<T>>;
+
+// N channels of one coarse pixel: x to the sub-pixels y. bias null: a permutation that moves bits and nothing else.
+template <int R, int N, bool Plain, class T>
+FASTDS_HD void forward_block(const Problem<T>& problem, const T* x, const compute_t<T>* bias, T* y) {
+    using V = Vec<bits_t<T>, N>;
+    constexpr int S = kStep<T, N>;
+    const int64_t C = problem.p.C, row_stride = problem.row_stride;
+    V v[R][R];
+#pragma GCC unroll 4
+    for (int g = 0; g < R; g++) {
+#pragma GCC unroll 8
+        for (int k = 0; k < R; k++) __builtin_memcpy(&v[g][k], x + (g * R + k) * N, sizeof(V));
+        deinterleave<R, N>(v[g]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < R; j++) {
+        V column[R];
+#pragma GCC unroll 8
+        for (int g = 0; g < R; g++) column[g] = v[g][j];
+        deinterleave<R, N>(column);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+            T* out = y + i * row_stride + j * C;
+            if constexpr (Plain) {
+                __builtin_memcpy(out, &column[i], sizeof(V));
+            } else {
+                T stored[N];
+                __builtin_memcpy(&stored, &column[i], sizeof(V));
+#pragma GCC unroll 8
+                for (int k = 0; k < N; k += S) {
+                    const auto value = load_vec<S>(stored + k) + load_vec<S>(bias + (i * R + j) * C + k);
+                    store_vec<S>(out + k, activate(value, problem.act));
+                }
+            }
+        }
+    }
+}
+
+// The way back. y null: no activation. sums, where not null, takes the gradient of the bias on top of what it holds.
+template <int R, int N, bool Plain, class T>
+FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
+    using V = Vec<bits_t<T>, N>;
+    constexpr int S = kStep<T, N>;
+    const int64_t C = problem.p.C, row_stride = problem.row_stride;
+    V v[R][R];
+#pragma GCC unroll 4
+    for (int j = 0; j < R; j++) {
+        V column[R];
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+            const int64_t at = i * row_stride + j * C;
+            if constexpr (Plain) {
+                __builtin_memcpy(&column[i], grad_y + at, sizeof(V));
+            } else {
+                T stored[N];
+#pragma GCC unroll 8
+                for (int k = 0; k < N; k += S) {
+                    auto grad = load_vec<S>(grad_y + at + k);
+                    if (y != nullptr) grad = activation_gradient(grad, load_vec<S>(y + at + k), problem.act);
+                    if (sums != nullptr) {
+                        compute_t<T>* sum = sums + (i * R + j) * C + k;
+                        store_vec<S>(sum, decltype(grad)(load_vec<S>(sum) + grad));
+                    }
+                    store_vec<S>(stored + k, grad);
+                }
+                __builtin_memcpy(&column[i], &stored, sizeof(V));
+            }
+        }
+        interleave<R, N>(column);
+#pragma GCC unroll 8
+        for (int g = 0; g < R; g++) v[g][j] = column[g];
+    }
+    if (grad_x == nullptr) return;
+#pragma GCC unroll 4
+    for (int g = 0; g < R; g++) {
+        interleave<R, N>(v[g]);
+#pragma GCC unroll 8
+        for (int k = 0; k < R; k++) __builtin_memcpy(grad_x + (g * R + k) * N, &v[g][k], sizeof(V));
+    }
+}
+
+// Channels of the widest block. Factors 5, 6 and 7 have no network, double precision is for checking, and without AVX-512
+// there is no permutation of 16-bit lanes: those go one by one.
+#if defined(__AVX512BW__)
+template <int R, class T>
+constexpr int kBlock = (R <= 4 || R == 8) && sizeof(T) <= 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
+#else
+template <int R, class T>
+constexpr int kBlock = (R <= 4 || R == 8) && sizeof(T) == 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
+#endif
+
+template <int N>
+struct Width {
+    static constexpr int value = N;
+};
+
+// Calls block(Width<N>, w, c) for all pixels of a row and all channels.
+template <int R, class T, class Block>
+FASTDS_HD void for_row(const Problem<T>& problem, const Block& block) {
+    constexpr int full = kBlock<R, T>, quarter = full / 4;
+    for (int64_t w = 0; w < problem.p.W; w++) {
+        int64_t c = 0;
+        if constexpr (full > 1)
+            for (; c + full <= problem.p.C; c += full) block(Width<full>{}, w, c);
+        if constexpr (quarter > 1)
+            for (; c + quarter <= problem.p.C; c += quarter) block(Width<quarter>{}, w, c);
+        for (; c < problem.p.C; c++) block(Width<1>{}, w, c);
+    }
+}
+
+template <int R, bool Plain, class T>
+void forward(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
+    const T* x = static_cast<const T*>(t.x);
+    const auto* bias = static_cast<const compute_t<T>*>(t.bias);
+    T* y = static_cast<T*>(t.y);
+    parallel_for(problem.p.B * problem.p.H, threads, [=](int64_t begin, int64_t end) {
+        const Problem<T> own = problem;  // in registers: what lies behind a reference is read again after every store
+        for (int64_t row = begin; row < end; row++) {
+            const T* coarse = x + own.coarse(row);
+            T* fine = y + own.fine(row);
+            for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
+                forward_block<R, decltype(width)::value, Plain>(own, coarse + (w * own.p.C + c) * R * R, bias + c,
+                                                                fine + w * R * own.p.C + c);
+            });
+        }
+    });
+}
+
+template <int R, bool Plain, class T>
+void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
+    using A = compute_t<T>;
+    const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
+    T* grad_x = static_cast<T*>(t.grad_x);
+    A *grad_bias = static_cast<A*>(t.grad_bias), *partials = static_cast<A*>(t.partials);
+    const int64_t rows = problem.p.B * problem.p.H, channels = problem.p.C * R * R;
+    const int64_t pieces = pixel_shuffle_partials(problem.p);
+    parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
+        const Problem<T> own = problem;
+        for (int64_t piece = begin; piece < end; piece++) {
+            A* sums = grad_bias == nullptr ? nullptr : partials + piece * channels;
+            if (sums != nullptr) __builtin_memset(sums, 0, channels * sizeof(A));
+            for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++)
+                for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
+                    const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * R * R;
+                    const int64_t fine = own.fine(row) + w * R * own.p.C + c;
+                    backward_block<R, decltype(width)::value, Plain>(own, grad_y + fine, y ? y + fine : nullptr,
+                                                                     grad_x ? grad_x + coarse : nullptr,
+                                                                     sums ? sums + c : nullptr);
+                });
+        }
+    });
+    if (grad_bias == nullptr) return;
+    for (int64_t o = 0; o < channels; o++) {
+        A sum = 0;
+        for (int64_t piece = 0; piece < pieces; piece++) sum += partials[piece * channels + o];
+        grad_bias[o] = sum;
+    }
+}
+
+}  // namespace
+
+#define FASTDS_FACTOR_SWITCH(r, ...)                     \
+    switch (r) {                                         \
+        case 1: { constexpr int R = 1; __VA_ARGS__; break; } \
+        case 2: { constexpr int R = 2; __VA_ARGS__; break; } \
+        case 3: { constexpr int R = 3; __VA_ARGS__; break; } \
+        case 4: { constexpr int R = 4; __VA_ARGS__; break; } \
+        case 5: { constexpr int R = 5; __VA_ARGS__; break; } \
+        case 6: { constexpr int R = 6; __VA_ARGS__; break; } \
+        case 7: { constexpr int R = 7; __VA_ARGS__; break; } \
+        case 8: { constexpr int R = 8; __VA_ARGS__; break; } \
+    }
+
+void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads) {
+    if (tensors.bias == nullptr) {
+        FASTDS_DTYPE_SWITCH(params.dtype,
+                            FASTDS_FACTOR_SWITCH(params.r, forward<R, true>(Problem<scalar>(params), tensors, threads)))
+    } else {
+        FASTDS_DTYPE_SWITCH(params.dtype,
+                            FASTDS_FACTOR_SWITCH(params.r, forward<R, false>(Problem<scalar>(params), tensors, threads)))
+    }
+}
+
+void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads) {
+    if (tensors.y == nullptr && tensors.grad_bias == nullptr) {
+        FASTDS_DTYPE_SWITCH(params.dtype,
+                            FASTDS_FACTOR_SWITCH(params.r, backward<R, true>(Problem<scalar>(params), tensors, threads)))
+    } else {
+        FASTDS_DTYPE_SWITCH(params.dtype,
+                            FASTDS_FACTOR_SWITCH(params.r, backward<R, false>(Problem<scalar>(params), tensors, threads)))
+    }
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// pixel_shuffle: (B, C*r*r, H, W) <-> (B, C, r*H, r*W), channels_last, with bias and activation in the same pass.
+//
+// Every tensor is dense NHWC. Coarse channel c*r*r + i*r + j is channel c of sub-pixel (i, j). Vectors over the coarse
+// channels (bias and its gradient) are in the compute type and ordered sub-pixel first: element (i*r + j)*C + c.
+#pragma once
+#include <stdint.h>
+
+#include "core/isa.h"
+
+namespace fastds {
+
+enum class ShuffleAct : int { none = 0, relu = 1, leaky_relu = 2 };
+
+struct PixelShuffleParams {
+    int dtype;             // DType
+    int64_t B, C, H, W;    // C fine channels, H x W coarse pixels
+    int r;                 // 1 to 8
+    ShuffleAct act;
+    double negative_slope;  // of leaky_relu
+};
+
+struct PixelShuffleForward {
+    const void* x;
+    const void* bias;  // null: a plain permutation, without activation
+    void* y;
+};
+
+struct PixelShuffleBackward {
+    const void* grad_y;
+    const void* y;    // the forward's result; null without activation
+    void* grad_x;     // null: not wanted
+    void* grad_bias;  // null: not wanted
+    void* partials;   // pixel_shuffle_partials(params) * C*r*r elements of the compute type; null without grad_bias
+};
+
+FASTDS_PER_ISA(void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads))
+FASTDS_PER_ISA(void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads))
+
+// Partial sums of the bias gradient: rows of coarse pixels are summed in this many pieces, a function of the shape alone.
+inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
+    const int64_t rows = params.B * params.H;
+    return rows < 64 ? rows : 64;
+}
+
+}  // namespace fastds
