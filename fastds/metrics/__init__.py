@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a downscaled field is: squared errors, structure, hits, scales."""
+"""How good a downscaled field is: squared errors, structure, hits, scales, correlations, ensembles."""
 
+from fastds.metrics.ensembles import crps, rank_histogram, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, interior, mse_total, radar_errors, ssim
 from fastds.metrics.fields import detail_ratio, latitude_weights, psnr
+from fastds.metrics.sequences import daily_series, field_scores
 from fastds.metrics.skill import csi, fss
 from fastds.metrics.spectra import spectral_ratio
 
 __all__ = [
     "EVALUATION_FLOORS",
+    "crps",
     "csi",
+    "daily_series",
     "detail_ratio",
+    "field_scores",
     "fss",
     "interior",
     "latitude_weights",
     "mse_total",
     "psnr",
     "radar_errors",
+    "rank_histogram",
     "spectral_ratio",
+    "spread_skill",
     "ssim",
 ]

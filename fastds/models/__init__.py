@@ -6,5 +6,9 @@ from fastds.models.checkpoint import available, load, load_card, save
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import INRDownscaler
 from fastds.models.registry import create
+from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 
-__all__ = ["FCZSM", "INRDownscaler", "ModelCard", "available", "create", "load", "load_card", "save"]
+__all__ = [
+    "FCZSM", "HumidityCritic", "HumidityGenerator", "INRDownscaler", "ModelCard", "available", "create", "load",
+    "load_card", "save",
+]  # fmt: skip

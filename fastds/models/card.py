@@ -15,6 +15,8 @@ class ModelCard:
         training_data: sources, with their licences.
         input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order.
         floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
+        offset, range: normalisation x = (value - offset) / range, in units of the variables; models of gridded fields.
+        coarsening: how coarse fields of the training data came from fine ones: "mean" over blocks or "decimate".
         space_factor, time_factor: of the output grid and the output times.
         grid_spacing_m: (smallest, largest) spacing of the input grid in the training data, metres.
         cadence_s: (shortest, longest) input interval, seconds.
@@ -31,6 +33,9 @@ class ModelCard:
     output_variables: list[dict] = field(default_factory=list)
     floor_dbz: float | None = None
     ceiling_dbz: float | None = None
+    offset: float | None = None
+    range: float | None = None
+    coarsening: str | None = None
     space_factor: int | None = None
     time_factor: int | None = None
     grid_spacing_m: tuple[float, float] | None = None

@@ -6,6 +6,7 @@ from torch import nn
 from fastds.models import db_rnn
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
+from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 
 # Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
 ARCHITECTURES: dict[str, type[nn.Module]] = {
@@ -15,6 +16,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "INRDownscaler": INRDownscaler,
     "MSRNN": db_rnn.MSRNN,
     "StagedRNN": db_rnn.StagedRNN,
+    "HumidityCritic": HumidityCritic,
+    "HumidityGenerator": HumidityGenerator,
 }
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
@@ -60,6 +63,22 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
     "edsr-x2": ("FixedRatioDownscaler", {"scale": 2}, "Baseline: the same encoder for factor 2 alone."),
     "edsr-x3": ("FixedRatioDownscaler", {"scale": 3}, "Baseline: the same encoder for factor 3 alone."),
     "edsr-x4": ("FixedRatioDownscaler", {"scale": 4}, "Baseline: the same encoder for factor 4 alone."),
+    "wgan-gp": ("HumidityGenerator", {}, "Generator of the humidity WGAN-GP, x8."),
+    "wgan-gp-small": (
+        "HumidityGenerator",
+        {
+            "width": 32,
+            "post_width": 64,
+            "pre_blocks": 2,
+            "post_blocks": 2,
+            "reduction": 8,
+            "noise": "learned",
+            "noise_std": 0.1,
+            "upsampling": "narrow",
+            "residual": "center",
+        },
+        "Small humidity generator on area means, on top of bicubic interpolation.",
+    ),
 }
 
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published super-resolution networks, applied to every field by itself."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds.models.baselines.interpolation import interpolate
+
+
+class SRCNN(nn.Module):
+    """Three convolutions on the interpolated field.
+
+    y = conv_c(relu(conv_b(relu(conv_a(bicubic(x))))))
+
+    Args:
+        channels: variables.
+        scale: factor in space.
+        kernels: sizes of the three convolutions; (9, 1, 5) has 8,129 parameters, (9, 5, 5) 57,281.
+        align: of the interpolation, see interpolate.
+
+    Shapes: (..., C, h, w) -> (..., C, scale*h, scale*w).
+
+    Source: Dong et al. 2016.
+    """
+
+    def __init__(
+        self, channels: int = 1, scale: int = 8, kernels: tuple[int, int, int] = (9, 1, 5), align: str = "center"
+    ):
+        super().__init__()
+        self.scale, self.align = scale, align
+        widths = (channels, 64, 32, channels)
+        layers = zip(widths, widths[1:], kernels, strict=False)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, k, padding=k // 2) for a, b, k in layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = interpolate(x, self.scale, "bicubic", self.align)
+        a, b, c = self.convs
+        h = c(F.relu(b(F.relu(a(y.flatten(0, -4))))))
+        return h.view(y.shape)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.act = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+class SRResNet(nn.Module):
+    """Generator of SRGAN: residual blocks, then sub-pixel x2 stages, between 9x9 convolutions.
+
+    Args:
+        channels: variables.
+        scale: a power of two; three stages for x8 (1,676,437 parameters with 16 blocks and one variable).
+        width: feature maps. blocks: residual blocks.
+
+    Shapes: (..., C, h, w) -> (..., C, scale*h, scale*w). Linear output, no perceptual loss: fields, not photographs.
+
+    Source: Ledig et al. 2017.
+    """
+
+    def __init__(self, channels: int = 1, scale: int = 8, width: int = 64, blocks: int = 16):
+        super().__init__()
+        if scale < 2 or scale & (scale - 1):
+            raise ValueError(f"scale must be a power of two above 1, got {scale}")
+        self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
+        self.middle = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+        stages = []
+        for _ in range(scale.bit_length() - 1):
+            stages += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()]
+        self.up = nn.Sequential(*stages)
+        self.last = nn.Conv2d(width, channels, 9, padding=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.first(x.flatten(0, -4))
+        y = self.last(self.up(flat + self.middle(self.blocks(flat))))
+        return y.view(*x.shape[:-2], *y.shape[-2:])
+
+
+class SRGANDiscriminator(nn.Module):
+    """Discriminator of SRGAN, one logit per field: (..., C, H, W) -> (...). Source: Ledig et al. 2017."""
+
+    def __init__(self, channels: int = 1, width: int = 64):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
+        inputs = width
+        for outputs, stride in ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2)):
+            layers += [nn.Conv2d(inputs, outputs * width, 3, stride, 1), nn.BatchNorm2d(outputs * width)]
+            layers.append(nn.LeakyReLU(0.2))
+            inputs = outputs * width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(8 * width, 16 * width), nn.LeakyReLU(0.2), nn.Linear(16 * width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x.flatten(0, -4)).mean((2, 3))).view(x.shape[:-3])

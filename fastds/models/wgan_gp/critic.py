@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The critic: a day of fine fields to one number."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds.models.card import ModelCard
+from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
+from fastds.models.wgan_gp.recurrence import ConvGRU
+from fastds.models.wgan_gp.residual_block import NORMS, ResidualAttentionBlock
+
+
+class HumidityCritic(nn.Module):
+    """Critic of the humidity WGAN-GP; twice differentiable in its input and its parameters.
+
+    stem (mixed kernels) -> residual blocks of stride 2 that double the channels -> ConvGRU over the steps -> residual
+    blocks -> mean over the field -> linear -> mean over the steps. Any number of steps, any size of field.
+
+    Batch normalisation would let the penalty of one sample reach the others; "layer" normalises each field alone.
+
+    Args:
+        in_channels: variables.
+        width: channels of the stem.
+        down_blocks: residual blocks of stride 2.
+        recurrent_width: channels of the recurrence and behind it; None: those before it.
+        post_blocks: residual blocks behind it.
+        norm: "layer", "none", "batch" (the block as the paper draws it; couples samples) or "spectral".
+        conditional: read the coarse fields, repeated to the fine grid, as further variables; coarse_channels of them.
+        per_step: one number per step instead of their mean.
+        reduction, mixing, use_cbam, use_resblocks, block_activation: as in HumidityGenerator.
+
+    Source: Li, Wang, Wang and Han 2024, figure 3 and Algorithm 1; Gulrajani et al. 2017.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 32,
+        down_blocks: int = 3,
+        recurrent_width: int | None = None,
+        post_blocks: int = 2,
+        norm: str = "layer",
+        conditional: bool = False,
+        coarse_channels: int = 1,
+        per_step: bool = False,
+        reduction: int = 16,
+        mixing: str = "parallel",
+        use_cbam: bool = True,
+        use_resblocks: bool = True,
+        block_activation: bool = True,
+    ):
+        super().__init__()
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check_config(config)
+        self.config = config
+        self.card = ModelCard(name="wgan-gp-critic")
+        block = {
+            "norm": norm,
+            "attention": use_cbam,
+            "reduction": reduction,
+            "skip": use_resblocks,
+            "activation": block_activation,
+            "mixing": mixing,
+        }
+        self.stem = MixedConv(in_channels + (coarse_channels if conditional else 0), width, mixing=mixing)
+        widths = [width * 2**k for k in range(down_blocks + 1)]
+        pairs = zip(widths, widths[1:], strict=False)
+        self.down = nn.Sequential(*(ResidualAttentionBlock(a, b, stride=2, **block) for a, b in pairs))
+        recurrent = recurrent_width or widths[-1]
+        self.gru = ConvGRU(widths[-1], recurrent)
+        blocks = (ResidualAttentionBlock(recurrent, recurrent, **block) for _ in range(post_blocks))
+        self.post = nn.Sequential(*blocks)
+        self.linear = nn.Linear(recurrent, 1)
+
+    def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Score a day.
+
+        Args:
+            x: (B, T, C, H, W), fine fields, normalised.
+            coarse: (B, T, Cc, h, w) with H and W multiples of h and w, if and only if conditional.
+
+        Returns:
+            (B,), or (B, T) with per_step.
+
+        Raises:
+            ValueError: x or coarse of another shape, or coarse given to an unconditional critic.
+        """
+        x = self.sources(x, coarse)
+        h = self.down(self.stem(x.flatten(0, 1))).unflatten(0, x.shape[:2])
+        h = self.post(self.gru(h).flatten(0, 1)).mean((2, 3))
+        score = self.linear(h).unflatten(0, x.shape[:2])[..., 0]
+        return score if self.config["per_step"] else score.mean(1)
+
+    def sources(self, x: Tensor, coarse: Tensor | None) -> Tensor:
+        """x, with the coarse fields as further channels where the critic is conditional."""
+        c = self.config
+        if x.ndim != 5 or x.shape[2] != c["in_channels"]:
+            raise ValueError(f"x must have shape (B, T, {c['in_channels']}, H, W), got {tuple(x.shape)}")
+        if not c["conditional"]:
+            if coarse is not None:
+                raise ValueError("coarse was given, but this critic has conditional=False")
+            return x
+        if coarse is None:
+            raise ValueError("coarse is missing: this critic has conditional=True")
+        expected = (*x.shape[:2], c["coarse_channels"])
+        if coarse.ndim != 5 or tuple(coarse.shape[:3]) != expected or x.shape[3] % coarse.shape[3]:
+            raise ValueError(f"coarse must have shape {expected} + (h, w) to go with x, got {tuple(coarse.shape)}")
+        fine = F.interpolate(coarse.flatten(0, 1).to(x.dtype), x.shape[3:], mode="nearest")
+        return torch.cat([x, fine.unflatten(0, x.shape[:2])], 2)
+
+
+def check_config(config: dict) -> None:
+    """Raise ValueError, naming the argument, unless a HumidityCritic can be built from config."""
+    for name in ("in_channels", "width", "reduction", "coarse_channels"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"{name} must be a positive integer, got {config[name]!r}")
+    for name in ("down_blocks", "post_blocks"):
+        if not isinstance(config[name], int) or config[name] < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {config[name]!r}")
+    recurrent = config["recurrent_width"]
+    if recurrent is not None and (not isinstance(recurrent, int) or recurrent < 1):
+        raise ValueError(f"recurrent_width must be None or a positive integer, got {recurrent!r}")
+    for name, allowed in {"norm": NORMS, "mixing": MIXINGS}.items():
+        if config[name] not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {config[name]!r}")

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator: a day of coarse fields and noise to one member of an ensemble of fine fields."""
+
+import torch
+from torch import Tensor, nn
+
+from fastds.models.baselines.interpolation import interpolate
+from fastds.models.card import ModelCard
+from fastds.models.wgan_gp.attention import SqueezeExcitation
+from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
+from fastds.models.wgan_gp.recurrence import ConvGRU
+from fastds.models.wgan_gp.residual_block import ResidualAttentionBlock
+from fastds.nn.conv3x3 import Conv1x1, Conv3x3
+from fastds.ops import pixel_shuffle
+
+NOISES = ("add", "learned", "concat")
+
+
+def fold(layer, x: Tensor) -> Tensor:
+    """Apply a layer of (N, C, H, W) to every step of (B, T, C, H, W)."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Upsampler(nn.Module):
+    """x2 as often as needed: 3x3 convolution to four times the channels, ReLU, pixel shuffle.
+
+    wide: C -> 4C -> C each time. narrow: the C channels themselves are shuffled to C/4 first, then C/4 -> C -> C/4.
+
+    Args:
+        channels: C.
+        scale: a power of two.
+        narrow: see above; C divisible by 4.
+    """
+
+    def __init__(self, channels: int, scale: int, narrow: bool):
+        super().__init__()
+        steps = scale.bit_length() - 1
+        self.shuffle_first = narrow and steps > 0
+        inner = channels // 4 if self.shuffle_first else channels
+        self.convs = nn.ModuleList(Conv3x3(inner, 4 * inner) for _ in range(steps - self.shuffle_first))
+        self.out_channels = inner
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shuffle_first:
+            x = pixel_shuffle(x, 2)
+        for conv in self.convs:
+            x = conv(x, act="relu", shuffle=2)
+        return x
+
+
+class HumidityGenerator(nn.Module):
+    """Generator of the humidity WGAN-GP. The defaults are the paper's network where it says what it is.
+
+    stem (mixed kernels) -> noise -> SE -> residual blocks -> ConvGRU over the steps -> residual blocks -> sub-pixel x2
+    chain -> 1x1 convolution. Any number of steps, any size of field.
+
+    Args:
+        in_channels, out_channels: variables in and out.
+        scale: factor in space, a power of two.
+        width, post_width: channels before and behind the recurrence.
+        pre_blocks, post_blocks: residual blocks before and behind it.
+        reduction: of SE and CBAM.
+        mixing: of the kernels, "parallel", "sum" or "sequential" (see MixedConv).
+        noise: "add" sigma * N(0, 1) to the stem's output, "learned" the same with sigma a parameter, "concat"
+            noise_channels channels of N(0, 1) to the input.
+        noise_std: sigma (initial for "learned").
+        upsampling: "wide" (4C and back at every x2) or "narrow" (see Upsampler).
+        use_resblocks, use_cbam: False for the paper's ablations.
+        block_activation: ReLU behind the skip's sum.
+        stem_activation: ReLU behind the stem.
+        residual: None, "center" or "grid": add the first out_channels input channels, interpolated bicubically with
+            coarse values at block centres (area means) or at the blocks' first corner (decimated fields). The head then
+            starts at zero.
+
+    Source: Li, Wang, Wang and Han 2024, figure 3; the open points and their defaults are listed in the project's notes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        scale: int = 8,
+        width: int = 128,
+        post_width: int = 256,
+        pre_blocks: int = 3,
+        post_blocks: int = 3,
+        reduction: int = 16,
+        mixing: str = "parallel",
+        noise: str = "add",
+        noise_std: float = 1.0,
+        noise_channels: int = 8,
+        upsampling: str = "wide",
+        use_resblocks: bool = True,
+        use_cbam: bool = True,
+        block_activation: bool = True,
+        stem_activation: bool = False,
+        residual: str | None = None,
+    ):
+        super().__init__()
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        check_config(config)
+        self.config = config
+        self.card = ModelCard(name="wgan-gp", space_factor=scale, time_factor=1)
+        block = {
+            "norm": "batch",
+            "attention": use_cbam,
+            "reduction": reduction,
+            "skip": use_resblocks,
+            "activation": block_activation,
+            "mixing": mixing,
+        }
+        self.stem = MixedConv(in_channels + (noise_channels if noise == "concat" else 0), width, mixing=mixing)
+        self.se = SqueezeExcitation(width, reduction)
+        if noise == "learned":
+            self.noise_std = nn.Parameter(torch.tensor(float(noise_std)))
+        self.pre = nn.Sequential(*(ResidualAttentionBlock(width, width, **block) for _ in range(pre_blocks)))
+        self.gru = ConvGRU(width, width)
+        widths = [width] + post_blocks * [post_width]
+        blocks = (ResidualAttentionBlock(a, b, **block) for a, b in zip(widths, widths[1:], strict=False))
+        self.post = nn.Sequential(*blocks)
+        self.upsampler = Upsampler(widths[-1], scale, upsampling == "narrow")
+        self.head = Conv1x1(self.upsampler.out_channels, out_channels)
+        nn.init.zeros_(self.head.bias)
+        nn.init.xavier_normal_(self.head.weight)
+        if residual is not None:  # fresh weights give the interpolation
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor, noise: str | Tensor = "random", seed: int | None = None) -> Tensor:
+        """Draw one member.
+
+        Args:
+            x: (B, T, C, h, w), normalised.
+            noise: "random", "zero" (deterministic), or the N(0, 1) numbers themselves, shape noise_shape(x).
+            seed: of "random" noise, the same numbers for the same seed and shape on any device; None: torch's state.
+
+        Returns:
+            (B, T, O, scale*h, scale*w), normalised.
+
+        Raises:
+            ValueError: x or noise of another shape, or an unknown word for noise.
+        """
+        c = self.config
+        if x.ndim != 5 or x.shape[2] != c["in_channels"]:
+            raise ValueError(f"x must have shape (B, T, {c['in_channels']}, h, w), got {tuple(x.shape)}")
+        eps = self.draw(x, noise, seed)
+        h = x if c["noise"] != "concat" else torch.cat([x, eps], 2)
+        h = self.stem(h.flatten(0, 1), act="relu" if c["stem_activation"] else None)
+        if c["noise"] != "concat" and eps is not None:
+            sigma = self.noise_std if c["noise"] == "learned" else c["noise_std"]
+            h = h + sigma * eps.flatten(0, 1).to(h.dtype)
+        h = self.pre(self.se(h)).unflatten(0, x.shape[:2])
+        y = self.head(self.upsampler(self.post(self.gru(h).flatten(0, 1)))).unflatten(0, x.shape[:2])
+        if c["residual"] is None:
+            return y
+        return interpolate(x[:, :, : c["out_channels"]].float(), c["scale"], "bicubic", c["residual"]) + y
+
+    def noise_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Of the noise for an input x: (B, T, width or noise_channels, h, w)."""
+        channels = self.config["noise_channels" if self.config["noise"] == "concat" else "width"]
+        return (*x.shape[:2], channels, *x.shape[3:])
+
+    def draw(self, x: Tensor, noise: str | Tensor, seed: int | None) -> Tensor | None:
+        """The noise of a call, in x's dtype; None where it is zero and only added."""
+        shape = self.noise_shape(x)
+        if isinstance(noise, Tensor):
+            if tuple(noise.shape) != shape:
+                raise ValueError(f"noise must have shape {shape}, got {tuple(noise.shape)}")
+            return noise.to(x)
+        if noise == "zero":
+            return x.new_zeros(shape) if self.config["noise"] == "concat" else None
+        if noise != "random":
+            raise ValueError(f"noise must be 'random', 'zero' or a Tensor, got {noise!r}")
+        if seed is None:
+            return torch.randn(shape, device=x.device, dtype=x.dtype)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(x)
+
+    def ensemble(self, x: Tensor, members: int, seed: int = 0) -> Tensor:
+        """Draw members with the seeds seed, seed + 1, ...: (M, B, T, O, scale*h, scale*w), normalised, no gradients.
+
+        Member m is the same whatever the number of members.
+        """
+        if members < 1:
+            raise ValueError(f"members must be at least 1, got {members}")
+        with torch.no_grad():
+            return torch.stack([self(x, seed=seed + m) for m in range(members)])
+
+
+def check_config(config: dict) -> None:
+    """Raise ValueError, naming the argument, unless a HumidityGenerator can be built from config."""
+    for name in ("in_channels", "out_channels", "width", "post_width", "reduction", "noise_channels", "scale"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"{name} must be a positive integer, got {config[name]!r}")
+    for name in ("pre_blocks", "post_blocks"):
+        if not isinstance(config[name], int) or config[name] < 0:
+            raise ValueError(f"{name} must be an integer >= 0, got {config[name]!r}")
+    if config["scale"] & (config["scale"] - 1):
+        raise ValueError(f"scale must be a power of two, got {config['scale']}")
+    choices = {
+        "mixing": MIXINGS,
+        "noise": NOISES,
+        "upsampling": ("wide", "narrow"),
+        "residual": (None, "center", "grid"),
+    }
+    for name, allowed in choices.items():
+        if config[name] not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {config[name]!r}")
+    last = config["post_width"] if config["post_blocks"] else config["width"]
+    if config["upsampling"] == "narrow" and last % 4:
+        raise ValueError(
+            f"upsampling='narrow' shuffles channels by 4, so post_width must be divisible by 4, got {last}"
+        )
+    if config["residual"] and config["out_channels"] > config["in_channels"]:
+        raise ValueError(
+            f"residual={config['residual']!r} adds the first input channels to the output, so out_channels must be at "
+            f"most in_channels={config['in_channels']}, got {config['out_channels']}"
+        )

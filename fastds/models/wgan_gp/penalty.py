@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient penalty and the losses of critic and generator."""
+
+import warnings
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+ADVERSARIES = ("wgan_gp", "gan")
+
+
+@contextmanager
+def frozen_spectral_norms(critic: nn.Module):
+    """Keeps the power iteration of spectral norms still, so that both derivatives are those of one function."""
+    norms = [m for m in critic.modules() if isinstance(m, _SpectralNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def between(real: Tensor, fake: Tensor, epsilon: Tensor | None = None) -> Tensor:
+    """x_i = e_i real_i + (1 - e_i) fake_i, one e_i ~ U(0, 1) per sample; a leaf that requires its gradient."""
+    if epsilon is None:
+        epsilon = torch.rand(len(real), device=real.device)
+    e = epsilon.to(real).reshape(-1, *[1] * (real.ndim - 1))
+    return (e * real.detach() + (1 - e) * fake.detach()).requires_grad_()
+
+
+def gradient_penalty(
+    critic: nn.Module,
+    real: Tensor,
+    fake: Tensor,
+    coarse: Tensor | None = None,
+    epsilon: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean squared distance of the critic's gradient norm from one, between real and generated samples.
+
+    P = mean_i (||grad_x D(x_i)||_2 - 1)^2,  x_i = e_i real_i + (1 - e_i) fake_i,
+
+    the norm over all entries (steps, channels, pixels) of a sample. Calculated in float32 or better, without autocast.
+
+    Args:
+        critic: D(x) or D(x, coarse) -> (B,) or (B, T); steps are averaged.
+        real, fake: (B, T, C, H, W), normalised; neither gets a gradient.
+        coarse: for a conditional critic.
+        epsilon: (B,), in [0, 1]; None draws it.
+
+    Returns:
+        P, with gradients to the critic's parameters, and the detached norms (B,).
+
+    Source: Gulrajani et al. 2017, equation 3 and Algorithm 1.
+    """
+    with torch.autocast(real.device.type, enabled=False), frozen_spectral_norms(critic), torch.enable_grad():
+        dtype = torch.promote_types(real.dtype, torch.float32)
+        x = between(real.to(dtype), fake.to(dtype), epsilon)
+        score = critic(x) if coarse is None else critic(x, coarse.to(dtype))
+        # Scores of different samples do not mix, so the gradient of their sum holds each sample's own.
+        score = score if score.ndim == 1 else score.mean(1)
+        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        norms = gradient.flatten(1).norm(dim=1)
+        return (norms - 1).square().mean(), norms.detach()
+
+
+class CriticLoss(nn.Module):
+    """The critic and its whole loss in one module, so that distributed training sees one forward and one backward.
+
+    wgan_gp: L = mean D(fake) - mean D(real) + weight * penalty;
+    gan: L = binary cross-entropy of D(real) against 1 and of D(fake) against 0, D as logits.
+
+    Args:
+        critic: the network.
+        adversary: "wgan_gp" or "gan" (the ablation).
+        weight: of the penalty, lambda.
+
+    Source: Li et al. 2024, Algorithm 1 (their equation 6 has the sign of a maximisation); Gulrajani et al. 2017.
+    """
+
+    def __init__(self, critic: nn.Module, adversary: str = "wgan_gp", weight: float = 10.0):
+        super().__init__()
+        if adversary not in ADVERSARIES:
+            raise ValueError(f"adversary must be one of {ADVERSARIES}, got {adversary!r}")
+        self.critic, self.adversary, self.weight = critic, adversary, weight
+        if adversary == "wgan_gp" and getattr(critic, "config", {}).get("norm") == "batch":
+            warnings.warn(
+                "batch normalisation couples the samples of a critic: its gradient penalty is no longer per sample",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def forward(
+        self, real: Tensor, fake: Tensor, coarse: Tensor | None = None, epsilon: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what to log: "real", "fake" (mean scores), "penalty", "gradient_norm"."""
+        fake = fake.detach()
+        extra = () if coarse is None else (coarse,)
+        score_real, score_fake = self.critic(real, *extra).float(), self.critic(fake, *extra).float()
+        logs = {"real": score_real.mean().detach(), "fake": score_fake.mean().detach()}
+        if self.adversary == "gan":
+            loss = F.binary_cross_entropy_with_logits(score_real, torch.ones_like(score_real))
+            return loss + F.binary_cross_entropy_with_logits(score_fake, torch.zeros_like(score_fake)), logs
+        penalty, norms = gradient_penalty(self.critic, real, fake, coarse, epsilon)
+        logs |= {"penalty": penalty.detach(), "gradient_norm": norms.mean()}
+        return score_fake.mean() - score_real.mean() + self.weight * penalty, logs
+
+
+def adversarial_loss(score: Tensor, adversary: str) -> Tensor:
+    """What the generator minimises: -mean D(fake), or the non-saturating cross-entropy of the GAN."""
+    if adversary == "wgan_gp":
+        return -score.float().mean()
+    return F.binary_cross_entropy_with_logits(score.float(), torch.ones_like(score.float()))

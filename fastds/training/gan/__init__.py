@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adversarial training: `python -m fastds.training.gan --config wgan-gp-small --data.path=FOLDER`."""
+
+from fastds.training.gan.config import GANConfig, GANDataConfig, LossConfig, OptimiserConfig
+from fastds.training.gan.data import FieldDataModule, FieldSequences
+from fastds.training.gan.module import GANModule
+from fastds.training.gan.run import main, train
+
+__all__ = [
+    "FieldDataModule",
+    "FieldSequences",
+    "GANConfig",
+    "GANDataConfig",
+    "GANModule",
+    "LossConfig",
+    "OptimiserConfig",
+    "main",
+    "train",
+]

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an adversarial training run is made of."""
+
+import dataclasses
+import pathlib
+
+from jsonargparse import ArgumentParser
+
+from fastds.data.fields import COARSENINGS
+from fastds.models.wgan_gp.penalty import ADVERSARIES
+
+_FOLDER = pathlib.Path(__file__).parent / "configs"
+CONTENTS = ("l1", "mse", "crps")
+
+
+@dataclasses.dataclass
+class GANDataConfig:
+    """The samples: sequences of `steps` fields, cut at random from the training regions.
+
+    Args:
+        path: a file, or a folder of the files named in sources.
+        sources: per file name {"variable", "level", "train", "validation", "test"}; the last three are lists of regions
+            [first row, end row, first column, end column] in grid points. Empty: the file at path, its left three
+            quarters for training, the rest for validation.
+        steps: fields of a sequence.
+        crop: side of a fine training crop, grid points, a multiple of the generator's scale.
+        coarsening: "mean" over blocks or "decimate".
+        offset, range: normalised x = (value - offset) / range; 0 and 100 for percent.
+        batch_size: sequences per step. epoch_samples: sequences between validations. validation_samples: fixed crops.
+        flips: mirror crops at random.
+    """
+
+    path: str
+    sources: dict[str, dict] = dataclasses.field(default_factory=dict)
+    steps: int = 8
+    crop: int = 64
+    coarsening: str = "decimate"
+    offset: float = 0.0
+    range: float = 100.0
+    batch_size: int = 16
+    epoch_samples: int = 736
+    validation_samples: int = 32
+    flips: bool = False
+
+    def __post_init__(self):
+        if self.coarsening not in COARSENINGS:
+            raise ValueError(f"data.coarsening must be one of {COARSENINGS}, got {self.coarsening!r}")
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """What is minimised.
+
+    Args:
+        adversary: "wgan_gp" or "gan" (the ablation).
+        penalty: lambda of the gradient penalty.
+        content: "l1" or "mse" of one member, or "crps" of two: mean (|x1 - y| + |x2 - y| - |x1 - x2|) / 2, the fair
+            estimate of the continuous ranked probability score, which keeps the ensemble's spread.
+        content_weight, adversarial_weight: of the generator's two losses; 0 and 1 are the paper's Algorithm 1.
+        critic_steps: of the critic per step of the generator.
+    """
+
+    adversary: str = "wgan_gp"
+    penalty: float = 10.0
+    content: str = "l1"
+    content_weight: float = 1.0
+    adversarial_weight: float = 1e-3
+    critic_steps: int = 1
+
+    def __post_init__(self):
+        if self.adversary not in ADVERSARIES:
+            raise ValueError(f"loss.adversary must be one of {ADVERSARIES}, got {self.adversary!r}")
+        if self.content not in CONTENTS:
+            raise ValueError(f"loss.content must be one of {CONTENTS}, got {self.content!r}")
+        if self.critic_steps < 0 or (self.critic_steps == 0 and self.adversarial_weight > 0):
+            raise ValueError("loss.critic_steps must be positive unless loss.adversarial_weight is 0")
+
+
+@dataclasses.dataclass
+class OptimiserConfig:
+    """Adam for both networks, at two time scales.
+
+    Args:
+        generator_rate, critic_rate: learning rates.
+        betas: of Adam.
+        warmup_epochs: linear growth of both rates.
+        epochs: of the cosine to zero.
+        literal_schedule: the paper's printed formulas: batch_size / n_warm as the factor of the whole warm-up, and no
+            pi in the cosine.
+        ema_decay: of the averaged generator that is validated and exported; 0 switches averaging off.
+        bfloat16: autocast of everything but the penalty.
+    """
+
+    generator_rate: float = 1e-4
+    critic_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.9)
+    warmup_epochs: float = 5.0
+    epochs: int = 200
+    literal_schedule: bool = False
+    ema_decay: float = 0.0
+    bfloat16: bool = False
+
+
+@dataclasses.dataclass
+class GANConfig:
+    """An adversarial training run.
+
+    Args:
+        data: the samples.
+        loss, optimiser: see there.
+        generator: a name of fastds.models.available().
+        generator_options, critic_options: arguments that replace the preset's and HumidityCritic's.
+        card: fields of the model card written into the exported weights.
+        output: folder for checkpoints, logs and weights.
+        seed: of weights and samples.
+        max_minutes: wall-clock bound; the learning rate then reaches zero there, if earlier. None: no bound.
+        resume: continue from the last checkpoint in output, where there is one.
+        progress: show a progress bar. threads: of torch; None leaves them.
+    """
+
+    data: GANDataConfig
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    generator: str = "wgan-gp"
+    generator_options: dict = dataclasses.field(default_factory=dict)
+    critic_options: dict = dataclasses.field(default_factory=dict)
+    card: dict = dataclasses.field(default_factory=dict)
+    output: str = "training-gan"
+    seed: int = 0
+    max_minutes: float | None = None
+    resume: bool = True
+    progress: bool = True
+    threads: int | None = None
+
+
+def configurations() -> dict[str, pathlib.Path]:
+    """The named configurations that the package ships, name -> YAML file."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def parse_arguments(arguments: list[str]) -> GANConfig:
+    """Read a command line into a GANConfig; `--config NAME` takes a shipped configuration by its name."""
+    parser = ArgumentParser(prog="python -m fastds.training.gan", description="Train a WGAN-GP on gridded fields.")
+    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations())}")
+    parser.add_class_arguments(GANConfig, as_group=False)
+    named = configurations()
+    resolved = [
+        str(named.get(a, a)) if p == "--config" else a for p, a in zip([None, *arguments], arguments, strict=False)
+    ]
+    values = parser.parse_args(resolved)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    values = instantiate(values)
+    return GANConfig(**{field.name: getattr(values, field.name) for field in dataclasses.fields(GANConfig)})
