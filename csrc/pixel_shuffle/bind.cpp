@@ -41,6 +41,22 @@ void register_pixel_shuffle(py::module_& m) {
             FASTDS_DISPATCH(pixel_shuffle_backward, params, tensors, threads);
         },
         "The gradients whose address is not 0; y is 0 without activation");
+#if FASTDS_BUILD_CUDA
+    m.def("pixel_shuffle_forward_cuda", [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params,
+                                           int device, intptr_t stream) {
+        py::gil_scoped_release release;
+        const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
+        pixel_shuffle_forward_cuda(params, tensors, device, pointer(stream));
+    });
+    m.def("pixel_shuffle_backward_cuda",
+          [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
+             const PixelShuffleParams& params, int device, intptr_t stream) {
+              py::gil_scoped_release release;
+              const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
+                                                 pointer(partials)};
+              pixel_shuffle_backward_cuda(params, tensors, device, pointer(stream));
+          });
+#endif
 }
 
 }  // namespace fastds

@@ -37,6 +37,12 @@ struct PixelShuffleBackward {
 FASTDS_PER_ISA(void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads))
 FASTDS_PER_ISA(void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads))
 
+// Nothing is launched for an empty tensor: grad_bias is then left to the caller.
+void pixel_shuffle_forward_cuda(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int device,
+                                void* stream);
+void pixel_shuffle_backward_cuda(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int device,
+                                 void* stream);
+
 // Partial sums of the bias gradient: rows of coarse pixels are summed in this many pieces, a function of the shape alone.
 inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
     const int64_t rows = params.B * params.H;

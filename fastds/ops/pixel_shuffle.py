@@ -78,7 +78,10 @@ def _forward(x, r, bias, act, negative_slope):
         ordered = torch.zeros(x.shape[1], dtype=_compute_dtype(x.dtype), device=x.device)
     params = _params(x.shape, x.dtype, r, act, negative_slope)
     addresses = (dense.data_ptr(), _address(ordered), y.data_ptr())
-    _native.native().pixel_shuffle_forward(*addresses, params, torch.get_num_threads())
+    if _native.runs_on_cuda(x):
+        _native.native().pixel_shuffle_forward_cuda(*addresses, params, *_native.cuda_launch(x))
+    else:
+        _native.native().pixel_shuffle_forward(*addresses, params, torch.get_num_threads())
     return y
 
 
@@ -105,7 +108,12 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
         sums = torch.empty((r * r, shape[1] // (r * r)), dtype=_compute_dtype(dtype), device=grad_y.device)
         partials = torch.empty((params.partials, sums.numel()), dtype=sums.dtype, device=grad_y.device)
     addresses = [_address(t) for t in (grad, result, grad_x, sums, partials)]
-    module.pixel_shuffle_backward(*addresses, params, torch.get_num_threads())
+    if not _native.runs_on_cuda(grad_y):
+        module.pixel_shuffle_backward(*addresses, params, torch.get_num_threads())
+    elif grad_y.numel():
+        module.pixel_shuffle_backward_cuda(*addresses, params, *_native.cuda_launch(grad_y))
+    elif sums is not None:
+        sums.zero_()
     grads = [] if grad_x is None else [grad_x]
     return grads if sums is None else [*grads, sums.t().reshape(-1).to(bias_dtype)]
 
@@ -162,7 +170,7 @@ class _PixelUnshuffle(torch.autograd.Function):
 
 
 def _refusal(function):
-    return lambda tensor, *_: _native.refusal({"cpu": function}, tensor)
+    return lambda tensor, *_: _native.refusal({"cpu": function, "cuda": f"{function}_cuda"}, tensor)
 
 
 PIXEL_SHUFFLE = define(
