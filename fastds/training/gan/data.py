@@ -110,9 +110,12 @@ class FieldDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size
-        return DataLoader(
-            self.training, batch_size=size, sampler=NewSamples(len(self.training) // size * size, self.start)
-        )
+        return self._loader(self.training, NewSamples(len(self.training) // size * size, self.start))
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.validation, batch_size=self.config.batch_size, sampler=range(len(self.validation)))
+        return self._loader(self.validation, range(len(self.validation)))
+
+    def _loader(self, samples: FieldSequences, sampler) -> DataLoader:
+        # A loader draws a number when it starts: from a generator of its own, so that a resumed run sees the same noise.
+        own = torch.Generator().manual_seed(self.seed)
+        return DataLoader(samples, batch_size=self.config.batch_size, sampler=sampler, generator=own)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The humidity WGAN-GP in its default reading against straightforward eager torch, contiguous and in channels_last.
+
+Straightforward: fastds.reference.wgan_gp, two convolutions per mixed layer, nothing hoisted. One day of eight fields,
+8 x 8 -> 64 x 64. A training step is the critic's loss with its penalty and the generator's loss, both with all
+gradients. FLOPs are those of the straightforward graph.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastds.models import HumidityCritic, HumidityGenerator
+from fastds.models.wgan_gp import CriticLoss
+from fastds.reference import wgan_gp as reference
+
+CL = torch.channels_last
+ROWS = [
+    (mode, peer, dtype)
+    for mode in ("forward", "training step")
+    for peer, dtype in (
+        ("fastds", torch.float32), ("fastds", torch.bfloat16), ("eager", torch.float32),
+        ("eager channels_last", torch.float32),
+    )
+]  # fmt: skip
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+
+
+class Straightforward(torch.nn.Module):
+    """The reference on the parameters of a network."""
+
+    def __init__(self, network, function, layout):
+        super().__init__()
+        self.network, self.function, self.layout = network.to(memory_format=layout), function, layout
+        self.config = network.config
+
+    def forward(self, x, *noise):
+        state = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        x = x.flatten(0, 1).contiguous(memory_format=self.layout).unflatten(0, x.shape[:2])
+        return self.function(state, self.config, x, *noise, training=self.training)
+
+
+def networks(peer, dtype):
+    """Generator and critic with the weights of a seed, and a day: coarse, fine, noise."""
+    torch.manual_seed(3)
+    pair = HumidityGenerator().to(dtype), HumidityCritic().to(dtype)
+    coarse, fine = torch.rand(1, 8, 1, 8, 8, dtype=dtype), torch.rand(1, 8, 1, 64, 64, dtype=dtype)
+    noise = torch.randn(pair[0].noise_shape(coarse), dtype=dtype)
+    if peer == "fastds":
+        return *pair, coarse, fine, noise
+    layout = CL if peer.endswith("channels_last") else torch.contiguous_format
+    functions = (reference.generator, reference.critic)
+    return *(Straightforward(n, f, layout) for n, f in zip(pair, functions, strict=True)), coarse, fine, noise
+
+
+def build(peer, mode, dtype):
+    """The callable to time: the fine fields, or losses and gradient norms of both networks."""
+    single = torch.float32 if dtype == torch.bfloat16 else dtype
+    g, d, coarse, fine, noise = networks(peer, single)
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    if mode == "forward":
+        g.eval()
+
+        def forward():
+            with torch.no_grad(), cast:
+                return g(coarse, noise).float() if dtype != torch.float64 else g(coarse, noise)
+
+        return forward
+    loss, epsilon = CriticLoss(d), torch.full((1,), 0.3, dtype=single)
+    both = [list(n.parameters()) for n in (d, g)]
+
+    def step():
+        with torch.no_grad(), cast:
+            fake = g(coarse, noise)
+        with cast:
+            critic = loss(fine, fake.to(single), None, epsilon)[0]
+        first = torch.autograd.grad(critic, both[0])
+        with cast:
+            member = g(coarse, noise)
+            adversarial = -d(member).mean()
+        content = (member - fine).abs().mean()
+        second = torch.autograd.grad(content + 1e-3 * adversarial, both[1])
+        norms = [torch.stack([x.norm() for x in grads]).norm() for grads in (first, second)]
+        return torch.stack([critic.detach(), content.detach(), *norms])
+
+    return step
+
+
+@functools.lru_cache
+def flops(mode):
+    """Counted on the straightforward graph."""
+    run = build("eager", mode, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@functools.lru_cache(maxsize=1)
+def expected(mode):
+    return build("eager", mode, torch.float64)()
+
+
+@pytest.mark.parametrize("mode,peer,dtype", ROWS, ids=lambda v: str(v).removeprefix("torch.").replace(" ", "_"))
+def test_wgan_gp(measure, mode, peer, dtype):
+    measure(
+        build, (peer, mode, dtype), op="wgan_gp", case="(1,8,1,8,8) x8", mode=mode, peer=peer,
+        dtype=str(dtype).removeprefix("torch."), flops=flops(mode), bytes=0, expected=expected(mode),
+        tolerance=TOLERANCE[dtype],
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of scores on the regions kept out of training.
+
+python -m fastds.training.gan.evaluate --weights wgan-gp-small-x2 --config wgan-gp-small --data.path=FOLDER
+"""
+
+import json
+import math
+import sys
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from fastds import metrics, models
+from fastds.data.fields import coarsen_fields
+from fastds.models.baselines import interpolate
+from fastds.models.baselines.regression import LocationRidge, StaticResidual
+from fastds.training.gan.config import GANConfig, parse_arguments
+from fastds.training.gan.data import read_regions
+
+INTERPOLATIONS = [(method, align) for method in ("lanczos", "bilinear", "bicubic") for align in ("center", "grid")]
+RIDGE_PENALTY = 10.0  # squared units of the field times samples
+
+
+def baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: str) -> dict[str, Tensor]:
+    """Fine fields (T, H, W) by every untrained method, and by the two that learn the region from its earlier times.
+
+    Args:
+        coarse: (T, h, w), in the unit of the field. early: coarse and fine fields of other times of the same region.
+        scale: factor in space.
+        align: the convention that is true for these coarse fields, "center" or "grid".
+    """
+    fields = {}
+    for method, convention in INTERPOLATIONS:
+        name = method if convention == align else f"{method}, wrong convention"
+        fields[name] = interpolate(coarse, scale, method, convention)
+    fields["static residual map"] = StaticResidual(scale, align).fit(*early)(coarse)
+    fields["per-location ridge"] = LocationRidge(scale, RIDGE_PENALTY).fit(*early)(coarse)
+    return fields
+
+
+def evaluate_region(generator: torch.nn.Module, fine: Tensor, members: int, seed: int) -> dict[str, dict]:
+    """Scores of all methods on the later half of the times of one region.
+
+    Args:
+        generator: with .card (offset, range, coarsening).
+        fine: (T >= 4, H, W), in the unit of the field.
+        members: of the ensemble, at least 2.
+        seed: of the first member.
+
+    Returns: name -> scores: field_scores and "power" of the shortest wavelengths over the truth's; the ensemble's
+        mean also with "crps", "spread_skill" and "rank_histogram".
+    """
+    card, scale = generator.card, generator.config["scale"]
+    align = "grid" if card.coarsening == "decimate" else "center"
+    h, w = (n - n % scale for n in fine.shape[1:])
+    fine = fine[:, :h, :w]
+    coarse, half = coarsen_fields(fine, scale, card.coarsening), len(fine) // 2
+    early, (x, truth) = (coarse[:half], fine[:half]), (coarse[half:], fine[half:])
+    fields = baselines(x, early, scale, align)
+    normalised = ((x - card.offset) / card.range)[None, :, None].float()
+    draws = generator.ensemble(normalised, members, seed)[:, 0, :, 0] * card.range + card.offset
+    with torch.no_grad():
+        fields["generator, no noise"] = generator(normalised, "zero")[0, :, 0] * card.range + card.offset
+    fields["generator, one member"], fields["generator, ensemble mean"] = draws[0], draws.mean(0)
+    table = {name: scores(field, truth, card.range) for name, field in fields.items()}
+    table["generator, ensemble mean"] |= {
+        "crps": metrics.crps(draws, truth),
+        "spread_skill": metrics.spread_skill(draws, truth),
+        "rank_histogram": metrics.rank_histogram(draws, truth),
+    }
+    return table
+
+
+def scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
+    bands = ((2.0, 4.0), (4.0, 8.0))
+    power = metrics.spectral_ratio(field, truth, floor=-math.inf, bands=bands)
+    return metrics.field_scores(field, truth, data_range) | {f"power {a:g}-{b:g} px": power[a, b] for a, b in bands}
+
+
+def evaluate(generator: torch.nn.Module, config: GANConfig, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:
+    """evaluate_region of every test region of config.data with at least four times."""
+    offset, unit = config.data.offset, config.data.range
+    regions = [region * unit + offset for region in read_regions(config.data, "test")]
+    return [evaluate_region(generator, region, members, seed) for region in regions if len(region) >= 4]
+
+
+def format_table(table: dict[str, dict]) -> str:
+    columns = ["mse", "mae", "ssim", "psnr", "acc", "tcc", "power 2-4 px", "power 4-8 px"]
+    lines = [f"{'':32}" + "".join(f"{c:>13}" for c in columns)]
+    for name, row in table.items():
+        lines.append(f"{name:32}" + "".join(f"{row[c]:13.3f}" for c in columns))
+    mean = table["generator, ensemble mean"]
+    lines.append(
+        f"CRPS {mean['crps']:.3f} (MAE of the mean {mean['mae']:.3f}), spread/skill {mean['spread_skill']:.2f}"
+    )
+    lines.append("ranks " + " ".join(f"{share:.3f}" for share in mean["rank_histogram"]))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command: returns the exit status."""
+    parser = ArgumentParser(prog="python -m fastds.training.gan.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, help="a shipped name or a safetensors file")
+    parser.add_argument("--members", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", help="file for all numbers")
+    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        tables = evaluate(models.load(options.weights), parse_arguments(rest), options.members, options.seed)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        print(f"fastds.training.gan.evaluate: {error}", file=sys.stderr)
+        return 2
+    print("\n\n".join(format_table(table) for table in tables))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(tables, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

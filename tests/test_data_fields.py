@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gridded fields: choice of variable and level, checks, coarsening, days and splits."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from fastds.data import fields as ff
+
+
+def dataset(levels=None, **variables):
+    rng = np.random.default_rng(0)
+    shape, dims = (8, 16, 24), ["time", "latitude", "longitude"]
+    if levels:
+        shape, dims = (8, len(levels), 16, 24), ["time", "level", "latitude", "longitude"]
+    time = np.datetime64("2019-01-01") + np.arange(8) * np.timedelta64(3, "h")
+    coords = {"time": time, "latitude": np.arange(16.0), "longitude": np.arange(24.0)}
+    if levels:
+        coords["level"] = levels
+    names = variables or {"r": "relative_humidity"}
+    return xr.Dataset(
+        {n: (dims, 100 * rng.random(shape), {"standard_name": s}) for n, s in names.items()}, coords=coords
+    )
+
+
+def test_variable_and_level():
+    assert ff.choose_field(dataset()).name == "r"
+    two = dataset(t="air_temperature", r="relative_humidity")
+    assert ff.choose_field(two).name == "r" and ff.choose_field(two, "t").name == "t"
+    stacked = dataset(levels=[1000.0, 850.0])
+    picked = ff.choose_field(stacked, "r", 850)
+    assert picked.shape == (8, 16, 24) and np.array_equal(picked, stacked["r"].sel(level=850))
+    assert ff.choose_field(dataset(levels=[850.0])).shape == (8, 16, 24)
+    assert ff.choose_field(dataset().isel(time=0, drop=True)).shape == (1, 16, 24)
+    assert np.array_equal(ff.choose_field(dataset().isel(time=slice(None, None, -1))), dataset()["r"]), "times ascend"
+
+
+def test_messages():
+    both = dataset(r="relative_humidity", rh2="relative_humidity")
+    for message, call in [
+        ("the variable is ambiguous, name one of r, rh2", lambda: ff.choose_field(both)),
+        ("ambiguous, name one of t, u", lambda: ff.choose_field(dataset(t="a", u="b"))),
+        ("there is no variable 'q' in the file; there are: r", lambda: ff.choose_field(dataset(), "q")),
+        (r"2 levels, name one of \[1000.0, 850.0\]", lambda: ff.choose_field(dataset(levels=[1000.0, 850.0]))),
+        ("no level 700; there are", lambda: ff.choose_field(dataset(levels=[1000.0, 850.0]), "r", 700)),
+        ("level 850 was asked for, but variable 'r' has no vertical", lambda: ff.choose_field(dataset(), "r", 850)),
+        ("holds no field", lambda: ff.choose_field(xr.Dataset())),
+        ("3 missing or infinite values", lambda: ff.check_values(np.array([1.0, np.nan, np.inf, -np.inf]))),
+        (r"2 values outside \[0, 105\] %", lambda: ff.check_values(np.array([-1.0, 50, 106]), humidity=True)),
+        ("15 x 16 points, expected multiples of 2", lambda: ff.coarsen_fields(np.zeros((15, 16)), 2)),
+        ("method must be one of", lambda: ff.coarsen_fields(np.zeros((16, 16)), 2, "median")),
+        ("8 times, fewer than a sequence of 9", lambda: ff.days(dataset()["r"], 9)),
+        ("not equally spaced", lambda: ff.days(dataset()["r"].isel(time=[0, 1, 3]), 3)),
+        ("validation must lie between 1 and 9", lambda: ff.split_days(10, 10)),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_humidity_a_little_beyond_saturation_is_fine():
+    ff.check_values(np.array([0.0, 100.1, 105.0]), humidity=True)
+
+
+def test_coarsening_of_arrays_and_tensors():
+    x = np.arange(64.0).reshape(1, 8, 8)
+    assert np.array_equal(ff.coarsen_fields(x, 4, "decimate"), x[:, ::4, ::4])
+    assert np.array_equal(ff.coarsen_fields(x, 4)[0, 0, 0], x[0, :4, :4].mean())
+    assert torch.equal(ff.coarsen_fields(torch.from_numpy(x), 2), torch.from_numpy(ff.coarsen_fields(x, 2)))
+
+
+def test_days_of_any_cadence():
+    parts = ff.days(dataset()["r"], 3)
+    assert [p.sizes["time"] for p in parts] == [3, 3] and np.array_equal(parts[1], dataset()["r"][3:6])
+
+
+def test_splits_of_the_paper():
+    train, validation = ff.split_days(731)
+    assert len(train) == 365 and len(validation) == 366 and not set(train) & set(validation)
+    assert np.array_equal(validation, ff.split_days(731)[1]) and len(ff.split_days(731, overlap=True)[0]) == 731
+
+
+def test_files(tmp_path, data_dir):
+    path = tmp_path / "day.nc"
+    dataset().to_netcdf(path, engine="h5netcdf")
+    with ff.open_gridded(path) as opened:
+        assert np.allclose(ff.choose_field(opened), dataset()["r"])
+    with ff.open_gridded(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc") as opened:
+        assert ff.choose_field(opened).shape == (8, 181, 360)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        ff.open_gridded(tmp_path / "other.grib")
+    (tmp_path / "a.grib").write_bytes(b"GRIB")
+    try:
+        import cfgrib  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="needs the package cfgrib"):
+            ff.open_gridded(tmp_path / "a.grib")

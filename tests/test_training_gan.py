@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adversarial training: samples, losses, schedule, and a run that an interruption does not change."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from fastds import models
+from fastds.models.baselines import interpolate
+from fastds.training.gan import FieldSequences, GANConfig, GANDataConfig, LossConfig, OptimiserConfig, train
+from fastds.training.gan.config import configurations, parse_arguments
+from fastds.training.gan.data import read_regions
+from fastds.training.gan.module import content_loss
+from fastds.training.gan.run import build
+
+TINY = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2}
+TINY_CRITIC = {"width": 4, "down_blocks": 1, "post_blocks": 0, "reduction": 2}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(np.cumsum(rng.normal(size=(6, 24, 48)), 1), 2)
+    field = 50 + 30 * smooth / np.abs(smooth).max()
+    dataset = xr.Dataset({"r": (("time", "y", "x"), field, {"standard_name": "relative_humidity"})})
+    dataset.to_netcdf(tmp_path / "rh.nc", engine="h5netcdf")
+    return tmp_path
+
+
+def configuration(folder, name="run", epochs=2, **changes):
+    data = GANDataConfig(
+        path=str(folder / "rh.nc"), steps=2, crop=8, batch_size=2, epoch_samples=6, validation_samples=4
+    )
+    config = GANConfig(
+        data=data,
+        optimiser=OptimiserConfig(generator_rate=1e-3, warmup_epochs=1, epochs=epochs, ema_decay=0.9),
+        generator="wgan-gp-small",
+        generator_options=TINY,
+        critic_options=TINY_CRITIC,
+        output=str(folder / name),
+        progress=False,
+        threads=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def weights(path):
+    return models.load(path).state_dict()
+
+
+def test_run_exports_and_logs(folder):
+    best = train(configuration(folder))
+    generator = models.load(best)
+    assert generator.card.offset == 0.0 and generator.card.range == 100.0 and generator.card.coarsening == "decimate"
+    assert set(generator.card.metrics["validation"]) == {"val_crps", "val_mse", "val_mse_bicubic"}
+    log = (folder / "run" / "csv" / "metrics.csv").read_text()
+    assert all(name in log.splitlines()[0] for name in ("penalty", "gradient_norm", "content", "adversarial", "rate"))
+
+
+def test_resume_is_bit_identical(folder, monkeypatch):
+    train(configuration(folder, "whole"))
+    from fastds.training.gan.module import GANModule
+
+    start = GANModule.on_train_epoch_start
+
+    def stop_in_second_epoch(self):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        start(self)
+
+    monkeypatch.setattr(GANModule, "on_train_epoch_start", stop_in_second_epoch)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(configuration(folder, "cut"))
+    monkeypatch.setattr(GANModule, "on_train_epoch_start", start)
+    train(configuration(folder, "cut"))
+    a, b = (weights(folder / name / "last.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(adversary="gan"),
+        LossConfig(content="crps", critic_steps=2),
+        LossConfig(content="mse", adversarial_weight=0.0, critic_steps=0),
+        LossConfig(content_weight=0.0, adversarial_weight=1.0),
+    ],
+    ids=["gan", "crps", "content only", "algorithm 1"],
+)
+def test_losses_train(folder, loss):
+    config = configuration(folder, loss=loss, epochs=1)
+    config.optimiser.epochs = 1
+    state = weights(train(config))
+    assert all(torch.isfinite(v).all() for v in state.values())
+
+
+def test_conditional_critic_and_bfloat16_train(folder):
+    config = configuration(folder, critic_options={**TINY_CRITIC, "conditional": True})
+    config.optimiser.epochs, config.optimiser.bfloat16 = 1, True
+    assert all(torch.isfinite(v).all() for v in weights(train(config)).values())
+
+
+def test_not_finite_loss_stops(folder):
+    config = configuration(folder)
+    config.optimiser.generator_rate = config.optimiser.critic_rate = float("inf")
+    with pytest.raises(FloatingPointError, match="was not finite"):
+        train(config)
+
+
+def test_fair_crps_of_two_members():
+    members, truth = torch.tensor([[1.0, 4.0], [3.0, 4.0]]), torch.tensor([0.0, 5.0])
+    expected = ((1 + 3) / 2 - 2 / 2 + (1 + 1) / 2 - 0) / 2
+    assert content_loss(members, truth, "crps") == pytest.approx(expected)
+    assert content_loss(members[:1], truth, "l1") == 1.0 and content_loss(members[:1], truth, "mse") == 1.0
+    # Members drawn as the truth is score better than a collapsed ensemble.
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(3, 20000, generator=generator)
+    assert content_loss(draws[:2], draws[2], "crps") < content_loss(0 * draws[:2], draws[2], "crps")
+
+
+def test_schedule(folder):
+    config = configuration(folder)
+    config.optimiser = OptimiserConfig(warmup_epochs=2, epochs=10)
+    module = build(config)
+    rates = []
+    for module.steps in range(33):
+        rates.append(module.rate())
+    assert rates[:6] == pytest.approx([k / 6 for k in range(1, 7)])
+    assert rates[15] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5))) and rates[30] == pytest.approx(0, abs=1e-12)
+    config.optimiser.literal_schedule = True
+    module.steps = 0
+    assert module.rate() == pytest.approx(2 / 6)
+    module.steps = 30
+    assert module.rate() == pytest.approx(0.5 * (1 + math.cos(1))), "without pi it ends at 0.77"
+
+
+def test_samples_depend_on_seed_and_index_only(folder):
+    config = configuration(folder).data
+    regions = read_regions(config, "train")
+    assert [tuple(r.shape) for r in regions] == [(6, 24, 36)] and regions[0].max() < 1.2
+    a, b = (FieldSequences(regions, 5, 4, config, seed) for seed in (1, 2))
+    sample = a[3]
+    assert tuple(sample["coarse"].shape) == (2, 1, 2, 2) and tuple(sample["fine"].shape) == (2, 1, 8, 8)
+    assert torch.equal(sample["coarse"], sample["fine"][..., ::4, ::4])
+    assert torch.equal(a[3]["fine"], sample["fine"]) and not torch.equal(b[3]["fine"], sample["fine"])
+    config.coarsening = "mean"
+    coarse = FieldSequences(regions, 5, 4, config, 1)[3]["coarse"]
+    torch.testing.assert_close(coarse, torch.nn.functional.avg_pool2d(sample["fine"], 4))
+    assert interpolate(coarse, 4).shape == sample["fine"].shape
+
+
+def test_error_messages(folder):
+    config = configuration(folder).data
+    regions = read_regions(config, "train")
+    for message, call in [
+        ("crop must be a multiple of the scale 3", lambda: FieldSequences(regions, 1, 3, config, 0)),
+        ("there is no region", lambda: FieldSequences([], 1, 2, config, 0)),
+        ("is smaller than steps=2", lambda: FieldSequences([regions[0][:1]], 1, 2, config, 0)),
+        ("coarsening must be one of", lambda: GANDataConfig(path="", coarsening="max")),
+        ("content must be one of", lambda: LossConfig(content="l2")),
+        ("adversary must be one of", lambda: LossConfig(adversary="lsgan")),
+        ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
+        ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
+        ("is no part of a", lambda: read_regions(
+            dataclasses.replace(config, sources={"rh.nc": {"train": [[0, 99, 0, 9]]}}), "train")),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_shipped_configuration_is_valid(data_dir):
+    assert "wgan-gp-small" in configurations()
+    config = parse_arguments(["--config", "wgan-gp-small", f"--data.path={data_dir}", "--max_minutes=1"])
+    assert config.max_minutes == 1 and config.loss.content == "crps"
+    build(config)
+    for role in ("train", "validation", "test"):
+        assert read_regions(config.data, role)
+    for source in config.data.sources.values():
+        boxes = [(role, box) for role in ("train", "validation", "test") for box in source.get(role, [])]
+        for a, first in boxes:
+            for b, second in boxes:
+                apart = first[3] <= second[2] or second[3] <= first[2]
+                assert a == b or apart, "regions of different roles share columns"
