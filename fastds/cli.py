@@ -81,6 +81,9 @@ def _downscale_parser() -> ArgumentParser:
         "--grid", type=float, metavar="DEGREES", help="latitude-longitude fields: spacing of the result"
     )
     parser.add_argument("--like", metavar="FILE", help="latitude-longitude fields: onto the grid of this file")
+    parser.add_argument("--members", type=int, help="generators: members of the ensemble; default: one, without noise")
+    parser.add_argument("--seed", type=int, default=0, help="generators: of the first member")
+    parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_z_r(parser)
     parser.add_argument(
         "--truth", metavar="FILE", help="fine fields to compare the result with: prints the error table"
@@ -125,9 +128,27 @@ def _add_z_r(parser: ArgumentParser) -> None:
     )
 
 
+def _is_generator(model: str | None) -> bool:
+    """Whether the named weights are those of a generator of gridded fields."""
+    from fastds.models import load_card
+
+    return model is not None and load_card(model).coarsening is not None
+
+
+def _downscale_ensemble(options) -> None:
+    from fastds.downscaling.ensembles import downscale_ensemble_file
+
+    chosen = {"members": options.members, "seed": options.seed, "variable": options.var, "level": options.level}
+    print(downscale_ensemble_file(options.input, options.output, model=options.model, **chosen))
+
+
 def _downscale(options) -> None:
     if any(value is not None for value in (options.scale, options.grid, options.like)):
         return _downscale_grid(options)
+    if _is_generator(options.model):
+        return _downscale_ensemble(options)
+    if options.members is not None:
+        raise ValueError("--members needs --model, the weights of a generator")
     from fastds.downscaling import downscale_file
 
     result = downscale_file(

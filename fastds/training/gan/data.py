@@ -116,6 +116,6 @@ class FieldDataModule(L.LightningDataModule):
         return self._loader(self.validation, range(len(self.validation)))
 
     def _loader(self, samples: FieldSequences, sampler) -> DataLoader:
-        # A loader draws a number when it starts: from a generator of its own, so that a resumed run sees the same noise.
+        # A loader draws a number when it starts: from a generator of its own, so a resumed run sees the same noise.
         own = torch.Generator().manual_seed(self.seed)
         return DataLoader(samples, batch_size=self.config.batch_size, sampler=sampler, generator=own)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Humidity files in, ensembles of finer fields out."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from fastds import cli, models
+from fastds.downscaling.ensembles import downscale_ensemble, downscale_ensemble_file
+
+
+def generator(scale=2, coarsening="mean"):
+    model = models.create(
+        "wgan-gp-small", scale=scale, width=8, post_width=8, pre_blocks=1, post_blocks=1, reduction=4
+    ).eval()
+    model.head.weight.data.normal_()
+    model.card.offset, model.card.range, model.card.coarsening = 0.0, 100.0, coarsening
+    model.card.input_variables = [{"name": "r", "standard_name": "relative_humidity", "units": "%"}]
+    return model
+
+
+def coarse(times=3):
+    rng = np.random.default_rng(0)
+    return xr.Dataset(
+        {"r": (("time", "latitude", "longitude"), 100 * rng.random((times, 6, 8)),
+               {"standard_name": "relative_humidity", "units": "%"})},
+        coords={
+            "time": np.datetime64("2019-01-01") + np.arange(times) * np.timedelta64(3, "h"),
+            "latitude": ("latitude", 52.0 - 2.0 * np.arange(6), {"units": "degrees_north"}),
+            "longitude": ("longitude", 105.0 + 2.0 * np.arange(8), {"units": "degrees_east"}),
+        },
+    )  # fmt: skip
+
+
+def test_members_and_grid():
+    out = downscale_ensemble(generator(), coarse(), members=3, seed=5)
+    assert out["r"].dims == ("realization", "time", "latitude", "longitude") and out["r"].shape == (3, 3, 12, 16)
+    assert np.allclose(out["latitude"][:3], [52.5, 51.5, 50.5]) and np.allclose(out["longitude"][:2], [104.5, 105.5])
+    assert np.array_equal(out["time"], coarse()["time"]) and out.attrs["fastds_seed"] == 5
+
+
+def test_seeds():
+    model = generator()
+    three = downscale_ensemble(model, coarse(), members=3, seed=5)["r"]
+    assert np.array_equal(three[:2], downscale_ensemble(model, coarse(), members=2, seed=5)["r"])
+    assert np.array_equal(three[1], downscale_ensemble(model, coarse(), members=1, seed=6)["r"][0])
+    assert not np.array_equal(three[0], three[1])
+    plain = downscale_ensemble(model, coarse())["r"]
+    assert plain.dims == ("time", "latitude", "longitude")
+    assert np.array_equal(plain, downscale_ensemble(model, coarse())["r"])
+
+
+@pytest.mark.parametrize("times", [1, 8, 11])
+def test_any_number_of_times(times):
+    out = downscale_ensemble(generator(), coarse(times), members=2)
+    assert out["r"].shape == (2, times, 12, 16) and np.isfinite(out["r"]).all()
+
+
+def test_decimated_points_stay_where_they_are():
+    out = downscale_ensemble(generator(4, "decimate"), coarse(), members=1)
+    assert np.allclose(out["latitude"][::4], coarse()["latitude"]) and np.allclose(np.diff(out["longitude"]), 0.5)
+
+
+def test_command(tmp_path, capsys):
+    model = generator()
+    models.save(model, tmp_path / "g.safetensors")
+    coarse().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
+    command = [
+        "downscale",
+        str(tmp_path / "in.nc"),
+        str(tmp_path / "out.nc"),
+        "--model",
+        str(tmp_path / "g.safetensors"),
+    ]
+    assert cli.main([*command, "--members", "2", "--seed", "3"]) == 0
+    with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
+        expected = downscale_ensemble(model, coarse(), members=2, seed=3)
+        assert np.allclose(out["r"], expected["r"], atol=1e-4)
+    assert cli.main(command) == 0, "without members: one field"
+    with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
+        assert out["r"].dims == ("time", "latitude", "longitude")
+    assert cli.main([*command, "--members", "0"]) == 2 and "members must be at least 1" in capsys.readouterr().err
+
+
+def changed(values=None, **attrs):
+    dataset = coarse()
+    if values is not None:
+        dataset["r"][0, 0, 0] = values
+    dataset["r"].attrs.update(attrs)
+    return dataset
+
+
+def test_messages(tmp_path):
+    model = generator()
+    bare = generator()
+    bare.card.range = None
+    for message, call in [
+        ("variable r has 1 missing or infinite values", lambda: downscale_ensemble(model, changed(np.nan))),
+        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(106.0))),
+        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(-1.0))),
+        ("units '1', expected relative humidity in %", lambda: downscale_ensemble(model, changed(units="1"))),
+        ("level 850 was asked for", lambda: downscale_ensemble(model, coarse(), level=850)),
+        ("ambiguous", lambda: downscale_ensemble(model, coarse().assign(q=coarse()["r"]))),
+        ("no offset, range and coarsening", lambda: downscale_ensemble(bare, coarse())),
+        ("expected a HumidityGenerator", lambda: downscale_ensemble(models.create("fczsm-small"), coarse())),
+        ("must be another file", lambda: downscale_ensemble_file(tmp_path, tmp_path, model=model)),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
