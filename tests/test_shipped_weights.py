@@ -28,7 +28,12 @@ def small():
 def test_card_and_size(name):
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size <= 2_000_000
     card = models.load_card(name)
-    assert card.name == name and card.licence and card.description
+    assert card.name == name and card.licence and card.description and card.training_data and card.metrics["test"]
+
+
+@pytest.mark.parametrize("name", ["fczsm-small", "fczsm-small-pure"])
+def test_card_of_radar_weights(name):
+    card = models.load_card(name)
     assert any("Finnish Meteorological Institute" in source for source in card.training_data)
     assert any("KNMI" in source for source in card.training_data)
     assert (card.floor_dbz, card.ceiling_dbz, card.space_factor, card.time_factor) == (15.0, 70.0, 2, 2)
@@ -44,3 +49,12 @@ def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
     of_trilinear, of_advection = MOST[file]
     assert ours <= of_trilinear * errors(block, BASELINES["trilinear"])["mse_total"]
     assert ours <= of_advection * errors(block, BASELINES["advection"])["mse_total"]
+
+
+def test_weights_without_flow_beat_interpolation(data_dir):
+    model = models.load("fczsm-small-pure")
+    assert not model.config["flow_guided"] and model.config["residual"] is None
+    block = test_block(data_dir, "radar_mch_20160711_5min.nc")
+    block.samples = block.samples[:1]
+    ours = errors(block, as_method(model, 15.0))["mse_total"]
+    assert ours <= 0.8 * errors(block, BASELINES["trilinear"])["mse_total"]
