@@ -74,22 +74,40 @@ __device__ __forceinline__ void load_pack(const T* from, A (&to)[V]) {
 // An output pixel: where its first channel lies in each tensor, and the position of tap (0, 0) before displacement.
 template <class A>
 struct Pixel {
-    int64_t x, offset, mask;  // elements; x is -1 behind the last pixel
+    int64_t x, offset, mask, grad_x;  // elements, of its image in x and grad_x; x is -1 behind the last pixel
     A row, column;
 };
 
 template <class A>
 __device__ __forceinline__ Pixel<A> pixel_at(const DeformConv2dDims& d, int64_t p) {
-    Pixel<A> pixel{-1, 0, 0, 0, 0};
+    Pixel<A> pixel{-1, 0, 0, 0, 0, 0};
     if (p >= d.B * d.Ho * d.Wo) return pixel;
-    const int64_t line = p / d.Wo, j = p % d.Wo, b = line / d.Ho, i = line % d.Ho;
+    int64_t b, i, j;
+    if (d.B * d.Ho * d.Wo <= INT32_MAX) {  // 64-bit divisions are subroutines
+        const int width = static_cast<int>(d.Wo), height = static_cast<int>(d.Ho), line = static_cast<int>(p) / width;
+        b = line / height, i = line % height, j = static_cast<int>(p) % width;
+    } else {
+        const int64_t line = p / d.Wo;
+        b = line / d.Ho, i = line % d.Ho, j = p % d.Wo;
+    }
     pixel.x = b * d.x_b;
+    pixel.grad_x = b * d.H * d.W * d.C;
     pixel.offset = b * d.offset_b + i * d.offset_h + j * d.offset_w;
     pixel.mask = b * d.mask_b + i * d.mask_h + j * d.mask_w;
     pixel.row = static_cast<A>(i * d.stride_h - d.pad_h);
     pixel.column = static_cast<A>(j * d.stride_w - d.pad_w);
     return pixel;
 }
+
+// Sizes that fit in 32 bits by check_sizes.
+struct Groups {
+    __device__ __forceinline__ explicit Groups(const DeformConv2dDims& d)
+        : channels(static_cast<int>(d.C) / static_cast<int>(d.groups)), outputs(static_cast<int>(d.O) / static_cast<int>(d.groups)),
+          per_offset_group(static_cast<int>(d.C) / static_cast<int>(d.offset_groups)), K(static_cast<int>(d.kh * d.kw)) {}
+    int channels, outputs;  // of one convolution group
+    int per_offset_group;   // channels
+    int K;
+};
 
 template <class T>
 struct Inputs {
@@ -98,18 +116,29 @@ struct Inputs {
     const T* mask;       // null: ones
 };
 
+// Tap k: its place before displacement relative to tap (0, 0).
+template <class A>
+struct Tap {
+    __device__ __forceinline__ Tap(const DeformConv2dDims& d, int k) {
+        const int width = static_cast<int>(d.kw);
+        row = static_cast<A>(k / width * d.dil_h), column = static_cast<A>(k % width * d.dil_w);
+    }
+    A row, column;
+};
+
 // One sample: its cell, and mask times the weight of each corner.
 template <class A>
 struct Sample {
-    BilinearCell<A> cell;
+    BilinearCell<A, int> cell;
     A weight[4], mask;
 
     // False where the sample contributes nothing. q = offset group * K + k.
     template <class T>
-    __device__ __forceinline__ bool locate(const DeformConv2dDims& d, const Inputs<T>& in, const Pixel<A>& pixel, int q, int k) {
+    __device__ __forceinline__ bool locate(const DeformConv2dDims& d, const Inputs<T>& in, const Pixel<A>& pixel,
+                                           const Tap<A>& tap, int q) {
         if (pixel.x < 0) return false;
         const int64_t at = pixel.offset + 2 * static_cast<int64_t>(q);
-        A y = pixel.row + static_cast<A>(k / d.kw * d.dil_h), x = pixel.column + static_cast<A>(k % d.kw * d.dil_w);
+        A y = pixel.row + tap.row, x = pixel.column + tap.column;
         if (d.offset_dtype == f32) {
             const float* offset = static_cast<const float*>(in.offset) + at;
             y += static_cast<A>(offset[0]), x += static_cast<A>(offset[1]);
@@ -118,7 +147,7 @@ struct Sample {
             y += load(offset[0]), x += load(offset[1]);
         }
         if (!sample_inside<A>(y, x, d.H, d.W)) return false;
-        cell = bilinear_cell<A>(y, x, d.H, d.W);
+        cell = bilinear_cell<A, int>(y, x, static_cast<int>(d.H), static_cast<int>(d.W));
         mask = in.mask != nullptr ? load(in.mask[pixel.mask + q]) : A(1);
         bilinear_weights(cell.ly, cell.lx, weight[0], weight[1], weight[2], weight[3]);
 #pragma unroll
@@ -150,6 +179,13 @@ bool packs_fit(const DeformConv2dDims& d, const void* x) {
     constexpr int V = kVector<T>;
     const int64_t multiple = (d.C / d.groups) | (d.C / d.offset_groups) | d.x_b | d.x_h | d.x_w;
     return V > 1 && multiple % V == 0 && reinterpret_cast<uintptr_t>(x) % (V * sizeof(T)) == 0;
+}
+
+// What the kernels count in 32 bits.
+inline void check_sizes(const DeformConv2dDims& d) {
+    FASTDS_CHECK(d.H < INT32_MAX && d.W < INT32_MAX && d.C < INT32_MAX && d.O < INT32_MAX &&
+                     2 * d.offset_groups * d.kh * d.kw < INT32_MAX,
+                 "deform_conv2d: on CUDA rows, columns and channels must be fewer than 2^31");
 }
 
 inline unsigned grid_size(int64_t blocks) {

@@ -77,12 +77,14 @@ void run_weight(const DeformConv2dDims& d, const DeformConv2dBackward& t, void* 
 
 void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                          void* stream) {
+    check_sizes(dims);
     const DeviceGuard guard(device);
     FASTDS_DTYPE_SWITCH(dims.dtype, run_samples<scalar>(dims, tensors, stream))
 }
 
 void deform_conv2d_backward_weight_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                         void* stream) {
+    check_sizes(dims);
     const DeviceGuard guard(device);
     FASTDS_DTYPE_SWITCH(dims.dtype, run_weight<scalar>(dims, tensors, stream))
 }

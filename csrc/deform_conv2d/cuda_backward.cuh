@@ -158,11 +158,12 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
     auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);                        // [kN], after the slabs
 
-    const int thread = threadIdx.x, K = static_cast<int>(d.kh * d.kw);
-    const int per_offset_group = static_cast<int>(d.C / d.offset_groups);
-    const int group_channels = static_cast<int>(d.C / d.groups), group_outputs = static_cast<int>(d.O / d.groups);
-    const int64_t first = static_cast<int64_t>(blockIdx.x / tiles.tiles) * kM;
-    const int tile = static_cast<int>(blockIdx.x % tiles.tiles);
+    const Groups size(d);
+    const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
+    const int thread = threadIdx.x;
+    const unsigned tile_count = static_cast<unsigned>(tiles.tiles);
+    const int64_t first = static_cast<int64_t>(blockIdx.x / tile_count) * kM;
+    const int tile = static_cast<int>(blockIdx.x % tile_count);
     const int in_run = tile % tiles.tiles_of_run * tiles.pairs, q0 = tile / tiles.tiles_of_run * tiles.run + in_run;
     const int count = min(tiles.pairs, tiles.run - in_run), first_channel = q0 / K * per_offset_group;
     const bool want_samples = grad_offset != nullptr || grad_mask != nullptr;
@@ -213,10 +214,9 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                 Sample<A> sample;
                 A dot[4] = {};
                 const int at = q0 + mine;
-                const bool there = i < samples && sample.locate(d, in, pixels[p], at, at % K);
+                const bool there = i < samples && sample.locate(d, in, pixels[p], Tap<A>(d, at % K), at);
                 if (there) {
                     const int64_t c_first = static_cast<int64_t>(at / K) * per_offset_group + c0;
-                    const int64_t b = (first + p) / (d.Ho * d.Wo);
                     for (int c = lane * V; c < width; c += lanes * V) {
                         A grad[V];
 #pragma unroll
@@ -234,7 +234,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                                 A part[V];
 #pragma unroll
                                 for (int v = 0; v < V; v++) part[v] = sample.weight[n] * grad[v];
-                                grad_x.add(b * d.H * d.W * d.C + sample.element(n, d.W * d.C, d.C) + c_first + c, part);
+                                grad_x.add(pixels[p].grad_x + sample.element(n, d.W * d.C, d.C) + c_first + c, part);
                             }
                         }
                     }

@@ -28,6 +28,7 @@ void run(const DeformConv2dDims& d, const DeformConv2dForward& t, void* stream) 
 }  // namespace
 
 void deform_conv2d_forward_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device, void* stream) {
+    check_sizes(dims);
     const DeviceGuard guard(device);
     FASTDS_DTYPE_SWITCH(dims.dtype, run<scalar>(dims, tensors, stream))
 }

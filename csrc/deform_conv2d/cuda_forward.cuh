@@ -20,8 +20,8 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
     FASTDS_SHARED(A, weights, [kStep][Product::kRowB]);
     FASTDS_SHARED(Pixel<A>, pixels, [kM]);
 
-    const int group_channels = static_cast<int>(d.C / d.groups), group_outputs = static_cast<int>(d.O / d.groups);
-    const int K = static_cast<int>(d.kh * d.kw), per_offset_group = static_cast<int>(d.C / d.offset_groups);
+    const Groups size(d);
+    const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
     // Tiles of the same pixels are neighbours in the grid and share what they gather in the cache.
     const unsigned output_tiles = (group_outputs + kN - 1) / kN, tiles = output_tiles * static_cast<unsigned>(d.groups);
     const int64_t first = static_cast<int64_t>(blockIdx.x / tiles) * kM;
@@ -38,11 +38,12 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
     for (int64_t e0 = 0; e0 < terms; e0 += kStep) {
         __syncthreads();
         const int channel = group * group_channels + c, q = channel / per_offset_group * K + k;
+        const Tap<A> tap(d, k);
 #pragma unroll(V > 1 ? 2 : 1)
         for (int p = thread / kLanesOfPixel; p < kM; p += kThreads / kLanesOfPixel) {
             A values[V] = {};
             Sample<A> sample;
-            if (k < K && sample.locate(d, in, pixels[p], q, k)) sample.template value<V>(d, in.x + pixels[p].x + channel, values);
+            if (k < K && sample.locate(d, in, pixels[p], tap, q)) sample.template value<V>(d, in.x + pixels[p].x + channel, values);
 #pragma unroll
             for (int v = 0; v < V; v++) columns[lane + v][p] = values[v];
         }

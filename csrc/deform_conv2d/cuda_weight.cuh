@@ -39,18 +39,20 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightSplit
     FASTDS_SHARED(A, columns, [kStep][Product::kRowB]);
     FASTDS_SHARED(Pixel<A>, pixels, [2][kStep]);  // of this slab and of the next one
 
-    const int thread = threadIdx.x, K = static_cast<int>(d.kh * d.kw);
-    const int per_offset_group = static_cast<int>(d.C / d.offset_groups);
-    const int group_channels = static_cast<int>(d.C / d.groups), group_outputs = static_cast<int>(d.O / d.groups);
-    const int64_t part = blockIdx.x / split.tiles, tile = blockIdx.x % split.tiles, terms = static_cast<int64_t>(K) * group_channels;
-    const int group = static_cast<int>(tile / (split.output_tiles * split.term_tiles));
-    const int o0 = static_cast<int>(tile / split.term_tiles % split.output_tiles) * kM;
-    const int64_t e0 = tile % split.term_tiles * kN;
+    const Groups size(d);
+    const int group_channels = size.channels, group_outputs = size.outputs, per_offset_group = size.per_offset_group, K = size.K;
+    const int thread = threadIdx.x;
+    const unsigned tiles = static_cast<unsigned>(split.tiles), term_tiles = static_cast<unsigned>(split.term_tiles);
+    const unsigned tile = blockIdx.x % tiles, output_tiles = static_cast<unsigned>(split.output_tiles);
+    const int64_t part = blockIdx.x / tiles, terms = static_cast<int64_t>(K) * group_channels;
+    const int group = tile / term_tiles / output_tiles, o0 = tile / term_tiles % output_tiles * kM;
+    const int64_t e0 = static_cast<int64_t>(tile % term_tiles) * kN;
 
     const int lane = thread % kLanesOfPixel * V;  // the thread's term of the tile
     const int k = static_cast<int>((e0 + lane) / group_channels);
     const int channel = group * group_channels + static_cast<int>((e0 + lane) % group_channels);
     const int q = channel / per_offset_group * K + k;
+    const Tap<A> tap(d, k);
 
     const int64_t pixel_count = d.B * d.Ho * d.Wo, begin = part * split.part_pixels;
     const int64_t end = begin + split.part_pixels < pixel_count ? begin + split.part_pixels : pixel_count;
@@ -63,7 +65,7 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightSplit
             A values[V] = {};
             Sample<A> sample;
             const Pixel<A>& pixel = pixels[slab][p];
-            if (k < K && sample.locate(d, in, pixel, q, k)) sample.template value<V>(d, in.x + pixel.x + channel, values);
+            if (k < K && sample.locate(d, in, pixel, tap, q)) sample.template value<V>(d, in.x + pixel.x + channel, values);
 #pragma unroll
             for (int v = 0; v < V; v++) columns[p][lane + v] = values[v];
         }

@@ -8,9 +8,9 @@ namespace FASTDS_ISA {
 namespace {
 
 // The four corners (y0, x0), (y0, x0+1), (y0+1, x0), (y0+1, x0+1) around a sample and where it lies between them.
-template <class A>
+template <class A, class Index = int64_t>
 struct BilinearCell {
-    int64_t y0, x0;
+    Index y0, x0;
     A ly, lx;        // fractions in [0, 1] towards row y0+1 and column x0+1
     bool corner[4];  // the corner lies in the grid; a corner outside counts 0
 };
@@ -23,11 +23,11 @@ FASTDS_HD bool sample_inside(A y, A x, int64_t H, int64_t W) {
 
 // The cell of a sample for which sample_inside holds. On an integer it is the cell that starts there, so that derivatives at
 // integers are those towards larger coordinates.
-template <class A>
-FASTDS_HD BilinearCell<A> bilinear_cell(A y, A x, int64_t H, int64_t W) {
-    BilinearCell<A> cell;
-    cell.y0 = static_cast<int64_t>(y) - (y < A(0) ? 1 : 0);  // floor, since y > -1
-    cell.x0 = static_cast<int64_t>(x) - (x < A(0) ? 1 : 0);
+template <class A, class Index = int64_t>
+FASTDS_HD BilinearCell<A, Index> bilinear_cell(A y, A x, Index H, Index W) {
+    BilinearCell<A, Index> cell;
+    cell.y0 = static_cast<Index>(y) - (y < A(0) ? 1 : 0);  // floor, since y > -1
+    cell.x0 = static_cast<Index>(x) - (x < A(0) ? 1 : 0);
     cell.ly = y - static_cast<A>(cell.y0);
     cell.lx = x - static_cast<A>(cell.x0);
     const bool row0 = cell.y0 >= 0, row1 = cell.y0 + 1 < H, col0 = cell.x0 >= 0, col1 = cell.x0 + 1 < W;
