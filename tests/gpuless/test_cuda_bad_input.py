@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What deform_conv2d says to bad tensors on a GPU, by fake CUDA tensors: the sentences of the CPU."""
+
+import pytest
+import torch
+from deform_cases import Problem
+from test_deform_conv2d_edges import MESSAGES
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from fastds import _native
+from fastds.ops import deform_conv2d, null_op
+
+PROBLEM = Problem("bad")
+
+
+@pytest.fixture(autouse=True)
+def cuda_build(monkeypatch):
+    """As with a native module that has every kernel; none runs."""
+    monkeypatch.setattr(_native, "refusal", lambda functions, tensor: None)
+
+
+@pytest.fixture
+def fake():
+    """Turns tensors into fake ones on the first GPU; what is on the meta device stays there."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def move(tensor, device="cuda:0"):
+            if not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta":
+                return tensor
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+        yield move
+
+
+def arguments(fake, **changes):
+    x, offset, weight, bias, mask = PROBLEM.tensors(torch.float32)
+    args = {"input": x, "offset": offset, "weight": weight, "bias": bias, "padding": 1, "mask": mask} | changes
+    return {name: tree_map(fake, value) for name, value in args.items()}
+
+
+@pytest.mark.parametrize("changes,kind,text", [m[1:] for m in MESSAGES], ids=[m[0] for m in MESSAGES])
+def test_sentences_of_the_cpu(fake, changes, kind, text):
+    with pytest.raises(kind, match=text.replace("expected cpu", "expected cuda:0")):
+        deform_conv2d(**arguments(fake, **changes))
+
+
+@pytest.mark.parametrize("name", ["offset", "weight", "bias", "mask"])
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_tensors_on_different_devices(fake, name, device):
+    args = arguments(fake)
+    args[name] = fake(args[name], device)
+    with pytest.raises(ValueError, match=f"{name} is on device {device}, expected cuda:0, the device of input"):
+        deform_conv2d(**args)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_gradient_on_another_device(fake, device):
+    x, offset, weight, _, mask = (fake(t) for t in PROBLEM.tensors(torch.float32))
+    grad_y = fake(torch.empty(2, 6, 7, 9), device)
+    with pytest.raises(ValueError, match=f"grad_y is on device {device}, expected cuda:0, the device of input"):
+        torch.ops.fastds.deform_conv2d_backward(
+            grad_y, x, offset, weight, [1, 1], [1, 1], [1, 1], mask, [True, True, True, True, True]
+        )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_fake_results_have_the_layout_of_computed_ones(emulated, batch, layout):
+    """Sizes, strides and dtypes of the value and of all gradients."""
+    tensors = [
+        t if i in (2, 3) else t[:batch] for i, t in enumerate(PROBLEM.tensors(torch.bfloat16, torch.float32, layout))
+    ]
+
+    def results(values):
+        x, offset, weight, bias, mask = values
+        y = PROBLEM.run(deform_conv2d, values)
+        wanted = [True, True, True, True, True]
+        grads = torch.ops.fastds.deform_conv2d_backward(
+            y, x, offset, weight, *map(list, PROBLEM.geometry), mask, wanted
+        )
+        return [(t.shape, t.stride(), t.dtype, t.device.type) for t in (y, *grads)]
+
+    emulated("deform_conv2d")
+    computed = results(tensors)
+    with FakeTensorMode():
+        on_gpu = results([torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in tensors])
+    assert on_gpu == [(*rest, "cuda") for *rest, _ in computed]
+
+
+def test_null_op(fake):
+    with pytest.raises(TypeError, match="x: expected float32"):
+        null_op(fake(torch.ones(3, dtype=torch.int32)))
+    assert null_op(fake(torch.ones(3))).device == torch.device("cuda:0")
