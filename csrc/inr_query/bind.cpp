@@ -112,6 +112,19 @@ void register_inr_query(py::module_& m) {
         const InrQueryGradients gradients{pointer(maps), pointer(offsets), pointer(rho_bias), pointer(workspace)};
         FASTDS_DISPATCH(inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
     });
+#if FASTDS_BUILD_CUDA
+    m.def("inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {
+        py::gil_scoped_release release;
+        inr_query_features_cuda(call.dims, call.tensors, pointer(rows), pointer(weights), device, pointer(stream));
+    });
+    m.def("inr_query_features_backward_cuda", [](const Call& call, intptr_t grad_rows, intptr_t grad_maps, intptr_t partials,
+                                                 int device, intptr_t stream) {
+        py::gil_scoped_release release;
+        inr_query_features_backward_cuda(call.dims, call.tensors, pointer(grad_rows), pointer(grad_maps), pointer(partials),
+                                         device, pointer(stream));
+    });
+    m.def("inr_query_cuda_partials", [](const Call& call) { return inr_query_cuda_partials(call.dims); });
+#endif
 }
 
 }  // namespace fastds

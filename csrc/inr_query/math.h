@@ -103,7 +103,6 @@ FASTDS_HD SinCos<V> sincos_pi(V x) {
     const V shifted = x + magic;
     const V r = (x - (shifted - magic)) * pi, square = r * r;
     V sine = V{} + A(1), cosine = V{} + A(1);
-#pragma GCC unroll 12
     for (int k = terms - 1; k >= 1; k--) {
         sine = A(1) - sine * square * A(1.0 / ((2 * k) * (2 * k + 1)));
         cosine = A(1) - cosine * square * A(1.0 / ((2 * k - 1) * (2 * k)));

@@ -69,6 +69,14 @@ FASTDS_PER_ISA(void inr_query_features(const InrQueryDims& dims, const InrQueryT
 FASTDS_PER_ISA(void inr_query_features_backward(const InrQueryDims& dims, const InrQueryTensors& tensors,
                                                 const void* grad_rows, const InrQueryGradients& gradients, int threads))
 
+// The same two on a GPU; rows in the storage type. The parameters' gradients come as partial sums, (inr_query_cuda_partials,
+// kInrOffsetRows * D + 2 * heads); these and grad_maps start at zero.
+void inr_query_features_cuda(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights, int device,
+                             void* stream);
+void inr_query_features_backward_cuda(const InrQueryDims& dims, const InrQueryTensors& tensors, const void* grad_rows,
+                                      void* grad_maps, void* partials, int device, void* stream);
+int64_t inr_query_cuda_partials(const InrQueryDims& dims);
+
 int64_t inr_query_channels(const InrQueryDims& dims);
 // Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
 int64_t inr_query_workspace(const InrQueryDims& dims);

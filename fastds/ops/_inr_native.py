@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds import _native
+from fastds.ops import _triton
 from fastds.reference.inr_query import ENSEMBLES, FEATURES
 
 CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
@@ -71,10 +72,78 @@ def _address(tensor) -> int:
 
 def forward(args, queries, depth, outputs) -> Tensor:
     maps, out_dtype = args[0], args[-1]
+    if _native.runs_on_cuda(maps):
+        return torch.cat([_forward_cuda(p, b - a, depth, outputs) for a, b, p in chunks(args, queries)], 1).to(
+            out_dtype
+        )
     call = Call(args, queries, depth, outputs)
     y = torch.empty((maps.shape[0], queries, outputs), dtype=exact_dtype(maps), device=maps.device)
     _native.native().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
     return y.to(out_dtype)
+
+
+def forward_triton(args, queries, depth, outputs) -> Tensor:
+    """The fused kernel of fastds.kernels.inr_query; the layouts are those of the native call."""
+    (
+        maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, _, cell, skip, _, _, ensemble, heads,
+        dk, act, _, wrap, out_dtype,
+    ) = args  # fmt: skip
+    kernels = _triton.kernels("inr_query")
+    transposed = [None if t is None else _dense(t.T, torch.float32) for t in (rho_w, cell_w, rho_bias)]
+    call = kernels.Query(
+        maps if maps.stride(1) == 1 else _channels_last(maps),
+        [(w.detach(), b.detach()) for w, b in zip(weights, biases, strict=True)],
+        None if base is None else base.contiguous(), _dense(frac, torch.float32), list(axes), *transposed[:2],
+        _dense(bias, torch.float32), transposed[2], _dense(cell, torch.float32),
+        None if skip is None else _dense(skip.permute(0, 2, 3, 1), torch.float32), ensemble, heads, dk, act == "relu",
+        tuple(wrap),
+    )  # fmt: skip
+    y = torch.empty((maps.shape[0], queries, outputs), dtype=torch.float32, device=maps.device)
+    kernels.launch(call, y)
+    return y.to(out_dtype)
+
+
+def _features(call: Call, args, queries, depth, outputs) -> tuple[Tensor, Tensor]:
+    """Rows that enter the trunk, (B * Q [* 4], D), on CUDA of the maps' dtype, and corner weights (B * Q, 4)."""
+    maps, feature, per_query = args[0], args[14], 4 if args[15] == "late" else 1
+    exact, module, total = exact_dtype(maps), _native.native(), maps.shape[0] * queries
+    cuda = _native.runs_on_cuda(maps)
+    shape = (total * per_query, outputs if feature == "dot" else depth)
+    rows = torch.empty(shape, dtype=maps.dtype if cuda else exact, device=maps.device)
+    omega = torch.empty((total, 4), dtype=exact, device=maps.device)
+    if cuda:
+        module.inr_query_features_cuda(call.native, rows.data_ptr(), omega.data_ptr(), *_native.cuda_launch(maps))
+    else:
+        module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), torch.get_num_threads())
+    return rows, omega
+
+
+def _forward_cuda(args, queries, depth, outputs) -> Tensor:
+    """One chunk: our gather, the library's matrix products, ensemble and skip; (B, Q, O) in the exact dtype."""
+    maps, weights, biases, skip, mask, ensemble = args[0], args[1], args[2], args[12], args[13], args[15]
+    exact, total = exact_dtype(maps), maps.shape[0] * queries
+    rows, omega = _features(Call(args, queries, depth, outputs, trunk=False), args, queries, depth, outputs)
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        rows = torch.addmm(b.to(rows.dtype), rows, w.to(rows.dtype).T)
+        rows = rows.relu_() if i + 1 < len(weights) else rows
+    y = rows.to(exact)
+    if ensemble == "late":
+        y = (omega[:, :, None] * y.reshape(total, 4, outputs)).sum(1)
+    if skip is not None:
+        bilinear = _bilinear_arguments(args)
+        y = (
+            y
+            + _features(Call(bilinear, queries, outputs, outputs, trunk=False), bilinear, queries, outputs, outputs)[0]
+        )
+    if mask is not None:
+        y = torch.where((omega.sum(1) > 0)[:, None], y, float("nan"))
+    return y.reshape(maps.shape[0], queries, outputs)
+
+
+def _bilinear_arguments(args) -> list:
+    """The arguments that interpolate the skip of `args` and do nothing else."""
+    skip, mask = args[12].to(exact_dtype(args[0])), args[13]
+    return [skip, [], [], *args[3:6], *5 * [None], None, None, mask, "affine", "early_area", 1, 0, "none", *args[19:]]
 
 
 def chunks(args, queries):
@@ -122,14 +191,11 @@ def backward(grad_y, args, queries, depth, outputs, with_skip) -> list[Tensor]:
 
 def _chunk(grad_y, args, queries, depth, outputs, trunk, with_skip):
     """maps, skip, offsets, rho_bias, weights and biases, in the exact dtype."""
-    maps, skip, mask, feature, ensemble = args[0], args[12], args[13], args[14], args[15]
-    batch, exact, module, threads = maps.shape[0], grad_y.dtype, _native.native(), torch.get_num_threads()
+    maps, mask, ensemble = args[0], args[13], args[15]
+    batch, exact = maps.shape[0], grad_y.dtype
     call = Call(args, queries, depth, outputs, trunk=False)
-    width = outputs if feature == "dot" else depth
-    per_query = 4 if ensemble == "late" else 1
-    rows = torch.empty((batch * queries * per_query, width), dtype=exact)
-    omega = torch.empty((batch * queries, 4), dtype=exact)
-    module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), threads)
+    rows, omega = _features(call, args, queries, depth, outputs)
+    rows = rows.to(exact)
     grad_y = grad_y.reshape(batch * queries, outputs)
     if mask is not None:
         grad_y = torch.where((omega.sum(1) > 0)[:, None], grad_y, 0)
@@ -140,30 +206,22 @@ def _chunk(grad_y, args, queries, depth, outputs, trunk, with_skip):
     grads = _features_backward(call, grad_rows.contiguous(), maps, depth, args[16])
     grad_skip = grad_y.new_zeros(0)
     if with_skip:
-        bilinear = [
-            skip,
-            [],
-            [],
-            *args[3:6],
-            *5 * [None],
-            None,
-            None,
-            mask,
-            "affine",
-            "early_area",
-            1,
-            0,
-            "none",
-            *args[19:],
-        ]
+        bilinear = _bilinear_arguments(args)
         skip_call = Call(bilinear, queries, outputs, outputs, trunk=False)
-        grad_skip = _features_backward(skip_call, grad_y.contiguous(), skip, outputs, 1)[0]
+        grad_skip = _features_backward(skip_call, grad_y.contiguous(), bilinear[0], outputs, 1)[0]
     return [grads[0], grad_skip, *grads[1:], *trunk_grads]
 
 
 def _features_backward(call: Call, grad_rows: Tensor, maps: Tensor, depth: int, heads: int):
     exact, module = grad_rows.dtype, _native.native()
     shape = (maps.shape[0], *maps.shape[2:], maps.shape[1])
+    if _native.runs_on_cuda(maps):
+        grad_maps = grad_rows.new_zeros(shape)
+        partials = grad_rows.new_zeros((module.inr_query_cuda_partials(call.native), 5 * depth + 2 * heads))
+        addresses = [t.data_ptr() for t in (grad_rows, grad_maps, partials)]
+        module.inr_query_features_backward_cuda(call.native, *addresses, *_native.cuda_launch(maps))
+        offsets, rho_bias = partials.sum(0).split([5 * depth, 2 * heads])
+        return grad_maps.permute(0, 3, 1, 2), offsets.reshape(5, depth), rho_bias.reshape(2, heads)
     grad_maps = torch.empty(shape, dtype=exact)
     offsets, rho_bias = torch.empty((5, depth), dtype=exact), torch.empty((2, heads), dtype=exact)
     workspace = torch.empty(call.native.workspace, dtype=torch.uint8)

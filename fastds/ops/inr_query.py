@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, reference_gradients, without_gradients
-from fastds.ops import _inr_native
+from fastds.ops import _inr_native, _triton
 from fastds.reference.inr_query import ACTIVATIONS, ENSEMBLES, FEATURES, WEIGHTS, channels
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec, PointSpec, checked_edge
@@ -162,6 +162,13 @@ def _fake(*args):
     return args[0].new_empty((args[0].shape[0], queries, outputs), dtype=args[-1])
 
 
+def _forward_triton(*args):
+    queries, depth, outputs = check(*args)
+    if args[0].shape[0] * queries == 0:
+        return _fake(*args)
+    return _inr_native.forward_triton(args, queries, depth, outputs)
+
+
 # Gradients in this order: maps, trunk weights, trunk biases, rho_w, cell_w, bias, rho_bias, phase, skip.
 _TENSORS = (0, 6, 7, 8, 9, 10, 12)  # positions of the single tensors among the arguments
 
@@ -205,7 +212,27 @@ def _refusal(*args):
     frac, cell = args[4], args[11]
     if any(t is not None and t.requires_grad for t in (frac, cell)) and torch.is_grad_enabled():
         return "gradients of coordinates and cells come from the reference"
-    return _native.refusal({"cpu": "InrQueryCall"}, args[0])
+    return _native.refusal({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, args[0])
+
+
+def _backward_refusal(grad_y, with_skip, *args):
+    if _native.runs_on_cuda(args[0]) and torch.are_deterministic_algorithms_enabled():
+        return "its additions on CUDA come in any order, and deterministic algorithms are wanted"
+    return _refusal(*args)
+
+
+def _triton_refusal(*args):
+    maps, weights, frac, cell, mask, feature, ensemble = (args[i] for i in (0, 1, 4, 11, 13, 14, 15))
+    if feature != "affine" or not ensemble.startswith("early") or mask is not None or args[19] != "bilinear":
+        return "the fused kernel takes feature 'affine', early ensembles, bilinear weights and no mask"
+    if any(t is not None and t.requires_grad for t in (frac, cell)) and torch.is_grad_enabled():
+        return "gradients of coordinates and cells come from the reference"
+    reason = _triton.refusal(maps)
+    if reason is not None:
+        return reason
+    depth = channels(feature, ensemble, maps.shape[1], args[16], args[17])[0]
+    widths = [w.shape[0] for w in weights]
+    return _triton.kernels("inr_query").refusal(depth, widths, widths[-1] if widths else 0, args[16], max(1, args[17]))
 
 
 class _InrQuery(torch.autograd.Function):
@@ -261,14 +288,22 @@ _SCHEMA = (
 INR_QUERY = define(
     f"inr_query({_SCHEMA}) -> Tensor",
     reference=reference,
-    backends={"native": Backend(_forward, _refusal)},
+    backends={
+        "native": Backend(_forward, _refusal),
+        # Chosen from the arithmetic of the specification; no GPU has measured it yet.
+        "triton": Backend(
+            _forward_triton,
+            _triton_refusal,
+            lambda maps, *_: maps.device.type == "cuda" and maps.dtype in (torch.float16, torch.bfloat16),
+        ),
+    },
     fake=_fake,
     function=_Entry,
 )
 INR_QUERY_BACKWARD = define(
     f"inr_query_backward(Tensor grad_y, bool with_skip, {_SCHEMA}) -> Tensor[]",
     reference=_backward_reference,
-    backends={"native": Backend(_backward, lambda grad_y, with_skip, *args: _refusal(*args))},
+    backends={"native": Backend(_backward, _backward_refusal)},
     fake=_backward_fake,
 )
 
@@ -333,8 +368,9 @@ def inr_query(
         depend on how queries are grouped into calls, bit for bit.
 
     Gradients: maps, trunk, rho_w, cell_w, bias, rho_bias, phase, skip by the native kernel, cell and where.frac by the
-    reference; to any order. Deterministic, forward also independent of the number of threads. Under autocast maps take
-    its dtype; coordinates, skip and parameters stay.
+    reference; to any order. Deterministic on a CPU, forward also independent of the number of threads; on CUDA the
+    backward adds atomically unless torch.use_deterministic_algorithms is on. Under autocast maps take its dtype;
+    coordinates, skip and parameters stay.
 
     Raises:
         TypeError: a dtype that is not allowed.

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of inr_query in one kernel: locate, gather, ensemble, every layer of the trunk on tensor cores, skip.
+
+One program takes BLOCK queries. Their features are gathered through the L1 cache and combined in float32; the tile
+stays in registers and shared memory from layer to layer (dtype of the maps between them, float32 accumulation), and
+only y is written. Weights come from L2 for every tile. Four trunks of a "late" ensemble do not fit into registers: it
+goes through the CUDA kernels and a library's matrix products.
+Bit for bit the same from run to run, whatever the grouping of queries into calls that keep BLOCK.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import driver
+
+from .device import on_device
+
+WIDTHS = (64, 128)  # D that have a kernel: a weight matrix of 256 x 256 does not fit beside its tile
+MOST_OUTPUTS = 64
+
+
+@triton.jit
+def axis_of_grid(k, step, start, den):
+    """floor(u) and u - floor(u) of u = (start + step k) / den; 64-bit integers."""
+    numerator = start + step * k.to(tl.int64)
+    base = numerator // den
+    base = tl.where(base * den > numerator, base - 1, base)  # floor, where // truncates
+    # Both are below 2^24 for any real grid: their float32 quotient is correct to rounding.
+    return base.to(tl.int32), (numerator - base * den).to(tl.float32) / den.to(tl.float32)
+
+
+@triton.jit
+def axis_corner(base, frac, n, A: tl.constexpr, WRAP: tl.constexpr):
+    """Pixel, rho and linear weight of corner A on one axis."""
+    at = base + A
+    weight = frac if A == 1 else 1.0 - frac
+    if WRAP:
+        pixel = at % n
+        pixel = tl.where(pixel < 0, pixel + n, pixel)
+        rho = 2.0 * (frac - A)
+    else:
+        pixel = tl.minimum(tl.maximum(at, 0), n - 1)
+        rho = 2.0 * (frac + (base - pixel).to(tl.float32))
+    return pixel, rho, weight
+
+
+@triton.jit
+def feature(
+    maps_ptr, at, rho_y, rho_x, kappa_y, kappa_x, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D: tl.constexpr,
+    RELU: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D)."""
+    c = tl.arange(0, D)
+    h = tl.load(maps_ptr + at[:, None] + c[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        h += tl.load(bias_ptr + c)[None, :]
+    if HAS_CELL:  # again for every corner: kept, it would take as many registers as the features
+        h += kappa_y[:, None] * tl.load(cell_w_ptr + c)[None, :]
+        h += kappa_x[:, None] * tl.load(cell_w_ptr + D + c)[None, :]
+    if HAS_RHO:
+        h += rho_y[:, None] * tl.load(rho_w_ptr + c)[None, :]
+        h += rho_x[:, None] * tl.load(rho_w_ptr + D + c)[None, :]
+    return tl.maximum(h, 0.0) if RELU else h
+
+
+@triton.jit
+def logits(maps_ptr, at, query, rho_y, rho_x, rho_bias_ptr, valid, D: tl.constexpr, HEADS: tl.constexpr,
+           DK: tl.constexpr, SCALE: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
+    """<q_h, K_jh> / sqrt(dk) + <u_h, rho_j>, (BLOCK, HEADS)."""
+    e = tl.arange(0, HEADS * DK)
+    key = tl.load(maps_ptr + at[:, None] + D + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+    result = tl.sum(tl.reshape(key * query, (key.shape[0], HEADS, DK)), axis=2) * SCALE
+    if HAS_BIAS:
+        h = tl.arange(0, HEADS)
+        result += rho_y[:, None] * tl.load(rho_bias_ptr + h)[None, :]
+        result += rho_x[:, None] * tl.load(rho_bias_ptr + HEADS + h)[None, :]
+    return result
+
+
+@triton.jit
+def content(maps_ptr, at, valid, D: tl.constexpr, INNER: tl.constexpr):
+    e = tl.arange(0, INNER)
+    return tl.load(maps_ptr + at[:, None] + D + INNER + e[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def by_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
+    """h (BLOCK, D) times alpha (BLOCK, HEADS), each head on its own channels."""
+    split = tl.reshape(h, (h.shape[0], HEADS, D // HEADS)) * alpha[:, :, None]
+    return tl.reshape(split, (h.shape[0], D))
+
+
+@triton.jit
+def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr,
+        PRECISION: tl.constexpr):  # fmt: skip
+    """The trunk: HIDDEN layers of width D with ReLU, then the last, OP outputs (padded). Weights (layer, in, out)."""
+    dtype: tl.constexpr = weight_ptr.dtype.element_ty
+    c = tl.arange(0, D)
+    o = tl.arange(0, OP)
+    x = x.to(dtype)
+    for layer in tl.static_range(HIDDEN):
+        w = tl.load(weight_ptr + layer * D * D + c[:, None] * D + c[None, :])
+        x = tl.dot(x, w, input_precision=PRECISION) + tl.load(bias_ptr + layer * D + c)[None, :]
+        x = tl.maximum(x, 0.0).to(dtype)
+    w = tl.load(last_ptr + c[:, None] * OP + o[None, :])
+    return tl.dot(x, w, input_precision=PRECISION) + tl.load(last_bias_ptr + o)[None, :]
+
+
+@triton.jit
+def _query_kernel(
+    maps_ptr, base_ptr, frac_ptr, rho_w_ptr, cell_w_ptr, bias_ptr, rho_bias_ptr, cell_ptr, skip_ptr,
+    weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, y_ptr, total, queries, height, width, outputs,
+    maps_b, maps_h, maps_w, point_b, cell_b, cell_q, columns, step_y, start_y, den_y, step_x, start_x, den_x,
+    D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr, HEADS: tl.constexpr, DK: tl.constexpr,
+    SCALE: tl.constexpr, ENSEMBLE: tl.constexpr, RELU: tl.constexpr, WRAP_Y: tl.constexpr, WRAP_X: tl.constexpr,
+    GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = p < total
+    image = p // queries
+    q = p % queries
+    if GRID:
+        i, t = axis_of_grid(q // columns, step_y, start_y, den_y)
+        k, r = axis_of_grid(q % columns, step_x, start_x, den_x)
+    else:
+        at = 2 * (image * point_b + q)
+        i = tl.load(base_ptr + at, mask=valid, other=0)
+        k = tl.load(base_ptr + at + 1, mask=valid, other=0)
+        t = tl.load(frac_ptr + at, mask=valid, other=0.0)
+        r = tl.load(frac_ptr + at + 1, mask=valid, other=0.0)
+    y0, ry0, wy0 = axis_corner(i, t, height, 0, WRAP_Y)
+    y1, ry1, wy1 = axis_corner(i, t, height, 1, WRAP_Y)
+    x0, rx0, wx0 = axis_corner(k, r, width, 0, WRAP_X)
+    x1, rx1, wx1 = axis_corner(k, r, width, 1, WRAP_X)
+    origin = image * maps_b
+    a0 = origin + y0.to(tl.int64) * maps_h + x0.to(tl.int64) * maps_w
+    a1 = origin + y0.to(tl.int64) * maps_h + x1.to(tl.int64) * maps_w
+    a2 = origin + y1.to(tl.int64) * maps_h + x0.to(tl.int64) * maps_w
+    a3 = origin + y1.to(tl.int64) * maps_h + x1.to(tl.int64) * maps_w
+    w0 = wy0 * wx0
+    w1 = wy0 * wx1
+    w2 = wy1 * wx0
+    w3 = wy1 * wx1
+    ky = t
+    kx = t
+    if HAS_CELL:
+        at = image * cell_b + q * cell_q
+        ky = tl.load(cell_ptr + at, mask=valid, other=0.0)
+        kx = tl.load(cell_ptr + at + 1, mask=valid, other=0.0)
+    if ENSEMBLE == "early_attn":
+        query = w0[:, None] * content(maps_ptr, a0, valid, D, HEADS * DK)
+        query += w1[:, None] * content(maps_ptr, a1, valid, D, HEADS * DK)
+        query += w2[:, None] * content(maps_ptr, a2, valid, D, HEADS * DK)
+        query += w3[:, None] * content(maps_ptr, a3, valid, D, HEADS * DK)
+        l0 = logits(maps_ptr, a0, query, ry0, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        l1 = logits(maps_ptr, a1, query, ry0, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        l2 = logits(maps_ptr, a2, query, ry1, rx0, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        l3 = logits(maps_ptr, a3, query, ry1, rx1, rho_bias_ptr, valid, D, HEADS, DK, SCALE, HAS_RHO_BIAS)
+        # Corners of weight 0 take no part, in the maximum neither.
+        l0 = tl.where(w0[:, None] > 0, l0, -float("inf"))
+        l1 = tl.where(w1[:, None] > 0, l1, -float("inf"))
+        l2 = tl.where(w2[:, None] > 0, l2, -float("inf"))
+        l3 = tl.where(w3[:, None] > 0, l3, -float("inf"))
+        top = tl.maximum(tl.maximum(l0, l1), tl.maximum(l2, l3))
+        e0 = w0[:, None] * tl.exp(l0 - top)
+        e1 = w1[:, None] * tl.exp(l1 - top)
+        e2 = w2[:, None] * tl.exp(l2 - top)
+        e3 = w3[:, None] * tl.exp(l3 - top)
+        scale = 1.0 / ((e0 + e1) + (e2 + e3))
+    else:
+        scale = tl.full((BLOCK, HEADS), 1.0, tl.float32)
+        e0 = w0[:, None] * scale
+        e1 = w1[:, None] * scale
+        e2 = w2[:, None] * scale
+        e3 = w3[:, None] * scale
+    h = feature(
+        maps_ptr, a0, ry0, rx0, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
+        HAS_BIAS,
+    )  # fmt: skip
+    z = by_heads(h, e0 * scale, D, HEADS)
+    h = feature(
+        maps_ptr, a1, ry0, rx1, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
+        HAS_BIAS,
+    )  # fmt: skip
+    z += by_heads(h, e1 * scale, D, HEADS)
+    h = feature(
+        maps_ptr, a2, ry1, rx0, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
+        HAS_BIAS,
+    )  # fmt: skip
+    z += by_heads(h, e2 * scale, D, HEADS)
+    h = feature(
+        maps_ptr, a3, ry1, rx1, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
+        HAS_BIAS,
+    )  # fmt: skip
+    z += by_heads(h, e3 * scale, D, HEADS)
+    y = mlp(z, weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, D, OP, HIDDEN, PRECISION)
+    o = tl.arange(0, OP)
+    inside = valid[:, None] & (o < outputs)[None, :]
+    if HAS_SKIP:
+        s = skip_ptr + o[None, :]
+        row = image * height
+        y += w0[:, None] * tl.load(s + (((row + y0) * width + x0) * outputs)[:, None], mask=inside, other=0.0)
+        y += w1[:, None] * tl.load(s + (((row + y0) * width + x1) * outputs)[:, None], mask=inside, other=0.0)
+        y += w2[:, None] * tl.load(s + (((row + y1) * width + x0) * outputs)[:, None], mask=inside, other=0.0)
+        y += w3[:, None] * tl.load(s + (((row + y1) * width + x1) * outputs)[:, None], mask=inside, other=0.0)
+    tl.store(y_ptr + p[:, None] * outputs + o[None, :], y, mask=inside)
+
+
+class Query(NamedTuple):
+    """One call: maps (B, M, H, W) with channel stride 1, everything else dense float32, None where absent.
+
+    base, frac: (B or 1, Q, 2), or axes: GridSpec.numbers(). rho_w, cell_w: (2, D); rho_bias (2, heads); cell (B, 2) or
+    (B, Q, 2); skip (B, H, W, O). trunk: pairs (weight (out, in), bias), all hidden widths D.
+    """
+
+    maps: torch.Tensor
+    trunk: list
+    base: torch.Tensor | None
+    frac: torch.Tensor | None
+    axes: list
+    rho_w: torch.Tensor | None
+    cell_w: torch.Tensor | None
+    bias: torch.Tensor | None
+    rho_bias: torch.Tensor | None
+    cell: torch.Tensor | None
+    skip: torch.Tensor | None
+    ensemble: str
+    heads: int
+    dk: int
+    relu: bool
+    wrap: tuple[bool, bool]
+
+
+def refusal(width, widths, outputs, heads, dk):
+    """Why the kernel cannot take a trunk of these widths behind features of `width`, or None."""
+    if width not in WIDTHS:
+        return f"the fused kernel has D in {WIDTHS}, got {width}"
+    if not widths or any(w != width for w in widths[:-1]) or outputs > MOST_OUTPUTS:
+        return f"the fused kernel needs hidden layers of width {width} and up to {MOST_OUTPUTS} outputs, got {widths}"
+    if heads & (heads - 1) or dk & (dk - 1):
+        return f"the fused kernel needs powers of two as heads and dk, got {heads} and {dk}"
+    return None
+
+
+def tile(width, dtype):
+    """Queries of a program and its warps: as many as leave the float32 tiles in registers."""
+    rows = 64
+    if dtype == torch.float32 or driver.active.get_current_target().arch < 90:
+        rows //= 2
+    return rows, 4 if width == 64 else 8
+
+
+def launch(call: Query, y: torch.Tensor) -> None:
+    """Writes y (B, Q, O) float32."""
+    maps, dtype = call.maps, call.maps.dtype
+    batch, _, height, width = maps.shape
+    queries, outputs, depth = y.shape[1], y.shape[2], call.trunk[0][0].shape[1]
+    padded = max(16, triton.next_power_of_2(outputs))
+    hidden = call.trunk[:-1]
+    weight = torch.stack([w.T for w, _ in hidden]).to(dtype).contiguous() if hidden else maps.new_empty(1)
+    hidden_bias = torch.stack([b for _, b in hidden]).float().contiguous() if hidden else y
+    last, last_bias = maps.new_zeros((depth, padded)), y.new_zeros(padded)
+    last[:, :outputs], last_bias[:outputs] = call.trunk[-1][0].T.to(dtype), call.trunk[-1][1].float()
+    grid_axes = call.axes or [1, 0, 0, 1, 1, 0, 0, 1]
+    b, _, h, w = maps.stride()
+    per_query = call.cell is not None and call.cell.dim() == 3
+    block, warps = tile(depth, dtype)
+    filler = y  # stands for what is absent and never read
+    attention = call.ensemble == "early_attn"
+    with on_device(maps):
+        _query_kernel[(triton.cdiv(batch * queries, block),)](
+            maps, *(filler if t is None else t for t in (
+                call.base, call.frac, call.rho_w, call.cell_w, call.bias, call.rho_bias, call.cell, call.skip,
+            )),
+            weight, hidden_bias, last, last_bias, y, batch * queries, queries, height, width, outputs, b, h, w,
+            0 if call.base is None or call.base.shape[0] == 1 else queries,
+            0 if call.cell is None else (2 * queries if per_query else 2), 2 if per_query else 0,
+            grid_axes[4], *grid_axes[1:4], *grid_axes[5:8],
+            D=depth, OP=padded, HIDDEN=len(hidden), HEADS=call.heads if attention else 1,
+            DK=call.dk if attention else 1, SCALE=1 / math.sqrt(max(1, call.dk)), ENSEMBLE=call.ensemble,
+            RELU=call.relu, WRAP_Y=call.wrap[0], WRAP_X=call.wrap[1], GRID=bool(call.axes),
+            HAS_RHO=call.rho_w is not None, HAS_CELL=call.cell_w is not None, HAS_BIAS=call.bias is not None,
+            HAS_RHO_BIAS=call.rho_bias is not None, HAS_SKIP=call.skip is not None,
+            PRECISION="ieee" if dtype == torch.float32 else "tf32", BLOCK=block,
+            num_warps=warps,
+        )  # fmt: skip

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused Triton kernel of inr_query compiled for GPUs that are not there: tensor cores, no spills, shared memory."""
+
+import pytest
+import torch
+from fastds.kernels import inr_query as kernels
+from gpuless.triton_rig import ARCHS, compiled_launches
+
+SHARED = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10}
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+
+def compiled(arch, dtype, depth, ensemble):
+    def meta(*shape, dtype=torch.float32):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    heads, dk = (4, 16) if ensemble == "early_attn" else (1, 1)
+    total = depth + (2 * heads * dk if heads > 1 else 0)
+    maps = meta(1, total, 180, 360, dtype=dtype).to(memory_format=torch.channels_last)
+    trunk = [(meta(b, a), meta(b)) for a, b in [(depth, depth)] * 3 + [(depth, 4)]]
+    call = kernels.Query(
+        maps, trunk, None, None, [720, 360, -540, 1440, 1440, 720, -1080, 2880], meta(2, depth), meta(2, depth),
+        meta(depth), meta(2, heads) if heads > 1 else None, meta(1, 2), meta(1, 180, 360, 4), ensemble, heads, dk, True,
+        (False, True),
+    )  # fmt: skip
+    (kernel,) = compiled_launches(arch, lambda: kernels.launch(call, meta(1, 720 * 1440, 4)))
+    return kernel
+
+
+CASES = [(arch, torch.bfloat16, 128, "early_attn") for arch in ARCHS]
+CASES += [(90, torch.bfloat16, 64, "early_attn")]
+
+
+@pytest.mark.parametrize("arch, dtype, depth, ensemble", CASES, ids=str)
+def test_machine_code(arch, dtype, depth, ensemble):
+    kernel = compiled(arch, dtype, depth, ensemble)
+    kernel.check(registers=255, shared=SHARED[arch])
+    assert any(name.startswith(TENSOR_CORES[arch]) for name in kernel.counts), kernel.counts
