@@ -193,9 +193,29 @@ def precip_lstm(cell, x, state, m, previous):
     return h, (h, c, ms, mt), m
 
 
+def sa_conv_lstm(cell, x, state, m, previous):
+    h, c, memory = state or (zeros(x),) * 3
+    i, f, g, o = summed(cell.gates, x, h).chunk(4, 1)
+    c = s(f) * c + s(i) * t(g)
+    h = s(o) * t(c)
+    module = cell.attention
+    q, k_h, v_h = layer(h, module.of_h).split(module.sizes, 1)
+    k_m, v_m = layer(memory, module.of_m).split(module.sizes[1:], 1)
+
+    def attend(k, v):
+        weights = torch.einsum("bcp,bcn->bpn", q.flatten(2), k.flatten(2)).softmax(2)
+        return torch.einsum("bpn,bcn->bcp", weights, v.flatten(2)).view_as(v)
+
+    z = layer(torch.cat([attend(k_h, v_h), attend(k_m, v_m)], 1), module.mix)
+    i, g, o = summed(module.gates, z, h).chunk(3, 1)
+    memory = (1 - s(i)) * memory + s(i) * t(g)
+    h = s(o) * memory
+    return h, (h, c, memory), None
+
+
 STEPS = {
     "convlstm": conv_lstm, "convgru": conv_gru, "trajgru": traj_gru, "predrnn": pred_rnn, "predrnn++": pred_rnn_pp,
-    "mim": mim, "motionrnn": motion_rnn, "preciplstm": precip_lstm,
+    "mim": mim, "motionrnn": motion_rnn, "preciplstm": precip_lstm, "sa-convlstm": sa_conv_lstm,
 }  # fmt: skip
 
 

@@ -146,6 +146,8 @@ def test_discriminator(variant, parameters):
     critic = Discriminator(variant)
     assert sum(p.numel() for p in critic.parameters()) == parameters
     assert critic(torch.rand(2, 1, 160, 160)).shape == (2, 1)
+    cell = {"S": "trajgru", "M": "predrnn", "L": "mim"}[variant]
+    assert sum(p.numel() for p in Discriminator.for_cell(cell).parameters()) == parameters
     with pytest.raises(ValueError, match=r"expected \(N, 1, 160, 160\)"):
         critic(torch.rand(2, 1, 64, 64))
     for arguments, words in (

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.ops.conv_lstm_cell import conv_lstm_cell
 from fastds.ops.gru_reset import gru_reset
 from fastds.ops.gru_update import gru_update
 from fastds.ops.lstm_gates import lstm_gates
@@ -57,7 +58,7 @@ class ConvLSTMCell(nn.Module):
             pre = convolve(x, self.gates.weight[:, : self.in_channels], self.gates.bias)
             return lstm_gates(pre, zero_state(x, self.hidden_channels, state_dtype(x)))
         h, c = state
-        return lstm_gates(self.gates(x, h), c)
+        return conv_lstm_cell(x, h, c, self.gates.weight, self.gates.bias)
 
     def sequence(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over (B, T, C, H, W); x's share of the gates is one convolution for all T.

@@ -9,6 +9,7 @@ from fastds.models.db_rnn.motion_rnn import MotionRNN
 from fastds.models.db_rnn.precip_lstm import PrecipLSTM
 from fastds.models.db_rnn.pred_rnn import PredRNN
 from fastds.models.db_rnn.pred_rnn_pp import PredRNNPP
+from fastds.models.db_rnn.sa_conv_lstm import SAConvLSTM
 from fastds.models.db_rnn.traj_gru import TrajGRU
 
 CELLS: dict[str, type[Cell]] = {
@@ -20,6 +21,7 @@ CELLS: dict[str, type[Cell]] = {
     "mim": MIM,
     "motionrnn": MotionRNN,
     "preciplstm": PrecipLSTM,
+    "sa-convlstm": SAConvLSTM,
 }
 
 

@@ -3,7 +3,7 @@
 
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.lstm_gates import lstm_gates
+from fastds.ops.conv_lstm_cell import conv_lstm_cell
 
 
 class ConvLSTM(Cell):
@@ -18,5 +18,5 @@ class ConvLSTM(Cell):
 
     def forward(self, x, state, m, previous):
         h, c = (zeros(x), zeros(x, memory=True)) if state is None else state
-        h, c = lstm_gates(self.gates(x, h), c)
+        h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.bias.sum(0))
         return h, (h, c), None

@@ -89,7 +89,7 @@ class MSRNN(_Nowcaster):
     """One MS-RNN module rolled over time: every step forecasts the next frame.
 
     Args:
-        cell: convlstm, convgru, trajgru, predrnn, predrnn++, mim, motionrnn or preciplstm.
+        cell: convlstm, convgru, trajgru, predrnn, predrnn++, mim, motionrnn, preciplstm or sa-convlstm.
         hidden: channels of every layer.
         cell_options: arguments of the cell, see its class.
 
