@@ -124,14 +124,47 @@ FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const 
     }
 }
 
+// One channel of one coarse pixel, for any factor r.
+template <bool Plain, class T>
+FASTDS_HD void forward_channel(const Problem<T>& problem, const T* x, const compute_t<T>* bias, T* y) {
+    const int64_t r = problem.p.r, C = problem.p.C;
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++) {
+            T* out = y + i * problem.row_stride + j * C;
+            const int64_t k = i * r + j;
+            if constexpr (Plain)
+                *out = x[k];
+            else
+                store_vec<1>(out, activate(load_vec<1>(x + k) + load_vec<1>(bias + k * C), problem.act));
+        }
+}
+
+template <bool Plain, class T>
+FASTDS_HD void backward_channel(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x,
+                                compute_t<T>* sums) {
+    const int64_t r = problem.p.r, C = problem.p.C;
+    for (int64_t i = 0; i < r; i++)
+        for (int64_t j = 0; j < r; j++) {
+            const int64_t at = i * problem.row_stride + j * C, k = i * r + j;
+            if constexpr (Plain) {
+                grad_x[k] = grad_y[at];
+            } else {
+                auto grad = load_vec<1>(grad_y + at);
+                if (y != nullptr) grad = activation_gradient(grad, load_vec<1>(y + at), problem.act);
+                if (sums != nullptr) store_vec<1>(sums + k * C, decltype(grad)(load_vec<1>(sums + k * C) + grad));
+                if (grad_x != nullptr) store_vec<1>(grad_x + k, grad);
+            }
+        }
+}
+
 // Channels of the widest block. Factors 5, 6 and 7 have no network, double precision is for checking, and without AVX-512
 // there is no permutation of 16-bit lanes: those go one by one.
 #if defined(__AVX512BW__)
 template <int R, class T>
-constexpr int kBlock = (R <= 4 || R == 8) && sizeof(T) <= 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
+constexpr int kBlock = R > 0 && sizeof(T) <= 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
 #else
 template <int R, class T>
-constexpr int kBlock = (R <= 4 || R == 8) && sizeof(T) == 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
+constexpr int kBlock = R > 0 && sizeof(T) == 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
 #endif
 
 template <int N>
@@ -164,8 +197,13 @@ void forward(const Problem<T>& problem, const PixelShuffleForward& t, int thread
             const T* coarse = x + own.coarse(row);
             T* fine = y + own.fine(row);
             for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
-                forward_block<R, decltype(width)::value, Plain>(own, coarse + (w * own.p.C + c) * R * R, bias + c,
-                                                                fine + w * R * own.p.C + c);
+                constexpr int N = decltype(width)::value;
+                const T* from = coarse + (w * own.p.C + c) * own.p.r * own.p.r;
+                T* to = fine + w * own.p.r * own.p.C + c;
+                if constexpr (N > 1)
+                    forward_block<R, N, Plain>(own, from, bias + c, to);
+                else
+                    forward_channel<Plain>(own, from, bias + c, to);
             });
         }
     });
@@ -177,7 +215,8 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
     T* grad_x = static_cast<T*>(t.grad_x);
     A *grad_bias = static_cast<A*>(t.grad_bias), *partials = static_cast<A*>(t.partials);
-    const int64_t rows = problem.p.B * problem.p.H, channels = problem.p.C * R * R;
+    const int64_t rows = problem.p.B * problem.p.H, factor = problem.p.r * problem.p.r;
+    const int64_t channels = problem.p.C * factor;
     const int64_t pieces = pixel_shuffle_partials(problem.p);
     parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
         const Problem<T> own = problem;
@@ -186,11 +225,16 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
             if (sums != nullptr) __builtin_memset(sums, 0, channels * sizeof(A));
             for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++)
                 for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
-                    const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * R * R;
-                    const int64_t fine = own.fine(row) + w * R * own.p.C + c;
-                    backward_block<R, decltype(width)::value, Plain>(own, grad_y + fine, y ? y + fine : nullptr,
-                                                                     grad_x ? grad_x + coarse : nullptr,
-                                                                     sums ? sums + c : nullptr);
+                    constexpr int N = decltype(width)::value;
+                    const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * factor;
+                    const int64_t fine = own.fine(row) + w * own.p.r * own.p.C + c;
+                    const T *above = grad_y + fine, *result = y ? y + fine : nullptr;
+                    T* below = grad_x ? grad_x + coarse : nullptr;
+                    A* bias = sums ? sums + c : nullptr;
+                    if constexpr (N > 1)
+                        backward_block<R, N, Plain>(own, above, result, below, bias);
+                    else
+                        backward_channel<Plain>(own, above, result, below, bias);
                 });
         }
     });
@@ -204,16 +248,24 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
 
 }  // namespace
 
-#define FASTDS_FACTOR_SWITCH(r, ...)                     \
-    switch (r) {                                         \
-        case 1: { constexpr int R = 1; __VA_ARGS__; break; } \
-        case 2: { constexpr int R = 2; __VA_ARGS__; break; } \
-        case 3: { constexpr int R = 3; __VA_ARGS__; break; } \
-        case 4: { constexpr int R = 4; __VA_ARGS__; break; } \
-        case 5: { constexpr int R = 5; __VA_ARGS__; break; } \
-        case 6: { constexpr int R = 6; __VA_ARGS__; break; } \
-        case 7: { constexpr int R = 7; __VA_ARGS__; break; } \
-        case 8: { constexpr int R = 8; __VA_ARGS__; break; } \
+// R: the factor where blocks of channels have a permutation of their own, else 0.
+#define FASTDS_FACTOR_CASE(r, ...)                            \
+    case r: {                                                 \
+        constexpr int R = kBlock<r, scalar> > 1 ? r : 0;      \
+        __VA_ARGS__;                                          \
+        break;                                                \
+    }
+#define FASTDS_FACTOR_SWITCH(r, ...)          \
+    switch (r) {                              \
+        FASTDS_FACTOR_CASE(1, __VA_ARGS__)    \
+        FASTDS_FACTOR_CASE(2, __VA_ARGS__)    \
+        FASTDS_FACTOR_CASE(3, __VA_ARGS__)    \
+        FASTDS_FACTOR_CASE(4, __VA_ARGS__)    \
+        FASTDS_FACTOR_CASE(8, __VA_ARGS__)    \
+        default: {                            \
+            constexpr int R = 0;              \
+            __VA_ARGS__;                      \
+        }                                     \
     }
 
 void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads) {

@@ -44,7 +44,7 @@ void pixel_shuffle_backward_cuda(const PixelShuffleParams& params, const PixelSh
                                  void* stream);
 
 // Partial sums of the bias gradient: rows of coarse pixels are summed in this many pieces, a function of the shape alone.
-inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
+static inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
     const int64_t rows = params.B * params.H;
     return rows < 64 ? rows : 64;
 }
