@@ -24,7 +24,7 @@ def small():
     return models.load("fczsm-small")
 
 
-@pytest.mark.parametrize("name", models.available(pretrained=True))
+@pytest.mark.parametrize("name", [name for name in models.available(pretrained=True) if name.startswith("fczsm")])
 def test_card_and_size(name):
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size <= 2_000_000
     card = models.load_card(name)

@@ -153,6 +153,19 @@ def test_samples_depend_on_seed_and_index_only(folder):
     assert interpolate(coarse, 4).shape == sample["fine"].shape
 
 
+def test_days_are_drawn_for_validation(folder):
+    config = configuration(folder).data
+    whole = read_regions(dataclasses.replace(config, sources={"rh.nc": {"test": [[0, 24, 0, 48]]}}), "test")[0]
+    parts = {}
+    for stays in (False, True):
+        source = {"validation_days": 1, "validation_stays": stays}
+        split = dataclasses.replace(config, sources={"rh.nc": source})
+        parts[stays] = [read_regions(split, role) for role in ("train", "validation", "test")]
+    train, validation, test = parts[False]
+    assert (len(train), len(validation), len(test)) == (2, 1, 0) and len(parts[True][0]) == 3
+    assert torch.equal(torch.stack([*train, *validation]).sum(0), whole.unflatten(0, (3, 2)).sum(0))
+
+
 def test_error_messages(folder):
     config = configuration(folder).data
     regions = read_regions(config, "train")
@@ -173,7 +186,9 @@ def test_error_messages(folder):
 
 
 def test_shipped_configuration_is_valid(data_dir):
-    assert "wgan-gp-small" in configurations()
+    assert set(configurations()) == {"wgan-gp", "wgan-gp-small"}
+    paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
+    assert paper.optimiser == OptimiserConfig() and paper.loss == LossConfig() and paper.data.batch_size == 16
     config = parse_arguments(["--config", "wgan-gp-small", f"--data.path={data_dir}", "--max_minutes=1"])
     assert config.max_minutes == 1 and config.loss.content == "crps"
     build(config)

@@ -20,8 +20,9 @@ class GANDataConfig:
     Args:
         path: a file, or a folder of the files named in sources.
         sources: per file name {"variable", "level", "train", "validation", "test"}; the last three are lists of regions
-            [first row, end row, first column, end column] in grid points. Empty: the file at path, its left three
-            quarters for training, the rest for validation.
+            [first row, end row, first column, end column] in grid points. With "validation_days" N in place of regions
+            the file is cut into days of `steps` fields, N of them drawn for validation ("validation_stays" true: they
+            train too). Empty: the file at path, its left three quarters for training, the rest for validation.
         steps: fields of a sequence.
         crop: side of a fine training crop, grid points, a multiple of the generator's scale.
         coarsening: "mean" over blocks or "decimate".

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fastds.data.fields import check_values, choose_field, coarsen_fields, open_gridded
+from fastds.data.fields import check_values, choose_field, coarsen_fields, days, open_gridded, split_days
 from fastds.training.data import NewSamples
 from fastds.training.gan.config import GANDataConfig
 
@@ -25,19 +25,34 @@ def read_regions(config: GANDataConfig, role: str) -> list[torch.Tensor]:
     regions = []
     for name, source in sources.items():
         path = root / name if root.is_dir() else root
-        unknown = set(source) - {"variable", "level", *ROLES}
+        unknown = set(source) - {"variable", "level", "validation_days", "validation_stays", *ROLES}
         if unknown:
             raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
         with open_gridded(path) as dataset:
-            field = choose_field(dataset, source.get("variable"), source.get("level")).values.astype(np.float32)
-        check_values(field, path.name)
+            field = choose_field(dataset, source.get("variable"), source.get("level")).astype(np.float32).load()
+        check_values(field.values, path.name)
+        if "validation_days" in source:
+            regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
+            continue
+        field = field.values
         for box in source.get(role, [] if config.sources else _quarters(field.shape, role)):
             top, bottom, left, right = box
             if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
                 raise ValueError(f"data.sources[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
-            part = (field[:, top:bottom, left:right] - config.offset) / config.range
-            regions.append(torch.from_numpy(np.ascontiguousarray(part)))
+            regions.append(normalised(field[:, top:bottom, left:right], config))
     return regions
+
+
+def normalised(values: np.ndarray, config: GANDataConfig) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray((values - config.offset) / config.range))
+
+
+def _days(field, source, config, role):
+    """The days of a role: the validation days are drawn from all, and leave the training days unless they stay."""
+    every = days(field, config.steps)
+    overlap = source.get("validation_stays", False)
+    training, validation = split_days(len(every), source["validation_days"], overlap=overlap)
+    return [every[k] for k in {"train": training, "validation": validation}.get(role, [])]
 
 
 def _quarters(shape, role):

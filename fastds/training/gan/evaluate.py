@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of scores on the regions kept out of training.
 
-python -m fastds.training.gan.evaluate --weights wgan-gp-small-x2 --config wgan-gp-small --data.path=FOLDER
+python -m fastds.training.gan.evaluate --weights FILE --config wgan-gp-small --data FOLDER
 """
 
 import json
@@ -103,12 +103,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The command: returns the exit status."""
     parser = ArgumentParser(prog="python -m fastds.training.gan.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, help="a shipped name or a safetensors file")
+    parser.add_argument("--config", required=True, help="training configuration that names the test regions")
+    parser.add_argument("--data", required=True, help="folder of its files")
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="file for all numbers")
-    options, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(arguments)
     try:
-        tables = evaluate(models.load(options.weights), parse_arguments(rest), options.members, options.seed)
+        config = parse_arguments(["--config", options.config, "--data.path", options.data])
+        tables = evaluate(models.load(options.weights), config, options.members, options.seed)
     except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"fastds.training.gan.evaluate: {error}", file=sys.stderr)
         return 2

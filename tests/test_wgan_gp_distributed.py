@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes with half of the batch each get the gradients of one process with all of it, penalty included."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from fastds.models.wgan_gp import CriticLoss, HumidityCritic
+
+
+def problem():
+    torch.manual_seed(4)
+    critic = HumidityCritic(width=4, down_blocks=1, post_blocks=1, reduction=2).double()
+    real, fake = (torch.randn(4, 2, 1, 8, 8, dtype=torch.float64) for _ in range(2))
+    return CriticLoss(critic), real, fake, torch.rand(4, dtype=torch.float64)
+
+
+def rank_main(rank, store, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    loss, *samples = problem()
+    wrapped = DistributedDataParallel(loss)
+    real, fake, epsilon = (t[2 * rank : 2 * rank + 2] for t in samples)
+    wrapped(real, fake, None, epsilon)[0].backward()
+    torch.save({k: p.grad for k, p in loss.named_parameters()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_ranks_equal_one_process(tmp_path):
+    mp.spawn(rank_main, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    loss, real, fake, epsilon = problem()
+    loss(real, fake, None, epsilon)[0].backward()
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, parameter in loss.named_parameters():
+        torch.testing.assert_close(
+            ranks[0][name], parameter.grad, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
