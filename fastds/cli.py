@@ -96,7 +96,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("input", metavar="IN.nc", help="the model's variables over latitude and longitude")
     parser.add_argument("--points", metavar="CSV", required=True, help="columns lat and lon, degrees; others are kept")
     parser.add_argument("--out", metavar="CSV", required=True, help="file to write")
-    parser.add_argument("--model", required=True, help="weights of an arbitrary-scale model")
+    parser.add_argument("--model", default="inr-small", help="shipped name or file of an arbitrary-scale model")
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
     return parser
 
@@ -139,7 +139,7 @@ def _downscale_ensemble(options) -> None:
     from fastds.downscaling.ensembles import downscale_ensemble_file
 
     chosen = {"members": options.members, "seed": options.seed, "variable": options.var, "level": options.level}
-    print(downscale_ensemble_file(options.input, options.output, model=options.model, **chosen))
+    print(downscale_ensemble_file(options.input, options.output, model=options.model or "inr-small", **chosen))
 
 
 def _downscale(options) -> None:
@@ -176,10 +176,8 @@ def _downscale(options) -> None:
 def _downscale_grid(options) -> None:
     from fastds.downscaling.grids import downscale_grid_file
 
-    if options.model is None:
-        raise ValueError("--scale, --grid and --like need --model, the weights of an arbitrary-scale model")
     chosen = {"scale": options.scale, "grid": options.grid, "like": options.like}
-    print(downscale_grid_file(options.input, options.output, model=options.model, **chosen))
+    print(downscale_grid_file(options.input, options.output, model=options.model or "inr-small", **chosen))
 
 
 def _query(options) -> None:
