@@ -40,6 +40,7 @@ int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward);
 
 // A planar copy (B, C', rows, columns): C' = C rounded up to 8, a frame of zeros as wide as the window reaches, columns
 // rounded up so that whole vectors may be read anywhere.
+namespace {
 struct AttentionPlanes {
     int64_t channels, rows, columns, before, after;
 
@@ -53,5 +54,6 @@ struct AttentionPlanes {
     int64_t plane() const { return rows * columns; }
     int64_t image() const { return channels * plane(); }
 };
+}  // namespace
 
 }  // namespace fastds
