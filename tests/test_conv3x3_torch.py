@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv3x3
+from fastds.ops.conv3x3 import winograd_pays
 from fastds.reference.conv3x3 import conv3x3 as reference
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -381,3 +382,23 @@ def test_gradient_of_the_registered_op_called_directly():
 def test_explain():
     arguments = op_arguments(Problem(), Problem().tensors(), "auto")
     assert fastds.explain("conv3x3", *arguments)["native"] == "chosen"
+
+
+@pytest.mark.parametrize(
+    "size,channels,outputs,dtype,backward,expected",
+    [
+        ((50, 50), 64, 64, torch.float32, False, True),
+        ((50, 50), 3, 64, torch.float32, False, False),  # few inputs: the library's kernel for them
+        ((50, 50), 3, 64, torch.float32, True, True),
+        ((50, 50), 8, 8, torch.bfloat16, False, False),
+        ((50, 50), 8, 8, torch.bfloat16, True, True),
+        ((50, 50), 24, 24, torch.bfloat16, False, True),
+        ((4, 4), 256, 256, torch.float32, False, False),  # one tile: reading the matrices is all the work
+    ],
+    ids=str,
+)
+def test_auto_rule(native, size, channels, outputs, dtype, backward, expected):
+    if native.isa() == "baseline":
+        expected = False
+    x = torch.zeros(1, channels, *size, dtype=dtype)
+    assert winograd_pays(x, channels, outputs, dtype, backward) is expected

@@ -14,8 +14,8 @@ void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, int gates, floa
     const int64_t inputs = adjoint ? w.O : w.C;
     // The outputs that the columns stand for; in the adjoint the rows.
     const ColumnMap outputs = column_map(w.O, w.C, shuffle, gates), map = adjoint ? column_map(w.C, w.O, 1, 0) : outputs;
-    const int64_t plane = conv3x3_packed_size(w, adjoint, gates) / kPoints;
     const ColumnBlocks cut = column_blocks<float>(map.columns);
+    const int64_t plane = packed_plane(inputs, cut);
     parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             int64_t block = 0;
@@ -53,7 +53,7 @@ void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, int gates, floa
 
 int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint, int gates) {
     const ColumnMap map = adjoint ? column_map(w.C, w.O, 1, 0) : column_map(w.O, w.C, 1, gates);
-    return kPoints * (adjoint ? w.O : w.C) * round_up(map.columns, kL);
+    return kPoints * packed_plane(adjoint ? w.O : w.C, column_blocks<float>(map.columns));
 }
 
 void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, int gates, float* packed, int threads) {

@@ -111,7 +111,7 @@ void run_block(const Conv3x3Call& call, const Layout& at, const Conv3x3Plan& pla
         case f64: break;
     }
     const ColumnBlocks cut = column_blocks<float>(outputs);
-    const int64_t plane = inputs * cut.vectors * kL;
+    const int64_t plane = packed_plane(inputs, cut);
     for (int64_t column_block = 0; column_block < cut.blocks;) {
         const int64_t begin = cut.vectors * column_block / cut.blocks;
         int64_t next = column_block, end = begin;

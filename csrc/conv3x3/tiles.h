@@ -47,6 +47,10 @@ inline ColumnMap column_map(int64_t outputs, int64_t inputs, int64_t shuffle, in
     return {columns, outputs, 1, gates, unit};
 }
 
+// Floats between the 36 packed matrices: an odd number of cache lines, so that the columns of a filter fall into different sets
+// of the caches (packing 128 x 128 filters took 5 times as long).
+FASTDS_HD int64_t packed_plane(int64_t inputs, const ColumnBlocks& cut) { return inputs * cut.vectors * kL + 16; }
+
 inline ColumnMap columns_of(const Conv3x3Call& call) {
     const int64_t outputs = call.sinks.channels() * (call.gates == 0 ? 1 : call.gates);
     return column_map(outputs, call.sources.channels(), call.shuffle, call.gates);
@@ -70,21 +74,33 @@ FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
     return rest < 0 ? rest + size : rest;
 }
 
-// Addresses of the n x n pixels of a tile in one view.
+// Where the N x N pixels of a tile lie in one view.
 template <class T, int N>
 struct Pixels {
-    const T* at[N * N];
-    int64_t next;  // from a pixel to that of the next tile
+    const T* first;      // of a tile inside the image
+    int64_t h, w;        // strides
+    const T* at[N * N];  // of any other tile
+
+    template <bool Inside>
+    FASTDS_HD const T* pixel(int i) const {
+        return Inside ? first + i / N * h + i % N * w : at[i];
+    }
 };
 
-template <class T, int N>
+// row, column: -1 for a pixel of zeros.
+template <bool Inside, class T, int N>
 FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3View& view, int64_t b, const int64_t* row,
                            const int64_t* column, const T* zeros) {
     const T* base = static_cast<const T*>(data) + b * view.b;
-    for (int r = 0; r < N; r++)
-        for (int c = 0; c < N; c++)
-            pixels.at[r * N + c] = row[r] < 0 || column[c] < 0 ? zeros : base + row[r] * view.h + column[c] * view.w;
-    pixels.next = 4 * view.w;
+    pixels.h = view.h;
+    pixels.w = view.w;
+    if constexpr (Inside) {
+        pixels.first = base + row[0] * view.h + column[0] * view.w;
+    } else {
+        for (int r = 0; r < N; r++)
+            for (int c = 0; c < N; c++)
+                pixels.at[r * N + c] = row[r] < 0 || column[c] < 0 ? zeros : base + row[r] * view.h + column[c] * view.w;
+    }
 }
 
 // `value`, or slope * value where the activation's output is not positive.
@@ -92,18 +108,17 @@ FASTDS_HD V activation_gradient(V value, V output, float slope) { return output 
 
 // Fetches what the next tile does not share with this one, too: rows of six pixels outrun the processor's own prefetching
 // (a fifth of the time of images larger than the caches).
-template <class T, int N, bool Signed>
+template <bool Inside, class T, int N, bool Signed>
 FASTDS_HD V load_pixel(const Pixels<T, N>& data, const Pixels<T, N>& sign, int i, int64_t channel, int count, float slope) {
+    const T* at = data.template pixel<Inside>(i) + channel;
+    const T* sign_at = Signed ? sign.template pixel<Inside>(i) + channel : nullptr;
     if (i % N >= N - 4) {
-        __builtin_prefetch(data.at[i] + channel + data.next);
-        if (Signed) __builtin_prefetch(sign.at[i] + channel + sign.next);
+        __builtin_prefetch(at + 4 * data.w);
+        if (Signed) __builtin_prefetch(sign_at + 4 * sign.w);
     }
-    if (count == kL) {
-        const V value = load_vec<kL>(data.at[i] + channel);
-        return Signed ? activation_gradient(value, load_vec<kL>(sign.at[i] + channel), slope) : value;
-    }
-    const V value = load_lanes(data.at[i] + channel, count);
-    return Signed ? activation_gradient(value, load_lanes(sign.at[i] + channel, count), slope) : value;
+    const V value = count == kL ? load_vec<kL>(at) : load_lanes(at, count);
+    if (!Signed) return value;
+    return activation_gradient(value, count == kL ? load_vec<kL>(sign_at) : load_lanes(sign_at, count), slope);
 }
 
 // A 2-D transform of N x N pixels of one vector of channels into 36 planes: one(in, out) transforms columns, then rows.
@@ -128,14 +143,6 @@ FASTDS_HD void transform_planes(const Pixel& pixel, const One& one, float* out, 
     }
 }
 
-// B^T d B of one tile and one vector of channels.
-template <class T, bool Signed>
-FASTDS_HD void transform_vector(const Pixels<T, 6>& data, const Pixels<T, 6>& sign, int64_t channel, int count, float slope,
-                                float* out, int64_t plane) {
-    transform_planes<6>([&](int i) { return load_pixel<T, 6, Signed>(data, sign, i, channel, count, slope); },
-                        [](const V(&d)[6], V(&v)[6]) { transform_input(d, v); }, out, plane);
-}
-
 // Rows and columns of the 6x6 inputs of a tile.
 struct InputWindow {
     int64_t row[6], column[6];
@@ -152,6 +159,24 @@ FASTDS_HD InputWindow input_window(const Conv3x3Geometry& g, const Tile& tile) {
     return w;
 }
 
+// B^T d B of one view's channels of one tile.
+template <bool Inside, class T, bool Signed>
+inline void transform_view(const Conv3x3View& view, const Tile& tile, const InputWindow& window, float slope, const T* zeros,
+                           float* out, int64_t plane) {
+    Pixels<T, 6> data, sign;
+    find_pixels<Inside>(data, view.data, view, tile.b, window.row, window.column, zeros);
+    if (Signed) find_pixels<Inside>(sign, view.sign, view, tile.b, window.row, window.column, zeros);
+    const auto transform = [](const V(&d)[6], V(&v)[6]) { transform_input(d, v); };
+    int64_t channel = 0;
+    for (; channel + kL <= view.channels; channel += kL)
+        transform_planes<6>([&](int i) { return load_pixel<Inside, T, 6, Signed>(data, sign, i, channel, kL, slope); }, transform,
+                            out + channel, plane);
+    const int rest = static_cast<int>(view.channels - channel);
+    if (rest > 0)
+        transform_planes<6>([&](int i) { return load_pixel<Inside, T, 6, Signed>(data, sign, i, channel, rest, slope); }, transform,
+                            out + channel, plane);
+}
+
 // Transforms all channels of one tile; out[p * plane + channel]. The last vector of a view writes past its channels, where the
 // next view then writes its own: the row needs source_columns() floats.
 template <class T, bool Signed>
@@ -160,14 +185,10 @@ inline void transform_tile(const Conv3x3Geometry& g, const Conv3x3Views& sources
     const InputWindow window = input_window(g, tile);
     for (int s = 0; s < sources.count; s++) {
         const Conv3x3View& view = sources.view[s];
-        Pixels<T, 6> data, sign;
-        find_pixels(data, view.data, view, tile.b, window.row, window.column, zeros);
-        if (Signed) find_pixels(sign, view.sign, view, tile.b, window.row, window.column, zeros);
-        int64_t channel = 0;
-        for (; channel + kL <= view.channels; channel += kL)
-            transform_vector<T, Signed>(data, sign, channel, kL, slope, out + channel, plane);
-        if (channel < view.channels)
-            transform_vector<T, Signed>(data, sign, channel, static_cast<int>(view.channels - channel), slope, out + channel, plane);
+        if (window.inside)
+            transform_view<true, T, Signed>(view, tile, window, slope, zeros, out, plane);
+        else
+            transform_view<false, T, Signed>(view, tile, window, slope, zeros, out, plane);
         out += view.channels;
     }
 }

@@ -83,17 +83,25 @@ def winograd_refusal(x: Tensor) -> str | None:
     return _native.missing()
 
 
-def winograd_pays(x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype) -> bool:
-    """The measured rule of "auto", on two AVX-512 cores against oneDNN: from 16 channels on both sides in float32, from
-    48 in the 16-bit types, whose library kernels have twice the rate. Below, transforms cost more than they save.
+def winograd_pays(x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool) -> bool:
+    """The measured rule of "auto", on two AVX-512 cores against oneDNN.
+
+    A field of few tiles does not pay for reading 36 matrices of channels x outputs. Beyond that the engine wins from 8
+    input channels in float32 and from 16 on both sides in the 16-bit types, whose library kernels have twice the rate;
+    in the backward pass everywhere in float32 and from 8 on both sides in the 16-bit types.
     """
     if _native.native().isa() == "baseline":
         return False
-    least = min(channels, outputs)
-    return least >= (16 if torch.float32 in (x.dtype, out_dtype) else 48)
+    batch, _, height, width = x.shape
+    tiles = batch * -(-height // 4) * -(-width // 4)
+    if 8192 * tiles < channels * outputs:
+        return False
+    if torch.float32 in (x.dtype, out_dtype):
+        return backward or channels >= 8
+    return min(channels, outputs) >= (8 if backward else 16)
 
 
-def _use_winograd(algorithm, x, channels, outputs, out_dtype) -> bool:
+def _use_winograd(algorithm, x, channels, outputs, out_dtype, backward) -> bool:
     if algorithm == "direct":
         return False
     reason = winograd_refusal(x)
@@ -101,7 +109,7 @@ def _use_winograd(algorithm, x, channels, outputs, out_dtype) -> bool:
         if reason is not None:
             raise RuntimeError(f"conv3x3: algorithm 'winograd' was asked for, but {reason}")
         return True
-    return reason is None and winograd_pays(x, channels, outputs, out_dtype)
+    return reason is None and winograd_pays(x, channels, outputs, out_dtype, backward)
 
 
 # ---- forward
@@ -116,7 +124,7 @@ def _run(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuff
     args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
     if x.shape[0] == 0:
         return _forward_fake(*args, algorithm)
-    winograd = _use_winograd(algorithm, x, weight.shape[1], weight.shape[0], out_dtype)
+    winograd = _use_winograd(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
     return _winograd.forward(*args) if winograd else _direct.forward(*args)
 
 
@@ -132,7 +140,7 @@ def _forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mo
 def _grad_x(grad, weight, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return _grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
-    if not _use_winograd(algorithm, grad, weight.shape[1], weight.shape[0], dtype):
+    if not _use_winograd(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True):
         return _direct.grad_x(grad, weight, padding_mode, dtype)
     (grad_x,) = _engine_grad_x(_direct.dense(grad), weight, padding_mode, 1, None, 0.0, [weight.shape[1]], dtype)
     return grad_x
@@ -152,7 +160,7 @@ def _grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return _grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    if not _use_winograd(algorithm, x, channels, grad.shape[1], dtype):
+    if not _use_winograd(algorithm, x, channels, grad.shape[1], dtype, True):
         return _direct.grad_weight(grad, x, x2, padding_mode, dtype)
     sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
     return _winograd.grad_weight(_direct.dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False)[0]
@@ -169,7 +177,7 @@ def _backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, a
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in _backward_fake(*args)]
     channels = weight.shape[1]
-    winograd = _use_winograd(algorithm, x, channels, weight.shape[0], grad_y.dtype)
+    winograd = _use_winograd(algorithm, x, channels, weight.shape[0], grad_y.dtype, True)
     grads = _backward_winograd(*args) if winograd else _direct.backward(*args)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
 
