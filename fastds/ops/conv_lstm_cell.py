@@ -60,7 +60,7 @@ def _fake(x, h, c, weight, bias, algorithm, keep):
 
 
 def _forward(x, h, c, weight, bias, algorithm, keep):
-    fused = c.dtype == torch.float32 and _use_winograd(algorithm, x, weight.shape[1], weight.shape[0], x.dtype)
+    fused = c.dtype == torch.float32 and _use_winograd(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, False)
     if fused and x.shape[0]:
         return _fused_forward(x, h, c, weight, bias, algorithm, keep)
     _check(x, h, c, weight, bias)
