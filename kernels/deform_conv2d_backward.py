@@ -44,6 +44,20 @@ def _scatter(grad_x_ptr, at, exists, channel, present, weight, grad):
 
 
 @triton.jit
+def _scatter_corners(
+    grad_x_ptr, at, row_step, column_step, top, bottom, left, right, m, ly, lx, channel, present, grad
+):  # fmt: skip
+    """grad_x += the bilinear weights of the four corners times grad."""
+    upper = m * (1.0 - ly)
+    lower = m * ly
+    _scatter(grad_x_ptr, at, top & left, channel, present, upper * (1.0 - lx), grad)
+    _scatter(grad_x_ptr, at + column_step, top & right, channel, present, upper * lx, grad)
+    at += row_step
+    _scatter(grad_x_ptr, at, bottom & left, channel, present, lower * (1.0 - lx), grad)
+    _scatter(grad_x_ptr, at + column_step, bottom & right, channel, present, lower * lx, grad)
+
+
+@triton.jit
 def _maps_kernel(
     grad_y_ptr, x_ptr, offset_ptr, mask_ptr, base_ptr, weight_ptr, grad_x_ptr, grad_offset_ptr, grad_mask_ptr,
     points, height, width, h_out, w_out, x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
@@ -59,6 +73,9 @@ def _maps_kernel(
     OFFSET_GROUPS: tl.constexpr = C // C_OFFSET
     PARTS: tl.constexpr = (SEGMENT + CHANNELS - 1) // CHANNELS
     STEPS: tl.constexpr = C_OFFSET // SEGMENT * PARTS
+    EIGHT: tl.constexpr = min(CHANNELS, 8)  # channels of a lane
+    PER_SEGMENT: tl.constexpr = CHANNELS // EIGHT
+    LANES: tl.constexpr = SEGMENTS * PER_SEGMENT
     first = tl.program_id(0)
     if WIDE:
         first = first.to(tl.int64)
@@ -74,20 +91,29 @@ def _maps_kernel(
     column = column * STRIDE_W - PAD_W
     g = tl.program_id(2) * SEGMENTS + tl.arange(0, SEGMENTS)
     known = valid[:, None] & (g < OFFSET_GROUPS)[None, :]
+    lane_g = tl.program_id(2) * SEGMENTS + tl.arange(0, LANES) // PER_SEGMENT
+    lane_c = tl.arange(0, LANES) % PER_SEGMENT * EIGHT
+    lane_known = valid[:, None] & (lane_g < OFFSET_GROUPS)[None, :]
+    within = lane_c[:, None] + tl.arange(0, EIGHT)[None, :]
     inner = tl.arange(0, SEGMENTS * CHANNELS)
+    ONE_BLOCK: tl.constexpr = C_GROUP == C and OUTPUTS <= BLOCK_N
+    if ONE_BLOCK:  # the same for all taps
+        o = tl.arange(0, BLOCK_N)
+        exists = valid[:, None] & (o < OUTPUTS)[None, :]
+        kept = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)
     for tap in range(TAPS_EACH):
         k = tl.program_id(1) * TAPS_EACH + tap
-        at_tap = g * TAPS + k
-        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+        at_tap = lane_g * TAPS + k
+        dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, lane_known, HAS_MASK, SIGMOID)
         y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
         x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
-        y0, x0, ly, lx, top, bottom, left, right = cell(y, x, known, height, width, WIDE)
+        y0, x0, ly, lx, top, bottom, left, right = cell(y, x, lane_known, height, width, WIDE)
         at = image[:, None] + y0 * x_h + x0 * x_w
         at_grad = (at_grad_x[:, None] + y0 * width + x0) * C
-        d0 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)  # sums over channels of gradient times corner
-        d1 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)
-        d2 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)
-        d3 = tl.zeros((BLOCK_M, SEGMENTS), tl.float32)
+        d0 = tl.zeros((BLOCK_M, LANES), tl.float32)  # sums over channels of gradient times corner
+        d1 = tl.zeros((BLOCK_M, LANES), tl.float32)
+        d2 = tl.zeros((BLOCK_M, LANES), tl.float32)
+        d3 = tl.zeros((BLOCK_M, LANES), tl.float32)
         for step in range(STEPS):
             # Segment `step // PARTS` of each of the offset groups: its channels c and the outputs that read them.
             start = step // PARTS * SEGMENT + step % PARTS * CHANNELS
@@ -101,9 +127,11 @@ def _maps_kernel(
             for o_first in range(lowest // C_GROUP * O_GROUP, (highest // C_GROUP + 1) * O_GROUP, BLOCK_N):
                 o = o_first + tl.arange(0, BLOCK_N)
                 o_exists = o < OUTPUTS
-                grad_y = tl.load(
-                    grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=valid[:, None] & o_exists[None, :], other=0.0
-                )
+                if ONE_BLOCK:
+                    grad_y = kept
+                else:
+                    exists = valid[:, None] & o_exists[None, :]
+                    grad_y = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)
                 linked = o_exists[:, None] & c_exists[None, :]
                 if C_GROUP == C:
                     at_weight = (o[:, None] * TAPS + k) * C_GROUP + c[None, :]
@@ -112,23 +140,48 @@ def _maps_kernel(
                     linked = linked & (o[:, None] // O_GROUP == (c // C_GROUP)[None, :])
                 w = tl.load(weight_ptr + at_weight, mask=linked, other=0.0)
                 acc = tl.dot(grad_y, w, acc, input_precision=PRECISION)
-            grad = tl.reshape(acc, (BLOCK_M, SEGMENTS, CHANNELS))
-            channel = g[:, None] * C_OFFSET + start + tl.arange(0, CHANNELS)[None, :]
-            present = (g < OFFSET_GROUPS)[:, None]
+            grad = tl.reshape(acc, (BLOCK_M, LANES, EIGHT))
+            channel = (lane_g * C_OFFSET + start)[:, None] + within
+            present = (lane_g < OFFSET_GROUPS)[:, None]
             if SEGMENT % CHANNELS != 0:
-                present = present & (step % PARTS * CHANNELS + tl.arange(0, CHANNELS) < SEGMENT)[None, :]
+                present = present & (step % PARTS * CHANNELS + within < SEGMENT)
             if WANT_OFFSET or WANT_MASK:
                 d0 += tl.sum(grad * corner(x_ptr, at, top & left, channel, present), 2)
                 d1 += tl.sum(grad * corner(x_ptr, at + x_w, top & right, channel, present), 2)
                 d2 += tl.sum(grad * corner(x_ptr, at + x_h, bottom & left, channel, present), 2)
                 d3 += tl.sum(grad * corner(x_ptr, at + x_h + x_w, bottom & right, channel, present), 2)
-            if WANT_X:
-                upper = m * (1.0 - ly)
-                lower = m * ly
-                _scatter(grad_x_ptr, at_grad, top & left, channel, present, upper * (1.0 - lx), grad)
-                _scatter(grad_x_ptr, at_grad + C, top & right, channel, present, upper * lx, grad)
-                _scatter(grad_x_ptr, at_grad + width * C, bottom & left, channel, present, lower * (1.0 - lx), grad)
-                _scatter(grad_x_ptr, at_grad + width * C + C, bottom & right, channel, present, lower * lx, grad)
+            if WANT_X and EIGHT == 8:
+                # Four float32 values are one addition: halves of what a lane holds, so that nothing changes lanes.
+                halves = tl.permute(tl.reshape(grad, (BLOCK_M, LANES, 2, 4)), (0, 1, 3, 2))
+                near, far = tl.split(halves)
+                four = (lane_g * C_OFFSET + start + lane_c)[:, None] + tl.arange(0, 4)[None, :]
+                some = (lane_g < OFFSET_GROUPS)[:, None]
+                rest = some
+                if SEGMENT % CHANNELS != 0:
+                    last = SEGMENT - step % PARTS * CHANNELS - lane_c[:, None]
+                    some = some & (tl.arange(0, 4)[None, :] < last)
+                    rest = rest & (tl.arange(0, 4)[None, :] + 4 < last)
+                _scatter_corners(
+                    grad_x_ptr, at_grad, width * C, C, top, bottom, left, right, m, ly, lx, four, some, near
+                )
+                _scatter_corners(
+                    grad_x_ptr, at_grad, width * C, C, top, bottom, left, right, m, ly, lx, four + 4, rest, far
+                )
+            elif WANT_X:
+                _scatter_corners(
+                    grad_x_ptr, at_grad, width * C, C, top, bottom, left, right, m, ly, lx, channel, present, grad
+                )
+        if PER_SEGMENT > 1:  # the lanes of a segment share its offset and mask
+            d0 = tl.sum(tl.reshape(d0, (BLOCK_M, SEGMENTS, PER_SEGMENT)), 2)
+            d1 = tl.sum(tl.reshape(d1, (BLOCK_M, SEGMENTS, PER_SEGMENT)), 2)
+            d2 = tl.sum(tl.reshape(d2, (BLOCK_M, SEGMENTS, PER_SEGMENT)), 2)
+            d3 = tl.sum(tl.reshape(d3, (BLOCK_M, SEGMENTS, PER_SEGMENT)), 2)
+            if WANT_OFFSET or WANT_MASK:
+                at_tap = g * TAPS + k
+                dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
+                y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
+                x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
+                y0, x0, ly, lx, top, bottom, left, right = cell(y, x, known, height, width, WIDE)
         if WANT_OFFSET:
             to = grad_offset_ptr + p[:, None] * grad_offset_p + 2 * at_tap[None, :]
             grad_dy = m * ((1.0 - lx) * (d2 - d0) + lx * (d3 - d1))

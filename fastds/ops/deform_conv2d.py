@@ -178,8 +178,9 @@ def prefers_triton(input, weight) -> bool:
 
     Chosen from the machine code and the roofline of ops.md; no GPU has measured it yet.
     """
-    fits = weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
-    return input.device.type == "cuda" and input.dtype in (torch.float16, torch.bfloat16) and fits
+    if input.device.type != "cuda" or input.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
 
 
 def _refuses_backward(grad_y, wanted):
