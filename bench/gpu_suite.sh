@@ -119,7 +119,7 @@ sanitizer() {
 
 bench() {
   local options=(--seconds 150)
-  [ "$dry" = 1 ] && options=(--device cpu --seconds 60)
+  [ "$dry" = 1 ] && options=(--device cpu --seconds 170)
   "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json" || return
   local save=(--save)
   [ "$dry" = 1 ] && save=()
