@@ -63,6 +63,14 @@ FASTDS_HD Vec<float, N> load_vec(const BFloat16* p) {
     if constexpr (N == 1) {
         return load(*p);
     } else {
+#if defined(__AVX512F__)
+        if constexpr (N == 16)
+            return (Vec<float, N>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#endif
+#if defined(__AVX2__)  // GCC 12 widens eight numbers in two halves
+        if constexpr (N == 8)
+            return (Vec<float, N>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#endif
         Vec<uint16_t, N> bits;
         __builtin_memcpy(&bits, p, sizeof(bits));
         return (Vec<float, N>)(__builtin_convertvector(bits, Vec<uint32_t, N>) << 16);
@@ -129,6 +137,23 @@ FASTDS_HD void store_vec(Half* p, Vec<float, N> v) {
     }
 }
 
+// The first `count` values, zeros in the lanes after them; count may exceed N.
+template <int N, class T>
+FASTDS_HD Vec<compute_t<T>, N> load_first(const T* p, int64_t count) {
+    if (count >= N) return load_vec<N>(p);
+#if defined(__AVX512BW__)
+    const uint32_t first = (1u << (count > 0 ? count : 0)) - 1;
+    if constexpr (N == 16 && sizeof(T) == 4) return (Vec<float, N>)_mm512_maskz_loadu_ps(first, p);
+    if constexpr (N == 16 && sizeof(T) == 2) {
+        const __m256i bits = _mm256_maskz_loadu_epi16(first, p);
+        return load_vec<N>((const T*)&bits);
+    }
+#endif
+    T lanes[N] = {};
+    for (int i = 0; i < count; i++) lanes[i] = p[i];
+    return load_vec<N>(lanes);
+}
+
 // The first `count` lanes only; count may exceed N.
 template <int N, class T>
 FASTDS_HD void store_first(T* p, Vec<compute_t<T>, N> v, int64_t count) {
@@ -136,6 +161,12 @@ FASTDS_HD void store_first(T* p, Vec<compute_t<T>, N> v, int64_t count) {
         store_vec<N>(p, v);
         return;
     }
+#if defined(__AVX512F__)
+    if constexpr (N * sizeof(T) == 64 && sizeof(T) == 4) {
+        _mm512_mask_storeu_ps(p, (1u << (count > 0 ? count : 0)) - 1, (__m512)v);
+        return;
+    }
+#endif
     compute_t<T> lanes[N];
     __builtin_memcpy(lanes, &v, sizeof(v));
     for (int i = 0; i < count; i++) p[i] = store<T>(lanes[i]);
@@ -152,6 +183,42 @@ FASTDS_HD void add_first(A* p, Vec<A, N> v, int64_t count) {
     for (int i = 0; i < count; i++) p[i] += lanes[i];
 }
 
+// a0 a1 a2 .. and b0 b1 b2 .. from a0 b0 a1 b1 ..
+template <class A, int N>
+FASTDS_HD void split_pairs(const Vec<A, N>& first, const Vec<A, N>& second, Vec<A, N>& a, Vec<A, N>& b) {
+    if constexpr (N == 16) {
+        a = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    } else if constexpr (N == 8) {
+        a = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14);
+        b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
+    } else if constexpr (N == 4) {
+        a = __builtin_shufflevector(first, second, 0, 2, 4, 6);
+        b = __builtin_shufflevector(first, second, 1, 3, 5, 7);
+    } else {
+        a = __builtin_shufflevector(first, second, 0, 2);
+        b = __builtin_shufflevector(first, second, 1, 3);
+    }
+}
+
+// The way back: a0 b0 a1 b1 .. as two vectors.
+template <class A, int N>
+FASTDS_HD void interleave(const Vec<A, N>& a, const Vec<A, N>& b, Vec<A, N>& first, Vec<A, N>& second) {
+    if constexpr (N == 16) {
+        first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        second = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    } else if constexpr (N == 8) {
+        first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+        second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    } else if constexpr (N == 4) {
+        first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    } else {
+        first = __builtin_shufflevector(a, b, 0, 2);
+        second = __builtin_shufflevector(a, b, 1, 3);
+    }
+}
+
 template <int I, class V>
 FASTDS_HD auto half_of(const V& v) {
     using S = __typeof__(+v[0]);
@@ -160,6 +227,76 @@ FASTDS_HD auto half_of(const V& v) {
     __builtin_memcpy(&part, (const char*)&v + I * sizeof(part), sizeof(part));
     return part;
 }
+
+// True where no lane of a comparison's result is 0.
+template <class V>
+FASTDS_HD bool all_lanes(const V& v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64 && sizeof(v[0]) == 4) return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) == 0xffff;
+    if constexpr (sizeof(V) == 64 && sizeof(v[0]) == 8) return _mm512_test_epi64_mask((__m512i)v, (__m512i)v) == 0xff;
+#elif defined(__AVX2__)
+    if constexpr (sizeof(V) == 32) return _mm256_movemask_epi8((__m256i)v) == -1;
+#endif
+    bool all = true;
+    for (unsigned i = 0; i < sizeof(v) / sizeof(v[0]); i++) all &= v[i] != 0;
+    return all;
+}
+
+// All lanes combined by f, which takes two vectors or two elements.
+template <class S, int N, class F>
+FASTDS_HD S fold(const Vec<S, N>& v, const F& f) {
+    if constexpr (N == 2) {
+        return f(S(v[0]), S(v[1]));
+    } else {
+        return fold<S, N / 2>(f(half_of<0>(v), half_of<1>(v)), f);
+    }
+}
+
+// The numbers p[0] .. p[3], each in all lanes of a vector. One load and a permutation each where loads are the scarcer.
+template <int N, class A>
+FASTDS_HD void broadcast4(const A* p, Vec<A, N> (&v)[4]) {
+#if defined(__AVX512F__)
+    if constexpr (N == 16 && sizeof(A) == 4) {
+        const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps((const float*)p));
+        v[0] = (Vec<A, N>)_mm512_permute_ps(four, 0x00);
+        v[1] = (Vec<A, N>)_mm512_permute_ps(four, 0x55);
+        v[2] = (Vec<A, N>)_mm512_permute_ps(four, 0xaa);
+        v[3] = (Vec<A, N>)_mm512_permute_ps(four, 0xff);
+        return;
+    }
+#endif
+#if defined(__AVX__)
+    if constexpr (N == 8 && sizeof(A) == 4) {
+        const __m256 four = _mm256_broadcast_ps((const __m128*)p);
+        v[0] = (Vec<A, N>)_mm256_permute_ps(four, 0x00);
+        v[1] = (Vec<A, N>)_mm256_permute_ps(four, 0x55);
+        v[2] = (Vec<A, N>)_mm256_permute_ps(four, 0xaa);
+        v[3] = (Vec<A, N>)_mm256_permute_ps(four, 0xff);
+        return;
+    }
+#endif
+    for (int i = 0; i < 4; i++) v[i] = broadcast<A, N>(p[i]);
+}
+
+#if defined(__AVX512F__)
+// Two runs of eight numbers in one vector, and the same for broadcast4 with p[0] .. p[3] and p[4] .. p[7].
+FASTDS_HD Vec<float, 16> load_two(const float* a, const float* b) {
+    return (Vec<float, 16>)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b), 1);
+}
+template <class T>
+FASTDS_HD Vec<float, 16> load_two(const T* a, const T* b) {
+    T both[16];
+    const __m256i bits = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)a)),
+                                                 _mm_loadu_si128((const __m128i*)b), 1);
+    _mm256_storeu_si256((__m256i*)both, bits);
+    return load_vec<16>(both);
+}
+FASTDS_HD void broadcast4_two(const float* p, Vec<float, 16> (&v)[4]) {
+    const __m512 both = _mm512_castps256_ps512(_mm256_loadu_ps(p));
+    const __m512i at = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4);
+    for (int i = 0; i < 4; i++) v[i] = (Vec<float, 16>)_mm512_permutexvar_ps(_mm512_add_epi32(at, _mm512_set1_epi32(i)), both);
+}
+#endif
 
 // The sums of the lanes of four vectors, as one vector of four.
 template <class A>

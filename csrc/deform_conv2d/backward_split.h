@@ -2,8 +2,8 @@
 // How the backward of deform_conv2d is cut into tasks: a function of the shape alone, so that every sum has one order whatever
 // the thread count, and the workspace is known before the call.
 //
-// A task is (chunk of images, slice of channels, band of output pixels). A slice is whole offset groups, so that it owns their
-// offset and mask gradients and its channels of grad_x. Where images and slices alone give too few tasks, the pixels of an
+// A task is (chunk of images, slice of channels, band of output rows). A slice is whole offset groups, so that it owns their
+// offset and mask gradients and its channels of grad_x. Where images and slices alone give too few tasks, the rows of an
 // image are cut into bands; each then adds to a private copy of its slice of grad_x, and the copies are summed afterwards.
 #pragma once
 #include "deform_conv2d/params.h"
@@ -14,7 +14,7 @@ namespace {
 
 struct BackwardSplit {
     explicit BackwardSplit(const DeformConv2dDims& d) {
-        constexpr int64_t kSliceChannels = 16, kTasks = 16, kMostTasks = 64, kBandPixels = 512;
+        constexpr int64_t kSliceChannels = 64, kTasks = 16, kMostTasks = 64, kBandPixels = 512;
         const int64_t per_group = d.C / d.offset_groups, pixels = d.Ho * d.Wo;
         slice_groups = (kSliceChannels + per_group - 1) / per_group;
         if (slice_groups > d.offset_groups) slice_groups = d.offset_groups;
@@ -24,6 +24,7 @@ struct BackwardSplit {
         if (chunks > d.B) chunks = d.B;
         const int64_t wanted = d.B > 0 ? (kTasks + d.B * slices - 1) / (d.B * slices) : 1;
         bands = wanted < pixels / kBandPixels ? wanted : pixels / kBandPixels;
+        if (bands > d.Ho) bands = d.Ho;
         if (bands < 1) bands = 1;
         if (bands > 1) chunks = d.B;  // a private copy belongs to one image
     }

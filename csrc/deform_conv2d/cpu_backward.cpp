@@ -3,8 +3,7 @@
 // from a product with the packed weights; they are scattered to grad_x, give the gradients of offset and mask, and are replaced
 // by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
 #include "core/parallel.h"
-#include "deform_conv2d/backward_split.h"
-#include "core/gemm.h"
+#include "deform_conv2d/backward_parts.h"
 #include "deform_conv2d/scatter.h"
 
 namespace fastds {
@@ -13,75 +12,41 @@ namespace {
 
 constexpr int64_t kPanel = 48;  // output pixels, a multiple of every tile_rows
 
-// What a slice and a convolution group have in common: channels [begin, end). In a row of columns (tap, channel of the slice)
-// they are one run where they are the whole slice, else one run per tap.
-struct Part {
-    int64_t group, begin, end;
-    int64_t runs, run_columns, first, stride;  // of the runs in a row of columns
-    int64_t packed, partial;                   // elements before this part in the packed weights and a partial grad_weight
-    int64_t slice;
-};
-
-// All parts, in the order of slices; those of a slice are [begin[slice], begin[slice + 1]).
-struct Parts {
-    template <class Step>
-    Parts(const DeformConv2dDims& d, const BackwardSplit& split, Step)
-        : list(d.groups + split.slices), begin(split.slices + 1), K(d.kh * d.kw), out(d.O / d.groups) {
-        const int64_t in = d.C / d.groups;
-        for (int64_t slice = 0; slice < split.slices; slice++) {
-            begin[slice] = count;
-            const int64_t c0 = slice * split.slice_channels;
-            const int64_t c1 = c0 + split.slice_channels < d.C ? c0 + split.slice_channels : d.C;
-            for (int64_t g = c0 / in; g * in < c1; g++) {
-                Part part{};
-                part.group = g;
-                part.slice = slice;
-                part.begin = g * in > c0 ? g * in : c0;
-                part.end = (g + 1) * in < c1 ? (g + 1) * in : c1;
-                const int64_t width = part.end - part.begin, whole = width == c1 - c0;
-                part.runs = whole ? 1 : K;
-                part.run_columns = whole ? K * width : width;
-                part.first = part.begin - c0;
-                part.stride = c1 - c0;
-                part.packed = packed_elements;
-                part.partial = partial_elements;
-                packed_elements += part.runs * packed_size<Step>(part.run_columns, out);
-                partial_elements += out * K * width;
-                list[count++] = part;
-            }
-        }
-        begin[split.slices] = count;
-    }
-    const Buffer<Part> list;
-    const Buffer<int64_t> begin;
-    const int64_t K, out;
-    int64_t count = 0, packed_elements = 0, partial_elements = 0;
-};
-
+// What a task works with: its samples, and the panel in hand.
 template <class T>
+struct Scratch {
+    using A = compute_t<T>;
+    Scratch(const Plan<A>& plan, int64_t column_row)
+        : samples(plan.padded), columns(kPanel * column_row), grad_y(kPanel * plan.d.O), products(4 * plan.padded),
+          stored_grad_y(kPanel * plan.d.O) {}
+    const Samples<A> samples;
+    const Buffer<A> columns, grad_y, products;
+    const Buffer<T> stored_grad_y;
+};
+
+// ColumnStep: how the product that gives the gradients of the columns multiplies.
+template <class T, class ColumnStep>
 struct Backward {
     using A = compute_t<T>;
-    using Step = FmaStep<A>;
+    using Stored = typename ColumnStep::Stored;
 
     const DeformConv2dDims& d;
     const DeformConv2dBackward& t;
     const int threads;
     const BackwardSplit split{d};
     const BackwardWorkspace layout{d, split, sizeof(A)};
-    const Parts parts{d, split, Step{}};
+    const Parts parts{d, split, ColumnStep{}};
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
     const int64_t column_row = round_up(K * split.slice_channels, 16);
     const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
     const bool column_grads = sample_grads || t.grad_x != nullptr;
-    const Buffer<A> packed{column_grads ? parts.packed_elements : 0};
+    const Buffer<Stored> packed{column_grads ? parts.packed_elements : 0};
 
     void run() {
         if (column_grads) pack_weights();
         if (column_grads || t.grad_weight != nullptr || t.grad_bias != nullptr)
             parallel_tasks(split.tasks(), threads, [&](const auto& next) {
-                const Buffer<A> columns(kPanel * column_row), grad_y(kPanel * d.O);
-                const Buffer<A> products(4 * round_up(split.slice_groups * K, kLanes<A>));
-                for (int64_t task; (task = next()) >= 0;) run_task(task, columns, grad_y, products);
+                for (int64_t task; (task = next()) >= 0;) run_task(task);
             });
         if (t.grad_weight != nullptr) sum_weight();
         if (t.grad_bias != nullptr) sum_bias();
@@ -107,23 +72,24 @@ struct Backward {
             for (int64_t i = first; i < last; i++) {
                 const Part& part = parts.list[i];
                 const int64_t width = part.end - part.begin;
-                A* to = packed + part.packed;
-                for (int64_t run = 0; run < part.runs; run++, to += packed_size<Step>(part.run_columns, out))
-                    pack<Step>(to, part.run_columns, out, [&](int64_t o, int64_t column) {
+                Stored* to = packed + part.packed;
+                for (int64_t run = 0; run < part.runs; run++, to += packed_size<ColumnStep>(part.run_columns, out))
+                    pack<ColumnStep>(to, part.run_columns, out, [&](int64_t o, int64_t column) {
                         const int64_t k = run + column / width, c = part.begin + column % width - part.group * in;
-                        return static_cast<A>(load(weight[((part.group * out + o) * in + c) * K + k]));
+                        return store<Stored>(load(weight[((part.group * out + o) * in + c) * K + k]));
                     });
             }
         });
     }
 
-    void run_task(int64_t task, A* columns, A* grad_y, A* products) const {
+    void run_task(int64_t task) const {
         const int64_t slice = task % split.slices, partial = task / split.slices;
         const int64_t chunk = partial / split.bands, band = partial % split.bands;
         const int64_t first = slice * split.slice_groups;
         const int64_t groups = d.offset_groups - first < split.slice_groups ? d.offset_groups - first : split.slice_groups;
-        const Plan<A> plan(d, first, groups, {d.x_h, d.x_w});
-        const Samples<A> samples(plan.padded);
+        const Plan<A> plan(d, first, groups, false);
+        const Image x(d, d.x_h, d.x_w);
+        const Scratch<T> scratch(plan, column_row);
         const int64_t channels = groups * plan.per_group;
         // grad_x itself where this task alone writes the slice in the accumulator's type.
         const bool direct = split.bands == 1 && sizeof(T) == sizeof(A);
@@ -137,40 +103,54 @@ struct Backward {
         if (bias != nullptr) __builtin_memset(bias, 0, d.O * sizeof(A));
 
         for (int64_t b = d.B * chunk / split.chunks; b < d.B * (chunk + 1) / split.chunks; b++) {
-            GradImage<A> image{own, {d.W * channels, channels}, d.W, channels, 0, 0};
-            if (split.bands > 1) image.data = copy(task);
+            GradImage<A> grad_x{own, Image(d, d.W * channels, channels), d.W, channels, 0, 0};
+            if (split.bands > 1) grad_x.data = copy(task);
             if (direct) {
-                image.data = static_cast<A*>(t.grad_x) + b * d.H * d.W * d.C + first * plan.per_group;
-                image.strides = {d.W * d.C, d.C};
+                grad_x.data = static_cast<A*>(t.grad_x) + b * d.H * d.W * d.C + first * plan.per_group;
+                grad_x.image = Image(d, d.W * d.C, d.C);
             }
-            const int64_t end = pixels * (band + 1) / split.bands;
-            for (int64_t p = pixels * band / split.bands; p < end; p += kPanel) {
-                const int64_t n = end - p < kPanel ? end - p : kPanel;
-                load_grad_y(b * pixels + p, n, grad_y, bias);
-                if (column_grads) multiply_columns(slice, n, grad_y, columns);
-                run_samples(plan, samples, b, p, n, columns, products, image);
-                if (t.grad_weight != nullptr) add_weight(slice, n, grad_y, columns, partial_weight(partial));
+            const int64_t row_begin = d.Ho * band / split.bands, row_end = d.Ho * (band + 1) / split.bands;
+            const int64_t count = (row_end - row_begin) * d.Wo;
+            PixelWalk walk(d, row_begin, row_end, d.W * channels * (sizeof(T) + sizeof(A)));
+            Prefetch<T, A> prefetch(plan, x, static_cast<const T*>(t.x) + first * plan.per_group, t.offset, t.mask, walk);
+            walk.start(b * count);
+            for (int64_t p = 0; p < count; p += kPanel) {
+                const int64_t n = count - p < kPanel ? count - p : kPanel;
+                load_grad_y(walk, n, scratch, bias);
+                if (column_grads) multiply_columns(slice, n, scratch);
+                run_samples(plan, x, walk, n, scratch, grad_x);
+                if (t.grad_weight == nullptr) continue;
+                prefetch.start(walk, count - p - n < kPanel ? count - p - n : kPanel);
+                add_weight(slice, n, scratch.grad_y, scratch.columns, partial_weight(partial), prefetch);
             }
             if (t.grad_x == nullptr) continue;
             if (direct) {
-                image.zero(0, image.begin);
-                image.zero(image.end, d.H);
+                grad_x.zero(0, grad_x.begin);
+                grad_x.zero(grad_x.end, d.H);
             } else if (split.bands == 1) {
-                write_slice(b, first * plan.per_group, image);
+                write_slice(b, first * plan.per_group, grad_x);
             } else {
-                copy_rows(task) = {image.begin, image.end};
+                copy_rows(task) = {grad_x.begin, grad_x.end};
             }
         }
     }
 
+    int64_t pixel(const PixelWalk& at) const { return (at.b * d.Ho + at.i) * d.Wo + at.j; }
+
     // Pixels past n become zeros: tiles read whole rows.
-    void load_grad_y(int64_t pixel, int64_t n, A* grad_y, A* bias) const {
-        const T* from = static_cast<const T*>(t.grad_y) + pixel * d.O;
-        for_channels<A>(n * d.O, [&](auto lanes, int64_t i) {
-            constexpr int N = decltype(lanes)::value;
-            store_vec<N>(grad_y + i, load_vec<N>(from + i));
-        });
+    void load_grad_y(PixelWalk walk, int64_t n, const Scratch<T>& scratch, A* bias) const {
+        A* grad_y = scratch.grad_y;
+        T* stored = scratch.stored_grad_y;
+        for (int64_t p = 0; p < n; p++, walk.next()) {
+            const T* from = static_cast<const T*>(t.grad_y) + pixel(walk) * d.O;
+            if constexpr (ColumnStep::terms > 1) __builtin_memcpy(stored + p * d.O, from, d.O * sizeof(T));
+            for_channels<A>(d.O, [&](auto lanes, int64_t o) {
+                constexpr int N = decltype(lanes)::value;
+                store_vec<N>(grad_y + p * d.O + o, load_vec<N>(from + o));
+            });
+        }
         __builtin_memset(grad_y + n * d.O, 0, (kPanel - n) * d.O * sizeof(A));
+        if constexpr (ColumnStep::terms > 1) __builtin_memset(stored + n * d.O, 0, (kPanel - n) * d.O * sizeof(T));
         if (bias == nullptr) return;
         for_channels<A>(d.O, [&](auto lanes, int64_t o) {
             constexpr int N = decltype(lanes)::value;
@@ -180,18 +160,25 @@ struct Backward {
         });
     }
 
-    void multiply_columns(int64_t slice, int64_t n, const A* grad_y, A* columns) const {
+    void multiply_columns(int64_t slice, int64_t n, const Scratch<T>& scratch) const {
+        constexpr int64_t terms = ColumnStep::terms;
+        const Stored* grad_y;
+        if constexpr (terms > 1) {
+            grad_y = scratch.stored_grad_y;
+        } else {
+            grad_y = scratch.grad_y;
+        }
         for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
             const Part& part = parts.list[i];
-            const A *b = packed + part.packed, *a = grad_y + part.group * out;
+            const Stored *b = packed + part.packed, *a = grad_y + part.group * out;
             for (int64_t run = 0; run < part.runs; run++) {
-                A* to = columns + part.first + run * part.stride;
-                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) {
+                A* to = scratch.columns + part.first + run * part.stride;
+                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
                     constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
                     for (int64_t r = 0; r < n; r += MR) {
                         Vec<A> acc[MR][NV];
                         clear<A>(acc);
-                        multiply<Step>(acc, a + r * d.O, d.O, 1, b, NV * lanes, out);
+                        multiply<ColumnStep>(acc, a + r * d.O, d.O, terms, b, NV * lanes * terms, out / terms);
 #pragma GCC unroll 12
                         for (int m = 0; m < MR; m++)
 #pragma GCC unroll 4
@@ -205,54 +192,60 @@ struct Backward {
         }
     }
 
-    void run_samples(const Plan<A>& plan, const Samples<A>& samples, int64_t b, int64_t p0, int64_t n, A* columns, A* products,
-                     GradImage<A>& image) const {
-        const T* x = static_cast<const T*>(t.x) + b * d.x_b + plan.first * plan.per_group;
-        const int64_t tap = plan.groups * plan.per_group;
-        if (!column_grads && t.grad_weight == nullptr) return;
-        for (int64_t p = p0; p < p0 + n; p++, columns += column_row) {
-            const int64_t i = p / d.Wo, j = p % d.Wo;
-            read_samples<T>(plan, t.offset, t.mask, b, i, j, samples);
-            const RowRange rows = locate<true>(plan, i, j, image.strides, samples);
+    // The n samples from walk on, which it leaves behind it.
+    void run_samples(const Plan<A>& plan, const Image& image, PixelWalk& walk, int64_t n, const Scratch<T>& scratch,
+                     GradImage<A>& grad_x) const {
+        const T* x = static_cast<const T*>(t.x) + walk.b * d.x_b + plan.first * plan.per_group;
+        const Samples<A>& samples = scratch.samples;
+        A *columns = scratch.columns, *products = scratch.products;
+        for (int64_t p = 0; p < n; p++, columns += column_row, walk.next()) {
+            if (!column_grads && t.grad_weight == nullptr) continue;
+            const RowRange rows = locate<true, T>(plan, t.offset, t.mask, walk, image, grad_x.image, samples);
             if (t.grad_x != nullptr) {
-                image.touch(rows);
-                scatter_any(plan, samples, columns, tap, image);
+                grad_x.touch(rows);
+                scatter<A>(plan, samples, columns, grad_x);
             }
-            if (!sample_grads) {
-                if (t.grad_weight != nullptr) gather_any(plan, samples, x, columns, tap);
-                continue;
-            }
-            if (t.grad_weight != nullptr) {
-                take_products_any<true>(plan, samples, x, columns, tap, products);
-            } else {
-                take_products_any<false>(plan, samples, x, columns, tap, products);
-            }
-            const int64_t q = ((b * pixels + p) * d.offset_groups + plan.first) * K;
-            T* mask = t.grad_mask != nullptr ? static_cast<T*>(t.grad_mask) + q : nullptr;
-            if (d.offset_dtype == d.dtype) {
-                T* offset = t.grad_offset != nullptr ? static_cast<T*>(t.grad_offset) + 2 * q : nullptr;
-                write_sample_gradients(plan, samples, products, offset, mask);
-            } else {
-                float* offset = t.grad_offset != nullptr ? static_cast<float*>(t.grad_offset) + 2 * q : nullptr;
-                write_sample_gradients(plan, samples, products, offset, mask);
+            if (sample_grads) {
+                if (t.grad_weight != nullptr) {
+                    take_products<true>(plan, samples, image, x, columns, products);
+                } else {
+                    take_products<false>(plan, samples, image, x, columns, products);
+                }
+                write_gradients(plan, samples, pixel(walk), products);
+            } else if (t.grad_weight != nullptr) {
+                gather<A>(plan, samples, image, x, columns);
             }
         }
     }
 
+    void write_gradients(const Plan<A>& plan, const Samples<A>& samples, int64_t pixel, const A* products) const {
+        const int64_t q = (pixel * d.offset_groups + plan.first) * K;
+        T* mask = t.grad_mask != nullptr ? static_cast<T*>(t.grad_mask) + q : nullptr;
+        if (d.offset_dtype == d.dtype) {
+            T* offset = t.grad_offset != nullptr ? static_cast<T*>(t.grad_offset) + 2 * q : nullptr;
+            write_sample_gradients(plan, samples, products, offset, mask);
+        } else {
+            float* offset = t.grad_offset != nullptr ? static_cast<float*>(t.grad_offset) + 2 * q : nullptr;
+            write_sample_gradients(plan, samples, products, offset, mask);
+        }
+    }
+
     // partial += grad_y^T * columns: (output channel, tap, channel of the part); each panel is summed from zero.
-    void add_weight(int64_t slice, int64_t n, const A* grad_y, const A* columns, A* partial) const {
+    void add_weight(int64_t slice, int64_t n, const A* grad_y, const A* columns, A* partial,
+                    Prefetch<T, A>& prefetch) const {
         for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
             const Part& part = parts.list[i];
             const int64_t row = part.runs * part.run_columns;
             for (int64_t run = 0; run < part.runs; run++) {
                 const A *b = columns + part.first + run * part.stride, *a = grad_y + part.group * out;
                 A* to = partial + part.partial + run * part.run_columns;
-                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) {
+                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
                     constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
                     for (int64_t o = 0; o < out; o += MR) {
                         Vec<A> acc[MR][NV];
                         clear<A>(acc);
-                        multiply<Step>(acc, a + o, 1, d.O, b + column, column_row, n);
+                        prefetch.fetch(2);
+                        multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
                         const int64_t rows = out - o < MR ? out - o : MR;
 #pragma GCC unroll 12
                         for (int m = 0; m < MR; m++) {
@@ -296,13 +289,13 @@ struct Backward {
     }
 
     // From an accumulator of this thread to grad_x.
-    void write_slice(int64_t b, int64_t first_channel, const GradImage<A>& image) const {
+    void write_slice(int64_t b, int64_t first_channel, const GradImage<A>& grad_x) const {
         for (int64_t y = 0; y < d.H; y++) {
             T* to = static_cast<T*>(t.grad_x) + (b * d.H + y) * d.W * d.C + first_channel;
-            const A* from = image.data + y * image.strides.row;
-            const bool valid = y >= image.begin && y < image.end;
-            for (int64_t x = 0; x < d.W; x++, to += d.C, from += image.channels) {
-                for_channels<A>(image.channels, [&](auto lanes, int64_t c) {
+            const A* from = grad_x.data + y * grad_x.image.row;
+            const bool valid = y >= grad_x.begin && y < grad_x.end;
+            for (int64_t x = 0; x < d.W; x++, to += d.C, from += grad_x.channels) {
+                for_channels<A>(grad_x.channels, [&](auto lanes, int64_t c) {
                     constexpr int N = decltype(lanes)::value;
                     store_vec<N>(to + c, valid ? load_vec<N>(from + c) : Vec<A, N>{});
                 });
@@ -342,7 +335,12 @@ struct Backward {
 }  // namespace
 
 void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads) {
-    FASTDS_DTYPE_SWITCH(dims.dtype, Backward<scalar>{dims, tensors, threads}.run())
+#if defined(__AVX512BF16__)
+    // grad_y and weight are bfloat16, so the sums of pairs lose nothing.
+    if (dims.dtype == bf16 && dims.O / dims.groups % 2 == 0)
+        return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();
+#endif
+    FASTDS_DTYPE_SWITCH(dims.dtype, Backward<scalar, FmaStep<compute_t<scalar>>>{dims, tensors, threads}.run())
 }
 
 }  // namespace FASTDS_ISA

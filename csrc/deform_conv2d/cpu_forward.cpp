@@ -3,44 +3,63 @@
 // weights there. Parallel over panels; every output element is one sum in one order, whatever the thread count.
 #include "core/parallel.h"
 #include "deform_conv2d/gather.h"
-#include "core/gemm.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kPanelBytes = 128 << 10;  // of the columns; weights and the rows of x in play share L2 with them
+constexpr int64_t kPanelBytes = 64 << 10;  // of the columns; weights and the rows of x in play share L2 with them
+
+constexpr int64_t kSumSteps = 128;  // of the product go into one sum; the sums are summed: long sums lose digits
 
 inline int64_t panel_pixels(int64_t column_bytes) {
     const int64_t fits = kPanelBytes / column_bytes / kTileRowsMultiple * kTileRowsMultiple;
     return fits < kTileRowsMultiple ? kTileRowsMultiple : fits > 96 ? 96 : fits;
 }
 
-// y = columns * packed weights + bias for the `n` pixels of a panel and one group of convolution channels.
+template <class A, int MR, int NV>
+FASTDS_HD void add_tile(Vec<A> (&to)[MR][NV], const Vec<A> (&from)[MR][NV]) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) to[i][j] += from[i][j];
+}
+
+// y = columns * packed weights + bias for the `n` pixels of a panel and one group of convolution channels; y + pixel[p] * O is
+// the output of pixel p.
 template <class Step, class T>
 inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Stored* columns, int64_t column_row, int64_t n,
-                           const typename Step::Stored* packed, const typename Step::A* bias, T* y) {
+                           const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel, T* y,
+                           Prefetch<T, typename Step::A>& prefetch) {
     using A = typename Step::A;
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups;
-    // With one group the taps of a pixel follow each other without a gap: one sum instead of K.
-    const int64_t runs = d.groups == 1 ? 1 : K, steps = (K * in / runs + Step::terms - 1) / Step::terms;
-    for_column_blocks<A>(out, [&](auto width, int64_t column) {
+    // With one group the taps of a pixel follow each other without a gap, and pairs may straddle them.
+    const int64_t runs = d.groups == 1 && in % Step::terms ? 1 : K, steps = (K * in / runs + Step::terms - 1) / Step::terms;
+    for_column_blocks<A>(out, [&](auto width, int64_t column) __attribute__((noinline)) {
         constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
         constexpr int64_t b_step = NV * lanes * Step::terms;
         for (int64_t r = 0; r < n; r += MR) {
-            Vec<A> acc[MR][NV];
+            Vec<A> acc[MR][NV], total[MR][NV];
             clear<A>(acc);
-            for (int64_t run = 0; run < runs; run++)
+            clear<A>(total);
+            for (int64_t run = 0, summed = 0; run < runs; run++) {
+                prefetch.fetch((MR + runs - 1) / runs);
                 multiply<Step>(acc, columns + r * column_row + run * d.C, column_row, Step::terms, packed + run * steps * b_step,
                                b_step, steps);
+                summed += steps;
+                if (summed < kSumSteps && run + 1 < runs) continue;
+                add_tile<A>(total, acc);
+                clear<A>(acc);
+                summed = 0;
+            }
             const int64_t rows = n - r < MR ? n - r : MR;
 #pragma GCC unroll 12
             for (int i = 0; i < MR; i++) {
                 if (i >= rows) break;
 #pragma GCC unroll 4
                 for (int j = 0; j < NV; j++)
-                    store_first<lanes>(y + (r + i) * d.O + column + j * lanes,
-                                       acc[i][j] + load_vec<lanes>(bias + column + j * lanes), out - column - j * lanes);
+                    store_first<lanes>(y + pixel[r + i] * d.O + column + j * lanes,
+                                       total[i][j] + load_vec<lanes>(bias + column + j * lanes), out - column - j * lanes);
             }
         }
         packed += runs * steps * b_step;
@@ -55,34 +74,48 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const T *x = static_cast<const T*>(tensors.x), *weight = static_cast<const T*>(tensors.weight);
     T* y = static_cast<T*>(tensors.y);
 
+    const int64_t per_group = d.C / d.offset_groups;
+    const bool by_group = d.groups == 1;  // else the channels of a convolution group have to lie side by side
     const int64_t group_size = packed_size<Step>(out, K * in);
     const Buffer<Column> packed(d.groups * group_size);
     const Buffer<A> bias(d.O);
     for (int64_t o = 0; o < d.O; o++) bias[o] = tensors.bias ? load(static_cast<const T*>(tensors.bias)[o]) : A(0);
     for (int64_t g = 0; g < d.groups; g++)
         pack<Step>(packed + g * group_size, out, K * in, [&](int64_t term, int64_t o) {
-            return store<Column>(load(weight[((g * out + o) * in + term % in) * K + term / in]));
+            const int64_t c = by_group ? term / (K * per_group) * per_group + term % per_group : term % in;
+            const int64_t k = by_group ? term / per_group % K : term / in;
+            return store<Column>(load(weight[((g * out + o) * in + c) * K + k]));
         });
 
-    const Plan<A> plan(d, 0, d.offset_groups, {d.x_h, d.x_w});
+    const Plan<A> plan(d, 0, d.offset_groups, by_group);
+    const Image image(d, d.x_h, d.x_w);
     const int64_t column_row = round_up(K * d.C, 16);
     const int64_t panel = panel_pixels(column_row * sizeof(Column));
-    parallel_tasks((total + panel - 1) / panel, threads, [&](const auto& next) {
+    // Several neighbouring panels a task, since they read the same part of x.
+    const int64_t panels = (total + panel - 1) / panel, run = panels / (8 * threads) + 1;
+    parallel_tasks((panels + run - 1) / run, threads, [&](const auto& next) {
         const Samples<A> samples(plan.padded);
-        const Buffer<Column> columns(panel * column_row);
+        const Buffer<Column> columns(panel * column_row + 16);
+        const Buffer<int64_t> pixel(panel);
+        PixelWalk walk(d, 0, d.Ho, d.W * d.C * sizeof(T));
+        Prefetch<T, A> prefetch(plan, image, x, tensors.offset, tensors.mask, walk);
         // Rows past the last pixel and the padding of each row are multiplied too: they have to be finite.
         __builtin_memset(columns, 0, panel * column_row * sizeof(Column));
         for (int64_t task; (task = next()) >= 0;) {
-            const int64_t p0 = task * panel, n = total - p0 < panel ? total - p0 : panel;
-            for (int64_t p = 0; p < n; p++) {
-                const int64_t b = (p0 + p) / pixels, i = (p0 + p) % pixels / d.Wo, j = (p0 + p) % d.Wo;
-                read_samples<T>(plan, tensors.offset, tensors.mask, b, i, j, samples);
-                locate<false>(plan, i, j, {}, samples);
-                gather_any(plan, samples, x + b * d.x_b, columns + p * column_row, d.C);
+            const int64_t end = (task + 1) * run * panel < total ? (task + 1) * run * panel : total;
+            walk.start(task * run * panel);
+            for (int64_t p0 = task * run * panel; p0 < end; p0 += panel) {
+                const int64_t n = end - p0 < panel ? end - p0 : panel;
+                for (int64_t p = 0; p < n; p++, walk.next()) {
+                    pixel[p] = (walk.b * d.Ho + walk.i) * d.Wo + walk.j;
+                    locate<false, T>(plan, tensors.offset, tensors.mask, walk, image, image, samples);
+                    gather<A>(plan, samples, image, x + walk.b * d.x_b, columns + p * column_row);
+                }
+                prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
+                for (int64_t g = 0; g < d.groups; g++)
+                    multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, pixel,
+                                         y + g * out, prefetch);
             }
-            for (int64_t g = 0; g < d.groups; g++)
-                multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out,
-                                     y + p0 * d.O + g * out);
         }
     });
 }

@@ -3,6 +3,7 @@
 // gradients of offset and mask are made of.
 #pragma once
 #include "deform_conv2d/gather.h"
+#include "deform_conv2d/math.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -12,16 +13,16 @@ namespace {
 template <class A>
 struct GradImage {
     A* data;
-    Image strides;
+    Image image;
     int64_t width, channels, begin, end;
 
     void zero(int64_t first, int64_t last) const {
         for (int64_t y = first; y < last; y++) {
-            A* row = data + y * strides.row;
-            if (strides.pixel == channels) {
+            A* row = data + y * image.row;
+            if (image.pixel == channels) {
                 __builtin_memset(row, 0, width * channels * sizeof(A));
             } else {
-                for (int64_t x = 0; x < width; x++) __builtin_memset(row + x * strides.pixel, 0, channels * sizeof(A));
+                for (int64_t x = 0; x < width; x++) __builtin_memset(row + x * image.pixel, 0, channels * sizeof(A));
             }
         }
     }
@@ -33,76 +34,58 @@ struct GradImage {
     }
 };
 
-template <class A>
-__attribute__((noinline)) void scatter_border(const Plan<A>& plan, const Samples<A>& s, int64_t q, const A* grad,
-                                              int64_t first_channel, GradImage<A>& image) {
-    const BorderSample<A> border(plan, s, q);
-    for (int n = 0; n < 4; n++) {
-        if (!border.cell.corner[n]) continue;
-        const int64_t row = border.cell.y0 + n / 2;
-        image.touch({row, row + 1});
-        A* corner = image.data + border.element(n, image.strides) + first_channel;
-        for_channels<A>(plan.per_group, [&](auto lanes, int64_t c) {
-            constexpr int N = decltype(lanes)::value;
-            store_vec<N>(corner + c, Vec<A, N>(load_vec<N>(corner + c) + border.weight[n] * load_vec<N>(grad + c)));
-        });
-    }
+template <int N, class A>
+FASTDS_HD void add(A* p, Vec<A, N> w, Vec<A, N> v) {
+    store_vec<N>(p, Vec<A, N>(load_vec<N>(p) + w * v));
 }
 
 // grad_x += weights * columns, the gradients of the masked samples.
-template <int64_t kChannels, class A>
-inline void scatter(const Plan<A>& plan, const Samples<A>& s, const A* columns, int64_t tap, GradImage<A>& image) {
-    const int64_t channels = kChannels ? kChannels : plan.per_group, K = plan.K;
-    const int64_t right = image.strides.pixel, below = image.strides.row;
-    for (int64_t g = 0, q = 0; g < plan.groups; g++, columns += channels) {
-        const A* grad = columns;
-        A* x = image.data + g * channels;
-        for (int64_t k = 0; k < K; k++, q++, grad += tap) {
-            if (__builtin_expect(s.at[q] < 0, 0)) {
-                scatter_border(plan, s, q, grad, g * channels, image);
-                continue;
-            }
-            A *c0 = x + s.at_grad[q], *c1 = c0 + right, *c2 = c0 + below, *c3 = c2 + right;
-            const A w0 = s.w0[q], w1 = s.w1[q], w2 = s.w2[q], w3 = s.w3[q];
-            for_channels<A>(channels, [&](auto lanes, int64_t c) {
-                constexpr int N = decltype(lanes)::value;
-                const Vec<A, N> v = load_vec<N>(grad + c);
-                store_vec<N>(c0 + c, Vec<A, N>(load_vec<N>(c0 + c) + w0 * v));
-                store_vec<N>(c1 + c, Vec<A, N>(load_vec<N>(c1 + c) + w1 * v));
-                store_vec<N>(c2 + c, Vec<A, N>(load_vec<N>(c2 + c) + w2 * v));
-                store_vec<N>(c3 + c, Vec<A, N>(load_vec<N>(c3 + c) + w3 * v));
-            });
-        }
-    }
-}
-
 template <class A>
-inline void scatter_any(const Plan<A>& plan, const Samples<A>& s, const A* columns, int64_t tap, GradImage<A>& image) {
-    switch (plan.per_group) {
-        case 8: return scatter<8>(plan, s, columns, tap, image);
-        case 16: return scatter<16>(plan, s, columns, tap, image);
-        default: return scatter<0>(plan, s, columns, tap, image);
-    }
+FASTDS_HD void scatter(const Plan<A>& plan, const Samples<A>& s, const A* columns, const GradImage<A>& grad_x) {
+    const int64_t *at = s.at_grad, *column = plan.column;
+    const A* weights = s.weights;
+    A* data = grad_x.data;
+    const int64_t below = grad_x.image.below, right = grad_x.image.right;
+    with_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
+        const int64_t channels = decltype(known)::value ? decltype(known)::value : plan.per_group;
+        for_samples(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
+            A *corner = data + at[q], *lower = corner + below;
+            const A* grad = columns + column[q];
+            for_channels<A>(channels, [&](auto lanes, int64_t c) FASTDS_INLINE {
+                constexpr int N = decltype(lanes)::value;
+                const Vec<A, N> g = load_vec<N>(grad + c);
+                Vec<A, N> w[4], v[4];
+                broadcast4<N>(weights + 4 * q, w);
+                for (int n = 0; n < 4; n++) v[n] = g;
+                if constexpr (decltype(border)::value) keep_inside<N, A>(s.inside + 4 * q, v);
+                // One rounding, border or not: a sample's neighbours must not change its bits.
+                add<N>(corner + c, w[0], v[0]);
+                add<N>(corner + right + c, w[1], v[1]);
+                add<N>(lower + c, w[2], v[2]);
+                add<N>(lower + right + c, w[3], v[3]);
+            });
+        });
+    });
 }
 
 // The corners of one sample and, in turn, the gradient of its channels (read) and its masked value (written over it).
-template <class A, class T>
+template <bool kBorder, class A, class T>
 struct CornerProducts {
-    const T *c0, *c1, *c2, *c3;
-    A w0, w1, w2, w3;
+    const T* corner;
+    const Image& image;
+    const Bits<A>* inside;
+    const A* weights;
     A* columns;
-    int64_t channels;
+    const int64_t channels;
 
     // Sums over channels c .. c+N-1, lane by lane, into p[corner].
     template <bool kValues, bool kAdd, int N>
     FASTDS_HD void step(int64_t c, Vec<A, N> (&p)[4]) const {
-        const Vec<A, N> grad = load_vec<N>(columns + c), v0 = load_vec<N>(c0 + c), v1 = load_vec<N>(c1 + c),
-                        v2 = load_vec<N>(c2 + c), v3 = load_vec<N>(c3 + c);
-        if constexpr (kValues) store_vec<N>(columns + c, Vec<A, N>(w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3));
-        p[0] = kAdd ? p[0] + grad * v0 : grad * v0;
-        p[1] = kAdd ? p[1] + grad * v1 : grad * v1;
-        p[2] = kAdd ? p[2] + grad * v2 : grad * v2;
-        p[3] = kAdd ? p[3] + grad * v3 : grad * v3;
+        const Vec<A, N> grad = load_vec<N>(columns + c);
+        Vec<A, N> v[4];
+        load_corners<kBorder, N, A>(corner + c, image, inside, v);
+        if constexpr (kValues) store_vec<N>(columns + c, blend<N, A>(weights, v));
+        for (int n = 0; n < 4; n++) p[n] = kAdd ? p[n] + grad * v[n] : grad * v[n];
     }
 
     // Folds the lanes of p in halves, taking up the remaining channels in vectors of each length on the way down.
@@ -143,65 +126,58 @@ struct CornerProducts {
     }
 };
 
-template <bool kValues, class A, class T>
-__attribute__((noinline)) void products_border(const Plan<A>& plan, const Samples<A>& s, int64_t q, const T* x, A* columns,
-                                               A* products) {
-    const BorderSample<A> border(plan, s, q);
-    s.ly[q] = border.cell.ly;
-    s.lx[q] = border.cell.lx;
-    for (int n = 0; n < 4; n++) {
-        products[n] = 0;
-        if (!border.cell.corner[n]) continue;
-        const T* corner = x + border.element(n, plan.image);
-        for (int64_t c = 0; c < plan.per_group; c++) products[n] += columns[c] * static_cast<A>(load(corner[c]));
-    }
-    if (kValues) gather_border(plan, s, q, x, columns);
-}
-
 // products[4q + n] = <gradient of sample q, corner n>; with kValues the columns become the masked samples.
-template <bool kValues, int kStart, int64_t kChannels, class A, class T>
-inline void take_products(const Plan<A>& plan, const Samples<A>& s, const T* x, A* columns, int64_t tap, A* products) {
-    const int64_t channels = kChannels ? kChannels : plan.per_group, K = plan.K;
-    const int64_t right = plan.image.pixel, below = plan.image.row;
-    for (int64_t g = 0, q = 0; g < plan.groups; g++, x += channels, columns += channels) {
-        A* row = columns;
-        for (int64_t k = 0; k < K; k++, q++, row += tap) {
-            const int64_t at = s.at[q];
-            if (__builtin_expect(at < 0, 0)) {
-                products_border<kValues>(plan, s, q, x, row, products + 4 * q);
-                continue;
-            }
-            const T *c0 = x + at, *c2 = c0 + below;
-            const CornerProducts<A, T> sample{c0,      c0 + right, c2,      c2 + right, s.w0[q],
-                                              s.w1[q], s.w2[q],    s.w3[q], row,        channels};
-            store_vec<4>(products + 4 * q, sample.template sums<kValues, kStart>());
-        }
-    }
-}
-
 template <bool kValues, class A, class T>
-inline void take_products_any(const Plan<A>& plan, const Samples<A>& s, const T* x, A* columns, int64_t tap, A* products) {
+FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, const Image image, const T* x, A* columns, A* products) {
     constexpr int widest = kLanes<A> > 4 ? kLanes<A> : 4, eight = widest > 8 ? 8 : widest;
+    const int64_t *at = s.at, *column = plan.column;
+    const A* weights = s.weights;
+    const auto loop = [&](auto start, int64_t channels) FASTDS_INLINE {
+        for_samples(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
+            const CornerProducts<decltype(border)::value, A, T> sample{x + at[q],       image, s.inside + 4 * q, weights + 4 * q,
+                                                                       columns + column[q], channels};
+            store_vec<4>(products + 4 * q, sample.template sums<kValues, decltype(start)::value>());
+        });
+    };
     const int64_t channels = plan.per_group;
-    if (channels == 8) return take_products<kValues, eight, 8>(plan, s, x, columns, tap, products);
-    if (channels == 16) return take_products<kValues, widest, 16>(plan, s, x, columns, tap, products);
-    if (channels >= widest) return take_products<kValues, widest, 0>(plan, s, x, columns, tap, products);
-    if (channels >= eight) return take_products<kValues, eight, 0>(plan, s, x, columns, tap, products);
-    if (channels >= 4) return take_products<kValues, 4, 0>(plan, s, x, columns, tap, products);
-    return take_products<kValues, 1, 0>(plan, s, x, columns, tap, products);
+    if (channels == 8) return loop(Lanes<eight>{}, 8);
+    if (channels == 16) return loop(Lanes<widest>{}, 16);
+    if (channels >= widest) return loop(Lanes<widest>{}, channels);
+    if (channels >= eight) return loop(Lanes<eight>{}, channels);
+    if (channels >= 4) return loop(Lanes<4>{}, channels);
+    return loop(Lanes<1>{}, channels);
 }
 
 // Gradients of the offsets and the mask of a pixel from the products; offset points at the first pair of the plan's samples.
 template <class A, class T, class S>
 inline void write_sample_gradients(const Plan<A>& plan, const Samples<A>& s, const A* products, S* offset, T* mask) {
-    for (int64_t q = 0; q < plan.samples; q++) {
-        const A d0 = products[4 * q], d1 = products[4 * q + 1], d2 = products[4 * q + 2], d3 = products[4 * q + 3];
-        const A ly = s.ly[q], lx = s.lx[q];
-        if (mask != nullptr) mask[q] = store<T>(grad_of_mask(d0, d1, d2, d3, ly, lx));
-        if (offset != nullptr) {
-            offset[2 * q] = store<S>(static_cast<compute_t<S>>(s.mask[q] * grad_of_y(d0, d1, d2, d3, lx)));
-            offset[2 * q + 1] = store<S>(static_cast<compute_t<S>>(s.mask[q] * grad_of_x(d0, d1, d2, d3, ly)));
+    constexpr int N = kLanes<A>;
+    using V = Vec<A>;
+    using C = compute_t<S>;
+    for (int64_t q = 0; q < plan.samples; q += N) {
+        const A* p = products + 4 * q;
+        V d02[2], d13[2], d0, d1, d2, d3;
+        split_pairs<A, N>(load_vec<N>(p), load_vec<N>(p + N), d02[0], d13[0]);
+        split_pairs<A, N>(load_vec<N>(p + 2 * N), load_vec<N>(p + 3 * N), d02[1], d13[1]);
+        split_pairs<A, N>(d02[0], d02[1], d0, d2);
+        split_pairs<A, N>(d13[0], d13[1], d1, d3);
+        if (s.border[q / N]) {
+            const auto moved_y = load_vec<N>(s.moved_y + q), moved_x = load_vec<N>(s.moved_x + q);
+            swap_where(moved_y, d0, d2);
+            swap_where(moved_y, d1, d3);
+            swap_where(moved_x, d0, d1);
+            swap_where(moved_x, d2, d3);
         }
+        const V ly = load_vec<N>(s.ly + q), lx = load_vec<N>(s.lx + q), m = load_vec<N>(s.mask + q);
+        const int64_t count = plan.samples - q;
+        if (mask != nullptr) {
+            store_first<N>(mask + q, V(grad_of_mask(d0, d1, d2, d3, ly, lx)), count);
+        }
+        if (offset == nullptr) continue;
+        V first, second;
+        interleave<A, N>(V(m * grad_of_y(d0, d1, d2, d3, lx)), V(m * grad_of_x(d0, d1, d2, d3, ly)), first, second);
+        store_first<N>(offset + 2 * q, Vec<C, N>(__builtin_convertvector(first, Vec<C, N>)), 2 * count);
+        store_first<N>(offset + 2 * q + N, Vec<C, N>(__builtin_convertvector(second, Vec<C, N>)), 2 * count - N);
     }
 }
 

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order in which output pixels are taken.
+#pragma once
+#include "core/buffer.h"
+#include "core/gemm.h"
+#include "deform_conv2d/params.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+struct RowRange {
+    int64_t begin, end;
+};
+
+// Output pixels of rows [row_begin, row_end) of every image, in strips of some columns: a strip's rows follow each other, so
+// that the part of x which its samples read stays in L2.
+struct PixelWalk {
+    PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t row_bytes)
+        : row_begin(row_begin), row_end(row_end), columns(d.Wo) {
+        constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;  // rows of x that samples of a strip's row reach
+        const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * row_bytes), most = fits < 16 ? 16 : fits;
+        const int64_t strips = (d.Wo + most - 1) / most;
+        strip = (d.Wo + strips - 1) / strips;
+    }
+    void start(int64_t position) {
+        const int64_t height = row_end - row_begin, pixels = height * columns;
+        b = position / pixels;
+        position %= pixels;
+        begin = position / (height * strip) * strip;
+        end = begin + strip < columns ? begin + strip : columns;
+        position -= begin * height;
+        i = row_begin + position / (end - begin);
+        j = begin + position % (end - begin);
+    }
+    void next() {
+        if (++j < end) return;
+        j = begin;
+        if (++i < row_end) return;
+        i = row_begin;
+        begin = end < columns ? end : 0;
+        if (begin == 0) b++;
+        end = begin + strip < columns ? begin + strip : columns;
+        j = begin;
+    }
+    int64_t row_begin, row_end, columns, strip;
+    int64_t b = 0, i = 0, j = 0, begin = 0, end = 0;
+};
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
