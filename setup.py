@@ -163,7 +163,8 @@ class Ninja:
                 # Nothing throws there, and the tables of exceptions are weak symbols; long vectors never cross a call.
                 quiet = ["-fno-exceptions", "-Wno-psabi"]
                 for isa in self.isas:
-                    self.compile("cxx", source, f"{stem}.{isa}", [f"-DFASTDS_ISA={isa}", *quiet, *ISA_FLAGS[isa]])
+                    flags = [f"-DFASTDS_ISA={isa}", *quiet, *ISA_FLAGS[isa], *self.baseline_flags(isa)]
+                    self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
                 # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
                 self.compile("cxx", source, stem, self.bind_flags if source.name == "bind.cpp" else ())
@@ -172,6 +173,10 @@ class Ninja:
                 self.compile("nvcc", source, source.relative_to(CSRC).as_posix())
         self.lines.append(f"build {self.escape(self.target)}: link {' '.join(self.objects)}\n")
         (self.folder / "build.ninja").write_text("\n".join(self.lines))
+
+    def baseline_flags(self, isa):
+        """Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them."""
+        return ["-O2"] if isa == "baseline" and len(self.isas) > 1 and self.debug == "0" else []
 
     def rules(self):
         compile_flags = shlex.join(["-std=c++17", *self.host, *self.defines, f"-I{CSRC}"])
