@@ -7,20 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds.ops._direct import compose
 from fastds.ops.conv3x3 import conv3x3
-
-ACTIVATIONS = (None, "relu", "leaky_relu")
-
-
-def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
-    """Apply an activation in place: None, "relu" or "leaky_relu"."""
-    if act is None:
-        return y
-    if act == "relu":
-        return F.relu_(y)
-    if act == "leaky_relu":
-        return F.leaky_relu_(y, negative_slope)
-    raise ValueError(f"act must be one of {ACTIVATIONS}, got {act!r}")
+from fastds.reference.conv3x3 import ACTIVATIONS
 
 
 def convolve(
@@ -61,18 +50,14 @@ def convolve(
     if weight.shape[-1] == 3 and stride == 1:
         options = {"residual": residual, "act": act, "negative_slope": negative_slope, "shuffle": shuffle}
         return conv3x3(x, weight, bias, x2=x2, **options)
-    padding = weight.shape[-1] // 2
-    if x2 is None:
-        y = F.conv2d(x, weight, bias, stride, padding)
-    else:
-        split = x.shape[1]
-        y = F.conv2d(x, weight[:, :split], bias, stride, padding)
-        y = y.add_(F.conv2d(x2, weight[:, split:], None, stride, padding))
-    y = y.contiguous(memory_format=torch.channels_last)  # one input channel leaves the layout to oneDNN's choice
-    if residual is not None:
-        y = y.add_(residual)
-    y = activate_(y, act, negative_slope)
-    return y if shuffle == 1 else F.pixel_shuffle(y, shuffle)
+    act = "none" if act is None else act
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
+
+    def convolution(source, weight, bias):
+        return F.conv2d(source, weight, bias, stride, weight.shape[-1] // 2)
+
+    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
 
 
 class _Conv(nn.Module):

@@ -31,21 +31,34 @@ def _conv2d(x, weight, bias, padding_mode):
     return F.conv2d(reference.pad(x, padding_mode), weight, bias)
 
 
-@_outside_autocast
-def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    """The library's convolution; what follows overwrites its output. Two sources are the sum of two convolutions."""
-    weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
+def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle):
+    """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output.
+
+    convolution(source, weight, bias): of any kernel size and stride. Two sources are the sum of two convolutions, so
+    that no concatenated map is made or saved for the gradient. channels_last; act "none", "relu" or "leaky_relu".
+    """
     split = x.shape[1]
-    y = _conv2d(x.to(out_dtype), weight[:, :split], bias, padding_mode)
+    y = convolution(x, weight if x2 is None else weight[:, :split], bias)
     if x2 is not None:
-        y = y.add_(_conv2d(x2.to(out_dtype), weight[:, split:], None, padding_mode))
+        y = y.add_(convolution(x2, weight[:, split:], None))
+    y = y.contiguous(memory_format=_CL)  # one input channel leaves the layout to oneDNN's choice
     if residual is not None:
         y = y.add_(residual)
     if act != "none":
         y = F.leaky_relu_(y, negative_slope) if act == "leaky_relu" else F.relu_(y)
-    if shuffle > 1:
-        y = F.pixel_shuffle(y, shuffle)
-    return y.contiguous(memory_format=_CL)
+    return y if shuffle == 1 else F.pixel_shuffle(y, shuffle).contiguous(memory_format=_CL)
+
+
+@_outside_autocast
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
+    """conv3x3 by the library."""
+    weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
+    x, x2 = x.to(out_dtype), None if x2 is None else x2.to(out_dtype)
+
+    def convolution(source, weight, bias):
+        return _conv2d(source, weight, bias, padding_mode)
+
+    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
 
 
 def dense(grad: Tensor) -> Tensor:
