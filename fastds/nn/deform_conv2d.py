@@ -6,8 +6,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3, activate_, convolve
+from fastds.nn.conv3x3 import Conv3x3, convolve
 from fastds.ops import _guided_deform_conv2d as guided
+from fastds.ops._direct import activate_
 from fastds.ops.deform_conv2d import deform_conv2d
 
 

@@ -31,6 +31,13 @@ def _conv2d(x, weight, bias, padding_mode):
     return F.conv2d(reference.pad(x, padding_mode), weight, bias)
 
 
+def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
+    """Overwrite y by its activation: None or "none", "relu" or "leaky_relu"."""
+    if act == "leaky_relu":
+        return F.leaky_relu_(y, negative_slope)
+    return F.relu_(y) if act == "relu" else y
+
+
 def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle):
     """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output.
 
@@ -44,8 +51,7 @@ def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shu
     y = y.contiguous(memory_format=_CL)  # one input channel leaves the layout to oneDNN's choice
     if residual is not None:
         y = y.add_(residual)
-    if act != "none":
-        y = F.leaky_relu_(y, negative_slope) if act == "leaky_relu" else F.relu_(y)
+    y = activate_(y, act, negative_slope)
     return y if shuffle == 1 else F.pixel_shuffle(y, shuffle).contiguous(memory_format=_CL)
 
 
