@@ -25,7 +25,7 @@ from fastds.reference.query_points import PointSpec
 from fastds.training.data import NewSamples
 from fastds.training.module import DownscalingModule
 
-_CONFIGS = pathlib.Path(__file__).parent / "configs"
+_CONFIGS = pathlib.Path(__file__).parent / "field_configs"
 
 
 @dataclasses.dataclass
