@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes with half of the batch each get the gradients of one process with all of it, penalty included."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
@@ -30,7 +32,9 @@ def rank_main(rank, store, folder):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_two_ranks_equal_one_process(tmp_path):
-    mp.spawn(rank_main, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path / "store"), str(tmp_path)] for rank in range(2)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait() for process in processes] == [0, 0]
     loss, real, fake, epsilon = problem()
     loss(real, fake, None, epsilon)[0].backward()
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -39,3 +43,7 @@ def test_two_ranks_equal_one_process(tmp_path):
             ranks[0][name], parameter.grad, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
         )
         assert torch.equal(ranks[0][name], ranks[1][name]), name
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[1]), *sys.argv[2:])
