@@ -4,7 +4,7 @@
 import dataclasses
 import pathlib
 
-from jsonargparse import ArgumentParser
+from fastds.training.command import configurations_in, read_command_line
 
 _FOLDER = pathlib.Path(__file__).parent / "configs"
 
@@ -117,40 +117,10 @@ LOSSES = ("mse", "charbonnier", "relative_mse")
 
 def configurations() -> dict[str, pathlib.Path]:
     """The named configurations that the package ships, name -> YAML file."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
-
-
-def build_parser(prog: str = "fastds train") -> ArgumentParser:
-    """The parser of the command; every field of TrainingConfig is an option (--data.path, --model.name,
-    --max_steps, ...).
-    """
-    parser = ArgumentParser(
-        prog=prog, description="Train a network on radar files; the best weights are exported as safetensors."
-    )
-    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations())}")
-    parser.add_class_arguments(TrainingConfig, as_group=False)
-    return parser
+    return configurations_in(_FOLDER)
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
     """Read a command line into a TrainingConfig; `--config NAME` takes a shipped configuration by its name."""
-    parser = build_parser()
-    values = parser.parse_args(_resolve_names(arguments))
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    values = instantiate(values)
-    return TrainingConfig(**{field.name: getattr(values, field.name) for field in dataclasses.fields(TrainingConfig)})
-
-
-def _resolve_names(arguments: list[str]) -> list[str]:
-    named, resolved, previous = configurations(), [], None
-    for argument in arguments:
-        prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
-        if (prefix or previous == "--config") and not pathlib.Path(value).is_file():
-            if value not in named:
-                raise ValueError(
-                    f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
-                )
-            value = str(named[value])
-        resolved.append(prefix + value)
-        previous = argument
-    return resolved
+    description = "Train a network on radar files; the best weights are exported as safetensors."
+    return read_command_line(TrainingConfig, arguments, configurations(), prog="fastds train", description=description)

@@ -10,9 +10,7 @@ import sys
 import lightning as L
 import torch
 import xarray as xr
-import yaml
-from jsonargparse import ArgumentParser
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,10 +20,17 @@ from fastds.data.degradation import Degradation, DegradationConfig, area_mean
 from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
 from fastds.metrics import detail_ratio, psnr
 from fastds.reference.query_points import PointSpec
+from fastds.training.command import (
+    ExportBest,
+    begin,
+    checkpoint_to_resume,
+    configurations_in,
+    fill_card,
+    read_command_line,
+    run_command,
+)
 from fastds.training.data import NewSamples
-from fastds.training.module import DownscalingModule
-
-_CONFIGS = pathlib.Path(__file__).parent / "field_configs"
+from fastds.training.module import SupervisedModule
 
 
 @dataclasses.dataclass
@@ -145,15 +150,13 @@ class FieldDataModule(L.LightningDataModule):
         return DataLoader(self.validation, batch_size=1)
 
 
-class FieldModule(DownscalingModule):
+class FieldModule(SupervisedModule):
     """L1 on random fine pixels; every variable counts by its error relative to that of bilinear interpolation."""
 
     def __init__(self, model: torch.nn.Module, config: FieldTrainingConfig, value_range: Tensor, scales: Tensor):
-        L.LightningModule.__init__(self)
-        self.model, self.config, self.value_range = model, config, value_range
+        super().__init__(model, config)
+        self.value_range = value_range
         self.register_buffer("error_scale", scales)
-        self.elapsed, self._since = 0.0, None
-        self._bad_steps, self._finite_loss = 0, True
 
     def forward(self, batch: dict) -> Tensor:
         return self.model.query(batch["x"], PointSpec(batch["base"], batch["frac"]), batch["factor"])
@@ -165,9 +168,6 @@ class FieldModule(DownscalingModule):
         values = scores(self.model, truth, self.config.data.test_scales, self.value_range)
         gain = [v - values[k.replace("model", "bicubic")] for k, v in values.items() if k.startswith("model/psnr")]
         self.log_dict({**values, "val_gain_db": sum(gain) / len(gain)}, batch_size=1)
-
-    def on_validation_epoch_end(self) -> None:
-        """Nothing beyond what validation_step logs."""
 
 
 def coarse_and_fine(truth: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -205,25 +205,12 @@ def bilinear_errors(data: FieldDataModule, model, samples: int = 64) -> Tensor:
     return total / samples
 
 
-class ExportWeights(Callback):
-    """Writes last.safetensors and, at every best validation, best.safetensors."""
+class ExportWeights(ExportBest):
+    """Highest val_gain_db."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.best = folder, float("-inf")
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: FieldModule) -> None:
+    def validated(self, trainer, module):
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/psnr/" in k or k == "val_gain_db"}
-        module.model.card.metrics = {"validation": values}
-        models.save(module.model, self.folder / "last.safetensors")
-        if values["val_gain_db"] > self.best:
-            self.best = values["val_gain_db"]
-            models.save(module.model, self.folder / "best.safetensors")
-
-    def state_dict(self) -> dict:
-        return {"best": self.best}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        return module.model, {"validation": values}, -values["val_gain_db"]
 
 
 def train(config: FieldTrainingConfig) -> pathlib.Path:
@@ -232,19 +219,11 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
     """
-    L.seed_everything(config.seed, verbose=False)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    output = pathlib.Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    output = begin(config)
     data = FieldDataModule(config.data, config.seed)
     model = models.create(config.model, in_channels=len(config.data.variables), **config.options)
     model.mean.copy_(data.mean), model.std.copy_(data.std)
-    for key, value in config.card.items():
-        if not hasattr(model.card, key):
-            raise ValueError(f"card has no field {key!r}")
-        setattr(model.card, key, value)
+    fill_card(model.card, config.card)
     module = FieldModule(model, config, data.value_range, bilinear_errors(data, model))
     callbacks = [
         ExportWeights(output),
@@ -257,32 +236,21 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
         logger=CSVLogger(str(output), name="csv", version=""), callbacks=callbacks, log_every_n_steps=10,
         enable_progress_bar=config.progress, enable_model_summary=False, default_root_dir=str(output),
     )  # fmt: skip
-    last = output / "checkpoints" / "last.ckpt"
-    resume = str(last) if config.resume and last.exists() else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
     return output / "best.safetensors"
+
+
+def parse_arguments(arguments: list[str]) -> FieldTrainingConfig:
+    """Read a command line into a FieldTrainingConfig; `--config NAME` takes a shipped configuration by its name."""
+    named = configurations_in(pathlib.Path(__file__).parent / "field_configs")
+    return read_command_line(
+        FieldTrainingConfig, arguments, named, prog="python -m fastds.training.fields", description=__doc__
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command: returns the exit status."""
-    parser = ArgumentParser(prog="python -m fastds.training.fields", description=__doc__)
-    parser.add_argument("--config", action="config", help="a YAML file, or the name of a shipped one")
-    parser.add_class_arguments(FieldTrainingConfig, as_group=False)
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for i, value in enumerate(arguments):
-        if arguments[i - 1 : i] == ["--config"] and (_CONFIGS / f"{value}.yaml").is_file():
-            arguments[i] = str(_CONFIGS / f"{value}.yaml")
-    try:
-        values = parser.parse_args(arguments)
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        values = instantiate(values)
-        fields = dataclasses.fields(FieldTrainingConfig)
-        best = train(FieldTrainingConfig(**{field.name: getattr(values, field.name) for field in fields}))
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
-        print(f"fastds.training.fields: {error}", file=sys.stderr)
-        return 2
-    print(f"best weights: {best}")
-    return 0
+    return run_command("fastds.training.fields", parse_arguments, train, arguments)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training run: data, model, callbacks, resume and export."""
 
-import dataclasses
 import pathlib
-import sys
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import (
-    Callback,
     EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
@@ -18,36 +14,20 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fastds import models
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, run_command
 from fastds.training.config import TrainingConfig, parse_arguments
 from fastds.training.data import RadarDataModule
 from fastds.training.module import DownscalingModule
 
 
-class ExportWeights(Callback):
-    """Writes best.safetensors at every best validation; first in the list, so that it sees the averaged weights."""
+class ExportWeights(ExportBest):
+    """Lowest val_mse_total."""
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.best = folder, float("inf")
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: DownscalingModule) -> None:
-        if trainer.sanity_checking:
-            return
+    def validated(self, trainer, module):
         error = float(trainer.callback_metrics["val_mse_total"])
         reference = float(trainer.callback_metrics["val_mse_trilinear"])
-        module.model.card.metrics = {
-            **module.config.model.card.get("metrics", {}),
-            "validation": {"mse_total": error, "mse_total_trilinear": reference},
-        }
-        models.save(module.model, self.folder / "last.safetensors")
-        if error < self.best:
-            self.best = error
-            models.save(module.model, self.folder / "best.safetensors")
-
-    def state_dict(self) -> dict:
-        return {"best": self.best}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        scores = {"validation": {"mse_total": error, "mse_total_trilinear": reference}}
+        return module.model, {**module.config.model.card.get("metrics", {}), **scores}, error
 
 
 def strengthen(model: torch.nn.Module, gain: float) -> None:
@@ -73,10 +53,7 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
     if not c.start and c.input_gain != 1.0:
         strengthen(model, c.input_gain)
-    for key, value in c.card.items():
-        if key not in {field.name for field in dataclasses.fields(model.card)}:
-            raise ValueError(f"model.card has no field {key!r}")
-        setattr(model.card, key, value)
+    fill_card(model.card, c.card, "model.card")
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
 
@@ -96,16 +73,10 @@ def train(config: TrainingConfig) -> pathlib.Path:
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
     """
-    L.seed_everything(config.seed, verbose=False)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    output = pathlib.Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    output = begin(config)
     model = build_model(config)
     module = DownscalingModule(model, config)
     data = RadarDataModule(config.data, flow=needs_flow(model), seed=config.seed)
-    last = output / "checkpoints" / "last.ckpt"
     trainer = L.Trainer(
         accelerator="auto",
         devices=1,
@@ -120,9 +91,7 @@ def train(config: TrainingConfig) -> pathlib.Path:
         default_root_dir=str(output),
         deterministic="warn",
     )
-    trainer.fit(
-        module, datamodule=data, ckpt_path=str(last) if config.resume and last.exists() else None, weights_only=True
-    )
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
     return output / "best.safetensors"
 
 
@@ -155,11 +124,4 @@ def _callbacks(config: TrainingConfig, output: pathlib.Path) -> list:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command `fastds train`: returns the exit status."""
-    try:
-        config = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        best = train(config)
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
-        print(f"fastds train: {error}", file=sys.stderr)
-        return 2
-    print(f"best weights: {best}")
-    return 0
+    return run_command("fastds train", parse_arguments, train, arguments)

@@ -4,10 +4,9 @@
 import dataclasses
 import pathlib
 
-from jsonargparse import ArgumentParser
-
 from fastds.data.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
+from fastds.training.command import configurations_in, read_command_line
 
 _FOLDER = pathlib.Path(__file__).parent / "configs"
 CONTENTS = ("l1", "mse", "crps")
@@ -136,19 +135,12 @@ class GANConfig:
 
 def configurations() -> dict[str, pathlib.Path]:
     """The named configurations that the package ships, name -> YAML file."""
-    return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
+    return configurations_in(_FOLDER)
 
 
 def parse_arguments(arguments: list[str]) -> GANConfig:
     """Read a command line into a GANConfig; `--config NAME` takes a shipped configuration by its name."""
-    parser = ArgumentParser(prog="python -m fastds.training.gan", description="Train a WGAN-GP on gridded fields.")
-    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations())}")
-    parser.add_class_arguments(GANConfig, as_group=False)
-    named = configurations()
-    resolved = [
-        str(named.get(a, a)) if p == "--config" else a for p, a in zip([None, *arguments], arguments, strict=False)
-    ]
-    values = parser.parse_args(resolved)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    values = instantiate(values)
-    return GANConfig(**{field.name: getattr(values, field.name) for field in dataclasses.fields(GANConfig)})
+    description = "Train a WGAN-GP on gridded fields."
+    return read_command_line(
+        GANConfig, arguments, configurations(), prog="python -m fastds.training.gan", description=description
+    )

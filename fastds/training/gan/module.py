@@ -3,15 +3,14 @@
 
 import copy
 import math
-import time
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from fastds.models.baselines import interpolate
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
 from fastds.training.gan.config import GANConfig
+from fastds.training.module import TimedModule
 
 
 def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
@@ -30,7 +29,7 @@ def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
     return loss - pairs / (m * (m - 1))
 
 
-class GANModule(L.LightningModule):
+class GANModule(TimedModule):
     """Trains a generator (B, T, 1, h, w) -> (B, T, 1, H, W) against a critic.
 
     Logged: critic, penalty, gradient_norm (its mean, which goes to 1), content, adversarial, rate; val_mse of the mean
@@ -43,13 +42,13 @@ class GANModule(L.LightningModule):
     """
 
     def __init__(self, generator: torch.nn.Module, critic: torch.nn.Module, config: GANConfig, steps_per_epoch: int):
-        super().__init__()
+        super().__init__(config)
         self.automatic_optimization = False
-        self.generator, self.config, self.steps_per_epoch = generator, config, steps_per_epoch
+        self.generator, self.steps_per_epoch = generator, steps_per_epoch
         self.critic_loss = CriticLoss(critic, config.loss.adversary, config.loss.penalty)
         decay = config.optimiser.ema_decay
         self.average = copy.deepcopy(generator).requires_grad_(False) if decay > 0 else None
-        self.steps, self.elapsed, self._since = 0, 0.0, None
+        self.steps = 0
 
     @property
     def exported(self) -> torch.nn.Module:
@@ -150,18 +149,6 @@ class GANModule(L.LightningModule):
             done = max(done, min(1.0, self.clock() / (60.0 * self.config.max_minutes)))
         return 0.5 * (1.0 + math.cos(done if o.literal_schedule else math.pi * done))
 
-    def clock(self) -> float:
-        """Seconds of training so far, those before a resumed checkpoint included."""
-        return self.elapsed + (0.0 if self._since is None else time.monotonic() - self._since)
-
-    def on_train_start(self) -> None:
-        self._since = time.monotonic()
-
-    def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        limit = self.config.max_minutes
-        if limit is not None and self.clock() >= 60.0 * limit:
-            self.trainer.should_stop = True
-
     def configure_optimizers(self):
         o = self.config.optimiser
         pairs = ((self.critic_loss.critic, o.critic_rate), (self.generator, o.generator_rate))
@@ -191,11 +178,12 @@ class GANModule(L.LightningModule):
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["steps"], checkpoint["elapsed"] = self.steps, self.clock()
-        checkpoint["random_state"] = torch.get_rng_state()
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["steps"] = self.steps
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.steps, self.elapsed = checkpoint["steps"], checkpoint["elapsed"]
+        super().on_load_checkpoint(checkpoint)
+        self.steps = checkpoint["steps"]
         self._random_state = checkpoint["random_state"]
 
     def on_train_epoch_start(self) -> None:

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the training commands share: named configurations, the command line, the start of a run and its export."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
+
+from fastds import models
+
+
+def configurations_in(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The named configurations of a folder, name -> YAML file."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_command_line(config_class: type, arguments: list[str], named: dict, *, prog: str, description: str):
+    """Read a command line into a dataclass, every field an option (--data.path, --max_steps, ...).
+
+    `--config` takes a YAML file or a name of `named`. Raises: ValueError for a name that is neither.
+    """
+    parser = ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(named)}")
+    parser.add_class_arguments(config_class, as_group=False)
+    values = parser.parse_args(_resolve_names(arguments, named))
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    values = instantiate(values)
+    return config_class(**{field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)})
+
+
+def _resolve_names(arguments: list[str], named: dict) -> list[str]:
+    resolved, previous = [], None
+    for argument in arguments:
+        prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
+        if (prefix or previous == "--config") and not pathlib.Path(value).is_file():
+            if value not in named:
+                raise ValueError(
+                    f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
+                )
+            value = str(named[value])
+        resolved.append(prefix + value)
+        previous = argument
+    return resolved
+
+
+def run_command(name: str, parse: Callable, train: Callable, arguments: list[str] | None) -> int:
+    """Parse, train and print where the weights are; a user's error is one sentence and exit status 2."""
+    try:
+        best = train(parse(sys.argv[1:] if arguments is None else arguments))
+    except (FileNotFoundError, ImportError, ValueError, FloatingPointError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    print(f"best weights: {best}")
+    return 0
+
+
+def begin(config) -> pathlib.Path:
+    """Seed, set the threads, make the folder config.output with config.yaml in it, and return the folder."""
+    L.seed_everything(config.seed, verbose=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    output = pathlib.Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    return output
+
+
+def _plain(value):
+    """Tuples as lists, which YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def checkpoint_to_resume(config, output: pathlib.Path) -> str | None:
+    """The last checkpoint of the folder, where there is one and config.resume asks for it."""
+    last = output / "checkpoints" / "last.ckpt"
+    return str(last) if config.resume and last.exists() else None
+
+
+def fill_card(card, values: dict, argument: str = "card") -> None:
+    """Set fields of a model's card. Raises: ValueError, naming the argument, for one it has not."""
+    for key, value in values.items():
+        if key not in {field.name for field in dataclasses.fields(card)}:
+            raise ValueError(f"{argument} has no field {key!r}")
+        setattr(card, key, value)
+
+
+class ExportBest(Callback):
+    """Writes last.safetensors at every validation and best.safetensors at the lowest error so far.
+
+    First in the list of callbacks, so that it sees the averaged weights. Subclasses give validated(trainer, module):
+    the network to save, the metrics for its card, and its error.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.best = folder, float("inf")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        network, network.card.metrics, error = self.validated(trainer, module)
+        models.save(network, self.folder / "last.safetensors")
+        if error < self.best:
+            self.best = error
+            models.save(network, self.folder / "best.safetensors")
+
+    def state_dict(self) -> dict:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best = state["best"]
