@@ -69,6 +69,21 @@ def test_scheduled_sampling_feeds_the_truth():
         model(frames[:, :3], 4, feed_truth=0.5)
 
 
+@pytest.mark.parametrize("kind", [MSRNN, DBRNN])
+def test_residual_forecasts_changes(kind):
+    """Without output weights a residual network persists; with them it differs from the plain one by what it saw."""
+    frames = torch.rand(2, 3, 1, 16, 16)
+    plain, model = small(kind), small(kind, residual=True)
+    model.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(frames, 1)[0] - frames, plain(frames, 1)[0], rtol=1e-5, atol=1e-6)
+        for module in (m for m in model.modules() if hasattr(m, "output") and hasattr(m, "embed")):
+            module.output.weight.zero_()
+            module.output.bias.zero_()
+        last = frames[:, -1:].expand(-1, 2, -1, -1, -1)
+        assert torch.equal(model(frames, 3)[-1], torch.cat([frames, last], 1))
+
+
 def test_samples_do_not_mix():
     for name in CELLS:
         options = {"cell_options": {"window": 4}} if name == "preciplstm" else {}
@@ -158,7 +173,9 @@ def test_discriminator(variant, parameters):
             Discriminator(**arguments)
 
 
-@pytest.mark.parametrize("name", [f"{kind}-{cell}" for cell in CELLS for kind in ("ms", "db")] + ["ms-predrnn-s"])
+@pytest.mark.parametrize(
+    "name", [f"{kind}-{cell}" for cell in CELLS for kind in ("ms", "db")] + ["ms-predrnn-s", "db-convlstm-small"]
+)
 def test_presets(name, tmp_path):
     model = models.create(name, hidden=4)
     models.save(model, tmp_path / "model.safetensors")

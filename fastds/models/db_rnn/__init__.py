@@ -5,15 +5,18 @@ from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.discriminator import Discriminator
 from fastds.models.db_rnn.network import DBRNN, MSRNN, StagedRNN
 
+_SMALL = {"hidden": 16, "residual": True}  # for machines without a GPU: half the arithmetic and weights
 _KINDS = {
-    "ms-{}": ("MSRNN", "MS-RNN: one module, with {} cells."),
-    "db-{}": ("DBRNN", "DB-RNN: a forecasting and a deblurring module end to end, with {} cells."),
-    "ms-{}-s": ("StagedRNN", "A forecaster and a deblurrer trained one after the other, with {} cells."),
+    "ms-{}": ("MSRNN", {}, "MS-RNN: one module, with {} cells."),
+    "db-{}": ("DBRNN", {}, "DB-RNN: a forecasting and a deblurring module end to end, with {} cells."),
+    "ms-{}-s": ("StagedRNN", {}, "A forecaster and a deblurrer trained one after the other, with {} cells."),
+    "ms-{}-small": ("MSRNN", _SMALL, "Small MS-RNN with {} cells that forecasts changes of the last frame."),
+    "db-{}-small": ("DBRNN", _SMALL, "Small DB-RNN with {} cells that forecasts changes of the last frame."),
 }
 PRESETS = {
-    name.format(cell): (architecture, {"cell": cell}, text.format(kind.__name__))
+    name.format(cell): (architecture, {"cell": cell, **options}, text.format(kind.__name__))
     for cell, kind in CELLS.items()
-    for name, (architecture, text) in _KINDS.items()
+    for name, (architecture, options, text) in _KINDS.items()
 }
 
 __all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "StagedRNN"]

@@ -52,12 +52,14 @@ class MSModule(nn.Module):
         cell: a name of fastds.models.db_rnn.cells.CELLS.
         hidden: channels of every layer.
         options: of the cell.
+        residual: Y = frame + Out h_5.
 
-    Source: Ma, Zhang and Liu 2024, DB-RNN, equations 3 and 4.
+    Source: Ma, Zhang and Liu 2024, DB-RNN, equations 3 and 4; residual is ours.
     """
 
-    def __init__(self, cell: str, hidden: int, options: dict):
+    def __init__(self, cell: str, hidden: int, options: dict, residual: bool = False):
         super().__init__()
+        self.residual = residual
         self.embed = Conv1x1(1, hidden)
         self.cells = nn.ModuleList(build_cell(cell, hidden, layer, LAYERS, **options) for layer in range(LAYERS))
         self.output = Conv1x1(hidden, 1)
@@ -95,7 +97,8 @@ class MSModule(nn.Module):
             if cell.difference is not None:
                 state.previous[layer] = arrived if cell.difference == "hidden" else x
             hidden.append(h)
-        return self.output(h), hidden, m
+        y = self.output(h)
+        return frame + y if self.residual else y, hidden, m
 
 
 def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:

@@ -92,6 +92,7 @@ class MSRNN(_Nowcaster):
         cell: convlstm, convgru, trajgru, predrnn, predrnn++, mim, motionrnn, preciplstm or sa-convlstm.
         hidden: channels of every layer.
         cell_options: arguments of the cell, see its class.
+        residual: a step forecasts the change of the frame it sees, not the next frame itself (not in the paper).
 
     Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, m + n - 1, 1, H, W),), of the frames
     1 to m + n - 1 after the first; see roll and forecast.
@@ -99,11 +100,13 @@ class MSRNN(_Nowcaster):
     Source: Ma, Zhang and Liu 2024, DB-RNN, equations 3, 4 and 7; MS-RNN.
     """
 
-    def __init__(self, cell: str = "convlstm", hidden: int = 24, cell_options: dict | None = None):
+    def __init__(
+        self, cell: str = "convlstm", hidden: int = 24, cell_options: dict | None = None, residual: bool = False
+    ):
         super().__init__()
-        self.config = {"cell": cell, "hidden": hidden, "cell_options": dict(cell_options or {})}
+        self.config = {"cell": cell, "hidden": hidden, "cell_options": dict(cell_options or {}), "residual": residual}
         self.card = ModelCard()
-        self.module = MSModule(cell, hidden, self.config["cell_options"])
+        self.module = MSModule(cell, hidden, self.config["cell_options"], residual)
         self.multiple = self.module.multiple
 
     def start(self) -> dict:
@@ -126,6 +129,7 @@ class DBRNN(_Nowcaster):
 
     Args:
         cell, hidden, cell_options: as MSRNN.
+        residual: both modules give changes, the forecaster of its frame, the deblurrer of the forecast.
         local_zigzag: the forecasting module gets back its own memory of the step before, not the deblurring module's.
 
     Shapes: forward(frames (B, m, 1, H, W), steps=n) -> (forecasts, deblurred forecasts), each (B, m + n - 1, 1, H, W).
@@ -134,14 +138,16 @@ class DBRNN(_Nowcaster):
     """
 
     def __init__(
-        self, cell: str = "convlstm", hidden: int = 24, cell_options: dict | None = None, local_zigzag: bool = False
-    ):
+        self, cell: str = "convlstm", hidden: int = 24, cell_options: dict | None = None, residual: bool = False,
+        local_zigzag: bool = False,
+    ):  # fmt: skip
         super().__init__()
-        self.config = {"cell": cell, "hidden": hidden, "cell_options": dict(cell_options or {})}
+        self.config = {"cell": cell, "hidden": hidden, "cell_options": dict(cell_options or {}), "residual": residual}
         self.config["local_zigzag"] = local_zigzag
         self.card = ModelCard()
         options = self.config["cell_options"]
-        self.forecaster, self.deblurrer = MSModule(cell, hidden, options), MSModule(cell, hidden, options)
+        self.forecaster = MSModule(cell, hidden, options, residual)
+        self.deblurrer = MSModule(cell, hidden, options, residual)
         self.local_zigzag = local_zigzag
         self.multiple = self.forecaster.multiple
 
