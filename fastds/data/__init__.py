@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar fields as xarray datasets: files, variables, grids, the preparation of samples, synthetic events."""
 
+import importlib
+
 from .amounts import split_amount
 from .files import open_dataset, save_dataset
 from .grid import coarsen_grid, grid_spacing_m, refine_grid
 from .output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
+from .pixels import (
+    DWD_Z_R,
+    HKO_Z_R,
+    PIXEL_SCALES,
+    RAIN_THRESHOLDS,
+    from_pixels,
+    normalised_rates,
+    recode_pixels,
+    to_pixels,
+)
 from .preparation import (
     CEILING_DBZ,
     ECHO_FRACTION,
@@ -22,14 +34,26 @@ from .preparation import (
 )
 from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from .synthetic import synthetic_event
-from .times import refine_time, time_encoding, triples
+from .times import refine_time, sequences, time_encoding, triples
 
-_NEED_TORCH = ("EpochSampler", "EvaluationTriples", "FrameStore", "RadarTriples", "TimeBlock")
+_NEED_TORCH = {
+    "EpochSampler": "radar_triples",
+    "EvaluationTriples": "radar_triples",
+    "FrameStore": "radar_triples",
+    "RadarTriples": "radar_triples",
+    "RadarWindows": "radar_windows",
+    "TimeBlock": "radar_triples",
+    "make_window": "radar_windows",
+}
 
 __all__ = [
     "CEILING_DBZ",
+    "DWD_Z_R",
     "ECHO_FRACTION",
     "FLOOR_DBZ",
+    "HKO_Z_R",
+    "PIXEL_SCALES",
+    "RAIN_THRESHOLDS",
     "ReflectivityInput",
     "add_history",
     "clip_reflectivity",
@@ -39,23 +63,28 @@ __all__ = [
     "coarsen_mask",
     "cut_to_multiple",
     "echo_fraction",
+    "from_pixels",
     "from_reflectivity",
     "grid_spacing_m",
     "has_enough_echo",
+    "normalised_rates",
     "open_dataset",
     "output_frames",
     "output_shape",
     "prepare",
     "rate_to_reflectivity",
+    "recode_pixels",
     "refine_grid",
     "refine_mask",
     "refine_time",
     "reflectivity_to_rate",
     "restore",
     "save_dataset",
+    "sequences",
     "split_amount",
     "synthetic_event",
     "time_encoding",
+    "to_pixels",
     "to_reflectivity",
     "triples",
     "valid_mask",
@@ -66,7 +95,5 @@ __all__ = [
 def __getattr__(name):
     # The datasets for training need torch; files, grids and preparation work without loading it.
     if name in _NEED_TORCH:
-        from . import radar_triples
-
-        return getattr(radar_triples, name)
+        return getattr(importlib.import_module(f".{_NEED_TORCH[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,7 +52,11 @@ class FrameStore:
 
     def triples(self, interval=1, every=1):
         """Index triples (n, 3) at `interval` times the cadence."""
-        return times.triples(self.seconds, interval * self.cadence, every)
+        return self.sequences(3, interval, every)
+
+    def sequences(self, length, interval=1, every=1):
+        """Indices (n, length) of frames at `interval` times the cadence, see times.sequences."""
+        return times.sequences(self.seconds, length, interval * self.cadence, every)
 
 
 class RadarTriples(torch.utils.data.Dataset):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times of a file: triples, sorting, gaps, finer times and their encoding."""
+"""Times of a file: sequences, sorting, gaps, finer times and their encoding."""
 
 import numpy as np
 import pandas
@@ -25,15 +25,21 @@ _UNIT_WORDS = {
 
 
 def triples(times, interval=None, every=1):
-    """Indices of frames at t, t + D and t + 2 D, found by time stamp, so that gaps make no false triples.
+    """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three, see there."""
+    return sequences(times, 3, interval, every)
+
+
+def sequences(times, length, interval=None, every=1):
+    """Indices of frames at t, t + D, ..., t + (length - 1) D, found by time stamp, so that no sequence has a gap.
 
     Args:
         times: (T,) sorted times without duplicates: datetime64, cftime objects, or numbers.
+        length: frames of a sequence.
         interval: D as timedelta64, datetime.timedelta or number (the unit of times); None: the most frequent step of
             times.
-        every: keep only starts that are a multiple of `every` intervals after the first time (2: triples share end
-            frames only).
-    Returns: (n, 3) int64 array of indices, n may be 0.
+        every: keep only starts that are a multiple of `every` intervals after the first time (length: sequences share
+            no frame; length - 1: they share end frames only).
+    Returns: (n, length) int64 array of indices, n may be 0.
     Raises: ValueError for fewer than two times, unsorted times or an interval <= 0.
     """
     seconds = seconds_since_first(times)
@@ -42,13 +48,13 @@ def triples(times, interval=None, every=1):
         raise ValueError(f"interval must be positive, got {interval!r}")
     place = {round(value * 1000): index for index, value in enumerate(seconds)}
     found = []
-    for index, value in enumerate(seconds):
+    for value in seconds:
         if every > 1 and round(value / step, 6) % every:
             continue
-        second, third = (place.get(round((value + k * step) * 1000)) for k in (1, 2))
-        if second is not None and third is not None:
-            found.append((index, second, third))
-    return np.array(found, dtype=np.int64).reshape(-1, 3)
+        frames = [place.get(round((value + k * step) * 1000)) for k in range(length)]
+        if None not in frames:
+            found.append(frames)
+    return np.array(found, dtype=np.int64).reshape(-1, length)
 
 
 def seconds_since_first(times):
