@@ -95,7 +95,7 @@ def test_wheel_content(full_build):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"_fastds{SUFFIX}", "fastds/__init__.py", "fastds/kernels/__init__.py", "fastds/ops/null_op.py"} <= names
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"fastds", f"_fastds{SUFFIX}"}
-    for pattern in ("fastds/models/weights/*.safetensors", "fastds/training/configs/*.yaml"):
+    for pattern in ("fastds/models/weights/*.safetensors", "fastds/training/configs/*/*.yaml"):
         assert {p.relative_to(ROOT).as_posix() for p in ROOT.glob(pattern)} <= names
     assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", "stale_module.py"))]
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))

@@ -15,6 +15,7 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.training import (
+    TASKS,
     DataConfig,
     DownscalingModule,
     ModelConfig,
@@ -77,8 +78,9 @@ def module_of(event, **changes):
 
 
 def test_named_configurations_parse():
-    assert "fczsm-small" in configurations()
-    for name in configurations():
+    assert "fczsm-small" in configurations("radar")
+    assert len(configurations()) == sum(len(configurations(task)) for task in TASKS)  # no name twice
+    for name in configurations("radar"):
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7
         assert config.model.name in models.registry.PRESETS

@@ -6,7 +6,8 @@ import torch
 import xarray as xr
 
 from fastds import models
-from fastds.training.fields import FieldDataConfig, FieldTrainingConfig, coarse_and_fine, load_fields, main, train
+from fastds.training import main
+from fastds.training.fields import FieldDataConfig, FieldTrainingConfig, coarse_and_fine, load_fields, train
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import xarray as xr
 
 from fastds import models
 from fastds.models.baselines import interpolate
+from fastds.training import configurations
 from fastds.training.gan import FieldSequences, GANConfig, GANDataConfig, LossConfig, OptimiserConfig, train
-from fastds.training.gan.config import configurations, parse_arguments
+from fastds.training.gan.config import parse_arguments
 from fastds.training.gan.data import read_regions
 from fastds.training.gan.module import content_loss
 from fastds.training.gan.run import build
@@ -186,7 +187,7 @@ def test_error_messages(folder):
 
 
 def test_shipped_configuration_is_valid(data_dir):
-    assert set(configurations()) == {"wgan-gp", "wgan-gp-small"}
+    assert set(configurations("gan")) == {"wgan-gp", "wgan-gp-small"}
     paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
     assert paper.optimiser == OptimiserConfig() and paper.loss == LossConfig() and paper.data.batch_size == 16
     config = parse_arguments(["--config", "wgan-gp-small", f"--data.path={data_dir}", "--max_minutes=1"])

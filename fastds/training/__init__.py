@@ -8,12 +8,14 @@ if importlib.util.find_spec("lightning") is None:
         "training needs Lightning: python -m pip install 'fastds-weather[train]' (from a checkout: '.[train]')"
     )
 
-from fastds.training.config import DataConfig, ModelConfig, TrainingConfig, configurations, parse_arguments
+from fastds.training.command import TASKS, configurations, main
+from fastds.training.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.training.data import RadarDataModule
 from fastds.training.module import DownscalingModule
-from fastds.training.run import main, train
+from fastds.training.run import train
 
 __all__ = [
+    "TASKS",
     "DataConfig",
     "DownscalingModule",
     "ModelConfig",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training commands share: named configurations, the command line, the start of a run and its export."""
+"""The command `fastds train` and what its tasks share: named configurations, the start of a run, resume, export."""
 
 import dataclasses
+import importlib
 import pathlib
 import sys
-from collections.abc import Callable
 
 import lightning as L
 import torch
@@ -14,28 +14,55 @@ from lightning.pytorch.callbacks import Callback
 
 from fastds import models
 
+_CONFIGS = pathlib.Path(__file__).parent / "configs"
+# Folder of configs/ -> module with parse_arguments(arguments) and train(config).
+TASKS = {"radar": "fastds.training", "gan": "fastds.training.gan", "fields": "fastds.training.fields"}
 
-def configurations_in(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The named configurations of a folder, name -> YAML file."""
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+def configurations(task: str = "*") -> dict[str, pathlib.Path]:
+    """The named configurations that the package ships for a task (default: for all), name -> YAML file."""
+    return {path.stem: path for path in sorted(_CONFIGS.glob(f"{task}/*.yaml"))}
 
 
-def read_command_line(config_class: type, arguments: list[str], named: dict, *, prog: str, description: str):
+def main(arguments: list[str] | None = None) -> int:
+    """The command `fastds train [TASK] --config NAME|FILE ...`: trains, prints where the weights are, returns the
+    exit status; a user's error is one sentence and status 2.
+
+    TASK is a key of TASKS; without it a shipped configuration's own, else radar.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    task = arguments.pop(0) if arguments[:1] and arguments[0] in TASKS else _task_of(arguments)
+    module = importlib.import_module(TASKS[task])
+    try:
+        best = module.train(module.parse_arguments(arguments))
+    except (FileNotFoundError, ImportError, ValueError, FloatingPointError) as error:
+        print(f"fastds train: {error}", file=sys.stderr)
+        return 2
+    print(f"best weights: {best}")
+    return 0
+
+
+def _task_of(arguments: list[str]) -> str:
+    chosen = {value.removeprefix("--config=") for value in arguments}
+    return next((path.parent.name for name, path in configurations().items() if name in chosen), "radar")
+
+
+def read_command_line(config_class: type, arguments: list[str], task: str, description: str):
     """Read a command line into a dataclass, every field an option (--data.path, --max_steps, ...).
 
-    `--config` takes a YAML file or a name of `named`. Raises: ValueError for a name that is neither.
+    `--config` takes a YAML file or the name of a shipped configuration. Raises: ValueError for a name that is neither.
     """
-    parser = ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(named)}")
+    parser = ArgumentParser(prog=f"fastds train {task}", description=description)
+    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations(task))}")
     parser.add_class_arguments(config_class, as_group=False)
-    values = parser.parse_args(_resolve_names(arguments, named))
+    values = parser.parse_args(_resolve_names(arguments))
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values = instantiate(values)
     return config_class(**{field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)})
 
 
-def _resolve_names(arguments: list[str], named: dict) -> list[str]:
-    resolved, previous = [], None
+def _resolve_names(arguments: list[str]) -> list[str]:
+    named, resolved, previous = configurations(), [], None
     for argument in arguments:
         prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
         if (prefix or previous == "--config") and not pathlib.Path(value).is_file():
@@ -47,17 +74,6 @@ def _resolve_names(arguments: list[str], named: dict) -> list[str]:
         resolved.append(prefix + value)
         previous = argument
     return resolved
-
-
-def run_command(name: str, parse: Callable, train: Callable, arguments: list[str] | None) -> int:
-    """Parse, train and print where the weights are; a user's error is one sentence and exit status 2."""
-    try:
-        best = train(parse(sys.argv[1:] if arguments is None else arguments))
-    except (FileNotFoundError, ImportError, ValueError, FloatingPointError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    print(f"best weights: {best}")
-    return 0
 
 
 def begin(config) -> pathlib.Path:

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run is made of: dataclasses, named configurations and the command line."""
+"""What a training run is made of: dataclasses and the command line."""
 
 import dataclasses
-import pathlib
 
-from fastds.training.command import configurations_in, read_command_line
-
-_FOLDER = pathlib.Path(__file__).parent / "configs"
+from fastds.training.command import read_command_line
 
 
 @dataclasses.dataclass
@@ -115,12 +112,7 @@ class TrainingConfig:
 LOSSES = ("mse", "charbonnier", "relative_mse")
 
 
-def configurations() -> dict[str, pathlib.Path]:
-    """The named configurations that the package ships, name -> YAML file."""
-    return configurations_in(_FOLDER)
-
-
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
     """Read a command line into a TrainingConfig; `--config NAME` takes a shipped configuration by its name."""
     description = "Train a network on radar files; the best weights are exported as safetensors."
-    return read_command_line(TrainingConfig, arguments, configurations(), prog="fastds train", description=description)
+    return read_command_line(TrainingConfig, arguments, "radar", description)

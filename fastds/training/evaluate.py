@@ -15,7 +15,7 @@ from fastds.metrics.errors import CEILING_DBZ
 from fastds.models.baselines import advection, bicubic, trilinear
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
-# of configs/fczsm-small.yaml. The other radars appear in no training configuration.
+# of configs/radar/fczsm-small.yaml. The other radars appear in no training configuration.
 TEST_BLOCKS = {
     "radar_fmi_20160928_5min.nc": (22, 30, 1),
     "radar_knmi_20100826_5min.nc": (76, 92, 1),

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of arbitrary-scale downscaling on gridded fields: `python -m fastds.training.fields --config inr-small
---data.path=FILE`.
-"""
+"""Training of arbitrary-scale downscaling on gridded fields: `fastds train --config inr-small --data.path=FILE`."""
 
 import dataclasses
 import pathlib
-import sys
 
 import lightning as L
 import torch
@@ -20,15 +17,7 @@ from fastds.data.degradation import Degradation, DegradationConfig, area_mean
 from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
 from fastds.metrics import detail_ratio, psnr
 from fastds.reference.query_points import PointSpec
-from fastds.training.command import (
-    ExportBest,
-    begin,
-    checkpoint_to_resume,
-    configurations_in,
-    fill_card,
-    read_command_line,
-    run_command,
-)
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, read_command_line
 from fastds.training.data import NewSamples
 from fastds.training.module import SupervisedModule
 
@@ -242,16 +231,4 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
 
 def parse_arguments(arguments: list[str]) -> FieldTrainingConfig:
     """Read a command line into a FieldTrainingConfig; `--config NAME` takes a shipped configuration by its name."""
-    named = configurations_in(pathlib.Path(__file__).parent / "field_configs")
-    return read_command_line(
-        FieldTrainingConfig, arguments, named, prog="python -m fastds.training.fields", description=__doc__
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command: returns the exit status."""
-    return run_command("fastds.training.fields", parse_arguments, train, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return read_command_line(FieldTrainingConfig, arguments, "fields", "Train arbitrary-scale downscaling of fields.")

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fastds import models
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, run_command
-from fastds.training.config import TrainingConfig, parse_arguments
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card
+from fastds.training.config import TrainingConfig
 from fastds.training.data import RadarDataModule
 from fastds.training.module import DownscalingModule
 
@@ -120,8 +120,3 @@ def _callbacks(config: TrainingConfig, output: pathlib.Path) -> list:
     if config.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     return callbacks
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command `fastds train`: returns the exit status."""
-    return run_command("fastds train", parse_arguments, train, arguments)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adversarial training: `python -m fastds.training.gan --config wgan-gp-small --data.path=FOLDER`."""
+"""Adversarial training: `fastds train --config wgan-gp-small --data.path=FOLDER`."""
 
-from fastds.training.gan.config import GANConfig, GANDataConfig, LossConfig, OptimiserConfig
+from fastds.training.gan.config import GANConfig, GANDataConfig, LossConfig, OptimiserConfig, parse_arguments
 from fastds.training.gan.data import FieldDataModule, FieldSequences
 from fastds.training.gan.module import GANModule
-from fastds.training.gan.run import main, train
+from fastds.training.gan.run import train
 
 __all__ = [
     "FieldDataModule",
@@ -14,6 +14,6 @@ __all__ = [
     "GANModule",
     "LossConfig",
     "OptimiserConfig",
-    "main",
+    "parse_arguments",
     "train",
 ]

@@ -2,13 +2,11 @@
 """What an adversarial training run is made of."""
 
 import dataclasses
-import pathlib
 
 from fastds.data.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
-from fastds.training.command import configurations_in, read_command_line
+from fastds.training.command import read_command_line
 
-_FOLDER = pathlib.Path(__file__).parent / "configs"
 CONTENTS = ("l1", "mse", "crps")
 
 
@@ -133,14 +131,6 @@ class GANConfig:
     threads: int | None = None
 
 
-def configurations() -> dict[str, pathlib.Path]:
-    """The named configurations that the package ships, name -> YAML file."""
-    return configurations_in(_FOLDER)
-
-
 def parse_arguments(arguments: list[str]) -> GANConfig:
     """Read a command line into a GANConfig; `--config NAME` takes a shipped configuration by its name."""
-    description = "Train a WGAN-GP on gridded fields."
-    return read_command_line(
-        GANConfig, arguments, configurations(), prog="python -m fastds.training.gan", description=description
-    )
+    return read_command_line(GANConfig, arguments, "gan", "Train a WGAN-GP on gridded fields.")

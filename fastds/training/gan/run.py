@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from fastds import models
 from fastds.models.wgan_gp import HumidityCritic
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, run_command
-from fastds.training.gan.config import GANConfig, parse_arguments
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card
+from fastds.training.gan.config import GANConfig
 from fastds.training.gan.data import FieldDataModule
 from fastds.training.gan.module import GANModule
 
@@ -68,8 +68,3 @@ def train(config: GANConfig) -> pathlib.Path:
     )
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
     return output / "best.safetensors"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command `python -m fastds.training.gan`: returns the exit status."""
-    return run_command("fastds.training.gan", parse_arguments, train, arguments)
