@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a downscaled field is: squared errors, structure, hits, scales, correlations, ensembles."""
+"""How good a field is: squared errors, structure, hits, scales, correlations, ensembles, scores by lead."""
 
 from fastds.metrics.ensembles import crps, rank_histogram, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, interior, mse_total, radar_errors, ssim
 from fastds.metrics.fields import detail_ratio, latitude_weights, psnr
+from fastds.metrics.nowcasts import BALANCE_WEIGHTS, NowcastScores
 from fastds.metrics.sequences import daily_series, field_scores
 from fastds.metrics.skill import csi, fss
 from fastds.metrics.spectra import spectral_ratio
 
 __all__ = [
+    "BALANCE_WEIGHTS",
     "EVALUATION_FLOORS",
+    "NowcastScores",
     "crps",
     "csi",
     "daily_series",

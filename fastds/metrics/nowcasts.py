@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of nowcasts by lead: contingency tables at rain rates, errors weighted by the rain that fell."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Weights of pixels in B-MSE and B-MAE: below the first threshold and from each threshold on.
+BALANCE_WEIGHTS = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+CONTINGENCY_SCORES = ("csi", "hss", "pod", "far")
+ERROR_SCORES = ("b_mse", "b_mae", "mse", "mae")
+
+
+class NowcastScores:
+    """Sums over a test set, frame by frame; scores are made of the sums of each frame and then averaged over frames.
+
+        CSI = TP / (TP + FN + FP);  POD = TP / (TP + FN);  FAR = FP / (TP + FP)
+        HSS = 2 (TP TN - FN FP) / ((TP + FN) (FN + TN) + (TP + FP) (FP + TN))
+        B-MSE = mean over samples of sum over pixels of w(x) (x - y)^2;  B-MAE with w(x) |x - y|
+
+    x is the truth and y the prediction, clipped to [0, 1]; the event is "value >= threshold" in both; w are
+    BALANCE_WEIGHTS by the truth's rain. mse and mae are plain means over valid pixels. Missing pixels count nowhere.
+
+    Args:
+        thresholds: on the scale of the fields, ascending, as fastds.data.normalised_rates gives for the five
+            RAIN_THRESHOLDS of the published tables.
+        frames: T, of every prediction.
+        future: how many of them, at the end, forecast what was not known; None: all. Networks that also forecast known
+            frames have m + n - 1 frames, of which n are future: the published tables score all of them.
+        weights: one more than thresholds, of pixels.
+    Attributes: counts (T, thresholds, 4) int64 of TP, FN, FP, TN; samples.
+    Source: Ma, Zhang and Liu 2024, DB-RNN, equations 11-15 (printed there without the factor 2 of HSS, which their
+        numbers have); Shi et al. 2017 for B-MSE and B-MAE.
+    """
+
+    def __init__(
+        self,
+        thresholds: Sequence[float],
+        frames: int,
+        future: int | None = None,
+        weights: Sequence[float] = BALANCE_WEIGHTS,
+    ):
+        if len(weights) != len(thresholds) + 1 or list(thresholds) != sorted(thresholds):
+            raise ValueError(
+                f"thresholds must ascend and weights be one more than they are, got {list(thresholds)} and "
+                f"{list(weights)}"
+            )
+        self.thresholds, self.weights = torch.tensor(thresholds, dtype=torch.float64), torch.tensor(weights).double()
+        self.frames, self.future = frames, frames if future is None else future
+        if not 1 <= self.future <= frames:
+            raise ValueError(f"future must lie in 1..{frames} frames, got {future}")
+        self.counts = np.zeros((frames, len(thresholds), 4), np.int64)
+        self.sums = np.zeros((frames, len(ERROR_SCORES)))
+        self.pixels, self.samples = np.zeros(frames, np.int64), 0
+
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor | None = None) -> None:
+        """Count samples.
+
+        Args:
+            prediction, truth: (B, T, H, W) or (B, T, 1, H, W) on the scale of the thresholds, [0, 1].
+            valid: the same shape, bool; None: where truth is not NaN.
+        Raises: ValueError for other shapes, and where the prediction is missing on a valid pixel.
+        """
+        if prediction.shape != truth.shape or truth.ndim not in (4, 5) or truth.shape[1] != self.frames:
+            raise ValueError(
+                f"prediction and truth must both have shape (B, {self.frames}, [1,] H, W), got "
+                f"{tuple(prediction.shape)} and {tuple(truth.shape)}"
+            )
+        present = ~torch.isnan(truth)
+        valid = present if valid is None else present & valid
+        if torch.isnan(prediction[valid]).any():
+            raise ValueError("prediction has missing values on valid pixels")
+        self.samples += len(truth)
+        for frame in range(self.frames):
+            keep = valid[:, frame]
+            x, y = truth[:, frame][keep].double().clamp(0, 1), prediction[:, frame][keep].double().clamp(0, 1)
+            self._count(frame, x, y)
+            weight = self.weights[torch.bucketize(x, self.thresholds, right=True)]
+            error = (x - y).abs()
+            sums = [weight * error.square(), weight * error, error.square(), error]
+            self.sums[frame] += [part.sum().item() for part in sums]
+            self.pixels[frame] += x.numel()
+
+    def _count(self, frame: int, x: Tensor, y: Tensor) -> None:
+        for i, threshold in enumerate(self.thresholds):
+            happened, predicted = x >= threshold, y >= threshold
+            hits, events, alarms = (a.sum().item() for a in (happened & predicted, happened, predicted))
+            self.counts[frame, i] += [hits, events - hits, alarms - hits, x.numel() - events - alarms + hits]
+
+    def by_frame(self) -> dict[str, np.ndarray]:
+        """csi, hss, pod, far (T, thresholds) and b_mse, b_mae, mse, mae (T,); NaN where a score is not defined."""
+        tp, fn, fp, tn = np.moveaxis(self.counts.astype(np.float64), -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scores = {
+                "csi": tp / (tp + fn + fp),
+                "hss": 2 * (tp * tn - fn * fp) / ((tp + fn) * (fn + tn) + (tp + fp) * (fp + tn)),
+                "pod": tp / (tp + fn),
+                "far": fp / (tp + fp),
+            }
+            scores |= {name: self.sums[:, i] / max(self.samples, 1) for i, name in enumerate(ERROR_SCORES[:2])}
+            scores |= {name: self.sums[:, i + 2] / self.pixels for i, name in enumerate(ERROR_SCORES[2:])}
+        return scores
+
+    def means(self, frames: str = "future") -> dict[str, np.ndarray]:
+        """The scores averaged over frames: csi, hss, pod, far (thresholds,), errors a number.
+
+        Args: frames: "future", or "all" for the published tables. Frames where a score is not defined are left out.
+        Raises: ValueError for another word.
+        """
+        if frames not in ("all", "future"):
+            raise ValueError(f"frames must be 'all' or 'future', got {frames!r}")
+        kept = slice(-self.future if frames == "future" else None, None)
+        means = {}
+        for name, values in self.by_frame().items():
+            values = values[kept]
+            defined = ~np.isnan(values)
+            total, count = np.where(defined, values, 0.0).sum(0), defined.sum(0)
+            means[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]
+        return means
