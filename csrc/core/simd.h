@@ -183,42 +183,29 @@ FASTDS_HD void add_first(A* p, Vec<A, N> v, int64_t count) {
     for (int i = 0; i < count; i++) p[i] += lanes[i];
 }
 
-// a0 a1 a2 .. and b0 b1 b2 .. from a0 b0 a1 b1 ..
-template <class A, int N>
-FASTDS_HD void split_pairs(const Vec<A, N>& first, const Vec<A, N>& second, Vec<A, N>& a, Vec<A, N>& b) {
-    if constexpr (N == 16) {
-        a = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    } else if constexpr (N == 8) {
-        a = __builtin_shufflevector(first, second, 0, 2, 4, 6, 8, 10, 12, 14);
-        b = __builtin_shufflevector(first, second, 1, 3, 5, 7, 9, 11, 13, 15);
-    } else if constexpr (N == 4) {
-        a = __builtin_shufflevector(first, second, 0, 2, 4, 6);
-        b = __builtin_shufflevector(first, second, 1, 3, 5, 7);
-    } else {
-        a = __builtin_shufflevector(first, second, 0, 2);
-        b = __builtin_shufflevector(first, second, 1, 3);
-    }
-}
+// The numbers 0 .. N-1, for shuffles whose lanes are a formula.
+template <int... I>
+struct LaneList {};
+template <int N, int... I>
+struct CountedLanes : CountedLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountedLanes<0, I...> {
+    using type = LaneList<I...>;
+};
+template <int N>
+using lanes_of = typename CountedLanes<N>::type;
 
-// The way back: a0 b0 a1 b1 .. as two vectors.
-template <class A, int N>
-FASTDS_HD void interleave(const Vec<A, N>& a, const Vec<A, N>& b, Vec<A, N>& first, Vec<A, N>& second) {
-    if constexpr (N == 16) {
-        first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        second = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    } else if constexpr (N == 8) {
-        first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-        second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-    } else if constexpr (N == 4) {
-        first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-        second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    } else {
-        first = __builtin_shufflevector(a, b, 0, 2);
-        second = __builtin_shufflevector(a, b, 1, 3);
-    }
+// Of the sequence a then b: the elements 0, 2, 4, ... or 1, 3, 5, ...
+template <int Odd, class V, int... I>
+FASTDS_HD V every_second(const V& a, const V& b, LaneList<I...>) {
+    return __builtin_shufflevector(a, b, (2 * I + Odd)...);
 }
-
+// a0 b0 a1 b1 ...: the first or the second half.
+template <int Half, class V, int... I>
+FASTDS_HD V alternate(const V& a, const V& b, LaneList<I...>) {
+    constexpr int N = sizeof...(I);
+    return __builtin_shufflevector(a, b, ((I & 1) * N + (Half * N + I) / 2)...);
+}
 template <int I, class V>
 FASTDS_HD auto half_of(const V& v) {
     using S = __typeof__(+v[0]);

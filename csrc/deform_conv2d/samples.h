@@ -122,12 +122,13 @@ struct Samples {
 template <class S, int N>
 FASTDS_HD void store_fours(S* to, const Vec<S, N> (&w)[4]) {
     // pairs (w0, w2) and (w1, w3) first, so that the second interleaving gives the order of corners
-    Vec<S, N> even[2], odd[2], out[4];
-    interleave<S, N>(w[0], w[2], even[0], even[1]);
-    interleave<S, N>(w[1], w[3], odd[0], odd[1]);
-    interleave<S, N>(even[0], odd[0], out[0], out[1]);
-    interleave<S, N>(even[1], odd[1], out[2], out[3]);
-    for (int n = 0; n < 4; n++) store_vec<N>(to + n * N, out[n]);
+    using L = lanes_of<N>;
+    const Vec<S, N> even[2] = {alternate<0>(w[0], w[2], L{}), alternate<1>(w[0], w[2], L{})};
+    const Vec<S, N> odd[2] = {alternate<0>(w[1], w[3], L{}), alternate<1>(w[1], w[3], L{})};
+    for (int n = 0; n < 2; n++) {
+        store_vec<N>(to + 2 * n * N, alternate<0>(even[n], odd[n], L{}));
+        store_vec<N>(to + (2 * n + 1) * N, alternate<1>(even[n], odd[n], L{}));
+    }
 }
 
 template <class M, class V>
@@ -238,7 +239,8 @@ FASTDS_HD void read_offsets(const S* offset, int64_t samples, Vec<A>& y, Vec<A>&
     constexpr int N = kLanes<A>;
     const Vec<A> first = __builtin_convertvector(load_first<N>(offset, 2 * samples), Vec<A>);
     const Vec<A> second = __builtin_convertvector(load_first<N>(offset + N, 2 * samples - N), Vec<A>);
-    split_pairs<A, N>(first, second, y, x);
+    y = every_second<0>(first, second, lanes_of<N>{});
+    x = every_second<1>(first, second, lanes_of<N>{});
 }
 
 // From the offsets and the mask of an output pixel to its samples. Returns the rows that they touch in the gradient of x.

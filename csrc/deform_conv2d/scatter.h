@@ -154,13 +154,17 @@ inline void write_sample_gradients(const Plan<A>& plan, const Samples<A>& s, con
     constexpr int N = kLanes<A>;
     using V = Vec<A>;
     using C = compute_t<S>;
+    using L = lanes_of<N>;
     for (int64_t q = 0; q < plan.samples; q += N) {
         const A* p = products + 4 * q;
-        V d02[2], d13[2], d0, d1, d2, d3;
-        split_pairs<A, N>(load_vec<N>(p), load_vec<N>(p + N), d02[0], d13[0]);
-        split_pairs<A, N>(load_vec<N>(p + 2 * N), load_vec<N>(p + 3 * N), d02[1], d13[1]);
-        split_pairs<A, N>(d02[0], d02[1], d0, d2);
-        split_pairs<A, N>(d13[0], d13[1], d1, d3);
+        V d02[2], d13[2];
+        for (int n = 0; n < 2; n++) {
+            const V first = load_vec<N>(p + 2 * n * N), second = load_vec<N>(p + (2 * n + 1) * N);
+            d02[n] = every_second<0>(first, second, L{});
+            d13[n] = every_second<1>(first, second, L{});
+        }
+        V d0 = every_second<0>(d02[0], d02[1], L{}), d2 = every_second<1>(d02[0], d02[1], L{});
+        V d1 = every_second<0>(d13[0], d13[1], L{}), d3 = every_second<1>(d13[0], d13[1], L{});
         if (s.border[q / N]) {
             const auto moved_y = load_vec<N>(s.moved_y + q), moved_x = load_vec<N>(s.moved_x + q);
             swap_where(moved_y, d0, d2);
@@ -174,8 +178,8 @@ inline void write_sample_gradients(const Plan<A>& plan, const Samples<A>& s, con
             store_first<N>(mask + q, V(grad_of_mask(d0, d1, d2, d3, ly, lx)), count);
         }
         if (offset == nullptr) continue;
-        V first, second;
-        interleave<A, N>(V(m * grad_of_y(d0, d1, d2, d3, lx)), V(m * grad_of_x(d0, d1, d2, d3, ly)), first, second);
+        const V grad_y = m * grad_of_y(d0, d1, d2, d3, lx), grad_x = m * grad_of_x(d0, d1, d2, d3, ly);
+        const V first = alternate<0>(grad_y, grad_x, L{}), second = alternate<1>(grad_y, grad_x, L{});
         store_first<N>(offset + 2 * q, Vec<C, N>(__builtin_convertvector(first, Vec<C, N>)), 2 * count);
         store_first<N>(offset + 2 * q + N, Vec<C, N>(__builtin_convertvector(second, Vec<C, N>)), 2 * count - N);
     }

@@ -10,28 +10,6 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-template <int... I>
-struct LaneList {};
-template <int N, int... I>
-struct CountedLanes : CountedLanes<N - 1, N - 1, I...> {};
-template <int... I>
-struct CountedLanes<0, I...> {
-    using type = LaneList<I...>;
-};
-template <int N>
-using lanes_of = typename CountedLanes<N>::type;
-
-// Of the sequence a then b: the elements 0, 2, 4, ... or 1, 3, 5, ...
-template <int Odd, class V, int... I>
-FASTDS_HD V every_second(const V& a, const V& b, LaneList<I...>) {
-    return __builtin_shufflevector(a, b, (2 * I + Odd)...);
-}
-// a0 b0 a1 b1 ...: the first or the second half.
-template <int Half, class V, int... I>
-FASTDS_HD V alternate(const V& a, const V& b, LaneList<I...>) {
-    constexpr int N = sizeof...(I);
-    return __builtin_shufflevector(a, b, ((I & 1) * N + (Half * N + I) / 2)...);
-}
 // Of the sequence a, b, c: the elements J, J + 3, J + 6, ...
 template <int J, class V, int... I>
 FASTDS_HD V every_third(const V& a, const V& b, const V& c, LaneList<I...>) {
