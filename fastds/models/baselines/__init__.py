@@ -1,8 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Untrained methods to beat: interpolation in time and space, with and without motion."""
+"""Untrained methods to beat: interpolation in time and space, and extrapolation in time, with and without motion."""
 
 from fastds.models.baselines.advection import advection, optical_flow, warp
+from fastds.models.baselines.extrapolation import (
+    blurred_persistence,
+    extrapolation,
+    persistence,
+    pysteps_extrapolation,
+    trajectories,
+)
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.baselines.trilinear import bicubic, trilinear
 
-__all__ = ["advection", "bicubic", "interpolate", "optical_flow", "trilinear", "warp"]
+__all__ = [
+    "advection", "bicubic", "blurred_persistence", "extrapolation", "interpolate", "optical_flow", "persistence",
+    "pysteps_extrapolation", "trajectories", "trilinear", "warp",
+]  # fmt: skip

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Persistence, blurred persistence and extrapolation on fields whose future is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from fastds.data import RadarWindows
+from fastds.models.baselines import (
+    blurred_persistence,
+    extrapolation,
+    persistence,
+    pysteps_extrapolation,
+    trajectories,
+)
+
+METHODS = [persistence, blurred_persistence, extrapolation]
+
+
+def drifting(frames, dy=1.0, dx=2.0, size=(48, 64)):
+    """(1, frames, 1, h, w): two smooth cells that drift by (dy, dx) pixels a frame."""
+    rows, columns = np.mgrid[: size[0], : size[1]].astype(float)
+    out = []
+    for k in range(frames):
+        cells = [((14 + dy * k, 12 + dx * k), 5.0, 0.8), ((26 + dy * k, 22 + dx * k), 3.5, 0.6)]
+        out.append(sum(a * np.exp(-((rows - r) ** 2 + (columns - c) ** 2) / (2 * s * s)) for (r, c), s, a in cells))
+    return torch.tensor(np.stack(out), dtype=torch.float32)[None, :, None]
+
+
+def test_persistence_repeats_the_last_field():
+    x = drifting(3)
+    assert torch.equal(persistence(x, 4), x[:, -1:].repeat(1, 4, 1, 1, 1))
+
+
+def test_extrapolation_follows_a_drift():
+    everything = drifting(11)
+    x, truth = everything[:, :5], everything[:, 5:]
+    errors = {method: (method(x, 6) - truth).square().mean((0, 2, 3, 4)) for method in METHODS}
+    assert torch.all(errors[extrapolation] < 0.05 * errors[persistence])
+    assert torch.all(errors[blurred_persistence] < errors[persistence])
+
+
+def test_trajectories_agree_with_a_loop_in_float64():
+    generator = torch.Generator().manual_seed(1)
+    flow = torch.nn.functional.interpolate(
+        4 * torch.rand(1, 2, 5, 6, generator=generator) - 2, (20, 24), mode="bicubic"
+    )
+    rows, columns = np.mgrid[:20, :24].astype(np.float64)
+    d = np.zeros((2, 20, 24))
+    for found in trajectories(flow, 4)[0]:
+        places = np.stack([np.clip(rows + d[0], 0, 19), np.clip(columns + d[1], 0, 23)])
+        d = d + np.stack([map_coordinates(b.double().numpy(), places, order=1) for b in flow[0]])
+        np.testing.assert_allclose(found, d, atol=2e-5)
+
+
+def test_extrapolation_by_a_given_flow_shifts_whole_pixels():
+    x, flow = drifting(2), torch.zeros(1, 2, 48, 64)
+    flow[:, 0], flow[:, 1] = -3.0, 5.0
+    moved = extrapolation(x, 2, flow)
+    last = x[0, -1, 0]
+    np.testing.assert_allclose(moved[0, 0, 0, 3:, :-5], last[:-3, 5:], atol=1e-6)
+    np.testing.assert_allclose(moved[0, 1, 0, 6:, :-10], last[:-6, 10:], atol=1e-6)
+    np.testing.assert_allclose(moved[0, 1, 0, 6:, -5:], last[:-6, -1:].expand(-1, 5), atol=1e-6)
+
+
+def test_blur_grows_with_lead_by_the_rate_of_the_known_fields():
+    x = drifting(5, 0.0, 2.0)
+    fields = x[0, :, 0].numpy()
+    rates = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    errors = [
+        sum(((gaussian_filter(fields[4 - j], g * j, mode="nearest") - fields[4]) ** 2).sum() for j in (1, 2, 3, 4))
+        for g in rates
+    ]
+    best = rates[int(np.argmin(errors))]
+    assert 0 < best < 8
+    for k, field in enumerate(blurred_persistence(x, 3)[0, :, 0], 1):
+        np.testing.assert_allclose(field, gaussian_filter(fields[4], best * k, mode="nearest"), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_missing_pixels_take_the_nearest_value(method):
+    x = drifting(4)
+    x[..., 30:, :] = math.nan
+    filled = torch.where(x.isnan(), x[..., 29:30, :], x)
+    assert torch.equal(method(x, 2), method(filled, 2)) and not method(x, 2).isnan().any()
+    x[:, 1:] = math.nan
+    assert torch.equal(method(x, 2)[:, :1], torch.zeros(1, 1, 1, 48, 64))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("x", "steps", "error", "sentence"),
+    [
+        (torch.zeros(1, 3, 1, 8, 8, dtype=torch.int64), 1, TypeError, "floating-point"),
+        (torch.zeros(1, 0, 1, 8, 8), 1, ValueError, r"N >= \d fields"),
+        (torch.zeros(3, 8, 8), 1, ValueError, "must have shape"),
+        (torch.zeros(1, 3, 1, 8, 8), 0, ValueError, "steps must be a whole number >= 1, got 0"),
+    ],
+    ids=["integers", "no fields", "no batch", "no steps"],
+)
+def test_other_input_is_refused(method, x, steps, error, sentence):
+    with pytest.raises(error, match=sentence):
+        method(x, steps)
+
+
+def test_a_flow_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"flow must have shape \(1, 2, 48, 64\)"):
+        extrapolation(drifting(2), 1, torch.zeros(1, 2, 24, 32))
+
+
+@pytest.mark.parametrize("file", ["radar_bom_melbourne_20180616_6min.nc", "radar_mch_20160711_5min.nc"])
+def test_order_of_the_methods_on_real_radar(data_dir, file):
+    sample = RadarWindows(data_dir / file, known=5, future=6, scale=4, every=11)[1]
+    x, y = torch.where(sample["valid"][:5], sample["x"], math.nan)[None], sample["y"]
+    valid = sample["valid"].all(0)[0]
+    p, b, e = ((method(x, 6)[0] - y).square()[:, 0, valid].mean(1) for method in METHODS)
+    assert torch.all(b < p) and torch.all(e < b)
+
+
+def test_pysteps_agrees_on_a_drift():
+    pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
+    everything = drifting(8)
+    x, truth = everything[:, :4], everything[:, 4:]
+    error = (pysteps_extrapolation(x, 4) - truth).square().mean()
+    assert error < 0.2 * (persistence(x, 4) - truth).square().mean()
+
+
+def test_pysteps_where_it_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pysteps", None)
+    with pytest.raises(ImportError, match="python -m pip install pysteps"):
+        pysteps_extrapolation(drifting(2), 1)
