@@ -14,6 +14,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "FCZSM": FCZSM,
     "FixedRatioDownscaler": FixedRatioDownscaler,
     "INRDownscaler": INRDownscaler,
+    "LagrangianRNN": db_rnn.LagrangianRNN,
     "MSRNN": db_rnn.MSRNN,
     "StagedRNN": db_rnn.StagedRNN,
     "HumidityCritic": HumidityCritic,

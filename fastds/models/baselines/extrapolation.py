@@ -24,7 +24,7 @@ def persistence(x: Tensor, steps: int) -> Tensor:
     Raises: ValueError, TypeError for x or steps of another kind.
     """
     _check(x, steps, 1)
-    return _filled(x[:, -1:]).repeat(1, steps, 1, 1, 1)
+    return fill_missing(x[:, -1:]).repeat(1, steps, 1, 1, 1)
 
 
 def blurred_persistence(x: Tensor, steps: int) -> Tensor:
@@ -38,7 +38,7 @@ def blurred_persistence(x: Tensor, steps: int) -> Tensor:
     Arguments, returns and errors as persistence, N >= 2.
     """
     _check(x, steps, 2)
-    fields = _filled(x)
+    fields = fill_missing(x)
     forecasts = []
     for sequence in fields:
         before, last = sequence[:-1].flip(0), sequence[-1]
@@ -69,7 +69,7 @@ def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
     Source: Germann and Zawadzki 2002 (semi-Lagrangian extrapolation of radar fields).
     """
     _check(x, steps, 2)
-    fields = _filled(x)
+    fields = fill_missing(x)
     if flow is None:
         flow = optical_flow(fields[:, -2:])[:, 0, 1]
     b, c, h, w = fields[:, -1].shape
@@ -111,7 +111,7 @@ def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
     except ImportError:
         raise ImportError("pysteps_extrapolation needs the package pysteps: python -m pip install pysteps") from None
     _check(x, steps, 2)
-    fields = _filled(x)[:, :, 0].double().numpy()
+    fields = fill_missing(x)[:, :, 0].double().numpy()
     forecasts = []
     for sequence in fields:
         velocity = motion.get_method("lucaskanade")(sequence)
@@ -128,7 +128,7 @@ def _check(x: Tensor, steps: int, fewest: int) -> None:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
 
 
-def _filled(x: Tensor) -> Tensor:
+def fill_missing(x: Tensor) -> Tensor:
     """x with every missing pixel at the nearest value of its own field; 0 where a field has none."""
     missing = torch.isnan(x)
     if not missing.any():

@@ -3,6 +3,7 @@
 
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.discriminator import Discriminator
+from fastds.models.db_rnn.lagrangian import LagrangianRNN
 from fastds.models.db_rnn.network import DBRNN, MSRNN, StagedRNN
 
 _SMALL = {"hidden": 16, "residual": True}  # for machines without a GPU: half the arithmetic and weights
@@ -19,4 +20,4 @@ PRESETS = {
     for name, (architecture, options, text) in _KINDS.items()
 }
 
-__all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "StagedRNN"]
+__all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "LagrangianRNN", "StagedRNN"]

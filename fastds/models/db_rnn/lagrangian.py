@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nowcasting in the frame of the moving air: optical flow carries the echo, the network learns growth and decay."""
+
+import torch
+from torch import Tensor, nn
+
+from fastds.models.baselines.advection import optical_flow, warp
+from fastds.models.baselines.extrapolation import fill_missing, trajectories
+from fastds.models.card import ModelCard
+from fastds.models.db_rnn.network import DBRNN, MSRNN
+
+NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
+_PAIRS = 2  # of the last frames, whose flows are averaged
+
+
+def backward_flow(frames: Tensor) -> Tensor:
+    """Displacement (B, 2, H, W) from each pixel to where its echo was one step before, pixels: the mean of the optical
+    flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1].
+    """
+    return optical_flow(frames[:, -(_PAIRS + 1) :])[:, :, 1].mean(1)
+
+
+class LagrangianRNN(nn.Module):
+    """A network of the family between two moves along the optical flow (an option beyond the paper).
+
+        d_k = trajectories(backward_flow(x), ...)[k - 1], where what is at p was k steps ago, less p
+        l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, of a residual network
+        y_k(p) = l_{m+k}(p + d_k(p))
+
+    The output layers start at zero: without training the forecast is extrapolation along this flow.
+
+    Args:
+        network: "MSRNN" or "DBRNN".
+        cell, hidden, cell_options: of the network, see MSRNN.
+
+    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> forecasts (B, n, 1, H, W), not clipped; m >= 2.
+    Missing values (NaN) take the nearest value. Differentiable in the weights, and in frames for a given flow.
+    """
+
+    def __init__(
+        self, network: str = "MSRNN", cell: str = "convlstm", hidden: int = 24, cell_options: dict | None = None
+    ):
+        super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
+        self.config = {"network": network, "cell": cell, "hidden": hidden, "cell_options": dict(cell_options or {})}
+        self.card = ModelCard()
+        self.network = NETWORKS[network](cell, hidden, cell_options, residual=True)
+        for name, parameter in self.network.named_parameters():
+            if name.split(".")[-2] == "output" and "cells" not in name:
+                nn.init.zeros_(parameter)
+
+    def forward(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> Tensor:
+        """Forecast n frames; flow (B, 2, H, W) as backward_flow gives it, None computes it."""
+        if frames.dim() != 5 or frames.shape[1] < 2:
+            raise ValueError(f"frames must have shape (B, m, 1, H, W) with m >= 2, got {tuple(frames.shape)}")
+        frames, known = fill_missing(frames), frames.shape[1]
+        paths = trajectories(backward_flow(frames) if flow is None else flow, max(steps, known - 1))
+        moved = [warp(frames[:, j], paths[:, known - 2 - j]) for j in range(known - 1)]
+        still = self.network.roll(torch.stack([*moved, frames[:, -1]], 1), steps)[-1][:, -steps:]
+        return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1)
+
+    def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
+        """The n frames after the known ones, clipped to [0, 1]; arguments as forward."""
+        return self(frames, steps, flow).clamp(0, 1)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that start from extrapolation along the optical flow."""
+
+import pytest
+import torch
+
+from fastds import models
+from fastds.models.baselines.extrapolation import extrapolation
+from fastds.models.db_rnn import LagrangianRNN
+from fastds.models.db_rnn.lagrangian import backward_flow
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+def blobs(frames: int, step: tuple[float, float], size: int = 64) -> torch.Tensor:
+    """(1, frames, 1, size, size): smooth blobs that move by step = (dy, dx) pixels a frame."""
+    g = torch.Generator().manual_seed(5)
+    centres, widths = torch.rand(14, 2, generator=g) * size, 4 + 5 * torch.rand(14, generator=g)
+    rows, columns = torch.arange(size)[:, None], torch.arange(size)[None]
+    fields = [
+        sum(
+            0.5 * torch.exp(-((rows - y - t * step[0]) ** 2 + (columns - x - t * step[1]) ** 2) / (2 * s**2))
+            for (y, x), s in zip(centres, widths, strict=True)
+        )
+        for t in range(frames)
+    ]
+    return torch.stack(fields).clamp(max=1.0)[None, :, None]
+
+
+def test_flow_points_to_where_the_echo_was():
+    x = blobs(3, (1.5, -2.0))
+    flow, echo = backward_flow(x), (x[0, 2, 0] > 0.2)[12:-12, 12:-12]
+    inner = flow[0, :, 12:-12, 12:-12]
+    assert flow.shape == (1, 2, 64, 64)
+    assert (inner[0][echo] + 1.5).abs().mean() < 0.15 and (inner[1][echo] - 2.0).abs().mean() < 0.15
+
+
+@pytest.mark.parametrize("network", ["MSRNN", "DBRNN"])
+def test_untrained_network_extrapolates(network):
+    x = blobs(3, (1.5, -2.0), 40).repeat(2, 1, 1, 1, 1)
+    x[1, 2, 0, 3:9, 30:] = float("nan")
+    model, flow = LagrangianRNN(network, "convgru", 4).eval(), torch.full((2, 2, 40, 40), 0.7)
+    with torch.no_grad():
+        y = model.forecast(x, 3, flow)
+    torch.testing.assert_close(y, extrapolation(x, 3, flow).clamp(0, 1), rtol=0, atol=1e-6)
+
+
+def test_what_is_learned_moves_with_the_air():
+    """In a uniform motion the forecast is that of the still field, displaced."""
+    torch.manual_seed(1)
+    model = LagrangianRNN("MSRNN", "convlstm", 4).eval()
+    torch.nn.init.normal_(model.network.module.output.weight, std=0.2)
+    moving, still = blobs(3, (0.0, 2.0)), blobs(1, (0.0, 0.0)).expand(1, 3, 1, 64, 64)
+    back = torch.tensor([0.0, -2.0]).reshape(1, 2, 1, 1).expand(1, 2, 64, 64)
+    with torch.no_grad():
+        a, b = model(moving, 2, back), model(still, 2, torch.zeros_like(back))
+    assert (b[:, 1] - still[:, 0]).abs().max() > 0.02
+    for k in range(2):  # frame 2 of `moving` is `still` 4 pixels on, and step k moves 2 (k + 1) further
+        columns = slice(28 + 2 * (k + 1), 40 + 2 * (k + 1))
+        torch.testing.assert_close(a[0, k, 0, 24:40, columns], b[0, k, 0, 24:40, 24:36], rtol=0, atol=2e-3)
+
+
+def test_saved_and_loaded(tmp_path):
+    model = LagrangianRNN("DBRNN", "convgru", 4)
+    torch.nn.init.normal_(model.network.deblurrer.output.weight)
+    models.save(model, tmp_path / "m.safetensors")
+    again, x = models.load(tmp_path / "m.safetensors"), blobs(2, (1.0, 0.0), 32)
+    with torch.no_grad():
+        assert torch.equal(again.forecast(x, 2), model.eval().forecast(x, 2))
+
+
+def test_messages():
+    with pytest.raises(ValueError, match="network must be one of MSRNN, DBRNN"):
+        LagrangianRNN("SimVP")
+    with pytest.raises(ValueError, match="m >= 2"):
+        LagrangianRNN(hidden=4).forecast(torch.zeros(1, 1, 1, 8, 8), 1)
