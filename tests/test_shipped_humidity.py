@@ -31,7 +31,7 @@ def test_card_and_size(name):
 def test_gains_on_longitudes_kept_apart(name, data_dir):
     generator = models.load(name)
     config = parse_arguments(["--config", "wgan-gp-small", "--data.path", str(data_dir)])
-    table = evaluate_region(generator, read_regions(config.data, "test")[0] * 100, members=3, seed=0)
+    table = evaluate_region({"generator": generator}, read_regions(config.data, "test")[0] * 100, members=3, seed=0)
     mean, plain, bicubic = (table[k] for k in ("generator, ensemble mean", "generator, no noise", "bicubic"))
     assert plain["psnr"] >= bicubic["psnr"] + GAIN[generator.config["scale"]]
     assert mean["crps"] < mean["mae"] and 0.7 <= mean["spread_skill"] <= 1.3

@@ -12,9 +12,10 @@ import xarray as xr
 from fastds import models
 from fastds.models.baselines import interpolate
 from fastds.training import configurations
-from fastds.training.gan import FieldSequences, GANConfig, GANDataConfig, LossConfig, OptimiserConfig, train
+from fastds.training.gan import FieldSequences, GANConfig, GANDataConfig, LossConfig, OptimiserConfig, study, train
 from fastds.training.gan.config import parse_arguments
 from fastds.training.gan.data import read_regions
+from fastds.training.gan.evaluate import format_table
 from fastds.training.gan.module import content_loss
 from fastds.training.gan.run import build
 
@@ -57,7 +58,7 @@ def test_run_exports_and_logs(folder):
     best = train(configuration(folder))
     generator = models.load(best)
     assert generator.card.offset == 0.0 and generator.card.range == 100.0 and generator.card.coarsening == "decimate"
-    assert set(generator.card.metrics["validation"]) == {"val_crps", "val_mse", "val_mse_bicubic"}
+    assert set(generator.card.metrics["validation"]) == {"val_crps", "val_mse", "val_mse_quiet", "val_mse_bicubic"}
     log = (folder / "run" / "csv" / "metrics.csv").read_text()
     assert all(name in log.splitlines()[0] for name in ("penalty", "gradient_norm", "content", "adversarial", "rate"))
 
@@ -89,14 +90,46 @@ def test_resume_is_bit_identical(folder, monkeypatch):
         LossConfig(content="crps", critic_steps=2),
         LossConfig(content="mse", adversarial_weight=0.0, critic_steps=0),
         LossConfig(content_weight=0.0, adversarial_weight=1.0),
+        LossConfig(content="crps", quiet_weight=1.0, adversarial_ramp=2.0),
     ],
-    ids=["gan", "crps", "content only", "algorithm 1"],
+    ids=["gan", "crps", "content only", "algorithm 1", "quiet"],
 )
 def test_losses_train(folder, loss):
     config = configuration(folder, loss=loss, epochs=1)
     config.optimiser.epochs = 1
     state = weights(train(config))
     assert all(torch.isfinite(v).all() for v in state.values())
+
+
+def test_quiet_field_and_ramp(folder):
+    loss = LossConfig(content="crps", quiet_weight=1.0, adversarial_weight=0.5, adversarial_ramp=2.0)
+    module = build(configuration(folder, loss=loss))
+    weights = [module.adversarial_weight() for module.steps in range(8)]
+    assert weights == pytest.approx([0.5 * min(1, (k + 1) / 6) for k in range(8)])  # 3 batches an epoch
+    coarse = torch.rand(2, 2, 1, 4, 4)
+    module.generator.head.weight.data.fill_(0.1)
+    members, quiet = module.eval().draw(coarse)
+    assert members.shape == (2, 2, 2, 1, 8, 8) and not torch.equal(members[0], members[1])
+    torch.testing.assert_close(quiet, module.generator(coarse, "zero"))
+
+
+def test_study_trains_every_row(folder):
+    data = dataclasses.replace(configuration(folder).data, sources={"rh.nc": {
+        "train": [[0, 24, 0, 24]], "validation": [[0, 24, 24, 36]], "test": [[0, 24, 36, 48]]}})  # fmt: skip
+    loss = LossConfig(content="crps", quiet_weight=1.0)
+    config = configuration(folder, "study", data=dataclasses.replace(data, path=str(folder)), loss=loss)
+    (table,) = study.run(config, epochs=1, members=2)
+    rows = ["no noise", "one member", "ensemble mean"]
+    trained = ["SRCNN", "SRGAN"] + [
+        f"{name}, {row}" for name in ("GAN", "no residual blocks", "no CBAM", "WGAN-GP") for row in rows
+    ]
+    untrained = {"lanczos", "bilinear", "bicubic", "static residual map", "per-location ridge"}
+    assert list(table)[-len(trained) :] == trained and untrained <= set(table)
+    assert all(math.isfinite(table[name]["mse"]) for name in trained)
+    assert "bicubic, wrong convention" in format_table(table)
+    widths = models.load(folder / "study" / "no-cbam" / "best.safetensors").config
+    assert not widths["use_cbam"] and widths["use_resblocks"]
+    assert models.load(folder / "study" / "srcnn" / "best.safetensors").align == "grid"
 
 
 def test_conditional_critic_and_bfloat16_train(folder):
@@ -177,6 +210,8 @@ def test_error_messages(folder):
         ("coarsening must be one of", lambda: GANDataConfig(path="", coarsening="max")),
         ("content must be one of", lambda: LossConfig(content="l2")),
         ("adversary must be one of", lambda: LossConfig(adversary="lsgan")),
+        ("critic must be one of", lambda: GANConfig(data=config, critic="patch")),
+        ("has none", lambda: build(GANConfig(data=config, generator="srcnn", loss=LossConfig(content="crps")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
         ("is no part of a", lambda: read_regions(
@@ -186,11 +221,15 @@ def test_error_messages(folder):
             call()
 
 
-def test_shipped_configuration_is_valid(data_dir):
-    assert set(configurations("gan")) == {"wgan-gp", "wgan-gp-small"}
+def test_shipped_configurations():
+    assert set(configurations("gan")) == {"wgan-gp", "wgan-gp-small", "wgan-gp-small-x8"}
     paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
     assert paper.optimiser == OptimiserConfig() and paper.loss == LossConfig() and paper.data.batch_size == 16
-    config = parse_arguments(["--config", "wgan-gp-small", f"--data.path={data_dir}", "--max_minutes=1"])
+
+
+@pytest.mark.parametrize("name", ["wgan-gp-small", "wgan-gp-small-x8"])
+def test_shipped_small_configuration_keeps_regions_apart(name, data_dir):
+    config = parse_arguments(["--config", name, f"--data.path={data_dir}", "--max_minutes=1"])
     assert config.max_minutes == 1 and config.loss.content == "crps"
     build(config)
     for role in ("train", "validation", "test"):

@@ -4,6 +4,7 @@
 from torch import nn
 
 from fastds.models import db_rnn
+from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
@@ -19,6 +20,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "StagedRNN": db_rnn.StagedRNN,
     "HumidityCritic": HumidityCritic,
     "HumidityGenerator": HumidityGenerator,
+    "SRCNN": SRCNN,
+    "SRResNet": SRResNet,
 }
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
@@ -64,6 +67,13 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
     "edsr-x2": ("FixedRatioDownscaler", {"scale": 2}, "Baseline: the same encoder for factor 2 alone."),
     "edsr-x3": ("FixedRatioDownscaler", {"scale": 3}, "Baseline: the same encoder for factor 3 alone."),
     "edsr-x4": ("FixedRatioDownscaler", {"scale": 4}, "Baseline: the same encoder for factor 4 alone."),
+    "srcnn": ("SRCNN", {}, "Baseline: SRCNN on bicubic interpolation, x8."),
+    "srgan": ("SRResNet", {}, "Baseline: the generator of SRGAN, x8."),
+    "srgan-small": (
+        "SRResNet",
+        {"width": 32, "blocks": 8},
+        "Baseline: the generator of SRGAN, as large as wgan-gp-small.",
+    ),
     "wgan-gp": ("HumidityGenerator", {}, "Generator of the humidity WGAN-GP, x8."),
     "wgan-gp-small": (
         "HumidityGenerator",

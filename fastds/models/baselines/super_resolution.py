@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import interpolate
+from fastds.models.card import ModelCard
 
 
 class SRCNN(nn.Module):
@@ -27,6 +28,8 @@ class SRCNN(nn.Module):
         self, channels: int = 1, scale: int = 8, kernels: tuple[int, int, int] = (9, 1, 5), align: str = "center"
     ):
         super().__init__()
+        self.config = {"channels": channels, "scale": scale, "kernels": list(kernels), "align": align}
+        self.card = ModelCard(name="srcnn", space_factor=scale, time_factor=1)
         self.scale, self.align = scale, align
         widths = (channels, 64, 32, channels)
         layers = zip(widths, widths[1:], kernels, strict=False)
@@ -67,6 +70,8 @@ class SRResNet(nn.Module):
         super().__init__()
         if scale < 2 or scale & (scale - 1):
             raise ValueError(f"scale must be a power of two above 1, got {scale}")
+        self.config = {"channels": channels, "scale": scale, "width": width, "blocks": blocks}
+        self.card = ModelCard(name="srgan", space_factor=scale, time_factor=1)
         self.first = nn.Sequential(nn.Conv2d(channels, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.middle = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))

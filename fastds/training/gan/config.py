@@ -7,6 +7,7 @@ from fastds.data.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
 from fastds.training.command import read_command_line
 
+CRITICS = ("humidity", "srgan")
 CONTENTS = ("l1", "mse", "crps")
 
 
@@ -55,6 +56,8 @@ class LossConfig:
         content: "l1" or "mse" of one member, or "crps" of two: mean (|x1 - y| + |x2 - y| - |x1 - x2|) / 2, the fair
             estimate of the continuous ranked probability score, which keeps the ensemble's spread.
         content_weight, adversarial_weight: of the generator's two losses; 0 and 1 are the paper's Algorithm 1.
+        adversarial_ramp: epochs in which the adversarial weight grows from 0.
+        quiet_weight: of the mean squared error of the field without noise, which is then the mean of the ensemble.
         critic_steps: of the critic per step of the generator.
     """
 
@@ -63,6 +66,8 @@ class LossConfig:
     content: str = "l1"
     content_weight: float = 1.0
     adversarial_weight: float = 1e-3
+    adversarial_ramp: float = 0.0
+    quiet_weight: float = 0.0
     critic_steps: int = 1
 
     def __post_init__(self):
@@ -106,8 +111,9 @@ class GANConfig:
     Args:
         data: the samples.
         loss, optimiser: see there.
-        generator: a name of fastds.models.available().
-        generator_options, critic_options: arguments that replace the preset's and HumidityCritic's.
+        generator: a name of fastds.models.available(), a HumidityGenerator or a network without noise (srcnn, srgan).
+        critic: "humidity" (HumidityCritic) or "srgan" (SRGANDiscriminator).
+        generator_options, critic_options: arguments that replace the preset's and the critic's.
         card: fields of the model card written into the exported weights.
         output: folder for checkpoints, logs and weights.
         seed: of weights and samples.
@@ -120,6 +126,7 @@ class GANConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
     generator: str = "wgan-gp"
+    critic: str = "humidity"
     generator_options: dict = dataclasses.field(default_factory=dict)
     critic_options: dict = dataclasses.field(default_factory=dict)
     card: dict = dataclasses.field(default_factory=dict)
@@ -129,6 +136,10 @@ class GANConfig:
     resume: bool = True
     progress: bool = True
     threads: int | None = None
+
+    def __post_init__(self):
+        if self.critic not in CRITICS:
+            raise ValueError(f"critic must be one of {CRITICS}, got {self.critic!r}")
 
 
 def parse_arguments(arguments: list[str]) -> GANConfig:

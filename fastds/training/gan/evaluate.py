@@ -18,6 +18,7 @@ from fastds.models.baselines import interpolate
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
 from fastds.training.gan.config import GANConfig, parse_arguments
 from fastds.training.gan.data import read_regions
+from fastds.training.gan.module import sample
 
 INTERPOLATIONS = [(method, align) for method in ("lanczos", "bilinear", "bicubic") for align in ("center", "grid")]
 RIDGE_PENALTY = 10.0  # squared units of the field times samples
@@ -40,37 +41,52 @@ def baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: s
     return fields
 
 
-def evaluate_region(generator: torch.nn.Module, fine: Tensor, members: int, seed: int) -> dict[str, dict]:
+def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members: int, seed: int) -> dict[str, dict]:
     """Scores of all methods on the later half of the times of one region.
 
     Args:
-        generator: with .card (offset, range, coarsening).
+        networks: name -> network with .card (offset, range, coarsening), all of one scale and coarsening.
         fine: (T >= 4, H, W), in the unit of the field.
-        members: of the ensemble, at least 2.
+        members: of the ensembles, at least 2.
         seed: of the first member.
 
-    Returns: name -> scores: field_scores and "power" of the shortest wavelengths over the truth's; the ensemble's
-        mean also with "crps", "spread_skill" and "rank_histogram".
+    Returns: name -> scores: field_scores and "power" of the shortest wavelengths over the truth's. A network with noise
+        has three rows, without noise, one member and the ensemble's mean, the last also with "crps", "spread_skill"
+        and "rank_histogram".
     """
-    card, scale = generator.card, generator.config["scale"]
+    first = next(iter(networks.values()))
+    card, scale = first.card, first.config["scale"]
     align = "grid" if card.coarsening == "decimate" else "center"
     h, w = (n - n % scale for n in fine.shape[1:])
     fine = fine[:, :h, :w]
     coarse, half = coarsen_fields(fine, scale, card.coarsening), len(fine) // 2
     early, (x, truth) = (coarse[:half], fine[:half]), (coarse[half:], fine[half:])
-    fields = baselines(x, early, scale, align)
-    normalised = ((x - card.offset) / card.range)[None, :, None].float()
-    draws = generator.ensemble(normalised, members, seed)[:, 0, :, 0] * card.range + card.offset
+    table = {name: scores(field, truth, card.range) for name, field in baselines(x, early, scale, align).items()}
+    for name, network in networks.items():
+        table |= network_rows(name, network, x, truth, members, seed)
+    return table
+
+
+def network_rows(name: str, network: torch.nn.Module, coarse: Tensor, truth: Tensor, members: int, seed: int):
+    """The rows of a trained network in evaluate_region's table; coarse (T, h, w), truth (T, H, W)."""
+    card = network.card
+    x = ((coarse - card.offset) / card.range)[None, :, None].float()
+
+    def physical(y):
+        return y[..., 0, :, 0, :, :] * card.range + card.offset
+
     with torch.no_grad():
-        fields["generator, no noise"] = generator(normalised, "zero")[0, :, 0] * card.range + card.offset
-    fields["generator, one member"], fields["generator, ensemble mean"] = draws[0], draws.mean(0)
-    table = {name: scores(field, truth, card.range) for name, field in fields.items()}
-    table["generator, ensemble mean"] |= {
+        quiet = scores(physical(sample(network, x, noise="zero")), truth, card.range)
+    if not hasattr(network, "noise_shape"):
+        return {name: quiet}
+    draws = physical(network.ensemble(x, members, seed))
+    mean = scores(draws.mean(0), truth, card.range) | {
         "crps": metrics.crps(draws, truth),
         "spread_skill": metrics.spread_skill(draws, truth),
         "rank_histogram": metrics.rank_histogram(draws, truth),
     }
-    return table
+    rows = {"no noise": quiet, "one member": scores(draws[0], truth, card.range), "ensemble mean": mean}
+    return {f"{name}, {row}": values for row, values in rows.items()}
 
 
 def scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
@@ -79,23 +95,22 @@ def scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
     return metrics.field_scores(field, truth, data_range) | {f"power {a:g}-{b:g} px": power[a, b] for a, b in bands}
 
 
-def evaluate(generator: torch.nn.Module, config: GANConfig, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:
+def evaluate(networks: dict[str, torch.nn.Module], config: GANConfig, members: int = 10, seed: int = 0) -> list[dict]:
     """evaluate_region of every test region of config.data with at least four times."""
     offset, unit = config.data.offset, config.data.range
     regions = [region * unit + offset for region in read_regions(config.data, "test")]
-    return [evaluate_region(generator, region, members, seed) for region in regions if len(region) >= 4]
+    return [evaluate_region(networks, region, members, seed) for region in regions if len(region) >= 4]
 
 
 def format_table(table: dict[str, dict]) -> str:
     columns = ["mse", "mae", "ssim", "psnr", "acc", "tcc", "power 2-4 px", "power 4-8 px"]
-    lines = [f"{'':32}" + "".join(f"{c:>13}" for c in columns)]
+    lines = [f"{'':36}" + "".join(f"{c:>13}" for c in columns)]
     for name, row in table.items():
-        lines.append(f"{name:32}" + "".join(f"{row[c]:13.3f}" for c in columns))
-    mean = table["generator, ensemble mean"]
-    lines.append(
-        f"CRPS {mean['crps']:.3f} (MAE of the mean {mean['mae']:.3f}), spread/skill {mean['spread_skill']:.2f}"
-    )
-    lines.append("ranks " + " ".join(f"{share:.3f}" for share in mean["rank_histogram"]))
+        lines.append(f"{name:36}" + "".join(f"{row[c]:13.3f}" for c in columns))
+    for name, row in table.items():
+        if "crps" in row:
+            ranks = " ".join(f"{share:.3f}" for share in row["rank_histogram"])
+            lines.append(f"{name}: CRPS {row['crps']:.3f}, spread/skill {row['spread_skill']:.2f}, ranks {ranks}")
     return "\n".join(lines)
 
 
@@ -111,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = parse_arguments(["--config", options.config, "--data.path", options.data])
-        tables = evaluate(models.load(options.weights), config, options.members, options.seed)
+        tables = evaluate({"generator": models.load(options.weights)}, config, options.members, options.seed)
     except (FileNotFoundError, ImportError, ValueError) as error:
         print(f"fastds.training.gan.evaluate: {error}", file=sys.stderr)
         return 2

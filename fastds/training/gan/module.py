@@ -29,11 +29,17 @@ def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
     return loss - pairs / (m * (m - 1))
 
 
+def sample(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
+    """The network's fields; noise (of HumidityGenerator.forward) is for those that take any."""
+    return network(coarse, **noise) if hasattr(network, "noise_shape") else network(coarse)
+
+
 class GANModule(TimedModule):
     """Trains a generator (B, T, 1, h, w) -> (B, T, 1, H, W) against a critic.
 
     Logged: critic, penalty, gradient_norm (its mean, which goes to 1), content, adversarial, rate; val_mse of the mean
-    of two members, in squared units of the field, and val_mse_bicubic of coordinate-true interpolation.
+    of two members, in squared units of the field, val_mse_quiet of the field without noise, and val_mse_bicubic of
+    coordinate-true interpolation.
 
     Args:
         generator, critic: the networks.
@@ -77,11 +83,11 @@ class GANModule(TimedModule):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optimiser.bfloat16)
 
     def critic_input(self, batch: dict) -> Tensor | None:
-        return batch["coarse"] if self.critic_loss.critic.config["conditional"] else None
+        return batch["coarse"] if getattr(self.critic_loss.critic, "config", {}).get("conditional") else None
 
     def critic_step(self, batch: dict, optimiser) -> None:
         with torch.no_grad(), self.autocast():
-            fake = self.generator(batch["coarse"])
+            fake = sample(self.generator, batch["coarse"])
         with self.autocast():
             loss, logs = self.critic_loss(batch["fine"], fake.to(batch["fine"].dtype), self.critic_input(batch))
         self.finite("the critic's loss", loss)
@@ -92,28 +98,49 @@ class GANModule(TimedModule):
 
     def generator_step(self, batch: dict, optimiser) -> None:
         c = self.config.loss
-        with self.autocast():
-            # Drawn as one batch: batch normalisation sees both members.
-            draws = 2 if c.content == "crps" else 1
-            coarse = batch["coarse"].repeat(draws, 1, 1, 1, 1)
-            fake = self.generator(coarse)
-        members = fake.float().unflatten(0, (draws, -1))
-        content = content_loss(members, batch["fine"], c.content)
+        members, quiet = self.draw(batch["coarse"])
+        content = content_loss(members.float(), batch["fine"], c.content)
         loss = c.content_weight * content
+        if quiet is not None:
+            loss = loss + c.quiet_weight * (quiet.float() - batch["fine"]).square().mean()
         if c.adversarial_weight > 0:
-            with self.autocast():
-                extra = self.critic_input(batch)
-                critic = self.critic_loss.critic.requires_grad_(False)
-                score = critic(members[0].to(fake.dtype), *(() if extra is None else (extra,)))
-                critic.requires_grad_(True)
-            adversarial = adversarial_loss(score, c.adversary)
-            loss = loss + c.adversarial_weight * adversarial
+            adversarial = self.adversarial(members[0], batch)
+            loss = loss + self.adversarial_weight() * adversarial
             self.log("adversarial", adversarial.detach())
         self.finite("the generator's loss", loss)
         optimiser.zero_grad()
         self.manual_backward(loss)
         optimiser.step()
         self.log("content", content.detach(), prog_bar=True)
+
+    def draw(self, coarse: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Members (M, B, T, O, H, W) as the content loss wants them, and the field without noise where it is trained.
+
+        Drawn as one batch: batch normalisation sees all.
+        """
+        c = self.config.loss
+        draws, quiet = 2 if c.content == "crps" else 1, c.quiet_weight > 0
+        coarse, noise = coarse.repeat(draws + quiet, 1, 1, 1, 1), {}
+        if quiet:
+            noise["noise"] = torch.randn(self.generator.noise_shape(coarse), device=coarse.device)
+            noise["noise"].unflatten(0, (draws + 1, -1))[draws] = 0
+        with self.autocast():
+            fields = sample(self.generator, coarse, **noise).unflatten(0, (draws + quiet, -1))
+        return fields[:draws], fields[draws] if quiet else None
+
+    def adversarial(self, fake: Tensor, batch: dict) -> Tensor:
+        """The generator's adversarial loss; the critic gets no gradients."""
+        extra = self.critic_input(batch)
+        critic = self.critic_loss.critic.requires_grad_(False)
+        with self.autocast():
+            score = critic(fake, *(() if extra is None else (extra,)))
+        critic.requires_grad_(True)
+        return adversarial_loss(score, self.config.loss.adversary)
+
+    def adversarial_weight(self) -> float:
+        c = self.config.loss
+        ramp = c.adversarial_ramp * self.steps_per_epoch
+        return c.adversarial_weight * min(1.0, (self.steps + 1) / ramp if ramp else 1.0)
 
     def finite(self, what: str, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -164,13 +191,14 @@ class GANModule(TimedModule):
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
         coarse, fine, g = batch["coarse"], batch["fine"], self.exported
-        members = torch.stack([g(coarse, seed=1000 * batch_index + m) for m in range(2)])
+        members = torch.stack([sample(g, coarse, seed=1000 * batch_index + m) for m in range(2)])
         scale = self.config.data.range**2
         align = "grid" if self.config.data.coarsening == "decimate" else "center"
         reference = interpolate(coarse, g.config["scale"], "bicubic", align)
         values = {
             "val_mse": (members.mean(0) - fine).square().mean() * scale,
             "val_mse_bicubic": (reference - fine).square().mean() * scale,
+            "val_mse_quiet": (sample(g, coarse, noise="zero") - fine).square().mean() * scale,
             "val_crps": content_loss(members, fine, "crps") * self.config.data.range,
         }
         self.log_dict(values, batch_size=len(fine), prog_bar=True)

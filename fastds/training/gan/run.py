@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from fastds import models
+from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
 from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card
 from fastds.training.gan.config import GANConfig
@@ -29,7 +30,12 @@ def build(config: GANConfig) -> GANModule:
     Raises: ValueError for options that do not fit.
     """
     generator = models.create(config.generator, **config.generator_options)
-    critic = HumidityCritic(**config.critic_options)
+    critic = {"humidity": HumidityCritic, "srgan": SRGANDiscriminator}[config.critic](**config.critic_options)
+    noisy = hasattr(generator, "noise_shape")
+    if not noisy and (config.loss.content == "crps" or config.loss.quiet_weight > 0):
+        raise ValueError(
+            f"loss: content 'crps' and quiet_weight are for a generator with noise; {config.generator!r} has none"
+        )
     fill_card(generator.card, config.card)
     generator.card.offset, generator.card.range = config.data.offset, config.data.range
     generator.card.coarsening = config.data.coarsening
