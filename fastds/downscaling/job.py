@@ -3,24 +3,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import tempfile
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 import fastds
 from fastds.data import ReflectivityInput, output_frames
+from fastds.inference import progress_bar, store
 
 from .refinement import NEAR_PIXELS, FrameRefiner
 from .tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
 
 # Working memory of the network that the automatic choice of tiles stays within.
 MEMORY_BUDGET_BYTES = 2 << 30
-# Fine fields larger than this are kept in a file while a command runs.
-MAPPED_BYTES = 256 << 20
 
 
 class Job:
@@ -80,7 +76,7 @@ class Job:
         shape = (output_frames(self.source, self.time_factor), self.scale * height, self.scale * width)
         z = store(shape, folder)
         start = 0
-        with self._progress(progress) as advance:
+        with progress_bar(progress, self._passes() * len(self.tiles), "downscaling", "tiles") as advance:
             self.refiner.after_tile = advance
             for segment in self.source.segments:
                 frames = (self.source.frames(i) for i in range(segment.start, segment.stop))
@@ -97,26 +93,10 @@ class Job:
         self._describe()
         return z
 
-    @contextlib.contextmanager
-    def _progress(self, wanted: bool) -> Iterator:
-        if not wanted:
-            yield None
-            return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
+    def _passes(self) -> int:
+        """How often the network runs over all tiles."""
         lengths = [s.stop - s.start for s in self.source.segments]
-        passes = sum(max(n - 1, 1) + (2 * (n - 1) if self.time_factor == 4 and n > 1 else 0) for n in lengths)
-        columns = (TextColumn("downscaling"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as bar:
-            task = bar.add_task("", total=passes * len(self.tiles))
-            yield lambda: bar.advance(task)
+        return sum(max(n - 1, 1) + (2 * (n - 1) if self.time_factor == 4 and n > 1 else 0) for n in lengths)
 
     def _measure_seam(self, x: torch.Tensor, flow: torch.Tensor) -> None:
         """Compare the tile with most echo with the same tile computed with a halo that covers the reach; once."""
@@ -166,11 +146,3 @@ def _pixel_bytes(model) -> float:
     """Working memory of a forward pass per coarse pixel of a pair of frames, from the network's width."""
     features, scale = model.config.get("num_features", 64), model.config.get("scale", 2)
     return 4.0 * features * (60 + scale**2)
-
-
-def store(shape, folder) -> np.ndarray:
-    """An array of float32, in a file without a name in `folder` where it is large and a folder is given."""
-    if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
-        return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
 import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,21 +16,26 @@ from fastds.data import (
     ReflectivityInput,
     add_history,
     from_reflectivity,
-    grid_spacing_m,
     open_dataset,
     output_shape,
     save_dataset,
     to_reflectivity,
 )
+from fastds.inference import (
+    check_settings,
+    check_target,
+    evaluating,
+    mean_spacing_m,
+    store,
+    torch_threads,
+    warn_outside,
+)
 
-from .job import Job, store
+from .job import Job
 
 TIME_FACTORS = (2, 4)
-PRECISIONS = ("fp32", "bf16")
 # Taken where several shipped weights match and none is named.
 DEFAULT_MODEL = "fczsm-small"
-# Motion is judged where a warning would be true beyond doubt.
-_TOLERANCE = 1.05
 
 
 @dataclasses.dataclass
@@ -100,10 +101,7 @@ def downscale_file(
     Raises FileNotFoundError, ValueError.
     """
     target = Path(target)
-    if target.exists() and os.path.realpath(source) == os.path.realpath(target):
-        raise ValueError(f"the output must be another file than the input, got {target} twice")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {target.parent}")
+    check_target(source, target)
     settings = {
         key: options.pop(key, value)
         for key, value in (
@@ -158,7 +156,8 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
 def _takes_reflectivity(card) -> bool:
     variables = card.input_variables
     return (
-        len(variables) == 1
+        card.input_steps is None
+        and len(variables) == 1
         and str(variables[0].get("standard_name", "")).startswith("equivalent_reflectivity_factor")
         and str(variables[0].get("units", "")).lower() == "dbz"
     )
@@ -168,13 +167,10 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
     """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory."""
     if time_factor not in TIME_FACTORS:
         raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-    if threads is not None and (int(threads) != threads or threads < 1):
-        raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
+    check_settings(threads, precision)
     _check_model(model)
     source = to_reflectivity(dataset, var, z_r=z_r)
-    with _torch_threads(threads), torch.inference_mode(), _evaluating(model):
+    with torch_threads(threads), torch.inference_mode(), evaluating(model):
         job = Job(model, source, tile, halo, precision, time_factor)
         z = job.run(progress, folder)
     values = None if source.kind == "reflectivity" else store(output_shape(source, job.scale, time_factor), folder)
@@ -189,6 +185,8 @@ def _check_model(model) -> None:
     card, config = getattr(model, "card", None), getattr(model, "config", {})
     if card is None:
         raise ValueError("model must have a card with its normalisation; load it with fastds.load")
+    if card.input_steps is not None:
+        raise ValueError(f"model {card.name} forecasts and does not downscale; use fastds nowcast")
     if card.floor_dbz is None or card.ceiling_dbz is None:
         raise ValueError(
             f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so its input cannot be scaled"
@@ -201,41 +199,9 @@ def _check_model(model) -> None:
 
 
 def _warn_outside(card, source: ReflectivityInput, motion_px: float) -> None:
-    """Warn where the data lie outside the range the model was trained for."""
-    spacing = grid_spacing_m(source.raw)
-    spacing = None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])
-    for what, value, limits, unit in (
-        ("grid spacing", spacing, card.grid_spacing_m, "m"),
+    ranges = (
+        ("grid spacing", mean_spacing_m(source), card.grid_spacing_m, "m"),
         ("cadence", source.cadence, card.cadence_s, "s"),
         ("motion per input step", motion_px, card.motion_px, "pixels"),
-    ):
-        if value is None or limits is None:
-            continue
-        if not limits[0] / _TOLERANCE <= value <= limits[1] * _TOLERANCE:
-            warnings.warn(
-                f"the {what} of {value:.4g} {unit} is outside the range that {card.name} was trained for, "
-                f"{limits[0]:g} to {limits[1]:g} {unit}: expect larger errors",
-                UserWarning,
-                stacklevel=4,
-            )
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(int(threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+    )
+    warn_outside(card, ranges, stacklevel=4)

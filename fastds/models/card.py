@@ -17,6 +17,7 @@ class ModelCard:
         floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
         offset, range: normalisation x = (value - offset) / range, in units of the variables; models of gridded fields.
         coarsening: how coarse fields of the training data came from fine ones: "mean" over blocks or "decimate".
+        input_steps: fields before the start that a nowcaster was trained with; None: the model does not nowcast.
         space_factor, time_factor: of the output grid and the output times.
         grid_spacing_m: (smallest, largest) spacing of the input grid in the training data, metres.
         cadence_s: (shortest, longest) input interval, seconds.
@@ -36,6 +37,7 @@ class ModelCard:
     offset: float | None = None
     range: float | None = None
     coarsening: str | None = None
+    input_steps: int | None = None
     space_factor: int | None = None
     time_factor: int | None = None
     grid_spacing_m: tuple[float, float] | None = None
