@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recurrent gates and the fused ConvLSTM step against eager torch, on the finest and coarsest maps of DB-RNN."""
+"""Recurrent gates, ConvLSTM and ConvGRU steps against eager torch, on the finest and coarsest maps of DB-RNN."""
 
 import functools
 
@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.ops import conv_lstm_cell, gru_update, lstm_gates
+from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 
 SHAPES = {"(4,24,160,160)": (4, 24, 160, 160), "(4,24,40,40)": (4, 24, 40, 40)}
 GATES = {"lstm_gates": (5, 2), "gru_update": (3, 1)}  # maps read and written by the forward
+CELLS = {"conv_lstm_cell": (4, 5), "conv_gru_cell": (3, 7)}  # gates; maps read and written by the forward
 PEERS = ("fastds", "eager", "eager_channels_last")
 
 
@@ -28,9 +29,14 @@ def eager_cell(x, h, c, weight, bias):
     return eager_lstm(F.conv2d(torch.cat([x, h], 1), weight, bias, padding=1), c)
 
 
+def eager_gru_cell(x, h, gates, gates_bias, candidate, candidate_bias):
+    z, r = torch.sigmoid(F.conv2d(torch.cat([x, h], 1), gates, gates_bias, padding=1)).chunk(2, 1)
+    return eager_gru(z, F.conv2d(torch.cat([x, r * h], 1), candidate, candidate_bias, padding=1), h)
+
+
 FUNCTIONS = {
     "lstm_gates": (lstm_gates, eager_lstm), "gru_update": (gru_update, eager_gru),
-    "conv_lstm_cell": (conv_lstm_cell, eager_cell),
+    "conv_lstm_cell": (conv_lstm_cell, eager_cell), "conv_gru_cell": (conv_gru_cell, eager_gru_cell),
 }  # fmt: skip
 
 
@@ -45,14 +51,14 @@ def tensors(op, case):
         return [normal(4 * channels), normal(channels)]
     if op == "gru_update":
         return [normal(channels).sigmoid(), normal(channels), normal(channels)]
-    weight = torch.randn(4 * channels, 2 * channels, 3, 3, generator=generator) / (18 * channels) ** 0.5
-    return [
-        normal(channels),
-        normal(channels),
-        normal(channels),
-        weight,
-        torch.randn(4 * channels, generator=generator),
-    ]
+
+    def filters(gates):
+        weight = torch.randn(gates * channels, 2 * channels, 3, 3, generator=generator) / (18 * channels) ** 0.5
+        return weight, torch.randn(gates * channels, generator=generator)
+
+    if op == "conv_gru_cell":
+        return [normal(channels), normal(channels), *filters(2), *filters(1)]
+    return [normal(channels), normal(channels), normal(channels), *filters(4)]
 
 
 def build(op, case, mode, peer):
@@ -92,9 +98,10 @@ def work(op, case, mode):
     """(flops, bytes) of one call."""
     batch, channels, height, width = SHAPES[case]
     one = batch * channels * height * width
-    if op == "conv_lstm_cell":
-        flops = 2 * one * 4 * 9 * 2 * channels
-        return (flops, 5 * one * 4) if mode == "forward" else (3 * flops, 20 * one * 4)
+    if op in CELLS:
+        gates, maps = CELLS[op]
+        flops = 2 * one * gates * 9 * 2 * channels
+        return (flops, maps * one * 4) if mode == "forward" else (3 * flops, 4 * maps * one * 4)
     read, written = GATES[op]
     if mode == "forward":
         return 0, (read + written) * one * 4

@@ -10,7 +10,7 @@ namespace py = pybind11;
 namespace fastds {
 
 void register_conv3x3(py::module_& m);
-void register_conv_lstm_cell(py::module_& m);
+void register_conv_gates(py::module_& m);
 void register_deform_conv2d(py::module_& m);
 void register_gates(py::module_& m);
 void register_inr_query(py::module_& m);
@@ -49,7 +49,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
     fastds::register_conv3x3(m);
-    fastds::register_conv_lstm_cell(m);
+    fastds::register_conv_gates(m);
     fastds::register_deform_conv2d(m);
     fastds::register_gates(m);
     fastds::register_inr_query(m);

@@ -117,7 +117,12 @@ def test_torch_machinery():
     tensors = inputs((2, 16, 16, 5, 4))
     utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     plain = [t.detach() for t in tensors]
-    for arguments in ((*plain, "auto", False), (*plain, "winograd", True), (*tensors, "auto", False)):
+
+    def arguments_of_op(x, h, c, weight, bias):
+        return x, h, weight, bias, None, c
+
+    for values, *options in ((plain, "auto", False), (plain, "winograd", True), (tensors, "auto", False)):
+        arguments = (*arguments_of_op(*values), *options)
         torch.library.opcheck(torch.ops.fastds.conv_lstm_cell.default, arguments, test_utils=utils)
 
     def loss(x, *rest):

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.ops.conv_gru_cell import conv_gru_cell
 from fastds.ops.conv_lstm_cell import conv_lstm_cell
-from fastds.ops.gru_reset import gru_reset
 from fastds.ops.gru_update import gru_update
 from fastds.ops.lstm_gates import lstm_gates
 
@@ -113,8 +113,8 @@ class ConvGRUCell(nn.Module):
             n = self.in_channels
             share = convolve(x, self.gates.weight[:, :n], self.gates.bias)
             return self.first(share, convolve(x, self.candidate.weight[:, :n], self.candidate.bias))
-        z, reset = gru_reset(*self.gates(x, h).chunk(2, 1), h)
-        return gru_update(z, self.candidate(x, reset), h, **self.options)
+        weights = (self.gates.weight, self.gates.bias, self.candidate.weight, self.candidate.bias)
+        return conv_gru_cell(x, h, *weights, **self.options)
 
     def first(self, gates: Tensor, candidate: Tensor) -> Tensor:
         """The step from the zero state, where no convolution of the state is needed."""
@@ -138,8 +138,7 @@ class ConvGRUCell(nn.Module):
             if h is None:
                 h = self.first(share, candidate)
             else:
-                z, reset = gru_reset(*convolve(h, gates_h, residual=share).chunk(2, 1), h)
-                h = gru_update(z, convolve(reset, candidate_h, residual=candidate), h, **self.options)
+                h = conv_gru_cell(None, h, gates_h, None, candidate_h, None, shares=(share, candidate), **self.options)
             every.append(h)
         return torch.stack(every, 1), h
 

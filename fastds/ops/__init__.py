@@ -2,6 +2,7 @@
 """The ops: functions on tensors, also registered as torch.ops.fastds.*. One import line per op."""
 
 from fastds.ops.conv3x3 import conv3x3
+from fastds.ops.conv_gru_cell import conv_gru_cell
 from fastds.ops.conv_lstm_cell import conv_lstm_cell
 from fastds.ops.deform_conv2d import deform_conv2d
 from fastds.ops.gru_reset import gru_reset
@@ -16,7 +17,7 @@ from fastds.ops.traj_gru_gates import traj_gru_gates
 from fastds.ops.window_attention2d import window_attention2d
 
 __all__ = [
-    "conv3x3", "conv_lstm_cell", "deform_conv2d", "gru_reset", "gru_update", "inr_query", "lstm_gates",
-    "memory_gates", "null_op", "output_gate", "pixel_shuffle", "pixel_unshuffle", "traj_gru_gates",
+    "conv3x3", "conv_gru_cell", "conv_lstm_cell", "deform_conv2d", "gru_reset", "gru_update", "inr_query",
+    "lstm_gates", "memory_gates", "null_op", "output_gate", "pixel_shuffle", "pixel_unshuffle", "traj_gru_gates",
     "window_attention2d",
 ]  # fmt: skip

@@ -42,6 +42,7 @@ class Pass:
         options: schema of the options, "" for none.
         variant: options -> (suffix of the formula's name, number for GatesParams.option, slope).
         double: csrc has the gradients of the gradients, too.
+        formula: name in csrc/gates, "" for that of the op.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Pass:
     options: str = ""
     variant: Callable = lambda: ("", 0.0, 0.0)
     double: bool = False
+    formula: str = ""
 
     def channels(self, tensors) -> int:
         return tensors[0].shape[1] // self.inputs[0].gates
@@ -198,7 +200,14 @@ class PassOps:
         return [(t, i.gates) for t, i in zip(tensors, self.spec.inputs, strict=True)]
 
     def _run(self, suffix, tensors, operands, option, slope):
-        _run(self.spec.name + suffix, tensors[0], self.spec.channels(tensors), operands, option, slope)
+        _run(
+            (self.spec.formula or self.spec.name) + suffix,
+            tensors[0],
+            self.spec.channels(tensors),
+            operands,
+            option,
+            slope,
+        )
 
     # ---- forward
 
@@ -337,8 +346,7 @@ class PassOps:
 
 def autocast(tensors, wide=()):
     """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays."""
-    first = tensors[0]
-    kind = first.device.type if isinstance(first, Tensor) else "cpu"
+    kind = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)

@@ -9,6 +9,13 @@ from fastds.reference.gru_reset import gru_reset as reference
 
 PASS = Pass("gru_reset", (Input("pre_z"), Input("pre_r"), Input("h")), (0, 2), reference, double=True)
 OPS = PassOps(PASS)
+# The same with both gates side by side, as a convolution gives them.
+PACKED = PassOps(
+    Pass(
+        "gru_reset_packed", (Input("pre", 2), Input("h")), (0, 1), lambda pre, h: reference(*pre.chunk(2, 1), h),
+        double=True, formula="gru_reset",
+    )
+)  # fmt: skip
 
 
 def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,14 @@ PASS = Pass(
 OPS = PassOps(PASS)
 
 
+def check_options(keep: str, act: str, negative_slope: float) -> None:
+    """ValueError for options that the update cannot have."""
+    choice("keep", keep, ("z", "1-z"))
+    choice("act", act, ("tanh", "leaky_relu"))
+    if not 0 <= negative_slope < float("inf"):
+        raise ValueError(f"negative_slope must be a finite number >= 0, got {negative_slope!r}")
+
+
 def gru_update(
     z: Tensor, pre_n: Tensor, h: Tensor, *, keep: str = "z", act: str = "tanh", negative_slope: float = 0.2
 ) -> Tensor:
@@ -42,10 +50,7 @@ def gru_update(
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
-    choice("keep", keep, ("z", "1-z"))
-    choice("act", act, ("tanh", "leaky_relu"))
-    if not 0 <= negative_slope < float("inf"):
-        raise ValueError(f"negative_slope must be a finite number >= 0, got {negative_slope!r}")
+    check_options(keep, act, negative_slope)
     tensors = autocast((z, pre_n, h))
     PASS.check(tensors)
     return call(OPS.forward, *tensors, keep, act, float(negative_slope))

@@ -3,8 +3,7 @@
 
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.gru_reset import gru_reset
-from fastds.ops.gru_update import gru_update
+from fastds.ops.conv_gru_cell import conv_gru_cell
 
 
 class ConvGRU(Cell):
@@ -20,6 +19,6 @@ class ConvGRU(Cell):
 
     def forward(self, x, state, m, previous):
         h = zeros(x) if state is None else state
-        z, reset = gru_reset(*self.gates(x, h).chunk(2, 1), h)
-        h = gru_update(z, self.candidate(x, reset), h)
+        gates, candidate = self.gates, self.candidate
+        h = conv_gru_cell(x, h, gates.weight, gates.bias.sum(0), candidate.weight, candidate.bias.sum(0))
         return h, h, None

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "conv3x3/bind.h"
+#include "conv_gates/params.h"
+#include "gates/math.h"
+
+namespace py = pybind11;
+
+namespace fastds {
+namespace {
+
+struct PlannedCell {
+    ConvGates cell;
+    Conv3x3Plan plan;
+};
+
+// Inputs and outputs of the formula, and how many of the inputs the convolution gives.
+struct Shape {
+    int operands, gates;
+};
+
+Shape shape_of(int formula) {
+    switch (static_cast<GateFormula>(formula)) {
+#define FASTDS_CASE(name, type, first, count) \
+    case GateFormula::name: return {FASTDS_ISA::type::inputs + FASTDS_ISA::type::outputs, count};
+        FASTDS_CONV_GATES(FASTDS_CASE)
+#undef FASTDS_CASE
+        default: break;
+    }
+    FASTDS_CHECK(false, "conv_gates: no such formula: " + std::to_string(formula));
+    return {};
+}
+
+PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
+                      const std::vector<TensorArgs>& sources, intptr_t packed, intptr_t bias, int bias_dtype,
+                      const std::optional<TensorArgs>& residual, const std::vector<TensorArgs>& operands,
+                      const std::optional<TensorArgs>& pre, int threads) {
+    const Shape shape = shape_of(formula);
+    PlannedCell planned{};
+    ConvGates& cell = planned.cell;
+    Conv3x3Call& call = cell.call;
+    cell.formula = static_cast<GateFormula>(formula);
+    cell.option = option;
+    cell.slope = slope;
+    FASTDS_CHECK(static_cast<int>(operands.size()) == shape.operands - shape.gates, "conv_gates: wrong number of operands");
+    call.geometry = to_geometry(geometry);
+    call.sources = to_views(sources, 1, 0);
+    const int64_t channels = std::get<2>(operands.back());
+    for (size_t k = 0; k < operands.size(); k++) {
+        const int dtype = std::get<1>(operands[k]);
+        FASTDS_CHECK(std::get<2>(operands[k]) == channels && (dtype == call.sources.dtype || dtype == f32),
+                     "conv_gates: an operand does not fit");
+        cell.operands[k] = {to_view(operands[k]), dtype != call.sources.dtype};
+    }
+    const auto fits = [&](const TensorArgs& t) {
+        return std::get<1>(t) == call.sources.dtype && std::get<2>(t) == shape.gates * channels;
+    };
+    if (pre) {
+        FASTDS_CHECK(fits(*pre), "conv_gates: pre does not fit the output");
+        cell.pre = to_view(*pre);
+    }
+    if (residual) {
+        FASTDS_CHECK(fits(*residual), "conv_gates: residual does not fit the output");
+        call.residual = to_view(*residual);
+    }
+    TensorArgs sink = operands.back();
+    std::get<1>(sink) = call.sources.dtype;
+    call.sinks = to_views({sink}, 1, 0);
+    call.packed = static_cast<const float*>(pointer(packed));
+    call.bias = pointer(bias);
+    call.bias_dtype = to_dtype(bias_dtype);
+    call.shuffle = 1;
+    call.gates = shape.gates;
+    planned.plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
+    return planned;
+}
+
+}  // namespace
+
+void register_conv_gates(py::module_& m) {
+    using py::arg;
+    py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
+        .def(py::init(&make_cell), py::kw_only(), arg("formula"), arg("option"), arg("slope"), arg("geometry"), arg("sources"),
+             arg("packed"), arg("bias") = 0, arg("bias_dtype") = 0, arg("residual") = std::nullopt, arg("operands"),
+             arg("pre") = std::nullopt, arg("threads"))
+        .def_property_readonly("bytes", [](const PlannedCell& self) { return self.plan.bytes; })
+        .def(
+            "run",
+            [](const PlannedCell& self, intptr_t workspace) {
+                py::gil_scoped_release release;
+                FASTDS_DISPATCH(conv_gates, self.cell, self.plan, static_cast<float*>(pointer(workspace)));
+            },
+            "workspace: `bytes` bytes, 64-byte aligned");
+}
+
+}  // namespace fastds

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells: a 3x3 convolution and a pointwise pass as one op, the pass in the output stage of the Winograd engine.
+
+Where the engine does not run or does not pay, the op runs conv3x3 and the pass one after the other. Its last result,
+for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives.
+"""
+
+import torch
+from torch import Tensor
+
+from fastds import _native
+from fastds._registry import Backend, call, define, without_gradients
+from fastds.ops import _winograd
+from fastds.ops._gates import DTYPES, PassOps, vector_jacobian
+from fastds.ops.conv3x3 import CONV3X3, CONV3X3_BACKWARD, _use_winograd, conv3x3
+from fastds.ops.conv3x3 import _refusal as convolution_refusal
+from fastds.reference.conv3x3 import conv3x3 as reference_convolution
+
+
+class ConvPassOps:
+    """The registered op of a convolution and a pass; its gradients are those of the two.
+
+    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre)
+
+    Args:
+        name: of the op.
+        ops: of the pass.
+        at: position of the pass's input that the convolution gives.
+        sources: names of x and x2 in messages.
+    """
+
+    def __init__(self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2")):
+        spec = ops.spec
+        self.name, self.ops, self.spec, self.at, self.sources = name, ops, spec, at, sources
+        self.gates = spec.inputs[at].gates
+        self.others = [i for k, i in enumerate(spec.inputs) if k != at]
+        others = "".join(f"Tensor {i.name}, " for i in self.others)
+        options = f"{spec.options}, " if spec.options else ""
+        results = ", ".join(["Tensor"] * (len(spec.outputs) + 1))
+        self.op = define(
+            f"{name}(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, Tensor? residual, {others}{options}"
+            f"str algorithm, bool keep_pre) -> ({results})",
+            reference=self._reference,
+            backends={"native": Backend(self._forward, convolution_refusal)},
+            fake=self._fake,
+            function=self._function(),
+        )
+
+    def _split(self, args):
+        """(x, x2, weight, bias, residual), other inputs, options, algorithm, keep_pre."""
+        end = 5 + len(self.others)
+        return args[:5], args[5:end], args[end:-2], args[-2], args[-1]
+
+    def _inputs(self, pre, others):
+        """The inputs of the pass."""
+        return *others[: self.at], pre, *others[self.at :]
+
+    # ---- checks
+
+    def check(self, x, x2, weight, bias, residual, *others) -> None:
+        """Refuses what the op cannot take."""
+        named = dict(zip((*self.sources, "weight", "bias", "residual"), (x, x2, weight, bias, residual), strict=True))
+        named |= {spec.name: tensor for spec, tensor in zip(self.others, others, strict=True)}
+        first = self.sources[0]
+        optional = {self.sources[1], "bias", "residual"}
+        named = {name: tensor for name, tensor in named.items() if tensor is not None or name not in optional}
+        for name, tensor in named.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} is a {type(tensor).__name__}, expected a Tensor")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{first} has dtype {x.dtype}, expected a float type")
+        wide = {"weight", "bias"} | {spec.name for spec in self.others if spec.wide}
+        for name, tensor in named.items():
+            allowed = {x.dtype, torch.promote_types(x.dtype, torch.float32)} if name in wide else {x.dtype}
+            if tensor.dtype not in allowed:
+                raise TypeError(f"{name} has dtype {tensor.dtype}, expected {' or '.join(sorted(map(str, allowed)))}")
+            if tensor.device != x.device:
+                raise ValueError(f"{name} is on device {tensor.device}, expected {x.device} as {first}")
+            dims = 1 if name == "bias" else 4
+            if tensor.dim() != dims:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {dims} dimension{'s' * (dims > 1)}")
+        self._check_shapes(x, x2, weight, named)
+
+    def _check_shapes(self, x, x2, weight, named) -> None:
+        batch, inputs, height, width = x.shape
+        inputs += 0 if x2 is None else x2.shape[1]
+        outputs = weight.shape[0]
+        if min(inputs, outputs, height, width) < 1 or outputs % self.gates:
+            raise ValueError(
+                f"{self.sources[0]} has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected at least one "
+                f"of everything and a multiple of {self.gates} outputs"
+            )
+        state = (batch, outputs // self.gates, height, width)
+        expected = dict.fromkeys((spec.name for spec in self.others), state)
+        expected |= {"weight": (outputs, inputs, 3, 3), "bias": (outputs,), "residual": (batch, outputs, height, width)}
+        if x2 is not None:
+            expected[self.sources[1]] = (batch, x2.shape[1], height, width)
+        for name, shape in expected.items():
+            if name in named and tuple(named[name].shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(named[name].shape)}, expected {shape}")
+
+    # ---- forward
+
+    def _fake(self, *args):
+        convolution, others, _, _, keep_pre = self._split(args)
+        self.check(*convolution, *others)
+        x, _, weight, *_ = convolution
+        shape = (x.shape[0], weight.shape[0] // self.gates, *x.shape[2:])
+        dtypes = [t.dtype for t in self._inputs(x, others)]
+        pre = _pre(x, weight.shape[0] if keep_pre else 0)
+        return *(_winograd.empty(shape, dtypes[k], x) for k in self.spec.outputs), pre
+
+    def _forward(self, *args):
+        (x, x2, weight, bias, residual), others, options, algorithm, keep_pre = self._split(args)
+        fused = all(t.dtype in (x.dtype, torch.float32) for t in others) and _use_winograd(
+            algorithm, x, weight.shape[1], weight.shape[0], x.dtype, False
+        )
+        if fused and x.shape[0]:
+            return self._fused(*args)
+        self.check(x, x2, weight, bias, residual, *others)
+        pre = without_gradients(
+            CONV3X3, x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, x.dtype, algorithm
+        )  # fmt: skip
+        results = without_gradients(self.ops.forward, *self._inputs(pre, others), *options)
+        results = (results,) if isinstance(results, Tensor) else results
+        return *results, pre if keep_pre else _pre(x, 0)
+
+    def _fused(self, *args):
+        *results, pre = self._fake(*args)
+        (x, x2, weight, bias, residual), others, options, _, keep_pre = self._split(args)
+        sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
+        operands = [*(_winograd.nhwc(t) for t in others), *results]
+        residual = None if residual is None else _winograd.nhwc(residual)
+        bias = None if bias is None else bias.contiguous()
+        filters = _winograd.packed(weight, False, 1, gates=self.gates)
+        suffix, option, slope = self.spec.variant(*options)
+        batch, _, height, width = x.shape
+        module, tensor = _native.native(), _winograd._tensor
+        cell = module.ConvGates(
+            formula=module.GATE_FORMULAS[(self.spec.formula or self.spec.name) + suffix], option=option, slope=slope,
+            geometry=(batch, height, width, height, width, 1, 1, 0, 0), sources=[tensor(t) for t in sources],
+            packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
+            bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
+            residual=None if residual is None else tensor(residual), operands=[tensor(t) for t in operands],
+            pre=tensor(pre) if keep_pre else None, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        cell.run(_winograd._workspace(cell.bytes).data_ptr())
+        return *results, pre
+
+    def _reference(self, *args):
+        (x, x2, weight, bias, residual), others, options, _, _ = self._split(args)
+        pre = reference_convolution(x, weight, bias, x2, residual)
+        results = self.spec.reference(*self._inputs(pre, others), *options)
+        return *((results,) if isinstance(results, Tensor) else results), _pre(x, 0)
+
+    # ---- gradients
+
+    def _gradients(self, saved, options, algorithm, grads, wanted):
+        """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's."""
+        (x, x2, weight, _, _), others, pre = saved[:5], saved[5:-1], saved[-1]
+        want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
+        want_pass = self._inputs(any(wanted[:5]), wanted[5:])
+        parts = iter(call(self.ops.backward, *grads, *self._inputs(pre, others), *options, list(want_pass)))
+        of_pass = [next(parts) if want else None for want in want_pass]
+        grad_pre = of_pass.pop(self.at)
+        asked = [want_x, want_weight, want_bias, want_x2, False]
+        settings = (0.0, "zeros", 1, algorithm)
+        parts = iter(call(CONV3X3_BACKWARD, grad_pre, x, weight, x2, None, *settings, asked) if any(asked) else ())
+        grad_x, grad_weight, grad_bias, grad_x2, _ = (next(parts) if want else None for want in asked)
+        return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if want_residual else None, *of_pass
+
+    def _differentiable_gradients(self, saved, options, algorithm, grads, wanted):
+        """The same, from the inputs of the op and not from what it kept: right to any order."""
+
+        def composed(x, x2, weight, bias, residual, *others):
+            pre = conv3x3(x, weight, bias, x2=x2, residual=residual, algorithm=algorithm)
+            return call(self.ops.forward, *self._inputs(pre, others), *options)
+
+        found = iter(vector_jacobian(composed, saved[:-1], grads, wanted))
+        return tuple(next(found) if want else None for want in wanted)
+
+    def _function(ops):
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *args):
+                convolution, others, ctx.options, ctx.algorithm, keep_pre = ops._split(args)
+                *results, pre = without_gradients(ops.op, *args[:-1], True)
+                ctx.save_for_backward(*convolution, *others, pre)
+                ctx.set_materialize_grads(False)
+                kept = pre if keep_pre else _pre(convolution[0], 0)
+                ctx.mark_non_differentiable(kept)
+                return *results, kept
+
+            @staticmethod
+            def backward(ctx, *grads):
+                grads = grads[:-1]
+                if all(g is None for g in grads):
+                    return (None,) * len(ctx.needs_input_grad)
+                wanted = ctx.needs_input_grad[: 5 + len(ops.others)]
+                gradients = ops._differentiable_gradients if torch.is_grad_enabled() else ops._gradients
+                results = gradients(ctx.saved_tensors, ctx.options, ctx.algorithm, grads, wanted)
+                return *results, *(None for _ in ctx.options), None, None
+
+        Function.__name__ = Function.__qualname__ = ops.name
+        return Function
+
+
+def _pre(x: Tensor, channels: int) -> Tensor:
+    return _winograd.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x)
