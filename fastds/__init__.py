@@ -18,7 +18,9 @@ from fastds.memory import keep_freed_memory  # noqa: E402
 
 __all__ = ["__version__", "backend", "convolution", "explain", "keep_freed_memory", "load", "ops"]
 
-_SUBPACKAGES = {"data", "downscaling", "evaluation", "metrics", "models", "nn", "plot", "reference", "training"}
+_SUBPACKAGES = {
+    "data", "downscaling", "evaluation", "metrics", "models", "nn", "nowcasting", "plot", "reference", "training",
+}  # fmt: skip
 
 
 def __getattr__(name):

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _FAILED
     _keep_freed_memory()
     name = options.subcommand
-    run = {"downscale": _downscale, "query": _query, "evaluate": _evaluate, "demo": _demo}[name]
+    run = {"downscale": _downscale, "nowcast": _nowcast, "query": _query, "evaluate": _evaluate, "demo": _demo}[name]
     return _guarded(f"fastds {name}", run, options[name])
 
 
@@ -42,11 +42,12 @@ def _keep_freed_memory() -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="fastds", exit_on_error=False, description="Sharpen weather radar fields in space and time."
+        prog="fastds", exit_on_error=False, description="Sharpen weather radar fields in space and time; nowcast them."
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, make, text in (
         ("downscale", _downscale_parser, "make a file of radar fields finer in space and time"),
+        ("nowcast", _nowcast_parser, "forecast the next radar fields from the last ones"),
         ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
         ("evaluate", _evaluate_parser, "compare a downscaled file with the truth and the baselines"),
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
@@ -88,6 +89,30 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument(
         "--truth", metavar="FILE", help="fine fields to compare the result with: prints the error table"
     )
+    return parser
+
+
+def _nowcast_parser() -> ArgumentParser:
+    parser = _plain_parser("Forecast from the last fields of IN.nc. An OUT.nc that exists is replaced.")
+    parser.add_argument("input", metavar="IN.nc", help="reflectivity, rain rate or rain amount (time, y, x)")
+    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4")
+    parser.add_argument(
+        "--model",
+        help="shipped name, .safetensors file, persistence, blurred-persistence, extrapolation or pysteps; default: "
+        "the only shipped nowcaster, else extrapolation",
+    )
+    parser.add_argument("--steps", type=int, help="number of fields; default: 12")
+    parser.add_argument("--lead", metavar="DURATION", help="of the last field, such as 60min; instead of --steps")
+    parser.add_argument("--start", metavar="TIME", help="last known field, such as 2010-08-26T03:00; default: the last")
+    parser.add_argument("--every", metavar="STEP", help="hindcasts from --start, or from the first possible time, on")
+    parser.add_argument("--interval", metavar="DURATION", help="between fields; default: the shortest the model knows")
+    parser.add_argument("--coarsen", type=int, help="cells of IN.nc along one of OUT.nc; default: as the model knows")
+    parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
+    parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
+    _add_z_r(parser)
+    parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
     return parser
 
 
@@ -178,6 +203,16 @@ def _downscale_grid(options) -> None:
 
     chosen = {"scale": options.scale, "grid": options.grid, "like": options.like}
     print(downscale_grid_file(options.input, options.output, model=options.model or "inr-small", **chosen))
+
+
+def _nowcast(options) -> None:
+    from fastds.nowcasting import nowcast_file
+
+    names = ("steps", "lead", "start", "every", "interval", "coarsen", "quantity", "var", "threads", "precision")
+    chosen = {name: options[name] for name in names}
+    files = {"model": options.model, "picture": options.picture}
+    result = nowcast_file(options.input, options.output, z_r=_pair(options.z_r), progress=True, **files, **chosen)
+    print(result.summary())
 
 
 def _query(options) -> None:

@@ -16,12 +16,12 @@ PYTHON = sorted(p for top in ("fastds", "kernels", "tests", "bench") for p in (R
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".cpp", ".h", ".cu", ".cuh"})
 SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
-# Packages under fastds and what of fastds they may import; models also reach up to downscaling, inside functions.
+# Packages under fastds and what of fastds they may import; models also reach up to the commands, inside functions.
 ARROWS = {
     "reference": {"reference"},
     "ops": {"ops", "reference", "kernels", "_native", "_registry", "backend", "convolution"},
     "nn": {"nn", "ops", "reference"},
-    "models": {"models", "nn", "ops", "reference", "metrics", "data", "_version", "downscaling"},
+    "models": {"models", "nn", "ops", "reference", "metrics", "data", "_version", "downscaling", "nowcasting"},
     "data": {"data", "_version"},
     "metrics": {"metrics"},
     "plot": {"plot", "data", "metrics"},

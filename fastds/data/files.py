@@ -99,7 +99,7 @@ def save_dataset(dataset, path):
     until it is complete.
 
     Variables keep their own `encoding` (units, calendar, _FillValue, packing); floating fields without one are stored
-    as they are with _FillValue NaN, zlib level 4 and one chunk a time step. An existing file is replaced in one step.
+    as they are with _FillValue NaN, zlib level 4 and one chunk a field. An existing file is replaced in one step.
 
     Args: dataset: xarray.Dataset; path: file to write.
     Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot
@@ -163,8 +163,8 @@ def _netcdf_encoding(dataset, name):
     encoding = _plain_encoding(variable)
     if variable.dtype.kind in "fiu" and variable.ndim >= 2:
         encoding.update(zlib=True, complevel=4, shuffle=True)
-        if variable.ndim == 3 and all(variable.shape):
-            encoding["chunksizes"] = (1, *variable.shape[1:])
+        if variable.ndim >= 3 and all(variable.shape):
+            encoding["chunksizes"] = (1,) * (variable.ndim - 2) + variable.shape[-2:]
     return encoding
 
 

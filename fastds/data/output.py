@@ -32,7 +32,7 @@ _STORAGE_ATTRIBUTES = (
     "comment",
     "_ChunkSizes",
 )
-_STALE_GLOBAL_ATTRIBUTES = (
+STALE_GLOBAL_ATTRIBUTES = (
     "cadence_minutes",
     "time_coverage_resolution",
     "geospatial_lat_resolution",
@@ -88,7 +88,7 @@ def from_reflectivity(source, z, factor=2, time_factor=2, *, out=None):
     for name, coordinate in raw.coords.items():
         if coordinate.ndim == 0 and name not in result.variables:
             result = result.assign_coords({name: coordinate.variable})
-    kept = {key: value for key, value in source.dataset.attrs.items() if key not in _STALE_GLOBAL_ATTRIBUTES}
+    kept = {key: value for key, value in source.dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES}
     return result.assign_attrs({"Conventions": "CF-1.8", **kept})
 
 
@@ -119,7 +119,7 @@ def coarsen_dataset(dataset, factor=2, every=2, *, var=None, mode="dbz", floor=p
     out = out.assign_coords({source.dims[0]: raw[source.dims[0]].variable})
     attrs = {**{k: v for k, v in raw.attrs.items() if k not in _STORAGE_ATTRIBUTES}, "no_echo_value": source.no_echo}
     out[source.source_name] = xr.Variable(raw.dims, values, attrs)
-    return out.assign_attrs({key: value for key, value in dataset.attrs.items() if key not in _STALE_GLOBAL_ATTRIBUTES})
+    return out.assign_attrs({key: value for key, value in dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES})
 
 
 def coarsen_with_weak_echo(z, factor, *, mode, floor, no_echo):

@@ -184,7 +184,7 @@ def to_reflectivity(dataset, var=None, *, z_r=None):
     if kind == "reflectivity":
         law, origin = None, None
     else:
-        law, origin = _z_r(dataset, dataset[name], z_r)
+        law, origin = z_r_law(dataset, dataset[name], z_r)
         notes.append(f"{name} ({raw.attrs['units']}) is converted by Z = {law[0]:g} R^{law[1]:g} ({origin})")
     return ReflectivityInput(
         raw,
@@ -202,7 +202,12 @@ def to_reflectivity(dataset, var=None, *, z_r=None):
     )
 
 
-def _z_r(dataset, variable, given):
+def z_r_law(dataset, variable, given=None):
+    """(a, b) of Z = a R^b and where it came from: given, the attributes zr_a and zr_b of the variable or file, or the
+    default.
+
+    Raises: ValueError unless they are two positive numbers.
+    """
     law, origin = MARSHALL_PALMER, "the default"
     attrs = {**dataset.attrs, **variable.attrs}
     if given is not None:

@@ -4,7 +4,8 @@
 import numpy as np
 import pandas
 
-_JITTER = 0.10
+# Times within this share of the cadence are the same.
+JITTER = 0.10
 _GAP = 1.5
 _MICROSECONDS = {
     "days": 86_400_000_000,
@@ -128,7 +129,7 @@ def regular_segments(times):
     cadence = most_frequent_step(seconds)
     steps = np.diff(seconds)
     gaps = steps >= _GAP * cadence
-    odd = ~gaps & (np.abs(steps - cadence) > _JITTER * cadence)
+    odd = ~gaps & (np.abs(steps - cadence) > JITTER * cadence)
     if odd.any():
         first = int(np.argmax(odd))
         raise ValueError(

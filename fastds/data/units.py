@@ -30,6 +30,7 @@ _TIME_S = {
     "day": 86400.0,
     "days": 86400.0,
 }
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([a-z]+)$")
 _TOKEN = re.compile(r"^([a-z]+)(-?\d+)?$")
 
 
@@ -67,6 +68,15 @@ def interval_seconds(text):
         return float(parts[0]) * _TIME_S[parts[1].lower()] if len(parts) == 2 else None
     except (ValueError, KeyError):
         return None
+
+
+def duration_seconds(text, name):
+    """Seconds of a duration such as "60min", "90 s" or "1h"; ValueError naming the argument for anything else."""
+    match = _DURATION.match(str(text).strip().lower())
+    seconds = float(match[1]) * _TIME_S[match[2]] if match and match[2] in _TIME_S else 0.0
+    if not seconds > 0:
+        raise ValueError(f"{name} must be a duration with its unit such as 60min or 1h, got {text!r}")
+    return seconds
 
 
 def _powers(units):

@@ -4,6 +4,7 @@
 from .colours import REFLECTIVITY_LEVELS, difference_style, reflectivity_style
 from .curves import spectra, training_curves
 from .maps import draw_difference, draw_field, field_panel
+from .strip import forecast_strip
 
 __all__ = [
     "REFLECTIVITY_LEVELS",
@@ -11,6 +12,7 @@ __all__ = [
     "draw_difference",
     "draw_field",
     "field_panel",
+    "forecast_strip",
     "reflectivity_style",
     "spectra",
     "training_curves",

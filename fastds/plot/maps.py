@@ -103,19 +103,20 @@ def field_panel(
                 axes.set_visible(False)
                 continue
             drawn[draw] = draw(axes, values, *_block_centres(x, y, np.shape(values), finest), style)
-            _label(axes, f"{label}, {times[column % count]}", unit, left=column == 0, bottom=row == len(fields) - 1)
-    _colour_bar(
+            label_map(axes, f"{label}, {times[column % count]}", unit, left=column == 0, bottom=row == len(fields) - 1)
+    colour_bar(
         figure, drawn[draw_field], grid[:, :count], reflectivity_style(scale)[2], "reflectivity (dBZ)", "neither"
     )
     if differences:
         levels = difference_style(limit)[2]
-        _colour_bar(figure, drawn[draw_difference], grid[:, count:], levels, "difference from truth (dB)", "both")
+        colour_bar(figure, drawn[draw_difference], grid[:, count:], levels, "difference from truth (dB)", "both")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _label(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> None:
+def label_map(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> None:
+    """Title, ticks and grid of one map; names of the axes at the left and at the bottom of a panel."""
     axes.set_title(title, fontsize=8, pad=3)
     axes.tick_params(labelsize=7, labelbottom=bottom, labelleft=left)
     axes.grid(True, color="0.55", linewidth=0.3)
@@ -136,7 +137,8 @@ def _block_centres(x, y, shape, finest):
     return centres
 
 
-def _colour_bar(figure: Figure, image, axes, levels, label: str, extend: str) -> None:
+def colour_bar(figure: Figure, image, axes, levels, label: str, extend: str) -> None:
+    """One colour bar below some maps."""
     bar = figure.colorbar(
         image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=40, pad=0.01, label=label
     )

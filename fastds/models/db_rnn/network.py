@@ -18,7 +18,17 @@ def _check_frames(frames: Tensor, steps: int) -> None:
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
 
 
-class _Nowcaster(nn.Module):
+class NowcastModel(nn.Module):
+    """A network with forecast(frames, steps) and a card."""
+
+    def nowcast(self, dataset, **options):
+        """Forecast an xarray Dataset, see fastds.nowcasting.nowcast."""
+        from fastds.nowcasting import nowcast
+
+        return nowcast(self, dataset, **options)
+
+
+class _Nowcaster(NowcastModel):
     """The time loop shared by the networks: subclasses give one step."""
 
     multiple: int
@@ -164,7 +174,7 @@ class DBRNN(_Nowcaster):
         return self.roll(frames, steps, truth, feed_truth)
 
 
-class StagedRNN(nn.Module):
+class StagedRNN(NowcastModel):
     """A forecaster and a deblurrer trained one after the other (MS-X-S).
 
     The forecaster recurses on its own output; the deblurrer runs over its forecasts in order and gives for each the

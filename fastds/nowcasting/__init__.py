@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the last fields of a radar file to the next ones.
+
+run.py checks and calls (`nowcast`, `nowcast_file`), methods.py makes a network or a baseline a method, starts.py finds
+the fields before each start, output.py makes the CF dataset, picture.py draws it.
+"""
+
+from .methods import BASELINES, Method, pick_method
+from .run import nowcast, nowcast_file
+
+__all__ = ["BASELINES", "Method", "nowcast", "nowcast_file", "pick_method"]

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds nowcast: right fields and times, CF output, rates and reflectivity, coarsening, gaps, messages."""
+
+import cftime
+import numpy as np
+import pytest
+import torch
+
+from fastds import models
+from fastds.cli import main
+from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.models.baselines import blurred_persistence, extrapolation
+from fastds.nowcasting import nowcast, nowcast_file
+
+START = "2020-06-01T12:00"
+CARD = {"floor_dbz": 0.0, "ceiling_dbz": 60.0, "input_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def event():
+    """12 fields of 42 x 54 pixels, 1 km, every 5 minutes, with a hole."""
+    event = synthetic_event(3, frames=12, shape=(42, 54))[["reflectivity", "crs"]]
+    event = event.assign_coords(time=np.datetime64(START, "ns") + np.arange(12) * np.timedelta64(5, "m"))
+    event["reflectivity"][:, 5:9, 30:33] = np.nan
+    return event
+
+
+def network(**card):
+    torch.manual_seed(0)
+    model = models.create("ms-convlstm-small")
+    model.card.name = "tiny"
+    for name, value in {**CARD, **card}.items():
+        setattr(model.card, name, value)
+    return model
+
+
+def normalised(event, frames, coarsen=1):
+    z = np.clip(event["reflectivity"].values[frames], 0, None)
+    n, h, w = z.shape
+    h, w = h // coarsen, w // coarsen
+    z = z[:, : h * coarsen, : w * coarsen].reshape(n, h, coarsen, w, coarsen).mean((2, 4))
+    return torch.from_numpy(np.clip(z, 0, 60) / 60).float()[None, :, None]
+
+
+def rate(x, z_r=(200.0, 1.6)):
+    """mm/h of normalised fields (1, n, 1, h, w), missing where z is."""
+    z = 60 * x[0, :, 0].double().clamp(0, 1).numpy()
+    return np.where(z <= 0, 0.0, (10 ** (z / 10) / z_r[0]) ** (1 / z_r[1]))
+
+
+def test_a_network_gets_the_last_fields_and_its_forecast_is_written(event):
+    model = network()
+    with torch.no_grad():
+        expected = rate(model.eval().forecast(normalised(event, slice(9, 12)), steps=4))
+    out = model.nowcast(event, steps=4)
+    hole = np.isnan(event["reflectivity"].values[-1])
+    assert out.rainfall_rate.dims == ("time", "y", "x") and out.rainfall_rate.shape == (4, 42, 54)
+    assert np.array_equal(np.isnan(out.rainfall_rate.values), np.broadcast_to(hole, (4, 42, 54)))
+    np.testing.assert_allclose(out.rainfall_rate.values[:, ~hole], expected[:, ~hole], rtol=1e-3, atol=1e-5)
+    assert model.training is False
+
+
+def test_times_grid_and_attributes(event):
+    out = nowcast("extrapolation", event, lead="20min", start="2020-06-01T12:30Z")
+    reference = np.datetime64("2020-06-01T12:30")
+    assert out.forecast_reference_time.values == reference and out.forecast_reference_time.ndim == 0
+    assert out.forecast_period.values.tolist() == [300, 600, 900, 1200] and out.forecast_period.attrs["units"] == "s"
+    assert np.array_equal(out.time.values, reference + np.arange(1, 5) * np.timedelta64(5, "m"))
+    for dim in ("y", "x"):
+        assert np.array_equal(out[dim], event[dim])
+    assert out.rainfall_rate.attrs["units"] == "mm h-1" and out.rainfall_rate.attrs["grid_mapping"] == "crs"
+    assert out.attrs["fastds_model"] == "extrapolation" and out.attrs["fastds_interval_s"] == 300
+    assert (
+        out.attrs["fastds_z_r"] == "Z = 200 R^1.6, the default" and "nowcast with extrapolation" in out.attrs["history"]
+    )
+
+
+def test_baselines_are_methods(event):
+    for name, method, known in (("extrapolation", extrapolation, 2), ("blurred-persistence", blurred_persistence, 5)):
+        out = nowcast(name, event, steps=2)
+        expected = rate(method(normalised(event, slice(12 - known, 12)), 2))
+        there = ~np.isnan(out.rainfall_rate.values)
+        np.testing.assert_allclose(out.rainfall_rate.values[there], expected[there], rtol=1e-3, atol=1e-4)
+
+
+def test_reflectivity_and_rates_by_the_law_asked_for(event):
+    z = nowcast("persistence", event, steps=1, quantity="reflectivity").reflectivity
+    given = event["reflectivity"].values[-1]
+    there, echo = ~np.isnan(given), given > 0
+    assert z.attrs["units"] == "dBZ" and np.array_equal(np.isnan(z.values[0]), ~there)
+    np.testing.assert_allclose(z.values[0][echo], np.minimum(given[echo], 60), atol=1e-4)
+    assert np.all(z.values[0][there & ~echo] == z.attrs["no_echo_value"])
+    out = nowcast("persistence", event, steps=1, z_r=(300, 1.4))
+    expected = np.where(echo, (10 ** (np.minimum(given, 60) / 10) / 300) ** (1 / 1.4), 0.0)
+    np.testing.assert_allclose(out.rainfall_rate.values[0][there], expected[there], rtol=1e-4)
+    assert out.rainfall_rate.attrs["zr_a"] == 300 and out.attrs["fastds_z_r"] == "Z = 300 R^1.4, given"
+    named = event.assign_attrs(zr_a=316.0, zr_b=1.5)
+    assert nowcast("persistence", named, steps=1).attrs["fastds_z_r"] == "Z = 316 R^1.5, from the file's attributes"
+    back = to_reflectivity(nowcast("persistence", named, steps=2), "rainfall_rate")
+    np.testing.assert_allclose(back.frames(0)[echo], np.minimum(given[echo], 60), atol=1e-3)
+
+
+def test_rates_and_amounts_come_back_as_rates(event):
+    rates = np.where(event["reflectivity"] > 0, (10 ** (event["reflectivity"] / 10) / 200) ** (1 / 1.6), 0.0)
+    attrs = {"units": "kg m-2", "standard_name": "rainfall_amount", "cell_methods": "time: sum"}
+    amounts = event.drop_vars("reflectivity").assign(rain=(("time", "y", "x"), rates / 12, attrs))
+    out = nowcast("persistence", amounts, steps=2, var="rain")
+    there = ~np.isnan(rates[-1])
+    np.testing.assert_allclose(out.rainfall_rate.values[1][there], rates[-1][there], rtol=1e-3, atol=0.04)
+    assert out.rainfall_rate.attrs["cell_methods"] == "time: mean"
+    assert out.time.values[0] == event.time.values[-1] + np.timedelta64(5, "m")
+
+
+def test_grid_and_interval_of_the_card(event):
+    model = network(grid_spacing_m=(4000.0, 4000.0), cadence_s=(600.0, 1200.0))
+    with torch.no_grad():
+        expected = rate(model.eval().forecast(normalised(event, slice(7, 12, 2), 4), steps=2))
+    out = model.nowcast(event, steps=2)
+    assert out.rainfall_rate.shape == (2, 10, 13) and out.attrs["fastds_coarsening"] == 4
+    assert out.forecast_period.values.tolist() == [600, 1200]
+    np.testing.assert_allclose(out.x, event.x.values[:52].reshape(13, 4).mean(1))
+    there = ~np.isnan(out.rainfall_rate.values)
+    np.testing.assert_allclose(out.rainfall_rate.values[there], expected[there], rtol=1e-3, atol=1e-5)
+    with pytest.warns(UserWarning, match="the grid spacing of 2000 m is outside .* 4000 to 4000 m"):
+        assert model.nowcast(event, steps=1, coarsen=2).rainfall_rate.shape == (1, 21, 27)
+    with pytest.warns(UserWarning, match="interval between fields of 300 s is outside"):
+        model.nowcast(event, steps=1, interval="5min")
+
+
+def test_hindcasts(event, tmp_path):
+    gap = event.isel(time=[i for i in range(12) if i != 6])
+    model = network()
+    save_dataset(gap, tmp_path / "in.nc")
+    report = nowcast_file(tmp_path / "in.nc", tmp_path / "out.nc", model=model, steps=2, every="10min")
+    assert (
+        "2 of 5 starts were left out" in report.summary() and "3 forecasts of 2 fields every 5 min" in report.summary()
+    )
+    with open_dataset(tmp_path / "out.nc") as out:
+        assert out.rainfall_rate.dims == ("forecast_reference_time", "forecast_period", "y", "x")
+        minutes = (out.forecast_reference_time.values - np.datetime64(START)) / np.timedelta64(1, "m")
+        assert minutes.tolist() == [10, 20, 50]
+        leads = out.time.values - out.forecast_reference_time.values[:, None]
+        assert np.all(leads == np.array([5, 10]) * np.timedelta64(1, "m"))
+        for number, minute in enumerate((10, 20, 50)):
+            alone = model.nowcast(gap, steps=2, start=str(np.datetime64(START) + np.timedelta64(minute, "m")))
+            np.testing.assert_array_equal(out.rainfall_rate.values[number], alone.rainfall_rate.values)
+
+
+def test_calendars_that_are_not_the_worlds(event):
+    times = [cftime.Datetime360Day(2020, 2, 30, 23, 5 * k) for k in range(12)]
+    event = event.assign_coords(time=times)
+    out = nowcast("persistence", event, steps=2)
+    assert str(out.time.values[-1]) == "2020-03-01 00:05:00"
+    assert str(nowcast("persistence", event, start="2020-02-30T23:10").time.values[0]) == "2020-02-30 23:15:00"
+    with pytest.raises(ValueError, match="start must be a date such as 2020-02-30 23:00:00, got '2020-02-31'"):
+        nowcast("persistence", event, start="2020-02-31")
+
+
+def test_files_and_memory_agree_and_a_picture_is_drawn(event, tmp_path):
+    save_dataset(event, tmp_path / "in.nc")
+    options = {"steps": 2, "start": "2020-06-01T12:50", "quantity": "reflectivity"}
+    picture = tmp_path / "out.png"
+    nowcast_file(tmp_path / "in.nc", tmp_path / "out.nc", model="extrapolation", picture=picture, **options)
+    with open_dataset(tmp_path / "out.nc") as out, open_dataset(tmp_path / "in.nc") as given:
+        expected = nowcast("extrapolation", given, **options)
+        np.testing.assert_array_equal(out.reflectivity.values, expected.reflectivity.values)
+        assert out.forecast_period.values.tolist() == [300, 600]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc", "out.png"]
+
+
+def test_the_command(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "in.nc")
+    code = main(["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/o.nc", "--model", "extrapolation", "--lead", "30min"])
+    printed = capsys.readouterr().out
+    assert code == 0 and "1 forecast of 6 fields every 5 min" in printed and f"wrote {tmp_path}/o.nc" in printed
+
+
+BROKEN = {
+    "short.nc": lambda e: e.isel(time=slice(0, 2)),
+    "gap.nc": lambda e: e.isel(time=[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]),
+    "uneven.nc": lambda e: e.assign_coords(time=e.time + np.array([0] * 11 + [2]) * np.timedelta64(1, "m")),
+    "kelvin.nc": lambda e: e.assign(reflectivity=e.reflectivity.assign_attrs(units="K")),
+    "good.nc": lambda e: e,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(event, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nowcast")
+    for name, change in BROKEN.items():
+        save_dataset(change(event), folder / name)
+    models.save(network(), folder / "tiny.safetensors")
+    models.save(network(floor_dbz=None), folder / "cardless.safetensors")
+    other = network()
+    other.config["cell"] = "lstm2"
+    models.save(other, folder / "cell.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "sentence"),
+    [
+        ("short.nc", [], "3 fields every 300 s are needed before a forecast, the file has 2 from 2020-06-01T12:00:00"),
+        (
+            "gap.nc",
+            [],
+            "the forecast from 2020-06-01T12:55:00 needs 3 fields every 300 s; that of 2020-06-01T12:50:00 is",
+        ),
+        ("uneven.nc", [], "times are irregular: 420 s between"),
+        ("kelvin.nc", [], "variable reflectivity has units 'K'; expected dBZ"),
+        ("good.nc", ["--start", "2020-06-01T13:30"], "start 2020-06-01T13:30 is not one of the file's times"),
+        ("good.nc", ["--start", "2020-06-01T12:05"], "that of 2020-06-01T11:55:00 is missing"),
+        ("good.nc", ["--start", "yesterday noon"], "start must be a date such as 2020-06-01T12:00:00"),
+        ("good.nc", ["--lead", "7min"], "lead must be a multiple of the interval between fields, 300 s, got '7min'"),
+        ("good.nc", ["--lead", "60"], "lead must be a duration with its unit such as 60min or 1h, got '60'"),
+        ("good.nc", ["--lead", "1h", "--steps", "3"], "give steps or lead and not both"),
+        ("good.nc", ["--steps", "0"], "steps must be a whole number >= 1, got 0"),
+        ("good.nc", ["--every", "7min"], "every must be a multiple of the file's 300 s"),
+        ("good.nc", ["--interval", "2min"], "interval must be a multiple of the file's 300 s"),
+        ("good.nc", ["--coarsen", "30"], "coarsen must leave 2 or more cells each way of (42, 54), got 30"),
+        ("good.nc", ["--quantity", "snow"], "invalid choice"),
+        ("good.nc", ["--var", "tp"], "there is no variable 'tp' in the file"),
+        ("good.nc", ["--model", "oracle"], "methods without weights: persistence, blurred-persistence, extrapolation"),
+        ("good.nc", ["--model", "db-predrnn"], "it is a preset without shipped weights"),
+        ("good.nc", ["--model", "{folder}/cell.safetensors"], "cell must be one of convlstm"),
+        ("good.nc", ["--model", "{folder}/cardless.safetensors"], "has no floor_dbz and ceiling_dbz in its card"),
+        ("good.nc", ["--model", "fczsm-small"], "model fczsm-small does not forecast"),
+        ("none.nc", [], "no such file"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, sentence):
+    chosen = [] if "--model" in options else ["--model", f"{folder}/tiny.safetensors"]
+    options = [option.format(folder=folder) for option in options]
+    assert main(["nowcast", f"{folder}/{file}", f"{tmp_path}/o.nc", *chosen, *options]) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and printed.err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_output_over_input_and_unknown_options_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="the output must be another file than the input"):
+        nowcast_file(folder / "good.nc", folder / "good.nc", model="persistence")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        nowcast_file(folder / "good.nc", tmp_path / "no" / "o.nc", model="persistence")
+    with pytest.raises(TypeError, match="leads"):
+        nowcast_file(folder / "good.nc", tmp_path / "o.nc", model="persistence", leads=3)
+
+
+def test_downscaling_refuses_a_nowcaster(event):
+    from fastds.downscaling import downscale
+
+    with pytest.raises(ValueError, match="model tiny forecasts and does not downscale; use fastds nowcast"):
+        downscale(network(), event)
