@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import on_device
+from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
 
 
 @triton.jit
@@ -202,11 +202,6 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is >= n >= 1."""
-    return 1 << (n - 1).bit_length()
-
-
 def slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
     """(SEGMENTS, CHANNELS) of one product, between 16 and `slab` channels (holes included where segments are odd)."""
     if segment % 8:  # an address of 8 bytes for each element: less of them at once
@@ -224,31 +219,6 @@ def forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
     pixels = 128 if points >= 128 * 256 else 64 if points >= 64 * 128 else 32
     slab = 32 if dtype == torch.float32 else 64
     return Tiles(pixels, min(max(power_of_two(outputs), 16), 128), slab, 8 if pixels == 128 else 4, 2)
-
-
-def is_wide(*tensors) -> bool:
-    """Whether an element lies 2^31 or more elements from the start of its tensor."""
-    extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t is not None)
-    return max(extents) >= 2**31 - 2**16  # a program's masked lanes reach a little further
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies: float32 as three tf32 products, which keeps float32's accuracy."""
-    return "tf32x3" if dtype == torch.float32 else "tf32"
-
-
-def strides(tensor, unit: int = 1) -> tuple[int, int, int]:
-    """Batch, row and pixel strides, in units of some elements, of a map with channel stride 1; 0 for None."""
-    return (0, 0, 0) if tensor is None else tuple(tensor.stride(i) // unit for i in (0, 2, 3))
-
-
-def unit_of(tensor) -> int:
-    """The largest power of two, at most 16, that divides the strides.
-
-    The kernel multiplies by it: so the compiler knows that vectors are aligned, which it finds out by itself for
-    multiples of 16 alone.
-    """
-    return math.gcd(16, *strides(tensor))
 
 
 def launch_forward(

@@ -22,17 +22,12 @@ from .deform_conv2d import (
     cell,
     channel_slab,
     corner,
-    is_wide,
     offsets_of,
     pixels,
-    power_of_two,
-    precision,
     samples,
     slab_shape,
-    strides,
-    unit_of,
 )
-from .device import on_device
+from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
 
 
 @triton.jit

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
+from fastds.ops import _triton
 from fastds.ops._gates import autocast, vector_jacobian
+from fastds.ops._winograd import nhwc
 from fastds.reference import window_attention2d as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -61,6 +63,12 @@ def _forward(q, k, v, window):
     return y, lse
 
 
+def _forward_triton(q, k, v, window):
+    y, lse = _fake(q, k, v, window)
+    _triton.kernels("window_attention2d").launch_forward(nhwc(q), nhwc(k), nhwc(v), y, lse, window)
+    return y, lse
+
+
 def _reference(q, k, v, window):
     return reference.window_attention2d(q, k, v, window), reference.log_sum_exp(q, k, window)
 
@@ -82,6 +90,16 @@ def _backward(grad_y, q, k, v, y, lse, window, wanted):
         maps = (_map(t) for t in (grad_y, q, k, v, y))
         arguments = (dims, *maps, lse.data_ptr(), *sinks, workspace.data_ptr(), torch.get_num_threads())
         _native.native().window_attention2d_backward(*arguments)
+    return grads
+
+
+def _backward_triton(grad_y, q, k, v, y, lse, window, wanted):
+    grads = _backward_fake(grad_y, q, k, v, y, lse, window, wanted)
+    given = iter(grads)
+    sinks = [next(given) if want else None for want in wanted]
+    grad_y, y = (t.contiguous(memory_format=_CL) for t in (grad_y, y))
+    maps = (grad_y, nhwc(q), nhwc(k), nhwc(v), y)
+    _triton.kernels("window_attention2d").launch_backward(*maps, lse.contiguous(), *sinks, window)
     return grads
 
 
@@ -113,6 +131,7 @@ WINDOW_ATTENTION2D = define(
     reference=_reference,
     backends={
         "native": Backend(_forward, lambda q, *_: _native.refusal({"cpu": "window_attention2d_forward"}, q)),
+        "triton": Backend(_forward_triton, lambda q, *_: _triton.refusal(q)),
     },
     fake=_fake,
     function=_WindowAttention2d,
@@ -124,6 +143,7 @@ WINDOW_ATTENTION2D_BACKWARD = define(
     reference=_backward_reference,
     backends={
         "native": Backend(_backward, lambda _, q, *__: _native.refusal({"cpu": "window_attention2d_backward"}, q)),
+        "triton": Backend(_backward_triton, lambda _, q, *__: _triton.refusal(q)),
     },
     fake=_backward_fake,
 )

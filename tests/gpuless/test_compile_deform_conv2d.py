@@ -5,9 +5,7 @@ import pytest
 import torch
 from fastds.kernels import deform_conv2d as forward_kernels
 from fastds.kernels import deform_conv2d_backward as backward_kernels
-from gpuless.triton_rig import compiled_launches
-
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+from gpuless.triton_rig import TENSOR_CORES, compiled_launches
 
 
 def maps(*shape, dtype=torch.bfloat16):

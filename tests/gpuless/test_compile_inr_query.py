@@ -4,10 +4,9 @@
 import pytest
 import torch
 from fastds.kernels import inr_query as kernels
-from gpuless.triton_rig import ARCHS, compiled_launches
+from gpuless.triton_rig import ARCHS, TENSOR_CORES, compiled_launches
 
 SHARED = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10}
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
 def compiled(arch, dtype, depth, ensemble):

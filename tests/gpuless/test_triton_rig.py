@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from gpuless.triton_rig import ARCHS, compiled_launches, guard, interpret, untouched
+from gpuless.triton_rig import ARCHS, TENSOR_CORES, compiled_launches, guard, interpret, untouched
 
 SCALE = """
 import pytest, torch, triton, triton.language as tl
@@ -67,8 +67,7 @@ def test_compiles_for_gpus_that_are_not_there(arch):
     a = torch.zeros(64, 64, dtype=torch.bfloat16)
     (kernel,) = compiled_launches(arch, lambda: _product[(1,)](a, a, a, 0.1, 64, num_warps=4))
     kernel.check(registers=128, shared=32 << 10)
-    tensor_core = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch]
-    assert any(name.startswith(tensor_core) for name in kernel.counts), kernel.counts
+    assert any(name.startswith(TENSOR_CORES[arch]) for name in kernel.counts), kernel.counts
     with pytest.raises(AssertionError, match="registers, limit 1$"):
         kernel.check(registers=1)
     with pytest.raises(AssertionError, match="shared memory, limit 1$"):

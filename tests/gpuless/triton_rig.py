@@ -39,6 +39,7 @@ from triton.runtime.jit import JITFunction
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHS = (80, 90, 100)
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # machine instructions of bfloat16 products
 
 
 def tool(name, *arguments):
