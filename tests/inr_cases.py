@@ -8,7 +8,10 @@ from fastds.ops import inr_query
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec
 
-KINDS = ("affine-early_attn", "affine-early_area", "affine-late", "affine-none", "fourier-late", "dot-none")
+KINDS = (
+    "affine-early_attn", "affine-early_area", "affine-late", "affine-none", "slope-early_attn", "slope-late",
+    "fourier-late", "dot-none",
+)  # fmt: skip
 
 
 def flat_arguments(
@@ -46,7 +49,7 @@ def random_case(kind, source=(7, 9), batch=2, outputs=3, depth=16, dtype=torch.f
     def normal(*shape, scale=1.0):
         return (scale * torch.randn(*shape, generator=g, dtype=torch.float64)).to(dtype)
 
-    used = {"affine": depth, "fourier": 2 * depth, "dot": outputs * (depth + 1)}[feature]
+    used = {"affine": depth, "slope": 3 * depth, "fourier": 2 * depth, "dot": outputs * (depth + 1)}[feature]
     maps = normal(batch, used + 2 * heads * dk if dk else used, *source)
     keywords = {"feature": feature, "ensemble": ensemble, "heads": heads, "dk": dk, "cell": normal(batch, 2).abs()}
     if feature == "fourier":

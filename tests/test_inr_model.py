@@ -66,10 +66,12 @@ def test_parameter_counts_of_the_parts():
     assert count(create("inr-small")) < 500_000
 
 
+@pytest.mark.parametrize("slope", [False, True], ids=["", "slope"])
 @pytest.mark.parametrize("scale", [0.6, 1, 2, 2.5, (2, 4.4)])
 @pytest.mark.filterwarnings("ignore:size .* is coarser")
-def test_04_untrained_is_bilinear(scale):
-    model = create("inr-small", in_channels=2).double().eval()
+def test_04_untrained_is_bilinear(scale, slope):
+    options = {"width": 64, "heads": 4, "key_width": 8, "slope": slope}
+    model = create("inr-small", in_channels=2, decoder_options=options).double().eval()
     x = 250 + 10 * torch.randn(2, 2, 11, 14, dtype=f64)
     y = model(x, scale=scale)
     expected = F.interpolate(x, y.shape[2:], mode="bilinear", align_corners=False)
@@ -107,6 +109,19 @@ def test_dpfa_kinds(kind):
     if kind != "none":
         module = model.modules_after["1"]
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+
+
+def test_slopes_are_a_part_of_every_gradient():
+    model = tiny(decoder_options=TINY_DECODER | {"slope": True})
+    x = torch.randn(1, 2, 9, 12, dtype=f64)
+    y = model(x, scale=2)
+    y.square().sum().backward()
+    assert model.decoder.slopes.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        model.decoder.slopes.weight.zero_(), model.decoder.slopes.bias.zero_()
+        plain = tiny(decoder_options=TINY_DECODER)
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if "slopes" not in k})
+        assert not torch.equal(model(x, scale=2), y) and torch.equal(model(x, scale=2), plain(x, scale=2))
 
 
 def test_dpfa_starts_as_a_tenth_of_a_plain_convolution():

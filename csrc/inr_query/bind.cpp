@@ -15,7 +15,9 @@ namespace fastds {
 
 int64_t inr_query_channels(const InrQueryDims& d) {
     if (d.feature == inr_dot) return d.O * (d.D + 1);
-    return d.feature == inr_fourier ? 2 * d.D : d.D + (d.ensemble == inr_early_attn ? 2 * d.heads * d.dk : 0);
+    if (d.feature == inr_fourier) return 2 * d.D;
+    const int64_t affine = d.feature == inr_slope ? 3 * d.D : d.D;
+    return affine + (d.ensemble == inr_early_attn ? 2 * d.heads * d.dk : 0);
 }
 
 int64_t inr_query_workspace(const InrQueryDims& d) {
@@ -32,10 +34,10 @@ struct Call {
 };
 
 void check(const InrQueryDims& d) {
-    FASTDS_CHECK(d.feature >= inr_affine && d.feature <= inr_dot && d.ensemble >= inr_none && d.ensemble <= inr_early_attn,
+    FASTDS_CHECK(d.feature >= inr_affine && d.feature <= inr_slope && d.ensemble >= inr_none && d.ensemble <= inr_early_attn,
                  "inr_query: unknown feature or ensemble");
-    FASTDS_CHECK(d.ensemble != inr_early_attn || (d.feature == inr_affine && d.heads > 0 && d.dk > 0 && d.D % d.heads == 0),
-                 "inr_query: early_attn needs the affine feature and heads that divide D");
+    FASTDS_CHECK(d.ensemble != inr_early_attn || ((d.feature == inr_affine || d.feature == inr_slope) && d.heads > 0 && d.dk > 0 && d.D % d.heads == 0),
+                 "inr_query: early_attn needs an affine feature and heads that divide D");
     FASTDS_CHECK(d.feature != inr_dot || (d.ensemble == inr_none && d.layers == 0), "inr_query: dot takes no ensemble or trunk");
     FASTDS_CHECK(d.feature != inr_fourier || d.D % 2 == 0, "inr_query: fourier needs an even D");
     FASTDS_CHECK(d.heads > 0 && d.heads <= kInrHeads, "inr_query: heads out of range");

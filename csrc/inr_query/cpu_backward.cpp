@@ -94,9 +94,14 @@ struct Task {
                 }
                 const Vec<A, N> weighted = late ? g : Vec<A, N>(g * alpha[j]);
                 const Vec<A, N> pre = relu ? Vec<A, N>(h[j] > A(0) ? weighted : Vec<A, N>{}) : weighted;
+                const Vec<A, N> pre_y = pre * p.rho_y[j], pre_x = pre * p.rho_x[j];
                 add_to<N>(target[j] + c, pre);
-                along_y += pre * p.rho_y[j];
-                along_x += pre * p.rho_x[j];
+                if (features.offset.slopes) {
+                    add_to<N>(target[j] + D + c, pre_y);
+                    add_to<N>(target[j] + 2 * D + c, pre_x);
+                }
+                along_y += pre_y;
+                along_x += pre_x;
                 all += pre;
             }
             add_offset<N>(c, D, along_y, along_x, all, cell);

@@ -66,6 +66,13 @@ struct CudaQuery {
         return sum;
     }
 
+    // The pre-activation of the affine and the slope feature at channel c.
+    __device__ A affine(int j, int64_t c) const {
+        A h = value(j, c) + offset(j, c);
+        if (d.feature == inr_slope) h += value(j, d.D + c) * p.rho_y[j] + value(j, 2 * d.D + c) * p.rho_x[j];
+        return h;
+    }
+
     __device__ SinCos<A> wave(int j, int64_t n) const {
         const int64_t half = d.D / 2, at = d.D + 2 * n;
         A theta = value(j, at) * p.rho_y[j] + value(j, at + 1) * p.rho_x[j];
@@ -78,7 +85,7 @@ struct CudaQuery {
 template <class T, class A>
 __device__ void attend(const CudaQuery<T>& q, A* query, A* alpha, int lane) {
     const InrQueryDims& d = q.d;
-    const int64_t inner = d.heads * d.dk, keys = d.D, contents = d.D + inner;
+    const int64_t inner = d.heads * d.dk, keys = inr_first_key(d), contents = keys + inner;
     for (int64_t c = lane; c < inner; c += 32) {
         A sum = 0;
         for (int j = 0; j < 4; j++) sum += q.value(j, contents + c) * q.p.weight[j];
@@ -167,7 +174,7 @@ __global__ void inr_features_kernel(InrQueryDims d, InrQueryTensors t, T* rows, 
             for (int64_t c = lane; c < d.D; c += 32) {
                 A sum = 0;
                 for (int j = 0; j < q.corners; j++) {
-                    const A h = relu_or_not<A>(d.relu, q.value(j, c) + q.offset(j, c));
+                    const A h = relu_or_not<A>(d.relu, q.affine(j, c));
                     if (late) row[j * d.D + c] = store<T>(h);
                     sum += h * (attention ? alpha[4 * (c / head) + j] : q.p.weight[j]);
                 }
@@ -199,7 +206,7 @@ template <class T, class A>
 __device__ void add_attention(const CudaQuery<T>& q, const WarpSums<A>& sums, A* const* target, const A* query, const A* alpha,
                               const A* products, A* logit, int lane) {
     const InrQueryDims& d = q.d;
-    const int64_t head = d.D / d.heads, keys = d.D, contents = d.D + d.heads * d.dk;
+    const int64_t head = d.D / d.heads, keys = inr_first_key(d), contents = keys + d.heads * d.dk;
     const A scale = A(1) / static_cast<A>(sqrt(static_cast<double>(d.dk)));
     for (int64_t i = lane; i < 4 * d.heads; i += 32) {
         A sum = 0;
@@ -296,11 +303,15 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
             for (int64_t c = lane; c < d.D; c += 32) {
                 A along_y = 0, along_x = 0, all = 0;
                 for (int j = 0; j < q.corners; j++) {
-                    const A h = q.value(j, c) + q.offset(j, c), g = grad[(late ? j * d.D : 0) + c];
+                    const A h = q.affine(j, c), g = grad[(late ? j * d.D : 0) + c];
                     if (attention) products[j * d.D + c] = g * relu_or_not<A>(d.relu, h);
                     const A weight = late ? A(1) : attention ? alpha[4 * (c / head) + j] : q.p.weight[j];
                     const A pre = d.relu && !(h > A(0)) ? A(0) : g * weight;
                     if (target[j]) atomicAdd(target[j] + c, pre);
+                    if (target[j] && d.feature == inr_slope) {
+                        atomicAdd(target[j] + d.D + c, pre * q.p.rho_y[j]);
+                        atomicAdd(target[j] + 2 * d.D + c, pre * q.p.rho_x[j]);
+                    }
                     along_y += pre * q.p.rho_y[j];
                     along_x += pre * q.p.rho_x[j];
                     all += pre;

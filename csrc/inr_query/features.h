@@ -66,7 +66,10 @@ struct Source {
 template <class A>
 struct OffsetTerms {
     explicit OffsetTerms(const InrQueryDims& dims, const InrQueryTensors& t)
-        : width(dims.feature == inr_fourier ? dims.D / 2 : dims.D), zeros(width), constant(width) {
+        : slopes(dims.feature == inr_slope),
+          width(dims.feature == inr_fourier ? dims.D / 2 : dims.D),
+          zeros(width),
+          constant(width) {
         __builtin_memset(zeros, 0, width * sizeof(A));
         const A* matrix = static_cast<const A*>(dims.feature == inr_fourier ? t.phase : t.cell_w);
         cell_y = matrix;
@@ -88,6 +91,7 @@ struct OffsetTerms {
         });
     }
 
+    const bool slopes;  // every corner has its own R, in the maps
     const int64_t width;
     const Buffer<A> zeros, constant;
     const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
@@ -107,6 +111,8 @@ FASTDS_HD void affine_at(const OffsetTerms<A>& o, const Place<A>& p, const T* co
     for (int j = 0; j < 4; j++) {
         if (j >= corners) break;
         h[j] = load_vec<N>(corner[j] + c) + (constant + (ry * p.rho_y[j] + rx * p.rho_x[j]));
+        if (o.slopes)
+            h[j] += load_vec<N>(corner[j] + o.width + c) * p.rho_y[j] + load_vec<N>(corner[j] + 2 * o.width + c) * p.rho_x[j];
     }
 }
 
@@ -152,7 +158,7 @@ FASTDS_HD Vec<A, 4> dot_corners(const A* q, const T* const* k, int64_t n) {
 template <class A>
 struct Attention {
     explicit Attention(const InrQueryDims& d, const InrQueryTensors& t)
-        : heads(d.heads), dk(d.dk), keys(d.D), contents(d.D + d.heads * d.dk), scale(A(1) / A(__builtin_sqrt(double(d.dk)))),
+        : heads(d.heads), dk(d.dk), keys(inr_first_key(d)), contents(keys + d.heads * d.dk), scale(A(1) / A(__builtin_sqrt(double(d.dk)))),
           bias(static_cast<const A*>(t.rho_bias)), query(d.heads * d.dk), alpha(4 * d.heads) {}
 
     template <class T>

@@ -9,6 +9,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
+// First channel behind the affine features: the keys of the attention.
+FASTDS_HD int64_t inr_first_key(const InrQueryDims& d) { return d.feature == inr_slope ? 3 * d.D : d.D; }
+
 // u = base + frac on one axis.
 template <class A>
 struct Coordinate {

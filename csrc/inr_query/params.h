@@ -3,7 +3,7 @@
 //
 // maps is NHWC with its own batch, row and pixel strides (channel stride 1) in the storage type; everything else is dense in
 // the compute type (float, or double for double): rho_w, cell_w and phase as (2, D) or (2, N): all row parts, then all column
-// parts. Channels of maps: affine D, fourier 2N amplitudes and 2N frequencies (row, column pairs), dot O*D and O constants;
+// parts. Channels of maps: affine D, slope 3D (constant part, slopes along rows, along columns), fourier 2N amplitudes and 2N frequencies (row, column pairs), dot O*D and O constants;
 // early_attn adds heads*dk keys and heads*dk contents behind.
 #pragma once
 #include <stdint.h>
@@ -12,7 +12,7 @@
 
 namespace fastds {
 
-enum InrFeature : int { inr_affine = 0, inr_fourier = 1, inr_dot = 2 };
+enum InrFeature : int { inr_affine = 0, inr_fourier = 1, inr_dot = 2, inr_slope = 3 };
 enum InrEnsemble : int { inr_none = 0, inr_late = 1, inr_early_area = 2, inr_early_attn = 3 };
 
 constexpr int kInrLayers = 8;
@@ -26,7 +26,7 @@ struct InrAxis {
 struct InrQueryDims {
     int dtype;  // DType of maps
     int feature, ensemble;
-    int relu;   // activation of affine and dot features
+    int relu;   // activation of affine, slope and dot features
     int areas;  // corner weights from offset areas, as published for LIIF, instead of the bilinear ones
     int wrap_y, wrap_x;
     int64_t B, Q, H, W, D, O, heads, dk;  // D: width of a corner's feature

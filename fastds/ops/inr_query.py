@@ -7,7 +7,7 @@ from torch import Tensor
 from fastds import _native
 from fastds._registry import Backend, call, define, reference_gradients, without_gradients
 from fastds.ops import _inr_native, _triton
-from fastds.reference.inr_query import ACTIVATIONS, ENSEMBLES, FEATURES, WEIGHTS, channels
+from fastds.reference.inr_query import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec, PointSpec, checked_edge
 
@@ -94,21 +94,23 @@ def _check_combination(maps, weights, rho_w, bias, phase, feature, ensemble, hea
                 f"feature 'dot' needs rho_w of shape (D, 2) with D + 1 a divisor of maps' {total} channels"
             )
     if ensemble == "early_attn":
-        if feature != "affine":
-            raise ValueError(f"ensemble 'early_attn' takes feature 'affine', got {feature!r}")
+        if feature not in AFFINE:
+            raise ValueError(f"ensemble 'early_attn' takes feature {' or '.join(map(repr, AFFINE))}, got {feature!r}")
         if not (isinstance(heads, int) and 1 <= heads <= MOST_HEADS and isinstance(dk, int) and dk >= 1):
             raise ValueError(f"early_attn needs heads in 1..{MOST_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
-        depth = total - 2 * heads * dk
+        depth = channels(feature, ensemble, total, heads, dk)[0]
         if depth < 1 or depth % heads:
             raise ValueError(
-                f"maps has {total} channels, expected D + 2 * heads * dk with D a multiple of {heads} heads"
+                f"maps has {total} channels, expected D (slope: 3 D) + 2 heads dk with D a multiple of {heads} heads"
             )
+    if feature == "slope" and channels(feature, ensemble, total, heads, dk)[1] % 3:
+        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
     if feature == "fourier" and total % 4:
         raise ValueError(f"maps has {total} channels, expected 4 N for feature 'fourier'")
     if feature != "fourier" and phase is not None:
         raise ValueError("phase belongs to feature 'fourier'")
     if feature == "fourier" and (rho_w is not None or bias is not None):
-        raise ValueError("rho_w, cell_w and bias belong to the features 'affine' and 'dot', not to 'fourier'")
+        raise ValueError("rho_w, cell_w and bias belong to the features 'affine', 'slope' and 'dot', not to 'fourier'")
 
 
 def _check_parameters(maps, depth, exact, rho_w, cell_w, bias, rho_bias, phase, heads, feature, ensemble) -> None:
@@ -334,6 +336,7 @@ def inr_query(
 
     Per query at index coordinates u with corners j, offsets rho_j = 2 (u - pixel_j), bilinear weights omega_j:
         affine:  h_j = act(P_j + R rho_j + Lambda kappa + b)
+        slope:   h_j = act(P_j + S^y_j rho_y + S^x_j rho_x + R rho_j + Lambda kappa + b)
         fourier: h_j = [a_j cos(pi theta_j); a'_j sin(pi theta_j)],
                  theta_jn = g_j,2n rho_y + g_j,2n+1 rho_x + (Phi kappa)_n
         dot:     y_o = <act(R rho + Lambda kappa + b), G_o> + g_o of the upper left corner
@@ -347,8 +350,8 @@ def inr_query(
 
     Args:
         maps: (B, M, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. M: affine D,
-            early_attn D + 2 heads dk (then keys, then contents), fourier 4N (2N amplitudes, then row-column frequency
-            pairs), dot O (D + 1) (G, then g).
+            slope 3 D (P, S^y, S^x), early_attn D + 2 heads dk (then keys, then contents), fourier 4N (2N amplitudes,
+            then row-column frequency pairs), dot O (D + 1) (G, then g).
         where: GridSpec (coordinates made from integers in the kernel) or PointSpec, batch B or 1.
         trunk: up to 8 pairs (weight (out, in), bias (out,)), dtype of maps or float32; empty: the ensemble itself.
         feature, ensemble, act ("relu" or "none"): as above.

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastds.reference.query_points import Axis, GridSpec
 
-FEATURES = ("affine", "fourier", "dot")
+FEATURES = ("affine", "fourier", "dot", "slope")  # in the order of enum InrFeature
+AFFINE = ("affine", "slope")
 ENSEMBLES = ("none", "late", "early_area", "early_attn")
 ACTIVATIONS = ("none", "relu")
 WEIGHTS = ("bilinear", "areas")
@@ -32,14 +33,15 @@ def inr_query(
     if feature == "dot":
         y = _dot(*args, act)
     else:
-        make = _fourier if feature == "fourier" else _affine
+        make = {"fourier": _fourier, "slope": _slope, "affine": _affine}[feature]
         depth = channels(feature, ensemble, maps.shape[1], heads, dk)[0]
         h = [make(*args, act, depth, j) for j in range(corners.count)]
         trunk = [(to(w), to(b)) for w, b in zip(weights, biases, strict=True)]
         if ensemble == "late":
             y = sum(w[..., None] * mlp(hj, trunk) for w, hj in zip(corners.weights, h, strict=True))
         else:
-            y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, depth), trunk)
+            first_key = channels(feature, ensemble, maps.shape[1], heads, dk)[1]
+            y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
     if skip is not None:
         along = Corners(base, frac, axes, maps, mask, wrap, False, weighting, dtype) if ensemble == "none" else corners
         y = y + sum(w[..., None] * along.gather(to(skip), j) for j, w in enumerate(along.weights))
@@ -51,7 +53,7 @@ def inr_query(
 def channels(feature: str, ensemble: str, total: int, heads: int, dk: int) -> tuple[int, int]:
     """(D, channels of maps that go into it): width of a corner's feature and its share of `total` map channels."""
     used = total - (2 * heads * dk if ensemble == "early_attn" else 0)
-    return (used // 2 if feature == "fourier" else used), used
+    return used // {"fourier": 2, "slope": 3}.get(feature, 1), used
 
 
 def mlp(x: Tensor, trunk) -> Tensor:
@@ -131,7 +133,16 @@ def _offset_terms(rho, rho_w, cell_w, bias, kappa):
 
 
 def _affine(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
-    h = corners.gather(maps[:, :depth], j)
+    return _with_offset(corners.gather(maps[:, :depth], j), corners, rho_w, cell_w, bias, kappa, act, j)
+
+
+def _slope(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+    h, along_y, along_x = corners.gather(maps[:, : 3 * depth], j).split(depth, -1)
+    h = h + along_y * corners.rho[j][..., :1] + along_x * corners.rho[j][..., 1:]
+    return _with_offset(h, corners, rho_w, cell_w, bias, kappa, act, j)
+
+
+def _with_offset(h, corners, rho_w, cell_w, bias, kappa, act, j):
     terms = _offset_terms(corners.rho[j], rho_w, cell_w, bias, kappa)
     return _activate(h if terms is None else h + terms, act)
 
@@ -155,12 +166,12 @@ def _dot(maps, corners, rho_w, cell_w, bias, phase, kappa, act):
     return (g.unflatten(-1, (outputs, depth)) * a[..., None, :]).sum(-1) + constant
 
 
-def _early(ensemble, h, maps, corners, rho_bias, heads, dk, depth):
+def _early(ensemble, h, maps, corners, rho_bias, heads, dk, first_key):
     if ensemble == "none":
         return h[0]
     if ensemble == "early_area":
         return sum(w[..., None] * hj for w, hj in zip(corners.weights, h, strict=True))
-    keys, contents = maps[:, depth : depth + heads * dk], maps[:, depth + heads * dk :]
+    keys, contents = maps[:, first_key:].split(heads * dk, 1)
     q = sum(w[..., None] * corners.gather(contents, j) for j, w in enumerate(corners.weights))
     q = q.unflatten(-1, (heads, dk))
     logits = []

@@ -45,12 +45,17 @@ class AttentionDecoder(_Decoder):
 
     Args:
         channels: of the features. outputs: O. width: D. heads, key_width: of the attention. hidden: layers of width D.
+        attention: off: bilinear weights. slope: every pixel has its own R beside the common one, two more maps.
     """
 
-    def __init__(self, channels, outputs, padding_mode, width=128, heads=4, key_width=16, hidden=3, attention=True):
+    def __init__(
+        self, channels, outputs, padding_mode, width=128, heads=4, key_width=16, hidden=3, attention=True, slope=False
+    ):  # fmt: skip
         super().__init__()
         self.heads, self.key_width, self.attention = heads, key_width, attention
+        self.feature = "slope" if slope else "affine"
         self.local = BorderConv(channels, width, padding_mode)
+        self.slopes = BorderConv(channels, 2 * width, padding_mode) if slope else None
         if attention:
             self.key = Conv1x1(channels, heads * key_width)
             self.content = Conv1x1(channels, heads * key_width)
@@ -63,12 +68,14 @@ class AttentionDecoder(_Decoder):
 
     def prepare(self, features: Tensor) -> Tensor:
         maps = [self.local(features)]
+        if self.slopes is not None:
+            maps.append(self.slopes(features))
         if self.attention:
             maps += [self.key(features), self.content(features)]
         return torch.cat(maps, 1)
 
     def forward(self, maps, where, cell, skip, edge, mask, gain=None) -> Tensor:
-        options = {"rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
+        options = {"feature": self.feature, "rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
         if self.attention:
             options |= {"ensemble": "early_attn", "heads": self.heads, "dk": self.key_width}
             options["rho_bias"] = self.offset_bias
