@@ -15,8 +15,8 @@ from torch import Tensor
 from fastds.data import add_history, open_dataset, save_dataset
 from fastds.data.axes import is_latitude, is_longitude
 from fastds.models import load
+from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
-from fastds.ops import inr_query
 from fastds.reference.query_points import from_index, from_latlon, spacing
 
 WINDOW_QUERIES = 1 << 20  # fine pixels decoded at once; the result does not depend on it
@@ -264,7 +264,7 @@ def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = 
     for label, part in zip(labels, x, strict=True):
         encoded = field_model.encode(part[None], factor)
         y = field_model.decode(encoded, where, factor)[0]
-        plain = _bilinear(part[None], where, field_model.model.edge)[0]
+        plain = bilinear_at(part[None], where, field_model.model.edge)[0]
         at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
         for q in range(y.shape[0]):
             row = {"point": q} | at
@@ -272,10 +272,6 @@ def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = 
                 row |= {names[c]: float(y[q, k]), f"{names[c]}_bilinear": float(plain[q, c])}
             rows.append(row)
     return rows
-
-
-def _bilinear(x: Tensor, where, edge) -> Tensor:
-    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge)
 
 
 def downscale_grid_file(source, target, *, model, scale=None, grid=None, like=None) -> str:

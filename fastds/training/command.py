@@ -16,7 +16,12 @@ from fastds import models
 
 _CONFIGS = pathlib.Path(__file__).parent / "configs"
 # Folder of configs/ -> module with parse_arguments(arguments) and train(config).
-TASKS = {"radar": "fastds.training", "gan": "fastds.training.gan", "fields": "fastds.training.fields"}
+TASKS = {
+    "radar": "fastds.training",
+    "gan": "fastds.training.gan",
+    "fields": "fastds.training.fields",
+    "study": "fastds.training.study",
+}
 
 
 def configurations(task: str = "*") -> dict[str, pathlib.Path]:
@@ -25,7 +30,7 @@ def configurations(task: str = "*") -> dict[str, pathlib.Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command `fastds train [TASK] --config NAME|FILE ...`: trains, prints where the weights are, returns the
+    """The command `fastds train [TASK] --config NAME|FILE ...`: trains, prints where the result is, returns the
     exit status; a user's error is one sentence and status 2.
 
     TASK is a key of TASKS; without it a shipped configuration's own, else radar.
@@ -34,11 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     task = arguments.pop(0) if arguments[:1] and arguments[0] in TASKS else _task_of(arguments)
     module = importlib.import_module(TASKS[task])
     try:
-        best = module.train(module.parse_arguments(arguments))
+        result = module.train(module.parse_arguments(arguments))
     except (FileNotFoundError, ImportError, ValueError, FloatingPointError) as error:
         print(f"fastds train: {error}", file=sys.stderr)
         return 2
-    print(f"best weights: {best}")
+    print(f"wrote {result}")
     return 0
 
 

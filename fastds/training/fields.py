@@ -2,6 +2,7 @@
 """Training of arbitrary-scale downscaling on gridded fields: `fastds train --config inr-small --data.path=FILE`."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import lightning as L
@@ -16,6 +17,7 @@ from fastds import models
 from fastds.data.degradation import Degradation, DegradationConfig, area_mean
 from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
 from fastds.metrics import detail_ratio, psnr
+from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
 from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, read_command_line
 from fastds.training.data import NewSamples
@@ -29,7 +31,8 @@ class FieldDataConfig:
     Args:
         path: NetCDF file with variables over (time, latitude, longitude).
         variables: stacked as channels in this order. units: expected ones, checked where given.
-        train, validation: columns [first, stop) of each split; leave a gap, they must not overlap.
+        train, validation, test: columns [first, stop) of each split; leave gaps, they must not overlap. Weights are
+            chosen by the validation; nothing here reads the test columns, which the study scores (none: empty).
         crop, halo, queries, scales, anisotropic, flips: see FieldCrops. vectors: channels of (u, v), -1 = absent.
         degraded: probability of the degradation pipeline.
         batch_size, epoch_samples: samples per step and between validations.
@@ -41,6 +44,7 @@ class FieldDataConfig:
     units: list[str] = dataclasses.field(default_factory=list)
     train: list[int] = dataclasses.field(default_factory=lambda: [0, 260])
     validation: list[int] = dataclasses.field(default_factory=lambda: [268, 352])
+    test: list[int] = dataclasses.field(default_factory=list)
     crop: int = 32
     halo: int = 4
     queries: int = 1024
@@ -54,9 +58,10 @@ class FieldDataConfig:
     test_scales: list[float] = dataclasses.field(default_factory=lambda: [2.0, 2.67, 4.0])
 
     def __post_init__(self):
-        (a, b), (c, d) = self.train, self.validation
-        if max(a, c) < min(b, d):
-            raise ValueError(f"data: training columns {self.train} and validation columns {self.validation} overlap")
+        splits = {"training": self.train, "validation": self.validation, "test": self.test}
+        for (one, a), (other, b) in itertools.combinations(((k, v) for k, v in splits.items() if v), 2):
+            if max(a[0], b[0]) < min(a[1], b[1]):
+                raise ValueError(f"data: {one} columns {a} and {other} columns {b} overlap")
 
 
 @dataclasses.dataclass
@@ -159,12 +164,18 @@ class FieldModule(SupervisedModule):
         self.log_dict({**values, "val_gain_db": sum(gain) / len(gain)}, batch_size=1)
 
 
-def coarse_and_fine(truth: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def coarse_and_fine(truth: Tensor, scale: float | tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Area mean of (B, C, H, W) by `scale`, and truth cut to the whole fine size that belongs to it."""
-    coarse = [int(n / scale + 1e-6) for n in truth.shape[2:]]
-    fine = [round(n * scale) for n in coarse]
+    pair = scale if isinstance(scale, tuple) else (scale, scale)
+    coarse = [int(n / s + 1e-6) for n, s in zip(truth.shape[2:], pair, strict=True)]
+    fine = [round(n * s) for n, s in zip(coarse, pair, strict=True)]
     truth = truth[..., : fine[0], : fine[1]]
     return area_mean(truth, coarse), truth
+
+
+def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) interpolated to cells of `size`, a = -0.5: the kernel that torch uses where it would smooth."""
+    return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def scores(model, truth: Tensor, scales, value_range: Tensor) -> dict[str, float]:
@@ -174,8 +185,7 @@ def scores(model, truth: Tensor, scales, value_range: Tensor) -> dict[str, float
         x, y = coarse_and_fine(truth, scale)
         shave = int(-(-scale // 1)) + 6
         ours = model(x, size=tuple(y.shape[2:]))
-        bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic", align_corners=False)
-        for name, prediction in (("model", ours), ("bicubic", bicubic)):
+        for name, prediction in (("model", ours), ("bicubic", bicubic(x, tuple(y.shape[2:])))):
             for c in range(y.shape[1]):
                 inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]
                 result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(*inner, float(value_range[c]))["psnr"]
@@ -183,14 +193,13 @@ def scores(model, truth: Tensor, scales, value_range: Tensor) -> dict[str, float
     return result
 
 
-def bilinear_errors(data: FieldDataModule, model, samples: int = 64) -> Tensor:
-    """(C,) mean absolute error of bilinear interpolation, which the untrained model is, on training samples."""
+def bilinear_errors(data: FieldDataModule, samples: int = 64) -> Tensor:
+    """(C,) mean absolute error of bilinear interpolation on training samples."""
     total = 0
-    with torch.no_grad():
-        for i in range(samples):
-            s = data.training[i]
-            where = PointSpec(s["base"][None], s["frac"][None])
-            total = total + (model.query(s["x"][None], where, s["factor"][None])[0] - s["target"]).abs().mean(0)
+    for i in range(samples):
+        s = data.training[i]
+        plain = bilinear_at(s["x"][None], PointSpec(s["base"][None], s["frac"][None]))[0]
+        total = total + (plain - s["target"]).abs().mean(0)
     return total / samples
 
 
@@ -213,7 +222,7 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
     model = models.create(config.model, in_channels=len(config.data.variables), **config.options)
     model.mean.copy_(data.mean), model.std.copy_(data.std)
     fill_card(model.card, config.card)
-    module = FieldModule(model, config, data.value_range, bilinear_errors(data, model))
+    module = FieldModule(model, config, data.value_range, bilinear_errors(data))
     callbacks = [
         ExportWeights(output),
         ModelCheckpoint(str(output / "checkpoints"), save_last=True, save_top_k=0, enable_version_counter=False),

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from fastds.ops import inr_query
+from fastds.reference.query_points import GridSpec, PointSpec
+
 METHODS = ("bilinear", "bicubic", "lanczos")
 ALIGNMENTS = ("center", "grid")
 
@@ -80,3 +83,8 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
     rows, columns = (matrix(n, r, method, align).to(device=x.device, dtype=x.dtype) for n in x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
         return rows @ x @ columns.T
+
+
+def bilinear_at(x: Tensor, where: GridSpec | PointSpec, edge=("clamp", "clamp")) -> Tensor:
+    """Bilinear interpolation of (B, C, H, W) at any points: (B, Q, C); `where` and `edge` as inr_query has them."""
+    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge)

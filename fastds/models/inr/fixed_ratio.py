@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
 from fastds.models.inr.encoders import ENCODERS, BorderConv
+from fastds.reference.query_points import PointSpec
 
 
 class FixedRatioDownscaler(nn.Module):
@@ -39,16 +40,32 @@ class FixedRatioDownscaler(nn.Module):
         self.register_buffer("std", torch.ones(in_channels))
         self.card = ModelCard()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) physical units without missing values."""
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x: (B, C, H, W) physical units without missing values; size may be given and must be (s H, s W)."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, {self.in_channels}, H, W)")
+        target = tuple(self.scale * n for n in x.shape[2:])
+        if size is not None and tuple(size) != target:
+            raise ValueError(f"size must be {target}, {self.scale} times that of x, got {tuple(size)}")
         mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
         f = self.encoder((x - mean) / std, lambda i, f: f)
         for conv, r in zip(self.up, self.steps, strict=True):
             f = F.pixel_shuffle(conv(f), r)
         y = self.last(f).to(x.dtype) * std
         return y + bilinear(x, self.scale, self.periodic_x) if self.skip else y + mean
+
+    def query(self, x: Tensor, where: PointSpec, factor: Tensor) -> Tensor:
+        """Values (B, Q, C) of the fine pixels that hold the points; what training calls.
+
+        Raises: ValueError: factor (B, 2) is not the model's.
+        """
+        if (factor != self.scale).any():
+            raise ValueError(f"factor must be {self.scale}, the only one this model knows, got {factor.tolist()}")
+        y = self(x)
+        pixel = self.scale * where.base + torch.floor((where.frac + 0.5) * self.scale).int()
+        rows, columns = (pixel[..., i].clamp(0, y.shape[2 + i] - 1) for i in (0, 1))
+        index = (rows * y.shape[3] + columns).long()[:, None].expand(*y.shape[:2], -1)
+        return y.flatten(2).gather(2, index).transpose(1, 2)
 
 
 def bilinear(x: Tensor, scale: int, periodic_x: bool) -> Tensor:

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study's tables: PSNR and RMSE by method and factor, differences with bootstrap intervals."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+DRAWS = 2000
+REFERENCES = ("bicubic", "bicubic-0.75", "liif", "lte", "edsr-x2")  # what inr-small is compared with
+OURS = "inr-small"
+
+
+def render(runs: list[dict]) -> str:
+    """Markdown: PSNR per variable and factor, RMSE in units, differences of every method to the references.
+
+    Runs of one method with several seeds are averaged; intervals are those of `interval`.
+    """
+    methods = group(runs)
+    names = runs[0]["variables"]
+    parts = [_absolute(methods, names)]
+    if OURS in methods:
+        parts.append(_differences(methods, names))
+    parts.append(_costs(methods))
+    return "\n".join(parts)
+
+
+def group(runs: Iterable[dict]) -> dict[str, list[dict]]:
+    """Runs by method, in order of name and seed."""
+    methods: dict[str, list[dict]] = {}
+    for run in sorted(runs, key=lambda r: (r["method"], r.get("seed", 0))):
+        methods.setdefault(run["method"], []).append(run)
+    return methods
+
+
+def decibel(run: dict, scale: str) -> np.ndarray:
+    """(crops, channels) PSNR by the range of the training data."""
+    return 10 * np.log10(np.square(run["value_range"]) / np.asarray(run["mse"][scale]))
+
+
+def interval(difference: np.ndarray, crops: list, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of one number per crop, drawing times and latitude bands with replacement.
+
+    Both are drawn independently and a crop counts as often as its time and its band were drawn together: crops of one
+    time or one band are not independent of each other.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.asarray(crops)[:, :2]
+    weight = np.ones((draws, len(labels)))
+    for column in labels.T:
+        kinds, index = np.unique(column, return_inverse=True)
+        counts = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), draws)
+        weight *= counts[:, index]
+    means = weight @ difference / weight.sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n"
+
+
+def _absolute(methods: dict, names: list[str]) -> str:
+    rows = []
+    for method, runs in methods.items():
+        for scale in runs[0]["mse"]:
+            db = np.mean([decibel(r, scale).mean(0) for r in runs], 0)
+            pooled = np.mean([r["mse"][scale] for r in runs], (0, 1))
+            ranges = np.square(runs[0]["value_range"])
+            cells = [f"{v:.2f} ({np.sqrt(m):.4g})" for v, m in zip(db, pooled, strict=True)]
+            rows.append([method, scale, *cells, f"{db.mean():.2f}", f"{(10 * np.log10(ranges / pooled)).mean():.2f}"])
+    head = ["method", "factor", *(f"{n}: dB (RMSE)" for n in names), "mean dB", "dB of mean MSE"]
+    return "PSNR, mean over the crops and then the variables:\n\n" + _table(head, rows)
+
+
+def _differences(methods: dict, names: list[str]) -> str:
+    """OURS minus each reference, with intervals; the range of the mean over the seeds beside it."""
+    rows = []
+    for other in (m for m in REFERENCES if m in methods):
+        for scale in methods[other][0]["mse"]:
+            pairs = list(_paired(methods[OURS], methods[other]))
+            each = [decibel(ours, scale) - decibel(theirs, scale) for ours, theirs in pairs]
+            mean, crops = np.mean(each, 0), pairs[0][0]["crops"]
+            cells = [_with_interval(mean[:, c], crops) for c in range(len(names))]
+            seeds = ", ".join(f"{e.mean():+.2f}" for e in each)
+            rows.append([f"{OURS} - {other}", scale, _with_interval(mean.mean(1), crops), *cells, seeds])
+    head = ["difference", "factor", "mean dB [95 %]", *names, "mean of each seed"]
+    return "Differences in dB:\n\n" + _table(head, rows)
+
+
+def _paired(ours: list[dict], theirs: list[dict]) -> Iterable[tuple[dict, dict]]:
+    """Runs of equal seed; an interpolation, which has none, goes with every run."""
+    if "seed" not in theirs[0]:
+        return ((run, theirs[0]) for run in ours)
+    by_seed = {run["seed"]: run for run in theirs}
+    return ((run, by_seed[run["seed"]]) for run in ours if run["seed"] in by_seed)
+
+
+def _with_interval(values: np.ndarray, crops: list) -> str:
+    low, high = interval(values, crops)
+    return f"{values.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _costs(methods: dict) -> str:
+    rows = [
+        [name, str(len(runs)), str(runs[0]["steps"]), f"{runs[0]['parameters']:,}", f"{_minutes(runs):.1f}"]
+        for name, runs in methods.items()
+        if "seed" in runs[0]
+    ]
+    return "Cost:\n\n" + _table(["method", "seeds", "steps", "parameters", "CPU minutes a run"], rows)
+
+
+def _minutes(runs: list[dict]) -> float:
+    return float(np.mean([r["train_cpu_s"] for r in runs])) / 60

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of arbitrary-scale downscaling: test crops, intervals, runs that are not repeated, the table."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training extra is not installed")
+
+import xarray as xr
+
+from fastds import models
+from fastds.reference.query_points import GridSpec
+from fastds.training.command import main
+from fastds.training.fields import FieldDataConfig, bicubic
+from fastds.training.study.crops import BANDS, crop_errors, draw_crops
+from fastds.training.study.run import Method, StudyConfig, bilinear, run_study, training_config
+from fastds.training.study.table import decibel, interval, render
+
+SMALL = {"channels": 8, "blocks": 2}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    rows, columns = torch.arange(40.0)[:, None], torch.arange(110.0)[None]
+    field = torch.stack([torch.sin(1.1 * rows + 0.3 * t) * torch.cos(0.9 * columns - t) for t in range(2)])
+    data = {"t": (("time", "latitude", "longitude"), (280 + 5 * field).numpy(), {"units": "K"})}
+    file = tmp_path_factory.mktemp("study") / "waves.nc"
+    xr.Dataset(data).to_netcdf(file, engine="h5netcdf")
+    return file
+
+
+def config(path, output, **options):
+    data = FieldDataConfig(
+        str(path), variables=["t"], train=[0, 40], validation=[42, 70], test=[72, 110], crop=8, halo=1, queries=64,
+        scales=[1.5, 2.5], batch_size=2, epoch_samples=8, vectors=[-1, -1], test_scales=[2.0],
+    )  # fmt: skip
+    attention = {"width": 32, "heads": 2, "key_width": 4}
+    methods = {
+        "inr-small": Method("inr", {"encoder_options": SMALL, "dpfa_count": 1, "decoder_options": attention}),
+        "edsr-x2": Method("edsr-x2", {"encoder_options": SMALL}, scales=[2.0, 2.0], test=["2"]),
+    }
+    return StudyConfig(data, methods, **{"seeds": [0], "max_steps": 4, "crop": 36, "output": str(output)} | options)
+
+
+def test_crops_cover_times_and_bands():
+    crops = draw_crops((3, 2, 181, 80), 64, 2, seed=0)
+    assert len(crops) == 3 * BANDS * 2 and crops == draw_crops((3, 2, 181, 80), 64, 2, seed=0)
+    assert {(c.time, c.band) for c in crops} == {(t, b) for t in range(3) for b in range(BANDS)}
+    assert all(0 <= c.row <= 181 - 64 and 0 <= c.column <= 80 - 64 for c in crops)
+    for band in range(BANDS):
+        rows = [c.row for c in crops if c.band == band]
+        assert max(rows) - min(rows) < (181 - 64 + 1) / BANDS + 1
+    with pytest.raises(ValueError, match="smaller than the crops"):
+        draw_crops((3, 2, 60, 80), 64, 2, seed=0)
+
+
+@pytest.mark.parametrize("scale", [(2, 2), (2.67, 2.67), (2, 3)], ids=str)
+def test_errors_of_crops(scale):
+    fields = torch.randn(2, 3, 50, 60, generator=torch.Generator().manual_seed(0))
+    crops = draw_crops(fields.shape, 48, 1, seed=1)
+    found = np.array(crop_errors(bilinear, fields, crops, 48, scale))
+    assert found.shape == (len(crops), 3)
+    c = crops[3]
+    fine = fields[c.time, :, c.row : c.row + 48, c.column : c.column + 48]
+    coarse = [int(48 / s) for s in scale]
+    fine = fine[:, : round(coarse[0] * scale[0]), : round(coarse[1] * scale[1])]
+    if scale == (2, 2):
+        x = fine.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).mean((2, 4))
+        up = torch.nn.functional.interpolate(x[None], fine.shape[1:], mode="bilinear")[0]
+        assert np.allclose(found[3], (up - fine)[:, 8:-8, 8:-8].square().mean((1, 2)), rtol=1e-5)
+    exact = crop_errors(lambda x, size: fine[None], fields, [c], 48, scale)
+    assert exact == [[0.0, 0.0, 0.0]]
+
+
+def test_bicubic_is_the_kernel_of_the_baselines():
+    from fastds.models.baselines import interpolate
+
+    x = torch.randn(1, 2, 9, 11, generator=torch.Generator().manual_seed(0))
+    inner = (..., slice(6, -6), slice(6, -6))  # at the border torch renormalises, the baseline repeats
+    assert torch.allclose(bicubic(x, (27, 33))[inner], interpolate(x, 3)[inner], atol=1e-5)
+
+
+def test_interval_draws_times_and_bands():
+    crops = [(t, b, 0, 0) for t in range(8) for b in range(4)]
+    assert interval(np.full(32, 0.7), crops) == pytest.approx((0.7, 0.7))
+    one_band = np.array([1.0 if b == 0 else 0.0 for _, b, _, _ in crops])
+    low, high = interval(one_band, crops)
+    assert low == 0 and high >= 0.5  # four bands of which one differs: wide, however many times there are
+    noise = np.random.default_rng(0).normal(size=32)
+    low, high = interval(noise, crops)
+    assert low < noise.mean() < high
+
+
+def test_study_trains_once_and_renders(path, tmp_path):
+    table = run_study(config(path, tmp_path)).read_text()
+    for text in ("inr-small - bicubic", "inr-small - edsr-x2", "| edsr-x2 | 2 |", "| bilinear | 2x3 |", "CPU minutes"):
+        assert text in table, table
+    assert "| edsr-x2 | 4 |" not in table
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
+    assert {f.stem for f in files} == {"bilinear", "bicubic", "bicubic-0.75", "inr-small-0", "edsr-x2-0"}
+    assert run_study(config(path, tmp_path)).read_text() == table
+    assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
+    run = json.loads((tmp_path / "inr-small-0.json").read_text())
+    assert len(run["mse"]["4"]) == len(run["crops"]) == 2 * BANDS * 2
+    db = decibel(run, "2")
+    assert np.allclose(db, 20 * np.log10(run["value_range"][0]) - 10 * np.log10(run["mse"]["2"]))
+
+
+def test_methods_see_the_same_samples(path, tmp_path):
+    c = config(path, tmp_path)
+    one, fixed = training_config(c, "inr-small", 3), training_config(c, "edsr-x2", 3)
+    assert one.seed == fixed.seed == 3 and one.max_steps == fixed.max_steps and one.data.scales == [1.5, 2.5]
+    assert fixed.data == dataclasses.replace(one.data, scales=[2.0, 2.0], test_scales=[2.0])
+
+
+def test_difference_of_known_runs():
+    base = {"variables": ["t"], "value_range": [10.0], "crops": [(t, b, 0, 0) for t in range(2) for b in range(4)]}
+    runs = [
+        {**base, "method": m, "seed": 0, "steps": 1, "parameters": 2, "train_cpu_s": 60.0, "mse": {"2": [[e]] * 8}}
+        for m, e in (("inr-small", 0.1), ("liif", 0.2))
+    ]
+    assert "| inr-small - liif | 2 | +3.01 [+3.01, +3.01] |" in render(runs)
+
+
+def test_fixed_ratio_answers_at_its_fine_pixels():
+    torch.manual_seed(0)
+    model = models.create("edsr-x3", in_channels=2, encoder_options=SMALL).eval()
+    x = torch.randn(2, 2, 6, 7)
+    with torch.no_grad():
+        y = model(x, size=(18, 21))
+        at = GridSpec.cells((6, 7), (18, 21)).points()
+        assert torch.equal(model.query(x, at, torch.full((2, 2), 3.0)), y.flatten(2).transpose(1, 2))
+    with pytest.raises(ValueError, match="factor must be 3"):
+        model.query(x, at, torch.full((2, 2), 2.0))
+    with pytest.raises(ValueError, match=r"size must be \(18, 21\)"):
+        model(x, size=(17, 21))
+
+
+def test_refusals(path, tmp_path, capsys):
+    c = config(path, tmp_path)
+    with pytest.raises(ValueError, match="needs test columns"):
+        dataclasses.replace(c, data=dataclasses.replace(c.data, test=[]))
+    with pytest.raises(ValueError, match="validation columns .* and test columns .* overlap"):
+        dataclasses.replace(c.data, test=[60, 80])
+    with pytest.raises(ValueError, match=r"run names \['srno'\]"):
+        dataclasses.replace(c, run=["srno"])
+    assert main(["--config", "fields-500hPa", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]) == 2
+    assert "no such file" in capsys.readouterr().err
