@@ -49,7 +49,7 @@ def _parser() -> ArgumentParser:
         ("downscale", _downscale_parser, "make a file of radar fields finer in space and time"),
         ("nowcast", _nowcast_parser, "forecast the next radar fields from the last ones"),
         ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
-        ("evaluate", _evaluate_parser, "compare a downscaled file with the truth and the baselines"),
+        ("evaluate", _evaluate_parser, "compare a downscaled or nowcast file with the truth and the baselines"),
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
         ("train", _plain_parser, "train a model: fastds train --help"),
         ("info", _plain_parser, "print versions, compilers and devices"),
@@ -113,6 +113,9 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
     _add_z_r(parser)
     parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
+    parser.add_argument(
+        "--truth", metavar="FILE", help="fields after the starts (IN.nc, for hindcasts): prints the scores by lead"
+    )
     return parser
 
 
@@ -127,10 +130,12 @@ def _query_parser() -> ArgumentParser:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = _plain_parser("Print the errors of PRED and of every baseline against TRUTH.")
-    parser.add_argument("prediction", metavar="PRED", help="downscaled file")
-    parser.add_argument("truth", metavar="TRUTH", help="fine file on the same grid and times")
-    parser.add_argument("--input", metavar="COARSE", help="the file that was downscaled; default: TRUTH averaged 2 x 2")
+    parser = _plain_parser("Print the errors of PRED, downscaled fields or forecasts, and of every baseline.")
+    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts of fastds nowcast")
+    parser.add_argument("truth", metavar="TRUTH", help="fine file on the same grid and times, or the fields that came")
+    parser.add_argument(
+        "--input", metavar="FILE", help="the input of PRED; default: TRUTH averaged 2 x 2, for forecasts TRUTH"
+    )
     parser.add_argument("--var", help="variable to compare, where its attributes do not tell")
     _add_z_r(parser)
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
@@ -213,6 +218,12 @@ def _nowcast(options) -> None:
     files = {"model": options.model, "picture": options.picture}
     result = nowcast_file(options.input, options.output, z_r=_pair(options.z_r), progress=True, **files, **chosen)
     print(result.summary())
+    if options.truth:
+        from fastds.evaluation import evaluate_nowcast_files
+
+        law = {"var": options.var, "z_r": _pair(options.z_r)}
+        files = options.output, options.truth
+        evaluate_nowcast_files(*files, observed=options.input, progress=True, **law).print()
 
 
 def _query(options) -> None:
@@ -222,11 +233,15 @@ def _query(options) -> None:
 
 
 def _evaluate(options) -> None:
-    from fastds.evaluation import evaluate_files
+    from fastds import evaluation
+    from fastds.nowcasting import is_forecast_file
 
-    table = evaluate_files(
-        options.prediction, options.truth, coarse=options.input, var=options.var, z_r=_pair(options.z_r), progress=True
-    )
+    law = {"var": options.var, "z_r": _pair(options.z_r), "progress": True}
+    files = options.prediction, options.truth
+    if is_forecast_file(options.prediction):
+        table = evaluation.evaluate_nowcast_files(*files, observed=options.input, **law)
+    else:
+        table = evaluation.evaluate_files(*files, coarse=options.input, **law)
     table.print()
     if options.csv:
         table.to_csv(options.csv)

@@ -38,14 +38,16 @@ class Pairs:
     """The pairs of coarse frames for which prediction and truth have all fine frames."""
 
     def __init__(self, prediction, truth, coarse, var, z_r):
-        self.fine, self.truth = (_open(d, var, z_r, what) for d, what in ((prediction, "PRED"), (truth, "TRUTH")))
+        self.fine, self.truth = (
+            open_reflectivity(d, var, z_r, what) for d, what in ((prediction, "PRED"), (truth, "TRUTH"))
+        )
         if self.fine.shape[1:] != self.truth.shape[1:]:
             raise ValueError(f"the grids differ: PRED has {self.fine.shape[1:]} pixels, TRUTH {self.truth.shape[1:]}")
         _check_coordinates(self.fine, self.truth)
         if min(self.fine.shape[1:]) < 2 * SPACE_FACTOR or any(n % SPACE_FACTOR for n in self.fine.shape[1:]):
             raise ValueError(f"the fine grid must have an even number of pixels each way, got {self.fine.shape[1:]}")
         self.name = str(prediction.attrs.get("fastds_model", "prediction"))
-        self.coarse = None if coarse is None else _open(coarse, var, z_r, "COARSE")
+        self.coarse = None if coarse is None else open_reflectivity(coarse, var, z_r, "COARSE")
         if self.coarse is not None and tuple(SPACE_FACTOR * n for n in self.coarse.shape[1:]) != self.fine.shape[1:]:
             sizes = f"{self.fine.shape[1:]} and {self.coarse.shape[1:]}"
             raise ValueError(f"PRED must have twice the pixels of COARSE each way, got {sizes}")
@@ -104,7 +106,7 @@ class Pairs:
             yield Pair(coarse, truth, prediction, interior(valid))
 
 
-def _open(dataset, var, z_r, what: str):
+def open_reflectivity(dataset, var, z_r, what: str):
     """The dataset's reflectivity; errors name the file they come from."""
     try:
         return to_reflectivity(dataset, var, z_r=z_r)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,9 @@ class EvaluationTable:
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Write one line per method, by a temporary name."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         columns = list(next(iter(self.rows.values())))
-        try:
-            with open(temporary, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["method", *columns])
-                writer.writerows([name, *(f"{row[c]:.6g}" for c in columns)] for name, row in self.rows.items())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        lines = ([name, *(f"{row[c]:.6g}" for c in columns)] for name, row in self.rows.items())
+        write_csv(path, ["method", *columns], lines)
 
     def print(self, console=None) -> None:
         """Print the tables with rich on a console (default: standard output)."""
@@ -64,7 +57,7 @@ class EvaluationTable:
 
     def _error_table(self, floor: float):
         key = f"{floor:g}"
-        table = _table(
+        table = score_table(
             f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1+t3", "SSIM")
         )
         reference = self.rows["trilinear"][f"mse_total_{key}"]
@@ -72,7 +65,7 @@ class EvaluationTable:
             total = row[f"mse_total_{key}"]
             change = f"{100 * (total / reference - 1):+.1f} %" if reference > 0 else "-"
             numbers = [row[f"{c}_{key}"] for c in ("mse_t2", "mse_t13", "ssim")]
-            table.add_row(name, _text(total), "" if name == "trilinear" else change, *map(_text, numbers))
+            table.add_row(name, number_text(total), "" if name == "trilinear" else change, *map(number_text, numbers))
         return table
 
     def _skill_table(self):
@@ -82,18 +75,34 @@ class EvaluationTable:
             for q in THRESHOLDS_DBZ
         ]
         title = "Skill at " + ", ".join(f"{q:g}" for q in THRESHOLDS_DBZ) + " dBZ, detail, fit to the input"
-        table = _table(title, ("method", *heads, "detail", "refit dB"))
+        table = score_table(title, ("method", *heads, "detail", "refit dB"))
         keys = [f"{score}_{q:g}" for score in ("csi", "fss") for q in THRESHOLDS_DBZ] + ["spectrum", "recoarsened_rmse"]
         for name, row in self.rows.items():
-            table.add_row(name, *(_text(row[k]) for k in keys))
+            table.add_row(name, *(number_text(row[k]) for k in keys))
         return table
 
 
-def _text(value: float) -> str:
+def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
+    """Write a CSV file by a temporary name."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(lines)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def number_text(value: float) -> str:
+    """Three decimals, "-" where a score is not defined."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def _table(title: str, heads: tuple[str, ...]):
+def score_table(title: str, heads: tuple[str, ...]):
+    """An empty table of numbers by method."""
     from rich import box
     from rich.table import Table
 

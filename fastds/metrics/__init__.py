@@ -4,7 +4,7 @@
 from fastds.metrics.ensembles import crps, rank_histogram, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, interior, mse_total, radar_errors, ssim
 from fastds.metrics.fields import detail_ratio, latitude_weights, psnr
-from fastds.metrics.nowcasts import BALANCE_WEIGHTS, NowcastScores
+from fastds.metrics.nowcasts import BALANCE_WEIGHTS, NowcastScores, mean_of_defined
 from fastds.metrics.sequences import daily_series, field_scores
 from fastds.metrics.skill import csi, fss
 from fastds.metrics.spectra import spectral_ratio
@@ -21,6 +21,7 @@ __all__ = [
     "fss",
     "interior",
     "latitude_weights",
+    "mean_of_defined",
     "mse_total",
     "psnr",
     "radar_errors",

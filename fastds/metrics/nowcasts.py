@@ -112,10 +112,11 @@ class NowcastScores:
         if frames not in ("all", "future"):
             raise ValueError(f"frames must be 'all' or 'future', got {frames!r}")
         kept = slice(-self.future if frames == "future" else None, None)
-        means = {}
-        for name, values in self.by_frame().items():
-            values = values[kept]
-            defined = ~np.isnan(values)
-            total, count = np.where(defined, values, 0.0).sum(0), defined.sum(0)
-            means[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]
-        return means
+        return {name: mean_of_defined(values[kept]) for name, values in self.by_frame().items()}
+
+
+def mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of the values that are not NaN; NaN where there is none."""
+    defined = ~np.isnan(values)
+    total, count = np.where(defined, values, 0.0).sum(0), defined.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import xarray as xr
 
-from fastds.data import rate_to_reflectivity
+from fastds.data import open_dataset, rate_to_reflectivity
 from fastds.data.reflectivity import z_r_law
 from fastds.data.times import to_seconds
 
@@ -16,6 +18,12 @@ from .output import PERIOD, QUANTITIES, REFERENCE
 def is_forecast(dataset: xr.Dataset) -> bool:
     """Whether a dataset holds forecasts by their start and lead."""
     return REFERENCE in dataset.coords and PERIOD in dataset.coords
+
+
+def is_forecast_file(path: str | os.PathLike) -> bool:
+    """is_forecast of a file; raises what open_dataset raises."""
+    with open_dataset(path) as dataset:
+        return is_forecast(dataset)
 
 
 class Forecasts:

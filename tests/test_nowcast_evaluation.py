@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of forecasts by lead: the same starts and pixels for every method, counted independently; files; messages."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from fastds import models
+from fastds.cli import main
+from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates, save_dataset, synthetic_event
+from fastds.evaluation import evaluate_nowcast, window_scores
+from fastds.evaluation.nowcast_table import BANDS
+from fastds.metrics import fss, spectral_ratio
+from fastds.nowcasting import nowcast
+
+STEPS, STARTS = 3, (4, 6, 8)  # the last of the known fields of each start
+
+
+@pytest.fixture(scope="module")
+def event():
+    """13 fields of 42 x 54 pixels with a hole that drifts."""
+    event = synthetic_event(3, frames=13, shape=(42, 54))[["reflectivity", "crs"]]
+    for k in range(13):
+        event["reflectivity"][k, 5:9, 20 + k : 23 + k] = np.nan
+    return event
+
+
+@pytest.fixture(scope="module")
+def hindcasts(event):
+    return nowcast("extrapolation", event, steps=STEPS, start="2024-06-01T12:20", every="10min")
+
+
+def persistence_and_truth(event):
+    """Fields (STARTS, STEPS, H, W), normalised, NaN where the score does not count."""
+    z = np.clip(event["reflectivity"].values, 0, 60) / 60
+    truth = np.stack([z[s + 1 : s + 1 + STEPS] for s in STARTS])
+    last = np.stack([z[s] for s in STARTS])[:, None]
+    truth = np.where(np.isnan(last), np.nan, truth)
+    return torch.from_numpy(np.where(np.isnan(truth), np.nan, np.nan_to_num(last) + 0 * truth)), torch.from_numpy(truth)
+
+
+@pytest.fixture(scope="module")
+def table(event, hindcasts):
+    return evaluate_nowcast(hindcasts, event)
+
+
+def test_all_methods_have_the_same_starts_and_the_prediction_its_own_scores(table):
+    assert list(table.rows) == ["persistence", "blurred-persistence", "extrapolation", "extrapolation (PRED)"]
+    assert table.starts == 3 and table.leads.tolist() == [300, 600, 900]
+    for score, values in table.rows["extrapolation"].items():
+        np.testing.assert_allclose(table.rows["extrapolation (PRED)"][score], values, rtol=1e-3, atol=1e-5)
+    mse = [table.means(method, "mse") for method in ("extrapolation", "blurred-persistence", "persistence")]
+    assert mse == sorted(mse)
+
+
+def test_scores_agree_with_an_independent_count(event, table):
+    prediction, truth = persistence_and_truth(event)
+    row = table.rows["persistence"]
+    there = ~truth.isnan()
+    filled = torch.nan_to_num(prediction), torch.nan_to_num(truth)
+    thresholds = normalised_rates(RAIN_THRESHOLDS, (200.0, 1.6))
+    for lead in range(STEPS):
+        keep = there[:, lead]
+        p, t = (z[:, lead][keep] for z in (prediction, truth))
+        assert row["mse"][lead] == pytest.approx(3600 * (p - t).square().mean().item(), rel=1e-5)
+        for k, threshold in enumerate(thresholds):
+            hits, union = ((p >= threshold) & (t >= threshold)).sum(), ((p >= threshold) | (t >= threshold)).sum()
+            assert row["csi"][lead, k] == pytest.approx((hits / union).item(), nan_ok=True)
+            expected = fss(filled[0][:, lead], filled[1][:, lead], threshold, 9, keep)
+            assert row["fss"][lead, k] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        ratios = [
+            spectral_ratio(60 * torch.where(keep[s], filled[0][s, lead], 0.0), 60 * filled[1][s, lead], 0.0, BANDS)
+            for s in range(len(STARTS))
+        ]
+        np.testing.assert_allclose(row["power"][lead], np.mean([list(r.values()) for r in ratios], 0), rtol=1e-4)
+
+
+def test_coarser_forecasts_are_compared_with_means_of_the_truth(event):
+    out = nowcast("persistence", event, steps=2, start="2024-06-01T12:30", coarsen=4)
+    row = evaluate_nowcast(out, event).rows["persistence (PRED)"]
+    z = np.clip(event["reflectivity"].values[6:9, :40, :52], 0, None).reshape(3, 10, 4, 13, 4).mean((2, 4))
+    error = (np.clip(z[:1], 0, 60) - np.clip(z[1:], 0, 60)) ** 2
+    np.testing.assert_allclose(row["mse"], np.nanmean(error, (1, 2)), rtol=1e-4)
+
+
+def test_starts_without_all_fields_are_left_out(event, hindcasts):
+    cut = event.isel(time=slice(0, 11))
+    table = evaluate_nowcast(hindcasts, cut)
+    assert table.starts == 2 and table.notes == ("3 of 5 starts left out, fields before or after them are missing",)
+    split = evaluate_nowcast(hindcasts, event.isel(time=slice(5, 13)), observed=event)
+    assert split.starts == 3
+    with pytest.raises(ValueError, match="no start has 5 observed fields before it and all 3 after it"):
+        evaluate_nowcast(hindcasts, event.isel(time=slice(0, 6)))
+
+
+def test_other_grids_and_files_are_refused(event, hindcasts):
+    with pytest.raises(ValueError, match=r"the grids differ: PRED has \(42, 54\) cells of 1 x 1 pixels, the observed"):
+        evaluate_nowcast(hindcasts, event.isel(x=slice(0, 50)))
+    with pytest.raises(ValueError, match="coordinate x of PRED and x of the observed file are other places"):
+        evaluate_nowcast(hindcasts, event.assign_coords(x=event.x + 5000.0))
+    with pytest.raises(ValueError, match="the file holds no forecasts that fastds nowcast wrote"):
+        evaluate_nowcast(event, event)
+
+
+def test_commands_print_and_write_the_table(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "in.nc")
+    files = f"{tmp_path}/in.nc", f"{tmp_path}/out.nc"
+    options = ["--steps", "3", "--every", "15min", "--model", "extrapolation", "--truth", files[0]]
+    assert main(["nowcast", *files, *options]) == 0
+    printed = capsys.readouterr().out
+    for word in ("Scores at rain rates in mm/h", "CSI at 2.0 mm/h by lead in minutes", "extrapolation (PRED)"):
+        assert word in printed
+    assert main(["evaluate", files[1], files[0], "--csv", f"{tmp_path}/t.csv"]) == 0
+    with open(tmp_path / "t.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3 * (5 * 5 + 4 + 4)
+    chosen = {(r["score"], r["at"]) for r in rows}
+    assert ("csi", "0.5") in chosen and ("power", "2-4") in chosen and ("b_mse", "") in chosen
+
+
+def test_windows_are_scored_on_all_frames_as_in_the_paper(event):
+    torch.manual_seed(0)
+    model = models.create("db-convlstm-small").eval()
+    windows = RadarWindows(event, known=3, future=2, every=5)
+    scores = window_scores(model, windows, HKO_Z_R)
+    assert scores.frames == 4 and scores.future == 2 and scores.samples == len(windows) == 2
+    with torch.no_grad():
+        batch = torch.stack([windows[i]["x"] for i in range(2)])
+        y = model(batch, steps=2)[1]
+    truth = torch.stack([torch.cat([windows[i]["x"][1:], windows[i]["y"]]) for i in range(2)])
+    valid = torch.stack([windows[i]["valid"][1:] for i in range(2)])
+    error = torch.where(valid, (y.clamp(0, 1) - truth).abs(), 0.0)
+    np.testing.assert_allclose(scores.by_frame()["mae"], error.sum((0, 2, 3, 4)) / valid.sum((0, 2, 3, 4)), rtol=1e-4)
