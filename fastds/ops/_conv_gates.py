@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
-from fastds.ops import _winograd
+from fastds.ops import _triton, _winograd
 from fastds.ops._gates import DTYPES, PassOps, vector_jacobian
 from fastds.ops.conv3x3 import CONV3X3, CONV3X3_BACKWARD, _use_winograd, conv3x3
 from fastds.ops.conv3x3 import _refusal as convolution_refusal
@@ -27,21 +27,27 @@ class ConvPassOps:
         ops: of the pass.
         at: position of the pass's input that the convolution gives.
         sources: names of x and x2 in messages.
+        triton: the module of fastds.kernels whose launch() is the whole op, or None.
     """
 
-    def __init__(self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2")):
+    def __init__(
+        self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2"), triton: str | None = None
+    ):
         spec = ops.spec
         self.name, self.ops, self.spec, self.at, self.sources = name, ops, spec, at, sources
-        self.gates = spec.inputs[at].gates
+        self.gates, self.triton = spec.inputs[at].gates, triton
         self.others = [i for k, i in enumerate(spec.inputs) if k != at]
         others = "".join(f"Tensor {i.name}, " for i in self.others)
         options = f"{spec.options}, " if spec.options else ""
         results = ", ".join(["Tensor"] * (len(spec.outputs) + 1))
+        backends = {"native": Backend(self._forward, convolution_refusal)}
+        if triton is not None:
+            backends["triton"] = Backend(self._forward_triton, lambda x, *_: _triton.refusal(x), self._prefers_triton)
         self.op = define(
             f"{name}(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, Tensor? residual, {others}{options}"
             f"str algorithm, bool keep_pre) -> ({results})",
             reference=self._reference,
-            backends={"native": Backend(self._forward, convolution_refusal)},
+            backends=backends,
             fake=self._fake,
             function=self._function(),
         )
@@ -146,6 +152,22 @@ class ConvPassOps:
         )  # fmt: skip
         cell.run(_winograd._workspace(cell.bytes).data_ptr())
         return *results, pre
+
+    def _forward_triton(self, *args):
+        *results, pre = self._fake(*args)
+        (x, x2, weight, bias, residual), others, options, _, keep_pre = self._split(args)
+        weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.contiguous()
+        x, x2, residual, *others = (None if t is None else _winograd.nhwc(t) for t in (x, x2, residual, *others))
+        arguments = (x, x2, weight, bias, residual, *others, *options, *results, pre if keep_pre else None)
+        _triton.kernels(self.triton).launch(*arguments)
+        return *results, pre
+
+    def _prefers_triton(self, *args) -> bool:
+        """16-bit tensors on a GPU with enough channels to fill a tensor core's tile; no GPU has measured it yet."""
+        (x, _, weight, *_), _, _, algorithm, _ = self._split(args)
+        fits = x.dtype in (torch.float16, torch.bfloat16) and weight.shape[0] >= 16 * self.gates
+        return x.device.type == "cuda" and fits and algorithm == "auto"
 
     def _reference(self, *args):
         (x, x2, weight, bias, residual), others, options, _, _ = self._split(args)

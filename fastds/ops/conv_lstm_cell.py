@@ -9,7 +9,7 @@ from fastds.ops._conv_gates import ConvPassOps
 from fastds.ops._gates import autocast
 from fastds.ops.lstm_gates import OPS as GATES
 
-CELL = ConvPassOps("conv_lstm_cell", GATES, sources=("x", "h"))
+CELL = ConvPassOps("conv_lstm_cell", GATES, sources=("x", "h"), triton="conv_lstm_cell")
 
 
 def conv_lstm_cell(

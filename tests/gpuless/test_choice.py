@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend deform_conv2d takes on a GPU: the predicates on fake CUDA tensors, which need no GPU."""
+"""Which backend an op takes on a GPU: the predicates on fake CUDA tensors, which need no GPU."""
 
 import pytest
 import torch
@@ -101,3 +101,32 @@ def test_deterministic_algorithms_refuse_the_atomic_gradient(native):
     finally:
         torch.use_deterministic_algorithms(False)
     assert guided.runs(x) and not guided.runs(torch.ones(1, 64, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "dtype, channels, algorithm, chosen",
+    [
+        (torch.bfloat16, 24, "auto", "triton"),
+        (torch.float16, 16, "auto", "triton"),
+        (torch.float32, 24, "auto", "native"),
+        (torch.bfloat16, 8, "auto", "native"),
+        (torch.bfloat16, 24, "direct", "native"),
+    ],
+    ids=str,
+)
+def test_conv_lstm_cell(dtype, channels, algorithm, chosen, native_cuda):
+    with FakeTensorMode():
+        x, c = (torch.empty(1, channels, 9, 9, dtype=d, device="cuda") for d in (dtype, torch.float32))
+        weight = torch.empty(4 * channels, 2 * channels, 3, 3, dtype=dtype, device="cuda")
+    found = fastds.explain("conv_lstm_cell", x, x, weight, None, None, c, algorithm, False)
+    other = "native" if chosen == "triton" else "triton"
+    assert found[chosen] == "chosen" and found[other] == "usable", found
+
+
+def test_window_attention2d(native_cuda):
+    with FakeTensorMode():
+        q = torch.empty(1, 24, 9, 9, device="cuda")
+    found = fastds.explain("window_attention2d", q, q, q, 5)
+    assert found["triton"] == "chosen", found
+    assert found["native"] == "refused: there is no native kernel for cuda tensors"
+    assert fastds.explain("window_attention2d", *3 * [q.double()], 5)["reference"] == "chosen"
