@@ -21,6 +21,7 @@ TASKS = {
     "gan": "fastds.training.gan",
     "fields": "fastds.training.fields",
     "study": "fastds.training.study",
+    "nowcast": "fastds.training.nowcast",
 }
 
 

@@ -21,6 +21,7 @@ class TimedModule(L.LightningModule):
         super().__init__()
         self.config = config
         self.elapsed, self._since = 0.0, None
+        self._random_state = None
 
     def clock(self) -> float:
         """Seconds of training so far, those before a resumed checkpoint included."""
@@ -39,7 +40,13 @@ class TimedModule(L.LightningModule):
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.elapsed = checkpoint["elapsed"]
+        self.elapsed, self._random_state = checkpoint["elapsed"], checkpoint["random_state"]
+
+    def on_train_epoch_start(self) -> None:
+        # After a resume, once everything that draws at start has drawn.
+        state, self._random_state = self._random_state, None
+        if state is not None:
+            torch.set_rng_state(state)
 
 
 class SupervisedModule(TimedModule):
@@ -99,10 +106,6 @@ class SupervisedModule(TimedModule):
                 f"the {what} was not finite in {_PATIENCE} steps in a row (step {self.global_step}); "
                 "the last checkpoint is kept: resume with a smaller learning_rate"
             )
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        super().on_load_checkpoint(checkpoint)
-        torch.set_rng_state(checkpoint["random_state"])
 
 
 class DownscalingModule(SupervisedModule):

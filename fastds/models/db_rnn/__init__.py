@@ -19,5 +19,10 @@ PRESETS = {
     for cell, kind in CELLS.items()
     for name, (architecture, options, text) in _KINDS.items()
 }
+PRESETS["nowcast-small"] = (
+    "LagrangianRNN",
+    {"network": "DBRNN", "hidden": 16},
+    "DB-RNN in small in the frame of the moving air; its weights are shipped.",
+)
 
 __all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "LagrangianRNN", "StagedRNN"]

@@ -10,14 +10,16 @@ from fastds.models.card import ModelCard
 from fastds.models.db_rnn.network import DBRNN, MSRNN
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
-_PAIRS = 2  # of the last frames, whose flows are averaged
+_SHARES = (1 / 3, 2 / 3)  # of the flows of the last pairs of frames in the mean
 
 
 def backward_flow(frames: Tensor) -> Tensor:
-    """Displacement (B, 2, H, W) from each pixel to where its echo was one step before, pixels: the mean of the optical
-    flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1].
+    """Displacement (B, 2, H, W) from each pixel to where its echo was one step before, pixels: the weighted mean of the
+    optical flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1].
     """
-    return optical_flow(frames[:, -(_PAIRS + 1) :])[:, :, 1].mean(1)
+    flows = optical_flow(frames[:, -(len(_SHARES) + 1) :])[:, :, 1]
+    shares = flows.new_tensor(_SHARES[-flows.shape[1] :])
+    return torch.einsum("bpchw,p->bchw", flows, shares / shares.sum())
 
 
 class LagrangianRNN(nn.Module):

@@ -212,10 +212,3 @@ class GANModule(TimedModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
         self.steps = checkpoint["steps"]
-        self._random_state = checkpoint["random_state"]
-
-    def on_train_epoch_start(self) -> None:
-        # After a resume, once everything that draws at start has drawn.
-        state, self._random_state = getattr(self, "_random_state", None), None
-        if state is not None:
-            torch.set_rng_state(state)

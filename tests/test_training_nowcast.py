@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of nowcasting networks: crops that move with the air, losses, a tiny run, exact resume, refusals."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+from fastds import data, models
+from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
+from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
+from fastds.training import configurations, main
+from fastds.training.nowcast import (
+    NowcastConfig,
+    NowcastCrops,
+    NowcastDataConfig,
+    NowcastDataModule,
+    NowcastLossConfig,
+    NowcastModule,
+    parse_arguments,
+    train,
+)
+from fastds.training.nowcast.data import follow
+from fastds.training.nowcast.losses import RainLoss
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.fixture(scope="module")
+def event(tmp_path_factory):
+    path = tmp_path_factory.mktemp("event") / "event.nc"
+    fields = data.synthetic_event(seed=3, frames=20, shape=(72, 72), cadence_minutes=10.0)[["reflectivity"]]
+    data.save_dataset(fields, path)
+    return path
+
+
+def samples(event, **changes) -> NowcastDataConfig:
+    values = dict(
+        known=3, future=3, crop=24, halo=16, scales=[1], minimum_echo=0.0, batch_size=2, epoch_samples=8,
+        validation_samples=4,
+    )  # fmt: skip
+    return NowcastDataConfig(str(event), **(values | changes))
+
+
+def tiny(event, output="unused", **changes) -> NowcastConfig:
+    values = dict(
+        model="nowcast-small", options={"network": "MSRNN", "hidden": 8}, output=str(output), max_steps=8,
+        warmup_steps=2, ema_decay=0.9, threads=1,
+    )  # fmt: skip
+    return NowcastConfig(changes.pop("data", samples(event)), **(values | changes))
+
+
+def crops(event, moving=True, augment=True, seed=1, **changes) -> NowcastCrops:
+    config = samples(event, **changes)
+    return NowcastCrops(
+        [str(event)], config, samples=8, scales=config.scales, intervals=config.intervals, moving=moving,
+        augment=augment, seed=seed,
+    )  # fmt: skip
+
+
+def batch_of(b=2, known=3, future=3, size=32):
+    g = torch.Generator().manual_seed(0)
+    valid = torch.rand(b, known + future, 1, size, size, generator=g) > 0.2
+    frames = torch.rand(b, known + future, 1, size, size, generator=g)
+    return {"frames": torch.where(valid, frames, 0.0), "valid": valid}
+
+
+# ---- samples
+
+
+def test_samples_depend_on_the_seed_alone(event):
+    a, b, c = (crops(event, seed=seed)[3] for seed in (1, 1, 2))
+    assert a["frames"].shape == a["valid"].shape == (6, 1, 24, 24) and a["valid"].dtype == torch.bool
+    assert all(torch.equal(a[key], b[key]) for key in a) and not torch.equal(a["frames"], c["frames"])
+
+
+def test_crops_on_the_ground_are_those_of_the_file(event):
+    frames = crops(event, moving=False, augment=False)[0]["frames"].numpy()
+    store = data.radar_triples.FrameStore(str(event))
+    z = data.prepare(store.dbz(range(20)), 0.0, 60.0)
+    views = np.lib.stride_tricks.sliding_window_view(z, (6, 24, 24))
+    brightest = np.unravel_index(frames[:, 0].argmax(), (6, 24, 24))
+    places = np.argwhere(np.isclose(views[(..., *brightest)], frames.max(), atol=1e-6))
+    assert any(np.allclose(views[tuple(place)], frames[:, 0], atol=1e-6) for place in places)
+
+
+def test_a_drift_stands_still_in_the_frame_of_the_air():
+    g = torch.Generator().manual_seed(2)
+    still = torch.nn.functional.interpolate(torch.rand(1, 1, 14, 14, generator=g), size=(112, 112), mode="bicubic")
+    x = torch.stack([still[0, :, 40 - 2 * t : 104 - 2 * t, 20 + t : 84 + t] for t in range(8)]).clamp(0, 1)
+    moved, valid = follow(x, torch.ones_like(x, dtype=torch.bool), 4, [24, 24], 16)
+    assert moved.shape == valid.shape == (8, 1, 16, 16) and valid.all()
+    change = (moved - moved[3]).abs().mean((1, 2, 3))
+    assert torch.equal(moved[3], x[3, :, 24:40, 24:40])
+    assert change.max() < 0.02 < 0.1 * (x[7] - x[3]).abs().mean()
+    _, valid = follow(x, torch.ones_like(x, dtype=torch.bool), 4, [48, 0], 16)  # moves out below and to the left
+    assert valid[3].all() and not valid[7, 0, -4:].any() and not valid[7, 0, :, :2].any() and valid[7, 0, :6, 6:].all()
+
+
+def test_short_windows_are_filled_with_missing_frames(event):
+    sets = crops(event, moving=False, future=30, fewest=2, reverse=False)
+    lengths = {len(window) for window in sets.windows[0][1]}
+    assert lengths == set(range(5, 21))
+    for i in range(8):
+        valid = sets[i]["valid"].flatten(1).any(1)
+        assert valid.shape == (33,) and valid[:5].all() and not valid[20:].any()
+
+
+def test_pool_repeats_crops(event):
+    pooled = crops(event, pool=2, augment=False)
+    assert torch.equal(pooled[0]["frames"], pooled[2]["frames"])
+    fresh = crops(event, augment=False)[1]["frames"]
+    torch.testing.assert_close(pooled[1]["frames"], fresh, rtol=0, atol=1e-3)
+
+
+# ---- losses
+
+
+def test_rain_loss_by_hand():
+    loss = RainLoss([0.5], [0.0, 0.25], 0.02, 0.7, 1 / 60)
+    g = torch.Generator().manual_seed(3)
+    y, x, r = (torch.rand(2, 2, 1, 5, 6, generator=g, dtype=torch.float64) for _ in range(3))
+    valid = torch.rand(2, 2, 1, 5, 6, generator=g) > 0.3
+    expected = 0.0
+    for k in range(2):
+        keep = valid[:, k]
+        a, b, c = (z[:, k][keep] for z in (y, x, r))
+        for floor in (0.0, 0.25):
+            error, least = (((z.clamp(min=floor) - b.clamp(min=floor)) ** 2).mean() for z in (a, c))
+            expected += error / (least + 1 / 3600) / 4
+        p, o = 1 / (1 + torch.exp(-(a - 0.5) / 0.02)), (b >= 0.5).double()
+        expected += 0.7 * (1 - ((p * o).sum() + 20) / ((p + o - p * o).sum() + 20)) / 2
+    torch.testing.assert_close(loss(y, x, r, valid), expected)
+
+
+@pytest.mark.parametrize("kind", ["db-rnn", "rain"])
+@pytest.mark.parametrize("network", [MSRNN, DBRNN])
+def test_losses_count_valid_pixels_alone(event, network, kind):
+    ablation = "gdl" if kind == "db-rnn" else "scheduled"
+    config = tiny(event, loss=NowcastLossConfig(kind=kind, ablation=ablation))
+    module, batch = NowcastModule(network(hidden=4), config), batch_of()
+    outputs = module(batch)
+    wrong = [torch.where(batch["valid"][:, 1:], y, 7.0) for y in outputs]
+    known = 3
+    last = batch["valid"][:, known - 1 : known]
+    for y in wrong if kind == "rain" else []:
+        y[:, -3:] = torch.where(last, y[:, -3:], 9.0)
+    torch.testing.assert_close(module.loss(tuple(wrong), batch), module.loss(outputs, batch))
+
+
+def test_paper_losses(event):
+    batch = batch_of()
+    batch["valid"][:] = True
+    truth = batch["frames"][:, 1:]
+    for network in (MSRNN(hidden=4), DBRNN(hidden=4)):
+        module = NowcastModule(network, tiny(event, loss=NowcastLossConfig(kind="db-rnn", ablation="scheduled")))
+        outputs = module(batch)
+        epoch_0 = Weights(1.0, 0.01, 0.0, 0.0)
+        expected = generator_loss(*outputs, truth, epoch_0) if len(outputs) == 2 else pixel_loss(outputs[0], truth)
+        torch.testing.assert_close(module.loss(outputs, batch), expected)
+
+
+# ---- runs
+
+
+def test_training_reduces_the_loss_below_extrapolation(event, tmp_path):
+    config = tiny(
+        event, tmp_path, max_steps=60, learning_rate=3e-3, ema_decay=0.0, loss=NowcastLossConfig(csi_weight=0.0),
+        data=samples(event, epoch_samples=120, pool=24, validation_samples=8),
+    )  # fmt: skip
+    model = models.load(train(config))
+    scores = model.card.metrics["validation"]
+    assert scores["val_mse"] < 0.96 * scores["val_mse_reference"] and scores["val_error"] < 0.98
+    assert isinstance(model, LagrangianRNN) and (model.card.floor_dbz, model.card.ceiling_dbz) == (0.0, 60.0)
+
+
+def test_resume_is_exact(event, tmp_path):
+    """Discriminator, scheduled sampling and averaged weights included."""
+    config = tiny(
+        event, tmp_path / "whole", model="db-convgru", options={"hidden": 4},
+        loss=NowcastLossConfig(kind="db-rnn", ablation="adversarial", scheduled_sampling=True),
+        data=samples(event, crop=32),
+    )  # fmt: skip
+    train(config)
+
+    class Killed(Exception):
+        pass
+
+    def die(module, *arguments):
+        if module.global_step == 6:
+            raise Killed
+
+    halves = dataclasses.replace(config, output=str(tmp_path / "halves"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NowcastModule, "on_train_batch_start", die)
+        with pytest.raises(Killed):
+            train(halves)
+    assert torch.load(tmp_path / "halves/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    train(halves)
+    a, b = (models.load(tmp_path / name / "last.safetensors") for name in ("whole", "halves"))
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "halves")]
+    judges = [{k: v for k, v in s["state_dict"].items() if k.startswith("discriminator.")} for s in states]
+    assert judges[0] and all(torch.equal(judges[0][k], judges[1][k]) for k in judges[0])
+    torch.manual_seed(0)
+    fresh = NowcastModule(models.create("db-convgru", hidden=4), config).discriminator.state_dict()
+    assert any(not torch.equal(judges[0][f"discriminator.{k}"], v) for k, v in fresh.items())
+
+
+def test_stages(event, tmp_path):
+    options = dict(model="ms-convgru-s", options={"hidden": 4}, max_steps=4, ema_decay=0.0)
+    first = train(tiny(event, tmp_path / "a", stage="forecaster", **options))
+    second = train(tiny(event, tmp_path / "b", stage="deblurrer", start=str(first), **options))
+    a, b = models.load(first), models.load(second)
+    assert isinstance(b, StagedRNN)
+    pairs = zip(a.forecaster.parameters(), b.forecaster.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+    pairs = zip(a.deblurrer.parameters(), b.deblurrer.parameters(), strict=True)
+    assert any(not torch.equal(p, q) for p, q in pairs)
+
+
+def test_scheduled_sampling_fades(event, monkeypatch):
+    config = tiny(event, max_steps=10, loss=NowcastLossConfig(scheduled_sampling=True))
+    module = NowcastModule(MSRNN(hidden=4), config)
+    monkeypatch.setattr(NowcastModule, "global_step", 4)
+    assert module.feed_truth() == pytest.approx(0.6)
+    assert module.eval().feed_truth() == 0.0
+    config = dataclasses.replace(config, max_steps=10**9, max_minutes=1.0)
+    module = NowcastModule(MSRNN(hidden=4), config)
+    module.elapsed = 45.0
+    assert module.feed_truth() == pytest.approx(0.25)
+
+
+def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(event):
+    config = tiny(event)
+    module, moving = (
+        NowcastModule(models.create("nowcast-small", hidden=4), config),
+        NowcastDataModule(config.data, True),
+    )
+    moving.setup()
+    module.eval().on_validation_epoch_start()
+    with torch.no_grad():
+        for i in range(4):
+            module.validation_step({k: v[None] for k, v in moving.validation[i].items()}, i)
+    scores = module.validation_scores()
+    assert scores["val_mse"] == pytest.approx(scores["val_mse_reference"], rel=1e-6)
+    lack = 1 - np.mean([scores[f"val_csi_{r}"] for r in ("0.5", "2", "5")])
+    assert scores["val_error"] == pytest.approx(1 + lack) and math.isfinite(lack)
+
+
+# ---- refusals
+
+
+def test_named_configurations_parse():
+    for name in configurations("nowcast"):
+        config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
+        assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model in models.available()
+        for block in config.data.blocks.values():
+            assert block["train"][1] <= block["validation"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": {"kind": "mse"}}, "loss.kind must be one of rain, db-rnn"),
+        ({"loss": {"ablation": "none"}}, "loss.ablation must be one of fixed"),
+        ({"loss": {"kind": "rain", "ablation": "gdl"}}, "belongs to the sums over pixels"),
+        ({"data": {"known": 0}}, "data.known must be positive"),
+        ({"data": {"fewest": 4}}, "1 <= data.fewest <= data.future"),
+        ({"stage": "both"}, "stage must be one of forecaster, deblurrer"),
+        ({"stage": "deblurrer"}, "needs start"),
+        ({"max_steps": 0}, "must be positive"),
+    ],
+    ids=["kind", "ablation", "rain-gdl", "known", "fewest", "stage", "start", "steps"],
+)
+def test_refused_configurations(event, change, message):
+    with pytest.raises(ValueError, match=message):
+        if "loss" in change:
+            NowcastLossConfig(**change["loss"])
+        elif "data" in change:
+            samples(event, **change["data"])
+        else:
+            tiny(event, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "forecaster"}, "stage must be given for a StagedRNN"),
+        ({"data": {"crop": 80}}, "smaller than data.crop 80"),
+        ({"data": {"future": 40, "fewest": 20}}, "no 23 frames at equal intervals"),
+        ({"data": {"weights": [1.0, 2.0]}}, "one number per training file"),
+        ({"data": {"path": "nowhere.nc"}}, "no such file"),
+        ({"card": {"colour": "blue"}}, "card has no field 'colour'"),
+    ],
+    ids=["stage", "crop", "short", "weights", "path", "card"],
+)
+def test_refused_runs(event, tmp_path, change, message):
+    config = tiny(event, tmp_path, **{k: v for k, v in change.items() if k != "data"})
+    config.data = dataclasses.replace(config.data, **change.get("data", {}))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(config)
+
+
+def test_command(tmp_path, capsys):
+    arguments = ["--config", "nowcast-small", f"--data.path={tmp_path}/none", f"--output={tmp_path}/out"]
+    assert main(arguments) == 2
+    assert "no such file or folder" in capsys.readouterr().err
