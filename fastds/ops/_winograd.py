@@ -67,9 +67,7 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int, gates: int = 0) -> Tenso
         out, inputs = weight.shape[:2]
         if entry is None:
             size = module.conv3x3_packed_size(out, inputs, adjoint, gates)
-            entry = torch.empty(weight.nbytes, dtype=torch.uint8), torch.empty(size, dtype=torch.float32)
-            weights[key] = entry
-            _kept.weight_bytes += sum(t.nbytes for t in entry)
+            entry = weights[key] = _room(weights, weight.nbytes, size)
         dtype, threads = _native.DTYPES[weight.dtype], torch.get_num_threads()
         sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle, gates)
         module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
@@ -77,6 +75,21 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int, gates: int = 0) -> Tenso
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
         _kept.weight_bytes -= sum(t.nbytes for t in weights.popitem(last=False)[1])
     return entry[1]
+
+
+def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Tensor, Tensor]:
+    """Memory for a copy and a transform: the oldest of that size once half of what may be kept is kept.
+
+    Weights that are put together in every pass come from ever new addresses; theirs is memory that is mapped already.
+    """
+    if _kept.weight_bytes > KEPT_WEIGHT_BYTES // 2:
+        for key, (copy, transform) in weights.items():
+            if copy.nbytes == weight_bytes and transform.numel() == packed_size:
+                del weights[key]
+                return copy, transform
+    entry = torch.empty(weight_bytes, dtype=torch.uint8), torch.empty(packed_size, dtype=torch.float32)
+    _kept.weight_bytes += sum(t.nbytes for t in entry)
+    return entry
 
 
 def apply(

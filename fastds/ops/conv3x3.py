@@ -12,6 +12,7 @@ from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
 from fastds.convolution import checked, current
 from fastds.ops import _direct, _winograd
+from fastds.ops._weight_gradients import weight_gradients_wanted
 from fastds.reference import conv3x3 as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -239,6 +240,8 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:5])
+        if not weight_gradients_wanted():
+            wanted[1] = wanted[2] = False
         grads = (_differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
             grad_y, x, weight, x2, y, *ctx.options, wanted
         )

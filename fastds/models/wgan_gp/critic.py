@@ -73,6 +73,11 @@ class HumidityCritic(nn.Module):
         self.post = nn.Sequential(*blocks)
         self.linear = nn.Linear(recurrent, 1)
 
+    @property
+    def samples_apart(self) -> bool:
+        """Whether a sample's score depends on that sample alone."""
+        return self.config["norm"] != "batch"
+
     def forward(self, x: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Score a day.
 

@@ -1,13 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution with kernels of two sizes, run as one 3x3 convolution."""
 
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.ops import conv3x3
+from fastds.ops._shared_kernel import SharedKernel
 
 MIXINGS = ("parallel", "sum", "sequential")
+_kept: ContextVar[dict | None] = ContextVar("kernels", default=None)
+
+
+@contextmanager
+def kernels_kept():
+    """Inside the block a layer puts its kernels together once for all its calls; weights must stay as they are."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def once(layer: nn.Module, what: str, make: Callable):
+    """make(), inside kernels_kept() what it gave for the layer before, with and without a graph apart."""
+    kept = _kept.get()
+    if kept is None:
+        return make()
+    key = (layer, what, torch.is_grad_enabled())
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def embed(weight: Tensor) -> Tensor:
@@ -74,15 +101,22 @@ class MixedConv(nn.Module):
             scale, shift: (O,), both or neither.
             act: None or "relu".
         """
+        if scale is None and act is None and self.shares_kernel(x):
+            return once(self, "shared", lambda: SharedKernel(self.kernel()))(x, self.bias)
         if self.mixing == "sequential":
             x = convolve(x, self.weight3, self.bias3, self.stride)
-            kernel, stride = embed(self.weight2), 1
+            kernel, stride = once(self, "second", lambda: embed(self.weight2)), 1
         else:
-            kernel, stride = self.kernel(), self.stride
+            kernel, stride = once(self, "kernel", self.kernel), self.stride
         bias = self.bias
         if scale is not None:
             kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift
         return convolve(x, kernel, bias, stride, act)
+
+    def shares_kernel(self, x: Tensor) -> bool:
+        """Whether several passes in one graph gain by one gradient of the kernel: where it is larger than a field."""
+        single = self.stride == 1 and self.mixing != "sequential" and _kept.get() is not None
+        return single and 9 * self.in_channels * self.out_channels > x[0].numel()
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}, mixing={self.mixing!r}"

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from fastds.models.wgan_gp.mixed_conv import kernels_kept
+from fastds.ops._weight_gradients import input_gradients_only
+
 ADVERSARIES = ("wgan_gp", "gan")
 
 
@@ -63,7 +66,8 @@ def gradient_penalty(
         score = critic(x) if coarse is None else critic(x, coarse.to(dtype))
         # Scores of different samples do not mix, so the gradient of their sum holds each sample's own.
         score = score if score.ndim == 1 else score.mean(1)
-        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        with input_gradients_only():
+            (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
         norms = gradient.flatten(1).norm(dim=1)
         return (norms - 1).square().mean(), norms.detach()
 
@@ -98,9 +102,12 @@ class CriticLoss(nn.Module):
         self, real: Tensor, fake: Tensor, coarse: Tensor | None = None, epsilon: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what to log: "real", "fake" (mean scores), "penalty", "gradient_norm"."""
-        fake = fake.detach()
+        with kernels_kept():
+            return self.loss(real, fake.detach(), coarse, epsilon)
+
+    def loss(self, real: Tensor, fake: Tensor, coarse: Tensor | None, epsilon: Tensor | None):
         extra = () if coarse is None else (coarse,)
-        score_real, score_fake = self.critic(real, *extra).float(), self.critic(fake, *extra).float()
+        score_real, score_fake = self.scores(real, fake, extra)
         logs = {"real": score_real.mean().detach(), "fake": score_fake.mean().detach()}
         if self.adversary == "gan":
             loss = F.binary_cross_entropy_with_logits(score_real, torch.ones_like(score_real))
@@ -108,6 +115,13 @@ class CriticLoss(nn.Module):
         penalty, norms = gradient_penalty(self.critic, real, fake, coarse, epsilon)
         logs |= {"penalty": penalty.detach(), "gradient_norm": norms.mean()}
         return score_fake.mean() - score_real.mean() + self.weight * penalty, logs
+
+    def scores(self, real: Tensor, fake: Tensor, extra: tuple) -> tuple[Tensor, Tensor]:
+        """D(real) and D(fake), as one batch where the critic keeps its samples apart."""
+        if not getattr(self.critic, "samples_apart", False):
+            return self.critic(real, *extra).float(), self.critic(fake, *extra).float()
+        both = self.critic(torch.cat([real, fake]), *(torch.cat([e, e]) for e in extra))
+        return both.float().chunk(2)
 
 
 def adversarial_loss(score: Tensor, adversary: str) -> Tensor:

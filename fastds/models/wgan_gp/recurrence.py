@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutional GRU over the steps of a day."""
 
+import torch
 from torch import Tensor, nn
 
-from fastds.nn.recurrent import ConvGRUCell
+from fastds.models.wgan_gp.mixed_conv import once
+from fastds.nn.conv3x3 import convolve
+from fastds.nn.recurrent import ConvGRUCell, by_time
+from fastds.ops._shared_kernel import SharedKernel
+from fastds.ops.gru_reset import gru_reset
+from fastds.ops.gru_update import gru_update
 
 
 class ConvGRU(ConvGRUCell):
@@ -27,4 +33,21 @@ class ConvGRU(ConvGRUCell):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.sequence(x)[0]
+        batch, x = x.shape[0], by_time(x)
+        gates_x, from_state, candidate_x, from_reset = once(self, "kernels", self.kernels)
+        gates = convolve(x, gates_x, self.gates.bias).split(batch)
+        candidates = convolve(x, candidate_x, self.candidate.bias).split(batch)
+        states = [self.first(gates[0], candidates[0])]
+        for gate, candidate in zip(gates[1:], candidates[1:], strict=True):
+            h = states[-1]
+            z, reset = gru_reset(*from_state(h, residual=gate).chunk(2, 1), h)
+            states.append(gru_update(z, from_reset(reset, residual=candidate), h, **self.options))
+        return torch.stack(states, 1)
+
+    def kernels(self) -> list[Tensor | SharedKernel]:
+        """Of gates and candidate, that of x and that of h."""
+        both = []
+        for conv in (self.gates, self.candidate):
+            of_x, of_h = conv.weight.split([self.in_channels, self.hidden_channels], 1)
+            both += [of_x.contiguous(), SharedKernel(of_h.contiguous())]
+        return both
