@@ -6,6 +6,7 @@ import importlib
 from .amounts import split_amount
 from .files import open_dataset, save_dataset
 from .grid import coarsen_grid, grid_spacing_m, refine_grid
+from .hko7 import open_hko7
 from .output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
 from .pixels import (
     DWD_Z_R,
@@ -32,6 +33,7 @@ from .preparation import (
     restore,
     valid_mask,
 )
+from .radolan import open_radolan
 from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from .synthetic import synthetic_event
 from .times import refine_time, sequences, time_encoding, triples
@@ -69,6 +71,8 @@ __all__ = [
     "has_enough_echo",
     "normalised_rates",
     "open_dataset",
+    "open_hko7",
+    "open_radolan",
     "output_frames",
     "output_shape",
     "prepare",

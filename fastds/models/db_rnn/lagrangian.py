@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastds.models.baselines.advection import optical_flow, warp
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.card import ModelCard
-from fastds.models.db_rnn.network import DBRNN, MSRNN
+from fastds.models.db_rnn.network import DBRNN, MSRNN, NowcastModel
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
 _SHARES = (1 / 3, 2 / 3)  # of the flows of the last pairs of frames in the mean
@@ -22,7 +22,7 @@ def backward_flow(frames: Tensor) -> Tensor:
     return torch.einsum("bpchw,p->bchw", flows, shares / shares.sum())
 
 
-class LagrangianRNN(nn.Module):
+class LagrangianRNN(NowcastModel):
     """A network of the family between two moves along the optical flow (an option beyond the paper).
 
         d_k = trajectories(backward_flow(x), ...)[k - 1], where what is at p was k steps ago, less p

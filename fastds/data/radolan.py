@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RADOLAN composites of the German weather service in their binary format."""
+
+import bz2
+import datetime
+import gzip
+import os
+import pathlib
+import re
+import tarfile
+
+import numpy as np
+import xarray as xr
+
+_END = b"\x03"
+_BYTES = {"RX", "WX"}  # reflectivity, one byte a pixel; the others two
+_RAIN = {"RW", "RY", "RZ", "RV", "YW", "SF"}
+# uint8 codes.
+_CLUTTER, _NO_DATA = 249, 250
+# Bits of uint16 codes above the 12 of the value.
+_NO_DATA_BIT, _NEGATIVE_BIT, _CLUTTER_BIT, _VALUE_BITS = 0x2000, 0x4000, 0x8000, 0x0FFF
+# Rows and columns: km from the lower left corner to the reference point 9 E, 51 N (rows, columns).
+_GRIDS = {(900, 900): (450, 450), (1100, 900): (550, 370), (1200, 1100): (600, 470), (1500, 1400): (800, 600)}
+_EARTH_RADIUS_KM = 6370.04
+
+
+def open_radolan(paths):
+    """Read RADOLAN files of one product into a Dataset, rows from north to south, sorted by time.
+
+    Reflectivity (RX, WX) is z = code / 2 - 32.5 dBZ. Rain (RW, RY, RZ, RV, YW, SF) is amounts over the interval of the
+    product: the low twelve bits times the precision of the header, in mm (kg m-2). Pixels without data and clutter are
+    missing. Coordinates are those of the format description: polar stereographic on a sphere of 6370.04 km, true at
+    60 N, 1 km. Forecasts (RV) get the time they stand for.
+
+    Args:
+        paths: a file or a list of them: plain, .gz, .bz2, or .tar, .tar.gz, .tar.bz2 with several inside.
+    Returns: xarray.Dataset with `reflectivity` or `rainfall_amount` (time, y, x), as to_reflectivity takes it; in
+        memory.
+    Raises: FileNotFoundError; ValueError for other content, unknown products or grids, and files that do not go
+        together.
+    Source: DWD, RADOLAN/RADVOR composite format, version 2.5.
+    """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    fields = [_decode(name, data) for path in paths for name, data in _contents(pathlib.Path(path))]
+    if not fields:
+        raise ValueError("no RADOLAN file was given")
+    kinds = {(header["product"], header["shape"], header["precision"]) for header, _ in fields}
+    if len(kinds) > 1:
+        said = ", ".join(f"{product} {rows} x {columns}" for product, (rows, columns), _ in sorted(kinds))
+        raise ValueError(f"files of one product and grid are expected, got {said}")
+    fields.sort(key=lambda field: field[0]["time"])
+    times = np.array([header["time"] for header, _ in fields], "datetime64[ns]")
+    return _dataset(fields[0][0], times, np.stack([values for _, values in fields]))
+
+
+def _contents(path):
+    """Names and bytes of the files in a path."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    if tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield f"{path.name}/{member.name}", archive.extractfile(member).read()
+        return
+    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
+    with opener(path, "rb") as stream:
+        yield path.name, stream.read()
+
+
+def _decode(name, data):
+    """The header of a composite and its values (rows, columns) from north to south, float32, NaN where missing."""
+    text, end, body = data[:1000].partition(_END)
+    header = _header(name, text.decode("latin-1")) if end else None
+    if header is None:
+        raise ValueError(f"{name} is no RADOLAN composite: it has no header of that format")
+    body = data[len(text) + 1 :]
+    one_byte = header["product"] in _BYTES
+    rows, columns = header["shape"]
+    if len(body) != rows * columns * (1 if one_byte else 2):
+        raise ValueError(f"{name} is truncated or damaged: {len(body)} bytes of data for {rows} x {columns} pixels")
+    codes = np.frombuffer(body, "u1" if one_byte else "<u2").reshape(rows, columns)[::-1]
+    if one_byte:
+        return header, np.where(codes >= _CLUTTER, np.nan, codes * 0.5 - 32.5).astype(np.float32)
+    values = (codes & _VALUE_BITS) * header["precision"] * np.where(codes & _NEGATIVE_BIT, -1.0, 1.0)
+    return header, np.where(codes & (_NO_DATA_BIT | _CLUTTER_BIT), np.nan, values).astype(np.float32)
+
+
+def _header(name, text):
+    """Product, time, grid, precision and interval; None where the text is no header."""
+    start = re.match(r"([A-Z]{2})(\d{2})(\d{2})(\d{2})\d{5}(\d{2})(\d{2})BY", text)
+    grid, precision, interval = (re.search(p, text) for p in (r"GP *(\d+)x *(\d+)", r"PR +E([+-]\d+)", r"INT *(\d+)"))
+    if not (start and grid and precision and interval):
+        return None
+    product, day, hour, minute, month, year = start[1], *map(int, start.groups()[1:])
+    if product not in _BYTES | _RAIN:
+        raise ValueError(f"{name} holds the product {product}; known are {', '.join(sorted(_BYTES | _RAIN))}")
+    shape = int(grid[1]), int(grid[2])
+    if shape not in _GRIDS:
+        raise ValueError(f"{name} has a grid of {shape[0]} x {shape[1]}; known are {', '.join(map(str, _GRIDS))}")
+    lead = re.search(r"VV *(\d+)", text)
+    time = datetime.datetime(2000 + year, month, day, hour, minute)
+    return {
+        "product": product,
+        "time": time + datetime.timedelta(minutes=int(lead[1]) if lead else 0),
+        "shape": shape,
+        "precision": float(10.0 ** int(precision[1])),
+        "minutes": int(interval[1]),
+    }
+
+
+def _dataset(header, times, values):
+    y, x = _coordinates(header["shape"])
+    mapping = {
+        "grid_mapping_name": "polar_stereographic",
+        "latitude_of_projection_origin": 90.0,
+        "straight_vertical_longitude_from_pole": 10.0,
+        "standard_parallel": 60.0,
+        "earth_radius": 1e3 * _EARTH_RADIUS_KM,
+        "false_easting": 0.0,
+        "false_northing": 0.0,
+    }
+    if header["product"] in _BYTES:
+        name, attrs = "reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+        attrs["no_echo_value"] = -32.5
+    else:
+        name, attrs = "rainfall_amount", {"standard_name": "rainfall_amount", "units": "kg m-2"}
+        attrs["cell_methods"] = f"time: sum (interval: {header['minutes']} min)"
+        attrs |= {"zr_a": 256.0, "zr_b": 1.42}
+    title = f"DWD RADOLAN {header['product']}"
+    return xr.Dataset(
+        {name: (("time", "y", "x"), values, {**attrs, "grid_mapping": "crs"}), "crs": ((), np.int32(0), mapping)},
+        {
+            "time": ("time", times, {"standard_name": "time"}),
+            "y": ("y", y, {"standard_name": "projection_y_coordinate", "units": "m"}),
+            "x": ("x", x, {"standard_name": "projection_x_coordinate", "units": "m"}),
+        },
+        {"Conventions": "CF-1.8", "title": title, "institution": "Deutscher Wetterdienst (DWD)"},
+    )
+
+
+def _coordinates(shape):
+    """Centres y (rows, north to south) and x (columns) of the cells in metres."""
+    lat, lon = np.deg2rad(51.0), np.deg2rad(9.0 - 10.0)
+    scale = _EARTH_RADIUS_KM * (1.0 + np.sin(np.deg2rad(60.0))) / (1.0 + np.sin(lat)) * np.cos(lat)
+    down, left = _GRIDS[shape]
+    corner = -scale * np.cos(lon) - down, scale * np.sin(lon) - left
+    y, x = (1e3 * (start + 0.5 + np.arange(size)) for start, size in zip(corner, shape, strict=True))
+    return y[::-1], x

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RADOLAN composites and HKO-7 images: values, places and times, real samples, messages."""
+
+import gzip
+import io
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+
+from fastds.data import from_pixels, open_dataset, open_hko7, open_radolan, save_dataset, to_pixels, to_reflectivity
+from fastds.nowcasting import nowcast
+
+
+def composite(product="RX", day="102050", month="0814", codes=None, grid=(900, 900), extra=""):
+    """Bytes of a composite file."""
+    codes = np.zeros(grid, "u1" if product == "RX" else "<u2") if codes is None else codes
+    precision = {"RX": "E+00", "RW": "E-01"}.get(product, "E-02")
+    size = f"{grid[0]}x {grid[1]}{extra}"
+    head = f"{product}{day}10000{month}BY 810138VS 3SW   2.13.1PR {precision}INT   5GP {size}MS 66<boo> "
+    return head.encode() + b"\x03" + codes.tobytes()
+
+
+def write(folder, name, **values):
+    (folder / name).write_bytes(composite(**values))
+    return folder / name
+
+
+def test_reflectivity_codes(tmp_path):
+    codes = np.zeros((900, 900), "u1")
+    codes[0, 0], codes[0, 1], codes[899, 899], codes[5, 7], codes[5, 8] = 1, 65, 177, 249, 250
+    z = open_radolan(write(tmp_path, "a", codes=codes)).reflectivity
+    assert z.dims == ("time", "y", "x") and z.attrs["units"] == "dBZ" and z.dtype == np.float32
+    assert z.values[0, 899, :2].tolist() == [-32.0, 0.0] and z.values[0, 0, 899] == 56.0  # first row: the southernmost
+    assert np.isnan(z.values[0, 894, 7:9]).all() and np.isnan(z.values).sum() == 2
+    assert z.values[0, 10, 10] == z.attrs["no_echo_value"] == -32.5
+    assert str(z.time.values[0])[:16] == "2014-08-10T20:50"
+
+
+def test_rain_codes(tmp_path):
+    codes = np.zeros((900, 900), "<u2")
+    codes[0, :6] = [1, 4095, 250 | 0x1000, 2500 | 0x2000, 7 | 0x4000, 30 | 0x8000]
+    for product, unit in (("RY", 0.01), ("RW", 0.1)):
+        rain = open_radolan(write(tmp_path, product, product=product, codes=codes)).rainfall_amount
+        expected = [unit, 4095 * unit, 250 * unit, np.nan, -7 * unit, np.nan]
+        np.testing.assert_allclose(rain.values[0, 899, :6], expected, rtol=1e-6)
+        assert rain.attrs["units"] == "kg m-2" and rain.attrs["cell_methods"] == "time: sum (interval: 5 min)"
+
+
+def test_cells_lie_where_the_format_description_says(tmp_path):
+    pyproj = pytest.importorskip("pyproj", reason="pyproj is not installed")
+    data = open_radolan(write(tmp_path, "a"))
+    attrs = data.crs.attrs
+    lower_left = data.x.values[0] - 500.0, data.y.values[-1] - 500.0
+    project = pyproj.Proj(
+        f"+proj=stere +lat_0=90 +lat_ts={attrs['standard_parallel']} "
+        f"+lon_0={attrs['straight_vertical_longitude_from_pole']} +R={attrs['earth_radius']}"
+    )
+    assert project(*lower_left, inverse=True) == pytest.approx((3.5889, 46.9526), abs=1e-4)
+    np.testing.assert_allclose(np.diff(data.x), 1000.0)
+    np.testing.assert_allclose(np.diff(data.y), -1000.0)
+
+
+def test_archives_are_sorted_and_nowcast(tmp_path):
+    for name, day, code in (("c.gz", "102100", 100), ("b.gz", "102055", 90), ("a.gz", "102050", 80)):
+        codes = np.full((900, 900), code, "u1")
+        (tmp_path / name).write_bytes(gzip.compress(composite(day=day, codes=codes)))
+    with tarfile.open(tmp_path / "d.tar.bz2", "w:bz2") as archive:
+        for minute in ("05", "10"):
+            data = composite(day=f"1021{minute}", codes=np.full((900, 900), 110, "u1"))
+            member = tarfile.TarInfo(f"raa{minute}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    data = open_radolan([tmp_path / name for name in ("c.gz", "d.tar.bz2", "a.gz", "b.gz")])
+    assert data.reflectivity.values[:, 0, 0].tolist() == [7.5, 12.5, 17.5, 22.5, 22.5]
+    source = to_reflectivity(data)
+    assert source.cadence == 300 and source.no_echo == -32.5
+    out = nowcast("persistence", data, steps=1, coarsen=30, quantity="reflectivity")
+    assert np.all(out.reflectivity == 22.5) and str(out.time.values[0])[:16] == "2014-08-10T21:15"
+
+
+def test_forecasts_have_the_times_they_stand_for(tmp_path):
+    grid = (1200, 1100)
+    times = open_radolan(
+        [write(tmp_path, f"{lead}", product="RV", grid=grid, extra=f"VV {lead:03d}MF 8") for lead in (0, 5, 120)]
+    ).time.values
+    assert (times - times[0]).astype("timedelta64[m]").tolist() == [np.timedelta64(m, "m").item() for m in (0, 5, 120)]
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "largest", "missing"),
+    [
+        ("raa01-rx_10000-1408102050-dwd---bin.gz", "reflectivity", 56.5, 0.217957),
+        ("raa01-ry_10000-1408102050-dwd---bin.gz", "rainfall_amount", 10.79, 0.249498),
+        ("raa01-rw_10000-1408102050-dwd---bin.gz", "rainfall_amount", 38.6, 0.221063),
+    ],
+)
+def test_real_composites(data_dir, name, variable, largest, missing):
+    field = open_radolan(data_dir / "raw" / "radolan" / name)[variable]
+    assert field.shape == (1, 900, 900) and float(field.max()) == pytest.approx(largest, rel=1e-6)
+    assert float(field.isnull().mean()) == pytest.approx(missing, abs=1e-6)
+
+
+def test_rain_lies_where_the_echo_is(data_dir):
+    z, rain = (
+        open_radolan(data_dir / "raw" / "radolan" / f"raa01-{product}_10000-1408102050-dwd---bin.gz")
+        for product in ("rx", "ry")
+    )
+    wet = rain.rainfall_amount.values > 0.2
+    assert np.nanmean(z.reflectivity.values[wet]) > 25.0 > 0.0 > np.nanmean(z.reflectivity.values)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"no radar", "is no RADOLAN composite"),
+        (composite()[:-1], "is truncated or damaged: 809999 bytes of data for 900 x 900 pixels"),
+        (composite(product="HG"), "holds the product HG; known are RV, RW"),
+        (composite(grid=(90, 90)), "has a grid of 90 x 90; known are"),
+    ],
+    ids=["text", "truncated", "product", "grid"],
+)
+def test_other_files_are_refused(tmp_path, content, sentence):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        open_radolan(tmp_path / "a")
+
+
+def test_mixed_and_absent_files_are_refused(tmp_path):
+    files = [write(tmp_path, "a"), write(tmp_path, "b", product="RY")]
+    with pytest.raises(ValueError, match="files of one product and grid are expected, got RX 900 x 900, RY 900 x 900"):
+        open_radolan(files)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        open_radolan(tmp_path / "none")
+    with pytest.raises(ValueError, match="no RADOLAN file was given"):
+        open_radolan([])
+
+
+@pytest.fixture(scope="module")
+def hko7(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("radarPNG")
+    codes = np.random.default_rng(0).integers(0, 256, (4, 48, 48), dtype=np.uint8)
+    for k, image in enumerate(codes):
+        day = folder / "2015" / "06" / f"{10 + k // 2}"
+        day.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(day / f"RAD1506{10 + k // 2}23{6 * k:02d}00.png"), image)
+    (folder / "notes.png").write_bytes(b"no radar image")
+    return folder, codes
+
+
+def test_hko7_images(hko7, tmp_path):
+    folder, codes = hko7
+    data = open_hko7(folder)
+    z = data.reflectivity
+    np.testing.assert_array_equal(z.values, from_pixels(codes, "-10-60"))
+    assert [str(t)[:16] for t in z.time.values] == [
+        "2015-06-10T23:00", "2015-06-10T23:06", "2015-06-11T23:12", "2015-06-11T23:18"
+    ]  # fmt: skip
+    assert z.attrs["no_echo_value"] == -10.0 and z.attrs["zr_a"] == 58.53
+    assert data.y.values[[0, -1]] == pytest.approx([250666.667, -250666.667])
+    save_dataset(data, tmp_path / "hko.nc")
+    with open_dataset(tmp_path / "hko.nc") as back:
+        assert np.array_equal(to_pixels(back.reflectivity.values, "-10-60"), codes)
+
+
+def test_hko7_days_and_size(hko7):
+    folder, codes = hko7
+    part = open_hko7(folder, start="2015-06-11", stop="2015-06-12", size=16)
+    assert part.reflectivity.shape == (2, 16, 16)
+    expected = from_pixels(cv2.resize(codes[3], (16, 16), interpolation=cv2.INTER_LINEAR), "-10-60")
+    np.testing.assert_array_equal(part.reflectivity.values[1], expected)
+
+
+def test_hko7_messages(hko7, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no image RADyymmddHHMM00.png from 2020 to None"):
+        open_hko7(hko7[0], start="2020")
+    with pytest.raises(ValueError, match="stop must be a date such as 2015-06-01, got 'noon'"):
+        open_hko7(hko7[0], stop="noon")
+    (tmp_path / "RAD150610230000.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        open_hko7(tmp_path)
