@@ -121,20 +121,38 @@ def test_pool_repeats_crops(event):
 
 
 def test_rain_loss_by_hand():
-    loss = RainLoss([0.5], [0.0, 0.25], 0.02, 0.7, 1 / 60)
+    loss = RainLoss([0.5, 0.9], [0.0, 0.25], 0.02, 0.7, 1 / 60, 2).double()
     g = torch.Generator().manual_seed(3)
-    y, x, r = (torch.rand(2, 2, 1, 5, 6, generator=g, dtype=torch.float64) for _ in range(3))
-    valid = torch.rand(2, 2, 1, 5, 6, generator=g) > 0.3
+    y, x, r = (torch.rand(2, 2, 1, 9, 8, generator=g, dtype=torch.float64) for _ in range(3))
+    valid = torch.rand(2, 2, 1, 9, 8, generator=g) > 0.3
     expected = 0.0
     for k in range(2):
-        keep = valid[:, k]
-        a, b, c = (z[:, k][keep] for z in (y, x, r))
+        a, b, c = (z[:, k][valid[:, k]] for z in (y, x, r))
         for floor in (0.0, 0.25):
             error, least = (((z.clamp(min=floor) - b.clamp(min=floor)) ** 2).mean() for z in (a, c))
             expected += error / (least + 1 / 3600) / 4
-        p, o = 1 / (1 + torch.exp(-(a - 0.5) / 0.02)), (b >= 0.5).double()
-        expected += 0.7 * (1 - ((p * o).sum() + 20) / ((p + o - p * o).sum() + 20)) / 2
+        for tau in (0.5, 0.9):
+            p, o = 1 / (1 + torch.exp(-(a - tau) / 0.02)), (b >= tau).double()
+            expected += 0.7 * (1 - (p * o).sum() / (p + o - p * o).sum()) / 4
     torch.testing.assert_close(loss(y, x, r, valid), expected)
+
+
+def test_gradient_of_csi_is_that_of_many_batches():
+    """After batches of the same kind, a step up the gradient of one batch is one up CSI of all, no mean of ratios."""
+    loss, g = RainLoss([0.5], [0.0], 0.1, 1.0, 1 / 60, 1).double(), torch.Generator().manual_seed(4)
+    x, y = (torch.rand(6, 1, 1, 6, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    y.requires_grad_(True)
+    valid = torch.ones_like(x, dtype=torch.bool)
+    for _ in range(300):
+        for i in range(6):
+            loss.lack_of_csi(y[i : i + 1].detach(), x[i : i + 1], valid[:1])
+    total = sum(loss.lack_of_csi(y[i : i + 1], x[i : i + 1], valid[:1]) for i in range(6)) / 6
+    p, o = torch.sigmoid((y - 0.5) / 0.1), (x >= 0.5).double()
+    whole = 1 - (p * o).sum() / (p + o - p * o).sum()
+    assert total.item() == pytest.approx(whole.item(), abs=0.01)
+    gradients = [torch.autograd.grad(value, y)[0].flatten() for value in (total, whole)]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+    assert gradients[0].norm() == pytest.approx(gradients[1].norm().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["db-rnn", "rain"])

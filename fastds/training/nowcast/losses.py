@@ -2,33 +2,41 @@
 """A loss that wants small squared errors and rain areas of the right place and size, lead by lead."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class RainLoss:
+class RainLoss(nn.Module):
     """Mean over leads of squared error over that of the reference, plus weight (1 - soft CSI).
 
-        error = sum over floors f of |max(y, f) - max(x, f)|^2 / (|max(x_0, f) - max(x, f)|^2 + e_f), f = 0, 15 dBZ
-        soft CSI = sum p o / sum (p + o - p o),  p = sigmoid((y - tau) / width),  o = [x >= tau]
+        error = mean over floors f of |max(y, f) - max(x, f)|^2 / (|max(x_0, f) - max(x, f)|^2 + e), x_0 the reference
+        soft CSI = H / U, H = sum p o, U = sum (p + o - p o);  p = sigmoid((y - tau) / width), o = [x >= tau]
 
-    Sums over the valid pixels of the batch. A forecast of least squared error is smooth and misses heavy rain; the
-    second term keeps the area above each threshold.
+    A forecast of least squared error is smooth and misses heavy rain; the second term keeps the area above each
+    threshold. CSI is that of many batches, not the mean of theirs, which would favour forecasts of no rain: H and U are
+    decaying sums, and a batch has the gradient of H / U, (dH - H / U dU) / U, scaled to the share of one batch.
 
     Args:
         thresholds: tau, on the scale of the fields.
         floors: f, on the scale of the fields.
         width: of the soft threshold, on that scale.
         weight: of the second term.
-        unit: of the scale: 1 dBZ, as a share of its range; e_f is its square.
+        unit: 1 dBZ on that scale; e is its square.
+        leads: n.
+
+    Shapes: forward(y, truth, reference, valid), each (B, n, 1, H, W) on the scale of the fields, -> a scalar.
     """
 
-    PIXELS = 20.0  # added to both sums of CSI, so that a threshold nobody reaches counts little
+    DECAY = 0.98  # of H and U per batch
 
-    def __init__(self, thresholds: list[float], floors: list[float], width: float, weight: float, unit: float):
+    def __init__(
+        self, thresholds: list[float], floors: list[float], width: float, weight: float, unit: float, leads: int
+    ):
+        super().__init__()
         self.thresholds, self.floors, self.width, self.weight, self.unit = thresholds, floors, width, weight, unit
+        self.register_buffer("sums", torch.zeros(2, len(thresholds), leads))  # H and U
+        self.register_buffer("batches", torch.zeros(()))
 
-    def __call__(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
-        """y, truth, reference and valid (B, n, 1, H, W) on the scale of the fields -> a scalar."""
+    def forward(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
         loss = self.relative_error(y, truth, reference, valid)
         return loss + self.weight * self.lack_of_csi(y, truth, valid) if self.weight > 0 else loss
 
@@ -41,13 +49,18 @@ class RainLoss:
         return total / len(self.floors)
 
     def lack_of_csi(self, y: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        total = 0.0
+        """1 - CSI, mean over thresholds and leads; updates the sums."""
+        parts = []
         for threshold in self.thresholds:
             p = torch.sigmoid((y - threshold) / self.width) * valid
             o = ((truth >= threshold) & valid).to(y.dtype)
-            both, every = (t.sum((0, 2, 3, 4)) + self.PIXELS for t in (p * o, p + o - p * o))
-            total = total + (1.0 - both / every).mean()
-        return total / len(self.thresholds)
+            parts.append(torch.stack([(p * o).sum((0, 2, 3, 4)), (p + o - p * o).sum((0, 2, 3, 4))]))
+        hits, union = torch.stack(parts, 1)
+        self.sums.mul_(self.DECAY).add_(torch.stack([hits, union]).detach())
+        self.batches.mul_(self.DECAY).add_(1)
+        csi = self.sums[0] / self.sums[1].clamp(min=1)
+        gain = (hits - csi * union) / (self.sums[1] / self.batches).clamp(min=1)
+        return (1 - csi - gain).mean()
 
 
 def _mean_by_lead(values: Tensor, valid: Tensor) -> Tensor:

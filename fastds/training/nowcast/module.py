@@ -40,7 +40,8 @@ class NowcastModule(SupervisedModule):
         self.thresholds = fd.normalised_rates(config.loss.rates, tuple(config.loss.z_r), c.floor, c.ceiling)
         floors = [(f - c.floor) / self.range_dbz for f in _FLOORS_DBZ if f >= c.floor]
         width = config.loss.csi_width / self.range_dbz
-        self.rain_loss = RainLoss(self.thresholds, floors, width, config.loss.csi_weight, 1.0 / self.range_dbz)
+        options = (self.thresholds, floors, width, config.loss.csi_weight, 1.0 / self.range_dbz, c.future)
+        self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output
         if (config.stage is not None) != isinstance(model, StagedRNN):
             raise ValueError(f"stage must be given for a StagedRNN and for no other, got {config.stage!r}")
         if config.stage == "deblurrer":
@@ -87,7 +88,8 @@ class NowcastModule(SupervisedModule):
         c = self.config.loss
         weights = ABLATIONS[c.ablation](self.epoch()) if len(prediction) == 2 else None
         if c.kind == "rain":
-            parts = [self.rain_loss(*self.future(y, batch)) for y in prediction]
+            pairs = zip(self.rain_losses, prediction, strict=False)
+            parts = [rain_loss(*self.future(y, batch)) for rain_loss, y in pairs]
             return parts[0] if weights is None else weights.forecast * parts[0] + weights.deblurred * parts[1]
         truth, valid = batch["frames"][:, 1:], batch["valid"][:, 1:]
         prediction = [torch.where(valid, y, truth) for y in prediction]
