@@ -7,10 +7,18 @@ import torch.nn.functional as F
 
 import fastds
 from fastds.ops import conv_lstm_cell
+from fastds.reference.conv_lstm_cell import conv_lstm_cell as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 
-SHAPES = [(2, 24, 24, 9, 7), (1, 3, 24, 5, 18), (1, 17, 16, 4, 4), (2, 5, 9, 1, 3), (1, 40, 33, 6, 5)]  # B, C1, C, H, W
+SHAPES = [
+    (2, 24, 24, 9, 7),
+    (1, 3, 24, 5, 18),
+    (1, 17, 16, 4, 4),
+    (2, 5, 9, 1, 3),
+    (1, 40, 33, 6, 5),
+    (1, 8, 80, 9, 9),
+]  # B, C1, C, H, W
 
 
 def inputs(shape, dtype=torch.float32, layout=torch.channels_last):
@@ -139,8 +147,9 @@ def test_torch_machinery():
     assert h.shape == c.shape == (0, 16, 5, 4)
     with fastds.backend("reference"):
         expected = conv_lstm_cell(*plain)
-    for a, b in zip(conv_lstm_cell(*plain), expected, strict=True):
+    for a, b, c in zip(conv_lstm_cell(*plain), expected, reference(*plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(b, c)
 
 
 def test_error_messages():

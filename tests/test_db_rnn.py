@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DB-RNN family: parameters and multiply-adds of the paper, cells and networks against db_rnn_reference.py."""
+"""The DB-RNN family: parameters and multiply-adds of the paper, cells and networks against their reference."""
 
 import copy
 
-import db_rnn_reference as reference
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
 from fastds.models.db_rnn import DBRNN, MSRNN, StagedRNN
 from fastds.models.db_rnn.cells import CELLS, build_cell
+from fastds.reference import db_rnn as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -86,25 +86,23 @@ void register_conv3x3(py::module_& m) {
             "workspace: `bytes` bytes, 64-byte aligned; the numbers do not depend on threads");
     m.def(
         "conv3x3_packed_size",
-        [](int64_t O, int64_t C, bool adjoint, int gates) {
+        [](int64_t O, int64_t C, bool adjoint) {
             const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
-            return FASTDS_DISPATCH(conv3x3_packed_size, w, adjoint, gates);
+            return FASTDS_DISPATCH(conv3x3_packed_size, w, adjoint);
         },
-        arg("O"), arg("C"), arg("adjoint"), arg("gates") = 0);
+        arg("O"), arg("C"), arg("adjoint"));
     m.def(
         "conv3x3_pack_weight",
         [](intptr_t weight, int dtype, int64_t O, int64_t C, int64_t stride_o, int64_t stride_c, int64_t stride_h, int64_t stride_w,
-           bool adjoint, int64_t shuffle, int gates, intptr_t packed, intptr_t copy, int threads) {
+           bool adjoint, int64_t shuffle, intptr_t packed, intptr_t copy, int threads) {
             const Conv3x3Weight w{pointer(copy), to_dtype(dtype), O, C, stride_o, stride_c, stride_h, stride_w};
             FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
-            FASTDS_CHECK(gates == 0 || (!adjoint && shuffle == 1 && (gates == 1 || gates == 2 || gates == 4) && O % gates == 0),
-                         "conv3x3: gates are 1, 2 or 4 parts of the outputs of a forward weight");
             py::gil_scoped_release release;
             std::memcpy(pointer(copy), pointer(weight), O * C * 9 * item_size(dtype));
-            FASTDS_DISPATCH(conv3x3_pack_weight, w, adjoint, shuffle, gates, static_cast<float*>(pointer(packed)), threads);
+            FASTDS_DISPATCH(conv3x3_pack_weight, w, adjoint, shuffle, static_cast<float*>(pointer(packed)), threads);
         },
         "Transforms the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
-        "conv3x3_packed_size floats, copy: the bytes of the weight; gates: see csrc/conv3x3/gates.h");
+        "conv3x3_packed_size floats, copy: the bytes of the weight");
     m.def(
         "conv3x3_same",
         [](intptr_t a, intptr_t b, int64_t bytes) { return std::memcmp(pointer(a), pointer(b), bytes) == 0; },

@@ -53,12 +53,12 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads) {
     const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
     const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
     const int64_t pass = (wide ? kWidePassColumns : kPassColumns) / kL;
-    plan.block_vectors = vectors <= pass ? vectors : pass;
+    plan.block_vectors = makes_one_pass(inputs, outputs) ? vectors : pass;
     plan.blocks = (tiles + most_tiles - 1) / most_tiles;
     plan.threads = static_cast<int>(least(threads, tiles > 0 ? tiles : 1));
     plan.blocks = round_up(plan.blocks, plan.threads);
     plan.block_tiles = tiles > 0 ? (tiles + plan.blocks - 1) / plan.blocks : 1;
-    plan.store = static_cast<int>(call.gates > 0 ? Store::cached : choose_store(call, plan.block_vectors == vectors));
+    plan.store = static_cast<int>(choose_store(call, plan.block_vectors == vectors));
     const Layout at(call, plan.block_tiles, plan.block_vectors);
     plan.thread_floats = at.floats;
     plan.bytes = (plan.threads * at.floats + round_up(outputs, 16)) * static_cast<int64_t>(sizeof(float));

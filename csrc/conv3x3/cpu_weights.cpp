@@ -9,11 +9,11 @@ namespace FASTDS_ISA {
 namespace {
 
 template <class T>
-void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, int gates, float* packed, int threads) {
+void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, float* packed, int threads) {
     const T* data = static_cast<const T*>(w.data);
     const int64_t inputs = adjoint ? w.O : w.C;
     // The outputs that the columns stand for; in the adjoint the rows.
-    const ColumnMap outputs = column_map(w.O, w.C, shuffle, gates), map = adjoint ? column_map(w.C, w.O, 1, 0) : outputs;
+    const ColumnMap outputs{w.O, shuffle}, map = adjoint ? ColumnMap{w.C, 1} : outputs;
     const ColumnBlocks cut = column_blocks<float>(map.columns);
     const int64_t plane = packed_plane(inputs, cut);
     parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
@@ -51,16 +51,15 @@ void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, int gates, floa
 
 }  // namespace
 
-int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint, int gates) {
-    const ColumnMap map = adjoint ? column_map(w.C, w.O, 1, 0) : column_map(w.O, w.C, 1, gates);
-    return kPoints * packed_plane(adjoint ? w.O : w.C, column_blocks<float>(map.columns));
+int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint) {
+    return kPoints * packed_plane(adjoint ? w.O : w.C, column_blocks<float>(adjoint ? w.C : w.O));
 }
 
-void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, int gates, float* packed, int threads) {
+void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads) {
     switch (weight.dtype) {
-        case f32: return pack<float>(weight, adjoint, shuffle, gates, packed, threads);
-        case f16: return pack<Half>(weight, adjoint, shuffle, gates, packed, threads);
-        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, gates, packed, threads);
+        case f32: return pack<float>(weight, adjoint, shuffle, packed, threads);
+        case f16: return pack<Half>(weight, adjoint, shuffle, packed, threads);
+        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, packed, threads);
         case f64: break;
     }
 }

@@ -76,8 +76,8 @@ struct StoreStage {
         return load_vec<kL>(lanes);
     }
 
-    // rows x columns of the tile's 4 x 4 pixels exist.
-    FASTDS_HD void store(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
+    // Adds bias and residual and activates; rows x columns of the tile's 4 x 4 pixels exist.
+    FASTDS_HD void complete(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         const V bias_here = load_vec<kL>(bias + column);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
@@ -95,6 +95,9 @@ struct StoreStage {
 #pragma GCC unroll 4
                 for (int c = 0; c < 4; c++) y[r][c] = activate(y[r][c]);
         }
+    }
+
+    FASTDS_HD void store(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
         if (How == Store::staged) {
             const int64_t pixel = call.sinks.view[0].channels;
             store_pixels(staging + column, 4 * pixel, pixel, rows, columns, 0, count, y);
@@ -162,7 +165,9 @@ inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile
     for (; column < end; column += kL, m += kL) {
         V y[4][4];
         finish_vector(m, plane, y);
-        stage.store(tile, rows, columns, column, static_cast<int>(least(kL, end - column)), y);
+        const int count = static_cast<int>(least(kL, end - column));
+        stage.complete(tile, rows, columns, column, count, y);
+        stage.store(tile, rows, columns, column, count, y);
     }
     stage.end(tile, rows, columns);
 }

@@ -53,9 +53,8 @@ struct Conv3x3Call {
     const float* packed;  // conv3x3_pack_weight
     const void* bias;     // O values of bias_dtype in the order of the weight, or null
     DType bias_dtype;
-    Conv3x3View residual;  // of the sinks' dtype before the shuffle, data null: none; with gates all of them, (gate, channel)
+    Conv3x3View residual;  // of the sinks' dtype before the shuffle, data null: none
     int64_t shuffle;       // of the sinks
-    int gates;             // 0; a recurrent cell: 1, 2 or 4, see gates.h, and the sinks are one view of the cell's channels
     int act;
     float negative_slope;  // of act, or of the activation that the sources' sign belongs to
 };
@@ -89,10 +88,9 @@ struct Conv3x3Plan {
 // clang-format off
 FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads))
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
-// For forward (adjoint = false) or grad_x; shuffle is the factor of the convolution's output. gates: see Conv3x3Call.
-FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adjoint, int gates))
-FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, int gates, float* packed,
-                                        int threads))
+// For forward (adjoint = false) or grad_x; shuffle is the factor of the convolution's output.
+FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adjoint))
+FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads))
 FASTDS_PER_ISA(int64_t conv3x3_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* workspace))
 // clang-format on

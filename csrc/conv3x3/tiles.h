@@ -20,40 +20,25 @@ constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // of M, made at 
 inline bool is_wide(int64_t inputs, int64_t columns) { return inputs * columns > 64 << 10; }
 
 // Which output of the convolution stands in a packed column. Outputs of a shuffled convolution stand as (sub-pixel, channel).
-// Outputs (gate, channel) of a recurrent cell stand as (group of `unit` channels, gate, channel of the group): the group's
-// gates * unit columns are whole vectors, so that the output stage has all gates of its channels.
 struct ColumnMap {
-    int64_t columns, outputs, shuffle, gates, unit;
+    int64_t columns, shuffle;
 
-    FASTDS_HD int64_t group_vectors() const { return gates > 1 ? gates * unit / kL : 1; }
     // -1: a column of zeros
     FASTDS_HD int64_t output(int64_t column) const {
-        if (gates == 0) {
-            const int64_t parts = shuffle * shuffle, per_part = outputs / parts;
-            return column < outputs ? column % per_part * parts + column / per_part : -1;
-        }
-        const int64_t channels = outputs / gates, channel = column / (gates * unit) * unit + column % unit;
-        return channel < channels ? column / unit % gates * channels + channel : -1;
+        const int64_t parts = shuffle * shuffle, per_part = columns / parts;
+        return column < columns ? column % per_part * parts + column / per_part : -1;
     }
 };
-
-// gates: 0 (no cell), 1, 2 or 4. Half a vector of channels is the unit where that saves columns, as for 24 channels.
-inline ColumnMap column_map(int64_t outputs, int64_t inputs, int64_t shuffle, int64_t gates) {
-    if (gates == 0) return {outputs, outputs, shuffle, 0, 0};
-    const int64_t channels = outputs / gates, half = kL / 2;
-    const int64_t unit = gates > 1 && kL >= 8 && round_up(channels, half) < round_up(channels, kL) ? half : kL;
-    int64_t columns = gates * round_up(channels, unit);
-    if (is_wide(inputs, columns) || columns > kPassColumns) columns = round_up(columns, 4 * kL);  // passes end where groups end
-    return {columns, outputs, 1, gates, unit};
-}
 
 // Floats between the 36 packed matrices: an odd number of cache lines, so that the columns of a filter fall into different sets
 // of the caches (packing 128 x 128 filters took 5 times as long).
 FASTDS_HD int64_t packed_plane(int64_t inputs, const ColumnBlocks& cut) { return inputs * cut.vectors * kL + 16; }
 
-inline ColumnMap columns_of(const Conv3x3Call& call) {
-    const int64_t outputs = call.sinks.channels() * (call.gates == 0 ? 1 : call.gates);
-    return column_map(outputs, call.sources.channels(), call.shuffle, call.gates);
+inline ColumnMap columns_of(const Conv3x3Call& call) { return {call.sinks.channels(), call.shuffle}; }
+
+// Whether the engine makes all columns of a block of tiles before it goes on to the output stage.
+inline bool makes_one_pass(int64_t inputs, int64_t columns) {
+    return round_up(columns, kL) <= (is_wide(inputs, columns) ? kWidePassColumns : kPassColumns);
 }
 
 struct Tile {

@@ -54,25 +54,21 @@ PlannedCell make_cell(int formula, double option, double slope, const GeometryAr
                      "conv_gates: an operand does not fit");
         cell.operands[k] = {to_view(operands[k]), dtype != call.sources.dtype};
     }
+    const int64_t outputs = shape.gates * channels;
     const auto fits = [&](const TensorArgs& t) {
-        return std::get<1>(t) == call.sources.dtype && std::get<2>(t) == shape.gates * channels;
+        return std::get<1>(t) == call.sources.dtype && std::get<2>(t) == outputs;
     };
-    if (pre) {
-        FASTDS_CHECK(fits(*pre), "conv_gates: pre does not fit the output");
-        cell.pre = to_view(*pre);
-    }
+    FASTDS_CHECK(!pre || fits(*pre), "conv_gates: pre does not fit the output");
+    call.sinks = to_views({pre.value_or(TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0})}, 1, 0);
     if (residual) {
         FASTDS_CHECK(fits(*residual), "conv_gates: residual does not fit the output");
         call.residual = to_view(*residual);
     }
-    TensorArgs sink = operands.back();
-    std::get<1>(sink) = call.sources.dtype;
-    call.sinks = to_views({sink}, 1, 0);
+    FASTDS_CHECK(FASTDS_DISPATCH(conv_gates_fits, call.sources.channels(), outputs), "conv_gates: too many channels");
     call.packed = static_cast<const float*>(pointer(packed));
     call.bias = pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
     call.shuffle = 1;
-    call.gates = shape.gates;
     planned.plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
     return planned;
 }
@@ -81,6 +77,9 @@ PlannedCell make_cell(int formula, double option, double slope, const GeometryAr
 
 void register_conv_gates(py::module_& m) {
     using py::arg;
+    m.def(
+        "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH(conv_gates_fits, inputs, outputs); },
+        arg("inputs"), arg("outputs"), "Whether ConvGates takes a convolution of that many channels");
     py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
         .def(py::init(&make_cell), py::kw_only(), arg("formula"), arg("option"), arg("slope"), arg("geometry"), arg("sources"),
              arg("packed"), arg("bias") = 0, arg("bias_dtype") = 0, arg("residual") = std::nullopt, arg("operands"),

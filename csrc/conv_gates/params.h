@@ -12,7 +12,10 @@ namespace fastds {
     X(lstm_gates, LstmGates, 0, 4)                               \
     X(gru_reset, GruReset, 0, 2)                                 \
     X(gru_update, GruUpdate<false>, 1, 1)                        \
-    X(gru_update_leaky, GruUpdate<true>, 1, 1)
+    X(gru_update_leaky, GruUpdate<true>, 1, 1)                   \
+    X(memory_gates, MemoryGates<false>, 0, 3)                    \
+    X(st_lstm_gates, StLstmGates, 0, 4)                          \
+    X(output_gate, OutputGate<false>, 0, 1)
 
 struct ConvGatesOperand {
     Conv3x3View view;
@@ -25,9 +28,10 @@ struct ConvGates {
     GateFormula formula;
     double option, slope;                      // see GatesParams
     ConvGatesOperand operands[kGateOperands];  // inputs that the convolution does not give, then outputs, in the formula's order
-    Conv3x3View pre;                           // (B, gates * C, H, W) for the backward; data null: not kept
 };
 
+// Whether the cell's pre-activations are made in one pass, which conv_gates needs.
+FASTDS_PER_ISA(bool conv_gates_fits(int64_t inputs, int64_t outputs))
 FASTDS_PER_ISA(void conv_gates(const ConvGates& cell, const Conv3x3Plan& plan, float* workspace))
 
 }  // namespace fastds

@@ -93,6 +93,31 @@ struct MemoryGatesBackward {
     }
 };
 
+// MemoryGates beside the output's pre-activation, which passes;  (i, f, g, q, c) -> (c', q)
+struct StLstmGates {
+    FASTDS_GATE_FORMULA(5, 2) {
+        const V memory[4] = {in[0], in[1], in[2], in[4]};
+        V c[1];
+        MemoryGates<false>::apply<A>(memory, c, options);
+        out[0] = c[0];
+        out[1] = in[3];
+    }
+};
+
+// (grad_c', grad_q, i, f, g, q, c) -> (grad_i, grad_f, grad_g, grad_q, grad_c)
+struct StLstmGatesBackward {
+    FASTDS_GATE_FORMULA(7, 5) {
+        const V memory[5] = {in[0], in[2], in[3], in[4], in[6]};
+        V grads[4];
+        MemoryGatesBackward<false>::apply<A>(memory, grads, options);
+        out[0] = grads[0];
+        out[1] = grads[1];
+        out[2] = grads[2];
+        out[3] = in[1];
+        out[4] = grads[3];
+    }
+};
+
 // y = s(a) t(b), or t(a) t(b);  (a, b) -> y
 template <bool tanh_gate>
 struct OutputGate {

@@ -19,6 +19,8 @@ namespace fastds {
     X(memory_gates_backward, MemoryGatesBackward<false>)             \
     X(memory_gates_tanh, MemoryGates<true>)                          \
     X(memory_gates_tanh_backward, MemoryGatesBackward<true>)         \
+    X(st_lstm_gates, StLstmGates)                                    \
+    X(st_lstm_gates_backward, StLstmGatesBackward)                   \
     X(output_gate, OutputGate<false>)                                \
     X(output_gate_backward, OutputGateBackward<false>)               \
     X(output_gate_tanh, OutputGate<true>)                            \

@@ -118,10 +118,10 @@ class ConvPassOps:
 
     def _forward(self, *args):
         (x, x2, weight, bias, residual), others, options, algorithm, keep_pre = self._split(args)
-        fused = all(t.dtype in (x.dtype, torch.float32) for t in others) and _use_winograd(
-            algorithm, x, weight.shape[1], weight.shape[0], x.dtype, False
-        )
-        if fused and x.shape[0]:
+        outputs, inputs = weight.shape[:2]
+        winograd = _use_winograd(algorithm, x, inputs, outputs, x.dtype, False)
+        wide = any(t.dtype == torch.float64 for t in others)
+        if winograd and not wide and x.shape[0] and _native.native().conv_gates_fits(inputs, outputs):
             return self._fused(*args)
         self.check(x, x2, weight, bias, residual, *others)
         pre = without_gradients(
@@ -138,7 +138,7 @@ class ConvPassOps:
         operands = [*(_winograd.nhwc(t) for t in others), *results]
         residual = None if residual is None else _winograd.nhwc(residual)
         bias = None if bias is None else bias.contiguous()
-        filters = _winograd.packed(weight, False, 1, gates=self.gates)
+        filters = _winograd.packed(weight, False, 1)
         suffix, option, slope = self.spec.variant(*options)
         batch, _, height, width = x.shape
         module, tensor = _native.native(), _winograd._tensor
@@ -225,6 +225,12 @@ class ConvPassOps:
 
         Function.__name__ = Function.__qualname__ = ops.name
         return Function
+
+
+def of_first(weight, x):
+    """The part of a weight for the first of two sources; whatever is no tensor is left to the checks."""
+    both = isinstance(weight, Tensor) and isinstance(x, Tensor) and weight.dim() == 4 and x.dim() == 4
+    return weight[:, : x.shape[1]] if both else weight
 
 
 def _pre(x: Tensor, channels: int) -> Tensor:

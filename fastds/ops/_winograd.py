@@ -46,12 +46,11 @@ def _workspace(size: int) -> Tensor:
     return new
 
 
-def packed(weight: Tensor, adjoint: bool, shuffle: int, gates: int = 0) -> Tensor:
+def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
     """The transformed filters, kept while the weight's bytes stay the same.
 
     Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
     leave them as they were. So a copy of the weight lies beside its transform, and they are compared.
-    gates: 1, 2 or 4 interleaves the outputs (gate, channel) of a recurrent cell, see csrc/conv3x3/gates.h.
     """
     weights = getattr(_kept, "weights", None)
     if weights is None:
@@ -60,16 +59,16 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int, gates: int = 0) -> Tenso
     module = _native.native()
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         weight = weight.contiguous()
-    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, gates, module.isa())
+    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
     entry = weights.get(key)
     fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes)
     if not fresh:
         out, inputs = weight.shape[:2]
         if entry is None:
-            size = module.conv3x3_packed_size(out, inputs, adjoint, gates)
+            size = module.conv3x3_packed_size(out, inputs, adjoint)
             entry = weights[key] = _room(weights, weight.nbytes, size)
         dtype, threads = _native.DTYPES[weight.dtype], torch.get_num_threads()
-        sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle, gates)
+        sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle)
         module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
     weights.move_to_end(key)
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastds._registry import call
 from fastds.convolution import current
-from fastds.ops._conv_gates import ConvPassOps
+from fastds.ops._conv_gates import ConvPassOps, of_first
 from fastds.ops._gates import autocast
 from fastds.ops.lstm_gates import OPS as GATES
 
@@ -13,7 +13,7 @@ CELL = ConvPassOps("conv_lstm_cell", GATES, sources=("x", "h"), triton="conv_lst
 
 
 def conv_lstm_cell(
-    x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor | None = None
+    x: Tensor, h: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """One step of a convolutional LSTM, the pre-activations never written unless a gradient needs them.
 
@@ -21,7 +21,7 @@ def conv_lstm_cell(
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        h: (B, C, H, W), dtype of x.
+        h: (B, C, H, W), dtype of x. None for zeros: its part of the weight is left out.
         c: (B, C, H, W), dtype of x or float32.
         weight: (4C, C1 + C, 3, 3), dtype of x or float32, outputs in the order i, f, g, o. bias: (4C,) or None.
 
@@ -38,5 +38,6 @@ def conv_lstm_cell(
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
     x, h, c = autocast((x, h, c), wide=(2,))
+    weight = of_first(weight, x) if h is None else weight
     CELL.check(x, h, weight, bias, None, c)
     return call(CELL.op, x, h, weight, bias, None, c, current(), False)[:2]

@@ -6,12 +6,13 @@ import torch
 from gpuless.emu import ptxas_report
 
 import fastds
-from fastds.ops import gru_reset, gru_update, lstm_gates, memory_gates, output_gate, traj_gru_gates
+from fastds.ops import gru_reset, gru_update, lstm_gates, memory_gates, output_gate, st_lstm_gates, traj_gru_gates
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 PASSES = {
     "lstm_gates": (lstm_gates, (4, 1), {}),
     "memory_gates": (memory_gates, (3, 1), {}),
+    "st_lstm_gates": (st_lstm_gates, (4, 1), {}),
     "memory_gates_tanh": (memory_gates, (3, 1), {"state_act": "tanh"}),
     "output_gate": (output_gate, (1, 1), {}),
     "output_gate_tanh": (output_gate, (1, 1), {"act": "tanh"}),
@@ -20,7 +21,7 @@ PASSES = {
     "gru_update_leaky": (gru_update, (1, 1, 1), {"act": "leaky_relu"}),
     "traj_gru_gates": (traj_gru_gates, (3, 3, 1), {}),
 }
-WIDE = {"lstm_gates", "memory_gates", "memory_gates_tanh", "output_gate", "output_gate_tanh"}
+WIDE = {"lstm_gates", "st_lstm_gates", "memory_gates", "memory_gates_tanh", "output_gate", "output_gate_tanh"}
 
 
 def inputs(name, dtype, layout, shape=(2, 5, 3, 7)):

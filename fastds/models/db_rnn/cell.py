@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fastds.nn.conv3x3 import Conv1x1
+
 
 class Cell(nn.Module):
     """One layer of a module, C channels in and out.
@@ -32,6 +34,13 @@ class Cell(nn.Module):
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__()
         self.channels, self.layer, self.layers = channels, layer, layers
+
+    def fold(self, embed: Conv1x1) -> tuple[Tensor, ...] | None:
+        """Weights with the embedding of layer 0 inside, see fastds/models/db_rnn/fold.py; None: the cell has none.
+
+        A cell that gives them takes them back as forward(..., folded=...), with (frame, 1) (B, 2, H, W) for x.
+        """
+        return None
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None):
         raise NotImplementedError(f"{type(self).__name__} has no forward")

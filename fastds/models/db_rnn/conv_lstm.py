@@ -2,6 +2,7 @@
 """ConvLSTM in the frame of MS-RNN."""
 
 from fastds.models.db_rnn.cell import Cell, zeros
+from fastds.models.db_rnn.fold import fold_embedding
 from fastds.nn.summed_conv import SummedConv3x3
 from fastds.ops.conv_lstm_cell import conv_lstm_cell
 
@@ -16,7 +17,11 @@ class ConvLSTM(Cell):
         super().__init__(channels, layer, layers)
         self.gates = SummedConv3x3((channels, channels), 4 * channels)
 
-    def forward(self, x, state, m, previous):
-        h, c = (zeros(x), zeros(x, memory=True)) if state is None else state
-        h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.bias.sum(0))
+    def fold(self, embed):
+        return (fold_embedding(self.gates, embed),)
+
+    def forward(self, x, state, m, previous, folded=None):
+        h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
+        weight = self.gates.weight if folded is None else folded[0]
+        h, c = conv_lstm_cell(x, h, c, weight, self.gates.bias.sum(0))
         return h, (h, c), None

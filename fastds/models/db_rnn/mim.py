@@ -7,7 +7,7 @@ from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.pred_rnn import SpatialMemory
 from fastds.nn.conv3x3 import Conv3x3
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.memory_gates import memory_gates
+from fastds.ops.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 from fastds.ops.output_gate import output_gate
 
 
@@ -29,11 +29,12 @@ class MemoryInMemory(nn.Module):
         self.steady_output = Conv3x3(channels, channels)
 
     def forward(self, d: Tensor, c: Tensor, n: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        count = d.shape[1]
-        n = memory_gates(self.changing(d, n), n)
-        steady_input = output_gate(self.changing_output(d, n), n)
-        gates, q = self.steady(steady_input, c).split([3 * count, count], 1)
-        s = memory_gates(gates, s)
+        def weights(module):
+            return module.weight, module.bias.sum(0)
+
+        n = conv_memory_gates(d, n.to(d.dtype), n, *weights(self.changing))
+        steady_input = conv_output_gate(d, n.to(d.dtype), n, *weights(self.changing_output))
+        s, q = conv_st_lstm_gates(steady_input, c.to(d.dtype), s, *weights(self.steady))
         return output_gate(self.steady_output(s.to(d.dtype), residual=q), s), n, s
 
 
@@ -71,16 +72,15 @@ class MIM(Cell):
         """(h, state, m, pre-activation of the output gate)."""
         if state is None:
             memories = [zeros(x, memory=True) if k == 0 or self.layer else None for k in range(3)]
-            state = (zeros(x), *memories)
+            state = (None if self.layer == 0 else zeros(x), *memories)
         h, c, n, s = state
         count = self.channels
         if self.layer == 0:
-            gates, q = self.gates(x, h).split([3 * count, count], 1)
-            c = memory_gates(gates, c)
+            c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.bias.sum(0))
         else:
             i, g, q = self.gates(x, h).split(count, 1)
             kept, n, s = self.cascade(x if previous is None else x - previous, c, n, s)
             c = (kept + output_gate(i, g)).to(c.dtype)
         m = self.spatial.update(x, m)
-        h, gate = self.spatial.emit(q, c, m)
+        h, gate = self.spatial.emit_with_gate(q, c, m)
         return h, (h, c, n, s), m, gate

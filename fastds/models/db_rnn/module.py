@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.db_rnn.cells import build_cell
+from fastds.models.db_rnn.fold import with_ones
 from fastds.nn.conv3x3 import Conv1x1
 
 LAYERS = 6
@@ -34,10 +35,11 @@ SKIP = {4: 1, 5: 0}  # layer: the encoder layer whose output it adds
 
 @dataclass
 class ModuleState:
-    """What a module carries from step to step: the cells' states and the maps their differences are taken from."""
+    """What a module carries from step to step: the cells' states the maps their differences are taken from."""
 
     cells: list[Any] = field(default_factory=lambda: [None] * LAYERS)
     previous: list[Tensor | None] = field(default_factory=lambda: [None] * LAYERS)
+    folded: tuple[Tensor, ...] | None = None  # weights of layer 0 for the whole sequence
 
 
 class MSModule(nn.Module):
@@ -84,7 +86,10 @@ class MSModule(nn.Module):
             Y (B, 1, H, W), the hidden states of all layers, and the zigzag memory that leaves layer 5.
         """
         hidden: list[Tensor] = []
-        h = self.embed(frame)
+        if skips is None and state.folded is None:
+            state.folded = self.cells[0].fold(self.embed)
+        folded = None if skips is not None else state.folded
+        h = self.embed(frame) if folded is None else with_ones(frame)
         for layer, (cell, resize) in enumerate(zip(self.cells, RESIZE, strict=True)):
             arrived = resize(h)
             m = m if m is None else resize(m)
@@ -93,7 +98,8 @@ class MSModule(nn.Module):
                 x = x + hidden[SKIP[layer]]
             if skips is not None:
                 x = x + skips[layer]
-            h, state.cells[layer], m = cell(x, state.cells[layer], m, state.previous[layer])
+            options = {"folded": folded} if layer == 0 and folded is not None else {}
+            h, state.cells[layer], m = cell(x, state.cells[layer], m, state.previous[layer], **options)
             if cell.difference is not None:
                 state.previous[layer] = arrived if cell.difference == "hidden" else x
             hidden.append(h)

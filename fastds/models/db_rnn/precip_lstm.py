@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.conv3x3 import Conv1x1, Conv3x3
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.memory_gates import memory_gates
+from fastds.ops.conv_st_lstm_gates import conv_memory_gates, conv_st_lstm_gates
 from fastds.ops.output_gate import output_gate
 from fastds.ops.window_attention2d import window_attention2d
 
@@ -59,16 +59,18 @@ class PrecipLSTM(Cell):
 
     def forward(self, x, state, m, previous):
         if state is None:
-            state = (zeros(x), *(zeros(x, memory=True) for _ in range(3)))
+            state = (None, *(zeros(x, memory=True) for _ in range(3)))
         h, c, ms, mt = state
         m = zeros(x, memory=True) if m is None else m
-        n = self.channels
         y = self.attention(x)
-        gates, q = self.gates(y, h).split([3 * n, n], 1)
-        c = memory_gates(gates, c)
-        m = memory_gates(self.zigzag_gates(y, m), m)
-        ms = memory_gates(self.spatial_gates(y, ms), ms)
-        mt = memory_gates(self.temporal_gates(x if previous is None else x - previous, mt), mt)
+        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.bias.sum(0))
+
+        def updated(module, source, memory):
+            weights = module.weight, module.bias.sum(0)
+            return conv_memory_gates(source, memory.to(source.dtype), memory, *weights)
+
+        m, ms = updated(self.zigzag_gates, y, m), updated(self.spatial_gates, y, ms)
+        mt = updated(self.temporal_gates, x if previous is None else x - previous, mt)
         memories = [t.to(x.dtype) for t in (c, ms, mt, m)]
         h = output_gate(self.output(*memories, residual=q), self.mix(torch.cat(memories, 1)))
         return h, (h, c, ms, mt), m

@@ -4,9 +4,10 @@
 from torch import Tensor, nn
 
 from fastds.models.db_rnn.cell import Cell, zeros
+from fastds.models.db_rnn.fold import fold_embedding
 from fastds.nn.conv3x3 import Conv1x1
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.memory_gates import memory_gates
+from fastds.ops.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 from fastds.ops.output_gate import output_gate
 
 
@@ -23,12 +24,19 @@ class SpatialMemory(nn.Module):
         self.output = SummedConv3x3((channels, channels), channels)
         self.mix = Conv1x1(2 * channels, channels)
 
-    def update(self, x: Tensor, m: Tensor | None) -> Tensor:
-        """m'."""
-        m = zeros(x, memory=True) if m is None else m
-        return memory_gates(self.memory(x, m), m)
+    def update(self, x: Tensor, m: Tensor | None, weight: Tensor | None = None) -> Tensor:
+        """m'; weight: of the memory's gates, where it is not the module's own (a folded embedding)."""
+        weight, bias = self.memory.weight if weight is None else weight, self.memory.bias.sum(0)
+        if m is None:
+            return conv_memory_gates(x, None, zeros(x, len(bias) // 3, memory=True), weight, bias)
+        return conv_memory_gates(x, m.to(x.dtype), m, weight, bias)
 
-    def emit(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    def emit(self, q: Tensor, c: Tensor, m: Tensor) -> Tensor:
+        """h'."""
+        c, m = c.to(q.dtype), m.to(q.dtype)
+        return conv_output_gate(c, m, self.mix(c, m), self.output.weight, self.output.bias.sum(0), residual=q)
+
+    def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """h' and the pre-activation of its gate."""
         c, m = c.to(q.dtype), m.to(q.dtype)
         gate = self.output(c, m, residual=q)
@@ -52,11 +60,13 @@ class PredRNN(Cell):
         self.gates = SummedConv3x3((channels, channels), 4 * channels)
         self.spatial = SpatialMemory(channels)
 
-    def forward(self, x, state, m, previous):
-        h, c = (zeros(x), zeros(x, memory=True)) if state is None else state
-        n = self.channels
-        gates, q = self.gates(x, h).split([3 * n, n], 1)
-        c = memory_gates(gates, c)
-        m = self.spatial.update(x, m)
-        h, _ = self.spatial.emit(q, c, m)
+    def fold(self, embed):
+        return fold_embedding(self.gates, embed), fold_embedding(self.spatial.memory, embed)
+
+    def forward(self, x, state, m, previous, folded=None):
+        h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
+        weight, memory_weight = (self.gates.weight, None) if folded is None else folded
+        c, q = conv_st_lstm_gates(x, h, c, weight, self.gates.bias.sum(0))
+        m = self.spatial.update(x, m, memory_weight)
+        h = self.spatial.emit(q, c, m)
         return h, (h, c), m
