@@ -72,6 +72,28 @@ def test_every_instruction_set(dtype, isa, native):
         native.set_isa("auto")
 
 
+@pytest.mark.parametrize("channels,size", [(1, (3, 5)), (64, (130, 131))], ids=["whole pixels", "streamed"])
+@pytest.mark.parametrize("r", [2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_paths_by_size(dtype, r, channels, size, native):
+    """One channel goes by whole pixels; results of 16 MiB and more with whole lines of channels go past the caches."""
+    if channels > 1:
+        size = [n * 2 // r for n in size]
+    x, bias = problem(r, channels, size, batch=2, dtype=dtype)
+    assert channels == 1 or x.nbytes >= 16 << 20 or dtype == torch.bfloat16
+    x.requires_grad_(), bias.requires_grad_()
+    y = pixel_shuffle(x, r, bias, "leaky_relu", 0.25)
+    expected = F.pixel_shuffle(F.leaky_relu(x.double() + bias.double()[:, None, None], 0.25), r)
+    torch.testing.assert_close(y.double(), expected.to(dtype).double())
+    grad = torch.randn(y.shape).to(dtype)
+    got = torch.autograd.grad(y, (x, bias), grad)
+    wanted = torch.autograd.grad(expected, (x, bias), grad.double())
+    torch.testing.assert_close(got[0], wanted[0])
+    torch.testing.assert_close(got[1].double(), wanted[1].double(), atol=0.05 * got[1].abs().max().item(), rtol=0.01)
+    plain = pixel_shuffle(x.detach(), r)
+    assert torch.equal(plain, F.pixel_shuffle(x.detach(), r)) and torch.equal(pixel_unshuffle(plain, r), x.detach())
+
+
 def test_special_values(native):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-42, -1e-42]).view(1, 1, 2, 3)
     for act in ACTS:

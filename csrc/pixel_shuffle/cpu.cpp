@@ -25,15 +25,46 @@ struct BitsOf<BFloat16> {
 template <class T>
 using bits_t = typename BitsOf<T>::type;
 
+// Results from this size on go past the caches, which do not read lines first that are overwritten whole. glibc's memcpy
+// does the same for copies that leave no room in the last level.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
+// One register to memory; streamed where it is a whole line.
+template <class V, class T>
+FASTDS_HD void store_line(T* to, const V& v, bool streamed) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+        if (streamed) {
+            __m512i line;
+            __builtin_memcpy(&line, &v, sizeof(line));
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+            return;
+        }
+    }
+#endif
+    __builtin_memcpy(to, &v, sizeof(V));
+}
+
+// Streamed stores are visible to other threads after this.
+FASTDS_HD void end_stream() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
 template <class T>
 struct Problem {
     using A = compute_t<T>;
     PixelShuffleParams p;
     Activation<A> act;
     int64_t row_stride;  // elements from sub-pixel (i, j) to (i + 1, j); to (i, j + 1) there are C
+    bool streamed;       // the result is large, and its blocks of channels are whole lines
 
     explicit Problem(const PixelShuffleParams& params)
-        : p(params), act(activation<A>(params)), row_stride(params.W * params.r * params.C) {}
+        : p(params), act(activation<A>(params)), row_stride(params.W * params.r * params.C) {
+        const int64_t bytes = p.B * p.C * p.H * p.W * p.r * p.r * static_cast<int64_t>(sizeof(T));
+        streamed = bytes >= kStreamBytes && p.C * sizeof(T) % 64 == 0;
+    }
 
     // Where a row of coarse pixels starts, and its first row of sub-pixels; row counts through the batch.
     int64_t coarse(int64_t row) const { return row * p.W * p.C * p.r * p.r; }
@@ -47,6 +78,7 @@ constexpr int kStep = N < kLanes<compute_t<T>> ? N : kLanes<compute_t<T>>;
 // N channels of one coarse pixel: x to the sub-pixels y. bias null: a permutation that moves bits and nothing else.
 template <int R, int N, bool Plain, class T>
 FASTDS_HD void forward_block(const Problem<T>& problem, const T* x, const compute_t<T>* bias, T* y) {
+    using A = compute_t<T>;
     using V = Vec<bits_t<T>, N>;
     constexpr int S = kStep<T, N>;
     const int64_t C = problem.p.C, row_stride = problem.row_stride;
@@ -67,7 +99,12 @@ FASTDS_HD void forward_block(const Problem<T>& problem, const T* x, const comput
         for (int i = 0; i < R; i++) {
             T* out = y + i * row_stride + j * C;
             if constexpr (Plain) {
-                __builtin_memcpy(out, &column[i], sizeof(V));
+                store_line(out, column[i], problem.streamed);
+            } else if constexpr (N == S && sizeof(T) == sizeof(A)) {
+                Vec<A, N> value;
+                __builtin_memcpy(&value, &column[i], sizeof(V));
+                value = activate(Vec<A, N>(value + load_vec<N>(bias + (i * R + j) * C)), problem.act);
+                store_line(out, value, problem.streamed);
             } else {
                 T stored[N];
                 __builtin_memcpy(&stored, &column[i], sizeof(V));
@@ -120,7 +157,7 @@ FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const 
     for (int g = 0; g < R; g++) {
         interleave<R, N>(v[g]);
 #pragma GCC unroll 8
-        for (int k = 0; k < R; k++) __builtin_memcpy(grad_x + (g * R + k) * N, &v[g][k], sizeof(V));
+        for (int k = 0; k < R; k++) store_line(grad_x + (g * R + k) * N, v[g][k], problem.streamed);
     }
 }
 
@@ -156,6 +193,39 @@ FASTDS_HD void backward_channel(const Problem<T>& problem, const T* grad_y, cons
             }
         }
 }
+
+// The one channel of one coarse pixel: R runs of R elements keep their order, nothing is permuted.
+template <int R, bool Plain, class T>
+FASTDS_HD void forward_pixel(const Problem<T>& problem, const T* x, const compute_t<T>* bias, T* y) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        if constexpr (Plain) {
+            __builtin_memcpy(y + i * problem.row_stride, x + i * R, R * sizeof(T));
+            continue;
+        }
+        const auto value = load_vec<R>(x + i * R) + load_vec<R>(bias + i * R);
+        store_vec<R>(y + i * problem.row_stride, activate(value, problem.act));
+    }
+}
+
+template <int R, bool Plain, class T>
+FASTDS_HD void backward_pixel(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        if constexpr (Plain) {
+            __builtin_memcpy(grad_x + i * R, grad_y + i * problem.row_stride, R * sizeof(T));
+            continue;
+        }
+        auto grad = load_vec<R>(grad_y + i * problem.row_stride);
+        if (y != nullptr) grad = activation_gradient(grad, load_vec<R>(y + i * problem.row_stride), problem.act);
+        if (sums != nullptr) store_vec<R>(sums + i * R, decltype(grad)(load_vec<R>(sums + i * R) + grad));
+        if (grad_x != nullptr) store_vec<R>(grad_x + i * R, grad);
+    }
+}
+
+// Whether a single channel is taken by whole pixels: vectors have 2, 4 or 8 lanes of the type that is calculated in.
+template <int R, class T>
+constexpr bool kWholePixels = (R == 2 || R == 4 || R == 8) && R <= kLanes<compute_t<T>> && sizeof(T) <= 4;
 
 // Channels of the widest block. Factors 5, 6 and 7 have no network, double precision is for checking, and without AVX-512
 // there is no permutation of 16-bit lanes: those go one by one.
@@ -196,6 +266,13 @@ void forward(const Problem<T>& problem, const PixelShuffleForward& t, int thread
         for (int64_t row = begin; row < end; row++) {
             const T* coarse = x + own.coarse(row);
             T* fine = y + own.fine(row);
+            if constexpr (kWholePixels<R, T>) {
+                if (own.p.C == 1) {
+                    for (int64_t w = 0; w < own.p.W; w++)
+                        forward_pixel<R, Plain>(own, coarse + w * R * R, bias, fine + w * R);
+                    continue;
+                }
+            }
             for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
                 constexpr int N = decltype(width)::value;
                 const T* from = coarse + (w * own.p.C + c) * own.p.r * own.p.r;
@@ -206,6 +283,7 @@ void forward(const Problem<T>& problem, const PixelShuffleForward& t, int thread
                     forward_channel<Plain>(own, from, bias + c, to);
             });
         }
+        if (own.streamed) end_stream();
     });
 }
 
@@ -223,7 +301,17 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
         for (int64_t piece = begin; piece < end; piece++) {
             A* sums = grad_bias == nullptr ? nullptr : partials + piece * channels;
             if (sums != nullptr) __builtin_memset(sums, 0, channels * sizeof(A));
-            for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++)
+            for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
+                if constexpr (kWholePixels<R, T>) {
+                    if (own.p.C == 1) {
+                        for (int64_t w = 0; w < own.p.W; w++) {
+                            const int64_t coarse = own.coarse(row) + w * R * R, fine = own.fine(row) + w * R;
+                            backward_pixel<R, Plain>(own, grad_y + fine, y ? y + fine : nullptr,
+                                                     grad_x ? grad_x + coarse : nullptr, sums);
+                        }
+                        continue;
+                    }
+                }
                 for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
                     constexpr int N = decltype(width)::value;
                     const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * factor;
@@ -236,7 +324,9 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
                     else
                         backward_channel<Plain>(own, above, result, below, bias);
                 });
+            }
         }
+        if (own.streamed) end_stream();
     });
     if (grad_bias == nullptr) return;
     for (int64_t o = 0; o < channels; o++) {
