@@ -7,7 +7,7 @@ import torch
 from fastds import models
 from fastds.models.baselines.extrapolation import extrapolation
 from fastds.models.db_rnn import LagrangianRNN
-from fastds.models.db_rnn.lagrangian import backward_flow
+from fastds.models.db_rnn.lagrangian import backward_flow, match_intensities
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -42,6 +42,7 @@ def test_untrained_network_extrapolates(network):
     model, flow = LagrangianRNN(network, "convgru", 4).eval(), torch.full((2, 2, 40, 40), 0.7)
     with torch.no_grad():
         y = model.forecast(x, 3, flow)
+        assert torch.equal(y, model(x, 3, flow).clamp(0, 1))
     torch.testing.assert_close(y, extrapolation(x, 3, flow).clamp(0, 1), rtol=0, atol=1e-6)
 
 
@@ -58,6 +59,34 @@ def test_what_is_learned_moves_with_the_air():
     for k in range(2):  # frame 2 of `moving` is `still` 4 pixels on, and step k moves 2 (k + 1) further
         columns = slice(28 + 2 * (k + 1), 40 + 2 * (k + 1))
         torch.testing.assert_close(a[0, k, 0, 24:40, columns], b[0, k, 0, 24:40, 24:36], rtol=0, atol=2e-3)
+
+
+def test_matching_gives_the_distribution_and_keeps_the_order():
+    g = torch.Generator().manual_seed(7)
+    y, field = torch.rand(1, 2, 1, 9, 8, generator=g) * 0.3, torch.rand(1, 1, 9, 8, generator=g)
+    valid = torch.rand(1, 1, 9, 8, generator=g) > 0.3
+    got = match_intensities(y, field, valid, 0.4)
+    values = field[valid].sort().values
+    for k in range(2):
+        ours, before = got[:, k][valid], y[:, k][valid]
+        assert torch.equal(got[:, k][~valid], y[:, k][~valid])
+        ours = ours[before.argsort()]
+        strong = values >= 0.4
+        assert torch.equal(ours[strong], values[strong]) and torch.equal(ours[~strong], before.sort().values[~strong])
+
+
+def test_forecasts_keep_the_rain_area():
+    """A network that halves all echo is matched back; without matching it is not."""
+    torch.manual_seed(1)
+    x, flow = blobs(3, (0.0, 0.0), 32), torch.zeros(1, 2, 32, 32)
+    areas = {}
+    for match_above in (0.25, None):
+        model = LagrangianRNN("MSRNN", "convgru", 4, match_above=match_above).eval()
+        torch.nn.init.constant_(model.network.module.output.bias, -0.2)
+        y = model.forecast(x, 2, flow)
+        areas[match_above] = [(z >= 0.3).sum().item() for z in (x[:, -1], *y.unbind(1))]
+    assert areas[0.25][0] == areas[0.25][1] == areas[0.25][2] > 50
+    assert areas[None][0] > areas[None][1] > areas[None][2]
 
 
 def test_saved_and_loaded(tmp_path):

@@ -21,8 +21,8 @@ PRESETS = {
 }
 PRESETS["nowcast-small"] = (
     "LagrangianRNN",
-    {"network": "DBRNN", "hidden": 16},
-    "DB-RNN in small in the frame of the moving air; its weights are shipped.",
+    {"network": "MSRNN", "hidden": 16},
+    "MS-RNN in small in the frame of the moving air; its weights are shipped.",
 )
 
 __all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "LagrangianRNN", "StagedRNN"]

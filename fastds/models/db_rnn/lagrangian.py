@@ -10,7 +10,7 @@ from fastds.models.card import ModelCard
 from fastds.models.db_rnn.network import DBRNN, MSRNN, NowcastModel
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
-_SHARES = (1 / 3, 2 / 3)  # of the flows of the last pairs of frames in the mean
+_SHARES = (1 / 4, 3 / 4)  # of the flows of the last pairs of frames in the mean
 
 
 def backward_flow(frames: Tensor) -> Tensor:
@@ -22,30 +22,64 @@ def backward_flow(frames: Tensor) -> Tensor:
     return torch.einsum("bpchw,p->bchw", flows, shares / shares.sum())
 
 
+def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float) -> Tensor:
+    """Give a forecast the distribution of another field (probability matching), so that it is not too smooth.
+
+    The pixel with the n-th highest value of y gets the n-th highest of reference. Where that is below `least`, y stays,
+    between 0 and least.
+
+    Args:
+        y: (B, n, 1, H, W). reference: (B, 1, H, W), the same for all n. valid: (B, 1, H, W) bool, pixels that take
+            part; others stay. least: see above.
+
+    Returns:
+        (B, n, 1, H, W). Not differentiable; deterministic.
+
+    Source: Ebert 2001, Ability of a Poor Man's Ensemble to Predict the Probability and Distribution of Precipitation.
+    """
+    out = y.clone()
+    for fields, field, keep in zip(out, reference, valid, strict=True):
+        values = field[keep].sort().values
+        for target in fields:
+            own = target[keep]
+            matched = torch.empty_like(own)
+            matched[own.argsort(stable=True)] = values
+            target[keep] = torch.where(matched >= least, matched, own.clamp(0, least))
+    return out
+
+
 class LagrangianRNN(NowcastModel):
     """A network of the family between two moves along the optical flow (an option beyond the paper).
 
         d_k = trajectories(backward_flow(x), ...)[k - 1], where what is at p was k steps ago, less p
         l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, of a residual network
-        y_k(p) = l_{m+k}(p + d_k(p))
+        y_k(p) = l_{m+k}(p + d_k(p)); forecast() gives l_{m+k} the distribution of l_m before, see match_above
 
     The output layers start at zero: without training the forecast is extrapolation along this flow.
 
     Args:
         network: "MSRNN" or "DBRNN".
         cell, hidden, cell_options: of the network, see MSRNN.
+        match_above: forecasts take the distribution of the last field from this value on, see match_intensities; the
+            default is 15 dBZ between 0 and 60. None: they stay as smooth as least squared error makes them.
 
     Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> forecasts (B, n, 1, H, W), not clipped; m >= 2.
     Missing values (NaN) take the nearest value. Differentiable in the weights, and in frames for a given flow.
     """
 
     def __init__(
-        self, network: str = "MSRNN", cell: str = "convlstm", hidden: int = 24, cell_options: dict | None = None
+        self,
+        network: str = "MSRNN",
+        cell: str = "convlstm",
+        hidden: int = 24,
+        cell_options: dict | None = None,
+        match_above: float | None = 0.25,
     ):
         super().__init__()
         if network not in NETWORKS:
             raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
         self.config = {"network": network, "cell": cell, "hidden": hidden, "cell_options": dict(cell_options or {})}
+        self.config["match_above"] = self.match_above = match_above
         self.card = ModelCard()
         self.network = NETWORKS[network](cell, hidden, cell_options, residual=True)
         for name, parameter in self.network.named_parameters():
@@ -54,14 +88,23 @@ class LagrangianRNN(NowcastModel):
 
     def forward(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> Tensor:
         """Forecast n frames; flow (B, 2, H, W) as backward_flow gives it, None computes it."""
+        return self._roll(frames, steps, flow, matched=False)
+
+    @torch.no_grad()
+    def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
+        """The n frames after the known ones, matched to the last known one, clipped to [0, 1]; arguments as forward.
+        Not differentiable.
+        """
+        return self._roll(frames, steps, flow, matched=self.match_above is not None).clamp(0, 1)
+
+    def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> Tensor:
         if frames.dim() != 5 or frames.shape[1] < 2:
             raise ValueError(f"frames must have shape (B, m, 1, H, W) with m >= 2, got {tuple(frames.shape)}")
-        frames, known = fill_missing(frames), frames.shape[1]
+        valid, known = ~frames[:, -1].isnan(), frames.shape[1]
+        frames = fill_missing(frames)
         paths = trajectories(backward_flow(frames) if flow is None else flow, max(steps, known - 1))
         moved = [warp(frames[:, j], paths[:, known - 2 - j]) for j in range(known - 1)]
         still = self.network.roll(torch.stack([*moved, frames[:, -1]], 1), steps)[-1][:, -steps:]
+        if matched:
+            still = match_intensities(still, frames[:, -1], valid, self.match_above)
         return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1)
-
-    def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
-        """The n frames after the known ones, clipped to [0, 1]; arguments as forward."""
-        return self(frames, steps, flow).clamp(0, 1)

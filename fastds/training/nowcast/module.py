@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds.metrics import NowcastScores
-from fastds.models.db_rnn import LagrangianRNN, StagedRNN
+from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.discriminator import Discriminator
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
 from fastds.training.module import SupervisedModule
@@ -23,14 +23,15 @@ class NowcastModule(SupervisedModule):
 
     Batches: frames and valid (B, m + n, 1, H, W), see NowcastCrops. The reference is the last known field: persistence,
     and of crops that move with the air, extrapolation.
-    Logged: loss; val_error, which picks the best weights: mean over leads of the squared error over the reference's
-    plus loss.csi_weight times (1 - CSI); val_mse and val_mse_reference (dBZ^2), val_csi_R and val_csi_R_reference at R
-    mm/h, means over leads.
+    Logged: loss; val_error, which picks the best weights, 1 of the reference: mean over leads of the squared error over
+    the reference's plus loss.csi_weight times what CSI falls short of the reference's; val_mse and val_mse_reference
+    (dBZ^2), val_csi_R and val_csi_R_reference at R mm/h, means over leads. Of a LagrangianRNN these are the scores of
+    its network, before forecasts are matched.
 
     Args:
         model: MSRNN, DBRNN, StagedRNN or LagrangianRNN.
         config: the run.
-    Raises: ValueError for a stage without a StagedRNN or a loss that the network has no outputs for.
+    Raises: ValueError for a stage without a StagedRNN, and for weights of two outputs without a DBRNN.
     """
 
     def __init__(self, model: torch.nn.Module, config: NowcastConfig):
@@ -44,6 +45,9 @@ class NowcastModule(SupervisedModule):
         self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output
         if (config.stage is not None) != isinstance(model, StagedRNN):
             raise ValueError(f"stage must be given for a StagedRNN and for no other, got {config.stage!r}")
+        self.deblurs = isinstance(self.network, DBRNN)
+        if config.loss.ablation != "fixed" and not self.deblurs:
+            raise ValueError(f"loss.ablation {config.loss.ablation!r} is for networks that deblur (DBRNN)")
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
         self.discriminator = self.discriminator_optimiser = self._judged = None
@@ -86,7 +90,7 @@ class NowcastModule(SupervisedModule):
 
     def loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
         c = self.config.loss
-        weights = ABLATIONS[c.ablation](self.epoch()) if len(prediction) == 2 else None
+        weights = ABLATIONS[c.ablation](self.epoch()) if self.deblurs else None
         if c.kind == "rain":
             pairs = zip(self.rain_losses, prediction, strict=False)
             parts = [rain_loss(*self.future(y, batch)) for rain_loss, y in pairs]
@@ -141,9 +145,9 @@ class NowcastModule(SupervisedModule):
             values[f"val_mse{suffix}"] = float(np.nanmean(score["mse"])) * self.range_dbz**2
             for rate, csi in zip(self.config.loss.rates, score["csi"].T, strict=True):
                 values[f"val_csi_{rate:g}{suffix}"] = float(np.nanmean(csi))
-        ratio = float(np.nanmean(scores[""]["mse"] / scores["_reference"]["mse"]))
-        lack = 1.0 - float(np.mean([values[f"val_csi_{rate:g}"] for rate in self.config.loss.rates]))
-        return {**values, "val_error": ratio + self.config.loss.csi_weight * lack}
+        ratio = np.nanmean(scores[""]["mse"] / scores["_reference"]["mse"])
+        shortfall = np.nanmean((scores["_reference"]["csi"] - scores[""]["csi"]).clip(min=0))
+        return {**values, "val_error": float(ratio + self.config.loss.csi_weight * shortfall)}
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.validation_scores())
