@@ -5,6 +5,7 @@ y1 = pack(noise(resize(blur(x)))), y2 = noise(resize(blur(y1))), then to the coa
 of two orders. Resizing keeps cell centres, so a linear ramp stays that ramp.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -190,14 +191,49 @@ def _overlap(n: int, m: int) -> Tensor:
 
 def _resize(x: Tensor, size, g) -> Tensor:
     """(C, H, W) to a size by area mean, antialiased bilinear or bicubic interpolation, or point sampling."""
-    kind = _choice(g, (0.4, 0.2, 0.2, 0.2))
-    size = tuple(size)
-    if size == tuple(x.shape[1:]):
+    kind = RESIZING[_choice(g, (0.4, 0.2, 0.2, 0.2))]
+    if tuple(size) == tuple(x.shape[1:]):
         return x
-    if kind == 0:
-        return area_mean(x, size)
-    mode = "bicubic" if kind == 2 else "bilinear"
-    return F.interpolate(x[None], size, mode=mode, align_corners=False, antialias=kind != 3)[0]
+    rows, columns = (resizing_matrix(n, m, kind).to(x) for n, m in zip(x.shape[1:], size, strict=True))
+    return rows @ x @ columns.T
+
+
+def _cubic(z: Tensor) -> Tensor:
+    """Keys' kernel, a = -1/2, at distances z >= 0."""
+    return torch.where(z < 1, (1.5 * z - 2.5) * z * z + 1, (((2.5 - 0.5 * z) * z - 4) * z + 2) * (z < 2))
+
+
+RESIZING = ("area", "linear", "cubic", "point")
+
+
+@functools.lru_cache(maxsize=256)
+def resizing_matrix(n: int, m: int, kind: str) -> Tensor:
+    """(m, n) float64: the weights of n old cells in m new ones, which keep every linear function.
+
+    The kernel of `kind` around the centre t_k = (k + 1/2) n / m - 1/2, as wide as a new cell where that is the wider:
+    box over whole pixels, hat, Keys' cubic (a = -1/2), or the hat of one pixel. The centroid of sampled kernels misses
+    t by a part of a pixel; adding a tilted hat, of sum 0, puts it right. Beyond the border its values are repeated.
+    """
+    width = max(1.0, n / m)
+    centre = ((torch.arange(m, dtype=torch.float64) + 0.5) * n / m - 0.5)[:, None]
+    reach = math.ceil(2 * width) + 1
+    tap = torch.floor(centre) + torch.arange(-reach, reach + 1, dtype=torch.float64)
+    at = (tap - centre).abs()
+    hat = (1 - at / width).clamp(min=0)
+    kernels = {
+        "area": lambda: (0.5 * width + 0.5 - at).clamp(0, 1),
+        "linear": lambda: hat,
+        "cubic": lambda: _cubic(at / width),
+        "point": lambda: (1 - at).clamp(min=0),
+    }
+    weight = kernels[kind]()
+    weight, hat = (w / w.sum(1, keepdim=True) for w in (weight, hat))
+    miss = centre - (weight * tap).sum(1, keepdim=True)
+    lever = hat * (tap - (hat * tap).sum(1, keepdim=True))
+    arm = (lever * tap).sum(1, keepdim=True)
+    weight = weight + torch.where(arm > 1e-9, miss / arm, 0) * lever
+    index = tap.clamp(0, n - 1).long()
+    return torch.zeros(m, n, dtype=torch.float64).scatter_add_(1, index, weight)
 
 
 def pack(x: Tensor, bits: int, low=None, high=None) -> Tensor:
