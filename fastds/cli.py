@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(f"fastds {name}", run, options[name])
 
 
-def _keep_freed_memory() -> None:
+def _keep_freed_memory(keep: bool = True) -> None:
     """The command owns its process: large tensors reuse memory where the C library can (worth a third of the time)."""
     from fastds import memory
 
     if memory.refusal() is None:
-        memory.keep_freed_memory()
+        memory.keep_freed_memory(keep)
 
 
 def _parser() -> ArgumentParser:
@@ -206,6 +206,8 @@ def _downscale(options) -> None:
 def _downscale_grid(options) -> None:
     from fastds.downscaling.grids import downscale_grid_file
 
+    # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
+    _keep_freed_memory(False)
     chosen = {"scale": options.scale, "grid": options.grid, "like": options.like}
     print(downscale_grid_file(options.input, options.output, model=options.model or "inr-small", **chosen))
 

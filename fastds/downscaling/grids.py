@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fastds.data import add_history, open_dataset, save_dataset
 from fastds.data.axes import is_latitude, is_longitude
+from fastds.inference import store
 from fastds.models import load
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
@@ -137,20 +139,20 @@ class FieldModel:
         self.grid = grid
         self.model.set_periodic(grid.periodic)
 
-    def read(self, dataset: xr.Dataset) -> tuple[list[str], Tensor, list[str]]:
-        """(names in the file, (N, C, H, W) float32, leading dimensions), N over all of the leading dimensions.
+    def find(self, dataset: xr.Dataset) -> tuple[list[str], list[str]]:
+        """(names of the model's variables in the file, their leading dimensions).
 
         Raises: ValueError: a variable that is missing or in other units.
         """
         names = [self._find(dataset, wanted) for wanted in self.inputs]
-        first = dataset[names[0]]
-        lead = [d for d in first.dims if d not in self.grid.names]
-        stack = []
-        for name in names:
-            variable = dataset[name].transpose(*lead, *self.grid.names)
-            values = variable.values.astype("float32")
-            stack.append(torch.from_numpy(values.reshape(-1, *values.shape[-2:])))
-        return names, torch.stack(stack, 1), lead
+        return names, [d for d in dataset[names[0]].dims if d not in self.grid.names]
+
+    def fields(self, dataset: xr.Dataset, names: list[str], lead: list[str]) -> Iterator[tuple[dict, Tensor]]:
+        """({leading dimension: index}, (1, C, H, W) float32), read one after another."""
+        for index in np.ndindex(*(dataset.sizes[d] for d in lead)):
+            at = dict(zip(lead, index, strict=True))
+            values = [dataset[n].isel(at).transpose(*self.grid.names).values.astype("float32") for n in names]
+            yield at, torch.from_numpy(np.stack(values))[None]
 
     @staticmethod
     def _find(dataset: xr.Dataset, wanted: dict) -> str:
@@ -177,8 +179,8 @@ class FieldModel:
     def _factor(factor) -> Tensor:
         return torch.tensor([factor], dtype=torch.float32)
 
-    def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor) -> Tensor:
-        """(1, C, H, W) at a grid of coordinates: (O, H', W'), decoded in windows of rows."""
+    def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
+        """(1, C, H, W) at a grid of coordinates, decoded in windows of rows into one (H', W') array per variable."""
         steps = self.grid.steps
         factor = tuple(
             abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.model.max_scale
@@ -188,14 +190,13 @@ class FieldModel:
         middle = (self.grid.longitude[0] + self.grid.longitude[-1]) / 2
         near = middle + torch.remainder(longitude - middle + 180, _FULL_CIRCLE) - 180
         u, v = (latitude - self.grid.latitude[0]) / steps[0], (near - self.grid.longitude[0]) / steps[1]
-        out = torch.empty(len(self.model.predicted), u.numel(), v.numel())
         rows = max(1, WINDOW_QUERIES // v.numel())
         for first in range(0, u.numel(), rows):
             part = torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2)
             where = from_index(part, x.shape[2:], self.model.edge)
-            y = self.decode(encoded, where, factor)[0]
-            out[:, first : first + rows] = y.unflatten(0, (-1, v.numel())).permute(2, 0, 1)
-        return out
+            y = self.decode(encoded, where, factor)[0].unflatten(0, (-1, v.numel()))
+            for channel, values in enumerate(out):
+                values[first : first + rows] = y[..., channel]
 
 
 def _plain(units: str) -> str:
@@ -203,15 +204,16 @@ def _plain(units: str) -> str:
 
 
 def downscale_grid(
-    model, dataset: xr.Dataset, *, scale=None, spacing_degrees=None, like: xr.Dataset | None = None
+    model, dataset: xr.Dataset, *, scale=None, spacing_degrees=None, like: xr.Dataset | None = None, folder=None
 ) -> xr.Dataset:
     """The model's variables of a dataset on a finer grid: exactly one of a factor, a spacing and another grid.
 
     Args:
         model: INRDownscaler, or the name or path of its weights. dataset: fields (..., latitude, longitude).
         scale: factor > 0. spacing_degrees: of the new grid. like: dataset whose coordinates are taken.
+        folder: where fine variables above 256 MB wait in unnamed files instead of in memory.
 
-    Returns: a new Dataset in memory; memory beyond it is that of one field.
+    Returns: a new Dataset; memory beyond it is that of one field.
 
     Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
     """
@@ -226,18 +228,19 @@ def downscale_grid(
     else:
         latitude, longitude = target_by_spacing(grid, spacing_degrees)
     field_model = FieldModel(model, grid)
-    names, x, lead = field_model.read(dataset)
-    fine = torch.stack([field_model.onto(part[None], latitude, longitude) for part in x], 1)
+    names, lead = field_model.find(dataset)
+    shape = *(dataset.sizes[d] for d in lead), latitude.numel(), longitude.numel()
+    fine = [store(shape, folder) for _ in field_model.model.predicted]
+    for at, x in field_model.fields(dataset, names, lead):
+        field_model.onto(x, latitude, longitude, [values[tuple(at.values())] for values in fine])
     return _dataset(dataset, field_model, names, lead, fine, (latitude, longitude))
 
 
 def _dataset(dataset, field_model, names, lead, fine, target) -> xr.Dataset:
-    shape = [dataset.sizes[d] for d in lead]
     result = xr.Dataset(attrs=dict(dataset.attrs))
     for k, c in enumerate(field_model.model.predicted):
         source = dataset[names[c]]
-        values = fine[k].reshape(*shape, *fine.shape[2:]).numpy()
-        result[names[c]] = ([*lead, *field_model.grid.names], values, dict(source.attrs))
+        result[names[c]] = ([*lead, *field_model.grid.names], fine[k], dict(source.attrs))
     for name, values in zip(field_model.grid.names, target, strict=True):
         result[name] = (name, values.numpy(), dict(dataset[name].attrs))
     for d in lead:
@@ -256,15 +259,14 @@ def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = 
     """
     grid = geometry(dataset)
     field_model = FieldModel(model, grid)
-    names, x, lead = field_model.read(dataset)
+    names, lead = field_model.find(dataset)
     where = from_latlon(latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside)
     factor = (field_model.model.max_scale,) * 2
-    labels = [dict(zip(lead, index, strict=True)) for index in np.ndindex(*(dataset.sizes[d] for d in lead))]
     rows = []
-    for label, part in zip(labels, x, strict=True):
-        encoded = field_model.encode(part[None], factor)
+    for label, x in field_model.fields(dataset, names, lead):
+        encoded = field_model.encode(x, factor)
         y = field_model.decode(encoded, where, factor)[0]
-        plain = bilinear_at(part[None], where, field_model.model.edge)[0]
+        plain = bilinear_at(x, where, field_model.model.edge)[0]
         at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
         for q in range(y.shape[0]):
             row = {"point": q} | at
@@ -276,9 +278,12 @@ def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = 
 
 def downscale_grid_file(source, target, *, model, scale=None, grid=None, like=None) -> str:
     """`fastds downscale IN OUT --scale | --grid | --like`; returns one sentence about what was written."""
+    folder = Path(target).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
     dataset = open_dataset(source)
     other = None if like is None else open_dataset(like)
-    fine = downscale_grid(model, dataset, scale=scale, spacing_degrees=grid, like=other)
+    fine = downscale_grid(model, dataset, scale=scale, spacing_degrees=grid, like=other, folder=folder)
     save_dataset(fine, target)
     size = " x ".join(str(fine.sizes[n]) for n in geometry(fine).names)
     return f"{target}: {', '.join(map(str, fine.data_vars))} on {size} points"
