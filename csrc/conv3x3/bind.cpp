@@ -5,11 +5,15 @@
 #include <cstring>
 
 #include "conv3x3/bind.h"
+#include "core/parallel.h"
 
 namespace py = pybind11;
 
 namespace fastds {
 namespace {
+
+// Weights of this size are worth a comparison by all threads.
+constexpr int64_t kSharedBytes = 256 << 10;
 
 struct PlannedCall {
     Conv3x3Call call;
@@ -105,7 +109,16 @@ void register_conv3x3(py::module_& m) {
         "conv3x3_packed_size floats, copy: the bytes of the weight");
     m.def(
         "conv3x3_same",
-        [](intptr_t a, intptr_t b, int64_t bytes) { return std::memcmp(pointer(a), pointer(b), bytes) == 0; },
+        [](intptr_t a, intptr_t b, int64_t bytes, int threads) {
+            const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
+            if (bytes < kSharedBytes) return std::memcmp(one, other, bytes) == 0;
+            py::gil_scoped_release release;
+            int different = 0;
+            once::parallel_for(bytes, threads, [&](int64_t begin, int64_t end) {
+                if (std::memcmp(one + begin, other + begin, end - begin) != 0) __atomic_store_n(&different, 1, __ATOMIC_RELAXED);
+            });
+            return different == 0;
+        },
         "Whether two weights have the same bytes");
 }
 

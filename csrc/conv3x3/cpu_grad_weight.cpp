@@ -4,8 +4,8 @@
 //
 // Narrow layers: a task owns the sums of one lane, a range of tiles, and transforms and multiplies them block by block; lanes
 // are added at the end. Wide layers, whose sums are too large for lanes: the threads transform a stretch of tiles together,
-// short enough for the shared cache, then each multiplies for points of its own. Sums start from zero every kSumTiles tiles
-// and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
+// short enough for the shared cache, then each multiplies for points of its own. Sums start from zero every kSumTiles tiles at
+// most and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
 #include "conv3x3/tiles.h"
 #include "core/parallel.h"
 
@@ -15,8 +15,15 @@ namespace {
 
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kMostLanes = 8, kLaneTiles = 64;  // of a lane at least
-constexpr int64_t kLaneBytes = 4 << 20;         // of the sums of a lane at most
-constexpr int64_t kStretchBytes = 8 << 20;      // of V and D
+constexpr int64_t kLaneBytes = 640 << 10, kLanesBytes = 4 * kLaneBytes;  // of the sums of a lane, of all lanes at most
+constexpr int64_t kStretchBytes = 4 << 20;                               // of V and D that threads share
+
+struct Range {
+    int64_t begin, end;
+};
+// `count` items as parts of at most `most`, as equal as possible.
+inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
 struct Layout {
     bool shared;                                        // V and D of all threads
@@ -27,19 +34,16 @@ struct Layout {
 
     explicit Layout(const Conv3x3GradWeight& call) {
         constexpr int64_t item = sizeof(float);
-        const int64_t all = call.geometry.tiles(), blocks = (all + kSumTiles - 1) / kSumTiles;
+        const int64_t all = call.geometry.tiles();
         v_row = source_columns(call.sources);
         d_row = source_columns(call.gradients);
         sum_plane = round_up((call.sources.channels() + 3) * d_row, 32) + 16;  // add_products may write three rows too many
         lane = kPoints * sum_plane;
         shared = lane * item > kLaneBytes;
         lanes = shared ? 1 : kMostLanes;
-        while (lanes > 1 && lanes * kLaneTiles > all) lanes /= 2;
+        while (lanes > 1 && (lanes * kLaneTiles > all || lanes * lane * item > kLanesBytes)) lanes /= 2;
         tiles = kSumTiles;
-        if (shared) {
-            const int64_t stretches = kPoints * all * (v_row + d_row) * item / kStretchBytes + 1;
-            tiles = (blocks + stretches - 1) / stretches * kSumTiles;
-        }
+        if (shared) tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, kStretchBytes));
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = tiles * v_row + 16;
         d_plane = tiles * d_row + 16;
@@ -65,10 +69,9 @@ void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const in
         const int count = static_cast<int>(least(kL, view.channels - channel));
         V sum = {};
         transform_planes<4>(
-            [&](int i) {
-                const V g = load_pixel<Inside, T, 4, Signed>(data, sign, i, channel, count, slope);
-                sum += g;
-                return g;
+            [&](int c, V(&g)[4]) {
+                load_column<Inside, Signed>(data, sign, c, channel, count, slope, g);
+                sum += (g[0] + g[1]) + (g[2] + g[3]);
             },
             [](const V(&g)[4], V(&m)[6]) { transform_output_adjoint(g, m); }, out + channel, plane);
         store_vec<kL>(out + kPoints * plane + channel, sum);
@@ -97,8 +100,8 @@ template <class T>
 void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t begin, int64_t end, float* scratch) {
     const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
     const bool has_sign = call.gradients.view[0].sign != nullptr;
-    for (int64_t i = begin; i < end; i++) {
-        const Tile tile = tile_at(call.geometry, first + i);
+    Tile tile = tile_at(call.geometry, first + begin);
+    for (int64_t i = begin; i < end; i++, to_next_tile(call.geometry, tile)) {
         float* out = scratch + at.d + i * at.d_row;
         if (has_sign)
             transform_gradients<T, true>(call, tile, zeros, out, at.d_plane);
@@ -110,9 +113,9 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
 template <class T>
 void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t begin, int64_t end, float* scratch) {
     const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
-    for (int64_t i = begin; i < end; i++)
-        transform_tile<T, false>(call.geometry, call.sources, tile_at(call.geometry, first + i), 0.f, zeros,
-                                         scratch + i * at.v_row, at.v_plane);
+    Tile tile = tile_at(call.geometry, first + begin);
+    for (int64_t i = begin; i < end; i++, to_next_tile(call.geometry, tile))
+        transform_tile<T, false>(call.geometry, call.sources, tile, 0.f, zeros, scratch + i * at.v_row, at.v_plane);
 }
 
 // Tiles first + [begin, end) into V and D.
@@ -149,10 +152,10 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
 template <int NV>
 inline void add_products(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles, float* sums,
                          bool add) {
-    constexpr int MR = tile_rows(NV), kSmall = NV > 2 ? 4 : 8;
+    constexpr int MR = tile_rows(NV), kRest = MR == 12 ? 8 : 4;
     int64_t c = 0;
     for (; c + MR <= inputs; c += MR) add_rows<MR, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
-    for (; c + 4 < inputs && kSmall == 8; c += 8) add_rows<kSmall, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
+    for (; c + 4 < inputs && kRest == 8; c += 8) add_rows<kRest, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
     for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
 }
 
@@ -160,10 +163,12 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
 void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, int64_t vector, int64_t vectors, int64_t tiles,
                  bool add, const float* scratch, float* sums) {
     const int64_t inputs = call.sources.channels();
-    for (int64_t t = 0; t < tiles; t += kSumTiles, add = true) {
-        const float* v = scratch + p * at.v_plane + t * at.v_row;
-        const float* d = scratch + at.d + p * at.d_plane + t * at.d_row + vector * kL;
-        const int64_t count = least(kSumTiles, tiles - t);
+    const int64_t parts = parts_of(tiles, kSumTiles);
+    for (int64_t i = 0; i < parts; i++, add = true) {
+        const Range part = part_of(tiles, parts, i);
+        const float* v = scratch + p * at.v_plane + part.begin * at.v_row;
+        const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vector * kL;
+        const int64_t count = part.end - part.begin;
         switch (vectors) {
             case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums + vector * kL, add); break;
             case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums + vector * kL, add); break;
@@ -179,9 +184,11 @@ void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, f
     const float* tile_sums = scratch + at.d + kPoints * at.d_plane;
     for (int64_t column = 0; column < at.d_row; column += kL) {
         V total = add ? load_vec<kL>(bias + column) : V{};
-        for (int64_t t = 0; t < tiles; t += kSumTiles) {
+        const int64_t parts = parts_of(tiles, kSumTiles);
+        for (int64_t i = 0; i < parts; i++) {
+            const Range part = part_of(tiles, parts, i);
             V sum = {};
-            for (int64_t i = t; i < least(t + kSumTiles, tiles); i++) sum += load_vec<kL>(tile_sums + i * at.d_row + column);
+            for (int64_t i = part.begin; i < part.end; i++) sum += load_vec<kL>(tile_sums + i * at.d_row + column);
             total += sum;
         }
         store_vec<kL>(bias + column, total);
@@ -191,8 +198,10 @@ void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, f
 void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, float* work, float* scratch) {
     const int64_t all = call.geometry.tiles(), first = all * lane / at.lanes, end = all * (lane + 1) / at.lanes;
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
-    for (int64_t t = first; t < end; t += at.tiles) {
-        const int64_t count = least(at.tiles, end - t);
+    const int64_t stretches = parts_of(end - first, at.tiles);
+    for (int64_t i = 0; i < stretches; i++) {
+        const Range stretch = part_of(end - first, stretches, i);
+        const int64_t t = first + stretch.begin, count = stretch.end - stretch.begin;
         transform_tiles(call, at, t, 0, count, scratch);
         add_bias(at, count, t > first, scratch, work + at.bias + lane * at.d_row);
         for (int64_t p = 0; p < kPoints; p++)
@@ -220,8 +229,10 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
     float* scratch = work + at.scratch;
     __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
-    for (int64_t first = 0; first < all; first += at.tiles) {
-        const int64_t count = least(at.tiles, all - first);
+    const int64_t stretches = parts_of(all, at.tiles);
+    for (int64_t i = 0; i < stretches; i++) {
+        const Range stretch = part_of(all, stretches, i);
+        const int64_t first = stretch.begin, count = stretch.end - first;
         parallel_for(count, call.threads,
                      [&](int64_t begin, int64_t end) { transform_tiles(call, at, first, begin, end, scratch); });
         parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {

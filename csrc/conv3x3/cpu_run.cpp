@@ -10,8 +10,9 @@ template <class T, Store How>
 void finish_block(const Conv3x3Call& call, const Layout& at, const float* bias, int64_t first, int64_t count, float* scratch,
                   Columns columns) {
     const StoreStage<T, How> stage{call, bias, reinterpret_cast<T*>(scratch + at.staging)};
-    for (int64_t i = 0; i < count; i++)
-        finish_tile(call.geometry, stage, tile_at(call.geometry, first + i), scratch + at.m + i * at.m_row, at.m_plane,
+    Tile tile = tile_at(call.geometry, first);
+    for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile))
+        finish_tile(call.geometry, stage, tile, scratch + at.m + i * at.m_row, at.m_plane,
                     columns.begin, columns.end);
 }
 

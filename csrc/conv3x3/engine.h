@@ -84,8 +84,8 @@ inline void multiply_block(int64_t vectors, const float* v, int64_t v_row, const
 template <class T>
 void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, int64_t count, float* scratch) {
     const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
-    for (int64_t i = 0; i < count; i++) {
-        const Tile tile = tile_at(call.geometry, first + i);
+    Tile tile = tile_at(call.geometry, first);
+    for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile)) {
         float* out = scratch + at.v + i * at.v_row;
         if (call.sources.view[0].sign != nullptr)
             transform_tile<T, true>(call.geometry, call.sources, tile, call.negative_slope, zeros, out, at.v_plane);

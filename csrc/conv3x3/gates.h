@@ -63,8 +63,8 @@ void finish_gates(const Conv3x3Call& call, const Gates& functor, const Layout& a
     const StoreStage<T, Store::cached> stage{call, bias, nullptr};
     float* buffer = scratch + at.staging;
     const int64_t channels = functor.channels;
-    for (int64_t i = 0; i < count; i++) {
-        const Tile tile = tile_at(call.geometry, first + i);
+    Tile tile = tile_at(call.geometry, first);
+    for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile)) {
         const int rows = static_cast<int>(least(4, call.geometry.Ho - tile.y));
         const int columns = static_cast<int>(least(4, call.geometry.Wo - tile.x));
         const float* m = scratch + at.m + i * at.m_row;

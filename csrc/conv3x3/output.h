@@ -14,8 +14,9 @@ FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
 #pragma GCC unroll 6
     for (int c = 0; c < 6; c++) {
         V column[6], out[4];
+        const float* top = opaque(m + c * plane);
 #pragma GCC unroll 6
-        for (int r = 0; r < 6; r++) column[r] = load_vec<kL>(m + (r * 6 + c) * plane);
+        for (int r = 0; r < 6; r++) column[r] = load_vec<kL>(top + r * 6 * plane);
         transform_output(column, out);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) half[r][c] = out[r];

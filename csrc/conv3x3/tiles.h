@@ -50,6 +50,16 @@ FASTDS_HD Tile tile_at(const Conv3x3Geometry& g, int64_t index) {
     return {index / per_image, in_image / g.tiles_w() * 4, in_image % g.tiles_w() * 4};
 }
 
+FASTDS_HD void to_next_tile(const Conv3x3Geometry& g, Tile& tile) {
+    tile.x += 4;
+    if (tile.x < g.Wo) return;
+    tile.x = 0;
+    tile.y += 4;
+    if (tile.y < g.Ho) return;
+    tile.y = 0;
+    tile.b++;
+}
+
 // The input row or column that stands at position i, or -1 for a zero.
 FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
     if (i >= 0 && i < size) return i;
@@ -59,17 +69,20 @@ FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
     return rest < 0 ? rest + size : rest;
 }
 
+// The same pointer, without its history: else the compiler computes the addresses of all pixels and planes of a tile ahead of
+// a loop over its channels that has few rounds, which took as long as the transform itself.
+template <class P>
+FASTDS_HD P* opaque(P* pointer) {
+    asm("" : "+r"(pointer));
+    return pointer;
+}
+
 // Where the N x N pixels of a tile lie in one view.
 template <class T, int N>
 struct Pixels {
     const T* first;      // of a tile inside the image
     int64_t h, w;        // strides
     const T* at[N * N];  // of any other tile
-
-    template <bool Inside>
-    FASTDS_HD const T* pixel(int i) const {
-        return Inside ? first + i / N * h + i % N * w : at[i];
-    }
 };
 
 // row, column: -1 for a pixel of zeros.
@@ -91,30 +104,40 @@ FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3
 // `value`, or slope * value where the activation's output is not positive.
 FASTDS_HD V activation_gradient(V value, V output, float slope) { return output > 0.f ? value : value * slope; }
 
-// Fetches what the next tile does not share with this one, too: rows of six pixels outrun the processor's own prefetching
-// (a fifth of the time of images larger than the caches).
-template <bool Inside, class T, int N, bool Signed>
-FASTDS_HD V load_pixel(const Pixels<T, N>& data, const Pixels<T, N>& sign, int i, int64_t channel, int count, float slope) {
-    const T* at = data.template pixel<Inside>(i) + channel;
-    const T* sign_at = Signed ? sign.template pixel<Inside>(i) + channel : nullptr;
-    if (i % N >= N - 4) {
-        __builtin_prefetch(at + 4 * data.w);
-        if (Signed) __builtin_prefetch(sign_at + 4 * sign.w);
+// Column c of a tile's pixels, `count` channels from `channel` on. Fetches what the next tile does not share with this one, too:
+// rows of six pixels outrun the processor's own prefetching (a fifth of the time of images larger than the caches).
+template <bool Inside, bool Signed, class T, int N>
+FASTDS_HD void load_column(const Pixels<T, N>& data, const Pixels<T, N>& sign, int c, int64_t channel, int count, float slope,
+                           V (&d)[N]) {
+    const T* top = Inside ? opaque(data.first + c * data.w + channel) : nullptr;
+    const T* sign_top = Inside && Signed ? opaque(sign.first + c * sign.w + channel) : nullptr;
+#pragma GCC unroll 6
+    for (int r = 0; r < N; r++) {
+        const T* at = Inside ? top + r * data.h : data.at[r * N + c] + channel;
+        d[r] = count == kL ? load_vec<kL>(at) : load_lanes(at, count);
+        if (!Signed) continue;
+        const T* sign_at = Inside ? sign_top + r * sign.h : sign.at[r * N + c] + channel;
+        d[r] = activation_gradient(d[r], count == kL ? load_vec<kL>(sign_at) : load_lanes(sign_at, count), slope);
     }
-    const V value = count == kL ? load_vec<kL>(at) : load_lanes(at, count);
-    if (!Signed) return value;
-    return activation_gradient(value, count == kL ? load_vec<kL>(sign_at) : load_lanes(sign_at, count), slope);
+    if (!Inside || c < N - 4) return;
+    top = opaque(top + 4 * data.w);
+    if (Signed) sign_top = opaque(sign_top + 4 * sign.w);
+#pragma GCC unroll 6
+    for (int r = 0; r < N; r++) {
+        __builtin_prefetch(top + r * data.h);
+        if (Signed) __builtin_prefetch(sign_top + r * sign.h);
+    }
 }
 
-// A 2-D transform of N x N pixels of one vector of channels into 36 planes: one(in, out) transforms columns, then rows.
-template <int N, class Pixel, class One>
-FASTDS_HD void transform_planes(const Pixel& pixel, const One& one, float* out, int64_t plane) {
+// A 2-D transform of N x N pixels of one vector of channels into 36 planes. column(c, d) loads a column of pixels;
+// one(in, out) transforms columns, then rows.
+template <int N, class Column, class One>
+FASTDS_HD void transform_planes(const Column& column, const One& one, float* out, int64_t plane) {
     V half[6][N];
 #pragma GCC unroll 6
     for (int c = 0; c < N; c++) {
         V d[N], v[6];
-#pragma GCC unroll 6
-        for (int r = 0; r < N; r++) d[r] = pixel(r * N + c);
+        column(c, d);
         one(d, v);
 #pragma GCC unroll 6
         for (int r = 0; r < 6; r++) half[r][c] = v[r];
@@ -123,8 +146,9 @@ FASTDS_HD void transform_planes(const Pixel& pixel, const One& one, float* out, 
     for (int r = 0; r < 6; r++) {
         V v[6];
         one(half[r], v);
+        float* row = opaque(out + r * 6 * plane);
 #pragma GCC unroll 6
-        for (int c = 0; c < 6; c++) store_vec<kL>(out + (r * 6 + c) * plane, v[c]);
+        for (int c = 0; c < 6; c++) store_vec<kL>(row + c * plane, v[c]);
     }
 }
 
@@ -152,14 +176,14 @@ inline void transform_view(const Conv3x3View& view, const Tile& tile, const Inpu
     find_pixels<Inside>(data, view.data, view, tile.b, window.row, window.column, zeros);
     if (Signed) find_pixels<Inside>(sign, view.sign, view, tile.b, window.row, window.column, zeros);
     const auto transform = [](const V(&d)[6], V(&v)[6]) { transform_input(d, v); };
+    const auto vector = [&](int64_t channel, int count) {
+        transform_planes<6>(
+            [&](int c, V(&d)[6]) { load_column<Inside, Signed>(data, sign, c, channel, count, slope, d); }, transform,
+            out + channel, plane);
+    };
     int64_t channel = 0;
-    for (; channel + kL <= view.channels; channel += kL)
-        transform_planes<6>([&](int i) { return load_pixel<Inside, T, 6, Signed>(data, sign, i, channel, kL, slope); }, transform,
-                            out + channel, plane);
-    const int rest = static_cast<int>(view.channels - channel);
-    if (rest > 0)
-        transform_planes<6>([&](int i) { return load_pixel<Inside, T, 6, Signed>(data, sign, i, channel, rest, slope); }, transform,
-                            out + channel, plane);
+    for (; channel + kL <= view.channels; channel += kL) vector(channel, kL);
+    if (channel < view.channels) vector(channel, static_cast<int>(view.channels - channel));
 }
 
 // Transforms all channels of one tile; out[p * plane + channel]. The last vector of a view writes past its channels, where the

@@ -57,18 +57,17 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
         weights = _kept.weights = OrderedDict()
         _kept.weight_bytes = 0
     module = _native.native()
-    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-        weight = weight.contiguous()
     key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
-    entry = weights.get(key)
-    fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes)
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        weight = weight.contiguous()  # the key is of the part itself: copies of it lie anywhere
+    entry, threads = weights.get(key), torch.get_num_threads()
+    fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads)
     if not fresh:
         out, inputs = weight.shape[:2]
         if entry is None:
             size = module.conv3x3_packed_size(out, inputs, adjoint)
             entry = weights[key] = _room(weights, weight.nbytes, size)
-        dtype, threads = _native.DTYPES[weight.dtype], torch.get_num_threads()
-        sizes = (dtype, out, inputs, *weight.stride(), adjoint, shuffle)
+        sizes = (_native.DTYPES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle)
         module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
     weights.move_to_end(key)
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
