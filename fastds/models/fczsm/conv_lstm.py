@@ -16,6 +16,7 @@ from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.flow_guidance import state_offsets
 from fastds.nn.chunks import frames_at_once, pieces_pay, row_bands
 from fastds.nn.conv3x3 import Conv1x1, Conv3x3, convolve
+from fastds.ops.lstm_gates import lstm_gates
 
 
 @dataclass
@@ -103,7 +104,7 @@ class DeformableConvLSTM(nn.Module):
         self.merge = Conv1x1(2 * features, features)
 
     def forward(self, frames: list[Tensor], static: list[Tensor] | None = None, flow: Tensor | None = None) -> Tensor:
-        steps, batch, n = len(frames), frames[0].shape[0], self.features
+        steps, batch = len(frames), frames[0].shape[0]
         middle = steps // 2
         order = [k for pair in zip(range(middle), range(steps - 1, middle, -1), strict=True) for k in pair] + [middle]
         x = torch.cat([frames[k] for k in order])
@@ -111,7 +112,8 @@ class DeformableConvLSTM(nn.Module):
         # Split once: the gradient of a split is one concatenation, that of slices a zeroed map each.
         sizes = [2 * batch] * middle + [batch]
         hoisted = [aligner.hoist(x, static).map(lambda z: z.split(sizes)) for aligner in aligners]
-        gates_x = convolve(x, self.gates.weight[:, :n], self.gates.bias).split(sizes)
+        from_x, from_h, bias = self.gate_parameters()
+        gates_x = convolve(x, from_x, bias).split(sizes)
         state = None
         hidden = []
         for step in range(steps):
@@ -125,34 +127,45 @@ class DeformableConvLSTM(nn.Module):
                 old = (None, None) if state is None else (z[rows] for z in state)
                 offsets = None if base is None else [[z[rows] for z in levels] for levels in base]
                 h, c = (a(x.map(pick), z, offsets) for a, x, z in zip(aligners, hoisted, old, strict=True))
-                parts.append(self.cell(h, c, pick(gates_x)))
+                parts.append(self.cell(h, c, pick(gates_x), from_h))
             state = [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*parts, strict=True)]
             first, second = state[0].split(batch)
             hidden.append((first, second) if forward_first else (second, first))
         return torch.cat([self.merge(hidden[t][0], hidden[steps - 1 - t][1]) for t in range(steps)])
 
-    def cell(self, h: Tensor, c: Tensor, gates_x: Tensor) -> tuple[Tensor, Tensor]:
-        """One step from the aligned states and the x-share of the gates."""
-        weight = self.gates.weight[:, self.features :]
+    def gate_parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of x's and of h's share of the gates and the bias, in the order i, f, g, o of fastds.ops.lstm_gates.
+
+        The parameters themselves are in the order i, f, o, g.
+        """
+
+        def ordered(z):
+            i, f, o, g = z.chunk(4)
+            return torch.cat([i, f, g, o])
+
+        from_x, from_h = ordered(self.gates.weight).split(self.features, 1)
+        return from_x.contiguous(), from_h.contiguous(), ordered(self.gates.bias)
+
+    def cell(self, h: Tensor, c: Tensor, gates_x: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
+        """One step from the aligned states and the x-share of the gates; from_h as gate_parameters gives it."""
         if not pieces_pay(h):
-            return lstm_gates(convolve(h, weight, residual=gates_x), c)
+            return apply_gates(convolve(h, from_h, residual=gates_x), c)
         h_out, c_out = torch.empty_like(h), torch.empty_like(c)
-        row_bytes = weight.shape[0] * h.shape[3] * h.element_size()
+        row_bytes = from_h.shape[0] * h.shape[3] * h.element_size()
         for i in range(h.shape[0]):
             one = slice(i, i + 1)
             for first, last, start, stop in row_bands(h.shape[2], row_bytes, 4):
                 band = slice(first, last)
-                pre = convolve(h[one, :, start:stop], weight)[:, :, first - start : last - start]
+                pre = convolve(h[one, :, start:stop], from_h)[:, :, first - start : last - start]
                 pre += gates_x[one, :, band]
-                h_out[one, :, band], c_out[one, :, band] = lstm_gates(pre, c[one, :, band])
+                h_out[one, :, band], c_out[one, :, band] = apply_gates(pre, c[one, :, band])
         return h_out, c_out
 
 
-def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """c' = sigmoid(f) c + sigmoid(i) tanh(g), h' = sigmoid(o) tanh(c'); pre (B, 4n, H, W) in the order i, f, o, g."""
-    i, f, o, g = pre.chunk(4, dim=1)
-    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-    return torch.sigmoid(o) * torch.tanh(c), c
+def apply_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """lstm_gates in the dtypes given: under autocast the cell state comes from an aligner, in the autocast dtype."""
+    with torch.autocast(pre.device.type, enabled=False):
+        return lstm_gates(pre, c)
 
 
 def repeat_batch(z: Tensor, batch: int) -> Tensor:
