@@ -59,8 +59,8 @@ def liif_layers():
     return [(normal(b, a, scale=a**-0.5, seed=i), normal(b, scale=0.1, seed=50 + i)) for i, (a, b) in enumerate(pairs)]
 
 
-def features(case, dtype):
-    return normal(1, CHANNELS, *case.source).to(dtype)
+def features(case, dtype, device="cpu"):
+    return normal(1, CHANNELS, *case.source).to(device, dtype)
 
 
 def coordinates(case):
@@ -69,51 +69,57 @@ def coordinates(case):
     return torch.stack(grid, -1).reshape(1, -1, 2)
 
 
-def kappa(case):
-    return torch.full((1, 2), 2 / case.scale)
+def kappa(case, device="cpu"):
+    return torch.full((1, 2), 2 / case.scale, device=device)
 
 
-def liif_maps(case, dtype):
-    w, b = liif_layers()[0]
-    kernel = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).to(dtype).contiguous(memory_format=torch.channels_last)
-    x = features(case, dtype).contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, kernel, b.to(dtype), padding=1)
+def moved(layers, device, dtype=torch.float32):
+    return [(w.to(device, dtype), b.to(device, dtype)) for w, b in layers]
 
 
-def fastds_liif(case, dtype):
+def liif_maps(x, w, b):
+    """The convolution that the first layer has become; the last four columns of w belong to offset and cell."""
+    kernel = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x.contiguous(memory_format=torch.channels_last), kernel, b.to(x.dtype), padding=1)
+
+
+def fastds_liif(case, dtype, device="cpu"):
     """With the convolution that its first layer has become."""
-    w, layers = liif_layers()[0][0], liif_layers()[1:]
+    (w, b), *layers = moved(liif_layers(), device)
+    x, cell = features(case, dtype, device), kappa(case, device)
 
     def run():
-        maps = liif_maps(case, dtype)
-        extra = {"rho_w": w[:, -4:-2], "cell_w": w[:, -2:], "cell": kappa(case)}
+        maps = liif_maps(x, w, b)
+        extra = {"rho_w": w[:, -4:-2], "cell_w": w[:, -2:], "cell": cell}
         return inr_query(maps, case.grid, layers, ensemble="late", **extra)
 
     return run
 
 
-def naive_liif(case, dtype, chunk=NAIVE_CHUNK):
-    x, coord, layers = features(case, dtype), coordinates(case), [(w.to(dtype), b.to(dtype)) for w, b in liif_layers()]
-    n = torch.tensor(case.source)
+def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
+    x, coord = features(case, dtype, device), coordinates(case).to(device)
+    layers, cell = moved(liif_layers(), device, dtype), kappa(case, device)
+    n = torch.tensor(case.source, device=device)
 
     def sample(field, at):
         return F.grid_sample(field, at.flip(-1)[:, None].to(field.dtype), mode="nearest", align_corners=False)[:, :, 0]
 
-    cells = torch.stack(torch.meshgrid(*(-1 + (2 * torch.arange(m) + 1) / m for m in case.source), indexing="ij"))[None]
+    centres = (-1 + (2 * torch.arange(m) + 1) / m for m in case.source)
+    cells = torch.stack(torch.meshgrid(*centres, indexing="ij"))[None].to(device)
+    steps = [torch.tensor([sy, sx], device=device) / n for sy in (-1, 1) for sx in (-1, 1)]
 
     def part(unfolded, at):
         values, areas = [], []
-        for sy in (-1, 1):
-            for sx in (-1, 1):
-                near = (at + torch.tensor([sy, sx]) / n + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6)
-                q = sample(unfolded, near).transpose(1, 2)
-                offset = (at - sample(cells, near).transpose(1, 2)) * n
-                h = torch.cat([q, offset.to(dtype), kappa(case)[:, None].expand_as(offset).to(dtype)], -1)
-                for i, (w, b) in enumerate(layers):
-                    h = F.linear(h, w, b)
-                    h = h.relu() if i + 1 < len(layers) else h
-                values.append(h)
-                areas.append((offset[..., 0] * offset[..., 1]).abs() + 1e-9)
+        for step in steps:
+            near = (at + step + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6)
+            q = sample(unfolded, near).transpose(1, 2)
+            offset = (at - sample(cells, near).transpose(1, 2)) * n
+            h = torch.cat([q, offset.to(dtype), cell[:, None].expand_as(offset).to(dtype)], -1)
+            for i, (w, b) in enumerate(layers):
+                h = F.linear(h, w, b)
+                h = h.relu() if i + 1 < len(layers) else h
+            values.append(h)
+            areas.append((offset[..., 0] * offset[..., 1]).abs() + 1e-9)
         total = sum(areas)
         return sum(v * (a / total)[..., None] for v, a in zip(values, reversed(areas), strict=True))
 
@@ -124,25 +130,26 @@ def naive_liif(case, dtype, chunk=NAIVE_CHUNK):
     return run
 
 
-def attention_arguments(case, dtype):
-    maps = normal(1, 128 + 2 * HEADS * KEY, *case.source).to(dtype).contiguous(memory_format=torch.channels_last)
-    trunk = [
-        (normal(b, a, scale=a**-0.5, seed=a + b), normal(b, seed=b)) for a, b in 3 * [(128, 128)] + [(128, OUTPUTS)]
-    ]
-    extra = {"rho_w": normal(128, 2), "cell_w": normal(128, 2), "rho_bias": normal(HEADS, 2), "heads": HEADS, "dk": KEY}
-    return maps, case.grid, trunk, extra | {"cell": kappa(case)}
+def attention_arguments(case, dtype, device="cpu"):
+    maps = normal(1, 128 + 2 * HEADS * KEY, *case.source).to(device, dtype)
+    widths = [*3 * [(128, 128)], (128, OUTPUTS)]
+    trunk = [(normal(b, a, scale=a**-0.5, seed=a + b), normal(b, seed=b)) for a, b in widths]
+    extra = {"rho_w": normal(128, 2), "cell_w": normal(128, 2), "rho_bias": normal(HEADS, 2)}
+    extra = {name: t.to(device) for name, t in extra.items()} | {"cell": kappa(case, device)}
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    return maps, case.grid, moved(trunk, device), extra | {"heads": HEADS, "dk": KEY}
 
 
-def fastds_attention(case, dtype):
-    maps, grid, trunk, extra = attention_arguments(case, dtype)
+def fastds_attention(case, dtype, device="cpu"):
+    maps, grid, trunk, extra = attention_arguments(case, dtype, device)
     return lambda: inr_query(maps, grid, trunk, **extra)
 
 
 BUILDERS = {"fastds": fastds_liif, "naive": naive_liif, "attention": fastds_attention}
 
 
-def build(peer, case, dtype):
-    run = BUILDERS[peer](CASES[case], dtype)
+def build(peer, case, dtype, device="cpu"):
+    run = BUILDERS[peer](case, dtype, device)
 
     def without_gradients():
         with torch.no_grad():
@@ -151,49 +158,28 @@ def build(peer, case, dtype):
     return without_gradients
 
 
+def exact_liif(case, device):
+    """A row of the grid at a time: the reference keeps every feature."""
+    (w, b), *layers = moved(liif_layers(), device, torch.float64)
+    maps = liif_maps(features(case, torch.float64, device), w, b)
+    weights, biases = [w for w, _ in layers], [b for _, b in layers]
+    cell = kappa(case, device).double()
+    options = (None, None, None, cell, None, None, "affine", "late", 1, 0, "relu", "bilinear", [False, False])
+    rows = []
+    for row in range(*case.rows):
+        axes = GridSpec.cells(case.source, case.target).window((row, row + 1), (0, case.target[1])).numbers()
+        points = (None, None, axes, w[:, -4:-2], w[:, -2:])
+        rows.append(reference(maps, weights, biases, *points, *options, torch.float64))
+    return torch.cat(rows, 1)
+
+
 @functools.lru_cache(maxsize=2)
-def expected(case, decoder):
-    case = CASES[case]
-    if decoder == "attention":
-        maps, grid, trunk, extra = attention_arguments(case, torch.float64)
-        extra = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
-        trunk = [(w.double(), b.double()) for w, b in trunk]
-        pieces = [inr_query(maps, grid, trunk, **extra)]
-    else:
-        w, layers = liif_layers()[0][0].double(), [(w.double(), b.double()) for w, b in liif_layers()[1:]]
-        x, b = features(case, torch.float64), liif_layers()[0][1].double()
-        maps = F.conv2d(x, w[:, :-4].unflatten(1, (CHANNELS, 3, 3)), b, padding=1)
-        weights, biases, columns = [w for w, _ in layers], [b for _, b in layers], case.target[1]
-        pieces = []
-        for row in range(*case.rows):
-            axes = GridSpec.cells(case.source, case.target).window((row, row + 1), (0, columns)).numbers()
-            pieces.append(
-                reference(
-                    maps,
-                    weights,
-                    biases,
-                    None,
-                    None,
-                    axes,
-                    w[:, -4:-2],
-                    w[:, -2:],
-                    None,
-                    None,
-                    None,
-                    kappa(case).double(),
-                    None,
-                    None,
-                    "affine",
-                    "late",
-                    1,
-                    0,
-                    "relu",
-                    "bilinear",
-                    [False, False],
-                    torch.float64,
-                )  # fmt: skip
-            )
-    return torch.cat(pieces, 1)
+def expected(case, decoder, device="cpu"):
+    if decoder == "liif":
+        return exact_liif(case, device)
+    maps, grid, trunk, extra = attention_arguments(case, torch.float64, device)
+    extra = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
+    return inr_query(maps, grid, moved(trunk, device, torch.float64), **extra)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
@@ -205,8 +191,8 @@ def test_inr_query(measure, case, peer, dtype):
     decoder = "attention" if peer == "attention" else "liif"
     queries = CASES[case].grid.count
     measure(
-        build, (peer, case, dtype), op=f"inr_query {decoder}", case=case, mode="forward",
+        build, (peer, CASES[case], dtype), op=f"inr_query {decoder}", case=case, mode="forward",
         peer="fastds" if peer == "attention" else peer,
         dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(decoder), bytes=queries * OUTPUTS * 4,
-        expected=expected(case, decoder), tolerance=1e-4 if dtype == torch.float32 else 6e-2,
+        expected=expected(CASES[case], decoder), tolerance=1e-4 if dtype == torch.float32 else 6e-2,
     )  # fmt: skip

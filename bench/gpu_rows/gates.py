@@ -5,8 +5,7 @@ import functools
 
 import torch
 
-from bench.gpu_rows import Row, name_of
-from bench.peers import forward_or_backward
+from bench.gpu_rows import Problem, Row, compiled, exact
 from fastds.ops import gru_update, lstm_gates
 
 
@@ -25,49 +24,21 @@ PASSES = {
     "lstm_gates": (lstm_gates, lstm_formula, (4, 1), 7, 12),
     "gru_update": (gru_update, gru_formula, (1, 1, 1), 4, 7),
 }
-SHAPE, TINY = (8, 64, 160, 160), (1, 8, 6, 6)
 
 
-def inputs(name, small, dtype, device):
-    batch, channels, *size = TINY if small else SHAPE
-    generator = torch.Generator().manual_seed(9)
-    shapes = [(batch, n * channels, *size) for n in PASSES[name][2]]
-    tensors = [torch.randn(shape, generator=generator).to(torch.bfloat16) for shape in shapes]  # exact in every dtype
-    return [t.to(device, dtype).to(memory_format=torch.channels_last) for t in tensors]
-
-
-def build(name, mode, peer, small, dtype, device):
-    function = PASSES[name][0 if peer.startswith("fastds") else 1]
-    function = torch.compile(function) if peer == "torch.compile" else function
-    args = inputs(name, small, dtype, device)
-
-    def joined(*args):
-        y = function(*args)
-        return y[0] + y[1] if isinstance(y, tuple) and mode == "backward" else y
-
-    return forward_or_backward(joined, args, torch.ones_like(args[-1]), mode)
+def inputs(parts, batch, channels, *size):
+    return [exact(batch, n * channels, *size, seed=9 + i) for i, n in enumerate(parts)]
 
 
 def rows(small: bool) -> list[Row]:
-    peers = ("fastds", "torch eager") if small else ("fastds cuda", "torch eager", "torch.compile")
-    found = []
-    for name, (_, _, parts, forward, backward) in PASSES.items():
-        for mode, moved in (("forward", forward), ("backward", backward)):
-            for peer in peers:
-                batch, channels, height, width = TINY if small else SHAPE
-                elements = batch * channels * height * width
-                shape = "x".join(map(str, TINY if small else SHAPE))
-                found.append(
-                    Row(
-                        name, shape, mode, name_of(torch.bfloat16), peer,
-                        build=functools.partial(build, name, mode, peer, small, torch.bfloat16),
-                        expected=functools.partial(build_exact, name, mode, small), oracle=(name, mode),
-                        tolerance=2e-2 if peer.startswith("fastds") else 0.1,
-                        flops=10 * len(parts) * elements, bytes=2 * moved * elements,
-                    )
-                )  # fmt: skip
+    shape = (1, 8, 6, 6) if small else (8, 64, 160, 160)
+    maps, found = shape[0] * shape[1] * shape[2] * shape[3], []
+    for name, (function, formula, parts, *moved) in PASSES.items():
+        peers = [("fastds" if small else "fastds cuda", function), ("torch eager", formula)]
+        peers += [] if small else [("torch.compile", compiled(formula))]
+        problem = Problem(
+            name, "x".join(map(str, shape)), functools.partial(inputs, parts, *shape), formula, peers,
+            10 * len(parts) * maps, (moved[0] * maps, moved[1] * maps),
+        )  # fmt: skip
+        found += problem.rows([(torch.bfloat16, 2e-2, 0.1)])
     return found
-
-
-def build_exact(name, mode, small, device):
-    return build(name, mode, "float64", small, torch.float64, device)()
