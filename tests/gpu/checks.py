@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every op must show on a GPU beyond right numbers; each check takes the op as function(*tensors)."""
+"""What every op must show on a GPU beyond right numbers; each check takes the op as function(*tensors).
+
+On CPU tensors, as in the dry run of tests/gpu/conftest.py, what only a GPU has is left out.
+"""
 
 import pytest
 import torch
@@ -30,6 +33,26 @@ def same(first, second):
         assert a.shape == b.shape and torch.equal(a, b), f"tensor {i}: up to {(a - b).abs().max():.3e} apart"
 
 
+def close(got, exact, tolerance):
+    """Every result within tolerance of float64 ones, relative to the largest of a tensor or to 1."""
+    for i, (a, b) in enumerate(zip(got, exact, strict=True)):
+        error, scale = (a.double().cpu() - b).abs().max(), b.abs().max().clamp_min(1)
+        assert error <= tolerance * scale, f"tensor {i}: {error:.2e} from values up to {scale:.2e}"
+
+
+def check_everything(function, tensors, tolerance=1e-5):
+    """All checks that one GPU can make."""
+    check_deterministic(function, tensors)
+    check_stream(function, tensors)
+    check_graph(function, tensors)
+    check_compile(function, tensors)
+    check_misaligned(function, tensors, tolerance)
+
+
+def without_gpu(tensors):
+    return not any(t is not None and t.is_cuda for t in tensors)
+
+
 def check_deterministic(function, tensors):
     """The same bits from run to run under torch.use_deterministic_algorithms(True)."""
     torch.use_deterministic_algorithms(True)
@@ -43,6 +66,8 @@ def check_deterministic(function, tensors):
 
 def check_stream(function, tensors):
     """Kernels start on the current stream: inputs that appear there late are waited for."""
+    if without_gpu(tensors):
+        return
     with torch.no_grad():
         expected = function(*tensors)
         late = [t if t is None else torch.zeros_like(t) for t in tensors]
@@ -60,6 +85,8 @@ def check_stream(function, tensors):
 
 def check_graph(function, tensors):
     """Capture and replay, forward and gradients: new inputs in the old places give the results of an eager run."""
+    if without_gpu(tensors):
+        return
     held = leaves(tensors)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -88,6 +115,8 @@ def check_graph(function, tensors):
 
 def check_compile(function, tensors, rtol=1e-4):
     """torch.compile(fullgraph=True), with gradients, agrees with eager."""
+    if without_gpu(tensors):
+        return
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True)
     for a, b in zip(value_and_gradients(compiled, tensors), value_and_gradients(function, tensors), strict=True):
@@ -106,7 +135,7 @@ def check_other_device(function, tensors):
         torch.testing.assert_close(a.to(b.device), b, rtol=1e-5, atol=1e-5)
 
 
-def check_misaligned(function, tensors):
+def check_misaligned(function, tensors, tolerance=1e-5):
     """Storage that starts at an odd element, and strides of a wider map, change nothing but speed."""
 
     def shifted(t):
@@ -123,4 +152,4 @@ def check_misaligned(function, tensors):
         expected = function(*tensors)
         for change in (shifted, sliced, lambda t: t.contiguous()):
             y = function(*(t if t is None else change(t) for t in tensors))
-            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)

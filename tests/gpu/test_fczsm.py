@@ -34,10 +34,10 @@ def test_float32_agrees_with_the_cpu(model, expected, device):
     assert (y.double().cpu() - exact).abs().max() <= 5e-3 * exact.abs().max()  # cuDNN may use tf32
 
 
-def test_bfloat16_autocast_and_graph(model, expected, device):
+def test_bfloat16_autocast_and_graph(model, expected, gpu):
     x, exact = expected
-    model.to(device, memory_format=torch.channels_last)
-    x = x.to(device)
+    model.to(gpu, memory_format=torch.channels_last)
+    x = x.to(gpu)
     with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
         eager = model(x).float()
     fast = model.compile_graph(torch.zeros_like(x))
@@ -49,12 +49,12 @@ def test_bfloat16_autocast_and_graph(model, expected, device):
     assert not torch.equal(other, replayed) and torch.equal(fast(x), replayed)
 
 
-def test_graph_refuses_what_it_was_not_captured_for(model, device):
-    model.to(device)
-    x = torch.rand(1, 2, 1, 16, 16, device=device)
+def test_graph_refuses_what_it_was_not_captured_for(model, gpu):
+    model.to(gpu)
+    x = torch.rand(1, 2, 1, 16, 16, device=gpu)
     fast = model.compile_graph(x, dtype=torch.float32)
     with pytest.raises(ValueError, match="input 0 has shape .*, the graph was captured for"):
-        fast(torch.rand(1, 2, 1, 16, 20, device=device))
+        fast(torch.rand(1, 2, 1, 16, 20, device=gpu))
     with pytest.raises(ValueError, match="input 0 is on cpu, expected cuda:0"):
         model.compile_graph(x.cpu())
 
@@ -69,6 +69,6 @@ def test_training_step(model, device):
 
     exact = gradients(model, x, truth)
     model.to(device, memory_format=torch.channels_last)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         ours = gradients(model, x.to(device), truth.to(device))
     assert torch.nn.functional.cosine_similarity(ours, exact, 0) > 0.98

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv_lstm_cell in Triton and as cuDNN and our pass, conv_gru_cell: on a GPU, against float64 on the CPU."""
+
+import pytest
+import torch
+from gpu import checks
+
+import fastds
+from fastds.ops import conv_gru_cell, conv_lstm_cell
+from fastds.reference.conv_lstm_cell import conv_lstm_cell as reference
+
+DTYPES = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+SHAPES = [(2, 24, 20, 9, 7), (1, 3, 24, 5, 18), (1, 17, 16, 4, 4), (2, 5, 1, 1, 3), (1, 40, 65, 6, 5)]  # B, C1, C, H, W
+LARGE = (2, 24, 24, 130, 127)
+
+
+@pytest.fixture(params=["native", "triton"])
+def backend(request, forced, device):
+    x, weight = torch.ones(1, 1, 2, 2, device=device), torch.ones(4, 2, 3, 3, device=device)
+    with forced("conv_lstm_cell", request.param, x, x, weight, None, None, x, "auto", False):
+        yield request.param
+
+
+def inputs(shape, dtype=torch.float32):
+    batch, inputs, channels, height, width = shape
+    maps = [torch.randn(batch, n, height, width).to(dtype) for n in (inputs, channels)]
+    maps += [torch.randn(batch, channels, height, width)]
+    weight = torch.randn(4 * channels, inputs + channels, 3, 3) / (9 * (inputs + channels)) ** 0.5
+    return [*(t.contiguous(memory_format=torch.channels_last) for t in maps), weight, torch.randn(4 * channels)]
+
+
+def op(function=conv_lstm_cell):
+    """Both results in one tensor of the state's dtype."""
+
+    def joined(*tensors):
+        h, c = function(*tensors)
+        return torch.cat([h.to(c.dtype), c], 1)
+
+    return joined
+
+
+def compare(shape, dtype, device):
+    tensors = inputs(shape, dtype)
+    exact = checks.value_and_gradients(op(reference), [t.double() for t in tensors])
+    checks.close(checks.value_and_gradients(op(), checks.moved(tensors, device)), exact, DTYPES[dtype])
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_reference(shape, dtype, backend, device):
+    compare(shape, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_tiles(dtype, backend, device):
+    compare(LARGE, dtype, device)
+
+
+def test_streams_graphs_compile_and_layouts(backend, device):
+    checks.check_everything(op(), checks.moved(inputs(SHAPES[0]), device), tolerance=1e-4)
+
+
+def test_other_device(backend, device):
+    checks.check_other_device(op(), checks.moved(inputs(SHAPES[0]), device))
+
+
+def test_autocast_and_bad_input(backend, device):
+    x, h, c, weight, bias = checks.moved(inputs(SHAPES[0]), device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        new_h, new_c = conv_lstm_cell(x, h, c, weight, bias)
+    assert new_h.dtype == torch.bfloat16 and new_c.dtype == torch.float32
+    torch.testing.assert_close(new_c, conv_lstm_cell(x, h, c, weight, bias)[1], rtol=5e-2, atol=5e-2)
+    if device.type == "cuda":
+        with pytest.raises(ValueError, match="c is on device cpu, expected cuda:0"):
+            conv_lstm_cell(x, h, c.cpu(), weight, bias)
+    with pytest.raises(TypeError, match="h has dtype torch.float64, expected torch.float32"):
+        conv_lstm_cell(x, h.double(), c, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_conv_gru_cell(dtype, device):
+    """As cuDNN and our passes."""
+    x, h = (torch.randn(2, n, 9, 7).to(dtype).contiguous(memory_format=torch.channels_last) for n in (5, 20))
+    weights = [torch.randn(n, 25, 3, 3).to(dtype) / 15 for n in (40, 20)]
+    tensors = [x, h, weights[0], torch.randn(40).to(dtype), weights[1], torch.randn(20).to(dtype)]
+    with fastds.backend("reference"):
+        exact = checks.value_and_gradients(conv_gru_cell, [t.double() for t in tensors])
+    checks.close(checks.value_and_gradients(conv_gru_cell, checks.moved(tensors, device)), exact, DTYPES[dtype])
+    with torch.no_grad():
+        got = conv_gru_cell(*checks.moved(tensors, device))
+    checks.close([got], exact[:1], DTYPES[dtype])

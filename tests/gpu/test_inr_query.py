@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inr_query on a GPU, in CUDA C++ and fused in Triton, against the float64 reference on the CPU."""
+
+import pytest
+import torch
+from gpu import checks
+from inr_cases import KINDS, exact, flat_arguments, query, random_case
+
+from fastds.reference.query_points import GridSpec, from_index
+
+SOURCE = (7, 9)
+GRID = GridSpec.cells(SOURCE, (20, 31))
+
+
+@pytest.fixture
+def native(forced, device):
+    maps, trunk, keywords = random_case("affine-none", SOURCE, dtype=torch.float32, skip=False)
+    trunk = [checks.moved(pair, device) for pair in trunk]
+    keywords = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
+    with forced("inr_query", "native", *flat_arguments(maps.to(device), GRID, trunk, **keywords)):
+        yield
+
+
+def case(kind, dtype=torch.float32, **options):
+    """The query as a function of all its differentiable tensors, and these."""
+    maps, trunk, keywords = random_case(kind, SOURCE, dtype=torch.float32, **options)
+    names = [k for k, v in keywords.items() if isinstance(v, torch.Tensor) and k != "cell"]
+    tensors = [maps.to(dtype), *(t for pair in trunk for t in pair), *(keywords[k] for k in names)]
+
+    def function(maps, *rest, where=GRID, op=query):
+        layers = list(zip(rest[: 2 * len(trunk) : 2], rest[1 : 2 * len(trunk) : 2], strict=True))
+        given = keywords | dict(zip(names, rest[2 * len(trunk) :], strict=True))
+        given["cell"] = given["cell"].to(maps.device, rest[0].dtype if rest else maps.dtype)
+        return op(maps, where, layers, **given)
+
+    return function, tensors
+
+
+def of_reference(function, tensors, **options):
+    return checks.value_and_gradients(lambda *t: function(*t, op=exact, **options), [t.double() for t in tensors])
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("kind", KINDS)
+def test_agrees_with_reference(kind, native, device):
+    function, tensors = case(kind)
+    ours = checks.value_and_gradients(function, checks.moved(tensors, device))
+    checks.close(ours, of_reference(function, tensors), 5e-5)
+
+
+@pytest.mark.parametrize("kind", ["affine-early_attn", "fourier-late"])
+def test_bfloat16_and_points(kind, native, device):
+    function, tensors = case(kind, torch.bfloat16)
+    at = 6 * torch.rand(2, 57, 2, dtype=torch.float64)
+    ours = checks.value_and_gradients(
+        lambda *t: function(*t, where=from_index(at.to(device), SOURCE)), checks.moved(tensors, device)
+    )
+    wanted = of_reference(function, tensors, where=from_index(at, SOURCE, dtype=torch.float64))
+    checks.close(ours, wanted, 8e-2)
+
+
+def test_streams_graphs_compile_and_layouts(native, device):
+    function, tensors = case("affine-early_attn")
+    tensors = checks.moved(tensors, device)
+    checks.check_stream(function, tensors)
+    checks.check_graph(function, tensors)
+    checks.check_compile(function, tensors, 1e-3)
+    checks.check_misaligned(function, tensors)
+    checks.check_other_device(function, tensors)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-5), (torch.bfloat16, 8e-2), (torch.float16, 2e-2)],
+                         ids=["float32", "bfloat16", "float16"])  # fmt: skip
+@pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_area", 64)])
+def test_fused(ensemble, width, dtype, tolerance, device, forced):
+    """The whole query in one Triton kernel; gradients come from CUDA C++."""
+    heads, dk = (4, 16) if ensemble == "early_attn" else (1, 0)
+    maps = torch.randn(2, width + 2 * heads * dk, *SOURCE).to(dtype).contiguous(memory_format=torch.channels_last)
+    layers = [torch.randn(n, width) / width**0.5 for n in (width, width, 3)]
+    biases = [torch.randn(n) for n in (width, width, 3)]
+    options = {"ensemble": ensemble, "heads": heads, "dk": dk}
+
+    def run(op, maps, *rest):
+        rho_w = torch.ones(width, 2).to(rest[0]) / 4
+        trunk = list(zip(rest[:3], rest[3:], strict=True))
+        return op(maps, GRID, trunk, rho_w=rho_w, cell_w=rho_w, cell=torch.ones(2, 2).to(rest[0]), **options)
+
+    wanted = run(exact, *(t.double() for t in (maps, *layers, *biases)))
+    arguments = checks.moved([maps, *layers, *biases], device)
+    explained = flat_arguments(arguments[0], GRID, list(zip(arguments[1:4], arguments[4:], strict=True)), **options)
+    with forced("inr_query", "triton", *explained), torch.no_grad():
+        checks.close([run(query, *arguments)], [wanted], tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:fastds.inr_query_backward runs on its slow PyTorch reference")
+def test_deterministic_algorithms_take_the_reference_for_gradients(device):
+    function, tensors = case("affine-early_area")
+    checks.check_deterministic(function, checks.moved(tensors, device))
