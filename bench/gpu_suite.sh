@@ -34,12 +34,14 @@ python=$(command -v python3 || command -v python) || { echo "gpu_suite.sh: no py
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TRITON_DEFAULT_FP_FUSION=1
 failed=0
 total=470 # seconds for all parts together
+[ "$dry" = 0 ] || total=3600 # the machine may be busy, and nothing is measured
 
 # run NAME SECONDS COMMAND...: one line, the whole output in NAME.log.
 run() {
   local name=$1 limit=$2 begin=$SECONDS code=0
   shift 2
   case ,$parts, in *",$name,"*) ;; *) return 0 ;; esac
+  [ "$dry" = 0 ] || limit=900
   [ "$limit" -le $((total - SECONDS)) ] || limit=$((total - SECONDS))
   [ "$limit" -gt 10 ] || { failed=$((failed + 1)); echo "FAILED  $name: no time is left for it"; return; }
   timeout -k 10 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
@@ -98,7 +100,8 @@ tests() {
   local options=(-q -p no:cacheprovider -o addopts=--import-mode=importlib -ra --durations=5 tests/gpu)
   # On CPU tensors; the agreement of the CPU kernels is tested elsewhere.
   [ "$dry" = 1 ] && {
-    FASTDS_GPU_DRY_RUN=1 "$python" -m pytest "${options[@]}" -k 'not agrees_with_reference and not many_tiles and not small'
+    local long='agrees_with_reference or many_tiles or small or gradcheck or training_step or deterministic or same_bits'
+    FASTDS_GPU_DRY_RUN=1 "$python" -m pytest "${options[@]}" -k "not ($long or preciplstm or trajgru)"
     return
   }
   # Triton compiles on the CPU: several processes share the GPU.
@@ -123,7 +126,7 @@ sanitizer() {
 
 bench() {
   local options=(--seconds 150)
-  [ "$dry" = 1 ] && options=(--device cpu --seconds 170)
+  [ "$dry" = 1 ] && options=(--device cpu --seconds 800)
   "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json" || return
   local save=(--save)
   [ "$dry" = 1 ] && save=()
