@@ -99,7 +99,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument(
         "--model",
         help="shipped name, .safetensors file, persistence, blurred-persistence, extrapolation or pysteps; default: "
-        "the only shipped nowcaster, else extrapolation",
+        "the shipped nowcaster, else extrapolation",
     )
     parser.add_argument("--steps", type=int, help="number of fields; default: 12")
     parser.add_argument("--lead", metavar="DURATION", help="of the last field, such as 60min; instead of --steps")

@@ -5,6 +5,7 @@ range a model was trained for."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import tempfile
@@ -23,6 +24,19 @@ PRECISIONS = ("fp32", "bf16")
 MAPPED_BYTES = 256 << 20
 # The range of a card is judged where a warning would be true beyond doubt.
 TOLERANCE = 1.05
+
+
+@dataclasses.dataclass
+class Report:
+    """What a run did: `model` name, `settings` written to the attributes, `notes` for the user, one a sentence."""
+
+    model: str
+    settings: dict
+    notes: list[str]
+
+    def summary(self) -> str:
+        """The notes, one a line."""
+        return "\n".join(self.notes)
 
 
 def check_target(source: str | os.PathLike, target: Path) -> None:

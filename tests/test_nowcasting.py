@@ -10,7 +10,7 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.models.baselines import blurred_persistence, extrapolation
-from fastds.nowcasting import nowcast, nowcast_file
+from fastds.nowcasting import methods, nowcast, nowcast_file
 
 START = "2020-06-01T12:00"
 CARD = {"floor_dbz": 0.0, "ceiling_dbz": 60.0, "input_steps": 3}
@@ -236,6 +236,27 @@ def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, 
     assert main(["nowcast", f"{folder}/{file}", f"{tmp_path}/o.nc", *chosen, *options]) == 2
     printed = capsys.readouterr()
     assert sentence in printed.err and printed.err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shipped", "chosen"),
+    [
+        ({}, "extrapolation was chosen: no weights"),
+        ({"one": 5, "fczsm-small": None}, "model one was chosen; other nowcasters: none"),
+        ({"one": 5, "nowcast-small": 4}, "model nowcast-small was chosen; other nowcasters: one"),
+        ({"one": 5, "two": 4}, "several nowcasters are shipped, name one with model .--model.: one, two"),
+    ],
+    ids=["none", "one", "default", "several"],
+)
+def test_the_method_where_none_is_named(monkeypatch, shipped, chosen):
+    monkeypatch.setattr(methods, "available", lambda pretrained: list(shipped))
+    monkeypatch.setattr(methods, "load_card", lambda name: models.ModelCard(name=name, input_steps=shipped[name]))
+    monkeypatch.setattr(methods, "load", lambda name: network(name=name))
+    if "several" in chosen:
+        with pytest.raises(ValueError, match=chosen):
+            methods.pick_method()
+    else:
+        assert chosen in methods.pick_method()[1]
 
 
 def test_output_over_input_and_unknown_options_are_refused(folder, tmp_path):

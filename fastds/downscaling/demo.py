@@ -77,7 +77,7 @@ def demo(
 
 def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Dataset, name: str) -> None:
     """The pair of input frames with most rain: truth, input, baselines, model and their differences from the truth."""
-    from fastds.plot import field_panel
+    from fastds.plot import field_panel, save_png
 
     given, z, predicted = (to_reflectivity(d) for d in (coarse, truth, out))
     fields = z.frames(slice(None))
@@ -105,12 +105,7 @@ def _write_picture(path: Path, truth: xr.Dataset, coarse: xr.Dataset, out: xr.Da
         y=z.raw[z.dims[1]].values[rows] / 1e3,
         title="Synthetic rain event: truth 1 km and 5 min, input 2 km and 10 min, downscaled fields, differences",
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_png(figure, path)
 
 
 def _rainiest_part(field: np.ndarray) -> tuple[slice, slice]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.inference import (
+    Report,
     check_settings,
     check_target,
     evaluating,
@@ -36,19 +36,6 @@ from .job import Job
 TIME_FACTORS = (2, 4)
 # Taken where several shipped weights match and none is named.
 DEFAULT_MODEL = "fczsm-small"
-
-
-@dataclasses.dataclass
-class Report:
-    """What a run did: `model` name, `settings` written to the attributes, `notes` for the user, one a sentence."""
-
-    model: str
-    settings: dict
-    notes: list[str]
-
-    def summary(self) -> str:
-        """The notes, one a line."""
-        return "\n".join(self.notes)
 
 
 def downscale(

@@ -23,8 +23,8 @@ BASELINES = {
     "extrapolation": (extrapolation, 2),
     "pysteps": (pysteps_extrapolation, 3),
 }
-# Taken where no weights of a nowcaster are shipped and no method is named.
-FALLBACK = "extrapolation"
+# Taken where no method is named and several nowcasters are shipped, or none.
+DEFAULT_MODEL, FALLBACK = "nowcast-small", "extrapolation"
 # Fields before the start where a card does not tell: m of the DB-RNN paper.
 KNOWN = 5
 
@@ -63,10 +63,9 @@ class Method:
 
 
 def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Method, str]:
-    """Return a method and a sentence about it: a network, one named or its file, a baseline, or the shipped nowcaster.
+    """Return a method and a sentence about it: a network, one named or its file, a baseline, or a shipped nowcaster.
 
-    Raises ValueError where several nowcasters are shipped and none is named, or a model does not forecast, and what
-    fastds.load raises.
+    Raises ValueError where that settles nothing or a model does not forecast, and what fastds.load raises.
     """
     if isinstance(model, nn.Module):
         return _of_model(model), f"model {model.card.name}"
@@ -92,9 +91,11 @@ def _shipped() -> tuple[Method, str]:
     names = [name for name in available(pretrained=True) if load_card(name).input_steps is not None]
     if not names:
         return baseline(FALLBACK), f"method {FALLBACK} was chosen: no weights of a nowcaster are shipped"
-    if len(names) > 1:
+    chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
+    if chosen not in names:
         raise ValueError(f"several nowcasters are shipped, name one with model (--model): {', '.join(names)}")
-    return _of_model(load(names[0])), f"model {names[0]} was chosen: the only shipped nowcaster"
+    others = ", ".join(name for name in names if name != chosen)
+    return _of_model(load(chosen)), f"model {chosen} was chosen; other nowcasters: {others or 'none'}"
 
 
 def _of_model(model: nn.Module) -> Method:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import xarray as xr
 
 from fastds.data import to_reflectivity
 from fastds.data.times import text_of
-from fastds.plot import forecast_strip
+from fastds.plot import forecast_strip, save_png
 
 from .reading import Forecasts
 from .starts import Timeline, coarse_fields
@@ -43,12 +42,7 @@ def write_picture(path: Path, forecast: xr.Dataset, observed: xr.Dataset, var=No
         unit="pixels" if x is None else "km",
         title=f"Nowcast from {text_of(forecasts.starts[0])} with {forecasts.name}",
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(temporary, format="png", dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_png(figure, path)
 
 
 def _kilometres(dataset: xr.Dataset, dim: str) -> np.ndarray | None:

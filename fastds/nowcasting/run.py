@@ -22,9 +22,9 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.data.reflectivity import z_r_law
-from fastds.downscaling import Report
 from fastds.inference import (
     TOLERANCE,
+    Report,
     check_settings,
     check_target,
     evaluating,
@@ -96,7 +96,7 @@ def nowcast(
 
     Args:
         model: a network with .forecast and a card, as fastds.load gives it; its name or file; a name of
-            fastds.nowcasting.BASELINES; None: the only shipped nowcaster, else extrapolation.
+            fastds.nowcasting.BASELINES; None: the shipped nowcaster, else extrapolation.
         dataset: a field (time, y, x) of reflectivity, rain rates or rain amounts.
         progress: show a progress bar. options: see fastds.nowcasting.run.Options.
 

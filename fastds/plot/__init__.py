@@ -4,6 +4,7 @@
 from .colours import REFLECTIVITY_LEVELS, difference_style, reflectivity_style
 from .curves import spectra, training_curves
 from .maps import draw_difference, draw_field, field_panel
+from .saving import save_png
 from .strip import forecast_strip
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "field_panel",
     "forecast_strip",
     "reflectivity_style",
+    "save_png",
     "spectra",
     "training_curves",
 ]
