@@ -80,11 +80,15 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const Buffer<Column> packed(d.groups * group_size);
     const Buffer<A> bias(d.O);
     for (int64_t o = 0; o < d.O; o++) bias[o] = tensors.bias ? load(static_cast<const T*>(tensors.bias)[o]) : A(0);
+    const Buffer<int64_t> source(K * in);  // of each term of the product, in the weights of an output channel
+    for (int64_t term = 0; term < K * in; term++) {
+        const int64_t c = by_group ? term / (K * per_group) * per_group + term % per_group : term % in;
+        const int64_t k = by_group ? term / per_group % K : term / in;
+        source[term] = c * K + k;
+    }
     for (int64_t g = 0; g < d.groups; g++)
         pack<Step>(packed + g * group_size, out, K * in, [&](int64_t term, int64_t o) {
-            const int64_t c = by_group ? term / (K * per_group) * per_group + term % per_group : term % in;
-            const int64_t k = by_group ? term / per_group % K : term / in;
-            return store<Column>(load(weight[((g * out + o) * in + c) * K + k]));
+            return store<Column>(load(weight[(g * out + o) * in * K + source[term]]));
         });
 
     const Plan<A> plan(d, 0, d.offset_groups, by_group);
