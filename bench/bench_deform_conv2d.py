@@ -34,6 +34,7 @@ ROWS = [  # peer, dtype, modes
     ("conv2d", torch.float32, ("forward", "backward")),
     ("conv2d", torch.bfloat16, ("forward", "backward")),
 ]
+RETURNED = ("fastds", "torch_eager", "serial_im2col", "torchvision", "onnxruntime", "conv2d")  # without kept memory too
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 
@@ -100,19 +101,21 @@ def rows() -> list:
                 if mode in modes:
                     reason = skip_reason(peer, case)
                     marks = pytest.mark.skipif(reason is not None, reason=reason or "")
-                    dtype_name = str(dtype).removeprefix("torch.")
-                    label = "-".join((case.name, mode, peer, dtype_name))
-                    params.append(pytest.param(case.name, mode, peer, dtype, id=label, marks=marks))
+                    label = "-".join((case.name, mode, peer, str(dtype).removeprefix("torch.")))
+                    params.append(pytest.param(case.name, mode, peer, dtype, "kept", id=label, marks=marks))
+                    if case.name == "full" and peer in RETURNED and dtype == torch.float32:
+                        params.append(
+                            pytest.param(case.name, mode, peer, dtype, "returned", id=f"{label}-returned", marks=marks)
+                        )
     return params
 
 
-@pytest.mark.parametrize("case,mode,peer,dtype", rows())
-def test_deform_conv2d(measure, case, mode, peer, dtype):
+@pytest.mark.parametrize("case,mode,peer,dtype,memory", rows())
+def test_deform_conv2d(measure, case, mode, peer, dtype, memory):
     yardstick = peer == "conv2d"
     measure(
-        build, (peer, case, mode, dtype), op="deform_conv2d", case=CASES[case].title, mode=mode, peer=peer,
-        yardstick=yardstick,
-        dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
+        build, (peer, case, mode, dtype), memory=memory, op="deform_conv2d", case=CASES[case].title, mode=mode,
+        peer=peer, yardstick=yardstick, dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
         bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, yardstick),
         tolerance=TOLERANCE[dtype],
     )  # fmt: skip

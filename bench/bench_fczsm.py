@@ -4,10 +4,12 @@
 The straightforward network is fastds.reference.fczsm: contiguous layout, grid_sample deformable convolutions, nothing
 hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
 convolutions in channels_last. A training step is forward, mean squared error, backward and Adam. "fastds direct" has
-every plain convolution on oneDNN.
+every plain convolution on oneDNN. Eager and ours also run as in a plain user's process, where freed memory goes back
+to the system; so does torch.compile of the eager network, given FASTDS_BENCH_COMPILE_SECONDS to compile.
 """
 
 import functools
+import os
 
 import pytest
 import torch
@@ -18,19 +20,25 @@ from fastds.models import FCZSM, create
 from fastds.reference.fczsm import ReferenceFCZSM, count_flops
 
 SIZES = {"forward": 200, "training step": 100}  # coarse grid, both sides
-ROWS = [
-    ("forward", "fastds", torch.float32),
-    ("forward", "fastds", torch.bfloat16),
-    ("forward", "fastds direct", torch.float32),
-    ("forward", "fastds direct", torch.bfloat16),
-    ("forward", "torch_eager", torch.float32),
-    ("forward", "conv2d", torch.float32),
-    ("forward", "conv2d", torch.bfloat16),
-    ("training step", "fastds", torch.float32),
-    ("training step", "fastds", torch.bfloat16),
-    ("training step", "fastds direct", torch.float32),
-    ("training step", "torch_eager", torch.float32),
+ROWS = [  # mode, peer, dtype, freed memory
+    ("forward", "fastds", torch.float32, "kept"),
+    ("forward", "fastds", torch.bfloat16, "kept"),
+    ("forward", "fastds direct", torch.float32, "kept"),
+    ("forward", "fastds direct", torch.bfloat16, "kept"),
+    ("forward", "torch_eager", torch.float32, "kept"),
+    ("forward", "conv2d", torch.float32, "kept"),
+    ("forward", "conv2d", torch.bfloat16, "kept"),
+    ("forward", "fastds", torch.float32, "returned"),
+    ("forward", "torch_eager", torch.float32, "returned"),
+    ("forward", "torch_compile", torch.float32, "returned"),
+    ("training step", "fastds", torch.float32, "kept"),
+    ("training step", "fastds", torch.bfloat16, "kept"),
+    ("training step", "fastds direct", torch.float32, "kept"),
+    ("training step", "torch_eager", torch.float32, "kept"),
+    ("training step", "fastds", torch.float32, "returned"),
+    ("training step", "torch_eager", torch.float32, "returned"),
 ]
+COMPILE_SECONDS = float(os.environ.get("FASTDS_BENCH_COMPILE_SECONDS", 0))
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -62,7 +70,8 @@ def forward_of(peer: str, model: FCZSM, dtype: torch.dtype):
                 return model(x)
 
         return run
-    return ReferenceFCZSM(dict(model.named_parameters()), model.config)
+    reference = ReferenceFCZSM(dict(model.named_parameters()), model.config)
+    return torch.compile(reference.__call__) if peer == "torch_compile" else reference
 
 
 def build(peer: str, mode: str, dtype: torch.dtype):
@@ -123,15 +132,24 @@ def expected(mode: str, yardstick: bool):
     return build("reference", mode, torch.float64)()
 
 
-@pytest.mark.parametrize(
-    "mode, peer, dtype",
-    [pytest.param(*row, id="-".join(map(str, row)).replace("torch.", "").replace(" ", "_")) for row in ROWS],
-)
-def test_fczsm(measure, mode, peer, dtype):
+def rows() -> list:
+    params = []
+    for mode, peer, dtype, memory in ROWS:
+        compiles = peer == "torch_compile"
+        reason = "inductor takes minutes: FASTDS_BENCH_COMPILE_SECONDS says how many it gets"
+        marks = pytest.mark.skipif(compiles and not COMPILE_SECONDS, reason=reason)
+        label = "-".join((mode.replace(" ", "_"), peer.replace(" ", "_"), str(dtype).removeprefix("torch."), memory))
+        params.append(pytest.param(mode, peer, dtype, memory, id=label, marks=marks))
+    return params
+
+
+@pytest.mark.parametrize("mode, peer, dtype, memory", rows())
+def test_fczsm(measure, mode, peer, dtype, memory):
     size = SIZES[mode]
     parameters = sum(p.numel() for p in network().parameters())
     measure(
-        build, (peer, mode, dtype), op="fczsm", case=f"(1,2,1,{size},{size})", mode=mode, peer=peer,
-        yardstick=peer == "conv2d", dtype=str(dtype).removeprefix("torch."), flops=flops(mode), bytes=4 * parameters,
+        build, (peer, mode, dtype), memory=memory, patience=COMPILE_SECONDS if peer == "torch_compile" else None,
+        op="fczsm", case=f"(1,2,1,{size},{size})", mode=mode, peer=peer, yardstick=peer == "conv2d",
+        dtype=str(dtype).removeprefix("torch."), flops=flops(mode), bytes=4 * parameters,
         expected=expected(mode, peer == "conv2d"), tolerance=TOLERANCE[dtype],
     )  # fmt: skip

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmark rig: ceilings of this machine in this run, a gate on the result, pedantic rounds, peak memory.
 
+Rows keep freed memory, ours and peers' alike, unless they are measured as "returned": in a process without it.
+
 pytest bench --benchmark-only --benchmark-json=results.json
 python -m bench.report results.json
 """
@@ -18,10 +20,11 @@ import torch
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # fresh processes import bench; an installed fastds still wins
 
+from bench.elsewhere import Elsewhere  # noqa: E402
 from bench.memory import peak_growth  # noqa: E402
 from fastds import memory  # noqa: E402
 
-# For ours and peers alike: without it the rows of large outputs measure page faults. Peak memory is measured without.
+# Without it the rows of large outputs measure page faults. Peak memory is measured without.
 KEEPS_FREED_MEMORY = memory.refusal() is None
 if KEEPS_FREED_MEMORY:
     memory.keep_freed_memory()
@@ -64,15 +67,10 @@ def ceilings(request) -> dict:
 
 @pytest.fixture(scope="session")
 def fresh_process():
-    """Runs a function in a fresh process; the libraries are imported once, in the server the processes fork from."""
+    """Gives a pool of one fresh process; the libraries are imported once, in the server the processes fork from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.preload"])
-
-    def run(function, *args):
-        with context.Pool(1) as pool:
-            return pool.apply(function, args)
-
-    return run
+    return lambda: context.Pool(1)
 
 
 def tensors(result) -> list[torch.Tensor]:
@@ -97,28 +95,44 @@ def measure(benchmark, ceilings, fresh_process):
     expected: float64 results; the largest error relative to the largest value must stay below tolerance.
     op, case, mode, dtype, peer: the row's key; peer "fastds" is ours. flops, bytes: work and least traffic of one call.
     yardstick: the row does other work (a plain convolution) and is no peer.
+    memory: freed memory is "kept" as in all of this process, or "returned" as it is by default: then build and calls
+    are in a process of their own. patience: seconds for building and the first call there, else the row has no time.
     """
 
-    def run_case(build, args, *, op, case, mode, dtype, peer, flops, bytes, expected, tolerance, yardstick=False):
-        run = build(*args)
+    def run_case(build, args, *, memory="kept", yardstick=False, patience=None, **row):
+        row |= {"memory": memory, "yardstick": yardstick}
+        if memory == "kept":
+            run = build(*args)
+            return measure_run(run, run, None, build, args, **row)
+        with fresh_process() as pool:
+            run = Elsewhere(pool, build, args, patience)
+            try:
+                measure_run(run, run.without_result, run.median_seconds, build, args, **row)
+            except TimeoutError:
+                benchmark.pedantic(lambda: None)  # pytest-benchmark keeps no row without a time
+                key = {name: row[name] for name in ("op", "case", "mode", "dtype", "peer", "yardstick", "memory")}
+                benchmark.extra_info.update(key, median_ms=None, note=f"no result within {patience:.0f} s")
+
+    def measure_run(run, timed, median_seconds, build, args, *, flops, bytes, expected, tolerance, dtype, **key):
         start = time.perf_counter()
         result = run()
         once = time.perf_counter() - start
         error = worst_error(result, expected)
         if not error <= tolerance:
-            pytest.fail(f"{peer} {case} {mode} {dtype}: error {error:.2e} exceeds {tolerance:.0e}, not timed")
+            pytest.fail(f"{key} {dtype}: error {error:.2e} exceeds {tolerance:.0e}, not timed")
         if once < 2:  # long runs need no second estimate
             start = time.perf_counter()
-            run()
+            timed()
             once = time.perf_counter() - start
         rounds = min(30, max(3, int(ROUNDS_SECONDS / once)))
-        benchmark.pedantic(run, rounds=rounds, warmup_rounds=1 if once < 1 else 0, iterations=1)
-        seconds = benchmark.stats.stats.median
+        benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1 if once < 1 else 0, iterations=1)
+        seconds = median_seconds(rounds) if median_seconds else benchmark.stats.stats.median
         bound = max(flops / ceilings[dtype], bytes / ceilings["GB/s"]) / 1e9
+        with fresh_process() as pool:
+            peak = pool.apply(peak_growth, (build, args))
         benchmark.extra_info.update(
-            op=op, case=case, mode=mode, dtype=dtype, peer=peer, yardstick=yardstick, median_ms=seconds * 1e3,
-            gflops=flops / seconds / 1e9, gbytes=bytes / seconds / 1e9, percent_of_ceiling=100 * bound / seconds,
-            error=error, peak_mib=fresh_process(peak_growth, build, args) / 2**20,
+            **key, dtype=dtype, median_ms=seconds * 1e3, gflops=flops / seconds / 1e9,
+            gbytes=bytes / seconds / 1e9, percent_of_ceiling=100 * bound / seconds, error=error, peak_mib=peak / 2**20,
         )  # fmt: skip
 
     return run_case

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Markdown table of a benchmark run: `python -m bench.report results.json [more.json] [--save] [--all]`.
 
+Rows are compared with rows of the same condition: freed memory kept, or returned to the system.
 --save writes the rows, small, to bench/results/<device>.json; such a file is accepted in place of a run.
 --all prints the rows of every peer below the table.
 """
@@ -11,8 +12,8 @@ import os
 import pathlib
 import re
 
-ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "yardstick", "median_ms", "gflops", "gbytes",
-            "percent_of_ceiling", "error", "peak_mib")  # fmt: skip
+ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "memory", "yardstick", "median_ms", "gflops", "gbytes",
+            "percent_of_ceiling", "error", "peak_mib", "note")  # fmt: skip
 
 
 def load(paths) -> dict:
@@ -23,7 +24,9 @@ def load(paths) -> dict:
         result |= {key: data[key] for key in ("device", "torch", "freed_memory", "ceilings") if key in data}
         found = [b["extra_info"] for b in data["benchmarks"]] if "benchmarks" in data else data["rows"]
         for row in found:
-            rows[tuple(row[k] for k in ("op", "case", "mode", "dtype", "peer"))] = {k: row[k] for k in ROW_KEYS}
+            row = {"memory": "kept"} | row
+            key = tuple(row[k] for k in ("op", "case", "mode", "dtype", "peer", "memory"))
+            rows[key] = {k: row[k] for k in ROW_KEYS if k in row}
     return result | {"rows": list(rows.values())}
 
 
@@ -36,21 +39,26 @@ def milliseconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
+def mode_of(row) -> str:
+    return row["mode"] + ("" if row["memory"] == "kept" else ", freed memory returned")
+
+
 def summary(rows) -> str:
-    """One line per row of ours: the best peer of the same case and mode in any dtype, and torch's conv2d.
+    """One line per row of ours: the best peer of the same case, mode and condition in any dtype, and torch's conv2d.
 
     Peers named "fastds WORDS" are ours too, with settings of their own; the words follow the mode.
     """
+    rows = [row for row in rows if row["median_ms"] is not None]
     header = ("op", "case", "mode", "dtype", "fastds ms", "best peer ms", "ratio", "conv2d ms", "GFLOP/s", "GB/s",
               "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
     lines = []
     for ours in (r for r in rows if r["peer"].startswith("fastds")):
-        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode"))]
+        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode", "memory"))]
         same = [r for r in same if not r["peer"].startswith("fastds")]
         peer = min((r for r in same if not r["yardstick"]), key=lambda r: r["median_ms"], default=None)
         yard = next((r for r in same if r["yardstick"] and r["dtype"] == ours["dtype"]), None)
         lines.append((
-            ours["op"], ours["case"], ours["mode"] + ours["peer"].removeprefix("fastds"), ours["dtype"],
+            ours["op"], ours["case"], mode_of(ours) + ours["peer"].removeprefix("fastds"), ours["dtype"],
             milliseconds(ours["median_ms"]),
             f"{milliseconds(peer['median_ms'])} {peer['peer']}" if peer else "",
             f"{peer['median_ms'] / ours['median_ms']:.1f}x" if peer else "",
@@ -65,12 +73,16 @@ def every_row(rows) -> str:
     header = ("op", "case", "mode", "peer", "dtype", "ms", "fastds float32 is", "peak MiB", "error vs float64")
     lines = []
     for row in rows:
-        key = [row[k] for k in ("op", "case", "mode")]
-        base = next((r["median_ms"] for r in rows if [r["op"], r["case"], r["mode"]] == key
+        words = (row["op"], row["case"], mode_of(row), row["peer"], row["dtype"])
+        if row["median_ms"] is None:
+            lines.append((*words, row["note"], "", "", ""))
+            continue
+        key = [row[k] for k in ("op", "case", "mode", "memory")]
+        base = next((r["median_ms"] for r in rows if [r[k] for k in ("op", "case", "mode", "memory")] == key
                      and r["peer"] == "fastds" and r["dtype"] == "float32"), None)  # fmt: skip
         lines.append((
-            *key, row["peer"], row["dtype"], milliseconds(row["median_ms"]),
-            f"{row['median_ms'] / base:.2f}x as fast" if base else "", f"{row['peak_mib']:.0f}", f"{row['error']:.0e}",
+            *words, milliseconds(row["median_ms"]), f"{row['median_ms'] / base:.2f}x as fast" if base else "",
+            f"{row['peak_mib']:.0f}", f"{row['error']:.0e}",
         ))  # fmt: skip
     return table(header, lines)
 
@@ -96,9 +108,16 @@ def main() -> None:
     options = parser.parse_args()
     result = load(options.results)
     ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
-    kept = "freed memory kept by all (fastds.keep_freed_memory); " if result.get("freed_memory") == "kept" else ""
+    kept = (
+        "freed memory kept by all (fastds.keep_freed_memory) unless a row says returned; "
+        if result.get("freed_memory") == "kept"
+        else ""
+    )
     print(f"{result.get('device', 'unknown device')}, torch {result.get('torch', '?')}; {kept}ceilings: {ceilings}\n")
     print(summary(result["rows"]))
+    for row in result["rows"]:
+        if row["median_ms"] is None:
+            print(f"\n{row['op']} {row['case']} {mode_of(row)} {row['peer']} {row['dtype']}: {row['note']}")
     if options.all:
         print("\n" + every_row(result["rows"]))
     if options.save:
