@@ -111,7 +111,7 @@ def test_rates_and_amounts_come_back_as_rates(event):
     assert out.time.values[0] == event.time.values[-1] + np.timedelta64(5, "m")
 
 
-def test_grid_and_interval_of_the_card(event):
+def test_grid_and_interval_of_the_card(event, tmp_path):
     model = network(grid_spacing_m=(4000.0, 4000.0), cadence_s=(600.0, 1200.0))
     with torch.no_grad():
         expected = rate(model.eval().forecast(normalised(event, slice(7, 12, 2), 4), steps=2))
@@ -125,6 +125,9 @@ def test_grid_and_interval_of_the_card(event):
         assert model.nowcast(event, steps=1, coarsen=2).rainfall_rate.shape == (1, 21, 27)
     with pytest.warns(UserWarning, match="interval between fields of 300 s is outside"):
         model.nowcast(event, steps=1, interval="5min")
+    save_dataset(event.drop_vars(["y", "x"]), tmp_path / "in.nc")
+    report = nowcast_file(tmp_path / "in.nc", tmp_path / "out.nc", model=model, steps=1)
+    assert "the file does not tell its grid spacing" in report.summary()
 
 
 def test_hindcasts(event, tmp_path):

@@ -111,7 +111,7 @@ class Comparison:
             y = torch.from_numpy(prepare(np.where(valid, z, np.nan), NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
             self.scores[name].add(y[None], x[None], valid[None])
             self.fractions[name] += _fraction_sums(y, x, valid, self.thresholds)
-            ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(60.0 * y, 60.0 * x, strict=True)]
+            ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
             self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
 
     def table(self, notes: Sequence[str] = ()) -> NowcastTable:

@@ -37,7 +37,7 @@ from fastds.inference import (
 
 from .methods import Method, pick_method
 from .output import QUANTITIES, forecast_dataset
-from .starts import Timeline, coarse_fields, count_of, find_starts
+from .starts import Start, Timeline, coarse_fields, count_of, find_starts
 
 STEPS = 12
 
@@ -145,12 +145,32 @@ def nowcast_file(
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder):
     """The forecasts and the report; folder: where large ones are kept in a file, None: in memory."""
-    source = to_reflectivity(dataset, options.var, z_r=options.z_r)
+    card, source = method.card, to_reflectivity(dataset, options.var, z_r=options.z_r)
     law, origin = z_r_law(source.dataset, source.raw, options.z_r)
-    factor, interval = _factor(method.card, source, options), _interval(method.card, source, options)
+    spacing = mean_spacing_m(source)
+    factor, interval = _factor(card, source, options, spacing), _interval(card, source, options)
     steps = _steps(options, interval)
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
     starts, notes = find_starts(line, method.known, interval, options.start, options.every)
+    z = _forecasts(method, source, starts, steps, factor, options, progress, folder)
+    leads = [(k + 1) * interval for k in range(steps)]
+    form = {"quantity": options.quantity, "law": law, "factor": factor, "floor": card.floor_dbz}
+    out = forecast_dataset(source, starts, leads, z, **form)
+    settings = _settings(method, factor, interval, options, f"Z = {law[0]:g} R^{law[1]:g}, {origin}")
+    out = add_history(out.assign_attrs(settings), f"fastds {fastds.__version__} nowcast with {method.name}")
+    ranges = (
+        ("grid spacing", None if spacing is None else factor * spacing, card.grid_spacing_m, "m"),
+        ("interval between fields", interval, card.cadence_s, "s"),
+    )
+    warn_outside(card, ranges, stacklevel=3)
+    if spacing is None and card.grid_spacing_m is not None:
+        notes = [*notes, "the file does not tell its grid spacing, so it was not brought to that of the model"]
+    said = f"{len(starts)} forecast{'s' * (len(starts) > 1)} of {steps} fields every {interval / 60:g} min"
+    return out, Report(method.name, settings, [*source.notes, *notes, f"{said}, rain by {settings['fastds_z_r']}"])
+
+
+def _forecasts(method: Method, source, starts: list[Start], steps, factor, options, progress, folder) -> np.ndarray:
+    """(starts, steps, h, w) in dBZ, NaN where the last known field is missing."""
     height, width = (size // factor for size in source.shape[1:])
     z = store((len(starts), steps, height, width), folder)
     model = contextlib.nullcontext() if method.model is None else evaluating(method.model)
@@ -161,29 +181,16 @@ def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, 
             z[number][:, np.isnan(known[-1])] = np.nan
             if advance is not None:
                 advance()
-    leads = [(k + 1) * interval for k in range(steps)]
-    form = {"quantity": options.quantity, "law": law, "factor": factor, "floor": method.card.floor_dbz}
-    out = forecast_dataset(source, starts, leads, z, **form)
-    settings = _settings(method, factor, interval, options, f"Z = {law[0]:g} R^{law[1]:g}, {origin}")
-    out = add_history(out.assign_attrs(settings), f"fastds {fastds.__version__} nowcast with {method.name}")
-    spacing = mean_spacing_m(source)
-    ranges = (
-        ("grid spacing", None if spacing is None else factor * spacing, method.card.grid_spacing_m, "m"),
-        ("interval between fields", interval, method.card.cadence_s, "s"),
-    )
-    warn_outside(method.card, ranges, stacklevel=3)
-    said = f"{len(starts)} forecast{'s' * (len(starts) > 1)} of {steps} fields every {interval / 60:g} min"
-    return out, Report(method.name, settings, [*source.notes, *notes, f"{said}, rain by {settings['fastds_z_r']}"])
+    return z
 
 
-def _factor(card, source: ReflectivityInput, options: Options) -> int:
+def _factor(card, source: ReflectivityInput, options: Options, spacing: float | None) -> int:
     if options.coarsen is not None:
         if options.coarsen > min(source.shape[1:]) // 2:
             raise ValueError(
                 f"coarsen must leave 2 or more cells each way of {source.shape[1:]}, got {options.coarsen}"
             )
         return options.coarsen
-    spacing = mean_spacing_m(source)
     return 1 if spacing is None else _multiple(spacing, card.grid_spacing_m)
 
 
