@@ -77,8 +77,9 @@ def test_scores_agree_with_an_independent_count(event, table):
         np.testing.assert_allclose(row["power"][lead], np.mean([list(r.values()) for r in ratios], 0), rtol=1e-4)
 
 
-def test_coarser_forecasts_are_compared_with_means_of_the_truth(event):
-    out = nowcast("persistence", event, steps=2, start="2024-06-01T12:30", coarsen=4)
+@pytest.mark.parametrize("quantity", ["rate", "reflectivity"])
+def test_coarser_forecasts_are_compared_with_means_of_the_truth(event, quantity):
+    out = nowcast("persistence", event, steps=2, start="2024-06-01T12:30", coarsen=4, quantity=quantity)
     row = evaluate_nowcast(out, event).rows["persistence (PRED)"]
     z = np.clip(event["reflectivity"].values[6:9, :40, :52], 0, None).reshape(3, 10, 4, 13, 4).mean((2, 4))
     error = (np.clip(z[:1], 0, 60) - np.clip(z[1:], 0, 60)) ** 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastds import models
+from fastds import inference, models
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.models.baselines import blurred_persistence, extrapolation
@@ -130,7 +130,9 @@ def test_grid_and_interval_of_the_card(event, tmp_path):
     assert "the file does not tell its grid spacing" in report.summary()
 
 
-def test_hindcasts(event, tmp_path):
+@pytest.mark.parametrize("mapped_bytes", [inference.MAPPED_BYTES, 0], ids=["in memory", "in a file"])
+def test_hindcasts(event, tmp_path, monkeypatch, mapped_bytes):
+    monkeypatch.setattr(inference, "MAPPED_BYTES", mapped_bytes)
     gap = event.isel(time=[i for i in range(12) if i != 6])
     model = network()
     save_dataset(gap, tmp_path / "in.nc")
