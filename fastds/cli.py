@@ -107,6 +107,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--every", metavar="STEP", help="hindcasts from --start, or from the first possible time, on")
     parser.add_argument("--interval", metavar="DURATION", help="between fields; default: the shortest the model knows")
     parser.add_argument("--coarsen", type=int, help="cells of IN.nc along one of OUT.nc; default: as the model knows")
+    parser.add_argument("--block", type=int, help="start anew from the forecasts after so many fields; default: never")
     parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
@@ -215,7 +216,8 @@ def _downscale_grid(options) -> None:
 def _nowcast(options) -> None:
     from fastds.nowcasting import nowcast_file
 
-    names = ("steps", "lead", "start", "every", "interval", "coarsen", "quantity", "var", "threads", "precision")
+    names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "quantity", "var")
+    names += ("threads", "precision")
     chosen = {name: options[name] for name in names}
     files = {"model": options.model, "picture": options.picture}
     result = nowcast_file(options.input, options.output, z_r=_pair(options.z_r), progress=True, **files, **chosen)

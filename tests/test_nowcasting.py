@@ -60,6 +60,18 @@ def test_a_network_gets_the_last_fields_and_its_forecast_is_written(event):
     assert model.training is False
 
 
+def test_long_forecasts_may_start_anew_from_themselves(event):
+    model = network()
+    with torch.no_grad():
+        expected = rate(model.eval().forecast(normalised(event, slice(9, 12)), steps=5, block=2))
+    out = model.nowcast(event, steps=5, block=2)
+    there = ~np.isnan(out.rainfall_rate.values)
+    np.testing.assert_allclose(out.rainfall_rate.values[there], expected[there], rtol=1e-3, atol=1e-5)
+    assert out.attrs["fastds_block"] == 2
+    with pytest.raises(ValueError, match="method extrapolation cannot start anew from its own forecasts"):
+        nowcast("extrapolation", event, block=2)
+
+
 def test_times_grid_and_attributes(event):
     out = nowcast("extrapolation", event, lead="20min", start="2020-06-01T12:30Z")
     reference = np.datetime64("2020-06-01T12:30")

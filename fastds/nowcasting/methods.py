@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import os
 from collections.abc import Callable
 
@@ -48,6 +50,15 @@ class Method:
     @property
     def name(self) -> str:
         return self.card.name
+
+    def in_blocks(self, block: int) -> Method:
+        """The method started anew from its own forecasts after every `block` fields, for long leads.
+
+        Raises ValueError for a method that keeps no state.
+        """
+        if self.model is None or "block" not in inspect.signature(self.model.forecast).parameters:
+            raise ValueError(f"method {self.name} cannot start anew from its own forecasts; leave out block")
+        return dataclasses.replace(self, function=functools.partial(self.model.forecast, block=block))
 
     def __call__(self, z: np.ndarray, steps: int, precision: str = "fp32") -> np.ndarray:
         """Forecast fields (steps, H, W) in dBZ, floor = no echo, from the known ones (known, H, W) in dBZ.

@@ -58,6 +58,7 @@ class Options:
         coarsen: cells of the file along a cell of the forecast, means of reflectivity; None: as many as bring the grid
             into the range of the model's card.
         interval: duration between fields, a multiple of the file's; None: the shortest in the range of the card.
+        block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
         threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network.
     """
 
@@ -70,6 +71,7 @@ class Options:
     z_r: tuple[float, float] | None = None
     coarsen: int | None = None
     interval: str | None = None
+    block: int | None = None
     threads: int | None = None
     precision: str = "fp32"
 
@@ -79,7 +81,7 @@ class Options:
             raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
             raise ValueError(f"give steps or lead and not both, got {self.steps} and {self.lead!r}")
-        for name, value in (("steps", self.steps), ("coarsen", self.coarsen)):
+        for name, value in (("steps", self.steps), ("coarsen", self.coarsen), ("block", self.block)):
             if value is not None and (int(value) != value or value < 1):
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
 
@@ -145,6 +147,7 @@ def nowcast_file(
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder):
     """The forecasts and the report; folder: where large ones are kept in a file, None: in memory."""
+    method = method if options.block is None else method.in_blocks(options.block)
     card, source = method.card, to_reflectivity(dataset, options.var, z_r=options.z_r)
     law, origin = z_r_law(source.dataset, source.raw, options.z_r)
     spacing = mean_spacing_m(source)
@@ -219,6 +222,7 @@ def _settings(method: Method, factor: int, interval: float, options: Options, la
         "fastds_input_steps": method.known,
         "fastds_interval_s": interval,
         "fastds_coarsening": factor,
+        "fastds_block": options.block or 0,
         "fastds_precision": options.precision,
         "fastds_floor_dBZ": float(method.card.floor_dbz),
         "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
