@@ -95,8 +95,14 @@ def test_interval_draws_times_and_bands():
     assert low < noise.mean() < high
 
 
+def best(folder):
+    return folder / "inr-small-0" / "best.safetensors"
+
+
 def test_study_trains_once_and_renders(path, tmp_path):
     table = run_study(config(path, tmp_path)).read_text()
+    scored = run_study(config(path, tmp_path / "scored", run=["edsr-x2"], weights=[str(best(tmp_path))])).read_text()
+    assert f"weights {best(tmp_path)} - bicubic | 4 |" in scored and f"weights {best(tmp_path)} - edsr" not in scored
     for text in ("inr-small - bicubic", "inr-small - edsr-x2", "| edsr-x2 | 2 |", "| bilinear | 2x3 |", "CPU minutes"):
         assert text in table, table
     assert "| edsr-x2 | 4 |" not in table

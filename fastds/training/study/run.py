@@ -65,7 +65,8 @@ class StudyConfig:
     Args:
         data: samples and the columns to train on, to choose weights by and to test on, three regions.
         methods: name -> Method. run: which of them; none: all. seeds: of samples and initial weights.
-        max_steps: of each training. crop: of the test, fine pixels. per_cell: test crops per time and latitude band.
+        weights: names or paths of trained weights that are scored beside. max_steps: of each training.
+        crop: of the test, fine pixels. per_cell: test crops per time and latitude band.
         output: folder of the runs.
     """
 
@@ -73,6 +74,7 @@ class StudyConfig:
     methods: dict[str, Method]
     run: list[str] = dataclasses.field(default_factory=list)
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
+    weights: list[str] = dataclasses.field(default_factory=list)
     max_steps: int = 1500
     ema_decay: float = 0.99
     crop: int = 64
@@ -94,6 +96,8 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     output.mkdir(parents=True, exist_ok=True)
     for name in INTERPOLATIONS:
         _once(output / f"{name}.json", lambda name=name: {"method": name, **score(INTERPOLATIONS[name], config)})
+    for name in config.weights:
+        _once(output / f"weights-{pathlib.Path(name).stem}.json", lambda name=name: score_weights(config, name))
     for seed in config.seeds:
         for name in config.run or config.methods:
             _once(output / f"{name}-{seed}.json", lambda name=name, seed=seed: train_and_score(config, name, seed))
@@ -135,6 +139,13 @@ def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
         "train_cpu_s": round(seconds, 1), "parameters": sum(p.numel() for p in model.parameters()),
         "validation": model.card.metrics["validation"], **result,
     }  # fmt: skip
+
+
+def score_weights(config: StudyConfig, name: str) -> dict:
+    """The errors of trained weights."""
+    model = models.load(name).eval()
+    with torch.no_grad():
+        return {"method": f"weights {name}", **score(lambda x, size: model(x, size=size), config)}
 
 
 def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict:

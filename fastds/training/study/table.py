@@ -18,8 +18,7 @@ def render(runs: list[dict]) -> str:
     methods = group(runs)
     names = runs[0]["variables"]
     parts = [_absolute(methods, names)]
-    if OURS in methods:
-        parts.append(_differences(methods, names))
+    parts += [_differences(methods, names, ours) for ours in methods if ours == OURS or ours.startswith("weights ")]
     parts.append(_costs(methods))
     return "\n".join(parts)
 
@@ -73,19 +72,19 @@ def _absolute(methods: dict, names: list[str]) -> str:
     return "PSNR, mean over the crops and then the variables:\n\n" + _table(head, rows)
 
 
-def _differences(methods: dict, names: list[str]) -> str:
-    """OURS minus each reference, with intervals; the range of the mean over the seeds beside it."""
-    rows = []
-    for other in (m for m in REFERENCES if m in methods):
+def _differences(methods: dict, names: list[str], ours: str) -> str:
+    """A method minus each reference, with intervals, and the mean of each seed; weights against interpolation alone."""
+    rows, trained = [], "seed" in methods[ours][0]
+    for other in (m for m in REFERENCES if m in methods and (trained or "seed" not in methods[m][0])):
         for scale in methods[other][0]["mse"]:
-            pairs = list(_paired(methods[OURS], methods[other]))
-            each = [decibel(ours, scale) - decibel(theirs, scale) for ours, theirs in pairs]
+            pairs = list(_paired(methods[ours], methods[other]))
+            each = [decibel(a, scale) - decibel(b, scale) for a, b in pairs]
             mean, crops = np.mean(each, 0), pairs[0][0]["crops"]
             cells = [_with_interval(mean[:, c], crops) for c in range(len(names))]
             seeds = ", ".join(f"{e.mean():+.2f}" for e in each)
-            rows.append([f"{OURS} - {other}", scale, _with_interval(mean.mean(1), crops), *cells, seeds])
+            rows.append([f"{ours} - {other}", scale, _with_interval(mean.mean(1), crops), *cells, seeds])
     head = ["difference", "factor", "mean dB [95 %]", *names, "mean of each seed"]
-    return "Differences in dB:\n\n" + _table(head, rows)
+    return f"{ours}, differences in dB:\n\n" + _table(head, rows)
 
 
 def _paired(ours: list[dict], theirs: list[dict]) -> Iterable[tuple[dict, dict]]:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arbitrary-scale downscaling whole and in parts: encoder, decoder, together; at 90 x 180 -> x4.
+
+Ours is the preset inr without DPFA (torch has no deformable convolution to compare with); eager is the same network on
+plain torch,
+the first layer of the decoder already factored.
+"""
+
+import contextlib
+import functools
+
+import pytest
+import torch
+
+import fastds
+from fastds import models
+from fastds.models.inr.network import Encoded
+
+SOURCE, SCALE = (90, 180), 4
+FLOPS = {
+    "encoder": 2 * 1_220_992 * SOURCE[0] * SOURCE[1],
+    "decoder": 2 * (64 * 9 * 128 + 64 * 128) * SOURCE[0] * SOURCE[1]
+    + 2 * (3 * 128 * 128 + 128 * 4) * SCALE**2 * SOURCE[0] * SOURCE[1],
+}
+FLOPS["together"] = FLOPS["encoder"] + FLOPS["decoder"]
+PEERS = {"fastds": contextlib.nullcontext, "eager": lambda: fastds.backend("reference")}
+
+
+def network(dtype):
+    torch.manual_seed(5)
+    model = models.create("inr", dpfa="none").eval()
+    torch.nn.init.normal_(model.decoder.trunk[-1].weight, std=0.1)
+    x = torch.randn(1, 4, *SOURCE, generator=torch.Generator().manual_seed(6))
+    return model.to(dtype), x.to(dtype)
+
+
+def build(peer, part, dtype):
+    """The callable to time; the decoder's maps come from features, the encoder's output."""
+    model, x = network(dtype)
+    factor = torch.full((1, 2), float(SCALE), dtype=dtype)
+    where = model.grid(SOURCE, [SCALE * n for n in SOURCE])
+
+    def encoder():
+        return model._features(x, factor)
+
+    def decoder(features):
+        encoded = Encoded(model.decoder.prepare(features), x, None)
+        return model.decode(encoded, where, 2 / factor)
+
+    with torch.no_grad():
+        features = encoder()
+    parts = {"encoder": encoder, "decoder": lambda: decoder(features), "together": lambda: decoder(encoder())}
+
+    def run():
+        with torch.no_grad(), PEERS[peer]():
+            return parts[part]()
+
+    return run
+
+
+@functools.cache
+def expected(part):
+    return build("eager", part, torch.float64)()
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("part", FLOPS)
+def test_inr_model(measure, part, peer):
+    measure(
+        build, (peer, part, torch.float32), op="inr", case="90x180 x4", mode=part, peer=peer, dtype="float32",
+        flops=FLOPS[part], bytes=4 * 4 * SOURCE[0] * SOURCE[1] * (SCALE**2 if part != "encoder" else 64 / 4),
+        expected=expected(part), tolerance=1e-4,
+    )  # fmt: skip
