@@ -105,7 +105,7 @@ tests() {
     return
   }
   # Triton compiles on the CPU: several processes share the GPU.
-  "$python" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
+  "$python" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
   "$python" -m pytest "${options[@]}"
 }
 

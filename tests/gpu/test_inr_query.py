@@ -9,6 +9,7 @@ from inr_cases import KINDS, exact, flat_arguments, query, random_case
 from fastds.reference.query_points import GridSpec, from_index
 
 SOURCE = (7, 9)
+FUSED = {torch.float32: 5e-5, torch.bfloat16: 8e-2, torch.float16: 2e-2}  # tolerances
 GRID = GridSpec.cells(SOURCE, (20, 31))
 
 
@@ -69,11 +70,9 @@ def test_streams_graphs_compile_and_layouts(native, device):
     checks.check_other_device(function, tensors)
 
 
-@pytest.mark.sanitize
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-5), (torch.bfloat16, 8e-2), (torch.float16, 2e-2)],
-                         ids=["float32", "bfloat16", "float16"])  # fmt: skip
+@pytest.mark.parametrize("dtype", checks.dtypes(FUSED))
 @pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_area", 64)])
-def test_fused(ensemble, width, dtype, tolerance, device, forced):
+def test_fused(ensemble, width, dtype, device, forced):
     """The whole query in one Triton kernel; gradients come from CUDA C++."""
     heads, dk = (4, 16) if ensemble == "early_attn" else (1, 0)
     maps = torch.randn(2, width + 2 * heads * dk, *SOURCE).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -90,7 +89,7 @@ def test_fused(ensemble, width, dtype, tolerance, device, forced):
     arguments = checks.moved([maps, *layers, *biases], device)
     explained = flat_arguments(arguments[0], GRID, list(zip(arguments[1:4], arguments[4:], strict=True)), **options)
     with forced("inr_query", "triton", *explained), torch.no_grad():
-        checks.close([run(query, *arguments)], [wanted], tolerance)
+        checks.close([run(query, *arguments)], [wanted], FUSED[dtype])
 
 
 @pytest.mark.filterwarnings("ignore:fastds.inr_query_backward runs on its slow PyTorch reference")

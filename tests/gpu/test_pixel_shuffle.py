@@ -29,8 +29,7 @@ def op(r, function=pixel_shuffle):
     return lambda x, bias: function(x, r, bias, "leaky_relu")
 
 
-@pytest.mark.sanitize
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_agrees_with_reference(shape, dtype, device):
     tensors, r = inputs(shape, dtype), shape[4]
