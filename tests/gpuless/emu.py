@@ -47,6 +47,7 @@ from fastds import _native
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "emulated"
+LAUNCHED = "FASTDS_EMULATED_LAUNCHED"  # file to which a run under the sanitizers adds the names of kernels it started
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wno-unknown-pragmas"]
 # More of "undefined" doubles the build; a left shift out of an int's range is what C++20 defines and exp() needs.
 CHECKS = "address,alignment,bounds,signed-integer-overflow,integer-divide-by-zero"
@@ -147,6 +148,11 @@ class Launch:
     block: tuple[int, int, int]
     shared_bytes: int
 
+    @property
+    def name(self):
+        """Of the kernel, without template arguments."""
+        return self.kernel.strip("()").partition("<")[0]
+
 
 class Emulator:
     """Stands in for _fastds: functions of the emulated ops, then those of the real module."""
@@ -182,8 +188,11 @@ class Emulator:
 def emulated(monkeypatch):
     """emulated("op", ...) makes CPU tensors run on the CUDA kernels of these ops for the rest of the test."""
 
+    used = []
+
     def use(*ops, seed=0):
         emulator = Emulator([build(op) for op in ops])
+        used.append(emulator)
         emulator.clear()
         emulator.seed = seed
         monkeypatch.setattr(_native, "native", lambda: emulator)
@@ -192,7 +201,16 @@ def emulated(monkeypatch):
         monkeypatch.setattr(_native, "cuda_launch", lambda tensor: (0, 0))
         return emulator
 
-    return use
+    yield use
+    if sanitizing() and LAUNCHED in os.environ:
+        with open(os.environ[LAUNCHED], "a") as names:
+            names.writelines(f"{launch.name}\n" for emulator in used for launch in emulator.launches)
+
+
+def kernels_of(op):
+    """Names of the kernels in csrc/<op>/*.cuh."""
+    pattern = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
+    return {name for path in (CSRC / op).glob("*.cuh") for name in re.findall(pattern, path.read_text())}
 
 
 def sanitized_run(command):

@@ -5,12 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
-from gpuless.emu import sanitized_run, sanitizing
+from gpuless.emu import CSRC, LAUNCHED, kernels_of, sanitized_run, sanitizing
 
 
 @pytest.mark.skipif(sanitizing(), reason="this is that process")
-def test_marked_tests():
+def test_marked_tests(tmp_path, monkeypatch):
+    """They pass, and between them they start every kernel that csrc has."""
+    launched = tmp_path / "launched"
+    monkeypatch.setenv(LAUNCHED, str(launched))
     options = ["-q", "-x", "-p", "no:cacheprovider", "-s", "--durations=0"]
     done = sanitized_run(["-m", "pytest", *options, "-m", "sanitized", Path(__file__).parent])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout
+    kernels = {name for path in CSRC.glob("*/*.cuh") for name in kernels_of(path.parent.name)}
+    assert len(kernels) >= 14 and kernels == set(launched.read_text().split())
