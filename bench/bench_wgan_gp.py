@@ -48,8 +48,10 @@ def networks(peer, dtype):
     """Generator and critic with the weights of a seed, and a day: coarse, fine, noise."""
     torch.manual_seed(3)
     pair = HumidityGenerator().to(dtype), HumidityCritic().to(dtype)
-    coarse, fine = torch.rand(1, 8, 1, 8, 8, dtype=dtype), torch.rand(1, 8, 1, 64, 64, dtype=dtype)
-    noise = torch.randn(pair[0].noise_shape(coarse), dtype=dtype)
+    wide = torch.float64  # the same numbers in every dtype
+    coarse, fine = torch.rand(1, 8, 1, 8, 8, dtype=wide), torch.rand(1, 8, 1, 64, 64, dtype=wide)
+    noise = torch.randn(pair[0].noise_shape(coarse), dtype=wide).to(dtype)
+    coarse, fine = coarse.to(dtype), fine.to(dtype)
     if peer == "fastds":
         return *pair, coarse, fine, noise
     layout = CL if peer.endswith("channels_last") else torch.contiguous_format

@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 
 from fastds.plot import (
     REFLECTIVITY_LEVELS,
+    daily_series,
     difference_style,
     draw_field,
     field_panel,
+    rank_histogram,
     reflectivity_style,
     spectra,
     training_curves,
@@ -115,6 +117,18 @@ def test_training_curves_skip_empty_cells(tmp_path):
 def test_spectra_are_drawn_over_wavelength():
     axes = spectra({"truth": ([0.0, 0.1, 0.5], [9.0, 4.0, 1.0])}).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[10.0, 4.0], [2.0, 1.0]]
+
+
+def test_daily_series_and_rank_histogram():
+    axes = daily_series([1, 2, 3], {"bicubic": [3.0, 2.0, 4.0], "ours": [1.0, 1.5, 2.0]}, "MSE (%^2)").axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["ours"] == [[1, 1.0], [2, 1.5], [3, 2.0]] and axes.get_ylabel() == "MSE (%^2)"
+    with pytest.raises(ValueError, match="has 2 values for 3 days"):
+        daily_series([1, 2, 3], {"ours": [1.0, 2.0]}, "MSE")
+    axes = rank_histogram({"ensemble": [0.3, 0.4, 0.3]}).axes[0]
+    steps, flat = axes.lines
+    assert steps.get_xydata().tolist() == [[0, 0.3], [1, 0.4], [2, 0.3]]
+    assert flat.get_ydata()[0] == pytest.approx(1 / 3)
 
 
 def test_plot_leaves_matplotlib_alone():

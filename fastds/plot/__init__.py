@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures for radar fields: maps in dBZ, differences, training curves and spectra; pyplot is never touched."""
+"""Figures for radar fields: maps in dBZ, differences, training curves, spectra, scores; pyplot is never touched."""
 
 from .colours import REFLECTIVITY_LEVELS, difference_style, reflectivity_style
-from .curves import spectra, training_curves
+from .curves import daily_series, rank_histogram, spectra, training_curves
 from .maps import draw_difference, draw_field, field_panel
 from .saving import save_png
 from .strip import forecast_strip
 
 __all__ = [
     "REFLECTIVITY_LEVELS",
+    "daily_series",
     "difference_style",
     "draw_difference",
     "draw_field",
     "field_panel",
+    "rank_histogram",
     "forecast_strip",
     "reflectivity_style",
     "save_png",

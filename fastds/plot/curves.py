@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line figures: training curves from a CSV log, and power spectra of fields."""
+"""Line figures: training curves from a CSV log, power spectra, scores over the days, rank histograms."""
 
 from __future__ import annotations
 
@@ -61,5 +61,41 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit:
     axes.set_xlabel(f"wavelength ({unit})")
     axes.set_ylabel("power (dB$^2$)")
     axes.grid(True, which="both", linewidth=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], score: str) -> Figure:
+    """Draw a score of several methods over the days and return the Figure.
+
+    days: dates or numbers. curves: label -> one number a day, as fastds.metrics.daily_series gives them. score: its
+    name and unit. Raises ValueError for a curve of another length.
+    """
+    figure = Figure(figsize=(8.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for label, values in curves.items():
+        if len(values) != len(days):
+            raise ValueError(f"curves[{label!r}] has {len(values)} values for {len(days)} days")
+        axes.plot(days, values, label=label, linewidth=1.0)
+    axes.set_xlabel("day")
+    axes.set_ylabel(score)
+    axes.grid(True, linewidth=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw how often the truth has each rank among the members, flat for a reliable ensemble, and return the Figure.
+
+    shares: label -> shares as fastds.metrics.rank_histogram gives them.
+    """
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for label, values in shares.items():
+        line = axes.step(range(len(values)), values, where="mid", label=label, linewidth=1.2)[0]
+        axes.axhline(1 / len(values), color=line.get_color(), linewidth=0.6, linestyle=":")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("rank of the truth among the members")
+    axes.set_ylabel("share of points")
     axes.legend(fontsize=8)
     return figure
