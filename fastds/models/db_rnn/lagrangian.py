@@ -10,7 +10,7 @@ from fastds.models.card import ModelCard
 from fastds.models.db_rnn.network import DBRNN, MSRNN, NowcastModel
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
-_SHARES = (1 / 4, 3 / 4)  # of the flows of the last pairs of frames in the mean
+_SHARES = (1 / 6, 5 / 6)  # of the flows of the last pairs of frames in the mean
 
 
 def backward_flow(frames: Tensor) -> Tensor:

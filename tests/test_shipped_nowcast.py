@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nowcast-small: size, card, and scores on radars that no training saw."""
+
+import pytest
+
+pytest.importorskip("lightning", reason="the test starts belong to the training extra")
+
+from fastds import models
+from fastds.models.checkpoint import WEIGHTS
+from fastds.nowcasting import pick_method
+from fastds.training.nowcast.evaluate import RATES, comparison, file_scores
+
+STARTS = {
+    "radar_mch_20160711_5min.nc": 1,
+    "radar_opera_20180824_15min.nc": 2,
+    "radar_bom_melbourne_20180616_6min.nc": 2,
+}
+
+
+def test_card_and_size():
+    assert (WEIGHTS / "nowcast-small.safetensors").stat().st_size <= 2_000_000
+    card = models.load_card("nowcast-small")
+    assert card.name == "nowcast-small" and card.licence and card.description
+    assert any("Finnish Meteorological Institute" in source for source in card.training_data)
+    assert any("KNMI" in source for source in card.training_data)
+    assert (card.floor_dbz, card.ceiling_dbz, card.input_steps) == (0.0, 60.0, 5)
+    assert set(card.metrics["test"]) >= set(STARTS) and card.grid_spacing_m and card.cadence_s
+
+
+def test_training_reduced_the_validation_error():
+    scores = models.load_card("nowcast-small").metrics["validation"]
+    assert scores["val_mse"] < 0.9 * scores["val_mse_reference"]
+
+
+def test_it_is_the_default_of_the_command():
+    method, note = pick_method()
+    assert method.name == "nowcast-small" and "nowcast-small was chosen" in note
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("file", STARTS)
+def test_scores_on_radars_never_trained_on(file, data_dir):
+    scores = file_scores(models.load("nowcast-small"), data_dir, file, starts=STARTS[file])
+    gain = comparison(scores)
+    assert gain["mse"].max() < 1.0 and comparison(scores, "persistence")["mse"].max() < 1.0
+    for rate in RATES:
+        assert gain[f"csi {rate:g}"].min() > -0.03, rate
