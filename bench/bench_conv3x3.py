@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv3x3 against the library's convolution in channels_last: shapes of the networks, odd sizes, few and many channels.
 
-ONEDNN_MAX_CPU_ISA=AVX2 FASTDS_BENCH_ISA=avx2 compares the AVX2 builds of both.
+The rows of "conv3x3 avx2" come from a process of their own, in which ours and oneDNN are limited to AVX2.
 """
 
 import functools
+import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -16,8 +19,9 @@ from fastds import _native
 from fastds.ops import conv3x3
 from fastds.reference.conv3x3 import conv3x3 as reference
 
-if os.environ.get("FASTDS_BENCH_ISA"):
-    _native.native().set_isa(os.environ["FASTDS_BENCH_ISA"])
+AVX2 = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
+if AVX2:
+    _native.native().set_isa("avx2")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ CASES = {
         Case(1, 101, 77, 96, 96), Case(1, 37, 53, 256, 256),
     )
 }  # fmt: skip
+AVX2_CASES = ("(1,200,200) 64->64", "(4,80,80) 48->96", "(1,101,77) 96->96", "(8,64,64) 128->128", "(1,200,200) 24->24")
 MODES = ("forward", "backward", "fused")  # fused: bias, residual and leaky ReLU behind the convolution
 PEERS = [
     ("fastds", torch.float32), ("fastds", torch.bfloat16), ("conv2d", torch.float32), ("conv2d", torch.bfloat16),
@@ -103,11 +108,21 @@ def expected(case, mode, dtype):
 
 @pytest.mark.parametrize("peer,dtype", PEERS, ids=lambda v: str(v).removeprefix("torch."))
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", AVX2_CASES if AVX2 else CASES)
 def test_conv3x3(measure, case, mode, peer, dtype):
     measure(
-        build, (peer, case, mode, dtype), op="conv3x3", case=case, mode=mode, peer=peer,
+        build, (peer, case, mode, dtype), op="conv3x3 avx2" if AVX2 else "conv3x3", case=case, mode=mode, peer=peer,
         dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
         bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, dtype),
         tolerance=1e-4 if dtype == torch.float32 else 3e-2,
     )  # fmt: skip
+
+
+@pytest.mark.skipif(AVX2, reason="this is the process limited to AVX2")
+def test_avx2(benchmark, other_rows, tmp_path):
+    path = tmp_path / "avx2.json"
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "--benchmark-only", f"--benchmark-json={path}"]
+    command += ["-k", "float32 and not fused"]
+    run = functools.partial(subprocess.run, command, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, check=True)
+    benchmark.pedantic(run, rounds=1)
+    other_rows.extend(json.loads(path.read_text())["benchmarks"])

@@ -30,6 +30,7 @@ if KEEPS_FREED_MEMORY:
     memory.keep_freed_memory()
 
 CEILINGS = pytest.StashKey[dict]()
+OTHER_ROWS = pytest.StashKey[list]()
 ROUNDS_SECONDS = 0.5  # time spent on the rounds of one row
 
 
@@ -54,14 +55,18 @@ def matmul_rate(dtype: torch.dtype) -> float:
     return max(product, convolution) / 1e9
 
 
+def copy_rate() -> float:
+    """GB/s of a 256 MiB copy, read and write."""
+    source, target = torch.zeros(64 << 20), torch.zeros(64 << 20)
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
+
+
 @pytest.fixture(scope="session")
 def ceilings(request) -> dict:
-    """Measured once per run: GB/s of a 256 MiB copy (read + write) and GFLOP/s per dtype."""
-    source, target = torch.zeros(64 << 20), torch.zeros(64 << 20)
-    copy = 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
+    """Measured once per run: GB/s of a copy and GFLOP/s per dtype."""
     with torch.no_grad():
         rates = {"float32": matmul_rate(torch.float32), "bfloat16": matmul_rate(torch.bfloat16)}
-    request.config.stash[CEILINGS] = {"GB/s": copy} | rates
+    request.config.stash[CEILINGS] = {"GB/s": copy_rate()} | rates
     return request.config.stash[CEILINGS]
 
 
@@ -138,6 +143,12 @@ def measure(benchmark, ceilings, fresh_process):
     return run_case
 
 
+@pytest.fixture
+def other_rows(request) -> list:
+    """For benchmarks measured by other processes: they join the JSON of this run in place of the test that asked."""
+    return request.config.stash.setdefault(OTHER_ROWS, [])
+
+
 def cpu_name() -> str:
     with open("/proc/cpuinfo") as file:
         names = re.findall(r"model name\s*:\s*(.+)", file.read())
@@ -148,4 +159,6 @@ def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
     output_json["device"] = f"{cpu_name()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
     output_json["torch"] = torch.__version__
     output_json["freed_memory"] = "kept" if KEEPS_FREED_MEMORY else "returned"
-    output_json["ceilings"] = config.stash[CEILINGS]
+    output_json["ceilings"] = config.stash.get(CEILINGS, {})
+    own = [row for row in output_json["benchmarks"] if row["extra_info"]]
+    output_json["benchmarks"] = own + config.stash.get(OTHER_ROWS, [])

@@ -2,11 +2,15 @@
 """The weights in the package: size, card, and errors on radar blocks that no training saw."""
 
 import pytest
+import torch
+
+import fastds
 
 pytest.importorskip("lightning", reason="the evaluation table belongs to the training extra")
 
 from fastds import models
 from fastds.models.checkpoint import WEIGHTS
+from fastds.ops.conv3x3 import winograd_refusal
 from fastds.training.evaluate import BASELINES, TEST_BLOCKS, as_method, errors, test_block
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection
@@ -49,6 +53,17 @@ def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
     of_trilinear, of_advection = MOST[file]
     assert ours <= of_trilinear * errors(block, BASELINES["trilinear"])["mse_total"]
     assert ours <= of_advection * errors(block, BASELINES["advection"])["mse_total"]
+
+
+@pytest.mark.skipif(winograd_refusal(torch.zeros(1)) is not None, reason="the engine runs in the native module")
+def test_errors_do_not_depend_on_the_algorithm_of_the_convolutions(small, data_dir):
+    block = test_block(data_dir, "radar_mch_20160711_5min.nc")
+    block.samples = block.samples[:1]
+    found = {}
+    for algorithm in ("direct", "winograd"):
+        with fastds.convolution(algorithm):
+            found[algorithm] = errors(block, as_method(small, 15.0))
+    assert found["winograd"] == pytest.approx(found["direct"], rel=1e-4, nan_ok=True)
 
 
 def test_weights_without_flow_beat_interpolation(data_dir):
