@@ -3,17 +3,13 @@
 
 import copy
 import functools
-import pathlib
-import sys
 
 import torch
 import torch.nn.functional as F
 
 from bench.gpu_rows import Row, name_of
 from fastds.models.db_rnn import DBRNN
-
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
-import db_rnn_reference  # noqa: E402
+from fastds.reference import db_rnn as db_rnn_reference
 
 BRAIN, FULL = torch.bfloat16, torch.float32
 KNOWN, STEPS = 5, 5
