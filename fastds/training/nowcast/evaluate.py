@@ -30,7 +30,7 @@ def file_scores(
 ) -> NowcastTable:
     """Scores of forecasts of a test file, and of the baselines, see evaluate_nowcast.
 
-    model: a network, its name or file. steps: fields, fewer where the file is shorter. starts: at most so many.
+    model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many.
     """
     first, every = TEST_STARTS[file]
     with open_dataset(pathlib.Path(folder) / file) as dataset:
