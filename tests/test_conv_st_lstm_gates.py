@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 import fastds
 from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.ops._conv_gates import recomputed_gates
 from fastds.reference import conv_st_lstm_gates as reference
 
 REFERENCES = {
@@ -129,6 +130,20 @@ def test_second_derivatives(name):
 
     for a, b in zip(penalty(0, tensors), penalty(1, doubles), strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "direct"])
+@pytest.mark.parametrize("name", STAGES)
+def test_recomputed_gates_have_the_same_gradients(name, algorithm):
+    tensors = inputs(name, SHAPES[0])
+
+    def gradients(recompute):
+        with fastds.convolution(algorithm), recomputed_gates(recompute):
+            got = results(name, 0, tensors)
+        return torch.autograd.grad([t.sin().sum() for t in got], tensors)
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("function", [conv_lstm_cell, conv_st_lstm_gates, conv_memory_gates])

@@ -2,25 +2,46 @@
 """Cells: a 3x3 convolution and a pointwise pass as one op, the pass in the output stage of the Winograd engine.
 
 Where the engine does not run or does not pay, the op runs conv3x3 and the pass one after the other. Its last result,
-for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives.
+for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives. With `recompute` they
+are not kept and the backward computes them again.
 """
+
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
+from fastds.convolution import current
 from fastds.ops import _triton, _winograd
 from fastds.ops._gates import DTYPES, PassOps, vector_jacobian
 from fastds.ops.conv3x3 import CONV3X3, CONV3X3_BACKWARD, _use_winograd, conv3x3
 from fastds.ops.conv3x3 import _refusal as convolution_refusal
 from fastds.reference.conv3x3 import conv3x3 as reference_convolution
 
+_recompute = False
+
+
+@contextmanager
+def recomputed_gates(on: bool = True):
+    """Whether the cells called inside the block keep no pre-activations for their backward but compute them again.
+
+    A ConvLSTM step keeps 3 maps in the place of 7 and takes a third more convolutions; the gradients are the same bits.
+    """
+    global _recompute
+    before, _recompute = _recompute, on
+    try:
+        yield
+    finally:
+        _recompute = before
+
 
 class ConvPassOps:
     """The registered op of a convolution and a pass; its gradients are those of the two.
 
-    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre)
+    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre,
+       recompute=False)
 
     Args:
         name: of the op.
@@ -45,7 +66,7 @@ class ConvPassOps:
             backends["triton"] = Backend(self._forward_triton, lambda x, *_: _triton.refusal(x), self._prefers_triton)
         self.op = define(
             f"{name}(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, Tensor? residual, {others}{options}"
-            f"str algorithm, bool keep_pre) -> ({results})",
+            f"str algorithm, bool keep_pre, bool recompute=False) -> ({results})",
             reference=self._reference,
             backends=backends,
             fake=self._fake,
@@ -55,7 +76,11 @@ class ConvPassOps:
     def _split(self, args):
         """(x, x2, weight, bias, residual), other inputs, options, algorithm, keep_pre."""
         end = 5 + len(self.others)
-        return args[:5], args[5:end], args[end:-2], args[-2], args[-1]
+        return args[:5], args[5:end], args[end:-3], args[-3], args[-2]
+
+    def __call__(self, *args):
+        """The results of the op for its tensors and options."""
+        return call(self.op, *args, current(), False, _recompute)[:-1]
 
     def _inputs(self, pre, others):
         """The inputs of the pass."""
@@ -179,7 +204,9 @@ class ConvPassOps:
 
     def _gradients(self, saved, options, algorithm, grads, wanted):
         """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's."""
-        (x, x2, weight, _, _), others, pre = saved[:5], saved[5:-1], saved[-1]
+        (x, x2, weight, bias, residual), others, pre = saved[:5], saved[5:-1], saved[-1]
+        if pre is None:
+            pre = call(CONV3X3, x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, x.dtype, algorithm)
         want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
         want_pass = self._inputs(any(wanted[:5]), wanted[5:])
         parts = iter(call(self.ops.backward, *grads, *self._inputs(pre, others), *options, list(want_pass)))
@@ -206,8 +233,9 @@ class ConvPassOps:
             @staticmethod
             def forward(ctx, *args):
                 convolution, others, ctx.options, ctx.algorithm, keep_pre = ops._split(args)
-                *results, pre = without_gradients(ops.op, *args[:-1], True)
-                ctx.save_for_backward(*convolution, *others, pre)
+                recompute = args[-1]
+                *results, pre = without_gradients(ops.op, *args[:-2], keep_pre or not recompute, False)
+                ctx.save_for_backward(*convolution, *others, None if recompute else pre)
                 ctx.set_materialize_grads(False)
                 kept = pre if keep_pre else _pre(convolution[0], 0)
                 ctx.mark_non_differentiable(kept)
@@ -221,7 +249,7 @@ class ConvPassOps:
                 wanted = ctx.needs_input_grad[: 5 + len(ops.others)]
                 gradients = ops._differentiable_gradients if torch.is_grad_enabled() else ops._gradients
                 results = gradients(ctx.saved_tensors, ctx.options, ctx.algorithm, grads, wanted)
-                return *results, *(None for _ in ctx.options), None, None
+                return *results, *(None for _ in ctx.options), None, None, None
 
         Function.__name__ = Function.__qualname__ = ops.name
         return Function

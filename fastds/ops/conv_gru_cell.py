@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastds._registry import call
-from fastds.convolution import current
 from fastds.ops._conv_gates import ConvPassOps
 from fastds.ops._gates import autocast
 from fastds.ops.conv3x3 import conv3x3
@@ -68,11 +67,10 @@ def conv_gru_cell(
 def _fused(x, h, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options):
     first, second = (h, None) if x is None else (x, h)
     RESET.check(first, second, gates_weight, gates_bias, gates_share, h)
-    z, reset, _ = call(RESET.op, first, second, gates_weight, gates_bias, gates_share, h, current(), False)
+    z, reset = RESET(first, second, gates_weight, gates_bias, gates_share, h)
     first, second = (reset, None) if x is None else (x, reset)
     UPDATE.check(first, second, candidate_weight, candidate_bias, candidate_share, z, h)
-    tensors = (first, second, candidate_weight, candidate_bias, candidate_share, z, h)
-    return call(UPDATE.op, *tensors, *options, current(), False)[0]
+    return UPDATE(first, second, candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
 
 
 def _composed(x, h, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options):

@@ -3,8 +3,6 @@
 
 from torch import Tensor
 
-from fastds._registry import call
-from fastds.convolution import current
 from fastds.ops._conv_gates import ConvPassOps, of_first
 from fastds.ops._gates import autocast
 from fastds.ops.lstm_gates import OPS as GATES
@@ -40,4 +38,4 @@ def conv_lstm_cell(
     x, h, c = autocast((x, h, c), wide=(2,))
     weight = of_first(weight, x) if h is None else weight
     CELL.check(x, h, weight, bias, None, c)
-    return call(CELL.op, x, h, weight, bias, None, c, current(), False)[:2]
+    return CELL(x, h, weight, bias, None, c)

@@ -3,8 +3,6 @@
 
 from torch import Tensor
 
-from fastds._registry import call
-from fastds.convolution import current
 from fastds.ops._conv_gates import ConvPassOps, of_first
 from fastds.ops._gates import autocast
 from fastds.ops.memory_gates import OPS as MEMORY_PASS
@@ -44,7 +42,7 @@ def conv_st_lstm_gates(
     x, h, c = autocast((x, h, c), wide=(2,))
     weight = of_first(weight, x) if h is None else weight
     ST_LSTM.check(x, h, weight, bias, None, c)
-    return call(ST_LSTM.op, x, h, weight, bias, None, c, current(), False)[:2]
+    return ST_LSTM(x, h, weight, bias, None, c)
 
 
 def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,7 +66,7 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
     x, x2, c = autocast((x, x2, c), wide=(2,))
     weight = of_first(weight, x) if x2 is None else weight
     MEMORY.check(x, x2, weight, bias, None, c)
-    return call(MEMORY.op, x, x2, weight, bias, None, c, "none", current(), False)[0]
+    return MEMORY(x, x2, weight, bias, None, c, "none")[0]
 
 
 def conv_output_gate(
@@ -94,4 +92,4 @@ def conv_output_gate(
     """
     x, x2, value, residual = autocast((x, x2, value, residual), wide=(2,))
     OUTPUT.check(x, x2, weight, bias, residual, value)
-    return call(OUTPUT.op, x, x2, weight, bias, residual, value, "sigmoid", current(), False)[0]
+    return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]
