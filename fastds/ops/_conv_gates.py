@@ -69,7 +69,7 @@ class ConvPassOps:
             f"str algorithm, bool keep_pre, bool recompute=False) -> ({results})",
             reference=self._reference,
             backends=backends,
-            fake=self._fake,
+            fake=lambda *args: self._fake(*self.op.filled(args)),
             function=self._function(),
         )
 
