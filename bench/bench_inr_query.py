@@ -102,7 +102,7 @@ def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
     n = torch.tensor(case.source, device=device)
 
     def sample(field, at):
-        return F.grid_sample(field, at.flip(-1)[:, None].to(field.dtype), mode="nearest", align_corners=False)[:, :, 0]
+        return F.grid_sample(field, at.flip(-1)[:, None], mode="nearest", align_corners=False)[:, :, 0]
 
     centres = (-1 + (2 * torch.arange(m) + 1) / m for m in case.source)
     cells = torch.stack(torch.meshgrid(*centres, indexing="ij"))[None].to(device)
@@ -114,7 +114,7 @@ def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
             near = (at + step + 1e-6).clamp(-1 + 1e-6, 1 - 1e-6)
             q = sample(unfolded, near).transpose(1, 2)
             offset = (at - sample(cells, near).transpose(1, 2)) * n
-            h = torch.cat([q, offset.to(dtype), cell[:, None].expand_as(offset).to(dtype)], -1)
+            h = torch.cat([q.to(dtype), offset.to(dtype), cell[:, None].expand_as(offset).to(dtype)], -1)
             for i, (w, b) in enumerate(layers):
                 h = F.linear(h, w, b)
                 h = h.relu() if i + 1 < len(layers) else h
@@ -124,7 +124,8 @@ def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
         return sum(v * (a / total)[..., None] for v, a in zip(values, reversed(areas), strict=True))
 
     def run():
-        unfolded = F.unfold(x.float(), 3, padding=1).unflatten(2, case.source).to(dtype)
+        # Sampled in float32, as under autocast: coordinates in bfloat16 put most queries into a wrong cell.
+        unfolded = F.unfold(x.float(), 3, padding=1).unflatten(2, case.source)
         return torch.cat([part(unfolded, c) for c in coord.split(chunk, 1)], 1).float()
 
     return run
