@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kMostLanes = 8, kLaneTiles = 64;  // of a lane at least
 constexpr int64_t kLaneBytes = 640 << 10, kLanesBytes = 4 * kLaneBytes;  // of the sums of a lane, of all lanes at most
-constexpr int64_t kStretchBytes = 4 << 20;                               // of V and D that threads share
+constexpr int64_t kStretchBytes = 4 << 20;                               // of V and D that threads share, or more
 
 struct Range {
     int64_t begin, end;
@@ -43,7 +43,10 @@ struct Layout {
         lanes = shared ? 1 : kMostLanes;
         while (lanes > 1 && (lanes * kLaneTiles > all || lanes * lane * item > kLanesBytes)) lanes /= 2;
         tiles = kSumTiles;
-        if (shared) tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, kStretchBytes));
+        if (shared) {  // every stretch reads and writes all sums: it is no shorter than half of them
+            const int64_t stretch = lane * item / 2 > kStretchBytes ? lane * item / 2 : kStretchBytes;
+            tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch));
+        }
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = tiles * v_row + 16;
         d_plane = tiles * d_row + 16;
