@@ -7,7 +7,14 @@ import xarray as xr
 
 from fastds import models
 from fastds.training import main
-from fastds.training.fields import FieldDataConfig, FieldTrainingConfig, coarse_and_fine, load_fields, train
+from fastds.training.fields import (
+    FieldDataConfig,
+    FieldModule,
+    FieldTrainingConfig,
+    coarse_and_fine,
+    load_fields,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +65,20 @@ def test_training_resumes(path, tmp_path):
     train(config(path, tmp_path, max_steps=50))
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 50
+
+
+def test_a_killed_run_leaves_its_last_epoch(path, tmp_path, monkeypatch):
+    steps = FieldModule.training_step
+
+    def die(self, batch, index):
+        if self.trainer.global_step == 60:
+            raise KeyboardInterrupt
+        return steps(self, batch, index)
+
+    monkeypatch.setattr(FieldModule, "training_step", die)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config(path, tmp_path, max_steps=75))
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 50
 
 
 @pytest.mark.parametrize(

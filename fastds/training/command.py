@@ -10,7 +10,7 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from fastds import models
 
@@ -98,6 +98,11 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def keep_last(output: pathlib.Path) -> ModelCheckpoint:
+    """The callback that writes checkpoints/last.ckpt after every epoch, whether or not it was the best."""
+    return ModelCheckpoint(str(output / "checkpoints"), filename="last", save_top_k=1, enable_version_counter=False)
 
 
 def checkpoint_to_resume(config, output: pathlib.Path) -> str | None:

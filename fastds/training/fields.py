@@ -8,7 +8,7 @@ import pathlib
 import lightning as L
 import torch
 import xarray as xr
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,7 +19,7 @@ from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, read_command_line
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last, read_command_line
 from fastds.training.data import NewSamples
 from fastds.training.module import SupervisedModule
 
@@ -225,7 +225,7 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
     module = FieldModule(model, config, data.value_range, bilinear_errors(data))
     callbacks = [
         ExportWeights(output),
-        ModelCheckpoint(str(output / "checkpoints"), save_last=True, save_top_k=0, enable_version_counter=False),
+        keep_last(output),
     ]
     if config.ema_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))

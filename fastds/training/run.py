@@ -8,13 +8,12 @@ import torch
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateMonitor,
-    ModelCheckpoint,
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fastds import models
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last
 from fastds.training.config import TrainingConfig
 from fastds.training.data import RadarDataModule
 from fastds.training.module import DownscalingModule
@@ -67,8 +66,7 @@ def train(config: TrainingConfig) -> pathlib.Path:
     """Train, resume where config.output holds a checkpoint, and export the weights.
 
     Returns: the path of best.safetensors (lowest validation error); last.safetensors lies beside it, with
-        checkpoints/ (the last
-        and the best), csv/ and tensorboard/ logs, and the configuration as config.yaml.
+        checkpoints/, csv/ and tensorboard/ logs, and the configuration as config.yaml.
     Deterministic for a given configuration and number of threads, interrupted or not, unless max_minutes ends the run.
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
@@ -105,14 +103,7 @@ def _loggers(output: pathlib.Path) -> list:
 def _callbacks(config: TrainingConfig, output: pathlib.Path) -> list:
     callbacks = [
         ExportWeights(output),
-        ModelCheckpoint(
-            str(output / "checkpoints"),
-            filename="best",
-            monitor="val_mse_total",
-            save_top_k=1,
-            save_last=True,
-            enable_version_counter=False,
-        ),
+        keep_last(output),
         LearningRateMonitor("step"),
     ]
     if config.ema_decay > 0:

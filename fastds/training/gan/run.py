@@ -4,13 +4,13 @@
 import pathlib
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from fastds import models
 from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last
 from fastds.training.gan.config import GANConfig
 from fastds.training.gan.data import FieldDataModule
 from fastds.training.gan.module import GANModule
@@ -53,10 +53,7 @@ def train(config: GANConfig) -> pathlib.Path:
     output = begin(config)
     module = build(config)
     data = FieldDataModule(config.data, module.generator.config["scale"], config.seed, module.samples_seen)
-    checkpoint = ModelCheckpoint(
-        str(output / "checkpoints"), filename="last", save_top_k=1, monitor=None, enable_version_counter=False
-    )
-    callbacks = [ExportGenerator(output), checkpoint]
+    callbacks = [ExportGenerator(output), keep_last(output)]
     if config.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer = L.Trainer(

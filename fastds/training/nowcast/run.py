@@ -5,12 +5,12 @@ import pathlib
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from fastds import models
 from fastds.models.db_rnn import LagrangianRNN
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card
+from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last
 from fastds.training.nowcast.config import NowcastConfig
 from fastds.training.nowcast.data import NowcastDataModule
 from fastds.training.nowcast.module import NowcastModule
@@ -44,10 +44,7 @@ def train(config: NowcastConfig) -> pathlib.Path:
     model = build_model(config)
     module = NowcastModule(model, config)
     data = NowcastDataModule(config.data, moving=isinstance(model, LagrangianRNN), seed=config.seed)
-    callbacks = [
-        ExportWeights(output),
-        ModelCheckpoint(str(output / "checkpoints"), filename="last", save_top_k=1, enable_version_counter=False),
-    ]
+    callbacks = [ExportWeights(output), keep_last(output)]
     if config.ema_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     if config.progress:
