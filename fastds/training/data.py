@@ -35,10 +35,7 @@ class RadarDataModule(L.LightningDataModule):
             return
         c = self.config
         train, validation = time_blocks(c)
-        events = [
-            fd.synthetic_event(seed=self.seed + k, frames=24, speed=5.0 + 5.0 * (k % 5))
-            for k in range(c.synthetic_events)
-        ]
+        events = synthetic_events(c.synthetic_events, self.seed)
         shared = dict(
             crop=c.crop,
             floor=c.floor,
@@ -46,15 +43,7 @@ class RadarDataModule(L.LightningDataModule):
             minimum_echo=c.minimum_echo,
             flow=_flow_of_pair if self.flow else None,
         )
-        weights = None
-        if c.weights:
-            if len(c.weights) != len(train) + bool(events):
-                raise ValueError(
-                    f"data.weights needs one number per training file and one for the synthetic events: "
-                    f"{len(train) + bool(events)}, got {len(c.weights)}"
-                )
-            weights = c.weights[: len(train)] + [c.weights[-1] / len(events)] * len(events)
-        events = [event[["reflectivity"]] for event in events]
+        weights = source_weights(c.weights, len(train), len(events))
         self.training = fd.RadarTriples(
             [*train, *events],
             samples=c.epoch_samples,
@@ -107,6 +96,28 @@ class NewSamples(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[int]:
         first = self.start()
         return iter(range(first, first + self.length))
+
+
+def synthetic_events(count: int, seed: int, frames: int = 24) -> list:
+    """Rain events of seeds seed, seed + 1, ... that move at 5 to 25 m/s in turn."""
+    events = (fd.synthetic_event(seed=seed + k, frames=frames, speed=5.0 + 5.0 * (k % 5)) for k in range(count))
+    return [event[["reflectivity"]] for event in events]
+
+
+def source_weights(weights: list | None, files: int, events: int) -> list | None:
+    """One weight per source: those of the files, then the last shared by the events; None: all alike.
+
+    Raises: ValueError for another number of weights.
+    """
+    if not weights:
+        return None
+    wanted = files + bool(events)
+    if len(weights) != wanted:
+        raise ValueError(
+            f"data.weights needs one number per training file and one for the synthetic events: {wanted}, "
+            f"got {len(weights)}"
+        )
+    return weights[:files] + [weights[-1] / events for _ in range(events)]
 
 
 def time_blocks(config: DataConfig) -> tuple[list, list]:

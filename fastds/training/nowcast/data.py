@@ -12,7 +12,7 @@ from fastds import data as fd
 from fastds.data.radar_triples import FrameStore
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.training.data import NewSamples, time_blocks
+from fastds.training.data import NewSamples, source_weights, synthetic_events, time_blocks
 from fastds.training.nowcast.config import NowcastDataConfig
 
 _ATTEMPTS = 24
@@ -202,19 +202,8 @@ class NowcastDataModule(L.LightningDataModule):
             return
         c = self.config
         train, validation = time_blocks(c)
-        frames = max(24, c.known + c.future)
-        events = [
-            fd.synthetic_event(seed=self.seed + k, frames=frames, speed=5.0 + 5.0 * (k % 5))[["reflectivity"]]
-            for k in range(c.synthetic_events)
-        ]
-        weights = None
-        if c.weights:
-            if len(c.weights) != len(train) + bool(events):
-                raise ValueError(
-                    f"data.weights needs one number per training file and one for the synthetic events: "
-                    f"{len(train) + bool(events)}, got {len(c.weights)}"
-                )
-            weights = c.weights[: len(train)] + [c.weights[-1] / len(events) for _ in events]
+        events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
+        weights = source_weights(c.weights, len(train), len(events))
         self.training = NowcastCrops(
             [*train, *events], c, samples=c.epoch_samples, scales=c.scales, intervals=c.intervals, weights=weights,
             moving=self.moving, augment=True, seed=self.seed,
