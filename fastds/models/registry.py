@@ -4,6 +4,7 @@
 from torch import nn
 
 from fastds.models import db_rnn
+from fastds.models.baselines.sim_vp import SimVP
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
@@ -17,6 +18,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "INRDownscaler": INRDownscaler,
     "LagrangianRNN": db_rnn.LagrangianRNN,
     "MSRNN": db_rnn.MSRNN,
+    "SimVP": SimVP,
     "StagedRNN": db_rnn.StagedRNN,
     "HumidityCritic": HumidityCritic,
     "HumidityGenerator": HumidityGenerator,
@@ -67,6 +69,7 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
     "edsr-x2": ("FixedRatioDownscaler", {"scale": 2}, "Baseline: the same encoder for factor 2 alone."),
     "edsr-x3": ("FixedRatioDownscaler", {"scale": 3}, "Baseline: the same encoder for factor 3 alone."),
     "edsr-x4": ("FixedRatioDownscaler", {"scale": 4}, "Baseline: the same encoder for factor 4 alone."),
+    "simvp": ("SimVP", {}, "SimVP, which DB-RNN is compared with."),
     "srcnn": ("SRCNN", {}, "Baseline: SRCNN on bicubic interpolation, x8."),
     "srgan": ("SRResNet", {}, "Baseline: the generator of SRGAN, x8."),
     "srgan-small": (

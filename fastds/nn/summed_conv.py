@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sum of 3x3 convolutions of several maps, computed as one convolution of their concatenation that is never made."""
+"""Sum of convolutions of several maps, computed as one convolution of their concatenation that is never made."""
 
 import math
 
@@ -20,18 +20,21 @@ class SummedConv3x3(nn.Module):
     the dtype of the first.
     """
 
+    kernel_size = 3
+
     def __init__(self, in_channels: tuple[int, ...], out_channels: int):
         super().__init__()
         self.in_channels, self.out_channels = tuple(in_channels), out_channels
-        self.weight = nn.Parameter(torch.empty(out_channels, sum(self.in_channels), 3, 3))
+        k = self.kernel_size
+        self.weight = nn.Parameter(torch.empty(out_channels, sum(self.in_channels), k, k))
         self.bias = nn.Parameter(torch.empty(len(self.in_channels), out_channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each summand as torch.nn.Conv2d: uniform within +-1/sqrt(9 C_k), weight and bias."""
+        """Each summand as torch.nn.Conv2d: uniform within +-1/sqrt(k^2 C_k), weight and bias."""
         with torch.no_grad():
             for part, bias, channels in zip(self.weights(), self.bias, self.in_channels, strict=True):
-                bound = 1 / math.sqrt(9 * channels)
+                bound = 1 / math.sqrt(part[0, 0].numel() * channels)
                 nn.init.uniform_(part, -bound, bound)
                 nn.init.uniform_(bias, -bound, bound)
 
@@ -53,3 +56,9 @@ class SummedConv3x3(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{' + '.join(map(str, self.in_channels))} -> {self.out_channels}"
+
+
+class SummedConv5x5(SummedConv3x3):
+    """As SummedConv3x3 with 5x5 kernels, which the Winograd engine has not: a convolution per source."""
+
+    kernel_size = 5

@@ -213,9 +213,21 @@ def sa_conv_lstm(cell, x, state, m, previous):
     return h, (h, c, memory), None
 
 
+def mk_lstm(cell, x, state, m, previous):
+    h, c, wide = state or (zeros(x),) * 3
+    i, f, g, q = summed(cell.gates, x, h).chunk(4, 1)
+    c = s(f) * c + s(i) * t(g)
+    i, f, g, wide_q = summed(cell.wide_gates, x, h).chunk(4, 1)
+    wide = s(f) * wide + s(i) * t(g)
+    o = s(q + wide_q + layer(c, cell.output) + summed(cell.wide_output, wide))
+    h = o * t(layer(torch.cat([c, wide], 1), cell.mix))
+    return h, (h, c, wide), None
+
+
 STEPS = {
     "convlstm": conv_lstm, "convgru": conv_gru, "trajgru": traj_gru, "predrnn": pred_rnn, "predrnn++": pred_rnn_pp,
-    "mim": mim, "motionrnn": motion_rnn, "preciplstm": precip_lstm, "sa-convlstm": sa_conv_lstm,
+    "mim": mim, "motionrnn": motion_rnn, "preciplstm": precip_lstm, "predrnn-v2": pred_rnn,
+    "sa-convlstm": sa_conv_lstm, "mk-lstm": mk_lstm,
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ PRESETS = {
     for cell, kind in CELLS.items()
     for name, (architecture, options, text) in _KINDS.items()
 }
+PRESETS["ms-lstm"] = ("MSRNN", {"cell": "mk-lstm"}, "MS-LSTM, which DB-RNN is compared with.")
 PRESETS["nowcast-small"] = (
     "LagrangianRNN",
     {"network": "MSRNN", "hidden": 16},

@@ -35,6 +35,11 @@ class Cell(nn.Module):
         super().__init__()
         self.channels, self.layer, self.layers = channels, layer, layers
 
+    @classmethod
+    def shared(cls, channels: int) -> nn.Module | None:
+        """A layer that all cells of a module share and take as forward(..., shared=...); None: the cells have none."""
+        return None
+
     def fold(self, embed: Conv1x1) -> tuple[Tensor, ...] | None:
         """Weights with the embedding of layer 0 inside, see fastds/models/db_rnn/fold.py; None: the cell has none.
 

@@ -5,10 +5,12 @@ from fastds.models.db_rnn.cell import Cell
 from fastds.models.db_rnn.conv_gru import ConvGRU
 from fastds.models.db_rnn.conv_lstm import ConvLSTM
 from fastds.models.db_rnn.mim import MIM
+from fastds.models.db_rnn.mk_lstm import MKLSTM
 from fastds.models.db_rnn.motion_rnn import MotionRNN
 from fastds.models.db_rnn.precip_lstm import PrecipLSTM
 from fastds.models.db_rnn.pred_rnn import PredRNN
 from fastds.models.db_rnn.pred_rnn_pp import PredRNNPP
+from fastds.models.db_rnn.pred_rnn_v2 import PredRNNV2
 from fastds.models.db_rnn.sa_conv_lstm import SAConvLSTM
 from fastds.models.db_rnn.traj_gru import TrajGRU
 
@@ -21,7 +23,9 @@ CELLS: dict[str, type[Cell]] = {
     "mim": MIM,
     "motionrnn": MotionRNN,
     "preciplstm": PrecipLSTM,
+    "predrnn-v2": PredRNNV2,
     "sa-convlstm": SAConvLSTM,
+    "mk-lstm": MKLSTM,
 }
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.models.db_rnn.cells import build_cell
+from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.fold import with_ones
 from fastds.nn.conv3x3 import Conv1x1
 
@@ -65,6 +65,7 @@ class MSModule(nn.Module):
         self.embed = Conv1x1(1, hidden)
         self.cells = nn.ModuleList(build_cell(cell, hidden, layer, LAYERS, **options) for layer in range(LAYERS))
         self.output = Conv1x1(hidden, 1)
+        self.shared = CELLS[cell].shared(hidden)
 
     @property
     def multiple(self) -> int:
@@ -98,7 +99,9 @@ class MSModule(nn.Module):
                 x = x + hidden[SKIP[layer]]
             if skips is not None:
                 x = x + skips[layer]
-            options = {"folded": folded} if layer == 0 and folded is not None else {}
+            options = {} if self.shared is None else {"shared": self.shared}
+            if layer == 0 and folded is not None:
+                options["folded"] = folded
             h, state.cells[layer], m = cell(x, state.cells[layer], m, state.previous[layer], **options)
             if cell.difference is not None:
                 state.previous[layer] = arrived if cell.difference == "hidden" else x

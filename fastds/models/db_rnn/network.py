@@ -102,7 +102,8 @@ class MSRNN(_Nowcaster):
     """One MS-RNN module rolled over time: every step forecasts the next frame.
 
     Args:
-        cell: convlstm, convgru, trajgru, predrnn, predrnn++, mim, motionrnn, preciplstm or sa-convlstm.
+        cell: convlstm, convgru, trajgru, predrnn, predrnn++, mim, motionrnn, preciplstm, predrnn-v2, sa-convlstm or
+            mk-lstm (MS-LSTM's).
         hidden: channels of every layer.
         cell_options: arguments of the cell, see its class.
         residual: a step forecasts the change of the frame it sees, not the next frame itself (not in the paper).

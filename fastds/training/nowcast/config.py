@@ -77,6 +77,7 @@ class NowcastLossConfig:
         csi_weight, csi_width: of "rain": weight, and width of the soft threshold in dBZ.
         rates: mm/h, of CSI. z_r: a and b of Z = a R^b.
         scheduled_sampling: the probability that the truth is fed back falls from 1 to 0 over the training.
+        decoupling: weight of PredRNN-V2's decoupling loss; other networks have none.
     """
 
     kind: str = "rain"
@@ -86,6 +87,7 @@ class NowcastLossConfig:
     rates: list[float] = dataclasses.field(default_factory=lambda: [0.5, 2.0, 5.0])
     z_r: list[float] = dataclasses.field(default_factory=lambda: [200.0, 1.6])
     scheduled_sampling: bool = False
+    decoupling: float = 0.01
 
     def __post_init__(self):
         if self.kind not in LOSSES:

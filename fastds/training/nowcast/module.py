@@ -10,6 +10,7 @@ from fastds.metrics import NowcastScores
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.discriminator import Discriminator
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
+from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
 from fastds.training.module import SupervisedModule
 from fastds.training.nowcast.config import NowcastConfig
 from fastds.training.nowcast.losses import RainLoss
@@ -51,6 +52,7 @@ class NowcastModule(SupervisedModule):
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
         self.discriminator = self.discriminator_optimiser = self._judged = None
+        self._similarities = []
         if config.loss.ablation == "adversarial":
             self.discriminator = Discriminator.for_cell(self.network.config["cell"], (c.crop, c.crop))
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), _DISCRIMINATOR_RATE)
@@ -74,6 +76,12 @@ class NowcastModule(SupervisedModule):
 
     def forward(self, batch: dict) -> tuple[Tensor, ...]:
         """Forecasts of frames 1 to m + n - 1, one tensor (B, m + n - 1, 1, H, W) per output of the network."""
+        if not (self.training and self.config.loss.decoupling):
+            return self.roll(batch)
+        with memory_similarities() as self._similarities:
+            return self.roll(batch)
+
+    def roll(self, batch: dict) -> tuple[Tensor, ...]:
         known, future = self.config.data.known, self.config.data.future
         inputs, truth = batch["frames"][:, :known], batch["frames"][:, known:]
         if self.config.stage == "forecaster":
@@ -89,13 +97,21 @@ class NowcastModule(SupervisedModule):
         return self.global_step // max(1, self.config.data.epoch_samples // self.config.data.batch_size)
 
     def loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
+        steps = self.config.data.known + self.config.data.future - 1
+        decoupling = self.config.loss.decoupling * decoupling_loss(self._similarities, steps)
+        self._similarities = []
+        return self.forecast_loss(prediction, batch) + decoupling
+
+    def forecast_loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
+        """What the forecasts lack."""
         c = self.config.loss
         weights = ABLATIONS[c.ablation](self.epoch()) if self.deblurs else None
         if c.kind == "rain":
             pairs = zip(self.rain_losses, prediction, strict=False)
             parts = [rain_loss(*self.future(y, batch)) for rain_loss, y in pairs]
             return parts[0] if weights is None else weights.forecast * parts[0] + weights.deblurred * parts[1]
-        truth, valid = batch["frames"][:, 1:], batch["valid"][:, 1:]
+        frames = prediction[0].shape[1]  # all but the first, or of SimVP those to forecast
+        truth, valid = batch["frames"][:, -frames:], batch["valid"][:, -frames:]
         prediction = [torch.where(valid, y, truth) for y in prediction]
         if weights is None:
             return pixel_loss(prediction[0], truth)

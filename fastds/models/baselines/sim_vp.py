@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SimVP, the network without recurrence that DB-RNN is compared with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds.models.card import ModelCard
+from fastds.models.db_rnn.module import pad_to_multiple
+from fastds.models.db_rnn.network import NowcastModel, check_frames
+from fastds.nn.conv3x3 import Conv1x1, Conv3x3
+
+SLOPE = 0.2  # of every leaky ReLU
+
+
+class Normed(nn.Module):
+    """leaky_relu(group_norm(conv(x)))."""
+
+    def __init__(self, conv: nn.Module, outputs: int, groups: int = 2):
+        super().__init__()
+        self.conv, self.norm = conv, nn.GroupNorm(groups, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)
+
+
+def encoder_layers(channels: int) -> list[nn.Module]:
+    """Three layers behind the first one, two of them halving the size."""
+    halves = (nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
+    convs = (next(halves), Conv3x3(channels, channels), next(halves))
+    return [Normed(conv, channels) for conv in convs]
+
+
+def decoder_layers(channels: int) -> list[nn.Module]:
+    """Three layers before the last one, two of them doubling the size."""
+    doubles = (nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1) for _ in range(2))
+    convs = (next(doubles), Conv3x3(channels, channels), next(doubles))
+    return [Normed(conv, channels) for conv in convs]
+
+
+class Inception(nn.Module):
+    """Sum of grouped convolutions of several sizes behind one 1x1 convolution."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, kernels: tuple[int, ...], groups: int):
+        super().__init__()
+        self.squeeze = Conv1x1(inputs, hidden)
+        convs = (nn.Conv2d(hidden, outputs, k, padding=k // 2, groups=groups) for k in kernels)
+        self.branches = nn.ModuleList(Normed(conv, outputs, groups) for conv in convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(x)
+        return sum(branch(x) for branch in self.branches)
+
+
+class Translator(nn.Module):
+    """The frames' features, side by side in the channels, through a U-shaped stack of inception blocks."""
+
+    def __init__(self, channels: int, hidden: int, blocks: int, kernels: tuple[int, ...], groups: int):
+        super().__init__()
+
+        def block(inputs, outputs):
+            return Inception(inputs, hidden // 2, outputs, kernels, groups)
+
+        self.down = nn.ModuleList([block(channels, hidden), *(block(hidden, hidden) for _ in range(blocks - 1))])
+        middle = (block(2 * hidden, hidden) for _ in range(blocks - 2))
+        self.up = nn.ModuleList([block(hidden, hidden), *middle, block(2 * hidden, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        x = self.up[0](skips.pop())
+        for block in self.up[1:]:
+            x = block(torch.cat([x, skips.pop()], 1))
+        return x
+
+
+class SimVP(NowcastModel):
+    """Every frame through one encoder, all features through one translator, every frame through one decoder.
+
+    Defaults have 38.9 million parameters, the number that the DB-RNN paper compares with (Table VII).
+
+    Args:
+        frames: m = n, known frames and frames of one pass.
+        spatial: channels of encoder and decoder, even.
+        temporal: channels of the translator, a multiple of 2 * groups.
+        blocks: N_T, on the way down; as many go up.
+        kernels, groups: of the translator's convolutions, sizes odd; groups divides frames * spatial.
+
+    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, n, 1, H, W),), of the n frames behind
+    the known ones; more than m come from further passes over the last m forecasts. Any size, padded with dry pixels.
+
+    Source: Gao, Tan, Wu and Li 2022, SimVP: Simpler yet Better Video Prediction; four layers each in encoder and
+    decoder, strides 1, 2, 1, 2 and back.
+    """
+
+    multiple = 4
+
+    def __init__(
+        self, frames: int = 5, spatial: int = 64, temporal: int = 512, blocks: int = 3,
+        kernels: tuple[int, ...] = (3, 5, 7, 11), groups: int = 4,
+    ):  # fmt: skip
+        super().__init__()
+        if frames < 1 or spatial % 2 or (frames * spatial) % groups or temporal % (2 * groups) or blocks < 2:
+            raise ValueError(
+                "frames must be positive, spatial even, groups a divisor of frames * spatial and of temporal / 2, "
+                f"blocks at least 2, got {frames}, {spatial}, {groups}, temporal {temporal} and {blocks}"
+            )
+        if any(k % 2 == 0 for k in kernels):
+            raise ValueError(f"kernels must be odd, got {tuple(kernels)}")
+        self.config = {
+            "frames": frames, "spatial": spatial, "temporal": temporal, "blocks": blocks, "kernels": list(kernels),
+            "groups": groups,
+        }  # fmt: skip
+        self.card = ModelCard()
+        self.frames = frames
+        self.shallow = Normed(Conv3x3(1, spatial), spatial)
+        self.encoder = nn.Sequential(*encoder_layers(spatial))
+        self.translator = Translator(frames * spatial, temporal, blocks, tuple(kernels), groups)
+        self.decoder = nn.Sequential(*decoder_layers(spatial))
+        self.last = Normed(Conv3x3(2 * spatial, spatial), spatial)
+        self.output = Conv1x1(spatial, 1)
+
+    def one_pass(self, frames: Tensor) -> Tensor:
+        """(B, m, 1, H, W) -> the next m frames; H and W multiples of 4."""
+        batch = frames.shape[0]
+        x = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        shallow = self.shallow(x)
+        deep = self.encoder(shallow)
+        deep = self.translator(deep.reshape(batch, -1, *deep.shape[2:])).reshape(deep.shape)
+        return self.output(self.last(torch.cat([self.decoder(deep), shallow], 1))).reshape(frames.shape)
+
+    def roll(self, frames: Tensor, steps: int, truth: Tensor | None = None, feed_truth: float = 0.0) -> tuple[Tensor]:
+        """forward; truth and feed_truth are those of the recurrent networks, and nothing is fed back here.
+
+        Raises:
+            ValueError: scheduled sampling, or frames that do not fit.
+        """
+        if feed_truth > 0:
+            raise ValueError("SimVP feeds no forecast back frame by frame, so scheduled sampling is not for it")
+        check_frames(frames, steps)
+        if frames.shape[1] != self.frames:
+            raise ValueError(f"frames has {frames.shape[1]} time steps, expected the {self.frames} of the network")
+        size, passes = frames.shape[-2:], [pad_to_multiple(frames, self.multiple)]
+        for _ in range(-(-steps // self.frames)):
+            passes.append(self.one_pass(passes[-1]))
+        return (torch.cat(passes[1:], 1)[:, :steps, :, : size[0], : size[1]],)
+
+    def forward(self, frames: Tensor, steps: int = 5) -> tuple[Tensor]:
+        return self.roll(frames, steps)
+
+    def forecast(self, frames: Tensor, steps: int) -> Tensor:
+        """The n frames after the known ones, (B, n, 1, H, W), clipped to [0, 1]."""
+        return self(frames, steps)[0].clamp(0, 1)
