@@ -16,7 +16,29 @@ from fastds.training.config import DataConfig
 _GAP = 2  # frames left out between training and validation, so that no triple shares a frame
 
 
-class RadarDataModule(L.LightningDataModule):
+class CropsDataModule(L.LightningDataModule):
+    """Loaders of new training crops in every epoch and of fixed validation crops.
+
+    setup() of a subclass sets training and validation, two datasets; config has batch_size and workers.
+    """
+
+    def __init__(self, config, seed: int):
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.training = self.validation = None
+
+    def train_dataloader(self) -> DataLoader:
+        size = self.config.batch_size
+        sampler = NewSamples(len(self.training) // size * size, lambda: self.trainer.global_step * size)
+        n = self.config.workers
+        return DataLoader(self.training, batch_size=size, sampler=sampler, num_workers=n, persistent_workers=n > 0)
+
+    def val_dataloader(self) -> DataLoader:
+        fixed = Subset(self.validation, range(len(self.validation)))
+        return DataLoader(fixed, batch_size=self.config.batch_size)
+
+
+class RadarDataModule(CropsDataModule):
     """Training crops that mix scales, intervals and ways of coarsening, and fixed validation crops from later frames.
 
     Args:
@@ -26,9 +48,8 @@ class RadarDataModule(L.LightningDataModule):
     """
 
     def __init__(self, config: DataConfig, flow: bool, seed: int = 0):
-        super().__init__()
-        self.config, self.flow, self.seed = config, flow, seed
-        self.training = self.validation = None
+        super().__init__(config, seed)
+        self.flow = flow
 
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
@@ -66,19 +87,6 @@ class RadarDataModule(L.LightningDataModule):
         if self.flow:
             self.training.cache_flow()
             self.validation.cache_flow()
-
-    def train_dataloader(self) -> DataLoader:
-        size = self.config.batch_size
-        sampler = NewSamples(len(self.training) // size * size, lambda: self.trainer.global_step * size)
-        return DataLoader(self.training, batch_size=size, sampler=sampler, **self._workers())
-
-    def val_dataloader(self) -> DataLoader:
-        fixed = Subset(self.validation, range(len(self.validation)))
-        return DataLoader(fixed, batch_size=self.config.batch_size, shuffle=False)
-
-    def _workers(self) -> dict:
-        n = self.config.workers
-        return dict(num_workers=n, persistent_workers=n > 0, worker_init_fn=_one_thread)
 
 
 class NewSamples(torch.utils.data.Sampler):
@@ -173,7 +181,3 @@ def _last_fifth(file: pathlib.Path) -> dict[str, list[int]]:
 
 def _flow_of_pair(x: np.ndarray) -> np.ndarray:
     return optical_flow(torch.from_numpy(np.ascontiguousarray(x))[None])[0, 0].numpy()
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar files to training sequences: crops fixed on the ground, or moving with the air."""
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from fastds import data as fd
 from fastds.data.radar_triples import FrameStore
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.training.data import NewSamples, source_weights, synthetic_events, time_blocks
+from fastds.training.data import CropsDataModule, source_weights, synthetic_events, time_blocks
 from fastds.training.nowcast.config import NowcastDataConfig
 
 _ATTEMPTS = 24
@@ -183,7 +181,7 @@ def _turn(rng, *fields: Tensor) -> list[Tensor]:
     return [field.transpose(-1, -2) for field in fields] if transpose else fields
 
 
-class NowcastDataModule(L.LightningDataModule):
+class NowcastDataModule(CropsDataModule):
     """Training crops, and fixed validation crops of later times, at the file's own cadence and every scale.
 
     Args:
@@ -193,9 +191,8 @@ class NowcastDataModule(L.LightningDataModule):
     """
 
     def __init__(self, config: NowcastDataConfig, moving: bool, seed: int = 0):
-        super().__init__()
-        self.config, self.moving, self.seed = config, moving, seed
-        self.training = self.validation = None
+        super().__init__(config, seed)
+        self.moving = moving
 
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
@@ -212,15 +209,3 @@ class NowcastDataModule(L.LightningDataModule):
             validation, c, samples=c.validation_samples, scales=sorted(set(c.scales)), intervals=[1],
             moving=self.moving, augment=False, seed=self.seed + 1,
         )  # fmt: skip
-
-    def train_dataloader(self) -> DataLoader:
-        size = self.config.batch_size
-        sampler = NewSamples(len(self.training) // size * size, lambda: self.trainer.global_step * size)
-        return DataLoader(self.training, batch_size=size, sampler=sampler, **self._workers())
-
-    def val_dataloader(self) -> DataLoader:
-        fixed = Subset(self.validation, range(len(self.validation)))
-        return DataLoader(fixed, batch_size=self.config.batch_size, **self._workers())
-
-    def _workers(self) -> dict:
-        return dict(num_workers=self.config.workers, persistent_workers=self.config.workers > 0)
