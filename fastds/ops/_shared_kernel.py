@@ -17,10 +17,11 @@ from fastds.ops._weight_gradients import weight_gradients_wanted
 from fastds.ops.conv3x3 import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3, winograd_pays, winograd_refusal
 
 _CL = torch.channels_last
+_GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
 
 
 class _Kernel:
-    """What the convolutions share: the kernel in oneDNN's layout, in both directions, and pairs of a backward pass."""
+    """What the convolutions share: the kernel as oneDNN wants it, in both directions, and pairs of a backward pass."""
 
     def __init__(self):
         self.forwards = self.backwards = None
@@ -32,7 +33,7 @@ class _Kernel:
             args = (None, residual, "none", 0.0, "zeros", 1, x.dtype, current())
             return without_gradients(CONV3X3, x, weight, bias, *args)
         if self.forwards is None:
-            self.forwards = weight.detach().contiguous(memory_format=_CL)
+            self.forwards = _prepared(weight.detach(), x)
         y = _library(x, self.forwards, bias)
         return y if residual is None else y.add_(residual)
 
@@ -41,7 +42,7 @@ class _Kernel:
         if not _library_pays(grad, *weight.shape[:2]):
             return without_gradients(CONV3X3_GRAD_X, grad, weight, "zeros", dtype, current())
         if self.backwards is None:
-            self.backwards = weight.detach().flip(2, 3).transpose(0, 1).contiguous(memory_format=_CL)
+            self.backwards = _prepared(weight.detach().flip(2, 3).transpose(0, 1), grad)
         return _library(grad, self.backwards)
 
     def add(self, grad: Tensor, x: Tensor) -> None:
@@ -68,9 +69,15 @@ def _library_pays(x: Tensor, outputs: int, channels: int) -> bool:
     return winograd_refusal(x) is not None or not winograd_pays(x, channels, outputs, x.dtype, False)
 
 
-def _library(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-    """oneDNN by name: torch.conv2d takes a slower path for one small field."""
-    y = torch.ops.aten.mkldnn_convolution(x.contiguous(memory_format=_CL), kernel, bias, [1, 1], [1, 1], [1, 1], 1)
+def _prepared(weight: Tensor, x: Tensor) -> Tensor:
+    """The kernel in the blocks oneDNN reads, which it would otherwise make again in every call: half of a small one."""
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.contiguous().to_mkldnn(), *_GEOMETRY, list(x.shape))
+
+
+def _library(x: Tensor, prepared: Tensor, bias: Tensor | None = None) -> Tensor:
+    """oneDNN by name, as compiled graphs of torch call it with weights prepared before."""
+    x = x.contiguous(memory_format=_CL)
+    y = torch.ops.mkldnn._convolution_pointwise(x, prepared, bias, *_GEOMETRY, "none", [], "")
     return y.contiguous(memory_format=_CL)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastds.ops import conv3x3
 from fastds.ops._shared_kernel import SharedKernel
+from fastds.ops._strided_conv import strided_conv3x3
 
 MIXINGS = ("parallel", "sum", "sequential")
 _kept: ContextVar[dict | None] = ContextVar("kernels", default=None)
@@ -46,7 +47,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, act: str | No
     """3x3 convolution, padding 1, with act None or "relu"; stride 1 on fastds.ops.conv3x3."""
     if stride == 1:
         return conv3x3(x, weight, bias, act=act)
-    y = F.conv2d(x, weight, bias, stride, 1)
+    y = strided_conv3x3(x, weight, bias, stride)
     return y if act is None else F.relu(y)
 
 

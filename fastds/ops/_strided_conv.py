@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3x3 convolution of any stride by the library, closed under differentiation.
+
+torch derives the gradient of a convolution's weight once more as a convolution with transposed operands, which takes
+several times as long as the library's own gradient of the weight. Here both orders use that.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds._registry import transforms_active
+from fastds.ops._direct import bias_gradient, dense
+from fastds.ops._gates import autocast
+from fastds.ops._weight_gradients import weight_gradients_wanted
+
+
+def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """conv(x, weight) + bias, padding 1.
+
+    Args:
+        x: (B, C, H, W), fastest in channels_last.
+        weight: (O, C, 3, 3).
+        bias: (O,) or None.
+        stride: in pixels.
+
+    Returns:
+        (B, O, ceil(H/stride), ceil(W/stride)).
+
+    Gradients: all, to any order; none of weight and bias inside input_gradients_only().
+    """
+    if transforms_active() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return F.conv2d(x, weight, bias, stride, 1)
+    return _Conv.apply(*autocast((x, weight, bias)), stride)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride):
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return F.conv2d(x, weight, bias, stride, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        if not weight_gradients_wanted():
+            wanted[1] = wanted[2] = False
+        grad_x, grad_weight = _gradients(grad, x, weight, ctx.stride, wanted[0], wanted[1])
+        return grad_x, grad_weight, bias_gradient(grad, grad.dtype) if wanted[2] else None, None
+
+
+def _gradients(grad, x, weight, stride, wants_x, wants_weight):
+    """Of the convolution's input and weight, None where not wanted; differentiable in a graph."""
+    if not torch.is_grad_enabled():
+        return _library(grad, x, weight, stride, wants_x, wants_weight)
+    return (
+        _GradX.apply(grad, x.detach(), weight, stride) if wants_x else None,
+        _GradWeight.apply(grad, x, weight.detach(), stride) if wants_weight else None,
+    )
+
+
+def _library(grad, x, weight, stride, wants_x, wants_weight):
+    if not (wants_x or wants_weight):
+        return None, None
+    options = (None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [wants_x, wants_weight, False])
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(dense(grad), x, weight, *options)
+    return grad_x, grad_weight
+
+
+class _GradX(torch.autograd.Function):
+    """Of x only the shape matters."""
+
+    @staticmethod
+    def forward(ctx, grad, x, weight, stride):
+        ctx.save_for_backward(grad, x, weight)
+        ctx.stride = stride
+        return _library(grad, x, weight, stride, True, False)[0]
+
+    @staticmethod
+    def backward(ctx, along):
+        grad, _, weight = ctx.saved_tensors
+        grad_grad = strided_conv3x3(along, weight, None, ctx.stride) if ctx.needs_input_grad[0] else None
+        grad_weight = _gradients(grad, along, weight, ctx.stride, False, ctx.needs_input_grad[2])[1]
+        return grad_grad, None, grad_weight, None
+
+
+class _GradWeight(torch.autograd.Function):
+    """Of weight only the shape matters."""
+
+    @staticmethod
+    def forward(ctx, grad, x, weight, stride):
+        ctx.save_for_backward(grad, x, weight)
+        ctx.stride = stride
+        return _library(grad, x, weight, stride, False, True)[1]
+
+    @staticmethod
+    def backward(ctx, along):
+        grad, x, _ = ctx.saved_tensors
+        grad_grad = strided_conv3x3(x, along, None, ctx.stride) if ctx.needs_input_grad[0] else None
+        grad_x = _gradients(grad, x, along, ctx.stride, ctx.needs_input_grad[1], False)[0]
+        return grad_grad, grad_x, None, None

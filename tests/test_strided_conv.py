@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution of stride 2 against torch's own, in every order."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+from fastds.ops._strided_conv import strided_conv3x3
+from fastds.ops._weight_gradients import input_gradients_only
+
+
+def tensors(dtype=torch.float64, size=(5, 4), channels=(3, 4), batch=2):
+    torch.manual_seed(4)
+    shapes = [(batch, channels[0], *size), (channels[1], channels[0], 3, 3), (channels[1],)]
+    return [torch.randn(s, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def own(x, weight, bias, stride):
+    return F.conv2d(x, weight, bias, stride, 1)
+
+
+def gradients(function, inputs, stride):
+    """Of |df/dx|^2 + f^2, which need the second derivatives and the first."""
+    y = function(*inputs, stride)
+    with input_gradients_only():
+        (gradient,) = torch.autograd.grad((y**3).sum(), inputs[0], create_graph=True)
+    return torch.autograd.grad(gradient.square().sum() + y.square().sum(), inputs)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_derivatives_of_both_orders(stride):
+    inputs = tensors()
+    assert gradcheck(lambda *t: strided_conv3x3(*t, stride), inputs)
+    assert gradgradcheck(lambda *t: strided_conv3x3(*t, stride), inputs)
+
+
+def test_third_order():
+    def gradient(x, weight):
+        y = strided_conv3x3(x, weight, None, 2)
+        return torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+
+    assert gradgradcheck(gradient, tensors(size=(3, 3), channels=(2, 2), batch=1)[:2])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_equals_torch(size, layout):
+    inputs = tensors(size=size)
+    ours = [t.detach().contiguous(memory_format=layout).requires_grad_() if t.ndim == 4 else t for t in inputs]
+    for a, b in zip(gradients(strided_conv3x3, ours, 2), gradients(own, inputs, 2), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_only_what_is_wanted():
+    x, weight, bias = tensors()
+    y = strided_conv3x3(x, weight, bias, 2)
+    with input_gradients_only():
+        given = torch.autograd.grad(y.sum(), (x, weight, bias), retain_graph=True, allow_unused=True)
+    assert given[0] is not None and given[1] is None and given[2] is None
+    (alone,) = torch.autograd.grad(strided_conv3x3(x.detach(), weight, None, 2).sum(), weight)
+    torch.testing.assert_close(alone, torch.autograd.grad(y.sum(), weight)[0])
+
+
+def test_autocast():
+    x, weight, bias = tensors(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = strided_conv3x3(x, weight, bias, 2), own(x, weight, bias, 2)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected)
+    for gradient in torch.autograd.grad(y.float().sum(), (x, weight, bias)):
+        assert gradient.dtype == torch.float32
+
+
+def test_transforms_take_the_library():
+    x, weight, bias = (t.detach() for t in tensors())
+    _, tangent = torch.func.jvp(lambda w: strided_conv3x3(x, w, bias, 2), (weight,), (torch.ones_like(weight),))
+    torch.testing.assert_close(tangent, own(x, torch.ones_like(weight), None, 2))
