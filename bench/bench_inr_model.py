@@ -14,7 +14,7 @@ import torch
 
 import fastds
 from fastds import models
-from fastds.models.inr.network import Encoded
+from fastds.models.inr import Encoded
 
 SOURCE, SCALE = (90, 180), 4
 FLOPS = {
@@ -44,7 +44,7 @@ def build(peer, part, dtype):
         return model._features(x, factor)
 
     def decoder(features):
-        encoded = Encoded(model.decoder.prepare(features), x, None)
+        encoded = Encoded(features, x, None)
         return model.decode(encoded, where, 2 / factor)
 
     with torch.no_grad():

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastds.models.inr import Encoded, bands
+from fastds.models.inr.decoders import LIIFDecoder
 from fastds.ops import inr_query
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec
@@ -84,16 +86,17 @@ def liif_maps(x, w, b):
 
 
 def fastds_liif(case, dtype, device="cpu"):
-    """With the convolution that its first layer has become."""
-    (w, b), *layers = moved(liif_layers(), device)
-    x, cell = features(case, dtype, device), kappa(case, device)
-
-    def run():
-        maps = liif_maps(x, w, b)
-        extra = {"rho_w": w[:, -4:-2], "cell_w": w[:, -2:], "cell": cell}
-        return inr_query(maps, case.grid, layers, ensemble="late", **extra)
-
-    return run
+    """The decoder of the models from features on: its first layer is a convolution, made for the rows that are read."""
+    decoder = LIIFDecoder(CHANNELS, OUTPUTS, "zeros", HIDDEN)
+    (w, b), *layers = liif_layers()
+    with torch.no_grad():
+        decoder.local.weight.copy_(w[:, :-4].unflatten(1, (CHANNELS, 3, 3))), decoder.local.bias.copy_(b)
+        decoder.offset.copy_(w[:, -4:-2]), decoder.cell.copy_(w[:, -2:])
+        for linear, (weight, bias) in zip(decoder.trunk, layers, strict=True):
+            linear.weight.copy_(weight), linear.bias.copy_(bias)
+    decoder.to(device), decoder.local.to(dtype)
+    encoded, cell = Encoded(features(case, dtype, device), None, None), kappa(case, device)
+    return lambda: bands.decode(decoder, encoded, case.grid, cell, ("clamp", "clamp"))
 
 
 def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):

@@ -3,13 +3,14 @@
 
 import math
 import warnings
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
+from fastds.models.inr import bands
+from fastds.models.inr.bands import Encoded
 from fastds.models.inr.decoders import DECODERS
 from fastds.models.inr.dpfa import DPFA, KINDS, ScaleEmbedding
 from fastds.models.inr.encoders import ENCODERS
@@ -17,14 +18,6 @@ from fastds.models.inr.poles import POLES, across_poles
 from fastds.reference.query_points import GridSpec, PointSpec
 
 REGISTRATIONS = ("cell", "node")
-
-
-class Encoded(NamedTuple):
-    """What decode() needs of a field: decoder maps, skip field in physical units, valid pixels or None."""
-
-    maps: Tensor
-    skip: Tensor | None
-    mask: Tensor | None
 
 
 class INRDownscaler(nn.Module):
@@ -166,7 +159,7 @@ class INRDownscaler(nn.Module):
             parts.append((torch.ones_like(z[:, :1]) if valid is None else valid.all(1, keepdim=True)).to(z.dtype))
         f = self._features(torch.cat(parts, 1), factor)
         skip = x[:, self.predicted] if self.skip else None
-        return Encoded(self.decoder.prepare(f), skip, mask)
+        return Encoded(f, skip, mask)
 
     def _features(self, z: Tensor, factor: Tensor) -> Tensor:
         e = None if self.embedding is None else self.embedding(factor.clamp(max=self.max_scale).to(self.mean.dtype))
@@ -185,7 +178,7 @@ class INRDownscaler(nn.Module):
         """Values (B, Q, O) at `where`; cell (B, 2) or (B, Q, 2): 2 / s per axis, the size of a query in half pixels."""
         cell = cell.clamp(min=2 / self.max_scale)
         gain = self.std[self.predicted]
-        y = self.decoder(encoded.maps, where, cell, encoded.skip, self.edge, encoded.mask, gain=gain)
+        y = bands.decode(self.decoder, encoded, where, cell, self.edge, gain)
         return y if self.skip else y + self.mean[self.predicted]
 
     def query(self, x: Tensor, where, factor: Tensor, static: Tensor | None = None) -> Tensor:

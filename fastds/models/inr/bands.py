@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queries of large grids in bands of rows: a decoder's maps exist for the rows that a band reads, and no longer."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastds.reference.query_points import Axis, GridSpec, PointSpec
+
+BAND_QUERIES = 1 << 17
+_TILE = 4  # rows of a tile of the convolution engine: bands on its tiles give the bits of the whole field
+
+
+class Encoded(NamedTuple):
+    """What a decoder needs of a field: features (B, C, H, W), skip field in physical units, valid pixels or None."""
+
+    features: Tensor
+    skip: Tensor | None
+    mask: Tensor | None
+
+    def rows(self, first: int, stop: int) -> "Encoded":
+        """The same of some rows."""
+        skip, mask = self.skip, self.mask
+        return Encoded(
+            self.features[:, :, first:stop], skip if skip is None else skip[:, :, first:stop],
+            mask if mask is None else mask[:, first:stop],
+        )  # fmt: skip
+
+
+def decode(decoder, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor, edge, gain=None) -> Tensor:
+    """decoder's values (B, Q, O) at `where`; without gradients, grids in bands of BAND_QUERIES of maps of their own."""
+
+    def query(part: Encoded, where, cell) -> Tensor:
+        return decoder(decoder.prepare(part.features), where, cell, part.skip, edge, part.mask, gain=gain)
+
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return query(encoded, where, cell)
+    height, y = encoded.features.shape[2], None
+    for queries, part in _bands(where):
+        of_band = cell if cell.dim() == 2 else cell[:, queries]
+        first, stop = _rows_read(part, of_band, height)
+        values = query(encoded.rows(first, stop), _moved(part, -first), of_band)
+        if values.shape[1] == where.count:
+            return values
+        y = values.new_empty((values.shape[0], where.count, values.shape[2])) if y is None else y
+        y[:, queries] = values
+    return y
+
+
+def _bands(where) -> Iterator[tuple[slice, GridSpec | PointSpec]]:
+    """(queries, where they are); points and grids coarser than the field as one band."""
+    if isinstance(where, PointSpec) or where.rows.step > where.rows.den or where.count <= BAND_QUERIES:
+        yield slice(0, where.count), where
+        return
+    height, width = where.size
+    rows = max(1, BAND_QUERIES // width)
+    for first in range(0, height, rows):
+        stop = min(height, first + rows)
+        yield slice(first * width, stop * width), where.window((first, stop), (0, width))
+
+
+def _rows_read(where, cell: Tensor, height: int) -> tuple[int, int]:
+    """Rows [first, stop), whole tiles, that hold the corners of all queries and a row around them."""
+    if not where.count:
+        return 0, height
+    if isinstance(where, GridSpec):
+        a = where.rows
+        fine, low, high = a.step <= a.den, a.start // a.den, (a.start + a.step * (a.size - 1)) // a.den
+    elif cell.device.type == "cpu":
+        rows = where.base[..., 0]
+        fine, low, high = bool(cell[..., 0].max() <= 2), rows.min().item(), rows.max().item()
+    else:  # reading the rows of points would wait for the device
+        fine = False
+    if not fine:  # MetaSR's corner of a wide cell lies rows away
+        return 0, height
+    # Corners are rows low .. high + 1; published area weights and MetaSR's corner may read one further.
+    low, high = (min(max(row, 0), height - 1) for row in (low - 1, high + 3))
+    return low // _TILE * _TILE, min(height, -(-(high + 1) // _TILE) * _TILE)
+
+
+def _moved(where, rows: int):
+    """The same places in a field that begins `rows` rows later."""
+    if isinstance(where, GridSpec):
+        a = where.rows
+        return GridSpec(Axis(a.size, a.step, a.start + rows * a.den, a.den), where.columns)
+    return PointSpec(where.base + where.base.new_tensor([rows, 0]), where.frac, where.outside)

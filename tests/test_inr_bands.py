@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids decoded in bands of rows are the grid decoded at once, bit for bit (number 19 of the specification's tests)."""
+
+import pytest
+import torch
+
+from fastds.models import create
+from fastds.models.inr import Encoded, bands
+from fastds.reference.query_points import GridSpec, from_index
+
+SMALL = {"encoder_options": {"channels": 32, "blocks": 1}, "in_channels": 2}
+
+
+def model_of(name, dtype=torch.float32, **options):
+    torch.manual_seed(3)
+    model = create(name, **SMALL, **({"dpfa_count": 1} if name == "inr-small" else {}), **options).eval()
+    with torch.no_grad():
+        for p in model.decoder.parameters():
+            if p.abs().max() == 0:
+                p.normal_(std=0.1)
+    return model.to(dtype)
+
+
+@pytest.fixture
+def small_bands(monkeypatch):
+    monkeypatch.setattr(bands, "BAND_QUERIES", 1000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("registration", ["cell", "node"])
+@pytest.mark.parametrize("name", ["inr-small", "liif", "lte", "metasr"])
+def test_19_bands_change_nothing(monkeypatch, name, registration, dtype):
+    model, x = model_of(name, dtype, registration=registration), torch.randn(1, 2, 37, 18).to(dtype)
+    x[:, :, 20:22, 3:9] = torch.nan
+    with torch.no_grad():
+        whole = model(x, scale=2.67)
+        monkeypatch.setattr(bands, "BAND_QUERIES", 500)
+        banded = model(x, scale=2.67)
+    assert whole.isnan().any() and torch.equal(banded.nan_to_num(9.0), whole.nan_to_num(9.0))
+
+
+def test_19_a_band_makes_the_maps_of_its_own_rows(monkeypatch, small_bands):
+    model, x, seen = model_of("liif"), torch.randn(1, 2, 64, 20), []
+    prepare = model.decoder.prepare
+    monkeypatch.setattr(model.decoder, "prepare", lambda f: seen.append(f.shape[2]) or prepare(f))
+    with torch.no_grad():
+        model(x, scale=4)
+    assert len(seen) == 22 and max(seen) <= 16  # 1000 queries are 12 fine rows, 3 coarse ones
+
+
+def test_19_bands_leave_gradients_alone(small_bands):
+    model, x = model_of("inr-small"), torch.randn(1, 2, 24, 20)
+    y = model(x, scale=3)
+    y.square().sum().backward()
+    assert model.decoder.local.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        assert (model(x, scale=3) - y).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["inr-small", "metasr"])
+@pytest.mark.parametrize("scale", [0.2, 1, 3.3])
+def test_19_points_read_their_rows_alone(name, scale):
+    """A cell per query, points at both ends and in the middle; a wide cell moves MetaSR's corner by rows."""
+    model = model_of(name, torch.float64)
+    encoded = Encoded(torch.randn(1, 32, 41, 9).double(), None, None)
+    for low, high in ((-0.5, 3.0), (17.0, 23.9), (38.0, 40.5)):
+        u = low + (high - low) * torch.rand(50, 2).double()
+        where = from_index(torch.stack([u[:, 0], u[:, 1] % 8], -1), (41, 9), dtype=torch.float64)
+        cell = torch.full((1, 50, 2), 2 / scale).double()
+        whole = bands.decode(model.decoder, encoded, where, cell, model.edge)  # with gradients: never in bands
+        with torch.no_grad():
+            part = bands.decode(model.decoder, encoded, where, cell, model.edge)
+        assert torch.equal(part, whole)
+
+
+def test_19_a_cell_of_every_query_goes_with_its_band(small_bands):
+    model = model_of("inr-small", torch.float64)
+    encoded, grid = Encoded(torch.randn(1, 32, 30, 20).double(), None, None), GridSpec.cells((30, 20), (60, 40))
+    cell = 0.5 + torch.rand(1, 2400, 2).double()
+    whole = bands.decode(model.decoder, encoded, grid, cell, model.edge)
+    with torch.no_grad():
+        assert torch.equal(bands.decode(model.decoder, encoded, grid, cell, model.edge), whole)
+
+
+def test_19_grids_of_no_and_of_few_points(small_bands):
+    model, x = model_of("liif"), torch.randn(1, 2, 9, 2000)
+    with torch.no_grad():
+        assert model(x, size=(9, 3000)).shape == (1, 2, 9, 3000)  # a row is more than a band
+        assert model(x, size=(0, 5)).shape == (1, 2, 0, 5)
