@@ -9,7 +9,7 @@ from torch.func import functional_call, jvp
 
 import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic, gradient_penalty
-from fastds.models.wgan_gp.attention import CBAM, SqueezeExcitation
+from fastds.models.wgan_gp.attention import CBAM, SqueezeExcitation, mean_and_max
 from fastds.models.wgan_gp.mixed_conv import MixedConv
 from fastds.models.wgan_gp.penalty import adversarial_loss, between
 from fastds.models.wgan_gp.recurrence import ConvGRU
@@ -188,6 +188,21 @@ def test_gradgradcheck_of_every_block(name):
     inputs = (x, *(p.detach().requires_grad_() for p in parameters.values()))
     assert gradcheck(function, inputs, fast_mode=True, check_undefined_grad=True)
     assert gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("dims", [(2, 3), (1,)], ids=["space", "channels"])
+def test_mean_and_maximum_share_ties_as_torch_does(dims):
+    torch.manual_seed(5)
+    x = torch.randint(0, 3, (2, 4, 3, 3), dtype=torch.float64).requires_grad_()  # several values are largest
+    weights = torch.randn(2, 2, 4, 3, 3, dtype=torch.float64)
+
+    def gradients(pair):
+        (first,) = torch.autograd.grad((weights[0] * pair[0] ** 2 + pair[1] ** 3).sum(), x, create_graph=True)
+        return first, torch.autograd.grad((weights[1] * first**2).sum(), x)[0]
+
+    expected = gradients((x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)))
+    for got, right in zip(gradients(mean_and_max(x, dims)), expected, strict=True):
+        torch.testing.assert_close(got, right)
 
 
 def test_gradgradcheck_of_the_recurrence():

@@ -4,6 +4,38 @@
 import torch
 from torch import Tensor, nn
 
+from fastds._registry import transforms_active
+
+
+class _MeanAndMax(torch.autograd.Function):
+    """Both over the same dimensions, which are kept; where several values are largest they share the gradient.
+
+    One gradient for both in three passes over the map, where torch's two take twice as many. Its derivative in what it
+    is given is autograd's own, in x it is zero.
+    """
+
+    @staticmethod
+    def forward(ctx, x, dims):
+        mean, largest = x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+        ctx.save_for_backward(x, largest)
+        ctx.dims = dims
+        return mean, largest
+
+    @staticmethod
+    def backward(ctx, grad_mean, grad_largest):
+        x, largest = (t.detach() for t in ctx.saved_tensors)
+        hits = x.clone().eq_(largest)  # overwriting stays in the dtype of x, comparing to bool is several times slower
+        count = hits.sum(ctx.dims, keepdim=True)
+        size = x.numel() / max(1, largest.numel())
+        return torch.addcmul(grad_mean / size, hits, grad_largest / count), None
+
+
+def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and maximum of x over dims, kept with size 1; differentiable to any order."""
+    if transforms_active() or torch.compiler.is_compiling():
+        return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+    return _MeanAndMax.apply(x, dims)
+
 
 def bottleneck(channels: int, reduction: int) -> nn.Sequential:
     """C -> max(1, C/reduction) -> C with ReLU between, on (B, C) vectors."""
@@ -56,7 +88,6 @@ class CBAM(nn.Module):
         self.spatial = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))
-        x = x * gate[:, :, None, None]
-        maps = torch.stack([x.mean(1), x.amax(1)], 1)
-        return x * torch.sigmoid(self.spatial(maps))
+        mean, largest = (t.flatten(1) for t in mean_and_max(x, (2, 3)))
+        x = x * torch.sigmoid(self.mlp(mean) + self.mlp(largest))[:, :, None, None]
+        return x * torch.sigmoid(self.spatial(torch.cat(mean_and_max(x, (1,)), 1)))
