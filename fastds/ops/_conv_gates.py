@@ -37,6 +37,11 @@ def recomputed_gates(on: bool = True):
         _recompute = before
 
 
+def recomputes() -> bool:
+    """Whether the cells called now compute their gates again."""
+    return _recompute
+
+
 class ConvPassOps:
     """The registered op of a convolution and a pass; its gradients are those of the two.
 

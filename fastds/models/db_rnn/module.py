@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One MS-RNN module: six cells at three resolutions, between an embedding and an output."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.fold import with_ones
 from fastds.nn.conv3x3 import Conv1x1
+from fastds.nn.recompute import halved_maximum, made_again
 
 LAYERS = 6
 
 
 def down(x: Tensor) -> Tensor:
     """Maximum of 2x2 pixels."""
-    return F.max_pool2d(x, 2)
+    return halved_maximum(x)
 
 
 def up(x: Tensor) -> Tensor:
@@ -27,6 +29,11 @@ def up(x: Tensor) -> Tensor:
 
 def same(x: Tensor) -> Tensor:
     return x
+
+
+def joined(resize: Callable[[Tensor], Tensor], h: Tensor, *skips: Tensor) -> Tensor:
+    """The input of a layer: what the layer below gives, and the skips."""
+    return sum(skips, resize(h))
 
 
 RESIZE = (same, down, down, same, up, up)  # of what layer l - 1 gives, for layer l
@@ -92,17 +99,19 @@ class MSModule(nn.Module):
         folded = None if skips is not None else state.folded
         h = self.embed(frame) if folded is None else with_ones(frame)
         for layer, (cell, resize) in enumerate(zip(self.cells, RESIZE, strict=True)):
+            added = [hidden[SKIP[layer]]] if layer in SKIP else []
+            added += [] if skips is None else [skips[layer]]
             arrived = resize(h)
-            m = m if m is None else resize(m)
-            x = arrived
-            if layer in SKIP:
-                x = x + hidden[SKIP[layer]]
-            if skips is not None:
-                x = x + skips[layer]
+            x = sum(added, arrived)
+            remade = [] if x is h else [(x, joined, resize, h, *added)]
+            if m is not None:
+                source, m = m, resize(m)
+                remade += [] if m is source else [(m, resize, source)]
             options = {} if self.shared is None else {"shared": self.shared}
             if layer == 0 and folded is not None:
                 options["folded"] = folded
-            h, state.cells[layer], m = cell(x, state.cells[layer], m, state.previous[layer], **options)
+            with made_again(*remade):
+                h, state.cells[layer], m = cell(x, state.cells[layer], m, state.previous[layer], **options)
             if cell.difference is not None:
                 state.previous[layer] = arrived if cell.difference == "hidden" else x
             hidden.append(h)

@@ -107,8 +107,7 @@ class MSRNN(_Nowcaster):
         hidden: channels of every layer.
         cell_options: arguments of the cell, see its class.
         residual: a step forecasts the change of the frame it sees, not the next frame itself (not in the paper).
-        recompute: keep no gates for the backward but compute them again there: the same numbers, 60 % of the memory of
-            a training step kept whole, for 3 % more time on a CPU (two runs that timed both; up to 50 % across runs).
+        recompute: keep neither gates nor resized maps for the backward but make them again there: the same numbers.
 
     Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, m + n - 1, 1, H, W),), of the frames
     1 to m + n - 1 after the first; see roll and forecast.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.fold import fold_embedding
 from fastds.nn.conv3x3 import Conv1x1
+from fastds.nn.recompute import made_again
 from fastds.nn.summed_conv import SummedConv3x3
 from fastds.ops.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 from fastds.ops.output_gate import output_gate
@@ -34,7 +35,9 @@ class SpatialMemory(nn.Module):
     def emit(self, q: Tensor, c: Tensor, m: Tensor) -> Tensor:
         """h'."""
         c, m = c.to(q.dtype), m.to(q.dtype)
-        return conv_output_gate(c, m, self.mix(c, m), self.output.weight, self.output.bias.sum(0), residual=q)
+        value = self.mix(c, m)
+        with made_again((value, self.mix, c, m)):
+            return conv_output_gate(c, m, value, self.output.weight, self.output.bias.sum(0), residual=q)
 
     def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """h' and the pre-activation of its gate."""
