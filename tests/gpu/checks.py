@@ -12,9 +12,7 @@ WAIT_CYCLES = 50_000_000  # about 30 ms, longer than any launch
 
 def dtypes(all_of_them):
     """Parameters of a test that runs under compute-sanitizer in float32 alone: every kernel costs seconds there."""
-    return [
-        pytest.param(d, id=str(d), marks=[pytest.mark.sanitize] if d == torch.float32 else []) for d in all_of_them
-    ]
+    return [pytest.param(d, id=str(d), marks=[pytest.mark.sanitize] if d == torch.float32 else []) for d in all_of_them]
 
 
 def moved(values, device, dtype=None):
