@@ -15,10 +15,18 @@ import xarray as xr
 from fastds import models
 from fastds.reference.query_points import GridSpec
 from fastds.training.command import main
-from fastds.training.fields import FieldDataConfig, bicubic
+from fastds.training.fields import FieldDataConfig, FieldDataModule, bicubic, load_fields
 from fastds.training.study.crops import BANDS, crop_errors, draw_crops
-from fastds.training.study.run import Method, StudyConfig, bilinear, run_study, training_config
-from fastds.training.study.table import decibel, interval, render
+from fastds.training.study.run import (
+    Method,
+    StudyConfig,
+    bilinear,
+    degradation,
+    parse_arguments,
+    run_study,
+    training_config,
+)
+from fastds.training.study.table import decibel, drawn, interval, render
 
 SMALL = {"channels": 8, "blocks": 2}
 
@@ -86,13 +94,16 @@ def test_bicubic_is_the_kernel_of_the_baselines():
 
 def test_interval_draws_times_and_bands():
     crops = [(t, b, 0, 0) for t in range(8) for b in range(4)]
-    assert interval(np.full(32, 0.7), crops) == pytest.approx((0.7, 0.7))
+    labels = drawn({"crops": crops})
+    assert interval(np.full(32, 0.7), labels) == pytest.approx((0.7, 0.7))
     one_band = np.array([1.0 if b == 0 else 0.0 for _, b, _, _ in crops])
-    low, high = interval(one_band, crops)
+    low, high = interval(one_band, labels)
     assert low == 0 and high >= 0.5  # four bands of which one differs: wide, however many times there are
     noise = np.random.default_rng(0).normal(size=32)
-    low, high = interval(noise, crops)
+    low, high = interval(noise, labels)
     assert low < noise.mean() < high
+    two_days = drawn({"crops": crops, "together": 4})
+    assert set(two_days[:, 0]) == {0, 1} and set(two_days[:, 1]) == {0, 1, 2, 3}
 
 
 def best(folder):
@@ -114,6 +125,65 @@ def test_study_trains_once_and_renders(path, tmp_path):
     assert len(run["mse"]["4"]) == len(run["crops"]) == 2 * BANDS * 2
     db = decibel(run, "2")
     assert np.allclose(db, 20 * np.log10(run["value_range"][0]) - 10 * np.log10(run["mse"]["2"]))
+
+
+def test_degraded_inputs_score_the_same_weights(path, tmp_path):
+    clean = config(path, tmp_path, run=["edsr-x2"])
+    run_study(clean)
+    best = tmp_path / "edsr-x2-0" / "best.safetensors"
+    before = best.stat().st_mtime_ns
+    run_study(dataclasses.replace(clean, degraded=True))
+    assert best.stat().st_mtime_ns == before and "| bicubic | 2x3 |" in (tmp_path / "degraded/table.md").read_text()
+    for name in ("bicubic", "edsr-x2-0"):
+        a, b = (json.loads((tmp_path / f / f"{name}.json").read_text()) for f in ("", "degraded"))
+        assert np.mean(b["mse"]["2"]) > 1.5 * np.mean(a["mse"]["2"]) and a["crops"] == b["crops"]
+    run = json.loads((tmp_path / "degraded/edsr-x2-0.json").read_text())
+    assert run["train_cpu_s"] == json.loads((tmp_path / "edsr-x2-0.json").read_text())["train_cpu_s"]
+
+
+def test_degradation_is_the_same_for_every_method(path, tmp_path):
+    degrade = degradation(FieldDataModule(config(path, tmp_path).data))
+    fine = 280 + torch.randn(2, 1, 36, 36, generator=torch.Generator().manual_seed(0))
+    x = degrade(fine, (18, 18), 5)
+    assert x.shape == (2, 1, 18, 18) and torch.equal(x, degrade(fine, (18, 18), 5))
+    assert not torch.equal(x, degrade(fine, (18, 18), 6)) and abs(x.mean() - 280) < 2
+
+
+def test_a_fixed_box_is_beaten_by_knowing_the_place(path, tmp_path):
+    """Fields that are one pattern times a factor: a regression of every point is exact, interpolation is not."""
+    pattern = torch.randn(1, 33, 49, generator=torch.Generator().manual_seed(0))
+    factor = 1 + 0.1 * torch.arange(40.0)[:, None, None] % 7
+    data = {"t": (("time", "latitude", "longitude"), (280 + factor * pattern).numpy(), {"units": "K"})}
+    xr.Dataset(data).to_netcdf(tmp_path / "box.nc", engine="h5netcdf")
+    split = {"split": "time", "train": [0, 20], "validation": [21, 22], "test": [24, 40], "crop": 6}
+    c = config(path, tmp_path / "box", run=["edsr-x2"], crop=None, together=8)
+    table = run_study(
+        dataclasses.replace(c, data=dataclasses.replace(c.data, path=str(tmp_path / "box.nc"), **split))
+    ).read_text()
+    assert "| regression per point | 4 |" in table and "| static residual | 2x3 |" not in table
+    db = {
+        n: decibel(json.loads((tmp_path / f"box/{n}.json").read_text()), "2").mean()
+        for n in ("bicubic", "static residual", "regression per point")
+    }
+    assert db["bicubic"] + 3 < db["static residual"] < db["regression per point"] - 10, db
+
+
+def test_parts_of_time_and_of_longitude(path):
+    data = FieldDataConfig(str(path), variables=["t"], split="time", train=[0, 1], validation=[1, 2])
+    fields = torch.arange(2.0)[:, None, None, None].expand(2, 1, 3, 5)
+    assert data.part(fields, data.validation).unique().tolist() == [1]
+    data = dataclasses.replace(data, split="longitude")
+    assert data.part(fields, [1, 3]).shape == (2, 1, 3, 2)
+    with pytest.raises(ValueError, match="data.split must be 'longitude' or 'time', got 'region'"):
+        dataclasses.replace(data, split="region")
+
+
+@pytest.mark.parametrize("name", ["fields-500hPa", "fields-eraint", "t2m-uk"])
+def test_shipped_configurations_fit_their_files(name, data_dir):
+    config = parse_arguments(["--config", name])
+    data = dataclasses.replace(config.data, path=str(data_dir / config.data.path))
+    test = data.part(load_fields(data), data.test)
+    assert draw_crops(test.shape, config.crop, config.per_cell, seed=0) and len(FieldDataModule(data).training)
 
 
 def test_methods_see_the_same_samples(path, tmp_path):
@@ -150,7 +220,7 @@ def test_refusals(path, tmp_path, capsys):
     c = config(path, tmp_path)
     with pytest.raises(ValueError, match="needs test columns"):
         dataclasses.replace(c, data=dataclasses.replace(c.data, test=[]))
-    with pytest.raises(ValueError, match="validation columns .* and test columns .* overlap"):
+    with pytest.raises(ValueError, match="validation .* and test .* of longitude overlap"):
         dataclasses.replace(c.data, test=[60, 80])
     with pytest.raises(ValueError, match=r"run names \['srno'\]"):
         dataclasses.replace(c, run=["srno"])

@@ -49,25 +49,32 @@ def choose_field(dataset, variable=None, level=None):
     elif variable not in dataset.data_vars:
         raise ValueError(f"there is no variable {variable!r} in the file; there are: {_names(dataset)}")
     field = dataset[variable]
-    vertical = next((name for name in _LEVELS if name in field.dims), None)
-    if (
-        vertical is None
-        and level is not None
-        and not any(float(field.coords[n]) == level for n in _LEVELS if n in field.coords)
-    ):
-        raise ValueError(f"level {level:g} was asked for, but variable {variable!r} has no vertical dimension")
-    if vertical is not None:
-        values = [float(v) for v in field[vertical].values]
-        if level is None and len(values) > 1:
-            raise ValueError(f"variable {variable!r} has {len(values)} levels, name one of {values} with level")
-        if level is not None and level not in values:
-            raise ValueError(f"variable {variable!r} has no level {level:g}; there are: {values}")
-        field = field.isel({vertical: values.index(level if level is not None else values[0])})
+    field = choose_level(field, level)
     if "time" not in field.dims:
         field = field.expand_dims("time")
     if field.ndim != 3:
         raise ValueError(f"variable {variable!r} has dimensions {field.dims}, expected (time, y, x)")
     return field.transpose("time", ...).sortby("time") if "time" in field.coords else field.transpose("time", ...)
+
+
+def choose_level(field, level=None):
+    """A DataArray at one level of its vertical dimension.
+
+    Args: level: value of the coordinate; None: the only one, or there is no vertical dimension.
+
+    Raises: ValueError where the level is missing, not there or not applicable.
+    """
+    vertical = next((name for name in _LEVELS if name in field.dims), None)
+    if vertical is None:
+        if level is None or any(float(field.coords[n]) == level for n in _LEVELS if n in field.coords):
+            return field
+        raise ValueError(f"level {level:g} was asked for, but variable {field.name!r} has no vertical dimension")
+    values = [float(v) for v in field[vertical].values]
+    if level is None and len(values) > 1:
+        raise ValueError(f"variable {field.name!r} has {len(values)} levels, name one of {values} with level")
+    if level is not None and level not in values:
+        raise ValueError(f"variable {field.name!r} has no level {level:g}; there are: {values}")
+    return field.isel({vertical: values.index(level if level is not None else values[0])})
 
 
 def _only_field(dataset):

@@ -7,7 +7,6 @@ import pathlib
 
 import lightning as L
 import torch
-import xarray as xr
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from fastds import models
 from fastds.data.degradation import Degradation, DegradationConfig, area_mean
 from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
+from fastds.data.fields import choose_level, open_gridded
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
@@ -29,10 +29,11 @@ class FieldDataConfig:
     """The samples.
 
     Args:
-        path: NetCDF file with variables over (time, latitude, longitude).
-        variables: stacked as channels in this order. units: expected ones, checked where given.
-        train, validation, test: columns [first, stop) of each split; leave gaps, they must not overlap. Weights are
-            chosen by the validation; nothing here reads the test columns, which the study scores (none: empty).
+        path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude).
+        variables: stacked as channels in this order. units: expected ones, checked where given. level: which one.
+        split: what the next three divide, columns ("longitude") or steps of time ("time").
+        train, validation, test: [first, stop) of each split; leave gaps, they must not overlap. Weights are chosen by
+            the validation; nothing here reads the test part, which the study scores (none: empty).
         crop, halo, queries, scales, anisotropic, flips: see FieldCrops. vectors: channels of (u, v), -1 = absent.
         degraded: probability of the degradation pipeline.
         batch_size, epoch_samples: samples per step and between validations.
@@ -42,6 +43,8 @@ class FieldDataConfig:
     path: str
     variables: list[str] = dataclasses.field(default_factory=lambda: ["r", "t", "u", "z"])
     units: list[str] = dataclasses.field(default_factory=list)
+    level: float | None = None
+    split: str = "longitude"
     train: list[int] = dataclasses.field(default_factory=lambda: [0, 260])
     validation: list[int] = dataclasses.field(default_factory=lambda: [268, 352])
     test: list[int] = dataclasses.field(default_factory=list)
@@ -58,10 +61,16 @@ class FieldDataConfig:
     test_scales: list[float] = dataclasses.field(default_factory=lambda: [2.0, 2.67, 4.0])
 
     def __post_init__(self):
+        if self.split not in ("longitude", "time"):
+            raise ValueError(f"data.split must be 'longitude' or 'time', got {self.split!r}")
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
         for (one, a), (other, b) in itertools.combinations(((k, v) for k, v in splits.items() if v), 2):
             if max(a[0], b[0]) < min(a[1], b[1]):
-                raise ValueError(f"data: {one} columns {a} and {other} columns {b} overlap")
+                raise ValueError(f"data: {one} {a} and {other} {b} of {self.split} overlap")
+
+    def part(self, fields: Tensor, limits: list[int]) -> Tensor:
+        """The fields (T, C, H, W) of one split."""
+        return fields[slice(*limits)] if self.split == "time" else fields[..., slice(*limits)]
 
 
 @dataclasses.dataclass
@@ -98,16 +107,16 @@ def load_fields(config: FieldDataConfig) -> Tensor:
     if not pathlib.Path(config.path).is_file():
         raise FileNotFoundError(f"data.path: no such file: {config.path}")
     stack = []
-    with xr.open_dataset(config.path) as dataset:
+    with open_gridded(config.path) as dataset:
         for i, name in enumerate(config.variables):
             if name not in dataset:
                 raise ValueError(
                     f"data.variables: {name!r} is not in {config.path}, which has {sorted(dataset.data_vars)}"
                 )
-            units = dataset[name].attrs.get("units")
-            if config.units and units != config.units[i]:
-                raise ValueError(f"{name} is in {units!r}, expected {config.units[i]!r}")
-            stack.append(torch.from_numpy(dataset[name].values.astype("float32")))
+            field = dataset[name]
+            if config.units and field.attrs.get("units") != config.units[i]:
+                raise ValueError(f"{name} is in {field.attrs.get('units')!r}, expected {config.units[i]!r}")
+            stack.append(torch.from_numpy(choose_level(field, config.level).values.astype("float32")))
     fields = torch.stack(stack, 1)
     if fields.dim() != 4 or not torch.isfinite(fields).all():
         raise ValueError(f"{config.path}: expected (time, latitude, longitude) without missing values")
@@ -121,7 +130,8 @@ class FieldDataModule(L.LightningDataModule):
         super().__init__()
         self.config, self.seed = config, seed
         fields = load_fields(config)
-        block = FieldBlock(fields, tuple(config.train))
+        train = config.part(fields, config.train)
+        block = FieldBlock(train, (0, train.shape[3]))
         self.mean, self.std = statistics([block])
         flat = block.usable.transpose(0, 1).flatten(1)
         self.value_range = flat.amax(1) - flat.amin(1)
@@ -133,7 +143,7 @@ class FieldDataModule(L.LightningDataModule):
             scales=tuple(config.scales), anisotropic=config.anisotropic, flips=config.flips, vectors=vectors,
             samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
-        self.validation = fields[..., slice(*config.validation)]
+        self.validation = config.part(fields, config.validation)
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size

@@ -22,12 +22,14 @@ class Crop(NamedTuple):
     column: int
 
 
-def draw_crops(shape, size: int, per_cell: int, seed: int) -> list[Crop]:
-    """per_cell random crops of size x size for every time and band of fields (T, C, H, W).
+def draw_crops(shape, size: int | None, per_cell: int, seed: int) -> list[Crop]:
+    """per_cell random crops of size x size for every time and band of fields (T, C, H, W); size None: all fields whole.
 
     Raises: ValueError: fields smaller than the crops.
     """
     times, _, rows, columns = shape
+    if size is None:
+        return [Crop(time, 0, 0, 0) for time in range(times)]
     if min(rows, columns) < size:
         raise ValueError(f"test region of {rows} x {columns} is smaller than the crops of {size} x {size}")
     g = torch.Generator().manual_seed(seed)
@@ -42,19 +44,25 @@ def draw_crops(shape, size: int, per_cell: int, seed: int) -> list[Crop]:
 
 
 def crop_errors(
-    predict: Callable, fields: Tensor, crops: list[Crop], size: int, scale: tuple[float, float]
+    predict: Callable, fields: Tensor, crops: list[Crop], size: int | None, scale: tuple[float, float], degrade=None
 ) -> list[list[float]]:
     """Mean squared error (crop, channel) of predict(x, size) on crops of (T, C, H, W), in the units of the fields.
 
-    Each crop is averaged by `scale` to x; ceil(s) + 6 fine pixels at every border are left out.
+    degrade(fine, coarse size, number of the first crop) makes x, None: the area mean; ceil(s) + 6 fine pixels at
+    every border are left out.
     """
     result = []
     shave = [int(-(-s // 1)) + 6 for s in scale]
     for first in range(0, len(crops), _AT_ONCE):
-        windows = [
-            fields[c.time, :, c.row : c.row + size, c.column : c.column + size] for c in crops[first:][:_AT_ONCE]
-        ]
+        windows = [_window(fields[c.time], c, size) for c in crops[first:][:_AT_ONCE]]
         x, y = coarse_and_fine(torch.stack(windows), scale)
+        if degrade is not None:
+            x = degrade(y, tuple(x.shape[2:]), first)
         error = (predict(x, tuple(y.shape[2:])) - y)[..., shave[0] : -shave[0], shave[1] : -shave[1]]
         result += error.double().square().mean((2, 3)).tolist()
     return result
+
+
+def _window(field: Tensor, crop: Crop, size: int | None) -> Tensor:
+    stop = [None, None] if size is None else [crop.row + size, crop.column + size]
+    return field[:, crop.row : stop[0], crop.column : stop[1]]

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 
 DRAWS = 2000
-REFERENCES = ("bicubic", "bicubic-0.75", "liif", "lte", "edsr-x2")  # what inr-small is compared with
 OURS = "inr-small"
+# What inr-small, its variants and trained weights are compared with.
+REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per point", "liif", "lte", "edsr-x2", OURS)
 
 
 def render(runs: list[dict]) -> str:
@@ -18,7 +19,7 @@ def render(runs: list[dict]) -> str:
     methods = group(runs)
     names = runs[0]["variables"]
     parts = [_absolute(methods, names)]
-    parts += [_differences(methods, names, ours) for ours in methods if ours == OURS or ours.startswith("weights ")]
+    parts += [_differences(methods, names, ours) for ours in methods if ours.startswith((OURS, "weights "))]
     parts.append(_costs(methods))
     return "\n".join(parts)
 
@@ -36,14 +37,18 @@ def decibel(run: dict, scale: str) -> np.ndarray:
     return 10 * np.log10(np.square(run["value_range"]) / np.asarray(run["mse"][scale]))
 
 
-def interval(difference: np.ndarray, crops: list, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of one number per crop, drawing times and latitude bands with replacement.
+def drawn(run: dict) -> np.ndarray:
+    """(crops, 2): what the bootstrap draws, group of times and latitude band."""
+    return np.asarray(run["crops"])[:, :2] // [run.get("together", 1), 1]
+
+
+def interval(difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of one number per crop, drawing times and latitude bands, its labels, with replacement.
 
     Both are drawn independently and a crop counts as often as its time and its band were drawn together: crops of one
     time or one band are not independent of each other.
     """
     rng = np.random.default_rng(seed)
-    labels = np.asarray(crops)[:, :2]
     weight = np.ones((draws, len(labels)))
     for column in labels.T:
         kinds, index = np.unique(column, return_inverse=True)
@@ -73,16 +78,16 @@ def _absolute(methods: dict, names: list[str]) -> str:
 
 
 def _differences(methods: dict, names: list[str], ours: str) -> str:
-    """A method minus each reference, with intervals, and the mean of each seed; weights against interpolation alone."""
+    """A method minus each reference, with intervals, and the mean of each seed; weights against untrained methods."""
     rows, trained = [], "seed" in methods[ours][0]
-    for other in (m for m in REFERENCES if m in methods and (trained or "seed" not in methods[m][0])):
-        for scale in methods[other][0]["mse"]:
-            pairs = list(_paired(methods[ours], methods[other]))
+    for other in (m for m in REFERENCES if m in methods and m != ours and (trained or "seed" not in methods[m][0])):
+        pairs = list(_paired(methods[ours], methods[other]))
+        for scale in (s for s in methods[other][0]["mse"] if pairs and s in methods[ours][0]["mse"]):
             each = [decibel(a, scale) - decibel(b, scale) for a, b in pairs]
-            mean, crops = np.mean(each, 0), pairs[0][0]["crops"]
-            cells = [_with_interval(mean[:, c], crops) for c in range(len(names))]
+            mean, labels = np.mean(each, 0), drawn(pairs[0][0])
+            cells = [_with_interval(mean[:, c], labels) for c in range(len(names))]
             seeds = ", ".join(f"{e.mean():+.2f}" for e in each)
-            rows.append([f"{ours} - {other}", scale, _with_interval(mean.mean(1), crops), *cells, seeds])
+            rows.append([f"{ours} - {other}", scale, _with_interval(mean.mean(1), labels), *cells, seeds])
     head = ["difference", "factor", "mean dB [95 %]", *names, "mean of each seed"]
     return f"{ours}, differences in dB:\n\n" + _table(head, rows)
 
@@ -95,8 +100,8 @@ def _paired(ours: list[dict], theirs: list[dict]) -> Iterable[tuple[dict, dict]]
     return ((run, by_seed[run["seed"]]) for run in ours if run["seed"] in by_seed)
 
 
-def _with_interval(values: np.ndarray, crops: list) -> str:
-    low, high = interval(values, crops)
+def _with_interval(values: np.ndarray, labels: np.ndarray) -> str:
+    low, high = interval(values, labels)
     return f"{values.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
