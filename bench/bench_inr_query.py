@@ -89,11 +89,10 @@ def fastds_liif(case, dtype, device="cpu"):
     """The decoder of the models from features on: its first layer is a convolution, made for the rows that are read."""
     decoder = LIIFDecoder(CHANNELS, OUTPUTS, "zeros", HIDDEN)
     (w, b), *layers = liif_layers()
-    with torch.no_grad():
-        decoder.local.weight.copy_(w[:, :-4].unflatten(1, (CHANNELS, 3, 3))), decoder.local.bias.copy_(b)
-        decoder.offset.copy_(w[:, -4:-2]), decoder.cell.copy_(w[:, -2:])
-        for linear, (weight, bias) in zip(decoder.trunk, layers, strict=True):
-            linear.weight.copy_(weight), linear.bias.copy_(bias)
+    decoder.local.weight.data, decoder.local.bias.data = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).contiguous(), b
+    decoder.offset.data, decoder.cell.data = w[:, -4:-2], w[:, -2:]
+    for linear, (weight, bias) in zip(decoder.trunk, layers, strict=True):
+        linear.weight.data, linear.bias.data = weight, bias
     decoder.to(device), decoder.local.to(dtype)
     encoded, cell = Encoded(features(case, dtype, device), None, None), kappa(case, device)
     return lambda: bands.decode(decoder, encoded, case.grid, cell, ("clamp", "clamp"))

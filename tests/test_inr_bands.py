@@ -23,7 +23,7 @@ def model_of(name, dtype=torch.float32, **options):
 
 @pytest.fixture
 def small_bands(monkeypatch):
-    monkeypatch.setattr(bands, "BAND_QUERIES", 1000)
+    monkeypatch.setattr(bands, "BAND_ROWS", 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -33,8 +33,9 @@ def test_19_bands_change_nothing(monkeypatch, name, registration, dtype):
     model, x = model_of(name, dtype, registration=registration), torch.randn(1, 2, 37, 18).to(dtype)
     x[:, :, 20:22, 3:9] = torch.nan
     with torch.no_grad():
+        monkeypatch.setattr(bands, "BAND_ROWS", 1000)
         whole = model(x, scale=2.67)
-        monkeypatch.setattr(bands, "BAND_QUERIES", 500)
+        monkeypatch.setattr(bands, "BAND_ROWS", 5)
         banded = model(x, scale=2.67)
     assert whole.isnan().any() and torch.equal(banded.nan_to_num(9.0), whole.nan_to_num(9.0))
 
@@ -45,7 +46,7 @@ def test_19_a_band_makes_the_maps_of_its_own_rows(monkeypatch, small_bands):
     monkeypatch.setattr(model.decoder, "prepare", lambda f: seen.append(f.shape[2]) or prepare(f))
     with torch.no_grad():
         model(x, scale=4)
-    assert len(seen) == 22 and max(seen) <= 16  # 1000 queries are 12 fine rows, 3 coarse ones
+    assert len(seen) == 22 and max(seen) <= 12
 
 
 def test_19_bands_leave_gradients_alone(small_bands):
@@ -83,7 +84,7 @@ def test_19_a_cell_of_every_query_goes_with_its_band(small_bands):
 
 
 def test_19_grids_of_no_and_of_few_points(small_bands):
-    model, x = model_of("liif"), torch.randn(1, 2, 9, 2000)
+    model, x = model_of("liif"), torch.randn(1, 2, 9, 20)
     with torch.no_grad():
-        assert model(x, size=(9, 3000)).shape == (1, 2, 9, 3000)  # a row is more than a band
+        assert model(x, size=(9, 3)).shape == (1, 2, 9, 3) and model(x[:, :, :1], size=(9, 3)).isfinite().all()
         assert model(x, size=(0, 5)).shape == (1, 2, 0, 5)

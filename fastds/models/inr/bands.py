@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastds.reference.query_points import Axis, GridSpec, PointSpec
 
-BAND_QUERIES = 1 << 17
+BAND_ROWS = 16  # of the field; its maps are the memory, what a band reads twice at its ends the cost
 _TILE = 4  # rows of a tile of the convolution engine: bands on its tiles give the bits of the whole field
 
 
@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 def decode(decoder, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor, edge, gain=None) -> Tensor:
-    """decoder's values (B, Q, O) at `where`; without gradients, grids in bands of BAND_QUERIES of maps of their own."""
+    """decoder's values (B, Q, O) at `where`; without gradients, grids in bands of BAND_ROWS with maps of their own."""
 
     def query(part: Encoded, where, cell) -> Tensor:
         return decoder(decoder.prepare(part.features), where, cell, part.skip, edge, part.mask, gain=gain)
@@ -51,11 +51,11 @@ def decode(decoder, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor,
 
 def _bands(where) -> Iterator[tuple[slice, GridSpec | PointSpec]]:
     """(queries, where they are); points and grids coarser than the field as one band."""
-    if isinstance(where, PointSpec) or where.rows.step > where.rows.den or where.count <= BAND_QUERIES:
+    if isinstance(where, PointSpec) or where.rows.step > where.rows.den or not where.count:
         yield slice(0, where.count), where
         return
     height, width = where.size
-    rows = max(1, BAND_QUERIES // width)
+    rows = BAND_ROWS * where.rows.den // where.rows.step if where.rows.step else height
     for first in range(0, height, rows):
         stop = min(height, first + rows)
         yield slice(first * width, stop * width), where.window((first, stop), (0, width))
