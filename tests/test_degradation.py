@@ -197,6 +197,17 @@ def test_flipped_winds_change_sign():
     assert {tuple(m) for m in torch.sign(means).tolist()} == {(1, 1), (-1, 1), (1, -1), (-1, -1)}
 
 
+def test_static_maps_go_with_their_window():
+    block, _ = crops()
+    block.static = block.values[0, :1] + 7.0
+    block.values = block.values[:1]
+    clean = Degradation(DegradationConfig(probability=0.0))
+    data = FieldCrops([block], *statistics([block]), clean, crop=12, halo=2, queries=5)
+    for i in range(12):  # flips and both axes' factors among them
+        assert (data[i]["static"][0] - 7.0 - data[i]["x"][0]).abs().max() < 1e-3
+    assert "static" not in crops()[1][0]
+
+
 def test_too_small_fields_are_refused():
     with pytest.raises(ValueError, match="too small for crop 90"):
         crops(crop=90)

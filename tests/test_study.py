@@ -222,6 +222,8 @@ def test_refusals(path, tmp_path, capsys):
         dataclasses.replace(c, data=dataclasses.replace(c.data, test=[]))
     with pytest.raises(ValueError, match="validation .* and test .* of longitude overlap"):
         dataclasses.replace(c.data, test=[60, 80])
+    with pytest.raises(ValueError, match="methods of the study read no static maps"):
+        dataclasses.replace(c, data=dataclasses.replace(c.data, statics=["lsm"]))
     with pytest.raises(ValueError, match=r"run names \['srno'\]"):
         dataclasses.replace(c, run=["srno"])
     assert main(["--config", "fields-500hPa", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]) == 2

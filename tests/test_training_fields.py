@@ -25,6 +25,7 @@ def path(tmp_path_factory):
     data = {
         "t": (("time", "latitude", "longitude"), (280 + 5 * field).numpy(), {"units": "K"}),
         "q": (("time", "latitude", "longitude"), (3 + field.square()).numpy(), {"units": "g kg-1"}),
+        "height": (("latitude", "longitude"), (500 + 100 * field[0]).numpy(), {"units": "m"}),
     }
     file = tmp_path_factory.mktemp("fields") / "waves.nc"
     xr.Dataset(data).to_netcdf(file, engine="h5netcdf")
@@ -60,6 +61,16 @@ def test_training_learns_and_exports(path, tmp_path):
     assert (error < (bicubic - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))).all()
 
 
+def test_static_maps_reach_the_encoder(path, tmp_path):
+    run = config(path, tmp_path, max_steps=25)
+    run.data.statics = ["height"]
+    model = models.load(train(run)).eval()
+    assert model.static_channels == 1 and abs(model.static_mean[0] - 500) < 20 and 20 < model.static_std[0] < 90
+    x, height = torch.randn(1, 2, 8, 9), torch.full((1, 1, 8, 9), 500.0)
+    with torch.no_grad():
+        assert (model(x, scale=2, static=height + 100) - model(x, scale=2, static=height)).abs().max() > 1e-5
+
+
 def test_training_resumes(path, tmp_path):
     train(config(path, tmp_path, max_steps=25))
     train(config(path, tmp_path, max_steps=50))
@@ -88,6 +99,9 @@ def test_a_killed_run_leaves_its_last_epoch(path, tmp_path, monkeypatch):
         ({"units": ["degC", "g kg-1"]}, "t is in 'K', expected 'degC'"),
         ({"crop": 100}, "too small for crop 100"),
         ({"path": "nowhere.nc"}, "no such file"),
+        ({"statics": ["relief"]}, "data.statics: 'relief' is no variable over"),
+        ({"statics": ["t"]}, "data.statics: 't' is no variable over"),
+        ({"level": 500.0}, "level 500 was asked for, but variable 't' has no vertical"),
     ],
 )
 def test_refusals(path, tmp_path, change, message):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastds.data.degradation import Degradation
+from fastds.data.degradation import Degradation, area_mean
 
 
 @dataclass
@@ -17,14 +17,22 @@ class FieldBlock:
     Args:
         values: (T, C, H, W) physical units, without missing values.
         columns: (first, stop) columns that may be used.
+        static: (S, H, W) maps that do not change with time, or None.
     """
 
     values: Tensor
     columns: tuple[int, int]
+    static: Tensor | None = None
 
     @property
     def usable(self) -> Tensor:
         return self.values[..., self.columns[0] : self.columns[1]]
+
+    @property
+    def usable_static(self) -> Tensor:
+        """(S, H, W) of these columns; S = 0 without."""
+        static = self.values[0, :0] if self.static is None else self.static
+        return static[..., self.columns[0] : self.columns[1]]
 
 
 def statistics(blocks: list[FieldBlock]) -> tuple[Tensor, Tensor]:
@@ -46,7 +54,7 @@ class FieldCrops(Dataset):
         flips: mirror windows at random; channels in `vectors` = (u, v) change sign with the axis they point along.
 
     Each sample: x (C, crop, crop) physical units, base (Q, 2) int32 and frac (Q, 2) float32 places, target (Q, C),
-    factor (2,).
+    factor (2,), and where the blocks have them static (S, crop, crop), their area means.
     """
 
     def __init__(
@@ -69,22 +77,27 @@ class FieldCrops(Dataset):
         g = torch.Generator().manual_seed((self.seed << 32) + index)
         whole = self.crop + 2 * self.halo
         sizes = self._window(g, whole)
-        block = self.blocks[int(torch.randint(len(self.blocks), (), generator=g))].usable
+        chosen = self.blocks[int(torch.randint(len(self.blocks), (), generator=g))]
+        block, static = chosen.usable, chosen.usable_static
         at = [int(torch.randint(n - m + 1, (), generator=g)) for n, m in zip(block.shape[2:], sizes, strict=True)]
         time = int(torch.randint(block.shape[0], (), generator=g))
-        fine = block[time, :, at[0] : at[0] + sizes[0], at[1] : at[1] + sizes[1]]
-        fine = self._flipped((fine - self.mean) / self.std, g)
+        window = (..., slice(at[0], at[0] + sizes[0]), slice(at[1], at[1] + sizes[1]))
+        fine = torch.cat([(block[time][window] - self.mean) / self.std, static[window]])
+        fine, static = self._flipped(fine, g).split([block.shape[1], len(static)])
         coarse = self.degradation(fine[None], (whole, whole), g)[0]
         keep = slice(self.halo, self.halo + self.crop)
         pixels, u = zip(*(self._places(g, m, whole) for m in sizes), strict=True)
         base = [torch.floor(v) for v in u]
-        return {
+        sample = {
             "x": coarse[:, keep, keep] * self.std + self.mean,
             "base": torch.stack(base, -1).int(),
             "frac": torch.stack([(v - b).float() for v, b in zip(u, base, strict=True)], -1),
             "target": (fine[:, pixels[0], pixels[1]] * self.std[:, 0] + self.mean[:, 0]).T,
             "factor": torch.tensor([m / whole for m in sizes]),
         }
+        if len(static):
+            sample["static"] = area_mean(static, (whole, whole))[:, keep, keep]
+        return sample
 
     def _window(self, g, whole: int) -> tuple[int, int]:
         """Fine rows and columns for a factor per axis, the true factor being their ratio to `whole`."""

@@ -31,6 +31,7 @@ class FieldDataConfig:
     Args:
         path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude).
         variables: stacked as channels in this order. units: expected ones, checked where given. level: which one.
+        statics: variables over (latitude, longitude) of the same file that the encoder reads beside (orography).
         split: what the next three divide, columns ("longitude") or steps of time ("time").
         train, validation, test: [first, stop) of each split; leave gaps, they must not overlap. Weights are chosen by
             the validation; nothing here reads the test part, which the study scores (none: empty).
@@ -44,6 +45,7 @@ class FieldDataConfig:
     variables: list[str] = dataclasses.field(default_factory=lambda: ["r", "t", "u", "z"])
     units: list[str] = dataclasses.field(default_factory=list)
     level: float | None = None
+    statics: list[str] = dataclasses.field(default_factory=list)
     split: str = "longitude"
     train: list[int] = dataclasses.field(default_factory=lambda: [0, 260])
     validation: list[int] = dataclasses.field(default_factory=lambda: [268, 352])
@@ -71,6 +73,10 @@ class FieldDataConfig:
     def part(self, fields: Tensor, limits: list[int]) -> Tensor:
         """The fields (T, C, H, W) of one split."""
         return fields[slice(*limits)] if self.split == "time" else fields[..., slice(*limits)]
+
+    def static_part(self, static: Tensor | None, limits: list[int]) -> Tensor | None:
+        """The static maps (S, H, W) of one split."""
+        return static if static is None or self.split == "time" else static[..., slice(*limits)]
 
 
 @dataclasses.dataclass
@@ -123,6 +129,20 @@ def load_fields(config: FieldDataConfig) -> Tensor:
     return fields
 
 
+def load_statics(config: FieldDataConfig) -> Tensor | None:
+    """(S, H, W) float32 in the units of the file; None without.
+
+    Raises: ValueError for one that is missing or has other dimensions.
+    """
+    if not config.statics:
+        return None
+    with open_gridded(config.path) as dataset:
+        for name in config.statics:
+            if name not in dataset or dataset[name].ndim != 2:
+                raise ValueError(f"data.statics: {name!r} is no variable over (latitude, longitude) of {config.path}")
+        return torch.stack([torch.from_numpy(dataset[n].values.astype("float32")) for n in config.statics])
+
+
 class FieldDataModule(L.LightningDataModule):
     """Random training crops; the validation region whole, one field at a time."""
 
@@ -131,7 +151,9 @@ class FieldDataModule(L.LightningDataModule):
         self.config, self.seed = config, seed
         fields = load_fields(config)
         train = config.part(fields, config.train)
-        block = FieldBlock(train, (0, train.shape[3]))
+        static = load_statics(config)
+        block = FieldBlock(train, (0, train.shape[3]), config.static_part(static, config.train))
+        self.static_mean, self.static_std = ((m(block.usable_static, (1, 2))) for m in (torch.mean, torch.std))
         self.mean, self.std = statistics([block])
         flat = block.usable.transpose(0, 1).flatten(1)
         self.value_range = flat.amax(1) - flat.amin(1)
@@ -144,6 +166,7 @@ class FieldDataModule(L.LightningDataModule):
             samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
         self.validation = config.part(fields, config.validation)
+        self.validation_static = config.static_part(static, config.validation)
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size
@@ -157,19 +180,21 @@ class FieldDataModule(L.LightningDataModule):
 class FieldModule(SupervisedModule):
     """L1 on random fine pixels; every variable counts by its error relative to that of bilinear interpolation."""
 
-    def __init__(self, model: torch.nn.Module, config: FieldTrainingConfig, value_range: Tensor, scales: Tensor):
+    def __init__(self, model: torch.nn.Module, config: FieldTrainingConfig, data: FieldDataModule):
         super().__init__(model, config)
-        self.value_range = value_range
-        self.register_buffer("error_scale", scales)
+        self.value_range = data.value_range
+        self.register_buffer("error_scale", bilinear_errors(data))
+        self.register_buffer("static", data.validation_static, persistent=False)
 
     def forward(self, batch: dict) -> Tensor:
-        return self.model.query(batch["x"], PointSpec(batch["base"], batch["frac"]), batch["factor"])
+        static = {"static": batch["static"]} if "static" in batch else {}
+        return self.model.query(batch["x"], PointSpec(batch["base"], batch["frac"]), batch["factor"], **static)
 
     def loss(self, prediction: Tensor, batch: dict) -> Tensor:
         return ((prediction - batch["target"]).abs() / self.error_scale).mean()
 
     def validation_step(self, truth: Tensor, batch_index: int) -> None:
-        values = scores(self.model, truth, self.config.data.test_scales, self.value_range)
+        values = scores(self.model, truth, self.config.data.test_scales, self.value_range, self.static)
         gain = [v - values[k.replace("model", "bicubic")] for k, v in values.items() if k.startswith("model/psnr")]
         self.log_dict({**values, "val_gain_db": sum(gain) / len(gain)}, batch_size=1)
 
@@ -188,13 +213,17 @@ def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
 
 
-def scores(model, truth: Tensor, scales, value_range: Tensor) -> dict[str, float]:
-    """PSNR and the ratio of unresolved power, of the model and of bicubic interpolation, per variable and scale."""
+def scores(model, truth: Tensor, scales, value_range: Tensor, static: Tensor | None = None) -> dict[str, float]:
+    """PSNR and the ratio of unresolved power, of the model and of bicubic interpolation, per variable and scale.
+
+    static: (S, H, W) on the grid of truth, for a model that reads its area means.
+    """
     result = {}
     for scale in scales:
         x, y = coarse_and_fine(truth, scale)
         shave = int(-(-scale // 1)) + 6
-        ours = model(x, size=tuple(y.shape[2:]))
+        beside = {} if static is None else {"static": coarse_and_fine(static[None], scale)[0]}
+        ours = model(x, size=tuple(y.shape[2:]), **beside)
         for name, prediction in (("model", ours), ("bicubic", bicubic(x, tuple(y.shape[2:])))):
             for c in range(y.shape[1]):
                 inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]
@@ -229,10 +258,13 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
     """
     output = begin(config)
     data = FieldDataModule(config.data, config.seed)
-    model = models.create(config.model, in_channels=len(config.data.variables), **config.options)
+    statics = {"static_channels": len(config.data.statics)} if config.data.statics else {}
+    model = models.create(config.model, in_channels=len(config.data.variables), **statics, **config.options)
     model.mean.copy_(data.mean), model.std.copy_(data.std)
+    if statics:
+        model.static_mean.copy_(data.static_mean), model.static_std.copy_(data.static_std)
     fill_card(model.card, config.card)
-    module = FieldModule(model, config, data.value_range, bilinear_errors(data))
+    module = FieldModule(model, config, data)
     callbacks = [
         ExportWeights(output),
         keep_last(output),

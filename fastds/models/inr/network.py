@@ -43,9 +43,9 @@ class INRDownscaler(nn.Module):
         max_scale: largest trained factor; the cell that the network sees is never smaller.
         compat: "liif" pads convolutions with zeros and weighs corners by areas, as published checkpoints expect.
 
-    Buffers mean and std (C,) are the normalisation of the training data, in physical units. NaN in x is missing:
-    filled for the encoder, left out of every query, NaN where nothing valid is near. An untrained attention decoder
-    with skip is bilinear interpolation.
+    Buffers mean and std (C,), static_mean and static_std (S,) are the normalisation of the training data. NaN in x is
+    missing: filled for the encoder, left out of every query, NaN where nothing valid is near. An untrained attention
+    decoder with skip is bilinear interpolation.
 
     Source: Li et al. 2026 (abstract); everything it does not say is ours.
     """
@@ -102,6 +102,9 @@ class INRDownscaler(nn.Module):
         self.decoder = DECODERS[decoder](self.encoder.out_channels, len(self.predicted), padding, **options)
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
+        if static_channels:
+            self.register_buffer("static_mean", torch.zeros(static_channels))
+            self.register_buffer("static_std", torch.ones(static_channels))
         self.card = ModelCard()
 
     @property
@@ -154,7 +157,8 @@ class INRDownscaler(nn.Module):
             mask = valid[:, self.predicted].all(1)
         parts = [z]
         if self.static_channels:
-            parts.append(static.to(z.dtype).expand(z.shape[0], -1, -1, -1))
+            mean, std = (t[:, None, None] for t in (self.static_mean, self.static_std))
+            parts.append(((static - mean) / std).to(z.dtype).expand(z.shape[0], -1, -1, -1))
         if self.mask_channel:
             parts.append((torch.ones_like(z[:, :1]) if valid is None else valid.all(1, keepdim=True)).to(z.dtype))
         f = self._features(torch.cat(parts, 1), factor)

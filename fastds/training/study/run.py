@@ -98,6 +98,8 @@ class StudyConfig:
     def __post_init__(self):
         if not self.data.test:
             raise ValueError("data.test: the study needs test columns apart from training and validation")
+        if self.data.statics:
+            raise ValueError("data.statics: the methods of the study read no static maps")
         unknown = set(self.run) - set(self.methods)
         if unknown:
             raise ValueError(f"run names {sorted(unknown)}, the methods are {sorted(self.methods)}")
