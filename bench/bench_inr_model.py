@@ -2,8 +2,7 @@
 """Arbitrary-scale downscaling whole and in parts: encoder, decoder, together; at 90 x 180 -> x4.
 
 Ours is the preset inr without DPFA (torch has no deformable convolution to compare with); eager is the same network on
-plain torch,
-the first layer of the decoder already factored.
+plain torch, the first layer of the decoder already factored and in the same bands of rows.
 """
 
 import contextlib
