@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """pixel_shuffle and pixel_unshuffle: numbers, every gradient order, layouts, dtypes, edges, torch integration."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,11 +65,17 @@ def test_every_instruction_set(dtype, isa, native):
         pytest.skip(f"{isa} is not available on this machine or in this build")
     native.set_isa(isa)
     try:
-        for r in (1, 2, 3, 4, 8):
-            x, bias = problem(r, 45, dtype=dtype)
+        for r, (channels, size) in itertools.product((1, 2, 3, 4, 8), ((45, (3, 4)), (1, (3, 11)))):
+            x, bias = problem(r, channels, size, dtype=dtype)
             assert torch.equal(pixel_unshuffle(pixel_shuffle(x, r), r), x)
+            x.requires_grad_(), bias.requires_grad_()
             y = pixel_shuffle(x, r, bias, "leaky_relu")
-            torch.testing.assert_close(y.double(), loops(x, r, bias, "leaky_relu", 0.1).to(dtype).double())
+            with torch.no_grad():
+                torch.testing.assert_close(y.double(), loops(x, r, bias, "leaky_relu", 0.1).to(dtype).double())
+            grad_x, grad_bias = torch.autograd.grad(y, (x, bias), torch.ones_like(y))
+            slopes = torch.tensor([0.1, 1.0], dtype=dtype)[(pixel_unshuffle(y.detach(), r) > 0).long()]
+            assert torch.equal(grad_x, slopes)
+            torch.testing.assert_close(grad_bias, slopes.double().sum((0, 2, 3)).to(dtype), rtol=0.01, atol=0)
     finally:
         native.set_isa("auto")
 

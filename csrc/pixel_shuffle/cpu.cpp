@@ -194,38 +194,105 @@ FASTDS_HD void backward_channel(const Problem<T>& problem, const T* grad_y, cons
         }
 }
 
-// The one channel of one coarse pixel: R runs of R elements keep their order, nothing is permuted.
-template <int R, bool Plain, class T>
-FASTDS_HD void forward_pixel(const Problem<T>& problem, const T* x, const compute_t<T>* bias, T* y) {
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-        if constexpr (Plain) {
-            __builtin_memcpy(y + i * problem.row_stride, x + i * R, R * sizeof(T));
-            continue;
-        }
-        const auto value = load_vec<R>(x + i * R) + load_vec<R>(bias + i * R);
-        store_vec<R>(y + i * problem.row_stride, activate(value, problem.act));
-    }
-}
+// A single channel: coarse pixels of R runs of R elements, which keep their order within a run. Runs are shorter than
+// vectors, so as many pixels as fill them are taken together; what is calculated does not ask where a run belongs.
+template <int R, class T>
+struct Pixels {
+    static constexpr int lanes = kLanes<compute_t<T>>;
+    static constexpr int each = R * R;
+    static constexpr int elements = each > lanes ? each : lanes;
+    static constexpr int count = elements / each;
+};
 
-template <int R, bool Plain, class T>
-FASTDS_HD void backward_pixel(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-        if constexpr (Plain) {
-            __builtin_memcpy(grad_x + i * R, grad_y + i * problem.row_stride, R * sizeof(T));
-            continue;
-        }
-        auto grad = load_vec<R>(grad_y + i * problem.row_stride);
-        if (y != nullptr) grad = activation_gradient(grad, load_vec<R>(y + i * problem.row_stride), problem.act);
-        if (sums != nullptr) store_vec<R>(sums + i * R, decltype(grad)(load_vec<R>(sums + i * R) + grad));
-        if (grad_x != nullptr) store_vec<R>(grad_x + i * R, grad);
-    }
-}
-
-// Whether a single channel is taken by whole pixels: vectors have 2, 4 or 8 lanes of the type that is calculated in.
+// Whether there are such pixels: vectors have 2, 4, 8 or 16 lanes of the type that is calculated in.
 template <int R, class T>
 constexpr bool kWholePixels = (R == 2 || R == 4 || R == 8) && R <= kLanes<compute_t<T>> && sizeof(T) <= 4;
+
+// Where the run of R elements that begins at element e of the pixels lies in the fine rows.
+template <int R>
+FASTDS_HD int64_t place_of_run(int e, int64_t row_stride) {
+    return e / R % R * row_stride + e / (R * R) * R;
+}
+
+// The integers that runs of so many bytes are moved as.
+template <int Bytes>
+struct UnitOf {
+    using type = uint64_t;
+};
+template <>
+struct UnitOf<4> {
+    using type = uint32_t;
+};
+
+// N elements from element e on, out of the fine rows into one register; through memory they would wait for each other.
+template <int R, int N, class T>
+FASTDS_HD auto joined_runs(const T* fine, int e, int64_t row_stride) {
+    using U = typename UnitOf<R * sizeof(T)>::type;
+    constexpr int units = N * sizeof(T) / sizeof(U);
+    if constexpr (N == R) {
+        Vec<U, units> run;
+        __builtin_memcpy(&run, fine + place_of_run<R>(e, row_stride), sizeof(run));
+        return run;
+    } else {
+        const auto low = joined_runs<R, N / 2>(fine, e, row_stride);
+        const auto high = joined_runs<R, N / 2>(fine, e + N / 2, row_stride);
+        if constexpr (units == 2)
+            return Vec<U, 2>{low, high};
+        else
+            return side_by_side(low, high, lanes_of<units>{});
+    }
+}
+
+// A row of coarse pixels, up to the last that fill vectors; gives how many those are.
+template <int R, bool Plain, class T>
+FASTDS_HD int64_t forward_pixels(const Problem<T>& problem, const T* x, const compute_t<T>* bias, T* y) {
+    using P = Pixels<R, T>;
+    compute_t<T> repeated[P::elements];
+    if constexpr (!Plain)
+        for (int e = 0; e < P::elements; e++) repeated[e] = bias[e % P::each];
+    int64_t w = 0;
+    for (; w + P::count <= problem.p.W; w += P::count, x += P::elements) {
+        T stored[P::elements];
+#pragma GCC unroll 16
+        for (int e = 0; !Plain && e < P::elements; e += P::lanes) {
+            const auto value = load_vec<P::lanes>(x + e) + load_vec<P::lanes>(repeated + e);
+            store_vec<P::lanes>(stored + e, activate(value, problem.act));
+        }
+#pragma GCC unroll 16
+        for (int e = 0; e < P::elements; e += R)
+            __builtin_memcpy(y + w * R + place_of_run<R>(e, problem.row_stride), (Plain ? x : stored) + e, R * sizeof(T));
+    }
+    return w;
+}
+
+template <int R, bool Plain, class T>
+FASTDS_HD int64_t backward_pixels(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
+    using P = Pixels<R, T>;
+    using A = compute_t<T>;
+    A total[P::elements] = {};
+    int64_t w = 0;
+    for (; w + P::count <= problem.p.W; w += P::count) {
+#pragma GCC unroll 16
+        for (int e = 0; e < P::elements; e += P::lanes) {
+            T above[P::lanes], result[P::lanes];
+            const auto bits = joined_runs<R, P::lanes>(grad_y + w * R, e, problem.row_stride);
+            __builtin_memcpy(above, &bits, sizeof(above));
+            if constexpr (!Plain) {
+                auto grad = load_vec<P::lanes>(above);
+                if (y != nullptr) {
+                    const auto sign = joined_runs<R, P::lanes>(y + w * R, e, problem.row_stride);
+                    __builtin_memcpy(result, &sign, sizeof(result));
+                    grad = activation_gradient(grad, load_vec<P::lanes>(result), problem.act);
+                }
+                store_vec<P::lanes>(total + e, Vec<A, P::lanes>(load_vec<P::lanes>(total + e) + grad));
+                store_vec<P::lanes>(above, grad);
+            }
+            if (grad_x != nullptr) __builtin_memcpy(grad_x + w * P::each + e, above, sizeof(above));
+        }
+    }
+    for (int e = 0; sums != nullptr && e < P::elements; e++) sums[e % P::each] += total[e];
+    return w;
+}
 
 // Channels of the widest block. Factors 5, 6 and 7 have no network, double precision is for checking, and without AVX-512
 // there is no permutation of 16-bit lanes: those go one by one.
@@ -242,11 +309,11 @@ struct Width {
     static constexpr int value = N;
 };
 
-// Calls block(Width<N>, w, c) for all pixels of a row and all channels.
+// Calls block(Width<N>, w, c) for the pixels of a row from `first` on and all channels.
 template <int R, class T, class Block>
-FASTDS_HD void for_row(const Problem<T>& problem, const Block& block) {
+FASTDS_HD void for_row(const Problem<T>& problem, int64_t first, const Block& block) {
     constexpr int full = kBlock<R, T>, quarter = full / 4;
-    for (int64_t w = 0; w < problem.p.W; w++) {
+    for (int64_t w = first; w < problem.p.W; w++) {
         int64_t c = 0;
         if constexpr (full > 1)
             for (; c + full <= problem.p.C; c += full) block(Width<full>{}, w, c);
@@ -266,14 +333,11 @@ void forward(const Problem<T>& problem, const PixelShuffleForward& t, int thread
         for (int64_t row = begin; row < end; row++) {
             const T* coarse = x + own.coarse(row);
             T* fine = y + own.fine(row);
+            int64_t done = 0;
             if constexpr (kWholePixels<R, T>) {
-                if (own.p.C == 1) {
-                    for (int64_t w = 0; w < own.p.W; w++)
-                        forward_pixel<R, Plain>(own, coarse + w * R * R, bias, fine + w * R);
-                    continue;
-                }
+                if (own.p.C == 1) done = forward_pixels<R, Plain>(own, coarse, bias, fine);
             }
-            for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
+            for_row<R>(own, done, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
                 constexpr int N = decltype(width)::value;
                 const T* from = coarse + (w * own.p.C + c) * own.p.r * own.p.r;
                 T* to = fine + w * own.p.r * own.p.C + c;
@@ -302,17 +366,14 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
             A* sums = grad_bias == nullptr ? nullptr : partials + piece * channels;
             if (sums != nullptr) __builtin_memset(sums, 0, channels * sizeof(A));
             for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
+                int64_t done = 0;
                 if constexpr (kWholePixels<R, T>) {
-                    if (own.p.C == 1) {
-                        for (int64_t w = 0; w < own.p.W; w++) {
-                            const int64_t coarse = own.coarse(row) + w * R * R, fine = own.fine(row) + w * R;
-                            backward_pixel<R, Plain>(own, grad_y + fine, y ? y + fine : nullptr,
-                                                     grad_x ? grad_x + coarse : nullptr, sums);
-                        }
-                        continue;
-                    }
+                    const T* result = y ? y + own.fine(row) : nullptr;
+                    T* below = grad_x ? grad_x + own.coarse(row) : nullptr;
+                    if (own.p.C == 1)
+                        done = backward_pixels<R, Plain>(own, grad_y + own.fine(row), result, below, sums);
                 }
-                for_row<R>(own, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
+                for_row<R>(own, done, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
                     constexpr int N = decltype(width)::value;
                     const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * factor;
                     const int64_t fine = own.fine(row) + w * own.p.r * own.p.C + c;
@@ -329,11 +390,9 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
         if (own.streamed) end_stream();
     });
     if (grad_bias == nullptr) return;
-    for (int64_t o = 0; o < channels; o++) {
-        A sum = 0;
-        for (int64_t piece = 0; piece < pieces; piece++) sum += partials[piece * channels + o];
-        grad_bias[o] = sum;
-    }
+    __builtin_memset(grad_bias, 0, channels * sizeof(A));
+    for (int64_t piece = 0; piece < pieces; piece++)
+        for (int64_t o = 0; o < channels; o++) grad_bias[o] += partials[piece * channels + o];
 }
 
 }  // namespace

@@ -25,6 +25,12 @@ FASTDS_HD V in_turn(const V& a, const V& b, const V& c, LaneList<I...>) {
     return __builtin_shufflevector(ab, c, ((Part * N + I) % 3 < 2 ? I : N + (Part * N + I) / 3)...);
 }
 
+// a, then b, in one vector of twice the lanes.
+template <class V, int... I>
+FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
+    return __builtin_shufflevector(a, b, I...);
+}
+
 // v[0], v[1], ... is one sequence of R*N elements; afterwards v[j] holds its elements j, j + R, j + 2R, ...
 template <int R, int N, class V>
 FASTDS_HD void deinterleave(V (&v)[R]) {

@@ -54,7 +54,9 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _sub_pixel_first(vector: Tensor, r: int, dtype: torch.dtype) -> Tensor:
     """(C*r*r,) in the order of coarse channels -> the order of the kernels, sub-pixel first."""
-    return vector.detach().to(dtype).view(-1, r * r).t().contiguous()
+    vector = vector.detach().to(dtype)
+    one_order = r == 1 or len(vector) == r * r
+    return vector.contiguous() if one_order else vector.view(-1, r * r).t().contiguous()
 
 
 def _address(tensor: Tensor | None) -> int:
