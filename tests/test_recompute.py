@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastds.models.db_rnn import DBRNN, MSRNN
-from fastds.nn.recompute import halved_maximum, made_again
 from fastds.ops._conv_gates import recomputed_gates
+from fastds.ops._recompute import halved_maximum, made_again
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.fold import with_ones
 from fastds.nn.conv3x3 import Conv1x1
-from fastds.nn.recompute import halved_maximum, made_again
+from fastds.ops._recompute import halved_maximum, made_again
 
 LAYERS = 6
 
