@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Humidity files in, ensembles of finer fields out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -61,6 +63,71 @@ def test_decimated_points_stay_where_they_are():
     assert np.allclose(out["latitude"][::4], coarse()["latitude"]) and np.allclose(np.diff(out["longitude"]), 0.5)
 
 
+def test_values_are_cut_to_the_valid_range():
+    model = generator()
+    free = downscale_ensemble(model, coarse(), members=2)
+    assert float(free["r"].min()) < 20 and float(free["r"].max()) > 80 and "fastds_valid_range" not in free.attrs
+    model.card.valid_range = (20.0, 80.0)
+    cut = downscale_ensemble(model, coarse(), members=2)
+    assert np.array_equal(cut["r"], np.clip(free["r"], 20, 80)) and cut.attrs["fastds_valid_range"] == [20.0, 80.0]
+    again = downscale_ensemble(model, cut.isel(realization=0), members=1)
+    assert again["r"].shape == (1, 3, 24, 32), "a result is accepted as input"
+
+
+def write_zarr(path):
+    pytest.importorskip("zarr", reason="Zarr stores need the package zarr")
+    coarse().to_zarr(path)
+
+
+def write_grib(path):
+    """Two levels in GRIB edition 2, by ecCodes."""
+    eccodes = pytest.importorskip("eccodes", reason="the file is written with ecCodes")
+    pytest.importorskip("cfgrib", reason="GRIB edition 2 is read by cfgrib")
+    field = coarse()["r"]
+    with open(path, "wb") as file:
+        for level, time in itertools.product((500, 850), range(field.sizes["time"])):
+            message = eccodes.codes_grib_new_from_samples("regular_ll_pl_grib2")
+            stamp = str(field.time.values[time].astype("datetime64[m]"))
+            rows, columns = field.latitude.values, field.longitude.values
+            for key, value in {
+                "shortName": "r", "level": level, "bitsPerValue": 24,
+                "dataDate": int(stamp[:10].replace("-", "")), "dataTime": int(stamp[11:].replace(":", "")),
+                "Ni": len(columns), "Nj": len(rows), "iDirectionIncrementInDegrees": 2.0,
+                "jDirectionIncrementInDegrees": 2.0, "latitudeOfFirstGridPointInDegrees": rows[0],
+                "latitudeOfLastGridPointInDegrees": rows[-1], "longitudeOfFirstGridPointInDegrees": columns[0],
+                "longitudeOfLastGridPointInDegrees": columns[-1],
+            }.items():  # fmt: skip
+                eccodes.codes_set(message, key, value)
+            eccodes.codes_set_values(message, field.values[time].astype("float64").ravel())
+            eccodes.codes_write(message, file)
+            eccodes.codes_release(message)
+
+
+@pytest.mark.parametrize("name,write,options", [
+    ("in.zarr", write_zarr, {}), ("in.grib", write_grib, {"level": 850.0})
+], ids=["Zarr", "GRIB"])  # fmt: skip
+def test_other_formats(tmp_path, name, write, options):
+    write(tmp_path / name)
+    model = generator()
+    downscale_ensemble_file(tmp_path / name, tmp_path / "out.nc", model=model, **options)
+    expected = downscale_ensemble(model, coarse())
+    with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
+        assert np.allclose(out["r"], expected["r"], atol=1e-2) and out["r"].dims == expected["r"].dims
+        assert np.array_equal(out["time"], expected["time"]) and np.allclose(out["latitude"], expected["latitude"])
+    if name == "in.grib":
+        with pytest.raises(ValueError, match="2 levels, name one of"):
+            downscale_ensemble_file(tmp_path / name, tmp_path / "out.nc", model=model)
+
+
+@pytest.mark.parametrize("name,package", [("in.zarr", "zarr"), ("in.grib", "cfgrib")])
+def test_missing_packages_are_named(tmp_path, monkeypatch, capsys, name, package):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    (tmp_path / name).mkdir() if package == "zarr" else (tmp_path / name).write_bytes(b"GRIB" + bytes(3) + b"\x02")
+    command = ["downscale", str(tmp_path / name), str(tmp_path / "out.nc"), "--model", "wgan-gp-small-x2"]
+    assert cli.main(command) == 2
+    assert f"python -m pip install {package}" in capsys.readouterr().err
+
+
 def test_command(tmp_path, capsys):
     model = generator()
     models.save(model, tmp_path / "g.safetensors")
@@ -80,6 +147,7 @@ def test_command(tmp_path, capsys):
     with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
         assert out["r"].dims == ("time", "latitude", "longitude")
     assert cli.main([*command, "--members", "0"]) == 2 and "members must be at least 1" in capsys.readouterr().err
+    assert cli.main([*command, "--tile", "32"]) == 2 and "--tile is for radar fields" in capsys.readouterr().err
 
 
 def changed(values=None, **attrs):

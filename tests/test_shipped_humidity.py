@@ -7,6 +7,7 @@ pytest.importorskip("lightning", reason="the test regions are those of a trainin
 pytest.importorskip("scoringrules", reason="scores of ensembles belong to the verify extra")
 
 from fastds import models
+from fastds.data.fields import HUMIDITY_RANGE
 from fastds.models.checkpoint import WEIGHTS
 from fastds.training.gan.config import parse_arguments
 from fastds.training.gan.data import read_regions
@@ -24,7 +25,7 @@ def test_card_and_size(name):
     assert any("Copernicus" in source for source in card.training_data)
     assert (card.offset, card.range, card.coarsening, card.time_factor) == (0.0, 100.0, "mean", 1)
     assert f"x{card.space_factor}" == name.rpartition("-")[2] and card.metrics["test"]
-    assert card.input_variables[0]["standard_name"] == "relative_humidity"
+    assert card.input_variables[0]["standard_name"] == "relative_humidity" and card.valid_range == HUMIDITY_RANGE
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastds import models
-from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
+from fastds.models.wgan_gp import CriticLoss, HumidityCritic, HumidityGenerator, gradient_penalty
 from fastds.models.wgan_gp.attention import CBAM, SqueezeExcitation
 from fastds.models.wgan_gp.mixed_conv import MixedConv
 from fastds.models.wgan_gp.recurrence import ConvGRU
@@ -259,6 +259,9 @@ def test_error_messages():
         ("this critic has conditional=False", lambda: d(x, x)),
         ("coarse is missing", lambda: HumidityCritic(**SMALL_CRITIC, conditional=True)(x)),
         ("coarse must have shape", lambda: HumidityCritic(**SMALL_CRITIC, conditional=True)(x, x[0])),
+        ("4 x 4 a multiple of h x w", lambda: HumidityCritic(**SMALL_CRITIC, conditional=True)(x, x[..., :3])),
+        ("is the generator's scale that of the coarse fields", lambda: CriticLoss(d)(x, g(x[..., :2, :2]))),
+        ("is the generator's scale that of the coarse fields", lambda: gradient_penalty(d, x, g(x))),
         ("norm must be one of", lambda: HumidityCritic(norm="group")),
         ("recurrent_width must be None or a positive integer, got 0", lambda: HumidityCritic(recurrent_width=0)),
         ("post_width must be divisible by 4, got 6", lambda: HumidityGenerator(post_width=6, upsampling="narrow")),

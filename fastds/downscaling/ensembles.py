@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 import fastds
-from fastds.data import add_history, open_dataset, refine_grid, save_dataset
-from fastds.data.fields import check_values, choose_field
+from fastds.data import add_history, refine_grid, save_dataset
+from fastds.data.fields import check_values, choose_field, open_gridded
 from fastds.models import load
 from fastds.models.wgan_gp import HumidityGenerator
 
@@ -41,7 +41,8 @@ def downscale_ensemble(
     Returns:
         a new Dataset with the coordinates of the finer cells, settings in its attributes. Cells are cut into factor x
         factor for models of area means; for models of decimated fields the coarse points stay where they are and the
-        new ones lie behind them. Deterministic for given settings.
+        new ones lie behind them. Values are cut to the card's valid_range: for humidity what is taken as input, so that
+        a result can be refined again. Deterministic for given settings.
 
     Raises:
         ValueError: another model, members below 1, missing values, humidity outside [0, 105] %, or a variable or
@@ -65,6 +66,8 @@ def downscale_ensemble(
     if model.card.coarsening == "decimate":
         out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
     settings = {"fastds_model": model.card.name, "fastds_scale": scale, "fastds_coarsening": model.card.coarsening}
+    if model.card.valid_range is not None:
+        settings["fastds_valid_range"] = list(model.card.valid_range)
     if members:
         settings |= {"fastds_members": members, "fastds_seed": seed}
     out = out.assign_attrs(dict(dataset.attrs) | settings)
@@ -72,7 +75,9 @@ def downscale_ensemble(
 
 
 def downscale_ensemble_file(source: str | os.PathLike, target: str | os.PathLike, *, model, **options) -> str:
-    """downscale_ensemble from file to file; model: a generator, a shipped name or the path of a weights file.
+    """downscale_ensemble from a NetCDF, GRIB or Zarr file to a NetCDF or Zarr file.
+
+    model: a generator, a shipped name or the path of a weights file.
 
     Returns: a sentence for the user. `target` appears only when it is complete.
     """
@@ -80,7 +85,7 @@ def downscale_ensemble_file(source: str | os.PathLike, target: str | os.PathLike
     if target.exists() and os.path.realpath(source) == os.path.realpath(target):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
     generator = model if isinstance(model, torch.nn.Module) else load(model)
-    with open_dataset(source) as dataset:
+    with open_gridded(source) as dataset:
         out = downscale_ensemble(generator, dataset, **options)
         save_dataset(out, target)
     return f"model {generator.card.name}: wrote {target}"
@@ -122,8 +127,7 @@ def _run(model, values, members, seed):
                 for m in range(members or 1):
                     # Different numbers for every sequence and member, the same for any number of members.
                     draw = {"seed": seed + m + 1_000_003 * start} if members else {"noise": "zero"}
-                    y = model(part, **draw)[0, :, 0] * card.range + card.offset
-                    fine[m, start : start + part.shape[1]] = y.numpy()
+                    fine[m, start : start + part.shape[1]] = card.physical(model(part, **draw)[0, :, 0]).numpy()
     finally:
         model.train(training)
     return fine if members else fine[0]

@@ -4,6 +4,8 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 
+from torch import Tensor
+
 
 @dataclass
 class ModelCard:
@@ -16,6 +18,7 @@ class ModelCard:
         input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order.
         floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
         offset, range: normalisation x = (value - offset) / range, in units of the variables; models of gridded fields.
+        valid_range: (smallest, largest) value the output may have, in units of the variables; what lies beyond is cut.
         coarsening: how coarse fields of the training data came from fine ones: "mean" over blocks or "decimate".
         input_steps: fields before the start that a nowcaster was trained with; None: the model does not nowcast.
         space_factor, time_factor: of the output grid and the output times.
@@ -36,6 +39,7 @@ class ModelCard:
     ceiling_dbz: float | None = None
     offset: float | None = None
     range: float | None = None
+    valid_range: tuple[float, float] | None = None
     coarsening: str | None = None
     input_steps: int | None = None
     space_factor: int | None = None
@@ -45,6 +49,11 @@ class ModelCard:
     motion_px: tuple[float, float] | None = None
     metrics: dict = field(default_factory=dict)
     fastds_version: str = ""
+
+    def physical(self, y: Tensor) -> Tensor:
+        """A network's output in units of the variables, cut to valid_range; offset and range must be there."""
+        values = y * self.range + self.offset
+        return values if self.valid_range is None else values.clamp(*self.valid_range)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -64,7 +73,7 @@ class ModelCard:
         if not isinstance(values, dict) or not set(values) <= known:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"the model card has unknown content {unknown}; expected the fields {sorted(known)}")
-        for name in ("grid_spacing_m", "cadence_s", "motion_px"):
+        for name in ("valid_range", "grid_spacing_m", "cadence_s", "motion_px"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         return cls(**values)

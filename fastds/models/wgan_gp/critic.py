@@ -109,8 +109,13 @@ class HumidityCritic(nn.Module):
         if coarse is None:
             raise ValueError("coarse is missing: this critic has conditional=True")
         expected = (*x.shape[:2], c["coarse_channels"])
-        if coarse.ndim != 5 or tuple(coarse.shape[:3]) != expected or x.shape[3] % coarse.shape[3]:
-            raise ValueError(f"coarse must have shape {expected} + (h, w) to go with x, got {tuple(coarse.shape)}")
+        fits = coarse.ndim == 5 and tuple(coarse.shape[:3]) == expected
+        if not fits or any(fine % size for fine, size in zip(x.shape[3:], coarse.shape[3:], strict=True)):
+            height, width = x.shape[3:]
+            raise ValueError(
+                f"coarse must have shape {expected} + (h, w) to go with x, {height} x {width} a multiple of h x w; "
+                f"got {tuple(coarse.shape)}"
+            )
         fine = F.interpolate(coarse.flatten(0, 1).to(x.dtype), x.shape[3:], mode="nearest")
         return torch.cat([x, fine.unflatten(0, x.shape[:2])], 2)
 

@@ -36,6 +36,15 @@ def between(real: Tensor, fake: Tensor, epsilon: Tensor | None = None) -> Tensor
     return (e * real.detach() + (1 - e) * fake.detach()).requires_grad_()
 
 
+def check_pair(real: Tensor, fake: Tensor) -> None:
+    """ValueError unless both have one shape."""
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"fake has shape {tuple(fake.shape)}, expected that of real, {tuple(real.shape)}: is the generator's scale "
+            "that of the coarse fields?"
+        )
+
+
 def gradient_penalty(
     critic: nn.Module,
     real: Tensor,
@@ -58,8 +67,12 @@ def gradient_penalty(
     Returns:
         P, with gradients to the critic's parameters, and the detached norms (B,).
 
+    Raises:
+        ValueError: real and fake of different shapes.
+
     Source: Gulrajani et al. 2017, equation 3 and Algorithm 1.
     """
+    check_pair(real, fake)
     with torch.autocast(real.device.type, enabled=False), frozen_spectral_norms(critic), torch.enable_grad():
         dtype = torch.promote_types(real.dtype, torch.float32)
         x = between(real.to(dtype), fake.to(dtype), epsilon)
@@ -101,7 +114,12 @@ class CriticLoss(nn.Module):
     def forward(
         self, real: Tensor, fake: Tensor, coarse: Tensor | None = None, epsilon: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what to log: "real", "fake" (mean scores), "penalty", "gradient_norm"."""
+        """The loss, and what to log: "real", "fake" (mean scores), "penalty", "gradient_norm".
+
+        Raises:
+            ValueError: real and fake of different shapes.
+        """
+        check_pair(real, fake)
         with kernels_kept():
             return self.loss(real, fake.detach(), coarse, epsilon)
 

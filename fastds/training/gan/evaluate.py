@@ -45,7 +45,8 @@ def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members:
     """Scores of all methods on the later half of the times of one region.
 
     Args:
-        networks: name -> network with .card (offset, range, coarsening), all of one scale and coarsening.
+        networks: name -> network with .card (offset, range, coarsening), all of one scale and coarsening; their fields
+            are cut to the card's valid_range, as `fastds downscale` does.
         fine: (T >= 4, H, W), in the unit of the field.
         members: of the ensembles, at least 2.
         seed: of the first member.
@@ -73,7 +74,7 @@ def network_rows(name: str, network: torch.nn.Module, coarse: Tensor, truth: Ten
     x = ((coarse - card.offset) / card.range)[None, :, None].float()
 
     def physical(y):
-        return y[..., 0, :, 0, :, :] * card.range + card.offset
+        return card.physical(y[..., 0, :, 0, :, :])
 
     with torch.no_grad():
         quiet = scores(physical(sample(network, x, noise="zero")), truth, card.range)
