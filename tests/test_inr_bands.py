@@ -6,7 +6,7 @@ import torch
 
 from fastds.models import create
 from fastds.models.inr import Encoded, bands
-from fastds.reference.query_points import GridSpec, from_index
+from fastds.reference.query_points import GridSpec, PointSpec, from_index
 
 SMALL = {"encoder_options": {"channels": 32, "blocks": 1}, "in_channels": 2}
 
@@ -72,6 +72,16 @@ def test_19_points_read_their_rows_alone(name, scale):
         with torch.no_grad():
             part = bands.decode(model.decoder, encoded, where, cell, model.edge)
         assert torch.equal(part, whole)
+
+
+def test_19_points_beyond_the_last_row_read_the_rows_at_the_border():
+    model, edge = model_of("liif", torch.float64), ("clamp", "clamp")
+    encoded = Encoded(torch.randn(1, 32, 41, 9).double(), None, None)
+    for row in (-50, 40, 90):
+        where = PointSpec(torch.tensor([[[row, 3]]], dtype=torch.int32), torch.full((1, 1, 2), 0.3).double())
+        whole = bands.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge)
+        with torch.no_grad():
+            assert torch.equal(bands.decode(model.decoder, encoded, where, torch.ones(1, 2).double(), edge), whole)
 
 
 def test_19_a_cell_of_every_query_goes_with_its_band(small_bands):

@@ -75,9 +75,9 @@ def _rows_read(where, cell: Tensor, height: int) -> tuple[int, int]:
         fine = False
     if not fine:  # MetaSR's corner of a wide cell lies rows away
         return 0, height
+    low, high = (min(max(row, 0), height - 1) for row in (low, high))
     # Corners are rows low .. high + 1; published area weights and MetaSR's corner may read one further.
-    low, high = (min(max(row, 0), height - 1) for row in (low - 1, high + 3))
-    return low // _TILE * _TILE, min(height, -(-(high + 1) // _TILE) * _TILE)
+    return max(0, low - 1) // _TILE * _TILE, min(height, -(-(high + 4) // _TILE) * _TILE)
 
 
 def _moved(where, rows: int):
