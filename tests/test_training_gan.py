@@ -12,9 +12,10 @@ import xarray as xr
 from fastds import models
 from fastds.models.baselines import interpolate
 from fastds.training import configurations
+from fastds.training.data import NewSamples
 from fastds.training.gan import FieldSequences, GANConfig, GANDataConfig, LossConfig, OptimiserConfig, study, train
 from fastds.training.gan.config import parse_arguments
-from fastds.training.gan.data import read_regions
+from fastds.training.gan.data import Share, read_regions
 from fastds.training.gan.evaluate import format_table
 from fastds.training.gan.module import content_loss
 from fastds.training.gan.run import build
@@ -187,6 +188,13 @@ def test_samples_depend_on_seed_and_index_only(folder):
     assert interpolate(coarse, 4).shape == sample["fine"].shape
 
 
+def test_processes_share_every_batch():
+    sampler = NewSamples(12, lambda: 100)
+    shares = [list(Share(sampler, 2, 3, rank)) for rank in range(3)]
+    assert shares == [[100, 101, 106, 107], [102, 103, 108, 109], [104, 105, 110, 111]]
+    assert len(Share(sampler, 2, 3, 0)) == 4
+
+
 def test_days_are_drawn_for_validation(folder):
     config = configuration(folder).data
     whole = read_regions(dataclasses.replace(config, sources={"rh.nc": {"test": [[0, 24, 0, 48]]}}), "test")[0]
@@ -211,6 +219,8 @@ def test_error_messages(folder):
         ("content must be one of", lambda: LossConfig(content="l2")),
         ("adversary must be one of", lambda: LossConfig(adversary="lsgan")),
         ("critic must be one of", lambda: GANConfig(data=config, critic="patch")),
+        ("divide data.batch_size=2, got 3", lambda: GANConfig(data=config, devices=3)),
+        ("max_minutes is for one process", lambda: GANConfig(data=config, devices=2, max_minutes=1.0)),
         ("has none", lambda: build(GANConfig(data=config, generator="srcnn", loss=LossConfig(content="crps")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes with half of the batch each get the gradients of one process with all of it, penalty included."""
 
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import xarray as xr
 from torch.nn.parallel import DistributedDataParallel
 
+from fastds import models
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
 
 
@@ -30,7 +34,12 @@ def rank_main(rank, store, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo")
+needs_gloo = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no gloo"
+)
+
+
+@needs_gloo
 def test_two_ranks_equal_one_process(tmp_path):
     commands = [[sys.executable, __file__, str(rank), str(tmp_path / "store"), str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command) for command in commands]
@@ -43,6 +52,30 @@ def test_two_ranks_equal_one_process(tmp_path):
             ranks[0][name], parameter.grad, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
         )
         assert torch.equal(ranks[0][name], ranks[1][name]), name
+
+
+def train(folder, name, *arguments):
+    """fastds train in a process of its own; log and weights of a run of two epochs of two steps."""
+    command = [sys.executable, "-m", "fastds", "train", "gan", f"--data.path={folder / 'rh.nc'}", "--data.steps=2"]
+    command += ["--data.crop=8", "--data.batch_size=4", "--data.epoch_samples=8", "--data.validation_samples=4"]
+    command += ["--optimiser.epochs=2", f"--output={folder / name}", "--progress=false", "--threads=1", *arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return models.load(folder / name / "last.safetensors").state_dict()
+
+
+@needs_gloo
+def test_command_on_two_processes(tmp_path):
+    """Without noise, batch normalisation and penalty nothing depends on which process has which sample."""
+    pytest.importorskip("lightning", reason="training needs the train extra")
+    field = 50 + 20 * np.random.default_rng(0).normal(size=(6, 24, 48))
+    xr.Dataset({"r": (("time", "y", "x"), field)}).to_netcdf(tmp_path / "rh.nc", engine="h5netcdf")
+    plain = ["--generator=srcnn", "--generator_options={scale: 2}", "--loss.penalty=0", "--optimiser.warmup_epochs=0"]
+    plain += ["--critic_options={width: 4, down_blocks: 1, post_blocks: 0, reduction: 2}"]
+    one, two = (train(tmp_path, f"on{n}", *plain, f"--devices={n}") for n in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 if __name__ == "__main__":

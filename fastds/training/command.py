@@ -130,7 +130,7 @@ class ExportBest(Callback):
         self.folder, self.best = folder, float("inf")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         network, network.card.metrics, error = self.validated(trainer, module)
         models.save(network, self.folder / "last.safetensors")

@@ -120,6 +120,8 @@ class GANConfig:
         max_minutes: wall-clock bound; the learning rate then reaches zero there, if earlier. None: no bound.
         resume: continue from the last checkpoint in output, where there is one.
         progress: show a progress bar. threads: of torch; None leaves them.
+        devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged, batch
+            normalisation sees the share of its process. Only one process resumes bit by bit and takes max_minutes.
     """
 
     data: GANDataConfig
@@ -136,10 +138,17 @@ class GANConfig:
     resume: bool = True
     progress: bool = True
     threads: int | None = None
+    devices: int = 1
 
     def __post_init__(self):
         if self.critic not in CRITICS:
             raise ValueError(f"critic must be one of {CRITICS}, got {self.critic!r}")
+        if self.devices < 1 or self.data.batch_size % self.devices:
+            raise ValueError(
+                f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
+            )
+        if self.devices > 1 and self.max_minutes is not None:
+            raise ValueError("max_minutes is for one process, others have clocks of their own: give optimiser.epochs")
 
 
 def parse_arguments(arguments: list[str]) -> GANConfig:

@@ -2,11 +2,12 @@
 """Random crops of sequences of fields, from regions kept apart."""
 
 import pathlib
+from collections.abc import Iterator
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastds.data.fields import check_values, choose_field, coarsen_fields, days, open_gridded, split_days
 from fastds.training.data import NewSamples
@@ -103,6 +104,19 @@ class FieldSequences(Dataset):
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
 
 
+class Share(Sampler):
+    """One process's part of every batch of a sampler: `size` samples of each `size * devices`."""
+
+    def __init__(self, sampler: NewSamples, size: int, devices: int, rank: int):
+        self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.devices
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for k, index in enumerate(self.sampler) if k // self.size % self.devices == self.rank)
+
+
 class FieldDataModule(L.LightningDataModule):
     """Training crops, new in every epoch, and fixed validation crops.
 
@@ -111,11 +125,12 @@ class FieldDataModule(L.LightningDataModule):
         scale: of the generator.
         seed: of the samples.
         start: gives the number of training samples seen so far, for an exact resume.
+        devices: processes that share each batch; every one validates on all of the fixed crops.
     """
 
-    def __init__(self, config: GANDataConfig, scale: int, seed: int, start):
+    def __init__(self, config: GANDataConfig, scale: int, seed: int, start, devices: int = 1):
         super().__init__()
-        self.config, self.scale, self.seed, self.start = config, scale, seed, start
+        self.config, self.scale, self.seed, self.start, self.devices = config, scale, seed, start, devices
 
     def setup(self, stage: str | None = None) -> None:
         c = self.config
@@ -125,12 +140,15 @@ class FieldDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size
-        return self._loader(self.training, NewSamples(len(self.training) // size * size, self.start))
+        sampler = NewSamples(len(self.training) // size * size, self.start)
+        if self.devices > 1:
+            sampler = Share(sampler, size // self.devices, self.devices, self.trainer.global_rank)
+        return self._loader(self.training, sampler, size // self.devices)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation, range(len(self.validation)))
+        return self._loader(self.validation, range(len(self.validation)), self.config.batch_size)
 
-    def _loader(self, samples: FieldSequences, sampler) -> DataLoader:
+    def _loader(self, samples: FieldSequences, sampler, batch_size: int) -> DataLoader:
         # A loader draws a number when it starts: from a generator of its own, so a resumed run sees the same noise.
         own = torch.Generator().manual_seed(self.seed)
-        return DataLoader(samples, batch_size=self.config.batch_size, sampler=sampler, generator=own)
+        return DataLoader(samples, batch_size=batch_size, sampler=sampler, generator=own)

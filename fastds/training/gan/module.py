@@ -66,6 +66,11 @@ class GANModule(TimedModule):
 
     # ---- steps
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.trainer.world_size > 1:  # noise and penalties of their own
+            torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps)
+
     def training_step(self, batch: dict, batch_index: int) -> None:
         critic_optimiser, generator_optimiser = self.optimizers()
         rate = self.rate()
@@ -201,7 +206,7 @@ class GANModule(TimedModule):
             "val_mse_quiet": (sample(g, coarse, noise="zero") - fine).square().mean() * scale,
             "val_crps": content_loss(members, fine, "crps") * self.config.data.range,
         }
-        self.log_dict(values, batch_size=len(fine), prog_bar=True)
+        self.log_dict(values, batch_size=len(fine), prog_bar=True, sync_dist=self.trainer.world_size > 1)
 
     # ---- checkpoints
 
@@ -212,3 +217,5 @@ class GANModule(TimedModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
         self.steps = checkpoint["steps"]
+        if self.trainer.world_size > 1:
+            self._random_state = None  # it is that of the first process

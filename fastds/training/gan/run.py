@@ -6,6 +6,7 @@ import pathlib
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from fastds import models
 from fastds.models.baselines.super_resolution import SRGANDiscriminator
@@ -52,13 +53,17 @@ def train(config: GANConfig) -> pathlib.Path:
     """
     output = begin(config)
     module = build(config)
-    data = FieldDataModule(config.data, module.generator.config["scale"], config.seed, module.samples_seen)
+    scale = module.generator.config["scale"]
+    data = FieldDataModule(config.data, scale, config.seed, module.samples_seen, config.devices)
     callbacks = [ExportGenerator(output), keep_last(output)]
     if config.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     trainer = L.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=config.devices,
+        # Each of the two losses reaches one of the networks.
+        strategy="auto" if config.devices == 1 else DDPStrategy(find_unused_parameters=True),
+        use_distributed_sampler=False,
         max_epochs=config.optimiser.epochs,
         logger=CSVLogger(str(output), name="csv", version=""),
         callbacks=callbacks,
