@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp, sigmoid and tanh for scalars (host and device) and for the vectors of core/simd.h, without calls and branches.
 //
-// Both functions are quotients of E = exp(-|x|) or exp(-2|x|): sigmoid = (x < 0 ? E : 1) / (1 + E), tanh = +-(1 - E) / (1 + E).
-// E lies in [0, 1], so nothing overflows and a denominator lies in [1, 2]: several of them may be multiplied and divided
-// through once. 1 - E comes from expm1, which keeps tanh exact to a few units in the last place near 0.
+// Both are quotients. sigmoid = 1 / (1 + E), E = exp(-x); tanh = +-(1 - E) / (1 + E), E = exp(-2|x|), where 1 - E comes from
+// expm1, which keeps tanh exact to a few units in the last place near 0. Denominators may be multiplied and divided through
+// once: those of tanh lie in [1, 2], those of gate_parts are small enough for two of them and two of tanh.
 // Errors, tested: sigmoid 2.5 units in the last place, tanh 3; below the range of normal numbers sigmoid is 0; NaN stays.
 #pragma once
 #include <stdint.h>
 
 #include "core/isa.h"
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -19,10 +22,11 @@ struct ExpTable;
 template <>
 struct ExpTable<float> {
     using Bits = int32_t;
-    static constexpr float log2e = 1.44269504f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
-    static constexpr float magic = 12582912.f;  // 1.5 * 2^23: its sum with k keeps k in the low bits
+    static constexpr float log2e = 1.44269504f, ln2 = 0.693147182f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
+    static constexpr float magic = 12583039.f;  // 1.5 * 2^23 + 127: its sum with k has the exponent of 2^k in the low bits
     static constexpr float lowest = -88.0296919f;  // -127 ln(2): the scale 2^-127 is written as 0
-    static constexpr int shift = 23, bias = 127;
+    static constexpr float deepest_gate = -43.f;  // exp(43)^2 * 4 and its inverse are normal numbers
+    static constexpr int shift = 23;
     // Of (exp(r) - 1 - r) / r^2 on |r| <= ln(2)/2: minimax of the error relative to exp(r) - 1.
     static constexpr int terms = 5;
     static FASTDS_HD constexpr float series(int i) {
@@ -34,10 +38,11 @@ struct ExpTable<float> {
 template <>
 struct ExpTable<double> {
     using Bits = int64_t;
-    static constexpr double log2e = 1.4426950408889634, ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
-    static constexpr double magic = 6755399441055744.0;
+    static constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453, ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
+    static constexpr double magic = 6755399441056767.0;  // 1.5 * 2^52 + 1023
     static constexpr double lowest = -709.0895657128241;
-    static constexpr int shift = 52, bias = 1023;
+    static constexpr double deepest_gate = -353.0;
+    static constexpr int shift = 52;
     static constexpr int terms = 12;
     static FASTDS_HD constexpr double series(int i) {
         constexpr double values[terms] = {1 / 2.,       1 / 6.,        1 / 24.,        1 / 120.,
@@ -86,34 +91,89 @@ FASTDS_HD V with_sign_of(V magnitude, V x) {
     return from_bits<V>(to_bits(magnitude) | (to_bits(x) & kSignBit<A>));
 }
 
-// exp(x) = scale * (1 + rest), |rest| < 0.42; x <= 0.
+// x, but at least or at most so much; NaN stays. GCC makes three instructions of a comparison and choice of vectors.
+template <class V>
+FASTDS_HD V at_least(V least, V x) {
+    return x < least ? least : x;
+}
+template <class V>
+FASTDS_HD V at_most(V most, V x) {
+    return x > most ? most : x;
+}
+#define FASTDS_BOUNDS(Scalar, bytes, max, min)                                               \
+    typedef Scalar Scalar##_##bytes __attribute__((vector_size(bytes)));                     \
+    FASTDS_HD Scalar##_##bytes at_least(Scalar##_##bytes least, Scalar##_##bytes x) {        \
+        return (Scalar##_##bytes)max(least, x);                                              \
+    }                                                                                        \
+    FASTDS_HD Scalar##_##bytes at_most(Scalar##_##bytes most, Scalar##_##bytes x) {          \
+        return (Scalar##_##bytes)min(most, x);                                               \
+    }
+#if defined(__AVX__)
+FASTDS_BOUNDS(float, 32, _mm256_max_ps, _mm256_min_ps)
+FASTDS_BOUNDS(double, 32, _mm256_max_pd, _mm256_min_pd)
+#endif
+#if defined(__AVX512F__)
+FASTDS_BOUNDS(float, 64, _mm512_max_ps, _mm512_min_ps)
+FASTDS_BOUNDS(double, 64, _mm512_max_pd, _mm512_min_pd)
+#endif
+#undef FASTDS_BOUNDS
+
+// exp(x) = scale * (1 + rest), |rest| < 0.42.
 template <class V>
 struct ExpParts {
     V scale, rest;
 };
+// The parts, given k + magic, k = x / ln(2) rounded, and r = x - k ln(2).
 template <class A, class V>
-FASTDS_HD ExpParts<V> exp_parts(V x) {
+FASTDS_HD ExpParts<V> exp_parts_of(V shifted, V r) {
     using Table = ExpTable<A>;
-    x = x < Table::lowest ? V{} + Table::lowest : x;  // NaN passes
-    const V shifted = x * Table::log2e + Table::magic;
-    const V k = shifted - Table::magic;
-    const V r = (x - k * Table::ln2_high) - k * Table::ln2_low;
     V sum = V{} + Table::series(Table::terms - 1);
     for (int i = Table::terms - 2; i >= 0; i--) sum = sum * r + Table::series(i);
-    const V scale = from_bits<V>((to_bits(shifted) + Table::bias) << Table::shift);
-    return {scale, r + sum * (r * r)};
+    return {from_bits<V>(to_bits(shifted) << Table::shift), r + sum * (r * r)};
+}
+// Of lowest <= x <= -lowest.
+template <class A, class V>
+FASTDS_HD ExpParts<V> exp_parts_between(V x) {
+    using Table = ExpTable<A>;
+    const V shifted = x * Table::log2e + Table::magic;
+    const V k = shifted - Table::magic;
+    return exp_parts_of<A>(shifted, V((x - k * Table::ln2_high) - k * Table::ln2_low));
+}
+// The same one instruction shorter: an error of some 2e-9 x beside the rounding, where that does not count.
+template <class A, class V>
+FASTDS_HD ExpParts<V> quick_exp_parts(V x) {
+    using Table = ExpTable<A>;
+    const V shifted = x * Table::log2e + Table::magic;
+    const V k = shifted - Table::magic;
+    return exp_parts_of<A>(shifted, V(x - k * Table::ln2));
+}
+// Of x <= 0.
+template <class A, class V>
+FASTDS_HD ExpParts<V> exp_parts(V x) {
+    return exp_parts_between<A>(at_least(V{} + ExpTable<A>::lowest, x));
 }
 
-// sigmoid(x) = top / bottom and its derivative E / bottom^2.
+// sigmoid(x) = 1 / bottom and its derivative E / bottom^2.
 template <class V>
 struct Sigmoid {
-    V top, bottom, e;
+    V bottom, e;
 };
 template <class A, class V>
+FASTDS_HD Sigmoid<V> sigmoid_of_exp(const ExpParts<V>& parts) {
+    const V product = parts.scale * parts.rest;
+    return {product + (parts.scale + A(1)), product + parts.scale};
+}
+template <class A, class V>
 FASTDS_HD Sigmoid<V> sigmoid_parts(V x) {
-    const auto parts = exp_parts<A>(negative_abs<A>(x));
-    const V e = parts.scale + parts.scale * parts.rest;
-    return {x < A(0) ? e : V{} + A(1), e + A(1), e};
+    const A most = -ExpTable<A>::lowest;
+    return sigmoid_of_exp<A>(exp_parts_between<A>(at_most(V{} + most, at_least(V{} - most, V(-x)))));
+}
+// To be multiplied with others. The sigmoid is at least 2e-19 (float64: 5e-154).
+template <class A, class V>
+FASTDS_HD Sigmoid<V> gate_parts(V x) {
+    using Table = ExpTable<A>;
+    x = at_most(V{} - Table::deepest_gate, at_least(V{} + Table::lowest, V(-x)));
+    return sigmoid_of_exp<A>(quick_exp_parts<A>(x));
 }
 
 // tanh(x) = top / bottom and its derivative 4 E / bottom^2.
@@ -123,16 +183,14 @@ struct Tanh {
 };
 template <class A, class V>
 FASTDS_HD Tanh<V> tanh_parts(V x) {
-    const auto parts = exp_parts<A>(negative_abs<A>(x) * A(2));
-    const V product = parts.scale * parts.rest;
-    const V e = parts.scale + product, rise = (A(1) - parts.scale) - product;
-    return {with_sign_of<A>(rise, x), e + A(1), e};
+    const auto parts = quick_exp_parts<A>(at_least(V{} + ExpTable<A>::lowest, V(negative_abs<A>(x) * A(2))));
+    const V product = parts.scale * parts.rest, rise = (A(1) - parts.scale) - product;
+    return {with_sign_of<A>(rise, x), A(2) - rise, parts.scale + product};
 }
 
 template <class A, class V>
 FASTDS_HD V sigmoid(V x) {
-    const auto s = sigmoid_parts<A>(x);
-    return s.top / s.bottom;
+    return A(1) / sigmoid_parts<A>(x).bottom;
 }
 template <class A, class V>
 FASTDS_HD V tanh(V x) {
@@ -147,7 +205,7 @@ struct Slope {
 };
 template <class A, class V>
 FASTDS_HD Slope<V> slope_of(const Sigmoid<V>& s, V inverse) {
-    return {s.top * inverse, s.e * inverse * inverse};
+    return {inverse, s.e * inverse * inverse};
 }
 template <class A, class V>
 FASTDS_HD Slope<V> slope_of(const Tanh<V>& t, V inverse) {
@@ -167,9 +225,8 @@ FASTDS_HD Slope<V> tanh_slope(V x) {
 // sigmoid(gate) * tanh(value), one division.
 template <class A, class V>
 FASTDS_HD V sigmoid_times_tanh(V gate, V value) {
-    const auto s = sigmoid_parts<A>(gate);
     const auto t = tanh_parts<A>(value);
-    return (s.top * t.top) / (s.bottom * t.bottom);
+    return t.top / (gate_parts<A>(gate).bottom * t.bottom);
 }
 
 }  // namespace

@@ -23,12 +23,11 @@ struct GateOptions {
 // c' = s(f) c + s(i) t(g), h' = s(o) t(c');  (i, f, g, o, c) -> (h', c')
 struct LstmGates {
     FASTDS_GATE_FORMULA(5, 2) {
-        const auto i = sigmoid_parts<A>(in[0]), f = sigmoid_parts<A>(in[1]), o = sigmoid_parts<A>(in[3]);
+        const V i = gate_parts<A>(in[0]).bottom, f = gate_parts<A>(in[1]).bottom, o = gate_parts<A>(in[3]).bottom;
         const auto g = tanh_parts<A>(in[2]);
-        const V ig = i.bottom * g.bottom, inverse = A(1) / (f.bottom * ig);
-        const V c = in[4] * (f.top * (ig * inverse)) + (i.top * g.top) * (f.bottom * inverse);
+        const V ig = i * g.bottom, c = (in[4] * ig + g.top * f) / (f * ig);
         const auto tc = tanh_parts<A>(c);
-        out[0] = (o.top * tc.top) / (o.bottom * tc.bottom);
+        out[0] = tc.top / (o * tc.bottom);
         out[1] = c;
     }
 };
@@ -36,14 +35,14 @@ struct LstmGates {
 // (grad_h, grad_c', i, f, g, o, c) -> (grad_i, grad_f, grad_g, grad_o, grad_c)
 struct LstmGatesBackward {
     FASTDS_GATE_FORMULA(7, 5) {
-        const auto ip = sigmoid_parts<A>(in[2]), fp = sigmoid_parts<A>(in[3]);
+        const auto ip = gate_parts<A>(in[2]), fp = gate_parts<A>(in[3]);
         const auto gp = tanh_parts<A>(in[4]);
         // One division for three reciprocals.
         const V ig = ip.bottom * gp.bottom, inverse = A(1) / (fp.bottom * ig), f_inverse = fp.bottom * inverse;
         const auto i = slope_of<A>(ip, V(gp.bottom * f_inverse)), f = slope_of<A>(fp, V(ig * inverse));
         const auto g = slope_of<A>(gp, V(ip.bottom * f_inverse));
         const V c = in[6] * f.value + i.value * g.value;
-        const auto op = sigmoid_parts<A>(in[5]);
+        const auto op = gate_parts<A>(in[5]);
         const auto tp = tanh_parts<A>(c);
         const V both = A(1) / (op.bottom * tp.bottom);
         const auto o = slope_of<A>(op, V(tp.bottom * both));
@@ -61,16 +60,15 @@ struct LstmGatesBackward {
 template <bool tanh_state>
 struct MemoryGates {
     FASTDS_GATE_FORMULA(4, 1) {
-        const auto i = sigmoid_parts<A>(in[0]), f = sigmoid_parts<A>(in[1]);
+        const V i = gate_parts<A>(in[0]).bottom, f = gate_parts<A>(in[1]).bottom;
         const auto g = tanh_parts<A>(in[2]);
-        const V ig = i.bottom * g.bottom, update = i.top * g.top;
+        const V ig = i * g.bottom;
         if constexpr (tanh_state) {
             const auto c = tanh_parts<A>(in[3]);
-            const V fc = f.bottom * c.bottom;
-            out[0] = (f.top * c.top * ig + update * fc) / (fc * ig);
+            const V fc = f * c.bottom;
+            out[0] = (c.top * ig + g.top * fc) / (fc * ig);
         } else {
-            const V inverse = A(1) / (f.bottom * ig);
-            out[0] = in[3] * (f.top * (ig * inverse)) + update * (f.bottom * inverse);
+            out[0] = (in[3] * ig + g.top * f) / (f * ig);
         }
     }
 };
@@ -79,7 +77,7 @@ struct MemoryGates {
 template <bool tanh_state>
 struct MemoryGatesBackward {
     FASTDS_GATE_FORMULA(5, 4) {
-        const auto ip = sigmoid_parts<A>(in[1]), fp = sigmoid_parts<A>(in[2]);
+        const auto ip = gate_parts<A>(in[1]), fp = gate_parts<A>(in[2]);
         const auto gp = tanh_parts<A>(in[3]);
         const V ig = ip.bottom * gp.bottom, inverse = A(1) / (fp.bottom * ig), f_inverse = fp.bottom * inverse;
         const auto i = slope_of<A>(ip, V(gp.bottom * f_inverse)), f = slope_of<A>(fp, V(ig * inverse));
