@@ -1,35 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gridded analyses and forecasts of one variable: read, check, coarsen, split by region and by day."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
-import xarray as xr
-
-from .files import open_dataset
-from .grib1 import open_grib1
 
 HUMIDITY_RANGE = (0.0, 105.0)  # percent; ice supersaturation and packing reach a little beyond 100
 COARSENINGS = ("mean", "decimate")
 _LEVELS = ("level", "pressure_level", "isobaricInhPa", "plev", "lev")
-_GRIB = (".grib", ".grib1", ".grib2", ".grb", ".grb1", ".grb2")
-
-
-def open_gridded(path):
-    """Open NetCDF, Zarr or GRIB (by cfgrib, where it is installed, else by open_grib1) as an xarray.Dataset.
-
-    Raises: FileNotFoundError, ValueError as open_dataset; ImportError for GRIB that open_grib1 does not read.
-    """
-    path = pathlib.Path(path)
-    if path.suffix.lower() not in _GRIB or not path.exists():
-        return open_dataset(path)
-    if importlib.util.find_spec("cfgrib") is None:
-        try:
-            return open_grib1(path)
-        except ValueError as error:
-            raise ImportError(f"{error}; this needs the package cfgrib: python -m pip install cfgrib") from error
-    return xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": ""})
 
 
 def choose_field(dataset, variable=None, level=None):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write the files that hold radar fields: NetCDF-4 (h5netcdf), NetCDF-3 (scipy), Zarr where it is
-installed."""
+"""Read the files that hold fields: NetCDF-4 (h5netcdf), NetCDF-3 (scipy), Zarr (zarr) and GRIB (cfgrib) where the
+packages are installed; write NetCDF-4 and Zarr."""
 
 import contextlib
 import importlib.util
@@ -14,30 +14,35 @@ import xarray as xr
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
+_FORMATS = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr", "cfgrib": "GRIB"}
 
 
 def open_dataset(path):
-    """Open a NetCDF or Zarr file lazily as an xarray.Dataset, with times and fill values decoded.
+    """Open a NetCDF, GRIB or Zarr file lazily as an xarray.Dataset, with times and fill values decoded.
 
     Args:
-        path: a NetCDF-4 or NetCDF-3 file, or a Zarr store (a folder, or a name that ends in .zarr).
+        path: a NetCDF-4, NetCDF-3 or GRIB file, or a Zarr store (a folder, or a name that ends in .zarr). The times of
+            GRIB are those the fields are valid at.
     Returns: xarray.Dataset; close it, or use it in a with statement. Times outside the standard calendar become
         cftime objects.
     Raises: FileNotFoundError where nothing is there; ValueError with one sentence for a folder that is no Zarr store,
-        an empty, truncated or damaged file, undecodable times, and a file in another format.
+        an empty, truncated or damaged file, undecodable times, GRIB of several kinds of level, and a file in another
+        format; ImportError where the package for Zarr or GRIB is missing.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     engine = _engine(path)
     try:
-        dataset = xr.open_dataset(path, engine=engine)
+        dataset = _open_grib(path) if engine == "cfgrib" else xr.open_dataset(path, engine=engine)
     except Exception as error:
-        if _opens_without_times(path, engine):
+        if engine != "cfgrib" and _opens_without_times(path, engine):
             raise ValueError(f"the times in {path} cannot be decoded ({_first_line(error)})") from error
-        name = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr"}[engine]
+        hint = "it may be truncated or damaged"
+        if engine == "cfgrib":
+            hint += ", or hold several kinds of level: take one out with grib_copy"
         raise ValueError(
-            f"{path} looks like {name} but cannot be read ({_first_line(error)}); it may be truncated or damaged"
+            f"{path} looks like {_FORMATS[engine]} but cannot be read ({_first_line(error)}); {hint}"
         ) from error
     if engine == "h5netcdf" and not dataset.variables:
         dataset.close()
@@ -48,6 +53,13 @@ def open_dataset(path):
             "convert it to NetCDF first"
         )
     return dataset
+
+
+def _open_grib(path):
+    dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": "", "time_dims": ["valid_time"]})
+    if not dataset.variables:
+        raise ValueError("no field was found")
+    return dataset.rename(valid_time="time")
 
 
 def _opens_without_times(path, engine):
@@ -64,7 +76,7 @@ def _engine(path):
             (path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json")
         ):
             raise ValueError(f"{path} is a folder and no Zarr store; expected a NetCDF file or a Zarr store")
-        _require_zarr()
+        _require("zarr", "Zarr stores")
         return "zarr"
     with path.open("rb") as stream:
         head = stream.read(8)
@@ -72,21 +84,21 @@ def _engine(path):
         return "h5netcdf"
     if head[:4] in _CLASSIC:
         return "scipy"
+    if head[:4] == b"GRIB":
+        _require("cfgrib", "GRIB files")
+        return "cfgrib"
     if not head:
         raise ValueError(f"{path} is empty; expected a NetCDF file")
     if head[:4] == b"CDF\x05":
         raise ValueError(f"{path} is in the CDF-5 format, which scipy cannot read; convert it with nccopy -k nc4")
-    hint = {
-        b"GRIB": " (it is GRIB: convert it to NetCDF first)",
-        b"PK\x03\x04": " (it is a zip archive: unpack it first)",
-    }
-    gz = " (it is gzipped: unpack it first)" if head[:2] == b"\x1f\x8b" else ""
-    raise ValueError(f"{path} is not a NetCDF file{hint.get(head[:4], gz)}; expected NetCDF-4, NetCDF-3 or Zarr")
+    hints = {b"PK": " (it is a zip archive: unpack it first)", b"\x1f\x8b": " (it is gzipped: unpack it first)"}
+    hint = hints.get(head[:2], "")
+    raise ValueError(f"{path} is not a NetCDF file{hint}; expected NetCDF-4, NetCDF-3, GRIB or Zarr")
 
 
-def _require_zarr():
-    if importlib.util.find_spec("zarr") is None:
-        raise ImportError("Zarr stores need the package zarr: python -m pip install zarr")
+def _require(package, what):
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{what} need the package {package}: python -m pip install {package}")
 
 
 def _first_line(error):
@@ -110,7 +122,7 @@ def save_dataset(dataset, path):
         raise FileNotFoundError(f"no such folder: {path.parent}")
     as_zarr = path.suffix == ".zarr"
     if as_zarr:
-        _require_zarr()
+        _require("zarr", "Zarr stores")
     dataset = _storable(dataset)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:

@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 import fastds
-from fastds.data import add_history, refine_grid, save_dataset
-from fastds.data.fields import check_values, choose_field, open_gridded
+from fastds.data import add_history, open_dataset, refine_grid, save_dataset
+from fastds.data.fields import check_values, choose_field
 from fastds.models import load
 from fastds.models.wgan_gp import HumidityGenerator
 
@@ -85,7 +85,7 @@ def downscale_ensemble_file(source: str | os.PathLike, target: str | os.PathLike
     if target.exists() and os.path.realpath(source) == os.path.realpath(target):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
     generator = model if isinstance(model, torch.nn.Module) else load(model)
-    with open_gridded(source) as dataset:
+    with open_dataset(source) as dataset:
         out = downscale_ensemble(generator, dataset, **options)
         save_dataset(out, target)
     return f"model {generator.card.name}: wrote {target}"

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from fastds import models
 from fastds.data.degradation import Degradation, DegradationConfig, area_mean
 from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
-from fastds.data.fields import choose_level, open_gridded
+from fastds.data.fields import choose_level
+from fastds.data.files import open_dataset
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
@@ -113,7 +114,7 @@ def load_fields(config: FieldDataConfig) -> Tensor:
     if not pathlib.Path(config.path).is_file():
         raise FileNotFoundError(f"data.path: no such file: {config.path}")
     stack = []
-    with open_gridded(config.path) as dataset:
+    with open_dataset(config.path) as dataset:
         for i, name in enumerate(config.variables):
             if name not in dataset:
                 raise ValueError(
@@ -136,7 +137,7 @@ def load_statics(config: FieldDataConfig) -> Tensor | None:
     """
     if not config.statics:
         return None
-    with open_gridded(config.path) as dataset:
+    with open_dataset(config.path) as dataset:
         for name in config.statics:
             if name not in dataset or dataset[name].ndim != 2:
                 raise ValueError(f"data.statics: {name!r} is no variable over (latitude, longitude) of {config.path}")

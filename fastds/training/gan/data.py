@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastds.data.fields import check_values, choose_field, coarsen_fields, days, open_gridded, split_days
+from fastds.data.fields import check_values, choose_field, coarsen_fields, days, split_days
+from fastds.data.files import open_dataset
 from fastds.training.data import NewSamples
 from fastds.training.gan.config import GANDataConfig
 
@@ -29,7 +30,7 @@ def read_regions(config: GANDataConfig, role: str) -> list[torch.Tensor]:
         unknown = set(source) - {"variable", "level", "validation_days", "validation_stays", *ROLES}
         if unknown:
             raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
-        with open_gridded(path) as dataset:
+        with open_dataset(path) as dataset:
             field = choose_field(dataset, source.get("variable"), source.get("level")).astype(np.float32).load()
         check_values(field.values, path.name)
         if "validation_days" in source:
