@@ -100,9 +100,8 @@ def test_unknown_configuration_is_named(capsys):
         ({"loss": "l3"}, "loss must be one of"),
         ({"max_steps": 0}, "must be positive"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"loss_floors": [0.0, 15.0]}, "loss_floors must lie between data.floor 15.0 and data.ceiling 70.0"),
     ],
-    ids=["loss", "steps", "ema", "floors"],
+    ids=["loss", "steps", "ema"],
 )
 def test_configuration_messages(event, changes, message):
     with pytest.raises(ValueError, match=message):
@@ -146,16 +145,6 @@ def test_loss_counts_valid_pixels_alone(event):
     torch.testing.assert_close(module.loss(prediction, samples), expected)
     spoilt = torch.where(samples["valid"], prediction, float("nan"))
     torch.testing.assert_close(module.loss(spoilt, samples), expected)
-
-
-def test_loss_above_several_floors_is_the_mean_of_their_losses(event):
-    module, samples = module_of(event, loss="mse", loss_floors=[15.0, 26.0]), batch()
-    prediction = torch.rand_like(samples["y"])
-    above = 0.2  # 26 dBZ on the scale of 15 to 70
-    lifted = samples | {"y": samples["y"].clamp(min=above)}
-    plain = module_of(event, loss="mse")
-    expected = (plain.loss(prediction, samples) + plain.loss(prediction.clamp(min=above), lifted)) / 2
-    torch.testing.assert_close(module.loss(prediction, samples), expected)
 
 
 def test_relative_loss_of_trilinear_is_one(event):

@@ -78,8 +78,6 @@ class TrainingConfig:
             The learning rate reaches zero at whichever comes first.
         learning_rate, warmup_steps, weight_decay, gradient_clip (norm): of AdamW, cosine decay.
         loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
-        loss_floors: dBZ, none below data.floor; the loss is the mean over them of that of the fields lifted to each;
-            empty: data.floor.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
         resume: continue from the last checkpoint in output, where there is one.
         progress: show a progress bar.
@@ -97,7 +95,6 @@ class TrainingConfig:
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     loss: str = "relative_mse"
-    loss_floors: list[float] = dataclasses.field(default_factory=list)
     ema_decay: float = 0.999
     resume: bool = True
     progress: bool = True
@@ -108,11 +105,6 @@ class TrainingConfig:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if self.max_steps < 1 or (self.max_minutes is not None and not self.max_minutes > 0):
             raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
-        if any(not self.data.floor <= f < self.data.ceiling for f in self.loss_floors):
-            raise ValueError(
-                f"loss_floors must lie between data.floor {self.data.floor} and data.ceiling {self.data.ceiling}, "
-                f"got {self.loss_floors}"
-            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 

@@ -119,44 +119,34 @@ class DownscalingModule(SupervisedModule):
     def __init__(self, model: torch.nn.Module, config: TrainingConfig):
         super().__init__(model, config)
         self.range_dbz = config.data.ceiling - config.data.floor
-        low = config.data.floor
-        # Nothing is lifted to data.floor itself: what is predicted below it would have no gradient.
-        self.floors = [(f - low) / self.range_dbz if f > low else -math.inf for f in config.loss_floors or [low]]
 
     def forward(self, batch: dict) -> Tensor:
         return self.model(batch["x"], flow=batch.get("flow")) if "flow" in batch else self.model(batch["x"])
 
     def loss(self, prediction: Tensor, batch: dict) -> Tensor:
-        """Mean over floors and samples of the mean error of each sample on its valid pixels; errors in dBZ."""
+        """Mean over the samples of the mean error of each on its valid pixels; errors in dBZ."""
         valid = batch["valid"]
-        fields = prediction, batch["y"], self._trilinear(batch)
-        losses = [self._sample_losses(*(z.clamp(min=floor) for z in fields), valid) for floor in self.floors]
-        return torch.stack(losses).mean()
-
-    def _sample_losses(self, prediction: Tensor, y: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
-        """(B,), by config.loss; all maps (B, 3, 1, H, W)."""
+        error = torch.where(valid, prediction - batch["y"], 0.0) * self.range_dbz
+        count = valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
         if self.config.loss == "charbonnier":
-            error = torch.where(valid, prediction - y, 0.0) * self.range_dbz
-            total = ((error.square() + 0.01).sqrt() - 0.1).sum(dim=(1, 2, 3, 4))
-            return total / valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
-        mse = self._mse(prediction, y, valid)
+            return (((error.square() + 0.01).sqrt() - 0.1).sum(dim=(1, 2, 3, 4)) / count).mean()
+        mse = error.square().sum(dim=(1, 2, 3, 4)) / count
         if self.config.loss == "mse":
-            return mse
-        return mse / (self._mse(reference, y, valid) + 0.25)  # 0.25 dBZ^2: nearly dry crops count less
+            return mse.mean()
+        return (mse / (self._trilinear_mse(batch, count) + 0.25)).mean()  # 0.25 dBZ^2: nearly dry crops count less
 
-    def _trilinear(self, batch: dict) -> Tensor:
+    def _trilinear_mse(self, batch: dict, count: Tensor) -> Tensor:
         with torch.no_grad():
-            return trilinear(batch["x"], batch["y"].shape[-1] // batch["x"].shape[-1])
-
-    def _mse(self, prediction: Tensor, y: Tensor, valid: Tensor) -> Tensor:
-        """(B,), dBZ^2 over the valid pixels of each sample."""
-        error = torch.where(valid, prediction - y, 0.0) * self.range_dbz
-        return error.square().sum(dim=(1, 2, 3, 4)) / valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
+            r = batch["y"].shape[-1] // batch["x"].shape[-1]
+            error = torch.where(batch["valid"], trilinear(batch["x"], r) - batch["y"], 0.0) * self.range_dbz
+            return error.square().sum(dim=(1, 2, 3, 4)) / count
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
-        y, valid, b = batch["y"], batch["valid"], batch["x"].shape[0]
-        ours = self._mse(self(batch), y, valid).mean()
-        reference = self._mse(self._trilinear(batch), y, valid).mean()
+        valid, b = batch["valid"], batch["x"].shape[0]
+        count = valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
+        error = torch.where(valid, self(batch) - batch["y"], 0.0) * self.range_dbz
+        ours = (error.square().sum(dim=(1, 2, 3, 4)) / count).mean()
+        reference = self._trilinear_mse(batch, count).mean()
         self.log("val_mse_total", ours, batch_size=b, prog_bar=True)
         self.log("val_mse_trilinear", reference, batch_size=b)
 
