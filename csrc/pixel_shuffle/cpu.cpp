@@ -134,6 +134,9 @@ FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const 
             if constexpr (Plain) {
                 __builtin_memcpy(&column[i], grad_y + at, sizeof(V));
             } else {
+                // The next pixel: two tensors by R * R sub-pixels are more streams than the processor follows by itself.
+                __builtin_prefetch(grad_y + at + R * C);
+                if (y != nullptr) __builtin_prefetch(y + at + R * C);
                 T stored[N];
 #pragma GCC unroll 8
                 for (int k = 0; k < N; k += S) {
