@@ -4,8 +4,9 @@
 //
 // A task is (chunk of images, slice of channels, band of output rows). A slice is whole offset groups, so that it owns their
 // offset and mask gradients and its channels of grad_x. Where images and slices alone give too few tasks, the rows of an
-// image are cut into bands; each then adds to a private copy of its slice of grad_x, and the copies are summed afterwards.
+// image are cut into bands, whose shares of grad_x are added in their order (band_sums.h).
 #pragma once
+#include "core/dtype.h"
 #include "deform_conv2d/params.h"
 
 namespace fastds {
@@ -26,7 +27,7 @@ struct BackwardSplit {
         bands = wanted < pixels / kBandPixels ? wanted : pixels / kBandPixels;
         if (bands > d.Ho) bands = d.Ho;
         if (bands < 1) bands = 1;
-        if (bands > 1) chunks = d.B;  // a private copy belongs to one image
+        if (bands > 1) chunks = d.B;  // a band belongs to one image
     }
 
     int64_t slice_groups, slice_channels;  // of a whole slice; the last may be smaller
@@ -36,20 +37,23 @@ struct BackwardSplit {
     int64_t tasks() const { return partials() * slices; }
 };
 
-// The workspace: partial grad_weight and grad_bias, then where there are bands the rows each task touched and its copy.
+constexpr int64_t kTurnRows = 8;  // of an image that bands add to in one turn
+inline int64_t turn_chunks(const DeformConv2dDims& d) { return (d.H + kTurnRows - 1) / kTurnRows; }
+
+// The workspace: partial grad_weight and grad_bias, then where there are bands whose turn it is and, if grad_x has not the type of
+// sums, these.
 struct BackwardWorkspace {
     BackwardWorkspace(const DeformConv2dDims& d, const BackwardSplit& split, int64_t accumulator_bytes) {
         const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+        const bool narrow = d.dtype != f32 && d.dtype != f64;
         weight = d.O * (d.C / d.groups) * d.kh * d.kw;
-        copy = d.H * d.W * split.slice_channels;
         bias_at = aligned(split.partials() * weight * accumulator_bytes);
-        rows_at = bias_at + aligned(split.partials() * d.O * accumulator_bytes);
-        copies_at = rows_at + (split.bands > 1 ? aligned(split.tasks() * 2 * 8) : 0);
-        bytes = copies_at + (split.bands > 1 ? split.tasks() * aligned(copy * accumulator_bytes) : 0);
-        copy_bytes = aligned(copy * accumulator_bytes);
+        turns_at = bias_at + aligned(split.partials() * d.O * accumulator_bytes);
+        sums_at = turns_at + (split.bands > 1 ? aligned(d.B * split.slices * turn_chunks(d) * 4) : 0);
+        bytes = sums_at + (split.bands > 1 && narrow ? d.B * d.H * d.W * d.C * accumulator_bytes : 0);
     }
-    int64_t weight, copy;  // elements of one partial grad_weight and of one copy
-    int64_t copy_bytes, bias_at, rows_at, copies_at, bytes;
+    int64_t weight;  // elements of one partial grad_weight
+    int64_t bias_at, turns_at, sums_at, bytes;
 };
 
 }  // namespace

@@ -4,7 +4,7 @@
 // by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
 #include "core/parallel.h"
 #include "deform_conv2d/backward_parts.h"
-#include "deform_conv2d/scatter.h"
+#include "deform_conv2d/band_sums.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -36,6 +36,7 @@ struct Backward {
     const BackwardSplit split{d};
     const BackwardWorkspace layout{d, split, sizeof(A)};
     const Parts parts{d, split, ColumnStep{}};
+    const BandSums<T, A> sums{d, split, layout, t.grad_x, t.workspace};
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
     const int64_t column_row = round_up(K * split.slice_channels, 16);
     const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
@@ -43,26 +44,23 @@ struct Backward {
     const Buffer<Stored> packed{column_grads ? parts.packed_elements : 0};
 
     void run() {
+        const bool bands = t.grad_x != nullptr && split.bands > 1;
+        if (bands) sums.start();
         if (column_grads) pack_weights();
         if (column_grads || t.grad_weight != nullptr || t.grad_bias != nullptr)
             parallel_tasks(split.tasks(), threads, [&](const auto& next) {
-                for (int64_t task; (task = next()) >= 0;) run_task(task);
+                const Buffer<A> window(bands ? sums.window_elements() : 0);
+                for (int64_t task; (task = next()) >= 0;) run_task(task, window);
             });
         if (t.grad_weight != nullptr) sum_weight();
         if (t.grad_bias != nullptr) sum_bias();
-        if (t.grad_x != nullptr && split.bands > 1) sum_copies();
+        if (bands) sums.finish(threads);
     }
 
   private:
     A* partial_weight(int64_t partial) const { return static_cast<A*>(t.workspace) + partial * layout.weight; }
     A* partial_bias(int64_t partial) const {
         return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.bias_at) + partial * d.O;
-    }
-    RowRange& copy_rows(int64_t task) const {
-        return reinterpret_cast<RowRange*>(static_cast<char*>(t.workspace) + layout.rows_at)[task];
-    }
-    A* copy(int64_t task) const {
-        return reinterpret_cast<A*>(static_cast<char*>(t.workspace) + layout.copies_at + task * layout.copy_bytes);
     }
 
     // B of grad columns = grad_y * B: (output channel of the group, run column).
@@ -82,7 +80,8 @@ struct Backward {
         });
     }
 
-    void run_task(int64_t task) const {
+    // window: of the thread, where images have bands.
+    void run_task(int64_t task, A* window) const {
         const int64_t slice = task % split.slices, partial = task / split.slices;
         const int64_t chunk = partial / split.bands, band = partial % split.bands;
         const int64_t first = slice * split.slice_groups;
@@ -104,12 +103,12 @@ struct Backward {
 
         for (int64_t b = d.B * chunk / split.chunks; b < d.B * (chunk + 1) / split.chunks; b++) {
             GradImage<A> grad_x{own, Image(d, d.W * channels, channels), d.W, channels, 0, 0};
-            if (split.bands > 1) grad_x.data = copy(task);
+            const int64_t row_begin = d.Ho * band / split.bands, row_end = d.Ho * (band + 1) / split.bands;
+            if (t.grad_x != nullptr && split.bands > 1) grad_x.data = sums.image_in(window, row_begin, channels);
             if (direct) {
                 grad_x.data = static_cast<A*>(t.grad_x) + b * d.H * d.W * d.C + first * plan.per_group;
                 grad_x.image = Image(d, d.W * d.C, d.C);
             }
-            const int64_t row_begin = d.Ho * band / split.bands, row_end = d.Ho * (band + 1) / split.bands;
             const int64_t count = (row_end - row_begin) * d.Wo;
             PixelWalk walk(d, row_begin, row_end, d.W * channels * (sizeof(T) + sizeof(A)));
             Prefetch<T, A> prefetch(plan, x, static_cast<const T*>(t.x) + first * plan.per_group, t.offset, t.mask, walk);
@@ -130,7 +129,7 @@ struct Backward {
             } else if (split.bands == 1) {
                 write_slice(b, first * plan.per_group, grad_x);
             } else {
-                copy_rows(task) = {grad_x.begin, grad_x.end};
+                sums.add(b, slice, band, grad_x);
             }
         }
     }
@@ -301,34 +300,6 @@ struct Backward {
                 });
             }
         }
-    }
-
-    // grad_x = sum of the copies of the bands, in their order.
-    void sum_copies() const {
-        parallel_for(d.B * d.H, threads, [&](int64_t first, int64_t last) {
-            const Buffer<A> sum(d.W * split.slice_channels);
-            for (int64_t i = first; i < last; i++) {
-                const int64_t b = i / d.H, y = i % d.H;
-                for (int64_t slice = 0; slice < split.slices; slice++) {
-                    const int64_t c0 = slice * split.slice_channels;
-                    const int64_t channels = d.C - c0 < split.slice_channels ? d.C - c0 : split.slice_channels;
-                    const int64_t n = d.W * channels;
-                    __builtin_memset(sum, 0, n * sizeof(A));
-                    for (int64_t band = 0; band < split.bands; band++) {
-                        const int64_t task = (b * split.bands + band) * split.slices + slice;
-                        if (y < copy_rows(task).begin || y >= copy_rows(task).end) continue;
-                        const A* from = copy(task) + y * n;
-                        for (int64_t e = 0; e < n; e++) sum[e] += from[e];
-                    }
-                    T* to = static_cast<T*>(t.grad_x) + i * d.W * d.C + c0;
-                    for (int64_t x = 0; x < d.W; x++)
-                        for_channels<A>(channels, [&](auto lanes, int64_t c) {
-                            constexpr int N = decltype(lanes)::value;
-                            store_vec<N>(to + x * d.C + c, load_vec<N>(sum + x * channels + c));
-                        });
-                }
-            }
-        });
     }
 };
 

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// grad_x where images are cut into bands (backward_split.h): a task gathers its band's share in a window of its thread, and adds
+// it to the image when all bands before it have, some rows at a time. So every sum has one order, and few windows are needed.
+#pragma once
+#include <sched.h>
+
+#include "core/parallel.h"
+#include "deform_conv2d/backward_split.h"
+#include "deform_conv2d/scatter.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+template <class T, class A>
+struct BandSums {
+    BandSums(const DeformConv2dDims& d, const BackwardSplit& split, const BackwardWorkspace& layout, void* grad_x, void* workspace)
+        : d(d), split(split), grad_x(static_cast<T*>(grad_x)),
+          sums(sizeof(T) == sizeof(A) ? static_cast<A*>(grad_x)
+                                      : reinterpret_cast<A*>(static_cast<char*>(workspace) + layout.sums_at)),
+          turns(reinterpret_cast<int32_t*>(static_cast<char*>(workspace) + layout.turns_at)) {}
+
+    // Elements of the window of a thread: the image twice over, of which a task touches few rows, always about the same.
+    int64_t window_elements() const { return 2 * d.H * d.W * split.slice_channels; }
+    // Row 0 of the image in a window, for a task whose band starts at output row `row_begin`.
+    A* image_in(A* window, int64_t row_begin, int64_t channels) const {
+        const int64_t y = row_begin * d.stride_h;
+        return window + (d.H - 1 - (y < d.H ? y : d.H - 1)) * d.W * channels;
+    }
+
+    void start() const { __builtin_memset(turns, 0, d.B * split.slices * turn_chunks(d) * sizeof(int32_t)); }
+
+    // To be called once for every band of the image b and the slice. Tasks are taken in order, so that those waited for run.
+    void add(int64_t b, int64_t slice, int64_t band, const GradImage<A>& own) const {
+        const int64_t chunks = turn_chunks(d);
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            // Twice the number of bands that have had their turn, and 1 if one of them has added.
+            int32_t* turn = turns + (b * split.slices + slice) * chunks + chunk;
+            int32_t state;
+            while ((state = __atomic_load_n(turn, __ATOMIC_ACQUIRE)) / 2 != band) sched_yield();
+            const int64_t begin = chunk * kTurnRows, end = begin + kTurnRows < d.H ? begin + kTurnRows : d.H;
+            const bool last = band + 1 == split.bands, adds = begin < own.end && end > own.begin;
+            if (adds || (last && state % 2 == 0)) {
+                for (int64_t y = begin; y < end; y++) add_row(b, slice, y, own, state % 2 == 0);
+                state |= 1;
+            }
+            __atomic_store_n(turn, state + 2, __ATOMIC_RELEASE);
+        }
+    }
+
+    // The sums in the type of grad_x.
+    void finish(int threads) const {
+        if (sizeof(T) == sizeof(A)) return;
+        parallel_for(d.B * d.H, threads, [&](int64_t first, int64_t last) {
+            for (int64_t row = first; row < last; row++)
+                for_channels<A>(d.W * d.C, [&](auto lanes, int64_t e) {
+                    constexpr int N = decltype(lanes)::value;
+                    store_vec<N>(grad_x + row * d.W * d.C + e, load_vec<N>(sums + row * d.W * d.C + e));
+                });
+        });
+    }
+
+  private:
+    // fresh: the row holds nothing yet.
+    void add_row(int64_t b, int64_t slice, int64_t y, const GradImage<A>& own, bool fresh) const {
+        const bool adds = y >= own.begin && y < own.end;
+        if (!adds && !fresh) return;
+        const bool whole = own.channels == d.C;
+        const int64_t n = whole ? d.W * d.C : own.channels, pixels = whole ? 1 : d.W;
+        A* to = sums + (b * d.H + y) * d.W * d.C + slice * split.slice_channels;
+        const A* from = own.data + y * own.image.row;
+        for (int64_t x = 0; x < pixels; x++, to += d.C, from += n)
+            for_channels<A>(n, [&](auto lanes, int64_t e) {
+                constexpr int N = decltype(lanes)::value;
+                const Vec<A, N> before = fresh ? Vec<A, N>{} : load_vec<N>(to + e);
+                store_vec<N>(to + e, adds ? Vec<A, N>(before + load_vec<N>(from + e)) : before);
+            });
+    }
+
+    const DeformConv2dDims& d;
+    const BackwardSplit& split;
+    T* const grad_x;
+    A* const sums;  // grad_x itself where it has the type of sums
+    int32_t* const turns;
+};
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
