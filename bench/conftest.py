@@ -102,6 +102,7 @@ def measure(benchmark, ceilings, fresh_process):
     yardstick: the row does other work (a plain convolution) and is no peer.
     memory: freed memory is "kept" as in all of this process, or "returned" as it is by default: then build and calls
     are in a process of their own. patience: seconds for building and the first call there, else the row has no time.
+    least_rounds: timed calls where one takes long.
     """
 
     def run_case(build, args, *, memory="kept", yardstick=False, patience=None, **row):
@@ -118,7 +119,9 @@ def measure(benchmark, ceilings, fresh_process):
                 key = {name: row[name] for name in ("op", "case", "mode", "dtype", "peer", "yardstick", "memory")}
                 benchmark.extra_info.update(key, median_ms=None, note=f"no result within {patience:.0f} s")
 
-    def measure_run(run, timed, median_seconds, build, args, *, flops, bytes, expected, tolerance, dtype, **key):
+    def measure_run(
+        run, timed, median_seconds, build, args, *, flops, bytes, expected, tolerance, dtype, least_rounds=3, **key
+    ):
         start = time.perf_counter()
         result = run()
         once = time.perf_counter() - start
@@ -129,7 +132,7 @@ def measure(benchmark, ceilings, fresh_process):
             start = time.perf_counter()
             timed()
             once = time.perf_counter() - start
-        rounds = min(30, max(3, int(ROUNDS_SECONDS / once)))
+        rounds = min(30, max(least_rounds, int(ROUNDS_SECONDS / once)))
         benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1 if once < 1 else 0, iterations=1)
         seconds = median_seconds(rounds) if median_seconds else benchmark.stats.stats.median
         bound = max(flops / ceilings[dtype], bytes / ceilings["GB/s"]) / 1e9

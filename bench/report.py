@@ -13,7 +13,7 @@ import pathlib
 import re
 
 ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "memory", "yardstick", "median_ms", "gflops", "gbytes",
-            "percent_of_ceiling", "error", "peak_mib", "note")  # fmt: skip
+            "percent_of_ceiling", "error", "peak_mib", "launches", "note")  # fmt: skip
 
 
 def load(paths) -> dict:
@@ -70,19 +70,20 @@ def summary(rows) -> str:
 
 
 def every_row(rows) -> str:
-    header = ("op", "case", "mode", "peer", "dtype", "ms", "fastds float32 is", "peak MiB", "error vs float64")
+    header = ("op", "case", "mode", "peer", "dtype", "ms", "fastds float32 is", "peak MiB", "launches",
+              "error vs float64")  # fmt: skip
     lines = []
     for row in rows:
         words = (row["op"], row["case"], mode_of(row), row["peer"], row["dtype"])
         if row["median_ms"] is None:
-            lines.append((*words, row["note"], "", "", ""))
+            lines.append((*words, row["note"], "", "", "", ""))
             continue
         key = [row[k] for k in ("op", "case", "mode", "memory")]
         base = next((r["median_ms"] for r in rows if [r[k] for k in ("op", "case", "mode", "memory")] == key
                      and r["peer"] == "fastds" and r["dtype"] == "float32"), None)  # fmt: skip
         lines.append((
             *words, milliseconds(row["median_ms"]), f"{row['median_ms'] / base:.2f}x as fast" if base else "",
-            f"{row['peak_mib']:.0f}", f"{row['error']:.0e}",
+            f"{row['peak_mib']:.0f}", str(row.get("launches", "")), f"{row['error']:.0e}",
         ))  # fmt: skip
     return table(header, lines)
 
