@@ -217,7 +217,7 @@ def _downscale_grid(options) -> None:
     # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
     _keep_freed_memory(False)
     chosen = {"scale": options.scale, "grid": options.grid, "like": options.like}
-    print(downscale_grid_file(options.input, options.output, model=options.model, **chosen))
+    print(downscale_grid_file(options.input, options.output, model=options.model or "inr-small", **chosen))
 
 
 def _nowcast(options) -> None:

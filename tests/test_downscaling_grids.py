@@ -159,6 +159,8 @@ def test_commands(tmp_path, capsys):
     assert [r["name"] for r in rows] == ["A", "B", "A", "B"] and 250 < float(rows[0]["t"]) < 300
     assert load(weights).card.input_variables == VARIABLES
     capsys.readouterr()
+    assert main(["downscale", str(coarse), str(out), "--scale", "2"]) == 2
+    assert "needs the variable r" in capsys.readouterr().err, "the default is inr-small, of other variables"
 
 
 def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=None):
