@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kMostLanes = 8, kLaneTiles = 64;  // of a lane at least
-constexpr int64_t kLaneBytes = 640 << 10, kLanesBytes = 4 * kLaneBytes;  // of the sums of a lane, of all lanes at most
+constexpr int64_t kLaneBytes = 700 << 10, kLanesBytes = 4 * kLaneBytes;  // of the sums of a lane, of all lanes at most
 constexpr int64_t kStretchBytes = 4 << 20;                               // of V and D that threads share, or more
 
 struct Range {

@@ -49,16 +49,18 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
 Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads) {
     Conv3x3Plan plan{};
     const int64_t inputs = call.sources.channels(), outputs = columns_of(call).columns, tiles = call.geometry.tiles();
-    const int64_t vectors = column_blocks<float>(outputs).vectors;
+    const ColumnBlocks cut = column_blocks<float>(outputs);
+    const int64_t vectors = cut.vectors;
     // Measured: few channels want long blocks, matrices far beyond the L2 cache too, so that they are read less often.
     const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
     const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
     const int64_t pass = (wide ? kWidePassColumns : kPassColumns) / kL;
     plan.block_vectors = makes_one_pass(inputs, outputs) ? vectors : pass;
-    plan.blocks = (tiles + most_tiles - 1) / most_tiles;
-    plan.threads = static_cast<int>(least(threads, tiles > 0 ? tiles : 1));
-    plan.blocks = round_up(plan.blocks, plan.threads);
-    plan.block_tiles = tiles > 0 ? (tiles + plan.blocks - 1) / plan.blocks : 1;
+    plan.group_tiles = tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));  // of the widest column block
+    const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
+    plan.threads = static_cast<int>(least(threads, groups > 0 ? groups : 1));
+    plan.blocks = round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);
+    plan.block_tiles = groups > 0 ? (groups + plan.blocks - 1) / plan.blocks * plan.group_tiles : 1;
     plan.store = static_cast<int>(choose_store(call, plan.block_vectors == vectors));
     const Layout at(call, plan.block_tiles, plan.block_vectors);
     plan.thread_floats = at.floats;

@@ -103,7 +103,9 @@ template <class Finish>
 void run_block(const Conv3x3Call& call, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch,
                const Finish& finish) {
     const int64_t tiles = call.geometry.tiles(), inputs = call.sources.channels(), outputs = columns_of(call).columns;
-    const int64_t first = tiles * block / plan.blocks, count = tiles * (block + 1) / plan.blocks - first;
+    const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
+    const int64_t first = groups * block / plan.blocks * plan.group_tiles;
+    const int64_t count = least(tiles, groups * (block + 1) / plan.blocks * plan.group_tiles) - first;
     switch (call.sources.dtype) {
         case f32: transform_block<float>(call, at, first, count, scratch); break;
         case f16: transform_block<Half>(call, at, first, count, scratch); break;

@@ -79,7 +79,8 @@ struct Conv3x3GradWeight {
 
 // Columns that a pass works on, and where its planes lie; functions of shape and threads, never of the result.
 struct Conv3x3Plan {
-    int64_t block_tiles, blocks;   // tiles transformed at once, number of such blocks
+    int64_t block_tiles, blocks;   // tiles transformed at once at most, number of such blocks
+    int64_t group_tiles;           // multiplied at once: blocks are whole groups but for the last tiles
     int64_t block_vectors;         // output vectors per pass over the 36 products
     int64_t thread_floats, bytes;  // workspace
     int threads, store;            // store: how outputs are written, see output.h
