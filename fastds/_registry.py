@@ -38,6 +38,7 @@ class Op:
     reference: Callable
     backends: dict[str, Backend]
     function: type[torch.autograd.Function] | None = field(default=None)
+    short: bool = False
 
     def __post_init__(self):
         self.arguments = [argument.name for argument in self.overload._schema.arguments]
@@ -47,6 +48,12 @@ class Op:
         """Names of the implementations in the order in which they are tried for these arguments."""
         first = [n for n, b in self.backends.items() if b.preferred is not None and b.preferred(*args)]
         return [*first, *(n for n in self.backends if n not in first)] if first else list(self.backends)
+
+    def run(self, *args):
+        """Computes by the chosen implementation: what stands behind the dispatcher."""
+        args = self.filled(args)
+        chosen = choose(self, args)
+        return self.reference(*args) if chosen == "reference" else self.backends[chosen].run(*args)
 
     def filled(self, args):
         """args with the defaults that the dispatcher leaves off at the end."""
@@ -61,7 +68,7 @@ class Op:
         return tuple(given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True))
 
 
-def define(schema, *, reference, backends, fake, function=None):
+def define(schema, *, reference, backends, fake, function=None, short=False):
     """Registers one op.
 
     Args:
@@ -71,18 +78,15 @@ def define(schema, *, reference, backends, fake, function=None):
         fake: gives outputs of the right shape, dtype, device and memory format without computing.
         function: autograd.Function (old style, forward(ctx, ...)) whose forward calls the op and whose backward calls
             another op of this registry; None: the reference is differentiated, right for backward ops.
+        short: calls are so short that they pass the dispatcher by where nobody watches it; the implementations must
+            then take arguments and give results of the schema's own types.
 
     Returns:
         the Op, to be called with call(op, *args).
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, function)
-
-    def kernel(*args):
-        args = op.filled(args)
-        chosen = choose(op, args)
-        return reference(*args) if chosen == "reference" else backends[chosen].run(*args)
+    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, function, short)
 
     def autograd_kernel(*args):
         args = op.filled(args)
@@ -93,8 +97,8 @@ def define(schema, *, reference, backends, fake, function=None):
             return function.apply(*args)
         return without_gradients(op, *args)
 
-    LIBRARY.impl(name, kernel, "CPU")
-    LIBRARY.impl(name, kernel, "CUDA")
+    LIBRARY.impl(name, op.run, "CPU")
+    LIBRARY.impl(name, op.run, "CUDA")
     LIBRARY.impl(name, autograd_kernel, "Autograd")
     torch.library.register_fake(f"fastds::{name}", fake, lib=LIBRARY)
     OPS[name] = op
@@ -113,8 +117,25 @@ def transforms_active():
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def watched(args):
+    """Whether somebody else may want to see an op called: a compiler, tracer, profiler, mode or subclass of Tensor."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_tracing()
+        or torch.autograd.profiler._is_profiler_enabled
+        or not args[0].is_cpu
+        or any(isinstance(a, torch.Tensor) and type(a) not in _PLAIN for a in args)
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def without_gradients(op, *args):
     """Runs a registered op below autograd; what the forward of its autograd.Function calls."""
+    if op.short and not watched(args):
+        return op.run(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op.overload(*args)
 
@@ -123,6 +144,8 @@ def call(op, *args):
     """Runs a registered op; the last step of every public op function."""
     if transforms_active():
         return op.reference(*args)
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return without_gradients(op, *args)  # the Autograd kernel would do no more
     return op.overload(*args)
 
 

@@ -148,6 +148,57 @@ def numpy_write(weight):
 CHANGES = [fused_optimiser, data_write, data_swap, numpy_write]
 
 
+class Log(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Wrapper(torch.Tensor):
+    names = []
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        cls.names.append(str(function))
+        return function(*(a.inner if isinstance(a, cls) else a for a in args), **(kwargs or {}))
+
+
+def step(x, weight):
+    """The public function with gradients and without."""
+    with torch.no_grad():
+        conv3x3(x, weight)
+    conv3x3(x, weight).sum().backward()
+
+
+def test_short_calls_are_seen_by_those_who_watch():
+    """Without a watcher they pass the dispatcher by."""
+    x, weight = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3, requires_grad=True)
+    with Log() as mode:
+        step(x, weight)
+    assert mode.names.count("fastds.conv3x3.default") == 2
+    assert mode.names.count("fastds.conv3x3_backward.default") == 1
+    with torch.profiler.profile() as profile:
+        step(x, weight)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["fastds::conv3x3"] >= 2 and counts["fastds::conv3x3_backward"] >= 1
+    with torch.no_grad():
+        torch.testing.assert_close(conv3x3(Wrapper(x), weight), conv3x3(x, weight))
+        traced = torch.jit.trace(conv3x3, (x, weight), check_trace=False)
+    assert "fastds.conv3x3.default" in Wrapper.names
+    assert "fastds::conv3x3" in str(traced.graph)
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=[c.__name__ for c in CHANGES])
 def test_changed_weights_are_seen(change):
     x, weight = torch.randn(1, 16, 9, 9), torch.nn.Parameter(torch.randn(16, 16, 3, 3))

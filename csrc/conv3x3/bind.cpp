@@ -15,16 +15,10 @@ namespace {
 // Weights of this size are worth a comparison by all threads.
 constexpr int64_t kSharedBytes = 256 << 10;
 
-struct PlannedCall {
-    Conv3x3Call call;
-    Conv3x3Plan plan;
-};
-
-PlannedCall make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
+Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
                       const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
-                      const std::optional<TensorArgs>& residual, int act, float negative_slope, int threads) {
-    PlannedCall planned{};
-    Conv3x3Call& call = planned.call;
+                      const std::optional<TensorArgs>& residual, int act, float negative_slope) {
+    Conv3x3Call call{};
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, source_shuffle, sign);
     call.sinks = to_views(sinks, sink_shuffle, 0);
@@ -39,8 +33,7 @@ PlannedCall make_call(const GeometryArgs& geometry, const std::vector<TensorArgs
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
-    planned.plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
-    return planned;
+    return call;
 }
 
 Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources,
@@ -64,30 +57,40 @@ Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const std::vect
 
 void register_conv3x3(py::module_& m) {
     using py::arg;
-    py::class_<PlannedCall>(m, "Conv3x3Call", "One run of the engine, forward or grad_x: addresses, sizes and plan")
-        .def(py::init(&make_call), py::kw_only(), arg("geometry"), arg("sources"), arg("source_shuffle") = 1, arg("sign") = 0,
-             arg("sinks"), arg("sink_shuffle") = 1, arg("packed"), arg("bias") = 0, arg("bias_dtype") = 0,
-             arg("residual") = std::nullopt, arg("act") = 0, arg("negative_slope") = 0.f, arg("threads"))
-        .def_property_readonly("bytes", [](const PlannedCall& self) { return self.plan.bytes; })
-        .def(
-            "run",
-            [](const PlannedCall& self, intptr_t workspace) {
-                py::gil_scoped_release release;
-                FASTDS_DISPATCH(conv3x3_run, self.call, self.plan, static_cast<float*>(pointer(workspace)));
-            },
-            "workspace: `bytes` bytes, 64-byte aligned");
-    py::class_<Conv3x3GradWeight>(m, "Conv3x3GradWeight", "One run of the weight gradient, with the bias gradient beside it")
-        .def(py::init(&make_grad_weight), py::kw_only(), arg("geometry"), arg("sources"), arg("gradient"), arg("shuffle") = 1,
-             arg("sign") = 0, arg("negative_slope") = 0.f, arg("dtype"), arg("grad_weight"), arg("grad_bias") = 0, arg("threads"))
-        .def_property_readonly(
-            "bytes", [](const Conv3x3GradWeight& self) { return FASTDS_DISPATCH(conv3x3_grad_weight_bytes, self); })
-        .def(
-            "run",
-            [](const Conv3x3GradWeight& self, intptr_t workspace) {
-                py::gil_scoped_release release;
-                FASTDS_DISPATCH(conv3x3_grad_weight, self, static_cast<float*>(pointer(workspace)));
-            },
-            "workspace: `bytes` bytes, 64-byte aligned; the numbers do not depend on threads");
+    // One call for what a convolution needs from here, with positional arguments: small fields wait for Python, not for the engine.
+    m.def(
+        "conv3x3_run",
+        [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
+           const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
+           const std::optional<TensorArgs>& residual, int act, float negative_slope, int threads, intptr_t workspace,
+           int64_t bytes) {
+            const Conv3x3Call call = make_call(geometry, sources, source_shuffle, sign, sinks, sink_shuffle, packed, bias,
+                                               bias_dtype, residual, act, negative_slope);
+            py::gil_scoped_release release;
+            const Conv3x3Plan plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
+            if (plan.bytes <= bytes) FASTDS_DISPATCH(conv3x3_run, call, plan, static_cast<float*>(pointer(workspace)));
+            return plan.bytes;
+        },
+        "One run of the engine, forward or grad_x. Gives the bytes of workspace it needs (64-byte aligned), and has done nothing "
+        "where `bytes` are fewer",
+        arg("geometry"), arg("sources"), arg("source_shuffle"), arg("sign"), arg("sinks"), arg("sink_shuffle"), arg("packed"),
+        arg("bias"), arg("bias_dtype"), arg("residual"), arg("act"), arg("negative_slope"), arg("threads"), arg("workspace"),
+        arg("bytes"));
+    m.def(
+        "conv3x3_grad_weight",
+        [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TensorArgs& gradient, int64_t shuffle,
+           intptr_t sign, float negative_slope, int dtype, intptr_t grad_weight, intptr_t grad_bias, int threads,
+           intptr_t workspace, int64_t bytes) {
+            const Conv3x3GradWeight call =
+                make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
+            py::gil_scoped_release release;
+            const int64_t needed = FASTDS_DISPATCH(conv3x3_grad_weight_bytes, call);
+            if (needed <= bytes) FASTDS_DISPATCH(conv3x3_grad_weight, call, static_cast<float*>(pointer(workspace)));
+            return needed;
+        },
+        "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run",
+        arg("geometry"), arg("sources"), arg("gradient"), arg("shuffle"), arg("sign"), arg("negative_slope"), arg("dtype"),
+        arg("grad_weight"), arg("grad_bias"), arg("threads"), arg("workspace"), arg("bytes"));
     m.def(
         "conv3x3_packed_size",
         [](int64_t O, int64_t C, bool adjoint) {

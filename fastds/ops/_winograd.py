@@ -90,42 +90,39 @@ def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Te
     return entry
 
 
-def apply(
-    sources, sinks, filters, geometry, *, source_shuffle=1, sign=None, sink_shuffle=1, bias=None, residual=None,
-    act="none", negative_slope=0.0,
-):  # fmt: skip
-    """Runs the engine from the views of `sources` into `sinks`; tensors with channel stride 1.
-
-    geometry: (B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w). sign: output of the activation behind the gradient that
-    is the only source, in its layout.
-    """
-    call = _native.native().Conv3x3Call(
-        geometry=geometry, sources=[_tensor(t) for t in sources], source_shuffle=source_shuffle,
-        sign=0 if sign is None else sign.data_ptr(), sinks=[_tensor(t) for t in sinks], sink_shuffle=sink_shuffle,
-        packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
-        bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
-        residual=None if residual is None else _tensor(residual), act=ACT[act], negative_slope=negative_slope,
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
-    workspace = _workspace(call.bytes)
-    call.run(workspace.data_ptr())
+def _in_workspace(function, *args) -> None:
+    """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
+    kept, threads = getattr(_kept, "workspace", None), torch.get_num_threads()
+    address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
+    needed = function(*args, threads, address, size)
+    if needed > size:
+        workspace = _workspace(needed)
+        function(*args, threads, workspace.data_ptr(), needed)
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype) -> Tensor:
     """conv3x3 by the engine."""
     batch, _, height, width = x.shape
     y = empty((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
-    sources = [nhwc(t) for t in (x, x2) if t is not None]
-    residual = None if residual is None else nhwc(residual)
-    bias = None if bias is None else bias.contiguous()
-    geometry = (batch, height, width, height, width, 1, 1, *PADDING[padding_mode])
-    apply(sources, [y], packed(weight, False, shuffle), geometry, sink_shuffle=shuffle, bias=bias, residual=residual,
-          act=act, negative_slope=negative_slope)  # fmt: skip
+    sources = [nhwc(x)] if x2 is None else [nhwc(x), nhwc(x2)]
+    if residual is not None:
+        residual = nhwc(residual)
+    if bias is not None:
+        bias = bias.contiguous()
+    _in_workspace(
+        _native.native().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        [_tensor(t) for t in sources], 1, 0, [_tensor(y)], shuffle, packed(weight, False, shuffle).data_ptr(),
+        *((0, 0) if bias is None else (bias.data_ptr(), _native.DTYPES[bias.dtype])),
+        None if residual is None else _tensor(residual), ACT[act], negative_slope,
+    )  # fmt: skip
     return y
 
 
 def grad_sources(grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows):
-    """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout."""
+    """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout.
+
+    sign: output of the activation behind the gradient, or None.
+    """
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     filters = packed(weight, True, shuffle)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
@@ -134,7 +131,10 @@ def grad_sources(grad, weight, padding_mode, shuffle, sign, negative_slope, chan
     geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
     folded = extra_h or extra_w
     sinks = [empty((batch, c, *size), torch.float32 if folded else dtype, grad) for c in channels]
-    apply([grad], sinks, filters, geometry, source_shuffle=shuffle, sign=sign, negative_slope=negative_slope)
+    _in_workspace(
+        _native.native().conv3x3_run, geometry, [_tensor(grad)], shuffle, 0 if sign is None else sign.data_ptr(),
+        [_tensor(t) for t in sinks], 1, filters.data_ptr(), 0, 0, None, ACT["none"], negative_slope,
+    )  # fmt: skip
     if not folded:
         return sinks
     unfold = fold_rows if padding_mode == "circular_x" else lambda full: fold(full, padding_mode)
@@ -147,13 +147,9 @@ def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtyp
     shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
     grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
     grad_bias = torch.empty(shape[0], dtype=dtype, device=grad.device) if bias else None
-    call = _native.native().Conv3x3GradWeight(
-        geometry=(batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        sources=[_tensor(t) for t in sources], gradient=_tensor(grad), shuffle=shuffle,
-        sign=0 if sign is None else sign.data_ptr(), negative_slope=negative_slope, dtype=_native.DTYPES[dtype],
-        grad_weight=grad_weight.data_ptr(), grad_bias=0 if grad_bias is None else grad_bias.data_ptr(),
-        threads=torch.get_num_threads(),
+    _in_workspace(
+        _native.native().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        [_tensor(t) for t in sources], _tensor(grad), shuffle, 0 if sign is None else sign.data_ptr(), negative_slope,
+        _native.DTYPES[dtype], grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
     )  # fmt: skip
-    workspace = _workspace(call.bytes)
-    call.run(workspace.data_ptr())
     return grad_weight, grad_bias

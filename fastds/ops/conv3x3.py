@@ -317,9 +317,7 @@ class _GradWeight(torch.autograd.Function):
 
 def _refusal(tensor, *_):
     """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
-    if tensor.device.type != "cpu":
-        return None
-    return _native.refusal({"cpu": "Conv3x3Call"}, tensor)
+    return _native.missing() if tensor.device.type == "cpu" else None
 
 
 CONV3X3 = define(
@@ -329,6 +327,7 @@ CONV3X3 = define(
     backends={"native": Backend(_forward, _refusal)},
     fake=_forward_fake,
     function=_Conv3x3,
+    short=True,
 )
 CONV3X3_BACKWARD = define(
     "conv3x3_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
@@ -336,6 +335,7 @@ CONV3X3_BACKWARD = define(
     reference=reference.conv3x3_backward,
     backends={"native": Backend(_backward, _refusal)},
     fake=_backward_fake,
+    short=True,
 )
 CONV3X3_GRAD_X = define(
     "conv3x3_grad_x(Tensor grad, Tensor weight, str padding_mode, ScalarType dtype, str algorithm) -> Tensor",
@@ -343,6 +343,7 @@ CONV3X3_GRAD_X = define(
     backends={"native": Backend(_grad_x, _refusal)},
     fake=_grad_x_fake,
     function=_GradX,
+    short=True,
 )
 CONV3X3_GRAD_WEIGHT = define(
     "conv3x3_grad_weight(Tensor grad, Tensor x, Tensor? x2, str padding_mode, ScalarType dtype, str algorithm) "
@@ -351,6 +352,7 @@ CONV3X3_GRAD_WEIGHT = define(
     backends={"native": Backend(_grad_weight, _refusal)},
     fake=_grad_weight_fake,
     function=_GradWeight,
+    short=True,
 )
 
 
