@@ -154,7 +154,8 @@ class FieldDataModule(L.LightningDataModule):
         train = config.part(fields, config.train)
         static = load_statics(config)
         block = FieldBlock(train, (0, train.shape[3]), config.static_part(static, config.train))
-        self.static_mean, self.static_std = ((m(block.usable_static, (1, 2))) for m in (torch.mean, torch.std))
+        if static is not None:
+            self.static_std, self.static_mean = torch.std_mean(block.usable_static, (1, 2))
         self.mean, self.std = statistics([block])
         flat = block.usable.transpose(0, 1).flatten(1)
         self.value_range = flat.amax(1) - flat.amin(1)
