@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv3x3 against the library's convolution in channels_last: shapes of the networks, odd sizes, few and many channels.
 
-The rows of "conv3x3 avx2" come from a process of their own, in which ours and oneDNN are limited to AVX2.
+Ours and the library's are timed in turn. The rows of "conv3x3 avx2" come from a process of their own, in which ours
+and oneDNN are limited to AVX2.
 """
 
 import functools
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bench.in_turn import medians
 from fastds import _native
 from fastds.ops import conv3x3
 from fastds.reference.conv3x3 import conv3x3 as reference
@@ -106,6 +108,13 @@ def expected(case, mode, dtype):
     return torch.autograd.grad(F.conv2d(*leaves, padding=1), leaves, grad)
 
 
+@functools.lru_cache(maxsize=1)
+def seconds(case, mode):
+    """{(peer, dtype): median} of all contenders in turn."""
+    peers = [peer for peer in PEERS if not AVX2 or peer[1] == torch.float32]
+    return medians({(peer, dtype): build(peer, case, mode, dtype) for peer, dtype in peers})
+
+
 @pytest.mark.parametrize("peer,dtype", PEERS, ids=lambda v: str(v).removeprefix("torch."))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", AVX2_CASES if AVX2 else CASES)
@@ -114,7 +123,7 @@ def test_conv3x3(measure, case, mode, peer, dtype):
         build, (peer, case, mode, dtype), op="conv3x3 avx2" if AVX2 else "conv3x3", case=case, mode=mode, peer=peer,
         dtype=str(dtype).removeprefix("torch."), flops=CASES[case].flops(mode),
         bytes=CASES[case].bytes(mode, dtype.itemsize), expected=expected(case, mode, dtype),
-        tolerance=1e-4 if dtype == torch.float32 else 3e-2,
+        tolerance=1e-4 if dtype == torch.float32 else 3e-2, median=lambda: seconds(case, mode)[peer, dtype],
     )  # fmt: skip
 
 

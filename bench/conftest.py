@@ -102,14 +102,15 @@ def measure(benchmark, ceilings, fresh_process):
     yardstick: the row does other work (a plain convolution) and is no peer.
     memory: freed memory is "kept" as in all of this process, or "returned" as it is by default: then build and calls
     are in a process of their own. patience: seconds for building and the first call there, else the row has no time.
-    least_rounds: timed calls where one takes long.
+    least_rounds: timed calls where one takes long. median: gives the seconds where rows are measured together
+    (bench/in_turn.py), else None.
     """
 
-    def run_case(build, args, *, memory="kept", yardstick=False, patience=None, **row):
+    def run_case(build, args, *, memory="kept", yardstick=False, patience=None, median=None, **row):
         row |= {"memory": memory, "yardstick": yardstick}
         if memory == "kept":
             run = build(*args)
-            return measure_run(run, run, None, build, args, **row)
+            return measure_run(run, run, median and (lambda rounds: median()), build, args, **row)
         with fresh_process() as pool:
             run = Elsewhere(pool, build, args, patience)
             try:

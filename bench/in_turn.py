@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of several callables in turn, so that what else happens to a machine happens to all of them.
+
+Rows measured one after the other, half a second each, differ by a third on a shared machine, whose neighbours come and
+go in seconds. Turns take milliseconds; their first call is not counted: it finds the caches full of others' data.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+SECONDS = 0.5  # for each callable
+TURN_SECONDS, LEAST_CALLS, MOST_CALLS, LEAST_TURNS = 0.01, 3, 30, 3
+
+
+def medians(runs: dict) -> dict[object, float]:
+    """Median seconds of a call of each of {name: callable}."""
+    times = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    turns, end = 0, time.perf_counter() + SECONDS * len(runs)
+    while turns < LEAST_TURNS or time.perf_counter() < end:
+        for name, run in runs.items():
+            times[name] += _turn(run)
+        turns += 1
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def _turn(run: Callable) -> list[float]:
+    run()
+    taken = []
+    while len(taken) < LEAST_CALLS or (sum(taken) < TURN_SECONDS and len(taken) < MOST_CALLS):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return taken
