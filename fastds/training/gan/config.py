@@ -52,7 +52,8 @@ class LossConfig:
 
     Args:
         adversary: "wgan_gp" or "gan" (the ablation).
-        penalty: lambda of the gradient penalty.
+        penalty: lambda of the gradient penalty. The gradient norm settles near 1 + W / (2 lambda), W the distance of
+            generated from real samples that the critic finds: larger where they stay far apart.
         content: "l1" or "mse" of one member, or "crps" of two: mean (|x1 - y| + |x2 - y| - |x1 - x2|) / 2, the fair
             estimate of the continuous ranked probability score, which keeps the ensemble's spread.
         content_weight, adversarial_weight: of the generator's two losses; 0 and 1 are the paper's Algorithm 1.
