@@ -17,6 +17,7 @@ from fastds.backend import choose
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,6 @@ def watched(args):
         or not args[0].is_cpu
         or any(isinstance(a, torch.Tensor) and type(a) not in _PLAIN for a in args)
     )
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def without_gradients(op, *args):
