@@ -2,6 +2,8 @@
 """Persistence, blurred persistence and extrapolation on fields whose future is known."""
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -128,7 +130,34 @@ def test_pysteps_agrees_on_a_drift():
     assert error < 0.2 * (persistence(x, 4) - truth).square().mean()
 
 
+def test_pysteps_is_asked_sample_by_sample(monkeypatch):
+    """What pysteps gets and gives, with methods of its names in its place."""
+    x = drifting(5)[:, :3].repeat(2, 1, 1, 1, 1)
+    x[1] *= 0.5
+    seen = []
+
+    def lucaskanade(fields):
+        seen.append(fields)
+        return np.full((2, *fields.shape[1:]), 3.0)
+
+    def extrapolate(last, velocity, steps):
+        assert velocity.shape == (2, *last.shape) and (velocity == 3).all()
+        forecasts = np.stack([last * (k + 1) for k in range(steps)])
+        forecasts[-1, 0, 0] = np.nan  # from outside
+        return forecasts
+
+    methods = {"lucaskanade": lucaskanade, "extrapolation": extrapolate}
+    part = types.SimpleNamespace(get_method=methods.__getitem__)
+    monkeypatch.setitem(sys.modules, "pysteps", types.SimpleNamespace(motion=part, nowcasts=part))
+    got = pysteps_extrapolation(x, 2)
+    assert [fields.dtype for fields in seen] == [np.float64] * 2
+    assert np.array_equal(np.stack(seen), x[:, :, 0].double().numpy())
+    expected = torch.stack([x[:, -1], 2 * x[:, -1]], 1)
+    expected[:, 1, :, 0, 0] = 0
+    assert got.dtype == x.dtype and torch.equal(got, expected)
+
+
 def test_pysteps_where_it_is_missing_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pysteps", None)
+    monkeypatch.setitem(sys.modules, "pysteps", None)
     with pytest.raises(ImportError, match="python -m pip install pysteps"):
         pysteps_extrapolation(drifting(2), 1)
