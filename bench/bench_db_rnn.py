@@ -117,6 +117,7 @@ def test_db_rnn(measure, benchmark, name, mode, peer):
         dtype="float32", flops=flops(name, mode), bytes=0, expected=expected(name, mode),
         tolerance=1e-4 if mode == "forward" else 1e-3, least_rounds=1 if peer == "torch_eager" else 3,
     )  # fmt: skip
+    run = build(name, mode, peer, (1, 32))  # as many at every size
     with Launches() as launches:
-        build(name, mode, peer, (1, 32))()  # as many at every size
+        run()
     benchmark.extra_info["launches"] = launches.count
