@@ -118,11 +118,36 @@ FASTDS_HD void forward_block(const Problem<T>& problem, const T* x, const comput
     }
 }
 
-// The way back. y null: no activation. sums, where not null, takes the gradient of the bias on top of what it holds.
+// Gradient of N values of one sub-pixel before bias and activation, as bits; at: where they lie in the fine rows. y null:
+// no activation. sum, where not null, takes the gradient of the bias on top of what it holds.
+template <int R, int N, bool Plain, class T>
+FASTDS_HD auto sub_pixel_gradient(const Problem<T>& problem, const T* grad_y, const T* y, int64_t at,
+                                  compute_t<T>* sum) {
+    constexpr int S = kStep<T, N>;
+    Vec<bits_t<T>, N> bits;
+    if constexpr (Plain) {
+        __builtin_memcpy(&bits, grad_y + at, sizeof(bits));
+    } else {
+        // The next pixel: two tensors by R * R sub-pixels are more streams than the processor follows by itself.
+        __builtin_prefetch(grad_y + at + R * problem.p.C);
+        if (y != nullptr) __builtin_prefetch(y + at + R * problem.p.C);
+        T stored[N];
+#pragma GCC unroll 8
+        for (int k = 0; k < N; k += S) {
+            auto grad = load_vec<S>(grad_y + at + k);
+            if (y != nullptr) grad = activation_gradient(grad, load_vec<S>(y + at + k), problem.act);
+            if (sum != nullptr) store_vec<S>(sum + k, decltype(grad)(load_vec<S>(sum + k) + grad));
+            store_vec<S>(stored + k, grad);
+        }
+        __builtin_memcpy(&bits, &stored, sizeof(bits));
+    }
+    return bits;
+}
+
+// The way back.
 template <int R, int N, bool Plain, class T>
 FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
     using V = Vec<bits_t<T>, N>;
-    constexpr int S = kStep<T, N>;
     const int64_t C = problem.p.C, row_stride = problem.row_stride;
     V v[R][R];
 #pragma GCC unroll 4
@@ -130,26 +155,8 @@ FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const 
         V column[R];
 #pragma GCC unroll 8
         for (int i = 0; i < R; i++) {
-            const int64_t at = i * row_stride + j * C;
-            if constexpr (Plain) {
-                __builtin_memcpy(&column[i], grad_y + at, sizeof(V));
-            } else {
-                // The next pixel: two tensors by R * R sub-pixels are more streams than the processor follows by itself.
-                __builtin_prefetch(grad_y + at + R * C);
-                if (y != nullptr) __builtin_prefetch(y + at + R * C);
-                T stored[N];
-#pragma GCC unroll 8
-                for (int k = 0; k < N; k += S) {
-                    auto grad = load_vec<S>(grad_y + at + k);
-                    if (y != nullptr) grad = activation_gradient(grad, load_vec<S>(y + at + k), problem.act);
-                    if (sums != nullptr) {
-                        compute_t<T>* sum = sums + (i * R + j) * C + k;
-                        store_vec<S>(sum, decltype(grad)(load_vec<S>(sum) + grad));
-                    }
-                    store_vec<S>(stored + k, grad);
-                }
-                __builtin_memcpy(&column[i], &stored, sizeof(V));
-            }
+            compute_t<T>* sum = sums ? sums + (i * R + j) * C : nullptr;
+            column[i] = sub_pixel_gradient<R, N, Plain>(problem, grad_y, y, i * row_stride + j * C, sum);
         }
         interleave<R, N>(column);
 #pragma GCC unroll 8
@@ -161,6 +168,39 @@ FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const 
         interleave<R, N>(v[g]);
 #pragma GCC unroll 8
         for (int k = 0; k < R; k++) store_line(grad_x + (g * R + k) * N, v[g][k], problem.streamed);
+    }
+}
+
+// The same where R * R vectors are more than there are registers: by as many rows of sub-pixels as fill a vector.
+template <int R, int N, bool Plain, class T>
+FASTDS_HD void backward_rows(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
+    constexpr int rows = N > R ? N / R : 1;
+    const int64_t C = problem.p.C;
+    for (int first = 0; first < R; first += rows) {
+        Vec<bits_t<T>, N> v[rows][R];
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++) {
+            const int64_t at = (first + i) * problem.row_stride;
+#pragma GCC unroll 8
+            for (int j = 0; j < R; j++) {
+                compute_t<T>* sum = sums ? sums + ((first + i) * R + j) * C : nullptr;
+                v[i][j] = sub_pixel_gradient<R, N, Plain>(problem, grad_y, y, at + j * C, sum);
+            }
+            interleave<R, N>(v[i]);  // (c, j)
+        }
+        if (grad_x == nullptr) continue;
+#pragma GCC unroll 8
+        for (int k = 0; k < R; k++) {
+            Vec<bits_t<T>, N> runs[rows];
+#pragma GCC unroll 4
+            for (int i = 0; i < rows; i++) runs[i] = v[i][k];
+            transpose_runs<rows, R, N>(runs);
+#pragma GCC unroll 4
+            for (int i = 0; i < rows; i++) {
+                const int e = k * N + i * R;  // of (c, j)
+                store_line(grad_x + e / R * R * R + first * R + e % R, runs[i], problem.streamed);
+            }
+        }
     }
 }
 
@@ -383,7 +423,9 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
                     const T *above = grad_y + fine, *result = y ? y + fine : nullptr;
                     T* below = grad_x ? grad_x + coarse : nullptr;
                     A* bias = sums ? sums + c : nullptr;
-                    if constexpr (N > 1)
+                    if constexpr (N > 1 && R * R > 16)
+                        backward_rows<R, N, Plain>(own, above, result, below, bias);
+                    else if constexpr (N > 1)
                         backward_block<R, N, Plain>(own, above, result, below, bias);
                     else
                         backward_channel<Plain>(own, above, result, below, bias);

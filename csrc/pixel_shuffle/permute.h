@@ -85,6 +85,28 @@ FASTDS_HD void interleave(V (&v)[R]) {
     }
 }
 
+// Of two vectors as runs of Run elements: the runs of even (Part 0) or odd (Part 1) number, a's and b's in turn.
+template <int Run, int Part, class V, int... I>
+FASTDS_HD V runs_in_turn(const V& a, const V& b, LaneList<I...>) {
+    constexpr int N = sizeof...(I);
+    return __builtin_shufflevector(a, b, (I + Part * Run + (I / Run % 2 == 0 ? 0 : N - Run))...);
+}
+
+// P vectors of P runs of R elements each: run q of vector p changes places with run p of vector q.
+template <int P, int R, int N, int Run = R, class V>
+FASTDS_HD void transpose_runs(V (&v)[P]) {
+    if constexpr (Run < P * R) {
+        constexpr int apart = Run / R;
+        for (int p = 0; p < P; p++) {
+            if (p / apart % 2 != 0) continue;
+            const V a = v[p], b = v[p + apart];
+            v[p] = runs_in_turn<Run, 0>(a, b, lanes_of<N>{});
+            v[p + apart] = runs_in_turn<Run, 1>(a, b, lanes_of<N>{});
+        }
+        transpose_runs<P, R, N, 2 * Run>(v);
+    }
+}
+
 }  // namespace
 }  // namespace FASTDS_ISA
 }  // namespace fastds
