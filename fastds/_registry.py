@@ -142,8 +142,8 @@ def call(op, *args):
     """Runs a registered op; the last step of every public op function."""
     if transforms_active():
         return op.reference(*args)
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return without_gradients(op, *args)  # the Autograd kernel would do no more
+    if op.short and not torch.is_grad_enabled() and not watched(args):
+        return op.run(*args)  # not below autograd: the reference of a backward op differentiates
     return op.overload(*args)
 
 
