@@ -171,12 +171,17 @@ FASTDS_HD void backward_block(const Problem<T>& problem, const T* grad_y, const 
     }
 }
 
-// The same where R * R vectors are more than there are registers: by as many rows of sub-pixels as fill a vector.
+// Rows of sub-pixels that fill a vector of N channels.
+template <int R, int N>
+constexpr int kRowsOf = N > R && R > 0 ? N / R : 1;
+
+// The same for the rows of sub-pixels from begin to end, where R * R vectors are more than there are registers.
 template <int R, int N, bool Plain, class T>
-FASTDS_HD void backward_rows(const Problem<T>& problem, const T* grad_y, const T* y, T* grad_x, compute_t<T>* sums) {
-    constexpr int rows = N > R ? N / R : 1;
+FASTDS_HD void backward_rows(const Problem<T>& problem, int begin, int end, const T* grad_y, const T* y, T* grad_x,
+                             compute_t<T>* sums) {
+    constexpr int rows = kRowsOf<R, N>;
     const int64_t C = problem.p.C;
-    for (int first = 0; first < R; first += rows) {
+    for (int first = begin; first < end; first += rows) {
         Vec<bits_t<T>, N> v[rows][R];
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++) {
@@ -403,6 +408,8 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     const int64_t rows = problem.p.B * problem.p.H, factor = problem.p.r * problem.p.r;
     const int64_t channels = problem.p.C * factor;
     const int64_t pieces = pixel_shuffle_partials(problem.p);
+    // Several rows of sub-pixels in each pass over a row of coarse pixels: few streams for the processor to follow.
+    constexpr int at_once = kRowsOf<R, kBlock<R, T>>, passes = R * R > 16 ? R / at_once : 1;
     parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
         const Problem<T> own = problem;
         for (int64_t piece = begin; piece < end; piece++) {
@@ -416,20 +423,23 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
                     if (own.p.C == 1)
                         done = backward_pixels<R, Plain>(own, grad_y + own.fine(row), result, below, sums);
                 }
-                for_row<R>(own, done, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
-                    constexpr int N = decltype(width)::value;
-                    const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * factor;
-                    const int64_t fine = own.fine(row) + w * own.p.r * own.p.C + c;
-                    const T *above = grad_y + fine, *result = y ? y + fine : nullptr;
-                    T* below = grad_x ? grad_x + coarse : nullptr;
-                    A* bias = sums ? sums + c : nullptr;
-                    if constexpr (N > 1 && R * R > 16)
-                        backward_rows<R, N, Plain>(own, above, result, below, bias);
-                    else if constexpr (N > 1)
-                        backward_block<R, N, Plain>(own, above, result, below, bias);
-                    else
-                        backward_channel<Plain>(own, above, result, below, bias);
-                });
+                for (int pass = 0; pass < passes; pass++) {
+                    const int first = pass * at_once;
+                    for_row<R>(own, done, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
+                        constexpr int N = decltype(width)::value;
+                        const int64_t coarse = own.coarse(row) + (w * own.p.C + c) * factor;
+                        const int64_t fine = own.fine(row) + w * own.p.r * own.p.C + c;
+                        const T *above = grad_y + fine, *result = y ? y + fine : nullptr;
+                        T* below = grad_x ? grad_x + coarse : nullptr;
+                        A* bias = sums ? sums + c : nullptr;
+                        if constexpr (N > 1 && passes > 1)
+                            backward_rows<R, N, Plain>(own, first, first + at_once, above, result, below, bias);
+                        else if constexpr (N > 1)
+                            backward_block<R, N, Plain>(own, above, result, below, bias);
+                        else if (pass == 0)
+                            backward_channel<Plain>(own, above, result, below, bias);
+                    });
+                }
             }
         }
         if (own.streamed) end_stream();

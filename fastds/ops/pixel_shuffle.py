@@ -181,6 +181,7 @@ PIXEL_SHUFFLE = define(
     backends={"native": Backend(_forward, _refusal("pixel_shuffle_forward"))},
     fake=_fake,
     function=_PixelShuffle,
+    short=True,
 )
 PIXEL_SHUFFLE_BACKWARD = define(
     "pixel_shuffle_backward(Tensor grad_y, Tensor? y, int r, float negative_slope, ScalarType bias_dtype, "
@@ -188,6 +189,7 @@ PIXEL_SHUFFLE_BACKWARD = define(
     reference=reference.pixel_shuffle_backward,
     backends={"native": Backend(_backward, _refusal("pixel_shuffle_backward"))},
     fake=_backward_fake,
+    short=True,
 )
 PIXEL_UNSHUFFLE = define(
     "pixel_unshuffle(Tensor x, int r) -> Tensor",
@@ -195,6 +197,7 @@ PIXEL_UNSHUFFLE = define(
     backends={"native": Backend(_unshuffle, _refusal("pixel_shuffle_backward"))},
     fake=_unshuffle_fake,
     function=_PixelUnshuffle,
+    short=True,
 )
 
 
