@@ -2,7 +2,8 @@
 """Markdown table of a benchmark run: `python -m bench.report results.json [more.json] [--save] [--all]`.
 
 Rows are compared with rows of the same condition: freed memory kept, or returned to the system.
---save writes the rows, small, to bench/results/<device>.json; such a file is accepted in place of a run.
+--save puts the rows, small, into bench/results/<device>.json, where other rows stay; such a file is accepted in place
+of a run.
 --all prints the rows of every peer below the table.
 """
 
@@ -17,10 +18,14 @@ ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "memory", "yardstick", "media
 
 
 def load(paths) -> dict:
-    """{device, torch, freed_memory, ceilings, rows} of pytest-benchmark or saved files; later files win per row."""
+    """merge() of pytest-benchmark or saved files."""
+    return merge(json.loads(pathlib.Path(path).read_text()) for path in paths)
+
+
+def merge(runs) -> dict:
+    """{device, torch, freed_memory, ceilings, rows} of all runs; later ones win per row."""
     result, rows = {}, {}
-    for path in paths:
-        data = json.loads(pathlib.Path(path).read_text())
+    for data in runs:
         result |= {key: data[key] for key in ("device", "torch", "freed_memory", "ceilings") if key in data}
         found = [b["extra_info"] for b in data["benchmarks"]] if "benchmarks" in data else data["rows"]
         for row in found:
@@ -92,6 +97,8 @@ def save(result) -> pathlib.Path:
     name = re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_")
     path = pathlib.Path(__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        result = merge([json.loads(path.read_text()), result])
     rows = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in result["rows"]]
     head = json.dumps({k: v for k, v in result.items() if k != "rows"})[:-1]
     body = ",\n".join(json.dumps(row) for row in rows)
@@ -104,7 +111,7 @@ def save(result) -> pathlib.Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", help="JSON of pytest --benchmark-json, or a saved file")
-    parser.add_argument("--save", action="store_true", help="write bench/results/<device>.json")
+    parser.add_argument("--save", action="store_true", help="put the rows into bench/results/<device>.json")
     parser.add_argument("--all", action="store_true", help="print the rows of every peer too")
     options = parser.parse_args()
     result = load(options.results)
