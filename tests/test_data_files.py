@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -167,3 +169,14 @@ def test_times_that_cannot_be_decoded(event, tmp_path):
 def test_hdf5_files_of_radar_services(data_dir, name):
     with pytest.raises(ValueError, match=r"has no variables at its top level \(groups: .*\), so it is no NetCDF file"):
         open_dataset(data_dir / "raw" / name)
+
+
+def test_a_process_that_reads_grib_ends_well(data_dir):
+    """With pyproj loaded later, too: ecCodes brings a PROJ of its own."""
+    pytest.importorskip("cfgrib", reason="GRIB files need the package cfgrib")
+    path = data_dir / "era5_t2m_025deg_uk_201903_1h.grib"
+    program = (
+        f"from fastds.data import open_dataset; open_dataset({str(path)!r}).load(); import pyproj; pyproj.CRS(4326)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

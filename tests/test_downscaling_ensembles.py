@@ -81,6 +81,7 @@ def write_zarr(path):
 
 def write_grib(path):
     """Two levels in GRIB edition 2, by ecCodes."""
+    pytest.importorskip("pyproj", reason="is to be loaded before ecCodes, see data/files.py")
     eccodes = pytest.importorskip("eccodes", reason="the file is written with ecCodes")
     pytest.importorskip("cfgrib", reason="GRIB edition 2 is read by cfgrib")
     field = coarse()["r"]

@@ -56,6 +56,8 @@ def open_dataset(path):
 
 
 def _open_grib(path):
+    with contextlib.suppress(ImportError):
+        import pyproj  # noqa: F401  after ecCodes, which brings a PROJ of its own, it ends the process with a double free
     dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": "", "time_dims": ["valid_time"]})
     if not dataset.variables:
         raise ValueError("no field was found")

@@ -19,6 +19,7 @@ ABSENT = ("jsonargparse", "h5netcdf", "h5py", "lightning", "pytorch_lightning", 
 def suite(*arguments, path=None, modules=None):
     environment = os.environ | ({"PATH": f"{path}:{os.environ['PATH']}"} if path else {})
     if modules is not None:
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # zarr brings a plugin
         environment["PYTHONPATH"] = f"{modules}:{environment.get('PYTHONPATH', '')}"
     command = ["bash", ROOT / "bench" / "gpu_suite.sh", *arguments]
     return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True)
