@@ -68,6 +68,11 @@ def test_layouts_and_no_bias(layout):
     check(inputs(SHAPES[0], layout=layout), torch.float32, bias=False)
 
 
+def test_pre_activations_stored_past_the_caches():
+    """9 MB of them: see choose_store in csrc/conv3x3."""
+    check(inputs((1, 5, 24, 150, 153)), torch.float32)
+
+
 def test_float64():
     check(inputs(SHAPES[0], torch.float64), torch.float64, "auto")
 

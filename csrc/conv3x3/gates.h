@@ -57,10 +57,10 @@ FASTDS_HD void stage_vector(const V (&y)[4][4], int64_t column, int count, int64
     }
 }
 
-template <class T, class Gates>
+template <class T, Store How, class Gates>
 void finish_gates(const Conv3x3Call& call, const Gates& functor, const Layout& at, const float* bias, int64_t first, int64_t count,
                   float* scratch, int64_t outputs) {
-    const StoreStage<T, Store::cached> stage{call, bias, nullptr};
+    const StoreStage<T, How> stage{call, bias, nullptr};
     float* buffer = scratch + at.staging;
     const int64_t channels = functor.channels;
     Tile tile = tile_at(call.geometry, first);
@@ -87,7 +87,10 @@ template <class T, class Gates>
 void conv3x3_run_gates(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace, const Gates& functor) {
     const float* bias = bias_of_columns(call, plan, workspace);
     run_engine(call, plan, workspace, [&](const Layout& at, int64_t first, int64_t count, float* scratch, Columns columns) {
-        finish_gates<T>(call, functor, at, bias, first, count, scratch, columns.end);
+        if constexpr (sizeof(T) == sizeof(float))
+            if (static_cast<Store>(plan.store) == Store::streamed)
+                return finish_gates<T, Store::streamed>(call, functor, at, bias, first, count, scratch, columns.end);
+        finish_gates<T, Store::cached>(call, functor, at, bias, first, count, scratch, columns.end);
     });
 }
 
