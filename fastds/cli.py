@@ -108,6 +108,9 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--interval", metavar="DURATION", help="between fields; default: the shortest the model knows")
     parser.add_argument("--coarsen", type=int, help="cells of IN.nc along one of OUT.nc; default: as the model knows")
     parser.add_argument("--block", type=int, help="start anew from the forecasts after so many fields; default: never")
+    parser.add_argument(
+        "--smooth", action="store_true", help="least squared error; default: with the intensities of the last field"
+    )
     parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
@@ -223,7 +226,7 @@ def _downscale_grid(options) -> None:
 def _nowcast(options) -> None:
     from fastds.nowcasting import nowcast_file
 
-    names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "quantity", "var")
+    names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity", "var")
     names += ("threads", "precision")
     chosen = {name: options[name] for name in names}
     files = {"model": options.model, "picture": options.picture}

@@ -6,11 +6,12 @@ import csv
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastds import models
 from fastds.cli import main
 from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates, save_dataset, synthetic_event
-from fastds.evaluation import evaluate_nowcast, window_scores
+from fastds.evaluation import csi_difference, evaluate_nowcast, window_scores
 from fastds.evaluation.nowcast_table import BANDS
 from fastds.metrics import fss, spectral_ratio
 from fastds.nowcasting import nowcast
@@ -70,6 +71,9 @@ def test_scores_agree_with_an_independent_count(event, table):
             assert row["csi"][lead, k] == pytest.approx((hits / union).item(), nan_ok=True)
             expected = fss(filled[0][:, lead], filled[1][:, lead], threshold, 9, keep)
             assert row["fss"][lead, k] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+            near = [F.max_pool2d(((z[:, lead] >= threshold) & keep).float(), 9, 1) > 0 for z in filled]
+            expected = ((near[0] & near[1]).sum() / (near[0] | near[1]).sum()).item()
+            assert row["csi_near"][lead, k] == pytest.approx(expected, nan_ok=True)
         ratios = [
             spectral_ratio(60 * torch.where(keep[s], filled[0][s, lead], 0.0), 60 * filled[1][s, lead], 0.0, BANDS)
             for s in range(len(STARTS))
@@ -111,14 +115,33 @@ def test_commands_print_and_write_the_table(event, tmp_path, capsys):
     options = ["--steps", "3", "--every", "15min", "--model", "extrapolation", "--truth", files[0]]
     assert main(["nowcast", *files, *options]) == 0
     printed = capsys.readouterr().out
-    for word in ("Scores at rain rates in mm/h", "CSI at 2.0 mm/h by lead in minutes", "extrapolation (PRED)"):
+    for word in (
+        "Scores at rain rates in mm/h",
+        "CSI at mm/h by lead in minutes",
+        "CSI near at mm/h by lead",
+        "extrapolation (PRED)",
+    ):
         assert word in printed
     assert main(["evaluate", files[1], files[0], "--csv", f"{tmp_path}/t.csv"]) == 0
     with open(tmp_path / "t.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * 3 * (5 * 5 + 4 + 4)
+    assert len(rows) == 4 * 3 * (6 * 5 + 4 + 4)
     chosen = {(r["score"], r["at"]) for r in rows}
     assert ("csi", "0.5") in chosen and ("power", "2-4") in chosen and ("b_mse", "") in chosen
+
+
+def test_difference_of_csi_and_its_interval_over_starts(table):
+    ours, theirs = (table.counts[name] for name in ("extrapolation", "persistence"))
+    assert ours.shape == (3, STEPS, 5, 4) and (ours.sum(-1) == theirs.sum(-1)).all()
+    means = [table.means(name, "csi") for name in ("extrapolation", "persistence")]
+    mean, low, high = csi_difference(ours, theirs)
+    np.testing.assert_allclose(mean, means[0] - means[1])
+    assert (low[:3] <= mean[:3]).all() and (mean[:3] <= high[:3]).all() and (low[:3] < high[:3]).all()
+    assert (csi_difference(ours, ours)[:, :3] == 0).all()
+    alike = np.repeat(ours[:1], 4, 0), np.repeat(theirs[:1], 4, 0)
+    np.testing.assert_allclose(*csi_difference(*alike)[1:])
+    with pytest.raises(ValueError, match="both counts must have the same starts and leads"):
+        csi_difference(ours, theirs[:2])
 
 
 def test_windows_are_scored_on_all_frames_as_in_the_paper(event):

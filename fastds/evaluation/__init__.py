@@ -6,11 +6,11 @@ forecasts.
 """
 
 from .evaluate import BASELINES, evaluate, evaluate_files
-from .nowcast_table import NowcastTable
+from .nowcast_table import NowcastTable, csi_difference
 from .nowcasts import Comparison, evaluate_nowcast, evaluate_nowcast_files, window_scores
 from .table import EvaluationTable
 
 __all__ = [
-    "BASELINES", "Comparison", "EvaluationTable", "NowcastTable", "evaluate", "evaluate_files", "evaluate_nowcast",
-    "evaluate_nowcast_files", "window_scores",
+    "BASELINES", "Comparison", "EvaluationTable", "NowcastTable", "csi_difference", "evaluate", "evaluate_files",
+    "evaluate_nowcast", "evaluate_nowcast_files", "window_scores",
 ]  # fmt: skip

@@ -16,7 +16,12 @@ from .table import number_text, score_table, write_csv
 
 # Wavelengths, cells.
 BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0))
-_BY_THRESHOLD = ("csi", "hss", "pod", "far", "fss")
+# Side of the windows of FSS and of nearby events, cells.
+WINDOW = 9
+_BY_THRESHOLD = ("csi", "hss", "pod", "far", "csi_near", "fss")
+_NAMES = {"csi_near": "CSI near"}
+# Score: rates in mm/h of its table by lead.
+_BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 10.0, 30.0)}
 _ERRORS = ("b_mse", "b_mae", "mse", "mae")
 _COLUMNS = 8  # leads shown
 
@@ -26,10 +31,12 @@ class NowcastTable:
     """Scores by method and lead.
 
     Attributes:
-        rows: method -> score -> array. csi, hss, pod, far, fss (n, thresholds); b_mse, b_mae (n,), sums over the field
-            on [0, 1]; mse (dBZ^2), mae (dBZ) (n,); power (n, bands): of the forecast over that of the truth by
-            wavelength, BANDS in cells. NaN where a score is not defined.
+        rows: method -> score -> array. csi, hss, pod, far, fss (n, thresholds); csi_near (n, thresholds): CSI of "an
+            event in a window of WINDOW x WINDOW cells"; b_mse, b_mae (n,), sums over the field on [0, 1]; mse (dBZ^2),
+            mae (dBZ) (n,); power (n, bands): of the forecast over that of the truth by wavelength, BANDS in cells. NaN
+            where a score is not defined.
         leads: (n,) seconds. z_r: (a, b) of the rain rates. starts, pixels: number of starts, of valid pixels a field.
+        counts: method -> (starts, n, thresholds, 4), TP, FN, FP and TN from every start.
     """
 
     rows: dict[str, dict[str, np.ndarray]]
@@ -37,6 +44,7 @@ class NowcastTable:
     z_r: tuple[float, float]
     starts: int
     pixels: int
+    counts: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
 
     def means(self, method: str, score: str) -> np.ndarray:
@@ -64,12 +72,15 @@ class NowcastTable:
         console = console or Console()
         console.print(self._skill())
         console.print(self._errors())
-        for score, at in (("mse", None), ("csi", 0.5), ("csi", 2.0), ("csi", 5.0), ("fss", 2.0), ("power", None)):
-            console.print(self._by_lead(score, at))
+        console.print(self._by_lead("MSE in dBZ²", {"": ("mse", 0)}))
+        for score, rates in _BY_LEAD.items():
+            columns = {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
+            console.print(self._by_lead(f"{_name(score)} at mm/h", columns))
+        console.print(self._by_lead("Power over the truth's", {"2-4 cells": ("power", 0)}))
         console.print(
             f"{self.starts} starts, {self.pixels} valid cells a field on average, rain by Z = {self.z_r[0]:g} "
             f"R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale 0-60 dBZ = 0-1, as in the "
-            "DB-RNN paper; FSS in windows of 9 cells.",
+            "DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells.",
             style="dim",
         )
         for note in self.notes:
@@ -81,7 +92,7 @@ class NowcastTable:
         for score in _BY_THRESHOLD:
             for number, method in enumerate(self.rows, 1):
                 values = map(_text, self.means(method, score))
-                table.add_row(method, score.upper(), *values, end_section=number == len(self.rows))
+                table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
         return table
 
     def _errors(self):
@@ -93,19 +104,50 @@ class NowcastTable:
             table.add_row(method, *errors, *map(_text, self.means(method, "power")))
         return table
 
-    def _by_lead(self, score: str, at: float | None):
+    def _by_lead(self, title: str, columns: dict[str, tuple[str, int]]):
+        """A section of methods per label -> (score, column of its array); sections without any value are left out."""
         every = math.ceil(len(self.leads) / _COLUMNS)
         chosen = np.arange(every - 1, len(self.leads), every)
-        title = {"mse": "MSE in dBZ²", "power": "Power at wavelengths of 2 to 4 cells over the truth's"}.get(
-            score, f"{score.upper()} at {at} mm/h"
-        )
         minutes = (f"{self.leads[k] / 60:g}" for k in chosen)
-        table = score_table(f"{title} by lead in minutes", ("method", *minutes))
-        column = 0 if at is None else RAIN_THRESHOLDS.index(at)
-        for method, row in self.rows.items():
-            values = row[score].reshape(len(self.leads), -1)[chosen, column]
-            table.add_row(method, *(f"{v:.1f}" if score == "mse" else _text(v) for v in values))
+        labelled = any(columns)
+        heads = ("method", *([""] if labelled else []), *minutes)
+        table = score_table(f"{title} by lead in minutes", heads)
+        for label, (score, column) in columns.items():
+            values = {m: row[score].reshape(len(self.leads), -1)[chosen, column] for m, row in self.rows.items()}
+            if all(np.isnan(v).all() for v in values.values()):
+                continue
+            for number, (method, shown) in enumerate(values.items(), 1):
+                texts = (f"{v:.1f}" if score == "mse" else _text(v) for v in shown)
+                section = number == len(values)
+                table.add_row(method, *([label] if labelled else []), *texts, end_section=section)
         return table
+
+
+def csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """CSI of one method less another's, mean over leads, and its interval over starts, (3, thresholds).
+
+    ours, theirs: counts (starts, n, thresholds, 4) of NowcastTable, the same starts. The interval holds 95 % of the
+    differences when as many starts are drawn with replacement; starts of one event are alike, so that another event may
+    lie outside. Deterministic.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"both counts must have the same starts and leads, got {ours.shape} and {theirs.shape}")
+    drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
+    drawn = np.concatenate([np.arange(len(ours))[None], drawn])
+    ours, theirs = (_mean_csi(counts, drawn) for counts in (ours, theirs))
+    difference = ours - theirs
+    return np.stack([difference[0], *np.nanquantile(difference[1:], (0.025, 0.975), axis=0)])
+
+
+def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """CSI (draws, thresholds) of the starts drawn (draws, starts), mean over leads."""
+    tp, fn, fp, _ = np.moveaxis(counts[drawn].sum(1, dtype=float), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return mean_of_defined(np.moveaxis(tp / (tp + fn + fp), 1, 0))
+
+
+def _name(score: str) -> str:
+    return _NAMES.get(score, score.upper())
 
 
 def _text(value: float) -> str:

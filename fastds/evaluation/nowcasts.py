@@ -19,10 +19,9 @@ from fastds.nowcasting.methods import BASELINES, baseline
 from fastds.nowcasting.reading import Forecasts
 from fastds.nowcasting.starts import Timeline, coarse_fields
 
-from .nowcast_table import BANDS, NowcastTable
+from .nowcast_table import BANDS, WINDOW, NowcastTable
 from .pairs import open_reflectivity
 
-FSS_WINDOW = 9
 _NAMES = ("the observed file", "TRUTH")
 
 
@@ -50,31 +49,34 @@ def evaluate_nowcast(
     observed: xr.Dataset | None = None,
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
+    baselines: Sequence[str] | None = None,
     progress: bool = False,
 ) -> NowcastTable:
     """Compare forecasts, and the baselines from the same starts, with the fields that came.
 
-    Scores are those of the DB-RNN paper on reflectivity between 0 and 60 dBZ, with the Z-R law of the forecasts, FSS in
-    windows of 9 cells, and the power of the forecast over that of the truth by wavelength. Pixels count that are
-    missing neither in the truth nor in the forecast.
+    Scores are those of the DB-RNN paper on reflectivity between 0 and 60 dBZ, with the Z-R law of the forecasts, FSS
+    and the CSI of nearby events in windows of 9 cells, and the power of the forecast over that of the truth by
+    wavelength. Pixels count that are missing neither in the truth nor in the forecast.
 
     Args:
         prediction: as fastds.nowcasting.nowcast gives it, with one start or several.
         truth: the fields after the starts, on the grid the forecasts were made from; averaged to theirs where they are
             coarser.
         observed: the fields before the starts, for the baselines; None: truth holds them, too.
-        var, z_r: as in fastds.data.to_reflectivity, for truth and observed. progress: show a progress bar.
+        var, z_r: as in fastds.data.to_reflectivity, for truth and observed.
+        baselines: names of fastds.nowcasting.BASELINES; None: all, pysteps where it is installed.
+        progress: show a progress bar.
 
     Returns: the NowcastTable, of starts with all fields.
 
     Raises: ValueError where grids do not fit or no start has all its fields.
     """
     forecasts = Forecasts(prediction)
-    names = [name for name in BASELINES if name != "pysteps" or importlib.util.find_spec("pysteps")]
+    names = _installed() if baselines is None else list(baselines)
     name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
     comparison = Comparison([*names, name], forecasts.leads, forecasts.z_r)
     methods = {key: baseline(key) for key in names}
-    known = max(method.known for method in methods.values())
+    known = max((method.known for method in methods.values()), default=1)
     fields = _Fields(forecasts, truth, truth if observed is None else observed, known, var, z_r)
     for number, before, after in _tracked(fields, progress):
         predicted = forecasts.fields(number)
@@ -87,6 +89,10 @@ def evaluate_nowcast(
     return comparison.table(notes * bool(left_out))
 
 
+def _installed() -> list[str]:
+    return [name for name in BASELINES if name != "pysteps" or importlib.util.find_spec("pysteps")]
+
+
 class Comparison:
     """Sums of the scores of several methods, all for the same truth.
 
@@ -97,8 +103,9 @@ class Comparison:
         self.leads, self.z_r = np.asarray(leads, float), z_r
         self.thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ)
         self.scores = {name: NowcastScores(self.thresholds, len(self.leads)) for name in methods}
-        shape = len(self.leads), len(self.thresholds), 2
-        self.fractions = {name: np.zeros(shape) for name in methods}
+        self.counts = {name: [] for name in methods}
+        shape = len(self.leads), len(self.thresholds), 4
+        self.windows = {name: np.zeros(shape) for name in methods}
         self.power = {name: [] for name in methods}
         self.starts = 0
 
@@ -109,8 +116,10 @@ class Comparison:
         x = torch.from_numpy(prepare(truth, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
         for name, z in fields.items():
             y = torch.from_numpy(prepare(np.where(valid, z, np.nan), NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
+            before = self.scores[name].counts.copy()
             self.scores[name].add(y[None], x[None], valid[None])
-            self.fractions[name] += _fraction_sums(y, x, valid, self.thresholds)
+            self.counts[name].append(self.scores[name].counts - before)
+            self.windows[name] += _window_sums(y, x, valid, self.thresholds)
             ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
             self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
 
@@ -121,13 +130,14 @@ class Comparison:
             row = scores.by_frame()
             row["mse"] = row["mse"] * (NOWCAST_CEILING_DBZ - NOWCAST_FLOOR_DBZ) ** 2
             row["mae"] = row["mae"] * (NOWCAST_CEILING_DBZ - NOWCAST_FLOOR_DBZ)
-            difference, total = np.moveaxis(self.fractions[name], -1, 0)
+            difference, total, hits, union = np.moveaxis(self.windows[name], -1, 0)
             with np.errstate(divide="ignore", invalid="ignore"):
-                row["fss"] = 1.0 - difference / total
+                row["fss"], row["csi_near"] = 1.0 - difference / total, hits / union
             row["power"] = mean_of_defined(np.array(self.power[name]))
             rows[name] = row
         pixels = round(next(iter(self.scores.values())).pixels.mean() / max(self.starts, 1))
-        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, tuple(notes))
+        counts = {name: np.array(parts) for name, parts in self.counts.items()}
+        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes))
 
 
 def window_scores(model, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False) -> NowcastScores:
@@ -193,14 +203,15 @@ def _check_grid(forecasts: Forecasts, source, what: str) -> None:
                 raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are other places")
 
 
-def _fraction_sums(y, x, valid, thresholds: Sequence[float]) -> np.ndarray:
-    """(n, thresholds, 2): sums of (f_y - f_x)^2 and f_y^2 + f_x^2, f the shares of events in windows inside the
-    grid."""
-    window = min(FSS_WINDOW, *x.shape[-2:])
+def _window_sums(y, x, valid, thresholds: Sequence[float]) -> np.ndarray:
+    """(n, thresholds, 4), over windows inside the grid: sums of (f_y - f_x)^2 and f_y^2 + f_x^2, f the shares of
+    events, and numbers of windows with an event in both fields and in either."""
+    window = min(WINDOW, *x.shape[-2:])
     sums = []
     for threshold in thresholds:
         p, t = (F.avg_pool2d(((z >= threshold) & valid)[:, None].double(), window, 1) for z in (y, x))
-        sums.append(torch.stack([(p - t).square().sum((1, 2, 3)), (p.square() + t.square()).sum((1, 2, 3))], -1))
+        parts = (p - t).square(), p.square() + t.square(), (p > 0) & (t > 0), (p > 0) | (t > 0)
+        sums.append(torch.stack([part.sum((1, 2, 3)).double() for part in parts], -1))
     return torch.stack(sums, 1).numpy()
 
 

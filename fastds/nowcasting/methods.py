@@ -56,9 +56,19 @@ class Method:
 
         Raises ValueError for a method that keeps no state.
         """
-        if self.model is None or "block" not in inspect.signature(self.model.forecast).parameters:
-            raise ValueError(f"method {self.name} cannot start anew from its own forecasts; leave out block")
-        return dataclasses.replace(self, function=functools.partial(self.model.forecast, block=block))
+        return self._with("block", block, "cannot start anew from its own forecasts")
+
+    def smoothed(self) -> Method:
+        """The method without the intensities of the last field: forecasts as smooth as least squared error makes them.
+
+        Raises ValueError for a method that has no such forecasts.
+        """
+        return self._with("smooth", True, "gives its forecasts no intensities that could be left out")
+
+    def _with(self, option: str, value, refusal: str) -> Method:
+        if self.model is None or option not in inspect.signature(self.model.forecast).parameters:
+            raise ValueError(f"method {self.name} {refusal}; leave out {option}")
+        return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
     def __call__(self, z: np.ndarray, steps: int, precision: str = "fp32") -> np.ndarray:
         """Forecast fields (steps, H, W) in dBZ, floor = no echo, from the known ones (known, H, W) in dBZ.

@@ -59,6 +59,8 @@ class Options:
             into the range of the model's card.
         interval: duration between fields, a multiple of the file's; None: the shortest in the range of the card.
         block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
+        smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
+            moving air else take from the last field.
         threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network.
     """
 
@@ -72,6 +74,7 @@ class Options:
     coarsen: int | None = None
     interval: str | None = None
     block: int | None = None
+    smooth: bool = False
     threads: int | None = None
     precision: str = "fp32"
 
@@ -148,6 +151,7 @@ def nowcast_file(
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder):
     """The forecasts and the report; folder: where large ones are kept in a file, None: in memory."""
     method = method if options.block is None else method.in_blocks(options.block)
+    method = method.smoothed() if options.smooth else method
     card, source = method.card, to_reflectivity(dataset, options.var, z_r=options.z_r)
     law, origin = z_r_law(source.dataset, source.raw, options.z_r)
     spacing = mean_spacing_m(source)
@@ -223,6 +227,7 @@ def _settings(method: Method, factor: int, interval: float, options: Options, la
         "fastds_interval_s": interval,
         "fastds_coarsening": factor,
         "fastds_block": options.block or 0,
+        "fastds_smooth": int(options.smooth),
         "fastds_precision": options.precision,
         "fastds_floor_dBZ": float(method.card.floor_dbz),
         "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nowcasts without training: the last field, the last field blurred, the last field moved along its motion."""
 
+import contextlib
+import io
+
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -100,14 +103,16 @@ def trajectories(flow: Tensor, steps: int) -> Tensor:
 def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
     """Extrapolation by the package pysteps: Lucas-Kanade motion of all known fields, semi-Lagrangian advection.
 
-    Arguments and returns as extrapolation; what pysteps leaves missing, because it comes from outside, is 0.
+    Arguments and returns as extrapolation; what pysteps leaves missing, because it comes from outside, is 0: dry,
+    where extrapolation repeats the edge.
 
     Raises: ImportError where pysteps is not installed.
 
     Source: Pulkkinen et al. 2019.
     """
     try:
-        from pysteps import motion, nowcasts
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
+            from pysteps import motion, nowcasts
     except ImportError:
         raise ImportError("pysteps_extrapolation needs the package pysteps: python -m pip install pysteps") from None
     _check(x, steps, 2)

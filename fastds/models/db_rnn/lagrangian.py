@@ -91,11 +91,11 @@ class LagrangianRNN(NowcastModel):
         return self._roll(frames, steps, flow, matched=False)
 
     @torch.no_grad()
-    def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
-        """The n frames after the known ones, matched to the last known one, clipped to [0, 1]; arguments as forward.
-        Not differentiable.
+    def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None, smooth: bool = False) -> Tensor:
+        """The n frames after the known ones, matched to the last known one unless `smooth`, clipped to [0, 1];
+        arguments as forward. Not differentiable.
         """
-        return self._roll(frames, steps, flow, matched=self.match_above is not None).clamp(0, 1)
+        return self._roll(frames, steps, flow, matched=self.match_above is not None and not smooth).clamp(0, 1)
 
     def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> Tensor:
         if frames.dim() != 5 or frames.shape[1] < 2:

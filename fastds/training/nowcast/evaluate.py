@@ -3,22 +3,23 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jsonargparse import auto_cli
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
-from fastds.evaluation import evaluate_nowcast
+from fastds.evaluation import csi_difference, evaluate_nowcast
 from fastds.evaluation.nowcast_table import NowcastTable
 from fastds.nowcasting import nowcast
 
 # File: first frame, frames from one start to the next. No frame of them was trained or validated on; only that of KNMI
 # is an event the shipped weights saw the beginning of.
 TEST_STARTS = {
-    "radar_mch_20160711_5min.nc": (0, 6),
+    "radar_mch_20160711_5min.nc": (0, 3),
     "radar_opera_20180824_15min.nc": (0, 1),
-    "radar_bom_melbourne_20180616_6min.nc": (0, 4),
+    "radar_bom_melbourne_20180616_6min.nc": (0, 2),
     "radar_knmi_20100826_5min.nc": (76, 3),
 }
 RATES = (0.5, 2.0, 5.0)
@@ -26,11 +27,13 @@ REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
 
 
 def file_scores(
-    model, folder: str | os.PathLike, file: str, steps: int = 12, starts: int | None = None
-) -> NowcastTable:
+    model, folder: str | os.PathLike, file: str, steps: int = 12, starts: int | None = None, smooth: bool = False,
+    baselines: Sequence[str] | None = None,
+) -> NowcastTable:  # fmt: skip
     """Scores of forecasts of a test file, and of the baselines, see evaluate_nowcast.
 
-    model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many.
+    model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many. smooth: see
+    fastds.nowcasting.run.Options.
     """
     first, every = TEST_STARTS[file]
     with open_dataset(pathlib.Path(folder) / file) as dataset:
@@ -41,8 +44,8 @@ def file_scores(
     if starts is not None:
         last = min(last, known + (starts - 1) * every)
     minutes = every * float((dataset.time[1] - dataset.time[0]) / np.timedelta64(1, "m"))
-    forecasts = nowcast(model, dataset.isel(time=slice(0, last)), steps=steps, every=f"{minutes:g}min")
-    return evaluate_nowcast(forecasts, dataset)
+    options = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
+    return evaluate_nowcast(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 
 def comparison(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
@@ -67,18 +70,30 @@ def summary(table: NowcastTable) -> dict[str, float]:
     return out
 
 
-def table(data: str, model: str = "nowcast-small", starts: int | None = None, target: str | None = None) -> dict:
-    """Print by lead how the model compares with extrapolation on every test radar, and the means of all baselines.
+def table(
+    data: str,
+    model: str = "nowcast-small",
+    starts: int | None = None,
+    smooth: bool = False,
+    target: str | None = None,
+    against: str | None = None,
+) -> dict:
+    """Print by lead how the model compares with the baselines on every test radar, and the means of all.
 
     Args:
         data: folder with the radar files. model: a shipped name or a safetensors file.
-        starts: forecasts of a file, at most. target: where to save the weights with the scores in their card.
+        starts: forecasts of a file, at most. smooth: of its mean forecasts, see fastds.nowcasting.run.Options.
+        target: where to save the weights with the scores in their card.
+        against: another model, compared with in place of the baselines, by CSI start by start.
 
-    Returns: {file: summary}.
+    Returns: {file: summary}, empty with against.
     """
     network, results = models.load(model), {}
     for file in TEST_STARTS:
-        scores = file_scores(network, data, file, starts=starts)
+        if against is not None:
+            _print_difference(network, models.load(against), data, file, starts=starts, smooth=smooth)
+            continue
+        scores = file_scores(network, data, file, starts=starts, smooth=smooth)
         results[file] = summary(scores)
         print(f"{file}: {scores.starts} starts, minutes " + " ".join(f"{lead / 60:g}" for lead in scores.leads))
         for reference in REFERENCES:
@@ -88,6 +103,23 @@ def table(data: str, model: str = "nowcast-small", starts: int | None = None, ta
         network.card.metrics["test"] = results
         models.save(network, target)
     return results
+
+
+def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
+    """Mean CSI over leads of both, and the difference with its interval over starts."""
+    tables = [file_scores(network, data, file, baselines=(), **options) for network in (ours, theirs)]
+    names = [next(iter(scores.rows)) for scores in tables]
+    mse, csi = (
+        [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")
+    )
+    gain = csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
+    print(f"{file}: {tables[0].starts} starts, mse {mse[0]:.2f} and {mse[1]:.2f}")
+    for k, rate in enumerate(RAIN_THRESHOLDS):
+        values = (csi[0][k], csi[1][k], *gain[:, k])
+        print(
+            "  csi {:4g} mm/h {:.4f} and {:.4f}, difference {:+.4f} [{:+.4f}, {:+.4f}]".format(rate, *values),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
