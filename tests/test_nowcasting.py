@@ -72,6 +72,24 @@ def test_long_forecasts_may_start_anew_from_themselves(event):
         nowcast("extrapolation", event, block=2)
 
 
+def test_smooth_forecasts_do_not_take_the_intensities_of_the_last_field(event):
+    torch.manual_seed(0)
+    model = models.create("nowcast-small", hidden=4).eval()
+    for name, value in {**CARD, "name": "moving"}.items():
+        setattr(model.card, name, value)
+    torch.nn.init.constant_(model.network.module.output.bias, -0.03)  # all echo decays
+    known = torch.from_numpy(np.clip(event["reflectivity"].values[9:], 0, 60) / 60)[None, :, None]
+    expected = rate(model(known, steps=2).detach())
+    out = model.nowcast(event, steps=2, smooth=True)
+    there = ~np.isnan(out.rainfall_rate.values)
+    np.testing.assert_allclose(out.rainfall_rate.values[there], expected[there], rtol=1e-3, atol=1e-5)
+    assert out.attrs["fastds_smooth"] == 1
+    kept = model.nowcast(event, steps=2)
+    assert kept.attrs["fastds_smooth"] == 0 and kept.rainfall_rate.mean() > 1.1 * out.rainfall_rate.mean()
+    with pytest.raises(ValueError, match="method extrapolation gives its forecasts no intensities that could be left"):
+        nowcast("extrapolation", event, smooth=True)
+
+
 def test_times_grid_and_attributes(event):
     out = nowcast("extrapolation", event, lead="20min", start="2020-06-01T12:30Z")
     reference = np.datetime64("2020-06-01T12:30")
