@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CPU passes share: where rows of coarse pixels and of sub-pixels lie, and how results are stored.
+#pragma once
+#include "pixel_shuffle/math.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// Permutations move storage values as bits.
+template <class T>
+struct BitsOf {
+    using type = T;
+};
+template <>
+struct BitsOf<Half> {
+    using type = uint16_t;
+};
+template <>
+struct BitsOf<BFloat16> {
+    using type = uint16_t;
+};
+template <class T>
+using bits_t = typename BitsOf<T>::type;
+
+// Results from this size on go past the caches, which do not read lines first that are overwritten whole. glibc's memcpy
+// does the same for copies that leave no room in the last level.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
+// One register to memory; streamed where it is a whole line.
+template <class V, class T>
+FASTDS_HD void store_line(T* to, const V& v, bool streamed) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+        if (streamed) {
+            __m512i line;
+            __builtin_memcpy(&line, &v, sizeof(line));
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+            return;
+        }
+    }
+#endif
+    __builtin_memcpy(to, &v, sizeof(V));
+}
+
+// Streamed stores are visible to other threads after this.
+FASTDS_HD void end_stream() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
+template <class T>
+struct Problem {
+    using A = compute_t<T>;
+    PixelShuffleParams p;
+    Activation<A> act;
+    int64_t row_stride;  // elements from sub-pixel (i, j) to (i + 1, j); to (i, j + 1) there are C
+    bool streamed;       // the result is large, and its blocks of channels are whole lines
+
+    explicit Problem(const PixelShuffleParams& params)
+        : p(params), act(activation<A>(params)), row_stride(params.W * params.r * params.C) {
+        const int64_t bytes = p.B * p.C * p.H * p.W * p.r * p.r * static_cast<int64_t>(sizeof(T));
+        streamed = bytes >= kStreamBytes && p.C * sizeof(T) % 64 == 0;
+    }
+
+    // Where a row of coarse pixels starts, and its first row of sub-pixels; row counts through the batch.
+    int64_t coarse(int64_t row) const { return row * p.W * p.C * p.r * p.r; }
+    int64_t fine(int64_t row) const { return row * p.r * row_stride; }
+};
+
+// Lanes of one block that fit one vector of compute values.
+template <class T, int N>
+constexpr int kStep = N < kLanes<compute_t<T>> ? N : kLanes<compute_t<T>>;
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
