@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fastds.data import ReflectivityInput, grid_spacing_m
+from fastds.data.files import check_format
 
 PRECISIONS = ("fp32", "bf16")
 # Fields larger than this are kept in a file while a command runs.
@@ -39,15 +40,30 @@ class Report:
         return "\n".join(self.notes)
 
 
-def check_target(source: str | os.PathLike, target: Path) -> None:
-    """ValueError where the output would replace the input, FileNotFoundError where its folder is missing."""
+def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """What would make writing fail, before anything is computed.
+
+    Raises: ValueError where the output would replace the input, FileNotFoundError where its folder is missing,
+        PermissionError where that is read-only, IsADirectoryError for a folder (a Zarr store is replaced).
+    """
+    target = Path(target)
     if target.exists() and os.path.realpath(source) == os.path.realpath(target):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {target.parent}")
+    if target.is_dir() and target.suffix != ".zarr":
+        raise IsADirectoryError(f"the output must be a file, {target} is a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"the folder of the output is read-only: {target.parent}")
 
 
-def check_settings(threads: int | None, precision: str) -> None:
+def check_field_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """As check_target, for fields; ValueError also for a name that promises another format than NetCDF or Zarr."""
+    check_target(source, target)
+    check_format(target)
+
+
+def check_settings(threads: int | None, precision: str = "fp32") -> None:
     """ValueError for a precision that is not there or a number of threads that is none."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")

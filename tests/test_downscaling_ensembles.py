@@ -165,8 +165,8 @@ def test_messages(tmp_path):
     bare.card.range = None
     for message, call in [
         ("variable r has 1 missing or infinite values", lambda: downscale_ensemble(model, changed(np.nan))),
-        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(106.0))),
-        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(-1.0))),
+        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(300.0))),
+        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(-50.0))),
         ("units '1', expected relative humidity in %", lambda: downscale_ensemble(model, changed(units="1"))),
         ("level 850 was asked for", lambda: downscale_ensemble(model, coarse(), level=850)),
         ("ambiguous", lambda: downscale_ensemble(model, coarse().assign(q=coarse()["r"]))),
@@ -176,3 +176,10 @@ def test_messages(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_humidity_a_little_beyond_is_cut_and_said():
+    model = generator()
+    with pytest.warns(UserWarning, match="1 of 144 values of r, .* to 109 %, are cut to 0..105 %"):
+        cut = downscale_ensemble(model, changed(109.0))
+    assert np.array_equal(cut["r"], downscale_ensemble(model, changed(105.0))["r"])

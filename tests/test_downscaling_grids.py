@@ -227,3 +227,50 @@ def test_bad_points_are_refused(tmp_path, capsys, stations, message):
 def test_a_radar_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected an INRDownscaler"):
         downscale_grid("fczsm-small", region(), scale=2)
+
+
+def test_command_refuses_before_it_writes(tmp_path, capsys):
+    save(model(), tmp_path / "m.safetensors")
+    fields = tmp_path / "in.nc"
+    dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)).to_netcdf(fields, engine="h5netcdf")
+    before = fields.read_bytes()
+
+    def refusal(output, *options):
+        arguments = [str(fields), str(output), "--model", f"{tmp_path}/m.safetensors", "--scale", "2", *options]
+        assert main(["downscale", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "must be another file than the input" in refusal(fields) and fields.read_bytes() == before
+    assert f"{tmp_path} is a folder" in refusal(tmp_path)
+    assert "no such folder" in refusal(tmp_path / "none" / "o.nc")
+    assert "not as .grib" in refusal(tmp_path / "o.grib")
+    for option in (
+        "--tile=16",
+        "--halo=0",
+        "--precision=bf16",
+        "--time-factor=2",
+        "--members=2",
+        "--seed=1",
+        "--var=t",
+    ):
+        assert f"{option.split('=')[0]} is not used with --scale" in refusal(tmp_path / "o.nc", option)
+    assert "threads must be a whole number" in refusal(tmp_path / "o.nc", "--threads=0")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "m.safetensors"]
+
+
+def test_a_coarser_grid_is_said_to_be_no_mean():
+    with pytest.warns(UserWarning, match="coarser than the input"):
+        downscale_grid(model(), dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)), scale=0.5)
+
+
+def test_stations_are_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    save(model(), tmp_path / "m.safetensors")
+    dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)).to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
+    points = tmp_path / "p.csv"
+    points.write_text("lat,lon\n35,12\n")
+    command = ["query", f"{tmp_path}/in.nc", "--points", str(points), "--model", f"{tmp_path}/m.safetensors"]
+    assert main([*command, "--out", str(points)]) == 2
+    assert "another file than the input" in capsys.readouterr().err and points.read_text() == "lat,lon\n35,12\n"
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main([*command, "--out", f"{tmp_path}/o.csv"]) == 130
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "m.safetensors", "p.csv"]

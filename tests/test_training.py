@@ -179,7 +179,7 @@ class Broken(torch.nn.Module):
 def run_broken(event, tmp_path, monkeypatch, bad_steps):
     model = Broken(bad_steps)
     monkeypatch.setattr("fastds.training.run.build_model", lambda config: model)
-    monkeypatch.setattr("fastds.training.run.models.save", lambda model, path: None)
+    monkeypatch.setattr("fastds.training.run.models.save", lambda model, path: path.touch())
     train(tiny(event, tmp_path, ema_decay=0.0))
     return model
 
@@ -249,3 +249,10 @@ def test_run_exports_and_resumes_exactly_after_a_kill(event, tmp_path):
 def test_max_minutes_ends_the_run(event, tmp_path):
     best = train(tiny(event, tmp_path, max_steps=10**6, max_minutes=0.02))
     assert best.exists()
+
+
+@pytest.mark.parametrize("name", ["fczsm-s", "fczsm-d", "ms-convlstm"])
+def test_networks_that_a_radar_field_cannot_feed_are_refused(event, tmp_path, name):
+    with pytest.raises(ValueError, match=f"model.name: '{name}' cannot be trained on files of one radar field"):
+        train(dataclasses.replace(tiny(event, tmp_path / "o"), model=ModelConfig(name)))
+    assert not (tmp_path / "o").exists()

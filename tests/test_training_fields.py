@@ -121,3 +121,45 @@ def test_command(path, tmp_path, capsys):
     arguments = ["--config", "inr-small", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]
     assert main(arguments) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_start_leaves_nothing_and_touches_no_other(path, tmp_path, capsys):
+    arguments = [f"--data.path={path}", "--data.variables=[t]", "--max_steps=1", "--threads=1"]
+    for wrong in ("--data.path=none.nc", "--data.variables=[x]", "--data.crop=500", "--model=nope", "--threads=0"):
+        assert main(["fields", *arguments, wrong, f"--output={tmp_path}/new"]) == 2
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.yaml").write_text("seed: 3")
+    assert main(["fields", *arguments, "--data.path=none.nc", f"--output={tmp_path}/old"]) == 2
+    assert (tmp_path / "old" / "config.yaml").read_text() == "seed: 3"
+    capsys.readouterr()
+    for wrong, sentence in (("--rate=1", "unrecognized arguments"), ("--learning_rate=fast", "learning_rate")):
+        assert main(["fields", *arguments, wrong]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and error.startswith("fastds train: ") and error.count("\n") == 1
+
+
+def test_defaults_fit_a_file_of_ones_own(path, tmp_path, capsys):
+    """Split, card and wind components follow from the file; the weights work in the command."""
+    arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
+    arguments += ["--data.batch_size=2", "--data.epoch_samples=4", "--max_steps=2", "--threads=1"]
+    small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
+    arguments += ["--data.scales=[1.0,2.0]", "--data.test_scales=[1.5]", f"--options={small}", f"--output={tmp_path}/o"]
+    assert main(["fields", *arguments]) == 2
+    assert "at least 24 rows and columns are needed" in capsys.readouterr().err  # a fifth of 90 columns is too few
+    assert main(["fields", *arguments, "--data.train=[0,55]", "--data.validation=[60,90]"]) == 0
+    assert models.load(tmp_path / "o" / "best.safetensors").card.input_variables == [{"name": "t", "units": "K"}]
+
+
+def test_a_run_without_validation_says_so(path, tmp_path):
+    with pytest.raises(ValueError, match="ended at step 3, before its first validation"):
+        train(config(path, tmp_path, max_steps=3))
+
+
+def test_an_interrupt_reaches_the_caller(path, tmp_path, monkeypatch):
+    def interrupt(self, batch, index):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FieldModule, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(path, tmp_path, max_steps=75))

@@ -8,12 +8,14 @@ import os
 import pathlib
 import secrets
 import shutil
+import warnings
 
 import h5py
 import xarray as xr
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
+_OTHER_FORMATS = (".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", ".png", ".npy", ".npz")
 _FORMATS = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr", "cfgrib": "GRIB"}
 
 
@@ -108,6 +110,13 @@ def _first_line(error):
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
+def check_format(path):
+    """Raise ValueError for a name that promises another format than save_dataset writes."""
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise ValueError(f"{path}: fields are written as NetCDF (.nc) or Zarr (.zarr), not as {suffix}")
+
+
 def save_dataset(dataset, path):
     """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path`
     until it is complete.
@@ -117,9 +126,10 @@ def save_dataset(dataset, path):
 
     Args: dataset: xarray.Dataset; path: file to write.
     Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot
-        be stored.
+        be stored and for the name of another format (.grib, .tif, ...).
     """
     path = pathlib.Path(path)
+    check_format(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.parent}")
     as_zarr = path.suffix == ".zarr"
@@ -129,9 +139,10 @@ def save_dataset(dataset, path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         if as_zarr:
-            dataset.to_zarr(
-                temporary, mode="w", encoding={name: _plain_encoding(v) for name, v in dataset.variables.items()}
-            )
+            encoding = {name: _plain_encoding(v) for name, v in dataset.variables.items()}
+            with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
+                warnings.filterwarnings("ignore", "Consolidated metadata")
+                dataset.to_zarr(temporary, mode="w", encoding=encoding)
             _replace_folder(temporary, path)
         else:
             dataset.to_netcdf(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import warnings
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ import xarray as xr
 
 import fastds
 from fastds.data import add_history, open_dataset, refine_grid, save_dataset
-from fastds.data.fields import check_values, choose_field
+from fastds.data.fields import HUMIDITY_RANGE, check_values, choose_field
+from fastds.inference import check_field_target
 from fastds.models import load
 from fastds.models.wgan_gp import HumidityGenerator
 
@@ -45,13 +46,15 @@ def downscale_ensemble(
         a result can be refined again. Deterministic for given settings.
 
     Raises:
-        ValueError: another model, members below 1, missing values, humidity outside [0, 105] %, or a variable or
-        level that is missing or ambiguous.
+        ValueError: another model, members below 1, missing values, humidity far outside [0, 105] % or a fraction, or
+        a variable or level that is missing or ambiguous. Warns (UserWarning) where humidity is cut to [0, 105] %.
     """
     _check(model, members)
     field = choose_field(dataset, variable, level)
     values = field.values.astype(np.float32)
-    check_values(values, f"variable {field.name}", humidity=_is_humidity(model, field))
+    check_values(values, f"variable {field.name}")
+    if _is_humidity(model, field):
+        values = _cut_humidity(values, field.name)
     fine = _run(model, values, members, seed)
     dims = (("realization",) if members else ()) + field.dims
     scale = model.config["scale"]
@@ -81,9 +84,7 @@ def downscale_ensemble_file(source: str | os.PathLike, target: str | os.PathLike
 
     Returns: a sentence for the user. `target` appears only when it is complete.
     """
-    target = Path(target)
-    if target.exists() and os.path.realpath(source) == os.path.realpath(target):
-        raise ValueError(f"the output must be another file than the input, got {target} twice")
+    check_field_target(source, target)
     generator = model if isinstance(model, torch.nn.Module) else load(model)
     with open_dataset(source) as dataset:
         out = downscale_ensemble(generator, dataset, **options)
@@ -111,6 +112,26 @@ def _is_humidity(model, field):
     if units not in _PERCENT:
         raise ValueError(f"variable {field.name} has units {units!r}, expected relative humidity in %")
     return True
+
+
+def _cut_humidity(values, name):
+    """Cut to what a model of humidity takes; analyses reach a little beyond, over ice and by interpolation."""
+    low, high = HUMIDITY_RANGE
+    least, most = float(values.min()), float(values.max())
+    if most <= 2.0:
+        raise ValueError(f"variable {name} reaches {most:g} % at most: is it a fraction? multiply it by 100")
+    outside = (values < low) | (values > high)
+    if not outside.any():
+        return values
+    if least < low - 10 or most > high + 75:
+        check_values(values, f"variable {name}", humidity=True)
+    warnings.warn(
+        f"{int(outside.sum())} of {values.size} values of {name}, {least:.4g} to {most:.4g} %, are cut to "
+        f"{low:g}..{high:g} %",
+        UserWarning,
+        stacklevel=3,
+    )
+    return values.clip(low, high)
 
 
 def _run(model, values, members, seed):

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from fastds.data import add_history, open_dataset, save_dataset
 from fastds.data.axes import is_latitude, is_longitude
-from fastds.inference import store
+from fastds.evaluation.table import write_csv
+from fastds.inference import check_field_target, check_target, store
 from fastds.models import load
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
@@ -179,13 +182,16 @@ class FieldModel:
     def _factor(factor) -> Tensor:
         return torch.tensor([factor], dtype=torch.float32)
 
+    def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
+        """How many times finer a grid of coordinates is, along rows and columns."""
+        return tuple(
+            abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.model.max_scale
+            for s, t in zip(self.grid.steps, (latitude, longitude), strict=True)
+        )
+
     def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
         """(1, C, H, W) at a grid of coordinates, decoded in windows of rows into one (H', W') array per variable."""
-        steps = self.grid.steps
-        factor = tuple(
-            abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.model.max_scale
-            for s, t in zip(steps, (latitude, longitude), strict=True)
-        )
+        steps, factor = self.grid.steps, self.factor(latitude, longitude)
         encoded = self.encode(x, factor)
         middle = (self.grid.longitude[0] + self.grid.longitude[-1]) / 2
         near = middle + torch.remainder(longitude - middle + 180, _FULL_CIRCLE) - 180
@@ -229,6 +235,9 @@ def downscale_grid(
         latitude, longitude = target_by_spacing(grid, spacing_degrees)
     field_model = FieldModel(model, grid)
     names, lead = field_model.find(dataset)
+    if min(field_model.factor(latitude, longitude)) < 1 - 1e-6:
+        coarser = "the new grid is coarser than the input: its values are those at its points, not means of its cells"
+        warnings.warn(coarser, UserWarning, stacklevel=2)
     shape = *(dataset.sizes[d] for d in lead), latitude.numel(), longitude.numel()
     fine = [store(shape, folder) for _ in field_model.model.predicted]
     for at, x in field_model.fields(dataset, names, lead):
@@ -278,19 +287,21 @@ def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = 
 
 def downscale_grid_file(source, target, *, model, scale=None, grid=None, like=None) -> str:
     """`fastds downscale IN OUT --scale | --grid | --like`; returns one sentence about what was written."""
-    folder = Path(target).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    dataset = open_dataset(source)
-    other = None if like is None else open_dataset(like)
-    fine = downscale_grid(model, dataset, scale=scale, spacing_degrees=grid, like=other, folder=folder)
-    save_dataset(fine, target)
+    check_field_target(source, target)
+    with open_dataset(source) as dataset, nullcontext() if like is None else open_dataset(like) as other:
+        folder = Path(target).absolute().parent
+        fine = downscale_grid(model, dataset, scale=scale, spacing_degrees=grid, like=other, folder=folder)
+        save_dataset(fine, target)
     size = " x ".join(str(fine.sizes[n]) for n in geometry(fine).names)
     return f"{target}: {', '.join(map(str, fine.data_vars))} on {size} points"
 
 
 def query_file(source, points, target, *, model, outside="error") -> str:
     """`fastds query`: points a CSV with columns lat and lon; its columns are repeated in front of the values."""
+    check_target(source, target)
+    check_target(points, target)
+    if not Path(points).is_file():
+        raise FileNotFoundError(f"no such file: {points}")
     with open(points, newline="") as file:
         stations = list(csv.DictReader(file))
     columns = {name.strip().lower(): name for name in (stations[0] if stations else {})}
@@ -305,10 +316,9 @@ def query_file(source, points, target, *, model, outside="error") -> str:
         latitude, longitude = ([float(s[name]) for s in stations] for name in pair)
     except ValueError as error:
         raise ValueError(f"{points}: a coordinate is no number: {error}") from None
-    rows = query_table(model, open_dataset(source), latitude, longitude, outside)
-    with open(target, "w", newline="") as file:
-        writer = csv.DictWriter(file, [*stations[0], *(k for k in rows[0] if k != "point")])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(stations[row.pop("point")] | row)
+    with open_dataset(source) as dataset:
+        rows = query_table(model, dataset, latitude, longitude, outside)
+    header = [*stations[0], *(k for k in rows[0] if k != "point")]
+    lines = (stations[row["point"]] | row for row in rows)
+    write_csv(target, header, ([line[key] for key in header] for line in lines))
     return f"{target}: {len(rows)} rows for {len(stations)} points"

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import nn
@@ -22,8 +24,8 @@ from fastds.data import (
 )
 from fastds.inference import (
     Report,
+    check_field_target,
     check_settings,
-    check_target,
     evaluating,
     mean_spacing_m,
     store,
@@ -88,7 +90,7 @@ def downscale_file(
     Raises FileNotFoundError, ValueError.
     """
     target = Path(target)
-    check_target(source, target)
+    check_field_target(source, target)
     settings = {
         key: options.pop(key, value)
         for key, value in (
@@ -160,6 +162,8 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
     with torch_threads(threads), torch.inference_mode(), evaluating(model):
         job = Job(model, source, tile, halo, precision, time_factor)
         z = job.run(progress, folder)
+    if not any(np.isfinite(frame).any() for frame in z):
+        warnings.warn("every pixel of the input is missing, and so is the output", UserWarning, stacklevel=3)
     values = None if source.kind == "reflectivity" else store(output_shape(source, job.scale, time_factor), folder)
     out = from_reflectivity(source, z, job.scale, time_factor, out=values)
     settings = job.settings()
@@ -176,7 +180,8 @@ def _check_model(model) -> None:
         raise ValueError(f"model {card.name} forecasts and does not downscale; use fastds nowcast")
     if card.floor_dbz is None or card.ceiling_dbz is None:
         raise ValueError(
-            f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so its input cannot be scaled"
+            f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
+            "of latitude-longitude fields need one of --scale, --grid and --like"
         )
     if config.get("in_channels", 1) != 1 or config.get("static_channels", 0):
         raise ValueError(

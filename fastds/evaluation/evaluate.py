@@ -16,7 +16,7 @@ from .pairs import Pair, Pairs
 from .table import EvaluationTable
 
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
-_NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: pip install 'fastds-weather[verify]'"
+_NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: python -m pip install torchmetrics scores"
 
 
 def evaluate_files(

@@ -84,7 +84,7 @@ class NowcastTable:
             style="dim",
         )
         for note in self.notes:
-            console.print(note, style="dim")
+            console.print(note, style="dim", markup=False)
 
     def _skill(self):
         heads = ("method", "score", *(f"{rate:g}" for rate in RAIN_THRESHOLDS))

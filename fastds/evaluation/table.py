@@ -53,7 +53,7 @@ class EvaluationTable:
             style="dim",
         )
         for note in self.notes:
-            console.print(note, style="dim")
+            console.print(note, style="dim", markup=False)
 
     def _error_table(self, floor: float):
         key = f"{floor:g}"

@@ -25,6 +25,7 @@ from fastds.data.reflectivity import z_r_law
 from fastds.inference import (
     TOLERANCE,
     Report,
+    check_field_target,
     check_settings,
     check_target,
     evaluating,
@@ -131,7 +132,7 @@ def nowcast_file(
     above 256 MB wait in an unnamed file beside the target. Raises FileNotFoundError, ValueError.
     """
     target = Path(target)
-    check_target(source, target)
+    check_field_target(source, target)
     if picture is not None:
         check_target(source, Path(picture))
     chosen = Options(**options)

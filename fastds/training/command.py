@@ -3,13 +3,16 @@
 
 import dataclasses
 import importlib
+import logging
 import pathlib
+import signal
 import sys
+import warnings
 
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from fastds import models
@@ -39,9 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     task = arguments.pop(0) if arguments[:1] and arguments[0] in TASKS else _task_of(arguments)
     module = importlib.import_module(TASKS[task])
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
+    warnings.filterwarnings("ignore", ".*is deprecated", module="lightning")
     try:
         result = module.train(module.parse_arguments(arguments))
-    except (FileNotFoundError, ImportError, ValueError, FloatingPointError) as error:
+    except ArgumentError as error:
+        sentence = " ".join(str(error).split())
+        print(f"fastds train: {sentence} (see fastds train {task} --help)", file=sys.stderr)
+        return 2
+    except (OSError, ImportError, ValueError, FloatingPointError) as error:
         print(f"fastds train: {error}", file=sys.stderr)
         return 2
     print(f"wrote {result}")
@@ -56,9 +65,10 @@ def _task_of(arguments: list[str]) -> str:
 def read_command_line(config_class: type, arguments: list[str], task: str, description: str):
     """Read a command line into a dataclass, every field an option (--data.path, --max_steps, ...).
 
-    `--config` takes a YAML file or the name of a shipped configuration. Raises: ValueError for a name that is neither.
+    `--config` takes a YAML file or the name of a shipped configuration. Raises: ValueError for a name that is neither;
+    jsonargparse.ArgumentError for an argument that is unknown, missing or of another type.
     """
-    parser = ArgumentParser(prog=f"fastds train {task}", description=description)
+    parser = ArgumentParser(prog=f"fastds train {task}", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configurations(task))}")
     parser.add_class_arguments(config_class, as_group=False)
     values = parser.parse_args(_resolve_names(arguments))
@@ -82,11 +92,18 @@ def _resolve_names(arguments: list[str]) -> list[str]:
     return resolved
 
 
-def begin(config) -> pathlib.Path:
-    """Seed, set the threads, make the folder config.output with config.yaml in it, and return the folder."""
+def begin(config) -> None:
+    """Seed and set the threads. Raises: ValueError for threads below 1."""
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads must be a whole number >= 1, got {config.threads}")
     L.seed_everything(config.seed, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+
+
+def make_folder(config) -> pathlib.Path:
+    """Make the folder config.output with config.yaml in it, and return it: last, when data and network are there, so
+    that a run that cannot start leaves nothing and touches no earlier one."""
     output = pathlib.Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
@@ -105,10 +122,28 @@ def keep_last(output: pathlib.Path) -> ModelCheckpoint:
     return ModelCheckpoint(str(output / "checkpoints"), filename="last", save_top_k=1, enable_version_counter=False)
 
 
-def checkpoint_to_resume(config, output: pathlib.Path) -> str | None:
-    """The last checkpoint of the folder, where there is one and config.resume asks for it."""
-    last = output / "checkpoints" / "last.ckpt"
-    return str(last) if config.resume and last.exists() else None
+def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config) -> pathlib.Path:
+    """Train, from the last checkpoint in config.output where there is one and config.resume asks for it.
+
+    Returns: the path of best.safetensors. Raises: ValueError for a run that ends before its first validation;
+        KeyboardInterrupt, after Lightning has shut down.
+    """
+    output = pathlib.Path(config.output)
+    last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
+    resume = str(last) if config.resume and last.exists() else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+        raise KeyboardInterrupt from None
+    if trainer.is_global_zero and not best.exists():
+        raise ValueError(
+            f"the run ended at step {trainer.global_step}, before its first validation, and has exported no weights; "
+            f"its checkpoint in {output} is kept: resume with more steps or minutes, or a smaller data.epoch_samples"
+        )
+    return best
 
 
 def fill_card(card, values: dict, argument: str = "card") -> None:

@@ -147,7 +147,10 @@ def time_blocks(config: DataConfig) -> tuple[list, list]:
     train, validation = [], []
     for file in files:
         if not file.exists():
-            raise FileNotFoundError(f"data.path: no such file: {file}")
+            raise FileNotFoundError(
+                f"data.path: no such file: {file}, which data.blocks names; without --config, "
+                "`fastds train radar|nowcast --data.path=FOLDER` takes every *.nc of a folder"
+            )
         part = blocks.get(file.name) or _last_fifth(file)
         overlap(file.name, part)
         train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))

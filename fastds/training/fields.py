@@ -3,6 +3,7 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 
 import lightning as L
@@ -20,7 +21,7 @@ from fastds.data.files import open_dataset
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last, read_command_line
+from fastds.training.command import ExportBest, begin, fill_card, fit, keep_last, make_folder, read_command_line
 from fastds.training.data import NewSamples
 from fastds.training.module import SupervisedModule
 
@@ -35,8 +36,10 @@ class FieldDataConfig:
         statics: variables over (latitude, longitude) of the same file that the encoder reads beside (orography).
         split: what the next three divide, columns ("longitude") or steps of time ("time").
         train, validation, test: [first, stop) of each split; leave gaps, they must not overlap. Weights are chosen by
-            the validation; nothing here reads the test part, which the study scores (none: empty).
-        crop, halo, queries, scales, anisotropic, flips: see FieldCrops. vectors: channels of (u, v), -1 = absent.
+            the validation; nothing here reads the test part, which the study scores (none: empty). Without train and
+            validation the first three quarters train and the last fifth validates.
+        crop, halo, queries, scales, anisotropic, flips: see FieldCrops.
+        vectors: channels of (u, v), wind components along x and y that flips turn round; -1 = absent, none: empty.
         degraded: probability of the degradation pipeline.
         batch_size, epoch_samples: samples per step and between validations.
         test_scales: factors of the validation.
@@ -48,8 +51,8 @@ class FieldDataConfig:
     level: float | None = None
     statics: list[str] = dataclasses.field(default_factory=list)
     split: str = "longitude"
-    train: list[int] = dataclasses.field(default_factory=lambda: [0, 260])
-    validation: list[int] = dataclasses.field(default_factory=lambda: [268, 352])
+    train: list[int] = dataclasses.field(default_factory=list)
+    validation: list[int] = dataclasses.field(default_factory=list)
     test: list[int] = dataclasses.field(default_factory=list)
     crop: int = 32
     halo: int = 4
@@ -57,7 +60,7 @@ class FieldDataConfig:
     scales: list[float] = dataclasses.field(default_factory=lambda: [1.0, 4.0])
     anisotropic: float = 0.2
     flips: bool = True
-    vectors: list[int] = dataclasses.field(default_factory=lambda: [2, -1])
+    vectors: list[int] = dataclasses.field(default_factory=list)
     degraded: float = 0.0
     batch_size: int = 8
     epoch_samples: int = 4000
@@ -66,10 +69,20 @@ class FieldDataConfig:
     def __post_init__(self):
         if self.split not in ("longitude", "time"):
             raise ValueError(f"data.split must be 'longitude' or 'time', got {self.split!r}")
+        if bool(self.train) != bool(self.validation):
+            raise ValueError(f"data: give both train and validation or none, got {self.train} and {self.validation}")
+        if self.vectors and (len(self.vectors) != 2 or any(not -1 <= c < len(self.variables) for c in self.vectors)):
+            raise ValueError(
+                f"data.vectors must name two channels below {len(self.variables)}, -1 for none, got {self.vectors}"
+            )
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
         for (one, a), (other, b) in itertools.combinations(((k, v) for k, v in splits.items() if v), 2):
             if max(a[0], b[0]) < min(a[1], b[1]):
                 raise ValueError(f"data: {one} {a} and {other} {b} of {self.split} overlap")
+
+    def limits(self, size: int) -> tuple[list[int], list[int]]:
+        """Train and validation as given, or the first three quarters and the last fifth of `size` columns or times."""
+        return (self.train, self.validation) if self.train else ([0, size * 3 // 4], [size - size // 5, size])
 
     def part(self, fields: Tensor, limits: list[int]) -> Tensor:
         """The fields (T, C, H, W) of one split."""
@@ -130,6 +143,18 @@ def load_fields(config: FieldDataConfig) -> Tensor:
     return fields
 
 
+def describe(config: FieldDataConfig) -> list[dict]:
+    """Name, standard name and units of config.variables for a model's card, as the file gives them."""
+    with open_dataset(config.path) as dataset:
+        return [
+            {
+                "name": name,
+                **{k: dataset[name].attrs[k] for k in ("standard_name", "units") if k in dataset[name].attrs},
+            }
+            for name in config.variables
+        ]
+
+
 def load_statics(config: FieldDataConfig) -> Tensor | None:
     """(S, H, W) float32 in the units of the file; None without.
 
@@ -151,9 +176,10 @@ class FieldDataModule(L.LightningDataModule):
         super().__init__()
         self.config, self.seed = config, seed
         fields = load_fields(config)
-        train = config.part(fields, config.train)
+        trained, validated = config.limits(fields.shape[0 if config.split == "time" else 3])
+        train = config.part(fields, trained)
         static = load_statics(config)
-        block = FieldBlock(train, (0, train.shape[3]), config.static_part(static, config.train))
+        block = FieldBlock(train, (0, train.shape[3]), config.static_part(static, trained))
         if static is not None:
             self.static_std, self.static_mean = torch.std_mean(block.usable_static, (1, 2))
         self.mean, self.std = statistics([block])
@@ -161,14 +187,20 @@ class FieldDataModule(L.LightningDataModule):
         self.value_range = flat.amax(1) - flat.amin(1)
         limits = (torch.stack([flat.amin(1), flat.amax(1)], 1) - self.mean[:, None]) / self.std[:, None]
         degradation = Degradation(DegradationConfig(probability=config.degraded), limits)
-        vectors = tuple(None if v < 0 else v for v in config.vectors)
+        vectors = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
         self.training = FieldCrops(
             [block], self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
             scales=tuple(config.scales), anisotropic=config.anisotropic, flips=config.flips, vectors=vectors,
             samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
-        self.validation = config.part(fields, config.validation)
-        self.validation_static = config.static_part(static, config.validation)
+        self.validation = config.part(fields, validated)
+        self.validation_static = config.static_part(static, validated)
+        least = 2 * _shave(max(config.test_scales)) + 8
+        if min(train.shape) < 1 or len(self.validation) < 1 or min(self.validation.shape[2:]) < least:
+            raise ValueError(
+                f"data: {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
+                f"validation, at least {least} rows and columns are needed for data.test_scales {config.test_scales}"
+            )
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size
@@ -215,6 +247,11 @@ def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
 
 
+def _shave(scale: float) -> int:
+    """Fine pixels along each edge that are not scored."""
+    return math.ceil(scale) + 6
+
+
 def scores(model, truth: Tensor, scales, value_range: Tensor, static: Tensor | None = None) -> dict[str, float]:
     """PSNR and the ratio of unresolved power, of the model and of bicubic interpolation, per variable and scale.
 
@@ -223,7 +260,7 @@ def scores(model, truth: Tensor, scales, value_range: Tensor, static: Tensor | N
     result = {}
     for scale in scales:
         x, y = coarse_and_fine(truth, scale)
-        shave = int(-(-scale // 1)) + 6
+        shave = _shave(scale)
         beside = {} if static is None else {"static": coarse_and_fine(static[None], scale)[0]}
         ours = model(x, size=tuple(y.shape[2:]), **beside)
         for name, prediction in (("model", ours), ("bicubic", bicubic(x, tuple(y.shape[2:])))):
@@ -258,7 +295,7 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
     """
-    output = begin(config)
+    begin(config)
     data = FieldDataModule(config.data, config.seed)
     statics = {"static_channels": len(config.data.statics)} if config.data.statics else {}
     model = models.create(config.model, in_channels=len(config.data.variables), **statics, **config.options)
@@ -266,11 +303,13 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
     if statics:
         model.static_mean.copy_(data.static_mean), model.static_std.copy_(data.static_std)
     fill_card(model.card, config.card)
+    if [v.get("name") for v in model.card.input_variables] != config.data.variables:
+        model.card.input_variables = describe(config.data)
+        predicted = getattr(model, "predicted", range(len(config.data.variables)))
+        model.card.output_variables = [model.card.input_variables[c] for c in predicted]
     module = FieldModule(model, config, data)
-    callbacks = [
-        ExportWeights(output),
-        keep_last(output),
-    ]
+    output = make_folder(config)
+    callbacks = [ExportWeights(output), keep_last(output)]
     if config.ema_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
     trainer = L.Trainer(
@@ -278,8 +317,7 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
         logger=CSVLogger(str(output), name="csv", version=""), callbacks=callbacks, log_every_n_steps=10,
         enable_progress_bar=config.progress, enable_model_summary=False, default_root_dir=str(output),
     )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
-    return output / "best.safetensors"
+    return fit(trainer, module, data, config)
 
 
 def parse_arguments(arguments: list[str]) -> FieldTrainingConfig:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from fastds import models
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last
+from fastds.training.command import ExportBest, begin, fill_card, fit, keep_last, make_folder
 from fastds.training.config import TrainingConfig
 from fastds.training.data import RadarDataModule
 from fastds.training.module import DownscalingModule
@@ -50,6 +50,11 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     """Create the network with its card, or load config.model.start."""
     c = config.model
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
+    if not isinstance(model, models.FCZSM) or (model.config["in_channels"], model.config["static_channels"]) != (1, 0):
+        raise ValueError(
+            f"model.name: {c.start or c.name!r} cannot be trained on files of one radar field, which takes an FCZSM of "
+            "one channel and no static maps, such as fczsm or fczsm-small"
+        )
     if not c.start and c.input_gain != 1.0:
         strengthen(model, c.input_gain)
     fill_card(model.card, c.card, "model.card")
@@ -71,10 +76,12 @@ def train(config: TrainingConfig) -> pathlib.Path:
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
     """
-    output = begin(config)
+    begin(config)
     model = build_model(config)
     module = DownscalingModule(model, config)
     data = RadarDataModule(config.data, flow=needs_flow(model), seed=config.seed)
+    data.setup()
+    output = make_folder(config)
     trainer = L.Trainer(
         accelerator="auto",
         devices=1,
@@ -89,8 +96,7 @@ def train(config: TrainingConfig) -> pathlib.Path:
         default_root_dir=str(output),
         deterministic="warn",
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
-    return output / "best.safetensors"
+    return fit(trainer, module, data, config)
 
 
 def _loggers(output: pathlib.Path) -> list:

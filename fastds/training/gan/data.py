@@ -132,8 +132,11 @@ class FieldDataModule(L.LightningDataModule):
     def __init__(self, config: GANDataConfig, scale: int, seed: int, start, devices: int = 1):
         super().__init__()
         self.config, self.scale, self.seed, self.start, self.devices = config, scale, seed, start, devices
+        self.training = self.validation = None
 
     def setup(self, stage: str | None = None) -> None:
+        if self.training is not None:
+            return
         c = self.config
         self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)

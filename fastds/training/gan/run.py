@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from fastds import models
 from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last
+from fastds.training.command import ExportBest, begin, fill_card, fit, keep_last, make_folder
 from fastds.training.gan.config import GANConfig
 from fastds.training.gan.data import FieldDataModule
 from fastds.training.gan.module import GANModule
@@ -51,10 +51,12 @@ def train(config: GANConfig) -> pathlib.Path:
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError for a loss that is not
         finite.
     """
-    output = begin(config)
+    begin(config)
     module = build(config)
     scale = module.generator.config["scale"]
     data = FieldDataModule(config.data, scale, config.seed, module.samples_seen, config.devices)
+    data.setup()
+    output = make_folder(config)
     callbacks = [ExportGenerator(output), keep_last(output)]
     if config.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -74,5 +76,4 @@ def train(config: GANConfig) -> pathlib.Path:
         default_root_dir=str(output),
         deterministic="warn",
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
-    return output / "best.safetensors"
+    return fit(trainer, module, data, config)

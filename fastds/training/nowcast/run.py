@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from fastds import models
 from fastds.models.db_rnn import LagrangianRNN
-from fastds.training.command import ExportBest, begin, checkpoint_to_resume, fill_card, keep_last
+from fastds.training.command import ExportBest, begin, fill_card, fit, keep_last, make_folder
 from fastds.training.nowcast.config import NowcastConfig
 from fastds.training.nowcast.data import NowcastDataModule
 from fastds.training.nowcast.module import NowcastModule
@@ -40,10 +40,12 @@ def train(config: NowcastConfig) -> pathlib.Path:
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
     """
-    output = begin(config)
+    begin(config)
     model = build_model(config)
     module = NowcastModule(model, config)
     data = NowcastDataModule(config.data, moving=isinstance(model, LagrangianRNN), seed=config.seed)
+    data.setup()
+    output = make_folder(config)
     callbacks = [ExportWeights(output), keep_last(output)]
     if config.ema_decay > 0:
         callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
@@ -56,5 +58,4 @@ def train(config: NowcastConfig) -> pathlib.Path:
         enable_progress_bar=config.progress, enable_model_summary=False, default_root_dir=str(output),
         deterministic="warn",
     )  # fmt: skip
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_to_resume(config, output), weights_only=True)
-    return output / "best.safetensors"
+    return fit(trainer, module, data, config)

@@ -96,8 +96,10 @@ class StudyConfig:
     threads: int | None = None
 
     def __post_init__(self):
-        if not self.data.test:
-            raise ValueError("data.test: the study needs test columns apart from training and validation")
+        if not (self.data.train and self.data.test):
+            raise ValueError(
+                "data: the study needs test columns or times, and train and validation, apart from each other"
+            )
         if self.data.statics:
             raise ValueError("data.statics: the methods of the study read no static maps")
         unknown = set(self.run) - set(self.methods)
@@ -110,6 +112,7 @@ def run_study(config: StudyConfig) -> pathlib.Path:
 
     Degraded inputs: scores and table are in its folder "degraded".
     """
+    load_fields(config.data)  # refuses before anything is written
     clean = dataclasses.replace(config, degraded=False)
     folder = pathlib.Path(config.output)
     output = folder / "degraded" if config.degraded else folder
