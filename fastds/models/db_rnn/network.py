@@ -29,6 +29,27 @@ class NowcastModel(nn.Module):
         return nowcast(self, dataset, **options)
 
 
+class _Series:
+    """The maps of an output, step by step, as one tensor.
+
+    Without a graph each goes to its place at once: kept apart they would lie scattered between what later steps
+    allocate, and memory with such holes is neither used again nor given back.
+    """
+
+    def __init__(self, steps: int):
+        self.steps, self.maps, self.whole = steps, [], None
+
+    def append(self, y: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            if self.whole is None:
+                self.whole = y.new_empty(y.shape[0], self.steps, *y.shape[1:])
+            y = self.whole[:, len(self.maps)].copy_(y)
+        self.maps.append(y)
+
+    def stacked(self) -> Tensor:
+        return torch.stack(self.maps, 1) if self.whole is None else self.whole
+
+
 class _Nowcaster(NowcastModel):
     """The time loop shared by the networks: subclasses give one step."""
 
@@ -63,8 +84,9 @@ class _Nowcaster(NowcastModel):
             raise ValueError(f"truth must hold {steps - 1} frames for scheduled sampling")
         frames = pad_to_multiple(frames, self.multiple)
         truth = pad_to_multiple(truth, self.multiple) if feed_truth > 0 else None
-        state, every, frame = self.start(), [], None
-        for t in range(known + steps - 1):
+        total = known + steps - 1
+        state, series, frame = self.start(), None, None
+        for t in range(total):
             if t < known:
                 frame = frames[:, t]
             elif feed_truth > 0:
@@ -72,9 +94,11 @@ class _Nowcaster(NowcastModel):
                 frame = torch.where(use, truth[:, t - known].to(frame.dtype), frame)
             with recomputed_gates(self.recompute):
                 results = self.step(frame, state)
-            every.append(results)
+            series = series or [_Series(total) for _ in results]
+            for one, y in zip(series, results, strict=True):
+                one.append(y)
             frame = results[-1]
-        return tuple(torch.stack(maps, 1)[..., : size[0], : size[1]] for maps in zip(*every, strict=True))
+        return tuple(one.stacked()[..., : size[0], : size[1]] for one in series)
 
     def forecast(self, frames: Tensor, steps: int, block: int | None = None) -> Tensor:
         """The n frames after the known ones, clipped to [0, 1].
@@ -127,10 +151,10 @@ class MSRNN(_Nowcaster):
         self.multiple = self.module.multiple
 
     def start(self) -> dict:
-        return {"module": ModuleState(), "m": None}
+        return {"module": ModuleState()}
 
     def step(self, frame, state):
-        y, _, state["m"] = self.module(frame, state["module"], state["m"])
+        y, _ = self.module(frame, state["module"])
         return (y,)
 
     def forward(self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0):
@@ -171,12 +195,14 @@ class DBRNN(_Nowcaster):
         self.multiple = self.forecaster.multiple
 
     def start(self) -> dict:
-        return {"forecaster": ModuleState(), "deblurrer": ModuleState(), "m": None}
+        return {"forecaster": ModuleState(), "deblurrer": ModuleState()}
 
     def step(self, frame, state):
-        y, hidden, m = self.forecaster(frame, state["forecaster"], state["m"])
-        deblurred, _, last = self.deblurrer(y, state["deblurrer"], m, skips=hidden[::-1])
-        state["m"] = m if self.local_zigzag else last
+        own, other = state["forecaster"], state["deblurrer"]
+        y, hidden = self.forecaster(frame, own)
+        own.m, other.m = own.m if self.local_zigzag else None, own.m
+        deblurred, _ = self.deblurrer(y, other, skips=hidden[::-1])
+        own.m, other.m = own.m if self.local_zigzag else other.m, None
         return y, deblurred
 
     def forward(self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0):
