@@ -127,3 +127,17 @@ def test_wrong_options():
             ConvGRUCell(1, 1, **options)
     with pytest.raises(ValueError, match=r"expected a sequence \(B, T, C, H, W\)"):
         ConvLSTMCell(1, 1).sequence(torch.ones(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("cell", [ConvLSTMCell, ConvGRUCell])
+def test_sequences_of_no_sample_and_of_no_time(cell):
+    every, _ = cell(3, 2).sequence(torch.ones(0, 4, 3, 5, 6))
+    assert every.shape == (0, 4, 2, 5, 6)
+    with pytest.raises(ValueError, match="of one time or more"):
+        cell(3, 2).sequence(torch.ones(2, 0, 3, 5, 6))
+
+
+@pytest.mark.parametrize("cell", [ConvLSTMCell, ConvGRUCell])
+def test_shapes_on_the_meta_device(cell):
+    every, _ = cell(3, 2).to("meta").sequence(torch.ones(2, 4, 3, 5, 6, device="meta"))
+    assert every.shape == (2, 4, 2, 5, 6)

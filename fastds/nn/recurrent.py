@@ -28,10 +28,15 @@ def split_sources(conv: Conv3x3, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def by_time(x: Tensor) -> Tensor:
-    """Fold a sequence (B, T, C, H, W) to time-major (T*B, C, H, W)."""
-    if x.dim() != 5:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W)")
+    """Fold a sequence (B, T, C, H, W) to time-major (T*B, C, H, W). Raises: ValueError for another shape or T = 0."""
+    if x.dim() != 5 or x.shape[1] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected a sequence (B, T, C, H, W) of one time or more")
     return x.transpose(0, 1).flatten(0, 1)
+
+
+def per_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
+    """The T maps (B, ...) of what by_time folded; also where B = 0."""
+    return folded.unflatten(0, (times, batch)).unbind()
 
 
 class ConvLSTMCell(nn.Module):
@@ -66,9 +71,9 @@ class ConvLSTMCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last state.
         """
-        batch = x.shape[0]
+        batch, times = x.shape[:2]
         from_x, from_h = split_sources(self.gates, self.in_channels)
-        shares = convolve(by_time(x), from_x, self.gates.bias).split(batch)
+        shares = per_time(convolve(by_time(x), from_x, self.gates.bias), batch, times)
         every = []
         for share in shares:
             if state is None:
@@ -127,12 +132,12 @@ class ConvGRUCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last one.
         """
-        batch, n = x.shape[0], self.in_channels
+        (batch, times), n = x.shape[:2], self.in_channels
         x = by_time(x)
         gates_x, gates_h = split_sources(self.gates, n)
         candidate_x, candidate_h = split_sources(self.candidate, n)
-        shares = convolve(x, gates_x, self.gates.bias).split(batch)
-        candidates = convolve(x, candidate_x, self.candidate.bias).split(batch)
+        shares = per_time(convolve(x, gates_x, self.gates.bias), batch, times)
+        candidates = per_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
         every = []
         for share, candidate in zip(shares, candidates, strict=True):
             if h is None:

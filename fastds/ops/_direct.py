@@ -17,7 +17,7 @@ def _outside_autocast(function):
 
     @wraps(function)
     def run(x, *args):
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):
             return function(x, *args)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args)

@@ -359,7 +359,7 @@ CONV3X3_GRAD_WEIGHT = define(
 def _autocast(x, weight, bias, x2, residual, out_dtype):
     """Images take the autocast dtype; a float32 weight and bias stay so: the engine wants them in float32."""
     kind = x.device.type if isinstance(x, Tensor) else "cpu"
-    if not torch.is_autocast_enabled(kind):
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return x, weight, bias, x2, residual
     dtype = torch.get_autocast_dtype(kind)
 

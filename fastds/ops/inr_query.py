@@ -386,8 +386,9 @@ def inr_query(
         raise TypeError(f"where is a {type(where).__name__}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
-    if isinstance(maps, Tensor) and torch.is_autocast_enabled(maps.device.type) and maps.dtype != torch.float64:
-        maps = maps.to(torch.get_autocast_dtype(maps.device.type))
+    kind = maps.device.type if isinstance(maps, Tensor) else None
+    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and maps.dtype != torch.float64:
+        maps = maps.to(torch.get_autocast_dtype(kind))
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])

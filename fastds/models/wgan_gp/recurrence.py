@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastds.models.wgan_gp.mixed_conv import once
 from fastds.nn.conv3x3 import convolve
-from fastds.nn.recurrent import ConvGRUCell, by_time
+from fastds.nn.recurrent import ConvGRUCell, by_time, per_time
 from fastds.ops._shared_kernel import SharedKernel
 from fastds.ops.gru_reset import gru_reset
 from fastds.ops.gru_update import gru_update
@@ -33,10 +33,10 @@ class ConvGRU(ConvGRUCell):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, x = x.shape[0], by_time(x)
+        (batch, times), x = x.shape[:2], by_time(x)
         gates_x, from_state, candidate_x, from_reset = once(self, "kernels", self.kernels)
-        gates = convolve(x, gates_x, self.gates.bias).split(batch)
-        candidates = convolve(x, candidate_x, self.candidate.bias).split(batch)
+        gates = per_time(convolve(x, gates_x, self.gates.bias), batch, times)
+        candidates = per_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
         states = [self.first(gates[0], candidates[0])]
         for gate, candidate in zip(gates[1:], candidates[1:], strict=True):
             h = states[-1]
