@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recurrent gates, ConvLSTM and ConvGRU steps against eager torch, on the finest and coarsest maps of DB-RNN."""
+"""Recurrent gates, ConvLSTM, ConvGRU and ST-LSTM steps against eager torch, on the finest and coarsest maps of DB-RNN.
+
+Cells also against torch.compile of the same in channels_last: its compiler runs before the timing, but
+its memory counts in the peak.
+"""
 
 import functools
 
@@ -7,12 +11,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
+from fastds.ops import (
+    conv_gru_cell,
+    conv_lstm_cell,
+    conv_memory_gates,
+    conv_output_gate,
+    conv_st_lstm_gates,
+    gru_update,
+    lstm_gates,
+)
 
 SHAPES = {"(4,24,160,160)": (4, 24, 160, 160), "(4,24,40,40)": (4, 24, 40, 40)}
 GATES = {"lstm_gates": (5, 2), "gru_update": (3, 1)}  # maps read and written by the forward
-CELLS = {"conv_lstm_cell": (4, 5), "conv_gru_cell": (3, 7)}  # gates; maps read and written by the forward
-PEERS = ("fastds", "eager", "eager_channels_last")
+# Gates; maps read and written by the forward.
+CELLS = {"conv_lstm_cell": (4, 5), "conv_gru_cell": (3, 7), "st_lstm_cell": (8, 13)}
+PEERS = ("fastds", "eager", "eager_channels_last", "torch_compile")
 
 
 def eager_lstm(pre, c):
@@ -34,9 +47,28 @@ def eager_gru_cell(x, h, gates, gates_bias, candidate, candidate_bias):
     return eager_gru(z, F.conv2d(torch.cat([x, r * h], 1), candidate, candidate_bias, padding=1), h)
 
 
+def st_lstm_cell(x, h, c, m, temporal, temporal_bias, spatial, spatial_bias, out):
+    """The stages of PredRNN's cell, without the 1x1 convolution of its output."""
+    c, q = conv_st_lstm_gates(x, h, c, temporal, temporal_bias)
+    m = conv_memory_gates(x, m, m, spatial, spatial_bias)
+    return conv_output_gate(c, m, c, out, None, q), c, m
+
+
+def eager_st_lstm_cell(x, h, c, m, temporal, temporal_bias, spatial, spatial_bias, out):
+    def updated(memory, gates):
+        i, f, g = gates
+        return torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
+
+    *gates, q = F.conv2d(torch.cat([x, h], 1), temporal, temporal_bias, padding=1).chunk(4, 1)
+    c = updated(c, gates)
+    m = updated(m, F.conv2d(torch.cat([x, m], 1), spatial, spatial_bias, padding=1).chunk(3, 1))
+    return torch.sigmoid(q + F.conv2d(torch.cat([c, m], 1), out, padding=1)) * torch.tanh(c), c, m
+
+
 FUNCTIONS = {
     "lstm_gates": (lstm_gates, eager_lstm), "gru_update": (gru_update, eager_gru),
     "conv_lstm_cell": (conv_lstm_cell, eager_cell), "conv_gru_cell": (conv_gru_cell, eager_gru_cell),
+    "st_lstm_cell": (st_lstm_cell, eager_st_lstm_cell),
 }  # fmt: skip
 
 
@@ -56,6 +88,8 @@ def tensors(op, case):
         weight = torch.randn(gates * channels, 2 * channels, 3, 3, generator=generator) / (18 * channels) ** 0.5
         return weight, torch.randn(gates * channels, generator=generator)
 
+    if op == "st_lstm_cell":
+        return [*(normal(channels) for _ in range(4)), *filters(4), *filters(3), filters(1)[0]]
     if op == "conv_gru_cell":
         return [normal(channels), normal(channels), *filters(2), *filters(1)]
     return [normal(channels), normal(channels), normal(channels), *filters(4)]
@@ -66,6 +100,8 @@ def build(op, case, mode, peer):
     if peer != "eager":
         arguments = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in arguments]
     function = FUNCTIONS[op][peer != "fastds"]
+    if peer == "torch_compile":
+        function = torch.compile(function)
     if mode == "forward":
 
         def run():
@@ -108,10 +144,14 @@ def work(op, case, mode):
     return 0, (2 * (read + written) + read) * one * 4
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-@pytest.mark.parametrize("case", SHAPES)
-@pytest.mark.parametrize("op", FUNCTIONS)
+def rows():
+    for op in FUNCTIONS:
+        for peer in PEERS if op in CELLS else PEERS[:3]:
+            for mode in ("forward", "forward+backward"):
+                yield from (pytest.param(op, case, mode, peer, id=f"{op}-{case}-{mode}-{peer}") for case in SHAPES)
+
+
+@pytest.mark.parametrize("op, case, mode, peer", rows())
 def test_gates(measure, op, case, mode, peer):
     flops, least = work(op, case, mode)
     measure(
