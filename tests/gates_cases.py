@@ -102,6 +102,15 @@ class GateTests:
         for other in seen[1:]:
             assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
 
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_gradient_of_a_sum(self, dtype, native):
+        """It comes as one number for all elements."""
+        tensors = self.inputs(dtype=dtype, grad=True)
+        got = self.results(tensors)
+        grads = torch.autograd.grad([y.sum() for y in got], tensors, retain_graph=True)
+        expected = torch.autograd.grad(got, tensors, [torch.ones_like(y) for y in got])
+        assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
+
     def test_extreme_values(self, native):
         """Far pre-activations saturate, NaN stays where it is."""
         far = torch.tensor(self.far)
