@@ -77,6 +77,10 @@ def test_training_adds_the_loss(weight):
     with memory_similarities() as similarities:
         prediction = model(batch["frames"][:, :2], 2)
     expected = module.forecast_loss(prediction, batch) + weight * decoupling_loss(similarities, 3)
-    torch.testing.assert_close(module.loss(module(batch), batch), expected)
+    loss = module.loss(module(batch), batch)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()  # distributed training wants a gradient of every parameter that has one
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert model.module.shared.weight.requires_grad == (weight > 0)
     module.eval()
     torch.testing.assert_close(module.loss(module(batch), batch), module.forecast_loss(prediction, batch))

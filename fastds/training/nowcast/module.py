@@ -10,6 +10,7 @@ from fastds.metrics import NowcastScores
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.discriminator import Discriminator
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
+from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
 from fastds.training.module import SupervisedModule
 from fastds.training.nowcast.config import NowcastConfig
@@ -51,6 +52,10 @@ class NowcastModule(SupervisedModule):
             raise ValueError(f"loss.ablation {config.loss.ablation!r} is for networks that deblur (DBRNN)")
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
+        if not config.loss.decoupling:  # nothing else gives what cells share a gradient, which DDP would wait for
+            for part in self.network.modules():
+                if isinstance(part, MSModule) and part.shared is not None:
+                    part.shared.requires_grad_(False)
         self.discriminator = self.discriminator_optimiser = self._judged = None
         self._similarities = []
         if config.loss.ablation == "adversarial":
