@@ -14,7 +14,7 @@ from fastds.ops import conv_lstm_cell
 BRAIN, FULL = torch.bfloat16, torch.float32
 BOTH = [(BRAIN, 3e-2, 0.1), (FULL, 1e-2, 1e-2)]  # float32 convolutions of cuDNN are tf32
 SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # B, C1 = C, H, W
-# Tiles to try beside that of kernels/conv_lstm_cell.py, named in the row: pixels, channels, slab, warps, stages.
+# Tiles to try beside that of kernels/conv_cells.py, named in the row: pixels, channels, slab, warps, stages.
 TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 3), (128, 32, 32, 4, 3), (64, 32, 32, 4, 3), (128, 32, 64, 8, 3)]
 
 
@@ -30,10 +30,10 @@ def inputs(batch, channels, height, width):
 
 
 def with_tiles(tiles, x, h, c, weight, bias):
-    from fastds.kernels.conv_lstm_cell import Tiles, launch
+    from fastds.kernels.conv_cells import Tiles, launch
 
     new_h, new_c = torch.empty_like(h), torch.empty_like(c)
-    launch(x, h, weight, bias, None, c, new_h, new_c, None, tiles=Tiles(*tiles))
+    launch("lstm_gates", 0.0, 0.0, (x, h, weight, bias, None), [c], [new_h, new_c], None, tiles=Tiles(*tiles))
     return new_h, new_c
 
 

@@ -53,22 +53,20 @@ class ConvPassOps:
         ops: of the pass.
         at: position of the pass's input that the convolution gives.
         sources: names of x and x2 in messages.
-        triton: the module of fastds.kernels whose launch() is the whole op, or None.
     """
 
-    def __init__(
-        self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2"), triton: str | None = None
-    ):
+    def __init__(self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2")):
         spec = ops.spec
         self.name, self.ops, self.spec, self.at, self.sources = name, ops, spec, at, sources
-        self.gates, self.triton = spec.inputs[at].gates, triton
+        self.gates = spec.inputs[at].gates
         self.others = [i for k, i in enumerate(spec.inputs) if k != at]
         others = "".join(f"Tensor {i.name}, " for i in self.others)
         options = f"{spec.options}, " if spec.options else ""
         results = ", ".join(["Tensor"] * (len(spec.outputs) + 1))
-        backends = {"native": Backend(self._forward, convolution_refusal)}
-        if triton is not None:
-            backends["triton"] = Backend(self._forward_triton, lambda x, *_: _triton.refusal(x), self._prefers_triton)
+        backends = {
+            "native": Backend(self._forward, convolution_refusal),
+            "triton": Backend(self._forward_triton, lambda x, *_: _triton.refusal(x), self._prefers_triton),
+        }
         self.op = define(
             f"{name}(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, Tensor? residual, {others}{options}"
             f"str algorithm, bool keep_pre, bool recompute=False) -> ({results})",
@@ -86,6 +84,9 @@ class ConvPassOps:
     def __call__(self, *args):
         """The results of the op for its tensors and options."""
         return call(self.op, *args, current(), False, _recompute)[:-1]
+
+    def _formula(self, suffix: str) -> str:
+        return (self.spec.formula or self.spec.name) + suffix
 
     def _inputs(self, pre, others):
         """The inputs of the pass."""
@@ -173,7 +174,7 @@ class ConvPassOps:
         batch, _, height, width = x.shape
         module, tensor = _native.native(), _winograd._tensor
         cell = module.ConvGates(
-            formula=module.GATE_FORMULAS[(self.spec.formula or self.spec.name) + suffix], option=option, slope=slope,
+            formula=module.GATE_FORMULAS[self._formula(suffix)], option=option, slope=slope,
             geometry=(batch, height, width, height, width, 1, 1, 0, 0), sources=[tensor(t) for t in sources],
             packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
             bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
@@ -189,8 +190,9 @@ class ConvPassOps:
         weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
         bias = None if bias is None else bias.contiguous()
         x, x2, residual, *others = (None if t is None else _winograd.nhwc(t) for t in (x, x2, residual, *others))
-        arguments = (x, x2, weight, bias, residual, *others, *options, *results, pre if keep_pre else None)
-        _triton.kernels(self.triton).launch(*arguments)
+        suffix, option, slope = self.spec.variant(*options)
+        arguments = ((x, x2, weight, bias, residual), others, results, pre if keep_pre else None)
+        _triton.kernels("conv_cells").launch(self._formula(suffix), option, slope, *arguments)
         return *results, pre
 
     def _prefers_triton(self, *args) -> bool:

@@ -7,7 +7,7 @@ from fastds.ops._conv_gates import ConvPassOps, of_first
 from fastds.ops._gates import autocast
 from fastds.ops.lstm_gates import OPS as GATES
 
-CELL = ConvPassOps("conv_lstm_cell", GATES, sources=("x", "h"), triton="conv_lstm_cell")
+CELL = ConvPassOps("conv_lstm_cell", GATES, sources=("x", "h"))
 
 
 def conv_lstm_cell(

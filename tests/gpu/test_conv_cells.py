@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv_lstm_cell in Triton and as cuDNN and our pass, conv_gru_cell: on a GPU, against float64 on the CPU."""
+"""The fused cells in Triton and as cuDNN and our passes: on a GPU, against float64 on the CPU."""
 
 import pytest
 import torch
 from gpu import checks
 
 import fastds
-from fastds.ops import conv_gru_cell, conv_lstm_cell
+from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.reference import conv_st_lstm_gates as stages
 from fastds.reference.conv_lstm_cell import conv_lstm_cell as reference
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -77,15 +78,48 @@ def test_autocast_and_bad_input(backend, device):
         conv_lstm_cell(x, h.double(), c, weight, bias)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_conv_gru_cell(dtype, device):
-    """As cuDNN and our passes."""
+def gru_inputs(dtype):
     x, h = (torch.randn(2, n, 9, 7).to(dtype).contiguous(memory_format=torch.channels_last) for n in (5, 20))
     weights = [torch.randn(n, 25, 3, 3).to(dtype) / 15 for n in (40, 20)]
-    tensors = [x, h, weights[0], torch.randn(40).to(dtype), weights[1], torch.randn(20).to(dtype)]
+    return [x, h, weights[0], torch.randn(40).to(dtype), weights[1], torch.randn(20).to(dtype)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_conv_gru_cell(dtype, device):
+    """As cuDNN and our passes, the only way where a gradient is wanted."""
+    tensors = gru_inputs(dtype)
     with fastds.backend("reference"):
         exact = checks.value_and_gradients(conv_gru_cell, [t.double() for t in tensors])
     checks.close(checks.value_and_gradients(conv_gru_cell, checks.moved(tensors, device)), exact, DTYPES[dtype])
-    with torch.no_grad():
-        got = conv_gru_cell(*checks.moved(tensors, device))
-    checks.close([got], exact[:1], DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
+def test_conv_gru_cell_without_gradients(dtype, backend, device):
+    tensors = gru_inputs(dtype)
+    with fastds.backend("reference"):
+        exact = conv_gru_cell(*(t.double() for t in tensors))
+    checks.close([conv_gru_cell(*checks.moved(tensors, device))], [exact], DTYPES[dtype])
+
+
+STAGES = {  # reference, gates
+    conv_st_lstm_gates: (stages.conv_st_lstm_gates, 4), conv_memory_gates: (stages.conv_memory_gates, 3),
+    conv_output_gate: (stages.conv_output_gate, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_stages_of_an_st_lstm(stage, dtype, backend, device):
+    reference, gates = STAGES[stage]
+    tensors = inputs(LARGE, dtype)
+    tensors[3:] = [t[: gates * LARGE[2]] for t in tensors[3:]]
+
+    def both(function):
+        return lambda *t: torch.cat([y.float() if y.dtype != torch.float64 else y for y in as_list(function(*t))], 1)
+
+    exact = checks.value_and_gradients(both(reference), [t.double() for t in tensors])
+    checks.close(checks.value_and_gradients(both(stage), checks.moved(tensors, device)), exact, DTYPES[dtype])
+
+
+def as_list(y):
+    return [y] if isinstance(y, torch.Tensor) else list(y)

@@ -123,6 +123,29 @@ def test_conv_lstm_cell(dtype, channels, algorithm, chosen, native_cuda):
     assert found[chosen] == "chosen" and found[other] == "usable", found
 
 
+@pytest.mark.parametrize(
+    "name, gates, others",
+    [
+        ("conv_gru_reset", 2, 1),
+        ("conv_gru_update", 1, 2),
+        ("conv_st_lstm_gates", 4, 1),
+        ("conv_memory_gates", 3, 1),
+        ("conv_output_gate", 1, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype, chosen", [(torch.bfloat16, "triton"), (torch.float32, "native")], ids=str)
+def test_stages_of_cells(name, gates, others, dtype, chosen, native_cuda):
+    with FakeTensorMode():
+        x = torch.empty(1, 24, 9, 9, dtype=dtype, device="cuda")
+        weight = torch.empty(gates * 24, 48, 3, 3, dtype=dtype, device="cuda")
+    options = {"conv_gru_update": ("z", "tanh", 0.0), "conv_memory_gates": ("none",), "conv_output_gate": ("sigmoid",)}
+    found = fastds.explain(
+        name, x, x, weight, None, None, *others * [x], *options.get(name, ()), "auto", False
+    )  # fmt: skip
+    other = "native" if chosen == "triton" else "triton"
+    assert found[chosen] == "chosen" and found[other] == "usable", found
+
+
 def test_window_attention2d(native_cuda):
     with FakeTensorMode():
         q = torch.empty(1, 24, 9, 9, device="cuda")

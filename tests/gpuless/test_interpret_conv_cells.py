@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernel of conv_lstm_cell in the interpreter, through the op itself, against the float64 reference."""
+"""The Triton kernel of the fused cells in the interpreter, through the ops themselves, against float64."""
 
 import pytest
 import torch
-from fastds.kernels import conv_lstm_cell as kernels
+from fastds.kernels import conv_cells as kernels
 from gpuless.triton_rig import guard, untouched
 
 import fastds
-from fastds.ops import conv_lstm_cell
+from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 from fastds.ops.conv_lstm_cell import CELL
+from fastds.ops.conv_st_lstm_gates import MEMORY, OUTPUT
+from fastds.reference import conv_st_lstm_gates as stages
+from fastds.reference.conv_gru_cell import conv_gru_cell as gru_reference
 from fastds.reference.conv_lstm_cell import conv_lstm_cell as reference
+from fastds.reference.memory_gates import memory_gates
+from fastds.reference.output_gate import output_gate
 
 pytestmark = pytest.mark.interpreted
 
@@ -23,11 +28,11 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(kernels, "tiles_of", lambda *_: kernels.Tiles(16, 16, 16, 4, 1))
 
 
-def inputs(shape, dtype=torch.float32):
+def inputs(shape, dtype=torch.float32, gates=4):
     batch, inputs, channels, height, width = shape
     x, h = (torch.randn(batch, n, height, width).to(dtype) for n in (inputs, channels))
-    weight = torch.randn(4 * channels, inputs + channels, 3, 3) / (9 * (inputs + channels)) ** 0.5
-    return [x, h, torch.randn(batch, channels, height, width), weight, torch.randn(4 * channels)]
+    weight = torch.randn(gates * channels, inputs + channels, 3, 3) / (9 * (inputs + channels)) ** 0.5
+    return [x, h, torch.randn(batch, channels, height, width), weight, torch.randn(gates * channels)]
 
 
 def close(got, expected, dtype=torch.float32):
@@ -60,6 +65,59 @@ def test_one_source_and_a_residual():
     close(got, reference(*(t.double() for t in (x, h, c, weight))))
 
 
+FEWER = [(SHAPES[2], torch.float32), (SHAPES[3], torch.float32), (SHAPES[1], torch.float16)]
+STAGES = {
+    conv_st_lstm_gates: (stages.conv_st_lstm_gates, 4), conv_memory_gates: (stages.conv_memory_gates, 3),
+    conv_output_gate: (stages.conv_output_gate, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape, dtype", FEWER, ids=str)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_stages_of_an_st_lstm(stage, shape, dtype):
+    """Values, and gradients from the pre-activations that the kernel keeps."""
+    exact, gates = STAGES[stage]
+    tensors = inputs(shape, dtype, gates)
+    if stage is conv_output_gate:
+        tensors.append(torch.randn(shape[0], shape[2], *shape[3:]).to(dtype))
+    tensors = [t.requires_grad_() for t in tensors]
+    doubles = [t.detach().double().requires_grad_() for t in tensors]
+    with fastds.backend("triton"):
+        got = stage(*tensors)
+    expected = exact(*doubles)
+    got, expected = ([t] if isinstance(t, torch.Tensor) else list(t) for t in (got, expected))
+    along = [torch.randn_like(t) for t in got]
+    close(got, expected, dtype)
+    close(torch.autograd.grad(got, tensors, along),
+          torch.autograd.grad(expected, doubles, [g.double() for g in along]), dtype)  # fmt: skip
+
+
+@pytest.mark.parametrize("ops, formula, gates", [(MEMORY, memory_gates, 3), (OUTPUT, output_gate, 1)])
+def test_formulas_with_tanh(ops, formula, gates):
+    x, h, c, weight, bias = inputs(SHAPES[1], gates=gates)
+    with fastds.backend("triton"):
+        got = ops.op.overload(x, h, weight, bias, None, c, "tanh", "auto", False)[0]
+    pre = torch.nn.functional.conv2d(torch.cat([x, h], 1).double(), weight.double(), bias.double(), padding=1)
+    close([got], [formula(pre, c.double(), "tanh")])
+
+
+@pytest.mark.parametrize("shape, dtype", FEWER, ids=str)
+@pytest.mark.parametrize("keep, act", [("z", "tanh"), ("1-z", "leaky_relu")])
+def test_conv_gru_cell(shape, dtype, keep, act):
+    """Both passes; then with the part of x convolved before."""
+    x, h, _, gates, bias = inputs(shape, dtype, 2)
+    candidate, candidate_bias = gates[: shape[2]].flip(1), bias[: shape[2]]
+    tensors, options = (x, h, gates, bias, candidate, candidate_bias), {"keep": keep, "act": act}
+    expected = gru_reference(*(t.double() for t in tensors), **options)
+    with fastds.backend("triton"):
+        close([conv_gru_cell(*tensors, **options)], [expected], dtype)
+    n = x.shape[1]
+    parts = (torch.nn.functional.conv2d(x.double(), w[:, :n].double(), padding=1) for w in (gates, candidate))
+    shares, rest = [t.to(dtype) for t in parts], (gates[:, n:], bias, candidate[:, n:], candidate_bias)
+    with fastds.backend("triton"):
+        close([conv_gru_cell(None, h, *rest, **options, shares=shares)], [expected], dtype)
+
+
 def test_64_bit_addresses_give_the_same_bits(monkeypatch):
     tensors = inputs(SHAPES[2])
     with fastds.backend("triton"):
@@ -78,7 +136,7 @@ def test_reads_and_writes_nothing_else():
     empty = [torch.zeros(1, n, 2, 5).contiguous(memory_format=torch.channels_last) for n in (24, 24, 96)]
     new_h, new_c, pre = (guard(t) for t in empty)
     weight = guard(weight.contiguous(memory_format=torch.channels_last))
-    kernels.launch(x, h, weight, guard(bias), None, c, new_h, new_c, pre)
+    kernels.launch("lstm_gates", 0.0, 0.0, (x, h, weight, guard(bias), None), [c], [new_h, new_c], pre)
     close((new_h, new_c), expected)
     assert all(untouched(t) for t in (new_h, new_c, pre))
 

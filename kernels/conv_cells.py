@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of recurrent cells, each as one implicit GEMM on tensor cores whose epilogue is the cell's gates.
+
+One program computes BLOCK_M pixels x BLOCK_N channels of the state, all gates of each: a product per gate shares every
+tile of the sources that is read, so the gates meet in registers and the pre-activations are written only where a
+gradient will need them. The weight is read as it is, (gates C, 3, 3, inputs) in memory: no interleaved copy. x and x2
+are two sources of one sum; each is padded to whole slabs of channels by masks. Bound by products: 18 gates (C1 + C2) C
+a pixel. Formulas have the names of csrc/gates and differ in the last lines of the kernel alone.
+
+Layout: channel stride 1 in every map. Accumulators, gates and cell state are float32. tanh is 2 sigmoid(2x) - 1, exact
+to 1e-7 of its range. Bit for bit the same from run to run.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
+
+
+@triton.jit
+def add_source(
+    acc_0, acc_1, acc_2, acc_3, source_ptr, weight_ptr, at, row, column, valid, height, width, stride_h, stride_w, n,
+    n_exists, FIRST: tl.constexpr, INPUTS: tl.constexpr, TOTAL: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr,
+    SLAB: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The accumulators of the gates after all taps of one source, whose channels are FIRST, ... of the weight."""
+    SLABS: tl.constexpr = (INPUTS + SLAB - 1) // SLAB
+    GATE: tl.constexpr = C * 9 * TOTAL
+    for step in range(9 * SLABS):
+        tap = step // SLABS
+        down = tap // 3 - 1
+        right = tap % 3 - 1
+        c = step % SLABS * SLAB + tl.arange(0, SLAB)
+        exists = c < INPUTS
+        inside = valid & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
+        at_source = at + (down * stride_h + right * stride_w)
+        values = tl.load(
+            source_ptr + at_source[:, None] + c[None, :], mask=inside[:, None] & exists[None, :], other=0.0
+        )
+        w_ptr = weight_ptr + ((n[None, :] * 9 + tap) * TOTAL + FIRST + c[:, None])
+        w_exists = exists[:, None] & n_exists[None, :]
+        acc_0 = tl.dot(values, tl.load(w_ptr, mask=w_exists, other=0.0), acc_0, input_precision=PRECISION)
+        if GATES > 1:
+            acc_1 = tl.dot(values, tl.load(w_ptr + GATE, mask=w_exists, other=0.0), acc_1, input_precision=PRECISION)
+        if GATES > 2:
+            w_ptr += 2 * GATE
+            acc_2 = tl.dot(values, tl.load(w_ptr, mask=w_exists, other=0.0), acc_2, input_precision=PRECISION)
+        if GATES > 3:
+            acc_3 = tl.dot(values, tl.load(w_ptr + GATE, mask=w_exists, other=0.0), acc_3, input_precision=PRECISION)
+    return acc_0, acc_1, acc_2, acc_3
+
+
+@triton.jit
+def tanh(x):
+    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+
+
+@triton.jit
+def load_map(ptr, image, row, column, stride_b, stride_h, stride_w, n, exists, UNIT: tl.constexpr):
+    at = (image * stride_b + row * stride_h + column * stride_w) * UNIT
+    return tl.load(ptr + at[:, None] + n[None, :], mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def completed(
+    acc, gate: tl.constexpr, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w,
+    n, n_exists, exists, UNIT: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """The pre-activation of a gate from its products: bias and residual added, written where it is kept."""
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + gate * C + n, mask=n_exists, other=0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        from_ptr = residual_ptr + gate * C
+        acc += load_map(from_ptr, image, row, column, residual_b, residual_h, residual_w, n, exists, UNIT)
+    if KEEP:
+        to = pre_ptr + p[:, None] * (GATES * C) + gate * C + n[None, :]
+        tl.store(to, acc.to(pre_ptr.dtype.element_ty), mask=exists)
+    return acc
+
+
+@triton.jit
+def _cell_kernel(
+    x_ptr, x2_ptr, weight_ptr, bias_ptr, residual_ptr, first_ptr, second_ptr, result_ptr, result2_ptr, pre_ptr, points,
+    height, width, slope, x_b, x_h, x_w, x2_b, x2_h, x2_w, residual_b, residual_h, residual_w, first_b, first_h,
+    first_w, second_b, second_h, second_w, X_UNIT: tl.constexpr, X2_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
+    FIRST_UNIT: tl.constexpr, SECOND_UNIT: tl.constexpr, INPUTS: tl.constexpr, INPUTS2: tl.constexpr, C: tl.constexpr,
+    GATES: tl.constexpr, FORMULA: tl.constexpr, OPTION: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
+):  # fmt: skip
+    TOTAL: tl.constexpr = INPUTS + INPUTS2
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    p = program * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = p < points
+    column = p % width
+    row = p // width % height
+    image = p // width // height
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_exists = n < C
+    acc_0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc_1 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc_2 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc_3 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    at = (image * x_b + row * x_h + column * x_w) * X_UNIT
+    acc_0, acc_1, acc_2, acc_3 = add_source(
+        acc_0, acc_1, acc_2, acc_3, x_ptr, weight_ptr, at, row, column, valid, height, width, x_h * X_UNIT,
+        x_w * X_UNIT, n, n_exists, 0, INPUTS, TOTAL, C, GATES, SLAB, PRECISION,
+    )  # fmt: skip
+    if INPUTS2 > 0:
+        at = (image * x2_b + row * x2_h + column * x2_w) * X2_UNIT
+        acc_0, acc_1, acc_2, acc_3 = add_source(
+            acc_0, acc_1, acc_2, acc_3, x2_ptr, weight_ptr, at, row, column, valid, height, width, x2_h * X2_UNIT,
+            x2_w * X2_UNIT, n, n_exists, INPUTS, INPUTS2, TOTAL, C, GATES, SLAB, PRECISION,
+        )  # fmt: skip
+    exists = valid[:, None] & n_exists[None, :]
+    acc_0 = completed(
+        acc_0, 0, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
+        n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
+    )  # fmt: skip
+    if GATES > 1:
+        acc_1 = completed(
+            acc_1, 1, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
+            n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
+        )  # fmt: skip
+    if GATES > 2:
+        acc_2 = completed(
+            acc_2, 2, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
+            n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
+        )  # fmt: skip
+    if GATES > 3:
+        acc_3 = completed(
+            acc_3, 3, bias_ptr, residual_ptr, pre_ptr, p, image, row, column, residual_b, residual_h, residual_w, n,
+            n_exists, exists, RESIDUAL_UNIT, C, GATES, HAS_BIAS, HAS_RESIDUAL, KEEP,
+        )  # fmt: skip
+    to = p[:, None] * C + n[None, :]
+    first = load_map(first_ptr, image, row, column, first_b, first_h, first_w, n, exists, FIRST_UNIT)
+    if FORMULA == "lstm_gates":  # i f g o, c -> h', c'
+        state = tl.sigmoid(acc_1) * first + tl.sigmoid(acc_0) * tanh(acc_2)
+        result = tl.sigmoid(acc_3) * tanh(state)
+        tl.store(result2_ptr + to, state.to(result2_ptr.dtype.element_ty), mask=exists)
+    elif FORMULA == "st_lstm_gates":  # i f g q, c -> c', q
+        result = tl.sigmoid(acc_1) * first + tl.sigmoid(acc_0) * tanh(acc_2)
+        tl.store(result2_ptr + to, acc_3.to(result2_ptr.dtype.element_ty), mask=exists)
+    elif FORMULA == "memory_gates" or FORMULA == "memory_gates_tanh":  # i f g, c -> c'
+        state = first if FORMULA == "memory_gates" else tanh(first)
+        result = tl.sigmoid(acc_1) * state + tl.sigmoid(acc_0) * tanh(acc_2)
+    elif FORMULA == "output_gate" or FORMULA == "output_gate_tanh":  # o, value -> h'
+        gate = tl.sigmoid(acc_0) if FORMULA == "output_gate" else tanh(acc_0)
+        result = gate * tanh(first)
+    elif FORMULA == "gru_reset":  # z r, h -> z, r h
+        result = tl.sigmoid(acc_0)
+        tl.store(result2_ptr + to, (tl.sigmoid(acc_1) * first).to(result2_ptr.dtype.element_ty), mask=exists)
+    else:  # n, z and h -> h'
+        h = load_map(second_ptr, image, row, column, second_b, second_h, second_w, n, exists, SECOND_UNIT)
+        new = tanh(acc_0) if FORMULA == "gru_update" else tl.where(acc_0 > 0, acc_0, slope * acc_0)
+        keep = first if OPTION else 1.0 - first
+        result = keep * h + (1.0 - keep) * new
+    tl.store(result_ptr + to, result.to(result_ptr.dtype.element_ty), mask=exists)
+
+
+GATES = {
+    "lstm_gates": 4, "st_lstm_gates": 4, "memory_gates": 3, "memory_gates_tanh": 3, "output_gate": 1,
+    "output_gate_tanh": 1, "gru_reset": 2, "gru_update": 1, "gru_update_leaky": 1,
+}  # fmt: skip
+
+
+class Tiles(NamedTuple):
+    """Sizes of one program: pixels, channels of the state, channels of a slab; powers of two >= 16."""
+
+    pixels: int
+    channels: int
+    slab: int
+    warps: int
+    stages: int
+
+
+def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
+    """Tiles from the number of pixels, the wider source, the state, its gates and the dtype: nothing is timed at run
+    time.
+
+    Few pixels take small tiles to keep the multiprocessors busy; bench/gpu_rows/conv_lstm_cell.py times the neighbours.
+    """
+    pixels = 128 if points >= 128 * 256 else 64
+    single = dtype == torch.float32
+    slab = min(max(power_of_two(inputs), 16), 32 if single else 64)
+    most = (32 if gates > 2 else 64) // (2 if single else 1)  # accumulators of all gates stay in registers
+    return Tiles(pixels, min(max(power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 2)
+
+
+def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):
+    """One step; writes the results and, unless None, pre completely.
+
+    Args:
+        formula: a key of GATES; option and slope: its numbers, of gru_update alone: whether z is the weight of h, and
+            the slope of gru_update_leaky.
+        convolution: (x, x2 or None, weight, bias or None, residual or None). x, x2: (B, C1, H, W), (B, C2, H, W).
+            weight: (gates C, C1 + C2, 3, 3) in channels_last memory, dtype of x. bias: (gates C,). residual: (B, gates
+            C, H, W), added to the convolution.
+        others: the other maps of the formula, (B, C, H, W), each in its own dtype. Channel stride 1 in every map.
+        results: (B, C, H, W) each; pre: (B, gates C, H, W), what the formula starts from, or None; dense channels_last.
+        wide: 64-bit addresses; None: where a tensor needs them. tiles: None: tiles_of.
+    """
+    if results[0].numel() == 0:
+        return
+    x, x2, weight, bias, residual = convolution
+    batch, channels, height, width = others[0].shape
+    inputs = [0 if t is None else t.shape[1] for t in (x, x2)]
+    points = batch * height * width
+    tiles = tiles or tiles_of(points, max(inputs), channels, GATES[formula], x.dtype)
+    first, second = (*others, None)[:2]
+    result, result2 = (*results, None)[:2]
+    maps = (x, x2, residual, first, second)
+    units = [1 if t is None else unit_of(t) for t in maps]
+    steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
+    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.channels))
+    with on_device(x):
+        _cell_kernel[grid](
+            x, x2, weight, bias, residual, first, second, result, result2, pre, points, height, width, slope, *steps,
+            X_UNIT=units[0], X2_UNIT=units[1], RESIDUAL_UNIT=units[2], FIRST_UNIT=units[3], SECOND_UNIT=units[4],
+            INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
+            OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
+            PRECISION=precision(x.dtype), WIDE=is_wide(*maps, result, pre) if wide is None else wide,
+            BLOCK_M=tiles.pixels, BLOCK_N=tiles.channels, SLAB=tiles.slab, num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )  # fmt: skip
