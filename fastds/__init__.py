@@ -35,7 +35,8 @@ def __dir__():
 
 
 def load(name_or_path):
-    """Loads a model by shipped name or safetensors file: fastds.models.load."""
+    """Load a model, name_or_path being a shipped name or a safetensors file: fastds.models.load, whose errors it
+    raises."""
     from fastds import models
 
     return models.load(name_or_path)

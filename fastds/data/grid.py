@@ -42,7 +42,7 @@ def refine_grid(dataset, field, factor=2):
 
 def coarsen_grid(dataset, field, factor=2):
     """The inverse of refine_grid: coordinates of blocks of factor x factor cells (the mean of their centres), sizes
-    cut to a multiple of factor."""
+    cut to a multiple of factor. dataset, field: as in refine_grid, on the fine grid."""
     check_factor(factor)
     y, x = field.dims[-2:]
     cut = {dim: slice(0, field.sizes[dim] - field.sizes[dim] % factor) for dim in (y, x)}
@@ -51,8 +51,8 @@ def coarsen_grid(dataset, field, factor=2):
 
 
 def grid_spacing_m(field):
-    """Median spacing (y, x) of the grid of a DataArray (..., y, x) in metres, from its coordinates; None where they
-    do not tell.
+    """Median spacing (y, x) of the grid of `field`, a DataArray (..., y, x), in metres, from its coordinates; None
+    where they do not tell.
 
     Projected coordinates in m or km, 1-D latitude and longitude in degrees, or 2-D latitude and longitude (great
     circle, radius 6371 km).

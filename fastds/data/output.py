@@ -41,13 +41,14 @@ STALE_GLOBAL_ATTRIBUTES = (
 
 
 def output_frames(source, time_factor=2):
-    """Number of fine frames that from_reflectivity expects: sum over the segments of time_factor (T - 1) + 1."""
+    """Number of fine frames that from_reflectivity expects of `source`, a ReflectivityInput: sum over its segments of
+    time_factor (T - 1) + 1."""
     return sum(time_factor * (segment.stop - segment.start - 1) + 1 for segment in source.segments)
 
 
 def output_shape(source, factor=2, time_factor=2):
-    """Shape of the variable that from_reflectivity makes; amounts have time_factor T frames, other kinds
-    output_frames."""
+    """Shape of the variable that from_reflectivity makes of `source`, `factor` times as fine in space; amounts have
+    time_factor T frames, other kinds output_frames."""
     count = time_factor * source.shape[0] if source.kind == "amount" else output_frames(source, time_factor)
     return count, factor * source.shape[1], factor * source.shape[2]
 

@@ -32,7 +32,7 @@ def to_pixels(z, scale="0-60"):
 
 
 def from_pixels(pixels, scale="0-60"):
-    """Reflectivity z = low + (high - low) P / 255 in dBZ, float32, of pixel codes P; scale as in to_pixels.
+    """Reflectivity z = low + (high - low) P / 255 in dBZ, float32, of the codes P in `pixels`; scale as in to_pixels.
 
     Code 0 becomes `low`, which stands for no echo. A network's input is P / 255, which is prepare(z, low, high).
     """
@@ -41,7 +41,8 @@ def from_pixels(pixels, scale="0-60"):
 
 
 def recode_pixels(pixels, source="-10-60", target="0-60"):
-    """Codes of one scale as codes of another, uint8: HKO-7's PNG codes as the paper's, say."""
+    """Codes `pixels` of the scale `source` as codes of the scale `target`, uint8: HKO-7's PNG codes as the paper's,
+    say."""
     return to_pixels(from_pixels(pixels, source), target)
 
 

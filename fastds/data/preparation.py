@@ -85,7 +85,7 @@ def coarsen_mask(valid, factor=2):
 
 
 def refine_mask(valid, factor=2):
-    """Repeat a coarse mask (..., h, w) on the finer grid, (..., factor h, factor w)."""
+    """Repeat the coarse mask `valid` (..., h, w) on the finer grid, (..., factor h, factor w)."""
     check_factor(factor)
     if _is_torch(valid):
         return valid.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
@@ -93,7 +93,7 @@ def refine_mask(valid, factor=2):
 
 
 def cut_to_multiple(z, factor):
-    """Drop the last rows and columns of (..., H, W) so that both sizes are multiples of factor."""
+    """Drop the last rows and columns of z (..., H, W) so that both sizes are multiples of factor."""
     check_factor(factor)
     height, width = z.shape[-2:]
     return z[..., : height - height % factor, : width - width % factor]
@@ -108,7 +108,8 @@ def echo_fraction(z, floor=FLOOR_DBZ, valid=None):
 
 
 def has_enough_echo(z, floor=FLOOR_DBZ, minimum=ECHO_FRACTION):
-    """The sample rule of the paper: mean echo fraction over the fine frames (T, H, W) is at least `minimum`."""
+    """The sample rule of the paper: the share of pixels above floor (dBZ) in the fine frames z (T, H, W) is at least
+    `minimum`."""
     return echo_fraction(z, floor) >= minimum
 
 

@@ -17,7 +17,8 @@ _MISSING_CODE = np.uint8(255)
 
 @dataclasses.dataclass(frozen=True)
 class TimeBlock:
-    """Some consecutive frames of a file: indices start, ..., stop - 1 after sorting by time (stop None: to the end)."""
+    """Some consecutive frames of the file `path`: indices start, ..., stop - 1 after sorting by time (stop None: to the
+    end) of the variable var (None: found as by to_reflectivity)."""
 
     path: str
     start: int = 0

@@ -65,6 +65,8 @@ class RadarWindows(torch.utils.data.Dataset):
 def make_window(z, known, *, scale=1, mode="dbz", floor=NOWCAST_FLOOR_DBZ, ceiling=NOWCAST_CEILING_DBZ):
     """A sample from consecutive fields z (m + n, H, W) in dBZ, NaN = missing; H, W multiples of scale.
 
+    known: m. scale, mode: of the coarsening, see `coarsen`. floor, ceiling: dBZ that become 0 and 1.
+
     Returns: dict of x (m, 1, h, w) and y (n, 1, h, w), float32 in [0, 1] with missing -> 0, and valid (m + n, 1, h, w)
         bool, False where a frame is missing.
     """

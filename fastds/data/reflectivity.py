@@ -39,8 +39,8 @@ _MISSING_MEANINGS = (
 
 
 def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
-    """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape); R <= 0 and anything weaker
-    than no_echo -> no_echo."""
+    """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape), z_r = (a, b); R <= 0 and
+    anything weaker than no_echo -> no_echo."""
     a, b = z_r
     with np.errstate(divide="ignore", invalid="ignore"):
         z = 10.0 * np.log10(a) + 10.0 * b * np.log10(np.maximum(rate, 0.0))
@@ -48,8 +48,8 @@ def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
 
 
 def reflectivity_to_rate(z, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
-    """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape); z <= no_echo ->
-    0."""
+    """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape), z_r = (a, b);
+    z <= no_echo -> 0."""
     a, b = z_r
     rate = (10.0 ** (np.asarray(z, dtype=np.float64) / 10.0) / a) ** (1.0 / b)
     return np.where(z <= no_echo, 0.0, rate).astype(np.float32)

@@ -26,7 +26,8 @@ _UNIT_WORDS = {
 
 
 def triples(times, interval=None, every=1):
-    """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three, see there."""
+    """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three; times, interval and every
+    as there."""
     return sequences(times, 3, interval, every)
 
 

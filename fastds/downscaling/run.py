@@ -82,13 +82,12 @@ def downscale_file(
     progress: bool = False,
     **options,
 ) -> Report:
-    """Downscale one file into another, see `downscale`; `target` appears only when it is complete.
+    """Downscale the file source into another, see `downscale`; `target` appears only when it is complete.
 
     model: a model, the name of shipped weights or the path of a weights file; None: the only shipped weights whose
-    input variable has the standard name and units of the data. options: as downscale. Fine fields above 256 MB wait in
-    an unnamed file beside the target, so that memory does not grow with the length of the series.
-    Raises FileNotFoundError, ValueError.
-    """
+    input variable has the standard name and units of the data. progress: show a progress bar. options: as downscale.
+    Fine fields above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of
+    the series. Raises FileNotFoundError, ValueError."""
     target = Path(target)
     check_field_target(source, target)
     settings = {

@@ -28,7 +28,10 @@ def evaluate_files(
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
 ) -> EvaluationTable:
-    """Compare two files, see `evaluate`; coarse: the file that was downscaled. Raises what open_dataset raises, too."""
+    """Compare the files prediction and truth, see `evaluate`.
+
+    coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r: as in evaluate.
+    progress: show a progress bar. Raises what open_dataset raises, too."""
     with open_dataset(prediction) as p, open_dataset(truth) as t:
         if coarse is None:
             return evaluate(p, t, var=var, z_r=z_r, progress=progress)

@@ -37,6 +37,7 @@ class NowcastTable:
             where a score is not defined.
         leads: (n,) seconds. z_r: (a, b) of the rain rates. starts, pixels: number of starts, of valid pixels a field.
         counts: method -> (starts, n, thresholds, 4), TP, FN, FP and TN from every start.
+        notes: sentences below the table.
     """
 
     rows: dict[str, dict[str, np.ndarray]]
@@ -128,7 +129,7 @@ def csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed
 
     ours, theirs: counts (starts, n, thresholds, 4) of NowcastTable, the same starts. The interval holds 95 % of the
     differences when as many starts are drawn with replacement; starts of one event are alike, so that another event may
-    lie outside. Deterministic.
+    lie outside. draws: how many; seed: of the draws. Deterministic.
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"both counts must have the same starts and leads, got {ours.shape} and {theirs.shape}")

@@ -34,7 +34,10 @@ def evaluate_nowcast_files(
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
 ) -> NowcastTable:
-    """Compare files, see `evaluate_nowcast`; observed: the file the forecasts were made from."""
+    """Compare the files prediction (forecasts) and truth (the fields that came), see `evaluate_nowcast`.
+
+    observed: the file the forecasts were made from; None: truth. var, z_r: as in evaluate_nowcast. progress: show a
+    progress bar. Raises what open_dataset raises, too."""
     with open_dataset(prediction) as p, open_dataset(truth) as t:
         if observed is None:
             return evaluate_nowcast(p, t, var=var, z_r=z_r, progress=progress)
@@ -144,8 +147,8 @@ def window_scores(model, windows: RadarWindows, z_r: tuple[float, float], progre
     """Scores over windows as in the tables of the DB-RNN paper: all m + n - 1 frames that the network predicts.
 
     model: with roll(frames, steps); its last output counts. windows: normalised as the model wants. z_r: for the
-    thresholds. Returns NowcastScores with the n future frames as `future`; its means("all") is the paper's convention.
-    """
+    thresholds. progress: show a progress bar. Returns NowcastScores with the n future frames as `future`; its
+    means("all") is the paper's convention."""
     n = windows.index.shape[1] - windows.known
     thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, windows.floor, windows.ceiling)
     scores = NowcastScores(thresholds, windows.known + n - 1, future=n)

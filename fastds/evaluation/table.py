@@ -24,6 +24,10 @@ class EvaluationTable:
     threshold q in dBZ; spectrum (power over the truth's at wavelengths of 2 to 4 pixels); recoarsened_rmse (dBZ, the
     output's outer frames averaged back against the input). t2 = frames between the input times, t13 = frames at the
     input times.
+
+    Attributes:
+        rows: the scores. pairs: of input frames. pixels: valid fine ones a frame, mean. notes: sentences below the
+        table.
     """
 
     rows: dict[str, dict[str, float]]

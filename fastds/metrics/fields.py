@@ -55,6 +55,7 @@ def psnr(prediction: Tensor, truth: Tensor, value_range: float, weights: Tensor 
 
 
 def detail_ratio(prediction: Tensor, truth: Tensor, scale: float) -> float:
-    """Power of the prediction over that of the truth at wavelengths the coarse grid cannot carry, below 2 s pixels."""
+    """Power of the prediction over that of the truth at wavelengths the coarse grid cannot carry, below 2 s pixels,
+    s = scale."""
     band = (2.0, max(2.0 * scale, 2.0 + 1e-6))
     return spectral_ratio(prediction, truth, floor=-math.inf, bands=(band,))[band]

@@ -77,6 +77,7 @@ def _ssim(p: Tensor, t: Tensor, data_range: float) -> Tensor:
 
 
 def daily_series(prediction: Tensor, truth: Tensor, data_range: float = 100.0) -> dict[str, list[float]]:
-    """field_scores of every sequence of (N, T, H, W) by itself: name -> N numbers, for curves over the days."""
+    """field_scores of every sequence of prediction and truth (N, T, H, W) by itself: name -> N numbers, for curves over
+    the days; data_range as there."""
     days = [field_scores(p, t, data_range) for p, t in zip(prediction, truth, strict=True)]
     return {name: [day[name] for day in days] for name in (days[0] if days else ())}

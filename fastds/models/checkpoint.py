@@ -76,7 +76,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
 
 
 def load_card(name_or_path: str | os.PathLike) -> ModelCard:
-    """Read the card of a weights file without its weights; arguments and errors as load."""
+    """Read the card of a weights file without its weights; name_or_path and errors as in load."""
     path = _find(name_or_path)
     metadata, _ = _read(path, with_tensors=False)
     return _parsed(path, "card", lambda: ModelCard.from_json(metadata["card"]))

@@ -124,6 +124,14 @@ class Conv3x3(_Conv):
 
 
 class Conv1x1(_Conv):
-    """1x1 convolution with the same sources and epilogue as Conv3x3: a learned mix of channels."""
+    """1x1 convolution with the same sources and epilogue as Conv3x3: a learned mix of channels.
+
+    y = shuffle(act(conv(concat(x, x2)) + bias + residual))
+
+    Args:
+        in_channels, out_channels, bias, stride: as Conv3x3.
+
+    Shapes: as Conv3x3, H and W divided by stride.
+    """
 
     kernel_size = 1

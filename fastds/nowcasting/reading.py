@@ -21,7 +21,7 @@ def is_forecast(dataset: xr.Dataset) -> bool:
 
 
 def is_forecast_file(path: str | os.PathLike) -> bool:
-    """is_forecast of a file; raises what open_dataset raises."""
+    """is_forecast of the file `path`; raises what open_dataset raises."""
     with open_dataset(path) as dataset:
         return is_forecast(dataset)
 

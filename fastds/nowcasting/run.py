@@ -126,11 +126,11 @@ def nowcast_file(
     progress: bool = False,
     **options,
 ) -> Report:
-    """Nowcast one file into another, see `nowcast`; `target` appears only when it is complete.
+    """Nowcast the file source into another, see `nowcast`; `target` appears only when it is complete.
 
-    picture: PNG of the first forecast: observed fields where the file has them, forecast and difference. Forecasts
-    above 256 MB wait in an unnamed file beside the target. Raises FileNotFoundError, ValueError.
-    """
+    model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
+    forecast and difference. Forecasts above 256 MB wait in an unnamed file beside the target. Raises FileNotFoundError,
+    ValueError."""
     target = Path(target)
     check_field_target(source, target)
     if picture is not None:

@@ -56,8 +56,8 @@ def _gradients(grad, x, weight, stride, wants_x, wants_weight):
     if not torch.is_grad_enabled():
         return _library(grad, x, weight, stride, wants_x, wants_weight)
     return (
-        _GradX.apply(grad, x.detach(), weight, stride) if wants_x else None,
-        _GradWeight.apply(grad, x, weight.detach(), stride) if wants_weight else None,
+        _Gradient.apply(grad, x.detach(), weight, stride, 0) if wants_x else None,
+        _Gradient.apply(grad, x, weight.detach(), stride, 1) if wants_weight else None,
     )
 
 
@@ -69,35 +69,19 @@ def _library(grad, x, weight, stride, wants_x, wants_weight):
     return grad_x, grad_weight
 
 
-class _GradX(torch.autograd.Function):
-    """Of x only the shape matters."""
+class _Gradient(torch.autograd.Function):
+    """Of x (which = 0) or of weight (1), of which itself only the shape matters."""
 
     @staticmethod
-    def forward(ctx, grad, x, weight, stride):
+    def forward(ctx, grad, x, weight, stride, which):
         ctx.save_for_backward(grad, x, weight)
-        ctx.stride = stride
-        return _library(grad, x, weight, stride, True, False)[0]
+        ctx.stride, ctx.which = stride, which
+        return _library(grad, x, weight, stride, which == 0, which == 1)[which]
 
     @staticmethod
     def backward(ctx, along):
-        grad, _, weight = ctx.saved_tensors
-        grad_grad = strided_conv3x3(along, weight, None, ctx.stride) if ctx.needs_input_grad[0] else None
-        grad_weight = _gradients(grad, along, weight, ctx.stride, False, ctx.needs_input_grad[2])[1]
-        return grad_grad, None, grad_weight, None
-
-
-class _GradWeight(torch.autograd.Function):
-    """Of weight only the shape matters."""
-
-    @staticmethod
-    def forward(ctx, grad, x, weight, stride):
-        ctx.save_for_backward(grad, x, weight)
-        ctx.stride = stride
-        return _library(grad, x, weight, stride, False, True)[1]
-
-    @staticmethod
-    def backward(ctx, along):
-        grad, x, _ = ctx.saved_tensors
-        grad_grad = strided_conv3x3(x, along, None, ctx.stride) if ctx.needs_input_grad[0] else None
-        grad_x = _gradients(grad, x, along, ctx.stride, ctx.needs_input_grad[1], False)[0]
-        return grad_grad, grad_x, None, None
+        grad, *operands = ctx.saved_tensors
+        operands[ctx.which], other = along, 1 - ctx.which
+        grad_grad = strided_conv3x3(*operands, None, ctx.stride) if ctx.needs_input_grad[0] else None
+        wanted = [other == k and ctx.needs_input_grad[1 + k] for k in (0, 1)]
+        return grad_grad, *_gradients(grad, *operands, ctx.stride, *wanted), None, None

@@ -20,8 +20,8 @@ def training_curves(
     """Draw the columns of one or more CSV training logs against step or epoch and return the Figure.
 
     logs: label -> path of a metrics.csv as Lightning's CSVLogger writes it (empty cells are left out). columns: the
-    columns to draw where a log has them. x: "step" or "epoch". Raises ValueError where no log holds any of them.
-    """
+    columns to draw where a log has them. x: "step" or "epoch". log_y: logarithmic ordinate. Raises ValueError where no
+    log holds any of them."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     found = set()

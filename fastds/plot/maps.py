@@ -74,7 +74,7 @@ def field_panel(
     but cover the same area. times: column titles. differences: row name -> one (H, W) difference in dB per time, drawn
     to the right of the fields of that name. inputs: fields drawn to the right of the first row. x (W,), y (H,): cell
     centres of the finest grid in `unit`; without them pixel numbers. limit: last class edge of the differences in dB.
-    title: above the panel.
+    scale: of colours, see reflectivity_style. title: above the panel.
     Raises ValueError where a row has another number of maps than there are times, or differences have no row.
     """
     differences = differences or {}

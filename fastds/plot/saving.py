@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 
 def save_png(figure: Figure, path: str | os.PathLike, dpi: int = 110) -> None:
-    """Write a figure as PNG by a temporary name, so that nothing appears under `path` until it is complete."""
+    """Write a figure as PNG by a temporary name, so that nothing appears under `path` until it is complete; dpi: pixels
+    an inch."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -22,7 +22,7 @@ def forecast_strip(
 
     observed, forecast: one (H, W) field in dBZ per time, None where there is none; a column with both has a difference,
     taken of fields lifted to 5 dBZ. times: column titles. x (W,), y (H,): cell centres in `unit`; without them pixel
-    numbers.
+    numbers. title: above the strip.
     Raises ValueError where observed and forecast have another number of fields than there are times.
     """
     if len(observed) != len(times) or len(forecast) != len(times):

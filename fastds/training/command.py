@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command `fastds train [TASK] --config NAME|FILE ...`: trains, prints where the result is, returns the
     exit status; a user's error is one sentence and status 2.
 
-    TASK is a key of TASKS; without it a shipped configuration's own, else radar.
-    """
+    arguments: without the program's name; None: those of the process. TASK is a key of TASKS; without it a shipped
+    configuration's own, else radar."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     task = arguments.pop(0) if arguments[:1] and arguments[0] in TASKS else _task_of(arguments)
     module = importlib.import_module(TASKS[task])

@@ -39,11 +39,14 @@ class DataConfig:
             empty: equal.
         var: name of the reflectivity variable; None finds it.
         crop: side of a coarse training crop, pixels.
-        scales: coarsenings of the truth to draw from. intervals: multiples of the cadence to draw from.
-        floor, ceiling: dBZ that become 0 and 1.
+        scales: coarsenings of the truth to draw from.
+        intervals: multiples of the cadence to draw from.
+        floor: dBZ that become 0.
+        ceiling: dBZ that become 1.
         minimum_echo: share of echo that a crop should have.
-        batch_size: samples per step. epoch_samples: samples between validations. validation_samples: fixed validation
-            crops.
+        batch_size: samples per step.
+        epoch_samples: samples between validations.
+        validation_samples: fixed validation crops.
         workers: processes that prepare samples.
     """
 
@@ -64,29 +67,24 @@ class DataConfig:
     workers: int = 1
 
 
-@dataclasses.dataclass
-class TrainingConfig:
-    """A training run.
+@dataclasses.dataclass(kw_only=True)
+class RunConfig:
+    """What the trainings of one network share: AdamW with a warm-up and a cosine decay, its bounds and its folder.
 
     Args:
-        data: the samples.
-        model: the network.
-        output: folder for checkpoints, logs and the exported weights.
         seed: of weights and samples.
-        max_steps: optimiser steps. max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no
-            bound.
-            The learning rate reaches zero at whichever comes first.
-        learning_rate, warmup_steps, weight_decay, gradient_clip (norm): of AdamW, cosine decay.
-        loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
+        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first.
+        max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no bound.
+        learning_rate: the highest.
+        warmup_steps: in which it grows to that.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of the gradient.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
         resume: continue from the last checkpoint in output, where there is one.
         progress: show a progress bar.
         threads: of torch; None leaves them as they are.
     """
 
-    data: DataConfig
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    output: str = "training"
     seed: int = 0
     max_steps: int = 20_000
     max_minutes: float | None = None
@@ -94,25 +92,46 @@ class TrainingConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
-    loss: str = "relative_mse"
     ema_decay: float = 0.999
     resume: bool = True
-    progress: bool = True
+    progress: bool = False
     threads: int | None = None
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if self.max_steps < 1 or (self.max_minutes is not None and not self.max_minutes > 0):
             raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
 
 
+@dataclasses.dataclass
+class TrainingConfig(RunConfig):
+    """A training run of FC-ZSM.
+
+    Args:
+        data: the samples.
+        model: the network.
+        output: folder for checkpoints, logs and the exported weights.
+        loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
+    """
+
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    output: str = "training"
+    loss: str = "relative_mse"
+    progress: bool = dataclasses.field(default=True, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+
+
 LOSSES = ("mse", "charbonnier", "relative_mse")
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
-    """Read a command line into a TrainingConfig; `--config NAME` takes a shipped configuration by its name."""
+    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
+    name."""
     description = "Train a network on radar files; the best weights are exported as safetensors."
     return read_command_line(TrainingConfig, arguments, "radar", description)

@@ -22,6 +22,7 @@ from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
 from fastds.training.command import ExportBest, begin, fill_card, fit, keep_last, make_folder, read_command_line
+from fastds.training.config import RunConfig
 from fastds.training.data import NewSamples
 from fastds.training.module import SupervisedModule
 
@@ -32,16 +33,25 @@ class FieldDataConfig:
 
     Args:
         path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude).
-        variables: stacked as channels in this order. units: expected ones, checked where given. level: which one.
+        variables: stacked as channels in this order.
+        units: expected ones, checked where given.
+        level: value of the vertical coordinate, where there are several.
         statics: variables over (latitude, longitude) of the same file that the encoder reads beside (orography).
         split: what the next three divide, columns ("longitude") or steps of time ("time").
-        train, validation, test: [first, stop) of each split; leave gaps, they must not overlap. Weights are chosen by
-            the validation; nothing here reads the test part, which the study scores (none: empty). Without train and
-            validation the first three quarters train and the last fifth validates.
-        crop, halo, queries, scales, anisotropic, flips: see FieldCrops.
+        train: [first, stop) of what weights are fitted to; without train and validation the first three quarters train
+            and the last fifth validates.
+        validation: [first, stop) of what chooses the weights. Leave gaps, no two may overlap.
+        test: [first, stop) of what the study scores; nothing here reads it (none: empty).
+        crop: coarse pixels of a sample's side.
+        halo: coarse pixels around it that the degradation sees.
+        queries: fine pixels of a sample that are its targets.
+        scales: smallest and largest factor.
+        anisotropic: probability of a factor per axis.
+        flips: mirror samples at random.
         vectors: channels of (u, v), wind components along x and y that flips turn round; -1 = absent, none: empty.
         degraded: probability of the degradation pipeline.
-        batch_size, epoch_samples: samples per step and between validations.
+        batch_size: samples per step.
+        epoch_samples: samples between validations.
         test_scales: factors of the validation.
     """
 
@@ -94,11 +104,15 @@ class FieldDataConfig:
 
 
 @dataclasses.dataclass
-class FieldTrainingConfig:
-    """A training run; arguments as TrainingConfig of the radar networks.
+class FieldTrainingConfig(RunConfig):
+    """A training run of an arbitrary-scale network.
 
     Args:
-        data: the samples. model: name of a preset, options: what replaces its arguments. card: fields of its card.
+        data: the samples.
+        model: name of a preset.
+        options: arguments of fastds.models.create that replace the preset's.
+        card: fields of the model card written into the exported weights.
+        output: folder for checkpoints, logs and the exported weights.
     """
 
     data: FieldDataConfig
@@ -106,17 +120,7 @@ class FieldTrainingConfig:
     options: dict = dataclasses.field(default_factory=dict)
     card: dict = dataclasses.field(default_factory=dict)
     output: str = "training"
-    seed: int = 0
-    max_steps: int = 20_000
-    max_minutes: float | None = None
-    learning_rate: float = 3e-4
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    resume: bool = True
-    progress: bool = False
-    threads: int | None = None
+    learning_rate: float = dataclasses.field(default=3e-4, kw_only=True)
 
 
 def load_fields(config: FieldDataConfig) -> Tensor:

@@ -109,7 +109,7 @@ class SupervisedModule(TimedModule):
 
 
 class DownscalingModule(SupervisedModule):
-    """Trains a model that maps two coarse fields to three fine ones.
+    """Trains a model that maps two coarse fields to three fine ones, as config says.
 
     Batches: x (B, 2, 1, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) where the model needs it;
     x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above the floor) and

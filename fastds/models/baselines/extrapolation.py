@@ -38,7 +38,7 @@ def blurred_persistence(x: Tensor, steps: int) -> Tensor:
     it minimises sum_j |G(g j) x[-1-j] - x[-1]|^2. (Errors of persistence come from displacement, which grows with
     lead; on the project's radars the best blur of every lead is nearly proportional to it.)
 
-    Arguments, returns and errors as persistence, N >= 2.
+    x, steps, returns and errors as persistence, N >= 2.
     """
     _check(x, steps, 2)
     fields = fill_missing(x)
@@ -103,7 +103,7 @@ def trajectories(flow: Tensor, steps: int) -> Tensor:
 def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
     """Extrapolation by the package pysteps: Lucas-Kanade motion of all known fields, semi-Lagrangian advection.
 
-    Arguments and returns as extrapolation; what pysteps leaves missing, because it comes from outside, is 0: dry,
+    x, steps and returns as extrapolation; what pysteps leaves missing, because it comes from outside, is 0: dry,
     where extrapolation repeats the edge.
 
     Raises: ImportError where pysteps is not installed.

@@ -14,7 +14,8 @@ _TILE = 4  # rows of a tile of the convolution engine: bands on its tiles give t
 
 
 class Encoded(NamedTuple):
-    """What a decoder needs of a field: features (B, C, H, W), skip field in physical units, valid pixels or None."""
+    """What a decoder needs of a field: features (B, C, H, W), skip field in physical units or None, mask of
+    valid pixels or None."""
 
     features: Tensor
     skip: Tensor | None

@@ -2,9 +2,11 @@
 """Adversarial training: `fastds train --config wgan-gp-small --data.path=FOLDER`."""
 
 from fastds.training.gan.config import GANConfig, GANDataConfig, LossConfig, OptimiserConfig, parse_arguments
-from fastds.training.gan.data import FieldDataModule, FieldSequences
+from fastds.training.gan.data import FieldSequences, SequenceDataModule
 from fastds.training.gan.module import GANModule
 from fastds.training.gan.run import train
+
+FieldDataModule = SequenceDataModule  # its earlier name, which fastds.training.fields has, too
 
 __all__ = [
     "FieldDataModule",
@@ -14,6 +16,7 @@ __all__ = [
     "GANModule",
     "LossConfig",
     "OptimiserConfig",
+    "SequenceDataModule",
     "parse_arguments",
     "train",
 ]

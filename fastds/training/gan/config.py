@@ -24,8 +24,11 @@ class GANDataConfig:
         steps: fields of a sequence.
         crop: side of a fine training crop, grid points, a multiple of the generator's scale.
         coarsening: "mean" over blocks or "decimate".
-        offset, range: normalised x = (value - offset) / range; 0 and 100 for percent.
-        batch_size: sequences per step. epoch_samples: sequences between validations. validation_samples: fixed crops.
+        offset: normalised x = (value - offset) / range; 0 for percent.
+        range: see offset; 100 for percent.
+        batch_size: sequences per step.
+        epoch_samples: sequences between validations.
+        validation_samples: fixed crops.
         flips: mirror crops at random.
     """
 
@@ -56,7 +59,8 @@ class LossConfig:
             generated from real samples that the critic finds: larger where they stay far apart.
         content: "l1" or "mse" of one member, or "crps" of two: mean (|x1 - y| + |x2 - y| - |x1 - x2|) / 2, the fair
             estimate of the continuous ranked probability score, which keeps the ensemble's spread.
-        content_weight, adversarial_weight: of the generator's two losses; 0 and 1 are the paper's Algorithm 1.
+        content_weight: of the generator's content loss; 0 in the paper's Algorithm 1.
+        adversarial_weight: of the generator's adversarial loss; 1 in the paper's Algorithm 1.
         adversarial_ramp: epochs in which the adversarial weight grows from 0.
         quiet_weight: of the mean squared error of the field without noise, which is then the mean of the ensemble.
         critic_steps: of the critic per step of the generator.
@@ -85,7 +89,8 @@ class OptimiserConfig:
     """Adam for both networks, at two time scales.
 
     Args:
-        generator_rate, critic_rate: learning rates.
+        generator_rate: learning rate of the generator.
+        critic_rate: learning rate of the critic.
         betas: of Adam.
         warmup_epochs: linear growth of both rates.
         epochs: of the cosine to zero.
@@ -111,16 +116,19 @@ class GANConfig:
 
     Args:
         data: the samples.
-        loss, optimiser: see there.
+        loss: what is minimised.
+        optimiser: of both networks.
         generator: a name of fastds.models.available(), a HumidityGenerator or a network without noise (srcnn, srgan).
         critic: "humidity" (HumidityCritic) or "srgan" (SRGANDiscriminator).
-        generator_options, critic_options: arguments that replace the preset's and the critic's.
+        generator_options: arguments that replace the preset's.
+        critic_options: arguments that replace the critic's.
         card: fields of the model card written into the exported weights.
         output: folder for checkpoints, logs and weights.
         seed: of weights and samples.
         max_minutes: wall-clock bound; the learning rate then reaches zero there, if earlier. None: no bound.
         resume: continue from the last checkpoint in output, where there is one.
-        progress: show a progress bar. threads: of torch; None leaves them.
+        progress: show a progress bar.
+        threads: of torch; None leaves them.
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged, batch
             normalisation sees the share of its process. Only one process resumes bit by bit and takes max_minutes.
     """
@@ -153,5 +161,5 @@ class GANConfig:
 
 
 def parse_arguments(arguments: list[str]) -> GANConfig:
-    """Read a command line into a GANConfig; `--config NAME` takes a shipped configuration by its name."""
+    """Read `arguments`, a command line, into a GANConfig; `--config NAME` takes a shipped configuration by its name."""
     return read_command_line(GANConfig, arguments, "gan", "Train a WGAN-GP on gridded fields.")

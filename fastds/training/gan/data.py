@@ -118,7 +118,7 @@ class Share(Sampler):
         return (index for k, index in enumerate(self.sampler) if k // self.size % self.devices == self.rank)
 
 
-class FieldDataModule(L.LightningDataModule):
+class SequenceDataModule(L.LightningDataModule):
     """Training crops, new in every epoch, and fixed validation crops.
 
     Args:

@@ -13,7 +13,7 @@ from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
 from fastds.training.command import ExportBest, begin, fill_card, fit, keep_last, make_folder
 from fastds.training.gan.config import GANConfig
-from fastds.training.gan.data import FieldDataModule
+from fastds.training.gan.data import SequenceDataModule
 from fastds.training.gan.module import GANModule
 
 
@@ -54,7 +54,7 @@ def train(config: GANConfig) -> pathlib.Path:
     begin(config)
     module = build(config)
     scale = module.generator.config["scale"]
-    data = FieldDataModule(config.data, scale, config.seed, module.samples_seen, config.devices)
+    data = SequenceDataModule(config.data, scale, config.seed, module.samples_seen, config.devices)
     data.setup()
     output = make_folder(config)
     callbacks = [ExportGenerator(output), keep_last(output)]

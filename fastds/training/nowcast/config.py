@@ -5,6 +5,7 @@ import dataclasses
 
 from fastds.models.db_rnn.losses import ABLATIONS
 from fastds.training.command import read_command_line
+from fastds.training.config import RunConfig
 
 LOSSES = ("rain", "db-rnn")
 STAGES = ("forecaster", "deblurrer")
@@ -15,21 +16,29 @@ class NowcastDataConfig:
     """The samples.
 
     Args:
-        path, blocks, var: files and their time blocks, see fastds.training.DataConfig.
+        path: a NetCDF file or a folder of them.
+        blocks: per file name its time blocks, see fastds.training.DataConfig; empty: every *.nc under path.
+        var: name of the reflectivity variable; None finds it.
         synthetic_events: number of seeded synthetic events that join the training samples.
         weights: relative share of each training source, files in the order of blocks, then the synthetic events;
             empty: equal.
-        known, future: m and n, frames. fewest: of the future frames that a window needs; the rest counts as missing.
+        known: m, frames.
+        future: n, frames.
+        fewest: of the future frames that a window needs; the rest counts as missing.
         crop: side of a crop, pixels.
         halo: pixels around a crop from which the motion is estimated and echo may come; of Lagrangian networks.
-        scales: coarsenings of the grid to draw from. intervals: multiples of the cadence to draw from.
-        floor, ceiling: dBZ that become 0 and 1.
+        scales: coarsenings of the grid to draw from.
+        intervals: multiples of the cadence to draw from.
+        floor: dBZ that become 0.
+        ceiling: dBZ that become 1.
         minimum_echo: share of echo above 15 dBZ that the last known field of a crop should have.
         reverse: half of the training samples run backwards in time, so that no event teaches that rain only grows.
         shift: lowest and highest number of dBZ that a training sample's echo is raised by, drawn evenly: a rain rate
             that is rare in one event is common in another.
         pool: number of different crops, kept in memory; 0: every sample is a new one.
-        batch_size: samples per step. epoch_samples: samples between validations. validation_samples: fixed crops.
+        batch_size: samples per step.
+        epoch_samples: samples between validations.
+        validation_samples: fixed crops.
         workers: processes that prepare samples.
     """
 
@@ -74,8 +83,10 @@ class NowcastLossConfig:
             RainLoss.
         ablation: of networks with two outputs: "fixed", "scheduled", "gdl" or "adversarial", see
             fastds.models.db_rnn.losses.ABLATIONS.
-        csi_weight, csi_width: of "rain": weight, and width of the soft threshold in dBZ.
-        rates: mm/h, of CSI. z_r: a and b of Z = a R^b.
+        csi_weight: of "rain".
+        csi_width: of "rain": width of the soft threshold in dBZ.
+        rates: mm/h, of CSI.
+        z_r: a and b of Z = a R^b.
         scheduled_sampling: the probability that the truth is fed back falls from 1 to 0 over the training.
         decoupling: weight of PredRNN-V2's decoupling loss; other networks have none.
     """
@@ -99,15 +110,19 @@ class NowcastLossConfig:
 
 
 @dataclasses.dataclass
-class NowcastConfig:
-    """A training run; arguments that are not named here as those of TrainingConfig of the radar networks.
+class NowcastConfig(RunConfig):
+    """A training run of a nowcasting network.
 
     Args:
-        data, loss: see there.
-        model: name of a preset. options: what replaces its arguments. start: weights to begin with, a file or a
-            shipped name. card: fields of the model card written into the exported weights.
+        data: the samples.
+        loss: what is minimised.
+        model: name of a preset.
+        options: arguments of fastds.models.create that replace the preset's.
+        start: weights to begin with, a file or a shipped name.
+        card: fields of the model card written into the exported weights.
         stage: of a StagedRNN: "forecaster" trains that one, "deblurrer" the other, on forecasts of the frozen first
             (start then names the weights of the first stage).
+        output: folder for checkpoints, logs and the exported weights.
     """
 
     data: NowcastDataConfig
@@ -118,27 +133,17 @@ class NowcastConfig:
     card: dict = dataclasses.field(default_factory=dict)
     stage: str | None = None
     output: str = "training-nowcast"
-    seed: int = 0
-    max_steps: int = 20_000
-    max_minutes: float | None = None
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.99
-    resume: bool = True
-    progress: bool = False
-    threads: int | None = None
+    ema_decay: float = dataclasses.field(default=0.99, kw_only=True)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.stage is not None and self.stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
         if self.stage == "deblurrer" and self.start is None:
             raise ValueError("stage deblurrer needs start, the weights of the trained forecaster")
-        if self.max_steps < 1 or (self.max_minutes is not None and not self.max_minutes > 0):
-            raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
 
 
 def parse_arguments(arguments: list[str]) -> NowcastConfig:
-    """Read a command line into a NowcastConfig; `--config NAME` takes a shipped configuration by its name."""
+    """Read `arguments`, a command line, into a NowcastConfig; `--config NAME` takes a shipped configuration by its
+    name."""
     return read_command_line(NowcastConfig, arguments, "nowcast", "Train a nowcasting network on radar files.")

@@ -54,9 +54,12 @@ class Method:
     """One row of the study.
 
     Args:
-        model: a preset. options: its arguments. learning_rate: of its training.
-        scales: factors to train on instead of those of the data. degraded: share of the training samples that goes
-            through the degradation pipeline. test: factors it is scored at, names of SCALES; none: all.
+        model: a preset.
+        options: its arguments.
+        learning_rate: of its training.
+        scales: factors to train on instead of those of the data.
+        degraded: share of the training samples that goes through the degradation pipeline.
+        test: factors it is scored at, names of SCALES; none: all.
     """
 
     model: str
@@ -73,12 +76,18 @@ class StudyConfig:
 
     Args:
         data: samples and the parts to train on, to choose weights by and to test on.
-        methods: name -> Method. run: which of them; none: all. seeds: of samples and initial weights.
-        weights: names or paths of trained weights that are scored beside. max_steps: of each training.
-        crop: of the test, fine pixels; none: every field whole, with regressions of the place beside. per_cell: test
-            crops per time and latitude band. together: successive times that the bootstrap draws as one (a day).
+        methods: name -> Method.
+        run: which of them; none: all.
+        seeds: of samples and initial weights.
+        weights: names or paths of trained weights that are scored beside.
+        max_steps: of each training.
+        ema_decay: of the averaged weights of each training.
+        crop: of the test, fine pixels; none: every field whole, with regressions of the place beside.
+        per_cell: test crops per time and latitude band.
+        together: successive times that the bootstrap draws as one (a day).
         degraded: score on inputs of the degradation pipeline, the same draws for all, instead of area means.
         output: folder of the runs.
+        threads: of torch; None leaves them as they are.
     """
 
     data: FieldDataConfig

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What help() tells: every public name has a docstring that names its arguments, every option of a training a text."""
+
+import dataclasses
+import importlib
+import inspect
+import re
+
+import pytest
+
+PUBLIC = (
+    "fastds", "fastds.ops", "fastds.nn", "fastds.models", "fastds.models.baselines", "fastds.models.db_rnn",
+    "fastds.models.inr", "fastds.data", "fastds.downscaling", "fastds.nowcasting", "fastds.evaluation",
+    "fastds.metrics", "fastds.plot", "fastds.training", "fastds.training.gan", "fastds.training.nowcast",
+)  # fmt: skip
+
+
+def documentation(thing) -> str:
+    """Its docstring and those of its bases; the signature that a dataclass without one gets is none."""
+    own = [k.__doc__ or "" for k in getattr(thing, "__mro__", [thing]) if k is not object]
+    return "" if own[0].startswith(f"{thing.__name__}(") else "\n".join(own)
+
+
+def things(module):
+    found = importlib.import_module(module)
+    for name in found.__all__:
+        thing = getattr(found, name)
+        if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__.startswith("fastds"):
+            yield name, thing
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_say_what_their_arguments_are(module):
+    for name, thing in things(module):
+        text = documentation(thing)
+        assert text.strip(), f"{module}.{name} has no docstring"
+        given = set(inspect.signature(thing).parameters) - {"args", "kwargs"}
+        unsaid = sorted(p for p in given if not re.search(rf"\b{p}\b", text))
+        assert not unsaid, f"the docstring of {module}.{name} does not name {unsaid}"
+
+
+@pytest.mark.parametrize("op", sorted(set(importlib.import_module("fastds.ops").__all__) - {"GridSpec", "PointSpec"}))
+def test_ops_say_returns_gradients_and_errors(op):
+    text = documentation(getattr(importlib.import_module("fastds.ops"), op))
+    for part in ("Args:", "Returns:", "[Gg]radients", "Raises:|errors: as"):
+        assert re.search(part, text), f"the docstring of fastds.ops.{op} has no {part}"
+
+
+@pytest.mark.parametrize("module", ["config", "fields", "nowcast.config", "gan.config", "study.run"])
+def test_every_option_of_a_training_has_its_text(module):
+    """jsonargparse shows the line "name: text"; names that share a line have no help."""
+    found = importlib.import_module(f"fastds.training.{module}")
+    for name, kind in vars(found).items():
+        if dataclasses.is_dataclass(kind) and kind.__module__ == found.__name__:
+            text = documentation(kind)
+            bare = [f.name for f in dataclasses.fields(kind) if not re.search(rf"^\s+{f.name}:", text, re.M)]
+            assert not bare, f"{module}.{name}: {bare}"
