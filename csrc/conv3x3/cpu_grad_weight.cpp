@@ -6,7 +6,7 @@
 // are added at the end. Wide layers, whose sums are too large for lanes: the threads transform a stretch of tiles together,
 // short enough for the shared cache, then each multiplies for points of its own. Sums start from zero every kSumTiles tiles at
 // most and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
-#include "conv3x3/tiles.h"
+#include "conv3x3/gradient_tiles.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -18,18 +18,15 @@ constexpr int64_t kMostLanes = 8, kLaneTiles = 64;  // of a lane at least
 constexpr int64_t kLaneBytes = 700 << 10, kLanesBytes = 4 * kLaneBytes;  // of the sums of a lane, of all lanes at most
 constexpr int64_t kStretchBytes = 4 << 20;                               // of V and D that threads share, or more
 
-struct Range {
-    int64_t begin, end;
-};
 // `count` items as parts of at most `most`, as equal as possible.
 inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
 struct Layout {
     bool shared;                                        // V and D of all threads
-    int64_t lanes, tiles;                               // tiles: transformed at once
+    int64_t lanes, tiles;                               // tiles: transformed at once, at most
     int64_t v_row, v_plane, d_row, d_plane, sum_plane;  // floats
-    int64_t lane, sums, bias;                           // sums[lane][point][input][column], bias[lane][column]
+    int64_t lane, bias;                                 // sums[lane][point][input][column], bias[lane][column]
     int64_t scratch, thread_floats, d, zeros, floats;   // d and zeros from the beginning of a thread's scratch
 
     explicit Layout(const Conv3x3GradWeight& call) {
@@ -51,8 +48,7 @@ struct Layout {
         v_plane = tiles * v_row + 16;
         d_plane = tiles * d_row + 16;
         const int64_t wide = widest(call.sources), wide_gradients = widest(call.gradients);
-        sums = 0;
-        bias = sums + lanes * lane;
+        bias = lanes * lane;
         scratch = round_up(bias + lanes * d_row, 16);
         d = kPoints * v_plane;
         zeros = d + (kPoints + 1) * d_plane;
@@ -61,78 +57,42 @@ struct Layout {
     }
 };
 
-// A g A^T of one view's channels of one tile into 36 planes, the sum of its gradients into one more.
-template <bool Inside, class T, bool Signed>
-void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const int64_t* row, const int64_t* column, float slope,
-                             const T* zeros, float* out, int64_t plane) {
-    Pixels<T, 4> data, sign;
-    find_pixels<Inside>(data, view.data, view, tile.b, row, column, zeros);
-    if (Signed) find_pixels<Inside>(sign, view.sign, view, tile.b, row, column, zeros);
-    for (int64_t channel = 0; channel < view.channels; channel += kL) {
-        const int count = static_cast<int>(least(kL, view.channels - channel));
-        V sum = {};
-        transform_planes<4>(
-            [&](int c, V(&g)[4]) {
-                load_column<Inside, Signed>(data, sign, c, channel, count, slope, g);
-                sum += (g[0] + g[1]) + (g[2] + g[3]);
-            },
-            [](const V(&g)[4], V(&m)[6]) { transform_output_adjoint(g, m); }, out + channel, plane);
-        store_vec<kL>(out + kPoints * plane + channel, sum);
-    }
-}
-
-template <class T, bool Signed>
-void transform_gradients(const Conv3x3GradWeight& call, const Tile& tile, const T* zeros, float* out, int64_t plane) {
-    int64_t row[4], column[4];
-    for (int i = 0; i < 4; i++) {
-        row[i] = tile.y + i < call.geometry.Ho ? tile.y + i : -1;
-        column[i] = tile.x + i < call.geometry.Wo ? tile.x + i : -1;
-    }
-    const float slope = call.negative_slope;
-    for (int s = 0; s < call.gradients.count; s++) {
-        const Conv3x3View& view = call.gradients.view[s];
-        if (row[3] >= 0 && column[3] >= 0)
-            transform_gradient_view<true, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
-        else
-            transform_gradient_view<false, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
-        out += view.channels;
-    }
-}
-
-template <class T>
-void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t begin, int64_t end, float* scratch) {
-    const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
-    const bool has_sign = call.gradients.view[0].sign != nullptr;
-    Tile tile = tile_at(call.geometry, first + begin);
-    for (int64_t i = begin; i < end; i++, to_next_tile(call.geometry, tile)) {
-        float* out = scratch + at.d + i * at.d_row;
-        if (has_sign)
-            transform_gradients<T, true>(call, tile, zeros, out, at.d_plane);
-        else
-            transform_gradients<T, false>(call, tile, zeros, out, at.d_plane);
-    }
-}
-
-template <class T>
-void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t begin, int64_t end, float* scratch) {
-    const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
-    Tile tile = tile_at(call.geometry, first + begin);
-    for (int64_t i = begin; i < end; i++, to_next_tile(call.geometry, tile))
-        transform_tile<T, false>(call.geometry, call.sources, tile, 0.f, zeros, scratch + i * at.v_row, at.v_plane);
-}
-
-// Tiles first + [begin, end) into V and D.
-void transform_tiles(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t begin, int64_t end, float* scratch) {
+// Tiles first + [begin, end) into V.
+void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
+    const auto transform = [&](auto zero) {
+        using T = decltype(zero);
+        Tile tile = tile_at(call.geometry, first + tiles.begin);
+        for (int64_t i = tiles.begin; i < tiles.end; i++, to_next_tile(call.geometry, tile))
+            transform_tile<T, false>(call.geometry, call.sources, tile, 0.f, reinterpret_cast<const T*>(scratch + at.zeros),
+                                     scratch + i * at.v_row, at.v_plane);
+    };
     switch (call.sources.dtype) {
-        case f32: transform_inputs<float>(call, at, first, begin, end, scratch); break;
-        case f16: transform_inputs<Half>(call, at, first, begin, end, scratch); break;
-        case bf16: transform_inputs<BFloat16>(call, at, first, begin, end, scratch); break;
+        case f32: return transform(float{});
+        case f16: return transform(Half{});
+        case bf16: return transform(BFloat16{});
         case f64: break;
     }
+}
+
+// Tiles first + [begin, end) into D.
+void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
+    const auto transform = [&](auto zero) {
+        using T = decltype(zero);
+        const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
+        const bool has_sign = call.gradients.view[0].sign != nullptr;
+        Tile tile = tile_at(call.geometry, first + tiles.begin);
+        for (int64_t i = tiles.begin; i < tiles.end; i++, to_next_tile(call.geometry, tile)) {
+            float* out = scratch + at.d + i * at.d_row;
+            if (has_sign)
+                transform_gradient_tile<T, true>(call, tile, zeros, out, at.d_plane);
+            else
+                transform_gradient_tile<T, false>(call, tile, zeros, out, at.d_plane);
+        }
+    };
     switch (call.gradients.dtype) {
-        case f32: transform_gradients<float>(call, at, first, begin, end, scratch); break;
-        case f16: transform_gradients<Half>(call, at, first, begin, end, scratch); break;
-        case bf16: transform_gradients<BFloat16>(call, at, first, begin, end, scratch); break;
+        case f32: return transform(float{});
+        case f16: return transform(Half{});
+        case bf16: return transform(BFloat16{});
         case f64: break;
     }
 }
@@ -163,21 +123,21 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
 }
 
 // Point `p` of the planes in scratch, one block of columns, `tiles` tiles; sums: of that point. add: to sums that are there.
-void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, int64_t vector, int64_t vectors, int64_t tiles,
-                 bool add, const float* scratch, float* sums) {
-    const int64_t inputs = call.sources.channels();
-    const int64_t parts = parts_of(tiles, kSumTiles);
+void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, Range vectors, int64_t tiles, bool add,
+                 const float* scratch, float* sums) {
+    const int64_t inputs = call.sources.channels(), parts = parts_of(tiles, kSumTiles);
+    sums += vectors.begin * kL;
     for (int64_t i = 0; i < parts; i++, add = true) {
         const Range part = part_of(tiles, parts, i);
         const float* v = scratch + p * at.v_plane + part.begin * at.v_row;
-        const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vector * kL;
+        const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vectors.begin * kL;
         const int64_t count = part.end - part.begin;
-        switch (vectors) {
-            case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums + vector * kL, add); break;
-            case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums + vector * kL, add); break;
+        switch (vectors.end - vectors.begin) {
+            case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
+            case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
 #if defined(__AVX512F__)
-            case 3: add_products<3>(v, at.v_row, d, at.d_row, inputs, count, sums + vector * kL, add); break;
-            case 4: add_products<4>(v, at.v_row, d, at.d_row, inputs, count, sums + vector * kL, add); break;
+            case 3: add_products<3>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
+            case 4: add_products<4>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
 #endif
         }
     }
@@ -191,7 +151,7 @@ void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, f
         for (int64_t i = 0; i < parts; i++) {
             const Range part = part_of(tiles, parts, i);
             V sum = {};
-            for (int64_t i = part.begin; i < part.end; i++) sum += load_vec<kL>(tile_sums + i * at.d_row + column);
+            for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(tile_sums + t * at.d_row + column);
             total += sum;
         }
         store_vec<kL>(bias + column, total);
@@ -199,20 +159,19 @@ void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, f
 }
 
 void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, float* work, float* scratch) {
-    const int64_t all = call.geometry.tiles(), first = all * lane / at.lanes, end = all * (lane + 1) / at.lanes;
+    const Range all = part_of(call.geometry.tiles(), at.lanes, lane);
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
-    const int64_t stretches = parts_of(end - first, at.tiles);
+    const int64_t stretches = parts_of(all.end - all.begin, at.tiles);
     for (int64_t i = 0; i < stretches; i++) {
-        const Range stretch = part_of(end - first, stretches, i);
-        const int64_t t = first + stretch.begin, count = stretch.end - stretch.begin;
-        transform_tiles(call, at, t, 0, count, scratch);
-        add_bias(at, count, t > first, scratch, work + at.bias + lane * at.d_row);
+        const Range stretch = part_of(all.end - all.begin, stretches, i);
+        const int64_t first = all.begin + stretch.begin, count = stretch.end - stretch.begin;
+        transform_inputs(call, at, first, {0, count}, scratch);
+        transform_gradients(call, at, first, {0, count}, scratch);
+        add_bias(at, count, i > 0, scratch, work + at.bias + lane * at.d_row);
         for (int64_t p = 0; p < kPoints; p++)
-            for (int64_t b = 0; b < cut.blocks; b++) {
-                const int64_t vector = cut.vectors * b / cut.blocks, vectors = cut.vectors * (b + 1) / cut.blocks - vector;
-                add_columns(call, at, p, vector, vectors, count, t > first, scratch,
-                            work + at.sums + lane * at.lane + p * at.sum_plane);
-            }
+            for (int64_t b = 0; b < cut.blocks; b++)
+                add_columns(call, at, p, part_of(cut.vectors, cut.blocks, b), count, i > 0, scratch,
+                            work + lane * at.lane + p * at.sum_plane);
     }
 }
 
@@ -221,8 +180,8 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = work + at.scratch + thread * at.thread_floats;
             __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
-            for (int64_t lane = at.lanes * thread / call.threads; lane < at.lanes * (thread + 1) / call.threads; lane++)
-                run_lane(call, at, lane, work, scratch);
+            const Range lanes = part_of(at.lanes, call.threads, thread);
+            for (int64_t lane = lanes.begin; lane < lanes.end; lane++) run_lane(call, at, lane, work, scratch);
         }
     });
 }
@@ -236,65 +195,97 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
     for (int64_t i = 0; i < stretches; i++) {
         const Range stretch = part_of(all, stretches, i);
         const int64_t first = stretch.begin, count = stretch.end - first;
-        parallel_for(count, call.threads,
-                     [&](int64_t begin, int64_t end) { transform_tiles(call, at, first, begin, end, scratch); });
+        parallel_for(count, call.threads, [&](int64_t begin, int64_t end) {
+            transform_inputs(call, at, first, {begin, end}, scratch);
+            transform_gradients(call, at, first, {begin, end}, scratch);
+        });
         parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
-                const int64_t p = task / cut.blocks, b = task % cut.blocks, vector = cut.vectors * b / cut.blocks;
+                const int64_t p = task / cut.blocks;
                 if (p == kPoints)
-                    add_bias(at, count, first > 0, scratch, work + at.bias);
+                    add_bias(at, count, i > 0, scratch, work + at.bias);
                 else
-                    add_columns(call, at, p, vector, cut.vectors * (b + 1) / cut.blocks - vector, count, first > 0, scratch,
-                                work + at.sums + p * at.sum_plane);
+                    add_columns(call, at, p, part_of(cut.vectors, cut.blocks, task % cut.blocks), count, i > 0, scratch,
+                                work + p * at.sum_plane);
             }
         });
     }
 }
 
-// G^T sums G of inputs [begin, end) into grad_weight (O, C, 3, 3), dense.
-template <class T>
-void finish(const Conv3x3GradWeight& call, const Layout& at, int64_t begin, int64_t end, const float* work) {
-    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels();
-    const int64_t parts = call.shuffle * call.shuffle, per_part = outputs / parts;
-    T* grad = static_cast<T*>(call.grad_weight);
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t first = 0; first < outputs; first += kL) {
-            const float* sums = work + at.sums + c * at.d_row + first;
-            V half[3][6];
-            for (int q = 0; q < 6; q++) {
-                V u[6], g[3];
-                for (int r = 0; r < 6; r++) {
-                    V sum = load_vec<kL>(sums + (r * 6 + q) * at.sum_plane);
-                    for (int64_t lane = 1; lane < at.lanes; lane++)
-                        sum += load_vec<kL>(sums + lane * at.lane + (r * 6 + q) * at.sum_plane);
-                    u[r] = sum;
-                }
-                transform_weight_adjoint(u, g);
-                for (int r = 0; r < 3; r++) half[r][q] = g[r];
-            }
-            float taps[9][kL];
-            for (int r = 0; r < 3; r++) {
-                V g[3];
-                transform_weight_adjoint(half[r], g);
-                for (int q = 0; q < 3; q++) store_vec<kL>(taps[r * 3 + q], g[q]);
-            }
-            for (int64_t lane = 0; lane < kL && first + lane < outputs; lane++) {
-                const int64_t column = first + lane, o = column % per_part * parts + column / per_part;
-                for (int k = 0; k < 9; k++) grad[(o * inputs + c) * 9 + k] = store<T>(taps[k][lane]);
-            }
+// Rows and columns of a square of kL vectors exchanged.
+FASTDS_HD void transpose(V (&rows)[kL]) {
+    for (int round = 1; round < kL; round *= 2) {
+        V next[kL];
+#pragma GCC unroll 8
+        for (int i = 0; i < kL / 2; i++) {
+            next[2 * i] = alternate<0>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
+            next[2 * i + 1] = alternate<1>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
         }
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; i++) rows[i] = next[i];
+    }
+}
+
+// G^T sums G of one input and a vector of columns, of all lanes.
+inline void finish_taps(const Layout& at, const float* sums, float (&taps)[9][kL]) {
+    V half[3][6];
+#pragma GCC unroll 6
+    for (int q = 0; q < 6; q++) {
+        V u[6], g[3];
+#pragma GCC unroll 6
+        for (int r = 0; r < 6; r++) {
+            const float* lanes = sums + (r * 6 + q) * at.sum_plane;
+            u[r] = load_vec<kL>(lanes);
+            for (int64_t lane = 1; lane < at.lanes; lane++) u[r] += load_vec<kL>(lanes + lane * at.lane);
+        }
+        transform_weight_adjoint(u, g);
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; r++) half[r][q] = g[r];
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; r++) {
+        V g[3];
+        transform_weight_adjoint(half[r], g);
+#pragma GCC unroll 3
+        for (int q = 0; q < 3; q++) store_vec<kL>(taps[r * 3 + q], g[q]);
+    }
+}
+
+// Filters of a vector of columns and as many inputs into grad_weight (O, C, 3, 3), dense: 9 numbers of each input follow each
+// other, so vectors of (input, tap) are made of vectors of columns. sums: of those inputs and columns.
+template <class T>
+void finish_filters(const Conv3x3GradWeight& call, const Layout& at, Range inputs, Range columns, const float* sums) {
+    const ColumnMap outputs{call.gradients.channels(), call.shuffle};
+    const int64_t numbers = (inputs.end - inputs.begin) * 9;
+    float taps[kL][9][kL] = {};
+    for (int64_t i = 0; i < inputs.end - inputs.begin; i++) finish_taps(at, sums + i * at.d_row, taps[i]);
+    for (int64_t first = 0; first < numbers; first += kL) {
+        V square[kL];
+        for (int i = 0; i < kL; i++) square[i] = load_vec<kL>(taps[0][0] + (first + i) * kL);
+        transpose(square);
+        for (int64_t i = 0; i < columns.end - columns.begin; i++) {
+            const int64_t filter = outputs.output(columns.begin + i) * call.sources.channels() + inputs.begin;
+            store_first<kL>(static_cast<T*>(call.grad_weight) + filter * 9 + first, square[i], numbers - first);
+        }
+    }
 }
 
 template <class T>
 void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) {
-    parallel_for(call.sources.channels(), call.threads,
-                 [&](int64_t begin, int64_t end) { finish<T>(call, at, begin, end, work); });
+    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels(), vectors = parts_of(outputs, kL);
+    parallel_for(parts_of(inputs, kL) * vectors, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t c = i / vectors * kL, column = i % vectors * kL;
+            finish_filters<T>(call, at, {c, least(c + kL, inputs)}, {column, least(column + kL, outputs)},
+                              work + c * at.d_row + column);
+        }
+    });
     if (call.grad_bias == nullptr) return;
-    const int64_t outputs = call.gradients.channels(), parts = call.shuffle * call.shuffle, per_part = outputs / parts;
+    const ColumnMap map{outputs, call.shuffle};
     for (int64_t column = 0; column < outputs; column++) {
         float sum = work[at.bias + column];
         for (int64_t lane = 1; lane < at.lanes; lane++) sum += work[at.bias + lane * at.d_row + column];
-        static_cast<T*>(call.grad_bias)[column % per_part * parts + column / per_part] = store<T>(sum);
+        static_cast<T*>(call.grad_bias)[map.output(column)] = store<T>(sum);
     }
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 template <class T, Store How>
 void finish_block(const Conv3x3Call& call, const Layout& at, const float* bias, int64_t first, int64_t count, float* scratch,
-                  Columns columns) {
+                  Range columns) {
     const StoreStage<T, How> stage{call, bias, reinterpret_cast<T*>(scratch + at.staging)};
     Tile tile = tile_at(call.geometry, first);
     for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile))
@@ -18,7 +18,7 @@ void finish_block(const Conv3x3Call& call, const Layout& at, const float* bias, 
 
 template <class T>
 void finish_block(const Conv3x3Call& call, const Conv3x3Plan& plan, const Layout& at, const float* bias, int64_t first,
-                  int64_t count, float* scratch, Columns columns) {
+                  int64_t count, float* scratch, Range columns) {
     switch (static_cast<Store>(plan.store)) {
         case Store::cached: return finish_block<T, Store::cached>(call, at, bias, first, count, scratch, columns);
         case Store::staged: return finish_block<T, Store::staged>(call, at, bias, first, count, scratch, columns);
@@ -70,7 +70,7 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads) {
 
 void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace) {
     const float* bias = bias_of_columns(call, plan, workspace);
-    run_engine(call, plan, workspace, [&](const Layout& at, int64_t first, int64_t count, float* scratch, Columns columns) {
+    run_engine(call, plan, workspace, [&](const Layout& at, int64_t first, int64_t count, float* scratch, Range columns) {
         switch (call.sinks.dtype) {
             case f32: return finish_block<float>(call, plan, at, bias, first, count, scratch, columns);
             case f16: return finish_block<Half>(call, plan, at, bias, first, count, scratch, columns);

@@ -94,10 +94,6 @@ void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, i
     }
 }
 
-struct Columns {
-    int64_t begin, end;
-};
-
 // Runs one block of tiles: transforms, products, finish().
 template <class Finish>
 void run_block(const Conv3x3Call& call, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch,
@@ -126,7 +122,7 @@ void run_block(const Conv3x3Call& call, const Layout& at, const Conv3x3Plan& pla
                                call.packed + p * plane + vector * kL * inputs, inputs, count,
                                scratch + at.m + p * at.m_plane + (vector - begin) * kL, at.m_row);
             }
-        finish(at, first, count, scratch, Columns{begin * kL, least(end * kL, outputs)});
+        finish(at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
         column_block = next;
     }
 }

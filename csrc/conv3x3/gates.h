@@ -86,7 +86,7 @@ void finish_gates(const Conv3x3Call& call, const Gates& functor, const Layout& a
 template <class T, class Gates>
 void conv3x3_run_gates(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace, const Gates& functor) {
     const float* bias = bias_of_columns(call, plan, workspace);
-    run_engine(call, plan, workspace, [&](const Layout& at, int64_t first, int64_t count, float* scratch, Columns columns) {
+    run_engine(call, plan, workspace, [&](const Layout& at, int64_t first, int64_t count, float* scratch, Range columns) {
         if constexpr (sizeof(T) == sizeof(float))
             if (static_cast<Store>(plan.store) == Store::streamed)
                 return finish_gates<T, Store::streamed>(call, functor, at, bias, first, count, scratch, columns.end);

@@ -14,6 +14,10 @@ constexpr int kPoints = 36;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+struct Range {
+    int64_t begin, end;
+};
+
 constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // of M, made at once
 
 // Matrices far beyond the L2 cache: they are read in parts, for more tiles at once.

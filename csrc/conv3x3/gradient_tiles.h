@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradients of a tile's 4x4 outputs as 36 planes: the other factor of the weight gradient beside the tile's inputs.
+#pragma once
+#include "conv3x3/tiles.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// A g A^T of one view's channels of one tile into 36 planes, the sum of their gradients into one more.
+template <bool Inside, class T, bool Signed>
+void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const int64_t* row, const int64_t* column, float slope,
+                             const T* zeros, float* out, int64_t plane) {
+    Pixels<T, 4> data, sign;
+    find_pixels<Inside>(data, view.data, view, tile.b, row, column, zeros);
+    if (Signed) find_pixels<Inside>(sign, view.sign, view, tile.b, row, column, zeros);
+    for (int64_t channel = 0; channel < view.channels; channel += kL) {
+        const int count = static_cast<int>(least(kL, view.channels - channel));
+        V sum = {};
+        transform_planes<4>(
+            [&](int c, V(&g)[4]) {
+                load_column<Inside, Signed>(data, sign, c, channel, count, slope, g);
+                sum += (g[0] + g[1]) + (g[2] + g[3]);
+            },
+            [](const V(&g)[4], V(&m)[6]) { transform_output_adjoint(g, m); }, out + channel, plane);
+        store_vec<kL>(out + kPoints * plane + channel, sum);
+    }
+}
+
+// Transforms all channels of one tile; out[p * plane + channel], as transform_tile.
+template <class T, bool Signed>
+void transform_gradient_tile(const Conv3x3GradWeight& call, const Tile& tile, const T* zeros, float* out, int64_t plane) {
+    int64_t row[4], column[4];
+    for (int i = 0; i < 4; i++) {
+        row[i] = tile.y + i < call.geometry.Ho ? tile.y + i : -1;
+        column[i] = tile.x + i < call.geometry.Wo ? tile.x + i : -1;
+    }
+    const float slope = call.negative_slope;
+    for (int s = 0; s < call.gradients.count; s++) {
+        const Conv3x3View& view = call.gradients.view[s];
+        if (row[3] >= 0 && column[3] >= 0)
+            transform_gradient_view<true, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
+        else
+            transform_gradient_view<false, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
+        out += view.channels;
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
