@@ -68,9 +68,18 @@ def test_layouts_and_no_bias(layout):
     check(inputs(SHAPES[0], layout=layout), torch.float32, bias=False)
 
 
-def test_pre_activations_stored_past_the_caches():
-    """9 MB of them: see choose_store in csrc/conv3x3."""
-    check(inputs((1, 5, 24, 150, 153)), torch.float32)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((1, 5, 24, 150, 153), torch.float32),
+        ((1, 3, 9, 241, 245), torch.float32),
+        ((1, 3, 9, 341, 346), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_pre_activations_stored_past_the_caches(shape, dtype):
+    """More than 8 MB of them, see choose_store in csrc/conv3x3: whole vectors, pixels off their alignment, 16 bit."""
+    check(inputs(shape, dtype), dtype)
 
 
 def test_float64():

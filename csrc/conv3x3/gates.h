@@ -60,7 +60,8 @@ FASTDS_HD void stage_vector(const V (&y)[4][4], int64_t column, int count, int64
 template <class T, Store How, class Gates>
 void finish_gates(const Conv3x3Call& call, const Gates& functor, const Layout& at, const float* bias, int64_t first, int64_t count,
                   float* scratch, int64_t outputs) {
-    const StoreStage<T, How> stage{call, bias, nullptr};
+    alignas(kVectorBytes) T staging[How == Store::staged ? 16 * kPassColumns : 1];
+    const StoreStage<T, How> stage{call, bias, staging};
     float* buffer = scratch + at.staging;
     const int64_t channels = functor.channels;
     Tile tile = tile_at(call.geometry, first);
@@ -76,6 +77,7 @@ void finish_gates(const Conv3x3Call& call, const Gates& functor, const Layout& a
             if (call.sinks.view[0].data != nullptr) stage.store(tile, rows, columns, column, lanes, y);
             stage_vector(y, column, lanes, channels, buffer);
         }
+        if (call.sinks.view[0].data != nullptr) stage.end(tile, rows, columns);
         const int step = functor.dense ? columns : 1;
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < columns; c += step)
@@ -90,6 +92,8 @@ void conv3x3_run_gates(const Conv3x3Call& call, const Conv3x3Plan& plan, float* 
         if constexpr (sizeof(T) == sizeof(float))
             if (static_cast<Store>(plan.store) == Store::streamed)
                 return finish_gates<T, Store::streamed>(call, functor, at, bias, first, count, scratch, columns.end);
+        if (static_cast<Store>(plan.store) == Store::staged)
+            return finish_gates<T, Store::staged>(call, functor, at, bias, first, count, scratch, columns.end);
         finish_gates<T, Store::cached>(call, functor, at, bias, first, count, scratch, columns.end);
     });
 }
