@@ -256,3 +256,9 @@ def test_networks_that_a_radar_field_cannot_feed_are_refused(event, tmp_path, na
     with pytest.raises(ValueError, match=f"model.name: '{name}' cannot be trained on files of one radar field"):
         train(dataclasses.replace(tiny(event, tmp_path / "o"), model=ModelConfig(name)))
     assert not (tmp_path / "o").exists()
+
+
+def test_help_names_every_task_and_configuration(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in configurations())

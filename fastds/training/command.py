@@ -26,11 +26,31 @@ TASKS = {
     "study": "fastds.training.study",
     "nowcast": "fastds.training.nowcast",
 }
+_ABOUT = {
+    "radar": "FC-ZSM on radar files",
+    "gan": "WGAN-GP on gridded fields, humidity",
+    "fields": "arbitrary-scale networks on latitude-longitude fields",
+    "study": "several of those beside their baselines, and the table of their scores",
+    "nowcast": "DB-RNN and its family on radar files",
+}
 
 
 def configurations(task: str = "*") -> dict[str, pathlib.Path]:
     """The named configurations that the package ships for a task (default: for all), name -> YAML file."""
     return {path.stem: path for path in sorted(_CONFIGS.glob(f"{task}/*.yaml"))}
+
+
+def overview() -> str:
+    """What `fastds train --help` prints: the tasks and the shipped configurations of each."""
+    lines = [
+        "usage: fastds train TASK --data.path PATH ...       on files of your own",
+        "       fastds train --config NAME --data.path PATH  as the package's weights were trained",
+        "",
+        "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print_config prints.",
+        "",
+    ]
+    lines += [f"  {task:8} {_ABOUT[task]}; NAME: {', '.join(configurations(task))}" for task in TASKS]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments: without the program's name; None: those of the process. TASK is a key of TASKS; without it a shipped
     configuration's own, else radar."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["-h"], ["--help"]):
+        print(overview())
+        return 0
     task = arguments.pop(0) if arguments[:1] and arguments[0] in TASKS else _task_of(arguments)
     module = importlib.import_module(TASKS[task])
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
