@@ -65,6 +65,13 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
     assert "\n" not in str(caught.value) and "file.nc" in str(caught.value)
 
 
+def test_radolan_composites_are_told_their_reader(tmp_path):
+    path = tmp_path / "raa01-rw_10000-1408102050-dwd---bin.gz"
+    path.write_bytes(b"\x1f\x8b" + bytes(20))
+    with pytest.raises(ValueError, match=r"fastds\.data\.open_radolan reads RADOLAN composites"):
+        open_dataset(path)
+
+
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
 def test_truncated_netcdf4(event, tmp_path, kept):
     path = save_dataset(event, tmp_path / "event.nc")

@@ -89,6 +89,17 @@ def test_forecasts_keep_the_rain_area():
     assert areas[None][0] > areas[None][1] > areas[None][2]
 
 
+def test_autocast_moves_the_echo_to_the_same_places():
+    """In bfloat16 displacements of many pixels would be rounded, and few values would be left to match."""
+    model = LagrangianRNN("MSRNN", "convgru", 4).eval()
+    x = blobs(3, (0.3, 2.7), 96)
+    plain = model.forecast(x, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.forecast(x, 6)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, plain, atol=2e-3, rtol=0)
+
+
 def test_saved_and_loaded(tmp_path):
     model = LagrangianRNN("DBRNN", "convgru", 4)
     torch.nn.init.normal_(model.network.deblurrer.output.weight)

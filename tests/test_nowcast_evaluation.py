@@ -96,7 +96,9 @@ def test_starts_without_all_fields_are_left_out(event, hindcasts):
     assert table.starts == 2 and table.notes == ("3 of 5 starts left out, fields before or after them are missing",)
     split = evaluate_nowcast(hindcasts, event.isel(time=slice(5, 13)), observed=event)
     assert split.starts == 3
-    with pytest.raises(ValueError, match="no start has 5 observed fields before it and all 3 after it"):
+    with pytest.raises(
+        ValueError, match="no start has 5 observed fields before it and all 3 after it: forecasts start from 2024"
+    ):
         evaluate_nowcast(hindcasts, event.isel(time=slice(0, 6)))
 
 

@@ -97,6 +97,8 @@ def _engine(path):
         raise ValueError(f"{path} is in the CDF-5 format, which scipy cannot read; convert it with nccopy -k nc4")
     hints = {b"PK": " (it is a zip archive: unpack it first)", b"\x1f\x8b": " (it is gzipped: unpack it first)"}
     hint = hints.get(head[:2], "")
+    if path.name.startswith(("raa01-", "DE1200_")):
+        hint = " (fastds.data.open_radolan reads RADOLAN composites, save_dataset writes them as NetCDF)"
     raise ValueError(f"{path} is not a NetCDF file{hint}; expected NetCDF-4, NetCDF-3, GRIB or Zarr")
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset, prepare
 from fastds.data.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ, RadarWindows
+from fastds.data.times import text_of
 from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
 from fastds.nowcasting.methods import BASELINES, baseline
 from fastds.nowcasting.reading import Forecasts
@@ -86,7 +87,10 @@ def evaluate_nowcast(
         made = {key: method(before[-method.known :], len(after)) for key, method in methods.items()}
         comparison.add(np.where(np.isnan(predicted), np.nan, after), {**made, name: np.nan_to_num(predicted)})
     if not comparison.starts:
-        raise ValueError(f"no start has {known} observed fields before it and all {len(forecasts.leads)} after it")
+        raise ValueError(
+            f"no start has {known} observed fields before it and all {len(forecasts.leads)} after it: forecasts start "
+            f"from {text_of(forecasts.starts[0])}, the truth ends {text_of(fields.lines[1].times[-1])}"
+        )
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
     return comparison.table(notes * bool(left_out))

@@ -18,8 +18,8 @@ def backward_flow(frames: Tensor) -> Tensor:
     optical flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1].
     """
     flows = optical_flow(frames[:, -(len(_SHARES) + 1) :])[:, :, 1]
-    shares = flows.new_tensor(_SHARES[-flows.shape[1] :])
-    return torch.einsum("bpchw,p->bchw", flows, shares / shares.sum())
+    shares = flows.new_tensor(_SHARES[-flows.shape[1] :]).view(-1, 1, 1, 1)
+    return (flows * (shares / shares.sum())).sum(1)  # not a product, which autocast would round
 
 
 def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float) -> Tensor:
@@ -104,7 +104,7 @@ class LagrangianRNN(NowcastModel):
         frames = fill_missing(frames)
         paths = trajectories(backward_flow(frames) if flow is None else flow, max(steps, known - 1))
         moved = [warp(frames[:, j], paths[:, known - 2 - j]) for j in range(known - 1)]
-        still = self.network.roll(torch.stack([*moved, frames[:, -1]], 1), steps)[-1][:, -steps:]
+        still = self.network.roll(torch.stack([*moved, frames[:, -1]], 1), steps)[-1][:, -steps:].to(frames.dtype)
         if matched:
             still = match_intensities(still, frames[:, -1], valid, self.match_above)
         return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1)
