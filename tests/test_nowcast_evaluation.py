@@ -146,6 +146,26 @@ def test_difference_of_csi_and_its_interval_over_starts(table):
         csi_difference(ours, theirs[:2])
 
 
+def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, capsys):
+    evaluate = pytest.importorskip("fastds.training.nowcast.evaluate", reason="belongs to the training extra")
+    monkeypatch.setattr(evaluate, "TEST_STARTS", {"event.nc": 2})
+    save_dataset(event, tmp_path / "event.nc")
+    for name, match_above in (("kept", 0.25), ("plain", None)):
+        model = models.create("nowcast-small", hidden=4, match_above=match_above)
+        torch.nn.init.constant_(model.network.module.output.bias, -0.05)  # all echo decays
+        model.card.name, model.card.floor_dbz, model.card.ceiling_dbz, model.card.input_steps = name, 0.0, 60.0, 3
+        models.save(model, tmp_path / f"{name}.safetensors")
+    files = {"model": f"{tmp_path}/kept.safetensors", "against": f"{tmp_path}/plain.safetensors"}
+    assert evaluate.table(f"{tmp_path}", **files) == {}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("event.nc: 1 start, mse ") and len(lines) == 6
+    ours, theirs, difference = (float(lines[2].split()[k].strip(",")) for k in (3, 5, 7))
+    assert ours > 1.5 * theirs and difference == pytest.approx(ours - theirs, abs=2e-4)
+    evaluate.table(f"{tmp_path}", smooth=True, **files)
+    for line in capsys.readouterr().out.splitlines()[1:4]:
+        assert "difference +0.0000 [+0.0000, +0.0000]" in line
+
+
 def test_windows_are_scored_on_all_frames_as_in_the_paper(event):
     torch.manual_seed(0)
     model = models.create("db-convlstm-small").eval()

@@ -79,9 +79,9 @@ class NowcastTable:
             console.print(self._by_lead(f"{_name(score)} at mm/h", columns))
         console.print(self._by_lead("Power over the truth's", {"2-4 cells": ("power", 0)}))
         console.print(
-            f"{self.starts} starts, {self.pixels} valid cells a field on average, rain by Z = {self.z_r[0]:g} "
-            f"R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale 0-60 dBZ = 0-1, as in the "
-            "DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells.",
+            f"{counted(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
+            f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
+            "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells.",
             style="dim",
         )
         for note in self.notes:
@@ -145,6 +145,11 @@ def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     tp, fn, fp, _ = np.moveaxis(counts[drawn].sum(1, dtype=float), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return mean_of_defined(np.moveaxis(tp / (tp + fn + fp), 1, 0))
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 start", "2 starts"."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _name(score: str) -> str:
