@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of arbitrary-scale downscaling: a few steps on synthetic fields, resume, refusals."""
 
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -76,6 +77,8 @@ def test_training_resumes(path, tmp_path):
     train(config(path, tmp_path, max_steps=50))
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 50
+    logs = [pd.read_csv(tmp_path / "csv" / name) for name in ("metrics.0.csv", "metrics.csv")]
+    assert logs[0]["step"].max() <= 25 < logs[1]["step"].max()  # the curve before the resume stays
 
 
 def test_a_killed_run_leaves_its_last_epoch(path, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     task = arguments.pop(0) if arguments[:1] and arguments[0] in TASKS else _task_of(arguments)
     module = importlib.import_module(TASKS[task])
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
-    warnings.filterwarnings("ignore", ".*is deprecated", module="lightning")
+    warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
     try:
         result = module.train(module.parse_arguments(arguments))
     except ArgumentError as error:
@@ -126,8 +126,12 @@ def begin(config) -> None:
 
 def make_folder(config) -> pathlib.Path:
     """Make the folder config.output with config.yaml in it, and return it: last, when data and network are there, so
-    that a run that cannot start leaves nothing and touches no earlier one."""
+    that a run that cannot start leaves nothing and touches no earlier one. An earlier csv/metrics.csv, which Lightning
+    would delete, becomes metrics.0.csv, metrics.1.csv, ..."""
     output = pathlib.Path(config.output)
+    log = output / "csv" / "metrics.csv"
+    if log.exists():
+        log.rename(log.with_name(f"metrics.{len(list(log.parent.glob('metrics.*.csv')))}.csv"))
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
     return output
