@@ -97,29 +97,38 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
     }
 }
 
+constexpr int64_t kFarBytes = 4 << 20;  // sums that have left the L2 caches when they are added to again
+enum class Sums { fresh, near, far };   // fresh: not there yet; far: fetched while the products are made
+
 // sums[c, 0:NV*L] (+)= sum over tiles of V[t, c] * D[t, 0:NV*L] for MR inputs c.
 template <int MR, int NV>
-inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t tiles, float* sums, bool add) {
+inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t tiles, float* sums, Sums state) {
     V acc[MR][NV];
     clear<float>(acc);
+    if (state == Sums::far) {
+#pragma GCC unroll 12
+        for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < NV; j++) __builtin_prefetch(sums + i * d_row + j * kL, 1);
+    }
     multiply<FmaStep<float>, MR, NV>(acc, v, 1, v_row, d, d_row, tiles);
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) {
             float* at = sums + i * d_row + j * kL;
-            store_vec<kL>(at, add ? acc[i][j] + load_vec<kL>(at) : acc[i][j]);
+            store_vec<kL>(at, state == Sums::fresh ? acc[i][j] : acc[i][j] + load_vec<kL>(at));
         }
 }
 
 template <int NV>
 inline void add_products(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles, float* sums,
-                         bool add) {
+                         Sums state) {
     constexpr int MR = tile_rows(NV), kRest = MR == 12 ? 8 : 4;
     int64_t c = 0;
-    for (; c + MR <= inputs; c += MR) add_rows<MR, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
-    for (; c + 4 < inputs && kRest == 8; c += 8) add_rows<kRest, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
-    for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, add);
+    for (; c + MR <= inputs; c += MR) add_rows<MR, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, state);
+    for (; c + 4 < inputs && kRest == 8; c += 8) add_rows<kRest, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, state);
+    for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, state);
 }
 
 // Point `p` of the planes in scratch, one block of columns, `tiles` tiles; sums: of that point. add: to sums that are there.
@@ -127,17 +136,19 @@ void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, Ran
                  const float* scratch, float* sums) {
     const int64_t inputs = call.sources.channels(), parts = parts_of(tiles, kSumTiles);
     sums += vectors.begin * kL;
-    for (int64_t i = 0; i < parts; i++, add = true) {
+    for (int64_t i = 0; i < parts; i++) {
         const Range part = part_of(tiles, parts, i);
         const float* v = scratch + p * at.v_plane + part.begin * at.v_row;
         const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vectors.begin * kL;
         const int64_t count = part.end - part.begin;
+        const bool is_far = i == 0 && at.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
+        const Sums state = i == 0 && !add ? Sums::fresh : is_far ? Sums::far : Sums::near;
         switch (vectors.end - vectors.begin) {
-            case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
-            case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
+            case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
+            case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
 #if defined(__AVX512F__)
-            case 3: add_products<3>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
-            case 4: add_products<4>(v, at.v_row, d, at.d_row, inputs, count, sums, add); break;
+            case 3: add_products<3>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
+            case 4: add_products<4>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
 #endif
         }
     }
