@@ -129,7 +129,8 @@ class MSModule(nn.Module):
             x = sum(added, arrived)
         else:
             x = joined(enter, below, *added)
-        remade = [(x, joined, enter, below, *added)] if kept and x is not below else []
+        small = x is below or enter is with_ones
+        remade = [(x, joined, enter, below, *added)] if kept and not small else []
         if state.m is not None:
             source, state.m = state.m, resize(state.m)
             remade += [(state.m, resize, source)] if kept and state.m is not source else []
