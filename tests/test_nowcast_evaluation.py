@@ -119,8 +119,8 @@ def test_commands_print_and_write_the_table(event, tmp_path, capsys):
     printed = capsys.readouterr().out
     for word in (
         "Scores at rain rates in mm/h",
-        "CSI at mm/h by lead in minutes",
-        "CSI near at mm/h by lead",
+        "CSI by lead in minutes",
+        "CSI near by lead in minutes",
         "extrapolation (PRED)",
     ):
         assert word in printed

@@ -73,11 +73,11 @@ class NowcastTable:
         console = console or Console()
         console.print(self._skill())
         console.print(self._errors())
-        console.print(self._by_lead("MSE in dBZ²", {"": ("mse", 0)}))
+        console.print(self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}))
         for score, rates in _BY_LEAD.items():
             columns = {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
-            console.print(self._by_lead(f"{_name(score)} at mm/h", columns))
-        console.print(self._by_lead("Power over the truth's", {"2-4 cells": ("power", 0)}))
+            console.print(self._by_lead(_name(score), "mm/h", columns))
+        console.print(self._by_lead("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}))
         console.print(
             f"{counted(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
             f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
@@ -105,13 +105,13 @@ class NowcastTable:
             table.add_row(method, *errors, *map(_text, self.means(method, "power")))
         return table
 
-    def _by_lead(self, title: str, columns: dict[str, tuple[str, int]]):
-        """A section of methods per label -> (score, column of its array); sections without any value are left out."""
+    def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]):
+        """A section of methods per label -> (score, column of its array), labels in a column of that head; sections
+        without any value are left out."""
         every = math.ceil(len(self.leads) / _COLUMNS)
         chosen = np.arange(every - 1, len(self.leads), every)
         minutes = (f"{self.leads[k] / 60:g}" for k in chosen)
-        labelled = any(columns)
-        heads = ("method", *([""] if labelled else []), *minutes)
+        heads = ("method", *([head] if head else []), *minutes)
         table = score_table(f"{title} by lead in minutes", heads)
         for label, (score, column) in columns.items():
             values = {m: row[score].reshape(len(self.leads), -1)[chosen, column] for m, row in self.rows.items()}
@@ -120,7 +120,7 @@ class NowcastTable:
             for number, (method, shown) in enumerate(values.items(), 1):
                 texts = (f"{v:.1f}" if score == "mse" else _text(v) for v in shown)
                 section = number == len(values)
-                table.add_row(method, *([label] if labelled else []), *texts, end_section=section)
+                table.add_row(method, *([label] if head else []), *texts, end_section=section)
         return table
 
 
