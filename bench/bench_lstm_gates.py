@@ -109,14 +109,14 @@ def build(op, case, mode, peer):
                 return function(*arguments)
 
         return run
-    arguments = [t.requires_grad_() for t in arguments]
+    return functools.partial(gradients, function, [t.requires_grad_() for t in arguments])
 
-    def step():
-        result = function(*arguments)
-        result = result if isinstance(result, tuple) else (result,)
-        return torch.autograd.grad([y.sum() for y in result], arguments)
 
-    return step
+def gradients(function, arguments):
+    """Of all arguments; the second of them, a state, is the gradient of each result: dense, as networks give it."""
+    result = function(*arguments)
+    result = result if isinstance(result, tuple) else (result,)
+    return torch.autograd.grad(result, arguments, [arguments[1].detach()] * len(result))
 
 
 @functools.lru_cache(maxsize=1)
@@ -124,10 +124,7 @@ def expected(op, case, mode):
     arguments = [t.double() for t in tensors(op, case)]
     if mode == "forward":
         return FUNCTIONS[op][1](*arguments)
-    arguments = [t.requires_grad_() for t in arguments]
-    result = FUNCTIONS[op][1](*arguments)
-    result = result if isinstance(result, tuple) else (result,)
-    return torch.autograd.grad([y.sum() for y in result], arguments)
+    return gradients(FUNCTIONS[op][1], [t.requires_grad_() for t in arguments])
 
 
 def work(op, case, mode):

@@ -120,8 +120,6 @@ def _run(formula: str, like: Tensor, channels: int, operands, option: float, slo
         if tensor is None:
             addresses += [(0, 0, _native.DTYPES[like.dtype])] * count
             continue
-        if layout == _CL and not any(tensor.stride()):  # the gradient of a sum: one row serves all
-            tensor = tensor[:1, :, :1, :1].contiguous().expand_as(tensor)
         row = _row(tensor, layout)
         if row is None:
             tensor = tensor.contiguous(memory_format=layout)
