@@ -117,7 +117,7 @@ def test_without_the_packages_of_the_extra_errors_are_still_there(truth, coarse,
     monkeypatch.setattr(scores, "HAS_SCORES", False)
     table = evaluate(truth, truth, coarse=coarse)
     assert np.isnan(table.rows["trilinear"]["ssim_15"]) and np.isnan(table.rows["trilinear"]["fss_15"])
-    assert table.rows["trilinear"]["mse_total_15"] > 0 and "fastds-weather[verify]" in table.notes[0]
+    assert table.rows["trilinear"]["mse_total_15"] > 0 and "pip install torchmetrics scores" in table.notes[0]
     out = io.StringIO()
     table.print(Console(file=out, width=80))
     assert " - " in out.getvalue()
