@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastds.ops._autocast import autocast_dtype
 from fastds.reference import conv3x3 as reference
 
 _CL = torch.channels_last
@@ -17,7 +18,7 @@ def _outside_autocast(function):
 
     @wraps(function)
     def run(x, *args):
-        if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):
+        if autocast_dtype(x) is None:
             return function(x, *args)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
+from fastds.ops._autocast import autocast_dtype, cast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CL = torch.channels_last
@@ -346,15 +347,9 @@ class PassOps:
 
 def autocast(tensors, wide=()):
     """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays."""
-    kind = next((t.device.type for t in tensors if isinstance(t, Tensor)), "cpu")
-    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
+    if dtype is None:
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(value, to):
-        covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(to) if covered else value
-
     return [cast(t, torch.float32 if k in wide else dtype) for k, t in enumerate(tensors)]
 
 

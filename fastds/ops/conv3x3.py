@@ -12,6 +12,7 @@ from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
 from fastds.convolution import checked, current
 from fastds.ops import _direct, _winograd
+from fastds.ops._autocast import autocast_dtype, cast
 from fastds.ops._weight_gradients import weight_gradients_wanted
 from fastds.reference import conv3x3 as reference
 
@@ -358,15 +359,9 @@ CONV3X3_GRAD_WEIGHT = define(
 
 def _autocast(x, weight, bias, x2, residual, out_dtype):
     """Images take the autocast dtype; a float32 weight and bias stay so: the engine wants them in float32."""
-    kind = x.device.type if isinstance(x, Tensor) else "cpu"
-    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return x, weight, bias, x2, residual
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(value, to):
-        covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(to) if covered else value
-
     if isinstance(weight, Tensor) and weight.dtype != torch.float32:
         weight = cast(weight, dtype)
     bias = cast(bias, weight.dtype) if isinstance(weight, Tensor) else bias

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
 from fastds.ops import _triton
+from fastds.ops._autocast import autocast_dtype, cast
 from fastds.reference.deform_conv2d import deform_conv2d as reference
 
 _FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
@@ -88,15 +89,9 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple
 
 def _autocast(input, offset, weight, bias, mask):
     """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
-    kind = input.device.type if isinstance(input, Tensor) else "cpu"
-    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(input)
+    if dtype is None:
         return input, offset, weight, bias, mask
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(value, to):
-        covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-        return value.to(to) if covered else value
-
     if isinstance(offset, Tensor) and offset.dtype != dtype:
         offset = cast(offset, torch.float32)
     return cast(input, dtype), offset, cast(weight, dtype), cast(bias, dtype), cast(mask, dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 from fastds import _native
 from fastds._registry import Backend, call, define, reference_gradients, without_gradients
 from fastds.ops import _inr_native, _triton
+from fastds.ops._autocast import autocast_dtype
 from fastds.reference.inr_query import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec, PointSpec, checked_edge
@@ -386,9 +387,9 @@ def inr_query(
         raise TypeError(f"where is a {type(where).__name__}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
-    kind = maps.device.type if isinstance(maps, Tensor) else None
-    if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) and maps.dtype != torch.float64:
-        maps = maps.to(torch.get_autocast_dtype(kind))
+    dtype = autocast_dtype(maps)
+    if dtype is not None and isinstance(maps, Tensor) and maps.dtype != torch.float64:
+        maps = maps.to(dtype)
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])

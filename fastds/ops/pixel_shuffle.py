@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
+from fastds.ops._autocast import autocast_dtype, cast
 from fastds.reference import pixel_shuffle as reference
 
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}  # csrc/pixel_shuffle/params.h
@@ -202,11 +203,8 @@ PIXEL_UNSHUFFLE = define(
 
 
 def _autocast(x):
-    if not isinstance(x, Tensor) or x.device.type not in ("cpu", "cuda"):
-        return x
-    covered = x.is_floating_point() and x.dtype != torch.float64
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if covered and torch.is_autocast_enabled(kind) else x
+    dtype = autocast_dtype(x)
+    return x if dtype is None else cast(x, dtype)
 
 
 def pixel_shuffle(

@@ -87,9 +87,10 @@ def table(
     Returns: {file: summary}, empty with against.
     """
     network, results = models.load(model), {}
+    rival = None if against is None else models.load(against)
     for file in TEST_STARTS:
-        if against is not None:
-            _print_difference(network, models.load(against), data, file, starts=starts, smooth=smooth)
+        if rival is not None:
+            _print_difference(network, rival, data, file, starts=starts, smooth=smooth)
             continue
         scores = file_scores(network, data, file, starts=starts, smooth=smooth)
         results[file] = summary(scores)
