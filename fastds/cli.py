@@ -90,6 +90,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--members", type=int, help="generators: members of the ensemble; default: one, without noise")
     parser.add_argument("--seed", type=int, help="generators: of the first member; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
+    _add_static(parser)
     _add_z_r(parser)
     parser.add_argument(
         "--truth", metavar="FILE", help="fine fields to compare the result with: prints the error table"
@@ -135,6 +136,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("--out", metavar="CSV", required=True, help="file to write")
     parser.add_argument("--model", default="inr-small", help="shipped name or file of an arbitrary-scale model")
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
+    _add_static(parser)
     return parser
 
 
@@ -159,6 +161,13 @@ def _demo_parser() -> ArgumentParser:
     parser.add_argument("--size", type=int, help="pixels a side of the fine grid, a multiple of 32")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     return parser
+
+
+def _add_static(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--static", action="append", metavar="FILE[:VAR]",
+        help="static maps (orography) of a model that reads some, on any grid; may be given again for the next map",
+    )  # fmt: skip
 
 
 def _add_z_r(parser: ArgumentParser) -> None:
@@ -193,7 +202,7 @@ def _downscale_ensemble(options) -> None:
     from fastds.downscaling.ensembles import downscale_ensemble_file
     from fastds.inference import check_settings, torch_threads
 
-    _refuse(options, _RADAR_ONLY, f"is for radar fields, {options.model} is a generator of others")
+    _refuse(options, (*_RADAR_ONLY, "static"), f"is for radar fields, {options.model} is a generator of others")
     check_settings(options.threads)
     chosen = _given(options, _GENERATOR_ONLY) | {"variable": options.var}
     with torch_threads(options.threads):
@@ -209,7 +218,7 @@ def _downscale(options) -> None:
     from fastds.downscaling import downscale_file
 
     _must_exist("--truth", options.truth)
-    chosen = _given(options, ("var", "tile", "halo", "threads", "precision", "time_factor"))
+    chosen = _given(options, ("var", "tile", "halo", "threads", "precision", "time_factor", "static"))
     files = {"model": options.model, "z_r": _pair(options.z_r)}
     result = downscale_file(options.input, options.output, progress=True, **files, **chosen)
     print(result.summary())
@@ -230,7 +239,7 @@ def _downscale_grid(options) -> None:
     check_settings(options.threads)
     # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
     _keep_freed_memory(False)
-    chosen = {"scale": options.scale, "grid": options.grid, "like": options.like}
+    chosen = {name: options[name] for name in ("scale", "grid", "like", "static")}
     with torch_threads(options.threads):
         print(downscale_grid_file(options.input, options.output, model=options.model or "inr-small", **chosen))
 
@@ -256,7 +265,8 @@ def _nowcast(options) -> None:
 def _query(options) -> None:
     from fastds.downscaling.grids import query_file
 
-    print(query_file(options.input, options.points, options.out, model=options.model, outside=options.outside))
+    chosen = {name: options[name] for name in ("model", "outside", "static")}
+    print(query_file(options.input, options.points, options.out, **chosen))
 
 
 def _evaluate(options) -> None:

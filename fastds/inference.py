@@ -71,6 +71,23 @@ def check_settings(threads: int | None, precision: str = "fp32") -> None:
         raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
 
 
+def check_static(card, needed: int, static) -> None:
+    """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
+    if static is not None and not needed:
+        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out static (--static)")
+    if len(card.static_variables) != needed:
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads {needed} static maps, and its card names "
+            f"{len(card.static_variables)} in static_variables"
+        )
+    if static is None:
+        names = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in card.static_variables)
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads static maps, {names}: give them with static (--static "
+            "FILE.nc, or FILE.nc:VARIABLE, once a map)"
+        )
+
+
 @contextlib.contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
     """torch's threads inside the block; None leaves them."""

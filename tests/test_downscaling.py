@@ -323,15 +323,65 @@ def test_wrong_options_are_named(coarse, options, sentence):
         downscale(Stub(), coarse, **options)
 
 
+class WithHeight(Stub):
+    """Adds a tenth of its static map to the trilinear field, so that the output tells what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.config["static_channels"] = 1
+        height = {"name": "height", "standard_name": "surface_altitude", "units": "m", "mean": 100.0, "std": 50.0}
+        give_card(self, static_variables=[height])
+
+    def forward(self, x, static=None, flow=None):
+        return super().forward(x) + 0.1 * static[None, None].repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+def heights(coarse):
+    """A ramp on the grid of the fields, m."""
+    ramp = 100.0 + 2.0 * np.arange(coarse.sizes["x"], dtype=np.float32) + np.zeros((coarse.sizes["y"], 1), np.float32)
+    coords = {name: coarse[name] for name in ("y", "x")}
+    return xr.Dataset({"height": (("y", "x"), ramp, {"units": "m"})}, coords)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_static_maps_are_normalised_and_cut_with_the_tiles(coarse, tmp_path, tile):
+    wet = fill(coarse, 30.0)
+    save_dataset(wet, tmp_path / "in.nc"), save_dataset(heights(coarse), tmp_path / "relief.nc")
+    files = tmp_path / "in.nc", tmp_path / "out.nc"
+    downscale_file(*files, model=WithHeight(), static=[f"{tmp_path}/relief.nc"], tile=tile, halo=None)
+    with open_dataset(tmp_path / "out.nc") as out:
+        ramp = np.repeat(2.0 * np.arange(coarse.sizes["x"]) / 50.0, 2)
+        np.testing.assert_allclose(out.reflectivity[1, 8], (30.0 + 0.1 * 55.0 * ramp).clip(max=70.0), atol=1e-3)
+        assert out.attrs["fastds_static_maps"] == "height of relief.nc"
+        assert "static maps: height of relief.nc" in out.attrs["history"]
+
+
+def test_static_maps_that_do_not_fit_are_refused(coarse):
+    relief, model = heights(coarse), WithHeight()
+    with pytest.raises(ValueError, match=r"reads static maps, height \(m\): give them with static"):
+        downscale(model, coarse)
+    with pytest.raises(ValueError, match="static map height is in 'km', the model was trained with height in 'm'"):
+        downscale(model, coarse, static=relief.assign(height=relief.height.assign_attrs(units="km")))
+    with pytest.raises(ValueError, match="no height over .y, x. was found"):
+        downscale(model, coarse, static=relief.rename(height="dem"))
+    with pytest.raises(ValueError, match="height has 48 missing values on the grid"):
+        downscale(model, coarse, static=relief.where(relief.height > 100.0))
+    model.card.static_variables = []
+    with pytest.raises(ValueError, match="its card names 0 in static_variables"):
+        downscale(model, coarse, static=relief)
+
+
 def test_models_that_do_not_fit_are_refused(coarse):
     with pytest.raises(ValueError, match="model must have a card"):
         downscale(nn.Linear(2, 2), coarse)
     with pytest.raises(ValueError, match="stub has no floor_dbz and ceiling_dbz"):
         downscale(give_card(Stub(), floor_dbz=None), coarse)
-    static = Stub()
-    static.config["static_channels"] = 2
-    with pytest.raises(ValueError, match="needs 1 variables and 2 static maps"):
-        downscale(static, coarse)
+    several = Stub()
+    several.config["in_channels"] = 3
+    with pytest.raises(ValueError, match="needs 3 variables"):
+        downscale(several, coarse)
+    with pytest.raises(ValueError, match="stub reads no static maps"):
+        downscale(Stub(), coarse, static=coarse)
 
 
 def test_files_that_do_not_fit_are_refused(coarse, tmp_path):

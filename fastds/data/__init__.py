@@ -35,6 +35,7 @@ from .preparation import (
 )
 from .radolan import open_radolan
 from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
+from .statics import StaticMaps, static_maps
 from .synthetic import synthetic_event
 from .times import refine_time, sequences, time_encoding, triples
 
@@ -57,6 +58,7 @@ __all__ = [
     "PIXEL_SCALES",
     "RAIN_THRESHOLDS",
     "ReflectivityInput",
+    "StaticMaps",
     "add_history",
     "clip_reflectivity",
     "coarsen",
@@ -86,6 +88,7 @@ __all__ = [
     "save_dataset",
     "sequences",
     "split_amount",
+    "static_maps",
     "synthetic_event",
     "time_encoding",
     "to_pixels",

@@ -58,7 +58,7 @@ def grid_spacing_m(field):
     circle, radius 6371 km).
     """
     y, x = field.dims[-2:]
-    lat, lon = _latitude_longitude(field)
+    lat, lon = latitude_longitude(field)
     if lat is not None and lat.ndim == 2:
         points = _unit_vectors(lat.values, lon.values)
         return tuple(
@@ -122,7 +122,7 @@ def _coordinate_values(field, coordinate, offsets, factor):
     if coordinate.ndim != 2:
         return None
     coordinate = coordinate.transpose(*field.dims[-2:])
-    lat, lon = _latitude_longitude(field)
+    lat, lon = latitude_longitude(field)
     if lat is None or lat.ndim != 2 or coordinate.name not in (lat.name, lon.name):
         return _resample(coordinate.values.astype(np.float64), offsets, offsets, factor)
     points = _resample(_unit_vectors(lat.values, lon.values), offsets, offsets, factor)
@@ -176,7 +176,7 @@ def _bounds(dataset, field, coordinate, name, offsets, factor):
             edges = pairs[:, :1] + (pairs[:, 1:] - pairs[:, :1]) * parts
             new = np.stack([edges[:, :-1], edges[:, 1:]], axis=-1).reshape(-1, 2)
         return xr.Variable((coordinate.dims[0], old.dims[-1]), new, old.attrs)
-    lat, lon = _latitude_longitude(field)
+    lat, lon = latitude_longitude(field)
     if coordinate.ndim == 2 and lat is not None and lat.ndim == 2 and old.ndim == 3 and old.shape[-1] == 4:
         corners = _corners(lat, lon, offsets, factor)
         return xr.Variable(
@@ -218,7 +218,7 @@ def _resample(values, row_offsets, column_offsets, factor):
     return values
 
 
-def _latitude_longitude(field):
+def latitude_longitude(field):
     """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None)."""
     found = {}
     for name, coordinate in field.coords.items():

@@ -83,8 +83,11 @@ class RadarTriples(torch.utils.data.Dataset):
         flow: None, or a callable on whole coarse frames: (2, h, w) float32 in [0, 1] -> (2, 2, h, w) displacements
             (dy, dx) in pixels, [0] from the first frame to the second, [1] back. Computed once per (source, scale,
             triple) from frames coarsened in dBZ.
+        statics: None, or per source its static maps (S, H, W), normalised; the sample gets their means over coarse
+            pixels.
     Sample: dict of x (2, 1, h, w), y (3, 1, 2h, 2w) float32 in [0, 1] with missing -> 0; valid (3, 1, 2h, 2w) bool:
-        the fine pixel is valid and so are the input blocks above it; flow (1, 2, 2, h, w) if asked for.
+        the fine pixel is valid and so are the input blocks above it; flow (1, 2, 2, h, w) if asked for; static (S, h,
+        w) where there are statics.
     Deterministic by (seed, index); safe in DataLoader workers (call `cache_flow()` before they start).
     """
 
@@ -104,8 +107,10 @@ class RadarTriples(torch.utils.data.Dataset):
         minimum_valid=0.5,
         augment=True,
         flow=None,
+        statics=None,
         seed=0,
     ):
+        self.statics = statics
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
         self.crop, self.samples, self.modes, self.seed = int(crop), int(samples), tuple(modes), int(seed)
         self.floor, self.ceiling, self.minimum_echo, self.minimum_valid = floor, ceiling, minimum_echo, minimum_valid
@@ -148,6 +153,11 @@ class RadarTriples(torch.utils.data.Dataset):
         if self.flow is not None:
             whole = self._coarse_flow(number, scale, triple)
             sample["flow"] = whole[:, :, row : row + self.crop, column : column + self.crop].astype(np.float32)[None]
+        if self.statics is not None:
+            side = 2 * scale * self.crop
+            first = 2 * scale * row, 2 * scale * column
+            window = self.statics[number][:, first[0] : first[0] + side, first[1] : first[1] + side]
+            sample["static"] = preparation.coarsen(window, 2 * scale)
         if self.augment:
             sample = augment(sample, *rng.integers(0, 2, 4).astype(bool))
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
@@ -276,7 +286,7 @@ def augment(sample, flip_rows, flip_columns, transpose, reverse):
         arrays = {key: np.swapaxes(value, -1, -2) for key, value in arrays.items()}
         flow = None if flow is None else np.flip(np.swapaxes(flow, -1, -2), 2)
     if reverse:
-        arrays = {key: np.flip(value, 0) for key, value in arrays.items()}
+        arrays = {key: value if key == "static" else np.flip(value, 0) for key, value in arrays.items()}
         flow = None if flow is None else np.flip(flow, 1)
     return arrays if flow is None else {**arrays, "flow": flow}
 

@@ -79,6 +79,12 @@ def duration_seconds(text, name):
     return seconds
 
 
+def same_units(one, other):
+    """True for two spellings of a unit, "m**2 s**-2" and "m2 s-2"; "", "1" and "(0 - 1)" are all no unit."""
+    plain = [re.sub(r"[\s*^.]", "", str(units)).lower() for units in (one, other)]
+    return plain[0] == plain[1] or set(plain) <= {"", "1", "(0-1)"}
+
+
 def _powers(units):
     """{"kg": 1, "m": -2, "s": -1} of "kg m-2 s-1", "kg/m2/s" or "kg m**-2 s**-1"; None if it cannot be read."""
     if not isinstance(units, str):

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from fastds.data import add_history, open_dataset, save_dataset
 from fastds.data.axes import is_latitude, is_longitude
+from fastds.data.statics import static_maps
+from fastds.data.units import same_units
 from fastds.evaluation.table import write_csv
-from fastds.inference import check_field_target, check_target, store
+from fastds.inference import check_field_target, check_static, check_target, store
 from fastds.models import load
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
@@ -121,48 +123,57 @@ def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
 
 
 class FieldModel:
-    """A model set up for one grid: channels by name, periodic longitude, registration.
+    """A model set up for the grid of a dataset: variables by name, periodic longitude, registration, static maps.
 
     Args:
         model: INRDownscaler with a card that names its variables, or the name or path of its weights.
+        dataset: fields (..., latitude, longitude). grid: its geometry.
+        static: what fastds.data.static_maps takes, for a model that reads static maps.
+
+    Attributes: names of the model's variables in the file, lead, their leading dimensions; origin of the static maps.
 
     Raises:
-        ValueError: another architecture, or a card without variables.
+        ValueError: another architecture, a card without variables, a variable or map that is missing or in other units.
     """
 
-    def __init__(self, model: INRDownscaler | str, grid: Geometry):
+    def __init__(self, model: INRDownscaler | str, dataset: xr.Dataset, grid: Geometry, static=None):
         self.model = load(model) if isinstance(model, str | Path) else model
         if not isinstance(self.model, INRDownscaler):
             raise ValueError(
                 f"model is a {type(self.model).__name__}, expected an INRDownscaler for --scale, --grid, --like"
             )
         self.inputs = self.model.card.input_variables
-        if len(self.inputs) != self.model.in_channels or self.model.static_channels:
-            raise ValueError("model: its card must name one variable per channel, and it must read no static maps")
-        self.grid = grid
+        if len(self.inputs) != self.model.in_channels:
+            raise ValueError("model: its card must name one variable per channel")
+        self.grid, self.dataset = grid, dataset
+        self.names = [self._find(dataset, wanted) for wanted in self.inputs]
+        self.lead = [d for d in dataset[self.names[0]].dims if d not in grid.names]
+        self.static, self.origin = self._static(static)
         self.model.set_periodic(grid.periodic)
 
-    def find(self, dataset: xr.Dataset) -> tuple[list[str], list[str]]:
-        """(names of the model's variables in the file, their leading dimensions).
+    def _static(self, static) -> tuple[Tensor | None, str]:
+        """The maps (1, S, H, W) that the model reads and where they came from."""
+        card, needed = self.model.card, self.model.static_channels
+        if static is None and not needed:
+            return None, ""
+        check_static(card, needed, static)
+        field = self.dataset[self.names[0]].transpose(..., *self.grid.names)
+        maps = static_maps(static, field, self.dataset, card.static_variables)
+        return torch.from_numpy(maps.values)[None], maps.origin
 
-        Raises: ValueError: a variable that is missing or in other units.
-        """
-        names = [self._find(dataset, wanted) for wanted in self.inputs]
-        return names, [d for d in dataset[names[0]].dims if d not in self.grid.names]
-
-    def fields(self, dataset: xr.Dataset, names: list[str], lead: list[str]) -> Iterator[tuple[dict, Tensor]]:
+    def fields(self) -> Iterator[tuple[dict, Tensor]]:
         """({leading dimension: index}, (1, C, H, W) float32), read one after another."""
-        for index in np.ndindex(*(dataset.sizes[d] for d in lead)):
-            at = dict(zip(lead, index, strict=True))
-            values = [dataset[n].isel(at).transpose(*self.grid.names).values.astype("float32") for n in names]
-            yield at, torch.from_numpy(np.stack(values))[None]
+        for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
+            at = dict(zip(self.lead, index, strict=True))
+            fields = (self.dataset[n].isel(at).transpose(*self.grid.names) for n in self.names)
+            yield at, torch.from_numpy(np.stack([field.values.astype("float32") for field in fields]))[None]
 
     @staticmethod
     def _find(dataset: xr.Dataset, wanted: dict) -> str:
         for name, variable in dataset.data_vars.items():
             if name == wanted["name"] or variable.attrs.get("standard_name") == wanted.get("standard_name", "-"):
                 units = variable.attrs.get("units", "")
-                if _plain(units) != _plain(wanted["units"]):
+                if not same_units(units, wanted["units"]):
                     raise ValueError(f"variable {name} is in {units!r}, the model was trained on {wanted['units']!r}")
                 return str(name)
         raise ValueError(
@@ -172,7 +183,7 @@ class FieldModel:
 
     def encode(self, x: Tensor, factor: tuple[float, float]):
         with torch.no_grad():
-            return self.model.encode(x, self._factor(factor))
+            return self.model.encode(x, self._factor(factor), self.static)
 
     def decode(self, encoded, where, factor: tuple[float, float]) -> Tensor:
         with torch.no_grad():
@@ -205,18 +216,16 @@ class FieldModel:
                 values[first : first + rows] = y[..., channel]
 
 
-def _plain(units: str) -> str:
-    return units.replace("**", "").replace("^", "").replace(" ", "").lower()
-
-
 def downscale_grid(
-    model, dataset: xr.Dataset, *, scale=None, spacing_degrees=None, like: xr.Dataset | None = None, folder=None
-) -> xr.Dataset:
+    model, dataset: xr.Dataset, *, scale=None, spacing_degrees=None, like: xr.Dataset | None = None, static=None,
+    folder=None,
+) -> xr.Dataset:  # fmt: skip
     """The model's variables of a dataset on a finer grid: exactly one of a factor, a spacing and another grid.
 
     Args:
         model: INRDownscaler, or the name or path of its weights. dataset: fields (..., latitude, longitude).
         scale: factor > 0. spacing_degrees: of the new grid. like: dataset whose coordinates are taken.
+        static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
         folder: where fine variables above 256 MB wait in unnamed files instead of in memory.
 
     Returns: a new Dataset; memory beyond it is that of one field.
@@ -233,20 +242,19 @@ def downscale_grid(
         latitude, longitude = target_by_scale(grid, scale)
     else:
         latitude, longitude = target_by_spacing(grid, spacing_degrees)
-    field_model = FieldModel(model, grid)
-    names, lead = field_model.find(dataset)
+    field_model = FieldModel(model, dataset, grid, static)
     if min(field_model.factor(latitude, longitude)) < 1 - 1e-6:
         coarser = "the new grid is coarser than the input: its values are those at its points, not means of its cells"
         warnings.warn(coarser, UserWarning, stacklevel=2)
-    shape = *(dataset.sizes[d] for d in lead), latitude.numel(), longitude.numel()
+    shape = *(dataset.sizes[d] for d in field_model.lead), latitude.numel(), longitude.numel()
     fine = [store(shape, folder) for _ in field_model.model.predicted]
-    for at, x in field_model.fields(dataset, names, lead):
+    for at, x in field_model.fields():
         field_model.onto(x, latitude, longitude, [values[tuple(at.values())] for values in fine])
-    return _dataset(dataset, field_model, names, lead, fine, (latitude, longitude))
+    return _dataset(dataset, field_model, fine, (latitude, longitude))
 
 
-def _dataset(dataset, field_model, names, lead, fine, target) -> xr.Dataset:
-    result = xr.Dataset(attrs=dict(dataset.attrs))
+def _dataset(dataset, field_model, fine, target) -> xr.Dataset:
+    result, names, lead = xr.Dataset(attrs=dict(dataset.attrs)), field_model.names, field_model.lead
     for k, c in enumerate(field_model.model.predicted):
         source = dataset[names[c]]
         result[names[c]] = ([*lead, *field_model.grid.names], fine[k], dict(source.attrs))
@@ -255,24 +263,26 @@ def _dataset(dataset, field_model, names, lead, fine, target) -> xr.Dataset:
     for d in lead:
         if d in dataset.coords:
             result[d] = dataset[d]
-    return add_history(result, f"fastds: arbitrary-scale downscaling with {field_model.model.card.name or 'a model'}")
+    said = f"fastds: arbitrary-scale downscaling with {field_model.model.card.name or 'a model'}"
+    return add_history(result, "; ".join(filter(None, (said, field_model.origin))))
 
 
-def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = "error") -> list[dict]:
+def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = "error", static=None) -> list[dict]:
     """Values of every variable at points, by the model and by bilinear interpolation, one row per field and point.
 
     Args:
         latitude, longitude: degrees, longitudes in either convention. outside: "error", "nan" or "clamp".
+        static: as in downscale_grid.
 
     Returns: rows {"point": index, leading coordinates, name: model value, name_bilinear: interpolated value}.
     """
     grid = geometry(dataset)
-    field_model = FieldModel(model, grid)
-    names, lead = field_model.find(dataset)
+    field_model = FieldModel(model, dataset, grid, static)
+    names = field_model.names
     where = from_latlon(latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside)
     factor = (field_model.model.max_scale,) * 2
     rows = []
-    for label, x in field_model.fields(dataset, names, lead):
+    for label, x in field_model.fields():
         encoded = field_model.encode(x, factor)
         y = field_model.decode(encoded, where, factor)[0]
         plain = bilinear_at(x, where, field_model.model.edge)[0]
@@ -285,18 +295,19 @@ def query_table(model, dataset: xr.Dataset, latitude, longitude, outside: str = 
     return rows
 
 
-def downscale_grid_file(source, target, *, model, scale=None, grid=None, like=None) -> str:
+def downscale_grid_file(source, target, *, model, scale=None, grid=None, like=None, static=None) -> str:
     """`fastds downscale IN OUT --scale | --grid | --like`; returns one sentence about what was written."""
     check_field_target(source, target)
     with open_dataset(source) as dataset, nullcontext() if like is None else open_dataset(like) as other:
         folder = Path(target).absolute().parent
-        fine = downscale_grid(model, dataset, scale=scale, spacing_degrees=grid, like=other, folder=folder)
+        where = {"scale": scale, "spacing_degrees": grid, "like": other}
+        fine = downscale_grid(model, dataset, **where, static=static, folder=folder)
         save_dataset(fine, target)
     size = " x ".join(str(fine.sizes[n]) for n in geometry(fine).names)
     return f"{target}: {', '.join(map(str, fine.data_vars))} on {size} points"
 
 
-def query_file(source, points, target, *, model, outside="error") -> str:
+def query_file(source, points, target, *, model, outside="error", static=None) -> str:
     """`fastds query`: points a CSV with columns lat and lon; its columns are repeated in front of the values."""
     check_target(source, target)
     check_target(points, target)
@@ -317,7 +328,7 @@ def query_file(source, points, target, *, model, outside="error") -> str:
     except ValueError as error:
         raise ValueError(f"{points}: a coordinate is no number: {error}") from None
     with open_dataset(source) as dataset:
-        rows = query_table(model, dataset, latitude, longitude, outside)
+        rows = query_table(model, dataset, latitude, longitude, outside, static)
     header = [*stations[0], *(k for k in rows[0] if k != "point")]
     lines = (stations[row["point"]] | row for row in rows)
     write_csv(target, header, ([line[key] for key in header] for line in lines))

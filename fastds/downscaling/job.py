@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import fastds
-from fastds.data import ReflectivityInput, output_frames
+from fastds.data import ReflectivityInput, StaticMaps, output_frames
 from fastds.inference import progress_bar, store
 
 from .refinement import NEAR_PIXELS, FrameRefiner
@@ -22,13 +22,16 @@ MEMORY_BUDGET_BYTES = 2 << 30
 class Job:
     """One run over a source: tiles and network chosen, fine reflectivity made frame by frame."""
 
-    def __init__(self, model, source: ReflectivityInput, tile, halo, precision, time_factor):
+    def __init__(
+        self, model, source: ReflectivityInput, tile, halo, precision, time_factor, static: StaticMaps | None = None
+    ):
         self.model, self.source, self.precision, self.time_factor = model, source, precision, time_factor
         self.card, self.scale, self.notes = model.card, model.config.get("scale", 2), []
         self.uses_flow = bool(model.config.get("flow_guided") or model.config.get("residual") == "advection")
         self.device = next(model.parameters()).device
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
         self.seam_error, self.reach = None, None
+        self.static_origin, self.static = (None, None) if static is None else (static.origin, self._normalised(static))
         self.tile, self.halo = self._choose(tile, halo)
         height, width = source.shape[1:]
         whole = round_up(max(height, width))
@@ -40,14 +43,22 @@ class Job:
             ceiling=self.card.ceiling_dbz,
             no_echo=source.no_echo,
             tiles=self.tiles,
+            static=self.static,
         )
         if self.tile and self.halo < self.reach:
             self.refiner.observe = self._measure_seam
 
-    def _network(self, x: torch.Tensor, flow: torch.Tensor | None) -> torch.Tensor:
+    def _normalised(self, static: StaticMaps) -> torch.Tensor:
+        mean, std = (torch.tensor([w[key] for w in self.card.static_variables]) for key in ("mean", "std"))
+        return (torch.from_numpy(static.values) - mean[:, None, None]) / std[:, None, None]
+
+    def _network(self, x: torch.Tensor, flow: torch.Tensor | None, static: torch.Tensor | None = None) -> torch.Tensor:
+        if static is None and self.static is not None:  # a trial of the reach, over no place on earth
+            static = x.new_zeros(len(self.static), *x.shape[-2:])
+        static = None if static is None else static.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             flow = flow.to(self.device) if self.uses_flow else None
-            return self.model(x.to(self.device), flow=flow).float().cpu()
+            return self.model(x.to(self.device), static, flow).float().cpu()
 
     def _choose(self, tile, halo) -> tuple[int | None, int]:
         """Core side (None: the whole grid at once) and halo; the reach is measured only where there are seams."""
@@ -104,7 +115,7 @@ class Job:
         height, width = x.shape[-2:]
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
         wide = plan_tiles(height, width, self.tile, round_up(self.reach))[self.tiles.index(tile)]
-        small, large = (run_tiles(self._network, x, flow, [t], self.scale) for t in (tile, wide))
+        small, large = (run_tiles(self._network, x, flow, [t], self.scale, static=self.static) for t in (tile, wide))
         rows, columns = (slice(c.start * self.scale, c.stop * self.scale) for c in tile.core)
         difference = (small - large)[:, rows, columns].abs() * self.amplitude
         self.seam_error = difference.max().item(), difference.square().mean().sqrt().item()
@@ -133,6 +144,8 @@ class Job:
             "fastds_tile": self.tile or 0,
             "fastds_halo": self.halo,
         }
+        if self.static_origin:
+            settings["fastds_static_maps"] = self.static_origin.removeprefix("static maps: ")
         if self.card.licence:
             settings["fastds_model_licence"] = self.card.licence
         if self.seam_error is not None:

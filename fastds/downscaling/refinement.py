@@ -41,7 +41,7 @@ class FrameRefiner:
     """Refine sequences of coarse frames (H, W) in dBZ, NaN = missing, values <= no_echo = no echo.
 
     network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
-    list of Tile over the coarse grid. after_tile: called after each tile of each pair.
+    list of Tile over the coarse grid. after_tile: called after each tile of each pair. static: see run_tiles.
     Attributes: `motion_px`, the largest 95th percentile of the displacement over echo, coarse pixels per input step;
     `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
     """
@@ -56,8 +56,10 @@ class FrameRefiner:
         no_echo: float,
         tiles: list[Tile],
         after_tile: Callable | None = None,
+        static: torch.Tensor | None = None,
     ):
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
+        self.static = static
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
         # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
         self.low = min(floor, WEAKEST_DBZ)
@@ -109,7 +111,7 @@ class FrameRefiner:
             motion = speed.max().item()
         if self.observe is not None:
             self.observe(x, flow)
-        y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile)
+        y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
         near = self._repeat(_dilate(echo, NEAR_PIXELS + math.ceil(motion)))
         return y, near, self._interpolated(first, second, flow)
 

@@ -20,12 +20,14 @@ from fastds.data import (
     open_dataset,
     output_shape,
     save_dataset,
+    static_maps,
     to_reflectivity,
 )
 from fastds.inference import (
     Report,
     check_field_target,
     check_settings,
+    check_static,
     evaluating,
     mean_spacing_m,
     store,
@@ -51,6 +53,7 @@ def downscale(
     threads: int | None = None,
     precision: str = "fp32",
     time_factor: int = 2,
+    static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Return the dataset's radar field at the model's finer grid and at time_factor times the cadence.
@@ -65,12 +68,12 @@ def downscale(
     tile, halo: pixels of the input, multiples of 16; None: one tile where the working memory allows, the network's
     reach.
     threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network. time_factor: 2, or 4 by
-    recursion.
+    recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
     progress: show a progress bar. Returns a new Dataset in memory, with the settings in its attributes.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
     Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
     """
-    out, _ = _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, progress, folder=None)
+    out, _ = _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder=None)
     return out
 
 
@@ -100,6 +103,7 @@ def downscale_file(
             ("threads", None),
             ("precision", "fp32"),
             ("time_factor", 2),
+            ("static", None),
         )
     }
     if options:
@@ -151,22 +155,28 @@ def _takes_reflectivity(card) -> bool:
     )
 
 
-def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, progress, folder):
+def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder):
     """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory."""
     if time_factor not in TIME_FACTORS:
         raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
     check_settings(threads, precision)
     _check_model(model)
+    needed = model.config.get("static_channels", 0)
+    if static is not None or needed:
+        check_static(model.card, needed, static)
     source = to_reflectivity(dataset, var, z_r=z_r)
+    maps = static_maps(static, source.raw, source.dataset, model.card.static_variables) if needed else None
     with torch_threads(threads), torch.inference_mode(), evaluating(model):
-        job = Job(model, source, tile, halo, precision, time_factor)
+        job = Job(model, source, tile, halo, precision, time_factor, maps)
         z = job.run(progress, folder)
     if not any(np.isfinite(frame).any() for frame in z):
         warnings.warn("every pixel of the input is missing, and so is the output", UserWarning, stacklevel=3)
     values = None if source.kind == "reflectivity" else store(output_shape(source, job.scale, time_factor), folder)
     out = from_reflectivity(source, z, job.scale, time_factor, out=values)
     settings = job.settings()
-    out = add_history(out.assign_attrs(settings), f"fastds {fastds.__version__} downscale with {model.card.name}")
+    said = f"fastds {fastds.__version__} downscale with {model.card.name}"
+    said += "" if maps is None else f"; {maps.origin}"
+    out = add_history(out.assign_attrs(settings), said)
     _warn_outside(model.card, source, job.refiner.motion_px)
     return out, Report(model.card.name, settings, [*source.notes, *job.notes])
 
@@ -182,10 +192,10 @@ def _check_model(model) -> None:
             f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
             "of latitude-longitude fields need one of --scale, --grid and --like"
         )
-    if config.get("in_channels", 1) != 1 or config.get("static_channels", 0):
+    if config.get("in_channels", 1) != 1:
         raise ValueError(
-            f"model {card.name} needs {config['in_channels']} variables and {config['static_channels']} static maps; "
-            "a file of one radar field can only feed a model of one variable"
+            f"model {card.name} needs {config['in_channels']} variables; a file of one radar field can only feed a "
+            "model of one variable"
         )
 
 

@@ -76,12 +76,14 @@ def run_tiles(
     tiles: list[Tile],
     scale: int,
     after_tile: Callable | None = None,
+    static: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the network's output (T, scale*H, scale*W) for x (N, H, W) in [0, 1], assembled from the cores of the
     tiles.
 
     network: callable (x (1, N, 1, h, w), flow (1, N-1, 2, 2, h, w) or None) -> (1, T, 1, scale*h, scale*w).
-    flow: (N-1, 2, 2, H, W) of the whole frames, in coarse pixels. A tile whose window is zero everywhere is not run:
+    flow: (N-1, 2, 2, H, W) of the whole frames, in coarse pixels. static: (S, H, W), a third argument (S, h, w) of the
+    network where it is given. A tile whose window is zero everywhere is not run:
     its output is zero (no echo anywhere within the halo). after_tile: called without arguments after each tile.
     """
     count, height, width = x.shape
@@ -91,7 +93,8 @@ def run_tiles(
         part = x[:, rows, columns]
         if part.any():
             part_flow = None if flow is None else flow[..., rows, columns][None]
-            y = network(part[None, :, None], part_flow)[0, :, 0]
+            beside = () if static is None else (static[:, rows, columns],)
+            y = network(part[None, :, None], part_flow, *beside)[0, :, 0]
             inner_rows, inner_columns = tile.core_in_window(scale)
             core_rows, core_columns = (slice(c.start * scale, c.stop * scale) for c in tile.core)
             out[:, core_rows, core_columns] = y[:, inner_rows, inner_columns].float()

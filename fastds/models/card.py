@@ -16,6 +16,8 @@ class ModelCard:
         description, licence: free text; licence of the weights.
         training_data: sources, with their licences.
         input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order.
+        static_variables: the same of static maps; with "mean" and "std", their normalisation, where the weights hold
+            none.
         floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
         offset, range: normalisation x = (value - offset) / range, in units of the variables; models of gridded fields.
         valid_range: (smallest, largest) value the output may have, in units of the variables; what lies beyond is cut.
@@ -35,6 +37,7 @@ class ModelCard:
     training_data: list[str] = field(default_factory=list)
     input_variables: list[dict] = field(default_factory=list)
     output_variables: list[dict] = field(default_factory=list)
+    static_variables: list[dict] = field(default_factory=list)
     floor_dbz: float | None = None
     ceiling_dbz: float | None = None
     offset: float | None = None

@@ -38,6 +38,8 @@ class DataConfig:
         weights: relative share of each training source, files in the order of blocks, then the synthetic events;
             empty: equal.
         var: name of the reflectivity variable; None finds it.
+        statics: maps for a network with static_channels, such as fczsm-s: FILE.nc:VARIABLE for each of its channels, on
+            any grid that covers the files; not with synthetic events, which lie nowhere.
         crop: side of a coarse training crop, pixels.
         scales: coarsenings of the truth to draw from.
         intervals: multiples of the cadence to draw from.
@@ -55,6 +57,7 @@ class DataConfig:
     synthetic_events: int = 0
     weights: list[float] = dataclasses.field(default_factory=list)
     var: str | None = None
+    statics: list[str] = dataclasses.field(default_factory=list)
     crop: int = 48
     scales: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
     intervals: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3])

@@ -44,12 +44,19 @@ class RadarDataModule(CropsDataModule):
     Args:
         config: see DataConfig.
         flow: add the optical flow of the whole coarse frames to every sample.
+        static_channels: S, how many of config.statics the network reads. static_variables: of the card of weights that
+            are trained on, whose normalisation is kept.
         seed: of the samples; sample i of a run depends on (seed, i) only.
     """
 
-    def __init__(self, config: DataConfig, flow: bool, seed: int = 0):
+    def __init__(self, config: DataConfig, flow: bool, seed: int = 0, static_channels: int = 0, static_variables=()):
         super().__init__(config, seed)
-        self.flow = flow
+        self.flow, self.static_variables = flow, list(static_variables)
+        if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
+            raise ValueError(
+                f"data.statics: the network reads {static_channels} static maps and {len(config.statics)} were given, "
+                f"with {config.synthetic_events} synthetic events; expected FILE.nc:VARIABLE per map and none of those"
+            )
 
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
@@ -57,12 +64,14 @@ class RadarDataModule(CropsDataModule):
         c = self.config
         train, validation = time_blocks(c)
         events = synthetic_events(c.synthetic_events, self.seed)
+        statics = self._statics([block.path for block in train]) if c.statics else None
         shared = dict(
             crop=c.crop,
             floor=c.floor,
             ceiling=c.ceiling,
             minimum_echo=c.minimum_echo,
             flow=_flow_of_pair if self.flow else None,
+            statics=statics,
         )
         weights = source_weights(c.weights, len(train), len(events))
         self.training = fd.RadarTriples(
@@ -87,6 +96,26 @@ class RadarDataModule(CropsDataModule):
         if self.flow:
             self.training.cache_flow()
             self.validation.cache_flow()
+
+    def _statics(self, paths: list[str]) -> list[np.ndarray]:
+        """The maps (S, H, W) of every file, normalised as static_variables says, which is set where it is empty: by
+        mean and standard deviation over all of them."""
+        maps = []
+        for path in paths:
+            with fd.open_dataset(path) as dataset:
+                source = fd.to_reflectivity(dataset, self.config.var)
+                wanted = self.static_variables or None
+                try:
+                    maps.append(fd.static_maps(self.config.statics, source.raw, source.dataset, wanted))
+                except ValueError as error:
+                    raise ValueError(f"data.statics, for {path}: {error}") from None
+        if not self.static_variables:
+            cells = np.concatenate([m.values.reshape(len(m.values), -1) for m in maps], axis=1, dtype=np.float64)
+            scales = zip(maps[0].variables, cells.mean(1), cells.std(1), strict=True)
+            # a map of one value everywhere has no deviation
+            self.static_variables = [{**v, "mean": float(m), "std": float(s) or 1.0} for v, m, s in scales]
+        mean, std = (np.array([v[key] for v in self.static_variables])[:, None, None] for key in ("mean", "std"))
+        return [((m.values - mean) / std).astype(np.float32) for m in maps]
 
 
 class NewSamples(torch.utils.data.Sampler):

@@ -18,6 +18,7 @@ from fastds.data.degradation import Degradation, DegradationConfig, area_mean
 from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
 from fastds.data.fields import choose_level
 from fastds.data.files import open_dataset
+from fastds.data.statics import StaticMaps, static_maps
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.reference.query_points import PointSpec
@@ -36,7 +37,8 @@ class FieldDataConfig:
         variables: stacked as channels in this order.
         units: expected ones, checked where given.
         level: value of the vertical coordinate, where there are several.
-        statics: variables over (latitude, longitude) of the same file that the encoder reads beside (orography).
+        statics: maps that the encoder reads beside (orography): variables over (latitude, longitude) of the same file,
+            or FILE.nc:VARIABLE of another, on any grid.
         split: what the next three divide, columns ("longitude") or steps of time ("time").
         train: [first, stop) of what weights are fitted to; without train and validation the first three quarters train
             and the last fifth validates.
@@ -159,18 +161,20 @@ def describe(config: FieldDataConfig) -> list[dict]:
         ]
 
 
-def load_statics(config: FieldDataConfig) -> Tensor | None:
-    """(S, H, W) float32 in the units of the file; None without.
+def load_statics(config: FieldDataConfig) -> StaticMaps | None:
+    """Maps (S, H, W) on the grid of the fields, in the units of their files; None without.
 
-    Raises: ValueError for one that is missing or has other dimensions.
+    Raises: ValueError for one that is missing, has other dimensions, does not cover the fields or has missing values.
     """
     if not config.statics:
         return None
+    sources = [name if ":" in name else f"{config.path}:{name}" for name in config.statics]
     with open_dataset(config.path) as dataset:
-        for name in config.statics:
-            if name not in dataset or dataset[name].ndim != 2:
-                raise ValueError(f"data.statics: {name!r} is no variable over (latitude, longitude) of {config.path}")
-        return torch.stack([torch.from_numpy(dataset[n].values.astype("float32")) for n in config.statics])
+        field = choose_level(dataset[config.variables[0]], config.level)
+        try:
+            return static_maps(sources, field, dataset)
+        except ValueError as error:
+            raise ValueError(f"data.statics: {error}") from None
 
 
 class FieldDataModule(L.LightningDataModule):
@@ -182,7 +186,9 @@ class FieldDataModule(L.LightningDataModule):
         fields = load_fields(config)
         trained, validated = config.limits(fields.shape[0 if config.split == "time" else 3])
         train = config.part(fields, trained)
-        static = load_statics(config)
+        maps = load_statics(config)
+        self.static_variables = [] if maps is None else maps.variables
+        static = None if maps is None else torch.from_numpy(maps.values)
         block = FieldBlock(train, (0, train.shape[3]), config.static_part(static, trained))
         if static is not None:
             self.static_std, self.static_mean = torch.std_mean(block.usable_static, (1, 2))
@@ -311,6 +317,7 @@ def train(config: FieldTrainingConfig) -> pathlib.Path:
         model.card.input_variables = describe(config.data)
         predicted = getattr(model, "predicted", range(len(config.data.variables)))
         model.card.output_variables = [model.card.input_variables[c] for c in predicted]
+    model.card.static_variables = data.static_variables
     module = FieldModule(model, config, data)
     output = make_folder(config)
     callbacks = [ExportWeights(output), keep_last(output)]

@@ -111,7 +111,8 @@ class SupervisedModule(TimedModule):
 class DownscalingModule(SupervisedModule):
     """Trains a model that maps two coarse fields to three fine ones, as config says.
 
-    Batches: x (B, 2, 1, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) where the model needs it;
+    Batches: x (B, 2, 1, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) and static (B, S, h, w) where
+    the model needs them;
     x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above the floor) and
     val_relative (val_mse_total over that of trilinear interpolation).
     """
@@ -121,7 +122,7 @@ class DownscalingModule(SupervisedModule):
         self.range_dbz = config.data.ceiling - config.data.floor
 
     def forward(self, batch: dict) -> Tensor:
-        return self.model(batch["x"], flow=batch.get("flow")) if "flow" in batch else self.model(batch["x"])
+        return self.model(batch["x"], **{key: batch[key] for key in ("static", "flow") if key in batch})
 
     def loss(self, prediction: Tensor, batch: dict) -> Tensor:
         """Mean over the samples of the mean error of each on its valid pixels; errors in dBZ."""

@@ -50,10 +50,10 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     """Create the network with its card, or load config.model.start."""
     c = config.model
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
-    if not isinstance(model, models.FCZSM) or (model.config["in_channels"], model.config["static_channels"]) != (1, 0):
+    if not isinstance(model, models.FCZSM) or model.config["in_channels"] != 1:
         raise ValueError(
             f"model.name: {c.start or c.name!r} cannot be trained on files of one radar field, which takes an FCZSM of "
-            "one channel and no static maps, such as fczsm or fczsm-small"
+            "one channel, such as fczsm, fczsm-s or fczsm-small"
         )
     if not c.start and c.input_gain != 1.0:
         strengthen(model, c.input_gain)
@@ -79,8 +79,10 @@ def train(config: TrainingConfig) -> pathlib.Path:
     begin(config)
     model = build_model(config)
     module = DownscalingModule(model, config)
-    data = RadarDataModule(config.data, flow=needs_flow(model), seed=config.seed)
+    static = model.config.get("static_channels", 0), model.card.static_variables
+    data = RadarDataModule(config.data, needs_flow(model), config.seed, *static)
     data.setup()
+    model.card.static_variables = data.static_variables
     output = make_folder(config)
     trainer = L.Trainer(
         accelerator="auto",
