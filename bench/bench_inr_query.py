@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.models.inr import Encoded, bands
-from fastds.models.inr.decoders import LIIFDecoder
+from fastds.nn import LocalEnsembleDecoder
 from fastds.ops import inr_query
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec
@@ -87,7 +87,7 @@ def liif_maps(x, w, b):
 
 def fastds_liif(case, dtype, device="cpu"):
     """The decoder of the models from features on: its first layer is a convolution, made for the rows that are read."""
-    decoder = LIIFDecoder(CHANNELS, OUTPUTS, "zeros", HIDDEN)
+    decoder = LocalEnsembleDecoder(CHANNELS, OUTPUTS, "zeros", HIDDEN)
     (w, b), *layers = liif_layers()
     decoder.local.weight.data, decoder.local.bias.data = w[:, :-4].unflatten(1, (CHANNELS, 3, 3)).contiguous(), b
     decoder.offset.data, decoder.cell.data = w[:, -4:-2], w[:, -2:]

@@ -34,7 +34,7 @@ def decode(decoder, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor,
     """decoder's values (B, Q, O) at `where`; without gradients, grids in bands of BAND_ROWS with maps of their own."""
 
     def query(part: Encoded, where, cell) -> Tensor:
-        return decoder(decoder.prepare(part.features), where, cell, part.skip, edge, part.mask, gain=gain)
+        return decoder.query(decoder.prepare(part.features), where, cell, part.skip, edge, part.mask, gain=gain)
 
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return query(encoded, where, cell)

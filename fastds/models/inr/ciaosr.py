@@ -31,7 +31,7 @@ class CiaoSRDecoder(nn.Module):
     def prepare(self, features: Tensor) -> Tensor:
         return features
 
-    def forward(self, maps, where, cell, skip, edge, mask, gain=None) -> Tensor:
+    def query(self, maps, where, cell, skip, edge, mask, gain=None) -> Tensor:
         wrap = [e == "wrap" for e in edge]
         batch, _, height, width = maps.shape
         unfolded = F.unfold(extend(maps, 1, self.padding_mode), 3).unflatten(2, (height, width))

@@ -11,22 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.inr.window_transformer import ResidualWindowBlocks
-from fastds.nn.conv3x3 import Conv1x1, Conv3x3
-from fastds.ops import conv3x3
+from fastds.nn.border_conv import BorderConv
+from fastds.nn.conv3x3 import Conv1x1
 
 Between = Callable[[int, Tensor], Tensor]
-
-
-class BorderConv(Conv3x3):
-    """3x3 convolution whose border is continued as the field is: "replicate", "circular_x" or "zeros"."""
-
-    def __init__(self, in_channels: int, out_channels: int, padding_mode: str):
-        super().__init__(in_channels, out_channels)
-        self.padding_mode = padding_mode
-
-    def forward(self, x: Tensor, residual: Tensor | None = None, act: str | None = None) -> Tensor:
-        options = {"residual": residual, "act": act, "padding_mode": self.padding_mode}
-        return conv3x3(x, self.weight, self.bias, **options)
 
 
 class _Block(nn.Module):

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
-from fastds.models.inr.encoders import ENCODERS, BorderConv
+from fastds.models.inr.encoders import ENCODERS
+from fastds.nn.border_conv import BorderConv
 from fastds.reference.query_points import PointSpec
 
 
