@@ -49,7 +49,7 @@ def test_missing_file_is_named(tmp_path):
     ("content", "message"),
     [
         (b"", "is empty; expected a NetCDF file"),
-        (b"hello, this is text\n", "is not a NetCDF file; expected NetCDF-4, NetCDF-3, GRIB or Zarr"),
+        (b"hello, this is text\n", "is not a NetCDF file; expected NetCDF-4, NetCDF-3, GRIB, Zarr or RADOLAN"),
         (b"GRIB" + bytes(20), "looks like GRIB but cannot be read .* truncated or damaged, or hold several kinds"),
         (b"\x1f\x8b" + bytes(20), "is not a NetCDF file \\(it is gzipped: unpack it first\\)"),
         (b"PK\x03\x04" + bytes(20), "is not a NetCDF file \\(it is a zip archive"),
@@ -65,11 +65,15 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
     assert "\n" not in str(caught.value) and "file.nc" in str(caught.value)
 
 
-def test_radolan_composites_are_told_their_reader(tmp_path):
-    path = tmp_path / "raa01-rw_10000-1408102050-dwd---bin.gz"
-    path.write_bytes(b"\x1f\x8b" + bytes(20))
-    with pytest.raises(ValueError, match=r"fastds\.data\.open_radolan reads RADOLAN composites"):
-        open_dataset(path)
+def test_a_pattern_is_for_radolan(event, tmp_path):
+    for name in "ab":
+        save_dataset(event, tmp_path / f"{name}.nc")
+    with pytest.raises(ValueError, match="only RADOLAN composites are read from several files; join others first"):
+        open_dataset(tmp_path / "*.nc")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        open_dataset(tmp_path / "*.zarr")
+    with pytest.raises(ValueError, match="is a folder and no Zarr store; .* nothing but RADOLAN composites"):
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])

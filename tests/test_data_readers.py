@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fastds.cli import main
 from fastds.data import from_pixels, open_dataset, open_hko7, open_radolan, save_dataset, to_pixels, to_reflectivity
 from fastds.nowcasting import nowcast
 
@@ -78,6 +79,60 @@ def test_archives_are_sorted_and_nowcast(tmp_path):
     assert source.cadence == 300 and source.no_echo == -32.5
     out = nowcast("persistence", data, steps=1, coarsen=30, quantity="reflectivity")
     assert np.all(out.reflectivity == 22.5) and str(out.time.values[0])[:16] == "2014-08-10T21:15"
+
+
+def rising(folder, count=4):
+    """Composites of a bar that moves east, every five minutes."""
+    folder.mkdir()
+    for k in range(count):
+        codes = np.zeros((900, 900), "u1")
+        codes[300:600, 300 + 30 * k : 420 + 30 * k] = 140
+        name = f"raa01-rx_10000-14081020{5 * k:02d}-dwd---bin"
+        (folder / f"{name}.gz").write_bytes(gzip.compress(composite(day=f"1020{5 * k:02d}", codes=codes)))
+    return folder
+
+
+def test_files_folders_patterns_and_archives_are_opened_as_they_come(tmp_path):
+    folder = rising(tmp_path / "radar")
+    expected = open_radolan(sorted(folder.iterdir())).reflectivity
+    with tarfile.open(tmp_path / "radar.tar", "w") as archive:
+        for file in sorted(folder.iterdir()):
+            data = gzip.decompress(file.read_bytes())
+            member = tarfile.TarInfo(file.stem)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    for source in (folder, folder / "raa01-rx*", f"{folder}/raa01-rx_10000-*.gz", tmp_path / "radar.tar"):
+        with open_dataset(source) as found:
+            np.testing.assert_array_equal(found.reflectivity, expected)
+            np.testing.assert_array_equal(found.time, expected.time)
+    assert open_dataset(sorted(folder.iterdir())[0]).sizes["time"] == 1
+    (folder / "notes.txt").write_text("a bar")
+    with pytest.raises(ValueError, match="is a folder and no Zarr store"):
+        open_dataset(folder)
+    assert open_dataset(folder / "raa*").sizes["time"] == 4
+    write(folder, "raa01-ry", product="RY")
+    with pytest.raises(ValueError, match="one product and grid .* got RX .*, RY .*; a pattern such as"):
+        open_dataset(folder / "raa*")
+
+
+def test_the_command_reads_raw_composites(tmp_path, capsys):
+    folder = rising(tmp_path / "radar")
+    command = ["nowcast", str(folder), str(tmp_path / "out.nc"), "--model=extrapolation", "--steps=2", "--coarsen=10"]
+    assert main([*command, "--quantity=reflectivity"]) == 0
+    with open_dataset(tmp_path / "out.nc") as out:
+        given = open_radolan(sorted(folder.iterdir()))
+        expected = nowcast("extrapolation", given, steps=2, coarsen=10, quantity="reflectivity")
+        np.testing.assert_array_equal(out.reflectivity, expected.reflectivity)
+        assert np.argmax(out.reflectivity.values[-1, 45] > 10.0) > 39  # where the bar began at the start
+        assert out.crs.attrs["grid_mapping_name"] == "polar_stereographic"
+    assert main(["nowcast", str(tmp_path / "none*"), str(tmp_path / "x.nc")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_real_archive_of_forecasts(data_dir):
+    with open_dataset(data_dir / "raw" / "radolan" / "DE1200_RV2210180700.tar.bz2") as found:
+        assert found.rainfall_amount.shape == (found.sizes["time"], 1200, 1100) and found.sizes["time"] > 1
+        assert (np.diff(found.time) == np.timedelta64(5, "m")).all()
 
 
 def test_forecasts_have_the_times_they_stand_for(tmp_path):

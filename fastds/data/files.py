@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the files that hold fields: NetCDF-4 (h5netcdf), NetCDF-3 (scipy), Zarr (zarr) and GRIB (cfgrib) where the
-packages are installed; write NetCDF-4 and Zarr."""
+packages are installed, RADOLAN composites; write NetCDF-4 and Zarr."""
 
 import contextlib
+import glob
 import importlib.util
 import os
 import pathlib
@@ -13,8 +14,11 @@ import warnings
 import h5py
 import xarray as xr
 
+from .radolan import is_radolan, open_radolan
+
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
+_OTHERS = (_HDF5[:4], *_CLASSIC, b"GRIB")
 _OTHER_FORMATS = (".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", ".png", ".npy", ".npz")
 _FORMATS = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr", "cfgrib": "GRIB"}
 
@@ -24,7 +28,8 @@ def open_dataset(path):
 
     Args:
         path: a NetCDF-4, NetCDF-3 or GRIB file, or a Zarr store (a folder, or a name that ends in .zarr). The times of
-            GRIB are those the fields are valid at.
+            GRIB are those the fields are valid at. Also RADOLAN composites of one product, read by open_radolan: a
+            file, an archive, a folder of them, or a pattern such as folder/raa01-rx*.
     Returns: xarray.Dataset; close it, or use it in a with statement. Times outside the standard calendar become
         cftime objects.
     Raises: FileNotFoundError where nothing is there; ValueError with one sentence for a folder that is no Zarr store,
@@ -32,7 +37,15 @@ def open_dataset(path):
         format; ImportError where the package for Zarr or GRIB is missing.
     """
     path = pathlib.Path(path)
+    composites = _composites(path)
+    if composites:
+        return open_radolan(composites)
     if not path.exists():
+        if glob.glob(str(path)):
+            raise ValueError(
+                f"{path}: only RADOLAN composites are read from several files; join others first, with "
+                "cdo mergetime or xarray.open_mfdataset"
+            )
         raise FileNotFoundError(f"no such file: {path}")
     engine = _engine(path)
     try:
@@ -57,6 +70,26 @@ def open_dataset(path):
     return dataset
 
 
+def _composites(path):
+    """The RADOLAN files that a path, folder or pattern stands for, none of another kind among them; else []."""
+    if path.is_dir():
+        files = [] if _is_zarr(path) else [p for p in sorted(path.iterdir()) if p.is_file() and p.name[0] != "."]
+    elif path.exists():
+        files = [path] if path.is_file() else []
+    else:
+        files = [pathlib.Path(name) for name in sorted(glob.glob(str(path)))]
+    return files if files and all(_first_bytes(p)[:4] not in _OTHERS and is_radolan(p) for p in files) else []
+
+
+def _first_bytes(path):
+    with path.open("rb") as stream:
+        return stream.read(8)
+
+
+def _is_zarr(path):
+    return path.suffix == ".zarr" or any((path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json"))
+
+
 def _open_grib(path):
     with contextlib.suppress(ImportError):
         import pyproj  # noqa: F401  after ecCodes, which brings a PROJ of its own, it ends the process with a double free
@@ -76,14 +109,14 @@ def _opens_without_times(path, engine):
 
 def _engine(path):
     if path.is_dir():
-        if path.suffix != ".zarr" and not any(
-            (path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json")
-        ):
-            raise ValueError(f"{path} is a folder and no Zarr store; expected a NetCDF file or a Zarr store")
+        if not _is_zarr(path):
+            raise ValueError(
+                f"{path} is a folder and no Zarr store; expected a NetCDF file, a Zarr store, or a folder of "
+                "nothing but RADOLAN composites"
+            )
         _require("zarr", "Zarr stores")
         return "zarr"
-    with path.open("rb") as stream:
-        head = stream.read(8)
+    head = _first_bytes(path)
     if head == _HDF5:
         return "h5netcdf"
     if head[:4] in _CLASSIC:
@@ -97,9 +130,9 @@ def _engine(path):
         raise ValueError(f"{path} is in the CDF-5 format, which scipy cannot read; convert it with nccopy -k nc4")
     hints = {b"PK": " (it is a zip archive: unpack it first)", b"\x1f\x8b": " (it is gzipped: unpack it first)"}
     hint = hints.get(head[:2], "")
-    if path.name.startswith(("raa01-", "DE1200_")):
-        hint = " (fastds.data.open_radolan reads RADOLAN composites, save_dataset writes them as NetCDF)"
-    raise ValueError(f"{path} is not a NetCDF file{hint}; expected NetCDF-4, NetCDF-3, GRIB or Zarr")
+    raise ValueError(
+        f"{path} is not a NetCDF file{hint}; expected NetCDF-4, NetCDF-3, GRIB, Zarr or RADOLAN composites"
+    )
 
 
 def _require(package, what):

@@ -47,25 +47,39 @@ def open_radolan(paths):
     kinds = {(header["product"], header["shape"], header["precision"]) for header, _ in fields}
     if len(kinds) > 1:
         said = ", ".join(f"{product} {rows} x {columns}" for product, (rows, columns), _ in sorted(kinds))
-        raise ValueError(f"files of one product and grid are expected, got {said}")
+        raise ValueError(
+            f"files of one product and grid are expected, got {said}; a pattern such as FOLDER/raa01-rx* takes "
+            "some of a folder"
+        )
     fields.sort(key=lambda field: field[0]["time"])
     times = np.array([header["time"] for header, _ in fields], "datetime64[ns]")
     return _dataset(fields[0][0], times, np.stack([values for _, values in fields]))
 
 
-def _contents(path):
-    """Names and bytes of the files in a path."""
+def is_radolan(path):
+    """True for a composite, plain or compressed, and for an archive whose first file is one."""
+    try:
+        name, data = next(_contents(pathlib.Path(path), most=1000))
+        return _header(name, data.decode("latin-1")) is not None
+    except ValueError:  # a composite of a product or grid that is not known
+        return True
+    except (OSError, EOFError, StopIteration, tarfile.TarError):
+        return False
+
+
+def _contents(path, most=-1):
+    """Names and bytes of the files in a path, the first `most` bytes of each."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile():
-                    yield f"{path.name}/{member.name}", archive.extractfile(member).read()
+                    yield f"{path.name}/{member.name}", archive.extractfile(member).read(most)
         return
     opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     with opener(path, "rb") as stream:
-        yield path.name, stream.read()
+        yield path.name, stream.read(most)
 
 
 def _decode(name, data):
