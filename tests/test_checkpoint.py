@@ -85,7 +85,13 @@ def test_shipped_names(file, tmp_path, monkeypatch):
 def test_create():
     model = models.create("fczsm-d", num_features=16, offset_groups=2)
     assert model.config["in_channels"] == 3 and model.config["num_features"] == 16 and model.card.name == "fczsm-d"
-    with pytest.raises(ValueError, match="name must be one of .*'fczsm'.*, got 'zsm'"):
+    with pytest.raises(
+        ValueError, match=r"no preset 'fczsm-smal'; did you mean fczsm-small or .*available\(\) lists all"
+    ):
+        models.create("fczsm-smal")
+    with pytest.raises(ValueError, match=r"no preset 'xyz'; fastds.models.available\(\) lists all \d+$"):
+        models.create("xyz")
+    with pytest.raises(ValueError, match="no preset 'zsm'; did you mean .*fczsm"):
         models.create("zsm")
     with pytest.raises(ValueError, match="FCZSM cannot be built .* unexpected keyword argument 'features'"):
         models.create("fczsm", features=3)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of architectures and presets."""
 
+import difflib
+
 from torch import nn
 
 from fastds.models import db_rnn
@@ -107,7 +109,9 @@ def create(name: str, **overrides) -> nn.Module:
         ValueError: unknown name or argument.
     """
     if name not in PRESETS:
-        raise ValueError(f"name must be one of {sorted(PRESETS)}, got {name!r}")
+        near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"there is no preset {name!r}; {meant}fastds.models.available() lists all {len(PRESETS)}")
     architecture, config, description = PRESETS[name]
     model = build(architecture, {**config, **overrides})
     model.card.name, model.card.description = name, description
