@@ -169,3 +169,25 @@ def reference_gradients(function, inputs, grad_outputs):
             )
         )
         return [next(gradients) if isinstance(x, torch.Tensor) else None for x in tracked]
+
+
+def wanted_gradients(function, tensors, wanted, grad_output):
+    """Gradients of function(*tensors) by autograd for those that are wanted, themselves differentiable.
+
+    Args:
+        function: differentiable, in plain PyTorch. tensors: its arguments; those not wanted may be None.
+        wanted: a bool per tensor. grad_output: gradient of its output.
+
+    Returns:
+        list with a gradient per wanted tensor; zeros where the output does not depend on it.
+    """
+    with torch.enable_grad():
+        # Views: a tensor given for two arguments gets the gradient of each apart.
+        tracked = [
+            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
+            for t, want in zip(tensors, wanted, strict=True)
+        ]
+        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
+        return list(
+            torch.autograd.grad(function(*tracked), leaves, grad_output, create_graph=True, materialize_grads=True)
+        )

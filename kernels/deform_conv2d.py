@@ -120,6 +120,23 @@ def base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE: tl.
 
 
 @triton.jit
+def places(
+    first, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
+    OFFSET_UNIT: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr, HAS_BASE: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Output pixels from `first` on: number, image, row and column of the tap (0, 0) in the input, whether they exist,
+    the common displacement, and where their offsets and mask begin."""
+    p, image, row, column, valid = pixels(first, points, h_out, w_out, BLOCK, WIDE)
+    base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
+    at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
+    at_mask = image * mask_b + row * mask_h + column * mask_w
+    row = row * STRIDE_H - PAD_H
+    column = column * STRIDE_W - PAD_W
+    return p, image, row, column, valid, base_y, base_x, at_offset, at_mask
+
+
+@triton.jit
 def _forward_kernel(
     x_ptr, offset_ptr, mask_ptr, base_ptr, weight_ptr, bias_ptr, y_ptr, points, height, width, h_out, w_out,
     x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
@@ -139,13 +156,11 @@ def _forward_kernel(
     first = tl.program_id(0)
     if WIDE:
         first = first.to(tl.int64)
-    p, image, row, column, valid = pixels(first * BLOCK_M, points, h_out, w_out, BLOCK_M, WIDE)
-    base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
-    at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
-    at_mask = image * mask_b + row * mask_h + column * mask_w
+    p, image, row, column, valid, base_y, base_x, at_offset, at_mask = places(
+        first * BLOCK_M, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
+        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+    )  # fmt: skip
     image = image * x_b * X_UNIT
-    row = row * STRIDE_H - PAD_H
-    column = column * STRIDE_W - PAD_W
     o = tl.program_id(1) % N_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     o_exists = o < O_GROUP
     o += group * O_GROUP

@@ -18,12 +18,11 @@ import triton.language as tl
 
 from .deform_conv2d import (
     Tiles,
-    base_offset,
     cell,
     channel_slab,
     corner,
     offsets_of,
-    pixels,
+    places,
     samples,
     slab_shape,
 )
@@ -74,16 +73,14 @@ def _maps_kernel(
     first = tl.program_id(0)
     if WIDE:
         first = first.to(tl.int64)
-    p, image, row, column, valid = pixels(first * BLOCK_M, points, h_out, w_out, BLOCK_M, WIDE)
-    base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
-    at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
-    at_mask = image * mask_b + row * mask_h + column * mask_w
+    p, image, row, column, valid, base_y, base_x, at_offset, at_mask = places(
+        first * BLOCK_M, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
+        OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+    )  # fmt: skip
     at_grad_x = image * height * width
     image = image * x_b * X_UNIT
     x_h = x_h * X_UNIT
     x_w = x_w * X_UNIT
-    row = row * STRIDE_H - PAD_H
-    column = column * STRIDE_W - PAD_W
     g = tl.program_id(2) * SEGMENTS + tl.arange(0, SEGMENTS)
     known = valid[:, None] & (g < OFFSET_GROUPS)[None, :]
     lane_g = tl.program_id(2) * SEGMENTS + tl.arange(0, LANES) // PER_SEGMENT
@@ -225,14 +222,14 @@ def _weight_kernel(
     first = at_share * share
     acc = tl.zeros((BLOCK_N, SEGMENTS * CHANNELS), tl.float32)
     for start in range(0, share, BLOCK_M):
-        p, image, row, column, valid = pixels(first + start, points, h_out, w_out, BLOCK_M, WIDE)
-        base_y, base_x = base_offset(base_ptr, image, row, column, valid, h_out, w_out, HAS_BASE)
-        at_offset = (image * offset_b + row * offset_h + column * offset_w) * OFFSET_UNIT
-        at_mask = image * mask_b + row * mask_h + column * mask_w
+        p, image, row, column, valid, base_y, base_x, at_offset, at_mask = places(
+            first + start, points, base_ptr, h_out, w_out, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w,
+            OFFSET_UNIT, STRIDE_H, STRIDE_W, PAD_H, PAD_W, HAS_BASE, BLOCK_M, WIDE,
+        )  # fmt: skip
         known = valid[:, None] & exists
         dy, dx, m = offsets_of(offset_ptr, mask_ptr, at_offset, at_mask, at_tap, known, HAS_MASK, SIGMOID)
-        y = (row * STRIDE_H - PAD_H + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
-        x = (column * STRIDE_W - PAD_W + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
+        y = (row + k // KW * DIL_H).to(tl.float32)[:, None] + (dy + base_y[:, None])
+        x = (column + k % KW * DIL_W).to(tl.float32)[:, None] + (dx + base_x[:, None])
         at_image = image * x_b * X_UNIT
         v = samples(
             x_ptr, at_image, y, x, m, known, channel, present, height, width, x_h * X_UNIT, x_w * X_UNIT, WIDE

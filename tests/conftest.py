@@ -56,3 +56,14 @@ def native():
     if _native.missing() is not None:
         pytest.skip(_native.missing())
     return _native.native()
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request, native):
+    """Every instruction set that this machine and build have, forced during the test."""
+    found = native.build_info()
+    if request.param not in found["isa_usable"] or request.param not in found["isa_built"]:
+        pytest.skip(f"{request.param} is not available on this machine or in this build")
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa("auto")

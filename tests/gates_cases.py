@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from thread_cases import assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
@@ -91,16 +92,12 @@ class GateTests:
 
     def test_threads_do_not_change_a_bit(self, native):
         tensors = self.inputs((3, 24, 19, 23), grad=True)
-        before, seen = torch.get_num_threads(), []
-        try:
-            for threads in (1, 2, 5):
-                torch.set_num_threads(threads)
-                got = self.results(tensors)
-                seen.append([*got, *torch.autograd.grad([y.sum() for y in got], tensors)])
-        finally:
-            torch.set_num_threads(before)
-        for other in seen[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+        def run():
+            got = self.results(tensors)
+            return *got, *torch.autograd.grad([y.sum() for y in got], tensors)
+
+        assert_same_bits(run, (1, 2, 5))
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_gradient_of_a_sum(self, dtype, native):

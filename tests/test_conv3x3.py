@@ -17,15 +17,6 @@ pytestmark = pytest.mark.usefixtures("native")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def isa(request, native):
-    if request.param not in native.build_info()["isa_usable"]:
-        pytest.skip(f"{request.param} is not available on this machine or in this build")
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa("auto")
-
-
 def check_values(problem, y, expected):
     assert y.shape == expected.shape and y.dtype == (problem.out_dtype or problem.dtype)
     assert y.is_contiguous(memory_format=torch.channels_last)

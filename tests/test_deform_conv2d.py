@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values and gradients of deform_conv2d against the float64 reference, over shapes, dtypes, layouts and builds."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from deform_cases import (
     gradients,
     torch_in_dtype,
 )
+from thread_cases import assert_same_bits
 
 from fastds.ops import deform_conv2d
 from fastds.reference.deform_conv2d import deform_conv2d as reference
@@ -213,12 +216,5 @@ def test_integer_offset_is_a_shift():
 def test_repeatable_and_independent_of_threads(problem, dtype):
     tensors = problem.tensors(dtype, offset_dtype=torch.float32)
     grad_y = torch.randn(problem.B, problem.O, *problem.out)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            runs.append(gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y))
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+    run = functools.partial(gradients, lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
+    assert_same_bits(run, (1, 1, 2, 3, 7))

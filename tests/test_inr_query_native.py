@@ -35,15 +35,6 @@ def single(kind, dtype, **options):
     return maps.to(dtype), trunk, keywords
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def isa(request, native):
-    if request.param not in native.build_info()["isa_usable"] or request.param not in native.build_info()["isa_built"]:
-        pytest.skip(f"no {request.param} here")
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa("auto")
-
-
 # In standard deviations of the output: (largest, root mean square).
 TOLERANCES = {
     torch.float64: (1e-12, 1e-13),

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from thread_cases import assert_same_bits
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import fastds
@@ -58,26 +59,19 @@ def test_forward(dtype, r, with_bias, act, native):
                                expected)  # fmt: skip
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instruction_set(dtype, isa, native):
-    if isa not in native.build_info()["isa_usable"]:
-        pytest.skip(f"{isa} is not available on this machine or in this build")
-    native.set_isa(isa)
-    try:
-        for r, (channels, size) in itertools.product((1, 2, 3, 4, 8), ((45, (3, 4)), (1, (3, 11)))):
-            x, bias = problem(r, channels, size, dtype=dtype)
-            assert torch.equal(pixel_unshuffle(pixel_shuffle(x, r), r), x)
-            x.requires_grad_(), bias.requires_grad_()
-            y = pixel_shuffle(x, r, bias, "leaky_relu")
-            with torch.no_grad():
-                torch.testing.assert_close(y.double(), loops(x, r, bias, "leaky_relu", 0.1).to(dtype).double())
-            grad_x, grad_bias = torch.autograd.grad(y, (x, bias), torch.ones_like(y))
-            slopes = torch.tensor([0.1, 1.0], dtype=dtype)[(pixel_unshuffle(y.detach(), r) > 0).long()]
-            assert torch.equal(grad_x, slopes)
-            torch.testing.assert_close(grad_bias, slopes.double().sum((0, 2, 3)).to(dtype), rtol=0.01, atol=0)
-    finally:
-        native.set_isa("auto")
+def test_every_instruction_set(dtype, isa):
+    for r, (channels, size) in itertools.product((1, 2, 3, 4, 8), ((45, (3, 4)), (1, (3, 11)))):
+        x, bias = problem(r, channels, size, dtype=dtype)
+        assert torch.equal(pixel_unshuffle(pixel_shuffle(x, r), r), x)
+        x.requires_grad_(), bias.requires_grad_()
+        y = pixel_shuffle(x, r, bias, "leaky_relu")
+        with torch.no_grad():
+            torch.testing.assert_close(y.double(), loops(x, r, bias, "leaky_relu", 0.1).to(dtype).double())
+        grad_x, grad_bias = torch.autograd.grad(y, (x, bias), torch.ones_like(y))
+        slopes = torch.tensor([0.1, 1.0], dtype=dtype)[(pixel_unshuffle(y.detach(), r) > 0).long()]
+        assert torch.equal(grad_x, slopes)
+        torch.testing.assert_close(grad_bias, slopes.double().sum((0, 2, 3)).to(dtype), rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("channels,size", [(1, (3, 5)), (64, (130, 131))], ids=["whole pixels", "streamed"])
@@ -208,17 +202,14 @@ def test_second_order_reaches_every_leaf_of_a_mixed_graph(act, native):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_for_any_number_of_threads(dtype, native):
     x, bias = problem(2, 24, (33, 9), dtype=dtype)
-    grad_y, results, before = torch.randn(2, 24, 66, 18).to(dtype), [], torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            leaves = [t.detach().requires_grad_() for t in (x, bias)]
-            y = pixel_shuffle(leaves[0], 2, leaves[1], "leaky_relu")
-            results.append([y, *torch.autograd.grad(y, leaves, grad_y)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    grad_y = torch.randn(2, 24, 66, 18).to(dtype)
+
+    def run():
+        leaves = [t.detach().requires_grad_() for t in (x, bias)]
+        y = pixel_shuffle(leaves[0], 2, leaves[1], "leaky_relu")
+        return y, *torch.autograd.grad(y, leaves, grad_y)
+
+    assert_same_bits(run, (1, 2, 5))
 
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")

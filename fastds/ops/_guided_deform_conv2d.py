@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds._registry import Backend, call, define, without_gradients
+from fastds._registry import Backend, call, define, wanted_gradients, without_gradients
 from fastds.backend import forced
 from fastds.ops import _triton
 from fastds.ops.deform_conv2d import _autocast, _check_tensor, _nhwc, _output_format, check, triton_problem
@@ -127,16 +127,12 @@ def _backward_fake(grad_y, input, raw, weight, base_offset, offset_groups, modul
 
 
 def _backward_reference(grad_y, input, raw, weight, base_offset, offset_groups, modulated, wanted):
-    with torch.enable_grad():
-        bias = grad_y.new_zeros(weight.shape[0], requires_grad=True) if wanted[3] else None
-        tensors = (input, raw, weight, bias, base_offset)
-        tracked = [
-            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
-            for t, want in zip(tensors, wanted, strict=True)
-        ]
-        y = _reference(*tracked, offset_groups, modulated, 1.0)
-        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
-        return list(torch.autograd.grad(y, leaves, grad_y, create_graph=True, materialize_grads=True))
+    bias = grad_y.new_zeros(weight.shape[0])
+
+    def formula(*tensors):
+        return _reference(*tensors, offset_groups, modulated, 1.0)
+
+    return wanted_gradients(formula, (input, raw, weight, bias, base_offset), wanted, grad_y)
 
 
 class _GuidedDeformConv2d(torch.autograd.Function):

@@ -5,18 +5,22 @@ The native kernel works on NHWC memory: a tensor whose channel stride is 1 (chan
 channels_last map) is read in place, any other is copied first. Gradients come back in channels_last.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from fastds import _native
-from fastds._registry import Backend, call, define, without_gradients
+from fastds._registry import Backend, call, define, wanted_gradients, without_gradients
 from fastds.ops import _triton
 from fastds.ops._autocast import autocast_dtype, cast
+from fastds.ops._checks import check_tensor
 from fastds.reference.deform_conv2d import deform_conv2d as reference
 
 _FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
 _BACKWARD = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_check_tensor = functools.partial(check_tensor, main="input")
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:
@@ -24,19 +28,6 @@ def _pair(name: str, value, least: int) -> tuple[int, int]:
     if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
         raise ValueError(f"{name} must be an int or a pair of ints >= {least}, got {value!r}")
     return pair
-
-
-def _check_tensor(name: str, tensor: Tensor, dims: int, dtypes: tuple, device: torch.device | None) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a Tensor")
-    if tensor.dtype not in dtypes:
-        expected = " or ".join(str(d) for d in dict.fromkeys(dtypes))
-        raise TypeError(f"{name} has dtype {tensor.dtype}, expected {expected}")
-    if device is not None and tensor.device != device:
-        raise ValueError(f"{name} is on device {tensor.device}, expected {device}, the device of input")
-    if tensor.dim() != dims:
-        plural = "dimension" if dims == 1 else "dimensions"
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {dims} {plural}")
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -291,17 +282,12 @@ def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mas
 
 def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
     """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
-    with torch.enable_grad():
-        bias = grad_y.new_zeros(weight.shape[0], requires_grad=True) if wanted[3] else None
-        tensors = (input, offset, weight, bias, mask)
-        # Views: a tensor given for two arguments gets the gradient of each apart.
-        tracked = [
-            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
-            for t, want in zip(tensors, wanted, strict=True)
-        ]
-        y = reference(*tracked[:4], stride, padding, dilation, tracked[4])
-        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
-        return list(torch.autograd.grad(y, leaves, grad_y, create_graph=True, materialize_grads=True))
+    bias = grad_y.new_zeros(weight.shape[0])
+
+    def formula(input, offset, weight, bias, mask):
+        return reference(input, offset, weight, bias, stride, padding, dilation, mask)
+
+    return wanted_gradients(formula, (input, offset, weight, bias, mask), wanted, grad_y)
 
 
 class _DeformConv2d(torch.autograd.Function):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local-ensemble implicit query: validation, registration and the public function; native calls in _inr_native."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from fastds import _native
 from fastds._registry import Backend, call, define, reference_gradients, without_gradients
 from fastds.ops import _inr_native, _triton
 from fastds.ops._autocast import autocast_dtype
+from fastds.ops._checks import check_tensor
 from fastds.reference.inr_query import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
 from fastds.reference.inr_query import inr_query as reference
 from fastds.reference.query_points import GridSpec, PointSpec, checked_edge
@@ -15,18 +18,7 @@ from fastds.reference.query_points import GridSpec, PointSpec, checked_edge
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MOST_LAYERS = 8
 MOST_HEADS = 64
-
-
-def _check_tensor(name, tensor, dims, dtypes, device) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a Tensor")
-    if tensor.dtype not in dtypes:
-        expected = " or ".join(str(d) for d in dict.fromkeys(dtypes))
-        raise TypeError(f"{name} has dtype {tensor.dtype}, expected {expected}")
-    if device is not None and tensor.device != device:
-        raise ValueError(f"{name} is on device {tensor.device}, expected {device}, the device of maps")
-    if tensor.dim() not in dims:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {' or '.join(map(str, dims))} dimensions")
+_check_tensor = functools.partial(check_tensor, main="maps")
 
 
 def _check_choice(name, value, allowed) -> None:
