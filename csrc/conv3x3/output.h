@@ -117,6 +117,17 @@ struct StoreStage {
         }
     }
 
+    // Fetches the pixels of the tile to the right, which is finished next: their lines arrive while this tile is transformed.
+    FASTDS_HD void fetch_next(const Tile& tile, int64_t column) const {
+        if (How != Store::cached || call.sinks.count > 1) return;
+        const Conv3x3View& sink = call.sinks.view[0];
+        const T* at = static_cast<const T*>(sink.data) + tile.b * sink.b + tile.y * sink.h + (tile.x + 4) * sink.w + column;
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) __builtin_prefetch(at + r * sink.h + c * sink.w, 1);
+    }
+
     // Lanes [from, from + count) of the pixels.
     FASTDS_HD void store_pixels(T* at, int64_t row, int64_t pixel, int rows, int columns, int from, int count, V (&y)[4][4]) const {
         if (count == kL) {
@@ -165,6 +176,7 @@ inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile
     const int rows = static_cast<int>(least(4, g.Ho - tile.y)), columns = static_cast<int>(least(4, g.Wo - tile.x));
     for (; column < end; column += kL, m += kL) {
         V y[4][4];
+        stage.fetch_next(tile, column);
         finish_vector(m, plane, y);
         const int count = static_cast<int>(least(kL, end - column));
         stage.complete(tile, rows, columns, column, count, y);
