@@ -47,6 +47,8 @@ class Op:
 
     def ranked(self, args):
         """Names of the implementations in the order in which they are tried for these arguments."""
+        if len(self.backends) == 1:
+            return list(self.backends)
         first = [n for n, b in self.backends.items() if b.preferred is not None and b.preferred(*args)]
         return [*first, *(n for n in self.backends if n not in first)] if first else list(self.backends)
 
@@ -120,14 +122,18 @@ def transforms_active():
 
 def watched(args):
     """Whether somebody else may want to see an op called: a compiler, tracer, profiler, mode or subclass of Tensor."""
-    return (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
         or torch.autograd.profiler._is_profiler_enabled
         or not args[0].is_cpu
-        or any(isinstance(a, torch.Tensor) and type(a) not in _PLAIN for a in args)
-    )
+    ):
+        return True
+    for a in args:  # a generator would cost as much as all the rest
+        if type(a) not in _PLAIN and isinstance(a, torch.Tensor):
+            return True
+    return False
 
 
 def without_gradients(op, *args):
