@@ -18,6 +18,7 @@ from fastds.backend import choose
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
+_USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, list, tuple, torch.dtype))  # types of arguments
 
 
 @dataclass(frozen=True)
@@ -122,18 +123,17 @@ def transforms_active():
 
 def watched(args):
     """Whether somebody else may want to see an op called: a compiler, tracer, profiler, mode or subclass of Tensor."""
-    if (
+    return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
         or torch.autograd.profiler._is_profiler_enabled
         or not args[0].is_cpu
-    ):
-        return True
-    for a in args:  # a generator would cost as much as all the rest
-        if type(a) not in _PLAIN and isinstance(a, torch.Tensor):
-            return True
-    return False
+        or (
+            not _USUAL.issuperset(map(type, args))  # asked first: the generator costs more than all the rest
+            and any(isinstance(a, torch.Tensor) and type(a) not in _PLAIN for a in args)
+        )
+    )
 
 
 def without_gradients(op, *args):
