@@ -252,6 +252,14 @@ def test_max_minutes_ends_the_run(event, tmp_path):
     assert best.exists()
 
 
+def test_blocks_hold_a_sample_each(event):
+    """The event has 16 frames; the last fifth, three of them, is too short for six."""
+    (train_block,), (validation,) = time_blocks(DataConfig(str(event)), 6)
+    assert (train_block.stop, validation.start, validation.stop) == (8, 10, 16)
+    with pytest.raises(ValueError, match="has 16 time steps, too few for .* blocks of at least 8 and 2 between them"):
+        time_blocks(DataConfig(str(event)), 8)
+
+
 @pytest.mark.parametrize("name", ["fczsm-d", "ms-convlstm"])
 def test_networks_that_a_radar_field_cannot_feed_are_refused(event, tmp_path, name):
     with pytest.raises(ValueError, match=f"model.name: '{name}' cannot be trained on files of one radar field"):

@@ -186,8 +186,22 @@ def test_defaults_fit_a_file_of_ones_own(path, tmp_path, capsys):
     assert models.load(tmp_path / "o" / "best.safetensors").card.input_variables == [{"name": "t", "units": "K"}]
 
 
-def test_a_run_without_validation_says_so(path, tmp_path):
-    with pytest.raises(ValueError, match="ended at step 3, before its first validation"):
+def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(path, tmp_path):
+    """And one that is resumed: each ends in a validation, a whole epoch or not."""
+    for steps, folder in ((3, "short"), (30, "more")):
+        weights = models.load(train(config(path, tmp_path / folder, max_steps=steps)))
+        assert "val_gain_db" in weights.card.metrics["validation"]
+        log = pd.read_csv(tmp_path / folder / "csv" / "metrics.csv")
+        assert log[log.val_gain_db.notna()].step.max() >= steps - 1
+        assert torch.load(tmp_path / folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == steps
+    again = train(config(path, tmp_path / "short", max_steps=5))
+    assert again.exists()
+    assert torch.load(tmp_path / "short" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_run_without_a_finite_score_says_so(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(FieldModule, "validation_step", lambda self, x, i: self.log("val_gain_db", float("nan")))
+    with pytest.raises(ValueError, match="ended at step 3 without a finite validation error"):
         train(config(path, tmp_path, max_steps=3))
 
 

@@ -310,7 +310,10 @@ def test_refused_configurations(event, change, message):
         ({"stage": "forecaster"}, "stage must be given for a StagedRNN"),
         ({"loss": NowcastLossConfig(ablation="scheduled")}, "is for networks that deblur"),
         ({"data": {"crop": 80}}, "smaller than data.crop 80"),
-        ({"data": {"future": 40, "fewest": 20}}, "no 23 frames at equal intervals"),
+        (
+            {"data": {"future": 40, "fewest": 20}},
+            "20 time steps, too few for training and validation blocks of at least 23",
+        ),
         ({"data": {"weights": [1.0, 2.0]}}, "one number per training file"),
         ({"data": {"path": "nowhere.nc"}}, "no such file"),
         ({"card": {"colour": "blue"}}, "card has no field 'colour'"),

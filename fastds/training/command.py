@@ -152,7 +152,7 @@ def keep_last(output: pathlib.Path) -> ModelCheckpoint:
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config) -> pathlib.Path:
     """Train, from the last checkpoint in config.output where there is one and config.resume asks for it.
 
-    Returns: the path of best.safetensors. Raises: ValueError for a run that ends before its first validation;
+    Returns: the path of best.safetensors. Raises: ValueError for a run that ends without a finite validation error;
         KeyboardInterrupt, after Lightning has shut down.
     """
     output = pathlib.Path(config.output)
@@ -167,8 +167,8 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         raise KeyboardInterrupt from None
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
-            f"the run ended at step {trainer.global_step}, before its first validation, and has exported no weights; "
-            f"its checkpoint in {output} is kept: resume with more steps or minutes, or a smaller data.epoch_samples"
+            f"the run ended at step {trainer.global_step} without a finite validation error, and has exported no best "
+            f"weights; its checkpoint in {output} is kept: resume with a smaller learning rate"
         )
     return best
 

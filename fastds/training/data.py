@@ -157,8 +157,10 @@ def source_weights(weights: list | None, files: int, events: int) -> list | None
     return weights[:files] + [weights[-1] / events for _ in range(events)]
 
 
-def time_blocks(config: DataConfig) -> tuple[list, list]:
+def time_blocks(config: DataConfig, least: int = 3) -> tuple[list, list]:
     """The training and the validation blocks of config.path, two lists of TimeBlock in the order of config.blocks.
+
+    least: frames of a sample; those blocks that config.blocks does not give have so many.
 
     Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too
         short to split.
@@ -180,7 +182,7 @@ def time_blocks(config: DataConfig) -> tuple[list, list]:
                 f"data.path: no such file: {file}, which data.blocks names; without --config, "
                 "`fastds train radar|nowcast --data.path=FOLDER` takes every *.nc of a folder"
             )
-        part = blocks.get(file.name) or _last_fifth(file)
+        part = blocks.get(file.name) or _last_fifth(file, least)
         overlap(file.name, part)
         train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
         validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
@@ -200,13 +202,14 @@ def overlap(name: str, part: dict) -> None:
         )
 
 
-def _last_fifth(file: pathlib.Path) -> dict[str, list[int]]:
+def _last_fifth(file: pathlib.Path, least: int) -> dict[str, list[int]]:
     with fd.open_dataset(file) as dataset:
         frames = dataset.sizes.get("time", 0)
-    split = frames - max(3, round(frames / 5))
-    if split - _GAP < 3:
+    split = frames - max(least, round(frames / 5))
+    if split - _GAP < least:
         raise ValueError(
-            f"{file.name} has {frames} time steps, too few for training and validation blocks of at least 3"
+            f"{file.name} has {frames} time steps, too few for training and validation blocks of at least {least} and "
+            f"{_GAP} between them"
         )
     return {"train": [0, split - _GAP], "validation": [split, frames]}
 

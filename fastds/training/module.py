@@ -15,7 +15,8 @@ _PATIENCE = 5  # steps in a row whose loss or gradient may be not finite
 
 
 class TimedModule(L.LightningModule):
-    """Ends at config.max_minutes of training; the clock and the random state are part of the checkpoint."""
+    """Ends at config.max_minutes of training or at the trainer's max_steps, in either case with a validation; the clock
+    and the random state are part of the checkpoint."""
 
     def __init__(self, config):
         super().__init__()
@@ -31,8 +32,9 @@ class TimedModule(L.LightningModule):
         self._since = time.monotonic()
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        limit = self.config.max_minutes
-        if limit is not None and self.clock() >= 60.0 * limit:
+        limit, last = self.config.max_minutes, self.trainer.max_steps
+        # Lightning validates before it stops where it is told to, and at max_steps it does not.
+        if (limit is not None and self.clock() >= 60.0 * limit) or 0 <= last <= self.trainer.global_step:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

@@ -198,7 +198,7 @@ class NowcastDataModule(CropsDataModule):
         if self.training is not None:
             return
         c = self.config
-        train, validation = time_blocks(c)
+        train, validation = time_blocks(c, c.known + c.fewest)
         events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
         weights = source_weights(c.weights, len(train), len(events))
         self.training = NowcastCrops(
