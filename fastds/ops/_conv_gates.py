@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds import _native
 from fastds._registry import Backend, call, define, without_gradients
 from fastds.convolution import current
-from fastds.ops import _triton, _winograd
+from fastds.ops import _reuse, _triton, _winograd
 from fastds.ops._gates import DTYPES, PassOps, vector_jacobian
 from fastds.ops.conv3x3 import CONV3X3, CONV3X3_BACKWARD, _use_winograd, conv3x3
 from fastds.ops.conv3x3 import _refusal as convolution_refusal
@@ -107,8 +107,9 @@ class ConvPassOps:
         if x.dtype not in DTYPES:
             raise TypeError(f"{first} has dtype {x.dtype}, expected a float type")
         wide = {"weight", "bias"} | {spec.name for spec in self.others if spec.wide}
+        widest = torch.float64 if x.dtype == torch.float64 else torch.float32
         for name, tensor in named.items():
-            allowed = {x.dtype, torch.promote_types(x.dtype, torch.float32)} if name in wide else {x.dtype}
+            allowed = {x.dtype, widest} if name in wide else {x.dtype}
             if tensor.dtype not in allowed:
                 raise TypeError(f"{name} has dtype {tensor.dtype}, expected {' or '.join(sorted(map(str, allowed)))}")
             if tensor.device != x.device:
@@ -145,7 +146,7 @@ class ConvPassOps:
         shape = (x.shape[0], weight.shape[0] // self.gates, *x.shape[2:])
         dtypes = [t.dtype for t in self._inputs(x, others)]
         pre = _pre(x, weight.shape[0] if keep_pre else 0)
-        return *(_winograd.empty(shape, dtypes[k], x) for k in self.spec.outputs), pre
+        return *(_reuse.empty(shape, dtypes[k], x) for k in self.spec.outputs), pre
 
     def _forward(self, *args):
         (x, x2, weight, bias, residual), others, options, algorithm, keep_pre = self._split(args)

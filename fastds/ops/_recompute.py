@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastds._registry import transforms_active
 from fastds.ops._conv_gates import recomputes
+from fastds.ops._reuse import place
 
 
 class _Maker:
@@ -52,8 +53,9 @@ def made_again(*maps: tuple):
 
 def _of_pairs(x: Tensor) -> Tensor:
     """Of rows, then of columns: torch's pooling takes 2.6 times as long, and memory for places nobody asks for."""
-    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
-    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+    batch, channels, height, width = x.shape
+    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2], **place((batch, channels, height // 2, width), x))
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2], **place((batch, channels, height // 2, width // 2), x))
 
 
 class _HalvedMaximum(torch.autograd.Function):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.conv3x3 import Conv1x1
+from fastds.ops._reuse import empty
 
 
 class Cell(nn.Module):
@@ -25,11 +26,14 @@ class Cell(nn.Module):
         difference: "hidden", the hidden state of the layer below one step ago, brought to this layer's resolution;
             "input", this layer's own input one step ago; None.
         multiple: the rows and columns of x have to be a multiple of it.
+        alike: nearly all maps of a step have the size of the state, so that freed ones serve the next ones where no
+            graph keeps them, see fastds.ops._reuse.
     """
 
     zigzag: ClassVar[bool] = False
     difference: str | None = None
     multiple: ClassVar[int] = 1
+    alike: ClassVar[bool] = False
 
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__()
@@ -55,4 +59,4 @@ def zeros(x: Tensor, channels: int | None = None, memory: bool = False) -> Tenso
     """Zeros (B, channels, H, W) beside x, channels_last; a memory is at least float32."""
     shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32) if memory else x.dtype
-    return torch.zeros(shape, dtype=dtype, device=x.device).to(memory_format=torch.channels_last)
+    return empty(shape, dtype, x).zero_()

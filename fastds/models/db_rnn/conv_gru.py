@@ -12,6 +12,8 @@ class ConvGRU(Cell):
     Source: Ballas et al. 2016, equations 5 to 8.
     """
 
+    alike = True
+
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
         self.gates = SummedConv3x3((channels, channels), 2 * channels)

@@ -13,6 +13,8 @@ class ConvLSTM(Cell):
     Source: Shi et al. 2015, equation 3 without peepholes.
     """
 
+    alike = True
+
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)
         self.gates = SummedConv3x3((channels, channels), 4 * channels)

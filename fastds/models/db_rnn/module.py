@@ -5,9 +5,10 @@ Steps whose frames are known run one by one like the others. In layer-major orde
 are one, but their part of the gates is then written and read: five fused ConvLSTM steps of (4, 24, 160, 160) take 35
 ms on two AVX-512 cores, with the input's part convolved before 60 (80x80: 9 and 15, 40x40: 2.5 and 3.8; layer 0, the
 embedding folded: 24 and 47), five of ConvGRU 42 and 56. Only the input convolutions of TrajGRU would gain, at the
-coarser resolutions (five: 18.0 and 18.8, 80x80: 5.8 and 4.6, 40x40: 1.4 and 1.1). Nor do weight gradients wait for the
-end of a sequence: nine backward passes of that convolution take 134 ms, with one product for the weight 142, and a
-training step of MS-ConvLSTM would keep 890 MiB of gates' gradients beside its 900.
+coarser resolutions (five: 18.0 and 18.8, 80x80: 5.8 and 4.6, 40x40: 1.4 and 1.1), which is .4 % of a forward pass of
+MS-TrajGRU. Nor do weight gradients wait for the end of a sequence: nine backward passes of that convolution take 134
+ms, with one product for the weight 142, and a training step of MS-ConvLSTM would keep 890 MiB of gates' gradients
+beside its 900.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.fold import with_ones
 from fastds.nn.conv3x3 import Conv1x1
 from fastds.ops._recompute import halved_maximum, made_again
+from fastds.ops._reuse import place
 
 LAYERS = 6
 
@@ -33,6 +35,10 @@ def down(x: Tensor) -> Tensor:
 
 def up(x: Tensor) -> Tensor:
     """Bilinear, twice as fine, centres of pixels aligned."""
+    batch, channels, height, width = x.shape
+    out = place((batch, channels, 2 * height, 2 * width), x)
+    if out:
+        return torch.ops.aten.upsample_bilinear2d.out(x, [2 * height, 2 * width], False, None, None, **out)
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 

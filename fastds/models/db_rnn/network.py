@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
+from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
 from fastds.ops._conv_gates import recomputed_gates
+from fastds.ops._reuse import reused_memory
 
 
 def check_frames(frames: Tensor, steps: int) -> None:
@@ -86,18 +88,19 @@ class _Nowcaster(NowcastModel):
         truth = pad_to_multiple(truth, self.multiple) if feed_truth > 0 else None
         total = known + steps - 1
         state, series, frame = self.start(), None, None
-        for t in range(total):
-            if t < known:
-                frame = frames[:, t]
-            elif feed_truth > 0:
-                use = torch.rand(frame.shape[0], 1, 1, 1, device=frame.device) < feed_truth
-                frame = torch.where(use, truth[:, t - known].to(frame.dtype), frame)
-            with recomputed_gates(self.recompute):
-                results = self.step(frame, state)
-            series = series or [_Series(total) for _ in results]
-            for one, y in zip(series, results, strict=True):
-                one.append(y)
-            frame = results[-1]
+        with reused_memory(CELLS[self.config["cell"]].alike):
+            for t in range(total):
+                if t < known:
+                    frame = frames[:, t]
+                elif feed_truth > 0:
+                    use = torch.rand(frame.shape[0], 1, 1, 1, device=frame.device) < feed_truth
+                    frame = torch.where(use, truth[:, t - known].to(frame.dtype), frame)
+                with recomputed_gates(self.recompute):
+                    results = self.step(frame, state)
+                series = series or [_Series(total) for _ in results]
+                for one, y in zip(series, results, strict=True):
+                    one.append(y)
+                frame = results[-1]
         return tuple(one.stacked()[..., : size[0], : size[1]] for one in series)
 
     def forecast(self, frames: Tensor, steps: int, block: int | None = None) -> Tensor:

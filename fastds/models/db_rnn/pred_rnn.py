@@ -57,6 +57,7 @@ class PredRNN(Cell):
     """
 
     zigzag = True
+    alike = True
 
     def __init__(self, channels: int, layer: int, layers: int):
         super().__init__(channels, layer, layers)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that the maps of a forecast hand on to each other: nothing that somebody holds is written over."""
+
+import pytest
+import torch
+
+from fastds.models.db_rnn import DBRNN, MSRNN
+from fastds.ops import _reuse
+from fastds.ops._recompute import halved_maximum
+
+pytestmark = pytest.mark.usefixtures("native")
+SHAPE = (2, 3, 4, 5)
+
+
+@pytest.fixture
+def like():
+    return torch.rand(SHAPE)
+
+
+def test_a_freed_map_is_the_next_of_its_size(like):
+    with torch.no_grad(), _reuse.reused_memory():
+        first = _reuse.empty(SHAPE, torch.float32, like)
+        address = first.data_ptr()
+        assert first.shape == SHAPE and first.is_contiguous(memory_format=torch.channels_last)
+        other = _reuse.empty((2, 3, 4, 6), torch.float32, like)
+        part = first[:, 1:]
+        del first
+        assert _reuse.empty(SHAPE, torch.float32, like).data_ptr() != address, "a view still holds it"
+        del part
+        kept = _reuse.empty(SHAPE, torch.float32, like).fill_(3)
+        addresses = {kept.data_ptr(), _reuse.empty((2, 3, 5, 4), torch.float32, like).data_ptr()}
+        assert address in addresses and other.data_ptr() not in addresses
+    kept.add_(1)
+    assert (kept == 4).all(), "a map outlives the block"
+
+
+def test_bfloat16_takes_half(like):
+    with torch.no_grad(), _reuse.reused_memory():
+        x = _reuse.empty(SHAPE, torch.bfloat16, like)
+        assert x.dtype == torch.bfloat16 and x.untyped_storage().nbytes() == 2 * x.numel()
+
+
+def test_only_where_no_graph_keeps_maps(like):
+    with _reuse.reused_memory(), torch.no_grad():
+        assert _reuse.place(SHAPE, like) == {}
+    with torch.no_grad():
+        assert _reuse.place(SHAPE, like) == {}
+        with _reuse.reused_memory():
+            assert _reuse.place(SHAPE, like) != {}
+            assert torch.func.vmap(lambda x: x + float(bool(_reuse.place(SHAPE, x))))(like).equal(like)
+        with _reuse.reused_memory(False):
+            assert _reuse.place(SHAPE, like) == {}
+
+
+@pytest.mark.parametrize("cell", ["convlstm", "convgru", "predrnn", "predrnn-v2"])
+@pytest.mark.parametrize("network", [MSRNN, DBRNN])
+def test_forecasts_are_the_same_bits(network, cell, monkeypatch):
+    """And hidden states that a hook keeps stay what they were."""
+    model, frames = network(cell, 8), torch.rand(2, 2, 1, 16, 24)
+    held, copies = [], []
+
+    def keep(module, args, result):
+        held.append(result[0])
+        copies.append(result[0].clone())
+
+    with torch.no_grad():
+        plain = model(frames, 3)
+        handles = [m.register_forward_hook(keep) for name, m in model.named_modules() if name.endswith("cells.5")]
+        watched = model(frames, 3)
+        for handle in handles:
+            handle.remove()
+        monkeypatch.setattr(_reuse, "_applies", lambda like: False)
+        expected = model(frames, 3)
+    assert len(held) == 4 * len(handles) > 0
+    assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
+    for results in (plain, watched):
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_longer_forecasts_take_no_more_memory(monkeypatch):
+    """Of the maps of a whole step three remain beside the states: one input and two results."""
+    taken = []
+    make = torch.empty
+
+    def counted(*args, **options):
+        if options == {"dtype": torch.uint8}:
+            taken.append(args[0])
+        return make(*args, **options)
+
+    model, counts = DBRNN("convlstm", 8), []
+    full = 4 * 8 * 160 * 16
+    monkeypatch.setattr(torch, "empty", counted)
+    for steps in (2, 9):
+        taken.clear()
+        with torch.no_grad():
+            model(torch.rand(1, 1, 1, 160, 16), steps)
+        counts.append(taken.count(full))
+    assert counts[0] == counts[1] == 8 + 3
+
+
+def test_resized_maps_are_the_same_bits(like):
+    from fastds.models.db_rnn.module import up
+
+    x = like[:, :, :, :4].contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = up(x), halved_maximum(x)
+        with _reuse.reused_memory():
+            results = up(x), halved_maximum(x)
+    for a, b in zip(results, expected, strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+
+
+def test_traced_networks():
+    """Compilers and tracers see a network without kept memory."""
+    model, frames = DBRNN("convlstm", 8), torch.rand(1, 2, 1, 16, 16)
+    with torch.no_grad():
+        expected = model(frames)
+        exported = torch.export.export(model, (frames,), strict=False).module()(frames)
+        traced = torch.jit.trace(model, (frames,), check_trace=False)(frames)
+        model.forecaster = torch.compile(model.forecaster, backend="aot_eager")
+        compiled = model(frames)
+    torch.testing.assert_close((exported, traced, compiled), (expected,) * 3, rtol=0, atol=1e-6)
