@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DB-RNN family: parameters and multiply-adds of the paper, cells and networks against their reference."""
 
-import copy
-
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from cell_cases import SMALL, compare, three_steps_of_a_cell
 
+import fastds
 from fastds.models.db_rnn import DBRNN, MSRNN, StagedRNN
-from fastds.models.db_rnn.cells import CELLS, build_cell
+from fastds.models.db_rnn.cells import CELLS
 from fastds.reference import db_rnn as reference
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -23,7 +22,6 @@ GIGA_MACS = {
     "convlstm": (25.17, 50.34), "trajgru": (28.83, 57.65), "predrnn": (51.02, 102.049), "predrnn++": (68.24, 136.49),
     "mim": (80.205, 160.41), "motionrnn": (81.71, 163.42), "preciplstm": (99.80, 199.6),
 }  # fmt: skip
-SMALL = {"preciplstm": {"window": 4}, "trajgru": {"links": 3}}
 
 
 def count(model):
@@ -52,51 +50,17 @@ def test_multiply_adds(name, monkeypatch):
         assert reference.MACS[0] == pytest.approx(1e9 * GIGA_MACS[name][expected], rel=1e-3)
 
 
-def compare(got, expected, bound):
-    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            assert (a.double() - b).abs().max() <= bound * b.abs().max().clamp_min(1)
-
-
 @pytest.mark.parametrize("layer", [0, 1, 5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CELLS)
 def test_three_steps_of_a_cell(name, dtype, layer):
-    """Forward, states and all gradients; B = 2, previous maps as a network would give them."""
-    cell = build_cell(name, 16, layer, 6, **SMALL.get(name, {})).to(dtype)
-    twin = copy.deepcopy(cell).double()
-    xs = [torch.randn(2, 16, 6, 10, dtype=dtype).requires_grad_() for _ in range(3)]
-    befores = [torch.randn(2, 16, 6, 10, dtype=dtype) if t and cell.difference else None for t in range(3)]
-    ms = [torch.randn(2, 16, 6, 10, dtype=dtype) if cell.zigzag and t != 1 else None for t in range(3)]
-    exact_xs = [x.detach().double().requires_grad_() for x in xs]
+    three_steps_of_a_cell(name, dtype, layer)
 
-    def run(step, xs, kind):
-        state, every, m = None, [], None
-        for x, before, own in zip(xs, befores, ms, strict=True):
-            m = m if own is None else own.to(kind)
-            h, state, m = step(x, state, m, before if before is None else before.to(kind))
-            every.append((h, m))
-        return every, state
 
-    got = run(cell, xs, dtype)
-    expected = run(lambda *a: reference.STEPS[name](twin, *a), exact_xs, torch.float64)
-    bound = 1e-10 if dtype == torch.float64 else 3e-5
-    compare([h for h, _ in got[0]], [h for h, _ in expected[0]], bound)
-    compare([m for _, m in got[0]], [m for _, m in expected[0]], bound)
-    along = [torch.randn(2, 16, 6, 10) for _ in xs]
-
-    def loss(result):
-        parts = zip(result[0], along, strict=True)
-        return sum((h * a.to(h.dtype)).sum() + (0 if m is None else m.square().sum()) for (h, m), a in parts)
-
-    options = {"allow_unused": True, "materialize_grads": True}
-    grads = torch.autograd.grad(loss(got), [*xs, *cell.parameters()], **options)
-    exact = torch.autograd.grad(loss(expected), [*exact_xs, *twin.parameters()], **options)
-    for a, b in zip(grads, exact, strict=True):
-        assert (a.double() - b).abs().max() <= 10 * bound * b.abs().max().clamp_min(1)
-    unused = [n for (n, _), g in zip(cell.named_parameters(), exact[len(xs) :], strict=True) if g.abs().max() == 0]
-    assert unused == []
+@pytest.mark.parametrize("name", CELLS)
+def test_three_steps_of_a_cell_in_plain_torch(name):
+    with fastds.backend("reference"):
+        three_steps_of_a_cell(name, torch.float32, 1)
 
 
 @pytest.mark.parametrize("name", CELLS)
