@@ -68,6 +68,22 @@ def test_global_field_to_a_factor():
     assert fine.t.attrs["units"] == "K" and "fastds" in fine.attrs["history"]
 
 
+@pytest.mark.parametrize("first", [350.0, 170.0])
+def test_a_region_may_cross_the_seam_of_its_longitudes(first):
+    """350 ... 359, 0 ... 9 and 170 ... 179, -180 ... -171 are regions like any other."""
+    plain = dataset(np.arange(50, 40, -1.0), first + np.arange(20.0))
+    turned = plain.longitude.values % 360 if first > 180 else (plain.longitude.values + 180) % 360 - 180
+    crossing = plain.assign_coords(longitude=("longitude", turned, plain.longitude.attrs))
+    expected, got = (downscale_grid(model(trained=True), d, scale=2) for d in (plain, crossing))
+    np.testing.assert_array_equal(got.t, expected.t)
+    np.testing.assert_allclose((got.longitude - expected.longitude) % 360, 0)
+    assert got.longitude.min() >= (-180 if first < 180 else 0) and got.longitude.max() < (180 if first < 180 else 360)
+    onto = downscale_grid(model(trained=True), plain, like=crossing)
+    np.testing.assert_array_equal(onto.longitude, crossing.longitude)
+    rows = [query_table(model(trained=True), d, [45.2], [first + 12.3]) for d in (plain, crossing)]
+    assert rows[0] == rows[1]
+
+
 def test_the_seam_is_a_place_like_any_other():
     fine = downscale_grid(model(trained=True), globe(5.0), scale=4).t.values
     step = np.abs(np.diff(fine, axis=2)).mean(axis=(0, 1))

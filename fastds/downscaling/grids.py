@@ -32,11 +32,20 @@ _FULL_CIRCLE = 360.0
 
 @dataclass(frozen=True)
 class Geometry:
-    """Coordinates of a regular latitude-longitude grid, degrees float64; rows in the order of the file."""
+    """Coordinates of a regular latitude-longitude grid, degrees float64; rows in the order of the file.
+
+    longitude: without a jump of 360 degrees. west: lowest longitude of the file's convention where it has that jump
+    (350, ..., 359, 0, ..., 10), else None.
+    """
 
     latitude: Tensor
     longitude: Tensor
     names: tuple[str, str]
+    west: float | None = None
+
+    def written(self, longitude: Tensor) -> Tensor:
+        """Longitudes in the convention of the file."""
+        return longitude if self.west is None else self.west + torch.remainder(longitude - self.west, _FULL_CIRCLE)
 
     @property
     def steps(self) -> tuple[float, float]:
@@ -73,7 +82,10 @@ def geometry(dataset: xr.Dataset) -> Geometry:
         raise ValueError(
             f"{found[0]} reaches {latitude.abs().max():g}, expected degrees within 90; swapped with longitude?"
         )
-    grid = Geometry(latitude, longitude, tuple(found))
+    turned, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=_FULL_CIRCLE)), None
+    if not torch.equal(turned, longitude):
+        west = -_FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
+    grid = Geometry(latitude, turned, tuple(found), west)
     _ = grid.steps
     return grid
 
@@ -234,10 +246,10 @@ def downscale_grid(
     """
     if sum(v is not None for v in (scale, spacing_degrees, like)) != 1:
         raise ValueError("give exactly one of scale, grid and like")
-    grid = geometry(dataset)
+    grid = convention = geometry(dataset)
     if like is not None:
-        other = geometry(like)
-        latitude, longitude = other.latitude, other.longitude
+        convention = geometry(like)
+        latitude, longitude = convention.latitude, convention.longitude
     elif scale is not None:
         latitude, longitude = target_by_scale(grid, scale)
     else:
@@ -250,7 +262,7 @@ def downscale_grid(
     fine = [store(shape, folder) for _ in field_model.model.predicted]
     for at, x in field_model.fields():
         field_model.onto(x, latitude, longitude, [values[tuple(at.values())] for values in fine])
-    return _dataset(dataset, field_model, fine, (latitude, longitude))
+    return _dataset(dataset, field_model, fine, (latitude, convention.written(longitude)))
 
 
 def _dataset(dataset, field_model, fine, target) -> xr.Dataset:
