@@ -126,6 +126,8 @@ def test_reflectivity_and_rates_by_the_law_asked_for(event):
     assert out.rainfall_rate.attrs["zr_a"] == 300 and out.attrs["fastds_z_r"] == "Z = 300 R^1.4, given"
     named = event.assign_attrs(zr_a=316.0, zr_b=1.5)
     assert nowcast("persistence", named, steps=1).attrs["fastds_z_r"] == "Z = 316 R^1.5, from the file's attributes"
+    other = nowcast("persistence", named, steps=1, z_r=(300, 1.4))
+    assert other.rainfall_rate.attrs["zr_a"] == 300 and not {"zr_a", "zr_b"} & set(other.attrs), "one law in a file"
     back = to_reflectivity(nowcast("persistence", named, steps=2), "rainfall_rate")
     np.testing.assert_allclose(back.frames(0)[echo], np.minimum(given[echo], 60), atol=1e-3)
 

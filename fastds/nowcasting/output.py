@@ -56,7 +56,8 @@ def forecast_dataset(
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(_times(source, starts, leads))
     dims = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:])
     out[name] = xr.Variable(dims, z[0] if one else z, attrs, {"_FillValue": np.float32("nan")})
-    kept = {key: value for key, value in source.dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES}
+    stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used
+    kept = {key: value for key, value in source.dataset.attrs.items() if key not in stale}
     return out.assign_attrs({"Conventions": "CF-1.8", **kept})
 
 
