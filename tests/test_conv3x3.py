@@ -69,6 +69,14 @@ def test_gradients_of_small_fields(isa, size, padding_mode):
     check_gradients(problem, tensors, problem.run(tensors))
 
 
+@pytest.mark.parametrize("height", [12, 37], ids=["one stretch", "two stretches"])
+def test_gradients_of_wide_layers(isa, height):
+    """Their sums of the weight gradient are larger than the caches and are written and fetched in other ways."""
+    problem = Problem(B=1, C1=176, C2=0, O=176, H=height, W=38)
+    tensors = leaves(problem)
+    check_gradients(problem, tensors, problem.run(tensors))
+
+
 @pytest.mark.parametrize("outputs", [40, 64], ids=["staged", "aligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_outputs_larger_than_the_caches(isa, outputs, dtype):

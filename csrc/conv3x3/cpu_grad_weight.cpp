@@ -7,6 +7,7 @@
 // short enough for the shared cache, then each multiplies for points of its own. Sums start from zero every kSumTiles tiles at
 // most and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
 #include "conv3x3/gradient_tiles.h"
+#include "conv3x3/output.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -98,7 +99,8 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
 }
 
 constexpr int64_t kFarBytes = 4 << 20;  // sums that have left the L2 caches when they are added to again
-enum class Sums { fresh, near, far };   // fresh: not there yet; far: fetched while the products are made
+// fresh: not there yet; streamed: nor wanted before other sums have passed the caches; far: fetched while the products are made
+enum class Sums { fresh, streamed, near, far };
 
 // sums[c, 0:NV*L] (+)= sum over tiles of V[t, c] * D[t, 0:NV*L] for MR inputs c.
 template <int MR, int NV>
@@ -117,7 +119,10 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) {
             float* at = sums + i * d_row + j * kL;
-            store_vec<kL>(at, state == Sums::fresh ? acc[i][j] : acc[i][j] + load_vec<kL>(at));
+            if (state == Sums::streamed)
+                stream_vec(at, acc[i][j]);
+            else
+                store_vec<kL>(at, state == Sums::fresh ? acc[i][j] : acc[i][j] + load_vec<kL>(at));
         }
 }
 
@@ -142,7 +147,8 @@ void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, Ran
         const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vectors.begin * kL;
         const int64_t count = part.end - part.begin;
         const bool is_far = i == 0 && at.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
-        const Sums state = i == 0 && !add ? Sums::fresh : is_far ? Sums::far : Sums::near;
+        const bool streams = is_far && parts == 1 && at.tiles < call.geometry.tiles();  // added to by the next stretch
+        const Sums state = i > 0 || add ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         switch (vectors.end - vectors.begin) {
             case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
             case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
@@ -219,6 +225,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
                     add_columns(call, at, p, part_of(cut.vectors, cut.blocks, task % cut.blocks), count, i > 0, scratch,
                                 work + p * at.sum_plane);
             }
+            stream_fence();
         });
     }
 }
