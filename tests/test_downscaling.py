@@ -384,6 +384,17 @@ def test_models_that_do_not_fit_are_refused(coarse):
         downscale(Stub(), coarse, static=coarse)
 
 
+def test_fields_that_are_no_radar_are_told_their_options():
+    axes = {
+        "time": ("time", np.array(["2020-01-01T00", "2020-01-01T01"], "datetime64[ns]")),
+        "latitude": ("latitude", np.arange(8.0), {"units": "degrees_north"}),
+        "longitude": ("longitude", np.arange(8.0), {"units": "degrees_east"}),
+    }
+    fields = xr.Dataset({"t": (tuple(axes), np.zeros((2, 8, 8)), {"units": "K"})}, axes)
+    with pytest.raises(ValueError, match="candidates: t .*; latitude-longitude fields take --scale, --grid or --like"):
+        downscale(Stub(), fields)
+
+
 def test_files_that_do_not_fit_are_refused(coarse, tmp_path):
     save_dataset(coarse, tmp_path / "in.nc")
     with pytest.raises(ValueError, match="the output must be another file than the input"):

@@ -2,6 +2,7 @@
 """Training of nowcasting networks: crops that move with the air, losses, a tiny run, exact resume, refusals."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -267,6 +268,12 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
     scores = module.validation_scores()
     assert scores["val_mse"] == pytest.approx(scores["val_mse_reference"], rel=1e-6)
     assert scores["val_error"] == pytest.approx(1) and 0 < scores["val_csi_2"] == scores["val_csi_2_reference"] < 1
+    module.on_validation_epoch_start()
+    with torch.no_grad():
+        module.validation_step({k: 0 * v[None] for k, v in moving.validation[0].items()}, 0)
+    with warnings.catch_warnings():  # nothing valid: no score, and no complaint of numpy about it
+        warnings.simplefilter("error")
+        assert np.isnan(module.validation_scores()["val_csi_2"])
 
 
 # ---- refusals

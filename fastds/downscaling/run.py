@@ -23,6 +23,7 @@ from fastds.data import (
     static_maps,
     to_reflectivity,
 )
+from fastds.data.axes import is_latitude
 from fastds.inference import (
     Report,
     check_field_target,
@@ -164,7 +165,7 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
     needed = model.config.get("static_channels", 0)
     if static is not None or needed:
         check_static(model.card, needed, static)
-    source = to_reflectivity(dataset, var, z_r=z_r)
+    source = _radar_field(dataset, var, z_r)
     maps = static_maps(static, source.raw, source.dataset, model.card.static_variables) if needed else None
     with torch_threads(threads), torch.inference_mode(), evaluating(model):
         job = Job(model, source, tile, halo, precision, time_factor, maps)
@@ -179,6 +180,18 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
     out = add_history(out.assign_attrs(settings), said)
     _warn_outside(model.card, source, job.refiner.motion_px)
     return out, Report(model.card.name, settings, [*source.notes, *job.notes])
+
+
+def _radar_field(dataset, var, z_r) -> ReflectivityInput:
+    """to_reflectivity's, whose refusal of a file of other fields says how those are downscaled."""
+    try:
+        return to_reflectivity(dataset, var, z_r=z_r)
+    except ValueError as error:
+        gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
+        if not gridded or "no variable of reflectivity was found" not in str(error):
+            raise
+        hint = "latitude-longitude fields take --scale, --grid or --like, humidity --model wgan-gp-small-x2 or -x8"
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def _check_model(model) -> None:

@@ -168,7 +168,8 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
             f"the run ended at step {trainer.global_step} without a finite validation error, and has exported no best "
-            f"weights; its checkpoint in {output} is kept: resume with a smaller learning rate"
+            f"weights; its checkpoint in {output} is kept: resume with a smaller learning rate, or with other "
+            "validation data where these are dry"
         )
     return best
 

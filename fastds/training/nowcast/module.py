@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastds import data as fd
-from fastds.metrics import NowcastScores
+from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.discriminator import Discriminator
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
@@ -163,11 +163,12 @@ class NowcastModule(SupervisedModule):
         scores = {"": self._ours.by_frame(), "_reference": self._reference.by_frame()}
         values = {}
         for suffix, score in scores.items():
-            values[f"val_mse{suffix}"] = float(np.nanmean(score["mse"])) * self.range_dbz**2
+            values[f"val_mse{suffix}"] = float(mean_of_defined(score["mse"])) * self.range_dbz**2
             for rate, csi in zip(self.config.loss.rates, score["csi"].T, strict=True):
-                values[f"val_csi_{rate:g}{suffix}"] = float(np.nanmean(csi))
-        ratio = np.nanmean(scores[""]["mse"] / scores["_reference"]["mse"])
-        shortfall = np.nanmean((scores["_reference"]["csi"] - scores[""]["csi"]).clip(min=0))
+                values[f"val_csi_{rate:g}{suffix}"] = float(mean_of_defined(csi))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = mean_of_defined(scores[""]["mse"] / scores["_reference"]["mse"])
+        shortfall = mean_of_defined((scores["_reference"]["csi"] - scores[""]["csi"]).clip(min=0).ravel())
         return {**values, "val_error": float(ratio + self.config.loss.csi_weight * shortfall)}
 
     def on_validation_epoch_end(self) -> None:
