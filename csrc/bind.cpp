@@ -2,8 +2,10 @@
 // The Python module _fastds. One register line per op.
 #include <pybind11/pybind11.h>
 
+#include "core/bind.h"
 #include "core/build_info.h"
 #include "core/isa.h"
+#include "core/pages.h"
 
 namespace py = pybind11;
 
@@ -48,6 +50,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
+    m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
     fastds::register_conv3x3(m);
     fastds::register_conv_gates(m);
     fastds::register_deform_conv2d(m);

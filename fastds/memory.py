@@ -14,10 +14,11 @@ _PROBE_BYTES = 64 << 20  # above every threshold
 def keep_freed_memory(keep: bool = True) -> None:
     """Whether this process keeps freed memory for its next tensors, or returns large blocks to the system.
 
-    A fresh block costs a page fault per 4 KB when it is first written: a 3x3 convolution with 40 MB of output takes
-    twice its time, ours and torch's alike. With keep, blocks of every size come from one heap that never shrinks: the
-    resident memory stays at the largest sum of tensors that lived at once, plus gaps between them. The commands
-    `fastds downscale`, `evaluate`, `demo` and `train` switch it on for their process; importing fastds does not.
+    A fresh block costs a page fault per 4 KB when it is first written: a 3x3 convolution of torch with 40 MB of output
+    takes up to twice its time (ours asks for huge pages). With keep, blocks of every size come from one heap that never
+    shrinks: the resident memory stays at the largest sum of tensors that lived at once, plus gaps between them. The
+    commands `fastds downscale`, `evaluate`, `demo` and `train` switch it on for their process; importing fastds does
+    not.
 
     Args:
         keep: True keeps freed memory; False frees what is kept and returns blocks above 32 MB again.

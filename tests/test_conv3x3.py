@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv3x3: numbers of the Winograd engine for every instruction set, epilogue, padding and tail."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +93,18 @@ def test_error_on_unit_variance_input(isa, channels, outputs):
     problem = Problem(B=1, C1=channels, C2=0, O=outputs, H=50, W=51, bias=False, residual=False)
     tensors = problem.tensors()
     assert relative_error(problem.run(tensors), problem.expected(tensors)) <= 2e-5
+
+
+def test_large_outputs_ask_for_huge_pages(isa):
+    """Of the system, whose list of this process's mappings says so; a block this large is a mapping of its own."""
+    smaps, settings = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not smaps.exists() or not settings.exists() or "[never]" in settings.read_text():
+        pytest.skip("no Linux with transparent huge pages")
+    y = conv3x3(torch.zeros(1, 16, 736, 736), torch.zeros(16, 16, 3, 3), algorithm="winograd")
+    middle = y.data_ptr() + y.nbytes // 2
+    ranges = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags:(.*?)$", smaps.read_text(), re.MULTILINE | re.DOTALL)
+    (flags,) = [flags for begin, end, flags in ranges if int(begin, 16) <= middle < int(end, 16)]
+    assert "hg" in flags.split()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
