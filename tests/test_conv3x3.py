@@ -185,6 +185,43 @@ def test_gradient_with_every_stride():
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular_x"])
+@pytest.mark.parametrize("sources", [(24, 24), (5, 40), (33, 0)], ids=str)
+def test_what_is_added_to_gradients(isa, sources, padding_mode, dtype):
+    problem = Problem(C1=sources[0], C2=sources[1], O=40, dtype=dtype)
+    x, weight, _, x2, grad = problem.tensors()
+    strided = torch.randn_like(torch.cat([x, x], 1))[:, : x.shape[1]]
+    wanted = [True, False, False, x2 is not None, False]
+
+    def run(algorithm, *added):
+        arguments = (grad, x, weight, x2, None, 0.0, padding_mode, 1, algorithm, wanted, *added)
+        return torch.ops.fastds.conv3x3_backward(*arguments)
+
+    for algorithm in ("winograd", "direct"):
+        plain = run(algorithm)
+        for added in ((strided, None), (None, x2), (x, x2)):
+            for got, gradient, more in zip(run(algorithm, *added), plain, added, strict=False):
+                expected = gradient.double() if more is None else gradient.double() + more.double()
+                assert (got.double() - expected).abs().max() <= 2 * TOLERANCE[dtype] * expected.abs().max()
+    with pytest.raises(ValueError, match="add_x has shape"):
+        run("direct", x[:, 1:])
+    wanted[0] = False
+    with pytest.raises(ValueError, match="add_x is given, but"):
+        run("direct", x)
+
+
+def test_gradients_larger_than_the_caches():
+    """Two of them, streamed from copies of tiles; their last columns are no whole tile."""
+    problem = Problem(B=2, C1=24, C2=24, O=24, H=161, W=162)
+    x, weight, _, x2, grad = problem.tensors()
+    arguments = (grad, x, weight, x2, None, 0.0, "zeros", 1)
+    got = torch.ops.fastds.conv3x3_backward(*arguments, "winograd", [True, False, False, True, False], x2, x)
+    expected = F.conv_transpose2d(grad.double(), weight.double(), padding=1)
+    for part, exact in zip(got, (expected + torch.cat([x2, x], 1)).split(24, 1), strict=True):
+        assert (part - exact).abs().max() <= 2e-5 * exact.abs().max()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_bits_do_not_depend_on_threads(isa, threads):
     problem = Problem(B=2, C1=40, C2=9, O=72, H=37, W=30, act="leaky_relu", shuffle=2)

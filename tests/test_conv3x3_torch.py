@@ -318,7 +318,7 @@ def test_opcheck_gradients(algorithm):
     torch.library.opcheck(ops.conv3x3_grad_weight.default, arguments, test_utils=OPCHECKS)
     values = [t.detach() for t in (grad, x, weight, x2, grad)]
     for wanted in ([True] * 5, [True, False, True, False, False]):
-        arguments = (*values, 0.1, "zeros", 1, algorithm, wanted)
+        arguments = (*values, 0.1, "zeros", 1, algorithm, wanted, values[1])
         torch.library.opcheck(ops.conv3x3_backward.default, arguments, test_utils=OPCHECKS)
 
 

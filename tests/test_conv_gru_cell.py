@@ -157,6 +157,11 @@ def test_torch_machinery():
             (torch.ops.fastds.conv_gru_update, (x, h, candidate, own_bias, None, h, h, "z", "tanh", 0.2)),
         ):
             torch.library.opcheck(op.default, (*arguments, "winograd", False), test_utils=utils)
+        step = (h, x, gates, bias, candidate, own_bias, None, None, "z", "tanh", 0.2, "winograd")
+        torch.library.opcheck(torch.ops.fastds.conv_gru_step.default, step, test_utils=utils)
+        kept = [t.detach() for t in torch.ops.fastds.conv_gru_step(*step)]
+        backward = (kept[0], h, x, gates, candidate, *kept[1:], "z", "tanh", 0.2, "winograd", 6 * [True] + 2 * [False])
+        torch.library.opcheck(torch.ops.fastds.conv_gru_step_backward.default, backward, test_utils=utils)
 
     def loss(x, *rest):
         return conv_gru_cell(2 * x, *rest).square().sum()

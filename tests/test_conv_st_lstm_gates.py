@@ -78,6 +78,27 @@ def check(name, tensors, dtype, algorithm="winograd"):
         assert (a.double() - b).abs().max() <= unit * b.abs().max().clamp_min(1)
 
 
+@pytest.mark.parametrize("mask", range(1, 8))
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("name", STAGES)
+def test_source_that_the_gates_read_too(name, place, mask):
+    """Its gradient is the sum of both; in a cell the memory is one."""
+    *maps, _, weight, bias = inputs(name, (2, 24, 24, 9, 7))[:5]
+    residual = [torch.randn(2, 24, 9, 7)] if name == "conv_output_gate" else []
+    maps = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate((*maps, weight))]
+
+    def gradients(which, tensors):
+        x, x2, weight = tensors
+        y = results(name, which, [x, x2, (x, x2)[place], weight, bias.to(x.dtype), *(t.to(x.dtype) for t in residual)])
+        return torch.autograd.grad(sum(t.square().sum() for t in y), [t for t in tensors if t.requires_grad])
+
+    doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in maps]
+    with fastds.convolution("winograd"):
+        got = gradients(0, maps)
+    for a, b in zip(got, gradients(1, doubles), strict=True):
+        assert (a - b).abs().max() <= 3e-5 * b.abs().max().clamp_min(1)
+
+
 @pytest.mark.parametrize("algorithm", ["winograd", "direct"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -17,7 +17,7 @@ constexpr int64_t kSharedBytes = 256 << 10;
 
 Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
                       const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
-                      const std::optional<TensorArgs>& residual, int act, float negative_slope) {
+                      const std::vector<TensorArgs>& residual, int act, float negative_slope) {
     Conv3x3Call call{};
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, source_shuffle, sign);
@@ -25,11 +25,8 @@ Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs
     call.packed = static_cast<const float*>(pointer(packed));
     call.bias = pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
-    if (residual) {
-        call.residual = to_view(*residual);
-        FASTDS_CHECK(std::get<1>(*residual) == call.sinks.dtype && call.residual.channels == call.sinks.channels(),
-                     "conv3x3: residual does not fit the output");
-    }
+    set_residual(call, residual);
+    FASTDS_CHECK(sink_shuffle == 1 || residual.size() <= 1, "conv3x3: a shuffled output takes one residual");
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
@@ -62,7 +59,7 @@ void register_conv3x3(py::module_& m) {
         "conv3x3_run",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
            const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
-           const std::optional<TensorArgs>& residual, int act, float negative_slope, int threads, intptr_t workspace,
+           const std::vector<TensorArgs>& residual, int act, float negative_slope, int threads, intptr_t workspace,
            int64_t bytes) {
             const Conv3x3Call call = make_call(geometry, sources, source_shuffle, sign, sinks, sink_shuffle, packed, bias,
                                                bias_dtype, residual, act, negative_slope);

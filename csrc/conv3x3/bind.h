@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What Python passes to the engine, as the structs of params.h; for the bindings of this op and of the cells built on it.
 #pragma once
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -41,6 +40,15 @@ inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shu
         }
     }
     return views;
+}
+
+// What is added to the call's sinks, which stand already; empty: nothing.
+inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& residual) {
+    call.residual.count = 0;
+    if (residual.empty()) return;
+    call.residual = to_views(residual, 1, 0);
+    FASTDS_CHECK(call.residual.dtype == call.sinks.dtype && call.residual.channels() == call.sinks.channels(),
+                 "conv3x3: residual does not fit the output");
 }
 
 inline Conv3x3Geometry to_geometry(const GeometryArgs& g) {

@@ -35,13 +35,14 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     const Conv3x3Geometry& g = call.geometry;
     const int64_t item = call.sinks.dtype == f32 ? 4 : 2;
     if (!kCanStream || g.B * g.Ho * g.Wo * call.sinks.channels() * item < kStreamBytes) return Store::cached;
-    bool aligned = item == 4;
+    bool aligned = item == 4, dense = true;
     for (int s = 0; s < call.sinks.count; s++) {
         const Conv3x3View& view = call.sinks.view[s];
+        dense = dense && view.w == view.channels;
         aligned = aligned && view.channels % kL == 0 && reinterpret_cast<intptr_t>(view.data) % kVectorBytes == 0;
     }
     if (aligned) return Store::streamed;
-    return one_pass && call.sinks.count == 1 ? Store::staged : Store::cached;
+    return one_pass && dense ? Store::staged : Store::cached;
 }
 
 }  // namespace

@@ -13,7 +13,7 @@
 //     conv3x3_run_gates<T>(call, plan, workspace, Gates{...});
 //
 // call: sources are x and h; sinks ONE view with all outputs of the convolution and the dtype T, in which the pre-activations
-// are kept for the backward, or whose data is null; act none. residual: null, or what is added to the pre-activations: where the
+// are kept for the backward, or whose data is null; act none. residual: none, or what is added to the pre-activations: where the
 // x-part of all steps was convolved at once, sources is h alone and residual that part. plan: conv3x3_plan(call, threads), one
 // that makes all outputs in one pass: see makes_one_pass.
 //
@@ -24,17 +24,6 @@
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
-
-// Lanes [from, to) of v; `at` is where lane 0 would go.
-FASTDS_HD void store_range(float* at, V v, int from, int to) {
-#if defined(__AVX512F__)
-    _mm512_mask_storeu_ps(at, (__mmask16)((1u << to) - (1u << from)), (__m512)v);
-#else
-    float lanes[kL];
-    store_vec<kL>(lanes, v);
-    for (int i = from; i < to; i++) at[i] = lanes[i];
-#endif
-}
 
 // One vector of columns of a tile's 16 pixels into the buffer [gate][pixel][channel].
 FASTDS_HD void stage_vector(const V (&y)[4][4], int64_t column, int count, int64_t channels, float* buffer) {

@@ -53,7 +53,8 @@ inline void stream_bytes(char* to, const char* from, int64_t bytes) {
     __builtin_memcpy(to + done, from + done, bytes - done);
 }
 
-enum class Store { cached, streamed, staged };  // staged: streamed from a copy of the tile, for pixels off the vector's alignment
+// staged: streamed from a copy of the tile, for dense pixels off the vector's alignment
+enum class Store { cached, streamed, staged };
 
 // y = act(y + bias + residual), stored. Columns are the sinks' channels side by side.
 template <class T, Store How>
@@ -68,13 +69,50 @@ struct StoreStage {
         return v;
     }
 
-    // Residual of columns [column, column + count) at a pixel; the residual has the channel order before the shuffle.
-    FASTDS_HD V residual(const T* pixel, int64_t column, int count) const {
-        if (call.shuffle == 1) return count == kL ? load_vec<kL>(pixel + column) : load_lanes(pixel + column, count);
-        const int64_t parts = call.shuffle * call.shuffle, per_part = call.residual.channels / parts;
-        float lanes[kL] = {};
-        for (int i = 0; i < count; i++) lanes[i] = load(pixel[(column + i) % per_part * parts + (column + i) / per_part]);
-        return load_vec<kL>(lanes);
+    // Calls f(view, its first column, from, to) for the views that columns [column, column + count) fall into: lanes [from, to).
+    template <class F>
+    static FASTDS_HD void for_views(const Conv3x3Views& views, int64_t column, int count, const F& f) {
+        int64_t first = 0;
+        for (int s = 0, done = 0; done < count; first += views.view[s++].channels) {
+            const Conv3x3View& view = views.view[s];
+            const int64_t left = first + view.channels - (column + done);
+            if (left <= 0) continue;
+            const int to = done + static_cast<int>(least(count - done, left));
+            f(view, first, done, to);
+            done = to;
+        }
+    }
+
+    static FASTDS_HD T* pixels_of(const Conv3x3View& view, const Tile& tile) {
+        return static_cast<T*>(view.data) + tile.b * view.b + tile.y * view.h + tile.x * view.w;
+    }
+
+    // Adds the residual of columns [column, column + count).
+    FASTDS_HD void add_residual(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
+        if (call.shuffle > 1) return add_shuffled(tile, rows, columns, column, count, y);
+        for_views(call.residual, column, count, [&](const Conv3x3View& view, int64_t first, int from, int to) {
+            if (view.data == nullptr) return;
+            const T* at = pixels_of(view, tile) + (column - first);
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < columns; c++) {
+                    const T* pixel = at + r * view.h + c * view.w;
+                    y[r][c] += to - from == kL ? load_vec<kL>(pixel) : load_range(pixel, from, to);
+                }
+        });
+    }
+
+    // The same from one view that has the channel order before the shuffle.
+    FASTDS_HD void add_shuffled(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
+        const Conv3x3View& view = call.residual.view[0];
+        const int64_t parts = call.shuffle * call.shuffle, per_part = view.channels / parts;
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < columns; c++) {
+                const T* pixel = pixels_of(view, tile) + r * view.h + c * view.w;
+                float lanes[kL] = {};
+                for (int i = 0; i < count; i++)
+                    lanes[i] = load(pixel[(column + i) % per_part * parts + (column + i) / per_part]);
+                y[r][c] += load_vec<kL>(lanes);
+            }
     }
 
     // Adds bias and residual and activates; rows x columns of the tile's 4 x 4 pixels exist.
@@ -84,12 +122,7 @@ struct StoreStage {
         for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++) y[r][c] += bias_here;
-        if (call.residual.data != nullptr) {
-            const Conv3x3View& view = call.residual;
-            const T* at = static_cast<const T*>(view.data) + tile.b * view.b + tile.y * view.h + tile.x * view.w;
-            for (int r = 0; r < rows; r++)
-                for (int c = 0; c < columns; c++) y[r][c] += residual(at + r * view.h + c * view.w, column, count);
-        }
+        if (call.residual.count > 0) add_residual(tile, rows, columns, column, count, y);
         if (call.act != act_none) {
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++)
@@ -99,22 +132,12 @@ struct StoreStage {
     }
 
     FASTDS_HD void store(const Tile& tile, int rows, int columns, int64_t column, int count, V (&y)[4][4]) const {
-        if (How == Store::staged) {
-            const int64_t pixel = call.sinks.view[0].channels;
-            store_pixels(staging + column, 4 * pixel, pixel, rows, columns, 0, count, y);
-            return;
-        }
-        // The sinks that these columns fall into.
-        int64_t first = 0;
-        for (int s = 0, done = 0; done < count; first += call.sinks.view[s++].channels) {
-            const Conv3x3View& sink = call.sinks.view[s];
-            const int64_t channel = column + done - first;
-            if (channel >= sink.channels) continue;
-            const int here = static_cast<int>(least(count - done, sink.channels - channel));
-            T* at = static_cast<T*>(sink.data) + tile.b * sink.b + tile.y * sink.h + tile.x * sink.w + channel;
-            store_pixels(at, sink.h, sink.w, rows, columns, done, here, y);
-            done += here;
-        }
+        for_views(call.sinks, column, count, [&](const Conv3x3View& sink, int64_t first, int from, int to) {
+            if (How == Store::staged)
+                store_pixels(staged(first) + (column - first), 4 * sink.channels, sink.channels, rows, columns, from, to, y);
+            else
+                store_pixels(pixels_of(sink, tile) + (column - first), sink.h, sink.w, rows, columns, from, to, y);
+        });
     }
 
     // Fetches the pixels of the tile to the right, which is finished next: their lines arrive while this tile is transformed.
@@ -128,44 +151,41 @@ struct StoreStage {
             for (int c = 0; c < 4; c++) __builtin_prefetch(at + r * sink.h + c * sink.w, 1);
     }
 
-    // Lanes [from, from + count) of the pixels.
-    FASTDS_HD void store_pixels(T* at, int64_t row, int64_t pixel, int rows, int columns, int from, int count, V (&y)[4][4]) const {
-        if (count == kL) {
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) {
-                if (r >= rows) break;
-#pragma GCC unroll 4
-                for (int c = 0; c < 4; c++) {
-                    if (c >= columns) break;
-                    if constexpr (How == Store::streamed)
-                        stream_vec(at + r * row + c * pixel, y[r][c]);
-                    else
-                        store_vec<kL>(at + r * row + c * pixel, y[r][c]);
-                }
-            }
+    // Where the 16 pixels of the sink lie whose first column this is.
+    FASTDS_HD T* staged(int64_t first) const { return staging + 16 * first; }
+
+    // Lanes [from, to) of the pixels; `at` is where lane 0 of the first would lie.
+    FASTDS_HD void store_pixels(T* at, int64_t row, int64_t pixel, int rows, int columns, int from, int to, V (&y)[4][4]) const {
+        if (to - from < kL) {
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < columns; c++) store_range(at + r * row + c * pixel, y[r][c], from, to);
             return;
         }
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < columns; c++) {
-                T* to = at + r * row + c * pixel;
-                if (from == 0) {
-                    store_lanes(to, y[r][c], count);
-                } else {
-                    float lanes[kL];
-                    store_vec<kL>(lanes, y[r][c]);
-                    for (int i = 0; i < count; i++) to[i] = fastds::FASTDS_ISA::store<T>(lanes[from + i]);
-                }
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            if (r >= rows) break;
+#pragma GCC unroll 4
+            for (int c = 0; c < 4; c++) {
+                if (c >= columns) break;
+                if constexpr (How == Store::streamed)
+                    stream_vec(at + r * row + c * pixel, y[r][c]);
+                else
+                    store_vec<kL>(at + r * row + c * pixel, y[r][c]);
             }
+        }
     }
 
     // After the last column of a tile.
     FASTDS_HD void end(const Tile& tile, int rows, int columns) const {
         if (How != Store::staged) return;
-        const Conv3x3View& sink = call.sinks.view[0];
-        T* at = static_cast<T*>(sink.data) + tile.b * sink.b + tile.y * sink.h + tile.x * sink.w;
-        for (int r = 0; r < rows; r++)
-            stream_bytes(reinterpret_cast<char*>(at + r * sink.h), reinterpret_cast<const char*>(staging + r * 4 * sink.channels),
-                         columns * sink.channels * sizeof(T));
+        int64_t first = 0;
+        for (int s = 0; s < call.sinks.count; first += call.sinks.view[s++].channels) {
+            const Conv3x3View& sink = call.sinks.view[s];
+            for (int r = 0; r < rows; r++)
+                stream_bytes(reinterpret_cast<char*>(pixels_of(sink, tile) + r * sink.h),
+                             reinterpret_cast<const char*>(staged(first) + r * 4 * sink.channels),
+                             columns * sink.channels * sizeof(T));
+        }
     }
 };
 

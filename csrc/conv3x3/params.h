@@ -53,7 +53,8 @@ struct Conv3x3Call {
     const float* packed;  // conv3x3_pack_weight
     const void* bias;     // O values of bias_dtype in the order of the weight, or null
     DType bias_dtype;
-    Conv3x3View residual;  // of the sinks' dtype before the shuffle, data null: none
+    // Added to the sinks before shuffle and activation, side by side as many channels; count 0 or a view without data: nothing.
+    Conv3x3Views residual;
     int64_t shuffle;       // of the sinks
     int act;
     float negative_slope;  // of act, or of the activation that the sources' sign belongs to

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "conv3x3/bind.h"
 #include "conv_gates/params.h"
 #include "gates/math.h"
@@ -35,7 +37,7 @@ Shape shape_of(int formula) {
 
 PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
                       const std::vector<TensorArgs>& sources, intptr_t packed, intptr_t bias, int bias_dtype,
-                      const std::optional<TensorArgs>& residual, const std::vector<TensorArgs>& operands,
+                      const std::vector<TensorArgs>& residual, const std::vector<TensorArgs>& operands,
                       const std::optional<TensorArgs>& pre, int threads) {
     const Shape shape = shape_of(formula);
     PlannedCell planned{};
@@ -60,10 +62,7 @@ PlannedCell make_cell(int formula, double option, double slope, const GeometryAr
     };
     FASTDS_CHECK(!pre || fits(*pre), "conv_gates: pre does not fit the output");
     call.sinks = to_views({pre.value_or(TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0})}, 1, 0);
-    if (residual) {
-        FASTDS_CHECK(fits(*residual), "conv_gates: residual does not fit the output");
-        call.residual = to_view(*residual);
-    }
+    set_residual(call, residual);
     FASTDS_CHECK(FASTDS_DISPATCH(conv_gates_fits, call.sources.channels(), outputs), "conv_gates: too many channels");
     call.packed = static_cast<const float*>(pointer(packed));
     call.bias = pointer(bias);
@@ -82,7 +81,7 @@ void register_conv_gates(py::module_& m) {
         arg("inputs"), arg("outputs"), "Whether ConvGates takes a convolution of that many channels");
     py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
         .def(py::init(&make_cell), py::kw_only(), arg("formula"), arg("option"), arg("slope"), arg("geometry"), arg("sources"),
-             arg("packed"), arg("bias") = 0, arg("bias_dtype") = 0, arg("residual") = std::nullopt, arg("operands"),
+             arg("packed"), arg("bias") = 0, arg("bias_dtype") = 0, arg("residual") = std::vector<TensorArgs>{}, arg("operands"),
              arg("pre") = std::nullopt, arg("threads"))
         .def_property_readonly("bytes", [](const PlannedCell& self) { return self.plan.bytes; })
         .def(

@@ -13,6 +13,9 @@ namespace fastds {
     X(gru_reset, GruReset, 0, 2)                                 \
     X(gru_update, GruUpdate<false>, 1, 1)                        \
     X(gru_update_leaky, GruUpdate<true>, 1, 1)                   \
+    X(gru_reset_kept, GruResetKept, 0, 2)                        \
+    X(gru_update_kept, GruUpdateKept<false>, 1, 1)               \
+    X(gru_update_leaky_kept, GruUpdateKept<true>, 1, 1)          \
     X(memory_gates, MemoryGates<false>, 0, 3)                    \
     X(st_lstm_gates, StLstmGates, 0, 4)                          \
     X(output_gate, OutputGate<false>, 0, 1)

@@ -21,7 +21,7 @@ template <class A>
 struct ExpTable;
 template <>
 struct ExpTable<float> {
-    using Bits = int32_t;
+    using Bits = uint32_t;
     static constexpr float log2e = 1.44269504f, ln2 = 0.693147182f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
     static constexpr float magic = 12583039.f;  // 1.5 * 2^23 + 127: its sum with k has the exponent of 2^k in the low bits
     static constexpr float lowest = -88.0296919f;  // -127 ln(2): the scale 2^-127 is written as 0
@@ -37,7 +37,7 @@ struct ExpTable<float> {
 };
 template <>
 struct ExpTable<double> {
-    using Bits = int64_t;
+    using Bits = uint64_t;
     static constexpr double log2e = 1.4426950408889634, ln2 = 0.6931471805599453, ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
     static constexpr double magic = 6755399441056767.0;  // 1.5 * 2^52 + 1023
     static constexpr double lowest = -709.0895657128241;
@@ -52,18 +52,18 @@ struct ExpTable<double> {
     }
 };
 
-// The integers as wide as V: of a vector, what its comparisons give.
+// The integers as wide as V, without a sign: bits that a shift pushes out are no overflow.
 template <class V>
 struct BitsOf {
-    using type = decltype(V{} < V{});
+    typedef typename ExpTable<__typeof__(+V{}[0])>::Bits type __attribute__((vector_size(sizeof(V))));
 };
 template <>
 struct BitsOf<float> {
-    using type = int32_t;
+    using type = uint32_t;
 };
 template <>
 struct BitsOf<double> {
-    using type = int64_t;
+    using type = uint64_t;
 };
 
 template <class V>

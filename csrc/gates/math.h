@@ -233,6 +233,49 @@ struct GruUpdateDouble {
     }
 };
 
+// Of a whole GRU step whose backward gets what the step made, and calculates no exponential again.
+// z = s(a), r = s(b), q = r h;  (a, b, h) -> (z, r, q)
+struct GruResetKept {
+    FASTDS_GATE_FORMULA(3, 3) {
+        out[0] = sigmoid<A>(in[0]);
+        out[1] = sigmoid<A>(in[1]);
+        out[2] = out[1] * in[2];
+    }
+};
+
+// (z, a, h) -> (h', n)
+template <bool leaky>
+struct GruUpdateKept {
+    FASTDS_GATE_FORMULA(3, 2) {
+        const V w = kept_weight<A>(in[0], options), n = candidate<leaky, A>(in[1], options.slope).value;
+        out[0] = w * in[2] + (A(1) - w) * n;
+        out[1] = n;
+    }
+};
+
+// (grad_h', grad_n, z, n) -> grad_a of the candidate. A leaky ReLU's output is positive where its input is.
+template <bool leaky>
+struct GruCandidateGradient {
+    FASTDS_GATE_FORMULA(4, 1) {
+        const V z = in[2], n = in[3], grad_n = in[1] + in[0] * (A(1) - kept_weight<A>(z, options));
+        if constexpr (leaky)
+            out[0] = grad_n * (n > A(0) ? V{} + A(1) : V{} + options.slope);
+        else
+            out[0] = grad_n * (A(1) - n * n);
+    }
+};
+
+// (grad_q, grad_h', grad_z, grad_r, z, r, n, h) -> (grad_a, grad_b, grad_h), the last without what the convolutions give
+struct GruGatesGradient {
+    FASTDS_GATE_FORMULA(8, 3) {
+        const V z = in[4], r = in[5], n = in[6], h = in[7];
+        const V grad_z = in[2] + in[1] * ((A(2) * options.keep - A(1)) * (h - n)), grad_r = in[3] + in[0] * h;
+        out[0] = grad_z * (z * (A(1) - z));
+        out[1] = grad_r * (r * (A(1) - r));
+        out[2] = in[0] * r + in[1] * kept_weight<A>(z, options);
+    }
+};
+
 // TrajGRU: z = s(zx+zh), r = s(rx+rh), n = leaky(nx + r nh), h' = (1-z) n + z h;  (zx, rx, nx, zh, rh, nh, h) -> h'
 struct TrajGruGates {
     FASTDS_GATE_FORMULA(7, 1) {

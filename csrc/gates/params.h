@@ -34,6 +34,12 @@ namespace fastds {
     X(gru_update_leaky, GruUpdate<true>)                             \
     X(gru_update_leaky_backward, GruUpdateBackward<true>)            \
     X(gru_update_leaky_double, GruUpdateDouble<true>)                \
+    X(gru_reset_kept, GruResetKept)                                  \
+    X(gru_update_kept, GruUpdateKept<false>)                         \
+    X(gru_update_leaky_kept, GruUpdateKept<true>)                    \
+    X(gru_candidate_gradient, GruCandidateGradient<false>)           \
+    X(gru_candidate_leaky_gradient, GruCandidateGradient<true>)      \
+    X(gru_gates_gradient, GruGatesGradient)                          \
     X(traj_gru_gates, TrajGruGates)                                  \
     X(traj_gru_gates_backward, TrajGruGatesBackward)
 

@@ -150,10 +150,7 @@ class ConvPassOps:
 
     def _forward(self, *args):
         (x, x2, weight, bias, residual), others, options, algorithm, keep_pre = self._split(args)
-        outputs, inputs = weight.shape[:2]
-        winograd = _use_winograd(algorithm, x, inputs, outputs, x.dtype, False)
-        wide = any(t.dtype == torch.float64 for t in others)
-        if winograd and not wide and x.shape[0] and _native.native().conv_gates_fits(inputs, outputs):
+        if engine_runs(x, weight, others, algorithm):
             return self._fused(*args)
         self.check(x, x2, weight, bias, residual, *others)
         pre = without_gradients(
@@ -166,23 +163,9 @@ class ConvPassOps:
     def _fused(self, *args):
         *results, pre = self._fake(*args)
         (x, x2, weight, bias, residual), others, options, _, keep_pre = self._split(args)
-        sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
-        operands = [*(_winograd.nhwc(t) for t in others), *results]
-        residual = None if residual is None else _winograd.nhwc(residual)
-        bias = None if bias is None else bias.contiguous()
-        filters = _winograd.packed(weight, False, 1)
         suffix, option, slope = self.spec.variant(*options)
-        batch, _, height, width = x.shape
-        module, tensor = _native.native(), _winograd._tensor
-        cell = module.ConvGates(
-            formula=module.GATE_FORMULAS[self._formula(suffix)], option=option, slope=slope,
-            geometry=(batch, height, width, height, width, 1, 1, 0, 0), sources=[tensor(t) for t in sources],
-            packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
-            bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
-            residual=None if residual is None else tensor(residual), operands=[tensor(t) for t in operands],
-            pre=tensor(pre) if keep_pre else None, threads=torch.get_num_threads(),
-        )  # fmt: skip
-        cell.run(_winograd._workspace(cell.bytes).data_ptr())
+        convolution = (x, x2, weight, bias, residual)
+        run_engine(self._formula(suffix), option, slope, convolution, others, results, pre if keep_pre else None)
         return *results, pre
 
     def _forward_triton(self, *args):
@@ -210,8 +193,12 @@ class ConvPassOps:
 
     # ---- gradients
 
-    def _gradients(self, saved, options, algorithm, grads, wanted):
-        """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's."""
+    def _gradients(self, saved, options, algorithm, same, grads, wanted):
+        """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's.
+
+        A source that is an input of the pass, too, has the gradient of both in its own: they are added where the
+        convolution's is made.
+        """
         (x, x2, weight, bias, residual), others, pre = saved[:5], saved[5:-1], saved[-1]
         if pre is None:
             pre = call(CONV3X3, x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, x.dtype, algorithm)
@@ -221,12 +208,17 @@ class ConvPassOps:
         of_pass = [next(parts) if want else None for want in want_pass]
         grad_pre = of_pass.pop(self.at)
         asked = [want_x, want_weight, want_bias, want_x2, False]
+        added = [None, None]
+        for source, other in same:
+            if (want_x, want_x2)[source] and added[source] is None:
+                added[source], of_pass[other] = of_pass[other], None
         settings = (0.0, "zeros", 1, algorithm)
-        parts = iter(call(CONV3X3_BACKWARD, grad_pre, x, weight, x2, None, *settings, asked) if any(asked) else ())
+        arguments = (grad_pre, x, weight, x2, None, *settings, asked, *added)
+        parts = iter(call(CONV3X3_BACKWARD, *arguments) if any(asked) else ())
         grad_x, grad_weight, grad_bias, grad_x2, _ = (next(parts) if want else None for want in asked)
         return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if want_residual else None, *of_pass
 
-    def _differentiable_gradients(self, saved, options, algorithm, grads, wanted):
+    def _differentiable_gradients(self, saved, options, algorithm, _, grads, wanted):
         """The same, from the inputs of the op and not from what it kept: right to any order."""
 
         def composed(x, x2, weight, bias, residual, *others):
@@ -244,6 +236,8 @@ class ConvPassOps:
                 recompute = args[-1]
                 *results, pre = without_gradients(ops.op, *args[:-2], keep_pre or not recompute, False)
                 ctx.save_for_backward(*convolution, *others, None if recompute else pre)
+                pairs = ((source, other) for source in (0, 1) for other in range(len(others)))
+                ctx.same = [(source, other) for source, other in pairs if convolution[source] is others[other]]
                 ctx.set_materialize_grads(False)
                 kept = pre if keep_pre else _pre(convolution[0], 0)
                 ctx.mark_non_differentiable(kept)
@@ -256,11 +250,40 @@ class ConvPassOps:
                     return (None,) * len(ctx.needs_input_grad)
                 wanted = ctx.needs_input_grad[: 5 + len(ops.others)]
                 gradients = ops._differentiable_gradients if torch.is_grad_enabled() else ops._gradients
-                results = gradients(ctx.saved_tensors, ctx.options, ctx.algorithm, grads, wanted)
+                results = gradients(ctx.saved_tensors, ctx.options, ctx.algorithm, ctx.same, grads, wanted)
                 return *results, *(None for _ in ctx.options), None, None, None
 
         Function.__name__ = Function.__qualname__ = ops.name
         return Function
+
+
+def engine_runs(x, weight, others, algorithm: str) -> bool:
+    """Whether the engine takes the convolution with its pass in the output stage; others: that pass's other inputs."""
+    outputs, inputs = weight.shape[:2]
+    winograd = _use_winograd(algorithm, x, inputs, outputs, x.dtype, False)
+    wide = any(t.dtype == torch.float64 for t in others)
+    return winograd and not wide and x.shape[0] > 0 and _native.native().conv_gates_fits(inputs, outputs)
+
+
+def run_engine(formula: str, option, slope, convolution, others, results, pre: Tensor | None) -> None:
+    """A formula of csrc/conv_gates behind convolution = (x, x2, weight, bias, residual), into results and pre."""
+    x, x2, weight, bias, residual = convolution
+    sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
+    operands = [*(_winograd.nhwc(t) for t in others), *results]
+    residual = None if residual is None else _winograd.nhwc(residual)
+    bias = None if bias is None else bias.contiguous()
+    filters = _winograd.packed(weight, False, 1)
+    batch, _, height, width = x.shape
+    module, tensor = _native.native(), _winograd._tensor
+    cell = module.ConvGates(
+        formula=module.GATE_FORMULAS[formula], option=option, slope=slope,
+        geometry=(batch, height, width, height, width, 1, 1, 0, 0), sources=[tensor(t) for t in sources],
+        packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
+        bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
+        residual=[] if residual is None else [tensor(residual)], operands=[tensor(t) for t in operands],
+        pre=None if pre is None else tensor(pre), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    cell.run(_winograd._workspace(cell.bytes).data_ptr())
 
 
 def of_first(weight, x):

@@ -119,4 +119,4 @@ def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, al
     grad_bias = bias_gradient(grad, weight.dtype) if wanted[2] else None
     if wanted[1]:
         grad_weight = grad_weight.to(weight.dtype).contiguous()
-    return grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None
+    return [grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None]

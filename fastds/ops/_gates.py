@@ -19,7 +19,7 @@ from fastds.ops._autocast import autocast_dtype, cast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CL = torch.channels_last
-_KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
+KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _row(tensor: Tensor, layout: torch.memory_format) -> int | None:
     return b if w == 1 and h == width and c == height * width else None
 
 
-def _run(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
+def run(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
     """Runs a formula on (tensor or None, gates) pairs in the layout of `like`; the outputs are dense in it."""
     layout = _format(like)
     batch, _, height, width = like.shape
@@ -174,7 +174,7 @@ class PassOps:
         self.forward = define(
             f"{spec.name}({tensors}{options}) -> {result}",
             reference=spec.reference,
-            backends={"native": Backend(self._forward, lambda *args: _native.refusal(_KERNELS, args[0]))},
+            backends={"native": Backend(self._forward, lambda *args: _native.refusal(KERNELS, args[0]))},
             fake=self._fake,
             function=self._function(),
         )
@@ -195,13 +195,13 @@ class PassOps:
 
     @staticmethod
     def _later_refusal(first):
-        return lambda *args: _native.refusal(_KERNELS, args[first])
+        return lambda *args: _native.refusal(KERNELS, args[first])
 
     def _packed(self, tensors):
         return [(t, i.gates) for t, i in zip(tensors, self.spec.inputs, strict=True)]
 
     def _run(self, suffix, tensors, operands, option, slope):
-        _run(
+        run(
             (self.spec.formula or self.spec.name) + suffix,
             tensors[0],
             self.spec.channels(tensors),

@@ -122,15 +122,26 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         _native.native().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
         [_tensor(t) for t in sources], 1, 0, [_tensor(y)], shuffle, packed(weight, False, shuffle).data_ptr(),
         *((0, 0) if bias is None else (bias.data_ptr(), _native.DTYPES[bias.dtype])),
-        None if residual is None else _tensor(residual), ACT[act], negative_slope,
+        [] if residual is None else [_tensor(residual)], ACT[act], negative_slope,
     )  # fmt: skip
     return y
 
 
-def grad_sources(grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows):
+def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
+    """What the engine adds to a sink, nothing for None; and what keeps its address valid."""
+    if tensor is None:
+        return (0, *_tensor(sink)[1:]), None
+    tensor = nhwc(tensor)
+    return _tensor(tensor), tensor
+
+
+def grad_sources(
+    grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows, added, in_place
+):  # fmt: skip
     """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout.
 
-    sign: output of the activation behind the gradient, or None.
+    sign: output of the activation behind the gradient, or None. added: to each of the results, or None; in_place: which
+    then takes the place of what it adds to, channels_last and of `dtype`.
     """
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     filters = packed(weight, True, shuffle)
@@ -139,15 +150,24 @@ def grad_sources(grad, weight, padding_mode, shuffle, sign, negative_slope, chan
     mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
     geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
     folded = extra_h or extra_w
-    sinks = [_output((batch, c, *size), torch.float32 if folded else dtype, grad) for c in channels]
+    sinks = [
+        _output((batch, c, *size), torch.float32 if folded else dtype, grad)
+        if folded or not in_place or addend is None
+        else addend
+        for c, addend in zip(channels, added, strict=True)
+    ]
+    adds = not folded and any(t is not None for t in added)
+    residual = [_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
     _in_workspace(
         _native.native().conv3x3_run, geometry, [_tensor(grad)], shuffle, 0 if sign is None else sign.data_ptr(),
-        [_tensor(t) for t in sinks], 1, filters.data_ptr(), 0, 0, None, ACT["none"], negative_slope,
+        [_tensor(t) for t in sinks], 1, filters.data_ptr(), 0, 0, [view for view, _ in residual], ACT["none"],
+        negative_slope,
     )  # fmt: skip
     if not folded:
         return sinks
     unfold = fold_rows if padding_mode == "circular_x" else lambda full: fold(full, padding_mode)
-    return [unfold(t).to(dtype).contiguous(memory_format=torch.channels_last) for t in sinks]
+    sums = (unfold(t) if more is None else unfold(t) + more for t, more in zip(sinks, added, strict=True))
+    return [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in sums]
 
 
 def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool):

@@ -144,13 +144,13 @@ def _grad_x(grad, weight, padding_mode, dtype, algorithm):
         return _grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
     if not _use_winograd(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True):
         return _direct.grad_x(grad, weight, padding_mode, dtype)
-    (grad_x,) = _engine_grad_x(_direct.dense(grad), weight, padding_mode, 1, None, 0.0, [weight.shape[1]], dtype)
-    return grad_x
+    options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None])
+    return _engine_grad_x(_direct.dense(grad), weight, *options)[0]
 
 
-def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype):
+def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype, added, in_place=False):
     args = (grad, weight, padding_mode, shuffle, sign, slope, channels, dtype)
-    return _winograd.grad_sources(*args, reference.fold, reference.fold_rows)
+    return _winograd.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place)
 
 
 def _grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
@@ -173,18 +173,47 @@ def _grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
     return torch.empty((grad.shape[1], channels, 3, 3), dtype=dtype, device=grad.device)
 
 
-def _backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    """Engine: x and weight gradients read grad_y and y as they are, the bias gradient comes with that of the weight."""
+def backward(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x=None, add_x2=None,
+    in_place=False,
+):  # fmt: skip
+    """Engine: x and weight gradients read grad_y and y as they are, the bias gradient comes with that of the weight.
+
+    add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
+    """
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
+    _check_addends(x, x2, wanted, add_x, add_x2)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in _backward_fake(*args)]
     channels = weight.shape[1]
     winograd = _use_winograd(algorithm, x, channels, weight.shape[0], grad_y.dtype, True)
-    grads = _backward_winograd(*args) if winograd else _direct.backward(*args)
+    grads = (_backward_winograd if winograd else _backward_direct)(*args, add_x, add_x2, in_place)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
 
 
-def _backward_winograd(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+def _check_addends(x, x2, wanted, add_x, add_x2):
+    """What is to be added to a gradient has its shape and dtype, and the gradient is wanted."""
+    for name, source, want, addend in (("add_x", x, wanted[0], add_x), ("add_x2", x2, wanted[3], add_x2)):
+        if addend is None:
+            continue
+        if not want:
+            raise ValueError(f"{name} is given, but the gradient it is to be added to is not wanted")
+        _check_tensor(name, addend, 4, (x.dtype,), x.device)
+        _check_shape(name, addend, tuple(source.shape))
+
+
+def _backward_direct(*args):
+    *args, add_x, add_x2, _ = args
+    grads = _direct.backward(*args)
+    for k, addend in ((0, add_x), (3, add_x2)):
+        if addend is not None:
+            grads[k] = grads[k].add_(addend)
+    return grads
+
+
+def _backward_winograd(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2, in_place
+):  # fmt: skip
     grad = _direct.dense(grad_y)
     residual = grad_x = grad_x2 = grad_weight = grad_bias = None
     if wanted[4]:
@@ -195,7 +224,8 @@ def _backward_winograd(grad_y, x, weight, x2, y, negative_slope, padding_mode, s
         split = x.shape[1]
         channels = [c for c, want in ((split, wanted[0]), (weight.shape[1] - split, wanted[3])) if want]
         part = weight if len(channels) == 2 or x2 is None else weight[:, :split] if wanted[0] else weight[:, split:]
-        parts = iter(_engine_grad_x(grad, part, padding_mode, shuffle, sign, slope, channels, x.dtype))
+        added = [addend for addend, want in ((add_x, wanted[0]), (add_x2, wanted[3])) if want]
+        parts = iter(_engine_grad_x(grad, part, padding_mode, shuffle, sign, slope, channels, x.dtype, added, in_place))
         grad_x, grad_x2 = (next(parts) if wanted[i] else None for i in (0, 3))
     if wanted[1]:
         sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
@@ -207,7 +237,7 @@ def _backward_winograd(grad_y, x, weight, x2, y, negative_slope, padding_mode, s
     return grad_x, grad_weight, grad_bias, grad_x2, residual
 
 
-def _backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+def _backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, *added):
     batch, _, height, width = x.shape
     device = x.device
 
@@ -243,7 +273,7 @@ class _Conv3x3(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:5])
         if not weight_gradients_wanted():
             wanted[1] = wanted[2] = False
-        grads = (_differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
+        grads = (differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
             grad_y, x, weight, x2, y, *ctx.options, wanted
         )
         return *grads, *6 * (None,)
@@ -260,7 +290,8 @@ def _fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shu
     return grads
 
 
-def _differentiable_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+def differentiable_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+    """Of x, weight, bias, x2 and residual, None where not wanted, with graphs of their own."""
     grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = None
     if wanted[0] or wanted[3]:
@@ -332,9 +363,10 @@ CONV3X3 = define(
 )
 CONV3X3_BACKWARD = define(
     "conv3x3_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
-    "str padding_mode, int shuffle, str algorithm, bool[5] wanted) -> Tensor[]",
+    "str padding_mode, int shuffle, str algorithm, bool[5] wanted, Tensor? add_x=None, Tensor? add_x2=None) "
+    "-> Tensor[]",
     reference=reference.conv3x3_backward,
-    backends={"native": Backend(_backward, _refusal)},
+    backends={"native": Backend(backward, _refusal)},
     fake=_backward_fake,
     short=True,
 )

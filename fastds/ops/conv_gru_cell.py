@@ -1,24 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv_gru_cell: a convolutional GRU step, both of its passes in output stages of the Winograd engine.
-
-Where a gradient is wanted the step consists of conv3x3, gru_reset and gru_update, whose graphs know their own
-derivatives to any order: WGAN-GP's penalty differentiates the first backward, and a fused step would compute its
-forward again there (111 against 76 ms for two steps of (8,64,32,32)). The first backward takes as long either way.
-"""
+"""conv_gru_cell: a convolutional GRU step, both of its passes in output stages of the Winograd engine."""
 
 import torch
 from torch import Tensor
 
 from fastds._registry import call
-from fastds.ops._conv_gates import ConvPassOps
+from fastds.convolution import current
+from fastds.ops._conv_gru_step import RESET, STEP, UPDATE, check, sources
 from fastds.ops._gates import autocast
-from fastds.ops.conv3x3 import conv3x3
-from fastds.ops.gru_reset import PACKED as RESET_PASS
-from fastds.ops.gru_update import OPS as UPDATE_PASS
 from fastds.ops.gru_update import check_options
-
-RESET = ConvPassOps("conv_gru_reset", RESET_PASS)
-UPDATE = ConvPassOps("conv_gru_update", UPDATE_PASS, at=1)
 
 
 def conv_gru_cell(
@@ -59,26 +49,16 @@ def conv_gru_cell(
         raise ValueError("expected either x or shares, got " + ("neither" if x is None else "both"))
     x, h, *shares = autocast((x, h, *(shares or (None, None))))
     options = (keep, act, float(negative_slope))
-    weights = (gates_weight, gates_bias, candidate_weight, candidate_bias)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, *weights, *shares))
-    return (_composed if wanted else _fused)(x, h, *weights, *shares, options)
+    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, *shares)
+    check(*tensors)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return call(STEP, *tensors, *options, current())[0]
+    return _without_gradients(*tensors, options)
 
 
-def _fused(x, h, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options):
-    first, second = (h, None) if x is None else (x, h)
-    RESET.check(first, second, gates_weight, gates_bias, gates_share, h)
-    z, reset = RESET(first, second, gates_weight, gates_bias, gates_share, h)
-    first, second = (reset, None) if x is None else (x, reset)
-    UPDATE.check(first, second, candidate_weight, candidate_bias, candidate_share, z, h)
-    return UPDATE(first, second, candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]
-
-
-def _composed(x, h, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options):
-    first, second = (h, None) if x is None else (x, h)
-    RESET.check(first, second, gates_weight, gates_bias, gates_share, h)
-    pre = conv3x3(first, gates_weight, gates_bias, x2=second, residual=gates_share)
-    z, reset = call(RESET_PASS.forward, pre, h)
-    first, second = (reset, None) if x is None else (x, reset)
-    UPDATE.check(first, second, candidate_weight, candidate_bias, candidate_share, z, h)
-    pre = conv3x3(first, candidate_weight, candidate_bias, x2=second, residual=candidate_share)
-    return call(UPDATE_PASS.forward, z, pre, h, *options)
+def _without_gradients(
+    h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, options
+):  # fmt: skip
+    """Nothing is kept but z, which both halves of the step need."""
+    z, reset = RESET(*sources(x, h), gates_weight, gates_bias, gates_share, h)
+    return UPDATE(*sources(x, reset), candidate_weight, candidate_bias, candidate_share, z, h, *options)[0]

@@ -89,13 +89,21 @@ def conv3x3_grad_weight(grad, x, x2, padding_mode, dtype, algorithm="auto"):
     return F.conv2d(source, grad.to(compute).transpose(0, 1)).transpose(0, 1).to(dtype).contiguous()
 
 
-def conv3x3_backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y."""
+def conv3x3_backward(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x=None, add_x2=None
+):  # fmt: skip
+    """Gradients of x, weight, bias, x2 and residual, as far as wanted, from that of the result y.
+
+    add_x and add_x2 are added to those of x and x2.
+    """
     grad = pre_gradient(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = grad_bias = None
     if wanted[0] or wanted[3]:
         both = conv3x3_grad_x(grad, weight, padding_mode, x.dtype)
-        grad_x, grad_x2 = (channels_last(part) for part in both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1))
+        grad_x, grad_x2 = both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
+        grad_x, grad_x2 = (
+            channels_last(part if more is None else part + more) for part, more in ((grad_x, add_x), (grad_x2, add_x2))
+        )
     if wanted[1]:
         grad_weight = conv3x3_grad_weight(grad, x, x2, padding_mode, weight.dtype)
     if wanted[2]:

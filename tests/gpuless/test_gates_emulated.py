@@ -6,7 +6,16 @@ import torch
 from gpuless.emu import ptxas_report
 
 import fastds
-from fastds.ops import gru_reset, gru_update, lstm_gates, memory_gates, output_gate, st_lstm_gates, traj_gru_gates
+from fastds.ops import (
+    conv_gru_cell,
+    gru_reset,
+    gru_update,
+    lstm_gates,
+    memory_gates,
+    output_gate,
+    st_lstm_gates,
+    traj_gru_gates,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 PASSES = {
@@ -77,6 +86,32 @@ def test_slices_and_several_blocks(emulated, name):
         expected = function(*tensors, **options)
     for a, b in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (got, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+LEAKY = {"keep": "1-z", "act": "leaky_relu"}  # in 16 bits a pre-activation beside its kink is on either side
+
+
+@pytest.mark.parametrize("dtype, options", [(torch.float32, LEAKY), (torch.float32, {}), (torch.bfloat16, {})], ids=str)
+def test_gru_step(emulated, dtype, options):
+    """The passes of a step that keeps its gates; its convolutions run on the library."""
+    emulator = emulated("gates")
+    x, h = (torch.randn(2, c, 3, 7).to(dtype).contiguous(memory_format=torch.channels_last) for c in (3, 5))
+    weights = [torch.randn(gates * 5, 8, 3, 3).to(dtype) / 8 for gates in (2, 1)]
+    tensors = [t.requires_grad_() for t in (x, h, *weights)]
+
+    def values(tensors):
+        x, h, gates, candidate = tensors
+        with fastds.convolution("direct"):
+            y = conv_gru_cell(x, h, gates, None, candidate, None, **options)
+        return [y, *torch.autograd.grad(y.sum(), tensors)]
+
+    got = values(tensors)
+    assert len(emulator.launches) == 4
+    with fastds.backend("reference"):
+        expected = values([t.detach().double().requires_grad_() for t in tensors])
+    for a, b in zip(got, expected, strict=True):
+        bound = 1e-5 if dtype == torch.float32 else 6 * torch.finfo(dtype).eps
+        assert (a.double() - b).abs().max() <= bound * b.abs().max().clamp_min(1)
 
 
 def test_no_spills():
