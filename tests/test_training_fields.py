@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of arbitrary-scale downscaling: a few steps on synthetic fields, resume, refusals."""
 
+import warnings
+
 import pandas as pd
 import pytest
 import torch
@@ -197,6 +199,18 @@ def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(path, tmp_path):
     again = train(config(path, tmp_path / "short", max_steps=5))
     assert again.exists()
     assert torch.load(tmp_path / "short" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_resuming_inside_an_epoch_is_no_reason_to_worry(path, tmp_path):
+    """Lightning warns of samples that come again; ours go on."""
+    arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
+    arguments += ["--data.batch_size=2", "--data.epoch_samples=8", "--data.train=[0,55]", "--data.validation=[60,90]"]
+    small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
+    arguments += ["--data.scales=[1.0,2.0]", "--data.test_scales=[1.5]", f"--options={small}", f"--output={tmp_path}"]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert [main(["fields", *arguments, f"--max_steps={steps}"]) for steps in (1, 3)] == [0, 0]
+    assert not [w for w in seen if "resuming" in str(w.message)]
 
 
 def test_a_run_without_a_finite_score_says_so(path, tmp_path, monkeypatch):

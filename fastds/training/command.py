@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     module = importlib.import_module(TASKS[task])
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
     warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
+    # Not so here: NewSamples goes on with the samples of the step, wherever an epoch was left.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended", module="lightning")
     try:
         result = module.train(module.parse_arguments(arguments))
     except ArgumentError as error:
