@@ -154,9 +154,11 @@ def other_rows(request) -> list:
 
 
 def cpu_name() -> str:
+    """With family and model, where there are some: virtual machines of several generations share a name."""
     with open("/proc/cpuinfo") as file:
-        names = re.findall(r"model name\s*:\s*(.+)", file.read())
-    return names[0] if names else "CPU"
+        found = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)", file.read(), re.MULTILINE))
+    numbers = [f"{word} {found[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in found]
+    return " ".join([found.get("model name", "CPU"), *numbers])
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
