@@ -177,23 +177,23 @@ def reference_gradients(function, inputs, grad_outputs):
         return [next(gradients) if isinstance(x, torch.Tensor) else None for x in tracked]
 
 
-def wanted_gradients(function, tensors, wanted, grad_output):
-    """Gradients of function(*tensors) by autograd for those that are wanted, themselves differentiable.
+def vector_jacobian(function, tensors, cotangents, wanted):
+    """Gradients of sum(cotangents * function(*tensors)) for the wanted tensors, differentiable to any order.
 
-    Args:
-        function: differentiable, in plain PyTorch. tensors: its arguments; those not wanted may be None.
-        wanted: a bool per tensor. grad_output: gradient of its output.
-
-    Returns:
-        list with a gradient per wanted tensor; zeros where the output does not depend on it.
+    Entries of tensors that are not wanted and entries of cotangents may be None, for zero. Works on views: a tensor
+    given twice gets the gradient of each apart.
     """
     with torch.enable_grad():
-        # Views: a tensor given for two arguments gets the gradient of each apart.
         tracked = [
             (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
             for t, want in zip(tensors, wanted, strict=True)
         ]
+        results = function(*tracked)
+        results = (results,) if isinstance(results, torch.Tensor) else results
+        pairs = [(y, g) for y, g in zip(results, cotangents, strict=True) if g is not None and y.requires_grad]
         leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
-        return list(
-            torch.autograd.grad(function(*tracked), leaves, grad_output, create_graph=True, materialize_grads=True)
-        )
+        if not pairs:
+            return [torch.zeros_like(t) for t in leaves]
+        ys, gs = zip(*pairs, strict=True)
+        options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        return list(torch.autograd.grad(ys, leaves, gs, **options))

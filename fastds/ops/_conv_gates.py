@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fastds import _native
-from fastds._registry import Backend, call, define, without_gradients
+from fastds._registry import Backend, call, define, vector_jacobian, without_gradients
 from fastds.convolution import current
 from fastds.ops import _reuse, _triton, _winograd
-from fastds.ops._gates import DTYPES, PassOps, vector_jacobian
+from fastds.ops._gates import DTYPES, PassOps
 from fastds.ops.conv3x3 import CONV3X3, CONV3X3_BACKWARD, _use_winograd, conv3x3
 from fastds.ops.conv3x3 import _refusal as convolution_refusal
 from fastds.reference.conv3x3 import conv3x3 as reference_convolution

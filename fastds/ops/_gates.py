@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastds import _native
-from fastds._registry import Backend, call, define, without_gradients
+from fastds._registry import Backend, call, define, vector_jacobian, without_gradients
 from fastds.ops._autocast import autocast_dtype, cast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -135,28 +135,6 @@ def run(formula: str, like: Tensor, channels: int, operands, option: float, slop
         module.gates_cuda(*arguments, *_native.cuda_launch(like))
     else:
         module.gates_cpu(*arguments, torch.get_num_threads())
-
-
-def vector_jacobian(function, tensors, cotangents, wanted):
-    """Gradients of sum(cotangents * function(*tensors)) for the wanted tensors, differentiable to any order.
-
-    Entries of tensors that are not wanted and entries of cotangents may be None, for zero. Works on views: a tensor
-    given twice gets the gradient of each apart.
-    """
-    with torch.enable_grad():
-        tracked = [
-            (t.view_as(t) if t.requires_grad else t.detach().requires_grad_()) if want else t
-            for t, want in zip(tensors, wanted, strict=True)
-        ]
-        results = function(*tracked)
-        results = (results,) if isinstance(results, Tensor) else results
-        pairs = [(y, g) for y, g in zip(results, cotangents, strict=True) if g is not None and y.requires_grad]
-        leaves = [t for t, want in zip(tracked, wanted, strict=True) if want]
-        if not pairs:
-            return [torch.zeros_like(t) for t in leaves]
-        ys, gs = zip(*pairs, strict=True)
-        options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-        return list(torch.autograd.grad(ys, leaves, gs, **options))
 
 
 class PassOps:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds._registry import Backend, call, define, wanted_gradients, without_gradients
+from fastds._registry import Backend, call, define, vector_jacobian, without_gradients
 from fastds.backend import forced
 from fastds.ops import _triton
 from fastds.ops.deform_conv2d import _autocast, _check_tensor, _nhwc, _output_format, check, triton_problem
@@ -132,7 +132,7 @@ def _backward_reference(grad_y, input, raw, weight, base_offset, offset_groups, 
     def formula(*tensors):
         return _reference(*tensors, offset_groups, modulated, 1.0)
 
-    return wanted_gradients(formula, (input, raw, weight, bias, base_offset), wanted, grad_y)
+    return vector_jacobian(formula, (input, raw, weight, bias, base_offset), (grad_y,), wanted)
 
 
 class _GuidedDeformConv2d(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastds import _native
-from fastds._registry import Backend, call, define, wanted_gradients, without_gradients
+from fastds._registry import Backend, call, define, vector_jacobian, without_gradients
 from fastds.ops import _triton
 from fastds.ops._autocast import autocast_dtype, cast
 from fastds.ops._checks import check_tensor
@@ -287,7 +287,7 @@ def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation
     def formula(input, offset, weight, bias, mask):
         return reference(input, offset, weight, bias, stride, padding, dilation, mask)
 
-    return wanted_gradients(formula, (input, offset, weight, bias, mask), wanted, grad_y)
+    return vector_jacobian(formula, (input, offset, weight, bias, mask), (grad_y,), wanted)
 
 
 class _DeformConv2d(torch.autograd.Function):

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from fastds import _native
-from fastds._registry import Backend, call, define, without_gradients
+from fastds._registry import Backend, call, define, vector_jacobian, without_gradients
 from fastds.ops import _triton
-from fastds.ops._gates import autocast, vector_jacobian
+from fastds.ops._gates import autocast
 from fastds.ops._winograd import nhwc
 from fastds.reference import window_attention2d as reference
 
