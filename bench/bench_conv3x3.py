@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from bench.in_turn import medians
-from fastds import _native
 from fastds.ops import conv3x3
-from fastds.reference.conv3x3 import conv3x3 as reference
+from fastds.ops.core import native as _native
+from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
 
 AVX2 = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
 if AVX2:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DB-RNN family against the same networks in straightforward eager torch.
 
-The straightforward network is fastds.reference.db_rnn: contiguous layout, a convolution per summand, nothing fused or
+The straightforward network is fastds.models.db_rnn.oracle: contiguous layout, a convolution per summand, nothing fused or
 hoisted; its local attention loops over window rows on views. Batch 4, 160x160, 5 known frames and 5 forecast ones, so 9
 steps. A training step is forward, the paper's pixel loss, backward and Adam. FLOPs are those of that graph without the
 core of the attention. "fastds kept gates" keeps the gates for the backward (recompute=False). `launches` counts the
@@ -15,8 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastds.models import create
+from fastds.models.db_rnn import oracle as reference
 from fastds.models.db_rnn.losses import pixel_loss
-from fastds.reference import db_rnn as reference
 
 BATCH, SIZE, KNOWN, STEPS = 4, 160, 5, 5
 GIGA_MACS = {"ms-convlstm": 25.17, "ms-predrnn": 51.02, "db-convlstm": 50.34, "ms-preciplstm": 99.80}  # of one sample

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from bench import peers
 from bench.peers import Case
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 CASES = {
     case.name: case

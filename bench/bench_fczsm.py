@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FC-ZSM against the same network in straightforward eager torch, and against plain convolutions.
 
-The straightforward network is fastds.reference.fczsm: contiguous layout, grid_sample deformable convolutions, nothing
+The straightforward network is fastds.models.fczsm.oracle: contiguous layout, grid_sample deformable convolutions, nothing
 hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
 convolutions in channels_last. A training step is forward, mean squared error, backward and Adam. "fastds direct" has
 every plain convolution on oneDNN. Eager and ours also run as in a plain user's process, where freed memory goes back
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 import fastds
 from fastds.models import FCZSM, create
-from fastds.reference.fczsm import ReferenceFCZSM, count_flops
+from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 
 SIZES = {"forward": 200, "training step": 100}  # coarse grid, both sides
 ROWS = [  # mode, peer, dtype, freed memory

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from fastds.models.inr import Encoded, bands
 from fastds.nn import LocalEnsembleDecoder
 from fastds.ops import inr_query
-from fastds.reference.inr_query import inr_query as reference
-from fastds.reference.query_points import GridSpec
+from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.ops.impl.inr_query.reference import inr_query as reference
 
 CHANNELS, HIDDEN, OUTPUTS, HEADS, KEY = 64, 256, 4, 4, 16
 NAIVE_CHUNK = 30_000  # queries at once, as the published test code does

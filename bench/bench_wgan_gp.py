@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The humidity WGAN-GP in its default reading against straightforward eager torch, contiguous and in channels_last.
 
-Straightforward: fastds.reference.wgan_gp, two convolutions per mixed layer, nothing hoisted. One day of eight fields,
+Straightforward: fastds.models.wgan_gp.oracle, two convolutions per mixed layer, nothing hoisted. One day of eight fields,
 8 x 8 -> 64 x 64. A training step is the critic's loss with its penalty and the generator's loss, both with all
 gradients, the critic's parameters frozen in the second as in training; all weights change a little before every step,
 in place of an optimiser, so that nothing made from them can be kept. FLOPs are those of the straightforward graph.
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fastds.models import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp import CriticLoss
-from fastds.reference import wgan_gp as reference
+from fastds.models.wgan_gp import oracle as reference
 
 CL = torch.channels_last
 ROWS = [

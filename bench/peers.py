@@ -90,7 +90,7 @@ def forward_or_backward(function, args, grad_y, mode):
 
 def fastds(case: Case, mode: str, dtype: torch.dtype):
     """Ours: channels_last, offsets in float32."""
-    from fastds.ops.deform_conv2d import deform_conv2d
+    from fastds.ops.impl.deform_conv2d.op import deform_conv2d
 
     x, offset, mask, weight, bias = (channels_last(t) for t in case.args())
     x, mask, weight, bias = (t.to(dtype) for t in (x, mask, weight, bias))

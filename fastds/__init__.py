@@ -11,15 +11,18 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
     __path__.append(str(_root))
 
-from fastds import ops  # noqa: E402  registers torch.ops.fastds.*
-from fastds.backend import backend, explain  # noqa: E402
-from fastds.convolution import convolution  # noqa: E402
+from fastds import _verbs, ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds.memory import keep_freed_memory  # noqa: E402
+from fastds.ops.core.backends import backend, explain  # noqa: E402
+from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
+
+_verbs.register("downscale", "fastds.tasks.radar.run:downscale")
+_verbs.register("nowcast", "fastds.tasks.nowcast.run:nowcast")
 
 __all__ = ["__version__", "backend", "convolution", "explain", "keep_freed_memory", "load", "ops"]
 
 _SUBPACKAGES = {
-    "data", "downscaling", "evaluation", "metrics", "models", "nn", "nowcasting", "plot", "reference", "training",
+    "data", "metrics", "models", "nn", "plot", "studies", "tasks",
 }  # fmt: skip
 
 

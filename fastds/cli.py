@@ -199,8 +199,8 @@ _GENERATOR_ONLY = ("members", "seed", "level")
 
 
 def _downscale_ensemble(options) -> None:
-    from fastds.downscaling.ensembles import downscale_ensemble_file
-    from fastds.inference import check_settings, torch_threads
+    from fastds.tasks.common.inference import check_settings, torch_threads
+    from fastds.tasks.humidity.run import downscale_ensemble_file
 
     _refuse(options, (*_RADAR_ONLY, "static"), f"is for radar fields, {options.model} is a generator of others")
     check_settings(options.threads)
@@ -215,7 +215,7 @@ def _downscale(options) -> None:
     if _is_generator(options.model):
         return _downscale_ensemble(options)
     _refuse(options, _GENERATOR_ONLY, "needs --model, the weights of a generator")
-    from fastds.downscaling import downscale_file
+    from fastds.tasks.radar.run import downscale_file
 
     _must_exist("--truth", options.truth)
     chosen = _given(options, ("var", "tile", "halo", "threads", "precision", "time_factor", "static"))
@@ -223,7 +223,7 @@ def _downscale(options) -> None:
     result = downscale_file(options.input, options.output, progress=True, **files, **chosen)
     print(result.summary())
     if options.truth:
-        from fastds.evaluation import evaluate_files
+        from fastds.tasks.radar.evaluation import evaluate_files
 
         evaluate_files(
             options.output, options.truth, coarse=options.input, var=options.var, z_r=_pair(options.z_r), progress=True
@@ -231,8 +231,8 @@ def _downscale(options) -> None:
 
 
 def _downscale_grid(options) -> None:
-    from fastds.downscaling.grids import downscale_grid_file
-    from fastds.inference import check_settings, torch_threads
+    from fastds.tasks.common.inference import check_settings, torch_threads
+    from fastds.tasks.fields.run import downscale_grid_file
 
     used = "is not used with --scale, --grid and --like"
     _refuse(options, (*_RADAR_ONLY, *_GENERATOR_ONLY, "var"), used)
@@ -245,7 +245,7 @@ def _downscale_grid(options) -> None:
 
 
 def _nowcast(options) -> None:
-    from fastds.nowcasting import nowcast_file
+    from fastds.tasks.nowcast.run import nowcast_file
 
     _must_exist("--truth", options.truth)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity", "var")
@@ -255,7 +255,7 @@ def _nowcast(options) -> None:
     result = nowcast_file(options.input, options.output, z_r=_pair(options.z_r), progress=True, **files, **chosen)
     print(result.summary())
     if options.truth:
-        from fastds.evaluation import evaluate_nowcast_files
+        from fastds.tasks.nowcast.evaluation import evaluate_nowcast_files
 
         law = {"var": options.var, "z_r": _pair(options.z_r)}
         files = options.output, options.truth
@@ -263,16 +263,17 @@ def _nowcast(options) -> None:
 
 
 def _query(options) -> None:
-    from fastds.downscaling.grids import query_file
+    from fastds.tasks.fields.run import query_file
 
     chosen = {name: options[name] for name in ("model", "outside", "static")}
     print(query_file(options.input, options.points, options.out, **chosen))
 
 
 def _evaluate(options) -> None:
-    from fastds import evaluation
-    from fastds.inference import check_target
-    from fastds.nowcasting import is_forecast_file
+    from fastds.tasks.common.inference import check_target
+    from fastds.tasks.nowcast.evaluation import evaluate_nowcast_files
+    from fastds.tasks.nowcast.reading import is_forecast_file
+    from fastds.tasks.radar.evaluation import evaluate_files
 
     law = {"var": options.var, "z_r": _pair(options.z_r), "progress": True}
     files = options.prediction, options.truth
@@ -280,23 +281,23 @@ def _evaluate(options) -> None:
         for file in files:
             check_target(file, options.csv)
     if is_forecast_file(options.prediction):
-        table = evaluation.evaluate_nowcast_files(*files, observed=options.input, **law)
+        table = evaluate_nowcast_files(*files, observed=options.input, **law)
     else:
-        table = evaluation.evaluate_files(*files, coarse=options.input, **law)
+        table = evaluate_files(*files, coarse=options.input, **law)
     table.print()
     if options.csv:
         table.to_csv(options.csv)
 
 
 def _demo(options) -> None:
-    from fastds.downscaling.demo import demo
+    from fastds.tasks.radar.demo import demo
 
     chosen = {key: value for key in ("model", "seed", "size", "threads") if (value := options[key]) is not None}
     demo(options.out, progress=True, **chosen)
 
 
 def _train(argv: list[str]) -> int:
-    from fastds.training import main as train
+    from fastds.tasks.common.command import main as train
 
     return train(argv)
 

@@ -6,8 +6,8 @@ import platform
 
 import torch
 
-from fastds import _native
 from fastds._version import __version__
+from fastds.ops.core import native as _native
 
 
 def _triton_version():

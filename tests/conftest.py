@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastds import _native
 from fastds.info import info
+from fastds.ops.core import native as _native
 
 ROOT = Path(__file__).resolve().parent.parent
 

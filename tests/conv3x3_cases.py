@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fastds.ops import conv3x3
-from fastds.reference.conv3x3 import conv3x3 as reference
+from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
 
 
 @dataclass(frozen=True)

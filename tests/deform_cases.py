@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from fastds.ops import inr_query
-from fastds.reference.inr_query import inr_query as reference
-from fastds.reference.query_points import GridSpec
+from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.ops.impl.inr_query.reference import inr_query as reference
 
 KINDS = (
     "affine-early_attn", "affine-early_area", "affine-late", "affine-none", "slope-early_attn", "slope-late",

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import fastds
-from fastds import _native
-from fastds._registry import OPS, Backend
-from fastds.backend import choose
 from fastds.ops import null_op
+from fastds.ops.core import native as _native
+from fastds.ops.core.backends import choose
+from fastds.ops.core.registry import OPS, Backend
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDE_NATIVE = "import sys; sys.modules['_fastds'] = None\n"

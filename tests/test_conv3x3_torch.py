@@ -11,8 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv3x3
-from fastds.ops.conv3x3 import winograd_pays
-from fastds.reference.conv3x3 import conv3x3 as reference
+from fastds.ops.impl.conv3x3.op import winograd_pays
+from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -238,7 +238,7 @@ def test_weights_at_the_address_of_freed_ones():
 
 
 def test_kept_weights_are_bounded(monkeypatch):
-    from fastds.ops import _winograd
+    from fastds.ops.impl.conv3x3 import winograd as _winograd
 
     monkeypatch.setattr(_winograd, "KEPT_WEIGHT_BYTES", 1 << 20)
     weights = [torch.randn(16, 16, 3, 3) for _ in range(40)]

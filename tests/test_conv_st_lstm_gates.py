@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from thread_cases import assert_same_bits
 
 import fastds
-from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
-from fastds.ops._conv_gates import recomputed_gates
-from fastds.reference import conv_st_lstm_gates as reference
+from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate
+from fastds.ops.impl.conv_cells import conv_st_lstm_gates
+from fastds.ops.impl.conv_cells import conv_st_lstm_gates_reference as reference
+from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
 REFERENCES = {
     name: getattr(reference, name) for name in ("conv_st_lstm_gates", "conv_memory_gates", "conv_output_gate")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastds import _native
+from fastds.ops.core import native as _native
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = """

@@ -6,8 +6,8 @@ import pytest
 import torch
 import xarray as xr
 
-from fastds.data import fields as ff
-from fastds.data.files import open_dataset
+from fastds.data.io.files import open_dataset
+from fastds.data.samples import fields as ff
 
 
 def dataset(levels=None, **variables):

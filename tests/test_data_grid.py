@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from fastds.data import coarsen_grid, grid_spacing_m, refine_grid, synthetic_event, to_reflectivity
-from fastds.data.axes import is_latitude, is_longitude
+from fastds.data.grid.axes import is_latitude, is_longitude
 
 
 def field_on(y, x, y_attrs=None, x_attrs=None, extra=None):

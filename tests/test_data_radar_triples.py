@@ -18,7 +18,7 @@ from fastds.data import (
     save_dataset,
     synthetic_event,
 )
-from fastds.data.radar_triples import augment, make_sample
+from fastds.data.samples.radar_triples import augment, make_sample
 
 KEYS = {"x": (2, 1, 16, 16), "y": (3, 1, 32, 32), "valid": (3, 1, 32, 32)}
 

@@ -11,7 +11,7 @@ import pytest
 
 from fastds.cli import main
 from fastds.data import from_pixels, open_dataset, open_hko7, open_radolan, save_dataset, to_pixels, to_reflectivity
-from fastds.nowcasting import nowcast
+from fastds.tasks.nowcast.run import nowcast
 
 
 def composite(product="RX", day="102050", month="0814", codes=None, grid=(900, 900), extra=""):

@@ -15,7 +15,7 @@ from fastds.data import (
     to_reflectivity,
     triples,
 )
-from fastds.data.times import regular_segments
+from fastds.data.grid.times import regular_segments
 
 MINUTE = np.timedelta64(1, "m")
 

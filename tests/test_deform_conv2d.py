@@ -20,7 +20,7 @@ from deform_cases import (
 from thread_cases import assert_same_bits
 
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.usefixtures("native")

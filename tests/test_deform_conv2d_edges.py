@@ -7,7 +7,7 @@ from deform_cases import NAMES, Problem, gradients
 
 import fastds
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 BOTH = [deform_conv2d, reference]
 H, W, EPS = 5, 6, 2.0**-10

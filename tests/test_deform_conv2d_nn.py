@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.nn import DeformConv2d, GuidedDeformConv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 
 def guided(**changes):

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

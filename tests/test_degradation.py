@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.data.degradation import (
+from fastds.data.samples.degradation import (
     RESIZING,
     Degradation,
     DegradationConfig,
@@ -19,7 +19,7 @@ from fastds.data.degradation import (
     round_mantissa,
     sinc_kernel,
 )
-from fastds.data.field_crops import FieldBlock, FieldCrops, statistics
+from fastds.data.samples.field_crops import FieldBlock, FieldCrops, statistics
 from fastds.metrics import detail_ratio, latitude_weights, psnr
 
 f64 = torch.float64

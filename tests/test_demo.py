@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from fastds import models
 from fastds.data import open_dataset
-from fastds.downscaling.demo import demo
+from fastds.tasks.radar.demo import demo
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_demo_writes_table_files_and_picture(tiny, tmp_path, capsys):
 
 
 def test_demo_is_repeatable(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastds.downscaling.demo._write_picture", lambda *args: None)
+    monkeypatch.setattr("fastds.tasks.radar.demo._write_picture", lambda *args: None)
     first, second = (demo(tmp_path / n, model=tiny, size=64, frames=3) for n in ("a", "b"))
     assert first.rows["trilinear"] == second.rows["trilinear"]
 

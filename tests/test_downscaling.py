@@ -7,10 +7,12 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fastds import inference, models
+from fastds import models
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
-from fastds.downscaling import downscale, downscale_file, job, pick_model
 from fastds.models.baselines import trilinear
+from fastds.tasks.common import inference
+from fastds.tasks.radar import job
+from fastds.tasks.radar.run import downscale, downscale_file, pick_model
 
 FLOOR, CEILING, NO_ECHO = 15.0, 70.0, -32.0
 

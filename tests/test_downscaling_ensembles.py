@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from fastds import cli, models
-from fastds.downscaling.ensembles import downscale_ensemble, downscale_ensemble_file
+from fastds.tasks.humidity.run import downscale_ensemble, downscale_ensemble_file
 
 
 def generator(scale=2, coarsening="mean"):

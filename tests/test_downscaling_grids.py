@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from fastds.cli import main
-from fastds.downscaling.grids import downscale_grid, downscale_grid_file, query_table
 from fastds.models import create, load, save
+from fastds.tasks.fields.run import downscale_grid, downscale_grid_file, query_table
 
 VARIABLES = [
     {"name": "t", "standard_name": "air_temperature", "units": "K"},
@@ -124,14 +124,14 @@ def test_ascending_latitudes_and_the_other_longitude_convention():
 
 def test_windows_change_nothing(monkeypatch):
     whole = downscale_grid(model(trained=True), region(), scale=2.67)
-    monkeypatch.setattr("fastds.downscaling.grids.WINDOW_QUERIES", 500)
+    monkeypatch.setattr("fastds.tasks.fields.run.WINDOW_QUERIES", 500)
     assert np.array_equal(downscale_grid(model(trained=True), region(), scale=2.67).t, whole.t)
 
 
 def test_large_outputs_wait_in_files_and_inputs_are_read_one_by_one(tmp_path, monkeypatch):
     region().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     whole = downscale_grid(model(trained=True), region(), scale=2.67)
-    monkeypatch.setattr("fastds.inference.MAPPED_BYTES", 0)
+    monkeypatch.setattr("fastds.tasks.common.inference.MAPPED_BYTES", 0)
     with xr.open_dataset(tmp_path / "in.nc") as lazy:
         fine = downscale_grid(model(trained=True), lazy, scale=2.67, folder=tmp_path)
         assert isinstance(fine.t.variable._data, np.memmap) and np.array_equal(fine.t, whole.t)

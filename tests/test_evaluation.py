@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.evaluation import BASELINES, evaluate, evaluate_files, scores
 from fastds.metrics import EVALUATION_FLOORS
+from fastds.tasks.radar import scores
+from fastds.tasks.radar.evaluation import BASELINES, evaluate, evaluate_files
 
 
 @pytest.fixture(scope="module")

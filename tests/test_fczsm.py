@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from fastds.models import FCZSM, create
+from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 from fastds.nn import chunks
-from fastds.reference.fczsm import ReferenceFCZSM, count_flops
 
 SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
 
@@ -250,7 +250,7 @@ def test_bfloat16_autocast():
 
 
 def deform_in_float32(x, offset, weight, bias, mask):
-    from fastds.reference.fczsm import deform_by_grid_sample
+    from fastds.models.fczsm.oracle import deform_by_grid_sample
 
     with torch.autocast("cpu", enabled=False):
         return deform_by_grid_sample(x.float(), offset.float(), weight, bias, mask.float())

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds import metrics
-from fastds.data.fields import coarsen_fields
+from fastds.data.samples.fields import coarsen_fields
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet

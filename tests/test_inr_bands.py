@@ -6,7 +6,7 @@ import torch
 
 from fastds.models import create
 from fastds.models.inr import Encoded, bands
-from fastds.reference.query_points import GridSpec, PointSpec, from_index
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_index
 
 SMALL = {"encoder_options": {"channels": 32, "blocks": 1}, "in_channels": 2}
 

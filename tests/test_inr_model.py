@@ -15,7 +15,7 @@ from fastds.models.inr import ENCODERS, INRDownscaler
 from fastds.models.inr.dpfa import DPFA
 from fastds.models.inr.encoders import reflect_to_multiple
 from fastds.models.inr.poles import across_poles
-from fastds.reference.query_points import from_index
+from fastds.ops.impl.inr_query.points import from_index
 
 f64 = torch.float64
 TAU = torch.tensor(0.1).double()  # as a float32 parameter starts

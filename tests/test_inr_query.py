@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from inr_cases import KINDS, grid_coordinates, liif, lte, meta_sr, query, random_case
 
 import fastds
-from fastds.reference.query_points import GridSpec, PointSpec, from_index, from_latlon, from_normalised
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_index, from_latlon, from_normalised
 
 f64 = torch.float64
 PAIRS = [((7, 9), (14, 18)), ((6, 5), (16, 13)), ((8, 8), (20, 12)), ((5, 7), (3, 4)), ((11, 6), (33, 17))]

@@ -9,7 +9,7 @@ from inr_cases import KINDS, exact, flat_arguments, query, random_case
 
 import fastds
 from fastds.ops import inr_query
-from fastds.reference.query_points import GridSpec, PointSpec, from_index
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_index
 
 f64 = torch.float64
 GRID = GridSpec.cells((7, 9), (15, 22))
@@ -177,7 +177,7 @@ def test_19_backward_chunks_and_threads(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(first[0], other[0])  # maps: our kernel; the trunk's products are torch's
-    monkeypatch.setattr("fastds.ops._inr_native.CHUNK_ROWS", 5000)
+    monkeypatch.setattr("fastds.ops.impl.inr_query.native_call.CHUNK_ROWS", 5000)
     chunked, _ = gradients(query, maps, where, trunk, keywords, grad)
     for a, b in zip(first, chunked, strict=True):
         assert (a - b).norm() < 1e-5 * a.norm()

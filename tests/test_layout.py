@@ -2,6 +2,8 @@
 """The house rules that a machine can check: where files are, who imports whom, how long they get."""
 
 import ast
+import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -9,23 +11,24 @@ from pathlib import Path
 import pytest
 
 import fastds
-import fastds.ops
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sorted(p for top in ("fastds", "kernels", "tests", "bench") for p in (ROOT / top).rglob("*.py"))
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".cpp", ".h", ".cu", ".cuh"})
 SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
-# Packages under fastds and what of fastds they may import; models also reach up to the commands, inside functions.
+# Packages under fastds and the others of them that they may import, inside functions, too.
 ARROWS = {
-    "reference": {"reference"},
-    "ops": {"ops", "reference", "kernels", "_native", "_registry", "backend", "convolution"},
-    "nn": {"nn", "ops", "reference"},
-    "models": {"models", "nn", "ops", "reference", "metrics", "data", "_version", "downscaling", "nowcasting"},
-    "data": {"data", "_version"},
-    "metrics": {"metrics"},
-    "plot": {"plot", "data", "metrics"},
+    "ops": {"kernels"},
+    "nn": {"ops"},
+    "data": {"_version", "ops"},
+    "metrics": set(),
+    "models": {"nn", "ops", "metrics", "data", "_version", "_verbs"},
+    "plot": {"data", "metrics"},
+    "tasks": {"data", "metrics", "models", "nn", "ops", "plot", "_version", "memory", "info"},
+    "studies": {"data", "metrics", "models", "tasks"},
 }
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PYTHON}
 
 
 def imports(path):
@@ -44,30 +47,70 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
-# Public names that live in the file of another one.
-GUESTS = {"pixel_unshuffle", "conv_memory_gates", "conv_output_gate", "GridSpec", "PointSpec"}
+def module_of(name):
+    """The module of this checkout that a dotted name is or lies in, or None."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
-@pytest.mark.parametrize("op", sorted(set(fastds.ops.__all__) - GUESTS))
-def test_op_siblings(op):
-    for path in (f"fastds/ops/{op}.py", f"fastds/reference/{op}.py", f"tests/test_{op}.py"):
-        assert (ROOT / path).is_file(), path
-    shared = "fastds.ops._gates" in (ROOT / f"fastds/ops/{op}.py").read_text()  # one folder for all pointwise passes
-    op = "gates" if shared else op
+@pytest.mark.parametrize("op", sorted(p.name for p in (ROOT / "fastds" / "ops" / "impl").iterdir() if p.is_dir()))
+def test_an_op_has_the_same_name_everywhere(op):
+    if op == "__pycache__":
+        return
     folder = ROOT / "csrc" / op
-    assert (folder / "params.h").is_file() and (folder / "bind.cpp").is_file() and list(folder.glob("cpu*.cpp"))
-    assert (ROOT / "csrc" / "bind.cpp").read_text().count(f"register_{op}(m);") == 1
+    assert (folder / "params.h").is_file() and (folder / "bind.h").is_file(), folder
+    files = {p.name for p in (ROOT / "fastds" / "ops" / "impl" / op).glob("*.py")}
+    assert "reference.py" in files, files
 
 
 @pytest.mark.parametrize("package", ARROWS)
 def test_import_arrows(package):
     for path in (ROOT / "fastds" / package).rglob("*.py"):
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("fastds.")}
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("fastds.")} - {package}
         assert used <= ARROWS[package], f"{relative(path)} imports fastds.{', fastds.'.join(used - ARROWS[package])}"
-    if package == "reference":
-        for path in (ROOT / "fastds" / package).rglob("*.py"):
-            used = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
-            assert used <= {"fastds", "torch"}, relative(path)
+
+
+def test_no_import_circle():
+    """No module imports itself by way of others; imports inside functions count."""
+    graph = {name: {module_of(n) for n in imports(path)} - {None, name, "fastds"} for name, path in MODULES.items()}
+    done, open_, circles = set(), [], []
+
+    def visit(name):
+        if name in open_:
+            circles.append(" -> ".join([*open_[open_.index(name) :], name]))
+        elif name not in done:
+            open_.append(name)
+            for other in sorted(graph[name]):
+                visit(other)
+            open_.pop()
+            done.add(name)
+
+    for name in graph:
+        visit(name)
+    assert not circles, circles
+
+
+def test_a_public_name_is_a_function_or_a_module_and_not_both():
+    for package in (
+        "fastds",
+        "fastds.ops",
+        "fastds.nn",
+        "fastds.data",
+        "fastds.metrics",
+        "fastds.plot",
+        "fastds.models",
+    ):
+        module = importlib.import_module(package)
+        functions = {name for name in module.__all__ if not inspect.ismodule(getattr(module, name))}
+        both = sorted(name for name in functions if f"{package}.{name}" in MODULES)
+        assert not both, f"{package}: {both}"
+
+
+def test_references_import_torch_alone():
+    for path in (ROOT / "fastds" / "ops" / "impl").rglob("*reference.py"):
+        used = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        assert used <= {"fastds", "torch"}, relative(path)
 
 
 def test_kernels_import_torch_and_triton_only():
@@ -79,14 +122,14 @@ def test_kernels_import_torch_and_triton_only():
 
 def test_nothing_imports_tests_or_bench():
     for path in (ROOT / "fastds").rglob("*.py"):
-        allowed = {"_fastds"} if path.name == "_native.py" else set()
+        allowed = {"_fastds"} if path.name == "native.py" else set()
         assert {n.split(".")[0] for n in imports(path)} & {"tests", "bench", "_fastds", "setup"} <= allowed, relative(
             path
         )
 
 
 def test_subpackages_are_reachable_from_the_top():
-    for name in ("data", "metrics", "models", "nn", "plot", "reference", "training"):
+    for name in ("data", "metrics", "models", "nn", "plot", "studies", "tasks"):
         assert getattr(fastds, name).__name__ == f"fastds.{name}" and name in dir(fastds)
     with pytest.raises(AttributeError, match="module 'fastds' has no attribute 'modles'"):
         fastds.modles  # noqa: B018  misspelt on purpose

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastds import models
 from fastds.nn import LocalAttentionDecoder, LocalEnsembleDecoder
 from fastds.ops import GridSpec, inr_query
-from fastds.reference.query_points import from_index, from_normalised
+from fastds.ops.impl.inr_query.points import from_index, from_normalised
 
 DECODERS = {
     "ensemble": lambda **options: LocalEnsembleDecoder(6, 2, width=16, hidden=2, **options),

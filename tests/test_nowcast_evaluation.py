@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from fastds import models
 from fastds.cli import main
 from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates, save_dataset, synthetic_event
-from fastds.evaluation import csi_difference, evaluate_nowcast, window_scores
-from fastds.evaluation.nowcast_table import BANDS
 from fastds.metrics import fss, spectral_ratio
-from fastds.nowcasting import nowcast
+from fastds.tasks.nowcast.evaluation import evaluate_nowcast, window_scores
+from fastds.tasks.nowcast.run import nowcast
+from fastds.tasks.nowcast.table import BANDS, csi_difference
 
 STEPS, STARTS = 3, (4, 6, 8)  # the last of the known fields of each start
 
@@ -147,7 +147,7 @@ def test_difference_of_csi_and_its_interval_over_starts(table):
 
 
 def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, capsys):
-    evaluate = pytest.importorskip("fastds.training.nowcast.evaluate", reason="belongs to the training extra")
+    evaluate = pytest.importorskip("fastds.tasks.nowcast.test_table", reason="belongs to the training extra")
     monkeypatch.setattr(evaluate, "TEST_STARTS", {"event.nc": 2})
     save_dataset(event, tmp_path / "event.nc")
     for name, match_above in (("kept", 0.25), ("plain", None)):

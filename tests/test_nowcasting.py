@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastds import inference, models
+from fastds import models
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.models.baselines import blurred_persistence, extrapolation
-from fastds.nowcasting import methods, nowcast, nowcast_file
+from fastds.tasks.common import inference
+from fastds.tasks.nowcast import methods
+from fastds.tasks.nowcast.run import nowcast, nowcast_file
 
 START = "2020-06-01T12:00"
 CARD = {"floor_dbz": 0.0, "ceiling_dbz": 60.0, "input_steps": 3}
@@ -306,7 +308,7 @@ def test_output_over_input_and_unknown_options_are_refused(folder, tmp_path):
 
 
 def test_downscaling_refuses_a_nowcaster(event):
-    from fastds.downscaling import downscale
+    from fastds.tasks.radar.run import downscale
 
     with pytest.raises(ValueError, match="model tiny forecasts and does not downscale; use fastds nowcast"):
         downscale(network(), event)

@@ -93,9 +93,14 @@ def test_setup_imports_setuptools_and_pybind11_only(tmp_path):
 def test_wheel_content(full_build):
     (wheel,) = (full_build / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"_fastds{SUFFIX}", "fastds/__init__.py", "fastds/kernels/__init__.py", "fastds/ops/null_op.py"} <= names
+    assert {
+        f"_fastds{SUFFIX}",
+        "fastds/__init__.py",
+        "fastds/kernels/__init__.py",
+        "fastds/ops/impl/null_op/op.py",
+    } <= names
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"fastds", f"_fastds{SUFFIX}"}
-    for pattern in ("fastds/models/weights/*.safetensors", "fastds/training/configs/*/*.yaml"):
+    for pattern in ("fastds/models/weights/*.safetensors", "fastds/*/**/configs/*.yaml"):
         assert {p.relative_to(ROOT).as_posix() for p in ROOT.glob(pattern)} <= names
     assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", "stale_module.py"))]
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import pixel_shuffle, pixel_unshuffle
-from fastds.reference.pixel_shuffle import pixel_shuffle as reference
+from fastds.ops.impl.pixel_shuffle.reference import pixel_shuffle as reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FACTORS = [1, 2, 3, 4, 5, 6, 7, 8]

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from fastds.models.db_rnn import DBRNN, MSRNN
+from fastds.models.db_rnn import oracle as reference
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
-from fastds.reference import db_rnn as reference
-from fastds.training.nowcast import NowcastConfig, NowcastModule
-from fastds.training.nowcast.config import NowcastDataConfig
+from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig
+from fastds.tasks.nowcast.module import NowcastModule
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastds.models.db_rnn import DBRNN, MSRNN
-from fastds.ops import _reuse
-from fastds.ops._conv_gates import recomputed_gates
-from fastds.ops._recompute import halved_maximum, made_again
+from fastds.models.db_rnn.rematerialize import halved_maximum, made_again
+from fastds.ops.core import buffer_pool as _reuse
+from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastds.models.db_rnn import DBRNN, MSRNN
-from fastds.ops import _reuse
-from fastds.ops._recompute import halved_maximum
+from fastds.models.db_rnn.rematerialize import halved_maximum
+from fastds.ops.core import buffer_pool as _reuse
 
 pytestmark = pytest.mark.usefixtures("native")
 SHAPE = (2, 3, 4, 5)

@@ -8,9 +8,9 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
-from fastds.ops import _shared_kernel as shared
-from fastds.ops._shared_kernel import SharedKernel
-from fastds.ops._weight_gradients import input_gradients_only
+from fastds.models.wgan_gp import shared_kernel as shared
+from fastds.models.wgan_gp.shared_kernel import SharedKernel
+from fastds.ops.impl.conv3x3.weight_gradients import input_gradients_only
 
 
 def chain(x, weight, bias, residual, steps=3):

@@ -7,11 +7,11 @@ pytest.importorskip("lightning", reason="the test regions are those of a trainin
 pytest.importorskip("scoringrules", reason="scores of ensembles belong to the verify extra")
 
 from fastds import models
-from fastds.data.fields import HUMIDITY_RANGE
+from fastds.data.samples.fields import HUMIDITY_RANGE
 from fastds.models.checkpoint import WEIGHTS
-from fastds.training.gan.config import parse_arguments
-from fastds.training.gan.data import read_regions
-from fastds.training.gan.evaluate import evaluate_region
+from fastds.tasks.humidity.config import parse_arguments
+from fastds.tasks.humidity.samples import read_regions
+from fastds.tasks.humidity.test_table import evaluate_region
 
 NAMES = [name for name in models.available(pretrained=True) if name.startswith("wgan-gp-small")]
 GAIN = {2: 1.2, 8: 0.1}  # decibels over coordinate-true bicubic interpolation

@@ -11,8 +11,8 @@ import xarray as xr
 
 from fastds import models
 from fastds.cli import main
-from fastds.training.fields import FieldDataConfig, FieldDataModule, bicubic, coarse_and_fine
-from fastds.training.study.run import bicubic_torch
+from fastds.studies.fields.run import bicubic_torch
+from fastds.tasks.fields.training import FieldDataConfig, FieldDataModule, bicubic, coarse_and_fine
 
 FILE = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
 

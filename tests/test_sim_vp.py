@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from fastds import models
 from fastds.models.baselines.sim_vp import SimVP
-from fastds.training.nowcast import NowcastConfig, NowcastModule
-from fastds.training.nowcast.config import NowcastDataConfig
+from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig
+from fastds.tasks.nowcast.module import NowcastModule
 
 pytestmark = pytest.mark.usefixtures("native")
 SMALL = {"frames": 3, "spatial": 4, "temporal": 16, "blocks": 3, "kernels": [3, 5], "groups": 2}

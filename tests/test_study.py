@@ -13,11 +13,9 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 import xarray as xr
 
 from fastds import models
-from fastds.reference.query_points import GridSpec
-from fastds.training.command import main
-from fastds.training.fields import FieldDataConfig, FieldDataModule, bicubic, load_fields
-from fastds.training.study.crops import BANDS, crop_errors, draw_crops
-from fastds.training.study.run import (
+from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.studies.fields.crops import BANDS, crop_errors, draw_crops
+from fastds.studies.fields.run import (
     Method,
     StudyConfig,
     bilinear,
@@ -26,7 +24,9 @@ from fastds.training.study.run import (
     run_study,
     training_config,
 )
-from fastds.training.study.table import decibel, drawn, interval, render
+from fastds.studies.fields.table import decibel, drawn, interval, render
+from fastds.tasks.common.command import main
+from fastds.tasks.fields.training import FieldDataConfig, FieldDataModule, bicubic, load_fields
 
 SMALL = {"channels": 8, "blocks": 2}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.downscaling.tiling import ALIGNMENT, choose_tile, network_reach, plan_tiles, round_up, run_tiles
+from fastds.tasks.common.tiling import ALIGNMENT, choose_tile, network_reach, plan_tiles, round_up, run_tiles
 
 
 @pytest.mark.parametrize("size", [(16, 16), (37, 101), (96, 64), (1, 300)], ids=str)

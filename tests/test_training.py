@@ -15,20 +15,12 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import data, models
 from fastds.models.baselines import trilinear
-from fastds.training import (
-    TASKS,
-    DataConfig,
-    DownscalingModule,
-    ModelConfig,
-    RadarDataModule,
-    TrainingConfig,
-    configurations,
-    main,
-    parse_arguments,
-    train,
-)
-from fastds.training.data import time_blocks
-from fastds.training.evaluate import TEST_BLOCKS
+from fastds.tasks.common.command import TASKS, configurations, main
+from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
+from fastds.tasks.radar.module import DownscalingModule
+from fastds.tasks.radar.samples import RadarDataModule, time_blocks
+from fastds.tasks.radar.test_table import TEST_BLOCKS
+from fastds.tasks.radar.training import train
 
 TINY = {"num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1, "alignment": "plain"}
 
@@ -179,8 +171,8 @@ class Broken(torch.nn.Module):
 
 def run_broken(event, tmp_path, monkeypatch, bad_steps):
     model = Broken(bad_steps)
-    monkeypatch.setattr("fastds.training.run.build_model", lambda config: model)
-    monkeypatch.setattr("fastds.training.run.models.save", lambda model, path: path.touch())
+    monkeypatch.setattr("fastds.tasks.radar.training.build_model", lambda config: model)
+    monkeypatch.setattr("fastds.tasks.radar.training.models.save", lambda model, path: path.touch())
     train(tiny(event, tmp_path, ema_decay=0.0))
     return model
 
@@ -196,8 +188,9 @@ def test_a_loss_that_stays_not_finite_stops_the_run(event, tmp_path, monkeypatch
 
 SCRIPT = """
 import os, signal, sys
-from fastds.training import DownscalingModule, parse_arguments, train
-from fastds.training.config import DataConfig, ModelConfig, TrainingConfig
+from fastds.tasks.radar.module import DownscalingModule
+from fastds.tasks.radar.training import parse_arguments, train
+from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
 if int(sys.argv[2]):
     def die(self, outputs, batch, index):
         if self.trainer.global_step == int(sys.argv[2]):

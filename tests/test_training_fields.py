@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from fastds import cli, models
-from fastds.training import main
-from fastds.training.fields import (
+from fastds.tasks.common.command import main
+from fastds.tasks.fields.training import (
     FieldDataConfig,
     FieldModule,
     FieldTrainingConfig,

@@ -11,14 +11,14 @@ import xarray as xr
 
 from fastds import models
 from fastds.models.baselines import interpolate
-from fastds.training import configurations
-from fastds.training.data import NewSamples
-from fastds.training.gan import FieldSequences, GANConfig, GANDataConfig, LossConfig, OptimiserConfig, study, train
-from fastds.training.gan.config import parse_arguments
-from fastds.training.gan.data import Share, read_regions
-from fastds.training.gan.evaluate import format_table
-from fastds.training.gan.module import content_loss
-from fastds.training.gan.run import build
+from fastds.studies import humidity as study
+from fastds.tasks.common.command import configurations
+from fastds.tasks.humidity.config import GANConfig, GANDataConfig, LossConfig, OptimiserConfig, parse_arguments
+from fastds.tasks.humidity.module import content_loss
+from fastds.tasks.humidity.samples import FieldSequences, Share, read_regions
+from fastds.tasks.humidity.test_table import format_table
+from fastds.tasks.humidity.training import build, train
+from fastds.tasks.radar.samples import NewSamples
 
 TINY = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2}
 TINY_CRITIC = {"width": 4, "down_blocks": 1, "post_blocks": 0, "reduction": 2}
@@ -66,7 +66,7 @@ def test_run_exports_and_logs(folder):
 
 def test_resume_is_bit_identical(folder, monkeypatch):
     train(configuration(folder, "whole"))
-    from fastds.training.gan.module import GANModule
+    from fastds.tasks.humidity.module import GANModule
 
     start = GANModule.on_train_epoch_start
 

@@ -13,19 +13,12 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
-from fastds.training import configurations, main
-from fastds.training.nowcast import (
-    NowcastConfig,
-    NowcastCrops,
-    NowcastDataConfig,
-    NowcastDataModule,
-    NowcastLossConfig,
-    NowcastModule,
-    parse_arguments,
-    train,
-)
-from fastds.training.nowcast.data import follow
-from fastds.training.nowcast.losses import RainLoss
+from fastds.tasks.common.command import configurations, main
+from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig, NowcastLossConfig, parse_arguments
+from fastds.tasks.nowcast.losses import RainLoss
+from fastds.tasks.nowcast.module import NowcastModule
+from fastds.tasks.nowcast.samples import NowcastCrops, NowcastDataModule, follow
+from fastds.tasks.nowcast.training import train
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from bench.gpu_rows import Row, name_of
 from fastds.models.db_rnn import DBRNN
-from fastds.reference import db_rnn as db_rnn_reference
+from fastds.models.db_rnn import oracle as db_rnn_reference
 
 BRAIN, FULL = torch.bfloat16, torch.float32
 KNOWN, STEPS = 5, 5

@@ -13,7 +13,7 @@ from bench.bench_deform_conv2d import CASES, oracle_backward
 from bench.gpu_rows import Row, name_of
 from bench.peers import channels_last, forward_or_backward, grid_sample_composition
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 PEERS = [  # peer, dtype, tolerance; torchvision's float16 has float16 positions, and compute errors to match

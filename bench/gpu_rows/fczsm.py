@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from bench.bench_fczsm import network, sample
 from bench.gpu_rows import Row, name_of
 from fastds.models import create
-from fastds.reference.fczsm import ReferenceFCZSM, count_flops
+from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 
 SIZES = {"forward": 200, "training step": 100}  # coarse grid, both sides
 

@@ -3,12 +3,15 @@
 
 import importlib
 
-from .amounts import split_amount
-from .files import open_dataset, save_dataset
-from .grid import coarsen_grid, grid_spacing_m, refine_grid
-from .hko7 import open_hko7
-from .output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
-from .pixels import (
+from fastds.data.grid.grids import coarsen_grid, grid_spacing_m, refine_grid
+from fastds.data.grid.statics import StaticMaps, static_maps
+from fastds.data.grid.times import refine_time, sequences, time_encoding, triples
+from fastds.data.io.files import open_dataset, save_dataset
+from fastds.data.io.hko7 import open_hko7
+from fastds.data.io.output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
+from fastds.data.io.radolan import open_radolan
+from fastds.data.radar.amounts import split_amount
+from fastds.data.radar.pixels import (
     DWD_Z_R,
     HKO_Z_R,
     PIXEL_SCALES,
@@ -18,7 +21,7 @@ from .pixels import (
     recode_pixels,
     to_pixels,
 )
-from .preparation import (
+from fastds.data.radar.preparation import (
     CEILING_DBZ,
     ECHO_FRACTION,
     FLOOR_DBZ,
@@ -33,11 +36,13 @@ from .preparation import (
     restore,
     valid_mask,
 )
-from .radolan import open_radolan
-from .reflectivity import ReflectivityInput, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
-from .statics import StaticMaps, static_maps
-from .synthetic import synthetic_event
-from .times import refine_time, sequences, time_encoding, triples
+from fastds.data.radar.reflectivity import (
+    ReflectivityInput,
+    rate_to_reflectivity,
+    reflectivity_to_rate,
+    to_reflectivity,
+)
+from fastds.data.radar.synthetic import synthetic_event
 
 _NEED_TORCH = {
     "EpochSampler": "radar_triples",
@@ -102,5 +107,5 @@ __all__ = [
 def __getattr__(name):
     # The datasets for training need torch; files, grids and preparation work without loading it.
     if name in _NEED_TORCH:
-        return getattr(importlib.import_module(f".{_NEED_TORCH[name]}", __name__), name)
+        return getattr(importlib.import_module(f".samples.{_NEED_TORCH[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

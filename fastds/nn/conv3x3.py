@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.ops._direct import compose
-from fastds.ops.conv3x3 import conv3x3
-from fastds.reference.conv3x3 import ACTIVATIONS
+from fastds.ops.impl.conv3x3.direct import compose
+from fastds.ops.impl.conv3x3.op import conv3x3
+from fastds.ops.impl.conv3x3.reference import ACTIVATIONS
 
 
 def convolve(

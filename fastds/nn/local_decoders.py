@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastds.nn.border_conv import BorderConv
 from fastds.nn.conv3x3 import Conv1x1
 from fastds.ops import inr_query
-from fastds.reference.query_points import GridSpec, PointSpec, from_normalised
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_normalised
 
 CLAMPED = ("clamp", "clamp")
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .colours import difference_style, reflectivity_style
+from fastds.plot.colours import difference_style, reflectivity_style
 
 
 def _edges(centres: np.ndarray | None, size: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .colours import difference_style, reflectivity_style
-from .maps import colour_bar, draw_difference, draw_field, label_map
+from fastds.plot.colours import difference_style, reflectivity_style
+from fastds.plot.maps import colour_bar, draw_difference, draw_field, label_map
 
 # Below the colour scale nothing is drawn, so differences there are left out.
 _FLOOR_DBZ = 5.0

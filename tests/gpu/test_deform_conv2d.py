@@ -9,7 +9,7 @@ from gpu import checks
 import fastds
 from fastds.nn import GuidedDeformConv2d
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 PLAIN = Problem("plain", 2, 32, 48, 17, 23, G=4)
 

@@ -6,7 +6,7 @@ import torch
 from gpu import checks
 
 from fastds.ops import pixel_shuffle, pixel_unshuffle
-from fastds.reference.pixel_shuffle import pixel_shuffle as reference
+from fastds.ops.impl.pixel_shuffle.reference import pixel_shuffle as reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SHAPES = [(2, 5, 7, 9, 1), (1, 33, 9, 11, 2), (2, 7, 5, 4, 3), (1, 150, 3, 2, 4), (1, 33, 3, 5, 8)]  # B, C, H, W, r

@@ -6,7 +6,7 @@ import torch
 from gpu import checks
 
 from fastds.ops import window_attention2d
-from fastds.reference.window_attention2d import window_attention2d as reference
+from fastds.ops.impl.window_attention2d.reference import window_attention2d as reference
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 SHAPES = [(1, 1, 1, 1, 4), (2, 24, 5, 19, 6), (1, 3, 7, 2, 3), (2, 17, 3, 33, 1), (1, 64, 9, 10, 7), (1, 8, 3, 4, 30)]

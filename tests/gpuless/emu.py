@@ -42,7 +42,7 @@ from pathlib import Path
 import pybind11
 import pytest
 
-from fastds import _native
+from fastds.ops.core import native as _native
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"

@@ -6,11 +6,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastds
-from fastds import _native
-from fastds._registry import OPS
-from fastds.backend import choose
-from fastds.ops import _guided_deform_conv2d as guided
-from fastds.ops import _triton
+from fastds.ops.core import native as _native
+from fastds.ops.core import triton_loader as _triton
+from fastds.ops.core.backends import choose
+from fastds.ops.core.registry import OPS
+from fastds.ops.impl.deform_conv2d import guided as guided
 
 
 class WithCuda:

@@ -8,8 +8,8 @@ from test_deform_conv2d_edges import MESSAGES
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from fastds import _native
 from fastds.ops import conv_lstm_cell, deform_conv2d, null_op, window_attention2d
+from fastds.ops.core import native as _native
 
 PROBLEM = Problem("bad")
 

@@ -16,7 +16,7 @@ from deform_cases import (
 from gpuless.emu import ptxas_report
 
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CASES = [p for p in PROBLEMS if p.id not in ("many_pixels", "channels16", "batch37", "no_bias", "no_mask", "kernel5x5")]

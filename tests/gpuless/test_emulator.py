@@ -9,8 +9,8 @@ import pytest
 import torch
 from gpuless.emu import Emulator, build, ptxas_report, sanitized_run
 
-from fastds import _native
 from fastds.ops import null_op
+from fastds.ops.core import native as _native
 
 RIG = Path(__file__).parent / "kernels" / "rig"
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -8,7 +8,7 @@ import torch
 from gpuless.emu import ptxas_report
 from inr_cases import KINDS, exact, query, random_case
 
-from fastds.reference.query_points import GridSpec, from_index
+from fastds.ops.impl.inr_query.points import GridSpec, from_index
 
 GRID = GridSpec.cells((4, 5), (5, 7))
 

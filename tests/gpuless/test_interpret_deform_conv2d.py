@@ -9,9 +9,9 @@ from fastds.kernels import deform_conv2d_backward as backward_kernels
 from gpuless.triton_rig import guard, untouched
 
 import fastds
-from fastds.ops import _guided_deform_conv2d as guided
 from fastds.ops import deform_conv2d
-from fastds.reference.deform_conv2d import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d import guided as guided
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 pytestmark = pytest.mark.interpreted
 

@@ -8,7 +8,7 @@ from gpuless.triton_rig import guard, untouched
 from inr_cases import exact, query
 
 import fastds
-from fastds.reference.query_points import GridSpec, from_index
+from fastds.ops.impl.inr_query.points import GridSpec, from_index
 
 pytestmark = pytest.mark.interpreted
 SOURCE = (4, 5)

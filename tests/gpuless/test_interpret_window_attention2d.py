@@ -8,7 +8,7 @@ from gpuless.triton_rig import guard, untouched
 
 import fastds
 from fastds.ops import window_attention2d
-from fastds.reference.window_attention2d import window_attention2d as reference
+from fastds.ops.impl.window_attention2d.reference import window_attention2d as reference
 
 pytestmark = pytest.mark.interpreted
 

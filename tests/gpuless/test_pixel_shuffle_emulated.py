@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from gpuless.emu import ptxas_report
 
 from fastds.ops import pixel_shuffle, pixel_unshuffle
-from fastds.reference.pixel_shuffle import pixel_shuffle as reference
+from fastds.ops.impl.pixel_shuffle.reference import pixel_shuffle as reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

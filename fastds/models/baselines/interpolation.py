@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops import inr_query
-from fastds.reference.query_points import GridSpec, PointSpec
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec
 
 METHODS = ("bilinear", "bicubic", "lanczos")
 ALIGNMENTS = ("center", "grid")

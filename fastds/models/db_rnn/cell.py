@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.nn.conv3x3 import Conv1x1
-from fastds.ops._reuse import empty
+from fastds.ops.core.buffer_pool import empty
 
 
 class Cell(nn.Module):
@@ -27,7 +27,7 @@ class Cell(nn.Module):
             "input", this layer's own input one step ago; None.
         multiple: the rows and columns of x have to be a multiple of it.
         alike: nearly all maps of a step have the size of the state, so that freed ones serve the next ones where no
-            graph keeps them, see fastds.ops._reuse.
+            graph keeps them, see fastds.ops.core.buffer_pool.
     """
 
     zigzag: ClassVar[bool] = False

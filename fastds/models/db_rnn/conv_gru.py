@@ -3,7 +3,7 @@
 
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.conv_gru_cell import conv_gru_cell
+from fastds.ops.impl.conv_cells.conv_gru_cell import conv_gru_cell
 
 
 class ConvGRU(Cell):

@@ -4,7 +4,7 @@
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.fold import fold_embedding
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.conv_lstm_cell import conv_lstm_cell
+from fastds.ops.impl.conv_cells.conv_lstm_cell import conv_lstm_cell
 
 
 class ConvLSTM(Cell):

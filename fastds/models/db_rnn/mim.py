@@ -7,8 +7,8 @@ from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.pred_rnn import SpatialMemory
 from fastds.nn.conv3x3 import Conv3x3
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
-from fastds.ops.output_gate import output_gate
+from fastds.ops.impl.conv_cells.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.ops.impl.gates.output_gate import output_gate
 
 
 class MemoryInMemory(nn.Module):

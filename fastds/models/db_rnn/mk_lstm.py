@@ -4,9 +4,9 @@
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.conv3x3 import Conv1x1, Conv3x3
 from fastds.nn.summed_conv import SummedConv3x3, SummedConv5x5
-from fastds.ops.conv_st_lstm_gates import conv_st_lstm_gates
-from fastds.ops.output_gate import output_gate
-from fastds.ops.st_lstm_gates import st_lstm_gates
+from fastds.ops.impl.conv_cells.conv_st_lstm_gates import conv_st_lstm_gates
+from fastds.ops.impl.gates.output_gate import output_gate
+from fastds.ops.impl.gates.st_lstm_gates import st_lstm_gates
 
 
 class MKLSTM(Cell):

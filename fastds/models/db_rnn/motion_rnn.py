@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.mim import MIM
 from fastds.models.db_rnn.warp import sample_links
 from fastds.nn.conv3x3 import Conv1x1
-from fastds.ops.gru_reset import gru_reset
-from fastds.ops.gru_update import gru_update
+from fastds.ops.impl.gates.gru_reset import gru_reset
+from fastds.ops.impl.gates.gru_update import gru_update
 
 TREND = 0.5  # alpha, pace of the trend
 LINKS = 9  # k^2

@@ -4,11 +4,12 @@
 import torch
 from torch import Tensor, nn
 
+from fastds._verbs import Nowcasts
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
-from fastds.ops._conv_gates import recomputed_gates
-from fastds.ops._reuse import reused_memory
+from fastds.ops.core.buffer_pool import reused_memory
+from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
 
 def check_frames(frames: Tensor, steps: int) -> None:
@@ -21,14 +22,8 @@ def check_frames(frames: Tensor, steps: int) -> None:
         raise ValueError(f"steps must be an int >= 1, got {steps!r}")
 
 
-class NowcastModel(nn.Module):
+class NowcastModel(Nowcasts, nn.Module):
     """A network with forecast(frames, steps) and a card."""
-
-    def nowcast(self, dataset, **options):
-        """Forecast an xarray Dataset, see fastds.nowcasting.nowcast."""
-        from fastds.nowcasting import nowcast
-
-        return nowcast(self, dataset, **options)
 
 
 class _Series:

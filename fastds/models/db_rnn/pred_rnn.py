@@ -5,11 +5,11 @@ from torch import Tensor, nn
 
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.fold import fold_embedding
+from fastds.models.db_rnn.rematerialize import made_again
 from fastds.nn.conv3x3 import Conv1x1
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops._recompute import made_again
-from fastds.ops.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
-from fastds.ops.output_gate import output_gate
+from fastds.ops.impl.conv_cells.conv_st_lstm_gates import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.ops.impl.gates.output_gate import output_gate
 
 
 class SpatialMemory(nn.Module):

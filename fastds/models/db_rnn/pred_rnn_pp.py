@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.conv3x3 import Conv1x1, Conv3x3, convolve
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.gru_update import gru_update
-from fastds.ops.memory_gates import memory_gates
-from fastds.ops.output_gate import output_gate
+from fastds.ops.impl.gates.gru_update import gru_update
+from fastds.ops.impl.gates.memory_gates import memory_gates
+from fastds.ops.impl.gates.output_gate import output_gate
 
 
 class GradientHighway(nn.Module):

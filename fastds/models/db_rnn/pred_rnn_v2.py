@@ -9,10 +9,10 @@ from torch import Tensor
 from fastds.models.db_rnn.cell import zeros
 from fastds.models.db_rnn.pred_rnn import PredRNN
 from fastds.nn.conv3x3 import Conv1x1, convolve
-from fastds.ops._conv_gates import of_first
-from fastds.ops.memory_gates import memory_gates
-from fastds.ops.output_gate import output_gate
-from fastds.ops.st_lstm_gates import st_lstm_gates
+from fastds.ops.impl.conv_cells.fused import of_first
+from fastds.ops.impl.gates.memory_gates import memory_gates
+from fastds.ops.impl.gates.output_gate import output_gate
+from fastds.ops.impl.gates.st_lstm_gates import st_lstm_gates
 
 _similarities: list[Tensor] | None = None
 

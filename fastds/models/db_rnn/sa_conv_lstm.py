@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.nn.conv3x3 import Conv1x1
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.conv_lstm_cell import conv_lstm_cell
-from fastds.ops.gru_update import gru_update
+from fastds.ops.impl.conv_cells.conv_lstm_cell import conv_lstm_cell
+from fastds.ops.impl.gates.gru_update import gru_update
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.warp import sample_links
 from fastds.nn.conv3x3 import Conv3x3
 from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.traj_gru_gates import traj_gru_gates
+from fastds.ops.impl.gates.traj_gru_gates import traj_gru_gates
 
 SLOPE = 0.2
 

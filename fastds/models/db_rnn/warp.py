@@ -5,7 +5,7 @@ free points."""
 import torch
 from torch import Tensor
 
-from fastds.ops.deform_conv2d import deform_conv2d
+from fastds.ops.impl.deform_conv2d.op import deform_conv2d
 
 
 def sample_links(

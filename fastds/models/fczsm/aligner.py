@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastds.nn.conv3x3 import Conv3x3, convolve
 from fastds.nn.deform_conv2d import GuidedDeformConv2d
-from fastds.ops._direct import activate_
+from fastds.ops.impl.conv3x3.direct import activate_
 
 LEVELS = 3
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
@@ -103,7 +104,7 @@ class Reconstruction(nn.Module):
         return torch.cat(out, 2)
 
 
-class FCZSM(nn.Module):
+class FCZSM(Downscales, nn.Module):
     """Feature-conditioned Zooming Slow-Mo: N coarse fields in, 2N-1 fields at r times the resolution out.
 
         F = extractor(x);  F_{i,i+1} = interpolation(F_i, F_{i+1}; static)
@@ -242,12 +243,6 @@ class FCZSM(nn.Module):
             return graph(x, static, self._needed_flow(x, flow))
 
         return forward
-
-    def downscale(self, dataset, **options):
-        """Downscale an xarray Dataset, see fastds.downscaling.downscale."""
-        from fastds.downscaling import downscale
-
-        return downscale(self, dataset, **options)
 
     def _needed_flow(self, x: Tensor, flow: Tensor | None) -> Tensor | None:
         if not (self.config["flow_guided"] or self.config["residual"] == "advection"):

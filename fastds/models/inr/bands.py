@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.reference.query_points import Axis, GridSpec, PointSpec
+from fastds.ops.impl.inr_query.points import Axis, GridSpec, PointSpec
 
 BAND_ROWS = 16  # of the field; its maps are the memory, what a band reads twice at its ends the cost
 _TILE = 4  # rows of a tile of the convolution engine: bands on its tiles give the bits of the whole field

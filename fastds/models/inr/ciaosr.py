@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.inr.encoders import extend
-from fastds.reference.inr_query import Corners
-from fastds.reference.query_points import Axis, GridSpec, PointSpec
+from fastds.ops.impl.inr_query.points import Axis, GridSpec, PointSpec
+from fastds.ops.impl.inr_query.reference import Corners
 
 
 class CiaoSRDecoder(nn.Module):

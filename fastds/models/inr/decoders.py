@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastds.models.inr.ciaosr import CiaoSRDecoder
 from fastds.nn.border_conv import BorderConv
 from fastds.nn.local_decoders import CLAMPED, LocalAttentionDecoder, LocalDecoder, LocalEnsembleDecoder, Trunk
-from fastds.reference.query_points import Axis, GridSpec, PointSpec
+from fastds.ops.impl.inr_query.points import Axis, GridSpec, PointSpec
 
 
 class LTEDecoder(LocalDecoder):

@@ -15,7 +15,7 @@ from fastds.models.inr.decoders import DECODERS
 from fastds.models.inr.dpfa import DPFA, KINDS, ScaleEmbedding
 from fastds.models.inr.encoders import ENCODERS
 from fastds.models.inr.poles import POLES, across_poles
-from fastds.reference.query_points import GridSpec, PointSpec
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec
 
 REGISTRATIONS = ("cell", "node")
 

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastds.ops._mean_and_max import mean_and_max
+from fastds.models.wgan_gp.mean_and_max import mean_and_max
 
 
 def bottleneck(channels: int, reduction: int) -> nn.Sequential:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds.models.wgan_gp.shared_kernel import SharedKernel
+from fastds.models.wgan_gp.strided_conv import strided_conv3x3
 from fastds.ops import conv3x3
-from fastds.ops._shared_kernel import SharedKernel
-from fastds.ops._strided_conv import strided_conv3x3
 
 MIXINGS = ("parallel", "sum", "sequential")
 _kept: ContextVar[dict | None] = ContextVar("kernels", default=None)

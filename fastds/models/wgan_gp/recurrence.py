@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from fastds.models.wgan_gp.mixed_conv import once
+from fastds.models.wgan_gp.shared_kernel import SharedKernel
 from fastds.nn.conv3x3 import convolve
 from fastds.nn.recurrent import ConvGRUCell, by_time, per_time
-from fastds.ops._shared_kernel import SharedKernel
-from fastds.ops.gru_reset import gru_reset
-from fastds.ops.gru_update import gru_update
+from fastds.ops.impl.gates.gru_reset import gru_reset
+from fastds.ops.impl.gates.gru_update import gru_update
 
 
 class ConvGRU(ConvGRUCell):

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Horizontal grids: centres and bounds of finer and coarser cells, projections, and the grid spacing in metres."""
+
+import numpy as np
+import xarray as xr
+
+from fastds.data.grid.axes import is_latitude, is_longitude, unwrap
+from fastds.data.radar.preparation import check_factor
+
+EARTH_RADIUS_M = 6_371_000.0
+_METRES = {
+    "m": 1.0,
+    "metre": 1.0,
+    "meter": 1.0,
+    "metres": 1.0,
+    "meters": 1.0,
+    "km": 1e3,
+    "kilometre": 1e3,
+    "kilometer": 1e3,
+}
+_RANGE_ATTRIBUTES = ("valid_min", "valid_max", "valid_range", "actual_range", "_ChunkSizes")
+
+
+def refine_grid(dataset, field, factor=2):
+    """Horizontal coordinates, bounds and grid mapping of a field on cells cut into factor x factor.
+
+    The centres of the finer cells of a cell with centre c and width d are c + d ((k + 1/2) / factor - 1/2), k = 0 ...
+    factor - 1; for factor 2 c - d/4 and c + d/4. Ascending or descending; longitudes may wrap and wrap again.
+    Coordinates over (y, x) are interpolated linearly, latitude and longitude on the sphere. Bounds that the file has
+    are cut along. The width of an uneven cell is the mean distance to its neighbours.
+
+    Args:
+        dataset: the Dataset that field belongs to (bounds and grid mapping are looked up in it).
+        field: DataArray (..., y, x). factor: whole number >= 1.
+    Returns: Dataset of coordinates (float64), bounds and grid mapping variables; bounds are data variables. Other
+        coordinates over y or x that are not numbers are left out.
+    Raises: ValueError for a coordinate with a single value and no bounds, and for factor < 1.
+    """
+    check_factor(factor)
+    return _regrid(dataset, field, _offsets(factor), factor)
+
+
+def coarsen_grid(dataset, field, factor=2):
+    """The inverse of refine_grid: coordinates of blocks of factor x factor cells (the mean of their centres), sizes
+    cut to a multiple of factor. dataset, field: as in refine_grid, on the fine grid."""
+    check_factor(factor)
+    y, x = field.dims[-2:]
+    cut = {dim: slice(0, field.sizes[dim] - field.sizes[dim] % factor) for dim in (y, x)}
+    dataset, field = dataset.isel({k: v for k, v in cut.items() if k in dataset.dims}), field.isel(cut)
+    return _regrid(dataset, field, None, factor)
+
+
+def grid_spacing_m(field):
+    """Median spacing (y, x) of the grid of `field`, a DataArray (..., y, x), in metres, from its coordinates; None
+    where they do not tell.
+
+    Projected coordinates in m or km, 1-D latitude and longitude in degrees, or 2-D latitude and longitude (great
+    circle, radius 6371 km).
+    """
+    y, x = field.dims[-2:]
+    lat, lon = latitude_longitude(field)
+    if lat is not None and lat.ndim == 2:
+        points = _unit_vectors(lat.values, lon.values)
+        return tuple(
+            float(np.nanmedian(_distance(points, axis))) if points.shape[axis + 1] > 1 else None for axis in (0, 1)
+        )
+    spacing = []
+    for dim in (y, x):
+        if dim not in field.coords or field.sizes[dim] < 2:
+            return None
+        step = float(np.median(np.abs(np.diff(unwrap(field[dim].values, field[dim].attrs)))))
+        units = str(field[dim].attrs.get("units", "")).strip().lower()
+        if units in _METRES:
+            spacing.append(step * _METRES[units])
+        elif lat is not None and dim in (lat.dims[0], lon.dims[0]):
+            across = np.cos(np.deg2rad(float(np.mean(lat.values)))) if dim == lon.dims[0] else 1.0
+            spacing.append(np.deg2rad(step) * EARTH_RADIUS_M * across)
+        else:
+            return None
+    return tuple(spacing)
+
+
+def grid_mappings(dataset, field):
+    """Names of the grid mapping variables of a field that are in the dataset (also those that hold only crs_wkt)."""
+    text = str(field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "")
+    names = [word.rstrip(":") for word in text.split()]
+    found = [name for name in names if name in dataset.variables and dataset[name].ndim == 0]
+    if not found and "spatial_ref" in dataset.variables and dataset["spatial_ref"].ndim == 0:
+        found = ["spatial_ref"]
+    return found
+
+
+def _regrid(dataset, field, offsets, factor):
+    y, x = field.dims[-2:]
+    coords, bounds = {}, {}
+    for name, coordinate in field.coords.items():
+        if not set(coordinate.dims) & {y, x} or coordinate.dtype.kind not in "fiu":
+            continue
+        if not set(coordinate.dims) <= {y, x}:
+            continue
+        values = _coordinate_values(field, coordinate, offsets, factor)
+        if values is None:
+            continue
+        attrs = {key: value for key, value in coordinate.attrs.items() if key not in _RANGE_ATTRIBUTES}
+        bounds_name = attrs.pop("bounds", None) or coordinate.encoding.get("bounds")
+        new_bounds = _bounds(dataset, field, coordinate, bounds_name, offsets, factor)
+        if new_bounds is not None:
+            attrs["bounds"] = bounds_name
+            bounds[bounds_name] = new_bounds
+        dims = coordinate.dims if coordinate.ndim == 1 else (y, x)
+        coords[name] = xr.Variable(dims, values, attrs)
+    mappings = {
+        name: _scale_geotransform(dataset[name].variable, factor if offsets is not None else 1.0 / factor)
+        for name in grid_mappings(dataset, field)
+    }
+    return xr.Dataset({**bounds, **mappings}, coords)
+
+
+def _coordinate_values(field, coordinate, offsets, factor):
+    if coordinate.ndim == 1:
+        return _centres(coordinate, offsets, factor)
+    if coordinate.ndim != 2:
+        return None
+    coordinate = coordinate.transpose(*field.dims[-2:])
+    lat, lon = latitude_longitude(field)
+    if lat is None or lat.ndim != 2 or coordinate.name not in (lat.name, lon.name):
+        return _resample(coordinate.values.astype(np.float64), offsets, offsets, factor)
+    points = _resample(_unit_vectors(lat.values, lon.values), offsets, offsets, factor)
+    new_lat, new_lon = _angles(points, lon.values)
+    return new_lat if coordinate.name == lat.name else new_lon
+
+
+def _centres(coordinate, offsets, factor):
+    values = unwrap(coordinate.values, coordinate.attrs)
+    if offsets is None:
+        fine = values.reshape(-1, factor).mean(axis=1)
+    else:
+        if len(values) < 2:
+            if factor == 1:
+                return values
+            raise ValueError(
+                f"coordinate {coordinate.name} has a single value, so its cell width is unknown; at least 2 are needed"
+            )
+        fine = (values[:, None] + _widths(values)[:, None] * offsets).reshape(-1)
+    if is_latitude(coordinate.attrs) and np.abs(values).max() <= 90.0:
+        fine = np.clip(fine, -90.0, 90.0)
+    if is_longitude(coordinate.attrs) and np.any(np.abs(np.diff(coordinate.values)) > 180.0):
+        start = -180.0 if np.min(coordinate.values) < 0.0 else 0.0
+        fine = (fine - start) % 360.0 + start
+    return fine
+
+
+def _widths(values):
+    """Signed widths of cells: the mean step where steps agree to a thousandth (coordinates stored in float32), else
+    the local ones."""
+    steps = np.diff(values)
+    mean = (values[-1] - values[0]) / (len(values) - 1)
+    if np.all(np.abs(steps - mean) <= 1e-3 * abs(mean)):
+        return np.full(len(values), mean)
+    return np.gradient(values)
+
+
+def _bounds(dataset, field, coordinate, name, offsets, factor):
+    """Bounds of the new cells as a Variable, or None if the file has none that can be used."""
+    if name is None or name not in dataset.variables:
+        return None
+    old = dataset[name]
+    if coordinate.ndim == 1 and old.shape == (coordinate.size, 2):
+        pairs = old.values.astype(np.float64)
+        if is_longitude(coordinate.attrs):
+            pairs = np.unwrap(pairs, axis=1, period=360.0)
+        if offsets is None:
+            new = np.stack([pairs[::factor, 0], pairs[factor - 1 :: factor, 1]], axis=1)
+        else:
+            parts = np.arange(factor + 1) / factor
+            edges = pairs[:, :1] + (pairs[:, 1:] - pairs[:, :1]) * parts
+            new = np.stack([edges[:, :-1], edges[:, 1:]], axis=-1).reshape(-1, 2)
+        return xr.Variable((coordinate.dims[0], old.dims[-1]), new, old.attrs)
+    lat, lon = latitude_longitude(field)
+    if coordinate.ndim == 2 and lat is not None and lat.ndim == 2 and old.ndim == 3 and old.shape[-1] == 4:
+        corners = _corners(lat, lon, offsets, factor)
+        return xr.Variable(
+            (*field.dims[-2:], old.dims[-1]), corners[0 if coordinate.name == lat.name else 1], old.attrs
+        )
+    return None
+
+
+def _corners(lat, lon, offsets, factor):
+    """Latitudes and longitudes (H, W, 4) of the corners of the new cells, anticlockwise seen from above."""
+    points = _unit_vectors(lat.values, lon.values)
+    if offsets is None:
+        points, factor, offsets = _resample(points, None, None, factor), 1, _offsets(1)
+    half = 0.5 / factor
+    around = [(-half, -half), (-half, half), (half, half), (half, -half)]
+    corners = [_resample(points, offsets + row, offsets + column, factor) for row, column in around]
+    down, right = corners[3] - corners[0], corners[1] - corners[0]
+    middle = tuple(size // 2 for size in down.shape[1:])
+    outward = np.dot(np.cross(right[:, *middle], down[:, *middle]), corners[0][:, *middle])
+    if outward < 0:
+        corners = corners[::-1]
+    angles = [_angles(corner, lon.values) for corner in corners]
+    return tuple(np.stack([angle[part] for angle in angles], axis=-1) for part in (0, 1))
+
+
+def _resample(values, row_offsets, column_offsets, factor):
+    """values (..., H, W) at index + offset along both axes, linear and linearly continued at the edges; offsets None:
+    means of blocks."""
+    if row_offsets is None:
+        *lead, height, width = values.shape
+        return values.reshape(*lead, height // factor, factor, width // factor, factor).mean(axis=(-3, -1))
+    for axis, offsets in ((-2, row_offsets), (-1, column_offsets)):
+        moved = np.moveaxis(values, axis, -1)
+        steps = np.diff(moved, axis=-1) if moved.shape[-1] > 1 else np.zeros_like(moved)
+        before, after = np.concatenate([steps[..., :1], steps], -1), np.concatenate([steps, steps[..., -1:]], -1)
+        before, after = before[..., : moved.shape[-1]], after[..., : moved.shape[-1]]
+        parts = [moved + offset * (after if offset >= 0 else before) for offset in offsets]
+        values = np.moveaxis(np.stack(parts, axis=-1).reshape(*moved.shape[:-1], -1), -1, axis)
+    return values
+
+
+def latitude_longitude(field):
+    """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None)."""
+    found = {}
+    for name, coordinate in field.coords.items():
+        named = "standard_name" not in coordinate.attrs
+        if is_latitude(coordinate.attrs) or (named and name in ("lat", "latitude")):
+            found.setdefault("lat", coordinate)
+        elif is_longitude(coordinate.attrs) or (named and name in ("lon", "longitude")):
+            found.setdefault("lon", coordinate)
+    lat, lon = found.get("lat"), found.get("lon")
+    if lat is None or lon is None or lat.ndim != lon.ndim or lat.ndim not in (1, 2):
+        return None, None
+    if lat.ndim == 2:
+        return lat.transpose(*field.dims[-2:]), lon.transpose(*field.dims[-2:])
+    return lat, lon
+
+
+def _unit_vectors(lat, lon):
+    lat, lon = np.deg2rad(np.asarray(lat, dtype=np.float64)), np.deg2rad(np.asarray(lon, dtype=np.float64))
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+
+
+def _angles(points, like_longitude):
+    """Latitude and longitude in degrees of vectors (3, ...), longitudes in 0 ... 360 if like_longitude has any above
+    180."""
+    lat = np.rad2deg(np.arctan2(points[2], np.hypot(points[0], points[1])))
+    lon = np.rad2deg(np.arctan2(points[1], points[0]))
+    return lat, lon % 360.0 if np.nanmax(like_longitude) > 180.0 else lon
+
+
+def _distance(points, axis):
+    """Great circle distance of neighbours of (3, H, W) unit vectors along rows (0) or columns (1), metres."""
+    chord = np.linalg.norm(np.diff(points, axis=axis + 1), axis=0)
+    return 2.0 * EARTH_RADIUS_M * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0))
+
+
+def _scale_geotransform(mapping, factor):
+    """A copy of a grid mapping variable; the pixel size in the GeoTransform attribute that GDAL writes is divided by
+    factor."""
+    mapping = mapping.copy()
+    parts = str(mapping.attrs.get("GeoTransform", "")).split()
+    if len(parts) == 6:
+        numbers = [float(part) / (factor if index in (1, 2, 4, 5) else 1.0) for index, part in enumerate(parts)]
+        mapping.attrs["GeoTransform"] = " ".join(repr(number) for number in numbers)
+    return mapping
+
+
+def _offsets(factor):
+    return (np.arange(factor) + 0.5) / factor - 0.5

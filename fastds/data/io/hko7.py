@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HKO-7 radar images (Hong Kong Observatory) in the layout they are handed out in."""
+
+import pathlib
+import re
+
+import cv2
+import numpy as np
+import pandas
+import xarray as xr
+
+from fastds.data.radar.pixels import HKO_Z_R, PIXEL_SCALES, from_pixels
+
+_NAME = re.compile(r"RAD(\d{12})\.png$")
+_SCALE = "-10-60"
+_SIDE_M = 512e3  # of the square image, metres
+
+
+def open_hko7(folder, start=None, stop=None, size=None):
+    """Read HKO-7 images, FOLDER/YYYY/MM/DD/RADyymmddHHMM00.png, as reflectivity.
+
+    Codes P become z = 70 P / 255 - 10 in dBZ, code 0 no echo. The masks of the set are not used, as its later users do
+    not either. Times are those of the file names. For the paper's own scale see recode_pixels.
+
+    Args:
+        folder: the folder radarPNG, or any folder above days.
+        start, stop: dates such as "2015-06-01"; images from start up to, without, stop; None: all.
+        size: pixels a side that images are brought to, bilinear (the DB-RNN paper: 160); None: as they are (480).
+    Returns: xarray.Dataset with `reflectivity` (time, y, x), float32 dBZ, in memory (a day of 480 x 480: 220 MB).
+    Raises: FileNotFoundError where no image is found; ValueError for images that cannot be read or differ in size, and
+        for dates that are none.
+    Source: Shi et al. 2017.
+    """
+    folder = pathlib.Path(folder)
+    first, last = _date(start, "start", "1900-01-01"), _date(stop, "stop", "2200-01-01")
+    found = sorted((_time(path), path) for path in folder.rglob("RAD*.png") if _NAME.match(path.name))
+    chosen = [(time, path) for time, path in found if first <= time < last]
+    if not chosen:
+        raise FileNotFoundError(f"no image RADyymmddHHMM00.png from {start} to {stop} in {folder}: {len(found)} in all")
+    images = [_read(path, size) for _, path in chosen]
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(f"the images in {folder} differ in size: {sorted({image.shape for image in images})}")
+    attrs = {
+        "standard_name": "equivalent_reflectivity_factor",
+        "units": "dBZ",
+        "no_echo_value": PIXEL_SCALES[_SCALE][0],
+    }
+    attrs |= {"zr_a": HKO_Z_R[0], "zr_b": HKO_Z_R[1]}
+    z = from_pixels(np.stack(images), _SCALE)
+    steps = [_SIDE_M / n * (np.arange(n) + 0.5) - 0.5 * _SIDE_M for n in z.shape[1:]]
+    return xr.Dataset(
+        {"reflectivity": (("time", "y", "x"), z, attrs)},
+        {
+            "time": ("time", np.array([time for time, _ in chosen], "datetime64[ns]"), {"standard_name": "time"}),
+            "y": ("y", steps[0][::-1], {"long_name": "distance north of the centre", "units": "m", "axis": "Y"}),
+            "x": ("x", steps[1], {"long_name": "distance east of the centre", "units": "m", "axis": "X"}),
+        },
+        {"Conventions": "CF-1.8", "title": "HKO-7", "institution": "Hong Kong Observatory"},
+    )
+
+
+def _time(path):
+    return pandas.Timestamp("20" + _NAME.match(path.name)[1]).to_datetime64()
+
+
+def _date(text, name, default):
+    try:
+        return pandas.Timestamp(default if text is None else text).to_datetime64()
+    except ValueError:
+        raise ValueError(f"{name} must be a date such as 2015-06-01, got {text!r}") from None
+
+
+def _read(path, size):
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise ValueError(f"{path} cannot be read as an image")
+    return image if size is None else cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)

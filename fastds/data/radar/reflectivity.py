@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the variable of a file to reflectivity in dBZ on sorted times, and the laws between rain rate and
+reflectivity."""
+
+import dataclasses
+
+import numpy as np
+import xarray as xr
+
+from fastds.data.grid.axes import find_axes, promote_coordinates
+from fastds.data.grid.intervals import interval_bounds
+from fastds.data.grid.times import regular_segments, sort_times, to_seconds
+from fastds.data.grid.units import rain_units
+from fastds.data.grid.variables import choose_variable
+
+NO_ECHO_DBZ = -32.0
+MARSHALL_PALMER = (200.0, 1.6)
+_NO_ECHO_ATTRIBUTES = ("no_echo_value", "undetect", "no_rain_value")
+_NO_ECHO_MEANINGS = (
+    "no_echo",
+    "undetect",
+    "undetected",
+    "no_detection",
+    "not_detected",
+    "no_rain",
+    "below_threshold",
+    "no_precipitation",
+)
+_MISSING_MEANINGS = (
+    "missing",
+    "no_data",
+    "nodata",
+    "missing_data",
+    "outside_coverage",
+    "out_of_range",
+    "not_observed",
+    "no_coverage",
+)
+
+
+def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
+    """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape), z_r = (a, b); R <= 0 and
+    anything weaker than no_echo -> no_echo."""
+    a, b = z_r
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = 10.0 * np.log10(a) + 10.0 * b * np.log10(np.maximum(rate, 0.0))
+    return np.where(np.isnan(rate), np.nan, np.maximum(z, no_echo)).astype(np.float32)
+
+
+def reflectivity_to_rate(z, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
+    """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape), z_r = (a, b);
+    z <= no_echo -> 0."""
+    a, b = z_r
+    rate = (10.0 ** (np.asarray(z, dtype=np.float64) / 10.0) / a) ** (1.0 / b)
+    return np.where(z <= no_echo, 0.0, rate).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReflectivityInput:
+    """The reflectivity of a dataset and everything needed to go back to the variable it came from.
+
+    Attributes:
+        raw: the chosen variable (time, y, x) in its own units and dimension names, sorted by time, not loaded.
+        kind: "reflectivity", "rate" (mm/h and the like at the time itself) or "amount" (a sum or mean over an
+            interval).
+        source_name: name of the variable in the file.
+        z_r: (a, b) of Z = a R^b, and z_r_origin, where it came from; None for reflectivity.
+        no_echo: dBZ that stands for no echo.
+        times: (T,) datetime64 or cftime; for amounts the middle of the interval.
+        bounds: (T, 2) of the intervals for amounts, else None.
+        segments: slices of frames that follow one another at the cadence; no frame is interpolated across a gap
+            between two segments.
+        cadence: seconds between frames.
+        notes: sentences about what was found and done, for the user.
+    """
+
+    raw: xr.DataArray
+    dataset: xr.Dataset
+    kind: str
+    source_name: str
+    z_r: tuple | None
+    z_r_origin: str | None
+    no_echo: float
+    times: np.ndarray
+    bounds: np.ndarray | None
+    segments: tuple
+    cadence: float
+    notes: tuple
+
+    @property
+    def dims(self):
+        """Names of the dimensions (time, y, x)."""
+        return self.raw.dims
+
+    @property
+    def shape(self):
+        """(T, H, W)."""
+        return self.raw.shape
+
+    @property
+    def units(self):
+        """Units of the variable in the file."""
+        return self.raw.attrs["units"]
+
+    def frames(self, index):
+        """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
+        without infinities."""
+        values = _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
+        if self.kind == "reflectivity":
+            return values
+        return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
+
+    def to_rate(self, z):
+        """Rain rate in mm/h of reflectivity z in dBZ by this input's Z-R law."""
+        return reflectivity_to_rate(z, self.z_r, self.no_echo)
+
+    def amounts(self, index):
+        """Amounts in mm of some frames of an "amount" input, NaN = missing."""
+        seconds = self.interval_seconds(index)
+        return (
+            np.maximum(_decode_flags(self.raw[index].values, self.raw, 0.0), 0.0)
+            * self._mm_per_hour(index)
+            * seconds
+            / 3600.0
+        )
+
+    def interval_seconds(self, index):
+        """Length of the intervals of some frames of an "amount" input in seconds, shaped to multiply frames."""
+        length = np.array([to_seconds(second - first) for first, second in self.bounds])[index]
+        return length[..., None, None].astype(np.float32) if np.ndim(length) else np.float32(length)
+
+    @property
+    def field(self):
+        """All frames as a DataArray (time, y, x) in dBZ, float32, with the horizontal coordinates of the file."""
+        time = self.dims[0]
+        kept = {name: c for name, c in self.raw.coords.items() if time not in c.dims}
+        attrs = {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ", "no_echo_value": self.no_echo}
+        return xr.DataArray(
+            self.frames(slice(None)),
+            dims=self.dims,
+            coords={time: self.times, **kept},
+            name="reflectivity",
+            attrs=attrs,
+        )
+
+    @property
+    def _no_echo_in_file(self):
+        return self.no_echo if self.kind == "reflectivity" else 0.0
+
+    def _mm_per_hour(self, index):
+        """Factor from values of the file to mm/h."""
+        millimetres, seconds = rain_units(self.units)
+        seconds = self.interval_seconds(index) if seconds is None else seconds
+        return millimetres * 3600.0 / seconds
+
+
+def to_reflectivity(dataset, var=None, *, z_r=None):
+    """Find the reflectivity of a dataset, or make it from rain rates or amounts on request.
+
+    A variable of reflectivity is taken if it is the only one whose standard_name and units (dBZ) say so, or else the
+    only one whose name does. Rain rates and amounts are converted by Z = a R^b if they are named by `var`, or if z_r
+    is given and there is one such variable.
+
+    Args:
+        dataset: xarray.Dataset with dimensions time, y, x (any names; dimensions of length 1 are dropped).
+        var: name of the variable to use.
+        z_r: (a, b) for Z in mm6 m-3 and R in mm/h; None: attributes zr_a and zr_b of the variable or file, else (200,
+            1.6).
+    Returns: ReflectivityInput; its `field` is reflectivity (time, y, x) in dBZ, float32, sorted by time, NaN = missing.
+    Raises: ValueError in one sentence for: no or several candidates (they are listed), an unknown name, wrong or
+        absent units, fewer than two times, missing, undecoded or irregular times, different fields at one time, x or
+        y out of order, amounts without an interval, amounts that run on from a fixed start, intervals that leave gaps.
+    """
+    dataset = promote_coordinates(dataset)
+    name, kind, notes = choose_variable(dataset, var, z_r is not None)
+    raw, axes_notes = find_axes(dataset[name])
+    raw, time_notes = sort_times(raw)
+    notes = [*notes, *axes_notes, *time_notes]
+    times, bounds = raw[raw.dims[0]].values, None
+    if kind == "amount":
+        bounds = interval_bounds(dataset, raw)
+        times = _middle(bounds)
+    segments, cadence, segment_notes = regular_segments(times)
+    if kind == "reflectivity":
+        law, origin = None, None
+    else:
+        law, origin = z_r_law(dataset, dataset[name], z_r)
+        notes.append(f"{name} ({raw.attrs['units']}) is converted by Z = {law[0]:g} R^{law[1]:g} ({origin})")
+    return ReflectivityInput(
+        raw,
+        dataset,
+        kind,
+        name,
+        law,
+        origin,
+        _no_echo(raw, kind),
+        times,
+        bounds,
+        segments,
+        cadence,
+        (*notes, *segment_notes),
+    )
+
+
+def z_r_law(dataset, variable, given=None):
+    """(a, b) of Z = a R^b and where it came from: given, the attributes zr_a and zr_b of the variable or file, or the
+    default.
+
+    Raises: ValueError unless they are two positive numbers.
+    """
+    law, origin = MARSHALL_PALMER, "the default"
+    attrs = {**dataset.attrs, **variable.attrs}
+    if given is not None:
+        law, origin = given, "given"
+    elif "zr_a" in attrs and "zr_b" in attrs:
+        law, origin = (attrs["zr_a"], attrs["zr_b"]), "from the file's attributes"
+    try:
+        law = tuple(float(value) for value in law)
+        good = len(law) == 2 and all(np.isfinite(law)) and min(law) > 0
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"z_r must be two positive numbers (a, b) of Z = a R^b, got {law} ({origin})")
+    return law, origin
+
+
+def _no_echo(raw, kind):
+    if kind == "reflectivity":
+        for value in _no_echo_flags(raw):
+            # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale is kept.
+            return value if -60.0 <= value <= 15.0 else NO_ECHO_DBZ
+    return NO_ECHO_DBZ
+
+
+def _decode_flags(values, raw, no_echo):
+    """float32 values with the codes for no echo, missing and -inf of the variable's attributes replaced."""
+    values = np.array(values, dtype=np.float32)
+    for flag in _no_echo_flags(raw):
+        if flag != no_echo:
+            values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)] = no_echo
+    meanings = str(raw.attrs.get("flag_meanings", "")).lower().split()
+    for flag, meaning in zip(_unpacked(raw, _numbers(raw, "flag_values")), meanings, strict=False):
+        if meaning in _NO_ECHO_MEANINGS or meaning in _MISSING_MEANINGS:
+            found = np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)
+            values[found] = no_echo if meaning in _NO_ECHO_MEANINGS else np.nan
+    values[np.isneginf(values)] = no_echo
+    values[np.isposinf(values)] = np.nan
+    return values
+
+
+def _no_echo_flags(raw):
+    """Values that stand for no echo; _Undetect is in the packed numbers of the file (FM 301), the others are not."""
+    plain = [value for name in _NO_ECHO_ATTRIBUTES for value in _numbers(raw, name)[:1]]
+    return plain + _unpacked(raw, _numbers(raw, "_Undetect")[:1])
+
+
+def _unpacked(raw, numbers):
+    scale, offset = (
+        float(raw.encoding.get(name) or default) for name, default in (("scale_factor", 1), ("add_offset", 0))
+    )
+    return [number * scale + offset for number in numbers]
+
+
+def _numbers(raw, name):
+    """The numbers of an attribute (a number, an array, or text such as "1, 2"); [] where it is absent."""
+    value = raw.attrs.get(name, [])
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    try:
+        return [float(item) for item in np.ravel(value)]
+    except ValueError:
+        raise ValueError(f"attribute {name} of {raw.name} must hold numbers, got {raw.attrs[name]!r}") from None
+
+
+def _middle(bounds):
+    return bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) / 2

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeded synthetic rain events: growing and decaying cells in a stratiform field, carried by a wind, as a radar
+composite shows them."""
+
+import dataclasses
+
+import numpy as np
+import xarray as xr
+from scipy import fft, ndimage
+
+from fastds.data.radar.reflectivity import NO_ECHO_DBZ, rate_to_reflectivity, reflectivity_to_rate
+
+_WEAKEST_ECHO_DBZ = 0.0
+_STRONGEST_ECHO_DBZ = 62.0
+_CELL_LIFE_S = (1200.0, 4200.0)
+_EDDY_M = 30_000.0
+
+
+def synthetic_event(
+    seed=0,
+    frames=12,
+    shape=(256, 256),
+    *,
+    cadence_minutes=5.0,
+    spacing_m=1000.0,
+    speed=12.0,
+    rotation=0.15,
+    gusts=0.15,
+    cells_per_10000_km2=10.0,
+    stratiform_dbz=6.0,
+    start="2024-06-01T12:00",
+):
+    """A rain event on a square grid: reflectivity (time, y, x) in dBZ every few minutes, from a seed alone.
+
+    The field is z(p, t) = L(D(p, t), t): L develops in the frame of the moving air, D(p, t) is where the air at p was
+    at the middle of the event, so advection smooths nothing. L is the sum, in mm/h, of
+
+    * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around
+      `stratiform_dbz`, bent over at 32 dBZ; a wave of wavelength l forgets itself in 200 min (l / 100 km)^0.7, so
+      small scales change first;
+    * convective cells, born at random in bands, that live 20 to 70 minutes with intensity sin^2(pi age / life):
+      ellipses of 1.5 to 5 km, axes up to 1 : 2.5, slowly turning, with small-scale texture.
+
+    Reflectivity is Z = 200 R^1.6; values below 0 dBZ are no echo (-32 dBZ).
+
+    Args:
+        seed: whole number; the same seed and arguments give the same event.
+        frames: number of times, >= 2. shape: (H, W) in pixels, each >= 32.
+        cadence_minutes, spacing_m: time step and pixel size.
+        speed: mean wind in m/s, its direction is drawn. rotation: wind at the domain's edge that turns around its
+            middle, as a share of speed. gusts: root mean square of the wind in eddies of about 60 km, as a share of
+            speed.
+        cells_per_10000_km2: convective cells alive at a time. stratiform_dbz: mean of the stratiform field; None: no
+            such rain.
+        start: first time (UTC).
+    Returns: Dataset with `reflectivity`, the wind `eastward_wind`, `northward_wind` (y, x) in m/s, constant in time
+        and the true motion of every feature, and projection coordinates x, y in m (pixel centres, y descending).
+    Raises: ValueError for fewer than two frames or a side below 32 pixels.
+    """
+    if frames < 2:
+        raise ValueError(f"frames must be at least 2, got {frames}")
+    if len(shape) != 2 or min(shape) < 32:
+        raise ValueError(f"shape must be two sizes of at least 32 pixels, got {shape}")
+    rng = np.random.default_rng(seed)
+    step_s = cadence_minutes * 60.0
+    reach = (1.0 + rotation + 3.0 * gusts) * speed * step_s / spacing_m * (frames // 2 + 1)
+    pad = int(np.ceil(reach)) + 8
+    padded = tuple(fft.next_fast_len(size + 2 * pad, real=True) for size in shape)
+    air = _Air(padded, spacing_m, step_s, _ragged_places(rng, padded, spacing_m))
+    flow = _flow(rng, padded, shape, spacing_m, speed, rotation, gusts) * (step_s / spacing_m)
+    origins = _departures(flow, frames)
+    textures = _gaussian_fields(rng, frames, air)
+    cells = _draw_cells(rng, frames, air, cells_per_10000_km2)
+    z = np.empty((frames, *shape), dtype=np.float32)
+    for number in range(frames):
+        rain = _rain(textures[number], cells, number * step_s, air, stratiform_dbz)
+        where = [origin[pad : pad + shape[0], pad : pad + shape[1]] for origin in origins[number]]
+        rain = ndimage.map_coordinates(rain, where, order=3, mode="nearest")
+        dbz = rate_to_reflectivity(rain, no_echo=NO_ECHO_DBZ)
+        z[number] = np.where(dbz < _WEAKEST_ECHO_DBZ, NO_ECHO_DBZ, np.minimum(dbz, _STRONGEST_ECHO_DBZ))
+    wind = flow[:, pad : pad + shape[0], pad : pad + shape[1]] * (spacing_m / step_s)
+    return _dataset(z, wind, seed, cadence_minutes, spacing_m, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Air:
+    """The frame of the moving air: its padded grid, time step, and displaced pixels (2, H, W) that make cells
+    ragged."""
+
+    shape: tuple
+    spacing_m: float
+    step_s: float
+    ragged: np.ndarray
+
+
+def _ragged_places(rng, padded, spacing_m):
+    """Pixel places (2, H, W) displaced by noise of 1 km with a length scale of 3 km."""
+    grid = np.stack(np.meshgrid(*map(np.arange, padded), indexing="ij")).astype(np.float64)
+    smooth = np.exp(-0.5 * (2.0 * np.pi * _wavenumber(padded, spacing_m) * 2_000.0) ** 2)
+    noise = np.stack([_inverse(_noise(rng, padded) * smooth, padded) for _ in range(2)])
+    return grid + noise * (1_000.0 / spacing_m / noise.std())
+
+
+def _flow(rng, padded, shape, spacing_m, speed, rotation, gusts):
+    """Motion (2, H, W) of the air along rows (southward) and columns (eastward) in m/s, without divergence."""
+    angle, turn = rng.uniform(0.0, 2.0 * np.pi), rng.choice([-1.0, 1.0])
+    rows, columns = (np.arange(size) - (size - 1) / 2.0 for size in padded)
+    half = max(shape) / 2.0
+    flow = np.empty((2, *padded))
+    flow[0] = speed * (np.sin(angle) + turn * rotation * columns[None, :] / half)
+    flow[1] = speed * (np.cos(angle) - turn * rotation * rows[:, None] / half)
+    wave = _wavenumber(padded, spacing_m)
+    stream = _inverse(_noise(rng, padded) * np.exp(-0.5 * (2.0 * np.pi * wave * _EDDY_M / 2.0) ** 2), padded)
+    down, right = np.gradient(stream)
+    eddies = np.stack([right, -down])
+    return flow + eddies * (gusts * speed / max(float(np.sqrt(np.mean(np.sum(eddies**2, axis=0)))), 1e-12))
+
+
+def _departures(flow, frames):
+    """For each frame the place (2, H, W), in pixels, where the air was at the middle frame."""
+    grid = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float64) for size in flow.shape[1:]), indexing="ij"))
+    moved = {frames // 2: np.zeros_like(flow)}
+    for direction, numbers in ((-1.0, range(frames // 2 + 1, frames)), (1.0, range(frames // 2 - 1, -1, -1))):
+        half_way = _sample(flow, grid + direction * 0.5 * flow)
+        back = grid + direction * half_way
+        for number in numbers:
+            moved[number] = direction * half_way + _sample(moved[number + int(direction)], back)
+    return [grid + moved[number] for number in range(frames)]
+
+
+def _sample(field, places):
+    return np.stack([ndimage.map_coordinates(part, places, order=1, mode="nearest") for part in field])
+
+
+def _gaussian_fields(rng, frames, air):
+    """Gaussian fields (standard deviation 1) with a power-law spectrum, each scale with its own memory from frame to
+    frame."""
+    wave = _wavenumber(air.shape, air.spacing_m)
+    amplitude = np.maximum(wave, 1.0 / 150_000.0) ** -1.45
+    amplitude[0, 0] = 0.0
+    memory = np.exp(-air.step_s / (12_000.0 * (1e-5 / np.maximum(wave, 1e-6)) ** 0.7))
+    state, fields = _noise(rng, air.shape), []
+    scale = 1.0 / _inverse(state * amplitude, air.shape).std()
+    for number in range(frames):
+        if number:
+            state = memory * state + np.sqrt(1.0 - memory**2) * _noise(rng, air.shape)
+        fields.append(_inverse(state * amplitude, air.shape) * scale)
+    return fields
+
+
+def _draw_cells(rng, frames, air, density):
+    """Parameters of all convective cells of the event, as a dict of arrays; places in pixels, times in seconds."""
+    area = np.prod(air.shape) * (air.spacing_m / 1e5) ** 2
+    duration, mean_life = frames * air.step_s, sum(_CELL_LIFE_S) / 2.0
+    count = int(rng.poisson(density * area * (duration + mean_life) / mean_life))
+    clusters = max(1, count // 4)
+    parent = rng.integers(0, clusters, count)
+    places = rng.uniform(0.0, 1.0, (clusters, 2)) * air.shape
+    band = rng.uniform(0.0, np.pi) + rng.normal(0.0, 0.25, clusters)
+    along, across = rng.normal(0.0, 14_000.0, count), rng.normal(0.0, 4_000.0, count)
+    directions = np.stack([np.sin(band), np.cos(band)])[:, parent]
+    offset = (directions * along + np.stack([directions[1], -directions[0]]) * across) / air.spacing_m
+    life = rng.uniform(*_CELL_LIFE_S, count)
+    return {
+        "row": places[parent, 0] + offset[0],
+        "column": places[parent, 1] + offset[1],
+        "life": life,
+        "birth": rng.uniform(-mean_life, duration, count),
+        "peak": np.minimum(rng.lognormal(np.log(12.0), 0.8, count), 110.0),
+        "size": np.clip(rng.lognormal(np.log(2600.0), 0.35, count), 1500.0, 5000.0) / air.spacing_m,
+        "aspect": rng.uniform(1.0, 2.5, count),
+        "angle": band[parent] + rng.normal(0.0, 0.4, count),
+        "turning": rng.normal(0.0, 1.5e-4, count),
+    }
+
+
+def _rain(texture, cells, seconds, air, stratiform_dbz):
+    """Rain rate in mm/h on the padded grid at one time, in the frame of the air."""
+    rain = np.zeros(air.shape)
+    age = seconds - cells["birth"]
+    for number in np.flatnonzero((age > 0.0) & (age < cells["life"])):
+        cell = {key: value[number] for key, value in cells.items()}
+        _add_cell(rain, cell, age[number])
+    fine = texture - ndimage.gaussian_filter(texture, 8_000.0 / air.spacing_m, mode="wrap")
+    rain = ndimage.map_coordinates(rain, air.ragged, order=1, mode="nearest") * np.exp(0.5 * fine / fine.std())
+    if stratiform_dbz is not None:
+        dbz = stratiform_dbz + 13.0 * texture
+        dbz = 32.0 - 5.0 * np.logaddexp(0.0, (32.0 - dbz) / 5.0)
+        rain += reflectivity_to_rate(dbz, no_echo=-30.0)
+    return rain
+
+
+def _add_cell(rain, cell, age):
+    reach = int(4.0 * cell["size"] * np.sqrt(cell["aspect"])) + 1
+    rows, columns = (int(round(cell[key])) for key in ("row", "column"))
+    top, left = max(rows - reach, 0), max(columns - reach, 0)
+    window = rain[top : max(rows + reach + 1, 0), left : max(columns + reach + 1, 0)]
+    if not window.size:
+        return
+    down = np.arange(top, top + window.shape[0])[:, None] - cell["row"]
+    right = np.arange(left, left + window.shape[1])[None, :] - cell["column"]
+    angle = cell["angle"] + cell["turning"] * age
+    along = (down * np.sin(angle) + right * np.cos(angle)) / (cell["size"] * np.sqrt(cell["aspect"]))
+    across = (down * np.cos(angle) - right * np.sin(angle)) / (cell["size"] / np.sqrt(cell["aspect"]))
+    strength = cell["peak"] * np.sin(np.pi * age / cell["life"]) ** 2
+    window += strength * np.exp(-((along**2 + across**2) ** 0.75))
+
+
+def _wavenumber(shape, spacing_m):
+    """Waves per metre (H, W / 2 + 1) of a real Fourier transform."""
+    return np.hypot(fft.fftfreq(shape[0], spacing_m)[:, None], fft.rfftfreq(shape[1], spacing_m)[None, :])
+
+
+def _noise(rng, shape):
+    return fft.rfft2(rng.standard_normal(shape))
+
+
+def _inverse(spectrum, shape):
+    return fft.irfft2(spectrum, s=shape)
+
+
+def _dataset(z, wind, seed, cadence_minutes, spacing_m, start):
+    frames, height, width = z.shape
+    step = np.timedelta64(round(cadence_minutes * 60e9), "ns")
+    times = np.datetime64(start, "ns") + step * np.arange(frames)
+    y = ((height - 1) / 2.0 - np.arange(height)) * spacing_m
+    x = (np.arange(width) - (width - 1) / 2.0) * spacing_m
+    metres = {"units": "m", "long_name": "pixel centre"}
+    coords = {
+        "time": ("time", times, {"standard_name": "time", "axis": "T"}),
+        "y": ("y", y, {"standard_name": "projection_y_coordinate", "axis": "Y", **metres}),
+        "x": ("x", x, {"standard_name": "projection_x_coordinate", "axis": "X", **metres}),
+    }
+    reflectivity = {
+        "standard_name": "equivalent_reflectivity_factor",
+        "long_name": "reflectivity of a synthetic rain event",
+        "units": "dBZ",
+        "no_echo_value": NO_ECHO_DBZ,
+        "grid_mapping": "crs",
+    }
+    crs = {
+        "grid_mapping_name": "azimuthal_equidistant",
+        "latitude_of_projection_origin": 50.0,
+        "longitude_of_projection_origin": 10.0,
+        "earth_radius": 6_371_000.0,
+    }
+    speed = {"units": "m s-1", "grid_mapping": "crs"}
+    data = {
+        "reflectivity": (("time", "y", "x"), z, reflectivity),
+        "eastward_wind": (("y", "x"), wind[1].astype(np.float32), {"standard_name": "eastward_wind", **speed}),
+        "northward_wind": (("y", "x"), -wind[0].astype(np.float32), {"standard_name": "northward_wind", **speed}),
+        "crs": ((), np.int32(0), crs),
+    }
+    attrs = {
+        "Conventions": "CF-1.8",
+        "title": "synthetic rain event",
+        "source": f"fastds.data.synthetic_event, seed {seed}",
+    }
+    out = xr.Dataset(data, coords, attrs)
+    out["time"].encoding.update(units="seconds since 1970-01-01", calendar="proleptic_gregorian")
+    return out

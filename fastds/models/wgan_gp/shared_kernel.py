@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One 3x3 kernel for several convolutions of a graph: prepared once, and one gradient of it for all of them together.
+
+They are the steps of a sequence, or a critic's passes over its samples. The convolutions leave their (gradient, input)
+pairs in a list; the node through which they all got the kernel, which autograd runs last, convolves them in one batch.
+That holds in every backward pass, so derivatives of any order are exact.
+"""
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core.registry import call, transforms_active, without_gradients
+from fastds.ops.impl.conv3x3.algorithm import current
+from fastds.ops.impl.conv3x3.direct import bias_gradient
+from fastds.ops.impl.conv3x3.op import (
+    CONV3X3,
+    CONV3X3_GRAD_WEIGHT,
+    CONV3X3_GRAD_X,
+    conv3x3,
+    winograd_pays,
+    winograd_refusal,
+)
+from fastds.ops.impl.conv3x3.weight_gradients import weight_gradients_wanted
+from fastds.ops.impl.gates.passes import autocast
+
+_CL = torch.channels_last
+_GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
+
+
+class _Kernel:
+    """What the convolutions share: the kernel as oneDNN wants it, in both directions, and pairs of a backward pass."""
+
+    def __init__(self):
+        self.forwards = self.backwards = None
+        self.task, self.pairs = None, []
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        """conv(x, weight) + bias + residual, without a graph."""
+        if not _library_pays(x, *weight.shape[:2]):
+            args = (None, residual, "none", 0.0, "zeros", 1, x.dtype, current())
+            return without_gradients(CONV3X3, x, weight, bias, *args)
+        if self.forwards is None:
+            self.forwards = _prepared(weight.detach(), x)
+        y = _library(x, self.forwards, bias)
+        return y if residual is None else y.add_(residual)
+
+    def grad_x(self, grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The adjoint of convolve in x, without a graph."""
+        if not _library_pays(grad, *weight.shape[:2]):
+            return without_gradients(CONV3X3_GRAD_X, grad, weight, "zeros", dtype, current())
+        if self.backwards is None:
+            self.backwards = _prepared(weight.detach().flip(2, 3).transpose(0, 1), grad)
+        return _library(grad, self.backwards)
+
+    def add(self, grad: Tensor, x: Tensor) -> None:
+        """Note a pair for the gradient of the kernel; dropped at the end of the pass where nobody takes it."""
+        if not weight_gradients_wanted():
+            return
+        task = torch._C._current_graph_task_id()
+        if task != self.task:  # a pass that failed leaves its pairs behind
+            self.task, self.pairs = task, []
+            torch.autograd.Variable._execution_engine.queue_callback(self.take)
+        self.pairs.append((grad, x))
+
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        pairs, self.task, self.pairs = self.pairs, None, []
+        return pairs
+
+
+def _library_pays(x: Tensor, outputs: int, channels: int) -> bool:
+    """Fields too small for the engine: its transform of the kernel, four times as large, would be read every step."""
+    if current() != "auto" or x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return winograd_refusal(x) is not None or not winograd_pays(x, channels, outputs, x.dtype, False)
+
+
+def _prepared(weight: Tensor, x: Tensor) -> Tensor:
+    """The kernel in the blocks oneDNN reads, which it would otherwise make again in every call: half of a small one."""
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.contiguous().to_mkldnn(), *_GEOMETRY, list(x.shape))
+
+
+def _library(x: Tensor, prepared: Tensor, bias: Tensor | None = None) -> Tensor:
+    """oneDNN by name, as compiled graphs of torch call it with weights prepared before."""
+    x = x.contiguous(memory_format=_CL)
+    y = torch.ops.mkldnn._convolution_pointwise(x, prepared, bias, *_GEOMETRY, "none", [], "")
+    return y.contiguous(memory_format=_CL)
+
+
+class _Share(torch.autograd.Function):
+    """The weight itself; its gradient is that of all pairs."""
+
+    @staticmethod
+    def forward(ctx, weight, kernel):
+        ctx.kernel, ctx.dtype = kernel, weight.dtype
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, _):
+        pairs = ctx.kernel.take()
+        if not pairs:
+            return None, None
+        grad, x = (torch.cat(side) for side in zip(*pairs, strict=True))
+        return call(CONV3X3_GRAD_WEIGHT, grad, x, None, "zeros", ctx.dtype, current()), None
+
+
+class _Step(torch.autograd.Function):
+    """conv(x, weight) + bias + residual."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, kernel):
+        ctx.save_for_backward(x, weight)
+        ctx.kernel = kernel
+        return kernel.convolve(x, weight, bias, residual)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x, weight), kernel = ctx.saved_tensors, ctx.kernel
+        if ctx.needs_input_grad[1]:
+            kernel.add(grad, x)
+        grad_x = _grad_x(grad, weight, x.dtype, kernel) if ctx.needs_input_grad[0] else None
+        wants_bias = ctx.needs_input_grad[2] and weight_gradients_wanted()
+        grad_bias = bias_gradient(grad, weight.dtype) if wants_bias else None
+        return grad_x, None, grad_bias, grad if ctx.needs_input_grad[3] else None, None
+
+
+class _StepGradX(torch.autograd.Function):
+    """The adjoint of _Step in x."""
+
+    @staticmethod
+    def forward(ctx, grad, weight, dtype, kernel):
+        ctx.save_for_backward(grad, weight)
+        ctx.kernel = kernel
+        return kernel.grad_x(grad, weight, dtype)
+
+    @staticmethod
+    def backward(ctx, along):
+        (grad, weight), kernel = ctx.saved_tensors, ctx.kernel
+        if ctx.needs_input_grad[1]:
+            kernel.add(grad, along)
+        return _step(along, weight, None, None, kernel) if ctx.needs_input_grad[0] else None, None, None, None
+
+
+def _step(x, weight, bias, residual, kernel):
+    args = (x, weight, bias, residual)
+    return _Step.apply(*args, kernel) if torch.is_grad_enabled() else kernel.convolve(*args)
+
+
+def _grad_x(grad, weight, dtype, kernel):
+    tracked = torch.is_grad_enabled()
+    return _StepGradX.apply(grad, weight, dtype, kernel) if tracked else kernel.grad_x(grad, weight, dtype)
+
+
+class SharedKernel:
+    """y = conv3x3(x, weight) + bias + residual, for several x in one graph.
+
+    Args:
+        weight: (O, C, 3, 3), not to be changed while this is in use.
+
+    Shapes: x (B, C, H, W), bias (O,) or None, residual (B, O, H, W) or None -> (B, O, H, W).
+
+    Gradients: all, to any order; that of weight is one batched product per backward pass. Inside torch.compile, export
+    and functorch transforms every call is a conv3x3 of its own.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.alone = torch.compiler.is_compiling() or transforms_active()
+        self.kernel = _Kernel()
+        self.weight = weight if self.alone else _Share.apply(weight, self.kernel)
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        if self.alone:
+            return conv3x3(x, self.weight, bias, residual=residual)
+        x, residual = autocast((x, residual))
+        return _step(x, self.weight, bias, residual, self.kernel)

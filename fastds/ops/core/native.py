@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the native module _fastds once, and says so when it is missing."""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from fastds._source_hash import source_hash
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
+
+_module = None
+_missing = None  # why there is no module
+
+
+def _load():
+    global _module, _missing
+    try:
+        import _fastds
+    except ImportError as error:
+        _missing = f"the native module _fastds cannot be imported ({error}); build it with: python -m pip install ."
+        if os.environ.get("FASTDS_REQUIRE_NATIVE") == "1":
+            raise ImportError(f"FASTDS_REQUIRE_NATIVE=1, but {_missing}") from error
+        warnings.warn(f"fastds runs on its slow PyTorch reference: {_missing}", RuntimeWarning, stacklevel=2)
+        return
+    root = Path(__file__).resolve().parents[3]
+    if (root / "csrc").is_dir() and _fastds.build_info()["source_hash"] != source_hash(root):
+        raise ImportError(
+            f"{_fastds.__file__} was built from other sources than those in {root}; "
+            "run: python setup.py build_ext --inplace (or remove the left-over module)"
+        )
+    _module = _fastds
+
+
+def native():
+    """The module _fastds; ImportError with the reason where there is none."""
+    if _module is None:
+        raise ImportError(_missing)
+    return _module
+
+
+def missing():
+    """Why there is no native module, or None."""
+    return _missing
+
+
+def refusal(functions, tensor):
+    """Why the native kernel cannot take `tensor`, or None; `functions` maps device types to names in _fastds."""
+    if _missing is not None:
+        return _missing
+    device = tensor.device.type
+    if device == "meta":
+        return None
+    if device not in functions:
+        return f"there is no native kernel for {device} tensors"
+    if not hasattr(_module, functions[device]):
+        return f"this build of _fastds has no {functions[device]} (see python -m fastds.info)"
+    if tensor.dtype not in DTYPES:
+        return f"no native kernel for {tensor.dtype}"
+    return None
+
+
+def runs_on_cuda(tensor):
+    """Whether the CUDA functions of _fastds take the tensor; tests/gpuless puts its emulator in this place."""
+    return tensor.device.type == "cuda"
+
+
+def cuda_launch(tensor):
+    """Device index and current stream: the last arguments of every CUDA function of _fastds."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+_load()

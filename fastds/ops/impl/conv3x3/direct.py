@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 and its gradients by the library's convolution: oneDNN on a CPU, cuDNN on a GPU."""
+
+from functools import wraps
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds.ops.core.autocast import autocast_dtype
+from fastds.ops.impl.conv3x3 import reference as reference
+
+_CL = torch.channels_last
+
+
+def _outside_autocast(function):
+    """The op has chosen its dtypes already; autocast would cast them again."""
+
+    @wraps(function)
+    def run(x, *args):
+        if autocast_dtype(x) is None:
+            return function(x, *args)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+
+    return run
+
+
+def _conv2d(x, weight, bias, padding_mode):
+    if padding_mode == "zeros":
+        return F.conv2d(x, weight, bias, padding=1)
+    return F.conv2d(reference.pad(x, padding_mode), weight, bias)
+
+
+def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
+    """Overwrite y by its activation: None or "none", "relu" or "leaky_relu"."""
+    if act == "leaky_relu":
+        return F.leaky_relu_(y, negative_slope)
+    return F.relu_(y) if act == "relu" else y
+
+
+def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle):
+    """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output.
+
+    convolution(source, weight, bias): of any kernel size and stride. Two sources are the sum of two convolutions, so
+    that no concatenated map is made or saved for the gradient. channels_last; act "none", "relu" or "leaky_relu".
+    """
+    split = x.shape[1]
+    y = convolution(x, weight if x2 is None else weight[:, :split], bias)
+    if x2 is not None:
+        y = y.add_(convolution(x2, weight[:, split:], None))
+    y = y.contiguous(memory_format=_CL)  # one input channel leaves the layout to oneDNN's choice
+    if residual is not None:
+        y = y.add_(residual)
+    y = activate_(y, act, negative_slope)
+    return y if shuffle == 1 else F.pixel_shuffle(y, shuffle).contiguous(memory_format=_CL)
+
+
+@_outside_autocast
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
+    """conv3x3 by the library."""
+    weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
+    x, x2 = x.to(out_dtype), None if x2 is None else x2.to(out_dtype)
+
+    def convolution(source, weight, bias):
+        return _conv2d(source, weight, bias, padding_mode)
+
+    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
+
+
+def dense(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=_CL)
+
+
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
+
+
+def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight):
+    """Gradients of one source and its part of the weight by the library, in x's dtype."""
+    source = x if padding_mode == "zeros" else reference.pad(x, padding_mode)
+    padding = 1 if padding_mode == "zeros" else 0
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(x.dtype), source, weight.to(x.dtype), None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        [wanted_x, wanted_weight, False],
+    )  # fmt: skip
+    if wanted_x:
+        grad_x = dense(grad_x if padding else reference.fold(grad_x, padding_mode))
+    return grad_x, grad_weight
+
+
+@_outside_autocast
+def grad_x(grad, weight, padding_mode, dtype):
+    batch, _, height, width = grad.shape
+    like = torch.empty((1, 1, 1, 1), dtype=dtype, device=grad.device).expand(batch, weight.shape[1], height, width)
+    return _gradients(grad, like, weight, padding_mode, True, False)[0]
+
+
+@_outside_autocast
+def grad_weight(grad, x, x2, padding_mode, dtype):
+    parts = []
+    for source in (x, x2):
+        if source is not None:
+            like = torch.empty((1, 1, 1, 1), dtype=source.dtype, device=grad.device)
+            like = like.expand(grad.shape[1], source.shape[1], 3, 3)
+            parts.append(_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
+    return torch.cat(parts, 1).contiguous()
+
+
+@_outside_autocast
+def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+    split = x.shape[1]
+    grad_x, grad_weight = _gradients(grad, x, weight[:, :split], padding_mode, wanted[0], wanted[1])
+    grad_x2 = None
+    if x2 is not None:
+        grad_x2, rest = _gradients(grad, x2, weight[:, split:], padding_mode, wanted[3], wanted[1])
+        grad_weight = torch.cat([grad_weight, rest], 1) if wanted[1] else None
+    grad_bias = bias_gradient(grad, weight.dtype) if wanted[2] else None
+    if wanted[1]:
+        grad_weight = grad_weight.to(weight.dtype).contiguous()
+    return [grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of the native Winograd engine: views, packed weights, workspaces.
+
+Each thread of Python keeps its own packed weights and workspace, so that nobody reads what another thread rewrites.
+"""
+
+import threading
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core import native as _native
+
+PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
+ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
+KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
+KEPT_WORKSPACE_BYTES = 64 << 20
+FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
+
+_kept = threading.local()
+
+
+def nhwc(tensor: Tensor) -> Tensor:
+    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty(shape, dtype, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _output(shape, dtype, like: Tensor) -> Tensor:
+    """An empty tensor that the engine is about to fill; a page fault per 4 KB took half the time of large ones."""
+    tensor = empty(shape, dtype, like)
+    if tensor.nbytes > FRESH_BYTES:
+        _native.native().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def _tensor(t: Tensor) -> tuple:
+    b, _, h, w = t.stride()
+    return t.data_ptr(), _native.DTYPES[t.dtype], t.shape[1], b, h, w
+
+
+def _workspace(size: int) -> Tensor:
+    kept = getattr(_kept, "workspace", None)
+    if kept is not None and kept.numel() >= size:
+        return kept
+    new = torch.empty(size, dtype=torch.uint8)
+    if size <= KEPT_WORKSPACE_BYTES:
+        _kept.workspace = new
+    return new
+
+
+def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
+    """The transformed filters, kept while the weight's bytes stay the same.
+
+    Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
+    leave them as they were. So a copy of the weight lies beside its transform, and they are compared.
+    """
+    weights = getattr(_kept, "weights", None)
+    if weights is None:
+        weights = _kept.weights = OrderedDict()
+        _kept.weight_bytes = 0
+    module = _native.native()
+    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+        weight = weight.contiguous()  # the key is of the part itself: copies of it lie anywhere
+    entry, threads = weights.get(key), torch.get_num_threads()
+    fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads)
+    if not fresh:
+        out, inputs = weight.shape[:2]
+        if entry is None:
+            size = module.conv3x3_packed_size(out, inputs, adjoint)
+            entry = weights[key] = _room(weights, weight.nbytes, size)
+        sizes = (_native.DTYPES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle)
+        module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
+    weights.move_to_end(key)
+    while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
+        _kept.weight_bytes -= sum(t.nbytes for t in weights.popitem(last=False)[1])
+    return entry[1]
+
+
+def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Tensor, Tensor]:
+    """Memory for a copy and a transform: the oldest of that size once half of what may be kept is kept.
+
+    Weights that are put together in every pass come from ever new addresses; theirs is memory that is mapped already.
+    """
+    if _kept.weight_bytes > KEPT_WEIGHT_BYTES // 2:
+        for key, (copy, transform) in weights.items():
+            if copy.nbytes == weight_bytes and transform.numel() == packed_size:
+                del weights[key]
+                return copy, transform
+    entry = torch.empty(weight_bytes, dtype=torch.uint8), torch.empty(packed_size, dtype=torch.float32)
+    _kept.weight_bytes += sum(t.nbytes for t in entry)
+    return entry
+
+
+def _in_workspace(function, *args) -> None:
+    """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
+    kept, threads = getattr(_kept, "workspace", None), torch.get_num_threads()
+    address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
+    needed = function(*args, threads, address, size)
+    if needed > size:
+        workspace = _workspace(needed)
+        function(*args, threads, workspace.data_ptr(), needed)
+
+
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype) -> Tensor:
+    """conv3x3 by the engine."""
+    batch, _, height, width = x.shape
+    y = _output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
+    sources = [nhwc(x)] if x2 is None else [nhwc(x), nhwc(x2)]
+    if residual is not None:
+        residual = nhwc(residual)
+    if bias is not None:
+        bias = bias.contiguous()
+    _in_workspace(
+        _native.native().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        [_tensor(t) for t in sources], 1, 0, [_tensor(y)], shuffle, packed(weight, False, shuffle).data_ptr(),
+        *((0, 0) if bias is None else (bias.data_ptr(), _native.DTYPES[bias.dtype])),
+        [] if residual is None else [_tensor(residual)], ACT[act], negative_slope,
+    )  # fmt: skip
+    return y
+
+
+def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
+    """What the engine adds to a sink, nothing for None; and what keeps its address valid."""
+    if tensor is None:
+        return (0, *_tensor(sink)[1:]), None
+    tensor = nhwc(tensor)
+    return _tensor(tensor), tensor
+
+
+def grad_sources(
+    grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows, added, in_place
+):  # fmt: skip
+    """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout.
+
+    sign: output of the activation behind the gradient, or None. added: to each of the results, or None; in_place: which
+    then takes the place of what it adds to, channels_last and of `dtype`.
+    """
+    batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
+    filters = packed(weight, True, shuffle)
+    extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
+    size = (height + 2 * extra_h, width + 2 * extra_w)
+    mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
+    geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
+    folded = extra_h or extra_w
+    sinks = [
+        _output((batch, c, *size), torch.float32 if folded else dtype, grad)
+        if folded or not in_place or addend is None
+        else addend
+        for c, addend in zip(channels, added, strict=True)
+    ]
+    adds = not folded and any(t is not None for t in added)
+    residual = [_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
+    _in_workspace(
+        _native.native().conv3x3_run, geometry, [_tensor(grad)], shuffle, 0 if sign is None else sign.data_ptr(),
+        [_tensor(t) for t in sinks], 1, filters.data_ptr(), 0, 0, [view for view, _ in residual], ACT["none"],
+        negative_slope,
+    )  # fmt: skip
+    if not folded:
+        return sinks
+    unfold = fold_rows if padding_mode == "circular_x" else lambda full: fold(full, padding_mode)
+    sums = (unfold(t) if more is None else unfold(t) + more for t, more in zip(sinks, added, strict=True))
+    return [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in sums]
+
+
+def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool):
+    """Gradients of weight and, if wanted, bias; grad and sign in one dense channels_last layout."""
+    batch, _, height, width = sources[0].shape
+    shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
+    grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
+    grad_bias = torch.empty(shape[0], dtype=dtype, device=grad.device) if bias else None
+    _in_workspace(
+        _native.native().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        [_tensor(t) for t in sources], _tensor(grad), shuffle, 0 if sign is None else sign.data_ptr(), negative_slope,
+        _native.DTYPES[dtype], grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
+    )  # fmt: skip
+    return grad_weight, grad_bias

@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modulated deformable convolution: validation, native calls, gradients, registration and the public function.
+
+The native kernel works on NHWC memory: a tensor whose channel stride is 1 (channels_last, or a channel slice of a wider
+channels_last map) is read in place, any other is copied first. Gradients come back in channels_last.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core import native as _native
+from fastds.ops.core import triton_loader as _triton
+from fastds.ops.core.autocast import autocast_dtype, cast
+from fastds.ops.core.checks import check_tensor
+from fastds.ops.core.registry import Backend, call, define, vector_jacobian, without_gradients
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+
+_FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
+_BACKWARD = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_check_tensor = functools.partial(check_tensor, main="input")
+
+
+def _pair(name: str, value, least: int) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
+        raise ValueError(f"{name} must be an int or a pair of ints >= {least}, got {value!r}")
+    return pair
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Output length along one axis, in pixels."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple[int, int, int, int]:
+    """Refuses what the kernel cannot take; returns (groups, offset groups, output rows, output columns)."""
+    _check_tensor("input", input, 4, DTYPES, None)
+    _check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device)
+    _check_tensor("weight", weight, 4, (input.dtype,), input.device)
+    batch, channels, height, width = input.shape
+    out_channels, group_channels, k_h, k_w = weight.shape
+    taps = k_h * k_w
+    if min(channels, height, width) < 1:
+        raise ValueError(f"input has shape {tuple(input.shape)}, expected at least one channel, row and column")
+    if min(weight.shape) < 1 or channels % group_channels:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, expected (O, C/groups, rows, columns) "
+            f"with C/groups a divisor of input's {channels} channels"
+        )
+    groups = channels // group_channels
+    if out_channels % groups:
+        raise ValueError(f"weight has {out_channels} output channels, expected a multiple of its {groups} groups")
+    offset_groups = offset.shape[1] // (2 * taps)
+    if offset.shape[1] % (2 * taps) or offset_groups < 1 or channels % offset_groups:
+        raise ValueError(
+            f"offset has {offset.shape[1]} channels, expected 2 * {taps} taps * offset groups "
+            f"with offset groups a divisor of input's {channels} channels"
+        )
+    h_out = output_size(height, k_h, stride[0], padding[0], dilation[0])
+    w_out = output_size(width, k_w, stride[1], padding[1], dilation[1])
+    if min(h_out, w_out) < 1:
+        raise ValueError(f"output would have size {h_out} x {w_out}: the kernel is larger than the padded input")
+    if (offset.shape[0], *offset.shape[2:]) != (batch, h_out, w_out):
+        expected = (batch, 2 * offset_groups * taps, h_out, w_out)
+        raise ValueError(f"offset has shape {tuple(offset.shape)}, expected {expected}")
+    if mask is not None:
+        _check_tensor("mask", mask, 4, (input.dtype,), input.device)
+        expected = (batch, offset_groups * taps, h_out, w_out)
+        if tuple(mask.shape) != expected:
+            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
+    if bias is not None:
+        _check_tensor("bias", bias, 1, (input.dtype,), input.device)
+        if bias.shape[0] != out_channels:
+            raise ValueError(f"bias has {bias.shape[0]} values, expected {out_channels}, one per output channel")
+    return groups, offset_groups, h_out, w_out
+
+
+def _autocast(input, offset, weight, bias, mask):
+    """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
+    dtype = autocast_dtype(input)
+    if dtype is None:
+        return input, offset, weight, bias, mask
+    if isinstance(offset, Tensor) and offset.dtype != dtype:
+        offset = cast(offset, torch.float32)
+    return cast(input, dtype), offset, cast(weight, dtype), cast(bias, dtype), cast(mask, dtype)
+
+
+def _nhwc(tensor: Tensor) -> Tensor:
+    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _output_format(input: Tensor) -> torch.memory_format:
+    if input.is_contiguous() and not input.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups):
+    """Sizes and element strides for _fastds; strides of a missing mask are never read."""
+
+    def strides(name, tensor):
+        b, _, h, w = tensor.stride() if tensor is not None else (0, 0, 0, 0)
+        return {f"{name}_b": b, f"{name}_h": h, f"{name}_w": w}
+
+    return _native.native().DeformConv2dDims(
+        dtype=_native.DTYPES[input.dtype], offset_dtype=_native.DTYPES[offset.dtype],
+        B=input.shape[0], C=input.shape[1], H=input.shape[2], W=input.shape[3],
+        O=weight.shape[0], Ho=offset.shape[2], Wo=offset.shape[3], kh=weight.shape[2], kw=weight.shape[3],
+        stride_h=stride[0], stride_w=stride[1], pad_h=padding[0], pad_w=padding[1],
+        dil_h=dilation[0], dil_w=dilation[1], groups=groups, offset_groups=offset_groups,
+        **strides("x", input), **strides("offset", offset), **strides("mask", mask),
+    )  # fmt: skip
+
+
+def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
+    groups, offset_groups, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
+    shape, layout = (input.shape[0], weight.shape[0], h_out, w_out), _output_format(input)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    if y.numel():
+        # Every tensor that gives its address stays bound to a name until the call returns.
+        x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+        dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+        module, cuda = _native.native(), _native.runs_on_cuda(input)
+        if cuda:
+            weight = weight.flatten(2).permute(2, 1, 0).contiguous()  # (K, C/groups, O)
+        addresses = (_address(t) for t in (x, offset, mask, weight, bias, y))
+        if cuda:
+            module.deform_conv2d_forward_cuda(*addresses, dims, *_native.cuda_launch(input))
+        else:
+            module.deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
+    return y.contiguous(memory_format=layout)
+
+
+def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
+    groups, offset_groups, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
+    shape, layout = (input.shape[0], weight.shape[0], h_out, w_out), _output_format(input)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
+    x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+    weight, bias = weight.contiguous(memory_format=torch.channels_last), None if bias is None else bias.contiguous()
+    _triton.kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
+    return y.contiguous(memory_format=layout)
+
+
+def triton_problem(weight, stride, padding, dilation, groups, offset_groups):
+    """Sizes of a call for fastds.kernels.deform_conv2d."""
+    pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
+    return _triton.kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
+
+
+def prefers_triton(input, weight) -> bool:
+    """Where Triton goes before CUDA C++: 16-bit tensors on a GPU with enough channels to fill a tensor core's tile.
+
+    Chosen from the machine code and the roofline of ops.md; no GPU has measured it yet.
+    """
+    if input.device.type != "cuda" or input.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
+
+
+def _refuses_backward(grad_y, wanted):
+    if wanted[0] and torch.are_deterministic_algorithms_enabled():
+        return "its gradient of input adds atomically, and torch.use_deterministic_algorithms is on"
+    return _triton.refusal(grad_y)
+
+
+def _forward_fake(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None):
+    _, _, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
+    return input.new_empty((input.shape[0], weight.shape[0], h_out, w_out)).to(memory_format=_output_format(input))
+
+
+def _empty_gradients(input, offset, weight, mask, wanted):
+    """Gradients of input, offset, weight, bias and mask in this order, None where not wanted."""
+    bias = (weight.shape[0],)
+    shapes = (input.shape, offset.shape, weight.shape, bias, None if mask is None else mask.shape)
+    dtypes = (input.dtype, offset.dtype, *3 * (input.dtype,))
+    layouts = [torch.contiguous_format if i in (2, 3) else torch.channels_last for i in range(5)]
+    return [
+        torch.empty(shape, dtype=dtype, device=input.device, memory_format=layout) if want else None
+        for shape, dtype, layout, want in zip(shapes, dtypes, layouts, wanted, strict=True)
+    ]
+
+
+def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    groups, offset_groups, h_out, w_out = check(input, offset, weight, None, stride, padding, dilation, mask)
+    _check_tensor("grad_y", grad_y, 4, (input.dtype,), input.device)
+    if tuple(grad_y.shape) != (input.shape[0], weight.shape[0], h_out, w_out):
+        expected = (input.shape[0], weight.shape[0], h_out, w_out)
+        raise ValueError(f"grad_y has shape {tuple(grad_y.shape)}, expected {expected}")
+    if wanted[4] and mask is None:
+        raise ValueError("wanted asks for the gradient of mask, but mask is None")
+    return groups, offset_groups
+
+
+def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    args = (grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
+    groups, offset_groups = _check_backward(*args)
+    grads = _empty_gradients(input, offset, weight, mask, wanted)
+    if grad_y.numel() == 0:
+        return [grad.zero_() for grad in grads if grad is not None]
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    x, offset, mask, weight = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask), weight.contiguous()
+    cuda = _native.runs_on_cuda(input)
+    if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
+        mask = mask.contiguous(memory_format=torch.channels_last)  # its largest value is searched
+    dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+    if cuda:
+        _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
+        return [grad for grad in grads if grad is not None]
+    module, threads = _native.native(), torch.get_num_threads()
+    workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8, device=input.device)
+    grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
+    tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
+    module.deform_conv2d_backward(*(_address(t) for t in tensors), dims, threads)
+    return [grad for grad in grads if grad is not None]
+
+
+def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    args = (grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
+    groups, offset_groups = _check_backward(*args)
+    grads = _empty_gradients(input, offset, weight, mask, wanted)
+    if grad_y.numel() == 0:
+        return [grad.zero_() for grad in grads if grad is not None]
+    kernels = _triton.kernels("deform_conv2d_backward")
+    problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
+    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+    x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    if wanted[0]:  # the additions are in float32 in every dtype
+        grads[0] = torch.zeros_like(grads[0], dtype=torch.float32)
+    kernels.launch_maps(grad_y, x, offset, mask, weight, grads[0], grads[1], grads[4], problem)
+    if wanted[0]:
+        grads[0] = grads[0].to(input.dtype)
+    if wanted[2]:
+        grads[2] = kernels.weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype)
+    if wanted[3]:
+        grads[3] = grad_y.sum((0, 2, 3), dtype=torch.float32).to(grad_y.dtype)
+    return [grad for grad in grads if grad is not None]
+
+
+def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
+    """Fills grads, the list of _empty_gradients; every workspace comes from torch, so that CUDA graphs can own it."""
+    module, launch = _native.native(), _native.cuda_launch(x)
+    grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
+    inputs = (grad_y, x, offset, mask)
+    if grad_x is not None or grad_offset is not None or grad_mask is not None:
+        weight, sums, workspace = weight.flatten(2).permute(2, 0, 1).contiguous(), grad_x, None  # (K, O, C/groups)
+        if grad_x is not None and torch.are_deterministic_algorithms_enabled():
+            size = module.deform_conv2d_ordered_workspace(dims)
+            workspace = torch.zeros(size, dtype=torch.uint8, device=x.device)
+        elif grad_x is not None:  # atomic additions, in float32 or better
+            wide = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+            sums = grad_x.zero_() if grad_x.dtype == wide else torch.zeros_like(grad_x, dtype=wide)
+        tensors = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
+        module.deform_conv2d_backward_samples_cuda(*(_address(t) for t in tensors), dims, *launch)
+        if sums is not grad_x:
+            grad_x.copy_(sums)
+    if grad_weight is not None:
+        size = module.deform_conv2d_weight_workspace(dims)
+        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        tensors = (*inputs, grad_weight, workspace)
+        module.deform_conv2d_backward_weight_cuda(*(_address(t) for t in tensors), dims, *launch)
+    if grad_bias is not None:
+        grad_bias.copy_(grad_y.sum((0, 2, 3), dtype=torch.promote_types(grad_y.dtype, torch.float32)))
+
+
+def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
+    return [grad for grad in _empty_gradients(input, offset, weight, mask, wanted) if grad is not None]
+
+
+def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
+    """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
+    bias = grad_y.new_zeros(weight.shape[0])
+
+    def formula(input, offset, weight, bias, mask):
+        return reference(input, offset, weight, bias, stride, padding, dilation, mask)
+
+    return vector_jacobian(formula, (input, offset, weight, bias, mask), (grad_y,), wanted)
+
+
+class _DeformConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, offset, weight, bias, stride, padding, dilation, mask):
+        ctx.save_for_backward(input, offset, weight, mask)
+        ctx.geometry = (stride, padding, dilation)
+        return without_gradients(DEFORM_CONV2D, input, offset, weight, bias, stride, padding, dilation, mask)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        input, offset, weight, mask = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 7)]
+        grads = iter(call(DEFORM_CONV2D_BACKWARD, grad_y, input, offset, weight, *ctx.geometry, mask, wanted))
+        grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (next(grads) if want else None for want in wanted)
+        return grad_x, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask
+
+
+_INPUTS = "Tensor input, Tensor offset, Tensor weight"
+_DEFAULTS = "int[2] stride=1, int[2] padding=0, int[2] dilation=1"
+_SIZES = "int[2] stride, int[2] padding, int[2] dilation"
+
+DEFORM_CONV2D = define(
+    f"deform_conv2d({_INPUTS}, Tensor? bias=None, {_DEFAULTS}, Tensor? mask=None) -> Tensor",
+    reference=reference,
+    backends={
+        "native": Backend(_forward_native, lambda input, *_: _native.refusal(_FORWARD, input)),
+        "triton": Backend(
+            _forward_triton,
+            lambda input, *_: _triton.refusal(input),
+            lambda input, offset, weight, *_: prefers_triton(input, weight),
+        ),
+    },
+    fake=_forward_fake,
+    function=_DeformConv2d,
+)
+
+DEFORM_CONV2D_BACKWARD = define(
+    f"deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_SIZES}, Tensor? mask, bool[5] wanted) -> Tensor[]",
+    reference=_backward_reference,
+    backends={
+        "native": Backend(_backward_native, lambda grad_y, *_: _native.refusal(_BACKWARD, grad_y)),
+        "triton": Backend(
+            _backward_triton,
+            lambda grad_y, *args: _refuses_backward(grad_y, args[-1]),
+            lambda grad_y, input, offset, weight, *_: prefers_triton(input, weight),
+        ),
+    },
+    fake=_backward_fake,
+)
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Modulated deformable convolution (DCNv2): every tap reads the input at a position of its own.
+
+    y[b,o,i,j] = bias[o] + sum_{c,k} weight[o,c,k] * mask[b,g(c)*K+k,i,j]
+                 * S(input[b,c], i*s_h - p_h + k_h*d_h + offset[b,(g(c)*K+k)*2,i,j],
+                                 j*s_w - p_w + k_w*d_w + offset[b,(g(c)*K+k)*2+1,i,j])
+
+    S is bilinear over a zero border: 0 where y <= -1, y >= H, x <= -1 or x >= W; a corner outside counts 0.
+    g(c) = c // (C/G). A NaN or infinite offset makes its sample 0. Argument order and numbers are those of
+    torchvision.ops.deform_conv2d.
+
+    Args:
+        input: (B, C, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
+        offset: (B, 2*G*K, H', W'), pixels, pairs (dy, dx) per group and tap; dtype of input or float32.
+        weight: (O, C/groups, k_h, k_w), dtype of input, as are bias and mask.
+        bias: (O,) or None.
+        stride: s, pixels, >= 1.
+        padding: p, pixels of zeros on each side, >= 0.
+        dilation: d, pixels between taps, >= 0; 0 leaves K free points placed by the offset alone.
+        mask: (B, G*K, H', W') factors of the samples, or None for 1.
+
+    Returns:
+        (B, O, H', W'), dtype of input; contiguous when input is contiguous, else channels_last.
+
+    Gradients: input, offset, weight, bias and mask, to any order (beyond the first by the reference formula). At an
+    integer position the derivative is that of the cell to its right; outside it is 0. Deterministic, and independent of
+    the number of threads, bit for bit; only on a GPU the gradient of input adds atomically, unless
+    torch.use_deterministic_algorithms(True): then in fixed point by CUDA C++. jvp and vmap run on the reference.
+    Sums are in float32 (float64 for float64), positions in float32 or better. Under autocast input, weight, bias and
+    mask take its dtype, offset keeps its own.
+
+    Raises:
+        TypeError: a dtype that is not allowed.
+        ValueError: a shape, device, stride, padding or dilation that does not fit.
+
+    Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
+    """
+    stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 0)
+    input, offset, weight, bias, mask = _autocast(input, offset, weight, bias, mask)
+    check(input, offset, weight, bias, stride, padding, dilation, mask)
+    return call(DEFORM_CONV2D, input, offset, weight, bias, stride, padding, dilation, mask)

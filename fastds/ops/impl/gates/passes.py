@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pointwise passes of recurrent cells: one definition for all of them, with layout, native calls and gradients.
+
+A pass takes maps of C channels, some of them packed side by side along the channels of one tensor (the gates), and
+gives maps of C channels. csrc/gates/math.h has the formula of the pass, of its gradients and, for some, of their
+gradients; this file makes three ops of them. Tensors in channels_last, channel slices of wider channels_last maps and
+contiguous ones are read in place.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core import native as _native
+from fastds.ops.core.autocast import autocast_dtype, cast
+from fastds.ops.core.registry import Backend, call, define, vector_jacobian, without_gradients
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CL = torch.channels_last
+KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor (B, gates * C, H, W); wide: may be float32 beside 16-bit others, as cell states are."""
+
+    name: str
+    gates: int = 1
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pointwise pass.
+
+    Attributes:
+        name: of the op.
+        inputs: its tensors; the first gives dtype, device and layout.
+        outputs: for each result (B, C, H, W) the position of the input whose dtype it has.
+        reference: the formula in plain PyTorch, reference(*tensors, *options).
+        options: schema of the options, "" for none.
+        variant: options -> (suffix of the formula's name, number for GatesParams.option, slope).
+        double: csrc has the gradients of the gradients, too.
+        formula: name in csrc/gates, "" for that of the op.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[int, ...]
+    reference: Callable
+    options: str = ""
+    variant: Callable = lambda: ("", 0.0, 0.0)
+    double: bool = False
+    formula: str = ""
+
+    def channels(self, tensors) -> int:
+        return tensors[0].shape[1] // self.inputs[0].gates
+
+    def check(self, tensors) -> None:
+        """Refuses what the pass cannot take."""
+        first = tensors[0]
+        for spec, tensor in zip(self.inputs, tensors, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{spec.name} is a {type(tensor).__name__}, expected a Tensor")
+            if tensor is first:
+                allowed = DTYPES
+            elif spec.wide and first.dtype != torch.float64:
+                allowed = (first.dtype, torch.float32)
+            else:
+                allowed = (first.dtype,)
+            if tensor.dtype not in allowed:
+                expected = " or ".join(str(d) for d in dict.fromkeys(allowed))
+                raise TypeError(f"{spec.name} has dtype {tensor.dtype}, expected {expected}")
+            if tensor.dim() != 4:
+                raise ValueError(f"{spec.name} has shape {tuple(tensor.shape)}, expected 4 dimensions")
+            if tensor.device != first.device:
+                name = self.inputs[0].name
+                raise ValueError(f"{spec.name} is on device {tensor.device}, expected {first.device} as {name}")
+        batch, packed, height, width = first.shape
+        gates = self.inputs[0].gates
+        if packed % gates or packed == 0:
+            raise ValueError(f"{self.inputs[0].name} has {packed} channels, expected a multiple of {gates}")
+        for spec, tensor in zip(self.inputs, tensors, strict=True):
+            expected = (batch, spec.gates * (packed // gates), height, width)
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"{spec.name} has shape {tuple(tensor.shape)}, expected {expected}")
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    if tensor.is_contiguous() and not tensor.is_contiguous(memory_format=_CL):
+        return torch.contiguous_format
+    return _CL
+
+
+def _empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    batch, _, height, width = like.shape
+    shape = (batch, channels, height, width)
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=_format(like))
+
+
+def _row(tensor: Tensor, layout: torch.memory_format) -> int | None:
+    """Elements from one row of the operand to the next (see csrc/gates/params.h); None where rows do not lie so."""
+    _, channels, height, width = tensor.shape
+    if tensor.is_contiguous(memory_format=layout):
+        return channels if layout == _CL else channels * height * width
+    b, c, h, w = tensor.stride()
+    if layout == _CL:
+        return w if c == 1 and h == width * w and b == height * h else None
+    return b if w == 1 and h == width and c == height * width else None
+
+
+def run(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
+    """Runs a formula on (tensor or None, gates) pairs in the layout of `like`; the outputs are dense in it."""
+    layout = _format(like)
+    batch, _, height, width = like.shape
+    rows, run = (batch * height * width, channels) if layout == _CL else (batch, channels * height * width)
+    addresses, alive = [], []
+    for tensor, count in operands:
+        if tensor is None:
+            addresses += [(0, 0, _native.DTYPES[like.dtype])] * count
+            continue
+        row = _row(tensor, layout)
+        if row is None:
+            tensor = tensor.contiguous(memory_format=layout)
+            row = _row(tensor, layout)
+        alive.append(tensor)  # addresses stay valid until the call returns
+        step = channels * tensor.stride(1) * tensor.element_size()
+        dtype = _native.DTYPES[tensor.dtype]
+        addresses += [(tensor.data_ptr() + j * step, row, dtype) for j in range(count)]
+    module = _native.native()
+    arguments = (module.GATE_FORMULAS[formula], rows, run, addresses, option, slope)
+    if _native.runs_on_cuda(like):
+        module.gates_cuda(*arguments, *_native.cuda_launch(like))
+    else:
+        module.gates_cpu(*arguments, torch.get_num_threads())
+
+
+class PassOps:
+    """The registered ops of a pass: forward, backward and, where asked for, double."""
+
+    def __init__(self, spec: Pass):
+        self.spec = spec
+        self.count = len(spec.inputs)
+        tensors = ", ".join(f"Tensor {i.name}" for i in spec.inputs)
+        options = f", {spec.options}" if spec.options else ""
+        grads = "".join(f"Tensor? grad_{k}, " for k in range(len(spec.outputs)))
+        along = "".join(f"Tensor? along_{i.name}, " for i in spec.inputs)
+        result = "Tensor" if len(spec.outputs) == 1 else f"({', '.join(['Tensor'] * len(spec.outputs))})"
+        every = len(spec.outputs) + self.count
+        self.forward = define(
+            f"{spec.name}({tensors}{options}) -> {result}",
+            reference=spec.reference,
+            backends={"native": Backend(self._forward, lambda *args: _native.refusal(KERNELS, args[0]))},
+            fake=self._fake,
+            function=self._function(),
+        )
+        self.backward = define(
+            f"{spec.name}_backward({grads}{tensors}{options}, bool[{self.count}] wanted) -> Tensor[]",
+            reference=self._backward_reference,
+            backends={"native": Backend(self._backward, self._later_refusal(len(spec.outputs)))},
+            fake=self._backward_fake,
+            function=self._backward_function() if spec.double else None,
+        )
+        if spec.double:
+            self.double = define(
+                f"{spec.name}_double({along}{grads}{tensors}{options}, bool[{every}] wanted) -> Tensor[]",
+                reference=self._double_reference,
+                backends={"native": Backend(self._double, self._later_refusal(every))},
+                fake=self._double_fake,
+            )
+
+    @staticmethod
+    def _later_refusal(first):
+        return lambda *args: _native.refusal(KERNELS, args[first])
+
+    def _packed(self, tensors):
+        return [(t, i.gates) for t, i in zip(tensors, self.spec.inputs, strict=True)]
+
+    def _run(self, suffix, tensors, operands, option, slope):
+        run(
+            (self.spec.formula or self.spec.name) + suffix,
+            tensors[0],
+            self.spec.channels(tensors),
+            operands,
+            option,
+            slope,
+        )
+
+    # ---- forward
+
+    def _fake(self, *args):
+        tensors = args[: self.count]
+        self.spec.check(tensors)
+        channels = self.spec.channels(tensors)
+        results = tuple(_empty(tensors[0], channels, tensors[k].dtype) for k in self.spec.outputs)
+        return results[0] if len(results) == 1 else results
+
+    def _forward(self, *args):
+        tensors, options = args[: self.count], args[self.count :]
+        results = self._fake(*args)
+        suffix, option, slope = self.spec.variant(*options)
+        if tensors[0].numel():
+            outputs = [(t, 1) for t in ([results] if isinstance(results, Tensor) else results)]
+            self._run(suffix, tensors, [*self._packed(tensors), *outputs], option, slope)
+        return results
+
+    # ---- gradients
+
+    def _split(self, args):
+        """(grads, tensors, options, wanted) of the backward op."""
+        n = len(self.spec.outputs)
+        return args[:n], args[n : n + self.count], args[n + self.count : -1], args[-1]
+
+    def _backward_fake(self, *args):
+        _, tensors, _, wanted = self._split(args)
+        self.spec.check(tensors)
+        like = tensors[0]
+        return [_empty(like, t.shape[1], t.dtype) for t, want in zip(tensors, wanted, strict=True) if want]
+
+    def _backward(self, *args):
+        grads, tensors, options, wanted = self._split(args)
+        results = self._backward_fake(*args)
+        if tensors[0].numel():
+            suffix, option, slope = self.spec.variant(*options)
+            given = iter(results)
+            outputs = [(next(given) if w else None, i.gates) for w, i in zip(wanted, self.spec.inputs, strict=True)]
+            operands = [*((g, 1) for g in grads), *self._packed(tensors), *outputs]
+            self._run(f"{suffix}_backward", tensors, operands, option, slope)
+        return results
+
+    def _backward_reference(self, *args):
+        grads, tensors, options, wanted = self._split(args)
+        return vector_jacobian(lambda *t: self.spec.reference(*t, *options), tensors, grads, wanted)
+
+    # ---- gradients of the gradients
+
+    def _split_double(self, args):
+        """(along, grads, tensors, options, wanted) of the double op."""
+        return args[: self.count], *self._split(args[self.count :])
+
+    def _double_fake(self, *args):
+        _, _, tensors, _, wanted = self._split_double(args)
+        self.spec.check(tensors)
+        like, channels = tensors[0], self.spec.channels(tensors)
+        shapes = [(channels, tensors[k].dtype) for k in self.spec.outputs]
+        shapes += [(t.shape[1], t.dtype) for t in tensors]
+        return [_empty(like, *shape) for shape, want in zip(shapes, wanted, strict=True) if want]
+
+    def _double(self, *args):
+        along, grads, tensors, options, wanted = self._split_double(args)
+        results = self._double_fake(*args)
+        if tensors[0].numel():
+            suffix, option, slope = self.spec.variant(*options)
+            given = iter(results)
+            gates = [1] * len(grads) + [i.gates for i in self.spec.inputs]
+            outputs = [(next(given) if w else None, n) for w, n in zip(wanted, gates, strict=True)]
+            operands = [*self._packed(along), *((g, 1) for g in grads), *self._packed(tensors), *outputs]
+            self._run(f"{suffix}_double", tensors, operands, option, slope)
+        return results
+
+    def _double_reference(self, *args):
+        along, grads, tensors, options, wanted = self._split_double(args)
+        everything = [True] * self.count
+
+        def first_order(*both):
+            n = len(grads)
+            return self._backward_reference(*both[:n], *both[n:], *options, everything)
+
+        return vector_jacobian(first_order, (*grads, *tensors), along, wanted)
+
+    # ---- autograd
+
+    def _function(ops):
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *args):
+                ctx.set_materialize_grads(False)
+                ctx.save_for_backward(*args[: ops.count])
+                ctx.options = args[ops.count :]
+                return without_gradients(ops.forward, *args)
+
+            @staticmethod
+            def backward(ctx, *grads):
+                wanted = list(ctx.needs_input_grad[: ops.count])
+                if all(g is None for g in grads):
+                    return (None,) * len(ctx.needs_input_grad)
+                results = iter(call(ops.backward, *grads, *ctx.saved_tensors, *ctx.options, wanted))
+                return *(next(results) if w else None for w in wanted), *(None for _ in ctx.options)
+
+        Function.__name__ = Function.__qualname__ = ops.spec.name
+        return Function
+
+    def _backward_function(ops):
+        class Backward(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *args):
+                ctx.set_materialize_grads(False)
+                grads, tensors, ctx.options, ctx.wanted = ops._split(args)
+                ctx.save_for_backward(*grads, *tensors)
+                return tuple(without_gradients(ops.backward, *args))
+
+            @staticmethod
+            def backward(ctx, *given):
+                if all(g is None for g in given):
+                    return (None,) * len(ctx.needs_input_grad)
+                given = iter(given)
+                along = [next(given) if w else None for w in ctx.wanted]
+                saved = ctx.saved_tensors
+                wanted = list(ctx.needs_input_grad[: len(saved)])
+                results = iter(call(ops.double, *along, *saved, *ctx.options, wanted))
+                return *(next(results) if w else None for w in wanted), *(None for _ in ctx.options), None
+
+        class Listed:
+            """The op's schema gives a list, autograd a tuple."""
+
+            @staticmethod
+            def apply(*args):
+                return list(Backward.apply(*args))
+
+        Backward.__name__ = Backward.__qualname__ = f"{ops.spec.name}_backward"
+        return Listed
+
+
+def autocast(tensors, wide=()):
+    """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays."""
+    dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
+    if dtype is None:
+        return tensors
+    return [cast(t, torch.float32 if k in wide else dtype) for k, t in enumerate(tensors)]
+
+
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The value itself; ValueError when it is not allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""inr_query in plain PyTorch: index arithmetic, gathers and matrix products; differentiable to any order.
+
+S1 locate and weigh the four corners -> S2 feature of each corner -> S3 ensemble -> S4 trunk -> S5 skip.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds.ops.impl.inr_query.points import Axis, GridSpec
+
+FEATURES = ("affine", "fourier", "dot", "slope")  # in the order of enum InrFeature
+AFFINE = ("affine", "slope")
+ENSEMBLES = ("none", "late", "early_area", "early_attn")
+ACTIVATIONS = ("none", "relu")
+WEIGHTS = ("bilinear", "areas")
+_AREA_EPS = 1e-9
+
+
+def inr_query(
+    maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
+    heads, dk, act, weighting, wrap, out_dtype,
+):  # fmt: skip
+    """See fastds.ops.inr_query; axes are GridSpec.numbers(), empty where base and frac name the points."""
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    to = lambda t: None if t is None else t.to(dtype)  # noqa: E731
+    corners = Corners(base, frac, axes, maps, mask, wrap, ensemble == "none", weighting, dtype)
+    kappa = None if cell is None else to(cell if cell.dim() == 3 else cell[:, None])
+    args = (to(maps), corners, to(rho_w), to(cell_w), to(bias), to(phase), kappa)
+    if feature == "dot":
+        y = _dot(*args, act)
+    else:
+        make = {"fourier": _fourier, "slope": _slope, "affine": _affine}[feature]
+        depth = channels(feature, ensemble, maps.shape[1], heads, dk)[0]
+        h = [make(*args, act, depth, j) for j in range(corners.count)]
+        trunk = [(to(w), to(b)) for w, b in zip(weights, biases, strict=True)]
+        if ensemble == "late":
+            y = sum(w[..., None] * mlp(hj, trunk) for w, hj in zip(corners.weights, h, strict=True))
+        else:
+            first_key = channels(feature, ensemble, maps.shape[1], heads, dk)[1]
+            y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
+    if skip is not None:
+        along = Corners(base, frac, axes, maps, mask, wrap, False, weighting, dtype) if ensemble == "none" else corners
+        y = y + sum(w[..., None] * along.gather(to(skip), j) for j, w in enumerate(along.weights))
+    if mask is not None:
+        y = torch.where(corners.valid[..., None], y, math.nan)
+    return y.to(out_dtype)
+
+
+def channels(feature: str, ensemble: str, total: int, heads: int, dk: int) -> tuple[int, int]:
+    """(D, channels of maps that go into it): width of a corner's feature and its share of `total` map channels."""
+    used = total - (2 * heads * dk if ensemble == "early_attn" else 0)
+    return used // {"fourier": 2, "slope": 3}.get(feature, 1), used
+
+
+def mlp(x: Tensor, trunk) -> Tensor:
+    """x through linear layers with ReLU between them."""
+    for i, (w, b) in enumerate(trunk):
+        x = F.linear(x, w, b)
+        x = F.relu(x) if i + 1 < len(trunk) else x
+    return x
+
+
+class Corners:
+    """The corners of every query: linear pixel index, weight (B, Q), offset rho (B, Q, 2), and whether any is valid."""
+
+    def __init__(self, base, frac, axes, maps, mask, wrap, nearest, weighting, dtype):
+        batch, _, height, width = maps.shape
+        if axes:
+            points = GridSpec(Axis(*axes[:4]), Axis(*axes[4:])).points(maps.device, dtype)
+            base, frac = points.base, points.frac
+        base, frac = base.long(), frac.to(dtype)
+        along = [
+            [_corner(base[..., k], frac[..., k], n, wrap[k], a) for a in (0, 1)] for k, n in ((0, height), (1, width))
+        ]
+        pairs = [(0, 0)] if nearest else [(0, 0), (0, 1), (1, 0), (1, 1)]
+        self.count = len(pairs)
+        full = base.shape[1]
+        self.queries = full
+        self.index = [(along[0][a][0] * width + along[1][b][0]).expand(batch, full) for a, b in pairs]
+        self.rho = [torch.stack([along[0][a][1], along[1][b][1]], -1).expand(batch, full, 2) for a, b in pairs]
+        if nearest:
+            raw = [torch.ones_like(frac[..., 0])]
+        elif weighting == "areas":
+            areas = [(along[0][1 - a][1] * along[1][1 - b][1]).abs() + _AREA_EPS for a, b in pairs]
+            total = sum(areas)
+            raw = [area / total for area in areas]
+        else:
+            raw = [along[0][a][2] * along[1][b][2] for a, b in pairs]
+        self.weights = [w.expand(batch, full) for w in raw]
+        self.mask = None
+        if mask is not None:
+            flat = mask.reshape(batch, -1)
+            self.mask = [flat.gather(1, index) for index in self.index]
+            kept = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
+            total = sum(kept)
+            self.valid = total > 0
+            self.weights = [w / torch.where(self.valid, total, 1) for w in kept]
+
+    def gather(self, maps: Tensor, j: int) -> Tensor:
+        """(B, C, H, W) at corner j, (B, Q, C); zero where the mask says invalid."""
+        batch, depth, height, width = maps.shape
+        flat = maps.permute(0, 2, 3, 1).reshape(-1, depth)
+        first = height * width * torch.arange(batch, device=maps.device)[:, None]
+        value = flat.index_select(0, (self.index[j] + first).reshape(-1)).reshape(batch, self.queries, depth)
+        return value if self.mask is None else torch.where(self.mask[j][..., None], value, 0)
+
+
+def _corner(base: Tensor, t: Tensor, n: int, wrap: bool, a: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel of corner a on one axis, rho = 2 (u - pixel) with the pixel not wrapped, and the linear weight."""
+    weight = t if a else 1 - t
+    if wrap:
+        return torch.remainder(base + a, n), 2 * (t - a), weight
+    pixel = (base + a).clamp(0, n - 1)
+    return pixel, 2 * (t + (base - pixel).to(t.dtype)), weight
+
+
+def _activate(x: Tensor, act: str) -> Tensor:
+    return F.relu(x) if act == "relu" else x
+
+
+def _offset_terms(rho, rho_w, cell_w, bias, kappa):
+    """R rho + Lambda kappa + b, (B, Q, D) or None."""
+    terms = [] if rho_w is None else [rho @ rho_w.T]
+    if cell_w is not None:
+        terms.append(kappa @ cell_w.T)
+    if bias is not None:
+        terms.append(bias)
+    return sum(terms) if terms else None
+
+
+def _affine(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+    return _with_offset(corners.gather(maps[:, :depth], j), corners, rho_w, cell_w, bias, kappa, act, j)
+
+
+def _slope(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+    h, along_y, along_x = corners.gather(maps[:, : 3 * depth], j).split(depth, -1)
+    h = h + along_y * corners.rho[j][..., :1] + along_x * corners.rho[j][..., 1:]
+    return _with_offset(h, corners, rho_w, cell_w, bias, kappa, act, j)
+
+
+def _with_offset(h, corners, rho_w, cell_w, bias, kappa, act, j):
+    terms = _offset_terms(corners.rho[j], rho_w, cell_w, bias, kappa)
+    return _activate(h if terms is None else h + terms, act)
+
+
+def _fourier(maps, corners, rho_w, cell_w, bias, phase, kappa, act, depth, j):
+    amplitude, frequency = corners.gather(maps[:, : 2 * depth], j).split(depth, -1)
+    rho = corners.rho[j]
+    theta = frequency[..., 0::2] * rho[..., :1] + frequency[..., 1::2] * rho[..., 1:]
+    if phase is not None:
+        theta = theta + kappa @ phase.T
+    theta = math.pi * theta
+    return amplitude * torch.cat([torch.cos(theta), torch.sin(theta)], -1)
+
+
+def _dot(maps, corners, rho_w, cell_w, bias, phase, kappa, act):
+    a = _activate(_offset_terms(corners.rho[0], rho_w, cell_w, bias, kappa), act)
+    depth = rho_w.shape[0]
+    outputs = maps.shape[1] // (depth + 1)
+    values = corners.gather(maps, 0)
+    g, constant = values[..., : outputs * depth], values[..., outputs * depth :]
+    return (g.unflatten(-1, (outputs, depth)) * a[..., None, :]).sum(-1) + constant
+
+
+def _early(ensemble, h, maps, corners, rho_bias, heads, dk, first_key):
+    if ensemble == "none":
+        return h[0]
+    if ensemble == "early_area":
+        return sum(w[..., None] * hj for w, hj in zip(corners.weights, h, strict=True))
+    keys, contents = maps[:, first_key:].split(heads * dk, 1)
+    q = sum(w[..., None] * corners.gather(contents, j) for j, w in enumerate(corners.weights))
+    q = q.unflatten(-1, (heads, dk))
+    logits = []
+    for j in range(corners.count):
+        k = corners.gather(keys, j).unflatten(-1, (heads, dk))
+        term = (q * k).sum(-1) / math.sqrt(dk)
+        logits.append(term if rho_bias is None else term + corners.rho[j] @ rho_bias.T)
+    logits, weights = torch.stack(logits), torch.stack(corners.weights)[..., None]
+    present = weights > 0
+    top = torch.where(present, logits, -math.inf).amax(0).detach()
+    top = torch.where(torch.isfinite(top), top, 0)
+    e = weights * torch.exp(torch.where(present, logits - top, 0))
+    total = e.sum(0)
+    alpha = e / torch.where(total > 0, total, 1)
+    split = [hj.unflatten(-1, (heads, -1)) for hj in h]
+    return sum(a[..., None] * hj for a, hj in zip(alpha, split, strict=True)).flatten(-2)

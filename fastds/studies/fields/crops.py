@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test crops of a region, and the errors of a method on them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastds.tasks.fields.training import coarse_and_fine
+
+BANDS = 4  # of latitude; with the times they are what the bootstrap draws from
+_AT_ONCE = 8  # crops predicted in one batch
+
+
+class Crop(NamedTuple):
+    """A window of fine pixels: its time, latitude band, first row and first column."""
+
+    time: int
+    band: int
+    row: int
+    column: int
+
+
+def draw_crops(shape, size: int | None, per_cell: int, seed: int) -> list[Crop]:
+    """per_cell random crops of size x size for every time and band of fields (T, C, H, W); size None: all fields whole.
+
+    Raises: ValueError: fields smaller than the crops.
+    """
+    times, _, rows, columns = shape
+    if size is None:
+        return [Crop(time, 0, 0, 0) for time in range(times)]
+    if min(rows, columns) < size:
+        raise ValueError(f"test region of {rows} x {columns} is smaller than the crops of {size} x {size}")
+    g = torch.Generator().manual_seed(seed)
+    edges = torch.linspace(0, rows - size + 1, BANDS + 1).round().int().tolist()
+    draw = lambda low, stop: int(torch.randint(low, max(low + 1, stop), (), generator=g))  # noqa: E731
+    return [
+        Crop(time, band, draw(edges[band], edges[band + 1]), draw(0, columns - size + 1))
+        for time in range(times)
+        for band in range(BANDS)
+        for _ in range(per_cell)
+    ]
+
+
+def crop_errors(
+    predict: Callable, fields: Tensor, crops: list[Crop], size: int | None, scale: tuple[float, float], degrade=None
+) -> list[list[float]]:
+    """Mean squared error (crop, channel) of predict(x, size) on crops of (T, C, H, W), in the units of the fields.
+
+    degrade(fine, coarse size, number of the first crop) makes x, None: the area mean; ceil(s) + 6 fine pixels at
+    every border are left out.
+    """
+    result = []
+    shave = [int(-(-s // 1)) + 6 for s in scale]
+    for first in range(0, len(crops), _AT_ONCE):
+        windows = [_window(fields[c.time], c, size) for c in crops[first:][:_AT_ONCE]]
+        x, y = coarse_and_fine(torch.stack(windows), scale)
+        if degrade is not None:
+            x = degrade(y, tuple(x.shape[2:]), first)
+        error = (predict(x, tuple(y.shape[2:])) - y)[..., shave[0] : -shave[0], shave[1] : -shave[1]]
+        result += error.double().square().mean((2, 3)).tolist()
+    return result
+
+
+def _window(field: Tensor, crop: Crop, size: int | None) -> Tensor:
+    stop = [None, None] if size is None else [crop.row + size, crop.column + size]
+    return field[:, crop.row : stop[0], crop.column : stop[1]]

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs of the study: train, score, one JSON file each; what has a file is not run again."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastds import models
+from fastds.data.samples.degradation import Degradation, DegradationConfig
+from fastds.models.baselines.interpolation import bilinear_at
+from fastds.models.baselines.regression import LocationRidge, StaticResidual
+from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.studies.fields.crops import crop_errors, draw_crops
+from fastds.studies.fields.table import render
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.fields import training as field_training
+from fastds.tasks.fields.training import (
+    FieldDataConfig,
+    FieldDataModule,
+    FieldTrainingConfig,
+    bicubic,
+    coarse_and_fine,
+    load_fields,
+)
+
+SCALES = {"1.5": (1.5, 1.5), "2": (2, 2), "2.67": (2.67, 2.67), "3": (3, 3), "4": (4, 4), "2x3": (2, 3)}
+
+
+def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) interpolated to cells of `size`."""
+    return bilinear_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same with a = -0.75, torch's default: better for rough fields, worse for smooth ones."""
+    return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False)
+
+
+INTERPOLATIONS: dict[str, Callable] = {"bilinear": bilinear, "bicubic": bicubic, "bicubic-0.75": bicubic_torch}
+# What knows the place and nothing else; of whole regions (crop: null) by whole factors.
+OF_THE_PLACE = {"static residual": StaticResidual, "regression per point": LocationRidge}
+WHOLE_FACTORS = ("2", "3", "4")
+
+
+@dataclasses.dataclass
+class Method:
+    """One row of the study.
+
+    Args:
+        model: a preset.
+        options: its arguments.
+        learning_rate: of its training.
+        scales: factors to train on instead of those of the data.
+        degraded: share of the training samples that goes through the degradation pipeline.
+        test: factors it is scored at, names of SCALES; none: all.
+    """
+
+    model: str
+    options: dict = dataclasses.field(default_factory=dict)
+    learning_rate: float = 3e-3
+    scales: list[float] | None = None
+    degraded: float = 0.0
+    test: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """The study; every method sees the same samples (seed, index) in the same number of steps.
+
+    Args:
+        data: samples and the parts to train on, to choose weights by and to test on.
+        methods: name -> Method.
+        run: which of them; none: all.
+        seeds: of samples and initial weights.
+        weights: names or paths of trained weights that are scored beside.
+        max_steps: of each training.
+        ema_decay: of the averaged weights of each training.
+        crop: of the test, fine pixels; none: every field whole, with regressions of the place beside.
+        per_cell: test crops per time and latitude band.
+        together: successive times that the bootstrap draws as one (a day).
+        degraded: score on inputs of the degradation pipeline, the same draws for all, instead of area means.
+        output: folder of the runs.
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: FieldDataConfig
+    methods: dict[str, Method]
+    run: list[str] = dataclasses.field(default_factory=list)
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
+    weights: list[str] = dataclasses.field(default_factory=list)
+    max_steps: int = 1500
+    ema_decay: float = 0.99
+    crop: int | None = 64
+    per_cell: int = 2
+    together: int = 1
+    degraded: bool = False
+    output: str = "study"
+    threads: int | None = None
+
+    def __post_init__(self):
+        if not (self.data.train and self.data.test):
+            raise ValueError(
+                "data: the study needs test columns or times, and train and validation, apart from each other"
+            )
+        if self.data.statics:
+            raise ValueError("data.statics: the methods of the study read no static maps")
+        unknown = set(self.run) - set(self.methods)
+        if unknown:
+            raise ValueError(f"run names {sorted(unknown)}, the methods are {sorted(self.methods)}")
+
+
+def run_study(config: StudyConfig) -> pathlib.Path:
+    """Run what has no JSON file in config.output yet, seed by seed, write table.md there and return its path.
+
+    Degraded inputs: scores and table are in its folder "degraded".
+    """
+    load_fields(config.data)  # refuses before anything is written
+    clean = dataclasses.replace(config, degraded=False)
+    folder = pathlib.Path(config.output)
+    output = folder / "degraded" if config.degraded else folder
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (*INTERPOLATIONS, *(OF_THE_PLACE if config.crop is None else ())):
+        _once(output / f"{name}.json", score_untrained, config, name)
+    for name in config.weights:
+        _once(output / f"weights-{pathlib.Path(name).stem}.json", score_weights, config, name)
+    for seed, name in itertools.product(config.seeds, config.run or config.methods):
+        run = _once(folder / f"{name}-{seed}.json", train_and_score, clean, name, seed)
+        if config.degraded:
+            _once(output / f"{name}-{seed}.json", score_again, config, run)
+    table = output / "table.md"
+    table.write_text(render([json.loads(path.read_text()) for path in sorted(output.glob("*.json"))]))
+    return table
+
+
+def _once(path: pathlib.Path, make: Callable[..., dict], *args) -> dict:
+    if not path.exists():
+        result = make(*args)
+        path.write_text(json.dumps(result))
+    return json.loads(path.read_text())
+
+
+def _folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
+    return pathlib.Path(config.output) / f"{name}-{seed}"
+
+
+def training_config(config: StudyConfig, name: str, seed: int) -> FieldTrainingConfig:
+    """The training of a method; its validation uses the factors it knows."""
+    method = config.methods[name]
+    data = config.data
+    if method.scales:
+        tested = [sum(method.scales) / 2] if method.scales[0] == method.scales[1] else data.test_scales
+        data = dataclasses.replace(data, scales=method.scales, test_scales=tested)
+    data = dataclasses.replace(data, degraded=method.degraded)
+    return FieldTrainingConfig(
+        data, method.model, method.options, output=str(_folder(config, name, seed)), seed=seed,
+        max_steps=config.max_steps, learning_rate=method.learning_rate, ema_decay=config.ema_decay,
+        threads=config.threads,
+    )  # fmt: skip
+
+
+def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
+    """One run: the errors of the weights that the validation region chose, on the test region."""
+    training = training_config(config, name, seed)
+    before = time.process_time()
+    model = models.load(field_training.train(training))
+    seconds = time.process_time() - before
+    return {
+        "method": name, "seed": seed, "steps": config.max_steps, "learning_rate": training.learning_rate,
+        "train_cpu_s": round(seconds, 1), "parameters": sum(p.numel() for p in model.parameters()),
+        "validation": model.card.metrics["validation"], **score_run(config, name, seed),
+    }  # fmt: skip
+
+
+def score_run(config: StudyConfig, name: str, seed: int) -> dict:
+    """The errors of the weights that a run has left."""
+    model = models.load(_folder(config, name, seed) / "best.safetensors").eval()
+    with torch.no_grad():
+        return score(lambda x, size: model(x, size=size), config, config.methods[name].test)
+
+
+def score_again(config: StudyConfig, run: dict) -> dict:
+    """A finished run with its errors on what this configuration asks for."""
+    return run | score_run(config, run["method"], run["seed"])
+
+
+def score_untrained(config: StudyConfig, name: str) -> dict:
+    """The errors of an interpolation or of a regression of the place."""
+    if name in INTERPOLATIONS:
+        return {"method": name, **score(INTERPOLATIONS[name], config)}
+    return {"method": name, **score(regression(OF_THE_PLACE[name], config), config, WHOLE_FACTORS)}
+
+
+def score_weights(config: StudyConfig, name: str) -> dict:
+    """The errors of trained weights."""
+    model = models.load(name).eval()
+    with torch.no_grad():
+        return {"method": f"weights {name}", **score(lambda x, size: model(x, size=size), config)}
+
+
+def regression(kind: type, config: StudyConfig) -> Callable:
+    """predict(x, size) by a regression of the place, fitted on the training part for each factor and variable."""
+    train = config.data.part(load_fields(config.data), config.data.train)
+
+    @functools.cache
+    def fitted(factor: int) -> list:
+        coarse, fine = coarse_and_fine(train, factor)
+        return [kind(factor).fit(coarse[:, c], fine[:, c]) for c in range(train.shape[1])]
+
+    def predict(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return torch.stack([model(x[:, c]) for c, model in enumerate(fitted(size[0] // x.shape[2]))], 1)
+
+    return predict
+
+
+def degradation(data: FieldDataModule) -> Callable:
+    """degrade(fine, size, seed): fields in physical units through the pipeline, normalised as in training."""
+    mean, std = (t[:, None, None] for t in (data.mean, data.std))
+    pipeline = Degradation(DegradationConfig(probability=1.0), data.training.degradation.value_range)
+
+    def degrade(fine: Tensor, size: tuple[int, int], seed: int) -> Tensor:
+        return pipeline((fine - mean) / std, size, torch.Generator().manual_seed(seed)) * std + mean
+
+    return degrade
+
+
+def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict:
+    """Errors of predict(x, size) on the test crops, by factor, with what is needed to read them."""
+    data = FieldDataModule(config.data)
+    test = config.data.part(load_fields(config.data), config.data.test)
+    crops = draw_crops(test.shape, config.crop, config.per_cell, seed=0)
+    degrade = degradation(data) if config.degraded else None
+    return {
+        "variables": config.data.variables,
+        "value_range": data.value_range.tolist(),
+        "crops": crops,
+        "together": config.together,
+        "mse": {n: crop_errors(predict, test, crops, config.crop, SCALES[n], degrade) for n in names or SCALES},
+    }
+
+
+def train(config: StudyConfig) -> pathlib.Path:
+    """What `fastds train study` calls: run_study, and its table printed."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    table = run_study(config)
+    print(table.read_text())
+    return table
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read a command line into a StudyConfig; `--config NAME` takes a shipped configuration by its name."""
+    return read_command_line(StudyConfig, arguments, "study", "Compare arbitrary-scale downscaling with its baselines.")

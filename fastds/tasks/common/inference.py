@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that run a network over a file share: threads, evaluation mode, large arrays, the target, the
+range a model was trained for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastds.data import ReflectivityInput, grid_spacing_m
+from fastds.data.io.files import check_format
+
+PRECISIONS = ("fp32", "bf16")
+# Fields larger than this are kept in a file while a command runs.
+MAPPED_BYTES = 256 << 20
+# The range of a card is judged where a warning would be true beyond doubt.
+TOLERANCE = 1.05
+
+
+@dataclasses.dataclass
+class Report:
+    """What a run did: `model` name, `settings` written to the attributes, `notes` for the user, one a sentence."""
+
+    model: str
+    settings: dict
+    notes: list[str]
+
+    def summary(self) -> str:
+        """The notes, one a line."""
+        return "\n".join(self.notes)
+
+
+def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """What would make writing fail, before anything is computed.
+
+    Raises: ValueError where the output would replace the input, FileNotFoundError where its folder is missing,
+        PermissionError where that is read-only, IsADirectoryError for a folder (a Zarr store is replaced).
+    """
+    target = Path(target)
+    if target.exists() and os.path.realpath(source) == os.path.realpath(target):
+        raise ValueError(f"the output must be another file than the input, got {target} twice")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {target.parent}")
+    if target.is_dir() and target.suffix != ".zarr":
+        raise IsADirectoryError(f"the output must be a file, {target} is a folder")
+    if not os.access(target.parent, os.W_OK):
+        raise PermissionError(f"the folder of the output is read-only: {target.parent}")
+
+
+def check_field_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """As check_target, for fields; ValueError also for a name that promises another format than NetCDF or Zarr."""
+    check_target(source, target)
+    check_format(target)
+
+
+def check_settings(threads: int | None, precision: str = "fp32") -> None:
+    """ValueError for a precision that is not there or a number of threads that is none."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+    if threads is not None and (int(threads) != threads or threads < 1):
+        raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
+
+
+def check_static(card, needed: int, static) -> None:
+    """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
+    if static is not None and not needed:
+        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out static (--static)")
+    if len(card.static_variables) != needed:
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads {needed} static maps, and its card names "
+            f"{len(card.static_variables)} in static_variables"
+        )
+    if static is None:
+        names = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in card.static_variables)
+        raise ValueError(
+            f"model {card.name or 'without a name'} reads static maps, {names}: give them with static (--static "
+            "FILE.nc, or FILE.nc:VARIABLE, once a map)"
+        )
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """torch's threads inside the block; None leaves them."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(int(threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside the block."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def store(shape, folder) -> np.ndarray:
+    """An array of float32, in a file without a name in `folder` where it is large and a folder is given."""
+    if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+@contextlib.contextmanager
+def progress_bar(wanted: bool, total: int, doing: str, unit: str) -> Iterator:
+    """A bar "doing ... 3/7 unit 0:01:02"; yields a function that advances it by one, or None where it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+def mean_spacing_m(source: ReflectivityInput) -> float | None:
+    """Geometric mean of the grid spacing along y and x, metres; None where the coordinates do not tell."""
+    spacing = grid_spacing_m(source.raw)
+    return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])
+
+
+def warn_outside(card, values, stacklevel: int) -> None:
+    """Warn (UserWarning) where the data lie outside the range the model was trained for.
+
+    values: (what, value or None, (lowest, highest) or None, unit).
+    """
+    for what, value, limits, unit in values:
+        if value is None or limits is None or limits[0] / TOLERANCE <= value <= limits[1] * TOLERANCE:
+            continue
+        warnings.warn(
+            f"the {what} of {value:.4g} {unit} is outside the range that {card.name} was trained for, "
+            f"{limits[0]:g} to {limits[1]:g} {unit}: expect larger errors",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latitude-longitude fields to any grid (INR)."""

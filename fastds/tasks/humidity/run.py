@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gridded fields to an ensemble of finer fields with a generator such as HumidityGenerator."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+import torch
+import xarray as xr
+
+import fastds
+from fastds.data import add_history, open_dataset, refine_grid, save_dataset
+from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field
+from fastds.models import load
+from fastds.models.wgan_gp import HumidityGenerator
+from fastds.tasks.common.inference import check_field_target
+
+SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a shorter sequence
+_PERCENT = ("%", "percent", "per cent")
+
+
+def downscale_ensemble(
+    model: HumidityGenerator,
+    dataset: xr.Dataset,
+    *,
+    members: int | None = None,
+    seed: int = 0,
+    variable: str | None = None,
+    level: float | None = None,
+) -> xr.Dataset:
+    """Return the field at the model's finer grid, as one field or an ensemble.
+
+    Args:
+        model: a generator with offset, range and coarsening in its card, as fastds.load gives it.
+        dataset: coarse fields over (time, y, x), in the unit the model was trained for.
+        members: number of members, along a new first dimension `realization`; None: one field without noise.
+        seed: of the first member; member k has seed + k, and every sequence of steps its own numbers.
+        variable, level: where the file does not tell, see choose_field.
+
+    Returns:
+        a new Dataset with the coordinates of the finer cells, settings in its attributes. Cells are cut into factor x
+        factor for models of area means; for models of decimated fields the coarse points stay where they are and the
+        new ones lie behind them. Values are cut to the card's valid_range: for humidity what is taken as input, so that
+        a result can be refined again. Deterministic for given settings.
+
+    Raises:
+        ValueError: another model, members below 1, missing values, humidity far outside [0, 105] % or a fraction, or
+        a variable or level that is missing or ambiguous. Warns (UserWarning) where humidity is cut to [0, 105] %.
+    """
+    _check(model, members)
+    field = choose_field(dataset, variable, level)
+    values = field.values.astype(np.float32)
+    check_values(values, f"variable {field.name}")
+    if _is_humidity(model, field):
+        values = _cut_humidity(values, field.name)
+    fine = _run(model, values, members, seed)
+    dims = (("realization",) if members else ()) + field.dims
+    scale = model.config["scale"]
+    out = refine_grid(dataset, field, scale)
+    out = out.assign({field.name: (dims, fine, dict(field.attrs))})
+    if field.dims[0] in field.coords:
+        out = out.assign_coords({field.dims[0]: field[field.dims[0]].variable})
+    if members:
+        out = out.assign_coords(
+            realization=("realization", np.arange(members, dtype="int32"), {"standard_name": "realization"})
+        )
+    if model.card.coarsening == "decimate":
+        out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
+    settings = {"fastds_model": model.card.name, "fastds_scale": scale, "fastds_coarsening": model.card.coarsening}
+    if model.card.valid_range is not None:
+        settings["fastds_valid_range"] = list(model.card.valid_range)
+    if members:
+        settings |= {"fastds_members": members, "fastds_seed": seed}
+    out = out.assign_attrs(dict(dataset.attrs) | settings)
+    return add_history(out, f"fastds {fastds.__version__} downscale with {model.card.name}")
+
+
+def downscale_ensemble_file(source: str | os.PathLike, target: str | os.PathLike, *, model, **options) -> str:
+    """downscale_ensemble from a NetCDF, GRIB or Zarr file to a NetCDF or Zarr file.
+
+    model: a generator, a shipped name or the path of a weights file.
+
+    Returns: a sentence for the user. `target` appears only when it is complete.
+    """
+    check_field_target(source, target)
+    generator = model if isinstance(model, torch.nn.Module) else load(model)
+    with open_dataset(source) as dataset:
+        out = downscale_ensemble(generator, dataset, **options)
+        save_dataset(out, target)
+    return f"model {generator.card.name}: wrote {target}"
+
+
+def _check(model, members):
+    if not isinstance(model, HumidityGenerator):
+        raise ValueError(f"model is a {type(model).__name__}, expected a HumidityGenerator for an ensemble")
+    card = model.card
+    if card.offset is None or card.range is None or card.coarsening is None:
+        raise ValueError(f"model {card.name} has no offset, range and coarsening in its card")
+    if members is not None and members < 1:
+        raise ValueError(f"members must be at least 1, got {members}")
+    if model.config["in_channels"] != 1:
+        raise ValueError(f"model {card.name} reads {model.config['in_channels']} variables, a file gives one")
+
+
+def _is_humidity(model, field):
+    names = {str(v.get("standard_name")) for v in model.card.input_variables}
+    if "relative_humidity" not in names:
+        return False
+    units = str(field.attrs.get("units", "%")).strip().lower()
+    if units not in _PERCENT:
+        raise ValueError(f"variable {field.name} has units {units!r}, expected relative humidity in %")
+    return True
+
+
+def _cut_humidity(values, name):
+    """Cut to what a model of humidity takes; analyses reach a little beyond, over ice and by interpolation."""
+    low, high = HUMIDITY_RANGE
+    least, most = float(values.min()), float(values.max())
+    if most <= 2.0:
+        raise ValueError(f"variable {name} reaches {most:g} % at most: is it a fraction? multiply it by 100")
+    outside = (values < low) | (values > high)
+    if not outside.any():
+        return values
+    if least < low - 10 or most > high + 75:
+        check_values(values, f"variable {name}", humidity=True)
+    warnings.warn(
+        f"{int(outside.sum())} of {values.size} values of {name}, {least:.4g} to {most:.4g} %, are cut to "
+        f"{low:g}..{high:g} %",
+        UserWarning,
+        stacklevel=3,
+    )
+    return values.clip(low, high)
+
+
+def _run(model, values, members, seed):
+    card, scale = model.card, model.config["scale"]
+    x = torch.from_numpy((values - card.offset) / card.range)[None, :, None]
+    size = (members or 1, len(values), *(n * scale for n in values.shape[1:]))
+    fine = np.empty(size, np.float32)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(values), SEQUENCE):
+                part = x[:, start : start + SEQUENCE]
+                for m in range(members or 1):
+                    # Different numbers for every sequence and member, the same for any number of members.
+                    draw = {"seed": seed + m + 1_000_003 * start} if members else {"noise": "zero"}
+                    fine[m, start : start + part.shape[1]] = card.physical(model(part, **draw)[0, :, 0]).numpy()
+    finally:
+        model.train(training)
+    return fine if members else fine[0]
+
+
+def _behind(field, dim, scale):
+    coordinate = field[dim]
+    steps = np.diff(coordinate.values.astype("float64"))
+    if len(steps) == 0 or np.ptp(steps) > 1e-6 * np.abs(steps).max():
+        raise ValueError(f"coordinate {dim} must be equally spaced for a model of decimated fields")
+    fine = coordinate.values[0] + steps.mean() / scale * np.arange(len(coordinate) * scale)
+    return (dim, fine, dict(coordinate.attrs))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random crops of sequences of fields, from regions kept apart."""
+
+import pathlib
+from collections.abc import Iterator
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastds.data.io.files import open_dataset
+from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
+from fastds.tasks.humidity.config import GANDataConfig
+from fastds.tasks.radar.samples import NewSamples
+
+ROLES = ("train", "validation", "test")
+
+
+def read_regions(config: GANDataConfig, role: str) -> list[torch.Tensor]:
+    """The fields of a role's regions, each (times, H, W), normalised, float32.
+
+    Raises: FileNotFoundError, ValueError where files, variables, regions or values do not fit.
+    """
+    root = pathlib.Path(config.path)
+    sources = config.sources or {root.name: {}}
+    regions = []
+    for name, source in sources.items():
+        path = root / name if root.is_dir() else root
+        unknown = set(source) - {"variable", "level", "validation_days", "validation_stays", *ROLES}
+        if unknown:
+            raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
+        with open_dataset(path) as dataset:
+            field = choose_field(dataset, source.get("variable"), source.get("level")).astype(np.float32).load()
+        check_values(field.values, path.name)
+        if "validation_days" in source:
+            regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
+            continue
+        field = field.values
+        for box in source.get(role, [] if config.sources else _quarters(field.shape, role)):
+            top, bottom, left, right = box
+            if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
+                raise ValueError(f"data.sources[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
+            regions.append(normalised(field[:, top:bottom, left:right], config))
+    return regions
+
+
+def normalised(values: np.ndarray, config: GANDataConfig) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray((values - config.offset) / config.range))
+
+
+def _days(field, source, config, role):
+    """The days of a role: the validation days are drawn from all, and leave the training days unless they stay."""
+    every = days(field, config.steps)
+    overlap = source.get("validation_stays", False)
+    training, validation = split_days(len(every), source["validation_days"], overlap=overlap)
+    return [every[k] for k in {"train": training, "validation": validation}.get(role, [])]
+
+
+def _quarters(shape, role):
+    """Without sources: the left three quarters train, the rest validates."""
+    split = 3 * shape[2] // 4
+    return {"train": [[0, shape[1], 0, split]], "validation": [[0, shape[1], split, shape[2]]]}.get(role, [])
+
+
+class FieldSequences(Dataset):
+    """Sample i, the same for the same (seed, i): {"coarse" (T, 1, h, w), "fine" (T, 1, H, W)}, normalised.
+
+    Args:
+        regions: (times, H, W) tensors; one is drawn in proportion to its points, then times and crop in it. Regions
+            with fewer times or points than asked for are refused.
+        samples: length.
+        scale: factor in space between coarse and fine.
+        config: steps, crop, coarsening, flips.
+        seed: of the draw.
+    """
+
+    def __init__(self, regions: list[torch.Tensor], samples: int, scale: int, config: GANDataConfig, seed: int):
+        if config.crop % scale:
+            raise ValueError(f"data.crop must be a multiple of the scale {scale}, got {config.crop}")
+        if not regions:
+            raise ValueError("there is no region to draw samples from: see data.sources")
+        for region in regions:
+            if region.shape[0] < config.steps or min(region.shape[1:]) < config.crop:
+                raise ValueError(
+                    f"a region of {tuple(region.shape)} (times, rows, columns) is smaller than steps={config.steps} "
+                    f"and crop={config.crop}"
+                )
+        self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
+        points = np.array([float(region.numel()) for region in regions])
+        self.shares = points / points.sum()
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        c, rng = self.config, np.random.default_rng([self.seed, index])
+        region = self.regions[rng.choice(len(self.regions), p=self.shares)]
+        t, i, j = (
+            int(rng.integers(n - size + 1)) for n, size in zip(region.shape, (c.steps, c.crop, c.crop), strict=True)
+        )
+        fine = region[t : t + c.steps, i : i + c.crop, j : j + c.crop]
+        flips = [axis for axis in (1, 2) if c.flips and rng.random() < 0.5]
+        fine = fine.flip(flips) if flips else fine
+        return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
+
+
+class Share(Sampler):
+    """One process's part of every batch of a sampler: `size` samples of each `size * devices`."""
+
+    def __init__(self, sampler: NewSamples, size: int, devices: int, rank: int):
+        self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.devices
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for k, index in enumerate(self.sampler) if k // self.size % self.devices == self.rank)
+
+
+class SequenceDataModule(L.LightningDataModule):
+    """Training crops, new in every epoch, and fixed validation crops.
+
+    Args:
+        config: see GANDataConfig.
+        scale: of the generator.
+        seed: of the samples.
+        start: gives the number of training samples seen so far, for an exact resume.
+        devices: processes that share each batch; every one validates on all of the fixed crops.
+    """
+
+    def __init__(self, config: GANDataConfig, scale: int, seed: int, start, devices: int = 1):
+        super().__init__()
+        self.config, self.scale, self.seed, self.start, self.devices = config, scale, seed, start, devices
+        self.training = self.validation = None
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.training is not None:
+            return
+        c = self.config
+        self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
+        fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
+        self.validation = fixed
+
+    def train_dataloader(self) -> DataLoader:
+        size = self.config.batch_size
+        sampler = NewSamples(len(self.training) // size * size, self.start)
+        if self.devices > 1:
+            sampler = Share(sampler, size // self.devices, self.devices, self.trainer.global_rank)
+        return self._loader(self.training, sampler, size // self.devices)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.validation, range(len(self.validation)), self.config.batch_size)
+
+    def _loader(self, samples: FieldSequences, sampler, batch_size: int) -> DataLoader:
+        # A loader draws a number when it starts: from a generator of its own, so a resumed run sees the same noise.
+        own = torch.Generator().manual_seed(self.seed)
+        return DataLoader(samples, batch_size=batch_size, sampler=sampler, generator=own)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run of a nowcasting network is made of."""
+
+import dataclasses
+
+from fastds.models.db_rnn.losses import ABLATIONS
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.radar.config import RunConfig
+
+LOSSES = ("rain", "db-rnn")
+STAGES = ("forecaster", "deblurrer")
+
+
+@dataclasses.dataclass
+class NowcastDataConfig:
+    """The samples.
+
+    Args:
+        path: a NetCDF file or a folder of them.
+        blocks: per file name its time blocks, see fastds.tasks.radar.config.DataConfig; empty: every *.nc under path.
+        var: name of the reflectivity variable; None finds it.
+        synthetic_events: number of seeded synthetic events that join the training samples.
+        weights: relative share of each training source, files in the order of blocks, then the synthetic events;
+            empty: equal.
+        known: m, frames.
+        future: n, frames.
+        fewest: of the future frames that a window needs; the rest counts as missing.
+        crop: side of a crop, pixels.
+        halo: pixels around a crop from which the motion is estimated and echo may come; of Lagrangian networks.
+        scales: coarsenings of the grid to draw from.
+        intervals: multiples of the cadence to draw from.
+        floor: dBZ that become 0.
+        ceiling: dBZ that become 1.
+        minimum_echo: share of echo above 15 dBZ that the last known field of a crop should have.
+        reverse: half of the training samples run backwards in time, so that no event teaches that rain only grows.
+        shift: lowest and highest number of dBZ that a training sample's echo is raised by, drawn evenly: a rain rate
+            that is rare in one event is common in another.
+        pool: number of different crops, kept in memory; 0: every sample is a new one.
+        batch_size: samples per step.
+        epoch_samples: samples between validations.
+        validation_samples: fixed crops.
+        workers: processes that prepare samples.
+    """
+
+    path: str
+    blocks: dict[str, dict[str, list[int]]] = dataclasses.field(default_factory=dict)
+    var: str | None = None
+    synthetic_events: int = 0
+    weights: list[float] = dataclasses.field(default_factory=list)
+    known: int = 5
+    future: int = 5
+    fewest: int = 1
+    crop: int = 96
+    halo: int = 64
+    scales: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
+    intervals: list[int] = dataclasses.field(default_factory=lambda: [1])
+    floor: float = 0.0
+    ceiling: float = 60.0
+    minimum_echo: float = 0.2
+    reverse: bool = True
+    shift: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])
+    pool: int = 0
+    batch_size: int = 4
+    epoch_samples: int = 1000
+    validation_samples: int = 48
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.known < 1 or not 1 <= self.fewest <= self.future:
+            raise ValueError(
+                f"data.known must be positive and 1 <= data.fewest <= data.future, got {self.known}, {self.fewest} and "
+                f"{self.future}"
+            )
+
+
+@dataclasses.dataclass
+class NowcastLossConfig:
+    """What is minimised.
+
+    Args:
+        kind: "db-rnn": the paper's sums over pixels, over all forecast frames, known ones included. "rain": squared
+            error of each lead over that of the reference, plus csi_weight times what soft CSI lacks of 1; see
+            RainLoss.
+        ablation: of networks with two outputs: "fixed", "scheduled", "gdl" or "adversarial", see
+            fastds.models.db_rnn.losses.ABLATIONS.
+        csi_weight: of "rain".
+        csi_width: of "rain": width of the soft threshold in dBZ.
+        rates: mm/h, of CSI.
+        z_r: a and b of Z = a R^b.
+        scheduled_sampling: the probability that the truth is fed back falls from 1 to 0 over the training.
+        decoupling: weight of PredRNN-V2's decoupling loss; other networks have none.
+    """
+
+    kind: str = "rain"
+    ablation: str = "fixed"
+    csi_weight: float = 1.0
+    csi_width: float = 1.5
+    rates: list[float] = dataclasses.field(default_factory=lambda: [0.5, 2.0, 5.0])
+    z_r: list[float] = dataclasses.field(default_factory=lambda: [200.0, 1.6])
+    scheduled_sampling: bool = False
+    decoupling: float = 0.01
+
+    def __post_init__(self):
+        if self.kind not in LOSSES:
+            raise ValueError(f"loss.kind must be one of {', '.join(LOSSES)}, got {self.kind!r}")
+        if self.ablation not in ABLATIONS:
+            raise ValueError(f"loss.ablation must be one of {', '.join(ABLATIONS)}, got {self.ablation!r}")
+        if self.kind == "rain" and self.ablation in ("gdl", "adversarial"):
+            raise ValueError(f"loss.ablation {self.ablation!r} belongs to the sums over pixels of loss.kind 'db-rnn'")
+
+
+@dataclasses.dataclass
+class NowcastConfig(RunConfig):
+    """A training run of a nowcasting network.
+
+    Args:
+        data: the samples.
+        loss: what is minimised.
+        model: name of a preset.
+        options: arguments of fastds.models.create that replace the preset's.
+        start: weights to begin with, a file or a shipped name.
+        card: fields of the model card written into the exported weights.
+        stage: of a StagedRNN: "forecaster" trains that one, "deblurrer" the other, on forecasts of the frozen first
+            (start then names the weights of the first stage).
+        output: folder for checkpoints, logs and the exported weights.
+    """
+
+    data: NowcastDataConfig
+    loss: NowcastLossConfig = dataclasses.field(default_factory=NowcastLossConfig)
+    model: str = "nowcast-small"
+    options: dict = dataclasses.field(default_factory=dict)
+    start: str | None = None
+    card: dict = dataclasses.field(default_factory=dict)
+    stage: str | None = None
+    output: str = "training-nowcast"
+    ema_decay: float = dataclasses.field(default=0.99, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stage is not None and self.stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        if self.stage == "deblurrer" and self.start is None:
+            raise ValueError("stage deblurrer needs start, the weights of the trained forecaster")
+
+
+def parse_arguments(arguments: list[str]) -> NowcastConfig:
+    """Read `arguments`, a command line, into a NowcastConfig; `--config NAME` takes a shipped configuration by its
+    name."""
+    return read_command_line(NowcastConfig, arguments, "nowcast", "Train a nowcasting network on radar files.")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to forecast: networks by their cards, and the baselines, all from fields in dBZ to fields in dBZ."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastds.data import clip_reflectivity, restore
+from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
+from fastds.models import ModelCard, available, load, load_card
+from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
+
+# Name: function and how many fields it takes.
+BASELINES = {
+    "persistence": (persistence, 1),
+    "blurred-persistence": (blurred_persistence, 5),
+    "extrapolation": (extrapolation, 2),
+    "pysteps": (pysteps_extrapolation, 3),
+}
+# Taken where no method is named and several nowcasters are shipped, or none.
+DEFAULT_MODEL, FALLBACK = "nowcast-small", "extrapolation"
+# Fields before the start where a card does not tell: m of the DB-RNN paper.
+KNOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to forecast.
+
+    Attributes:
+        card: its name, floor and ceiling in dBZ, and the grids and intervals it knows.
+        known: fields it takes.
+        function: (x (1, known, 1, H, W) in [0, 1], NaN = missing; steps) -> (1, steps, 1, H, W) in [0, 1].
+        model: the network, or None.
+    """
+
+    card: ModelCard
+    known: int
+    function: Callable
+    model: nn.Module | None = None
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    def in_blocks(self, block: int) -> Method:
+        """The method started anew from its own forecasts after every `block` fields, for long leads.
+
+        Raises ValueError for a method that keeps no state.
+        """
+        return self._with("block", block, "cannot start anew from its own forecasts")
+
+    def smoothed(self) -> Method:
+        """The method without the intensities of the last field: forecasts as smooth as least squared error makes them.
+
+        Raises ValueError for a method that has no such forecasts.
+        """
+        return self._with("smooth", True, "gives its forecasts no intensities that could be left out")
+
+    def _with(self, option: str, value, refusal: str) -> Method:
+        if self.model is None or option not in inspect.signature(self.model.forecast).parameters:
+            raise ValueError(f"method {self.name} {refusal}; leave out {option}")
+        return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
+
+    def __call__(self, z: np.ndarray, steps: int, precision: str = "fp32") -> np.ndarray:
+        """Forecast fields (steps, H, W) in dBZ, floor = no echo, from the known ones (known, H, W) in dBZ.
+
+        Missing pixels (NaN) are filled or taken as dry, as the method does; the result has none.
+        """
+        low, high = self.card.floor_dbz, self.card.ceiling_dbz
+        device = torch.device("cpu") if self.model is None else next(self.model.parameters()).device
+        x = (torch.from_numpy(clip_reflectivity(z, low, high)) - low) / (high - low)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            y = self.function(x[None, :, None].to(device), steps)
+        return restore(y[0, :, 0].float().cpu().clamp(0, 1), low, high).numpy()
+
+
+def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Method, str]:
+    """Return a method and a sentence about it: a network, one named or its file, a baseline, or a shipped nowcaster.
+
+    Raises ValueError where that settles nothing or a model does not forecast, and what fastds.load raises.
+    """
+    if isinstance(model, nn.Module):
+        return _of_model(model), f"model {model.card.name}"
+    if model is None:
+        return _shipped()
+    if isinstance(model, str) and model in BASELINES:
+        return baseline(model), f"method {model}, which needs no weights"
+    try:
+        loaded = load(model)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; methods without weights: {', '.join(BASELINES)}") from None
+    return _of_model(loaded), f"model {loaded.card.name} ({model})"
+
+
+def baseline(name: str) -> Method:
+    """The method of a name in BASELINES, between the floor and ceiling of nowcasts."""
+    function, known = BASELINES[name]
+    card = ModelCard(name=name, floor_dbz=NOWCAST_FLOOR_DBZ, ceiling_dbz=NOWCAST_CEILING_DBZ, input_steps=known)
+    return Method(card, known, function)
+
+
+def _shipped() -> tuple[Method, str]:
+    names = [name for name in available(pretrained=True) if load_card(name).input_steps is not None]
+    if not names:
+        return baseline(FALLBACK), f"method {FALLBACK} was chosen: no weights of a nowcaster are shipped"
+    chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
+    if chosen not in names:
+        raise ValueError(f"several nowcasters are shipped, name one with model (--model): {', '.join(names)}")
+    others = ", ".join(name for name in names if name != chosen)
+    return _of_model(load(chosen)), f"model {chosen} was chosen; other nowcasters: {others or 'none'}"
+
+
+def _of_model(model: nn.Module) -> Method:
+    card = getattr(model, "card", None)
+    if not hasattr(model, "forecast") or card is None:
+        raise ValueError(f"model {getattr(card, 'name', '') or type(model).__name__} does not forecast")
+    if card.floor_dbz is None or card.ceiling_dbz is None:
+        raise ValueError(
+            f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so its input cannot be scaled"
+        )
+    return Method(card, card.input_steps or KNOWN, model.forecast, model)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forecasts as a CF dataset."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import xarray as xr
+
+from fastds.data import ReflectivityInput, coarsen_grid, reflectivity_to_rate
+from fastds.data.grid.grids import grid_mappings
+from fastds.data.grid.times import fine_resolution, time_encoding
+from fastds.data.io.output import STALE_GLOBAL_ATTRIBUTES
+from fastds.tasks.nowcast.starts import Start
+
+REFERENCE, PERIOD = "forecast_reference_time", "forecast_period"
+QUANTITIES = {
+    "rate": ("rainfall_rate", {"standard_name": "rainfall_rate", "units": "mm h-1"}),
+    "reflectivity": ("reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}),
+}
+
+
+def forecast_dataset(
+    source: ReflectivityInput,
+    starts: list[Start],
+    leads: list[float],
+    z: np.ndarray,
+    *,
+    quantity: str,
+    law: tuple[float, float],
+    factor: int,
+    floor: float,
+) -> xr.Dataset:
+    """The Dataset of forecasts z (starts, leads, h, w) in dBZ, NaN = missing, values <= floor = no echo. Changes z.
+
+    One start: over (time, y, x), with the scalar forecast_reference_time, and forecast_period along time. Several: over
+    (forecast_reference_time, forecast_period, y, x), with the two-dimensional time.
+
+    leads: seconds. quantity: of QUANTITIES. law: (a, b) of Z = a R^b. factor: cells of the source along a cell's side.
+    """
+    raw, one = source.raw, len(starts) == 1
+    name, attrs = QUANTITIES[quantity]
+    for field in z.reshape(-1, *z.shape[2:]):
+        dry = field <= floor
+        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
+    attrs = {**attrs, "zr_a": law[0], "zr_b": law[1]}
+    if quantity == "reflectivity":
+        attrs["no_echo_value"] = source.no_echo
+    if source.kind == "amount":
+        attrs["cell_methods"] = f"{source.dims[0] if one else 'time'}: mean"
+    mappings = grid_mappings(source.dataset, raw)
+    if mappings:
+        attrs["grid_mapping"] = raw.attrs.get("grid_mapping") or raw.encoding.get("grid_mapping") or mappings[0]
+    out = coarsen_grid(source.dataset, raw, factor).assign_coords(_times(source, starts, leads))
+    dims = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:])
+    out[name] = xr.Variable(dims, z[0] if one else z, attrs, {"_FillValue": np.float32("nan")})
+    stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used
+    kept = {key: value for key, value in source.dataset.attrs.items() if key not in stale}
+    return out.assign_attrs({"Conventions": "CF-1.8", **kept})
+
+
+def _wet(field: np.ndarray, quantity: str, law: tuple[float, float]) -> np.ndarray:
+    return reflectivity_to_rate(field, law) if quantity == "rate" else field
+
+
+def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -> dict[str, xr.Variable]:
+    label = source.raw[source.dims[0]]
+    references = fine_resolution(np.array([start.time for start in starts]))
+    steps = np.array([datetime.timedelta(seconds=lead) for lead in leads])
+    if references.dtype.kind == "M":
+        steps = steps.astype("timedelta64[us]")
+    times = references[:, None] + steps
+    encoding = time_encoding(np.append(times, references), label.encoding)
+    whole = np.asarray(leads, np.int64) if all(lead == int(lead) for lead in leads) else np.asarray(leads)
+    period = {"standard_name": PERIOD, "units": "s"}
+    if len(starts) == 1:
+        return {
+            label.name: xr.Variable((label.name,), times[0], {"standard_name": "time"}, encoding),
+            REFERENCE: xr.Variable((), references[0], {"standard_name": REFERENCE}, encoding),
+            PERIOD: xr.Variable((label.name,), whole, period),
+        }
+    return {
+        REFERENCE: xr.Variable((REFERENCE,), references, {"standard_name": REFERENCE}, encoding),
+        PERIOD: xr.Variable((PERIOD,), whole, period),
+        "time": xr.Variable((REFERENCE, PERIOD), times, {"standard_name": "time"}, encoding),
+    }

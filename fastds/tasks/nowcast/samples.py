@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar files to training sequences: crops fixed on the ground, or moving with the air."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds import data as fd
+from fastds.data.samples.radar_triples import FrameStore
+from fastds.models.baselines.extrapolation import fill_missing, trajectories
+from fastds.models.db_rnn.lagrangian import backward_flow
+from fastds.tasks.nowcast.config import NowcastDataConfig
+from fastds.tasks.radar.samples import CropsDataModule, source_weights, synthetic_events, time_blocks
+
+_ATTEMPTS = 24
+_ECHO_DBZ = 15.0
+_VALID = 0.5  # share of a crop
+
+
+class NowcastCrops(torch.utils.data.Dataset):
+    """Random crops of m + n consecutive fields.
+
+    A sample draws a source, an interval, a scale, a window in time, a place, flips, a transpose and the direction of
+    time. With `moving` the crop moves with the optical flow of the known fields: every field is sampled where the air
+    of the start time's pixels is at its time, as LagrangianRNN does with its inputs; fields to forecast by bicubic
+    interpolation, so that the truth is hardly smoothed. With config.pool there are only so many crops, kept in half
+    precision once they are drawn; flips, transposes and shifts are drawn anew.
+
+    Args:
+        sources: paths, TimeBlocks, Datasets or DataArrays, see FrameStore.
+        config: the rest. samples: length. scales, intervals: to draw from.
+        weights: relative share of each source; None: equal.
+        moving: see above.
+        augment: flips, transposes and, where config.reverse says so, reversal of time.
+        seed: sample i depends on (seed, i) only; i >= samples is allowed.
+    Sample: dict of frames (m + n, 1, h, w) float32 in [0, 1], missing ones 0; valid (m + n, 1, h, w) bool.
+    Raises: ValueError for a source that is too small or too short.
+    """
+
+    def __init__(
+        self,
+        sources,
+        config: NowcastDataConfig,
+        *,
+        samples: int,
+        scales,
+        intervals,
+        weights=None,
+        moving: bool,
+        augment: bool,
+        seed: int,
+    ):
+        self.stores = [FrameStore(source) for source in sources]
+        self.config, self.samples, self.moving, self.augment, self.seed = config, samples, moving, augment, seed
+        self.windows = [
+            {interval: found for interval in intervals if len(found := self._windows(store, interval))}
+            for store in self.stores
+        ]
+        self.intervals = [[interval for interval in intervals if interval in found] for found in self.windows]
+        self.scales = [[s for s in scales if s * config.crop <= min(store.shape[1:])] for store in self.stores]
+        for store, windows, fitting in zip(self.stores, self.windows, self.scales, strict=True):
+            if not windows:
+                raise ValueError(
+                    f"{store.name}: no {config.known + config.fewest} frames at equal intervals among {store.shape[0]}"
+                )
+            if not fitting:
+                raise ValueError(f"{store.name}: the grid {store.shape[1:]} is smaller than data.crop {config.crop}")
+        share = np.ones(len(self.stores)) if weights is None else np.asarray(weights, dtype=np.float64)
+        self.share = share / share.sum()
+        self._pool = {}
+
+    def _windows(self, store: FrameStore, interval: int) -> list[np.ndarray]:
+        """Frames of every window; those that have fewer than m + n frames last."""
+        c, found = self.config, {}
+        for future in range(c.future, c.fewest - 1, -1):
+            for window in store.sequences(c.known + future, interval):
+                found.setdefault(int(window[0]), window)
+        return list(found.values())
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        number = int(index) % self.config.pool if self.config.pool else int(index)
+        if number in self._pool:
+            frames, valid = self._pool[number]
+        else:
+            frames, valid = self._draw(np.random.default_rng((self.seed, number)))
+            if self.config.pool:
+                frames, valid = self._pool[number] = frames.half(), valid
+        if self.augment:
+            rng = np.random.default_rng((self.seed, int(index), 1))
+            frames, valid = _turn(rng, frames, valid)
+            frames = self._raise(frames.float(), float(rng.uniform(*self.config.shift)))
+        return {"frames": frames.float().contiguous(), "valid": valid.contiguous()}
+
+    def _raise(self, frames: Tensor, dbz: float) -> Tensor:
+        """Echo raised by some dBZ; what is dry stays so."""
+        shifted = (frames + dbz / (self.config.ceiling - self.config.floor)).clamp(0, 1)
+        return torch.where(frames > 0, shifted, frames)
+
+    def _draw(self, rng) -> tuple[Tensor, Tensor]:
+        c = self.config
+        number = int(rng.choice(len(self.stores), p=self.share))
+        store, scale = self.stores[number], int(rng.choice(self.scales[number]))
+        windows = self.windows[number][int(rng.choice(self.intervals[number]))]
+        window = windows[int(rng.integers(len(windows)))]
+        if self.augment and c.reverse and rng.integers(2) and len(window) == c.known + c.future:
+            window = window[::-1]
+        return self._read(store, scale, window, self._draw_place(rng, store, scale, window[c.known - 1]))
+
+    def _draw_place(self, rng, store: FrameStore, scale: int, frame: int) -> list[int]:
+        """First row and column of a crop with enough echo, else of the attempt with most, on the coarse grid."""
+        side, best = self.config.crop * scale, None
+        for _ in range(_ATTEMPTS):
+            place = [int(rng.integers(size // scale - self.config.crop + 1)) for size in store.shape[1:]]
+            z = store.dbz([frame], *(slice(p * scale, p * scale + side) for p in place))
+            covered = np.isfinite(z).mean()
+            echo = fd.echo_fraction(z, _ECHO_DBZ) if covered >= _VALID else covered - 1.0
+            if best is None or echo > best[0]:
+                best = echo, place
+            if echo >= self.config.minimum_echo:
+                break
+        return best[1]
+
+    def _read(self, store: FrameStore, scale: int, window: np.ndarray, place: list[int]) -> tuple[Tensor, Tensor]:
+        """Frames and valid (m + n, 1, crop, crop) of a crop, from the fields within reach of it."""
+        c, halo = self.config, self.config.halo if self.moving else 0
+        spans = [
+            (max(p - halo, 0), min(p + c.crop + halo, size // scale))
+            for p, size in zip(place, store.shape[1:], strict=True)
+        ]
+        z = store.dbz(window, *(slice(a * scale, b * scale) for a, b in spans))
+        z = torch.from_numpy(fd.coarsen(z, scale, "dbz", floor=c.floor))[:, None]
+        x = (z.clamp(c.floor, c.ceiling) - c.floor) / (c.ceiling - c.floor)
+        valid = ~x.isnan()
+        corner = [p - a for p, (a, _) in zip(place, spans, strict=True)]
+        if self.moving:
+            x, valid = follow(x, valid, c.known, corner, c.crop)
+        else:
+            x = torch.where(valid, x, 0.0)
+        absent = c.known + c.future - len(x)
+        return F.pad(x, (0, 0, 0, 0, 0, 0, 0, absent)), F.pad(valid, (0, 0, 0, 0, 0, 0, 0, absent))
+
+
+def follow(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -> tuple[Tensor, Tensor]:
+    """Every field where the air of a crop at the start time, field known - 1, is at the field's own time.
+
+    Args:
+        x: (T, 1, H, W) in [0, 1], NaN where missing. valid: the same shape, bool.
+        known: m, fields that the motion is estimated from.
+        corner: first row and column of the crop. crop: its side.
+
+    Returns:
+        Fields and valid (T, 1, crop, crop); what lies outside the given fields is not valid.
+    """
+    inputs = fill_missing(x[None, :known])
+    flow = backward_flow(inputs)
+    back, ahead = trajectories(flow, known - 1)[0], trajectories(-flow, max(len(x) - known, 1))[0]
+    shifts = torch.cat([back.flip(0), torch.zeros_like(back[:1]), ahead[: len(x) - known]])
+    rows, columns = (slice(c, c + crop) for c in corner)
+    size = x.shape[-2:]
+    start = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))
+    at = (start + shifts)[:, :, rows, columns]
+    limits = torch.tensor([n - 1.0 for n in size]).view(2, 1, 1)
+    inside = ((at >= 0) & (at <= limits)).all(1, keepdim=True)
+    grid = (2 * at / limits.clamp(min=1) - 1).flip(1).permute(0, 2, 3, 1)
+    options = {"padding_mode": "border", "align_corners": True}
+    moved = F.grid_sample(inputs[0], grid[:known], mode="bilinear", **options)
+    truth = torch.where(valid[known:], x[known:], 0.0)
+    truth = F.grid_sample(truth, grid[known:], mode="bicubic", **options).clamp(0, 1)
+    whole = F.grid_sample(valid.float(), grid, mode="bilinear", **options) > 0.999
+    return torch.cat([moved, truth]), whole & inside
+
+
+def _turn(rng, *fields: Tensor) -> list[Tensor]:
+    """Random flips and transpose, the same of all fields."""
+    flips, transpose = [axis for axis in (-1, -2) if rng.integers(2)], rng.integers(2)
+    fields = [field.flip(flips) for field in fields]
+    return [field.transpose(-1, -2) for field in fields] if transpose else fields
+
+
+class NowcastDataModule(CropsDataModule):
+    """Training crops, and fixed validation crops of later times, at the file's own cadence and every scale.
+
+    Args:
+        config: see NowcastDataConfig.
+        moving: see NowcastCrops; what LagrangianRNN is trained on.
+        seed: of the samples.
+    """
+
+    def __init__(self, config: NowcastDataConfig, moving: bool, seed: int = 0):
+        super().__init__(config, seed)
+        self.moving = moving
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.training is not None:
+            return
+        c = self.config
+        train, validation = time_blocks(c, c.known + c.fewest)
+        events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
+        weights = source_weights(c.weights, len(train), len(events))
+        self.training = NowcastCrops(
+            [*train, *events], c, samples=c.epoch_samples, scales=c.scales, intervals=c.intervals, weights=weights,
+            moving=self.moving, augment=True, seed=self.seed,
+        )  # fmt: skip
+        self.validation = NowcastCrops(
+            validation, c, samples=c.validation_samples, scales=sorted(set(c.scales)), intervals=[1],
+            moving=self.moving, augment=False, seed=self.seed + 1,
+        )  # fmt: skip

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From which fields a forecast starts, by time stamp, so that a gap is noticed; and the fields themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas
+
+from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
+from fastds.data.grid.times import JITTER, seconds_since_first, text_of, to_seconds
+from fastds.data.grid.units import duration_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The time a forecast starts from, the last known one, and the places of the known fields in the file."""
+
+    time: object
+    frames: tuple[int, ...]
+
+
+class Timeline:
+    """The sorted times of a file, looked up by seconds after the first."""
+
+    def __init__(self, times: np.ndarray, cadence: float):
+        self.times, self.seconds, self.cadence = times, seconds_since_first(times), cadence
+
+    def find(self, seconds: float) -> int | None:
+        """The place of the time at `seconds`, or None."""
+        nearest = int(np.argmin(np.abs(self.seconds - seconds)))
+        return nearest if abs(self.seconds[nearest] - seconds) <= JITTER * self.cadence else None
+
+    def time_at(self, seconds: float):
+        """The time `seconds` after the first."""
+        if self.times.dtype.kind == "M":
+            return self.times[0] + np.timedelta64(round(seconds * 1e6), "us")
+        return self.times[0] + pandas.Timedelta(seconds=seconds).to_pytimedelta()
+
+    def seconds_of(self, text: str) -> float:
+        """Seconds after the first time of a date such as 2010-08-26T03:00, in the calendar of the file, UTC.
+
+        Raises: ValueError for text that is no date.
+        """
+        first = self.times[0]
+        try:
+            if self.times.dtype.kind == "O":
+                parts = [int(part) for part in re.split("[-T: ]", text.removesuffix("Z"))]
+                return self.seconds_at(type(first)(*parts))
+            date = pandas.Timestamp(text)
+        except (TypeError, ValueError):
+            raise ValueError(f"start must be a date such as {text_of(first)}, got {text!r}") from None
+        return self.seconds_at((date.tz_convert(None) if date.tzinfo else date).to_datetime64())
+
+    def seconds_at(self, time) -> float:
+        """Seconds of a time after the first."""
+        return to_seconds(time - self.times[0])
+
+
+def count_of(text: str, name: str, unit: float, whose: str) -> int:
+    """How many units of so many seconds a duration such as "60min" is; ValueError unless it is a multiple."""
+    ratio = duration_seconds(text, name) / unit
+    if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
+        raise ValueError(f"{name} must be a multiple of {whose} {unit:g} s, got {text!r}")
+    return round(ratio)
+
+
+def find_starts(
+    line: Timeline, known: int, interval: float, start: str | None, every: str | None
+) -> tuple[list[Start], list[str]]:
+    """The starts asked for, and notes.
+
+    known: fields before each start, `interval` seconds apart. start: a date; None: the last time, or with every the
+    first that has enough fields before it. every: a duration such as 30min, for one forecast after another; starts with
+    a gap before them are left out.
+    Raises ValueError for too few fields, a gap, times the file does not have, and durations that do not fit.
+    """
+    needed = (known - 1) * interval
+    if line.seconds[-1] < needed:
+        raise ValueError(
+            f"{known} fields every {interval:g} s are needed before a forecast, the file has {len(line.times)} from "
+            f"{text_of(line.times[0])} to {text_of(line.times[-1])}"
+        )
+    if every is None:
+        return [_at(line, line.seconds[-1] if start is None else _asked(line, start), known, interval)], []
+    step = line.cadence * count_of(every, "every", line.cadence, "the file's")
+    first = needed if start is None else _asked(line, start)
+    wanted = np.arange(first, line.seconds[-1] + 0.5 * line.cadence, step)
+    found = []
+    for seconds in wanted:
+        try:
+            found.append(_at(line, seconds, known, interval))
+        except ValueError as error:
+            missing = error
+    if not found:
+        raise missing
+    left_out = len(wanted) - len(found)
+    return found, [f"{left_out} of {len(wanted)} starts were left out, fields before them are missing"] * bool(left_out)
+
+
+def _asked(line: Timeline, text: str) -> float:
+    place = line.find(line.seconds_of(text))
+    if place is None:
+        raise ValueError(
+            f"start {text} is not one of the file's times, {text_of(line.times[0])} to {text_of(line.times[-1])} every "
+            f"{line.cadence:g} s"
+        )
+    return float(line.seconds[place])
+
+
+def _at(line: Timeline, seconds: float, known: int, interval: float) -> Start:
+    frames = []
+    for back in range(known - 1, -1, -1):
+        place = line.find(seconds - back * interval)
+        if place is None:
+            missing, start = (text_of(line.time_at(at)) for at in (seconds - back * interval, seconds))
+            raise ValueError(
+                f"the forecast from {start} needs {known} fields every {interval:g} s; that of {missing} is missing"
+            )
+        frames.append(place)
+    return Start(line.times[frames[-1]], tuple(frames))
+
+
+def coarse_fields(source: ReflectivityInput, index: list[int], factor: int, floor: float) -> np.ndarray:
+    """Fields (n, H // factor, W // factor) in dBZ of a source on cells of factor x factor pixels, means of reflectivity
+    above the floor; a cell with a missing pixel is missing."""
+    z = source.frames(index)
+    return z if factor == 1 else coarsen(cut_to_multiple(z, factor), factor, floor=floor)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of scores by threshold and lead that the evaluation of nowcasts returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+
+from fastds.data import RAIN_THRESHOLDS
+from fastds.metrics import mean_of_defined
+from fastds.tasks.radar.table import number_text, score_table, write_csv
+
+# Wavelengths, cells.
+BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0))
+# Side of the windows of FSS and of nearby events, cells.
+WINDOW = 9
+_BY_THRESHOLD = ("csi", "hss", "pod", "far", "csi_near", "fss")
+_NAMES = {"csi_near": "CSI near"}
+# Score: rates in mm/h of its table by lead.
+_BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 10.0, 30.0)}
+_ERRORS = ("b_mse", "b_mae", "mse", "mae")
+_COLUMNS = 8  # leads shown
+
+
+@dataclasses.dataclass(frozen=True)
+class NowcastTable:
+    """Scores by method and lead.
+
+    Attributes:
+        rows: method -> score -> array. csi, hss, pod, far, fss (n, thresholds); csi_near (n, thresholds): CSI of "an
+            event in a window of WINDOW x WINDOW cells"; b_mse, b_mae (n,), sums over the field on [0, 1]; mse (dBZ^2),
+            mae (dBZ) (n,); power (n, bands): of the forecast over that of the truth by wavelength, BANDS in cells. NaN
+            where a score is not defined.
+        leads: (n,) seconds. z_r: (a, b) of the rain rates. starts, pixels: number of starts, of valid pixels a field.
+        counts: method -> (starts, n, thresholds, 4), TP, FN, FP and TN from every start.
+        notes: sentences below the table.
+    """
+
+    rows: dict[str, dict[str, np.ndarray]]
+    leads: np.ndarray
+    z_r: tuple[float, float]
+    starts: int
+    pixels: int
+    counts: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+    def means(self, method: str, score: str) -> np.ndarray:
+        """One score of a method averaged over leads: (thresholds,), (bands,) or a number; undefined leads left out."""
+        return mean_of_defined(self.rows[method][score])
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write one line per method, lead, score and threshold (mm/h) or wavelength (cells), by a temporary name."""
+        lines = []
+        for method, row in self.rows.items():
+            for score in (*_BY_THRESHOLD, "power", *_ERRORS):
+                labels = RAIN_THRESHOLDS if score in _BY_THRESHOLD else [""]
+                labels = [f"{low:g}-{high:g}" for low, high in BANDS] if score == "power" else labels
+                for lead, values in zip(self.leads, row[score].reshape(len(self.leads), -1), strict=True):
+                    lines += [
+                        [method, f"{lead / 60:g}", score, label, f"{value:.6g}"]
+                        for label, value in zip(labels, values, strict=True)
+                    ]
+        write_csv(path, ["method", "lead_min", "score", "at", "value"], lines)
+
+    def print(self, console=None) -> None:
+        """Print the tables with rich on a console (default: standard output)."""
+        from rich.console import Console
+
+        console = console or Console()
+        console.print(self._skill())
+        console.print(self._errors())
+        console.print(self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}))
+        for score, rates in _BY_LEAD.items():
+            columns = {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
+            console.print(self._by_lead(_name(score), "mm/h", columns))
+        console.print(self._by_lead("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}))
+        console.print(
+            f"{counted(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
+            f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
+            "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells.",
+            style="dim",
+        )
+        for note in self.notes:
+            console.print(note, style="dim", markup=False)
+
+    def _skill(self):
+        heads = ("method", "score", *(f"{rate:g}" for rate in RAIN_THRESHOLDS))
+        table = score_table("Scores at rain rates in mm/h, mean over leads", heads)
+        for score in _BY_THRESHOLD:
+            for number, method in enumerate(self.rows, 1):
+                values = map(_text, self.means(method, score))
+                table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
+        return table
+
+    def _errors(self):
+        bands = (f"{low:g}-{high:g}" for low, high in BANDS)
+        heads = ("method", "B-MSE", "B-MAE", "MSE dBZ²", *bands)
+        table = score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
+        for method in self.rows:
+            errors = (f"{self.means(method, score):.1f}" for score in ("b_mse", "b_mae", "mse"))
+            table.add_row(method, *errors, *map(_text, self.means(method, "power")))
+        return table
+
+    def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]):
+        """A section of methods per label -> (score, column of its array), labels in a column of that head; sections
+        without any value are left out."""
+        every = math.ceil(len(self.leads) / _COLUMNS)
+        chosen = np.arange(every - 1, len(self.leads), every)
+        minutes = (f"{self.leads[k] / 60:g}" for k in chosen)
+        heads = ("method", *([head] if head else []), *minutes)
+        table = score_table(f"{title} by lead in minutes", heads)
+        for label, (score, column) in columns.items():
+            values = {m: row[score].reshape(len(self.leads), -1)[chosen, column] for m, row in self.rows.items()}
+            if all(np.isnan(v).all() for v in values.values()):
+                continue
+            for number, (method, shown) in enumerate(values.items(), 1):
+                texts = (f"{v:.1f}" if score == "mse" else _text(v) for v in shown)
+                section = number == len(values)
+                table.add_row(method, *([label] if head else []), *texts, end_section=section)
+        return table
+
+
+def csi_difference(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """CSI of one method less another's, mean over leads, and its interval over starts, (3, thresholds).
+
+    ours, theirs: counts (starts, n, thresholds, 4) of NowcastTable, the same starts. The interval holds 95 % of the
+    differences when as many starts are drawn with replacement; starts of one event are alike, so that another event may
+    lie outside. draws: how many; seed: of the draws. Deterministic.
+    """
+    if ours.shape != theirs.shape:
+        raise ValueError(f"both counts must have the same starts and leads, got {ours.shape} and {theirs.shape}")
+    drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
+    drawn = np.concatenate([np.arange(len(ours))[None], drawn])
+    ours, theirs = (_mean_csi(counts, drawn) for counts in (ours, theirs))
+    difference = ours - theirs
+    return np.stack([difference[0], *np.nanquantile(difference[1:], (0.025, 0.975), axis=0)])
+
+
+def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """CSI (draws, thresholds) of the starts drawn (draws, starts), mean over leads."""
+    tp, fn, fp, _ = np.moveaxis(counts[drawn].sum(1, dtype=float), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return mean_of_defined(np.moveaxis(tp / (tp + fn + fp), 1, 0))
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 start", "2 starts"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _name(score: str) -> str:
+    return _NAMES.get(score, score.upper())
+
+
+def _text(value: float) -> str:
+    """Three decimals without a leading zero, so that a row fits 80 columns."""
+    text = number_text(value)
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of a nowcaster on the test radars: `python -m fastds.tasks.nowcast.test_table --data FOLDER`."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from jsonargparse import auto_cli
+
+from fastds import models
+from fastds.data import RAIN_THRESHOLDS, open_dataset
+from fastds.tasks.nowcast.evaluation import evaluate_nowcast
+from fastds.tasks.nowcast.run import nowcast
+from fastds.tasks.nowcast.table import NowcastTable, counted, csi_difference
+
+# File: frames from one start to the next. Of these radars nothing was trained or validated on.
+TEST_STARTS = {
+    "radar_mch_20160711_5min.nc": 3,
+    "radar_opera_20180824_15min.nc": 1,
+    "radar_bom_melbourne_20180616_6min.nc": 2,
+}
+RATES = (0.5, 2.0, 5.0)
+REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
+
+
+def file_scores(
+    model, folder: str | os.PathLike, file: str, steps: int = 12, starts: int | None = None, smooth: bool = False,
+    baselines: Sequence[str] | None = None,
+) -> NowcastTable:  # fmt: skip
+    """Scores of forecasts of a test file, and of the baselines, see evaluate_nowcast.
+
+    model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many. smooth: see
+    fastds.tasks.nowcast.run.Options.
+    """
+    every = TEST_STARTS[file]
+    with open_dataset(pathlib.Path(folder) / file) as dataset:
+        dataset = dataset.load()
+    known = model.card.input_steps
+    steps = min(steps, dataset.sizes["time"] - known)
+    last = dataset.sizes["time"] - steps
+    if starts is not None:
+        last = min(last, known + (starts - 1) * every)
+    minutes = every * float((dataset.time[1] - dataset.time[0]) / np.timedelta64(1, "m"))
+    options = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
+    return evaluate_nowcast(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
+
+
+def comparison(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
+    """By lead (n,): "mse", the error over the reference's, and "csi R", the gain over it at R mm/h (RATES)."""
+    ours, theirs = table.rows[list(table.rows)[-1]], table.rows[reference]
+    gains = {f"csi {rate:g}": (ours["csi"] - theirs["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
+    return {"mse": ours["mse"] / theirs["mse"], **gains}
+
+
+def summary(table: NowcastTable) -> dict[str, float]:
+    """Scores for a model card: means over leads of the model and the baselines, and the worst lead."""
+    out, name = {"starts": table.starts}, list(table.rows)[-1]
+    for method in (name, *REFERENCES):
+        suffix = "" if method == name else f" of {method}"
+        out[f"mse{suffix}"] = round(float(table.means(method, "mse")), 2)
+        for rate in RATES:
+            out[f"csi {rate:g}{suffix}"] = round(float(table.means(method, "csi")[RAIN_THRESHOLDS.index(rate)]), 4)
+    worst = comparison(table)
+    out["mse over extrapolation's, worst lead"] = round(float(np.nanmax(worst["mse"])), 3)
+    for rate in RATES:
+        out[f"csi {rate:g} less extrapolation's, worst lead"] = round(float(np.nanmin(worst[f"csi {rate:g}"])), 4)
+    return out
+
+
+def table(
+    data: str,
+    model: str = "nowcast-small",
+    starts: int | None = None,
+    smooth: bool = False,
+    target: str | None = None,
+    against: str | None = None,
+) -> dict:
+    """Print by lead how the model compares with the baselines on every test radar, and the means of all.
+
+    Args:
+        data: folder with the radar files. model: a shipped name or a safetensors file.
+        starts: forecasts of a file, at most. smooth: of its mean forecasts, see fastds.tasks.nowcast.run.Options.
+        target: where to save the weights with the scores in their card.
+        against: another model, compared with in place of the baselines, by CSI start by start.
+
+    Returns: {file: summary}, empty with against.
+    """
+    network, results = models.load(model), {}
+    rival = None if against is None else models.load(against)
+    for file in TEST_STARTS:
+        if rival is not None:
+            _print_difference(network, rival, data, file, starts=starts, smooth=smooth)
+            continue
+        scores = file_scores(network, data, file, starts=starts, smooth=smooth)
+        results[file] = summary(scores)
+        print(
+            f"{file}: {counted(scores.starts, 'start')}, minutes " + " ".join(f"{lead / 60:g}" for lead in scores.leads)
+        )
+        for reference in REFERENCES:
+            for name, values in comparison(scores, reference).items():
+                print(f"  {name:8s} vs {reference:20s}" + " ".join(f"{v:6.3f}" for v in values), flush=True)
+    if target is not None:
+        network.card.metrics["test"] = results
+        models.save(network, target)
+    return results
+
+
+def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
+    """Mean CSI over leads of both, and the difference with its interval over starts."""
+    tables = [file_scores(network, data, file, baselines=(), **options) for network in (ours, theirs)]
+    names = [next(iter(scores.rows)) for scores in tables]
+    mse, csi = (
+        [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")
+    )
+    gain = csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
+    print(f"{file}: {counted(tables[0].starts, 'start')}, mse {mse[0]:.2f} and {mse[1]:.2f}")
+    for k, rate in enumerate(RAIN_THRESHOLDS):
+        values = (csi[0][k], csi[1][k], *gain[:, k])
+        print(
+            "  csi {:4g} mm/h {:.4f} and {:.4f}, difference {:+.4f} [{:+.4f}, {:+.4f}]".format(rate, *values),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    auto_cli(table, as_positional=False)

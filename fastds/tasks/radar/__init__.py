@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar fields to twice the resolution (FC-ZSM)."""

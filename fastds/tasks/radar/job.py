@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of a network over a series of radar fields: tiles chosen, fine frames made one after another."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+import fastds
+from fastds.data import ReflectivityInput, StaticMaps, output_frames
+from fastds.tasks.common.inference import progress_bar, store
+from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
+from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
+
+# Working memory of the network that the automatic choice of tiles stays within.
+MEMORY_BUDGET_BYTES = 2 << 30
+
+
+class Job:
+    """One run over a source: tiles and network chosen, fine reflectivity made frame by frame."""
+
+    def __init__(
+        self, model, source: ReflectivityInput, tile, halo, precision, time_factor, static: StaticMaps | None = None
+    ):
+        self.model, self.source, self.precision, self.time_factor = model, source, precision, time_factor
+        self.card, self.scale, self.notes = model.card, model.config.get("scale", 2), []
+        self.uses_flow = bool(model.config.get("flow_guided") or model.config.get("residual") == "advection")
+        self.device = next(model.parameters()).device
+        self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
+        self.seam_error, self.reach = None, None
+        self.static_origin, self.static = (None, None) if static is None else (static.origin, self._normalised(static))
+        self.tile, self.halo = self._choose(tile, halo)
+        height, width = source.shape[1:]
+        whole = round_up(max(height, width))
+        self.tiles = plan_tiles(height, width, self.tile or whole, self.halo if self.tile else 0)
+        self.refiner = FrameRefiner(
+            self._network,
+            scale=self.scale,
+            floor=self.card.floor_dbz,
+            ceiling=self.card.ceiling_dbz,
+            no_echo=source.no_echo,
+            tiles=self.tiles,
+            static=self.static,
+        )
+        if self.tile and self.halo < self.reach:
+            self.refiner.observe = self._measure_seam
+
+    def _normalised(self, static: StaticMaps) -> torch.Tensor:
+        mean, std = (torch.tensor([w[key] for w in self.card.static_variables]) for key in ("mean", "std"))
+        return (torch.from_numpy(static.values) - mean[:, None, None]) / std[:, None, None]
+
+    def _network(self, x: torch.Tensor, flow: torch.Tensor | None, static: torch.Tensor | None = None) -> torch.Tensor:
+        if static is None and self.static is not None:  # a trial of the reach, over no place on earth
+            static = x.new_zeros(len(self.static), *x.shape[-2:])
+        static = None if static is None else static.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            flow = flow.to(self.device) if self.uses_flow else None
+            return self.model(x.to(self.device), static, flow).float().cpu()
+
+    def _choose(self, tile, halo) -> tuple[int | None, int]:
+        """Core side (None: the whole grid at once) and halo; the reach is measured only where there are seams."""
+        height, width = self.source.shape[1:]
+        if tile is not None:
+            tile = check_multiple("tile", tile, 16)
+        if halo is not None:
+            halo = check_multiple("halo", halo, 0)
+        per_pixel = _pixel_bytes(self.model)
+        fits = height * width * per_pixel <= MEMORY_BUDGET_BYTES
+        if (tile is None and fits) or (tile is not None and tile >= max(height, width)):
+            return None, 0
+        motion = self._likely_motion()
+        reach = network_reach(self._network, self.scale, self.amplitude, motion, self.uses_flow)
+        self.reach = max(reach, NEAR_PIXELS + math.ceil(motion))
+        halo = round_up(self.reach) if halo is None else halo
+        return tile or choose_tile(height, width, halo, per_pixel, MEMORY_BUDGET_BYTES), halo
+
+    def _likely_motion(self) -> float:
+        """Pixels per input step for which the reach is measured: the card's largest, the data's is not known yet."""
+        return float(self.card.motion_px[1]) if self.card.motion_px else 8.0
+
+    def run(self, progress: bool, folder) -> np.ndarray:
+        """Fine reflectivity of all segments, one after another, (n, rH, rW) float32 dBZ."""
+        height, width = self.source.shape[1:]
+        shape = (output_frames(self.source, self.time_factor), self.scale * height, self.scale * width)
+        z = store(shape, folder)
+        start = 0
+        with progress_bar(progress, self._passes() * len(self.tiles), "downscaling", "tiles") as advance:
+            self.refiner.after_tile = advance
+            for segment in self.source.segments:
+                frames = (self.source.frames(i) for i in range(segment.start, segment.stop))
+                if segment.stop - segment.start == 1:
+                    # A frame alone between two gaps: the pair of it with itself has no motion and only its ends are
+                    # kept.
+                    frame = next(frames)
+                    z[start] = next(self.refiner.refine([frame, frame]))
+                    start += 1
+                    continue
+                for fine in self.refiner.refine(frames, self.time_factor):
+                    z[start] = fine
+                    start += 1
+        self._describe()
+        return z
+
+    def _passes(self) -> int:
+        """How often the network runs over all tiles."""
+        lengths = [s.stop - s.start for s in self.source.segments]
+        return sum(max(n - 1, 1) + (2 * (n - 1) if self.time_factor == 4 and n > 1 else 0) for n in lengths)
+
+    def _measure_seam(self, x: torch.Tensor, flow: torch.Tensor) -> None:
+        """Compare the tile with most echo with the same tile computed with a halo that covers the reach; once."""
+        self.refiner.observe = None
+        height, width = x.shape[-2:]
+        tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
+        wide = plan_tiles(height, width, self.tile, round_up(self.reach))[self.tiles.index(tile)]
+        small, large = (run_tiles(self._network, x, flow, [t], self.scale, static=self.static) for t in (tile, wide))
+        rows, columns = (slice(c.start * self.scale, c.stop * self.scale) for c in tile.core)
+        difference = (small - large)[:, rows, columns].abs() * self.amplitude
+        self.seam_error = difference.max().item(), difference.square().mean().sqrt().item()
+
+    def _describe(self) -> None:
+        if not self.tile:
+            return
+        text = f"{len(self.tiles)} tiles of {self.tile} pixels with a halo of {self.halo}"
+        if self.seam_error is None:
+            self.notes.append(f"{text}, which covers the network's reach of {self.reach} pixels")
+        else:
+            self.notes.append(
+                f"{text}, less than the network's reach of {self.reach} pixels: seam error in the tile with most echo "
+                f"{self.seam_error[0]:.3g} dBZ at most, {self.seam_error[1]:.2g} dBZ rms"
+            )
+
+    def settings(self) -> dict:
+        """Attributes that say how the file was made."""
+        settings = {
+            "fastds_version": fastds.__version__,
+            "fastds_model": self.card.name,
+            "fastds_space_factor": self.scale,
+            "fastds_time_factor": self.time_factor,
+            "fastds_precision": self.precision,
+            "fastds_floor_dBZ": float(self.card.floor_dbz),
+            "fastds_tile": self.tile or 0,
+            "fastds_halo": self.halo,
+        }
+        if self.static_origin:
+            settings["fastds_static_maps"] = self.static_origin.removeprefix("static maps: ")
+        if self.card.licence:
+            settings["fastds_model_licence"] = self.card.licence
+        if self.seam_error is not None:
+            settings["fastds_seam_error_dBZ"] = self.seam_error[0]
+        if self.source.z_r is not None:
+            settings["fastds_z_r"] = "Z = {:g} R^{:g}, {}".format(*self.source.z_r, self.source.z_r_origin)
+        return settings
+
+
+def _pixel_bytes(model) -> float:
+    """Working memory of a forward pass per coarse pixel of a pair of frames, from the network's width."""
+    features, scale = model.config.get("num_features", 64), model.config.get("scale", 2)
+    return 4.0 * features * (60 + scale**2)

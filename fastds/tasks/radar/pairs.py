@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs of coarse frames with the fine frames between them, from datasets of prediction, truth and coarse input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from fastds.data import prepare, refine_mask, restore, to_reflectivity
+from fastds.data.io.output import coarsen_with_weak_echo
+from fastds.data.radar.preparation import CEILING_DBZ
+from fastds.metrics import EVALUATION_FLOORS, interior
+
+SPACE_FACTOR = 2
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing."""
+
+    coarse: torch.Tensor
+    truth: torch.Tensor
+    prediction: torch.Tensor
+    valid: torch.Tensor
+
+    def baseline(self, method, floor: float) -> torch.Tensor:
+        """The baseline's fields above the floor, (f + 1, H, W) in dBZ; f = 4 inserts the coarse middle frames first."""
+        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None]
+        if len(self.truth) == 5:
+            x = method(x, 1)
+        return restore(method(x, SPACE_FACTOR)[0, :, 0], floor, CEILING_DBZ)
+
+
+class Pairs:
+    """The pairs of coarse frames for which prediction and truth have all fine frames."""
+
+    def __init__(self, prediction, truth, coarse, var, z_r):
+        self.fine, self.truth = (
+            open_reflectivity(d, var, z_r, what) for d, what in ((prediction, "PRED"), (truth, "TRUTH"))
+        )
+        if self.fine.shape[1:] != self.truth.shape[1:]:
+            raise ValueError(f"the grids differ: PRED has {self.fine.shape[1:]} pixels, TRUTH {self.truth.shape[1:]}")
+        _check_coordinates(self.fine, self.truth)
+        if min(self.fine.shape[1:]) < 2 * SPACE_FACTOR or any(n % SPACE_FACTOR for n in self.fine.shape[1:]):
+            raise ValueError(f"the fine grid must have an even number of pixels each way, got {self.fine.shape[1:]}")
+        self.name = str(prediction.attrs.get("fastds_model", "prediction"))
+        self.coarse = None if coarse is None else open_reflectivity(coarse, var, z_r, "COARSE")
+        if self.coarse is not None and tuple(SPACE_FACTOR * n for n in self.coarse.shape[1:]) != self.fine.shape[1:]:
+            sizes = f"{self.fine.shape[1:]} and {self.coarse.shape[1:]}"
+            raise ValueError(f"PRED must have twice the pixels of COARSE each way, got {sizes}")
+        self.notes = []
+        if self.coarse is None:
+            self.notes.append("coarse input of the baselines: TRUTH averaged 2 x 2 at every second time")
+        self.pairs = self._find()
+        if not self.pairs:
+            raise ValueError("PRED, TRUTH and COARSE have no pair of input times with all times between them in common")
+
+    def _find(self) -> list[tuple]:
+        places = [{t: i for i, t in enumerate(_keys(s.times))} for s in (self.fine, self.truth)]
+        if self.coarse is None:
+            factor = 2
+            starts = range(0, len(self.fine.times) - factor, factor)
+            pairs = [((i, i + factor), list(_keys(self.fine.times[i : i + factor + 1]))) for i in starts]
+        else:
+            factor = round(self.coarse.cadence / self.fine.cadence)
+            if factor not in (2, 4):
+                steps = f"{self.fine.cadence:g} and {self.coarse.cadence:g} s"
+                raise ValueError(f"PRED must have a half or a quarter of COARSE's time step, got {steps}")
+            keys, fine = _keys(self.coarse.times), _keys(self.fine.times)
+            pairs = []
+            for segment in self.coarse.segments:
+                for i in range(segment.start, segment.stop - 1):
+                    if keys[i] in places[0]:
+                        start = places[0][keys[i]]
+                        pairs.append(((i, i + 1), fine[start : start + factor + 1]))
+        return [
+            (outer, [places[0][t] for t in times], [places[1][t] for t in times])
+            for outer, times in pairs
+            if len(times) == factor + 1 and all(t in places[1] for t in times)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for outer, in_prediction, in_truth in self.pairs:
+            prediction, truth = (
+                torch.from_numpy(s.frames(i)) for s, i in ((self.fine, in_prediction), (self.truth, in_truth))
+            )
+            if self.coarse is None:
+                coarse = coarsen_with_weak_echo(
+                    truth[[0, -1]].numpy(),
+                    SPACE_FACTOR,
+                    mode="dbz",
+                    floor=EVALUATION_FLOORS[0],
+                    no_echo=self.truth.no_echo,
+                )
+                coarse = torch.from_numpy(coarse)
+            else:
+                coarse = torch.from_numpy(self.coarse.frames(list(outer)))
+            there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
+            valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
+            yield Pair(coarse, truth, prediction, interior(valid))
+
+
+def open_reflectivity(dataset, var, z_r, what: str):
+    """The dataset's reflectivity; errors name the file they come from."""
+    try:
+        return to_reflectivity(dataset, var, z_r=z_r)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _keys(times) -> list[int]:
+    """Times in whole seconds since 1970, so that different encodings of one time agree."""
+    if times.dtype.kind == "M":
+        return np.round(times.astype("datetime64[ms]").astype(np.int64) / 1000).astype(np.int64).tolist()
+    return [tuple(t.timetuple()[:6]) for t in times]
+
+
+def _check_coordinates(first, second) -> None:
+    """ValueError where both have coordinates and they differ by more than a tenth of a cell."""
+    for dim_a, dim_b in zip(first.dims[1:], second.dims[1:], strict=True):
+        if dim_a not in first.raw.coords or dim_b not in second.raw.coords:
+            continue
+        a, b = (np.asarray(s.raw[d].values, float) for s, d in ((first, dim_a), (second, dim_b)))
+        if len(a) > 1 and np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]):
+            raise ValueError(
+                f"the grids differ: coordinate {dim_a} of PRED and {dim_b} of TRUTH are not the same places"
+            )

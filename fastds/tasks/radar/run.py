@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downscale radar fields: every 10 minutes in, every 5 minutes at twice the resolution out, for datasets and files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+import fastds
+from fastds.data import (
+    ReflectivityInput,
+    add_history,
+    from_reflectivity,
+    open_dataset,
+    output_shape,
+    save_dataset,
+    static_maps,
+    to_reflectivity,
+)
+from fastds.data.grid.axes import is_latitude
+from fastds.tasks.common.inference import (
+    Report,
+    check_field_target,
+    check_settings,
+    check_static,
+    evaluating,
+    mean_spacing_m,
+    store,
+    torch_threads,
+    warn_outside,
+)
+from fastds.tasks.radar.job import Job
+
+TIME_FACTORS = (2, 4)
+# Taken where several shipped weights match and none is named.
+DEFAULT_MODEL = "fczsm-small"
+
+
+def downscale(
+    model: nn.Module,
+    dataset: xr.Dataset,
+    *,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    time_factor: int = 2,
+    static: xr.Dataset | list[str] | None = None,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Return the dataset's radar field at the model's finer grid and at time_factor times the cadence.
+
+    A fine pixel takes the model's reflectivity where that is above the model's floor and echo is near; weaker echo
+    keeps the interpolated value; cells without echo stay without echo; missing cells stay missing. Nothing is
+    interpolated across gaps in time. Rates and amounts are converted by Z-R and back; amounts keep the amount of each
+    cell and interval.
+
+    model: with a card that holds floor, ceiling and factors, as fastds.load gives it. dataset: a field (time, y, x).
+    var: its variable, where the attributes do not tell. z_r: (a, b) of Z = a R^b, mm6 m-3 and mm/h.
+    tile, halo: pixels of the input, multiples of 16; None: one tile where the working memory allows, the network's
+    reach.
+    threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network. time_factor: 2, or 4 by
+    recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
+    progress: show a progress bar. Returns a new Dataset in memory, with the settings in its attributes.
+    Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
+    Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
+    """
+    out, _ = _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder=None)
+    return out
+
+
+def downscale_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    model: nn.Module | str | os.PathLike | None = None,
+    progress: bool = False,
+    **options,
+) -> Report:
+    """Downscale the file source into another, see `downscale`; `target` appears only when it is complete.
+
+    model: a model, the name of shipped weights or the path of a weights file; None: the only shipped weights whose
+    input variable has the standard name and units of the data. progress: show a progress bar. options: as downscale.
+    Fine fields above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of
+    the series. Raises FileNotFoundError, ValueError."""
+    target = Path(target)
+    check_field_target(source, target)
+    settings = {
+        key: options.pop(key, value)
+        for key, value in (
+            ("var", None),
+            ("z_r", None),
+            ("tile", None),
+            ("halo", None),
+            ("threads", None),
+            ("precision", "fp32"),
+            ("time_factor", 2),
+            ("static", None),
+        )
+    }
+    if options:
+        raise TypeError(f"downscale_file has no option {next(iter(options))!r}")
+    with open_dataset(source) as dataset:
+        model, note = pick_model(model)
+        out, report = _run(model, dataset, **settings, progress=progress, folder=target.parent)
+        save_dataset(out, target)
+    report.notes = [note, *report.notes, f"wrote {target}"]
+    return report
+
+
+def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
+    """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
+
+    Where several shipped weights match, "fczsm-small" is taken if it is among them and the others are named.
+    Raises ValueError with the list of candidates where that settles nothing; what fastds.load raises.
+    """
+    from fastds.models import available, load, load_card
+
+    if isinstance(model, nn.Module):
+        return model, f"model {model.card.name}"
+    if model is not None:
+        loaded = load(model)
+        return loaded, f"model {loaded.card.name} ({model})"
+    names = available(pretrained=True)
+    matches = [name for name in names if _takes_reflectivity(load_card(name))]
+    if len(matches) == 1:
+        return load(
+            matches[0]
+        ), f"model {matches[0]} was chosen: the only one for equivalent_reflectivity_factor in dBZ"
+    if DEFAULT_MODEL in matches:
+        others = ", ".join(name for name in matches if name != DEFAULT_MODEL)
+        return load(
+            DEFAULT_MODEL
+        ), f"model {DEFAULT_MODEL} was chosen; for reflectivity in dBZ there are also: {others}"
+    found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
+    how = "several" if matches else "none"
+    raise ValueError(f"{how} of the shipped weights take reflectivity in dBZ; name one with model (--model); {found}")
+
+
+def _takes_reflectivity(card) -> bool:
+    variables = card.input_variables
+    return (
+        card.input_steps is None
+        and len(variables) == 1
+        and str(variables[0].get("standard_name", "")).startswith("equivalent_reflectivity_factor")
+        and str(variables[0].get("units", "")).lower() == "dbz"
+    )
+
+
+def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder):
+    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory."""
+    if time_factor not in TIME_FACTORS:
+        raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
+    check_settings(threads, precision)
+    _check_model(model)
+    needed = model.config.get("static_channels", 0)
+    if static is not None or needed:
+        check_static(model.card, needed, static)
+    source = _radar_field(dataset, var, z_r)
+    maps = static_maps(static, source.raw, source.dataset, model.card.static_variables) if needed else None
+    with torch_threads(threads), torch.inference_mode(), evaluating(model):
+        job = Job(model, source, tile, halo, precision, time_factor, maps)
+        z = job.run(progress, folder)
+    if not any(np.isfinite(frame).any() for frame in z):
+        warnings.warn("every pixel of the input is missing, and so is the output", UserWarning, stacklevel=3)
+    values = None if source.kind == "reflectivity" else store(output_shape(source, job.scale, time_factor), folder)
+    out = from_reflectivity(source, z, job.scale, time_factor, out=values)
+    settings = job.settings()
+    said = f"fastds {fastds.__version__} downscale with {model.card.name}"
+    said += "" if maps is None else f"; {maps.origin}"
+    out = add_history(out.assign_attrs(settings), said)
+    _warn_outside(model.card, source, job.refiner.motion_px)
+    return out, Report(model.card.name, settings, [*source.notes, *job.notes])
+
+
+def _radar_field(dataset, var, z_r) -> ReflectivityInput:
+    """to_reflectivity's, whose refusal of a file of other fields says how those are downscaled."""
+    try:
+        return to_reflectivity(dataset, var, z_r=z_r)
+    except ValueError as error:
+        gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
+        if not gridded or "no variable of reflectivity was found" not in str(error):
+            raise
+        hint = "latitude-longitude fields take --scale, --grid or --like, humidity --model wgan-gp-small-x2 or -x8"
+        raise ValueError(f"{error}; {hint}") from None
+
+
+def _check_model(model) -> None:
+    card, config = getattr(model, "card", None), getattr(model, "config", {})
+    if card is None:
+        raise ValueError("model must have a card with its normalisation; load it with fastds.load")
+    if card.input_steps is not None:
+        raise ValueError(f"model {card.name} forecasts and does not downscale; use fastds nowcast")
+    if card.floor_dbz is None or card.ceiling_dbz is None:
+        raise ValueError(
+            f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
+            "of latitude-longitude fields need one of --scale, --grid and --like"
+        )
+    if config.get("in_channels", 1) != 1:
+        raise ValueError(
+            f"model {card.name} needs {config['in_channels']} variables; a file of one radar field can only feed a "
+            "model of one variable"
+        )
+
+
+def _warn_outside(card, source: ReflectivityInput, motion_px: float) -> None:
+    ranges = (
+        ("grid spacing", mean_spacing_m(source), card.grid_spacing_m, "m"),
+        ("cadence", source.cadence, card.cadence_s, "s"),
+        ("motion per input step", motion_px, card.motion_px, "pixels"),
+    )
+    warn_outside(card, ranges, stacklevel=4)

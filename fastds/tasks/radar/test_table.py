@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of errors on the test blocks: `python -m fastds.tasks.radar.test_table --data FOLDER --model fczsm-small`."""
+
+import dataclasses
+import os
+import pathlib
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from fastds import data as fd
+from fastds import metrics, models
+from fastds.metrics.errors import CEILING_DBZ
+from fastds.models.baselines import advection, bicubic, trilinear
+
+# File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
+# of configs/radar/fczsm-small.yaml. The other radars appear in no training configuration.
+TEST_BLOCKS = {
+    "radar_fmi_20160928_5min.nc": (22, 30, 1),
+    "radar_knmi_20100826_5min.nc": (76, 92, 1),
+    "radar_mch_20160711_5min.nc": (0, None, 5),
+    "radar_opera_20180824_15min.nc": (0, None, 3),
+    "radar_bom_melbourne_20180616_6min.nc": (0, None, 4),
+}
+BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
+MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
+
+
+@dataclasses.dataclass
+class Block:
+    """Samples of one test block: lists of x (2, 1, h, w), y and valid (3, 1, H, W); x, y normalised above floor."""
+
+    name: str
+    floor: float
+    samples: list[dict]
+
+
+def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interval: int = 1, scale: int = 1) -> Block:
+    """Read the test block of a file; interval and scale make coarser cadences and grids out of it (see
+    EvaluationTriples).
+    """
+    start, stop, every = TEST_BLOCKS[file]
+    source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
+    triples = fd.EvaluationTriples(
+        source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor
+    )
+    samples = [dict(triples[i]) for i in range(len(triples))]
+    for sample in samples:
+        sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
+    return Block(file, floor, samples)
+
+
+def errors(block: Block, method, with_ssim: bool = False) -> dict[str, float]:
+    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor,
+    over all samples.
+    """
+    predictions, truths, valid = [], [], []
+    with torch.inference_mode():
+        for sample in block.samples:
+            predictions.append(method(sample["x"][None])[0, :, 0])
+            truths.append(sample["y"][:, 0])
+            valid.append(sample["valid"][:, 0])
+    p, t = (fd.restore(torch.stack(z), block.floor, CEILING_DBZ) for z in (predictions, truths))
+    return metrics.radar_errors(p, t, torch.stack(valid), block.floor, with_ssim)
+
+
+def as_method(model: torch.nn.Module, floor: float):
+    """The model as a method for errors(); below the model's own floor the field is that of advection.
+
+    A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is
+        interpolated.
+    """
+    low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, CEILING_DBZ
+
+    def method(x: Tensor) -> Tensor:
+        dbz = fd.restore(x, floor, ceiling)
+        z = fd.restore(model(fd.prepare(dbz, low, high)), low, high)
+        if low > floor:
+            weak = fd.restore(advection(x), floor, ceiling).clamp(max=low)
+            z = torch.where(z > low, z, weak)
+        return (z.clamp(floor, ceiling) - floor) / (ceiling - floor)
+
+    return method
+
+
+def summary(results: dict) -> dict:
+    """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
+    baselines mse_total}}.
+    """
+    out = {}
+    for (file, floor), row in results.items():
+        scores = {key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")}
+        scores |= {f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in BASELINES}
+        out[f"{file}, floor {floor:g} dBZ"] = scores
+    return out
+
+
+def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, card: dict, floors: list[float]) -> None:
+    """Evaluate a trained file on the test blocks, write the scores and the fields of `card` into its card and
+    save it as target.
+    """
+    network = models.load(weights)
+    for key, value in card.items():
+        setattr(network.card, key, value)
+    network.card.metrics["test"] = summary(table(data, str(weights), floors))
+    models.save(network, target)
+
+
+def table(
+    data: str,
+    model: str = "fczsm-small",
+    floors: list[float] | None = None,
+    files: list[str] | None = None,
+    ssim: bool = False,
+) -> dict:
+    """Print the errors of the model and the baselines on every test block.
+
+    Args:
+        data: folder with the radar files.
+        model: a shipped name or a safetensors file.
+        floors: dBZ; None: 15 and 0.
+        files: of TEST_BLOCKS; None: all.
+        ssim: compute the model's structural similarity, too (slow).
+
+    Returns: {(file, floor): {method: radar_errors}}.
+    """
+    network = models.load(model).eval()
+    results = {}
+    print("| block | floor | " + " | ".join(BASELINES) + f" | {model} | of trilinear | of advection |")
+    print("|---" * (len(BASELINES) + 5) + "|")
+    for floor in floors or metrics.EVALUATION_FLOORS:
+        for file in files or TEST_BLOCKS:
+            block = test_block(data, file, floor)
+            row = {name: errors(block, method) for name, method in BASELINES.items()}
+            row["model"] = errors(block, as_method(network, floor), with_ssim=ssim)
+            results[file, floor] = row
+            total = {name: value["mse_total"] for name, value in row.items()}
+            print(
+                f"| {file} | {floor:g} | "
+                + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
+                + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |",
+                flush=True,
+            )
+    return results
+
+
+if __name__ == "__main__":
+    auto_cli(table, as_positional=False)
