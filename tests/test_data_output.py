@@ -17,7 +17,7 @@ from fastds.data import (
     synthetic_event,
     to_reflectivity,
 )
-from fastds.data.radar.amounts import interval_ends
+from fastds.data.radar.reflectivity import interval_ends
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fastds.data import rate_to_reflectivity, reflectivity_to_rate, synthetic_event, to_reflectivity
-from fastds.data.grid.units import interval_seconds, is_dbz, rain_units
+from fastds.data.grid.variables import interval_seconds, is_dbz, rain_units
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from fastds.data.samples.degradation import (
     round_mantissa,
     sinc_kernel,
 )
-from fastds.data.samples.field_crops import FieldBlock, FieldCrops, statistics
+from fastds.data.samples.fields import FieldBlock, FieldCrops, statistics
 from fastds.metrics import detail_ratio, latitude_weights, psnr
 
 f64 = torch.float64

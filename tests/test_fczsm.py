@@ -166,7 +166,7 @@ def test_flow_guidance_samples_along_the_motion():
     last, middle = first.roll((4, 2), (2, 3)), first.roll((2, 1), (2, 3))
     flow = torch.tensor([4.0, 2.0]).reshape(1, 1, 1, 2, 1, 1) * torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1, 1, 1)
     flow = flow.expand(1, 1, 2, 2, 24, 24)
-    from fastds.models.fczsm.flow_guidance import interpolation_offsets
+    from fastds.models.fczsm.guidance import interpolation_offsets
 
     base1, base2 = interpolation_offsets(flow, 1)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_flow_guidance_samples_along_the_motion():
 
 
 def test_flow_guidance_halves_the_flow_per_level():
-    from fastds.models.fczsm.flow_guidance import level_offsets
+    from fastds.models.fczsm.guidance import level_offsets
 
     one, two, three = level_offsets(torch.full((1, 2, 8, 12), 4.0), 3)
     assert (one == 4).all() and (two == 2).all() and (three == 1).all()

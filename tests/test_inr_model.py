@@ -12,9 +12,9 @@ import torch.nn.functional as F
 import fastds.models
 from fastds.models import create
 from fastds.models.inr import ENCODERS, INRDownscaler
+from fastds.models.inr.bands import across_poles
 from fastds.models.inr.dpfa import DPFA
 from fastds.models.inr.encoders import reflect_to_multiple
-from fastds.models.inr.poles import across_poles
 from fastds.ops.impl.inr_query.points import from_index
 
 f64 = torch.float64

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds import models
-from fastds.models.baselines.sim_vp import SimVP
+from fastds.models.db_rnn.sim_vp import SimVP
 from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig
 from fastds.tasks.nowcast.module import NowcastModule
 

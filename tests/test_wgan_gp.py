@@ -8,10 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastds import models
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic, HumidityGenerator, gradient_penalty
 from fastds.models.wgan_gp import oracle as reference
-from fastds.models.wgan_gp.attention import CBAM, SqueezeExcitation
+from fastds.models.wgan_gp.blocks import CBAM, ConvGRU, ResidualAttentionBlock, SqueezeExcitation
 from fastds.models.wgan_gp.mixed_conv import MixedConv
-from fastds.models.wgan_gp.recurrence import ConvGRU
-from fastds.models.wgan_gp.residual_block import ResidualAttentionBlock
 
 
 def parameters(module):

@@ -10,12 +10,10 @@ from torch.func import functional_call, jvp
 import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic, gradient_penalty
 from fastds.models.wgan_gp import oracle as reference
-from fastds.models.wgan_gp.attention import CBAM, SqueezeExcitation
+from fastds.models.wgan_gp.blocks import CBAM, ConvGRU, ResidualAttentionBlock, SqueezeExcitation
 from fastds.models.wgan_gp.mean_and_max import mean_and_max
 from fastds.models.wgan_gp.mixed_conv import MixedConv
 from fastds.models.wgan_gp.penalty import adversarial_loss, between
-from fastds.models.wgan_gp.recurrence import ConvGRU
-from fastds.models.wgan_gp.residual_block import ResidualAttentionBlock
 from fastds.ops import pixel_shuffle
 
 SMALL = dict(width=4, down_blocks=2, post_blocks=1, reduction=2)

@@ -4,13 +4,12 @@
 import importlib
 
 from fastds.data.grid.grids import coarsen_grid, grid_spacing_m, refine_grid
-from fastds.data.grid.statics import StaticMaps, static_maps
 from fastds.data.grid.times import refine_time, sequences, time_encoding, triples
 from fastds.data.io.files import open_dataset, save_dataset
 from fastds.data.io.hko7 import open_hko7
 from fastds.data.io.output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
 from fastds.data.io.radolan import open_radolan
-from fastds.data.radar.amounts import split_amount
+from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.radar.pixels import (
     DWD_Z_R,
     HKO_Z_R,
@@ -40,6 +39,7 @@ from fastds.data.radar.reflectivity import (
     ReflectivityInput,
     rate_to_reflectivity,
     reflectivity_to_rate,
+    split_amount,
     to_reflectivity,
 )
 from fastds.data.radar.synthetic import synthetic_event

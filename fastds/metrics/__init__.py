@@ -3,11 +3,10 @@
 
 from fastds.metrics.ensembles import crps, rank_histogram, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, interior, mse_total, radar_errors, ssim
-from fastds.metrics.fields import detail_ratio, latitude_weights, psnr
+from fastds.metrics.fields import detail_ratio, latitude_weights, psnr, spectral_ratio
 from fastds.metrics.nowcasts import BALANCE_WEIGHTS, NowcastScores, mean_of_defined
 from fastds.metrics.sequences import daily_series, field_scores
 from fastds.metrics.skill import csi, fss
-from fastds.metrics.spectra import spectral_ratio
 
 __all__ = [
     "BALANCE_WEIGHTS",

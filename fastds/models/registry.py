@@ -6,8 +6,8 @@ import difflib
 from torch import nn
 
 from fastds.models import db_rnn
-from fastds.models.baselines.sim_vp import SimVP
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
+from fastds.models.db_rnn.sim_vp import SimVP
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator

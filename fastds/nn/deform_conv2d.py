@@ -6,10 +6,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.nn.convolutions import Conv3x3, convolve
+from fastds.ops import deform_conv2d
 from fastds.ops.impl.conv3x3.direct import activate_
 from fastds.ops.impl.deform_conv2d import guided as guided
-from fastds.ops.impl.deform_conv2d.op import deform_conv2d
 
 
 def _pair(value) -> tuple[int, int]:

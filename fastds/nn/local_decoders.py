@@ -4,10 +4,9 @@
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.border_conv import BorderConv
-from fastds.nn.conv3x3 import Conv1x1
-from fastds.ops import inr_query
-from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_normalised
+from fastds.nn.convolutions import BorderConv, Conv1x1
+from fastds.ops import GridSpec, PointSpec, inr_query
+from fastds.ops.impl.inr_query.points import from_normalised
 
 CLAMPED = ("clamp", "clamp")
 

@@ -4,11 +4,8 @@
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3, convolve
-from fastds.ops.impl.conv_cells.conv_gru_cell import conv_gru_cell
-from fastds.ops.impl.conv_cells.conv_lstm_cell import conv_lstm_cell
-from fastds.ops.impl.gates.gru_update import gru_update
-from fastds.ops.impl.gates.lstm_gates import lstm_gates
+from fastds.nn.convolutions import Conv3x3, convolve
+from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 
 
 def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures for radar fields: maps in dBZ, differences, training curves, spectra, scores; pyplot is never touched."""
 
-from fastds.plot.colours import REFLECTIVITY_LEVELS, difference_style, reflectivity_style
 from fastds.plot.curves import daily_series, rank_histogram, spectra, training_curves
-from fastds.plot.maps import draw_difference, draw_field, field_panel
-from fastds.plot.saving import save_png
-from fastds.plot.strip import forecast_strip
+from fastds.plot.maps import draw_difference, draw_field, field_panel, forecast_strip
+from fastds.plot.style import REFLECTIVITY_LEVELS, difference_style, reflectivity_style, save_png
 
 __all__ = [
     "REFLECTIVITY_LEVELS",

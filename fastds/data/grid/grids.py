@@ -5,7 +5,6 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.grid.axes import is_latitude, is_longitude, unwrap
-from fastds.data.radar.preparation import check_factor
 
 EARTH_RADIUS_M = 6_371_000.0
 _METRES = {
@@ -19,6 +18,12 @@ _METRES = {
     "kilometer": 1e3,
 }
 _RANGE_ATTRIBUTES = ("valid_min", "valid_max", "valid_range", "actual_range", "_ChunkSizes")
+
+
+def check_factor(factor):
+    """ValueError unless factor is a whole number >= 1."""
+    if int(factor) != factor or factor < 1:
+        raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")
 
 
 def refine_grid(dataset, field, factor=2):

@@ -8,12 +8,10 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.grid.grids import coarsen_grid, grid_mappings, refine_grid
-from fastds.data.grid.intervals import split_intervals
-from fastds.data.grid.times import refine_time, time_encoding
-from fastds.data.grid.units import rain_units
+from fastds.data.grid.times import refine_time, split_intervals, time_encoding
+from fastds.data.grid.variables import rain_units
 from fastds.data.radar import preparation
-from fastds.data.radar.amounts import interval_ends, split_amount
-from fastds.data.radar.reflectivity import to_reflectivity
+from fastds.data.radar.reflectivity import interval_ends, split_amount, to_reflectivity
 
 _STORAGE_ATTRIBUTES = (
     "valid_min",

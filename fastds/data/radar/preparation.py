@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 
+from fastds.data.grid.grids import check_factor
+
 FLOOR_DBZ = 15.0
 CEILING_DBZ = 70.0
 ECHO_FRACTION = 0.20
@@ -111,12 +113,6 @@ def has_enough_echo(z, floor=FLOOR_DBZ, minimum=ECHO_FRACTION):
     """The sample rule of the paper: the share of pixels above floor (dBZ) in the fine frames z (T, H, W) is at least
     `minimum`."""
     return echo_fraction(z, floor) >= minimum
-
-
-def check_factor(factor):
-    """ValueError unless factor is a whole number >= 1."""
-    if int(factor) != factor or factor < 1:
-        raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")
 
 
 def _is_torch(array):

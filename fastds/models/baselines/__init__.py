@@ -9,8 +9,7 @@ from fastds.models.baselines.extrapolation import (
     pysteps_extrapolation,
     trajectories,
 )
-from fastds.models.baselines.interpolation import interpolate
-from fastds.models.baselines.trilinear import bicubic, trilinear
+from fastds.models.baselines.interpolation import bicubic, interpolate, trilinear
 
 __all__ = [
     "advection", "bicubic", "blurred_persistence", "extrapolation", "interpolate", "optical_flow", "persistence",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.models.baselines.trilinear import check_sequence, interleave, upsample
+from fastds.models.baselines.interpolation import check_sequence, interleave, upsample
 from fastds.ops import deform_conv2d
 
 # Smallest side given to OpenCV: its coarse-to-fine pyramid refuses or crashes on smaller images.

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the networks of the family ask of a recurrent cell. A new cell is one file with one subclass, and one line in
-fastds/models/db_rnn/cells.py."""
+"""What the networks of the family ask of a recurrent cell; the embedding of a frame inside its convolutions.
+
+A new cell is one subclass and one line in fastds/models/db_rnn/cells.py."""
 
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv1x1
+from fastds.nn.convolutions import Conv1x1, SummedConv3x3
 from fastds.ops.core.buffer_pool import empty
 
 
@@ -60,3 +61,16 @@ def zeros(x: Tensor, channels: int | None = None, memory: bool = False) -> Tenso
     shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32) if memory else x.dtype
     return empty(shape, dtype, x).zero_()
+
+
+def with_ones(frame: Tensor) -> Tensor:
+    """(B, 1, H, W) -> (frame, 1), (B, 2, H, W), channels_last."""
+    return torch.cat([frame, torch.ones_like(frame)], 1).contiguous(memory_format=torch.channels_last)
+
+
+def fold_embedding(conv: SummedConv3x3, embed: Conv1x1) -> Tensor:
+    """Weight of `conv` for the sources (frame, 1), rest, in the place of embed(frame), rest."""
+    first = conv.in_channels[0]
+    columns = torch.cat([embed.weight[:, 0, 0], embed.bias[:, None]], 1)  # (C, 2)
+    own = torch.einsum("ocyx,ck->okyx", conv.weight[:, :first], columns)
+    return torch.cat([own, conv.weight[:, first:]], 1)

@@ -2,17 +2,12 @@
 """The cells by name."""
 
 from fastds.models.db_rnn.cell import Cell
-from fastds.models.db_rnn.conv_gru import ConvGRU
-from fastds.models.db_rnn.conv_lstm import ConvLSTM
-from fastds.models.db_rnn.mim import MIM
-from fastds.models.db_rnn.mk_lstm import MKLSTM
-from fastds.models.db_rnn.motion_rnn import MotionRNN
+from fastds.models.db_rnn.gru_cells import ConvGRU, TrajGRU
+from fastds.models.db_rnn.lstm_cells import MKLSTM, ConvLSTM, SAConvLSTM
+from fastds.models.db_rnn.mim import MIM, MotionRNN
 from fastds.models.db_rnn.precip_lstm import PrecipLSTM
-from fastds.models.db_rnn.pred_rnn import PredRNN
-from fastds.models.db_rnn.pred_rnn_pp import PredRNNPP
+from fastds.models.db_rnn.pred_rnn import PredRNN, PredRNNPP
 from fastds.models.db_rnn.pred_rnn_v2 import PredRNNV2
-from fastds.models.db_rnn.sa_conv_lstm import SAConvLSTM
-from fastds.models.db_rnn.traj_gru import TrajGRU
 
 CELLS: dict[str, type[Cell]] = {
     "convlstm": ConvLSTM,

@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3
+from fastds.nn.convolutions import Conv3x3
 
 SLOPE = 0.01
 VARIANTS = {"S": ((16, 20, 20), 10), "M": ((16, 20, 32), 10), "L": ((16, 32, 32), 16)}  # channels, width of the head

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds.models.db_rnn.cell import with_ones
 from fastds.models.db_rnn.cells import CELLS, build_cell
-from fastds.models.db_rnn.fold import with_ones
 from fastds.models.db_rnn.rematerialize import halved_maximum, made_again
-from fastds.nn.conv3x3 import Conv1x1
+from fastds.nn.convolutions import Conv1x1
 from fastds.ops.core.buffer_pool import place
 
 LAYERS = 6

@@ -5,11 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fastds.models.db_rnn.cell import Cell, zeros
-from fastds.nn.conv3x3 import Conv1x1, Conv3x3
-from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.impl.conv_cells.conv_st_lstm_gates import conv_memory_gates, conv_st_lstm_gates
-from fastds.ops.impl.gates.output_gate import output_gate
-from fastds.ops.impl.window_attention2d.op import window_attention2d
+from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3
+from fastds.ops import conv_memory_gates, conv_st_lstm_gates, output_gate, window_attention2d
 
 
 class LocalAttention(nn.Module):

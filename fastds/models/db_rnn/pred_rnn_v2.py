@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastds.models.db_rnn.cell import zeros
 from fastds.models.db_rnn.pred_rnn import PredRNN
-from fastds.nn.conv3x3 import Conv1x1, convolve
+from fastds.nn.convolutions import Conv1x1, convolve
 from fastds.ops.impl.conv_cells.fused import of_first
 from fastds.ops.impl.gates.memory_gates import memory_gates
 from fastds.ops.impl.gates.output_gate import output_gate

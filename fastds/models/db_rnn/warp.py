@@ -5,7 +5,7 @@ free points."""
 import torch
 from torch import Tensor
 
-from fastds.ops.impl.deform_conv2d.op import deform_conv2d
+from fastds.ops import deform_conv2d
 
 
 def sample_links(

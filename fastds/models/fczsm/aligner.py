@@ -8,7 +8,7 @@ list [L1]. A base offset is a list of (B, 2, h, w) float32 displacements (dy, dx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.nn.conv3x3 import Conv3x3, convolve
+from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.nn.deform_conv2d import GuidedDeformConv2d
 from fastds.ops.impl.conv3x3.direct import activate_
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
-from fastds.models.fczsm.flow_guidance import state_offsets
+from fastds.models.fczsm.guidance import state_offsets
 from fastds.nn.chunks import frames_at_once, pieces_pay, row_bands
-from fastds.nn.conv3x3 import Conv1x1, Conv3x3, convolve
-from fastds.ops.impl.gates.lstm_gates import lstm_gates
+from fastds.nn.convolutions import Conv1x1, Conv3x3, convolve
+from fastds.ops import lstm_gates
 
 
 @dataclass

@@ -62,36 +62,20 @@ def _owner(name: str) -> str:
     raise ValueError(f"state_dict has the key {name!r}, which Zooming Slow-Mo does not have")
 
 
-def from_zooming_slomo(state_dict: dict[str, Tensor]):
-    """Build an FCZSM (scale 4) from a state dict of the original Zooming Slow-Mo.
+def convert(state_dict: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration of FCZSM (scale 4) and its state, from a state dict of the original Zooming Slow-Mo.
 
     Features, offset groups, block counts and channels are read off the shapes; a "module." prefix of data-parallel
     training is dropped.
 
-    Args:
-        state_dict: tensors by name, loaded with torch.load(..., weights_only=True).
-
     Raises:
-        ValueError: a key is unknown or missing, or a shape does not fit.
+        ValueError: a key is unknown or missing.
     """
-    from fastds.models.fczsm.network import FCZSM
-
     state = {rename(key.removeprefix("module.")): tensor for key, tensor in state_dict.items()}
     try:
-        config = _config(state)
-        model = FCZSM(**config)
+        return _config(state), state
     except KeyError as error:
         raise ValueError(f"state_dict lacks what is {error} here: it is no Zooming Slow-Mo checkpoint") from None
-    wanted = model.state_dict()
-    missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or extra:
-        raise ValueError(f"state_dict does not fit Zooming Slow-Mo: missing {missing[:3]}, unexpected {extra[:3]}")
-    shapes = {k: tuple(state[k].shape) for k in wanted if wanted[k].shape != state[k].shape}
-    if shapes:
-        key, shape = next(iter(shapes.items()))
-        raise ValueError(f"state_dict has {key} of shape {shape}, expected {tuple(wanted[key].shape)}")
-    model.load_state_dict(state)
-    return model
 
 
 def _config(state: dict[str, Tensor]) -> dict:

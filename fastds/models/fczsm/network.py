@@ -9,12 +9,10 @@ from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
-from fastds.models.fczsm.flow_guidance import interpolation_offsets
-from fastds.models.fczsm.static_branch import StaticBranch
+from fastds.models.fczsm.convert import convert
+from fastds.models.fczsm.guidance import StaticBranch, interpolation_offsets
 from fastds.nn.chunks import by_frames, pieces_pay, row_bands
-from fastds.nn.conv3x3 import Conv1x1, Conv3x3
-from fastds.nn.residual_block import ResidualBlock
-from fastds.nn.sub_pixel import SubPixel
+from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
 
 
 class FeatureExtractor(nn.Module):
@@ -173,10 +171,26 @@ class FCZSM(Downscales, nn.Module):
 
     @classmethod
     def from_zooming_slomo(cls, state_dict: dict[str, Tensor]) -> "FCZSM":
-        """Build the network of an original Zooming Slow-Mo checkpoint, see fczsm.convert.from_zooming_slomo."""
-        from fastds.models.fczsm.convert import from_zooming_slomo
+        """Build the network (scale 4) of an original Zooming Slow-Mo checkpoint.
 
-        return from_zooming_slomo(state_dict)
+        Args:
+            state_dict: tensors by name, loaded with torch.load(..., weights_only=True).
+
+        Raises:
+            ValueError: a key is unknown or missing, or a shape does not fit.
+        """
+        config, state = convert(state_dict)
+        model = cls(**config)
+        wanted = model.state_dict()
+        missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+        if missing or extra:
+            raise ValueError(f"state_dict does not fit Zooming Slow-Mo: missing {missing[:3]}, unexpected {extra[:3]}")
+        shapes = {k: tuple(state[k].shape) for k in wanted if wanted[k].shape != state[k].shape}
+        if shapes:
+            key, shape = next(iter(shapes.items()))
+            raise ValueError(f"state_dict has {key} of shape {shape}, expected {tuple(wanted[key].shape)}")
+        model.load_state_dict(state)
+        return model
 
     def forward(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
         """Downscale a sequence.
@@ -255,7 +269,7 @@ class FCZSM(Downscales, nn.Module):
 
     def _residual(self, x: Tensor, flow: Tensor | None) -> Tensor:
         from fastds.models.baselines.advection import advection
-        from fastds.models.baselines.trilinear import trilinear
+        from fastds.models.baselines.interpolation import trilinear
 
         x, r = x[:, :, : self.config["out_channels"]].float(), self.config["scale"]
         return trilinear(x, r) if self.config["residual"] == "trilinear" else advection(x, r, flow)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries of large grids in bands of rows: a decoder's maps exist for the rows that a band reads, and no longer."""
+"""Maps of a whole globe in bands of rows, with the rows beyond the poles."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,7 +7,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.ops.impl.inr_query.points import Axis, GridSpec, PointSpec
+from fastds.ops import GridSpec, PointSpec
+from fastds.ops.impl.inr_query.points import Axis
+
+POLES = ("clamp", "cross")
+HALO = 16  # rows; whole tiles of the convolution engine
+
+
+def across_poles(z: Tensor, registration: str, vector_channels: list[int]) -> tuple[Tensor, int]:
+    """z (B, C, H, W) with rows beyond both poles, and how many on each side.
+
+    Row -k is row k (nodes: the pole itself is row 0) or row k-1 (cells), turned by half a circle; vector components
+    change sign.
+
+    Raises:
+        ValueError: an odd number of columns.
+    """
+    height, width = z.shape[2:]
+    if width % 2:
+        raise ValueError(f"pole='cross' needs an even number of columns, got {width}")
+    first = 1 if registration == "node" else 0
+    halo = min(HALO, height - first)
+    other = z.roll(width // 2, 3)
+    if vector_channels:
+        sign = z.new_ones(z.shape[1])
+        sign[vector_channels] = -1
+        other = other * sign[:, None, None]
+    north = other[:, :, first : first + halo].flip(2)
+    south = other[:, :, height - first - halo : height - first].flip(2)
+    return torch.cat([north, z, south], 2), halo
+
 
 BAND_ROWS = 16  # of the field; its maps are the memory, what a band reads twice at its ends the cost
 _TILE = 4  # rows of a tile of the convolution engine: bands on its tiles give the bits of the whole field

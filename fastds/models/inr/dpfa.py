@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.inr.encoders import extend
-from fastds.nn.border_conv import BorderConv
+from fastds.nn.convolutions import BorderConv
 from fastds.ops import deform_conv2d
 
 KINDS = ("deform", "mask", "modconv", "film", "none")

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.inr.window_transformer import ResidualWindowBlocks
-from fastds.nn.border_conv import BorderConv
-from fastds.nn.conv3x3 import Conv1x1
+from fastds.nn.convolutions import BorderConv, Conv1x1
 
 Between = Callable[[int, Tensor], Tensor]
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
 from fastds.models.inr.encoders import ENCODERS
-from fastds.nn.border_conv import BorderConv
-from fastds.ops.impl.inr_query.points import PointSpec
+from fastds.nn.convolutions import BorderConv
+from fastds.ops import PointSpec
 
 
 class FixedRatioDownscaler(nn.Module):

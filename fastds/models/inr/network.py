@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
 from fastds.models.inr import bands
-from fastds.models.inr.bands import Encoded
+from fastds.models.inr.bands import POLES, Encoded, across_poles
 from fastds.models.inr.decoders import DECODERS
 from fastds.models.inr.dpfa import DPFA, KINDS, ScaleEmbedding
 from fastds.models.inr.encoders import ENCODERS
-from fastds.models.inr.poles import POLES, across_poles
-from fastds.ops.impl.inr_query.points import GridSpec, PointSpec
+from fastds.ops import GridSpec, PointSpec
 
 REGISTRATIONS = ("cell", "node")
 

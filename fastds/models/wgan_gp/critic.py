@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.card import ModelCard
+from fastds.models.wgan_gp.blocks import NORMS, ConvGRU, ResidualAttentionBlock
 from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
-from fastds.models.wgan_gp.recurrence import ConvGRU
-from fastds.models.wgan_gp.residual_block import NORMS, ResidualAttentionBlock
 
 
 class HumidityCritic(nn.Module):

@@ -6,11 +6,9 @@ from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
-from fastds.models.wgan_gp.attention import SqueezeExcitation
+from fastds.models.wgan_gp.blocks import ConvGRU, ResidualAttentionBlock, SqueezeExcitation
 from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
-from fastds.models.wgan_gp.recurrence import ConvGRU
-from fastds.models.wgan_gp.residual_block import ResidualAttentionBlock
-from fastds.nn.conv3x3 import Conv1x1, Conv3x3
+from fastds.nn.convolutions import Conv1x1, Conv3x3
 from fastds.ops import pixel_shuffle
 
 NOISES = ("add", "learned", "concat")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fastds.data import add_history, open_dataset, save_dataset
 from fastds.data.grid.axes import is_latitude, is_longitude
-from fastds.data.grid.statics import static_maps
-from fastds.data.grid.units import same_units
+from fastds.data.grid.variables import same_units
+from fastds.data.io.statics import static_maps
 from fastds.models import load
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fastds import models
-from fastds.data.grid.statics import StaticMaps, static_maps
 from fastds.data.io.files import open_dataset
+from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig, area_mean
-from fastds.data.samples.field_crops import FieldBlock, FieldCrops, statistics
-from fastds.data.samples.fields import choose_level
+from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.ops.impl.inr_query.points import PointSpec

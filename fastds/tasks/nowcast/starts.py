@@ -11,7 +11,7 @@ import pandas
 
 from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
 from fastds.data.grid.times import JITTER, seconds_since_first, text_of, to_seconds
-from fastds.data.grid.units import duration_seconds
+from fastds.data.grid.variables import duration_seconds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour scales of radar reflectivity and of reflectivity differences."""
+"""Colours of radar maps, and figures to files."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
 
 NO_ECHO_COLOUR = "#ffffff"
 MISSING_COLOUR = "#d0d0d0"
@@ -61,3 +65,15 @@ def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm,
         under="#041c3f", over="#3d0013", bad=MISSING_COLOUR
     )
     return colour_map, BoundaryNorm(levels, 11), levels
+
+
+def save_png(figure: Figure, path: str | os.PathLike, dpi: int = 110) -> None:
+    """Write a figure as PNG by a temporary name, so that nothing appears under `path` until it is complete; dpi: pixels
+    an inch."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(temporary, format="png", dpi=dpi)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

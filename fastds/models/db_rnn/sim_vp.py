@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.models.db_rnn.network import NowcastModel, check_frames
-from fastds.nn.conv3x3 import Conv1x1, Conv3x3
+from fastds.nn.convolutions import Conv1x1, Conv3x3
 
 SLOPE = 0.2  # of every leaky ReLU
 

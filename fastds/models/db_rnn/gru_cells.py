@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TrajGRU in the frame of MS-RNN."""
+"""Cells around the convolutional GRU: ConvGRU, and TrajGRU with its learned links."""
 
 import math
 
@@ -9,9 +9,29 @@ from torch import nn
 
 from fastds.models.db_rnn.cell import Cell, zeros
 from fastds.models.db_rnn.warp import sample_links
-from fastds.nn.conv3x3 import Conv3x3
-from fastds.nn.summed_conv import SummedConv3x3
-from fastds.ops.impl.gates.traj_gru_gates import traj_gru_gates
+from fastds.nn.convolutions import Conv3x3, SummedConv3x3
+from fastds.ops import conv_gru_cell, traj_gru_gates
+
+
+class ConvGRU(Cell):
+    """[z r] = s(Wx x + Wh h);  n = tanh(Wnx x + Wnh (r h));  h' = z h + (1-z) n. State h.
+
+    Source: Ballas et al. 2016, equations 5 to 8.
+    """
+
+    alike = True
+
+    def __init__(self, channels: int, layer: int, layers: int):
+        super().__init__(channels, layer, layers)
+        self.gates = SummedConv3x3((channels, channels), 2 * channels)
+        self.candidate = SummedConv3x3((channels, channels), channels)
+
+    def forward(self, x, state, m, previous):
+        h = zeros(x) if state is None else state
+        gates, candidate = self.gates, self.candidate
+        h = conv_gru_cell(x, h, gates.weight, gates.bias.sum(0), candidate.weight, candidate.bias.sum(0))
+        return h, h, None
+
 
 SLOPE = 0.2
 
