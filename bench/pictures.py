@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of the READMEs: one per shipped network, from held-out fields. Run: `python -m bench.pictures DATA_FOLDER`.
+
+Radar pictures show a synthetic event; fields and humidity show ERA5 at 500 hPa, longitudes no training saw (contains
+modified Copernicus Climate Change Service information).
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import fastds
+from fastds.data import coarsen_dataset, open_dataset, synthetic_event
+from fastds.models.baselines import interpolate
+from fastds.plot import draw_field, save_png
+from fastds.tasks.nowcast.run import nowcast as nowcast_dataset
+
+FOLDER = pathlib.Path(__file__).parents[1] / "fastds" / "models" / "pictures"
+ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
+HELD_OUT = slice(280, 340)  # columns of ERA5: 100 E to 159 E
+
+
+def row(name: str, title: str, panels: dict[str, np.ndarray], draw) -> None:
+    """One row of maps into FOLDER/name.png; draw(axes, values) gives the image of the colour bar."""
+    figure = Figure(figsize=(2.6 * len(panels) + 0.6, 3.0), layout="constrained")
+    grid = figure.subplots(1, len(panels))
+    for axes, (label, values) in zip(grid, panels.items(), strict=True):
+        image = draw(axes, values)
+        axes.set_title(label, fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.colorbar(image, ax=list(grid), shrink=0.8)
+    figure.suptitle(title, fontsize=10)
+    FOLDER.mkdir(exist_ok=True)
+    save_png(figure, FOLDER / f"{name}.png", dpi=72)
+
+
+def radar() -> None:
+    """Between the input times: what the input does not have at all."""
+    truth = synthetic_event(seed=7, frames=7, shape=(256, 256))
+    coarse = coarsen_dataset(truth)
+    name = next(iter(truth.data_vars))
+    part = slice(96, 192)
+    fields = {
+        "input, 5 min before": coarse[name].values[1, 48:96, 48:96],
+        "trilinear": 0.5 * sum(interpolate(torch.from_numpy(coarse[name].values[k : k + 1]), 2)[0] for k in (1, 2)),
+        "fczsm-small": fastds.load("fczsm-small").downscale(coarse)[name].values[3],
+        "truth": truth[name].values[3],
+    }
+    panels = {k: np.asarray(v) if len(v) == 48 else np.asarray(v)[part, part] for k, v in fields.items()}
+    row("fczsm-small", "Synthetic rain, 2 km and 10 min to 1 km and 5 min (dBZ)", panels, draw_field)
+
+
+def nowcast() -> None:
+    event = synthetic_event(seed=11, frames=17, shape=(192, 192))
+    name = next(iter(event.data_vars))
+    known = event.isel(time=slice(0, 11))
+    options = {"steps": 6, "quantity": "reflectivity", "coarsen": 1, "interval": "5min"}
+    made = {m: nowcast_dataset(m, known, **options) for m in ("extrapolation", "nowcast-small")}
+    panels = {"last field": event[name].values[10]}
+    panels |= {f"{m}, +30 min": next(v for v in d.values() if v.ndim == 3).values[5] for m, d in made.items()}
+    row("nowcast-small", "Synthetic rain (dBZ)", panels | {"observed, +30 min": event[name].values[16]}, draw_field)
+
+
+def filled(levels, colours):
+    def draw(axes, values):
+        return axes.imshow(values, vmin=levels[0], vmax=levels[1], cmap=colours, interpolation="nearest")
+
+    return draw
+
+
+def gridded(folder: pathlib.Path) -> None:
+    with open_dataset(folder / ERA5) as dataset:
+        fields = torch.stack([torch.from_numpy(dataset[v].values.astype("f4")) for v in "rtuz"], 1)
+    fine = fields[7:8, :, 20:80, HELD_OUT]
+    coarse = torch.nn.functional.avg_pool2d(fine, 4)
+    with torch.no_grad():
+        ours = fastds.load("inr-small")(coarse, size=fine.shape[2:])
+    panels = {"input, 4 degrees": coarse, "bicubic": interpolate(coarse[0], 4)[None], "inr-small": ours, "truth": fine}
+    panels = {k: v[0, 2].numpy() for k, v in panels.items()}
+    row("inr-small", "Zonal wind at 500 hPa (m/s)", panels, filled((-30, 60), "RdYlBu_r"))
+
+    generator = fastds.load("wgan-gp-small-x2")
+    fine = fields[4:, 0, 20:80, HELD_OUT]
+    coarse = torch.nn.functional.avg_pool2d(fine, 2)
+    with torch.no_grad():
+        x = coarse[None, :, None] / 100
+        members = [generator(x, seed=seed)[0, :, 0].clamp(0, 1.05) * 100 for seed in range(10)]
+    panels = {"input": coarse, "bicubic": interpolate(coarse, 2), "a member": members[0]}
+    panels |= {"mean of 10": torch.stack(members).mean(0), "truth": fine}
+    panels = {k: v[3].numpy() for k, v in panels.items()}
+    row("wgan-gp-small-x2", "Relative humidity at 500 hPa (%)", panels, filled((0, 105), "YlGnBu"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=pathlib.Path, help="folder of the public fields")
+    folder = parser.parse_args().data
+    radar()
+    nowcast()
+    gridded(folder)
+
+
+if __name__ == "__main__":
+    main()
