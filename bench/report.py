@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Markdown table of a benchmark run: `python -m bench.report results.json [more.json] [--save] [--all]`.
 
+`python -m bench.report --readme` writes the tables of bench/README.md from the files in bench/results.
+
 Rows are compared with rows of the same condition: freed memory kept, or returned to the system.
 --save puts the rows, small, into bench/results/<device>.json, where other rows stay; such a file is accepted in place
 of a run.
@@ -13,6 +15,9 @@ import os
 import pathlib
 import re
 
+RESULTS = pathlib.Path(__file__).parent / "results"
+README = pathlib.Path(__file__).parent / "README.md"
+MARKER = "<!-- tables: python -m bench.report --readme -->"
 ROW_KEYS = ("op", "case", "mode", "dtype", "peer", "memory", "yardstick", "median_ms", "gflops", "gbytes",
             "percent_of_ceiling", "error", "peak_mib", "launches", "note")  # fmt: skip
 
@@ -93,9 +98,49 @@ def every_row(rows) -> str:
     return table(header, lines)
 
 
+def tables(op: str, rows) -> str:
+    """One line per case and mode of an op: ours against the best peer of the same dtype, or of any where there is none."""
+    header = ("case", "mode", "dtype", "ms", "best peer, ms", "ratio", "GFLOP/s", "% of ceiling", "peak MiB", "error")
+    lines = []
+    for ours in (r for r in rows if r["op"] == op and r["peer"].startswith("fastds") and r["median_ms"]):
+        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode", "memory")) and r["median_ms"]]
+        peers = [r for r in same if not r["peer"].startswith("fastds") and not r["yardstick"]]
+        peers = [r for r in peers if r["dtype"] == ours["dtype"]] or peers
+        peer = min(peers, key=lambda r: r["median_ms"], default=None)
+        lines.append((
+            ours["case"], mode_of(ours) + ours["peer"].removeprefix("fastds"), ours["dtype"],
+            milliseconds(ours["median_ms"]),
+            f"{peer['peer']} {peer['dtype']}, {milliseconds(peer['median_ms'])}" if peer else "",
+            f"{peer['median_ms'] / ours['median_ms']:.1f}" if peer else "",
+            f"{ours['gflops']:.0f}", f"{ours['percent_of_ceiling']:.0f}", f"{ours['peak_mib']:.0f}",
+            f"{ours['error']:.0e}",
+        ))  # fmt: skip
+    return table(header, lines)
+
+
+def readme() -> str:
+    """The tables of bench/README.md: every saved machine, every op."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        if "device" not in result:
+            continue
+        ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
+        parts.append(f"## {result['device']}\n\ntorch {result['torch']}; ceilings of its last run: {ceilings}.")
+        for op in sorted({row["op"] for row in result["rows"]}):
+            parts.append(f"### {op}\n\n{tables(op, result['rows'])}")
+    return "\n\n".join(parts)
+
+
+def write_readme() -> None:
+    """Put the tables below the marker in bench/README.md."""
+    head = README.read_text().partition(MARKER)[0]
+    README.write_text(f"{head}{MARKER}\n\n{readme()}\n")
+
+
 def save(result) -> pathlib.Path:
     name = re.sub(r"[^a-z0-9]+", "_", result["device"].lower()).strip("_")
-    path = pathlib.Path(__file__).parent / "results" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     if path.exists():
         result = merge([json.loads(path.read_text()), result])
@@ -110,10 +155,15 @@ def save(result) -> pathlib.Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", help="JSON of pytest --benchmark-json, or a saved file")
+    parser.add_argument("--readme", action="store_true", help="write the tables of bench/README.md")
+    parser.add_argument("results", nargs="*", help="JSON of pytest --benchmark-json, or a saved file")
     parser.add_argument("--save", action="store_true", help="put the rows into bench/results/<device>.json")
     parser.add_argument("--all", action="store_true", help="print the rows of every peer too")
     options = parser.parse_args()
+    if options.readme:
+        write_readme()
+    if not options.results:
+        return
     result = load(options.results)
     ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
     kept = (
