@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every code block of every README runs, in a folder that holds the files it names."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = sorted(p for p in ROOT.rglob("README.md") if not {"build", ".git"} & set(p.relative_to(ROOT).parts))
+FENCE = re.compile(r"^(<!-- ci -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What a test shortens: minutes of training and benchmarks. pip and sanitizer builds are left to .ci/run and to hand.
+SHORTER = (
+    (r"--max_minutes=\d+", "--max_steps=2 --threads=1"),
+    (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
+    (r"^pytest tests/(\S+).*$", r"pytest -q --collect-only tests/\1"),
+    (r"^python -m bench\.report r\.json.*$", "python -m bench.report --help"),
+    (r"^python -m bench\.report --readme.*$", "python -m bench.report --help"),
+)
+LEFT_OUT = ("python -m pip install", "FASTDS_DEBUG=", "LD_PRELOAD=", "PYTHONPATH=build/")
+
+
+def blocks(language):
+    for path in READMES:
+        for k, (ci, found, text) in enumerate(FENCE.findall(path.read_text())):
+            if found == language and not ci:
+                yield pytest.param(text, id=f"{path.relative_to(ROOT).as_posix()}-{k}")
+
+
+def run(command, folder):
+    environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files that commands name: IN.nc, TRUTH.nc, FOLDER of radar files, ERA5.nc, STATIONS.csv."""
+    folder = tmp_path_factory.mktemp("readme")
+    truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
+    save_dataset(truth, folder / "TRUTH.nc")
+    save_dataset(coarsen_dataset(truth), folder / "IN.nc")
+    (folder / "FOLDER").mkdir()
+    for seed in (1, 2):
+        save_dataset(synthetic_event(seed=seed, frames=40, shape=(160, 160)), folder / "FOLDER" / f"event{seed}.nc")
+    save_dataset(_fields(), folder / "ERA5.nc")
+    (folder / "STATIONS.csv").write_text("name,lat,lon\nA,10.5,20.25\nB,-33.0,151.2\n")
+    for name in ("bench", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def _fields():
+    """Smooth global fields with the names and units of ERA5 at 500 hPa, 3 degrees, 8 times."""
+    latitude, longitude = np.linspace(90, -90, 61), np.arange(-180, 180, 3.0)
+    x, y = np.meshgrid(np.radians(longitude), np.radians(latitude))
+    means = {"r": (50, 30, "%", "relative_humidity"), "t": (255, 10, "K", "air_temperature"),
+             "u": (10, 15, "m s**-1", "eastward_wind"), "z": (54000, 1500, "m**2 s**-2", "geopotential")}  # fmt: skip
+    times = np.datetime64("2020-01-01", "ns") + np.arange(8) * np.timedelta64(6, "h")
+    variables = {}
+    for k, (name, (mean, spread, units, standard)) in enumerate(means.items()):
+        waves = [np.sin((2 + k) * x + 0.3 * t) * np.cos(3 * y) + 0.3 * np.sin(7 * x - 5 * y) for t in range(8)]
+        attributes = {"units": units, "standard_name": standard}
+        variables[name] = (
+            ("time", "latitude", "longitude"),
+            (mean + spread * np.stack(waves)).astype("f4"),
+            attributes,
+        )
+    coordinates = {
+        "time": times,
+        "latitude": ("latitude", latitude, {"units": "degrees_north", "standard_name": "latitude"}),
+        "longitude": ("longitude", longitude, {"units": "degrees_east", "standard_name": "longitude"}),
+    }
+    return xr.Dataset(variables, coordinates)
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python(text, tmp_path):
+    (tmp_path / "block.py").write_text(text)
+    run([sys.executable, "block.py"], tmp_path)
+
+
+@pytest.mark.parametrize("text", blocks("bash"))
+def test_commands(text, files):
+    for line in text.replace("\\\n", " ").splitlines():
+        line = line.split("  #")[0].strip()
+        if not line or line.startswith(LEFT_OUT):
+            continue
+        for pattern, shorter in SHORTER:
+            line = re.sub(pattern, shorter, line)
+        shutil.rmtree(files / "training", ignore_errors=True)
+        run(["bash", "-c", line], files)
+
+
+def test_the_main_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
+
+
+def test_links_lead_somewhere():
+    for path in READMES:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_bench_tables_are_those_of_the_saved_results():
+    sys.path.insert(0, str(ROOT))
+    try:
+        from bench import report
+    finally:
+        sys.path.pop(0)
+    assert report.README.read_text().partition(report.MARKER)[2].strip() == report.readme().strip(), (
+        "run: python -m bench.report --readme"
+    )
