@@ -223,3 +223,54 @@ def test_training_checkpoints_hold_tensors_only(file):
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
     model.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(file, value):
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    name = sorted(state)[3]
+    state[name].view(-1)[0] = value
+    rewritten(file, state, sha256=checkpoint._digest(state))
+    with pytest.raises(ValueError, match=f"not finite: 1 of {state[name].numel()} numbers of {name}"):
+        models.load(file)
+
+
+@pytest.mark.parametrize("number", [10**7, 2**62, -(10**9)])
+def test_a_config_far_above_the_file_is_refused_before_anything_is_built(file, number, monkeypatch):
+    config = json.loads(metadata_of(file)["config"])
+    rewritten(file, config=json.dumps(config | {"reconstruction_blocks": number}))
+    monkeypatch.setattr(checkpoint, "build", lambda *args: pytest.fail("built"))
+    with pytest.raises(ValueError, match=f"names {number}, and no size in the file"):
+        models.load(file)
+
+
+def test_deep_json_is_one_sentence(file):
+    rewritten(file, config="[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match="unreadable config"):
+        models.load(file)
+    rewritten(file, config=None, card='{"metrics":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(ValueError, match="lacks the metadata"):
+        models.load(file)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("cadence_s", "often"), ("cadence_s", [1.0]), ("floor_dbz", "low"), ("input_steps", 1.5), ("name", 3),
+     ("training_data", "all"), ("input_variables", ["r"]), ("metrics", [])],
+)  # fmt: skip
+def test_card_fields_have_their_types(file, field, value):
+    card = json.loads(metadata_of(file)["card"]) | {field: value}
+    rewritten(file, card=json.dumps(card))
+    with pytest.raises(ValueError, match=f"card's {field} is"):
+        models.load(file)
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    """The safetensors library orders the metadata by chance; eight files show it."""
+    model = small()
+    for k in range(8):
+        models.save(model, tmp_path / f"{k}.safetensors")
+    assert len({(tmp_path / f"{k}.safetensors").read_bytes() for k in range(8)}) == 1
+    assert models.load(tmp_path / "0.safetensors").config == model.config

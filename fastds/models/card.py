@@ -3,6 +3,8 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -77,6 +79,23 @@ class ModelCard:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"the model card has unknown content {unknown}; expected the fields {sorted(known)}")
         for name in ("valid_range", "grid_spacing_m", "cadence_s", "motion_px"):
-            if values.get(name) is not None:
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
+        for f in fields(cls):
+            if f.name in values and not _is_a(values[f.name], get_type_hints(cls)[f.name]):
+                raise ValueError(f"the model card's {f.name} is {values[f.name]!r:.80}, expected {f.type}")
         return cls(**values)
+
+
+def _is_a(value: object, kind: object) -> bool:
+    """Whether a value read from JSON has the type of a card's field."""
+    arguments = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_is_a(value, one) for one in arguments)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(item, arguments[0]) for item in value)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) == 2 and all(_is_a(item, float) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

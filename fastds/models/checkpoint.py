@@ -47,7 +47,7 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
         "card": model.card.to_json(),
         "sha256": _digest(state),
     }
-    _write_atomically(Path(path), to_bytes(state, metadata))
+    _write_atomically(Path(path), _in_order(to_bytes(state, metadata)))
 
 
 def load(name_or_path: str | os.PathLike) -> nn.Module:
@@ -61,15 +61,17 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: neither a name nor a file.
-        ValueError: a file that is damaged, truncated, pickled, without fastds metadata or of another architecture.
+        ValueError: a file that is damaged, truncated, pickled, without fastds metadata or of another architecture, or
+            that holds weights that are not finite.
     """
     path = _find(name_or_path)
     metadata, state = _read(path, with_tensors=True)
     card = _parsed(path, "card", lambda: ModelCard.from_json(metadata["card"]))
-    model = _rebuild(path, metadata)
+    model = _rebuild(path, metadata, state)
     _check_keys(path, model.state_dict(), state)
     if _digest(state) != metadata["sha256"]:
         raise ValueError(f"{path} is damaged: its weights do not match the checksum in its metadata")
+    _check_finite(path, state)
     model.load_state_dict(state)
     model.card = card
     return model.eval()
@@ -123,13 +125,14 @@ def _read(path: Path, with_tensors: bool) -> tuple[dict, dict[str, Tensor]]:
     return metadata, state
 
 
-def _rebuild(path: Path, metadata: dict) -> nn.Module:
+def _rebuild(path: Path, metadata: dict, state: dict[str, Tensor]) -> nn.Module:
     architecture = metadata["architecture"]
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{path} holds weights of {architecture!r}; this version knows {sorted(ARCHITECTURES)}")
     config = _parsed(path, "config", lambda: json.loads(metadata["config"]))
     if not isinstance(config, dict):
         raise ValueError(f"{path} has an unreadable config: expected a JSON object, got {type(config).__name__}")
+    _check_sizes(path, config, state)
     with torch.random.fork_rng(devices=[]):
         return _parsed(path, "config", lambda: build(architecture, config))
 
@@ -137,8 +140,35 @@ def _rebuild(path: Path, metadata: dict) -> nn.Module:
 def _parsed(path: Path, what: str, parse):
     try:
         return parse()
-    except ValueError as error:
+    except RecursionError:
+        raise ValueError(f"{path} has an unreadable {what}: it is nested too deeply") from None
+    except (ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path} has an unreadable {what}: {error}") from None
+
+
+def _check_sizes(path: Path, config: dict, state: dict[str, Tensor]) -> None:
+    """Refuses a config with a number far above what the file holds: its network would take hours or all memory."""
+    most = max([4096, len(state), *(n for tensor in state.values() for n in tensor.shape)])
+    pending: list = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict | list):
+            pending += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and abs(value) > most:
+            raise ValueError(
+                f"{path} does not hold the weights of its own configuration: it names {value}, and no size in the file "
+                f"is above {most}"
+            )
+
+
+def _check_finite(path: Path, state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if bad:
+            raise ValueError(
+                f"{path} holds weights that are not finite: {bad} of {tensor.numel()} numbers of {name}; it is of a "
+                "training that diverged, or damaged"
+            )
 
 
 def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -149,6 +179,16 @@ def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor])
             f"{path} does not hold the weights of its own configuration: missing {missing[:3]} ({len(missing)}), "
             f"unexpected {extra[:3]} ({len(extra)}), of another shape {sorted(shapes)[:3]} ({len(shapes)})"
         )
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted by name: the library's order changes from run to run."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _digest(state: dict[str, Tensor]) -> str:
