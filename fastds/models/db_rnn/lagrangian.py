@@ -93,9 +93,10 @@ class LagrangianRNN(NowcastModel):
     @torch.no_grad()
     def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None, smooth: bool = False) -> Tensor:
         """The n frames after the known ones, matched to the last known one unless `smooth`, clipped to [0, 1];
-        arguments as forward. Not differentiable.
+        arguments as forward. Known frames without any echo give forecasts without any. Not differentiable.
         """
-        return self._roll(frames, steps, flow, matched=self.match_above is not None and not smooth).clamp(0, 1)
+        y = self._roll(frames, steps, flow, matched=self.match_above is not None and not smooth).clamp(0, 1)
+        return torch.where((frames > 0).flatten(1).any(1).view(-1, 1, 1, 1, 1), y, 0)  # NaN > 0 is False
 
     def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> Tensor:
         if frames.dim() != 5 or frames.shape[1] < 2:
