@@ -191,8 +191,11 @@ def serial_im2col(case: Case, mode: str, dtype: torch.dtype):
     return forward if mode == "forward" else backward
 
 
-def onnxruntime(case: Case, mode: str, dtype: torch.dtype):
-    """DeformConv of opset 19, CPU execution provider, as many threads as torch."""
+def onnxruntime(case: Case, mode: str, dtype: torch.dtype, spinning: bool = True):
+    """DeformConv of opset 19, CPU execution provider, as many threads as torch.
+
+    spinning: whether its threads wait busily between calls (its default), which slows whatever is timed next.
+    """
     import onnxruntime as ort
     from onnx import TensorProto, helper
 
@@ -209,6 +212,7 @@ def onnxruntime(case: Case, mode: str, dtype: torch.dtype):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {n: t.numpy() for n, t in inputs.items()}
     return lambda: session.run(None, feed)[0]

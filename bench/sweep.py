@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ours against the best peer on shapes drawn at random: `python -m bench.sweep conv3x3 --shapes 200 --seed 1 [--save]`.
+
+Listed benchmarks show what was tuned; a sweep shows what a user meets. Every shape is drawn from wide distributions
+(channels 1 to 1024, maps 5 to 500 pixels, batch 1 to 16, log-uniform, at most 2^23 numbers a map), in both memory
+formats, forward and training step. Ours and the peers run in turn in one process on the same tensors; each peer may
+use the layout it likes best. Prints the distribution of (time of the best peer) / (our time) and every loser.
+--save puts the rows into bench/results/sweeps and draws the distribution beside them.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import in_turn
+from bench.conftest import cpu_name
+from fastds import ops
+
+FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
+MOST_NUMBERS = 1 << 23  # in one map
+MOST_FLOPS = 3e10
+SLOW, TOO_SLOW = 0.95, 0.8
+CHANNELS_LAST = torch.channels_last
+
+
+@dataclass
+class Case:
+    """One shape: ours and peers take the same tensors; peers with "channels_last" in their name get that layout."""
+
+    text: str
+    tensors: tuple[Tensor, ...]
+    ours: Callable
+    peers: dict[str, Callable]
+
+
+def log_uniform(rng: random.Random, low: int, high: int) -> int:
+    return round(low * (high / low) ** rng.random())
+
+
+def channels(rng: random.Random) -> int:
+    """Half of them round numbers as networks have, half anything from 1 to 1024."""
+    return rng.choice((8, 16, 24, 32, 48, 64, 96, 128, 256, 512)) if rng.random() < 0.5 else log_uniform(rng, 1, 1024)
+
+
+def maps(rng: random.Random) -> tuple[int, int, int]:
+    """Batch, height, width."""
+    height = log_uniform(rng, 5, 500)
+    width = height if rng.random() < 0.5 else log_uniform(rng, 5, 500)
+    return log_uniform(rng, 1, 16), height, width
+
+
+class TooLarge(Exception):
+    """A drawn shape takes too much memory or time."""
+
+
+def check(numbers: int, flops: float = 0.0) -> None:
+    if numbers > MOST_NUMBERS or flops > MOST_FLOPS:
+        raise TooLarge
+
+
+def normal(*shape: int) -> Tensor:
+    check(math.prod(shape))
+    return torch.randn(shape)
+
+
+def draw_conv3x3(rng: random.Random) -> Case:
+    (batch, height, width), inputs, outputs = maps(rng), channels(rng), channels(rng)
+    act = rng.choice((None, "relu", "leaky_relu"))
+    flops = 18.0 * batch * height * width * inputs * outputs
+    check(batch * outputs * height * width, flops)
+    tensors = normal(batch, inputs, height, width), normal(outputs, inputs, 3, 3) / (3 * inputs**0.5), normal(outputs)
+
+    def peer(x, weight, bias):
+        y = F.conv2d(x, weight, bias, padding=1)
+        return y if act is None else F.relu(y) if act == "relu" else F.leaky_relu(y, 0.1)
+
+    text = f"({batch},{inputs},{height},{width}) -> {outputs}, {act}"
+    return Case(text, tensors, lambda *t: ops.conv3x3(*t, act=act), {"torch": peer, "torch channels_last": peer})
+
+
+def draw_pixel_shuffle(rng: random.Random) -> Case:
+    (batch, height, width), r = maps(rng), rng.randint(2, 8)
+    count, act = log_uniform(rng, 1, 256), rng.choice(("none", "relu", "leaky_relu"))
+    tensors = normal(batch, count * r * r, height, width), normal(count * r * r)
+
+    def peer(x, bias):
+        y = F.pixel_shuffle(x + bias[:, None, None], r)
+        return y if act == "none" else F.relu_(y) if act == "relu" else F.leaky_relu_(y, 0.1)
+
+    def ours(x, bias):
+        return ops.pixel_shuffle(x, r, bias, None if act == "none" else act)
+
+    text = f"({batch},{count}*{r * r},{height},{width}) x{r}, {act}"
+    return Case(text, tensors, ours, {"torch": peer, "torch channels_last": peer})
+
+
+def draw_deform_conv2d(rng: random.Random) -> Case:
+    from bench import peers
+
+    batch, height, width = maps(rng)
+    groups, kernel = rng.choice((1, 2, 4, 8)), rng.choice((1, 3, 3, 3, 5))
+    inputs, outputs = groups * log_uniform(rng, 1, 32), channels(rng)
+    case = peers.Case("", "", batch, inputs, outputs, height, width, groups, (kernel, kernel), (kernel // 2,) * 2, 1)
+    points = batch * height * width
+    check(points * max(inputs, outputs, 2 * groups * case.taps), case.flops("forward"))
+    x, offset, mask, weight, bias = case.args()
+
+    def ours(x, offset, mask, weight, bias):
+        return ops.deform_conv2d(x, offset, weight, bias, 1, case.padding, 1, mask)
+
+    def composed(x, offset, mask, weight, bias):
+        return peers.grid_sample_composition(x, offset, mask, weight, bias, case.padding, 1)
+
+    text = f"({batch},{inputs},{height},{width}) -> {outputs}, {groups} groups, {kernel} x {kernel}"
+    found = {"torch": composed, "onnxruntime": peers.onnxruntime(case, "forward", torch.float32, spinning=False)}
+    return Case(text, (x, offset, mask, weight, bias), ours, found)
+
+
+def draw_conv_lstm_cell(rng: random.Random) -> Case:
+    batch, height, width = maps(rng)
+    inputs, hidden = log_uniform(rng, 1, 128), log_uniform(rng, 4, 128)
+    field = (batch, hidden, height, width)
+    check(4 * hidden * batch * height * width, 72.0 * batch * height * width * hidden * (inputs + hidden))
+    weight = normal(4 * hidden, inputs + hidden, 3, 3) / (3 * (inputs + hidden) ** 0.5)
+    tensors = normal(batch, inputs, height, width), normal(*field), normal(*field), weight, normal(4 * hidden)
+
+    def peer(x, h, c, weight, bias):
+        i, f, g, o = F.conv2d(torch.cat([x, h], 1), weight, bias, padding=1).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c)
+
+    def ours(*t):
+        return ops.conv_lstm_cell(*t)[0]
+
+    text = f"({batch},{inputs}+{hidden},{height},{width})"
+    return Case(text, tensors, ours, {"torch": peer, "torch channels_last": peer})
+
+
+def draw_lstm_gates(rng: random.Random) -> Case:
+    (batch, height, width), hidden = maps(rng), log_uniform(rng, 4, 256)
+    tensors = normal(batch, 4 * hidden, height, width), normal(batch, hidden, height, width)
+
+    def peer(pre, c):
+        i, f, g, o = pre.chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c)
+
+    def ours(*t):
+        return ops.lstm_gates(*t)[0]
+
+    return Case(f"({batch},4*{hidden},{height},{width})", tensors, ours, {"torch": peer, "torch channels_last": peer})
+
+
+OPS: dict[str, Callable[[random.Random], Case]] = {
+    "conv3x3": draw_conv3x3,
+    "conv_lstm_cell": draw_conv_lstm_cell,
+    "deform_conv2d": draw_deform_conv2d,
+    "lstm_gates": draw_lstm_gates,
+    "pixel_shuffle": draw_pixel_shuffle,
+}
+
+
+def drawn(op: str, shapes: int, seed: int) -> Iterator[tuple[Case, str, str]]:
+    """Cases with a memory format and a mode; what is too large is drawn again."""
+    rng = random.Random(f"{op} {seed}")
+    torch.manual_seed(seed)
+    found = 0
+    while found < shapes:
+        try:
+            case = OPS[op](rng)
+        except TooLarge:
+            continue
+        found += 1
+        yield case, rng.choice(("contiguous", "channels_last")), rng.choice(("forward", "step"))
+
+
+def laid_out(tensors: tuple[Tensor, ...], layout: str, dtype: torch.dtype) -> list[Tensor]:
+    fmt = CHANNELS_LAST if layout == "channels_last" else torch.contiguous_format
+    return [t.to(dtype).contiguous(memory_format=fmt) if t.dim() == 4 else t.to(dtype) for t in tensors]
+
+
+def program(function: Callable, tensors: list[Tensor], mode: str) -> Callable[[], object]:
+    """The timed callable: the value without a graph, or value and gradients of all tensors."""
+    if mode == "forward":
+
+        def forward():
+            with torch.no_grad():
+                return function(*tensors)
+
+        return forward
+    leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors]
+    cotangent = torch.ones_like(function(*leaves))
+    return lambda: torch.autograd.grad(function(*leaves), leaves, cotangent)
+
+
+def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
+    """The row of one shape: seconds of ours and of every peer."""
+    runs = {"fastds": program(case.ours, laid_out(case.tensors, layout, dtype), mode)}
+    for name, peer in case.peers.items():
+        if name == "onnxruntime":
+            if mode == "forward" and dtype == torch.float32:
+                runs[name] = peer
+            continue
+        own = "channels_last" if "channels_last" in name else layout
+        runs[name] = program(peer, laid_out(case.tensors, own, dtype), mode)
+    seconds = in_turn.medians(runs)
+    best = min((n for n in seconds if n != "fastds"), key=seconds.get)
+    return {
+        "shape": case.text, "layout": layout, "mode": mode, "ms": 1e3 * seconds["fastds"], "best": best,
+        "best_ms": 1e3 * seconds[best], "ratio": seconds[best] / seconds["fastds"],
+    }  # fmt: skip
+
+
+def summary(rows: list[dict]) -> str:
+    lines = ["| mode, layout | shapes | median | 10 % | worst | below 0.95 | below 0.8 |", "|---" * 7 + "|"]
+    for mode, layout in sorted({(r["mode"], r["layout"]) for r in rows}):
+        ratios = np.array([r["ratio"] for r in rows if (r["mode"], r["layout"]) == (mode, layout)])
+        lines.append(
+            f"| {mode}, {layout} | {len(ratios)} | {np.median(ratios):.2f} | {np.quantile(ratios, 0.1):.2f} | "
+            f"{ratios.min():.2f} | {(ratios < SLOW).sum()} | {(ratios < TOO_SLOW).sum()} |"
+        )
+    return "\n".join(lines)
+
+
+def save(result: dict) -> pathlib.Path:
+    from matplotlib.figure import Figure
+
+    name = "_".join([result["op"], result["dtype"], f"seed{result['seed']}", result["isa"]])
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    path.write_text(json.dumps(result, indent=0) + "\n")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for mode in ("forward", "step"):
+        ratios = np.sort([r["ratio"] for r in result["rows"] if r["mode"] == mode])
+        axes.plot(ratios, np.linspace(0, 100, len(ratios)), label=mode)
+    axes.axvline(1, color="grey", lw=0.8)
+    axes.set(xscale="log", xlabel="time of the best peer / ours", ylabel="% of shapes below", title=name)
+    axes.legend()
+    figure.savefig(path.with_suffix(".png"), dpi=80)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("op", choices=sorted(OPS))
+    parser.add_argument("--shapes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--seconds", type=float, default=0.1, help="for every program of a shape")
+    parser.add_argument("--save", action="store_true")
+    options = parser.parse_args()
+    in_turn.SECONDS = options.seconds
+    from fastds.info import info
+
+    rows = []
+    for number, (case, layout, mode) in enumerate(drawn(options.op, options.shapes, options.seed), 1):
+        rows.append(measure(case, layout, mode, getattr(torch, options.dtype)))
+        print(f"{number}/{options.shapes} {rows[-1]['shape']} {layout} {mode}: {rows[-1]['ratio']:.2f}", flush=True)
+    head = {"op": options.op, "dtype": options.dtype, "seed": options.seed, "device": cpu_name()}
+    isa = info()["instruction sets"].split()[-2]
+    head |= {"threads": torch.get_num_threads(), "isa": isa, "torch": torch.__version__}
+    print(f"\n{head}\n\n{summary(rows)}\n\nslower than the best peer:")
+    for row in sorted((r for r in rows if r["ratio"] < SLOW), key=lambda r: r["ratio"]):
+        print("{ratio:.2f} {shape} {layout} {mode}: {ms:.3g} against {best_ms:.3g} ms, {best}".format(**row))
+    if options.save:
+        print(f"\nsaved {save(head | {'rows': rows})}")
+
+
+if __name__ == "__main__":
+    main()
