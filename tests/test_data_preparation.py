@@ -135,5 +135,6 @@ def test_twenty_percent_rule():
 
 
 def test_files_grids_and_preparation_do_not_load_torch_datasets():
-    code = "import sys, fastds.data; assert 'fastds.data.samples.radar_triples' not in sys.modules; fastds.data.RadarTriples"
+    loaded = "'fastds.data.samples.radar_triples' in sys.modules"
+    code = f"import sys, fastds.data; assert not {loaded}; fastds.data.RadarTriples; assert {loaded}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 """Radar fields as xarray datasets: files, variables, grids, the preparation of samples, synthetic events."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from fastds.data.grid.grids import coarsen_grid, grid_spacing_m, refine_grid
 from fastds.data.grid.times import refine_time, sequences, time_encoding, triples
@@ -43,6 +44,15 @@ from fastds.data.radar.reflectivity import (
     to_reflectivity,
 )
 from fastds.data.radar.synthetic import synthetic_event
+
+if TYPE_CHECKING:
+    from fastds.data.samples.radar_triples import EpochSampler as EpochSampler
+    from fastds.data.samples.radar_triples import EvaluationTriples as EvaluationTriples
+    from fastds.data.samples.radar_triples import FrameStore as FrameStore
+    from fastds.data.samples.radar_triples import RadarTriples as RadarTriples
+    from fastds.data.samples.radar_triples import TimeBlock as TimeBlock
+    from fastds.data.samples.radar_windows import RadarWindows as RadarWindows
+    from fastds.data.samples.radar_windows import make_window as make_window
 
 _NEED_TORCH = {
     "EpochSampler": "radar_triples",
@@ -104,8 +114,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # The datasets for training need torch; files, grids and preparation work without loading it.
     if name in _NEED_TORCH:
-        return getattr(importlib.import_module(f".samples.{_NEED_TORCH[name]}", __name__), name)
+        return getattr(importlib.import_module(f"fastds.data.samples.{_NEED_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,11 @@
 """Which dimension of a variable is time, y and x, and whether their coordinates are in order."""
 
 import re
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 _TIME_NAMES = ("time", "valid_time", "t")
 _Y_NAMES = ("y", "lat", "latitude", "yc", "rlat", "south_north", "ny", "northing", "j", "row", "rows")
@@ -12,7 +15,7 @@ _Y_STANDARD = ("projection_y_coordinate", "latitude", "grid_latitude")
 _X_STANDARD = ("projection_x_coordinate", "longitude", "grid_longitude")
 
 
-def find_axes(variable):
+def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     """The variable as (time, y, x) without its dimensions of length 1, and notes about dropped ones.
 
     Raises: ValueError if a dimension is missing, too many remain, or x or y are neither ascending nor descending.
@@ -48,7 +51,7 @@ def find_axes(variable):
     return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes
 
 
-def check_order(variable, dim):
+def check_order(variable: xr.DataArray, dim: Hashable) -> None:
     """ValueError unless the coordinate of a dimension (if it has one) is numeric, finite and ascending or descending;
     longitudes may wrap."""
     if dim not in variable.coords:
@@ -61,17 +64,17 @@ def check_order(variable, dim):
         raise ValueError(f"coordinate {dim} is neither ascending nor descending; sort it first")
 
 
-def is_longitude(attrs):
+def is_longitude(attrs: Mapping[str, Any]) -> bool:
     """True if the attributes of a coordinate say longitude."""
     return _is_angle(attrs, "longitude", ("east", "e"))
 
 
-def is_latitude(attrs):
+def is_latitude(attrs: Mapping[str, Any]) -> bool:
     """True if the attributes of a coordinate say latitude."""
     return _is_angle(attrs, "latitude", ("north", "n"))
 
 
-def promote_coordinates(dataset):
+def promote_coordinates(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with 2-D latitudes and longitudes as coordinates, named by a `coordinates` attribute or not."""
     named = [
         name
@@ -81,27 +84,29 @@ def promote_coordinates(dataset):
     return dataset.set_coords(named)
 
 
-def _is_angle(attrs, standard_name, letters):
+def _is_angle(attrs: Mapping[str, Any], standard_name: str, letters: Collection[str]) -> bool:
     """By the standard_name, or where there is none by units such as degrees_north, degree_N, degreesE."""
     if "standard_name" in attrs:
         return attrs["standard_name"] == standard_name
     return re.sub(r"^degrees?_?", "", str(attrs.get("units", "")).strip().lower()) in letters
 
 
-def unwrap(values, attrs):
+def unwrap(values: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
     """Float64 coordinate values; longitudes without jumps of 360 degrees."""
     values = np.asarray(values, dtype=np.float64)
     return np.unwrap(values, period=360.0) if is_longitude(attrs) else values
 
 
-def _pick(variable, dims, matches):
+def _pick(
+    variable: xr.DataArray, dims: Iterable[Hashable], matches: Callable[[xr.DataArray | None, str], bool]
+) -> Hashable | None:
     for dim in dims:
         if matches(variable.coords.get(dim), str(dim)):
             return dim
     return None
 
 
-def _is_time(coordinate, dim):
+def _is_time(coordinate: xr.DataArray | None, dim: str) -> bool:
     if coordinate is not None and (
         coordinate.dtype.kind == "M"
         or coordinate.attrs.get("axis") == "T"
@@ -111,7 +116,9 @@ def _is_time(coordinate, dim):
     return dim.lower() in _TIME_NAMES
 
 
-def _matches(coordinate, dim, axis, standard_names, names):
+def _matches(
+    coordinate: xr.DataArray | None, dim: str, axis: str, standard_names: Collection[str], names: Collection[str]
+) -> bool:
     if coordinate is not None and (
         coordinate.attrs.get("axis") == axis or coordinate.attrs.get("standard_name") in standard_names
     ):

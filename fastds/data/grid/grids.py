@@ -20,13 +20,13 @@ _METRES = {
 _RANGE_ATTRIBUTES = ("valid_min", "valid_max", "valid_range", "actual_range", "_ChunkSizes")
 
 
-def check_factor(factor):
+def check_factor(factor: int) -> None:
     """ValueError unless factor is a whole number >= 1."""
     if int(factor) != factor or factor < 1:
         raise ValueError(f"factor must be a whole number >= 1, got {factor!r}")
 
 
-def refine_grid(dataset, field, factor=2):
+def refine_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr.Dataset:
     """Horizontal coordinates, bounds and grid mapping of a field on cells cut into factor x factor.
 
     The centres of the finer cells of a cell with centre c and width d are c + d ((k + 1/2) / factor - 1/2), k = 0 ...
@@ -45,7 +45,7 @@ def refine_grid(dataset, field, factor=2):
     return _regrid(dataset, field, _offsets(factor), factor)
 
 
-def coarsen_grid(dataset, field, factor=2):
+def coarsen_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr.Dataset:
     """The inverse of refine_grid: coordinates of blocks of factor x factor cells (the mean of their centres), sizes
     cut to a multiple of factor. dataset, field: as in refine_grid, on the fine grid."""
     check_factor(factor)
@@ -55,7 +55,7 @@ def coarsen_grid(dataset, field, factor=2):
     return _regrid(dataset, field, None, factor)
 
 
-def grid_spacing_m(field):
+def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | None:
     """Median spacing (y, x) of the grid of `field`, a DataArray (..., y, x), in metres, from its coordinates; None
     where they do not tell.
 
@@ -85,7 +85,7 @@ def grid_spacing_m(field):
     return tuple(spacing)
 
 
-def grid_mappings(dataset, field):
+def grid_mappings(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
     """Names of the grid mapping variables of a field that are in the dataset (also those that hold only crs_wkt)."""
     text = str(field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "")
     names = [word.rstrip(":") for word in text.split()]
@@ -95,7 +95,7 @@ def grid_mappings(dataset, field):
     return found
 
 
-def _regrid(dataset, field, offsets, factor):
+def _regrid(dataset: xr.Dataset, field: xr.DataArray, offsets: np.ndarray | None, factor: int) -> xr.Dataset:
     y, x = field.dims[-2:]
     coords, bounds = {}, {}
     for name, coordinate in field.coords.items():
@@ -121,7 +121,9 @@ def _regrid(dataset, field, offsets, factor):
     return xr.Dataset({**bounds, **mappings}, coords)
 
 
-def _coordinate_values(field, coordinate, offsets, factor):
+def _coordinate_values(
+    field: xr.DataArray, coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int
+) -> np.ndarray | None:
     if coordinate.ndim == 1:
         return _centres(coordinate, offsets, factor)
     if coordinate.ndim != 2:
@@ -135,7 +137,7 @@ def _coordinate_values(field, coordinate, offsets, factor):
     return new_lat if coordinate.name == lat.name else new_lon
 
 
-def _centres(coordinate, offsets, factor):
+def _centres(coordinate: xr.DataArray, offsets: np.ndarray | None, factor: int) -> np.ndarray:
     values = unwrap(coordinate.values, coordinate.attrs)
     if offsets is None:
         fine = values.reshape(-1, factor).mean(axis=1)
@@ -155,7 +157,7 @@ def _centres(coordinate, offsets, factor):
     return fine
 
 
-def _widths(values):
+def _widths(values: np.ndarray) -> np.ndarray:
     """Signed widths of cells: the mean step where steps agree to a thousandth (coordinates stored in float32), else
     the local ones."""
     steps = np.diff(values)
@@ -165,7 +167,14 @@ def _widths(values):
     return np.gradient(values)
 
 
-def _bounds(dataset, field, coordinate, name, offsets, factor):
+def _bounds(
+    dataset: xr.Dataset,
+    field: xr.DataArray,
+    coordinate: xr.DataArray,
+    name: str | None,
+    offsets: np.ndarray | None,
+    factor: int,
+) -> xr.Variable | None:
     """Bounds of the new cells as a Variable, or None if the file has none that can be used."""
     if name is None or name not in dataset.variables:
         return None
@@ -190,7 +199,9 @@ def _bounds(dataset, field, coordinate, name, offsets, factor):
     return None
 
 
-def _corners(lat, lon, offsets, factor):
+def _corners(
+    lat: xr.DataArray, lon: xr.DataArray, offsets: np.ndarray | None, factor: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Latitudes and longitudes (H, W, 4) of the corners of the new cells, anticlockwise seen from above."""
     points = _unit_vectors(lat.values, lon.values)
     if offsets is None:
@@ -207,7 +218,9 @@ def _corners(lat, lon, offsets, factor):
     return tuple(np.stack([angle[part] for angle in angles], axis=-1) for part in (0, 1))
 
 
-def _resample(values, row_offsets, column_offsets, factor):
+def _resample(
+    values: np.ndarray, row_offsets: np.ndarray | None, column_offsets: np.ndarray | None, factor: int
+) -> np.ndarray:
     """values (..., H, W) at index + offset along both axes, linear and linearly continued at the edges; offsets None:
     means of blocks."""
     if row_offsets is None:
@@ -223,7 +236,7 @@ def _resample(values, row_offsets, column_offsets, factor):
     return values
 
 
-def latitude_longitude(field):
+def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray] | tuple[None, None]:
     """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None)."""
     found = {}
     for name, coordinate in field.coords.items():
@@ -240,12 +253,12 @@ def latitude_longitude(field):
     return lat, lon
 
 
-def _unit_vectors(lat, lon):
+def _unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     lat, lon = np.deg2rad(np.asarray(lat, dtype=np.float64)), np.deg2rad(np.asarray(lon, dtype=np.float64))
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
 
 
-def _angles(points, like_longitude):
+def _angles(points: np.ndarray, like_longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude in degrees of vectors (3, ...), longitudes in 0 ... 360 if like_longitude has any above
     180."""
     lat = np.rad2deg(np.arctan2(points[2], np.hypot(points[0], points[1])))
@@ -253,13 +266,13 @@ def _angles(points, like_longitude):
     return lat, lon % 360.0 if np.nanmax(like_longitude) > 180.0 else lon
 
 
-def _distance(points, axis):
+def _distance(points: np.ndarray, axis: int) -> np.ndarray:
     """Great circle distance of neighbours of (3, H, W) unit vectors along rows (0) or columns (1), metres."""
     chord = np.linalg.norm(np.diff(points, axis=axis + 1), axis=0)
     return 2.0 * EARTH_RADIUS_M * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0))
 
 
-def _scale_geotransform(mapping, factor):
+def _scale_geotransform(mapping: xr.Variable, factor: float) -> xr.Variable:
     """A copy of a grid mapping variable; the pixel size in the GeoTransform attribute that GDAL writes is divided by
     factor."""
     mapping = mapping.copy()
@@ -270,5 +283,5 @@ def _scale_geotransform(mapping, factor):
     return mapping
 
 
-def _offsets(factor):
+def _offsets(factor: int) -> np.ndarray:
     return (np.arange(factor) + 0.5) / factor - 0.5

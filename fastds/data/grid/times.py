@@ -2,9 +2,12 @@
 """Times of a file: intervals, sequences, gaps, encoding."""
 
 import datetime
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas
+import xarray as xr
 
 from fastds.data.grid.variables import interval_seconds, rain_units, time_method
 
@@ -29,13 +32,17 @@ _UNIT_WORDS = {
 }
 
 
-def triples(times, interval=None, every=1):
+def triples(
+    times: np.ndarray, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
+) -> np.ndarray:
     """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three; times, interval and every
     as there."""
     return sequences(times, 3, interval, every)
 
 
-def sequences(times, length, interval=None, every=1):
+def sequences(
+    times: np.ndarray, length: int, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
+) -> np.ndarray:
     """Indices of frames at t, t + D, ..., t + (length - 1) D, found by time stamp, so that no sequence has a gap.
 
     Args:
@@ -63,7 +70,7 @@ def sequences(times, length, interval=None, every=1):
     return np.array(found, dtype=np.int64).reshape(-1, length)
 
 
-def seconds_since_first(times):
+def seconds_since_first(times: np.ndarray) -> np.ndarray:
     """Float64 seconds since the first of the sorted times (datetime64, cftime objects, or numbers taken as seconds)."""
     values = np.asarray(times)
     if values.ndim != 1 or values.size < 2:
@@ -79,20 +86,20 @@ def seconds_since_first(times):
     return seconds
 
 
-def most_frequent_step(seconds):
+def most_frequent_step(seconds: np.ndarray) -> float:
     """The most frequent difference of sorted seconds (ties: the smaller one), to the millisecond."""
     steps, counts = np.unique(np.round(np.diff(seconds), 3), return_counts=True)
     return float(steps[np.argmax(counts)])
 
 
-def to_seconds(interval):
+def to_seconds(interval: np.timedelta64 | datetime.timedelta | float) -> float:
     """Seconds of a timedelta64, datetime.timedelta or number."""
     if isinstance(interval, np.timedelta64):
         return float(interval / np.timedelta64(1, "ns")) * 1e-9
     return float(interval.total_seconds()) if hasattr(interval, "total_seconds") else float(interval)
 
 
-def sort_times(field):
+def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     """A field (time, ...) sorted by time without repeated frames, and notes about it.
 
     Raises: ValueError for fewer than two times, times that are no dates or missing, and different fields at one time.
@@ -124,7 +131,7 @@ def sort_times(field):
     return field, notes
 
 
-def regular_segments(times):
+def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[str]]:
     """Slices of frames that follow one another at the cadence, the cadence in seconds, and notes about gaps.
 
     The cadence is the most frequent step. Steps within 10 % of it are regular, steps of 1.5 times and more are gaps.
@@ -150,7 +157,7 @@ def regular_segments(times):
     return segments, cadence, notes
 
 
-def refine_time(times, factor=2):
+def refine_time(times: np.ndarray, factor: int = 2) -> np.ndarray:
     """Times at `factor` times the cadence: (T,) datetime64 or cftime -> (factor (T - 1) + 1,).
 
     Linear between neighbours; for factor 2 the middle of each pair.
@@ -160,14 +167,14 @@ def refine_time(times, factor=2):
     return np.concatenate([np.stack(parts, axis=1).reshape(-1), times[-1:]])
 
 
-def fine_resolution(times):
+def fine_resolution(times: np.ndarray) -> np.ndarray:
     """datetime64 in microseconds or finer, so that halves of intervals are not cut; cftime objects as they are."""
     if times.dtype.kind == "M" and np.datetime_data(times.dtype)[0] != "ns":
         return times.astype("datetime64[us]")
     return times
 
 
-def time_encoding(times, encoding):
+def time_encoding(times: np.ndarray, encoding: Mapping[str, Any]) -> dict[str, str]:
     """Encoding (units, calendar, dtype) that keeps every time exactly: the file's unit if whole numbers of it
     suffice, else a finer one.
 
@@ -184,7 +191,7 @@ def time_encoding(times, encoding):
     return {"units": f"{unit} since {reference}", "calendar": calendar, "dtype": "int64"}
 
 
-def _microseconds_since(times, reference, calendar):
+def _microseconds_since(times: np.ndarray, reference: str, calendar: str) -> tuple[str, np.ndarray]:
     """The reference date of a units string (1970 where it cannot be read), and int64 microseconds since it."""
     if times.dtype.kind == "O":
         import cftime  # present wherever times are cftime objects
@@ -199,7 +206,7 @@ def _microseconds_since(times, reference, calendar):
     return reference, (times.astype("datetime64[us]") - start.to_datetime64().astype("datetime64[us]")).astype(np.int64)
 
 
-def text_of(time):
+def text_of(time: Any) -> str:
     """A time for a sentence, to the second."""
     return np.datetime_as_string(time, unit="s") if isinstance(time, np.datetime64) else str(time)
 
@@ -208,7 +215,7 @@ _TOLERANCE = 0.10
 _TAKE_DIFFERENCES = "take differences to get the amount of each interval"
 
 
-def interval_bounds(dataset, field):
+def interval_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray:
     """(T, 2) start and end of the interval behind each value of a field of amounts or means over time.
 
     The bounds variable of the time coordinate is used if there is one; else the interval ends at the time and is as
@@ -234,14 +241,14 @@ def interval_bounds(dataset, field):
     return bounds
 
 
-def split_intervals(bounds, factor=2):
+def split_intervals(bounds: np.ndarray, factor: int = 2) -> np.ndarray:
     """Each interval (T, 2) cut into `factor` equal ones: (factor T, 2)."""
     start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
     edges = [start + length * part // factor for part in range(factor + 1)]
     return np.stack([np.stack(pair, axis=1) for pair in zip(edges, edges[1:], strict=False)], axis=1).reshape(-1, 2)
 
 
-def _bounds_in_file(dataset, field):
+def _bounds_in_file(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray | None:
     time = field.dims[0]
     name = field[time].attrs.get("bounds") or field[time].encoding.get("bounds")
     if name is None or name not in dataset.variables:
@@ -253,7 +260,7 @@ def _bounds_in_file(dataset, field):
     return fine_resolution(bounds)
 
 
-def _bounds_from_cadence(field):
+def _bounds_from_cadence(field: xr.DataArray) -> np.ndarray:
     name, times = field.name, fine_resolution(field[field.dims[0]].values)
     if time_method(field) not in ("sum", "mean"):
         raise ValueError(
@@ -271,19 +278,19 @@ def _bounds_from_cadence(field):
     return np.stack([times - step, times], axis=1)
 
 
-def _check_length(name, length, cadence):
+def _check_length(name: str, length: float, cadence: float) -> None:
     if abs(length - cadence) > _TOLERANCE * cadence:
         raise ValueError(
             f"variable {name} has intervals of {length:g} s at a cadence of {cadence:g} s; sum it so that they agree"
         )
 
 
-def _stated_interval(field):
+def _stated_interval(field: xr.DataArray) -> float | None:
     text = str(field.attrs.get("cell_methods", ""))
     return interval_seconds(text.partition("interval:")[2].partition(")")[0]) if "interval:" in text else None
 
 
-def _never_falls(field):
+def _never_falls(field: xr.DataArray) -> bool:
     """True if no pixel ever falls and some rise at each of at least three steps: a running accumulation."""
     if field.shape[0] < 4:
         return False

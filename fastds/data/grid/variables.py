@@ -2,6 +2,9 @@
 """Variables of a file by their attributes, and units."""
 
 import re
+from collections.abc import Hashable, Iterable
+
+import xarray as xr
 
 _LENGTH_MM = {
     "mm": 1.0,
@@ -34,12 +37,12 @@ _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([a-z]+)$")
 _TOKEN = re.compile(r"^([a-z]+)(-?\d+)?$")
 
 
-def is_dbz(units):
+def is_dbz(units: object) -> bool:
     """True for dBZ in any spelling of the letters' case."""
     return isinstance(units, str) and units.strip().lower() == "dbz"
 
 
-def rain_units(units):
+def rain_units(units: object) -> tuple[float, float | None] | None:
     """Millimetres (= kg m-2) and seconds of a unit of rain.
 
     "mm h-1" -> (1, 3600), "kg m-2 s-1" -> (1, 1), "kg m-2" -> (1, None), "m" -> (1000, None); None for anything else.
@@ -61,7 +64,7 @@ def rain_units(units):
     return (millimetres, _TIME_S[times[0]]) if len(times) == 1 and powers[times[0]] == -1 else None
 
 
-def interval_seconds(text):
+def interval_seconds(text: str) -> float | None:
     """Seconds of an interval such as "5 min" or "1 hour"; None if it is not one."""
     parts = str(text).split()
     try:
@@ -70,7 +73,7 @@ def interval_seconds(text):
         return None
 
 
-def duration_seconds(text, name):
+def duration_seconds(text: str, name: str) -> float:
     """Seconds of a duration such as "60min", "90 s" or "1h"; ValueError naming the argument for anything else."""
     match = _DURATION.match(str(text).strip().lower())
     seconds = float(match[1]) * _TIME_S[match[2]] if match and match[2] in _TIME_S else 0.0
@@ -79,13 +82,13 @@ def duration_seconds(text, name):
     return seconds
 
 
-def same_units(one, other):
+def same_units(one: object, other: object) -> bool:
     """True for two spellings of a unit, "m**2 s**-2" and "m2 s-2"; "", "1" and "(0 - 1)" are all no unit."""
     plain = [re.sub(r"[\s*^.]", "", str(units)).lower() for units in (one, other)]
     return plain[0] == plain[1] or set(plain) <= {"", "1", "(0-1)"}
 
 
-def _powers(units):
+def _powers(units: object) -> dict[str, int] | None:
     """{"kg": 1, "m": -2, "s": -1} of "kg m-2 s-1", "kg/m2/s" or "kg m**-2 s**-1"; None if it cannot be read."""
     if not isinstance(units, str):
         return None
@@ -123,7 +126,7 @@ _REFLECTIVITY_NAMES = {
 _RAIN_WORDS = ("rain", "precip", "snowfall", "tp", "rr", "prate")
 
 
-def choose_variable(dataset, var=None, convert=False):
+def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool = False) -> tuple[str, str, list[str]]:
     """Name and kind ("reflectivity", "rate", "amount") of the variable to use, and notes about the choice.
 
     With `var` that variable, whatever its kind. Without: the only variable of reflectivity by standard_name and
@@ -158,7 +161,7 @@ def choose_variable(dataset, var=None, convert=False):
     raise ValueError(f"no variable of reflectivity was found; {_candidates_sentence(dataset)}")
 
 
-def _kind_or_refuse(variable):
+def _kind_or_refuse(variable: xr.DataArray) -> str:
     if not _is_field(variable):
         raise ValueError(f"variable {variable.name} {_dims(variable)} is no field of numbers over (time, y, x)")
     units = variable.attrs.get("units")
@@ -170,7 +173,7 @@ def _kind_or_refuse(variable):
     return kind
 
 
-def _rain_kind(variable):
+def _rain_kind(variable: xr.DataArray) -> str | None:
     """ "rate", "amount" or None; a rate with cell_methods "time: mean" is an amount over its interval."""
     rain = rain_units(variable.attrs.get("units"))
     words = f"{variable.name} {_standard_name(variable)} {variable.attrs.get('long_name', '')}".lower()
@@ -179,7 +182,7 @@ def _rain_kind(variable):
     return "amount" if rain[1] is None or time_method(variable) in ("mean", "sum") else "rate"
 
 
-def time_method(variable):
+def time_method(variable: xr.DataArray) -> str | None:
     """The CF cell method over time ("sum", "mean", "point", ...), or None."""
     words = str(variable.attrs.get("cell_methods", "")).split()
     for word, following in zip(words, words[1:], strict=False):
@@ -188,21 +191,21 @@ def time_method(variable):
     return None
 
 
-def _is_field(variable):
+def _is_field(variable: xr.DataArray) -> bool:
     return variable.dtype.kind in "fiu" and variable.ndim >= 2
 
 
-def _standard_name(variable):
+def _standard_name(variable: xr.DataArray) -> str:
     return str(variable.attrs.get("standard_name", ""))
 
 
-def _wrong_units(variable):
+def _wrong_units(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
     said = "has no units" if units is None else f"has units {units!r}"
     return f"variable {variable.name} {said}; expected dBZ, a rain rate such as mm h-1, or a rain amount such as kg m-2"
 
 
-def _candidates_sentence(dataset):
+def _candidates_sentence(dataset: xr.Dataset) -> str:
     fields = [name for name in dataset.data_vars if _is_field(dataset[name])]
     if not fields:
         return "the file holds no field over (time, y, x)"
@@ -212,11 +215,11 @@ def _candidates_sentence(dataset):
     return sentence
 
 
-def _list(dataset, names):
+def _list(dataset: xr.Dataset, names: Iterable[Hashable]) -> str:
     return ", ".join(
         f"{name} {_dims(dataset[name])} [{dataset[name].attrs.get('units', 'no units')}]" for name in names
     )
 
 
-def _dims(variable):
+def _dims(variable: xr.DataArray) -> str:
     return "(" + ", ".join(map(str, variable.dims)) + ")"

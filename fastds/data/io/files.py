@@ -10,6 +10,8 @@ import pathlib
 import secrets
 import shutil
 import warnings
+from collections.abc import Hashable
+from typing import Any
 
 import h5py
 import xarray as xr
@@ -23,7 +25,7 @@ _OTHER_FORMATS = (".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", "
 _FORMATS = {"h5netcdf": "NetCDF-4", "scipy": "NetCDF-3", "zarr": "Zarr", "cfgrib": "GRIB"}
 
 
-def open_dataset(path):
+def open_dataset(path: str | os.PathLike) -> xr.Dataset:
     """Open a NetCDF, GRIB or Zarr file lazily as an xarray.Dataset, with times and fill values decoded.
 
     Args:
@@ -70,7 +72,7 @@ def open_dataset(path):
     return dataset
 
 
-def _composites(path):
+def _composites(path: pathlib.Path) -> list[pathlib.Path]:
     """The RADOLAN files that a path, folder or pattern stands for, none of another kind among them; else []."""
     if path.is_dir():
         files = [] if _is_zarr(path) else [p for p in sorted(path.iterdir()) if p.is_file() and p.name[0] != "."]
@@ -81,16 +83,16 @@ def _composites(path):
     return files if files and all(_first_bytes(p)[:4] not in _OTHERS and is_radolan(p) for p in files) else []
 
 
-def _first_bytes(path):
+def _first_bytes(path: pathlib.Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(8)
 
 
-def _is_zarr(path):
+def _is_zarr(path: pathlib.Path) -> bool:
     return path.suffix == ".zarr" or any((path / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json"))
 
 
-def _open_grib(path):
+def _open_grib(path: pathlib.Path) -> xr.Dataset:
     with contextlib.suppress(ImportError):
         import pyproj  # noqa: F401  after ecCodes, which brings a PROJ of its own, it ends the process with a double free
     dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": "", "time_dims": ["valid_time"]})
@@ -99,7 +101,7 @@ def _open_grib(path):
     return dataset.rename(valid_time="time")
 
 
-def _opens_without_times(path, engine):
+def _opens_without_times(path: pathlib.Path, engine: str) -> bool:
     try:
         xr.open_dataset(path, engine=engine, decode_times=False).close()
     except Exception:
@@ -107,7 +109,7 @@ def _opens_without_times(path, engine):
     return True
 
 
-def _engine(path):
+def _engine(path: pathlib.Path) -> str:
     if path.is_dir():
         if not _is_zarr(path):
             raise ValueError(
@@ -135,24 +137,24 @@ def _engine(path):
     )
 
 
-def _require(package, what):
+def _require(package: str, what: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{what} need the package {package}: python -m pip install {package}")
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def check_format(path):
+def check_format(path: str | os.PathLike) -> None:
     """Raise ValueError for a name that promises another format than save_dataset writes."""
     suffix = pathlib.Path(path).suffix.lower()
     if suffix in _OTHER_FORMATS:
         raise ValueError(f"{path}: fields are written as NetCDF (.nc) or Zarr (.zarr), not as {suffix}")
 
 
-def save_dataset(dataset, path):
+def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
     """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path`
     until it is complete.
 
@@ -197,7 +199,7 @@ def save_dataset(dataset, path):
     return path
 
 
-def _replace_folder(temporary, path):
+def _replace_folder(temporary: pathlib.Path, path: pathlib.Path) -> None:
     if path.is_dir():
         old = temporary.with_suffix(".old")
         os.replace(path, old)
@@ -207,7 +209,7 @@ def _replace_folder(temporary, path):
         os.replace(temporary, path)
 
 
-def _plain_encoding(variable):
+def _plain_encoding(variable: xr.Variable) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in variable.encoding.items()
@@ -218,7 +220,7 @@ def _plain_encoding(variable):
     return kept
 
 
-def _netcdf_encoding(dataset, name):
+def _netcdf_encoding(dataset: xr.Dataset, name: Hashable) -> dict[str, Any]:
     variable = dataset[name].variable
     encoding = _plain_encoding(variable)
     if variable.dtype.kind in "fiu" and variable.ndim >= 2:
@@ -228,7 +230,7 @@ def _netcdf_encoding(dataset, name):
     return encoding
 
 
-def _storable(dataset):
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
     """A shallow copy whose attributes are of kinds that files hold: None is left out, truth values become 0 or 1."""
     dataset = dataset.copy(deep=False)
     for holder in (dataset, *dataset.variables.values()):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HKO-7 radar images (Hong Kong Observatory) in the layout they are handed out in."""
 
+import os
 import pathlib
 import re
 
@@ -16,7 +17,9 @@ _SCALE = "-10-60"
 _SIDE_M = 512e3  # of the square image, metres
 
 
-def open_hko7(folder, start=None, stop=None, size=None):
+def open_hko7(
+    folder: str | os.PathLike, start: str | None = None, stop: str | None = None, size: int | None = None
+) -> xr.Dataset:
     """Read HKO-7 images, FOLDER/YYYY/MM/DD/RADyymmddHHMM00.png, as reflectivity.
 
     Codes P become z = 70 P / 255 - 10 in dBZ, code 0 no echo. The masks of the set are not used, as its later users do
@@ -59,18 +62,18 @@ def open_hko7(folder, start=None, stop=None, size=None):
     )
 
 
-def _time(path):
+def _time(path: pathlib.Path) -> np.datetime64:
     return pandas.Timestamp("20" + _NAME.match(path.name)[1]).to_datetime64()
 
 
-def _date(text, name, default):
+def _date(text: str | None, name: str, default: str) -> np.datetime64:
     try:
         return pandas.Timestamp(default if text is None else text).to_datetime64()
     except ValueError:
         raise ValueError(f"{name} must be a date such as 2015-06-01, got {text!r}") from None
 
 
-def _read(path, size):
+def _read(path: pathlib.Path, size: int | None) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ValueError(f"{path} cannot be read as an image")

@@ -3,6 +3,7 @@
 ones."""
 
 import datetime
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +12,7 @@ from fastds.data.grid.grids import coarsen_grid, grid_mappings, refine_grid
 from fastds.data.grid.times import refine_time, split_intervals, time_encoding
 from fastds.data.grid.variables import rain_units
 from fastds.data.radar import preparation
-from fastds.data.radar.reflectivity import interval_ends, split_amount, to_reflectivity
+from fastds.data.radar.reflectivity import ReflectivityInput, interval_ends, split_amount, to_reflectivity
 
 _STORAGE_ATTRIBUTES = (
     "valid_min",
@@ -38,20 +39,22 @@ STALE_GLOBAL_ATTRIBUTES = (
 )
 
 
-def output_frames(source, time_factor=2):
+def output_frames(source: ReflectivityInput, time_factor: int = 2) -> int:
     """Number of fine frames that from_reflectivity expects of `source`, a ReflectivityInput: sum over its segments of
     time_factor (T - 1) + 1."""
     return sum(time_factor * (segment.stop - segment.start - 1) + 1 for segment in source.segments)
 
 
-def output_shape(source, factor=2, time_factor=2):
+def output_shape(source: ReflectivityInput, factor: int = 2, time_factor: int = 2) -> tuple[int, int, int]:
     """Shape of the variable that from_reflectivity makes of `source`, `factor` times as fine in space; amounts have
     time_factor T frames, other kinds output_frames."""
     count = time_factor * source.shape[0] if source.kind == "amount" else output_frames(source, time_factor)
     return count, factor * source.shape[1], factor * source.shape[2]
 
 
-def from_reflectivity(source, z, factor=2, time_factor=2, *, out=None):
+def from_reflectivity(
+    source: ReflectivityInput, z: np.ndarray, factor: int = 2, time_factor: int = 2, *, out: np.ndarray | None = None
+) -> xr.Dataset:
     """A Dataset on the finer grid and times, in the variable and units that source came from.
 
     Reflectivity is stored as it is; rates go back through R = (Z / a)^(1/b); amounts are distributed by
@@ -91,13 +94,21 @@ def from_reflectivity(source, z, factor=2, time_factor=2, *, out=None):
     return result.assign_attrs({"Conventions": "CF-1.8", **kept})
 
 
-def add_history(dataset, text):
+def add_history(dataset: xr.Dataset, text: str) -> xr.Dataset:
     """The dataset with a line "date text" put before its history attribute."""
     line = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ} {text}"
     return dataset.assign_attrs(history=f"{line}\n{dataset.attrs['history']}" if dataset.attrs.get("history") else line)
 
 
-def coarsen_dataset(dataset, factor=2, every=2, *, var=None, mode="dbz", floor=preparation.FLOOR_DBZ):
+def coarsen_dataset(
+    dataset: xr.Dataset,
+    factor: int = 2,
+    every: int = 2,
+    *,
+    var: str | None = None,
+    mode: str = "dbz",
+    floor: float = preparation.FLOOR_DBZ,
+) -> xr.Dataset:
     """A coarse input made of a fine file of reflectivity: every `every`-th time, means of factor x factor cells.
 
     Where a block holds echo above the floor: the mean of floored reflectivity, as in training; where it holds weaker
@@ -121,7 +132,7 @@ def coarsen_dataset(dataset, factor=2, every=2, *, var=None, mode="dbz", floor=p
     return out.assign_attrs({key: value for key, value in dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES})
 
 
-def coarsen_with_weak_echo(z, factor, *, mode, floor, no_echo):
+def coarsen_with_weak_echo(z: np.ndarray, factor: int, *, mode: str, floor: float, no_echo: float) -> np.ndarray:
     """Block means of z (..., H, W) in dBZ that tell strong echo, weak echo and no echo apart (see coarsen_dataset),
     float32."""
     strong = preparation.coarsen(z, factor, mode, floor)
@@ -132,7 +143,9 @@ def coarsen_with_weak_echo(z, factor, *, mode, floor, no_echo):
     return np.where(np.isnan(strong) | (strong > floor), strong, weak).astype(np.float32)
 
 
-def _values(source, z, factor, time_factor, out):
+def _values(
+    source: ReflectivityInput, z: np.ndarray, factor: int, time_factor: int, out: np.ndarray | None
+) -> np.ndarray:
     """z in the units of the source's variable, frame by frame into out."""
     if source.kind == "reflectivity":
         return z
@@ -159,7 +172,7 @@ def _values(source, z, factor, time_factor, out):
     return out
 
 
-def _times(source, time_factor):
+def _times(source: ReflectivityInput, time_factor: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Fine times, and for amounts the bounds of the short intervals."""
     if source.kind != "amount":
         return np.concatenate([refine_time(source.times[segment], time_factor) for segment in source.segments]), None
@@ -169,7 +182,9 @@ def _times(source, time_factor):
     return bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) * position, bounds
 
 
-def _add_time(out, source, times, bounds, time_factor):
+def _add_time(
+    out: xr.Dataset, source: ReflectivityInput, times: np.ndarray, bounds: np.ndarray | None, time_factor: int
+) -> xr.Dataset:
     name = source.dims[0]
     old = source.raw[name]
     attrs = {key: value for key, value in old.attrs.items() if key not in _STORAGE_ATTRIBUTES}
@@ -186,7 +201,9 @@ def _add_time(out, source, times, bounds, time_factor):
     return out.assign_coords({name: xr.Variable((name,), times, attrs, encoding)})
 
 
-def _instant_bounds(source, bounds_name, times, time_factor):
+def _instant_bounds(
+    source: ReflectivityInput, bounds_name: str, times: np.ndarray, time_factor: int
+) -> np.ndarray | None:
     """Bounds of finer times: as wide as the first bounds in the file over time_factor, at the same place around the
     time."""
     pairs, label = source.dataset[bounds_name].values, source.dataset[source.dims[0]].values[0]
@@ -197,7 +214,7 @@ def _instant_bounds(source, bounds_name, times, time_factor):
     return np.stack([start, start + width], axis=1)
 
 
-def _attributes(source, time_factor):
+def _attributes(source: ReflectivityInput, time_factor: int) -> dict[str, Any]:
     attrs = {key: value for key, value in source.raw.attrs.items() if key not in _STORAGE_ATTRIBUTES}
     if source.kind == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
@@ -208,7 +225,7 @@ def _attributes(source, time_factor):
     return attrs
 
 
-def _fill_value(raw):
+def _fill_value(raw: xr.DataArray) -> np.float32:
     fill = raw.encoding.get("_FillValue")
     packed = raw.encoding.get("scale_factor") is not None or np.dtype(raw.encoding.get("dtype", raw.dtype)).kind != "f"
     return np.float32("nan") if fill is None or packed else np.float32(fill)

@@ -8,6 +8,8 @@ import os
 import pathlib
 import re
 import tarfile
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -24,7 +26,7 @@ _GRIDS = {(900, 900): (450, 450), (1100, 900): (550, 370), (1200, 1100): (600, 4
 _EARTH_RADIUS_KM = 6370.04
 
 
-def open_radolan(paths):
+def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> xr.Dataset:
     """Read RADOLAN files of one product into a Dataset, rows from north to south, sorted by time.
 
     Reflectivity (RX, WX) is z = code / 2 - 32.5 dBZ. Rain (RW, RY, RZ, RV, YW, SF) is amounts over the interval of the
@@ -56,7 +58,7 @@ def open_radolan(paths):
     return _dataset(fields[0][0], times, np.stack([values for _, values in fields]))
 
 
-def is_radolan(path):
+def is_radolan(path: str | os.PathLike) -> bool:
     """True for a composite, plain or compressed, and for an archive whose first file is one."""
     try:
         name, data = next(_contents(pathlib.Path(path), most=1000))
@@ -67,7 +69,7 @@ def is_radolan(path):
         return False
 
 
-def _contents(path, most=-1):
+def _contents(path: pathlib.Path, most: int = -1) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of the files in a path, the first `most` bytes of each."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -82,7 +84,7 @@ def _contents(path, most=-1):
         yield path.name, stream.read(most)
 
 
-def _decode(name, data):
+def _decode(name: str, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
     """The header of a composite and its values (rows, columns) from north to south, float32, NaN where missing."""
     text, end, body = data[:1000].partition(_END)
     header = _header(name, text.decode("latin-1")) if end else None
@@ -100,7 +102,7 @@ def _decode(name, data):
     return header, np.where(codes & (_NO_DATA_BIT | _CLUTTER_BIT), np.nan, values).astype(np.float32)
 
 
-def _header(name, text):
+def _header(name: str, text: str) -> dict[str, Any] | None:
     """Product, time, grid, precision and interval; None where the text is no header."""
     start = re.match(r"([A-Z]{2})(\d{2})(\d{2})(\d{2})\d{5}(\d{2})(\d{2})BY", text)
     grid, precision, interval = (re.search(p, text) for p in (r"GP *(\d+)x *(\d+)", r"PR +E([+-]\d+)", r"INT *(\d+)"))
@@ -123,7 +125,7 @@ def _header(name, text):
     }
 
 
-def _dataset(header, times, values):
+def _dataset(header: dict[str, Any], times: np.ndarray, values: np.ndarray) -> xr.Dataset:
     y, x = _coordinates(header["shape"])
     mapping = {
         "grid_mapping_name": "polar_stereographic",
@@ -153,7 +155,7 @@ def _dataset(header, times, values):
     )
 
 
-def _coordinates(shape):
+def _coordinates(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Centres y (rows, north to south) and x (columns) of the cells in metres."""
     lat, lon = np.deg2rad(51.0), np.deg2rad(9.0 - 10.0)
     scale = _EARTH_RADIUS_KM * (1.0 + np.sin(np.deg2rad(60.0))) / (1.0 + np.sin(lat)) * np.cos(lat)

@@ -2,7 +2,8 @@
 """Maps that do not change with time (orography, land-sea mask), found in files and brought onto the grid of a field."""
 
 import os
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -16,6 +17,9 @@ _MOST_POINTS = 16  # along a side of a cell, whose mean over a much finer map is
 _CIRCLE = 360.0
 _TEXTS = ("crs_wkt", "spatial_ref", "proj4", "proj4_params", "long_name", "GeoTransform", "comment")
 
+# A map, the dataset that it belongs to, and where that is from, in words.
+_Found: TypeAlias = tuple[xr.DataArray, xr.Dataset, str]
+
 
 class StaticMaps(NamedTuple):
     """values (S, H, W) float32 in their own units; variables [{"name", "standard_name", "units"}]; origin: words."""
@@ -25,7 +29,12 @@ class StaticMaps(NamedTuple):
     origin: str
 
 
-def static_maps(sources, field, dataset, wanted=None):
+def static_maps(
+    sources: xr.Dataset | str | os.PathLike | Iterable[str | os.PathLike],
+    field: xr.DataArray,
+    dataset: xr.Dataset,
+    wanted: Sequence[dict[str, Any]] | None = None,
+) -> StaticMaps:
     """Static maps on the grid of a field, every cell the mean of a finer map, or interpolated in a coarser one.
 
     Args:
@@ -49,7 +58,7 @@ def static_maps(sources, field, dataset, wanted=None):
     return StaticMaps(values, variables, origin)
 
 
-def _from_dataset(dataset, wanted, where=""):
+def _from_dataset(dataset: xr.Dataset, wanted: Sequence[dict[str, Any]] | None, where: str = "") -> list[_Found]:
     names = [n for n, v in dataset.data_vars.items() if _is_map(v)]
     chosen = names if wanted is None else [n for n in names if any(_is(dataset[n], w) for w in wanted)]
     if not chosen:
@@ -59,7 +68,9 @@ def _from_dataset(dataset, wanted, where=""):
     return [(dataset[n], dataset, where) for n in chosen]
 
 
-def _from_files(sources, wanted):
+def _from_files(
+    sources: str | os.PathLike | Iterable[str | os.PathLike], wanted: Sequence[dict[str, Any]] | None
+) -> list[_Found]:
     found = []
     for source in [sources] if isinstance(sources, (str, os.PathLike)) else sources:
         path, variable = _split(os.fspath(source))
@@ -75,13 +86,13 @@ def _from_files(sources, wanted):
     return found
 
 
-def _split(source):
+def _split(source: str) -> tuple[str, str | None]:
     """(path, variable or None) of FILE or FILE:VARIABLE; a colon in the name of a file that exists is part of it."""
     path, colon, variable = source.rpartition(":")
     return (path, variable) if colon and variable and not os.path.exists(source) else (source, None)
 
 
-def _in_order(found, wanted):
+def _in_order(found: list[_Found], wanted: Sequence[dict[str, Any]]) -> list[_Found]:
     """The maps in channel order. Raises: ValueError for another number of them or other units."""
     needed = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in wanted)
     if len(found) != len(wanted):
@@ -102,16 +113,16 @@ def _in_order(found, wanted):
     return chosen
 
 
-def _is(variable, wanted):
+def _is(variable: xr.DataArray, wanted: dict[str, Any]) -> bool:
     standard = variable.attrs.get("standard_name")
     return variable.name == wanted["name"] or (standard is not None and standard == wanted.get("standard_name"))
 
 
-def _is_map(variable):
+def _is_map(variable: xr.DataArray) -> bool:
     return variable.dtype.kind in "fiu" and sum(n > 1 for n in variable.shape) == 2
 
 
-def _onto_grid(variable, of, field, dataset):
+def _onto_grid(variable: xr.DataArray, of: xr.Dataset, field: xr.DataArray, dataset: xr.Dataset) -> np.ndarray:
     """(H, W) float32."""
     label = f"static map {variable.name}"
     if not _is_map(variable):
@@ -127,7 +138,7 @@ def _onto_grid(variable, of, field, dataset):
     return values.astype(np.float32)
 
 
-def _same_grid(variable, field):
+def _same_grid(variable: xr.DataArray, field: xr.DataArray) -> np.ndarray | None:
     """The values where dimensions are the field's and so are their coordinates, or neither has any; else None."""
     if set(variable.dims) != set(field.dims):
         return None
@@ -145,11 +156,13 @@ def _same_grid(variable, field):
     return variable.values
 
 
-def _step(values):
+def _step(values: np.ndarray) -> float:
     return abs(float(values[-1]) - float(values[0])) / max(1, len(values) - 1)
 
 
-def _regridded(label, variable, of, field, dataset):
+def _regridded(
+    label: str, variable: xr.DataArray, of: xr.Dataset, field: xr.DataArray, dataset: xr.Dataset
+) -> np.ndarray:
     axes = _axes(label, variable)
     k = _points_a_side(variable, field)
     fine = refine_grid(dataset, field, k)
@@ -162,7 +175,7 @@ def _regridded(label, variable, of, field, dataset):
     return values.reshape(height // k, k, width // k, k).mean((1, 3))
 
 
-def _axes(label, variable):
+def _axes(label: str, variable: xr.DataArray) -> tuple[Hashable, ...]:
     """The dimensions (y, x) of a map, which have coordinates."""
     lat, lon = latitude_longitude(variable)
     axes = (lat.dims[0], lon.dims[0]) if lat is not None and lat.ndim == 1 else variable.dims
@@ -173,7 +186,7 @@ def _axes(label, variable):
     return axes
 
 
-def _points_a_side(variable, field):
+def _points_a_side(variable: xr.DataArray, field: xr.DataArray) -> int:
     """How many points along the side of a cell see every cell of the map."""
     ours, theirs = grid_spacing_m(field), grid_spacing_m(variable)
     if ours is None or theirs is None or None in (*ours, *theirs):
@@ -181,7 +194,15 @@ def _points_a_side(variable, field):
     return int(min(_MOST_POINTS, max(1, *(round(a / b) for a, b in zip(ours, theirs, strict=True)))))
 
 
-def _places(label, variable, of, axes, field, dataset, fine):
+def _places(
+    label: str,
+    variable: xr.DataArray,
+    of: xr.Dataset,
+    axes: tuple[Hashable, ...],
+    field: xr.DataArray,
+    dataset: xr.Dataset,
+    fine: xr.Dataset,
+) -> tuple[xr.DataArray, xr.DataArray]:
     """Where the map is read: a DataArray per axis of it, over the dimensions of the field."""
     y, x = field.dims
     if not is_latitude(variable[axes[0]].attrs) and latitude_longitude(variable)[0] is None:
@@ -193,7 +214,14 @@ def _places(label, variable, of, axes, field, dataset, fine):
     return lat, lon
 
 
-def _check_projection(label, variable, of, axes, field, dataset):
+def _check_projection(
+    label: str,
+    variable: xr.DataArray,
+    of: xr.Dataset,
+    axes: tuple[Hashable, ...],
+    field: xr.DataArray,
+    dataset: xr.Dataset,
+) -> None:
     for ours, theirs in zip(field.dims, axes, strict=True):
         if ours not in field.coords or field[ours].attrs.get("units") != variable[theirs].attrs.get("units"):
             raise ValueError(
@@ -207,7 +235,9 @@ def _check_projection(label, variable, of, axes, field, dataset):
             raise ValueError(f"{label} is in another projection than the field: they differ in {', '.join(differing)}")
 
 
-def _unprojected(label, field, dataset, fine):
+def _unprojected(
+    label: str, field: xr.DataArray, dataset: xr.Dataset, fine: xr.Dataset
+) -> tuple[xr.DataArray, xr.DataArray]:
     """Latitudes and longitudes of a projected grid, by pyproj."""
     names = grid_mappings(dataset, field)
     if not names or not all(dim in fine.coords for dim in field.dims):
@@ -226,7 +256,9 @@ def _unprojected(label, field, dataset, fine):
     return xr.DataArray(lat, dims=(y, x)), xr.DataArray(lon, dims=(y, x))
 
 
-def _within(label, variable, dim, place):
+def _within(
+    label: str, variable: xr.DataArray, dim: Hashable, place: xr.DataArray
+) -> tuple[xr.DataArray, xr.DataArray]:
     """The map and the places along one of its axes: longitudes in its convention, none farther out than a cell."""
     own = variable[dim]
     values, at = unwrap(own.values, own.attrs), place.astype("float64")

@@ -2,8 +2,10 @@
 """Pixel codes of published radar sets (HKO-7, DWD-12) to reflectivity and rain rates and back."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # dBZ of codes 0 and 255. "0-60": the DB-RNN paper's; "-10-60": that of HKO-7's own PNG files and of the public code.
 PIXEL_SCALES = {"0-60": (0.0, 60.0), "-10-60": (-10.0, 60.0)}
@@ -16,7 +18,7 @@ RAIN_THRESHOLDS = (0.5, 2.0, 5.0, 10.0, 30.0)
 _ROUNDING = 1e-4
 
 
-def to_pixels(z, scale="0-60"):
+def to_pixels(z: ArrayLike, scale: str = "0-60") -> np.ndarray:
     """Pixel codes P = floor(255 (clip(z) - low) / (high - low)) of reflectivity.
 
     Args:
@@ -31,7 +33,7 @@ def to_pixels(z, scale="0-60"):
     return np.floor(np.nan_to_num(255.0 * share, nan=0.0) + _ROUNDING).astype(np.uint8)
 
 
-def from_pixels(pixels, scale="0-60"):
+def from_pixels(pixels: ArrayLike, scale: str = "0-60") -> np.ndarray:
     """Reflectivity z = low + (high - low) P / 255 in dBZ, float32, of the codes P in `pixels`; scale as in to_pixels.
 
     Code 0 becomes `low`, which stands for no echo. A network's input is P / 255, which is prepare(z, low, high).
@@ -40,13 +42,15 @@ def from_pixels(pixels, scale="0-60"):
     return (low + (high - low) * np.asarray(pixels, dtype=np.float64) / 255.0).astype(np.float32)
 
 
-def recode_pixels(pixels, source="-10-60", target="0-60"):
+def recode_pixels(pixels: ArrayLike, source: str = "-10-60", target: str = "0-60") -> np.ndarray:
     """Codes `pixels` of the scale `source` as codes of the scale `target`, uint8: HKO-7's PNG codes as the paper's,
     say."""
     return to_pixels(from_pixels(pixels, source), target)
 
 
-def normalised_rates(rates, z_r, floor=0.0, ceiling=60.0):
+def normalised_rates(
+    rates: Iterable[float], z_r: tuple[float, float], floor: float = 0.0, ceiling: float = 60.0
+) -> list[float]:
     """Where rain rates lie on a network's scale, ((10 log10(a R^b)) - floor) / (ceiling - floor), not clipped.
 
     Args: rates: mm/h, > 0; z_r: (a, b); floor, ceiling: dBZ of 0 and 1.
@@ -56,7 +60,7 @@ def normalised_rates(rates, z_r, floor=0.0, ceiling=60.0):
     return [(10.0 * math.log10(a) + 10.0 * b * math.log10(rate) - floor) / (ceiling - floor) for rate in rates]
 
 
-def _range(scale):
+def _range(scale: str) -> tuple[float, float]:
     if scale not in PIXEL_SCALES:
         raise ValueError(f"scale must be one of {', '.join(PIXEL_SCALES)}, got {scale!r}")
     return PIXEL_SCALES[scale]

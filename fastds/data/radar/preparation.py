@@ -2,11 +2,19 @@
 """Between a field of reflectivity in dBZ and the numbers a network sees; every function takes numpy arrays or torch
 tensors."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fastds.data.grid.grids import check_factor
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 FLOOR_DBZ = 15.0
 CEILING_DBZ = 70.0
@@ -14,7 +22,7 @@ ECHO_FRACTION = 0.20
 COARSENING_MODES = ("dbz", "linear_z")
 
 
-def prepare(z, floor=FLOOR_DBZ, ceiling=CEILING_DBZ):
+def prepare(z: Array, floor: float = FLOOR_DBZ, ceiling: float = CEILING_DBZ) -> Array:
     """Scale reflectivity to [0, 1]: x = (clip(z, floor, ceiling) - floor) / (ceiling - floor), missing values -> 0.
 
     Args:
@@ -30,20 +38,20 @@ def prepare(z, floor=FLOOR_DBZ, ceiling=CEILING_DBZ):
     return xp.where(xp.isnan(x), xp.zeros_like(x), x)
 
 
-def restore(x, floor=FLOOR_DBZ, ceiling=CEILING_DBZ):
+def restore(x: Array, floor: float = FLOOR_DBZ, ceiling: float = CEILING_DBZ) -> Array:
     """Go back from [0, 1] to reflectivity: z = floor + x (ceiling - floor), in dBZ; not clipped."""
     _check_range(floor, ceiling)
     return x * (ceiling - floor) + floor
 
 
-def clip_reflectivity(z, floor=FLOOR_DBZ, ceiling=None):
+def clip_reflectivity(z: Array, floor: float = FLOOR_DBZ, ceiling: float | None = None) -> Array:
     """Lift z (dBZ, any shape) to the floor and cut it at the ceiling (None: no ceiling); NaN stays NaN."""
     if _is_torch(z):
         return z.clamp(min=floor, max=ceiling)
     return np.clip(z, floor, ceiling)
 
 
-def coarsen(z, factor=2, mode="dbz", floor=None):
+def coarsen(z: Array, factor: int = 2, mode: str = "dbz", floor: float | None = None) -> Array:
     """Mean of factor x factor blocks of a reflectivity field, in dBZ or in linear Z.
 
     dbz:       Z(I, J) = mean over the block of z
@@ -71,12 +79,12 @@ def coarsen(z, factor=2, mode="dbz", floor=None):
     return 10.0 * _namespace(z).log10(_block_mean(10.0 ** (z * 0.1), factor))
 
 
-def valid_mask(z):
+def valid_mask(z: Array) -> Array:
     """True where z is not missing (NaN)."""
     return ~_namespace(z).isnan(z)
 
 
-def coarsen_mask(valid, factor=2):
+def coarsen_mask(valid: Array, factor: int = 2) -> Array:
     """A coarse pixel is valid if every one of its factor x factor fine pixels is; valid is (..., H, W) bool."""
     check_factor(factor)
     _check_multiple(valid, factor)
@@ -86,7 +94,7 @@ def coarsen_mask(valid, factor=2):
     return out
 
 
-def refine_mask(valid, factor=2):
+def refine_mask(valid: Array, factor: int = 2) -> Array:
     """Repeat the coarse mask `valid` (..., h, w) on the finer grid, (..., factor h, factor w)."""
     check_factor(factor)
     if _is_torch(valid):
@@ -94,14 +102,14 @@ def refine_mask(valid, factor=2):
     return valid.repeat(factor, -2).repeat(factor, -1)
 
 
-def cut_to_multiple(z, factor):
+def cut_to_multiple(z: Array, factor: int) -> Array:
     """Drop the last rows and columns of z (..., H, W) so that both sizes are multiples of factor."""
     check_factor(factor)
     height, width = z.shape[-2:]
     return z[..., : height - height % factor, : width - width % factor]
 
 
-def echo_fraction(z, floor=FLOOR_DBZ, valid=None):
+def echo_fraction(z: Array, floor: float = FLOOR_DBZ, valid: Array | None = None) -> float:
     """Share of the valid pixels with reflectivity above the floor; z in dBZ, any shape, NaN = missing; 0 where
     nothing is valid."""
     valid = valid_mask(z) if valid is None else valid & valid_mask(z)
@@ -109,36 +117,36 @@ def echo_fraction(z, floor=FLOOR_DBZ, valid=None):
     return int(((z > floor) & valid).sum()) / count if count else 0.0
 
 
-def has_enough_echo(z, floor=FLOOR_DBZ, minimum=ECHO_FRACTION):
+def has_enough_echo(z: Array, floor: float = FLOOR_DBZ, minimum: float = ECHO_FRACTION) -> bool:
     """The sample rule of the paper: the share of pixels above floor (dBZ) in the fine frames z (T, H, W) is at least
     `minimum`."""
     return echo_fraction(z, floor) >= minimum
 
 
-def _is_torch(array):
+def _is_torch(array: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
 
-def _namespace(array):
+def _namespace(array: object) -> Any:
     return sys.modules["torch"] if _is_torch(array) else np
 
 
-def _offsets(factor):
+def _offsets(factor: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(factor) for j in range(factor)]
 
 
-def _block_mean(z, factor):
+def _block_mean(z: Array, factor: int) -> Array:
     parts = [z[..., i::factor, j::factor] for i, j in _offsets(factor)]
     return sum(parts[1:], parts[0]) * (1.0 / factor**2)
 
 
-def _check_range(floor, ceiling):
+def _check_range(floor: float, ceiling: float) -> None:
     if not ceiling > floor:
         raise ValueError(f"ceiling must be above floor, got floor {floor} and ceiling {ceiling} dBZ")
 
 
-def _check_multiple(z, factor):
+def _check_multiple(z: Array, factor: int) -> None:
     height, width = z.shape[-2:]
     if height % factor or width % factor:
         raise ValueError(f"the grid ({height}, {width}) must be a multiple of factor {factor} in both directions")

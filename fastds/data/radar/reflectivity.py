@@ -2,6 +2,8 @@
 """Reflectivity, rain rates and rain amounts, and the laws between them."""
 
 import dataclasses
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -11,11 +13,14 @@ from fastds.data.grid.times import interval_bounds, regular_segments, sort_times
 from fastds.data.grid.variables import choose_variable, rain_units
 from fastds.data.radar.preparation import coarsen, refine_mask
 
+# What picks frames of the first axis.
+Index: TypeAlias = int | slice | Sequence[int] | np.ndarray
+
 # Below this share of a cell's amount the model's rain is too little to say how the amount is distributed.
 _LEAST_SHARE = 0.01
 
 
-def split_amount(amount, rates, hours, factor=2):
+def split_amount(amount: np.ndarray, rates: Sequence[np.ndarray], hours: float, factor: int = 2) -> np.ndarray:
     """Distribute the amounts of one interval over finer cells and the F shorter intervals that a model's rates cut it
     into.
 
@@ -42,7 +47,7 @@ def split_amount(amount, rates, hours, factor=2):
     return (short * refine_mask(scale, factor) + refine_mask(even, factor)).astype(np.float32)
 
 
-def interval_ends(number, frames, time_factor):
+def interval_ends(number: int, frames: int, time_factor: int) -> np.ndarray:
     """Which of a segment's fine frames lie at the ends of the short intervals of coarse interval `number`.
 
     A model gives frames at the middles of the coarse intervals and time_factor - 1 between them, so the ends of
@@ -78,7 +83,9 @@ _MISSING_MEANINGS = (
 )
 
 
-def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
+def rate_to_reflectivity(
+    rate: np.ndarray, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
+) -> np.ndarray:
     """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape), z_r = (a, b); R <= 0 and
     anything weaker than no_echo -> no_echo."""
     a, b = z_r
@@ -87,7 +94,9 @@ def rate_to_reflectivity(rate, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
     return np.where(np.isnan(rate), np.nan, np.maximum(z, no_echo)).astype(np.float32)
 
 
-def reflectivity_to_rate(z, z_r=MARSHALL_PALMER, no_echo=NO_ECHO_DBZ):
+def reflectivity_to_rate(
+    z: np.ndarray, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
+) -> np.ndarray:
     """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape), z_r = (a, b);
     z <= no_echo -> 0."""
     a, b = z_r
@@ -118,31 +127,31 @@ class ReflectivityInput:
     dataset: xr.Dataset
     kind: str
     source_name: str
-    z_r: tuple | None
+    z_r: tuple[float, float] | None
     z_r_origin: str | None
     no_echo: float
     times: np.ndarray
     bounds: np.ndarray | None
-    segments: tuple
+    segments: tuple[slice, ...]
     cadence: float
-    notes: tuple
+    notes: tuple[str, ...]
 
     @property
-    def dims(self):
+    def dims(self) -> tuple[Hashable, ...]:
         """Names of the dimensions (time, y, x)."""
         return self.raw.dims
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """(T, H, W)."""
         return self.raw.shape
 
     @property
-    def units(self):
+    def units(self) -> str:
         """Units of the variable in the file."""
         return self.raw.attrs["units"]
 
-    def frames(self, index):
+    def frames(self, index: Index) -> np.ndarray:
         """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
         without infinities."""
         values = _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
@@ -150,11 +159,11 @@ class ReflectivityInput:
             return values
         return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
 
-    def to_rate(self, z):
+    def to_rate(self, z: np.ndarray) -> np.ndarray:
         """Rain rate in mm/h of reflectivity z in dBZ by this input's Z-R law."""
         return reflectivity_to_rate(z, self.z_r, self.no_echo)
 
-    def amounts(self, index):
+    def amounts(self, index: Index) -> np.ndarray:
         """Amounts in mm of some frames of an "amount" input, NaN = missing."""
         seconds = self.interval_seconds(index)
         return (
@@ -164,13 +173,13 @@ class ReflectivityInput:
             / 3600.0
         )
 
-    def interval_seconds(self, index):
+    def interval_seconds(self, index: Index) -> np.ndarray | np.float32:
         """Length of the intervals of some frames of an "amount" input in seconds, shaped to multiply frames."""
         length = np.array([to_seconds(second - first) for first, second in self.bounds])[index]
         return length[..., None, None].astype(np.float32) if np.ndim(length) else np.float32(length)
 
     @property
-    def field(self):
+    def field(self) -> xr.DataArray:
         """All frames as a DataArray (time, y, x) in dBZ, float32, with the horizontal coordinates of the file."""
         time = self.dims[0]
         kept = {name: c for name, c in self.raw.coords.items() if time not in c.dims}
@@ -184,17 +193,19 @@ class ReflectivityInput:
         )
 
     @property
-    def _no_echo_in_file(self):
+    def _no_echo_in_file(self) -> float:
         return self.no_echo if self.kind == "reflectivity" else 0.0
 
-    def _mm_per_hour(self, index):
+    def _mm_per_hour(self, index: Index) -> Any:
         """Factor from values of the file to mm/h."""
         millimetres, seconds = rain_units(self.units)
         seconds = self.interval_seconds(index) if seconds is None else seconds
         return millimetres * 3600.0 / seconds
 
 
-def to_reflectivity(dataset, var=None, *, z_r=None):
+def to_reflectivity(
+    dataset: xr.Dataset, var: str | None = None, *, z_r: tuple[float, float] | None = None
+) -> ReflectivityInput:
     """Find the reflectivity of a dataset, or make it from rain rates or amounts on request.
 
     A variable of reflectivity is taken if it is the only one whose standard_name and units (dBZ) say so, or else the
@@ -242,7 +253,9 @@ def to_reflectivity(dataset, var=None, *, z_r=None):
     )
 
 
-def z_r_law(dataset, variable, given=None):
+def z_r_law(
+    dataset: xr.Dataset, variable: xr.DataArray, given: tuple[float, float] | None = None
+) -> tuple[tuple[float, float], str]:
     """(a, b) of Z = a R^b and where it came from: given, the attributes zr_a and zr_b of the variable or file, or the
     default.
 
@@ -264,7 +277,7 @@ def z_r_law(dataset, variable, given=None):
     return law, origin
 
 
-def _no_echo(raw, kind):
+def _no_echo(raw: xr.DataArray, kind: str) -> float:
     if kind == "reflectivity":
         for value in _no_echo_flags(raw):
             # A flag far below any reflectivity (ODIM's -8888000) is replaced, a value on the scale is kept.
@@ -272,7 +285,7 @@ def _no_echo(raw, kind):
     return NO_ECHO_DBZ
 
 
-def _decode_flags(values, raw, no_echo):
+def _decode_flags(values: np.ndarray, raw: xr.DataArray, no_echo: float) -> np.ndarray:
     """float32 values with the codes for no echo, missing and -inf of the variable's attributes replaced."""
     values = np.array(values, dtype=np.float32)
     for flag in _no_echo_flags(raw):
@@ -288,20 +301,20 @@ def _decode_flags(values, raw, no_echo):
     return values
 
 
-def _no_echo_flags(raw):
+def _no_echo_flags(raw: xr.DataArray) -> list[float]:
     """Values that stand for no echo; _Undetect is in the packed numbers of the file (FM 301), the others are not."""
     plain = [value for name in _NO_ECHO_ATTRIBUTES for value in _numbers(raw, name)[:1]]
     return plain + _unpacked(raw, _numbers(raw, "_Undetect")[:1])
 
 
-def _unpacked(raw, numbers):
+def _unpacked(raw: xr.DataArray, numbers: Iterable[float]) -> list[float]:
     scale, offset = (
         float(raw.encoding.get(name) or default) for name, default in (("scale_factor", 1), ("add_offset", 0))
     )
     return [number * scale + offset for number in numbers]
 
 
-def _numbers(raw, name):
+def _numbers(raw: xr.DataArray, name: str) -> list[float]:
     """The numbers of an attribute (a number, an array, or text such as "1, 2"); [] where it is absent."""
     value = raw.attrs.get(name, [])
     if isinstance(value, str):
@@ -312,5 +325,5 @@ def _numbers(raw, name):
         raise ValueError(f"attribute {name} of {raw.name} must hold numbers, got {raw.attrs[name]!r}") from None
 
 
-def _middle(bounds):
+def _middle(bounds: np.ndarray) -> np.ndarray:
     return bounds[:, 0] + (bounds[:, 1] - bounds[:, 0]) / 2

@@ -17,19 +17,19 @@ _EDDY_M = 30_000.0
 
 
 def synthetic_event(
-    seed=0,
-    frames=12,
-    shape=(256, 256),
+    seed: int = 0,
+    frames: int = 12,
+    shape: tuple[int, int] = (256, 256),
     *,
-    cadence_minutes=5.0,
-    spacing_m=1000.0,
-    speed=12.0,
-    rotation=0.15,
-    gusts=0.15,
-    cells_per_10000_km2=10.0,
-    stratiform_dbz=6.0,
-    start="2024-06-01T12:00",
-):
+    cadence_minutes: float = 5.0,
+    spacing_m: float = 1000.0,
+    speed: float = 12.0,
+    rotation: float = 0.15,
+    gusts: float = 0.15,
+    cells_per_10000_km2: float = 10.0,
+    stratiform_dbz: float | None = 6.0,
+    start: str = "2024-06-01T12:00",
+) -> xr.Dataset:
     """A rain event on a square grid: reflectivity (time, y, x) in dBZ every few minutes, from a seed alone.
 
     The field is z(p, t) = L(D(p, t), t): L develops in the frame of the moving air, D(p, t) is where the air at p was
@@ -93,7 +93,7 @@ class _Air:
     ragged: np.ndarray
 
 
-def _ragged_places(rng, padded, spacing_m):
+def _ragged_places(rng: np.random.Generator, padded: tuple[int, ...], spacing_m: float) -> np.ndarray:
     """Pixel places (2, H, W) displaced by noise of 1 km with a length scale of 3 km."""
     grid = np.stack(np.meshgrid(*map(np.arange, padded), indexing="ij")).astype(np.float64)
     smooth = np.exp(-0.5 * (2.0 * np.pi * _wavenumber(padded, spacing_m) * 2_000.0) ** 2)
@@ -101,7 +101,15 @@ def _ragged_places(rng, padded, spacing_m):
     return grid + noise * (1_000.0 / spacing_m / noise.std())
 
 
-def _flow(rng, padded, shape, spacing_m, speed, rotation, gusts):
+def _flow(
+    rng: np.random.Generator,
+    padded: tuple[int, ...],
+    shape: tuple[int, int],
+    spacing_m: float,
+    speed: float,
+    rotation: float,
+    gusts: float,
+) -> np.ndarray:
     """Motion (2, H, W) of the air along rows (southward) and columns (eastward) in m/s, without divergence."""
     angle, turn = rng.uniform(0.0, 2.0 * np.pi), rng.choice([-1.0, 1.0])
     rows, columns = (np.arange(size) - (size - 1) / 2.0 for size in padded)
@@ -116,7 +124,7 @@ def _flow(rng, padded, shape, spacing_m, speed, rotation, gusts):
     return flow + eddies * (gusts * speed / max(float(np.sqrt(np.mean(np.sum(eddies**2, axis=0)))), 1e-12))
 
 
-def _departures(flow, frames):
+def _departures(flow: np.ndarray, frames: int) -> list[np.ndarray]:
     """For each frame the place (2, H, W), in pixels, where the air was at the middle frame."""
     grid = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float64) for size in flow.shape[1:]), indexing="ij"))
     moved = {frames // 2: np.zeros_like(flow)}
@@ -128,11 +136,11 @@ def _departures(flow, frames):
     return [grid + moved[number] for number in range(frames)]
 
 
-def _sample(field, places):
+def _sample(field: np.ndarray, places: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.map_coordinates(part, places, order=1, mode="nearest") for part in field])
 
 
-def _gaussian_fields(rng, frames, air):
+def _gaussian_fields(rng: np.random.Generator, frames: int, air: _Air) -> list[np.ndarray]:
     """Gaussian fields (standard deviation 1) with a power-law spectrum, each scale with its own memory from frame to
     frame."""
     wave = _wavenumber(air.shape, air.spacing_m)
@@ -148,7 +156,7 @@ def _gaussian_fields(rng, frames, air):
     return fields
 
 
-def _draw_cells(rng, frames, air, density):
+def _draw_cells(rng: np.random.Generator, frames: int, air: _Air, density: float) -> dict[str, np.ndarray]:
     """Parameters of all convective cells of the event, as a dict of arrays; places in pixels, times in seconds."""
     area = np.prod(air.shape) * (air.spacing_m / 1e5) ** 2
     duration, mean_life = frames * air.step_s, sum(_CELL_LIFE_S) / 2.0
@@ -174,7 +182,9 @@ def _draw_cells(rng, frames, air, density):
     }
 
 
-def _rain(texture, cells, seconds, air, stratiform_dbz):
+def _rain(
+    texture: np.ndarray, cells: dict[str, np.ndarray], seconds: float, air: _Air, stratiform_dbz: float | None
+) -> np.ndarray:
     """Rain rate in mm/h on the padded grid at one time, in the frame of the air."""
     rain = np.zeros(air.shape)
     age = seconds - cells["birth"]
@@ -190,7 +200,7 @@ def _rain(texture, cells, seconds, air, stratiform_dbz):
     return rain
 
 
-def _add_cell(rain, cell, age):
+def _add_cell(rain: np.ndarray, cell: dict[str, float], age: float) -> None:
     reach = int(4.0 * cell["size"] * np.sqrt(cell["aspect"])) + 1
     rows, columns = (int(round(cell[key])) for key in ("row", "column"))
     top, left = max(rows - reach, 0), max(columns - reach, 0)
@@ -206,20 +216,22 @@ def _add_cell(rain, cell, age):
     window += strength * np.exp(-((along**2 + across**2) ** 0.75))
 
 
-def _wavenumber(shape, spacing_m):
+def _wavenumber(shape: tuple[int, ...], spacing_m: float) -> np.ndarray:
     """Waves per metre (H, W / 2 + 1) of a real Fourier transform."""
     return np.hypot(fft.fftfreq(shape[0], spacing_m)[:, None], fft.rfftfreq(shape[1], spacing_m)[None, :])
 
 
-def _noise(rng, shape):
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return fft.rfft2(rng.standard_normal(shape))
 
 
-def _inverse(spectrum, shape):
+def _inverse(spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return fft.irfft2(spectrum, s=shape)
 
 
-def _dataset(z, wind, seed, cadence_minutes, spacing_m, start):
+def _dataset(
+    z: np.ndarray, wind: np.ndarray, seed: int, cadence_minutes: float, spacing_m: float, start: str
+) -> xr.Dataset:
     frames, height, width = z.shape
     step = np.timedelta64(round(cadence_minutes * 60e9), "ns")
     times = np.datetime64(start, "ns") + step * np.arange(frames)

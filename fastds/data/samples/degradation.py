@@ -7,6 +7,7 @@ of two orders. Resizing keeps cell centres, so a linear ramp stays that ramp.
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,7 @@ class Degradation(torch.nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         return torch.stack([self._one(sample, size, generator) for sample in x])
 
-    def _one(self, x: Tensor, size, g) -> Tensor:
+    def _one(self, x: Tensor, size: Sequence[int], g: torch.Generator) -> Tensor:
         c = self.config
         if _uniform(g) >= c.probability:
             return area_mean(x, size)
@@ -75,7 +76,7 @@ class Degradation(torch.nn.Module):
             y = self._pack(y, g)
         return self._bounded(y)
 
-    def _stage(self, x: Tensor, stage: int, size, g) -> Tensor:
+    def _stage(self, x: Tensor, stage: int, size: Sequence[int], g: torch.Generator) -> Tensor:
         c = self.config
         if _uniform(g) < c.blur[stage]:
             x = blur(x, self._kernel(stage, g))
@@ -87,7 +88,7 @@ class Degradation(torch.nn.Module):
         x = _resize(x, target, g)
         return self._noise(x, c.noise[stage], g)
 
-    def _kernel(self, stage: int, g) -> Tensor:
+    def _kernel(self, stage: int, g: torch.Generator) -> Tensor:
         if _uniform(g) < self.config.sinc:
             n = _odd(g, 7, 21)
             return sinc_kernel(n, _uniform(g, math.pi / (3 if n < 13 else 5), math.pi))
@@ -99,7 +100,7 @@ class Degradation(torch.nn.Module):
         shape = (None, None, _uniform(g, 0.5, 4), _uniform(g, 0.5, 4), _uniform(g, 1, 2), _uniform(g, 1, 2))[kind]
         return gaussian_kernel(_odd(g, 7, 21), a, b, theta, shape, plateau=kind >= 4)
 
-    def _noise(self, x: Tensor, largest: float, g) -> Tensor:
+    def _noise(self, x: Tensor, largest: float, g: torch.Generator) -> Tensor:
         correlation = (0.0, 1.0, 2.0, 4.0)[_choice(g, (0.25, 0.25, 0.25, 0.25))]
         strength = _uniform(g, 0, largest)
         white = torch.randn(x.shape, generator=g, dtype=x.dtype)
@@ -112,7 +113,7 @@ class Degradation(torch.nn.Module):
             y[channel] = lower + (x[channel] - lower) * factor
         return y
 
-    def _pack(self, x: Tensor, g) -> Tensor:
+    def _pack(self, x: Tensor, g: torch.Generator) -> Tensor:
         if _uniform(g) >= self.config.packing:
             return round_mantissa(x, 6 + _choice(g, (1 / 7,) * 7))
         bits = self.config.bits[0][_choice(g, self.config.bits[1])]
@@ -130,22 +131,24 @@ class Degradation(torch.nn.Module):
 # ---- draws
 
 
-def _uniform(g, low: float = 0.0, high: float = 1.0) -> float:
+def _uniform(g: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
     return low + (high - low) * torch.rand((), generator=g).item()
 
 
-def _choice(g, weights) -> int:
+def _choice(g: torch.Generator, weights: Sequence[float]) -> int:
     return int(torch.multinomial(torch.tensor(weights), 1, generator=g))
 
 
-def _odd(g, low: int, high: int) -> int:
+def _odd(g: torch.Generator, low: int, high: int) -> int:
     return low + 2 * int(torch.randint((high - low) // 2 + 1, (), generator=g))
 
 
 # ---- steps
 
 
-def gaussian_kernel(n: int, a: float, b: float, theta: float, beta: float | None = None, plateau=False) -> Tensor:
+def gaussian_kernel(
+    n: int, a: float, b: float, theta: float, beta: float | None = None, plateau: bool = False
+) -> Tensor:
     """(n, n) kernel of sum 1: exp(-m/2), exp(-m^beta/2) or the plateau 1/(1 + m^beta), m = Mahalanobis^2.
 
     Args: n odd; a, b: standard deviations in pixels along and across the direction theta (radians).
@@ -175,7 +178,7 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(padded[:, None], kernel.to(x)[None, None])[:, 0]
 
 
-def area_mean(x: Tensor, size) -> Tensor:
+def area_mean(x: Tensor, size: Sequence[int]) -> Tensor:
     """(..., H, W) to (..., *size): every new cell is the mean of the area it covers, for any sizes."""
     rows, columns = (_overlap(n, m).to(x) for n, m in zip(x.shape[-2:], size, strict=True))
     return rows @ x @ columns.T
@@ -189,7 +192,7 @@ def _overlap(n: int, m: int) -> Tensor:
     return shared.clamp(min=0) * m / n
 
 
-def _resize(x: Tensor, size, g) -> Tensor:
+def _resize(x: Tensor, size: Sequence[int], g: torch.Generator) -> Tensor:
     """(C, H, W) to a size by area mean, antialiased bilinear or bicubic interpolation, or point sampling."""
     kind = RESIZING[_choice(g, (0.4, 0.2, 0.2, 0.2))]
     if tuple(size) == tuple(x.shape[1:]):
@@ -236,7 +239,7 @@ def resizing_matrix(n: int, m: int, kind: str) -> Tensor:
     return torch.zeros(m, n, dtype=torch.float64).scatter_add_(1, index, weight)
 
 
-def pack(x: Tensor, bits: int, low=None, high=None) -> Tensor:
+def pack(x: Tensor, bits: int, low: Tensor | float | None = None, high: Tensor | float | None = None) -> Tensor:
     """GRIB simple packing: R + q 2^E, E = ceil(log2((max - min) / (2^bits - 1))); error at most 2^(E-1).
 
     Args: x any shape; low, high: the range, that of x if None. A constant field comes back as it is.

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences and crops of gridded fields as training samples."""
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastds.data.radar.preparation import Array
 from fastds.data.samples.degradation import Degradation, area_mean
 
 HUMIDITY_RANGE = (0.0, 105.0)  # percent; ice supersaturation and packing reach a little beyond 100
@@ -15,7 +18,7 @@ COARSENINGS = ("mean", "decimate")
 _LEVELS = ("level", "pressure_level", "isobaricInhPa", "plev", "lev")
 
 
-def choose_field(dataset, variable=None, level=None):
+def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float | None = None) -> xr.DataArray:
     """Pick one variable over (time, y, x).
 
     Args:
@@ -40,7 +43,7 @@ def choose_field(dataset, variable=None, level=None):
     return field.transpose("time", ...).sortby("time") if "time" in field.coords else field.transpose("time", ...)
 
 
-def choose_level(field, level=None):
+def choose_level(field: xr.DataArray, level: float | None = None) -> xr.DataArray:
     """A DataArray at one level of its vertical dimension.
 
     Args: level: value of the coordinate; None: the only one, or there is no vertical dimension.
@@ -60,7 +63,7 @@ def choose_level(field, level=None):
     return field.isel({vertical: values.index(level if level is not None else values[0])})
 
 
-def _only_field(dataset):
+def _only_field(dataset: xr.Dataset) -> Hashable:
     fields = [name for name in dataset.data_vars if dataset[name].ndim >= 2 and dataset[name].dtype.kind in "fiu"]
     humid = [name for name in fields if dataset[name].attrs.get("standard_name") == "relative_humidity"]
     for found in (humid, fields):
@@ -71,11 +74,11 @@ def _only_field(dataset):
     raise ValueError(f"the variable is ambiguous, name one of {_names(dataset, humid or fields)} with variable")
 
 
-def _names(dataset, names=None):
+def _names(dataset: xr.Dataset, names: Iterable[Hashable] | None = None) -> str:
     return ", ".join(sorted(str(name) for name in (names or dataset.data_vars)))
 
 
-def check_values(values, name="the field", humidity=False):
+def check_values(values: np.ndarray, name: str = "the field", humidity: bool = False) -> None:
     """Refuse missing values, and with humidity values outside [0, 105] %.
 
     Raises: ValueError with the number of bad points.
@@ -92,7 +95,7 @@ def check_values(values, name="the field", humidity=False):
         )
 
 
-def coarsen_fields(x, r, method="mean"):
+def coarsen_fields(x: Array, r: int, method: str = "mean") -> Array:
     """Coarse fields from fine ones.
 
     Args:
@@ -114,7 +117,7 @@ def coarsen_fields(x, r, method="mean"):
     return x.reshape(*x.shape[:-2], h // r, r, w // r, r).mean((-3, -1))
 
 
-def days(field, steps=8):
+def days(field: xr.DataArray, steps: int = 8) -> list[xr.DataArray]:
     """Cut times into sequences of `steps`, in order, a rest at the end left out.
 
     Args: field: DataArray (time, y, x); steps: 8 three-hourly fields are the paper's day.
@@ -130,7 +133,9 @@ def days(field, steps=8):
     return parts
 
 
-def split_days(count, validation=366, seed=0, overlap=False):
+def split_days(
+    count: int, validation: int = 366, seed: int = 0, overlap: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices of training and validation days.
 
     The paper draws its validation days from the training days; whether they stay there it does not say. Here they are
@@ -192,8 +197,9 @@ class FieldCrops(Dataset):
     """
 
     def __init__(
-        self, blocks: list[FieldBlock], mean: Tensor, std: Tensor, degradation: Degradation, *, crop=32, halo=4,
-        queries=1024, scales=(1.0, 4.0), anisotropic=0.2, flips=True, vectors=(None, None), samples=1000, seed=0,
+        self, blocks: list[FieldBlock], mean: Tensor, std: Tensor, degradation: Degradation, *, crop: int = 32,
+        halo: int = 4, queries: int = 1024, scales: tuple[float, float] = (1.0, 4.0), anisotropic: float = 0.2,
+        flips: bool = True, vectors: tuple[int | None, int | None] = (None, None), samples: int = 1000, seed: int = 0,
     ):  # fmt: skip
         self.blocks, self.degradation, self.crop, self.halo = blocks, degradation, crop, halo
         self.mean, self.std = (t[:, None, None] for t in (mean, std))
@@ -233,7 +239,7 @@ class FieldCrops(Dataset):
             sample["static"] = area_mean(static, (whole, whole))[:, keep, keep]
         return sample
 
-    def _window(self, g, whole: int) -> tuple[int, int]:
+    def _window(self, g: torch.Generator, whole: int) -> tuple[int, int]:
         """Fine rows and columns for a factor per axis, the true factor being their ratio to `whole`."""
         low, high = self.scales[0], min(self.scales[1], self.largest)
         drawn = (low + (high - low) * torch.rand(2, generator=g)).tolist()
@@ -241,14 +247,14 @@ class FieldCrops(Dataset):
             drawn[1] = drawn[0]
         return tuple(int(round(whole * s)) for s in drawn)
 
-    def _places(self, g, m: int, whole: int) -> tuple[Tensor, Tensor]:
+    def _places(self, g: torch.Generator, m: int, whole: int) -> tuple[Tensor, Tensor]:
         """Fine pixels at random inside the part that is kept, and their coarse index coordinates there."""
         u = ((2 * torch.arange(m, dtype=torch.float64) + 1) * whole - m) / (2 * m) - self.halo
         inside = torch.nonzero((u >= -0.5) & (u <= self.crop - 0.5))[:, 0]
         chosen = inside[torch.randint(inside.numel(), (self.queries,), generator=g)]
         return chosen, u[chosen]
 
-    def _flipped(self, fine: Tensor, g) -> Tensor:
+    def _flipped(self, fine: Tensor, g: torch.Generator) -> Tensor:
         if not self.flips:
             return fine
         for axis, component in ((2, self.vectors[0]), (1, self.vectors[1])):

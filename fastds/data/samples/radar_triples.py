@@ -3,9 +3,12 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
+import xarray as xr
 
 from fastds.data.grid import times
 from fastds.data.io.files import open_dataset
@@ -27,6 +30,9 @@ class TimeBlock:
     var: str | None = None
 
 
+Source: TypeAlias = str | os.PathLike | TimeBlock | xr.Dataset | xr.DataArray
+
+
 class FrameStore:
     """The frames of one source in memory, one byte a pixel where the values lie on a 0.5 dBZ lattice, else float32.
 
@@ -35,28 +41,30 @@ class FrameStore:
     Attributes: name; seconds (T,) since the first frame; shape (T, H, W); data and table (None for float32 data).
     """
 
-    def __init__(self, source):
+    def __init__(self, source: Source):
         field, self.name = _read(source)
         self.seconds = times.seconds_since_first(field["time"].values)
         self.cadence = times.most_frequent_step(self.seconds)
         self.data, self.table = _pack(np.asarray(field.values, dtype=np.float32))
         self.shape = self.data.shape
 
-    def dbz(self, frames, rows=slice(None), columns=slice(None)):
+    def dbz(
+        self, frames: Sequence[int] | np.ndarray, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> np.ndarray:
         """Reflectivity (len(frames), h, w) in dBZ, float32, NaN where missing."""
         part = np.stack([self.data[frame, rows, columns] for frame in frames])
         return part if self.table is None else self.table[part]
 
-    def always_valid(self):
+    def always_valid(self) -> np.ndarray:
         """Pixels (H, W) that are missing in no frame."""
         missing = np.isnan if self.table is None else lambda codes: codes == _MISSING_CODE
         return ~np.logical_or.reduce([missing(frame) for frame in self.data])
 
-    def triples(self, interval=1, every=1):
+    def triples(self, interval: int = 1, every: int = 1) -> np.ndarray:
         """Index triples (n, 3) at `interval` times the cadence."""
         return self.sequences(3, interval, every)
 
-    def sequences(self, length, interval=1, every=1):
+    def sequences(self, length: int, interval: int = 1, every: int = 1) -> np.ndarray:
         """Indices (n, length) of frames at `interval` times the cadence, see times.sequences."""
         return times.sequences(self.seconds, length, interval * self.cadence, every)
 
@@ -94,22 +102,22 @@ class RadarTriples(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        sources,
+        sources: Iterable[Source | FrameStore],
         *,
-        crop=48,
-        samples=10_000,
-        scales=(1, 2, 4),
-        intervals=(1, 2, 3),
-        modes=preparation.COARSENING_MODES,
-        weights=None,
-        floor=preparation.FLOOR_DBZ,
-        ceiling=preparation.CEILING_DBZ,
-        minimum_echo=preparation.ECHO_FRACTION,
-        minimum_valid=0.5,
-        augment=True,
-        flow=None,
-        statics=None,
-        seed=0,
+        crop: int = 48,
+        samples: int = 10_000,
+        scales: Sequence[int] = (1, 2, 4),
+        intervals: Sequence[int] = (1, 2, 3),
+        modes: Sequence[str] = preparation.COARSENING_MODES,
+        weights: Sequence[float] | None = None,
+        floor: float = preparation.FLOOR_DBZ,
+        ceiling: float = preparation.CEILING_DBZ,
+        minimum_echo: float = preparation.ECHO_FRACTION,
+        minimum_valid: float = 0.5,
+        augment: bool = True,
+        flow: Callable[[np.ndarray], np.ndarray] | None = None,
+        statics: Sequence[np.ndarray] | None = None,
+        seed: int = 0,
     ):
         self.statics = statics
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
@@ -140,10 +148,10 @@ class RadarTriples(torch.utils.data.Dataset):
         self.share = share / share.sum()
         self._flows = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.samples
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, int(index)))
         number = int(rng.choice(len(self.stores), p=self.share))
         store, scale = self.stores[number], int(rng.choice(self.scales[number]))
@@ -163,7 +171,7 @@ class RadarTriples(torch.utils.data.Dataset):
             sample = augment(sample, *rng.integers(0, 2, 4).astype(bool))
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
 
-    def cache_flow(self, progress=None):
+    def cache_flow(self, progress: Callable[[list], Iterable] | None = None) -> None:
         """Compute the flow of every (source, scale, triple) now, so that DataLoader workers share it; progress wraps
         the list of keys."""
         keys = [
@@ -176,7 +184,9 @@ class RadarTriples(torch.utils.data.Dataset):
         for number, scale, triple in keys if progress is None else progress(keys):
             self._coarse_flow(number, scale, triple)
 
-    def _draw_crop(self, rng, store, scale, triple):
+    def _draw_crop(
+        self, rng: np.random.Generator, store: FrameStore, scale: int, triple: np.ndarray
+    ) -> tuple[np.ndarray, int, int]:
         block, best = 2 * scale, None
         side = block * self.crop
         for _ in range(_ATTEMPTS):
@@ -191,7 +201,7 @@ class RadarTriples(torch.utils.data.Dataset):
                 break
         return best[1]
 
-    def _coarse_flow(self, number, scale, triple):
+    def _coarse_flow(self, number: int, scale: int, triple: Sequence[int] | np.ndarray) -> np.ndarray:
         key = number, scale, *map(int, triple[::2])
         if key not in self._flows:
             z = preparation.cut_to_multiple(self.stores[number].dbz(triple[::2]), 2 * scale)
@@ -215,16 +225,16 @@ class EvaluationTriples(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        source,
+        source: Source | FrameStore,
         *,
-        interval=1,
-        scale=1,
-        every=1,
-        mode="dbz",
-        multiple=4,
-        floor=preparation.FLOOR_DBZ,
-        ceiling=preparation.CEILING_DBZ,
-        flow=None,
+        interval: int = 1,
+        scale: int = 1,
+        every: int = 1,
+        mode: str = "dbz",
+        multiple: int = 4,
+        floor: float = preparation.FLOOR_DBZ,
+        ceiling: float = preparation.CEILING_DBZ,
+        flow: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self.store = source if isinstance(source, FrameStore) else FrameStore(source)
         self.index = self.store.triples(interval, every)
@@ -233,10 +243,10 @@ class EvaluationTriples(torch.utils.data.Dataset):
         always = preparation.cut_to_multiple(self.store.always_valid(), self.multiple)
         self.valid = preparation.refine_mask(preparation.coarsen_mask(always, 2 * scale), 2)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         z = preparation.cut_to_multiple(self.store.dbz(self.index[number]), self.multiple)
         sample = make_sample(z, scale=self.scale, mode=self.mode, floor=self.floor, ceiling=self.ceiling)
         sample["valid"] = sample["valid"] & self.valid
@@ -249,20 +259,27 @@ class EpochSampler(torch.utils.data.Sampler):
     """Indices epoch * len(dataset), ... of a RadarTriples: new samples every epoch, also with persistent workers
     (Lightning calls set_epoch)."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: RadarTriples):
         self.length, self.epoch = len(dataset), 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         self.epoch = int(epoch)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter(range(self.epoch * self.length, (self.epoch + 1) * self.length))
 
 
-def make_sample(z, *, scale=1, mode="dbz", floor=preparation.FLOOR_DBZ, ceiling=preparation.CEILING_DBZ):
+def make_sample(
+    z: np.ndarray,
+    *,
+    scale: int = 1,
+    mode: str = "dbz",
+    floor: float = preparation.FLOOR_DBZ,
+    ceiling: float = preparation.CEILING_DBZ,
+) -> dict[str, np.ndarray]:
     """Arrays x (2, 1, h, w), y (3, 1, 2h, 2w), valid (3, 1, 2h, 2w) from three frames z (3, H, W) in dBZ; H, W
     multiples of 2 * scale."""
     truth = preparation.coarsen(z, scale, mode, floor)
@@ -273,7 +290,9 @@ def make_sample(z, *, scale=1, mode="dbz", floor=preparation.FLOOR_DBZ, ceiling=
     return {"x": x, "y": y, "valid": valid[:, None]}
 
 
-def augment(sample, flip_rows, flip_columns, transpose, reverse):
+def augment(
+    sample: dict[str, np.ndarray], flip_rows: bool, flip_columns: bool, transpose: bool, reverse: bool
+) -> dict[str, np.ndarray]:
     """Flip, transpose and reverse in time a sample of arrays; flow vectors (dy, dx) turn with the grid."""
     flow = sample.get("flow")
     arrays = {key: value for key, value in sample.items() if key != "flow"}
@@ -292,7 +311,7 @@ def augment(sample, flip_rows, flip_columns, transpose, reverse):
     return arrays if flow is None else {**arrays, "flow": flow}
 
 
-def _read(source):
+def _read(source: Source) -> tuple[xr.DataArray, str]:
     if isinstance(source, (str, os.PathLike)):
         source = TimeBlock(os.fspath(source))
     if not isinstance(source, TimeBlock):
@@ -304,7 +323,7 @@ def _read(source):
         return to_reflectivity(dataset, source.var).field[source.start : source.stop].load(), name
 
 
-def _pack(z):
+def _pack(z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     lowest = np.nanmin(z) if np.isfinite(z).any() else np.float32(0.0)
     table = np.append(lowest + 0.5 * np.arange(255, dtype=np.float32), np.float32(np.nan)).astype(np.float32)
     codes = np.rint((z - lowest) * 2.0)

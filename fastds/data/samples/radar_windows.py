@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from fastds.data.radar import preparation
-from fastds.data.samples.radar_triples import FrameStore
+from fastds.data.samples.radar_triples import FrameStore, Source
 
 NOWCAST_FLOOR_DBZ = 0.0
 NOWCAST_CEILING_DBZ = 60.0
@@ -32,16 +32,16 @@ class RadarWindows(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        source,
+        source: Source | FrameStore,
         *,
-        known=5,
-        future=5,
-        interval=1,
-        every=1,
-        scale=1,
-        mode="dbz",
-        floor=NOWCAST_FLOOR_DBZ,
-        ceiling=NOWCAST_CEILING_DBZ,
+        known: int = 5,
+        future: int = 5,
+        interval: int = 1,
+        every: int = 1,
+        scale: int = 1,
+        mode: str = "dbz",
+        floor: float = NOWCAST_FLOOR_DBZ,
+        ceiling: float = NOWCAST_CEILING_DBZ,
     ):
         self.store = source if isinstance(source, FrameStore) else FrameStore(source)
         self.known, self.interval, self.scale, self.mode = known, interval, scale, mode
@@ -53,16 +53,24 @@ class RadarWindows(torch.utils.data.Dataset):
                 f"{interval * self.store.cadence:g} s among {self.store.shape[0]} frames"
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         z = preparation.cut_to_multiple(self.store.dbz(self.index[number]), self.scale)
         sample = make_window(z, self.known, scale=self.scale, mode=self.mode, floor=self.floor, ceiling=self.ceiling)
         return {key: torch.from_numpy(value) for key, value in sample.items()}
 
 
-def make_window(z, known, *, scale=1, mode="dbz", floor=NOWCAST_FLOOR_DBZ, ceiling=NOWCAST_CEILING_DBZ):
+def make_window(
+    z: np.ndarray,
+    known: int,
+    *,
+    scale: int = 1,
+    mode: str = "dbz",
+    floor: float = NOWCAST_FLOOR_DBZ,
+    ceiling: float = NOWCAST_CEILING_DBZ,
+) -> dict[str, np.ndarray]:
     """A sample from consecutive fields z (m + n, H, W) in dBZ, NaN = missing; H, W multiples of scale.
 
     known: m. scale, mode: of the coarsening, see `coarsen`. floor, ceiling: dBZ that become 0 and 1.
