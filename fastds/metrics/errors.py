@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Squared errors in dBZ^2 and structural similarity of three-frame sequences, on valid pixels only."""
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Number = TypeVar("Number", float, np.ndarray, Tensor)
 
 EVALUATION_FLOORS = (15.0, 0.0)  # dBZ; every error is reported above both
 CEILING_DBZ = 70.0
@@ -28,7 +33,7 @@ def interior(valid: Tensor, margin: int = 2) -> Tensor:
     return (F.max_pool2d(missing, 2 * margin + 1, stride=1) == 0).reshape(valid.shape)
 
 
-def mse_total(mse_t2, mse_t13):
+def mse_total(mse_t2: Number, mse_t13: Number) -> Number:
     """Mean squared error over the three frames: (mse_t2 + 2 mse_t13) / 3."""
     return (mse_t2 + 2.0 * mse_t13) / 3.0
 

@@ -2,6 +2,7 @@
 """Errors, resolved detail and spectra of fields."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0))  # wav
 
 
 def spectral_ratio(
-    prediction: Tensor, truth: Tensor, floor: float = 15.0, bands=BANDS
+    prediction: Tensor, truth: Tensor, floor: float = 15.0, bands: Sequence[tuple[float, float]] = BANDS
 ) -> dict[tuple[float, float], float]:
     """Power of the prediction over that of the truth, by bands of wavelength.
 

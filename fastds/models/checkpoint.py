@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -137,7 +139,7 @@ def _rebuild(path: Path, metadata: dict, state: dict[str, Tensor]) -> nn.Module:
         return _parsed(path, "config", lambda: build(architecture, config))
 
 
-def _parsed(path: Path, what: str, parse):
+def _parsed(path: Path, what: str, parse: Callable[[], Any]) -> Any:
     try:
         return parse()
     except RecursionError:

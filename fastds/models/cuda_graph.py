@@ -3,6 +3,7 @@
 
 import contextlib
 import copy
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class GraphedForward:
 
 
 @contextlib.contextmanager
-def cudnn_benchmark():
+def cudnn_benchmark() -> Iterator[None]:
     """cuDNN times its algorithms at the first call of each shape; with fixed shapes that is once and for all."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
@@ -71,7 +72,7 @@ def cudnn_benchmark():
         torch.backends.cudnn.benchmark = before
 
 
-def graph_device(model: nn.Module, inputs, dtype: torch.dtype) -> torch.device:
+def graph_device(model: nn.Module, inputs: Sequence[Tensor | None], dtype: torch.dtype) -> torch.device:
     """The CUDA device of the model; ValueError unless a graph can be captured there."""
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"dtype must be torch.bfloat16, torch.float16 or torch.float32, got {dtype}")

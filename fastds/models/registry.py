@@ -2,6 +2,7 @@
 """Names of architectures and presets."""
 
 import difflib
+from typing import Any
 
 from torch import nn
 
@@ -98,7 +99,7 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
 }
 
 
-def create(name: str, **overrides) -> nn.Module:
+def create(name: str, **overrides: Any) -> nn.Module:
     """Build a preset with fresh weights.
 
     Args:

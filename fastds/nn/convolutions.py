@@ -54,7 +54,7 @@ def convolve(
     if act not in ACTIVATIONS:
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
 
-    def convolution(source, weight, bias):
+    def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(source, weight, bias, stride, weight.shape[-1] // 2)
 
     return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)

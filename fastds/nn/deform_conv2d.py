@@ -12,7 +12,7 @@ from fastds.ops.impl.conv3x3.direct import activate_
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
-def _pair(value) -> tuple[int, int]:
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
@@ -28,7 +28,17 @@ class DeformConv2d(nn.Module):
     Shapes: x (B, C, H, W), offset (B, 2*G*K, H', W') in pixels, mask (B, G*K, H', W') or None -> (B, O, H', W').
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
         super().__init__()
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -81,7 +91,9 @@ class GuidedDeformConv2d(nn.Module):
     Source: FC-ZSM equations of the one-way aligner; EDVR and Zooming Slow-Mo (DCN with separate guide).
     """
 
-    def __init__(self, channels, out_channels, offset_groups, modulated=True, kernel_size=3):
+    def __init__(
+        self, channels: int, out_channels: int, offset_groups: int, modulated: bool = True, kernel_size: int = 3
+    ):
         super().__init__()
         if channels % offset_groups:
             raise ValueError(f"offset_groups must divide channels, got {offset_groups} groups and {channels} channels")

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoders that read feature maps at any place: local ensemble (LIIF) and attention over the corners."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +17,7 @@ CLAMPED = ("clamp", "clamp")
 class Trunk(nn.ModuleList):
     """Linear layers with ReLU between them."""
 
-    def __init__(self, widths):
+    def __init__(self, widths: Sequence[int]):
         super().__init__(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
 
     def pairs(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
@@ -37,7 +40,14 @@ class LocalDecoder(nn.Module):
         super().__init__()
         self.padding_mode = padding_mode
 
-    def forward(self, x: Tensor, where, cell: Tensor | None = None, skip: Tensor | None = None, mask=None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        where: tuple[int, int] | GridSpec | PointSpec | Tensor,
+        cell: Tensor | None = None,
+        skip: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Values at places.
 
         Args:
@@ -68,7 +78,17 @@ class LocalDecoder(nn.Module):
         pair = [2 * axis.step / axis.den for axis in axes] or [2.0, 2.0]
         return torch.tensor([pair], dtype=_exact(x), device=x.device).expand(x.shape[0], 2)
 
-    def ask(self, maps, where, trunk, cell, skip, edge, mask, **options) -> Tensor:
+    def ask(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        trunk: Sequence[tuple[Tensor, Tensor]],
+        cell: Tensor,
+        skip: Tensor | None,
+        edge: tuple[str, str],
+        mask: Tensor | None,
+        **options: Any,
+    ) -> Tensor:
         """inr_query with cell and skip in the precision it wants."""
         exact = _exact(maps)
         skip = None if skip is None else skip.to(exact)
@@ -102,7 +122,15 @@ class LocalEnsembleDecoder(LocalDecoder):
     Source: Chen, Liu and Wang 2021 (LIIF): local ensemble, feature unfolding and cell decoding on.
     """
 
-    def __init__(self, channels, outputs, padding_mode="replicate", width=256, hidden=3, compat=None):
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        padding_mode: str = "replicate",
+        width: int = 256,
+        hidden: int = 3,
+        compat: str | None = None,
+    ):
         super().__init__(padding_mode)
         self.compat = compat
         self.local = BorderConv(channels, width, padding_mode)
@@ -116,7 +144,16 @@ class LocalEnsembleDecoder(LocalDecoder):
     def prepare(self, features: Tensor) -> Tensor:
         return self.local(features)
 
-    def query(self, maps, where, cell, skip=None, edge=CLAMPED, mask=None, gain=None) -> Tensor:
+    def query(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        cell: Tensor,
+        skip: Tensor | None = None,
+        edge: tuple[str, str] = CLAMPED,
+        mask: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
         options = {"rho_w": self.offset, "cell_w": self.cell, "ensemble": "late", "compat": self.compat}
         return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **options)
 
@@ -141,8 +178,8 @@ class LocalAttentionDecoder(LocalDecoder):
     """
 
     def __init__(
-        self, channels, outputs, padding_mode="replicate", width=128, heads=4, key_width=16, hidden=3, attention=True,
-        slope=False,
+        self, channels: int, outputs: int, padding_mode: str = "replicate", width: int = 128, heads: int = 4,
+        key_width: int = 16, hidden: int = 3, attention: bool = True, slope: bool = False,
     ):  # fmt: skip
         super().__init__(padding_mode)
         self.heads, self.key_width, self.attention = heads, key_width, attention
@@ -167,7 +204,16 @@ class LocalAttentionDecoder(LocalDecoder):
             maps += [self.key(features), self.content(features)]
         return torch.cat(maps, 1)
 
-    def query(self, maps, where, cell, skip=None, edge=CLAMPED, mask=None, gain=None) -> Tensor:
+    def query(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        cell: Tensor,
+        skip: Tensor | None = None,
+        edge: tuple[str, str] = CLAMPED,
+        mask: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
         options = {"feature": self.feature, "rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
         if self.attention:
             options |= {"ensemble": "early_attn", "heads": self.heads, "dk": self.key_width}

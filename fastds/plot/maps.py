@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from fastds.plot.style import difference_style, reflectivity_style
 
@@ -23,7 +26,13 @@ def _edges(centres: np.ndarray | None, size: int) -> np.ndarray:
     return np.concatenate([centres - step / 2, centres[-1:] + step / 2])
 
 
-def _image(axes: Axes, values, x, y, style):
+def _image(
+    axes: Axes,
+    values: ArrayLike,
+    x: ArrayLike | None,
+    y: ArrayLike | None,
+    style: tuple[ListedColormap, BoundaryNorm, Sequence[float]],
+) -> QuadMesh:
     values = np.ma.masked_invalid(np.asarray(values, dtype=float))
     if values.ndim != 2:
         raise ValueError(f"field must have two dimensions (y, x), got shape {values.shape}")
@@ -37,7 +46,9 @@ def _image(axes: Axes, values, x, y, style):
     return image
 
 
-def draw_field(axes: Axes, field, x=None, y=None, scale: str = "nws"):
+def draw_field(
+    axes: Axes, field: ArrayLike, x: ArrayLike | None = None, y: ArrayLike | None = None, scale: str = "nws"
+) -> QuadMesh:
     """Draw reflectivity on axes as cells in the colours of `scale` and return the artist.
 
     field: (H, W) in dBZ, NaN = missing (grey). x (W,), y (H,): cell centres, equally spaced, any unit; without them
@@ -46,7 +57,9 @@ def draw_field(axes: Axes, field, x=None, y=None, scale: str = "nws"):
     return _image(axes, field, x, y, reflectivity_style(scale))
 
 
-def draw_difference(axes: Axes, difference, x=None, y=None, limit: float = 10.0):
+def draw_difference(
+    axes: Axes, difference: ArrayLike, x: ArrayLike | None = None, y: ArrayLike | None = None, limit: float = 10.0
+) -> QuadMesh:
     """Draw a reflectivity difference on axes in blue (too weak) to red (too strong) and return the artist.
 
     difference: (H, W) in dB, prediction minus truth, NaN = missing (grey). x, y as in draw_field; limit: last class
@@ -61,8 +74,8 @@ def field_panel(
     *,
     differences: Mapping[str, Sequence] | None = None,
     inputs: Sequence | None = None,
-    x=None,
-    y=None,
+    x: ArrayLike | None = None,
+    y: ArrayLike | None = None,
     unit: str = "km",
     scale: str = "nws",
     limit: float = 10.0,
@@ -126,7 +139,9 @@ def label_map(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> No
         axes.set_ylabel(f"y ({unit})", fontsize=8)
 
 
-def _block_centres(x, y, shape, finest):
+def _block_centres(
+    x: ArrayLike | None, y: ArrayLike | None, shape: Sequence[int], finest: Sequence[int]
+) -> list[np.ndarray]:
     """Cell centres of a grid `shape` that covers the area of the finest grid with centres x and y."""
     centres = []
     for values, size, fine in ((x, shape[1], finest[1]), (y, shape[0], finest[0])):
@@ -137,7 +152,9 @@ def _block_centres(x, y, shape, finest):
     return centres
 
 
-def colour_bar(figure: Figure, image, axes, levels, label: str, extend: str) -> None:
+def colour_bar(
+    figure: Figure, image: QuadMesh, axes: np.ndarray, levels: Sequence[float], label: str, extend: str
+) -> None:
     """One colour bar below some maps."""
     bar = figure.colorbar(
         image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=40, pad=0.01, label=label
@@ -151,7 +168,14 @@ _FLOOR_DBZ = 5.0
 
 
 def forecast_strip(
-    observed: Sequence, forecast: Sequence, times: Sequence[str], *, x=None, y=None, unit: str = "km", title: str = ""
+    observed: Sequence,
+    forecast: Sequence,
+    times: Sequence[str],
+    *,
+    x: ArrayLike | None = None,
+    y: ArrayLike | None = None,
+    unit: str = "km",
+    title: str = "",
 ) -> Figure:
     """Draw observed fields over forecasts over their difference, one column per time, and return the Figure.
 

@@ -85,7 +85,7 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
         return rows @ x @ columns.T
 
 
-def bilinear_at(x: Tensor, where: GridSpec | PointSpec, edge=("clamp", "clamp")) -> Tensor:
+def bilinear_at(x: Tensor, where: GridSpec | PointSpec, edge: tuple[str, str] = ("clamp", "clamp")) -> Tensor:
     """Bilinear interpolation of (B, C, H, W) at any points: (B, Q, C); `where` and `edge` as inr_query has them."""
     return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge)
 

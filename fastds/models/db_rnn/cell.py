@@ -3,13 +3,16 @@
 
 A new cell is one subclass and one line in fastds/models/db_rnn/cells.py."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fastds.nn.convolutions import Conv1x1, SummedConv3x3
 from fastds.ops.core.buffer_pool import empty
+
+# What a cell gives for a step: h, its state, the zigzag memory.
+Step: TypeAlias = tuple[Tensor, Any, Tensor | None]
 
 
 class Cell(nn.Module):
@@ -52,7 +55,7 @@ class Cell(nn.Module):
         """
         return None
 
-    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cells by name."""
 
+from typing import Any
+
 from fastds.models.db_rnn.cell import Cell
 from fastds.models.db_rnn.gru_cells import ConvGRU, TrajGRU
 from fastds.models.db_rnn.lstm_cells import MKLSTM, ConvLSTM, SAConvLSTM
@@ -24,7 +26,7 @@ CELLS: dict[str, type[Cell]] = {
 }
 
 
-def build_cell(name: str, channels: int, layer: int, layers: int, **options) -> Cell:
+def build_cell(name: str, channels: int, layer: int, layers: int, **options: Any) -> Cell:
     """One cell of a module.
 
     Raises:

@@ -2,12 +2,13 @@
 """Cells around the convolutional GRU: ConvGRU, and TrajGRU with its learned links."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from fastds.models.db_rnn.cell import Cell, zeros
+from fastds.models.db_rnn.cell import Cell, Step, zeros
 from fastds.models.db_rnn.warp import sample_links
 from fastds.nn.convolutions import Conv3x3, SummedConv3x3
 from fastds.ops import conv_gru_cell, traj_gru_gates
@@ -26,7 +27,7 @@ class ConvGRU(Cell):
         self.gates = SummedConv3x3((channels, channels), 2 * channels)
         self.candidate = SummedConv3x3((channels, channels), channels)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h = zeros(x) if state is None else state
         gates, candidate = self.gates, self.candidate
         h = conv_gru_cell(x, h, gates.weight, gates.bias.sum(0), candidate.weight, candidate.bias.sum(0))
@@ -61,7 +62,7 @@ class TrajGRU(Cell):
         nn.init.uniform_(self.project_weight, -bound, bound)
         nn.init.uniform_(self.project_bias, -bound, bound)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h = zeros(x) if state is None else state
         flow = self.flow(F.leaky_relu(self.flow_hidden(x, h), SLOPE))
         gathered = sample_links(h, -flow, self.project_weight, self.project_bias, align_corners=self.warp_align_corners)

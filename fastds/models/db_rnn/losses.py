@@ -36,7 +36,7 @@ def gradient_difference_loss(y: Tensor, target: Tensor) -> Tensor:
     """
     _check(y, target)
 
-    def gradients(z):
+    def gradients(z: Tensor) -> tuple[Tensor, Tensor]:
         corner = z[..., :-1, :-1]
         return (z[..., 1:, :-1] - corner).abs(), (z[..., :-1, 1:] - corner).abs()
 

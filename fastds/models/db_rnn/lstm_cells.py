@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells around the convolutional LSTM: ConvLSTM, SA-ConvLSTM, the multi-kernel LSTM of MS-LSTM."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.models.db_rnn.cell import Cell, fold_embedding, zeros
+from fastds.models.db_rnn.cell import Cell, Step, fold_embedding, zeros
 from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3, SummedConv5x5
 from fastds.ops import conv_lstm_cell, conv_st_lstm_gates, gru_update, output_gate, st_lstm_gates
 
@@ -22,10 +24,12 @@ class ConvLSTM(Cell):
         super().__init__(channels, layer, layers)
         self.gates = SummedConv3x3((channels, channels), 4 * channels)
 
-    def fold(self, embed):
+    def fold(self, embed: Conv1x1) -> tuple[Tensor, ...]:
         return (fold_embedding(self.gates, embed),)
 
-    def forward(self, x, state, m, previous, folded=None):
+    def forward(
+        self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None, folded: tuple[Tensor, ...] | None = None
+    ) -> Step:
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight = self.gates.weight if folded is None else folded[0]
         h, c = conv_lstm_cell(x, h, c, weight, self.gates.bias.sum(0))
@@ -80,7 +84,7 @@ class SAConvLSTM(Cell):
         self.gates = SummedConv3x3((channels, channels), 4 * channels)
         self.attention = SelfAttentionMemory(channels)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, memory = (zeros(x), zeros(x, memory=True), zeros(x)) if state is None else state
         h, c = conv_lstm_cell(x, h, c, self.gates.weight, self.gates.bias.sum(0))
         h, memory = self.attention(h, memory)
@@ -105,7 +109,7 @@ class MKLSTM(Cell):
         self.output, self.wide_output = Conv3x3(n, n), SummedConv5x5((n,), n)
         self.mix = Conv1x1(2 * n, n)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, wide = (zeros(x), zeros(x, memory=True), zeros(x, memory=True)) if state is None else state
         c, q = conv_st_lstm_gates(x, h, c, self.gates.weight, self.gates.bias.sum(0))
         wide, wide_q = st_lstm_gates(self.wide_gates(x, h), wide)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """MIM (memory in memory), and MotionRNN, which moves its features along a learned flow."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastds.models.db_rnn.cell import Cell, zeros
+from fastds.models.db_rnn.cell import Cell, Step, zeros
 from fastds.models.db_rnn.pred_rnn import SpatialMemory
 from fastds.models.db_rnn.warp import sample_links
 from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3
@@ -29,7 +31,7 @@ class MemoryInMemory(nn.Module):
         self.steady_output = Conv3x3(channels, channels)
 
     def forward(self, d: Tensor, c: Tensor, n: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        def weights(module):
+        def weights(module: nn.Module) -> tuple[Tensor, Tensor]:
             return module.weight, module.bias.sum(0)
 
         n = conv_memory_gates(d, n.to(d.dtype), n, *weights(self.changing))
@@ -64,11 +66,13 @@ class MIM(Cell):
         self.cascade = MemoryInMemory(channels) if layer or keep_dead else None
         self.spatial = SpatialMemory(channels)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, state, m, _ = self.core(x, state, m, previous)
         return h, state, m
 
-    def core(self, x, state, m, previous):
+    def core(
+        self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None
+    ) -> tuple[Tensor, Any, Tensor, Tensor]:
         """(h, state, m, pre-activation of the output gate)."""
         if state is None:
             memories = [zeros(x, memory=True) if k == 0 or self.layer else None for k in range(3)]
@@ -153,7 +157,7 @@ class MotionRNN(MIM):
             raise ValueError(f"hidden must be a multiple of 4 for MotionRNN, got {channels}")
         self.motion = MotionGRU(channels, warp_align_corners) if layer < layers - 1 else None
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         inner, motion = (None, None) if state is None else state
         h, inner, m, gate = self.core(x, inner, m, previous)
         if self.motion is not None:

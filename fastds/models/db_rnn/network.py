@@ -151,11 +151,13 @@ class MSRNN(_Nowcaster):
     def start(self) -> dict:
         return {"module": ModuleState()}
 
-    def step(self, frame, state):
+    def step(self, frame: Tensor, state: dict[str, ModuleState]) -> tuple[Tensor, ...]:
         y, _ = self.module(frame, state["module"])
         return (y,)
 
-    def forward(self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0):
+    def forward(
+        self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0
+    ) -> tuple[Tensor, ...]:
         return self.roll(frames, steps, truth, feed_truth)
 
 
@@ -195,7 +197,7 @@ class DBRNN(_Nowcaster):
     def start(self) -> dict:
         return {"forecaster": ModuleState(), "deblurrer": ModuleState()}
 
-    def step(self, frame, state):
+    def step(self, frame: Tensor, state: dict[str, ModuleState]) -> tuple[Tensor, ...]:
         own, other = state["forecaster"], state["deblurrer"]
         y, hidden = self.forecaster(frame, own)
         own.m, other.m = own.m if self.local_zigzag else None, own.m
@@ -203,7 +205,9 @@ class DBRNN(_Nowcaster):
         own.m, other.m = own.m if self.local_zigzag else other.m, None
         return y, deblurred
 
-    def forward(self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0):
+    def forward(
+        self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0
+    ) -> tuple[Tensor, ...]:
         return self.roll(frames, steps, truth, feed_truth)
 
 

@@ -5,40 +5,46 @@ Every summand is a convolution of its own, nothing is merged, hoisted or fused. 
 test. MACS counts multiply-adds as the paper does: convolutions without bias, 11 per pixel of a bilinear upsampling.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
+Step: TypeAlias = tuple[Tensor, Any, Tensor | None]  # h, the state of the cell, zigzag memory
 
 MACS = [0]
 s, t = torch.sigmoid, torch.tanh
 
 
-def conv(x, weight, bias=None, **options):
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
     y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, **options)
     MACS[0] += y.numel() * weight[0].numel()
     return y
 
 
-def layer(x, module):
+def layer(x: Tensor, module: nn.Module) -> Tensor:
     return conv(x, module.weight, module.bias)
 
 
-def summed(module, *sources):
+def summed(module: nn.Module, *sources: Tensor) -> Tensor:
     """Separate convolutions with separate biases, added."""
     parts = zip(sources, module.weights(), module.bias, strict=True)
     return sum(conv(x, weight, bias) for x, weight, bias in parts)
 
 
-def up(x):
+def up(x: Tensor) -> Tensor:
     y = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     MACS[0] += 11 * y.numel()
     return y
 
 
-def down(x):
+def down(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2)
 
 
-def sample(x, flow, align_corners=False):
+def sample(x: Tensor, flow: Tensor, align_corners: bool = False) -> Tensor:
     """Bilinear at p + flow with zeros outside, by grid_sample; flow (B, 2, H, W) = (along x, along y)."""
     height, width = x.shape[2:]
     rows, columns = torch.meshgrid(torch.arange(height).to(x), torch.arange(width).to(x), indexing="ij")
@@ -48,11 +54,11 @@ def sample(x, flow, align_corners=False):
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners)
 
 
-def zeros(x, channels=None):
+def zeros(x: Tensor, channels: int | None = None) -> Tensor:
     return x.new_zeros(x.shape[0], channels or x.shape[1], *x.shape[2:])
 
 
-def conv_lstm(cell, x, state, m, previous):
+def conv_lstm(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h, c = state or (zeros(x), zeros(x))
     i, f, g, o = summed(cell.gates, x, h).chunk(4, 1)
     c = s(f) * c + s(i) * t(g)
@@ -60,7 +66,7 @@ def conv_lstm(cell, x, state, m, previous):
     return h, (h, c), None
 
 
-def conv_gru(cell, x, state, m, previous):
+def conv_gru(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h = zeros(x) if state is None else state
     z, r = s(summed(cell.gates, x, h)).chunk(2, 1)
     n = t(summed(cell.candidate, x, r * h))
@@ -68,7 +74,7 @@ def conv_gru(cell, x, state, m, previous):
     return h, h, None
 
 
-def traj_gru(cell, x, state, m, previous):
+def traj_gru(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h = zeros(x) if state is None else state
     zx, rx, nx = layer(x, cell.input).chunk(3, 1)
     flow = layer(F.leaky_relu(summed(cell.flow_hidden, x, h), 0.2), cell.flow)
@@ -82,7 +88,7 @@ def traj_gru(cell, x, state, m, previous):
     return h, h, None
 
 
-def spatial(module, x, m, q, c):
+def spatial(module: nn.Module, x: Tensor, m: Tensor, q: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """m' and h' of an ST-LSTM, and the output gate."""
     i, f, g = summed(module.memory, x, m).chunk(3, 1)
     m = s(f) * m + s(i) * t(g)
@@ -90,7 +96,7 @@ def spatial(module, x, m, q, c):
     return m, o * t(layer(torch.cat([c, m], 1), module.mix)), o
 
 
-def pred_rnn(cell, x, state, m, previous):
+def pred_rnn(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h, c = state or (zeros(x), zeros(x))
     m = zeros(x) if m is None else m
     i, f, g, q = summed(cell.gates, x, h).chunk(4, 1)
@@ -99,7 +105,7 @@ def pred_rnn(cell, x, state, m, previous):
     return h, (h, c), m
 
 
-def pred_rnn_pp(cell, x, state, m, previous):
+def pred_rnn_pp(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h, c, z = state or (zeros(x), zeros(x), zeros(x))
     m = zeros(x) if m is None else m
     if cell.layer == 1:
@@ -114,7 +120,9 @@ def pred_rnn_pp(cell, x, state, m, previous):
     return h, (h, c, z), m
 
 
-def mim_core(cell, x, state, m, previous):
+def mim_core(
+    cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None
+) -> tuple[Tensor, Any, Tensor, Tensor]:
     h, c, n, memory = state or (zeros(x),) * 4
     m = zeros(x) if m is None else m
     if cell.layer == 0:
@@ -135,11 +143,11 @@ def mim_core(cell, x, state, m, previous):
     return h, (h, c, n, memory), m, o
 
 
-def mim(cell, x, state, m, previous):
+def mim(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     return mim_core(cell, x, state, m, previous)[:3]
 
 
-def motion_gru(cell, h, state):
+def motion_gru(cell: nn.Module, h: Tensor, state: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     e = F.conv2d(h, cell.encode.weight, cell.encode.bias, stride=2)
     MACS[0] += e.numel() * cell.encode.weight[0].numel()
     flow, trend = state or (zeros(e, 18),) * 2
@@ -156,7 +164,7 @@ def motion_gru(cell, h, state):
     return g * h + (1 - g) * y, (flow, trend)
 
 
-def motion_rnn(cell, x, state, m, previous):
+def motion_rnn(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     inner, motion = state or (None, None)
     h, inner, m, o = mim_core(cell, x, inner, m, previous)
     if cell.layer < cell.layers - 1:
@@ -165,7 +173,7 @@ def motion_rnn(cell, x, state, m, previous):
     return h, ((h, *inner[1:]), motion), m
 
 
-def attention(q, k, v, window):
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """By unfolding all windows: zeros outside take part."""
     batch, channels, height, width = q.shape
     half = window // 2
@@ -175,7 +183,7 @@ def attention(q, k, v, window):
     return torch.einsum("bnp,bcnp->bcp", weights, unfold[1]).view_as(q)
 
 
-def precip_lstm(cell, x, state, m, previous):
+def precip_lstm(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h, c, ms, mt = state or (zeros(x),) * 4
     m = zeros(x) if m is None else m
     q, k, v = conv(x, cell.attention.qkv.weight).chunk(3, 1)
@@ -193,7 +201,7 @@ def precip_lstm(cell, x, state, m, previous):
     return h, (h, c, ms, mt), m
 
 
-def sa_conv_lstm(cell, x, state, m, previous):
+def sa_conv_lstm(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h, c, memory = state or (zeros(x),) * 3
     i, f, g, o = summed(cell.gates, x, h).chunk(4, 1)
     c = s(f) * c + s(i) * t(g)
@@ -202,7 +210,7 @@ def sa_conv_lstm(cell, x, state, m, previous):
     q, k_h, v_h = layer(h, module.of_h).split(module.sizes, 1)
     k_m, v_m = layer(memory, module.of_m).split(module.sizes[1:], 1)
 
-    def attend(k, v):
+    def attend(k: Tensor, v: Tensor) -> Tensor:
         weights = torch.einsum("bcp,bcn->bpn", q.flatten(2), k.flatten(2)).softmax(2)
         return torch.einsum("bpn,bcn->bcp", weights, v.flatten(2)).view_as(v)
 
@@ -213,7 +221,7 @@ def sa_conv_lstm(cell, x, state, m, previous):
     return h, (h, c, memory), None
 
 
-def mk_lstm(cell, x, state, m, previous):
+def mk_lstm(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
     h, c, wide = state or (zeros(x),) * 3
     i, f, g, q = summed(cell.gates, x, h).chunk(4, 1)
     c = s(f) * c + s(i) * t(g)
@@ -234,11 +242,11 @@ STEPS = {
 class Module:
     """MS-RNN, equations 3 and 4."""
 
-    def __init__(self, module, name):
+    def __init__(self, module: nn.Module, name: str):
         self.module, self.cell_step = module, STEPS[name]
         self.states, self.before, self.inputs = [None] * 6, [None] * 6, [None] * 6
 
-    def difference(self, cell, layer):
+    def difference(self, cell: nn.Module, layer: int) -> Tensor | None:
         """The map of the step before that the cell subtracts, made from the hidden states when it is needed."""
         if cell.difference == "input":
             return self.inputs[layer]
@@ -247,10 +255,12 @@ class Module:
         h = self.before[layer - 1]
         return down(h) if layer < 3 else h if layer == 3 else up(h)
 
-    def step(self, frame, m, skips):
+    def step(
+        self, frame: Tensor, m: Tensor | None, skips: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
         hidden = []
 
-        def run(layer, x, m):
+        def run(layer: int, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor | None]:
             cell = self.module.cells[layer]
             x = x if skips is None else x + skips[layer]
             h, self.states[layer], m = self.cell_step(cell, x, self.states[layer], m, self.difference(cell, layer))
@@ -258,7 +268,7 @@ class Module:
             hidden.append(h)
             return h, m
 
-        def resized(f, m):
+        def resized(f: Callable[[Tensor], Tensor], m: Tensor | None) -> Tensor | None:
             return m if m is None else f(m)
 
         h0, m = run(0, layer(frame, self.module.embed), m)
@@ -271,7 +281,7 @@ class Module:
         return layer(h5, self.module.output), hidden, m
 
 
-def ms_rnn(network, frames, steps):
+def ms_rnn(network: nn.Module, frames: Tensor, steps: int) -> tuple[Tensor]:
     module, m, every, y = Module(network.module, network.config["cell"]), None, [], None
     for k in range(frames.shape[1] + steps - 1):
         y, _, m = module.step(frames[:, k] if k < frames.shape[1] else y, m, None)
@@ -279,7 +289,7 @@ def ms_rnn(network, frames, steps):
     return (torch.stack(every, 1),)
 
 
-def db_rnn(network, frames, steps):
+def db_rnn(network: nn.Module, frames: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     name = network.config["cell"]
     forecaster, deblurrer = Module(network.forecaster, name), Module(network.deblurrer, name)
     m, forecasts, deblurred = None, [], []

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """PrecipLSTM in the frame of MS-RNN."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastds.models.db_rnn.cell import Cell, zeros
+from fastds.models.db_rnn.cell import Cell, Step, zeros
 from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3
 from fastds.ops import conv_memory_gates, conv_st_lstm_gates, output_gate, window_attention2d
 
@@ -54,7 +56,7 @@ class PrecipLSTM(Cell):
         self.output = SummedConv3x3((n,) * 4, n)
         self.mix = Conv1x1(4 * n, n)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         if state is None:
             state = (None, *(zeros(x, memory=True) for _ in range(3)))
         h, c, ms, mt = state
@@ -62,7 +64,7 @@ class PrecipLSTM(Cell):
         y = self.attention(x)
         c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.bias.sum(0))
 
-        def updated(module, source, memory):
+        def updated(module: SummedConv3x3, source: Tensor, memory: Tensor) -> Tensor:
             weights = module.weight, module.bias.sum(0)
             return conv_memory_gates(source, memory.to(source.dtype), memory, *weights)
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """PredRNN, and PredRNN++ with causal LSTM and gradient highway."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastds.models.db_rnn.cell import Cell, fold_embedding, zeros
+from fastds.models.db_rnn.cell import Cell, Step, fold_embedding, zeros
 from fastds.models.db_rnn.rematerialize import made_again
 from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3, convolve
 from fastds.ops import conv_memory_gates, conv_output_gate, conv_st_lstm_gates, gru_update, memory_gates, output_gate
@@ -62,10 +64,12 @@ class PredRNN(Cell):
         self.gates = SummedConv3x3((channels, channels), 4 * channels)
         self.spatial = SpatialMemory(channels)
 
-    def fold(self, embed):
+    def fold(self, embed: Conv1x1) -> tuple[Tensor, ...]:
         return fold_embedding(self.gates, embed), fold_embedding(self.spatial.memory, embed)
 
-    def forward(self, x, state, m, previous, folded=None):
+    def forward(
+        self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None, folded: tuple[Tensor, ...] | None = None
+    ) -> Step:
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, None) if folded is None else folded
         c, q = conv_st_lstm_gates(x, h, c, weight, self.gates.bias.sum(0))
@@ -114,7 +118,7 @@ class PredRNNPP(Cell):
         self.output = Conv3x3(3 * n, n)
         self.mix = Conv1x1(2 * n, n)
 
-    def forward(self, x, state, m, previous):
+    def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
         h, c, z = (zeros(x), zeros(x, memory=True), None) if state is None else state
         m = zeros(x, memory=True) if m is None else m
         if self.layer == 1:

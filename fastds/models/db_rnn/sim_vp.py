@@ -58,7 +58,7 @@ class Translator(nn.Module):
     def __init__(self, channels: int, hidden: int, blocks: int, kernels: tuple[int, ...], groups: int):
         super().__init__()
 
-        def block(inputs, outputs):
+        def block(inputs: int, outputs: int) -> Inception:
             return Inception(inputs, hidden // 2, outputs, kernels, groups)
 
         self.down = nn.ModuleList([block(channels, hidden), *(block(hidden, hidden) for _ in range(blocks - 1))])

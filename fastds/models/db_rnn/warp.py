@@ -2,6 +2,8 @@
 """Sampling at learned displacements, several links of a map at once, weighed and summed: a deformable convolution of
 free points."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,11 @@ def sample_links(
     return deform_conv2d(x, pairs.flatten(1, 2), weight.unsqueeze(2), bias, 1, 0, 0, mask)
 
 
-def _scale(size, like: Tensor) -> Tensor:
+def _scale(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor([n / max(n - 1, 1) for n in size], dtype=like.dtype, device=like.device).view(1, 1, 2, 1, 1)
 
 
-def _shift(size, like: Tensor) -> Tensor:
+def _shift(size: Sequence[int], like: Tensor) -> Tensor:
     """Where zero flow lands, minus the pixel itself: p/(n-1) - 1/2 along each axis."""
     along = [torch.arange(n, dtype=like.dtype, device=like.device) * (n / max(n - 1, 1) - 1) - 0.5 for n in size]
     rows, columns = torch.meshgrid(*along, indexing="ij")

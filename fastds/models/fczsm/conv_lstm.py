@@ -7,7 +7,9 @@ before the recurrence. Frames are ordered 0, T-1, 1, T-2, ..., N-1, so that the 
 contiguous slice; after the middle step the pairs return in swapped order and the state is swapped once to match.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class HoistedInput:
     x_half: list | None  # of the way that warps x toward the state
     state_half: list  # of the way that warps the state toward x
 
-    def map(self, function) -> "HoistedInput":
+    def map(self, function: Callable[[Any], Any]) -> "HoistedInput":
         """The same with function applied to every map."""
         x_half = None if self.x_half is None else [function(z) for z in self.x_half]
         return HoistedInput([function(z) for z in self.pyramid], x_half, [function(z) for z in self.state_half])
@@ -139,7 +141,7 @@ class DeformableConvLSTM(nn.Module):
         The parameters themselves are in the order i, f, o, g.
         """
 
-        def ordered(z):
+        def ordered(z: Tensor) -> Tensor:
             i, f, o, g = z.chunk(4)
             return torch.cat([i, f, g, o])
 
@@ -183,7 +185,7 @@ def batch_pieces(batch: int, frame: Tensor) -> list[slice]:
     return [slice(i, min(i + frames, (i // batch + 1) * batch)) for i in starts]
 
 
-def _picker(pair: int, batch: int, rows: slice):
+def _picker(pair: int, batch: int, rows: slice) -> Callable[[tuple[Tensor, ...]], Tensor]:
     """Take `rows` of the 2B frames of a pair out of the split maps; the middle frame, alone, stands for both."""
     wanted = rows.stop - rows.start
 

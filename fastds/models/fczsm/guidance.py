@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What guides the network: the motion of the field, and static maps."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +78,7 @@ class StaticBranch(nn.Module):
     def _needs_gradients(self, static: Tensor) -> bool:
         return torch.is_grad_enabled() and (static.requires_grad or any(p.requires_grad for p in self.parameters()))
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_cache"] = None
         return state

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FC-ZSM: space-time downscaling of a sequence of fields in one network."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ class Interpolation(nn.Module):
         if flow is not None:
             maps += [z for way in interpolation_offsets(flow, count) for z in way]
 
-        def between(*maps):
+        def between(*maps: Tensor) -> Tensor:
             """Both ways of some pairs; maps: levels of earlier, later, static and base offsets one after another."""
             groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
             earlier, later, rest = groups[0], groups[1], groups[2:]
@@ -230,7 +232,7 @@ class FCZSM(Downscales, nn.Module):
 
     def compile_graph(
         self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
-    ):
+    ) -> Callable[..., Tensor]:
         """Capture the forward pass for inputs of these shapes as one CUDA graph, for inference.
 
         fast = model.compile_graph(x);  y = fast(x2)

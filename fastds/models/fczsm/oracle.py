@@ -99,7 +99,9 @@ class ReferenceFCZSM:
             mask = torch.sigmoid(maps[:, split:])
         return self.deform(x, offset, self.state[f"{name}.weight"], self.state[f"{name}.bias"], mask)
 
-    def way(self, name, source, target, static, base) -> Tensor:
+    def way(
+        self, name: str, source: list[Tensor], target: list[Tensor], static: list[Tensor] | None, base: Tensor | None
+    ) -> Tensor:
         """Warp source's levels toward target's; base: displacement (B, 2, h, w) in pixels of level 1 or None."""
         bases = [base] * len(source)
         if base is not None:
@@ -121,12 +123,26 @@ class ReferenceFCZSM:
             warped = F.leaky_relu(warped, 0.1) if k else warped
         return warped
 
-    def between(self, first, second, static, base) -> Tensor:
+    def between(
+        self,
+        first: list[Tensor],
+        second: list[Tensor],
+        static: list[Tensor] | None,
+        base: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:
         way1 = self.way("interpolation.way1", first, second, static, base[0])
         way2 = self.way("interpolation.way2", second, first, static, base[1])
         return self.conv("interpolation.mix", torch.cat([way1, way2], 1))
 
-    def align_state(self, name, x, state, static, base, plain) -> Tensor:
+    def align_state(
+        self,
+        name: str,
+        x: Tensor,
+        state: Tensor,
+        static: list[Tensor] | None,
+        base: tuple[Tensor | None, Tensor | None],
+        plain: bool,
+    ) -> Tensor:
         x_base, state_base = base
         if plain:
             return self.way(f"{name}.state_way", [state], [x], static, state_base)
@@ -135,7 +151,9 @@ class ReferenceFCZSM:
         way2 = self.way(f"{name}.state_way", state, x, static, state_base)
         return self.conv(f"{name}.mix", torch.cat([way1, way2], 1))
 
-    def lstm(self, sequence, static, flow, plain) -> list[Tensor]:
+    def lstm(
+        self, sequence: list[Tensor], static: list[Tensor] | None, flow: Tensor | None, plain: bool
+    ) -> list[Tensor]:
         static = static[:1] if plain and static is not None else static
         last = len(sequence) - 1
         forward, backward = {}, {}
@@ -174,7 +192,7 @@ def count_flops(state: dict[str, Tensor], config: dict, frames: int, h: int, w: 
 
     samples = 0
 
-    def deform(x, offset, weight, bias, mask):
+    def deform(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         nonlocal samples
         samples += 9 * x.numel()
         return deform_by_grid_sample(x, offset, weight, bias, mask)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import Axis
@@ -59,10 +59,17 @@ class Encoded(NamedTuple):
         )  # fmt: skip
 
 
-def decode(decoder, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor, edge, gain=None) -> Tensor:
+def decode(
+    decoder: nn.Module,
+    encoded: Encoded,
+    where: GridSpec | PointSpec,
+    cell: Tensor,
+    edge: tuple[str, str],
+    gain: Tensor | None = None,
+) -> Tensor:
     """decoder's values (B, Q, O) at `where`; without gradients, grids in bands of BAND_ROWS with maps of their own."""
 
-    def query(part: Encoded, where, cell) -> Tensor:
+    def query(part: Encoded, where: GridSpec | PointSpec, cell: Tensor) -> Tensor:
         return decoder.query(decoder.prepare(part.features), where, cell, part.skip, edge, part.mask, gain=gain)
 
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -79,7 +86,7 @@ def decode(decoder, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor,
     return y
 
 
-def _bands(where) -> Iterator[tuple[slice, GridSpec | PointSpec]]:
+def _bands(where: GridSpec | PointSpec) -> Iterator[tuple[slice, GridSpec | PointSpec]]:
     """(queries, where they are); points and grids coarser than the field as one band."""
     if isinstance(where, PointSpec) or where.rows.step > where.rows.den or not where.count:
         yield slice(0, where.count), where
@@ -91,7 +98,7 @@ def _bands(where) -> Iterator[tuple[slice, GridSpec | PointSpec]]:
         yield slice(first * width, stop * width), where.window((first, stop), (0, width))
 
 
-def _rows_read(where, cell: Tensor, height: int) -> tuple[int, int]:
+def _rows_read(where: GridSpec | PointSpec, cell: Tensor, height: int) -> tuple[int, int]:
     """Rows [first, stop), whole tiles, that hold the corners of all queries and a row around them."""
     if not where.count:
         return 0, height
@@ -110,7 +117,7 @@ def _rows_read(where, cell: Tensor, height: int) -> tuple[int, int]:
     return max(0, low - 1) // _TILE * _TILE, min(height, -(-(high + 4) // _TILE) * _TILE)
 
 
-def _moved(where, rows: int):
+def _moved(where: GridSpec | PointSpec, rows: int) -> GridSpec | PointSpec:
     """The same places in a field that begins `rows` rows later."""
     if isinstance(where, GridSpec):
         a = where.rows

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoders of arbitrary-scale networks."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,15 @@ class LTEDecoder(LocalDecoder):
     Source: Lee and Jin 2022; frequencies in (row, column) pairs.
     """
 
-    def __init__(self, channels, outputs, padding_mode, width=256, hidden=3, compat=None):
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        padding_mode: str,
+        width: int = 256,
+        hidden: int = 3,
+        compat: str | None = None,
+    ):
         super().__init__(padding_mode)
         self.compat = compat
         self.amplitude = BorderConv(channels, width, padding_mode)
@@ -30,7 +40,16 @@ class LTEDecoder(LocalDecoder):
     def prepare(self, features: Tensor) -> Tensor:
         return torch.cat([self.amplitude(features), self.frequency(features)], 1)
 
-    def query(self, maps, where, cell, skip=None, edge=CLAMPED, mask=None, gain=None) -> Tensor:
+    def query(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        cell: Tensor,
+        skip: Tensor | None = None,
+        edge: tuple[str, str] = CLAMPED,
+        mask: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
         options = {"feature": "fourier", "ensemble": "late", "phase": self.phase, "compat": self.compat}
         return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **options)
 
@@ -44,7 +63,7 @@ class MetaSRDecoder(LocalDecoder):
     Source: Hu et al. 2019; the factoring is ours.
     """
 
-    def __init__(self, channels, outputs, padding_mode, width=256):
+    def __init__(self, channels: int, outputs: int, padding_mode: str, width: int = 256):
         super().__init__(padding_mode)
         self.outputs, self.width = outputs, width
         self.first = nn.Linear(3, width)
@@ -59,7 +78,16 @@ class MetaSRDecoder(LocalDecoder):
     def prepare(self, features: Tensor) -> Tensor:
         return torch.cat([self.kernels(features), self.constant(features)], 1)
 
-    def query(self, maps, where, cell, skip=None, edge=CLAMPED, mask=None, gain=None) -> Tensor:
+    def query(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        cell: Tensor,
+        skip: Tensor | None = None,
+        edge: tuple[str, str] = CLAMPED,
+        mask: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
         if gain is not None:
             depth = gain.repeat_interleave(self.width)
             maps = maps * torch.cat([depth, gain])[:, None, None].to(maps.dtype)
@@ -96,7 +124,7 @@ class CiaoSRDecoder(nn.Module):
     Source: Cao et al. 2023 (CiaoSR), local part.
     """
 
-    def __init__(self, channels, outputs, padding_mode, width=256, hidden=3):
+    def __init__(self, channels: int, outputs: int, padding_mode: str, width: int = 256, hidden: int = 3):
         super().__init__()
         self.padding_mode = padding_mode
         unfolded = 9 * channels
@@ -107,7 +135,16 @@ class CiaoSRDecoder(nn.Module):
     def prepare(self, features: Tensor) -> Tensor:
         return features
 
-    def query(self, maps, where, cell, skip, edge, mask, gain=None) -> Tensor:
+    def query(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        cell: Tensor,
+        skip: Tensor | None,
+        edge: tuple[str, str],
+        mask: Tensor | None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
         wrap = [e == "wrap" for e in edge]
         batch, _, height, width = maps.shape
         unfolded = F.unfold(extend(maps, 1, self.padding_mode), 3).unflatten(2, (height, width))
@@ -133,20 +170,22 @@ class CiaoSRDecoder(nn.Module):
         return y if mask is None else torch.where(corners.valid[..., None], y, torch.nan)
 
 
-def perceptron(widths) -> nn.Sequential:
+def perceptron(widths: Sequence[int]) -> nn.Sequential:
     layers = []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def _corners(where, maps, mask, wrap, nearest) -> Corners:
+def _corners(
+    where: GridSpec | PointSpec, maps: Tensor, mask: Tensor | None, wrap: list[bool], nearest: bool
+) -> Corners:
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
     return Corners(base, frac, axes, maps, mask, wrap, nearest, "bilinear", maps.dtype)
 
 
-def _moved_half(where):
+def _moved_half(where: GridSpec | PointSpec) -> GridSpec | PointSpec:
     """Places half a pixel on, so that their upper left corner is the nearest pixel."""
     if isinstance(where, GridSpec):
         return GridSpec(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The baseline that knows one factor: the same encoder, sub-pixel upsampling."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,15 @@ class FixedRatioDownscaler(nn.Module):
     Source: Lim et al. 2017 (EDSR-baseline).
     """
 
-    def __init__(self, in_channels=4, scale=2, encoder="edsr", encoder_options=None, periodic_x=False, skip=True):
+    def __init__(
+        self,
+        in_channels: int = 4,
+        scale: int = 2,
+        encoder: str = "edsr",
+        encoder_options: dict[str, Any] | None = None,
+        periodic_x: bool = False,
+        skip: bool = True,
+    ):
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         if scale not in (2, 3, 4):

@@ -3,6 +3,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -128,13 +129,13 @@ class INRDownscaler(nn.Module):
 
     # ---- where
 
-    def grid(self, size, target) -> GridSpec:
+    def grid(self, size: Sequence[int], target: Sequence[int]) -> GridSpec:
         """The query grid of target = (H', W') over fields of size (H, W)."""
         if self.registration == "node":
             return GridSpec.nodes(tuple(size), tuple(target), self.periodic_x)
         return GridSpec.cells(tuple(size), tuple(target))
 
-    def target_size(self, size, scale) -> tuple[int, int]:
+    def target_size(self, size: Sequence[int], scale: float | Sequence[float]) -> tuple[int, int]:
         """(H', W') for a factor or a pair of factors; nodes keep the outer rows, so H' - 1 = round((H - 1) s)."""
         pair = tuple(scale) if isinstance(scale, tuple | list) else (scale, scale)
         if len(pair) != 2 or any(not isinstance(s, int | float) or not 0 < s < math.inf for s in pair):
@@ -167,7 +168,7 @@ class INRDownscaler(nn.Module):
     def _features(self, z: Tensor, factor: Tensor) -> Tensor:
         e = None if self.embedding is None else self.embedding(factor.clamp(max=self.max_scale).to(self.mean.dtype))
 
-        def between(i, f):
+        def between(i: int, f: Tensor) -> Tensor:
             if e is None or str(i) not in self.modules_after:
                 return f
             return self.modules_after[str(i)](f, e)
@@ -184,7 +185,7 @@ class INRDownscaler(nn.Module):
         y = bands.decode(self.decoder, encoded, where, cell, self.edge, gain)
         return y if self.skip else y + self.mean[self.predicted]
 
-    def query(self, x: Tensor, where, factor: Tensor, static: Tensor | None = None) -> Tensor:
+    def query(self, x: Tensor, where: GridSpec | PointSpec, factor: Tensor, static: Tensor | None = None) -> Tensor:
         """Values (B, Q, O) at `where` for factors (B, 2) of each sample and axis; what training calls."""
         return self.decode(self.encode(x, factor, static), where, 2 / factor)
 
@@ -256,7 +257,7 @@ class INRDownscaler(nn.Module):
             y = F.avg_pool2d(y, supersample)
         return self._conserved(x, y) if conserve else y
 
-    def _factor(self, x: Tensor, pair) -> Tensor:
+    def _factor(self, x: Tensor, pair: Sequence[float]) -> Tensor:
         return torch.tensor([pair], dtype=x.dtype, device=x.device).expand(x.shape[0], 2)
 
     def _conserved(self, x: Tensor, y: Tensor) -> Tensor:

@@ -45,17 +45,17 @@ class WindowBlock(nn.Module):
         return out.roll((s, s), (1, 2)) if s else out
 
 
-def relative_index(n: int, device) -> Tensor:
+def relative_index(n: int, device: torch.device) -> Tensor:
     """(n^2, n^2) rows of the bias table for every pair of pixels of a window."""
     at = torch.arange(n, device=device)
     y, x = (v.reshape(-1) for v in torch.meshgrid(at, at, indexing="ij"))
     return (y[:, None] - y[None] + n - 1) * (2 * n - 1) + x[:, None] - x[None] + n - 1
 
 
-def shift_mask(height: int, width: int, n: int, s: int, wrap: bool, device) -> Tensor:
+def shift_mask(height: int, width: int, n: int, s: int, wrap: bool, device: torch.device) -> Tensor:
     """(windows, n^2, n^2): -100 between pixels that are neighbours only because the roll joined opposite borders."""
 
-    def regions(size, open_):
+    def regions(size: int, open_: bool) -> Tensor:
         at = torch.arange(size, device=device)
         return torch.zeros_like(at) if open_ else (at >= size - s).long()
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generator: a day of coarse fields and noise to one member of an ensemble of fine fields."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from fastds.ops import pixel_shuffle
 NOISES = ("add", "learned", "concat")
 
 
-def fold(layer, x: Tensor) -> Tensor:
+def fold(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer of (N, C, H, W) to every step of (B, T, C, H, W)."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 

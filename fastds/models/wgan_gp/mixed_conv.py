@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution with kernels of two sizes, run as one 3x3 convolution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ _kept: ContextVar[dict | None] = ContextVar("kernels", default=None)
 
 
 @contextmanager
-def kernels_kept():
+def kernels_kept() -> Iterator[None]:
     """Inside the block a layer puts its kernels together once for all its calls; weights must stay as they are."""
     token = _kept.set({})
     try:
@@ -27,7 +28,7 @@ def kernels_kept():
         _kept.reset(token)
 
 
-def once(layer: nn.Module, what: str, make: Callable):
+def once(layer: nn.Module, what: str, make: Callable[[], Any]) -> Any:
     """make(), inside kernels_kept() what it gave for the layer before, with and without a graph apart."""
     kept = _kept.get()
     if kept is None:
@@ -94,7 +95,9 @@ class MixedConv(nn.Module):
         two = embed(self.weight2)
         return torch.cat([two, self.weight3]) if self.mixing == "parallel" else two + self.weight3
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, act: str | None = None):
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, act: str | None = None
+    ) -> Tensor:
         """act(scale * y + shift): a normalisation with fixed statistics goes into kernel and bias.
 
         Args:

@@ -2,6 +2,7 @@
 """Gradient penalty and the losses of critic and generator."""
 
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +17,7 @@ ADVERSARIES = ("wgan_gp", "gan")
 
 
 @contextmanager
-def frozen_spectral_norms(critic: nn.Module):
+def frozen_spectral_norms(critic: nn.Module) -> Iterator[None]:
     """Keeps the power iteration of spectral norms still, so that both derivatives are those of one function."""
     norms = [m for m in critic.modules() if isinstance(m, _SpectralNorm) and m.training]
     for norm in norms:
@@ -123,7 +124,9 @@ class CriticLoss(nn.Module):
         with kernels_kept():
             return self.loss(real, fake.detach(), coarse, epsilon)
 
-    def loss(self, real: Tensor, fake: Tensor, coarse: Tensor | None, epsilon: Tensor | None):
+    def loss(
+        self, real: Tensor, fake: Tensor, coarse: Tensor | None, epsilon: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         extra = () if coarse is None else (coarse,)
         score_real, score_fake = self.scores(real, fake, extra)
         logs = {"real": score_real.mean().detach(), "fake": score_fake.mean().detach()}
