@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from fastds.plot import (
     REFLECTIVITY_LEVELS,
-    daily_series,
     difference_style,
+    draw_daily_series,
     draw_field,
+    draw_rank_histogram,
     field_panel,
-    rank_histogram,
     reflectivity_style,
     spectra,
     training_curves,
@@ -120,12 +120,12 @@ def test_spectra_are_drawn_over_wavelength():
 
 
 def test_daily_series_and_rank_histogram():
-    axes = daily_series([1, 2, 3], {"bicubic": [3.0, 2.0, 4.0], "ours": [1.0, 1.5, 2.0]}, "MSE (%^2)").axes[0]
+    axes = draw_daily_series([1, 2, 3], {"bicubic": [3.0, 2.0, 4.0], "ours": [1.0, 1.5, 2.0]}, "MSE (%^2)").axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines["ours"] == [[1, 1.0], [2, 1.5], [3, 2.0]] and axes.get_ylabel() == "MSE (%^2)"
     with pytest.raises(ValueError, match="has 2 values for 3 days"):
-        daily_series([1, 2, 3], {"ours": [1.0, 2.0]}, "MSE")
-    axes = rank_histogram({"ensemble": [0.3, 0.4, 0.3]}).axes[0]
+        draw_daily_series([1, 2, 3], {"ours": [1.0, 2.0]}, "MSE")
+    axes = draw_rank_histogram({"ensemble": [0.3, 0.4, 0.3]}).axes[0]
     steps, flat = axes.lines
     assert steps.get_xydata().tolist() == [[0, 0.3], [1, 0.4], [2, 0.3]]
     assert flat.get_ydata()[0] == pytest.approx(1 / 3)

@@ -44,8 +44,7 @@ def radar_errors(
     """Errors of downscaled reflectivity on valid pixels, both fields lifted to the floor and cut at 70 dBZ first.
 
     mse_t2 = mean (prediction - truth)^2 at the interpolated middle frame, mse_t13 = mean of those at the two outer
-    frames,
-    mse_total = (mse_t2 + 2 mse_t13) / 3.
+    frames, mse_total = (mse_t2 + 2 mse_t13) / 3.
 
     Args:
         prediction, truth: (..., 3, H, W), dBZ; NaN counts as missing in truth, and is refused in prediction where
@@ -57,8 +56,7 @@ def radar_errors(
 
     Returns:
         {"mse_total", "mse_t2", "mse_t13" (dBZ^2), "mse_normalised" (mse_total / (70 - floor)^2), "ssim", "bias"
-        (dBZ), "pixels"};
-        NaN where no pixel is valid.
+        (dBZ), "pixels"}; NaN where no pixel is valid.
 
     Raises:
         ValueError: shapes that do not fit, or missing values of the prediction on valid pixels.
@@ -98,7 +96,7 @@ def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -
     Args:
         prediction, truth: (..., H, W), finite everywhere (missing pixels filled).
         valid: (..., H, W) bool.
-        value_range: L of the constants c1 = (.01 L)^2, c2 = (.03 L)^2, unit of the fields.
+        value_range: L of the constants c1 = (0.01 L)^2, c2 = (0.03 L)^2, unit of the fields.
 
     Returns: the mean; NaN where no window is valid or the grid is smaller than the window. By torchmetrics.
     """

@@ -71,8 +71,8 @@ def spectral_ratio(
     """Power of the prediction over that of the truth, by bands of wavelength.
 
     The fields, lifted to the floor (missing pixels of truth set to it in both), are transformed by DCT-II, which
-    needs no periodic
-    edges; the power of mode (i, j) has the radial wavenumber k = sqrt((i / 2H)^2 + (j / 2W)^2), wavelength 1 / k.
+    needs no periodic edges; the power of mode (i, j) has the radial wavenumber k = sqrt((i / 2H)^2 + (j / 2W)^2),
+    wavelength 1 / k.
     1 = right amount of detail, below 1 = too smooth, above 1 = noise.
 
     Args:

@@ -29,7 +29,7 @@ class Trunk(nn.ModuleList):
 
 
 def _exact(x: Tensor) -> torch.dtype:
-    """Of coordinates and interpolated fields beside features x: half precision loses pixels."""
+    """The dtype of coordinates and interpolated fields for features x: half precision loses pixels."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -169,7 +169,7 @@ class LocalAttentionDecoder(LocalDecoder):
     Args:
         channels, outputs, padding_mode, width, hidden: as LocalEnsembleDecoder. heads, key_width: of the attention,
             width divisible by heads.
-        attention: False: bilinear weights instead. slope: every pixel has its own R beside the common one, two more
+        attention: False: bilinear weights instead. slope: every pixel has its own R added to the common one, two more
             maps.
 
     Shapes, gradients, errors: as LocalEnsembleDecoder.

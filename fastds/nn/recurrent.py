@@ -9,13 +9,13 @@ from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 
 
 def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Zeros (B, channels, H, W) beside x (B, C, H, W), channels_last; dtype None is that of x."""
+    """Zeros (B, channels, H, W) on the device of x (B, C, H, W), channels_last; dtype None is that of x."""
     shape = (x.shape[0], channels, *x.shape[2:])
     return torch.zeros(shape, dtype=dtype or x.dtype, device=x.device).to(memory_format=torch.channels_last)
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
-    """Of a cell state beside x: at least float32."""
+    """The dtype of a cell state for input x: that of x, but at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -45,7 +45,7 @@ class ConvLSTMCell(nn.Module):
         in_channels, hidden_channels: C of x and of the state.
 
     Shapes: forward(x (B, C, H, W), state (h, c) or None for zeros) -> (h', c'), each (B, hidden, H, W). c is float32
-    beside 16-bit maps.
+    for 16-bit maps.
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3.
     """

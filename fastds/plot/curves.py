@@ -65,7 +65,7 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit:
     return figure
 
 
-def daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], score: str) -> Figure:
+def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], score: str) -> Figure:
     """Draw a score of several methods over the days and return the Figure.
 
     days: dates or numbers. curves: label -> one number a day, as fastds.metrics.daily_series gives them. score: its
@@ -84,7 +84,7 @@ def daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], score: s
     return figure
 
 
-def rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:
+def draw_rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:
     """Draw how often the truth has each rank among the members, flat for a reliable ensemble, and return the Figure.
 
     shares: label -> shares as fastds.metrics.rank_histogram gives them.

@@ -32,7 +32,7 @@ def refine_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr
     The centres of the finer cells of a cell with centre c and width d are c + d ((k + 1/2) / factor - 1/2), k = 0 ...
     factor - 1; for factor 2 c - d/4 and c + d/4. Ascending or descending; longitudes may wrap and wrap again.
     Coordinates over (y, x) are interpolated linearly, latitude and longitude on the sphere. Bounds that the file has
-    are cut along. The width of an uneven cell is the mean distance to its neighbours.
+    are cut, too. The width of an uneven cell is the mean distance to its neighbours.
 
     Args:
         dataset: the Dataset that field belongs to (bounds and grid mapping are looked up in it).

@@ -35,8 +35,8 @@ _UNIT_WORDS = {
 def triples(
     times: np.ndarray, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
 ) -> np.ndarray:
-    """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three; times, interval and every
-    as there."""
+    """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three; times, interval and every as
+    there."""
     return sequences(times, 3, interval, every)
 
 
@@ -216,7 +216,7 @@ _TAKE_DIFFERENCES = "take differences to get the amount of each interval"
 
 
 def interval_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray:
-    """(T, 2) start and end of the interval behind each value of a field of amounts or means over time.
+    """(T, 2) start and end of the interval that each value stands for, of a field of amounts or means over time.
 
     The bounds variable of the time coordinate is used if there is one; else the interval ends at the time and is as
     long as the cadence, which needs cell_methods "time: sum" or "time: mean".

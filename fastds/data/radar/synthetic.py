@@ -36,7 +36,7 @@ def synthetic_event(
     at the middle of the event, so advection smooths nothing. L is the sum, in mm/h, of
 
     * stratiform rain: a Gaussian field in dBZ with a power-law spectrum (amplitude ~ k^-1.45) around
-      `stratiform_dbz`, bent over at 32 dBZ; a wave of wavelength l forgets itself in 200 min (l / 100 km)^0.7, so
+      `stratiform_dbz`, limited smoothly at 32 dBZ; a wave of wavelength l decorrelates in 200 min (l / 100 km)^0.7, so
       small scales change first;
     * convective cells, born at random in bands, that live 20 to 70 minutes with intensity sin^2(pi age / life):
       ellipses of 1.5 to 5 km, axes up to 1 : 2.5, slowly turning, with small-scale texture.

@@ -211,7 +211,7 @@ class RadarTriples(torch.utils.data.Dataset):
 
 
 class EvaluationTriples(torch.utils.data.Dataset):
-    """Whole frames in file order, without augmentation: the samples behind every number that is reported.
+    """Whole frames in file order, without augmentation: the samples from which every reported number is made.
 
     The truth is cut from the top left to multiples of `multiple` pixels. A pixel counts as valid if it is so in every
     frame of the source and so is its block. With valid pixels more than two pixels away from others and from the edge

@@ -60,7 +60,7 @@ class Cell(nn.Module):
 
 
 def zeros(x: Tensor, channels: int | None = None, memory: bool = False) -> Tensor:
-    """Zeros (B, channels, H, W) beside x, channels_last; a memory is at least float32."""
+    """Zeros (B, channels, H, W) on the device of x, channels_last; a memory is at least float32."""
     shape = (x.shape[0], channels or x.shape[1], *x.shape[2:])
     dtype = torch.promote_types(x.dtype, torch.float32) if memory else x.dtype
     return empty(shape, dtype, x).zero_()

@@ -29,8 +29,8 @@ class NowcastModel(Nowcasts, nn.Module):
 class _Series:
     """The maps of an output, step by step, as one tensor.
 
-    Without a graph each goes to its place at once: kept apart they would lie scattered between what later steps
-    allocate, and memory with such holes is neither used again nor given back.
+    Without a graph each is copied to its place at once: kept one by one they would fragment the memory, and memory with
+    such holes is neither used again nor given back.
     """
 
     def __init__(self, steps: int):
@@ -129,7 +129,7 @@ class MSRNN(_Nowcaster):
         hidden: channels of every layer.
         cell_options: arguments of the cell, see its class.
         residual: a step forecasts the change of the frame it sees, not the next frame itself (not in the paper).
-        recompute: keep neither gates nor resized maps for the backward but make them again there: the same numbers.
+        recompute: rematerialize gates and resized maps in the backward instead of keeping them: the same numbers.
 
     Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, m + n - 1, 1, H, W),), of the frames
     1 to m + n - 1 after the first; see roll and forecast.

@@ -25,7 +25,7 @@ class Normed(nn.Module):
 
 
 def encoder_layers(channels: int) -> list[nn.Module]:
-    """Three layers behind the first one, two of them halving the size."""
+    """Three layers after the first one, two of them halving the size."""
     halves = (nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
     convs = (next(halves), Conv3x3(channels, channels), next(halves))
     return [Normed(conv, channels) for conv in convs]
@@ -39,7 +39,7 @@ def decoder_layers(channels: int) -> list[nn.Module]:
 
 
 class Inception(nn.Module):
-    """Sum of grouped convolutions of several sizes behind one 1x1 convolution."""
+    """Sum of grouped convolutions of several sizes after one 1x1 convolution."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, kernels: tuple[int, ...], groups: int):
         super().__init__()
@@ -88,7 +88,7 @@ class SimVP(NowcastModel):
         blocks: N_T, on the way down; as many go up.
         kernels, groups: of the translator's convolutions, sizes odd; groups divides frames * spatial.
 
-    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, n, 1, H, W),), of the n frames behind
+    Shapes: forward(frames (B, m, 1, H, W) in [0, 1], steps=n) -> (forecasts (B, n, 1, H, W),), of the n frames after
     the known ones; more than m come from further passes over the last m forecasts. Any size, padded with dry pixels.
 
     Source: Gao, Tan, Wu and Li 2022, SimVP: Simpler yet Better Video Prediction; four layers each in encoder and

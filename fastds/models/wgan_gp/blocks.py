@@ -47,7 +47,7 @@ class CBAM(nn.Module):
 
     x1 = sigmoid(MLP(mean_HW(x)) + MLP(max_HW(x))) * x;  y = sigmoid(conv7x7([mean_C(x1), max_C(x1)])) * x1
 
-    No batch normalisation behind the 7x7 convolution and its bias is learned, as in the humidity paper's equation 4 and
+    No batch normalisation after the 7x7 convolution, and its bias is learned, as in the humidity paper's equation 4 and
     unlike the original code.
 
     Args:
@@ -122,10 +122,10 @@ def normalisation(kind: str, channels: int) -> nn.Module | None:
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Two mixed convolutions with normalisation and CBAM beside a skip.
+    """Two mixed convolutions with normalisation and CBAM, and a skip around them.
 
     r = CBAM(N2(conv2(relu(N1(conv1(x))))));  y = relu(r + S(x)),
-    S the identity, a 1x1 convolution where the channels change, behind a 2x2 mean where stride is 2.
+    S the identity, a 1x1 convolution where the channels change, after a 2x2 mean where stride is 2.
 
     Args:
         in_channels, out_channels: C and O.
@@ -133,7 +133,7 @@ class ResidualAttentionBlock(nn.Module):
         stride: 1 or 2, of the first convolution.
         attention: with CBAM of `reduction`.
         skip: with S; False: y = relu(r), the ablation without residual blocks.
-        activation: the ReLU behind the sum.
+        activation: the ReLU after the sum.
         mixing: see MixedConv.
 
     Shapes: (B, C, H, W) -> (B, O, ceil(H/stride), ceil(W/stride)).

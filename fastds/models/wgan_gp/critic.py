@@ -22,8 +22,8 @@ class HumidityCritic(nn.Module):
         in_channels: variables.
         width: channels of the stem.
         down_blocks: residual blocks of stride 2.
-        recurrent_width: channels of the recurrence and behind it; None: those before it.
-        post_blocks: residual blocks behind it.
+        recurrent_width: channels of the recurrence and after it; None: those before it.
+        post_blocks: residual blocks after it.
         norm: "layer", "none", "batch" (the block as the paper draws it; couples samples) or "spectral".
         conditional: read the coarse fields, repeated to the fine grid, as further variables; coarse_channels of them.
         per_step: one number per step instead of their mean.

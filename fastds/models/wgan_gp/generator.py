@@ -60,8 +60,8 @@ class HumidityGenerator(nn.Module):
     Args:
         in_channels, out_channels: variables in and out.
         scale: factor in space, a power of two.
-        width, post_width: channels before and behind the recurrence.
-        pre_blocks, post_blocks: residual blocks before and behind it.
+        width, post_width: channels before and after the recurrence.
+        pre_blocks, post_blocks: residual blocks before and after it.
         reduction: of SE and CBAM.
         mixing: of the kernels, "parallel", "sum" or "sequential" (see MixedConv).
         noise: "add" sigma * N(0, 1) to the stem's output, "learned" the same with sigma a parameter, "concat"
@@ -69,8 +69,8 @@ class HumidityGenerator(nn.Module):
         noise_std: sigma (initial for "learned").
         upsampling: "wide" (4C and back at every x2) or "narrow" (see Upsampler).
         use_resblocks, use_cbam: False for the paper's ablations.
-        block_activation: ReLU behind the skip's sum.
-        stem_activation: ReLU behind the stem.
+        block_activation: ReLU after the skip's sum.
+        stem_activation: ReLU after the stem.
         residual: None, "center" or "grid": add the first out_channels input channels, interpolated bicubically with
             coarse values at block centres (area means) or at the blocks' first corner (decimated fields). The head then
             starts at zero.
