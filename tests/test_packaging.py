@@ -96,6 +96,7 @@ def test_wheel_content(full_build):
     assert {
         f"_fastds{SUFFIX}",
         "fastds/__init__.py",
+        "fastds/py.typed",
         "fastds/kernels/__init__.py",
         "fastds/ops/impl/null_op/op.py",
     } <= names
