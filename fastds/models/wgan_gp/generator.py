@@ -75,7 +75,7 @@ class HumidityGenerator(nn.Module):
             coarse values at block centres (area means) or at the blocks' first corner (decimated fields). The head then
             starts at zero.
 
-    Source: Li, Wang, Wang and Han 2024, figure 3; the open points and their defaults are listed in the project's notes.
+    Source: Li, Wang, Wang and Han 2024, figure 3.
     """
 
     def __init__(
