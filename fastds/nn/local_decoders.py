@@ -43,7 +43,7 @@ class LocalDecoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        where: tuple[int, int] | GridSpec | PointSpec | Tensor,
+        where: Sequence[int] | GridSpec | PointSpec | Tensor,
         cell: Tensor | None = None,
         skip: Tensor | None = None,
         mask: Tensor | None = None,

@@ -2,12 +2,13 @@
 """Times of a file: intervals, sequences, gaps, encoding."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from fastds.data.grid.variables import interval_seconds, rain_units, time_method
 
@@ -33,7 +34,7 @@ _UNIT_WORDS = {
 
 
 def triples(
-    times: np.ndarray, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
+    times: ArrayLike, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
 ) -> np.ndarray:
     """Indices (n, 3) of frames at t, t + D and t + 2 D: sequences of three; times, interval and every as
     there."""
@@ -41,7 +42,7 @@ def triples(
 
 
 def sequences(
-    times: np.ndarray, length: int, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
+    times: ArrayLike, length: int, interval: np.timedelta64 | datetime.timedelta | float | None = None, every: int = 1
 ) -> np.ndarray:
     """Indices of frames at t, t + D, ..., t + (length - 1) D, found by time stamp, so that no sequence has a gap.
 
@@ -70,7 +71,7 @@ def sequences(
     return np.array(found, dtype=np.int64).reshape(-1, length)
 
 
-def seconds_since_first(times: np.ndarray) -> np.ndarray:
+def seconds_since_first(times: ArrayLike) -> np.ndarray:
     """Float64 seconds since the first of the sorted times (datetime64, cftime objects, or numbers taken as seconds)."""
     values = np.asarray(times)
     if values.ndim != 1 or values.size < 2:
@@ -157,7 +158,7 @@ def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[
     return segments, cadence, notes
 
 
-def refine_time(times: np.ndarray, factor: int = 2) -> np.ndarray:
+def refine_time(times: ArrayLike, factor: int = 2) -> np.ndarray:
     """Times at `factor` times the cadence: (T,) datetime64 or cftime -> (factor (T - 1) + 1,).
 
     Linear between neighbours; for factor 2 the middle of each pair.
@@ -174,7 +175,7 @@ def fine_resolution(times: np.ndarray) -> np.ndarray:
     return times
 
 
-def time_encoding(times: np.ndarray, encoding: Mapping[str, Any]) -> dict[str, str]:
+def time_encoding(times: ArrayLike, encoding: Mapping[str, Any]) -> dict[str, str]:
     """Encoding (units, calendar, dtype) that keeps every time exactly: the file's unit if whole numbers of it
     suffice, else a finer one.
 
@@ -278,7 +279,7 @@ def _bounds_from_cadence(field: xr.DataArray) -> np.ndarray:
     return np.stack([times - step, times], axis=1)
 
 
-def _check_length(name: str, length: float, cadence: float) -> None:
+def _check_length(name: Hashable, length: float, cadence: float) -> None:
     if abs(length - cadence) > _TOLERANCE * cadence:
         raise ValueError(
             f"variable {name} has intervals of {length:g} s at a cadence of {cadence:g} s; sum it so that they agree"

@@ -84,7 +84,7 @@ _MISSING_MEANINGS = (
 
 
 def rate_to_reflectivity(
-    rate: np.ndarray, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
+    rate: np.ndarray | float, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
 ) -> np.ndarray:
     """Reflectivity z = 10 log10(a R^b) in dBZ of a rain rate R in mm/h (numpy, any shape), z_r = (a, b); R <= 0 and
     anything weaker than no_echo -> no_echo."""
@@ -95,7 +95,7 @@ def rate_to_reflectivity(
 
 
 def reflectivity_to_rate(
-    z: np.ndarray, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
+    z: np.ndarray | float, z_r: tuple[float, float] = MARSHALL_PALMER, no_echo: float = NO_ECHO_DBZ
 ) -> np.ndarray:
     """Rain rate R = (10^(z / 10) / a)^(1 / b) in mm/h of reflectivity z in dBZ (numpy, any shape), z_r = (a, b);
     z <= no_echo -> 0."""
@@ -159,7 +159,7 @@ class ReflectivityInput:
             return values
         return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
 
-    def to_rate(self, z: np.ndarray) -> np.ndarray:
+    def to_rate(self, z: np.ndarray | float) -> np.ndarray:
         """Rain rate in mm/h of reflectivity z in dBZ by this input's Z-R law."""
         return reflectivity_to_rate(z, self.z_r, self.no_echo)
 
