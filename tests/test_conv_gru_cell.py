@@ -9,8 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv_gru_cell
-from fastds.ops.impl.conv_cells.conv_gru_cell import RESET, UPDATE
-from fastds.ops.impl.conv_cells.conv_gru_cell_reference import conv_gru_cell as reference
+from fastds.ops.impl.conv_cells.gru_step import RESET, UPDATE
+from fastds.ops.impl.conv_cells.reference import conv_gru_cell as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

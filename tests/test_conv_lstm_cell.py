@@ -8,7 +8,7 @@ from thread_cases import assert_same_bits
 
 import fastds
 from fastds.ops import conv_lstm_cell
-from fastds.ops.impl.conv_cells.conv_lstm_cell_reference import conv_lstm_cell as reference
+from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 

@@ -195,7 +195,7 @@ def emulated(monkeypatch):
         used.append(emulator)
         emulator.clear()
         emulator.seed = seed
-        monkeypatch.setattr(_native, "native", lambda: emulator)
+        monkeypatch.setattr(_native, "module", lambda: emulator)
         monkeypatch.setattr(_native, "refusal", lambda functions, tensor: None)
         monkeypatch.setattr(_native, "runs_on_cuda", lambda tensor: True)
         monkeypatch.setattr(_native, "cuda_launch", lambda tensor: (0, 0))
