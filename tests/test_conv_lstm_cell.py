@@ -135,7 +135,7 @@ def test_torch_machinery():
     def arguments_of_op(x, h, c, weight, bias):
         return x, h, weight, bias, None, c
 
-    for values, *options in ((plain, "auto", False), (plain, "winograd", True), (tensors, "auto", False, True)):
+    for values, *options in ((plain, "auto", False), (plain, "winograd", True), (tensors, "auto", False)):
         arguments = (*arguments_of_op(*values), *options)
         torch.library.opcheck(torch.ops.fastds.conv_lstm_cell.default, arguments, test_utils=utils)
 

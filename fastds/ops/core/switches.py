@@ -2,8 +2,10 @@
 """Settings of the whole process that a block sets and takes back."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import torch
 
 
 class _Block:
@@ -35,10 +37,15 @@ class Switch:
     def set(self, value) -> Iterator[None]:
         """A block in which `value` is in force."""
         block = _Block(value)
-        with self._lock:
-            self._open = (*self._open, block)
+        self._replace(lambda open_: (*open_, block))
         try:
             yield
         finally:
-            with self._lock:
-                self._open = tuple(other for other in self._open if other is not block)
+            self._replace(lambda open_: tuple(other for other in open_ if other is not block))
+
+    def _replace(self, change: Callable[[tuple], tuple]) -> None:
+        if torch.compiler.is_compiling():  # Dynamo traces on one thread and follows no lock
+            self._open = change(self._open)
+            return
+        with self._lock:
+            self._open = change(self._open)
