@@ -131,7 +131,10 @@ def find_cuda_archs(nvcc):
 
 
 class Ninja:
-    """Writes build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link."""
+    """Writes build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link.
+
+    All bindings are one object, csrc/bind.cpp: pybind11 is parsed once. ops.h names the csrc/<op>/bind.h that it includes.
+    """
 
     def __init__(self, folder, target, include_dirs):
         self.folder, self.target = folder, target
@@ -148,7 +151,7 @@ class Ninja:
         parts = {"AVX2": "avx2" in self.isas, "AVX512": "avx512" in self.isas, "CUDA": self.nvcc is not None}
         self.defines = [f"-DFASTDS_BUILD_{name}={int(built)}" for name, built in parts.items()]
         # Bindings do no arithmetic: -O1 saves a quarter of their compilation.
-        self.bind_flags = [flag for path in include_dirs for flag in ("-isystem", str(path))]
+        self.bind_flags = [f"-I{folder}"] + [flag for path in include_dirs for flag in ("-isystem", str(path))]
         self.bind_flags += ["-O1"] if self.debug == "0" else []
         self.objects, self.lines = [], []
 
@@ -157,6 +160,7 @@ class Ninja:
         print(f"fastds: {self.version}; instruction sets {', '.join(self.isas)}; CUDA {cuda}", flush=True)
         self.rules()
         self.compile("cxx", self.build_info(), "build_info")
+        self.ops()
         for source in sorted(CSRC.rglob("*.cpp")):
             stem = source.relative_to(CSRC).with_suffix("").as_posix()
             if source.name.startswith("cpu"):
@@ -167,7 +171,7 @@ class Ninja:
                     self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
                 # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
-                self.compile("cxx", source, stem, self.bind_flags if source.name == "bind.cpp" else ())
+                self.compile("cxx", source, stem, self.bind_flags if stem == "bind" else ())
         if self.nvcc:
             for source in sorted(CSRC.rglob("*.cu")):
                 self.compile("nvcc", source, source.relative_to(CSRC).as_posix())
@@ -218,7 +222,16 @@ class Ninja:
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
             text += f'const char* const {name} = "{escaped}";\n'
         text += "}  // namespace fastds\n"
-        path = self.folder / "build_info.cpp"
+        return self.generate("build_info.cpp", text)
+
+    def ops(self):
+        """Writes what csrc/bind.cpp includes: the bind.h of each op and the list of their names."""
+        names = sorted(path.parent.name for path in CSRC.glob("*/bind.h"))
+        text = "#pragma once\n" + "".join(f'#include "{name}/bind.h"\n' for name in names)
+        self.generate("ops.h", f"{text}#define FASTDS_OPS(X) {' '.join(f'X({name})' for name in names)}\n")
+
+    def generate(self, name, text):
+        path = self.folder / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         return path

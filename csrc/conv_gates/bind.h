@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <optional>
 
-#include "conv3x3/bind.h"
+#include "conv3x3/arguments.h"
 #include "conv_gates/params.h"
 #include "gates/math.h"
 
+namespace fastds {
+
 namespace py = pybind11;
 
-namespace fastds {
-namespace {
+namespace conv_gates_bind {
 
 struct PlannedCell {
     ConvGates cell;
@@ -23,7 +25,7 @@ struct Shape {
     int operands, gates;
 };
 
-Shape shape_of(int formula) {
+inline Shape shape_of(int formula) {
     switch (static_cast<GateFormula>(formula)) {
 #define FASTDS_CASE(name, type, first, count) \
     case GateFormula::name: return {FASTDS_ISA::type::inputs + FASTDS_ISA::type::outputs, count};
@@ -35,7 +37,7 @@ Shape shape_of(int formula) {
     return {};
 }
 
-PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
+inline PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
                       const std::vector<TensorArgs>& sources, intptr_t packed, intptr_t bias, int bias_dtype,
                       const std::vector<TensorArgs>& residual, const std::vector<TensorArgs>& operands,
                       const std::optional<TensorArgs>& pre, int threads) {
@@ -72,9 +74,10 @@ PlannedCell make_cell(int formula, double option, double slope, const GeometryAr
     return planned;
 }
 
-}  // namespace
+}  // namespace conv_gates_bind
 
-void register_conv_gates(py::module_& m) {
+inline void register_conv_gates(py::module_& m) {
+    using namespace conv_gates_bind;
     using py::arg;
     m.def(
         "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH(conv_gates_fits, inputs, outputs); },
