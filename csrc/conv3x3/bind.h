@@ -57,6 +57,9 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
 inline void register_conv3x3(py::module_& m) {
     using namespace conv3x3_bind;
     using py::arg;
+    m.def(
+        "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
+        "Whether this build has the engine for the selected instruction set");
     // One call for what a convolution needs from here, with positional arguments: small fields wait for Python, not for the engine.
     m.def(
         "conv3x3_run",
@@ -67,8 +70,8 @@ inline void register_conv3x3(py::module_& m) {
             const Conv3x3Call call = make_call(geometry, sources, source_shuffle, sign, sinks, sink_shuffle, packed, bias,
                                                bias_dtype, residual, act, negative_slope);
             py::gil_scoped_release release;
-            const Conv3x3Plan plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
-            if (plan.bytes <= bytes) FASTDS_DISPATCH(conv3x3_run, call, plan, static_cast<float*>(pointer(workspace)));
+            const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, threads);
+            if (plan.bytes <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_run, call, plan, static_cast<float*>(pointer(workspace)));
             return plan.bytes;
         },
         "One run of the engine, forward or grad_x. Gives the bytes of workspace it needs (64-byte aligned), and has done nothing "
@@ -84,8 +87,8 @@ inline void register_conv3x3(py::module_& m) {
             const Conv3x3GradWeight call =
                 make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
             py::gil_scoped_release release;
-            const int64_t needed = FASTDS_DISPATCH(conv3x3_grad_weight_bytes, call);
-            if (needed <= bytes) FASTDS_DISPATCH(conv3x3_grad_weight, call, static_cast<float*>(pointer(workspace)));
+            const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight_bytes, call);
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight, call, static_cast<float*>(pointer(workspace)));
             return needed;
         },
         "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run",
@@ -95,7 +98,7 @@ inline void register_conv3x3(py::module_& m) {
         "conv3x3_packed_size",
         [](int64_t O, int64_t C, bool adjoint) {
             const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
-            return FASTDS_DISPATCH(conv3x3_packed_size, w, adjoint);
+            return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, w, adjoint);
         },
         arg("O"), arg("C"), arg("adjoint"));
     m.def(
@@ -106,7 +109,7 @@ inline void register_conv3x3(py::module_& m) {
             FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
             py::gil_scoped_release release;
             std::memcpy(pointer(copy), pointer(weight), O * C * 9 * item_size(dtype));
-            FASTDS_DISPATCH(conv3x3_pack_weight, w, adjoint, shuffle, static_cast<float*>(pointer(packed)), threads);
+            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, w, adjoint, shuffle, static_cast<float*>(pointer(packed)), threads);
         },
         "Transforms the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
         "conv3x3_packed_size floats, copy: the bytes of the weight");

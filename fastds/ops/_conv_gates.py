@@ -266,7 +266,7 @@ def engine_runs(x, weight, others, algorithm: str) -> bool:
 
 
 def run_engine(formula: str, option, slope, convolution, others, results, pre: Tensor | None) -> None:
-    """A formula of csrc/conv_gates behind convolution = (x, x2, weight, bias, residual), into results and pre."""
+    """A formula of csrc/conv_cells behind convolution = (x, x2, weight, bias, residual), into results and pre."""
     x, x2, weight, bias, residual = convolution
     sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
     operands = [*(_winograd.nhwc(t) for t in others), *results]

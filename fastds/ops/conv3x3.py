@@ -82,6 +82,8 @@ def winograd_refusal(x: Tensor) -> str | None:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
         return "the engine calculates in float32"
+    if _native.missing() is None and not _native.native().conv3x3_available():
+        return "this build has no engine for the instruction set baseline"
     return _native.missing()
 
 

@@ -6,14 +6,14 @@
 #include <optional>
 
 #include "conv3x3/arguments.h"
-#include "conv_gates/params.h"
+#include "conv_cells/params.h"
 #include "gates/math.h"
 
 namespace fastds {
 
 namespace py = pybind11;
 
-namespace conv_gates_bind {
+namespace conv_cells_bind {
 
 struct PlannedCell {
     ConvGates cell;
@@ -65,22 +65,22 @@ inline PlannedCell make_cell(int formula, double option, double slope, const Geo
     FASTDS_CHECK(!pre || fits(*pre), "conv_gates: pre does not fit the output");
     call.sinks = to_views({pre.value_or(TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0})}, 1, 0);
     set_residual(call, residual);
-    FASTDS_CHECK(FASTDS_DISPATCH(conv_gates_fits, call.sources.channels(), outputs), "conv_gates: too many channels");
+    FASTDS_CHECK(FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, call.sources.channels(), outputs), "conv_gates: too many channels");
     call.packed = static_cast<const float*>(pointer(packed));
     call.bias = pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
     call.shuffle = 1;
-    planned.plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
+    planned.plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, threads);
     return planned;
 }
 
-}  // namespace conv_gates_bind
+}  // namespace conv_cells_bind
 
-inline void register_conv_gates(py::module_& m) {
-    using namespace conv_gates_bind;
+inline void register_conv_cells(py::module_& m) {
+    using namespace conv_cells_bind;
     using py::arg;
     m.def(
-        "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH(conv_gates_fits, inputs, outputs); },
+        "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, inputs, outputs); },
         arg("inputs"), arg("outputs"), "Whether ConvGates takes a convolution of that many channels");
     py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
         .def(py::init(&make_cell), py::kw_only(), arg("formula"), arg("option"), arg("slope"), arg("geometry"), arg("sources"),
@@ -91,7 +91,7 @@ inline void register_conv_gates(py::module_& m) {
             "run",
             [](const PlannedCell& self, intptr_t workspace) {
                 py::gil_scoped_release release;
-                FASTDS_DISPATCH(conv_gates, self.cell, self.plan, static_cast<float*>(pointer(workspace)));
+                FASTDS_DISPATCH_VECTOR(conv_gates, self.cell, self.plan, static_cast<float*>(pointer(workspace)));
             },
             "workspace: `bytes` bytes, 64-byte aligned");
 }
