@@ -76,8 +76,8 @@ def test_layouts_and_options(layout, options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instruction_set(isa, dtype):
-    check(inputs(SHAPES[0], dtype), dtype)
+def test_every_instruction_set(isa, dtype, native):
+    check(inputs(SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
 def test_shares_of_x_convolved_before():

@@ -88,8 +88,8 @@ def test_float64():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_instruction_set(isa, dtype):
-    check(inputs(SHAPES[0], dtype), dtype)
+def test_every_instruction_set(isa, dtype, native):
+    check(inputs(SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
 def test_threads_do_not_change_a_bit():

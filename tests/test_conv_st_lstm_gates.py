@@ -115,8 +115,8 @@ def test_float64_and_contiguous(name):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", STAGES)
-def test_every_instruction_set(name, isa, dtype):
-    check(name, inputs(name, SHAPES[0], dtype), dtype)
+def test_every_instruction_set(name, isa, dtype, native):
+    check(name, inputs(name, SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
 @pytest.mark.parametrize("name", STAGES)

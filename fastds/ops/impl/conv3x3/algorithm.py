@@ -67,6 +67,8 @@ def winograd_refusal(x: Tensor) -> str | None:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
         return "the engine calculates in float32"
+    if native.missing() is None and not native.module().conv3x3_available():
+        return "this build has no engine for the instruction set baseline"
     return native.missing()
 
 
