@@ -45,6 +45,8 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"],
 }
+# Ops without baseline objects where there are vector ones: "auto" never picks their engine there, and forcing it is refused.
+VECTOR_OPS = {"conv3x3", "conv_cells"}
 INSTALL_COMPILER = (
     "install a C++17 compiler with OpenMP (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
     "conda: conda install cxx-compiler) and run the same command again"
@@ -131,7 +133,10 @@ def find_cuda_archs(nvcc):
 
 
 class Ninja:
-    """Writes build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link."""
+    """Writes build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link.
+
+    All bindings are one object, csrc/bind.cpp: pybind11 is parsed once. ops.h names the csrc/<op>/bind.h that it includes.
+    """
 
     def __init__(self, folder, target, include_dirs):
         self.folder, self.target = folder, target
@@ -148,7 +153,7 @@ class Ninja:
         parts = {"AVX2": "avx2" in self.isas, "AVX512": "avx512" in self.isas, "CUDA": self.nvcc is not None}
         self.defines = [f"-DFASTDS_BUILD_{name}={int(built)}" for name, built in parts.items()]
         # Bindings do no arithmetic: -O1 saves a quarter of their compilation.
-        self.bind_flags = [flag for path in include_dirs for flag in ("-isystem", str(path))]
+        self.bind_flags = [f"-I{folder}"] + [flag for path in include_dirs for flag in ("-isystem", str(path))]
         self.bind_flags += ["-O1"] if self.debug == "0" else []
         self.objects, self.lines = [], []
 
@@ -157,26 +162,36 @@ class Ninja:
         print(f"fastds: {self.version}; instruction sets {', '.join(self.isas)}; CUDA {cuda}", flush=True)
         self.rules()
         self.compile("cxx", self.build_info(), "build_info")
+        self.ops()
         for source in sorted(CSRC.rglob("*.cpp")):
             stem = source.relative_to(CSRC).with_suffix("").as_posix()
             if source.name.startswith("cpu"):
                 # Nothing throws there, and the tables of exceptions are weak symbols; long vectors never cross a call.
-                quiet = ["-fno-exceptions", "-Wno-psabi"]
-                for isa in self.isas:
-                    flags = [f"-DFASTDS_ISA={isa}", *quiet, *ISA_FLAGS[isa], *self.baseline_flags(isa)]
+                # Aligned: else hot loops gain or lose some percent with every change of the code before them.
+                quiet = ["-fno-exceptions", "-Wno-psabi", "-falign-functions=64"]
+                for isa in self.isas_of(source.parent.name):
+                    flags = [f"-DFASTDS_ISA={isa}", *quiet, *ISA_FLAGS[isa], *self.level(isa)]
                     self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
                 # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
-                self.compile("cxx", source, stem, self.bind_flags if source.name == "bind.cpp" else ())
+                self.compile("cxx", source, stem, self.bind_flags if stem == "bind" else ())
         if self.nvcc:
             for source in sorted(CSRC.rglob("*.cu")):
                 self.compile("nvcc", source, source.relative_to(CSRC).as_posix())
         self.lines.append(f"build {self.escape(self.target)}: link {' '.join(self.objects)}\n")
         (self.folder / "build.ninja").write_text("\n".join(self.lines))
 
-    def baseline_flags(self, isa):
-        """Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them."""
-        return ["-O2"] if isa == "baseline" and len(self.isas) > 1 and self.debug == "0" else []
+    def isas_of(self, op):
+        return self.isas[1:] if op in VECTOR_OPS and len(self.isas) > 1 else self.isas
+
+    def level(self, isa):
+        """The kernels' loops are unrolled and made of vectors by hand: -O3 takes half as long again and gives nothing.
+
+        Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them.
+        """
+        if self.debug != "0":
+            return []
+        return ["-O1"] if isa == "baseline" and len(self.isas) > 1 else ["-O2"]
 
     def rules(self):
         compile_flags = shlex.join(["-std=c++17", *self.host, *self.defines, f"-I{CSRC}"])
@@ -218,7 +233,16 @@ class Ninja:
             escaped = value.replace("\\", "\\\\").replace('"', '\\"')
             text += f'const char* const {name} = "{escaped}";\n'
         text += "}  // namespace fastds\n"
-        path = self.folder / "build_info.cpp"
+        return self.generate("build_info.cpp", text)
+
+    def ops(self):
+        """Writes what csrc/bind.cpp includes: the bind.h of each op and the list of their names."""
+        names = sorted(path.parent.name for path in CSRC.glob("*/bind.h"))
+        text = "#pragma once\n" + "".join(f'#include "{name}/bind.h"\n' for name in names)
+        self.generate("ops.h", f"{text}#define FASTDS_OPS(X) {' '.join(f'X({name})' for name in names)}\n")
+
+    def generate(self, name, text):
+        path = self.folder / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         return path

@@ -11,8 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, gru_update, lstm_gates
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates
+from fastds.ops import (
+    conv_gru_cell,
+    conv_lstm_cell,
+    conv_memory_gates,
+    conv_output_gate,
+    conv_st_lstm_gates,
+    gru_update,
+    lstm_gates,
+)
 
 SHAPES = {"(4,24,160,160)": (4, 24, 160, 160), "(4,24,40,40)": (4, 24, 40, 40)}
 GATES = {"lstm_gates": (5, 2), "gru_update": (3, 1)}  # maps read and written by the forward

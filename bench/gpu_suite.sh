@@ -85,7 +85,7 @@ build() {
 import sysconfig, pybind11
 print("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include())') || return
       # shellcheck disable=SC2086
-      g++ -std=c++17 -fsyntax-only -DFASTDS_BUILD_CUDA=0 -Icsrc $flags csrc/null_op/bind.cpp || return
+      g++ -std=c++17 -fsyntax-only -DFASTDS_BUILD_CUDA=0 -Icsrc $flags -x c++ csrc/null_op/bind.h || return
     done
     echo "one binding compiles with pybind11's own headers and with those of torch"
     return

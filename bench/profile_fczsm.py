@@ -18,7 +18,7 @@ import fastds
 from bench import bench_fczsm
 from bench.conftest import copy_rate, matmul_rate
 from bench.report import table
-from fastds.ops.impl.conv3x3.op import winograd_pays
+from fastds.ops.impl.conv3x3.algorithm import winograd_pays
 
 
 def direct_flops(x, weight, y) -> int:

@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module _fastds. One register line per op.
+// The Python module _fastds. setup.py writes ops.h, which includes the bind.h of every op and lists their names in FASTDS_OPS.
 #include <pybind11/pybind11.h>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "core/build_info.h"
 #include "core/isa.h"
 #include "core/pages.h"
+#include "ops.h"
 
 namespace py = pybind11;
 
 namespace fastds {
-
-void register_conv3x3(py::module_& m);
-void register_conv_gates(py::module_& m);
-void register_deform_conv2d(py::module_& m);
-void register_gates(py::module_& m);
-void register_inr_query(py::module_& m);
-void register_null_op(py::module_& m);
-void register_pixel_shuffle(py::module_& m);
-void register_window_attention2d(py::module_& m);
-
 namespace {
 
 py::dict build_info() {
@@ -51,12 +42,6 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
     m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
-    fastds::register_conv3x3(m);
-    fastds::register_conv_gates(m);
-    fastds::register_deform_conv2d(m);
-    fastds::register_gates(m);
-    fastds::register_inr_query(m);
-    fastds::register_null_op(m);
-    fastds::register_pixel_shuffle(m);
-    fastds::register_window_attention2d(m);
+#define FASTDS_REGISTER(op) fastds::register_##op(m);
+    FASTDS_OPS(FASTDS_REGISTER)
 }

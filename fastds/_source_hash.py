@@ -5,9 +5,9 @@ import hashlib
 
 
 def source_hash(root):
-    """Hash of what is built and installed of csrc and kernels under `root` (a checkout, as pathlib.Path)."""
+    """Hash of what _fastds is made of under `root` (a checkout, as pathlib.Path): setup.py, and csrc without emu."""
     digest = hashlib.sha256()
-    for path in sorted(p for top in ("csrc", "kernels") for p in (root / top).rglob("*")):
+    for path in sorted([*root.glob("setup.py"), *(root / "csrc").rglob("*")]):
         if path.parent.name != "emu" and path.suffix in {".cpp", ".h", ".cu", ".cuh", ".py"}:
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -30,9 +30,9 @@ def info():
     """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads, as strings."""
     rows = {"fastds": __version__, "python": platform.python_version()}
     if _native.missing() is None:
-        build = _native.native().build_info()
+        build = _native.module().build_info()
         rows |= {
-            "native module": _native.native().__file__,
+            "native module": _native.module().__file__,
             "compiler": build["compiler"] + ("" if build["debug"] == "0" else f", FASTDS_DEBUG={build['debug']}"),
             "instruction sets": f"{', '.join(build['isa_built'])} built; {build['isa']} selected",
             "CUDA": f"sm_{', sm_'.join(build['cuda_archs'].split())}" if build["cuda"] else "not built",

@@ -55,7 +55,7 @@ def native():
     """The module _fastds; skips with the reason where it is missing, which FASTDS_REQUIRE_NATIVE=1 forbids."""
     if _native.missing() is not None:
         pytest.skip(_native.missing())
-    return _native.native()
+    return _native.module()
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

@@ -14,8 +14,8 @@ import torch
 import fastds
 from fastds.ops import null_op
 from fastds.ops.core import native as _native
-from fastds.ops.core.backends import choose
-from fastds.ops.core.registry import OPS, Backend
+from fastds.ops.core.backends import Backend, choose
+from fastds.ops.core.registry import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDE_NATIVE = "import sys; sys.modules['_fastds'] = None\n"
@@ -116,7 +116,7 @@ def test_missing_native_warns_once_per_op_and_computes(no_native):
     with fastds.backend("native"), pytest.raises(RuntimeError, match="it was left out for this test"):
         null_op(x)
     with pytest.raises(ImportError, match="it was left out for this test"):
-        _native.native()
+        _native.module()
 
 
 def test_missing_native_warns_at_import_with_the_reason():

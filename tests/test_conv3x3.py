@@ -42,6 +42,14 @@ def check_gradients(problem, tensors, y):
         assert excess.max() <= 1, f"{problem}: gradient {tuple(grad.shape)} {excess.max():.2f} times the bound"
 
 
+@pytest.fixture
+def isa(isa, native):
+    """Those with an engine: an x86 build has none for "baseline"."""
+    if not native.conv3x3_available():
+        pytest.skip("no engine for this instruction set in this build")
+    return isa
+
+
 @pytest.mark.parametrize("part", range(10))
 def test_samples(isa, part):
     """Values of 10 seeded problems per part, gradients of every third; 100 per instruction set, each its own."""
@@ -316,3 +324,18 @@ def test_error_messages(change, error, message):
 def test_winograd_refuses_float64():
     with pytest.raises(RuntimeError, match="algorithm 'winograd' was asked for, but the engine calculates in float32"):
         conv3x3(CALL["x"].double(), CALL["weight"].double(), algorithm="winograd")
+
+
+def test_forcing_an_instruction_set_without_engine_is_refused(native):
+    native.set_isa("baseline")
+    try:
+        if native.conv3x3_available():
+            pytest.skip("this build has the engine for every instruction set")
+        x, weight = torch.zeros(1, 2, 8, 8), torch.zeros(2, 2, 3, 3)
+        with pytest.raises(RuntimeError, match="no engine for the instruction set baseline"):
+            conv3x3(x, weight, algorithm="winograd")
+        assert torch.equal(conv3x3(x, weight), x)
+        with pytest.raises(RuntimeError, match="no code for the instruction set baseline"):
+            native.conv3x3_packed_size(2, 2, False)
+    finally:
+        native.set_isa("auto")

@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv3x3
-from fastds.ops.impl.conv3x3.op import winograd_pays
+from fastds.ops.impl.conv3x3.algorithm import winograd_pays
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
 
 pytestmark = pytest.mark.usefixtures("native")

@@ -9,8 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv_gru_cell
-from fastds.ops.impl.conv_cells.conv_gru_cell import RESET, UPDATE
-from fastds.ops.impl.conv_cells.conv_gru_cell_reference import conv_gru_cell as reference
+from fastds.ops.impl.conv_cells.gru_step import RESET, UPDATE
+from fastds.ops.impl.conv_cells.reference import conv_gru_cell as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -76,8 +76,8 @@ def test_layouts_and_options(layout, options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instruction_set(isa, dtype):
-    check(inputs(SHAPES[0], dtype), dtype)
+def test_every_instruction_set(isa, dtype, native):
+    check(inputs(SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
 def test_shares_of_x_convolved_before():

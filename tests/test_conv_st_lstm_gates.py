@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from thread_cases import assert_same_bits
 
 import fastds
-from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates_reference as reference
+from fastds.ops import conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.ops.impl.conv_cells import reference
 from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
 REFERENCES = {
@@ -116,8 +115,8 @@ def test_float64_and_contiguous(name):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", STAGES)
-def test_every_instruction_set(name, isa, dtype):
-    check(name, inputs(name, SHAPES[0], dtype), dtype)
+def test_every_instruction_set(name, isa, dtype, native):
+    check(name, inputs(name, SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -177,7 +177,7 @@ def test_19_backward_chunks_and_threads(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(first[0], other[0])  # maps: our kernel; the trunk's products are torch's
-    monkeypatch.setattr("fastds.ops.impl.inr_query.native_call.CHUNK_ROWS", 5000)
+    monkeypatch.setattr("fastds.ops.impl.inr_query.query.CHUNK_ROWS", 5000)
     chunked, _ = gradients(query, maps, where, trunk, keywords, grad)
     for a, b in zip(first, chunked, strict=True):
         assert (a - b).norm() < 1e-5 * a.norm()

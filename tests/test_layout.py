@@ -59,9 +59,10 @@ def test_an_op_has_the_same_name_everywhere(op):
     if op == "__pycache__":
         return
     folder = ROOT / "csrc" / op
-    assert (folder / "params.h").is_file() and (folder / "bind.h").is_file(), folder
+    assert (folder / "params.h").is_file() and (folder / "bind.h").is_file() and list(folder.glob("cpu*.cpp"))
+    assert f"inline void register_{op}(py::module_& m)" in (folder / "bind.h").read_text()
     files = {p.name for p in (ROOT / "fastds" / "ops" / "impl" / op).glob("*.py")}
-    assert "reference.py" in files, files
+    assert {"op.py", "reference.py"} <= files, files
 
 
 @pytest.mark.parametrize("package", ARROWS)

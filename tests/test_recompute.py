@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastds.models.db_rnn import DBRNN, MSRNN
-from fastds.models.db_rnn.rematerialize import halved_maximum, made_again
+from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.ops.core import buffer_pool as _reuse
 from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
@@ -72,7 +72,7 @@ def test_second_gradients_of_a_network():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-def test_made_again_only_where_gates_are():
+def test_rematerialize_only_where_gates_are():
     made = []
 
     def double(x):
@@ -82,19 +82,19 @@ def test_made_again_only_where_gates_are():
     x = torch.rand(3, requires_grad=True)
     for on in (False, True):
         y = double(x)
-        with recomputed_gates(on), made_again((y, double, x)):
+        with recomputed_gates(on), rematerialize((y, double, x)):
             loss = y.square().sum()
         torch.testing.assert_close(torch.autograd.grad(loss, x)[0], 8 * x.detach())
         assert len(made) == (3 if on else 1)
-    with torch.no_grad(), recomputed_gates(), made_again((y, double, x)):
+    with torch.no_grad(), recomputed_gates(), rematerialize((y, double, x)):
         y.square()
 
 
-def test_made_again_under_the_autocast_of_the_forward():
+def test_rematerialize_under_the_autocast_of_the_forward():
     weight, x = torch.rand(4, 4, requires_grad=True), torch.rand(4, 4, requires_grad=True)
     with recomputed_gates(), torch.autocast("cpu", torch.bfloat16):
         y = x @ weight
-        with made_again((y, torch.matmul, x, weight)):
+        with rematerialize((y, torch.matmul, x, weight)):
             z = y.square()
     assert z.grad_fn._saved_self.dtype == y.dtype == torch.bfloat16
     assert torch.equal(z.grad_fn._saved_self, y)

@@ -10,7 +10,7 @@ import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
 from fastds.models.wgan_gp import shared_kernel as shared
 from fastds.models.wgan_gp.shared_kernel import SharedKernel
-from fastds.ops.impl.conv3x3.weight_gradients import input_gradients_only
+from fastds.ops.impl.conv3x3.algorithm import input_gradients_only
 
 
 def chain(x, weight, bias, residual, steps=3):

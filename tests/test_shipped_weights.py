@@ -10,7 +10,7 @@ pytest.importorskip("lightning", reason="the evaluation table belongs to the tra
 
 from fastds import models
 from fastds.models.checkpoint import WEIGHTS
-from fastds.ops.impl.conv3x3.op import winograd_refusal
+from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
 from fastds.tasks.radar.test_table import BASELINES, TEST_BLOCKS, as_method, errors, test_block
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastds.models.wgan_gp.strided_conv import strided_conv3x3
-from fastds.ops.impl.conv3x3.weight_gradients import input_gradients_only
+from fastds.ops.impl.conv3x3.algorithm import input_gradients_only
 
 
 def tensors(dtype=torch.float64, size=(5, 4), channels=(3, 4), batch=2):

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from bench.gpu_rows import Problem, Row, exact
 from bench.gpu_rows.conv_lstm_cell import BOTH, SHAPES
-from fastds.ops import conv_memory_gates, conv_output_gate
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates
+from fastds.ops import conv_memory_gates, conv_output_gate, conv_st_lstm_gates
 
 
 def convolution(x, x2, weight, bias):

@@ -1,60 +1,131 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Python passes to the engine, as the structs of params.h; for the bindings of this op and of the cells built on it.
 #pragma once
-#include <string>
-#include <tuple>
-#include <vector>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-#include "conv3x3/params.h"
-#include "core/bind.h"
+#include <cstring>
+
+#include "conv3x3/arguments.h"
+#include "core/parallel.h"
 
 namespace fastds {
 
-// address, dtype, channels, strides of batch, row and pixel in elements
-using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t>;
-// B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w
-using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
+namespace py = pybind11;
 
-inline int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
+namespace conv3x3_bind {
 
-inline Conv3x3View to_view(const TensorArgs& t) {
-    const auto [address, dtype, channels, b, h, w] = t;
-    return {pointer(address), nullptr, channels, b, h, w};
+// Weights of this size are worth a comparison by all threads.
+constexpr int64_t kSharedBytes = 256 << 10;
+
+inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
+                      const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
+                      const std::vector<TensorArgs>& residual, int act, float negative_slope) {
+    Conv3x3Call call{};
+    call.geometry = to_geometry(geometry);
+    call.sources = to_views(sources, source_shuffle, sign);
+    call.sinks = to_views(sinks, sink_shuffle, 0);
+    call.packed = static_cast<const float*>(pointer(packed));
+    call.bias = pointer(bias);
+    call.bias_dtype = to_dtype(bias_dtype);
+    set_residual(call, residual);
+    FASTDS_CHECK(sink_shuffle == 1 || residual.size() <= 1, "conv3x3: a shuffled output takes one residual");
+    call.shuffle = sink_shuffle;
+    call.act = act;
+    call.negative_slope = negative_slope;
+    return call;
 }
 
-// The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none.
-inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shuffle, intptr_t sign) {
-    FASTDS_CHECK(!tensors.empty() && shuffle >= 1 && shuffle * shuffle * static_cast<int64_t>(tensors.size()) <= kConv3x3Views,
-                 "conv3x3: expected 1 to " + std::to_string(kConv3x3Views) + " views");
-    Conv3x3Views views{};
-    views.dtype = to_dtype(std::get<1>(tensors[0]));
-    FASTDS_CHECK(views.dtype != f64, "conv3x3: no kernel for float64");
-    for (const TensorArgs& tensor : tensors) {
-        FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0, "conv3x3: tensors of different dtype or empty");
-        const Conv3x3View whole = to_view(tensor);
-        for (int64_t part = 0; part < shuffle * shuffle; part++) {
-            const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * item_size(views.dtype);
-            views.view[views.count++] = {static_cast<char*>(whole.data) + shift,
-                                         sign ? static_cast<char*>(pointer(sign)) + shift : nullptr,
-                                         whole.channels, whole.b, whole.h * shuffle, whole.w * shuffle};
-        }
-    }
-    return views;
+inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources,
+                                   const TensorArgs& gradient, int64_t shuffle, intptr_t sign, float negative_slope, int dtype,
+                                   intptr_t grad_weight, intptr_t grad_bias, int threads) {
+    Conv3x3GradWeight call{};
+    call.geometry = to_geometry(geometry);
+    call.sources = to_views(sources, 1, 0);
+    call.gradients = to_views({gradient}, shuffle, sign);
+    call.dtype = to_dtype(dtype);
+    FASTDS_CHECK(call.dtype != f64, "conv3x3: no kernel for float64");
+    call.grad_weight = pointer(grad_weight);
+    call.grad_bias = pointer(grad_bias);
+    call.shuffle = shuffle;
+    call.negative_slope = negative_slope;
+    call.threads = threads;
+    return call;
 }
 
-// What is added to the call's sinks, which stand already; empty: nothing.
-inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& residual) {
-    call.residual.count = 0;
-    if (residual.empty()) return;
-    call.residual = to_views(residual, 1, 0);
-    FASTDS_CHECK(call.residual.dtype == call.sinks.dtype && call.residual.channels() == call.sinks.channels(),
-                 "conv3x3: residual does not fit the output");
-}
+}  // namespace conv3x3_bind
 
-inline Conv3x3Geometry to_geometry(const GeometryArgs& g) {
-    const auto [B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w] = g;
-    FASTDS_CHECK(B >= 0 && H > 0 && W > 0 && Ho >= 0 && Wo >= 0, "conv3x3: a size is not positive");
-    return {B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w};
+inline void register_conv3x3(py::module_& m) {
+    using namespace conv3x3_bind;
+    using py::arg;
+    m.def(
+        "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
+        "Whether this build has the engine for the selected instruction set");
+    // One call for what a convolution needs from here, with positional arguments: small fields wait for Python, not for the engine.
+    m.def(
+        "conv3x3_run",
+        [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
+           const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
+           const std::vector<TensorArgs>& residual, int act, float negative_slope, int threads, intptr_t workspace,
+           int64_t bytes) {
+            const Conv3x3Call call = make_call(geometry, sources, source_shuffle, sign, sinks, sink_shuffle, packed, bias,
+                                               bias_dtype, residual, act, negative_slope);
+            py::gil_scoped_release release;
+            const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, threads);
+            if (plan.bytes <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_run, call, plan, static_cast<float*>(pointer(workspace)));
+            return plan.bytes;
+        },
+        "One run of the engine, forward or grad_x. Gives the bytes of workspace it needs (64-byte aligned), and has done nothing "
+        "where `bytes` are fewer",
+        arg("geometry"), arg("sources"), arg("source_shuffle"), arg("sign"), arg("sinks"), arg("sink_shuffle"), arg("packed"),
+        arg("bias"), arg("bias_dtype"), arg("residual"), arg("act"), arg("negative_slope"), arg("threads"), arg("workspace"),
+        arg("bytes"));
+    m.def(
+        "conv3x3_grad_weight",
+        [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TensorArgs& gradient, int64_t shuffle,
+           intptr_t sign, float negative_slope, int dtype, intptr_t grad_weight, intptr_t grad_bias, int threads,
+           intptr_t workspace, int64_t bytes) {
+            const Conv3x3GradWeight call =
+                make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
+            py::gil_scoped_release release;
+            const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight_bytes, call);
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight, call, static_cast<float*>(pointer(workspace)));
+            return needed;
+        },
+        "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run",
+        arg("geometry"), arg("sources"), arg("gradient"), arg("shuffle"), arg("sign"), arg("negative_slope"), arg("dtype"),
+        arg("grad_weight"), arg("grad_bias"), arg("threads"), arg("workspace"), arg("bytes"));
+    m.def(
+        "conv3x3_packed_size",
+        [](int64_t O, int64_t C, bool adjoint) {
+            const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
+            return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, w, adjoint);
+        },
+        arg("O"), arg("C"), arg("adjoint"));
+    m.def(
+        "conv3x3_pack_weight",
+        [](intptr_t weight, int dtype, int64_t O, int64_t C, int64_t stride_o, int64_t stride_c, int64_t stride_h, int64_t stride_w,
+           bool adjoint, int64_t shuffle, intptr_t packed, intptr_t copy, int threads) {
+            const Conv3x3Weight w{pointer(copy), to_dtype(dtype), O, C, stride_o, stride_c, stride_h, stride_w};
+            FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
+            py::gil_scoped_release release;
+            std::memcpy(pointer(copy), pointer(weight), O * C * 9 * item_size(dtype));
+            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, w, adjoint, shuffle, static_cast<float*>(pointer(packed)), threads);
+        },
+        "Transforms the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
+        "conv3x3_packed_size floats, copy: the bytes of the weight");
+    m.def(
+        "conv3x3_same",
+        [](intptr_t a, intptr_t b, int64_t bytes, int threads) {
+            const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
+            if (bytes < kSharedBytes) return std::memcmp(one, other, bytes) == 0;
+            py::gil_scoped_release release;
+            int different = 0;
+            once::parallel_for(bytes, threads, [&](int64_t begin, int64_t end) {
+                if (std::memcmp(one + begin, other + begin, end - begin) != 0) __atomic_store_n(&different, 1, __ATOMIC_RELAXED);
+            });
+            return different == 0;
+        },
+        "Whether two weights have the same bytes");
 }
 
 }  // namespace fastds

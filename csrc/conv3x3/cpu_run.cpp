@@ -1,31 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine with the output stage of conv3x3 and grad_x: bias, residual, activation, sinks. How calls are cut into blocks.
-#include "conv3x3/engine.h"
+// The engine with the output stages of conv3x3 and grad_x (bias, residual, activation, sinks) and of recurrent cells. How calls
+// are cut into blocks.
+#include "conv3x3/cells.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
 template <class T, Store How>
-void finish_block(const Conv3x3Call& call, const Layout& at, const float* bias, int64_t first, int64_t count, float* scratch,
-                  Range columns) {
-    const StoreStage<T, How> stage{call, bias, reinterpret_cast<T*>(scratch + at.staging)};
-    Tile tile = tile_at(call.geometry, first);
-    for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile))
-        finish_tile(call.geometry, stage, tile, scratch + at.m + i * at.m_row, at.m_plane,
-                    columns.begin, columns.end);
+void finish_block(const Stage& stage, const Layout& at, int64_t first, int64_t count, float* scratch, Range columns) {
+    const StoreStage<T, How> store{stage.call, stage.bias, reinterpret_cast<T*>(scratch + at.staging)};
+    Tile tile = tile_at(stage.call.geometry, first);
+    for (int64_t i = 0; i < count; i++, to_next_tile(stage.call.geometry, tile))
+        finish_tile(stage.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin, columns.end);
 }
 
 template <class T>
-void finish_block(const Conv3x3Call& call, const Conv3x3Plan& plan, const Layout& at, const float* bias, int64_t first,
-                  int64_t count, float* scratch, Range columns) {
-    switch (static_cast<Store>(plan.store)) {
-        case Store::cached: return finish_block<T, Store::cached>(call, at, bias, first, count, scratch, columns);
-        case Store::staged: return finish_block<T, Store::staged>(call, at, bias, first, count, scratch, columns);
+Finish finish_of(bool cell, int store) {
+    switch (static_cast<Store>(store)) {
+        case Store::staged: return cell ? finish_cell<T, Store::staged> : finish_block<T, Store::staged>;
         case Store::streamed:
             if constexpr (sizeof(T) == sizeof(float))
-                return finish_block<T, Store::streamed>(call, at, bias, first, count, scratch, columns);
+                return cell ? finish_cell<T, Store::streamed> : finish_block<T, Store::streamed>;
+        case Store::cached: break;
     }
+    return cell ? finish_cell<T, Store::cached> : finish_block<T, Store::cached>;
+}
+
+Finish finish_of(DType dtype, bool cell, int store) {
+    switch (dtype) {
+        case f16: return finish_of<Half>(cell, store);
+        case bf16: return finish_of<BFloat16>(cell, store);
+        default: return finish_of<float>(cell, store);
+    }
+}
+
+void run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& plan, float* workspace) {
+    const Stage stage{call, bias_of_columns(call, plan, workspace), cell, finish_of(call.sinks.dtype, cell, plan.store)};
+    run_engine(stage, plan, workspace);
 }
 
 // Outputs of this size push each other and everything else out of the caches.
@@ -69,17 +81,13 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads) {
     return plan;
 }
 
-void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace) {
-    const float* bias = bias_of_columns(call, plan, workspace);
-    run_engine(call, plan, workspace, [&](const Layout& at, int64_t first, int64_t count, float* scratch, Range columns) {
-        switch (call.sinks.dtype) {
-            case f32: return finish_block<float>(call, plan, at, bias, first, count, scratch, columns);
-            case f16: return finish_block<Half>(call, plan, at, bias, first, count, scratch, columns);
-            case bf16: return finish_block<BFloat16>(call, plan, at, bias, first, count, scratch, columns);
-            case f64: break;
-        }
-    });
+void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace) { run(call, nullptr, plan, workspace); }
+
+void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace) {
+    run(call, &cell, plan, workspace);
 }
+
+bool conv3x3_one_pass(int64_t inputs, int64_t outputs) { return makes_one_pass(inputs, outputs); }
 
 }  // namespace FASTDS_ISA
 }  // namespace fastds

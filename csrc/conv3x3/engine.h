@@ -94,10 +94,20 @@ void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, i
     }
 }
 
-// Runs one block of tiles: transforms, products, finish().
-template <class Finish>
-void run_block(const Conv3x3Call& call, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch,
-               const Finish& finish) {
+// An output stage; M of the tiles [first, first + count) and of these columns lies at scratch + layout.m. A pointer: the engine
+// is compiled once for all stages.
+struct Stage;
+using Finish = void (*)(const Stage& stage, const Layout& at, int64_t first, int64_t count, float* scratch, Range columns);
+struct Stage {
+    const Conv3x3Call& call;
+    const float* bias;        // of the columns
+    const Conv3x3Cell* cell;  // of conv3x3_run_cell
+    Finish finish;
+};
+
+// Runs one block of tiles: transforms, products, output stage.
+inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch) {
+    const Conv3x3Call& call = stage.call;
     const int64_t tiles = call.geometry.tiles(), inputs = call.sources.channels(), outputs = columns_of(call).columns;
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
     const int64_t first = groups * block / plan.blocks * plan.group_tiles;
@@ -122,22 +132,20 @@ void run_block(const Conv3x3Call& call, const Layout& at, const Conv3x3Plan& pla
                                call.packed + p * plane + vector * kL * inputs, inputs, count,
                                scratch + at.m + p * at.m_plane + (vector - begin) * kL, at.m_row);
             }
-        finish(at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
+        stage.finish(stage, at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
         column_block = next;
     }
 }
 
-// Runs the call with finish(layout, first tile, number of tiles, scratch, columns) as its output stage; M of those tiles and
-// columns lies at scratch + layout.m. The workspace is 64-byte aligned and has plan.bytes bytes.
-template <class Finish>
-void run_engine(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace, const Finish& finish) {
-    const Layout at(call, plan.block_tiles, plan.block_vectors);
+// The workspace is 64-byte aligned and has plan.bytes bytes.
+inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* workspace) {
+    const Layout at(stage.call, plan.block_tiles, plan.block_vectors);
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
             __builtin_memset(scratch + at.zeros, 0, (at.floats - at.zeros) * sizeof(float));
             for (int64_t b = plan.blocks * thread / plan.threads; b < plan.blocks * (thread + 1) / plan.threads; b++)
-                run_block(call, at, plan, b, scratch, finish);
+                run_block(stage, at, plan, b, scratch);
         }
         stream_fence();
     });

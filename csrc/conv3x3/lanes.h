@@ -37,14 +37,15 @@ FASTDS_HD __m256i lane_mask(int from, int to) {
 FASTDS_HD V load_range(const float* at, int from, int to) { return (V)_mm256_maskload_ps(at, lane_mask(from, to)); }
 FASTDS_HD void store_range(float* at, V v, int from, int to) { _mm256_maskstore_ps(at, lane_mask(from, to), (__m256)v); }
 #endif
+// Not inlined: the loops would stand at every load of a tile.
 template <class T>
-FASTDS_HD V load_range(const T* at, int from, int to) {
+__attribute__((noinline)) V load_range(const T* at, int from, int to) {
     float lanes[kL] = {};
     for (int i = from; i < to; i++) lanes[i] = load(at[i]);
     return load_vec<kL>(lanes);
 }
 template <class T>
-FASTDS_HD void store_range(T* at, V v, int from, int to) {
+__attribute__((noinline)) void store_range(T* at, V v, int from, int to) {
     float lanes[kL];
     store_vec<kL>(lanes, v);
     for (int i = from; i < to; i++) at[i] = store<T>(lanes[i]);

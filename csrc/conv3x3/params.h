@@ -78,6 +78,19 @@ struct Conv3x3GradWeight {
     int threads;
 };
 
+// A recurrent cell behind a convolution. The call's sources are x and h; its sinks ONE view with all outputs, in which the
+// pre-activations are kept for the backward, or whose data is null; no activation. Its residual: none, or what is added to the
+// pre-activations: where the x-part of all steps was convolved at once, sources is h alone and residual that part. Its plan makes
+// all outputs in one pass: conv3x3_one_pass.
+struct Conv3x3Cell {
+    // Takes pre[g * plane + i], i < n, of each gate g: the channels of pixel (b, y, x) and, when dense, of those behind it in its
+    // row. Runs for every pixel once, on any thread: it must not change shared state.
+    void (*row)(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane);
+    const void* context;
+    int64_t channels;  // gate g is outputs [g * channels, (g + 1) * channels) of the convolution
+    bool dense;        // pixels of all its tensors follow each other without gaps
+};
+
 // Columns that a pass works on, and where its planes lie; functions of shape and threads, never of the result.
 struct Conv3x3Plan {
     int64_t block_tiles, blocks;   // tiles transformed at once at most, number of such blocks
@@ -90,6 +103,8 @@ struct Conv3x3Plan {
 // clang-format off
 FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads))
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
+FASTDS_PER_ISA(void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace))
+FASTDS_PER_ISA(bool conv3x3_one_pass(int64_t inputs, int64_t outputs))
 // For forward (adjoint = false) or grad_x; shuffle is the factor of the convolution's output.
 FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adjoint))
 FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads))

@@ -4,7 +4,7 @@
 
 namespace fastds {
 
-extern const char* const build_source_hash;  // of csrc and kernels, see fastds/_source_hash.py
+extern const char* const build_source_hash;  // of csrc and setup.py, see fastds/_source_hash.py
 extern const char* const build_compiler;
 extern const char* const build_debug;       // FASTDS_DEBUG
 extern const char* const build_cuda_archs;  // "80 90", empty without CUDA

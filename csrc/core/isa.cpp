@@ -57,4 +57,9 @@ void set_isa(const char* name) {
     throw std::invalid_argument(std::string("set_isa: expected auto, baseline, avx2 or avx512, got '") + name + "'");
 }
 
+void need_vectors(const char* function) {
+    if (isa() == Isa::baseline)
+        throw std::runtime_error(std::string(function) + " has no code for the instruction set baseline in this build");
+}
+
 }  // namespace fastds

@@ -29,6 +29,7 @@ Isa isa();
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
 void set_isa(const char* name);  // "auto", "baseline", "avx2", "avx512"
+void need_vectors(const char* function);  // throws std::runtime_error where isa() is baseline
 
 }  // namespace fastds
 
@@ -60,4 +61,15 @@ void set_isa(const char* name);  // "auto", "baseline", "avx2", "avx512"
 #define FASTDS_PER_ISA(declaration) \
     namespace baseline { declaration; }
 #define FASTDS_DISPATCH(function, ...) baseline::function(__VA_ARGS__)
+#endif
+
+// The same for ops of which setup.py builds no baseline object beside the vector ones (VECTOR_OPS); refuses a forced baseline.
+#if FASTDS_EMU || !FASTDS_BUILD_AVX2
+#define FASTDS_DISPATCH_VECTOR(function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
+#elif FASTDS_BUILD_AVX512
+#define FASTDS_DISPATCH_VECTOR(function, ...)                                   \
+    (::fastds::isa() == ::fastds::Isa::avx512 ? avx512::function(__VA_ARGS__)   \
+                                              : (::fastds::need_vectors(#function), avx2::function(__VA_ARGS__)))
+#else
+#define FASTDS_DISPATCH_VECTOR(function, ...) (::fastds::need_vectors(#function), avx2::function(__VA_ARGS__))
 #endif

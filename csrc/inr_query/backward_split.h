@@ -7,8 +7,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-struct BackwardSplit {
-    explicit BackwardSplit(const InrQueryDims& d) : samples(d.B), parameters(kInrOffsetRows * d.D + 2 * d.heads) {
+struct InrBackwardSplit {
+    explicit InrBackwardSplit(const InrQueryDims& d) : samples(d.B), parameters(kInrOffsetRows * d.D + 2 * d.heads) {
         constexpr int64_t kTasks = 8, kBandQueries = 2048, kMostBands = 4;  // each band beyond the first holds a copy of the maps
         bands = d.B > 0 ? (kTasks + d.B - 1) / d.B : 1;
         if (bands > kMostBands) bands = kMostBands;

@@ -200,7 +200,7 @@ void backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T
               int threads) {
     using A = compute_t<T>;
     const Source<T> source(d, t);
-    const BackwardSplit split(d);
+    const InrBackwardSplit split(d);
     const int64_t pixels = d.H * d.W * source.channels, parameters = split.parameters;
     const int64_t row = (d.ensemble == inr_late ? 4 : 1) * (d.feature == inr_dot ? d.O : d.D);
     A* workspace = static_cast<A*>(g.workspace);

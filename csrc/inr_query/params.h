@@ -77,8 +77,11 @@ void inr_query_features_backward_cuda(const InrQueryDims& dims, const InrQueryTe
                                       void* grad_maps, void* partials, int device, void* stream);
 int64_t inr_query_cuda_partials(const InrQueryDims& dims);
 
-int64_t inr_query_channels(const InrQueryDims& dims);
-// Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
-int64_t inr_query_workspace(const InrQueryDims& dims);
+static inline int64_t inr_query_channels(const InrQueryDims& d) {
+    if (d.feature == inr_dot) return d.O * (d.D + 1);
+    if (d.feature == inr_fourier) return 2 * d.D;
+    const int64_t affine = d.feature == inr_slope ? 3 * d.D : d.D;
+    return affine + (d.ensemble == inr_early_attn ? 2 * d.heads * d.dk : 0);
+}
 
 }  // namespace fastds

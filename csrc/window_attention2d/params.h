@@ -35,9 +35,6 @@ struct AttentionBackward {
 FASTDS_PER_ISA(void window_attention2d_forward(const AttentionDims& dims, const AttentionForward& tensors, int threads))
 FASTDS_PER_ISA(void window_attention2d_backward(const AttentionDims& dims, const AttentionBackward& tensors, int threads))
 
-// Bytes of workspace: the planar copies of the kernels, the same for every instruction set.
-int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward);
-
 // A planar copy (B, C', rows, columns): C' = C rounded up to 8, a frame of zeros as wide as the window reaches, columns
 // rounded up so that whole vectors may be read anywhere.
 namespace {

@@ -6,10 +6,9 @@ import torch
 from gpu import checks
 
 import fastds
-from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates_reference as stages
-from fastds.ops.impl.conv_cells.conv_lstm_cell_reference import conv_lstm_cell as reference
+from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.ops.impl.conv_cells import reference as stages
+from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 SHAPES = [(2, 24, 20, 9, 7), (1, 3, 24, 5, 18), (1, 17, 16, 4, 4), (2, 5, 1, 1, 3), (1, 40, 65, 6, 5)]  # B, C1, C, H, W

@@ -12,7 +12,7 @@ emulated(op, ..., seed=0) gives the Emulator: .launches are the kernels started 
 threads and blocks (0 is ascending; a right kernel gives the same for all). A kernel with a missing barrier gives wrong
 values, one with a divergent barrier raises RuntimeError naming the source line.
 
-What an op's files must do: bind.cpp has its CUDA functions under #if FASTDS_BUILD_CUDA; kernels start by FASTDS_LAUNCH
+What an op's files must do: bind.h has its CUDA functions under #if FASTDS_BUILD_CUDA; kernels start by FASTDS_LAUNCH
 and declare shared memory by FASTDS_SHARED and FASTDS_DYNAMIC_SHARED (core/launch.h); everything lies in the anonymous
 namespace as in csrc/null_op; the Python launcher asks _native.runs_on_cuda(x) and passes *_native.cuda_launch(x).
 
@@ -52,8 +52,9 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-W
 # More of "undefined" doubles the build; a left shift out of an int's range is what C++20 defines and exp() needs.
 CHECKS = "address,alignment,bounds,signed-integer-overflow,integer-divide-by-zero"
 SANITIZERS = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"]
-MODULE = """%(bindings)s
+MODULE = """#include "%(op)s/bind.h"
 #include "emu/emulator.h"
+namespace py = pybind11;
 PYBIND11_MODULE(%(name)s, m) {
     using fastds::emu::emulator;
     fastds::register_%(op)s(m);
@@ -89,8 +90,7 @@ def _units(folder, name):
     """(object, command) for the bindings of a folder and each of its .cu; names hold the hash of all that goes in."""
     op = folder.name
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
-    bindings = [p for p in headers if p.suffix == ".cpp" and p.parent == folder and not p.name.startswith("cpu")]
-    text = MODULE % {"op": op, "name": name, "bindings": "\n".join(f'#include "{op}/{p.name}"' for p in bindings)}
+    text = MODULE % {"op": op, "name": name}
     # A namespace of its own: pybind11 must not take the classes of _fastds and of the emulated op for the same.
     common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds=emulated_{op}", f"-I{CSRC}", f"-I{folder.parent}"]
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
@@ -195,7 +195,7 @@ def emulated(monkeypatch):
         used.append(emulator)
         emulator.clear()
         emulator.seed = seed
-        monkeypatch.setattr(_native, "native", lambda: emulator)
+        monkeypatch.setattr(_native, "module", lambda: emulator)
         monkeypatch.setattr(_native, "refusal", lambda functions, tensor: None)
         monkeypatch.setattr(_native, "runs_on_cuda", lambda tensor: True)
         monkeypatch.setattr(_native, "cuda_launch", lambda tensor: (0, 0))

@@ -32,7 +32,7 @@ def rig(module):
 
 def transposed(rig, x, sync):
     y = torch.full(x.shape[::-1], float("nan"), dtype=x.dtype)
-    rig.transpose(x.data_ptr(), y.data_ptr(), _native.DTYPES[x.dtype], *x.shape, sync)
+    rig.transpose(x.data_ptr(), y.data_ptr(), _native.DTYPE_CODES[x.dtype], *x.shape, sync)
     return y
 
 
@@ -113,7 +113,7 @@ def test_dynamic_shared_memory_and_reduction(rig, dtype, seed):
     x = torch.randint(-8, 8, (5, 83)).to(dtype)
     y = torch.zeros(5)
     rig.seed = seed
-    rig.row_sum(x.data_ptr(), y.data_ptr(), _native.DTYPES[dtype], 5, 83, 64, 8)
+    rig.row_sum(x.data_ptr(), y.data_ptr(), _native.DTYPE_CODES[dtype], 5, 83, 64, 8)
     assert torch.equal(y, x.float().sum(1))
 
 

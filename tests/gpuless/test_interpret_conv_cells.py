@@ -7,15 +7,13 @@ from fastds.kernels import conv_cells as kernels
 from gpuless.triton_rig import guard, untouched
 
 import fastds
-from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates
-from fastds.ops.impl.conv_cells import conv_st_lstm_gates_reference as stages
-from fastds.ops.impl.conv_cells.conv_gru_cell_reference import conv_gru_cell as gru_reference
-from fastds.ops.impl.conv_cells.conv_lstm_cell import CELL
-from fastds.ops.impl.conv_cells.conv_lstm_cell_reference import conv_lstm_cell as reference
-from fastds.ops.impl.conv_cells.conv_st_lstm_gates import MEMORY, OUTPUT
-from fastds.ops.impl.gates.memory_gates_reference import memory_gates
-from fastds.ops.impl.gates.output_gate_reference import output_gate
+from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_output_gate, conv_st_lstm_gates
+from fastds.ops.impl.conv_cells import reference as stages
+from fastds.ops.impl.conv_cells.op import LSTM as CELL
+from fastds.ops.impl.conv_cells.op import MEMORY, OUTPUT
+from fastds.ops.impl.conv_cells.reference import conv_gru_cell as gru_reference
+from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
+from fastds.ops.impl.gates.reference import memory_gates, output_gate
 
 pytestmark = pytest.mark.interpreted
 

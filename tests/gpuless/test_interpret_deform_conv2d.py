@@ -125,7 +125,7 @@ def test_guided_agrees_with_its_composition(modulated, based):
     if based:  # the activation's kink: no output within rounding of it
         bias += 3 * bias.sign()
     ours = run(lambda: compute(guided.guided_deform_conv2d, torch.float32))
-    for got, wish in zip(ours, compute(guided._reference, torch.float64), strict=True):
+    for got, wish in zip(ours, compute(guided.reference, torch.float64), strict=True):
         torch.testing.assert_close(got.double(), wish, rtol=1e-5, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastds.models.db_rnn.cell import with_ones
 from fastds.models.db_rnn.cells import CELLS, build_cell
-from fastds.models.db_rnn.rematerialize import halved_maximum, made_again
+from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.nn.convolutions import Conv1x1
 from fastds.ops.core.buffer_pool import place
 
@@ -136,7 +136,7 @@ class MSModule(nn.Module):
             source, state.m = state.m, resize(state.m)
             remade += [(state.m, resize, source)] if kept and state.m is not source else []
             del source
-        with made_again(*remade):
+        with rematerialize(*remade):
             h, state.cells[layer], state.m = cell(x, state.cells[layer], state.m, state.previous[layer], **options)
         if cell.difference is not None:
             state.previous[layer] = arrived if cell.difference == "hidden" else x

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.models.db_rnn.cell import Cell, Step, fold_embedding, zeros
-from fastds.models.db_rnn.rematerialize import made_again
+from fastds.models.db_rnn.rematerialize import rematerialize
 from fastds.nn.convolutions import Conv1x1, Conv3x3, SummedConv3x3, convolve
 from fastds.ops import conv_memory_gates, conv_output_gate, conv_st_lstm_gates, gru_update, memory_gates, output_gate
 
@@ -36,7 +36,7 @@ class SpatialMemory(nn.Module):
         """h'."""
         c, m = c.to(q.dtype), m.to(q.dtype)
         value = self.mix(c, m)
-        with made_again((value, self.mix, c, m)):
+        with rematerialize((value, self.mix, c, m)):
             return conv_output_gate(c, m, value, self.output.weight, self.output.bias.sum(0), residual=q)
 
     def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:

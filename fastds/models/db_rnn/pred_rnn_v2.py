@@ -1,33 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """PredRNN-V2 in the frame of MS-RNN: PredRNN whose two memories are trained to take up different things."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.models.db_rnn.cell import zeros
 from fastds.models.db_rnn.pred_rnn import PredRNN
 from fastds.nn.convolutions import Conv1x1, convolve
+from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv_cells.fused import of_first
-from fastds.ops.impl.gates.memory_gates import memory_gates
-from fastds.ops.impl.gates.output_gate import output_gate
-from fastds.ops.impl.gates.st_lstm_gates import st_lstm_gates
+from fastds.ops.impl.gates.op import memory_gates, output_gate, st_lstm_gates
 
-_similarities: list[Tensor] | None = None
+_collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
+_last_of_process = Switch(None)  # for compiled functions: Dynamo reads no context variable
 
 
 @contextmanager
-def memory_similarities():
+def memory_similarities() -> Iterator[list[Tensor]]:
     """Gives a list to which every PredRNN-V2 cell that is called inside the block adds the |cosine| (B, C), channel by
     channel, between what it adds to its two memories; see decoupling_loss. Outside a block no cell computes it.
+
+    Each thread, and each asynchronous task, has blocks of its own; of several open ones the last entered collects.
     """
-    global _similarities
-    before, _similarities = _similarities, []
+    similarities: list[Tensor] = []
+    _collectors.set((*_collectors.get(), similarities))
     try:
-        yield _similarities
+        with _last_of_process.set(similarities):
+            yield similarities
     finally:
-        _similarities = before
+        _collectors.set(tuple(other for other in _collectors.get() if other is not similarities))
+
+
+def _collector() -> list[Tensor] | None:
+    if torch.compiler.is_compiling():
+        return _last_of_process.value
+    return next(reversed(_collectors.get()), None)
 
 
 def decoupling_loss(similarities: list[Tensor], steps: int) -> Tensor | float:
@@ -60,7 +72,8 @@ class PredRNNV2(PredRNN):
         return Conv1x1(channels, channels)
 
     def forward(self, x, state, m, previous, folded=None, shared=None):
-        if _similarities is None:
+        similarities = _collector()
+        if similarities is None:
             return super().forward(x, state, m, previous, folded)
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, self.spatial.memory.weight) if folded is None else folded
@@ -73,7 +86,7 @@ class PredRNNV2(PredRNN):
         pre = _convolve(x, m, memory_weight, self.spatial.memory.bias)
         i, _, g = pre.chunk(3, 1)
         m = memory_gates(pre, zeros(x, self.channels, memory=True) if m is None else m)
-        _similarities.append(F.cosine_similarity(added.flatten(2), shared(output_gate(i, g)).flatten(2), dim=2).abs())
+        similarities.append(F.cosine_similarity(added.flatten(2), shared(output_gate(i, g)).flatten(2), dim=2).abs())
 
         h = self.spatial.emit(q, c, m)
         return h, (h, c), m

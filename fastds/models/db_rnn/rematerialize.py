@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps that are cheap to make and that the backward makes again instead of keeping them."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,11 @@ from fastds.ops.impl.conv_cells.fused import recomputes
 
 
 class _Maker:
-    """Makes a map again under the autocast it was made under."""
+    """Makes a map again under the autocast it was made under. It holds the map as long as the block may ask for it, so
+    that no other map gets its address."""
 
     def __init__(self, like: Tensor, function: Callable[..., Tensor], *sources):
-        self.key = _key(like)
+        self.like, self.key = like.detach(), _key(like)
         self.function, self.sources = function, tuple(s.detach() if isinstance(s, Tensor) else s for s in sources)
         kind = like.device.type
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
@@ -31,7 +32,22 @@ def _key(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def made_again(*maps: tuple):
+@contextmanager
+def _rematerialized(makers: list[_Maker]) -> Iterator[None]:
+    by_key = {maker.key: maker for maker in makers}
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: by_key.get(_key(tensor), tensor),
+        lambda packed: packed() if isinstance(packed, _Maker) else packed,
+    )
+    try:
+        with hooks:
+            yield
+    finally:
+        for maker in makers:
+            maker.like = None  # the graph keeps makers, and is to keep no maps
+
+
+def rematerialize(*maps: tuple) -> AbstractContextManager[None]:
     """A block in which operators save none of these maps for their backward: it makes them again.
 
     Only inside recomputed_gates; gradients, and theirs, are the same numbers. Blocks do not add up: of nested ones the
@@ -43,12 +59,7 @@ def made_again(*maps: tuple):
     """
     if not recomputes() or not torch.is_grad_enabled() or transforms_active() or torch.compiler.is_compiling():
         return nullcontext()
-    makers = [_Maker(*entry) for entry in maps]
-    by_key = {maker.key: maker for maker in makers}
-    return torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: by_key.get(_key(tensor), tensor),
-        lambda packed: packed() if isinstance(packed, _Maker) else packed,
-    )
+    return _rematerialized([_Maker(*entry) for entry in maps])
 
 
 def _of_pairs(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fastds.models.wgan_gp.mixed_conv import kernels_kept
-from fastds.ops.impl.conv3x3.weight_gradients import input_gradients_only
+from fastds.ops.impl.conv3x3.algorithm import input_gradients_only
 
 ADVERSARIES = ("wgan_gp", "gan")
 

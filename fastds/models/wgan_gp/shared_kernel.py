@@ -9,21 +9,13 @@ That holds in every backward pass, so derivatives of any order are exact.
 import torch
 from torch import Tensor
 
-from fastds.ops.core.registry import call, transforms_active, without_gradients
-from fastds.ops.impl.conv3x3.algorithm import current
+from fastds.ops.core.autocast import autocast
+from fastds.ops.core.layout import dense
+from fastds.ops.core.registry import transforms_active
+from fastds.ops.impl.conv3x3.algorithm import current, weight_gradients_wanted, winograd_pays, winograd_refusal
 from fastds.ops.impl.conv3x3.direct import bias_gradient
-from fastds.ops.impl.conv3x3.op import (
-    CONV3X3,
-    CONV3X3_GRAD_WEIGHT,
-    CONV3X3_GRAD_X,
-    conv3x3,
-    winograd_pays,
-    winograd_refusal,
-)
-from fastds.ops.impl.conv3x3.weight_gradients import weight_gradients_wanted
-from fastds.ops.impl.gates.passes import autocast
+from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3
 
-_CL = torch.channels_last
 _GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
 
 
@@ -38,7 +30,7 @@ class _Kernel:
         """conv(x, weight) + bias + residual, without a graph."""
         if not _library_pays(x, *weight.shape[:2]):
             args = (None, residual, "none", 0.0, "zeros", 1, x.dtype, current())
-            return without_gradients(CONV3X3, x, weight, bias, *args)
+            return CONV3X3(x, weight, bias, *args)
         if self.forwards is None:
             self.forwards = _prepared(weight.detach(), x)
         y = _library(x, self.forwards, bias)
@@ -47,7 +39,7 @@ class _Kernel:
     def grad_x(self, grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The adjoint of convolve in x, without a graph."""
         if not _library_pays(grad, *weight.shape[:2]):
-            return without_gradients(CONV3X3_GRAD_X, grad, weight, "zeros", dtype, current())
+            return CONV3X3_GRAD_X.trusted(grad, weight, "zeros", dtype, current())
         if self.backwards is None:
             self.backwards = _prepared(weight.detach().flip(2, 3).transpose(0, 1), grad)
         return _library(grad, self.backwards)
@@ -83,9 +75,9 @@ def _prepared(weight: Tensor, x: Tensor) -> Tensor:
 
 def _library(x: Tensor, prepared: Tensor, bias: Tensor | None = None) -> Tensor:
     """oneDNN by name, as compiled graphs of torch call it with weights prepared before."""
-    x = x.contiguous(memory_format=_CL)
+    x = dense(x)
     y = torch.ops.mkldnn._convolution_pointwise(x, prepared, bias, *_GEOMETRY, "none", [], "")
-    return y.contiguous(memory_format=_CL)
+    return dense(y)
 
 
 class _Share(torch.autograd.Function):
@@ -102,7 +94,7 @@ class _Share(torch.autograd.Function):
         if not pairs:
             return None, None
         grad, x = (torch.cat(side) for side in zip(*pairs, strict=True))
-        return call(CONV3X3_GRAD_WEIGHT, grad, x, None, "zeros", ctx.dtype, current()), None
+        return CONV3X3_GRAD_WEIGHT.trusted(grad, x, None, "zeros", ctx.dtype, current()), None
 
 
 class _Step(torch.autograd.Function):
@@ -135,11 +127,11 @@ class _StepGradX(torch.autograd.Function):
         return kernel.grad_x(grad, weight, dtype)
 
     @staticmethod
-    def backward(ctx, along):
+    def backward(ctx, cotangent):
         (grad, weight), kernel = ctx.saved_tensors, ctx.kernel
         if ctx.needs_input_grad[1]:
-            kernel.add(grad, along)
-        return _step(along, weight, None, None, kernel) if ctx.needs_input_grad[0] else None, None, None, None
+            kernel.add(grad, cotangent)
+        return _step(cotangent, weight, None, None, kernel) if ctx.needs_input_grad[0] else None, None, None, None
 
 
 def _step(x, weight, bias, residual, kernel):

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastds.ops.core.autocast import autocast
+from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv3x3.direct import bias_gradient, dense
-from fastds.ops.impl.conv3x3.weight_gradients import weight_gradients_wanted
-from fastds.ops.impl.gates.passes import autocast
+from fastds.ops.impl.conv3x3.algorithm import weight_gradients_wanted
+from fastds.ops.impl.conv3x3.direct import bias_gradient
 
 
 def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -79,9 +80,9 @@ class _Gradient(torch.autograd.Function):
         return _library(grad, x, weight, stride, which == 0, which == 1)[which]
 
     @staticmethod
-    def backward(ctx, along):
+    def backward(ctx, cotangent):
         grad, *operands = ctx.saved_tensors
-        operands[ctx.which], other = along, 1 - ctx.which
+        operands[ctx.which], other = cotangent, 1 - ctx.which
         grad_grad = strided_conv3x3(*operands, None, ctx.stride) if ctx.needs_input_grad[0] else None
         wanted = [other == k and ctx.needs_input_grad[1 + k] for k in (0, 1)]
         return grad_grad, *_gradients(grad, *operands, ctx.stride, *wanted), None, None

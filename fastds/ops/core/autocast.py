@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What autocast asks of an op's tensors."""
 
+from functools import wraps
+
 import torch
 from torch import Tensor
 
@@ -20,3 +22,24 @@ def cast(value, dtype: torch.dtype):
     """A floating-point tensor in dtype; float64, and what is no such tensor, as it is."""
     covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
     return value.to(dtype) if covered else value
+
+
+def autocast(tensors: tuple, wide: tuple[int, ...] = ()):
+    """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays."""
+    dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
+    if dtype is None:
+        return tensors
+    return [cast(t, torch.float32 if k in wide else dtype) for k, t in enumerate(tensors)]
+
+
+def outside_autocast(function):
+    """A function whose dtypes are chosen already: autocast, asked at its first argument, does not cast them again."""
+
+    @wraps(function)
+    def run(x, *args):
+        if autocast_dtype(x) is None:
+            return function(x, *args)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+
+    return run

@@ -3,27 +3,45 @@
 
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fastds.ops.core.switches import Switch
 
 NAMES = ("native", "triton", "reference")
 
 
-def _checked(name, where):
+@dataclass(frozen=True)
+class Backend:
+    """One implementation: run(*args) computes; refusal(*args) computes nothing and gives None or why it cannot run.
+
+    preferred(*args): whether it goes before those listed ahead of it; None: never.
+    """
+
+    run: Callable
+    refusal: Callable
+    preferred: Callable | None = None
+
+
+def _checked(name: str, where: str) -> str:
     if name not in NAMES:
         raise ValueError(f"{where}: expected one of {', '.join(NAMES)}, got {name!r}")
     return name
 
 
-_forced = _checked(os.environ["FASTDS_BACKEND"], "FASTDS_BACKEND") if os.environ.get("FASTDS_BACKEND") else None
+_wanted = os.environ.get("FASTDS_BACKEND")
+_forced = Switch(_checked(_wanted, "FASTDS_BACKEND") if _wanted else None)
 _warned = set()
 
 
 @contextmanager
-def backend(name):
+def backend(name: str) -> Iterator[None]:
     """Makes every op inside the block run on one implementation, in all threads of the process.
 
     An op that has no such implementation at all keeps its own default; one that has it but cannot run it on the given
-    inputs raises RuntimeError with the reason. Graphs compiled before keep what they were traced with.
+    inputs raises RuntimeError with the reason. Graphs compiled before keep what they were traced with. Of overlapping
+    blocks the one entered last counts.
 
     Args:
         name: "native", "triton" or "reference".
@@ -31,30 +49,35 @@ def backend(name):
     Raises:
         ValueError: another name.
     """
-    global _forced
-    before, _forced = _forced, _checked(name, "backend")
-    try:
+    with _forced.set(_checked(name, "backend")):
         yield
-    finally:
-        _forced = before
 
 
-def forced():
+def forced() -> str | None:
     """The implementation that backend() or FASTDS_BACKEND asks for, or None."""
-    return _forced
+    return _forced.value
 
 
-def choose(op, args):
-    """Name of the implementation that `op` (a fastds.ops.core.registry.Op) runs for `args`."""
-    if _forced == "reference":
+def ranked(backends: dict[str, Backend], args: tuple) -> list[str]:
+    """Names of the implementations in the order in which they are tried for these arguments."""
+    if len(backends) == 1:
+        return list(backends)
+    first = [n for n, b in backends.items() if b.preferred is not None and b.preferred(*args)]
+    return [*first, *(n for n in backends if n not in first)] if first else list(backends)
+
+
+def choose(op, args: tuple) -> str:
+    """Name of the implementation that an op (its `name` and `backends` count) runs for `args`."""
+    wanted = _forced.value
+    if wanted == "reference":
         return "reference"
-    if _forced in op.backends:
-        reason = op.backends[_forced].refusal(*args)
+    if wanted in op.backends:
+        reason = op.backends[wanted].refusal(*args)
         if reason is not None:
-            raise RuntimeError(f"backend {_forced!r} was asked for, but fastds.{op.name} cannot use it: {reason}")
-        return _forced
+            raise RuntimeError(f"backend {wanted!r} was asked for, but fastds.{op.name} cannot use it: {reason}")
+        return wanted
     reasons = []
-    for name in op.ranked(args):
+    for name in ranked(op.backends, args):
         reason = op.backends[name].refusal(*args)
         if reason is None:
             return name
@@ -64,31 +87,3 @@ def choose(op, args):
         _warned.add(message)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return "reference"
-
-
-def explain(op_name, *args, **kwargs):
-    """Says for each implementation of an op whether it runs on these inputs, and why not.
-
-    Args:
-        op_name: name of the op, such as "deform_conv2d".
-        *args, **kwargs: the op's arguments by its schema torch.ops.fastds.<op_name>.
-
-    Returns:
-        dict of implementation name to "chosen", "usable" or "refused: <reason>".
-
-    Raises:
-        ValueError: unknown op.
-    """
-    from fastds.ops.core.registry import OPS
-
-    if op_name not in OPS:
-        raise ValueError(f"op_name: expected one of {', '.join(sorted(OPS))}, got {op_name!r}")
-    op = OPS[op_name]
-    args = op.bind(args, kwargs)
-    reasons = {name: op.backends[name].refusal(*args) for name in op.ranked(args)} | {"reference": None}
-    usable = [name for name, reason in reasons.items() if reason is None]
-    chosen = _forced if _forced in usable else usable[0]
-    return {
-        name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
-        for name, reason in reasons.items()
-    }

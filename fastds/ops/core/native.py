@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the native module _fastds once, and says so when it is missing."""
+"""The native module _fastds: loaded once, why it is missing or cannot take a tensor, and what its calls are given."""
 
 import os
+import threading
 import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastds._source_hash import source_hash
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
+KEPT_WORKSPACE_BYTES = 64 << 20
 
+_kept = threading.local()
 _module = None
 _missing = None  # why there is no module
 
@@ -34,19 +38,19 @@ def _load():
     _module = _fastds
 
 
-def native():
+def module():
     """The module _fastds; ImportError with the reason where there is none."""
     if _module is None:
         raise ImportError(_missing)
     return _module
 
 
-def missing():
+def missing() -> str | None:
     """Why there is no native module, or None."""
     return _missing
 
 
-def refusal(functions, tensor):
+def refusal(functions: dict[str, str], tensor: Tensor) -> str | None:
     """Why the native kernel cannot take `tensor`, or None; `functions` maps device types to names in _fastds."""
     if _missing is not None:
         return _missing
@@ -57,19 +61,46 @@ def refusal(functions, tensor):
         return f"there is no native kernel for {device} tensors"
     if not hasattr(_module, functions[device]):
         return f"this build of _fastds has no {functions[device]} (see python -m fastds.info)"
-    if tensor.dtype not in DTYPES:
+    if tensor.dtype not in DTYPE_CODES:
         return f"no native kernel for {tensor.dtype}"
     return None
 
 
-def runs_on_cuda(tensor):
+def runs_on_cuda(tensor: Tensor) -> bool:
     """Whether the CUDA functions of _fastds take the tensor; tests/gpuless puts its emulator in this place."""
     return tensor.device.type == "cuda"
 
 
-def cuda_launch(tensor):
+def cuda_launch(tensor: Tensor) -> tuple[int, int]:
     """Device index and current stream: the last arguments of every CUDA function of _fastds."""
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the tensor's values lie, 0 for None. The tensor stays bound to a name until the native call returns."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def view(tensor: Tensor) -> tuple:
+    """A map whose channels lie side by side, as csrc/core takes it: address, dtype, channels, strides of B, H and W."""
+    b, _, h, w = tensor.stride()
+    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.shape[1], b, h, w
+
+
+def kept_workspace() -> Tensor | None:
+    """The workspace that this thread of Python keeps, if any: nobody writes what another thread computes on."""
+    return getattr(_kept, "workspace", None)
+
+
+def workspace(size: int) -> Tensor:
+    """At least so many bytes on the CPU, the thread's own and kept for its next call unless they are many."""
+    kept = kept_workspace()
+    if kept is not None and kept.numel() >= size:
+        return kept
+    new = torch.empty(size, dtype=torch.uint8)
+    if size <= KEPT_WORKSPACE_BYTES:
+        _kept.workspace = new
+    return new
 
 
 _load()

@@ -1,69 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registration of the ops torch.ops.fastds.*; fastds/ops/null_op.py shows its use.
+"""Registration of the ops torch.ops.fastds.*; fastds/ops/impl/null_op/op.py shows its use.
 
-A call passes: the public function (validation, autocast) -> call(): the reference where a functorch transform or
-forward-mode AD is active, because a native kernel would give a silent zero there -> the op's Autograd kernel: the op's
-autograd.Function where a gradient is wanted -> the op's CPU or CUDA kernel: the chosen implementation.
-Gradients are attached to the op itself, so torch.ops.fastds.X called directly and exported programs keep them.
+A public function settles options and autocast and calls its Op. That checks the arguments, chooses the implementation
+and runs it, each once: directly where nobody watches, else through the dispatcher, whose kernels do the same for
+whoever calls torch.ops.fastds.X. Where a functorch transform or forward-mode AD is active the reference runs, because a
+native kernel would give a silent zero there. Gradients are attached to the op itself, so that exported programs keep
+them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.autograd import forward_ad
 
-from fastds.ops.core.backends import choose
+from fastds.ops.core.backends import Backend, choose, forced, ranked
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
-_USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, list, tuple, torch.dtype))  # types of arguments
+_USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, tuple, torch.dtype))  # types that hide no subclass
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One implementation: run(*args) computes; refusal(*args) computes nothing and gives None or why it cannot run.
-
-    preferred(*args): whether it goes before those listed ahead of it; None: never.
-    """
-
-    run: Callable
-    refusal: Callable
-    preferred: Callable | None = None
+def _nothing(*args) -> None:
+    """The check of an op that can take all its schema allows."""
 
 
 @dataclass
 class Op:
+    """A registered op; calling it is the last step of every public function.
+
+    Its implementations take arguments and give results of the schema's own types: short calls bypass the dispatcher,
+    which would convert them.
+    """
+
     name: str
     overload: Callable
     reference: Callable
     backends: dict[str, Backend]
-    function: type[torch.autograd.Function] | None = field(default=None)
-    short: bool = False
+    check: Callable
+    function: type[torch.autograd.Function] | None
 
     def __post_init__(self):
-        self.arguments = [argument.name for argument in self.overload._schema.arguments]
-        self.defaults = tuple(a.default_value for a in self.overload._schema.arguments)
+        arguments = self.overload._schema.arguments
+        self.arguments = [argument.name for argument in arguments]
+        self.defaults = tuple(argument.default_value for argument in arguments)
+        types = [str(argument.type) for argument in arguments]
+        self.main = types.index("Tensor")  # gives the device
+        self.usual = _USUAL if "List[Tensor]" in types else _USUAL | {list}
 
-    def ranked(self, args):
-        """Names of the implementations in the order in which they are tried for these arguments."""
-        if len(self.backends) == 1:
-            return list(self.backends)
-        first = [n for n, b in self.backends.items() if b.preferred is not None and b.preferred(*args)]
-        return [*first, *(n for n in self.backends if n not in first)] if first else list(self.backends)
+    def __call__(self, *args):
+        """Checks the arguments and computes."""
+        if transforms_active() or not self._watched(args):
+            self.check(*self._filled(args))
+            return self._computed(args)
+        if torch.compiler.is_compiling():
+            self.check(*self._filled(args))  # in its words, while it is traced
+            return self.overload(*args)
+        try:
+            return self.overload(*args)  # the kernel behind it checks
+        except RuntimeError:
+            self.check(*self._filled(args))  # says better what the schema refused
+            raise
 
-    def run(self, *args):
-        """Computes by the chosen implementation: what stands behind the dispatcher."""
-        args = self.filled(args)
-        chosen = choose(self, args)
-        return self.reference(*args) if chosen == "reference" else self.backends[chosen].run(*args)
+    def trusted(self, *args):
+        """The same for arguments that fit already: those that autograd kept, results of another op."""
+        if transforms_active() or not self._watched(args):
+            return self._computed(args)
+        return self.overload(*args)
 
-    def filled(self, args):
-        """args with the defaults that the dispatcher leaves off at the end."""
-        return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
-
-    def bind(self, args, kwargs):
+    def bind(self, args: tuple, kwargs: dict) -> tuple:
         """Positional arguments in the order of the schema, as explain() needs them."""
         given = dict(zip(self.arguments, args, strict=False)) | kwargs
         required = [a.name for a in self.overload._schema.arguments if not a.has_default_value()]
@@ -71,113 +77,151 @@ class Op:
             raise TypeError(f"{self.name}: arguments do not fit {self.overload._schema}")
         return tuple(given.get(name, default) for name, default in zip(self.arguments, self.defaults, strict=True))
 
+    def _filled(self, args: tuple) -> tuple:
+        """args with the defaults that the dispatcher leaves off at the end."""
+        return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
 
-def define(schema, *, reference, backends, fake, function=None, short=False):
+    def _watched(self, args: tuple) -> bool:
+        """Whether the dispatcher is asked: somebody may want to see the op called, or it is not on the CPU."""
+        main = args[self.main]
+        return (
+            torch.compiler.is_compiling()
+            or type(main) not in _PLAIN
+            or not main.is_cpu
+            or torch.autograd.profiler._is_profiler_enabled
+            or _intercepted(args, self.usual)
+        )
+
+    def _computed(self, args: tuple, visible: bool = False):
+        """Chooses the implementation and runs it, under autograd; visible: it is run below autograd in the dispatcher,
+        where tracers, modes and subclasses see it."""
+        args = self._filled(args)
+        tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
+        if transforms_active() or (tracked and self.function is None):
+            return self.reference(*args)
+        chosen = choose(self, args)
+        if chosen == "reference":
+            return self.reference(*args)
+        run = self._below_autograd if visible else self.backends[chosen].run
+        return self.function.apply(run, *args) if tracked else run(*args)
+
+    def _below_autograd(self, *args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+    # ---- the kernels behind the dispatcher
+
+    def autograd_kernel(self, *args):
+        self.check(*self._filled(args))
+        main = args[self.main]
+        visible = torch.compiler.is_compiling() or not (main.is_cpu or main.is_cuda) or _intercepted(args, self.usual)
+        return self._computed(args, visible)
+
+    def kernel(self, *args):
+        args = self._filled(args)
+        self.check(*args)
+        chosen = choose(self, args)
+        return self.reference(*args) if chosen == "reference" else self.backends[chosen].run(*args)
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable,
+    backends: dict[str, Backend],
+    fake: Callable,
+    check: Callable = _nothing,
+    function: type[torch.autograd.Function] | None = None,
+) -> Op:
     """Registers one op.
 
     Args:
         schema: "name(Tensor x, ...) -> Tensor".
         reference: the same computation in plain PyTorch, differentiable to any order.
-        backends: {"native": Backend(...), "triton": Backend(...)}, the preferred one first.
-        fake: gives outputs of the right shape, dtype, device and memory format without computing.
-        function: autograd.Function (old style, forward(ctx, ...)) whose forward calls the op and whose backward calls
-            another op of this registry; None: the reference is differentiated, right for backward ops.
-        short: calls are so short that they pass the dispatcher by where nobody watches it; the implementations must
-            then take arguments and give results of the schema's own types.
+        backends: {"native": Backend(...), "triton": Backend(...)}, the preferred one first; of checked arguments.
+        fake: gives outputs of the right shape, dtype, device and memory format without computing, of checked arguments.
+        check: raises TypeError or ValueError for arguments that the op cannot take.
+        function: autograd.Function (old style) whose forward(ctx, run, *args) computes by run(*args)
+            and whose backward calls another op of this registry; None: the reference is differentiated, right for
+            backward ops.
 
     Returns:
-        the Op, to be called with call(op, *args).
+        the Op.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, function, short)
+    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, check, function)
 
-    def autograd_kernel(*args):
-        args = op.filled(args)
-        wants_gradient = torch.is_grad_enabled() and any(map(_requires_grad, args))
-        if transforms_active() or (wants_gradient and function is None) or choose(op, args) == "reference":
-            return reference(*args)
-        if wants_gradient:
-            return function.apply(*args)
-        return without_gradients(op, *args)
+    def fake_kernel(*args):
+        args = op._filled(args)
+        op.check(*args)
+        return fake(*args)
 
-    LIBRARY.impl(name, op.run, "CPU")
-    LIBRARY.impl(name, op.run, "CUDA")
-    LIBRARY.impl(name, autograd_kernel, "Autograd")
-    torch.library.register_fake(f"fastds::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, op.kernel, "CPU")
+    LIBRARY.impl(name, op.kernel, "CUDA")
+    LIBRARY.impl(name, op.autograd_kernel, "Autograd")
+    torch.library.register_fake(f"fastds::{name}", fake_kernel, lib=LIBRARY)
     OPS[name] = op
     return op
 
 
-def _requires_grad(value):
+def explain(op_name: str, *args, **kwargs) -> dict[str, str]:
+    """Says for each implementation of an op whether it runs on these inputs, and why not.
+
+    Args:
+        op_name: name of the op, such as "deform_conv2d".
+        *args, **kwargs: the op's arguments by its schema torch.ops.fastds.<op_name>.
+
+    Returns:
+        dict of implementation name to "chosen", "usable" or "refused: <reason>".
+
+    Raises:
+        ValueError: unknown op.
+    """
+    if op_name not in OPS:
+        raise ValueError(f"op_name: expected one of {', '.join(sorted(OPS))}, got {op_name!r}")
+    op = OPS[op_name]
+    args = op.bind(args, kwargs)
+    reasons = {name: op.backends[name].refusal(*args) for name in ranked(op.backends, args)} | {"reference": None}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    chosen = forced() if forced() in usable else usable[0]
+    return {
+        name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
+        for name, reason in reasons.items()
+    }
+
+
+def _requires_grad(value) -> bool:
     """Of a tensor, or of any in a list of tensors."""
     if isinstance(value, torch.Tensor):
         return value.requires_grad
     return isinstance(value, list | tuple) and any(isinstance(v, torch.Tensor) and v.requires_grad for v in value)
 
 
-def transforms_active():
+def transforms_active() -> bool:
     """True inside functorch transforms (grad, vmap, jvp, ...) and open forward-mode AD levels."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def watched(args):
-    """Whether somebody else may want to see an op called: a compiler, tracer, profiler, mode or subclass of Tensor."""
+def _intercepted(args: tuple, usual: frozenset) -> bool:
+    """Whether a tracer, a dispatch mode or a subclass of Tensor wants to see what is called with these arguments."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
+        torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
-        or torch.autograd.profiler._is_profiler_enabled
-        or not args[0].is_cpu
         or (
-            not _USUAL.issuperset(map(type, args))  # asked first: the generator costs more than all the rest
-            and any(isinstance(a, torch.Tensor) and type(a) not in _PLAIN for a in args)
+            not usual.issuperset(map(type, args))  # asked first: the generator costs more than all the rest
+            and any(map(_is_subclass, args))
         )
     )
 
 
-def without_gradients(op, *args):
-    """Runs a registered op below autograd; what the forward of its autograd.Function calls."""
-    if op.short and not watched(args):
-        return op.run(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.overload(*args)
+def _is_subclass(value) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_subclass, value))
+    return isinstance(value, torch.Tensor) and type(value) not in _PLAIN
 
 
-def call(op, *args):
-    """Runs a registered op; the last step of every public op function."""
-    if transforms_active():
-        return op.reference(*args)
-    if op.short and not torch.is_grad_enabled() and not watched(args):
-        return op.run(*args)  # not below autograd: the reference of a backward op differentiates
-    return op.overload(*args)
-
-
-def reference_gradients(function, inputs, grad_outputs):
-    """Gradients of function(*inputs) by autograd, themselves differentiable: the reference of a backward op.
-
-    Args:
-        function: differentiable, in plain PyTorch.
-        inputs: its arguments; entries that are not tensors get None.
-        grad_outputs: gradient of its output.
-
-    Returns:
-        list of gradients or None, one per input; zeros where the output does not depend on an input.
-    """
-    with torch.enable_grad():
-        tracked = [
-            x if not isinstance(x, torch.Tensor) or x.requires_grad else x.detach().requires_grad_() for x in inputs
-        ]
-        wanted = [x for x in tracked if isinstance(x, torch.Tensor)]
-        gradients = iter(
-            torch.autograd.grad(
-                function(*tracked), wanted, grad_outputs, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
-        return [next(gradients) if isinstance(x, torch.Tensor) else None for x in tracked]
-
-
-def vector_jacobian(function, tensors, cotangents, wanted):
+def vector_jacobian(function: Callable, tensors, cotangents, wanted) -> list[torch.Tensor]:
     """Gradients of sum(cotangents * function(*tensors)) for the wanted tensors, differentiable to any order.
 
     Entries of tensors that are not wanted and entries of cotangents may be None, for zero. Works on views: a tensor

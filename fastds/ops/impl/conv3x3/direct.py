@@ -1,29 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv3x3 and its gradients by the library's convolution: oneDNN on a CPU, cuDNN on a GPU."""
 
-from functools import wraps
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core.autocast import autocast_dtype
-from fastds.ops.impl.conv3x3 import reference as reference
-
-_CL = torch.channels_last
-
-
-def _outside_autocast(function):
-    """The op has chosen its dtypes already; autocast would cast them again."""
-
-    @wraps(function)
-    def run(x, *args):
-        if autocast_dtype(x) is None:
-            return function(x, *args)
-        with torch.autocast(x.device.type, enabled=False):
-            return function(x, *args)
-
-    return run
+from fastds.ops.core.autocast import outside_autocast
+from fastds.ops.core.layout import dense
+from fastds.ops.impl.conv3x3 import reference
 
 
 def _conv2d(x, weight, bias, padding_mode):
@@ -49,14 +33,14 @@ def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shu
     y = convolution(x, weight if x2 is None else weight[:, :split], bias)
     if x2 is not None:
         y = y.add_(convolution(x2, weight[:, split:], None))
-    y = y.contiguous(memory_format=_CL)  # one input channel leaves the layout to oneDNN's choice
+    y = dense(y)  # one input channel leaves the layout to oneDNN's choice
     if residual is not None:
         y = y.add_(residual)
     y = activate_(y, act, negative_slope)
-    return y if shuffle == 1 else F.pixel_shuffle(y, shuffle).contiguous(memory_format=_CL)
+    return y if shuffle == 1 else dense(F.pixel_shuffle(y, shuffle))
 
 
-@_outside_autocast
+@outside_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
     """conv3x3 by the library."""
     weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
@@ -66,10 +50,6 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         return _conv2d(source, weight, bias, padding_mode)
 
     return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
-
-
-def dense(grad: Tensor) -> Tensor:
-    return grad.contiguous(memory_format=_CL)
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,14 +69,14 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight):
     return grad_x, grad_weight
 
 
-@_outside_autocast
+@outside_autocast
 def grad_x(grad, weight, padding_mode, dtype):
     batch, _, height, width = grad.shape
     like = torch.empty((1, 1, 1, 1), dtype=dtype, device=grad.device).expand(batch, weight.shape[1], height, width)
     return _gradients(grad, like, weight, padding_mode, True, False)[0]
 
 
-@_outside_autocast
+@outside_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
     parts = []
     for source in (x, x2):
@@ -107,7 +87,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
     return torch.cat(parts, 1).contiguous()
 
 
-@_outside_autocast
+@outside_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
     grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
     split = x.shape[1]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the native Winograd engine: views, packed weights, workspaces.
+"""Calls of the native Winograd engine, and the packed weights.
 
-Each thread of Python keeps its own packed weights and workspace, so that nobody reads what another thread rewrites.
+Each thread of Python keeps its own packed weights, so that nobody reads what another thread rewrites.
 """
 
 import threading
@@ -10,49 +10,23 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native as _native
+from fastds.ops.core import native
+from fastds.ops.core.layout import dense, empty_map, nhwc
 
 PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
 KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
-KEPT_WORKSPACE_BYTES = 64 << 20
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
 
 _kept = threading.local()
 
 
-def nhwc(tensor: Tensor) -> Tensor:
-    """The tensor itself where its channels lie side by side, else a channels_last copy."""
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def empty(shape, dtype, like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
-
-
 def _output(shape, dtype, like: Tensor) -> Tensor:
     """An empty tensor that the engine is about to fill; a page fault per 4 KB took half the time of large ones."""
-    tensor = empty(shape, dtype, like)
+    tensor = empty_map(shape, dtype, like)
     if tensor.nbytes > FRESH_BYTES:
-        _native.native().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        native.module().use_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
-
-
-def _tensor(t: Tensor) -> tuple:
-    b, _, h, w = t.stride()
-    return t.data_ptr(), _native.DTYPES[t.dtype], t.shape[1], b, h, w
-
-
-def _workspace(size: int) -> Tensor:
-    kept = getattr(_kept, "workspace", None)
-    if kept is not None and kept.numel() >= size:
-        return kept
-    new = torch.empty(size, dtype=torch.uint8)
-    if size <= KEPT_WORKSPACE_BYTES:
-        _kept.workspace = new
-    return new
 
 
 def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
@@ -65,7 +39,7 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
     if weights is None:
         weights = _kept.weights = OrderedDict()
         _kept.weight_bytes = 0
-    module = _native.native()
+    module = native.module()
     key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         weight = weight.contiguous()  # the key is of the part itself: copies of it lie anywhere
@@ -76,7 +50,7 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
         if entry is None:
             size = module.conv3x3_packed_size(out, inputs, adjoint)
             entry = weights[key] = _room(weights, weight.nbytes, size)
-        sizes = (_native.DTYPES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle)
+        sizes = (native.DTYPE_CODES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle)
         module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
     weights.move_to_end(key)
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
@@ -101,11 +75,11 @@ def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Te
 
 def _in_workspace(function, *args) -> None:
     """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
-    kept, threads = getattr(_kept, "workspace", None), torch.get_num_threads()
+    kept, threads = native.kept_workspace(), torch.get_num_threads()
     address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
     needed = function(*args, threads, address, size)
     if needed > size:
-        workspace = _workspace(needed)
+        workspace = native.workspace(needed)
         function(*args, threads, workspace.data_ptr(), needed)
 
 
@@ -119,10 +93,10 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     if bias is not None:
         bias = bias.contiguous()
     _in_workspace(
-        _native.native().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        [_tensor(t) for t in sources], 1, 0, [_tensor(y)], shuffle, packed(weight, False, shuffle).data_ptr(),
-        *((0, 0) if bias is None else (bias.data_ptr(), _native.DTYPES[bias.dtype])),
-        [] if residual is None else [_tensor(residual)], ACT[act], negative_slope,
+        native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, packed(weight, False, shuffle).data_ptr(),
+        *((0, 0) if bias is None else (bias.data_ptr(), native.DTYPE_CODES[bias.dtype])),
+        [] if residual is None else [native.view(residual)], ACT[act], negative_slope,
     )  # fmt: skip
     return y
 
@@ -130,9 +104,9 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
     """What the engine adds to a sink, nothing for None; and what keeps its address valid."""
     if tensor is None:
-        return (0, *_tensor(sink)[1:]), None
+        return (0, *native.view(sink)[1:]), None
     tensor = nhwc(tensor)
-    return _tensor(tensor), tensor
+    return native.view(tensor), tensor
 
 
 def grad_sources(
@@ -159,15 +133,15 @@ def grad_sources(
     adds = not folded and any(t is not None for t in added)
     residual = [_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
     _in_workspace(
-        _native.native().conv3x3_run, geometry, [_tensor(grad)], shuffle, 0 if sign is None else sign.data_ptr(),
-        [_tensor(t) for t in sinks], 1, filters.data_ptr(), 0, 0, [view for view, _ in residual], ACT["none"],
+        native.module().conv3x3_run, geometry, [native.view(grad)], shuffle, native.address(sign),
+        [native.view(t) for t in sinks], 1, filters.data_ptr(), 0, 0, [view for view, _ in residual], ACT["none"],
         negative_slope,
     )  # fmt: skip
     if not folded:
         return sinks
     unfold = fold_rows if padding_mode == "circular_x" else lambda full: fold(full, padding_mode)
     sums = (unfold(t) if more is None else unfold(t) + more for t, more in zip(sinks, added, strict=True))
-    return [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in sums]
+    return [dense(t.to(dtype)) for t in sums]
 
 
 def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool):
@@ -177,8 +151,8 @@ def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtyp
     grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
     grad_bias = torch.empty(shape[0], dtype=dtype, device=grad.device) if bias else None
     _in_workspace(
-        _native.native().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        [_tensor(t) for t in sources], _tensor(grad), shuffle, 0 if sign is None else sign.data_ptr(), negative_slope,
-        _native.DTYPES[dtype], grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
+        native.module().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
+        [native.view(t) for t in sources], native.view(grad), shuffle, native.address(sign), negative_slope,
+        native.DTYPE_CODES[dtype], grad_weight.data_ptr(), native.address(grad_bias),
     )  # fmt: skip
     return grad_weight, grad_bias

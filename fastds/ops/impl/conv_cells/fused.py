@@ -2,53 +2,84 @@
 """Cells: a 3x3 convolution and a pointwise pass as one op, the pass in the output stage of the Winograd engine.
 
 Where the engine does not run or does not pay, the op runs conv3x3 and the pass one after the other. Its last result,
-for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives. With `recompute` they
-are not kept and the backward computes them again.
+for the backward and empty unless `keep_pre`, are the pre-activations: what the convolution gives. Inside
+recomputed_gates they are not kept and the backward computes them again.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core import buffer_pool as _reuse
-from fastds.ops.core import native as _native
-from fastds.ops.core import triton_loader as _triton
-from fastds.ops.core.registry import Backend, call, define, vector_jacobian, without_gradients
-from fastds.ops.impl.conv3x3 import winograd as _winograd
-from fastds.ops.impl.conv3x3.algorithm import current
-from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, _use_winograd, conv3x3
-from fastds.ops.impl.conv3x3.op import _refusal as convolution_refusal
+from fastds.ops.core import buffer_pool, native, triton_loader
+from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import dense, empty_map, nhwc
+from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.switches import Switch
+from fastds.ops.impl.conv3x3 import kernels, winograd
+from fastds.ops.impl.conv3x3.algorithm import current, use_winograd
+from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
+from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
-from fastds.ops.impl.gates.passes import DTYPES, PassOps
+from fastds.ops.impl.gates.passes import PassOps
 
-_recompute = False
+_recompute = Switch(False)
 
 
 @contextmanager
-def recomputed_gates(on: bool = True):
+def recomputed_gates(on: bool = True) -> Iterator[None]:
     """Whether the cells called inside the block keep no pre-activations for their backward but compute them again.
 
     A ConvLSTM step keeps 3 maps in the place of 7 and takes a third more convolutions; the gradients are the same bits.
     """
-    global _recompute
-    before, _recompute = _recompute, on
-    try:
+    with _recompute.set(on):
         yield
-    finally:
-        _recompute = before
 
 
 def recomputes() -> bool:
     """Whether the cells called now compute their gates again."""
-    return _recompute
+    return _recompute.value
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What a cell convolves: conv3x3([x; x2], weight) + bias + residual; None for what there is not."""
+
+    x: Tensor
+    x2: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+
+    def compute(self, algorithm: str, run) -> Tensor:
+        """By run, which takes the arguments of the op conv3x3."""
+        settings = ("none", 0.0, "zeros", 1, self.x.dtype, algorithm)
+        return run(self.x, self.weight, self.bias, self.x2, self.residual, *settings)
+
+    def nhwc(self) -> "Convolution":
+        """The same on maps whose channels lie side by side."""
+        x, x2, residual = (None if t is None else nhwc(t) for t in (self.x, self.x2, self.residual))
+        return Convolution(x, x2, self.weight, self.bias, residual)
+
+
+@dataclass(frozen=True)
+class CellCall:
+    """The arguments of a cell's op by name; others: inputs of the pass that the convolution does not give."""
+
+    convolution: Convolution
+    others: tuple[Tensor, ...]
+    options: tuple
+    algorithm: str
+    keep_pre: bool
 
 
 class ConvPassOps:
     """The registered op of a convolution and a pass; its gradients are those of the two.
 
-    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre,
-       recompute=False)
+    op(x, x2 or None, weight, bias or None, residual or None, *other inputs of the pass, *options, algorithm, keep_pre)
 
     Args:
         name: of the op.
@@ -62,30 +93,31 @@ class ConvPassOps:
         self.name, self.ops, self.spec, self.at, self.sources = name, ops, spec, at, sources
         self.gates = spec.inputs[at].gates
         self.others = [i for k, i in enumerate(spec.inputs) if k != at]
+        self.tensors = 5 + len(self.others)  # the first arguments
         others = "".join(f"Tensor {i.name}, " for i in self.others)
         options = f"{spec.options}, " if spec.options else ""
         results = ", ".join(["Tensor"] * (len(spec.outputs) + 1))
         backends = {
             "native": Backend(self._forward, convolution_refusal),
-            "triton": Backend(self._forward_triton, lambda x, *_: _triton.refusal(x), self._prefers_triton),
+            "triton": Backend(self._forward_triton, lambda x, *_: triton_loader.refusal(x), self._prefers_triton),
         }
         self.op = define(
             f"{name}(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, Tensor? residual, {others}{options}"
-            f"str algorithm, bool keep_pre, bool recompute=False) -> ({results})",
+            f"str algorithm, bool keep_pre) -> ({results})",
             reference=self._reference,
             backends=backends,
-            fake=lambda *args: self._fake(*self.op.filled(args)),
+            fake=lambda *args: self._empty(self._named(args)),
+            check=lambda *args: self.check(*args[: self.tensors]),
             function=self._function(),
         )
 
-    def _split(self, args):
-        """(x, x2, weight, bias, residual), other inputs, options, algorithm, keep_pre."""
-        end = 5 + len(self.others)
-        return args[:5], args[5:end], args[end:-3], args[-3], args[-2]
+    def _named(self, args) -> CellCall:
+        *options, algorithm, keep_pre = args[self.tensors :]
+        return CellCall(Convolution(*args[:5]), args[5 : self.tensors], tuple(options), algorithm, keep_pre)
 
     def __call__(self, *args):
         """The results of the op for its tensors and options."""
-        return call(self.op, *args, current(), False, _recompute)[:-1]
+        return self.op(*args, current(), False)[:-1]
 
     def _formula(self, suffix: str) -> str:
         return (self.spec.formula or self.spec.name) + suffix
@@ -98,30 +130,22 @@ class ConvPassOps:
 
     def check(self, x, x2, weight, bias, residual, *others) -> None:
         """Refuses what the op cannot take."""
-        named = dict(zip((*self.sources, "weight", "bias", "residual"), (x, x2, weight, bias, residual), strict=True))
-        named |= {spec.name: tensor for spec, tensor in zip(self.others, others, strict=True)}
-        first = self.sources[0]
-        optional = {self.sources[1], "bias", "residual"}
-        named = {name: tensor for name, tensor in named.items() if tensor is not None or name not in optional}
-        for name, tensor in named.items():
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} is a {type(tensor).__name__}, expected a Tensor")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{first} has dtype {x.dtype}, expected a float type")
-        wide = {"weight", "bias"} | {spec.name for spec in self.others if spec.wide}
-        widest = torch.float64 if x.dtype == torch.float64 else torch.float32
-        for name, tensor in named.items():
-            allowed = {x.dtype, widest} if name in wide else {x.dtype}
-            if tensor.dtype not in allowed:
-                raise TypeError(f"{name} has dtype {tensor.dtype}, expected {' or '.join(sorted(map(str, allowed)))}")
-            if tensor.device != x.device:
-                raise ValueError(f"{name} is on device {tensor.device}, expected {x.device} as {first}")
-            dims = 1 if name == "bias" else 4
-            if tensor.dim() != dims:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {dims} dimension{'s' * (dims > 1)}")
-        self._check_shapes(x, x2, weight, named)
+        first, second = self.sources
+        check_tensor(first, x, 4, DTYPES, None, first)
+        exact, widest = (x.dtype,), torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = (x.dtype, widest)
+        if x2 is not None:
+            check_tensor(second, x2, 4, exact, x.device, first)
+        check_tensor("weight", weight, 4, wide, x.device, first)
+        if bias is not None:
+            check_tensor("bias", bias, 1, wide, x.device, first)
+        if residual is not None:
+            check_tensor("residual", residual, 4, exact, x.device, first)
+        for spec, tensor in zip(self.others, others, strict=True):
+            check_tensor(spec.name, tensor, 4, wide if spec.wide else exact, x.device, first)
+        self._check_shapes(x, x2, weight, bias, residual, others)
 
-    def _check_shapes(self, x, x2, weight, named) -> None:
+    def _check_shapes(self, x, x2, weight, bias, residual, others) -> None:
         batch, inputs, height, width = x.shape
         inputs += 0 if x2 is None else x2.shape[1]
         outputs = weight.shape[0]
@@ -130,83 +154,81 @@ class ConvPassOps:
                 f"{self.sources[0]} has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected at least one "
                 f"of everything and a multiple of {self.gates} outputs"
             )
-        state = (batch, outputs // self.gates, height, width)
-        expected = dict.fromkeys((spec.name for spec in self.others), state)
-        expected |= {"weight": (outputs, inputs, 3, 3), "bias": (outputs,), "residual": (batch, outputs, height, width)}
+        for spec, tensor in zip(self.others, others, strict=True):
+            check_shape(spec.name, tensor, (batch, outputs // self.gates, height, width))
+        check_shape("weight", weight, (outputs, inputs, 3, 3))
+        if bias is not None:
+            check_shape("bias", bias, (outputs,))
+        if residual is not None:
+            check_shape("residual", residual, (batch, outputs, height, width))
         if x2 is not None:
-            expected[self.sources[1]] = (batch, x2.shape[1], height, width)
-        for name, shape in expected.items():
-            if name in named and tuple(named[name].shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(named[name].shape)}, expected {shape}")
+            check_shape(self.sources[1], x2, (batch, x2.shape[1], height, width))
 
     # ---- forward
 
-    def _fake(self, *args):
-        convolution, others, _, _, keep_pre = self._split(args)
-        self.check(*convolution, *others)
-        x, _, weight, *_ = convolution
-        shape = (x.shape[0], weight.shape[0] // self.gates, *x.shape[2:])
-        dtypes = [t.dtype for t in self._inputs(x, others)]
-        pre = _pre(x, weight.shape[0] if keep_pre else 0)
-        return *(_reuse.empty(shape, dtypes[k], x) for k in self.spec.outputs), pre
+    def _empty(self, call: CellCall):
+        x, outputs = call.convolution.x, call.convolution.weight.shape[0]
+        shape = (x.shape[0], outputs // self.gates, *x.shape[2:])
+        dtypes = [t.dtype for t in self._inputs(x, call.others)]
+        pre = _pre(x, outputs if call.keep_pre else 0)
+        return *(buffer_pool.empty(shape, dtypes[k], x) for k in self.spec.outputs), pre
 
     def _forward(self, *args):
-        (x, x2, weight, bias, residual), others, options, algorithm, keep_pre = self._split(args)
-        if engine_runs(x, weight, others, algorithm):
-            return self._fused(*args)
-        self.check(x, x2, weight, bias, residual, *others)
-        pre = without_gradients(
-            CONV3X3, x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, x.dtype, algorithm
-        )  # fmt: skip
-        results = without_gradients(self.ops.forward, *self._inputs(pre, others), *options)
+        call = self._named(args)
+        if engine_runs(call.convolution, call.others, call.algorithm):
+            return self._fused(call)
+        pre = call.convolution.compute(call.algorithm, kernels.forward)
+        results = self.ops.forward.trusted(*self._inputs(pre, call.others), *call.options)
         results = (results,) if isinstance(results, Tensor) else results
-        return *results, pre if keep_pre else _pre(x, 0)
+        return *results, pre if call.keep_pre else _pre(call.convolution.x, 0)
 
-    def _fused(self, *args):
-        *results, pre = self._fake(*args)
-        (x, x2, weight, bias, residual), others, options, _, keep_pre = self._split(args)
-        suffix, option, slope = self.spec.variant(*options)
-        convolution = (x, x2, weight, bias, residual)
-        run_engine(self._formula(suffix), option, slope, convolution, others, results, pre if keep_pre else None)
+    def _fused(self, call: CellCall):
+        *results, pre = self._empty(call)
+        suffix, option, slope = self.spec.variant(*call.options)
+        formula, kept = self._formula(suffix), pre if call.keep_pre else None
+        run_engine(formula, option, slope, call.convolution, call.others, results, kept)
         return *results, pre
 
     def _forward_triton(self, *args):
-        *results, pre = self._fake(*args)
-        (x, x2, weight, bias, residual), others, options, _, keep_pre = self._split(args)
-        weight = weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        bias = None if bias is None else bias.contiguous()
-        x, x2, residual, *others = (None if t is None else _winograd.nhwc(t) for t in (x, x2, residual, *others))
-        suffix, option, slope = self.spec.variant(*options)
-        arguments = ((x, x2, weight, bias, residual), others, results, pre if keep_pre else None)
-        _triton.kernels("conv_cells").launch(self._formula(suffix), option, slope, *arguments)
+        call = self._named(args)
+        *results, pre = self._empty(call)
+        c = call.convolution.nhwc()
+        weight, bias = dense(c.weight.to(c.x.dtype)), None if c.bias is None else c.bias.contiguous()
+        others = [nhwc(t) for t in call.others]
+        suffix, option, slope = self.spec.variant(*call.options)
+        arguments = ((c.x, c.x2, weight, bias, c.residual), others, results, pre if call.keep_pre else None)
+        triton_loader.kernels("conv_cells").launch(self._formula(suffix), option, slope, *arguments)
         return *results, pre
 
     def _prefers_triton(self, *args) -> bool:
         """16-bit tensors on a GPU with enough channels to fill a tensor core's tile; no GPU has measured it yet."""
-        (x, _, weight, *_), _, _, algorithm, _ = self._split(args)
-        fits = x.dtype in (torch.float16, torch.bfloat16) and weight.shape[0] >= 16 * self.gates
-        return x.device.type == "cuda" and fits and algorithm == "auto"
+        call = self._named(args)
+        x, outputs = call.convolution.x, call.convolution.weight.shape[0]
+        fits = x.dtype in (torch.float16, torch.bfloat16) and outputs >= 16 * self.gates
+        return x.device.type == "cuda" and fits and call.algorithm == "auto"
 
     def _reference(self, *args):
-        (x, x2, weight, bias, residual), others, options, _, _ = self._split(args)
-        pre = reference_convolution(x, weight, bias, x2, residual)
-        results = self.spec.reference(*self._inputs(pre, others), *options)
-        return *((results,) if isinstance(results, Tensor) else results), _pre(x, 0)
+        call = self._named(args)
+        c = call.convolution
+        pre = reference_convolution(c.x, c.weight, c.bias, c.x2, c.residual)
+        results = self.spec.reference(*self._inputs(pre, call.others), *call.options)
+        return *((results,) if isinstance(results, Tensor) else results), _pre(c.x, 0)
 
     # ---- gradients
 
-    def _gradients(self, saved, options, algorithm, same, grads, wanted):
+    def _gradients(self, call: CellCall, pre, same, grads, wanted):
         """Those of the tensors of the op, None where not wanted: the pass's, then the convolution's.
 
         A source that is an input of the pass, too, has the gradient of both in its own: they are added where the
-        convolution's is made.
+        convolution's is made. same: pairs of a source and the other input of the pass that it is.
         """
-        (x, x2, weight, bias, residual), others, pre = saved[:5], saved[5:-1], saved[-1]
+        c = call.convolution
         if pre is None:
-            pre = call(CONV3X3, x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, x.dtype, algorithm)
+            pre = c.compute(call.algorithm, CONV3X3.trusted)
         want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
         want_pass = self._inputs(any(wanted[:5]), wanted[5:])
-        parts = iter(call(self.ops.backward, *grads, *self._inputs(pre, others), *options, list(want_pass)))
+        inputs = self._inputs(pre, call.others)
+        parts = iter(self.ops.backward.trusted(*grads, *inputs, *call.options, list(want_pass)))
         of_pass = [next(parts) if want else None for want in want_pass]
         grad_pre = of_pass.pop(self.at)
         asked = [want_x, want_weight, want_bias, want_x2, False]
@@ -214,34 +236,39 @@ class ConvPassOps:
         for source, other in same:
             if (want_x, want_x2)[source] and added[source] is None:
                 added[source], of_pass[other] = of_pass[other], None
-        settings = (0.0, "zeros", 1, algorithm)
-        arguments = (grad_pre, x, weight, x2, None, *settings, asked, *added)
-        parts = iter(call(CONV3X3_BACKWARD, *arguments) if any(asked) else ())
+        arguments = (grad_pre, c.x, c.weight, c.x2, None, 0.0, "zeros", 1, call.algorithm, asked, *added)
+        parts = iter(CONV3X3_BACKWARD.trusted(*arguments) if any(asked) else ())
         grad_x, grad_weight, grad_bias, grad_x2, _ = (next(parts) if want else None for want in asked)
         return grad_x, grad_x2, grad_weight, grad_bias, grad_pre if want_residual else None, *of_pass
 
-    def _differentiable_gradients(self, saved, options, algorithm, _, grads, wanted):
+    def _differentiable_gradients(self, call: CellCall, grads, wanted):
         """The same, from the inputs of the op and not from what it kept: right to any order."""
 
         def composed(x, x2, weight, bias, residual, *others):
-            pre = conv3x3(x, weight, bias, x2=x2, residual=residual, algorithm=algorithm)
-            return call(self.ops.forward, *self._inputs(pre, others), *options)
+            pre = conv3x3(x, weight, bias, x2=x2, residual=residual, algorithm=call.algorithm)
+            return self.ops.forward.trusted(*self._inputs(pre, others), *call.options)
 
-        found = iter(vector_jacobian(composed, saved[:-1], grads, wanted))
+        c = call.convolution
+        tensors = (c.x, c.x2, c.weight, c.bias, c.residual, *call.others)
+        found = iter(vector_jacobian(composed, tensors, grads, wanted))
         return tuple(next(found) if want else None for want in wanted)
 
-    def _function(ops):
+    def _function(self):
+        ops = self
+
         class Function(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, *args):
-                convolution, others, ctx.options, ctx.algorithm, keep_pre = ops._split(args)
-                recompute = args[-1]
-                *results, pre = without_gradients(ops.op, *args[:-2], keep_pre or not recompute, False)
-                ctx.save_for_backward(*convolution, *others, None if recompute else pre)
-                pairs = ((source, other) for source in (0, 1) for other in range(len(others)))
-                ctx.same = [(source, other) for source, other in pairs if convolution[source] is others[other]]
+            def forward(ctx, run, *args):
+                *arguments, keep_pre = args
+                call, recompute = ops._named(args), recomputes()
+                *results, pre = run(*arguments, keep_pre or not recompute)
+                tensors = args[: ops.tensors]
+                ctx.save_for_backward(*tensors, None if recompute else pre)
+                ctx.settings = args[ops.tensors :]
+                pairs = ((source, other) for source in (0, 1) for other in range(len(call.others)))
+                ctx.same = [(source, other) for source, other in pairs if tensors[source] is call.others[other]]
                 ctx.set_materialize_grads(False)
-                kept = pre if keep_pre else _pre(convolution[0], 0)
+                kept = pre if keep_pre else _pre(call.convolution.x, 0)
                 ctx.mark_non_differentiable(kept)
                 return *results, kept
 
@@ -250,42 +277,45 @@ class ConvPassOps:
                 grads = grads[:-1]
                 if all(g is None for g in grads):
                     return (None,) * len(ctx.needs_input_grad)
-                wanted = ctx.needs_input_grad[: 5 + len(ops.others)]
-                gradients = ops._differentiable_gradients if torch.is_grad_enabled() else ops._gradients
-                results = gradients(ctx.saved_tensors, ctx.options, ctx.algorithm, ctx.same, grads, wanted)
-                return *results, *(None for _ in ctx.options), None, None, None
+                *tensors, pre = ctx.saved_tensors
+                call, wanted = ops._named((*tensors, *ctx.settings)), ctx.needs_input_grad[1 : 1 + ops.tensors]
+                if torch.is_grad_enabled():
+                    results = ops._differentiable_gradients(call, grads, wanted)
+                else:
+                    results = ops._gradients(call, pre, ctx.same, grads, wanted)
+                return None, *results, *(None for _ in ctx.settings)
 
         Function.__name__ = Function.__qualname__ = ops.name
         return Function
 
 
-def engine_runs(x, weight, others, algorithm: str) -> bool:
+def engine_runs(convolution: Convolution, others, algorithm: str) -> bool:
     """Whether the engine takes the convolution with its pass in the output stage; others: that pass's other inputs."""
-    outputs, inputs = weight.shape[:2]
-    winograd = _use_winograd(algorithm, x, inputs, outputs, x.dtype, False)
+    x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
+    engine = use_winograd(algorithm, x, inputs, outputs, x.dtype, False)
     wide = any(t.dtype == torch.float64 for t in others)
-    return winograd and not wide and x.shape[0] > 0 and _native.native().conv_gates_fits(inputs, outputs)
+    return engine and not wide and x.shape[0] > 0 and native.module().conv_gates_fits(inputs, outputs)
 
 
-def run_engine(formula: str, option, slope, convolution, others, results, pre: Tensor | None) -> None:
-    """A formula of csrc/conv_gates behind convolution = (x, x2, weight, bias, residual), into results and pre."""
-    x, x2, weight, bias, residual = convolution
-    sources = [_winograd.nhwc(t) for t in (x, x2) if t is not None]
-    operands = [*(_winograd.nhwc(t) for t in others), *results]
-    residual = None if residual is None else _winograd.nhwc(residual)
-    bias = None if bias is None else bias.contiguous()
-    filters = _winograd.packed(weight, False, 1)
-    batch, _, height, width = x.shape
-    module, tensor = _native.native(), _winograd._tensor
+def run_engine(
+    formula: str, option: float, slope: float, convolution: Convolution, others, results, pre: Tensor | None
+) -> None:
+    """A formula of csrc/gates in the output stage of a convolution, into results and pre."""
+    c = convolution.nhwc()
+    operands = [*(nhwc(t) for t in others), *results]
+    bias = None if c.bias is None else c.bias.contiguous()
+    filters = winograd.packed(c.weight, False, 1)
+    batch, _, height, width = c.x.shape
+    module = native.module()
     cell = module.ConvGates(
         formula=module.GATE_FORMULAS[formula], option=option, slope=slope,
-        geometry=(batch, height, width, height, width, 1, 1, 0, 0), sources=[tensor(t) for t in sources],
-        packed=filters.data_ptr(), bias=0 if bias is None else bias.data_ptr(),
-        bias_dtype=0 if bias is None else _native.DTYPES[bias.dtype],
-        residual=[] if residual is None else [tensor(residual)], operands=[tensor(t) for t in operands],
-        pre=None if pre is None else tensor(pre), threads=torch.get_num_threads(),
+        geometry=(batch, height, width, height, width, 1, 1, 0, 0),
+        sources=[native.view(t) for t in (c.x, c.x2) if t is not None], packed=filters.data_ptr(),
+        bias=native.address(bias), bias_dtype=0 if bias is None else native.DTYPE_CODES[bias.dtype],
+        residual=[] if c.residual is None else [native.view(c.residual)], operands=[native.view(t) for t in operands],
+        pre=None if pre is None else native.view(pre), threads=torch.get_num_threads(),
     )  # fmt: skip
-    cell.run(_winograd._workspace(cell.bytes).data_ptr())
+    cell.run(native.workspace(cell.bytes).data_ptr())
 
 
 def of_first(weight, x):
@@ -295,4 +325,4 @@ def of_first(weight, x):
 
 
 def _pre(x: Tensor, channels: int) -> Tensor:
-    return _winograd.empty((x.shape[0], channels, *x.shape[2:]), x.dtype, x)
+    return empty_map((x.shape[0], channels, *x.shape[2:]), x.dtype, x)

@@ -6,26 +6,92 @@ exponential is calculated again. What is kept are results of the op: where the b
 goes on from them, and no convolution of the forward runs again.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core import native as _native
-from fastds.ops.core.registry import Backend, call, define, without_gradients
-from fastds.ops.impl.conv3x3 import winograd as _winograd
-from fastds.ops.impl.conv3x3.op import CONV3X3, backward, differentiable_gradients
+from fastds.ops.core import native
+from fastds.ops.core.arguments import check_shape, check_tensor
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import empty_map
+from fastds.ops.core.registry import define
+from fastds.ops.impl.conv3x3 import kernels
+from fastds.ops.impl.conv3x3.algorithm import weight_gradients_wanted
+from fastds.ops.impl.conv3x3.op import differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
-from fastds.ops.impl.conv3x3.weight_gradients import weight_gradients_wanted
-from fastds.ops.impl.conv_cells.fused import ConvPassOps, engine_runs, run_engine
-from fastds.ops.impl.gates.gru_reset import PACKED as RESET_PASS
-from fastds.ops.impl.gates.gru_update import OPS as UPDATE_PASS
-from fastds.ops.impl.gates.gru_update_reference import gru_update as reference_update
+from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, engine_runs, run_engine
+from fastds.ops.impl.gates.op import GRU_RESET_PACKED, GRU_UPDATE
 from fastds.ops.impl.gates.passes import KERNELS, run
+from fastds.ops.impl.gates.reference import gru_update as reference_update
 
-RESET = ConvPassOps("conv_gru_reset", RESET_PASS)
-UPDATE = ConvPassOps("conv_gru_update", UPDATE_PASS, at=1)
+RESET = ConvPassOps("conv_gru_reset", GRU_RESET_PACKED)
+UPDATE = ConvPassOps("conv_gru_update", GRU_UPDATE, at=1)
 aten = torch.ops.aten
-_OPTIONS = "str keep, str act, float negative_slope, str algorithm"
+
+
+class Inputs(NamedTuple):
+    """The tensors of the op; `wanted` of its backward has the same names."""
+
+    h: Tensor
+    x: Tensor | None
+    gates_weight: Tensor
+    gates_bias: Tensor | None
+    candidate_weight: Tensor
+    candidate_bias: Tensor | None
+    gates_share: Tensor | None
+    candidate_share: Tensor | None
+
+    def gates(self) -> Convolution:
+        """The convolution that gives the gates."""
+        return Convolution(*sources(self.x, self.h), self.gates_weight, self.gates_bias, self.gates_share)
+
+    def candidate(self, reset: Tensor) -> Convolution:
+        """The convolution that gives the candidate, of the reset state."""
+        first, second = sources(self.x, reset)
+        return Convolution(first, second, self.candidate_weight, self.candidate_bias, self.candidate_share)
+
+
+class Results(NamedTuple):
+    """The new state h', and what is kept; `grads` has the same names, None for zero."""
+
+    h: Tensor
+    z: Tensor
+    r: Tensor
+    reset: Tensor
+    n: Tensor
+
+
+class Kept(NamedTuple):
+    """What the backward needs."""
+
+    h: Tensor
+    x: Tensor | None
+    gates_weight: Tensor
+    candidate_weight: Tensor
+    z: Tensor
+    r: Tensor
+    reset: Tensor
+    n: Tensor
+
+
+class Options(NamedTuple):
+    """As conv_gru_cell has them, and the convolutions' algorithm."""
+
+    keep: str
+    act: str
+    negative_slope: float
+    algorithm: str
+
+    def variant(self) -> tuple[str, float, float]:
+        """Of the formulas of csrc/gates: suffix, option and slope."""
+        return GRU_UPDATE.spec.variant(self.keep, self.act, self.negative_slope)
+
+
+_TENSORS, _SETTINGS = len(Inputs._fields), len(Options._fields)
 
 
 def sources(x: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -34,12 +100,12 @@ def sources(x: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _refusal(*args):
-    return _native.refusal(KERNELS, args[0])
+    return native.refusal(KERNELS, args[0])
 
 
-def _run(formula: str, keep, act, negative_slope, like, *operands) -> None:
+def _run(formula: str, options: Options, like: Tensor, *operands) -> None:
     """operands: maps of C channels, or (map, gates in it); like: one of the maps, channels_last."""
-    suffix, option, slope = UPDATE_PASS.spec.variant(keep, act, negative_slope)
+    suffix, option, slope = options.variant()
     if like.numel():
         pairs = [t if isinstance(t, tuple) else (t, 1) for t in operands]
         run(formula.format(suffix), like, like.shape[1], pairs, option, slope)
@@ -48,70 +114,85 @@ def _run(formula: str, keep, act, negative_slope, like, *operands) -> None:
 # ---- forward
 
 
-def check(h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share) -> None:
-    """Refuses what the step cannot take."""
-    RESET.check(*sources(x, h), gates_weight, gates_bias, gates_share, h)
-    UPDATE.check(*sources(x, h), candidate_weight, candidate_bias, candidate_share, h, h)
+def _check(*args) -> None:
+    inputs = Inputs(*args[:_TENSORS])
+    gates, h = inputs.gates(), inputs.h
+    RESET.check(gates.x, gates.x2, gates.weight, gates.bias, gates.residual, h)
+    c = inputs.candidate(h)
+    UPDATE.check(c.x, c.x2, c.weight, c.bias, c.residual, h, h)
 
 
-def _fake(*args):
-    check(*args[:8])
-    h = args[0]
-    return tuple(_winograd.empty(h.shape, h.dtype, h) for _ in range(5))
+def _fake(h, *_):
+    return Results(*(empty_map(h.shape, h.dtype, h) for _ in Results._fields))
 
 
-def _forward(h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, *options):
-    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share)
-    new, z, r, reset, n = _fake(*tensors)
-    gates = (*sources(x, h), gates_weight, gates_bias, gates_share)
-    _convolve("gru_reset_kept", options, gates, (), (h,), (z, r, reset))
-    candidate = (*sources(x, reset), candidate_weight, candidate_bias, candidate_share)
-    _convolve("gru_update{}_kept", options, candidate, (z,), (h,), (new, n))
-    return new, z, r, reset, n
+def _forward(*args):
+    inputs, options = Inputs(*args[:_TENSORS]), Options(*args[_TENSORS:])
+    results = _fake(*args)
+    h, (new, z, r, reset, n) = inputs.h, results
+    _convolve("gru_reset_kept", options, inputs.gates(), (), (h,), (z, r, reset))
+    _convolve("gru_update{}_kept", options, inputs.candidate(reset), (z,), (h,), (new, n))
+    return tuple(results)
 
 
-def _convolve(formula, options, convolution, before, behind, results):
+def _convolve(formula, options: Options, convolution: Convolution, before, behind, results):
     """A convolution, and the formula of `before`, what the convolution gives, and `behind`."""
-    *options, algorithm = options
-    x, x2, weight, bias, residual = convolution
-    if engine_runs(x, weight, before + behind, algorithm):
-        suffix, option, slope = UPDATE_PASS.spec.variant(*options)
+    if engine_runs(convolution, before + behind, options.algorithm):
+        suffix, option, slope = options.variant()
         return run_engine(formula.format(suffix), option, slope, convolution, before + behind, results, None)
-    settings = ("none", 0.0, "zeros", 1, x.dtype, algorithm)
-    pre = without_gradients(CONV3X3, x, weight, bias, x2, residual, *settings)
-    gates = weight.shape[0] // results[0].shape[1]
-    _run(formula, *options, results[0], *before, (pre, gates), *behind, *results)
+    pre = convolution.compute(options.algorithm, kernels.forward)
+    gates = convolution.weight.shape[0] // results[0].shape[1]
+    return _run(formula, options, results[0], *before, (pre, gates), *behind, *results)
 
 
-def _reference(
-    h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, gates_share, candidate_share, *options
-):
-    keep, act, slope, _ = options
-    first, second = sources(x, h)
-    z, r = reference_convolution(first, gates_weight, gates_bias, second, gates_share).sigmoid().chunk(2, 1)
-    reset = r * h
-    first, second = sources(x, reset)
-    pre = reference_convolution(first, candidate_weight, candidate_bias, second, candidate_share)
-    n = pre.tanh() if act == "tanh" else F.leaky_relu(pre, slope)
-    return reference_update(z, pre, h, keep, act, slope), z, r, reset, n
+def _reference(*args):
+    inputs, options = Inputs(*args[:_TENSORS]), Options(*args[_TENSORS:])
+    c = inputs.gates()
+    z, r = reference_convolution(c.x, c.weight, c.bias, c.x2, c.residual).sigmoid().chunk(2, 1)
+    reset = r * inputs.h
+    c = inputs.candidate(reset)
+    pre = reference_convolution(c.x, c.weight, c.bias, c.x2, c.residual)
+    n = pre.tanh() if options.act == "tanh" else F.leaky_relu(pre, options.negative_slope)
+    return reference_update(z, pre, inputs.h, *options[:3]), z, r, reset, n
 
 
 # ---- gradients: as kernels, and with graphs of their own. A gradient of a result that is None is zero.
 
 
-def _candidate(grad, grad_n, z, n, *options):
-    """Of the candidate's pre-activation."""
-    result = _winograd.empty(z.shape, z.dtype, z)
-    _run("gru_candidate{}_gradient", *options, result, grad, grad_n, z, n, result)
+@dataclass(frozen=True)
+class Ways:
+    """How the parts of the backward are computed.
+
+    candidate(grads, kept, options): gradient of the candidate's pre-activation.
+    gates(of_reset, grads, kept, options): of the gates' pre-activations, and of h as far as the passes go.
+    convolution(*arguments of conv3x3_backward): of x, weight, bias, x2 and residual, None where not wanted.
+    """
+
+    candidate: Callable
+    gates: Callable
+    convolution: Callable
+
+
+def _candidate(grads: Results, kept: Kept, options: Options):
+    result = empty_map(kept.z.shape, kept.z.dtype, kept.z)
+    _run("gru_candidate{}_gradient", options, result, grads.h, grads.n, kept.z, kept.n, result)
     return result
 
 
-def _gates(grad_reset, grad, grad_z, grad_r, z, r, n, h, *options):
-    """Of the gates' pre-activations, and of h as far as the passes go: that takes the place of grad_reset."""
+def _gates(of_reset, grads: Results, kept: Kept, options: Options):
+    """That of h takes the place of of_reset."""
+    z = kept.z
     batch, channels, height, width = z.shape
-    of_pre = _winograd.empty((batch, 2 * channels, height, width), z.dtype, z)
-    _run("gru_gates_gradient", *options, z, grad_reset, grad, grad_z, grad_r, z, r, n, h, (of_pre, 2), grad_reset)
-    return of_pre, grad_reset
+    of_pre = empty_map((batch, 2 * channels, height, width), z.dtype, z)
+    given = (of_reset, grads.h, grads.z, grads.r, z, kept.r, kept.n, kept.h)
+    _run("gru_gates_gradient", options, z, *given, (of_pre, 2), of_reset)
+    return of_pre, of_reset
+
+
+def _convolution(*args):
+    wanted = args[9]
+    parts = iter(kernels.backward(*args, in_place=True))
+    return [next(parts) if want else None for want in wanted]
 
 
 def _wide(*tensors):
@@ -124,21 +205,22 @@ def _sum_of_products(like, *pairs):
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(like)
 
 
-def _differentiable_candidate(grad, grad_n, z, n, keep, act, negative_slope):
-    dtype = z.dtype
-    grad, grad_n, z, n = _wide(grad, grad_n, z, n)
-    grad_n = _sum_of_products(z, (grad, 1 - z if keep == "z" else z), (grad_n, None))
-    if act == "tanh":
+def _differentiable_candidate(grads: Results, kept: Kept, options: Options):
+    dtype = kept.z.dtype
+    grad, grad_n, z, n = _wide(grads.h, grads.n, kept.z, kept.n)
+    grad_n = _sum_of_products(z, (grad, 1 - z if options.keep == "z" else z), (grad_n, None))
+    if options.act == "tanh":
         return aten.tanh_backward(grad_n, n).to(dtype)
-    return aten.leaky_relu_backward(grad_n, n, negative_slope, True).to(dtype)
+    return aten.leaky_relu_backward(grad_n, n, options.negative_slope, True).to(dtype)
 
 
-def _differentiable_gates(grad_reset, grad, grad_z, grad_r, z, r, n, h, keep, act, negative_slope):
-    dtype = z.dtype
-    grad_reset, grad, grad_z, grad_r, z, r, n, h = _wide(grad_reset, grad, grad_z, grad_r, z, r, n, h)
-    of_z = _sum_of_products(z, (grad, h - n if keep == "z" else n - h), (grad_z, None))
-    of_r = _sum_of_products(z, (grad_reset, h), (grad_r, None))
-    of_h = _sum_of_products(z, (grad_reset, r), (grad, z if keep == "z" else 1 - z))
+def _differentiable_gates(of_reset, grads: Results, kept: Kept, options: Options):
+    dtype, keeps_z = kept.z.dtype, options.keep == "z"
+    of_reset, grad, grad_z, grad_r = _wide(of_reset, grads.h, grads.z, grads.r)
+    z, r, n, h = _wide(kept.z, kept.r, kept.n, kept.h)
+    of_z = _sum_of_products(z, (grad, h - n if keeps_z else n - h), (grad_z, None))
+    of_r = _sum_of_products(z, (of_reset, h), (grad_r, None))
+    of_h = _sum_of_products(z, (of_reset, r), (grad, z if keeps_z else 1 - z))
     of_pre = torch.cat([aten.sigmoid_backward(of_z, z), aten.sigmoid_backward(of_r, r)], 1)
     return of_pre.to(dtype), of_h.to(dtype)
 
@@ -151,39 +233,28 @@ def _differentiable_convolution(*args):
     return found
 
 
-def _convolution(*args):
-    wanted = args[9]
-    parts = iter(backward(*args, in_place=True))
-    return [next(parts) if want else None for want in wanted]
+BY_KERNELS = Ways(_candidate, _gates, _convolution)
+BY_GRAPHS = Ways(_differentiable_candidate, _differentiable_gates, _differentiable_convolution)
 
 
-KERNELS_OF_STEP = (_candidate, _gates, _convolution)
-GRAPHS_OF_STEP = (_differentiable_candidate, _differentiable_gates, _differentiable_convolution)
-
-
-def _gradients(ways, grads, saved, options, wanted):
-    """Those of the op's tensors, None where not wanted."""
-    candidate, gates, convolution = ways
-    (h, x, gates_weight, candidate_weight, z, r, reset, n), (grad, grad_z, grad_r, grad_reset, grad_n) = saved, grads
-    want_h, want_x, want_weight, want_bias, want_candidate, want_candidate_bias, want_share, want_candidate_share = (
-        wanted
-    )
-    *options, algorithm = options
-    of_candidate = candidate(grad, grad_n, z, n, *options)
-    want_reset = any((want_h, want_x, want_weight, want_bias, want_share))
-    asked = (want_x, want_reset, want_candidate, want_candidate_bias)
-    settings = (convolution, algorithm)
+def _gradients(ways: Ways, grads: Results, kept: Kept, options: Options, wanted: Inputs):
+    """Those of the op's tensors in the order of Inputs, None where not wanted."""
+    of_candidate = ways.candidate(grads, kept, options)
+    want_reset = any((wanted.h, wanted.x, wanted.gates_weight, wanted.gates_bias, wanted.gates_share))
+    asked = (wanted.x, want_reset, wanted.candidate_weight, wanted.candidate_bias)
+    settings = (ways.convolution, options.algorithm)
     of_x, of_reset, of_candidate_weight, of_candidate_bias = _of_convolution(
-        *settings, of_candidate, x, reset, candidate_weight, asked
+        *settings, of_candidate, kept.x, kept.reset, kept.candidate_weight, asked
     )
     of_gates = of_h = of_weight = of_bias = None
     if want_reset:
-        of_reset = of_reset if grad_reset is None else of_reset + grad_reset
-        of_gates, of_h = gates(of_reset, grad, grad_z, grad_r, z, r, n, h, *options)
-        asked = (want_x, want_h, want_weight, want_bias)
-        added = (of_x, of_h if want_h else None)
-        of_x, of_h, of_weight, of_bias = _of_convolution(*settings, of_gates, x, h, gates_weight, asked, *added)
-    shares = (of_gates if want_share else None, of_candidate if want_candidate_share else None)
+        of_reset = of_reset if grads.reset is None else of_reset + grads.reset
+        of_gates, of_h = ways.gates(of_reset, grads, kept, options)
+        asked = (wanted.x, wanted.h, wanted.gates_weight, wanted.gates_bias)
+        added = (of_x, of_h if wanted.h else None)
+        arguments = (of_gates, kept.x, kept.h, kept.gates_weight, asked)
+        of_x, of_h, of_weight, of_bias = _of_convolution(*settings, *arguments, *added)
+    shares = (of_gates if wanted.gates_share else None, of_candidate if wanted.candidate_share else None)
     return of_h, of_x, of_weight, of_bias, of_candidate_weight, of_candidate_bias, *shares
 
 
@@ -202,59 +273,80 @@ def _of_convolution(convolution, algorithm, grad, x, state, weight, asked, add_x
     return *((None, of_first) if x is None else (of_first, of_second)), of_weight, of_bias
 
 
-def _backward_fake(grad, h, x, gates_weight, candidate_weight, z, *args):
-    wanted = args[-1]
-    batch, channels, height, width = h.shape
+def _split_backward(args) -> tuple[Results, Kept, Options, Inputs]:
+    """The arguments of the backward op by name."""
+    grad, *kept = args[: 1 + len(Kept._fields)]
+    options, wanted = args[-1 - _SETTINGS : -1], args[-1]
+    return Results(grad, None, None, None, None), Kept(*kept), Options(*options), Inputs(*wanted)
+
+
+def _check_backward(*args) -> None:
+    grads, kept, _, _ = _split_backward(args)
+    h = kept.h
+    weights = {"gates_weight": kept.gates_weight, "candidate_weight": kept.candidate_weight}
+    nothing = dict.fromkeys(Inputs._fields)
+    _check(*Inputs(**(nothing | weights | {"h": h, "x": kept.x})))
+    for name, tensor in {"grad": grads.h, "z": kept.z, "r": kept.r, "reset": kept.reset, "n": kept.n}.items():
+        check_tensor(name, tensor, 4, (h.dtype,), h.device, "h")
+        check_shape(name, tensor, tuple(h.shape))
+
+
+def _backward_fake(*args):
+    _, kept, _, wanted = _split_backward(args)
+    h, x, (batch, channels, height, width) = kept.h, kept.x, kept.h.shape
 
     def weight(like, dims):
         return torch.empty(like.shape[:dims], dtype=like.dtype, device=like.device)
 
-    makers = (
-        lambda: _winograd.empty(h.shape, h.dtype, h),
-        lambda: _winograd.empty(x.shape, x.dtype, h),
-        lambda: weight(gates_weight, 4),
-        lambda: weight(gates_weight, 1),
-        lambda: weight(candidate_weight, 4),
-        lambda: weight(candidate_weight, 1),
-        lambda: _winograd.empty((batch, 2 * channels, height, width), h.dtype, h),
-        lambda: _winograd.empty(h.shape, h.dtype, h),
+    makers = Inputs(
+        h=lambda: empty_map(h.shape, h.dtype, h),
+        x=lambda: empty_map(x.shape, x.dtype, h),
+        gates_weight=lambda: weight(kept.gates_weight, 4),
+        gates_bias=lambda: weight(kept.gates_weight, 1),
+        candidate_weight=lambda: weight(kept.candidate_weight, 4),
+        candidate_bias=lambda: weight(kept.candidate_weight, 1),
+        gates_share=lambda: empty_map((batch, 2 * channels, height, width), h.dtype, h),
+        candidate_share=lambda: empty_map(h.shape, h.dtype, h),
     )
     return [make() for make, want in zip(makers, wanted, strict=True) if want]
 
 
-def _backward_by(ways):
-    def run_backward(grad, *args):
-        saved, options, wanted = args[:8], args[8:-1], args[-1]
-        return [g for g in _gradients(ways, (grad, None, None, None, None), saved, options, wanted) if g is not None]
+def _backward_by(ways: Ways):
+    def run_backward(*args):
+        return [g for g in _gradients(ways, *_split_backward(args)) if g is not None]
 
     return run_backward
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *args):
-        h, x, gates_weight, _, candidate_weight, *_ = args
-        results = without_gradients(STEP, *args)
-        ctx.save_for_backward(h, x, gates_weight, candidate_weight, *results[1:])
+    def forward(ctx, run, *args):
+        inputs, results = Inputs(*args[:_TENSORS]), run(*args)
+        kept = (inputs.h, inputs.x, inputs.gates_weight, inputs.candidate_weight, *results[1:])
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
-        ctx.options = args[8:]
+        ctx.options = args[_TENSORS:]
         return results
 
     @staticmethod
-    def backward(ctx, grad, *of_kept):
-        wanted = list(ctx.needs_input_grad[:8])
+    def backward(ctx, *grads):
+        wanted, grads = Inputs(*ctx.needs_input_grad[1 : 1 + _TENSORS]), Results(*grads)
         if not weight_gradients_wanted():
-            wanted[2:6] = 4 * [False]
-        options = ctx.options
-        if torch.is_grad_enabled() or any(g is not None for g in of_kept):
-            return *_gradients(GRAPHS_OF_STEP, (grad, *of_kept), ctx.saved_tensors, options, wanted), *4 * (None,)
-        if grad is None or not any(wanted):
-            return 12 * (None,)
-        found = iter(call(STEP_BACKWARD, grad, *ctx.saved_tensors, *options, wanted))
-        return *(next(found) if want else None for want in wanted), *4 * (None,)
+            weights = ("gates_weight", "gates_bias", "candidate_weight", "candidate_bias")
+            wanted = wanted._replace(**dict.fromkeys(weights, False))
+        unwanted = _SETTINGS * (None,)
+        if torch.is_grad_enabled() or any(g is not None for g in grads[1:]):
+            arguments = (grads, Kept(*ctx.saved_tensors), Options(*ctx.options), wanted)
+            return None, *_gradients(BY_GRAPHS, *arguments), *unwanted
+        if grads.h is None or not any(wanted):
+            return (None,) * len(ctx.needs_input_grad)
+        found = iter(STEP_BACKWARD.trusted(grads.h, *ctx.saved_tensors, *ctx.options, list(wanted)))
+        return None, *(next(found) if want else None for want in wanted), *unwanted
 
 
 # ---- registration
+
+_OPTIONS = "str keep, str act, float negative_slope, str algorithm"
 
 STEP = define(
     "conv_gru_step(Tensor h, Tensor? x, Tensor gates_weight, Tensor? gates_bias, Tensor candidate_weight, "
@@ -262,13 +354,15 @@ STEP = define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=_reference,
     backends={"native": Backend(_forward, _refusal)},
-    fake=_fake,
+    fake=lambda *args: tuple(_fake(*args)),
+    check=_check,
     function=_Step,
 )
 STEP_BACKWARD = define(
     "conv_gru_step_backward(Tensor grad, Tensor h, Tensor? x, Tensor gates_weight, Tensor candidate_weight, Tensor z, "
     f"Tensor r, Tensor reset, Tensor n, {_OPTIONS}, bool[8] wanted) -> Tensor[]",
-    reference=_backward_by(GRAPHS_OF_STEP),
-    backends={"native": Backend(_backward_by(KERNELS_OF_STEP), _refusal)},
+    reference=_backward_by(BY_GRAPHS),
+    backends={"native": Backend(_backward_by(BY_KERNELS), _refusal)},
     fake=_backward_fake,
+    check=_check_backward,
 )

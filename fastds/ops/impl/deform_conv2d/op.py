@@ -5,22 +5,21 @@ The native kernel works on NHWC memory: a tensor whose channel stride is 1 (chan
 channels_last map) is read in place, any other is copied first. Gradients come back in channels_last.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native as _native
-from fastds.ops.core import triton_loader as _triton
+from fastds.ops.core import native, triton_loader
+from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
 from fastds.ops.core.autocast import autocast_dtype, cast
-from fastds.ops.core.checks import check_tensor
-from fastds.ops.core.registry import Backend, call, define, vector_jacobian, without_gradients
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import CHANNELS_LAST, dense, nhwc, output_format
+from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+
+__all__ = ["deform_conv2d"]
 
 _FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"}
 _BACKWARD = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_check_tensor = functools.partial(check_tensor, main="input")
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:
@@ -35,11 +34,11 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple[int, int, int, int]:
-    """Refuses what the kernel cannot take; returns (groups, offset groups, output rows, output columns)."""
-    _check_tensor("input", input, 4, DTYPES, None)
-    _check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device)
-    _check_tensor("weight", weight, 4, (input.dtype,), input.device)
+def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
+    """Refuses what the kernel cannot take."""
+    check_tensor("input", input, 4, DTYPES, None, "input")
+    check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device, "input")
+    check_tensor("weight", weight, 4, (input.dtype,), input.device, "input")
     batch, channels, height, width = input.shape
     out_channels, group_channels, k_h, k_w = weight.shape
     taps = k_h * k_w
@@ -63,22 +62,22 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> tuple
     w_out = output_size(width, k_w, stride[1], padding[1], dilation[1])
     if min(h_out, w_out) < 1:
         raise ValueError(f"output would have size {h_out} x {w_out}: the kernel is larger than the padded input")
-    if (offset.shape[0], *offset.shape[2:]) != (batch, h_out, w_out):
-        expected = (batch, 2 * offset_groups * taps, h_out, w_out)
-        raise ValueError(f"offset has shape {tuple(offset.shape)}, expected {expected}")
+    check_shape("offset", offset, (batch, 2 * offset_groups * taps, h_out, w_out))
     if mask is not None:
-        _check_tensor("mask", mask, 4, (input.dtype,), input.device)
-        expected = (batch, offset_groups * taps, h_out, w_out)
-        if tuple(mask.shape) != expected:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
+        check_tensor("mask", mask, 4, (input.dtype,), input.device, "input")
+        check_shape("mask", mask, (batch, offset_groups * taps, h_out, w_out))
     if bias is not None:
-        _check_tensor("bias", bias, 1, (input.dtype,), input.device)
+        check_tensor("bias", bias, 1, (input.dtype,), input.device, "input")
         if bias.shape[0] != out_channels:
             raise ValueError(f"bias has {bias.shape[0]} values, expected {out_channels}, one per output channel")
-    return groups, offset_groups, h_out, w_out
 
 
-def _autocast(input, offset, weight, bias, mask):
+def group_counts(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
+    """Groups of the convolution and of the offsets, of checked arguments."""
+    return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
+
+
+def autocast(input, offset, weight, bias, mask):
     """Casts what autocast covers; the offset keeps its dtype, float32 where that would be the other 16-bit dtype."""
     dtype = autocast_dtype(input)
     if dtype is None:
@@ -88,23 +87,6 @@ def _autocast(input, offset, weight, bias, mask):
     return cast(input, dtype), offset, cast(weight, dtype), cast(bias, dtype), cast(mask, dtype)
 
 
-def _nhwc(tensor: Tensor) -> Tensor:
-    """The tensor itself where its channels lie side by side, else a channels_last copy."""
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _output_format(input: Tensor) -> torch.memory_format:
-    if input.is_contiguous() and not input.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups):
     """Sizes and element strides for _fastds; strides of a missing mask are never read."""
 
@@ -112,8 +94,8 @@ def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset
         b, _, h, w = tensor.stride() if tensor is not None else (0, 0, 0, 0)
         return {f"{name}_b": b, f"{name}_h": h, f"{name}_w": w}
 
-    return _native.native().DeformConv2dDims(
-        dtype=_native.DTYPES[input.dtype], offset_dtype=_native.DTYPES[offset.dtype],
+    return native.module().DeformConv2dDims(
+        dtype=native.DTYPE_CODES[input.dtype], offset_dtype=native.DTYPE_CODES[offset.dtype],
         B=input.shape[0], C=input.shape[1], H=input.shape[2], W=input.shape[3],
         O=weight.shape[0], Ho=offset.shape[2], Wo=offset.shape[3], kh=weight.shape[2], kw=weight.shape[3],
         stride_h=stride[0], stride_w=stride[1], pad_h=padding[0], pad_w=padding[1],
@@ -123,40 +105,40 @@ def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset
 
 
 def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
-    groups, offset_groups, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
-    shape, layout = (input.shape[0], weight.shape[0], h_out, w_out), _output_format(input)
-    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    groups, offset_groups = group_counts(input, offset, weight)
+    shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=CHANNELS_LAST)
     if y.numel():
         # Every tensor that gives its address stays bound to a name until the call returns.
-        x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
+        x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
         weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
         dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
-        module, cuda = _native.native(), _native.runs_on_cuda(input)
+        module, cuda = native.module(), native.runs_on_cuda(input)
         if cuda:
             weight = weight.flatten(2).permute(2, 1, 0).contiguous()  # (K, C/groups, O)
-        addresses = (_address(t) for t in (x, offset, mask, weight, bias, y))
+        addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y))
         if cuda:
-            module.deform_conv2d_forward_cuda(*addresses, dims, *_native.cuda_launch(input))
+            module.deform_conv2d_forward_cuda(*addresses, dims, *native.cuda_launch(input))
         else:
             module.deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
     return y.contiguous(memory_format=layout)
 
 
 def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
-    groups, offset_groups, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
-    shape, layout = (input.shape[0], weight.shape[0], h_out, w_out), _output_format(input)
-    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+    groups, offset_groups = group_counts(input, offset, weight)
+    shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
+    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=CHANNELS_LAST)
     problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
-    x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
-    weight, bias = weight.contiguous(memory_format=torch.channels_last), None if bias is None else bias.contiguous()
-    _triton.kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
+    x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
+    weight, bias = dense(weight), None if bias is None else bias.contiguous()
+    triton_loader.kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
     return y.contiguous(memory_format=layout)
 
 
 def triton_problem(weight, stride, padding, dilation, groups, offset_groups):
     """Sizes of a call for fastds.kernels.deform_conv2d."""
     pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
-    return _triton.kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
+    return triton_loader.kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
 
 
 def prefers_triton(input, weight) -> bool:
@@ -169,15 +151,9 @@ def prefers_triton(input, weight) -> bool:
     return weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
 
 
-def _refuses_backward(grad_y, wanted):
-    if wanted[0] and torch.are_deterministic_algorithms_enabled():
-        return "its gradient of input adds atomically, and torch.use_deterministic_algorithms is on"
-    return _triton.refusal(grad_y)
-
-
-def _forward_fake(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None):
-    _, _, h_out, w_out = check(input, offset, weight, bias, stride, padding, dilation, mask)
-    return input.new_empty((input.shape[0], weight.shape[0], h_out, w_out)).to(memory_format=_output_format(input))
+def _forward_fake(input, offset, weight, bias, stride, padding, dilation, mask):
+    shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
+    return input.new_empty(shape).to(memory_format=output_format(input))
 
 
 def _empty_gradients(input, offset, weight, mask, wanted):
@@ -185,58 +161,53 @@ def _empty_gradients(input, offset, weight, mask, wanted):
     bias = (weight.shape[0],)
     shapes = (input.shape, offset.shape, weight.shape, bias, None if mask is None else mask.shape)
     dtypes = (input.dtype, offset.dtype, *3 * (input.dtype,))
-    layouts = [torch.contiguous_format if i in (2, 3) else torch.channels_last for i in range(5)]
+    layouts = [torch.contiguous_format if i in (2, 3) else CHANNELS_LAST for i in range(5)]
     return [
         torch.empty(shape, dtype=dtype, device=input.device, memory_format=layout) if want else None
         for shape, dtype, layout, want in zip(shapes, dtypes, layouts, wanted, strict=True)
     ]
 
 
-def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    groups, offset_groups, h_out, w_out = check(input, offset, weight, None, stride, padding, dilation, mask)
-    _check_tensor("grad_y", grad_y, 4, (input.dtype,), input.device)
-    if tuple(grad_y.shape) != (input.shape[0], weight.shape[0], h_out, w_out):
-        expected = (input.shape[0], weight.shape[0], h_out, w_out)
-        raise ValueError(f"grad_y has shape {tuple(grad_y.shape)}, expected {expected}")
+def _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted) -> None:
+    check(input, offset, weight, None, stride, padding, dilation, mask)
+    check_tensor("grad_y", grad_y, 4, (input.dtype,), input.device, "input")
+    check_shape("grad_y", grad_y, (input.shape[0], weight.shape[0], *offset.shape[2:]))
     if wanted[4] and mask is None:
         raise ValueError("wanted asks for the gradient of mask, but mask is None")
-    return groups, offset_groups
 
 
 def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    args = (grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
-    groups, offset_groups = _check_backward(*args)
+    groups, offset_groups = group_counts(input, offset, weight)
     grads = _empty_gradients(input, offset, weight, mask, wanted)
     if grad_y.numel() == 0:
         return [grad.zero_() for grad in grads if grad is not None]
-    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-    x, offset, mask, weight = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask), weight.contiguous()
-    cuda = _native.runs_on_cuda(input)
+    grad_y = dense(grad_y)
+    x, offset, mask, weight = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask), weight.contiguous()
+    cuda = native.runs_on_cuda(input)
     if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
-        mask = mask.contiguous(memory_format=torch.channels_last)  # its largest value is searched
+        mask = dense(mask)  # its largest value is searched
     dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
     if cuda:
         _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
         return [grad for grad in grads if grad is not None]
-    module, threads = _native.native(), torch.get_num_threads()
+    module, threads = native.module(), torch.get_num_threads()
     workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8, device=input.device)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
-    module.deform_conv2d_backward(*(_address(t) for t in tensors), dims, threads)
+    module.deform_conv2d_backward(*(native.address(t) for t in tensors), dims, threads)
     return [grad for grad in grads if grad is not None]
 
 
 def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    args = (grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
-    groups, offset_groups = _check_backward(*args)
+    groups, offset_groups = group_counts(input, offset, weight)
     grads = _empty_gradients(input, offset, weight, mask, wanted)
     if grad_y.numel() == 0:
         return [grad.zero_() for grad in grads if grad is not None]
-    kernels = _triton.kernels("deform_conv2d_backward")
+    kernels = triton_loader.kernels("deform_conv2d_backward")
     problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
-    grad_y = grad_y.contiguous(memory_format=torch.channels_last)
-    x, offset, mask = _nhwc(input), _nhwc(offset), None if mask is None else _nhwc(mask)
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    grad_y = dense(grad_y)
+    x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
+    weight = dense(weight)
     if wanted[0]:  # the additions are in float32 in every dtype
         grads[0] = torch.zeros_like(grads[0], dtype=torch.float32)
     kernels.launch_maps(grad_y, x, offset, mask, weight, grads[0], grads[1], grads[4], problem)
@@ -251,7 +222,7 @@ def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, m
 
 def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
     """Fills grads, the list of _empty_gradients; every workspace comes from torch, so that CUDA graphs can own it."""
-    module, launch = _native.native(), _native.cuda_launch(x)
+    module, launch = native.module(), native.cuda_launch(x)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     inputs = (grad_y, x, offset, mask)
     if grad_x is not None or grad_offset is not None or grad_mask is not None:
@@ -263,20 +234,19 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
             wide = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
             sums = grad_x.zero_() if grad_x.dtype == wide else torch.zeros_like(grad_x, dtype=wide)
         tensors = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
-        module.deform_conv2d_backward_samples_cuda(*(_address(t) for t in tensors), dims, *launch)
+        module.deform_conv2d_backward_samples_cuda(*(native.address(t) for t in tensors), dims, *launch)
         if sums is not grad_x:
             grad_x.copy_(sums)
     if grad_weight is not None:
         size = module.deform_conv2d_weight_workspace(dims)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
         tensors = (*inputs, grad_weight, workspace)
-        module.deform_conv2d_backward_weight_cuda(*(_address(t) for t in tensors), dims, *launch)
+        module.deform_conv2d_backward_weight_cuda(*(native.address(t) for t in tensors), dims, *launch)
     if grad_bias is not None:
         grad_bias.copy_(grad_y.sum((0, 2, 3), dtype=torch.promote_types(grad_y.dtype, torch.float32)))
 
 
 def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
-    _check_backward(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted)
     return [grad for grad in _empty_gradients(input, offset, weight, mask, wanted) if grad is not None]
 
 
@@ -292,18 +262,19 @@ def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation
 
 class _DeformConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, offset, weight, bias, stride, padding, dilation, mask):
+    def forward(ctx, run, *args):
+        input, offset, weight, _, *ctx.geometry, mask = args
         ctx.save_for_backward(input, offset, weight, mask)
-        ctx.geometry = (stride, padding, dilation)
-        return without_gradients(DEFORM_CONV2D, input, offset, weight, bias, stride, padding, dilation, mask)
+        return run(*args)
 
     @staticmethod
     def backward(ctx, grad_y):
         input, offset, weight, mask = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 7)]
-        grads = iter(call(DEFORM_CONV2D_BACKWARD, grad_y, input, offset, weight, *ctx.geometry, mask, wanted))
+        wanted = [ctx.needs_input_grad[i] for i in (1, 2, 3, 4, 8)]
+        arguments = (grad_y, input, offset, weight, *ctx.geometry, mask, wanted)
+        grads = iter(DEFORM_CONV2D_BACKWARD.trusted(*arguments))
         grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (next(grads) if want else None for want in wanted)
-        return grad_x, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask
+        return None, grad_x, grad_offset, grad_weight, grad_bias, None, None, None, grad_mask
 
 
 _INPUTS = "Tensor input, Tensor offset, Tensor weight"
@@ -314,14 +285,15 @@ DEFORM_CONV2D = define(
     f"deform_conv2d({_INPUTS}, Tensor? bias=None, {_DEFAULTS}, Tensor? mask=None) -> Tensor",
     reference=reference,
     backends={
-        "native": Backend(_forward_native, lambda input, *_: _native.refusal(_FORWARD, input)),
+        "native": Backend(_forward_native, lambda input, *_: native.refusal(_FORWARD, input)),
         "triton": Backend(
             _forward_triton,
-            lambda input, *_: _triton.refusal(input),
+            lambda input, *_: triton_loader.refusal(input),
             lambda input, offset, weight, *_: prefers_triton(input, weight),
         ),
     },
     fake=_forward_fake,
+    check=check,
     function=_DeformConv2d,
 )
 
@@ -329,14 +301,15 @@ DEFORM_CONV2D_BACKWARD = define(
     f"deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_SIZES}, Tensor? mask, bool[5] wanted) -> Tensor[]",
     reference=_backward_reference,
     backends={
-        "native": Backend(_backward_native, lambda grad_y, *_: _native.refusal(_BACKWARD, grad_y)),
+        "native": Backend(_backward_native, lambda grad_y, *_: native.refusal(_BACKWARD, grad_y)),
         "triton": Backend(
             _backward_triton,
-            lambda grad_y, *args: _refuses_backward(grad_y, args[-1]),
+            lambda grad_y, *args: triton_loader.atomic_refusal(grad_y, args[-1][0]),
             lambda grad_y, input, offset, weight, *_: prefers_triton(input, weight),
         ),
     },
     fake=_backward_fake,
+    check=_check_backward,
 )
 
 
@@ -387,6 +360,5 @@ def deform_conv2d(
     Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
     """
     stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 0)
-    input, offset, weight, bias, mask = _autocast(input, offset, weight, bias, mask)
-    check(input, offset, weight, bias, stride, padding, dilation, mask)
-    return call(DEFORM_CONV2D, input, offset, weight, bias, stride, padding, dilation, mask)
+    input, offset, weight, bias, mask = autocast(input, offset, weight, bias, mask)
+    return DEFORM_CONV2D(input, offset, weight, bias, stride, padding, dilation, mask)

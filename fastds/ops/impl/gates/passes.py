@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pointwise passes of recurrent cells: one definition for all of them, with layout, native calls and gradients.
 
-A pass takes maps of C channels, some of them packed side by side along the channels of one tensor (the gates), and
+A pass takes maps of C channels, some of them packed side by side cotangents the channels of one tensor (the gates), and
 gives maps of C channels. csrc/gates/math.h has the formula of the pass, of its gradients and, for some, of their
 gradients; this file makes three ops of them. Tensors in channels_last, channel slices of wider channels_last maps and
 contiguous ones are read in place.
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native as _native
-from fastds.ops.core.autocast import autocast_dtype, cast
-from fastds.ops.core.registry import Backend, call, define, vector_jacobian, without_gradients
+from fastds.ops.core import native
+from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import CHANNELS_LAST, output_format
+from fastds.ops.core.registry import define, vector_jacobian
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_CL = torch.channels_last
 KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
 
 
@@ -60,66 +60,45 @@ class Pass:
 
     def check(self, tensors) -> None:
         """Refuses what the pass cannot take."""
-        first = tensors[0]
-        for spec, tensor in zip(self.inputs, tensors, strict=True):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{spec.name} is a {type(tensor).__name__}, expected a Tensor")
-            if tensor is first:
-                allowed = DTYPES
-            elif spec.wide and first.dtype != torch.float64:
-                allowed = (first.dtype, torch.float32)
-            else:
-                allowed = (first.dtype,)
-            if tensor.dtype not in allowed:
-                expected = " or ".join(str(d) for d in dict.fromkeys(allowed))
-                raise TypeError(f"{spec.name} has dtype {tensor.dtype}, expected {expected}")
-            if tensor.dim() != 4:
-                raise ValueError(f"{spec.name} has shape {tuple(tensor.shape)}, expected 4 dimensions")
-            if tensor.device != first.device:
-                name = self.inputs[0].name
-                raise ValueError(f"{spec.name} is on device {tensor.device}, expected {first.device} as {name}")
+        first, main = tensors[0], self.inputs[0]
+        check_tensor(main.name, first, 4, DTYPES, None, main.name)
+        exact, wide = (first.dtype,), (first.dtype, torch.float32)
+        for spec, tensor in zip(self.inputs[1:], tensors[1:], strict=True):
+            allowed = wide if spec.wide and first.dtype != torch.float64 else exact
+            check_tensor(spec.name, tensor, 4, allowed, first.device, main.name)
         batch, packed, height, width = first.shape
-        gates = self.inputs[0].gates
-        if packed % gates or packed == 0:
-            raise ValueError(f"{self.inputs[0].name} has {packed} channels, expected a multiple of {gates}")
+        if packed % main.gates or packed == 0:
+            raise ValueError(f"{main.name} has {packed} channels, expected a multiple of {main.gates}")
         for spec, tensor in zip(self.inputs, tensors, strict=True):
-            expected = (batch, spec.gates * (packed // gates), height, width)
-            if tuple(tensor.shape) != expected:
-                raise ValueError(f"{spec.name} has shape {tuple(tensor.shape)}, expected {expected}")
-
-
-def _format(tensor: Tensor) -> torch.memory_format:
-    if tensor.is_contiguous() and not tensor.is_contiguous(memory_format=_CL):
-        return torch.contiguous_format
-    return _CL
+            check_shape(spec.name, tensor, (batch, spec.gates * (packed // main.gates), height, width))
 
 
 def _empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     batch, _, height, width = like.shape
     shape = (batch, channels, height, width)
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=_format(like))
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=output_format(like))
 
 
 def _row(tensor: Tensor, layout: torch.memory_format) -> int | None:
     """Elements from one row of the operand to the next (see csrc/gates/params.h); None where rows do not lie so."""
     _, channels, height, width = tensor.shape
     if tensor.is_contiguous(memory_format=layout):
-        return channels if layout == _CL else channels * height * width
+        return channels if layout == CHANNELS_LAST else channels * height * width
     b, c, h, w = tensor.stride()
-    if layout == _CL:
+    if layout == CHANNELS_LAST:
         return w if c == 1 and h == width * w and b == height * h else None
     return b if w == 1 and h == width and c == height * width else None
 
 
 def run(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
     """Runs a formula on (tensor or None, gates) pairs in the layout of `like`; the outputs are dense in it."""
-    layout = _format(like)
+    layout = output_format(like)
     batch, _, height, width = like.shape
-    rows, run = (batch * height * width, channels) if layout == _CL else (batch, channels * height * width)
+    rows, length = (batch * height * width, channels) if layout == CHANNELS_LAST else (batch, channels * height * width)
     addresses, alive = [], []
     for tensor, count in operands:
         if tensor is None:
-            addresses += [(0, 0, _native.DTYPES[like.dtype])] * count
+            addresses += [(0, 0, native.DTYPE_CODES[like.dtype])] * count
             continue
         row = _row(tensor, layout)
         if row is None:
@@ -127,12 +106,12 @@ def run(formula: str, like: Tensor, channels: int, operands, option: float, slop
             row = _row(tensor, layout)
         alive.append(tensor)  # addresses stay valid until the call returns
         step = channels * tensor.stride(1) * tensor.element_size()
-        dtype = _native.DTYPES[tensor.dtype]
+        dtype = native.DTYPE_CODES[tensor.dtype]
         addresses += [(tensor.data_ptr() + j * step, row, dtype) for j in range(count)]
-    module = _native.native()
-    arguments = (module.GATE_FORMULAS[formula], rows, run, addresses, option, slope)
-    if _native.runs_on_cuda(like):
-        module.gates_cuda(*arguments, *_native.cuda_launch(like))
+    module = native.module()
+    arguments = (module.GATE_FORMULAS[formula], rows, length, addresses, option, slope)
+    if native.runs_on_cuda(like):
+        module.gates_cuda(*arguments, *native.cuda_launch(like))
     else:
         module.gates_cpu(*arguments, torch.get_num_threads())
 
@@ -146,14 +125,15 @@ class PassOps:
         tensors = ", ".join(f"Tensor {i.name}" for i in spec.inputs)
         options = f", {spec.options}" if spec.options else ""
         grads = "".join(f"Tensor? grad_{k}, " for k in range(len(spec.outputs)))
-        along = "".join(f"Tensor? along_{i.name}, " for i in spec.inputs)
+        cotangents = "".join(f"Tensor? cotangent_{i.name}, " for i in spec.inputs)
         result = "Tensor" if len(spec.outputs) == 1 else f"({', '.join(['Tensor'] * len(spec.outputs))})"
         every = len(spec.outputs) + self.count
         self.forward = define(
             f"{spec.name}({tensors}{options}) -> {result}",
             reference=spec.reference,
-            backends={"native": Backend(self._forward, lambda *args: _native.refusal(KERNELS, args[0]))},
+            backends={"native": Backend(self._forward, lambda *args: native.refusal(KERNELS, args[0]))},
             fake=self._fake,
+            check=lambda *args: spec.check(args[: self.count]),
             function=self._function(),
         )
         self.backward = define(
@@ -161,19 +141,21 @@ class PassOps:
             reference=self._backward_reference,
             backends={"native": Backend(self._backward, self._later_refusal(len(spec.outputs)))},
             fake=self._backward_fake,
+            check=lambda *args: spec.check(self._split(args)[1]),
             function=self._backward_function() if spec.double else None,
         )
         if spec.double:
             self.double = define(
-                f"{spec.name}_double({along}{grads}{tensors}{options}, bool[{every}] wanted) -> Tensor[]",
+                f"{spec.name}_double({cotangents}{grads}{tensors}{options}, bool[{every}] wanted) -> Tensor[]",
                 reference=self._double_reference,
                 backends={"native": Backend(self._double, self._later_refusal(every))},
                 fake=self._double_fake,
+                check=lambda *args: spec.check(self._split_double(args)[2]),
             )
 
     @staticmethod
     def _later_refusal(first):
-        return lambda *args: _native.refusal(KERNELS, args[first])
+        return lambda *args: native.refusal(KERNELS, args[first])
 
     def _packed(self, tensors):
         return [(t, i.gates) for t, i in zip(tensors, self.spec.inputs, strict=True)]
@@ -192,7 +174,6 @@ class PassOps:
 
     def _fake(self, *args):
         tensors = args[: self.count]
-        self.spec.check(tensors)
         channels = self.spec.channels(tensors)
         results = tuple(_empty(tensors[0], channels, tensors[k].dtype) for k in self.spec.outputs)
         return results[0] if len(results) == 1 else results
@@ -215,7 +196,6 @@ class PassOps:
 
     def _backward_fake(self, *args):
         _, tensors, _, wanted = self._split(args)
-        self.spec.check(tensors)
         like = tensors[0]
         return [_empty(like, t.shape[1], t.dtype) for t, want in zip(tensors, wanted, strict=True) if want]
 
@@ -237,80 +217,83 @@ class PassOps:
     # ---- gradients of the gradients
 
     def _split_double(self, args):
-        """(along, grads, tensors, options, wanted) of the double op."""
+        """(cotangents, grads, tensors, options, wanted) of the double op."""
         return args[: self.count], *self._split(args[self.count :])
 
     def _double_fake(self, *args):
         _, _, tensors, _, wanted = self._split_double(args)
-        self.spec.check(tensors)
         like, channels = tensors[0], self.spec.channels(tensors)
         shapes = [(channels, tensors[k].dtype) for k in self.spec.outputs]
         shapes += [(t.shape[1], t.dtype) for t in tensors]
         return [_empty(like, *shape) for shape, want in zip(shapes, wanted, strict=True) if want]
 
     def _double(self, *args):
-        along, grads, tensors, options, wanted = self._split_double(args)
+        cotangents, grads, tensors, options, wanted = self._split_double(args)
         results = self._double_fake(*args)
         if tensors[0].numel():
             suffix, option, slope = self.spec.variant(*options)
             given = iter(results)
             gates = [1] * len(grads) + [i.gates for i in self.spec.inputs]
             outputs = [(next(given) if w else None, n) for w, n in zip(wanted, gates, strict=True)]
-            operands = [*self._packed(along), *((g, 1) for g in grads), *self._packed(tensors), *outputs]
+            operands = [*self._packed(cotangents), *((g, 1) for g in grads), *self._packed(tensors), *outputs]
             self._run(f"{suffix}_double", tensors, operands, option, slope)
         return results
 
     def _double_reference(self, *args):
-        along, grads, tensors, options, wanted = self._split_double(args)
+        cotangents, grads, tensors, options, wanted = self._split_double(args)
         everything = [True] * self.count
 
         def first_order(*both):
             n = len(grads)
             return self._backward_reference(*both[:n], *both[n:], *options, everything)
 
-        return vector_jacobian(first_order, (*grads, *tensors), along, wanted)
+        return vector_jacobian(first_order, (*grads, *tensors), cotangents, wanted)
 
     # ---- autograd
 
-    def _function(ops):
+    def _function(self):
+        ops = self
+
         class Function(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, *args):
+            def forward(ctx, run, *args):
                 ctx.set_materialize_grads(False)
                 ctx.save_for_backward(*args[: ops.count])
                 ctx.options = args[ops.count :]
-                return without_gradients(ops.forward, *args)
+                return run(*args)
 
             @staticmethod
             def backward(ctx, *grads):
-                wanted = list(ctx.needs_input_grad[: ops.count])
+                wanted = list(ctx.needs_input_grad[1 : 1 + ops.count])
                 if all(g is None for g in grads):
                     return (None,) * len(ctx.needs_input_grad)
-                results = iter(call(ops.backward, *grads, *ctx.saved_tensors, *ctx.options, wanted))
-                return *(next(results) if w else None for w in wanted), *(None for _ in ctx.options)
+                results = iter(ops.backward.trusted(*grads, *ctx.saved_tensors, *ctx.options, wanted))
+                return None, *(next(results) if w else None for w in wanted), *(None for _ in ctx.options)
 
         Function.__name__ = Function.__qualname__ = ops.spec.name
         return Function
 
-    def _backward_function(ops):
+    def _backward_function(self):
+        ops = self
+
         class Backward(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, *args):
+            def forward(ctx, run, *args):
                 ctx.set_materialize_grads(False)
                 grads, tensors, ctx.options, ctx.wanted = ops._split(args)
                 ctx.save_for_backward(*grads, *tensors)
-                return tuple(without_gradients(ops.backward, *args))
+                return tuple(run(*args))
 
             @staticmethod
             def backward(ctx, *given):
                 if all(g is None for g in given):
                     return (None,) * len(ctx.needs_input_grad)
                 given = iter(given)
-                along = [next(given) if w else None for w in ctx.wanted]
+                cotangents = [next(given) if w else None for w in ctx.wanted]
                 saved = ctx.saved_tensors
-                wanted = list(ctx.needs_input_grad[: len(saved)])
-                results = iter(call(ops.double, *along, *saved, *ctx.options, wanted))
-                return *(next(results) if w else None for w in wanted), *(None for _ in ctx.options), None
+                wanted = list(ctx.needs_input_grad[1 : 1 + len(saved)])
+                results = iter(ops.double.trusted(*cotangents, *saved, *ctx.options, wanted))
+                return None, *(next(results) if w else None for w in wanted), *(None for _ in ctx.options), None
 
         class Listed:
             """The op's schema gives a list, autograd a tuple."""
@@ -321,18 +304,3 @@ class PassOps:
 
         Backward.__name__ = Backward.__qualname__ = f"{ops.spec.name}_backward"
         return Listed
-
-
-def autocast(tensors, wide=()):
-    """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays."""
-    dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
-    if dtype is None:
-        return tensors
-    return [cast(t, torch.float32 if k in wide else dtype) for k, t in enumerate(tensors)]
-
-
-def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The value itself; ValueError when it is not allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value

@@ -5,221 +5,190 @@ The forward is one kernel. The backward takes chunks of queries: the rows that e
 gradients of the trunk are matrix products here, and a second kernel carries that of the rows on to maps and parameters.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native as _native
-from fastds.ops.core import triton_loader as _triton
+from fastds.ops.core import native, triton_loader
+from fastds.ops.core.layout import dense, nhwc
+from fastds.ops.impl.inr_query.query import Query
 from fastds.ops.impl.inr_query.reference import ENSEMBLES, FEATURES
 
-CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
 _BLOCK_ROWS = 1 << 13  # rows of one partial weight gradient
 
 
 class Call:
-    """One InrQueryCall and the tensors whose addresses it holds."""
+    """One InrQueryCall and the tensors whose addresses it holds; trunk False: of the rows that enter the trunk."""
 
-    def __init__(self, args, queries, depth, outputs, trunk=True):
-        (
-            maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature,
-            ensemble, heads, dk, act, weighting, wrap, _,
-        ) = args  # fmt: skip
-        exact = exact_dtype(maps)
-        batch, _, height, width = maps.shape
-        self.maps = maps if maps.stride(1) == 1 or maps.shape[1] == 1 else _channels_last(maps)
-        pairs = [_dense(t.T, exact) if t is not None else None for t in (rho_w, cell_w)]
+    def __init__(self, query: Query, trunk: bool = True):
+        q, exact = query, query.exact
+        batch, _, height, width = q.maps.shape
+        self.maps = nhwc(q.maps)
         self.tensors = [
-            self.maps, None if base is None else base.contiguous(), _dense(frac, exact), *pairs, _dense(bias, exact),
-            _dense(None if rho_bias is None else rho_bias.T, exact), _dense(None if phase is None else phase.T, exact),
-            _dense(cell, exact), None if skip is None else _dense(skip.permute(0, 2, 3, 1), exact),
-            None if mask is None else mask.contiguous(),
+            self.maps, None if q.base is None else q.base.contiguous(), _exactly(q.frac, exact),
+            _columns(q.rho_w, exact), _columns(q.cell_w, exact), _exactly(q.bias, exact), _columns(q.rho_bias, exact),
+            _columns(q.phase, exact), _exactly(q.cell, exact), _pixels(q.skip, exact),
+            None if q.mask is None else q.mask.contiguous(),
         ]  # fmt: skip
-        self.weights = [_dense(w, exact) for w in weights] if trunk else []
-        self.biases = [_dense(b, exact) for b in biases] if trunk else []
-        per_query = cell is not None and cell.dim() == 3
-        if not trunk and feature != "dot":
-            outputs = depth
+        self.weights = [_exactly(w, exact) for w in q.weights] if trunk else []
+        self.biases = [_exactly(b, exact) for b in q.biases] if trunk else []
+        per_query = q.cell is not None and q.cell.dim() == 3
+        outputs = q.outputs if trunk or q.feature == "dot" else q.depth
         b, _, h, w = self.maps.stride()
-        self.native = _native.native().InrQueryCall(
-            dtype=_native.DTYPES[maps.dtype], feature=FEATURES.index(feature), ensemble=ENSEMBLES.index(ensemble),
-            relu=act == "relu", areas=weighting == "areas", wrap=list(wrap),
-            sizes=[batch, queries, height, width, depth, outputs, heads, dk], maps_strides=[b, h, w], axes=list(axes),
+        self.native = native.module().InrQueryCall(
+            dtype=native.DTYPE_CODES[q.maps.dtype], feature=FEATURES.index(q.feature),
+            ensemble=ENSEMBLES.index(q.ensemble), relu=q.act == "relu", areas=q.weighting == "areas", wrap=list(q.wrap),
+            sizes=[batch, q.queries, height, width, q.depth, outputs, q.heads, q.dk], maps_strides=[b, h, w],
+            axes=list(q.axes),
             strides=[
-                0 if base is None or base.shape[0] == 1 else queries,
-                0 if cell is None else (2 * queries if per_query else 2), 2 if per_query else 0,
+                0 if q.base is None or q.base.shape[0] == 1 else q.queries,
+                0 if q.cell is None else (2 * q.queries if per_query else 2), 2 if per_query else 0,
             ],
-            widths=[w.shape[0] for w in self.weights], tensors=[_address(t) for t in self.tensors],
+            widths=[w.shape[0] for w in self.weights], tensors=[native.address(t) for t in self.tensors],
             weights=[w.data_ptr() for w in self.weights], biases=[b.data_ptr() for b in self.biases],
         )  # fmt: skip
 
 
-def exact_dtype(maps: Tensor) -> torch.dtype:
-    """What the kernel calculates in and all tensors but maps are handed over in."""
-    return torch.float64 if maps.dtype == torch.float64 else torch.float32
-
-
-def _dense(tensor, dtype):
+def _exactly(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.detach().to(dtype).contiguous()
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
+def _columns(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(D, 2) -> (2, D)."""
+    return None if tensor is None else _exactly(tensor.T, dtype)
 
 
-def _address(tensor) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _pixels(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, C, H, W) -> (B, H, W, C)."""
+    return None if tensor is None else _exactly(tensor.permute(0, 2, 3, 1), dtype)
 
 
-def forward(args, queries, depth, outputs) -> Tensor:
-    maps, out_dtype = args[0], args[-1]
-    if _native.runs_on_cuda(maps):
-        return torch.cat([_forward_cuda(p, b - a, depth, outputs) for a, b, p in chunks(args, queries)], 1).to(
-            out_dtype
-        )
-    call = Call(args, queries, depth, outputs)
-    y = torch.empty((maps.shape[0], queries, outputs), dtype=exact_dtype(maps), device=maps.device)
-    _native.native().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
-    return y.to(out_dtype)
+def forward(query: Query) -> Tensor:
+    """The result by the native kernel."""
+    maps = query.maps
+    if native.runs_on_cuda(maps):
+        return torch.cat([_forward_cuda(part) for _, _, part in query.chunks()], 1).to(query.out_dtype)
+    call = Call(query)
+    y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.exact, device=maps.device)
+    native.module().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
+    return y.to(query.out_dtype)
 
 
-def forward_triton(args, queries, depth, outputs) -> Tensor:
+def forward_triton(query: Query) -> Tensor:
     """The fused kernel of fastds.kernels.inr_query; the layouts are those of the native call."""
-    (
-        maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, _, cell, skip, _, _, ensemble, heads,
-        dk, act, _, wrap, out_dtype,
-    ) = args  # fmt: skip
-    kernels = _triton.kernels("inr_query")
-    transposed = [None if t is None else _dense(t.T, torch.float32) for t in (rho_w, cell_w, rho_bias)]
+    kernels, exact = triton_loader.kernels("inr_query"), torch.float32
     call = kernels.Query(
-        maps if maps.stride(1) == 1 else _channels_last(maps),
-        [(w.detach(), b.detach()) for w, b in zip(weights, biases, strict=True)],
-        None if base is None else base.contiguous(), _dense(frac, torch.float32), list(axes), *transposed[:2],
-        _dense(bias, torch.float32), transposed[2], _dense(cell, torch.float32),
-        None if skip is None else _dense(skip.permute(0, 2, 3, 1), torch.float32), ensemble, heads, dk, act == "relu",
-        tuple(wrap),
+        query.maps if query.maps.stride(1) == 1 else dense(query.maps),
+        [(w.detach(), b.detach()) for w, b in zip(query.weights, query.biases, strict=True)],
+        None if query.base is None else query.base.contiguous(), _exactly(query.frac, exact), list(query.axes),
+        _columns(query.rho_w, exact), _columns(query.cell_w, exact), _exactly(query.bias, exact),
+        _columns(query.rho_bias, exact), _exactly(query.cell, exact), _pixels(query.skip, exact), query.ensemble,
+        query.heads, query.dk, query.act == "relu", tuple(query.wrap),
     )  # fmt: skip
-    y = torch.empty((maps.shape[0], queries, outputs), dtype=torch.float32, device=maps.device)
+    shape = (query.maps.shape[0], query.queries, query.outputs)
+    y = torch.empty(shape, dtype=torch.float32, device=query.maps.device)
     kernels.launch(call, y)
-    return y.to(out_dtype)
+    return y.to(query.out_dtype)
 
 
-def _features(call: Call, args, queries, depth, outputs) -> tuple[Tensor, Tensor]:
+def _features(call: Call, query: Query) -> tuple[Tensor, Tensor]:
     """Rows that enter the trunk, (B * Q [* 4], D), on CUDA of the maps' dtype, and corner weights (B * Q, 4)."""
-    maps, feature, per_query = args[0], args[14], 4 if args[15] == "late" else 1
-    exact, module, total = exact_dtype(maps), _native.native(), maps.shape[0] * queries
-    cuda = _native.runs_on_cuda(maps)
-    shape = (total * per_query, outputs if feature == "dot" else depth)
-    rows = torch.empty(shape, dtype=maps.dtype if cuda else exact, device=maps.device)
-    omega = torch.empty((total, 4), dtype=exact, device=maps.device)
+    maps, module, total = query.maps, native.module(), query.maps.shape[0] * query.queries
+    cuda = native.runs_on_cuda(maps)
+    shape = (total * query.rows_per_query, query.outputs if query.feature == "dot" else query.depth)
+    rows = torch.empty(shape, dtype=maps.dtype if cuda else query.exact, device=maps.device)
+    omega = torch.empty((total, 4), dtype=query.exact, device=maps.device)
     if cuda:
-        module.inr_query_features_cuda(call.native, rows.data_ptr(), omega.data_ptr(), *_native.cuda_launch(maps))
+        module.inr_query_features_cuda(call.native, rows.data_ptr(), omega.data_ptr(), *native.cuda_launch(maps))
     else:
         module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), torch.get_num_threads())
     return rows, omega
 
 
-def _forward_cuda(args, queries, depth, outputs) -> Tensor:
+def _forward_cuda(query: Query) -> Tensor:
     """One chunk: our gather, the library's matrix products, ensemble and skip; (B, Q, O) in the exact dtype."""
-    maps, weights, biases, skip, mask, ensemble = args[0], args[1], args[2], args[12], args[13], args[15]
-    exact, total = exact_dtype(maps), maps.shape[0] * queries
-    rows, omega = _features(Call(args, queries, depth, outputs, trunk=False), args, queries, depth, outputs)
-    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+    batch, outputs = query.maps.shape[0], query.outputs
+    rows, omega = _features(Call(query, trunk=False), query)
+    for i, (w, b) in enumerate(zip(query.weights, query.biases, strict=True)):
         rows = torch.addmm(b.to(rows.dtype), rows, w.to(rows.dtype).T)
-        rows = rows.relu_() if i + 1 < len(weights) else rows
-    y = rows.to(exact)
-    if ensemble == "late":
-        y = (omega[:, :, None] * y.reshape(total, 4, outputs)).sum(1)
-    if skip is not None:
-        bilinear = _bilinear_arguments(args)
-        y = (
-            y
-            + _features(Call(bilinear, queries, outputs, outputs, trunk=False), bilinear, queries, outputs, outputs)[0]
-        )
-    if mask is not None:
+        rows = rows.relu_() if i + 1 < len(query.weights) else rows
+    y = rows.to(query.exact)
+    if query.ensemble == "late":
+        y = (omega[:, :, None] * y.reshape(batch * query.queries, 4, outputs)).sum(1)
+    if query.skip is not None:
+        skip = query.of_skip()
+        y = y + _features(Call(skip, trunk=False), skip)[0]
+    if query.mask is not None:
         y = torch.where((omega.sum(1) > 0)[:, None], y, float("nan"))
-    return y.reshape(maps.shape[0], queries, outputs)
+    return y.reshape(batch, query.queries, outputs)
 
 
-def _bilinear_arguments(args) -> list:
-    """The arguments that interpolate the skip of `args` and do nothing else."""
-    skip, mask = args[12].to(exact_dtype(args[0])), args[13]
-    return [skip, [], [], *args[3:6], *5 * [None], None, None, mask, "affine", "early_area", 1, 0, "none", *args[19:]]
+class Gradients(NamedTuple):
+    """In the exact dtype. offsets: (5, D), of rho_w (2 rows), bias, and cell_w or phase (2 rows); rho_bias (2, heads).
+    skip: empty where it is not wanted. trunk: of all weights, then all biases."""
+
+    maps: Tensor
+    skip: Tensor
+    offsets: Tensor
+    rho_bias: Tensor
+    trunk: list[Tensor]
+
+    def add_(self, other: "Gradients") -> None:
+        """Adds those of another chunk."""
+        for total, part in zip((*self[:4], *self.trunk), (*other[:4], *other.trunk), strict=True):
+            total += part
 
 
-def chunks(args, queries):
-    """(first query, one past the last, arguments of these queries): whole rows of a grid, or runs of points."""
-    base, frac, axes, cell = args[3], args[4], args[5], args[11]
-    per_query = 4 if args[15] == "late" else 1
-    step = max(1, CHUNK_ROWS // max(1, args[0].shape[0] * per_query))
-    if axes:
-        columns = axes[4]
-        step = max(1, step // columns) * columns
-    for first in range(0, queries, step):
-        stop, part = min(queries, first + step), list(args)
-        if axes:
-            rows = [(stop - first) // columns, axes[1], axes[2] + axes[1] * (first // columns), axes[3]]
-            part[5] = rows + list(axes[4:])
-        else:
-            part[3], part[4] = base[:, first:stop], frac[:, first:stop]
-        if cell is not None and cell.dim() == 3:
-            part[11] = cell[:, first:stop]
-        yield first, stop, part
-
-
-def backward(grad_y, args, queries, depth, outputs, with_skip) -> list[Tensor]:
-    """Gradients of maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase and skip; None is left out."""
-    maps, weights, biases, skip = args[0], args[1], args[2], args[12]
-    exact = exact_dtype(maps)
-    trunk = [(w.detach().to(exact), b.detach().to(exact)) for w, b in zip(weights, biases, strict=True)]
+def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
+    """Gradients of query.given(with_skip)."""
+    exact = query.exact
+    layers = [(w.detach().to(exact), b.detach().to(exact)) for w, b in zip(query.weights, query.biases, strict=True)]
     total = None
-    for first, stop, part in chunks(args, queries):
-        grads = _chunk(grad_y[:, first:stop].to(exact), part, stop - first, depth, outputs, trunk, with_skip)
+    for first, stop, part in query.chunks():
+        found = _chunk(grad_y[:, first:stop].to(exact), part, layers, with_skip)
         if total is None:
-            total = grads
+            total = found
         else:
-            for sum_, grad in zip(total, grads, strict=True):
-                sum_ += grad
-    grad_maps, grad_skip, offsets, grad_rho_bias, *trunk_grads = total
-    width = depth // 2 if args[14] == "fourier" else depth
-    offsets = offsets[:, :width]
-    singles = [offsets[:2].T, offsets[3:].T, offsets[2], grad_rho_bias.T, offsets[3:].T, grad_skip]
-    given = [args[i] for i in (6, 7, 8, 9, 10)] + [skip if with_skip else None]
-    result = [(grad_maps, maps), *zip(trunk_grads, [*weights, *biases], strict=True)]
-    result += [(g, t) for g, t in zip(singles, given, strict=True) if t is not None]
-    return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in result]
+            total.add_(found)
+    offsets = total.offsets[:, : query.depth // 2 if query.feature == "fourier" else query.depth]
+    single = (offsets[:2].T, offsets[3:].T, offsets[2], total.rho_bias.T, offsets[3:].T, total.skip)
+    tensors = query.differentiable()
+    pairs = list(zip((total.maps, *total.trunk, *single), tensors, strict=True))
+    pairs = [(g, t) for g, t in (pairs if with_skip else pairs[:-1]) if t is not None]
+    return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
 
 
-def _chunk(grad_y, args, queries, depth, outputs, trunk, with_skip):
-    """maps, skip, offsets, rho_bias, weights and biases, in the exact dtype."""
-    maps, mask, ensemble = args[0], args[13], args[15]
-    batch, exact = maps.shape[0], grad_y.dtype
-    call = Call(args, queries, depth, outputs, trunk=False)
-    rows, omega = _features(call, args, queries, depth, outputs)
-    rows = rows.to(exact)
-    grad_y = grad_y.reshape(batch * queries, outputs)
-    if mask is not None:
+def _chunk(grad_y: Tensor, query: Query, layers, with_skip: bool) -> Gradients:
+    outputs = query.outputs
+    call = Call(query, trunk=False)
+    rows, omega = _features(call, query)
+    rows = rows.to(grad_y.dtype)
+    grad_y = grad_y.reshape(-1, outputs)
+    if query.mask is not None:
         grad_y = torch.where((omega.sum(1) > 0)[:, None], grad_y, 0)
     grad_rows = grad_y
-    if ensemble == "late":
+    if query.ensemble == "late":
         grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs)
-    grad_rows, trunk_grads = _trunk_backward(rows, grad_rows, trunk)
-    grads = _features_backward(call, grad_rows.contiguous(), maps, depth, args[16])
-    grad_skip = grad_y.new_zeros(0)
+    grad_rows, of_trunk = _trunk_backward(rows, grad_rows, layers)
+    of_maps, offsets, of_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
+    of_skip = grad_y.new_zeros(0)
     if with_skip:
-        bilinear = _bilinear_arguments(args)
-        skip_call = Call(bilinear, queries, outputs, outputs, trunk=False)
-        grad_skip = _features_backward(skip_call, grad_y.contiguous(), bilinear[0], outputs, 1)[0]
-    return [grads[0], grad_skip, *grads[1:], *trunk_grads]
+        skip = query.of_skip()
+        of_skip = _features_backward(Call(skip, trunk=False), grad_y.contiguous(), skip)[0]
+    return Gradients(of_maps, of_skip, offsets, of_rho_bias, of_trunk)
 
 
-def _features_backward(call: Call, grad_rows: Tensor, maps: Tensor, depth: int, heads: int):
-    exact, module = grad_rows.dtype, _native.native()
+def _features_backward(call: Call, grad_rows: Tensor, query: Query) -> tuple[Tensor, Tensor, Tensor]:
+    """Of maps, offsets and rho_bias."""
+    maps, depth, heads = query.maps, query.depth, query.heads
+    exact, module = grad_rows.dtype, native.module()
     shape = (maps.shape[0], *maps.shape[2:], maps.shape[1])
-    if _native.runs_on_cuda(maps):
+    if native.runs_on_cuda(maps):
         grad_maps = grad_rows.new_zeros(shape)
         partials = grad_rows.new_zeros((module.inr_query_cuda_partials(call.native), 5 * depth + 2 * heads))
         addresses = [t.data_ptr() for t in (grad_rows, grad_maps, partials)]
-        module.inr_query_features_backward_cuda(call.native, *addresses, *_native.cuda_launch(maps))
+        module.inr_query_features_backward_cuda(call.native, *addresses, *native.cuda_launch(maps))
         offsets, rho_bias = partials.sum(0).split([5 * depth, 2 * heads])
         return grad_maps.permute(0, 3, 1, 2), offsets.reshape(5, depth), rho_bias.reshape(2, heads)
     grad_maps = torch.empty(shape, dtype=exact)

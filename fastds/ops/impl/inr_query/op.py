@@ -1,278 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local-ensemble implicit query: validation, registration and the public function; native calls in _inr_native."""
-
-import functools
+"""Local-ensemble implicit query: implementations, gradients, registration and the public function."""
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native as _native
-from fastds.ops.core import triton_loader as _triton
+from fastds.ops.core import native, triton_loader
+from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
 from fastds.ops.core.autocast import autocast_dtype
-from fastds.ops.core.checks import check_tensor
-from fastds.ops.core.registry import Backend, call, define, reference_gradients, without_gradients
-from fastds.ops.impl.inr_query import native_call as _inr_native
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.impl.inr_query import native_call
 from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, checked_edge
-from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
+from fastds.ops.impl.inr_query.query import Query, check
 from fastds.ops.impl.inr_query.reference import inr_query as reference
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MOST_LAYERS = 8
-MOST_HEADS = 64
-_check_tensor = functools.partial(check_tensor, main="maps")
-
-
-def _check_choice(name, value, allowed) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_shape(name, tensor, expected) -> None:
-    if tuple(tensor.shape) != tuple(expected):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
-
-
-def sizes(maps, weights, biases, axes, base, rho_w, feature, ensemble, heads, dk) -> tuple[int, int, int]:
-    """(Q, D, O) of arguments that check() accepted."""
-    queries = axes[0] * axes[4] if axes else base.shape[1]
-    if feature == "dot":
-        depth = rho_w.shape[0]
-        return queries, depth, maps.shape[1] // (depth + 1)
-    depth = channels(feature, ensemble, maps.shape[1], heads, dk)[0]
-    return queries, depth, weights[-1].shape[0] if weights else depth
-
-
-def check(
-    maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
-    heads, dk, act, weighting, wrap, out_dtype,
-) -> tuple[int, int, int]:  # fmt: skip
-    """Refuses what the op cannot take; returns (Q, D, O)."""
-    _check_tensor("maps", maps, (4,), DTYPES, None)
-    batch, total, height, width = maps.shape
-    if min(total, height, width) < 1:
-        raise ValueError(f"maps has shape {tuple(maps.shape)}, expected at least one channel, row and column")
-    _check_choice("feature", feature, FEATURES)
-    _check_choice("ensemble", ensemble, ENSEMBLES)
-    _check_choice("act", act, ACTIVATIONS)
-    _check_choice("compat", weighting, WEIGHTS)
-    _check_combination(maps, weights, rho_w, bias, phase, feature, ensemble, heads, dk)
-    queries, depth, outputs = sizes(maps, weights, biases, axes, base, rho_w, feature, ensemble, heads, dk)
-    exact = (torch.float64,) if maps.dtype == torch.float64 else (torch.float32, maps.dtype)
-    _check_parameters(maps, depth, exact, rho_w, cell_w, bias, rho_bias, phase, heads, feature, ensemble)
-    _check_trunk(weights, biases, depth, exact, maps.device)
-    if not axes:
-        _check_points(base, frac, batch, maps.device)
-    if (cell_w is not None or phase is not None) and cell is None:
-        raise ValueError("cell is None, but cell_w or phase needs it")
-    if cell is not None:
-        _check_tensor("cell", cell, (2, 3), (torch.float32, torch.float64), maps.device)
-        _check_shape("cell", cell, (batch, 2) if cell.dim() == 2 else (batch, queries, 2))
-    if skip is not None:
-        _check_tensor("skip", skip, (4,), (torch.float32, torch.float64), maps.device)
-        _check_shape("skip", skip, (batch, outputs, height, width))
-    if mask is not None:
-        _check_tensor("mask", mask, (3,), (torch.bool,), maps.device)
-        _check_shape("mask", mask, (batch, height, width))
-    if out_dtype not in DTYPES:
-        raise ValueError(f"out_dtype must be one of {', '.join(map(str, DTYPES))}, got {out_dtype}")
-    return queries, depth, outputs
-
-
-def _check_combination(maps, weights, rho_w, bias, phase, feature, ensemble, heads, dk) -> None:
-    total = maps.shape[1]
-    if feature == "dot":
-        if ensemble != "none" or weights:
-            raise ValueError("feature 'dot' takes ensemble 'none' and an empty trunk")
-        if rho_w is None or total % (rho_w.shape[0] + 1):
-            raise ValueError(
-                f"feature 'dot' needs rho_w of shape (D, 2) with D + 1 a divisor of maps' {total} channels"
-            )
-    if ensemble == "early_attn":
-        if feature not in AFFINE:
-            raise ValueError(f"ensemble 'early_attn' takes feature {' or '.join(map(repr, AFFINE))}, got {feature!r}")
-        if not (isinstance(heads, int) and 1 <= heads <= MOST_HEADS and isinstance(dk, int) and dk >= 1):
-            raise ValueError(f"early_attn needs heads in 1..{MOST_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
-        depth = channels(feature, ensemble, total, heads, dk)[0]
-        if depth < 1 or depth % heads:
-            raise ValueError(
-                f"maps has {total} channels, expected D (slope: 3 D) + 2 heads dk with D a multiple of {heads} heads"
-            )
-    if feature == "slope" and channels(feature, ensemble, total, heads, dk)[1] % 3:
-        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
-    if feature == "fourier" and total % 4:
-        raise ValueError(f"maps has {total} channels, expected 4 N for feature 'fourier'")
-    if feature != "fourier" and phase is not None:
-        raise ValueError("phase belongs to feature 'fourier'")
-    if feature == "fourier" and (rho_w is not None or bias is not None):
-        raise ValueError("rho_w, cell_w and bias belong to the features 'affine', 'slope' and 'dot', not to 'fourier'")
-
-
-def _check_parameters(maps, depth, exact, rho_w, cell_w, bias, rho_bias, phase, heads, feature, ensemble) -> None:
-    shapes = {
-        "rho_w": (rho_w, (depth, 2)),
-        "cell_w": (cell_w, (depth, 2)),
-        "bias": (bias, (depth,)),
-        "rho_bias": (rho_bias, (heads, 2)),
-        "phase": (phase, (depth // 2, 2)),
-    }
-    for name, (tensor, shape) in shapes.items():
-        if tensor is not None:
-            _check_tensor(name, tensor, (len(shape),), exact, maps.device)
-            _check_shape(name, tensor, shape)
-    if rho_bias is not None and ensemble != "early_attn":
-        raise ValueError("rho_bias belongs to ensemble 'early_attn'")
-
-
-def _check_trunk(weights, biases, depth, exact, device) -> None:
-    if len(weights) != len(biases) or len(weights) > MOST_LAYERS:
-        raise ValueError(
-            f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MOST_LAYERS} pairs"
-        )
-    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        _check_tensor(f"trunk[{i}] weight", w, (2,), exact, device)
-        _check_tensor(f"trunk[{i}] bias", b, (1,), exact, device)
-        _check_shape(f"trunk[{i}] weight", w, (w.shape[0], depth))
-        _check_shape(f"trunk[{i}] bias", b, (w.shape[0],))
-        depth = w.shape[0]
-
-
-def _check_points(base, frac, batch, device) -> None:
-    _check_tensor("where.base", base, (3,), (torch.int32,), device)
-    _check_tensor("where.frac", frac, (3,), (torch.float32, torch.float64), device)
-    if base.shape[0] not in (1, batch) or base.shape[2] != 2 or frac.shape != base.shape:
-        raise ValueError(f"where has shape {tuple(base.shape)}, expected ({batch} or 1, Q, 2)")
-
-
-# ---- implementations
+__all__ = ["GridSpec", "PointSpec", "inr_query"]
 
 
 def _forward(*args):
-    queries, depth, outputs = check(*args)
-    if args[0].shape[0] * queries == 0:
-        return _fake(*args)
-    return _inr_native.forward(args, queries, depth, outputs)
-
-
-def _fake(*args):
-    queries, _, outputs = check(*args)
-    return args[0].new_empty((args[0].shape[0], queries, outputs), dtype=args[-1])
+    query = Query(*args)
+    return _fake(*args) if query.empty else native_call.forward(query)
 
 
 def _forward_triton(*args):
-    queries, depth, outputs = check(*args)
-    if args[0].shape[0] * queries == 0:
-        return _fake(*args)
-    return _inr_native.forward_triton(args, queries, depth, outputs)
+    query = Query(*args)
+    return _fake(*args) if query.empty else native_call.forward_triton(query)
 
 
-# Gradients in this order: maps, trunk weights, trunk biases, rho_w, cell_w, bias, rho_bias, phase, skip.
-_TENSORS = (0, 6, 7, 8, 9, 10, 12)  # positions of the single tensors among the arguments
-
-
-def _given(args, with_skip) -> list[Tensor]:
-    """The arguments that get a gradient: maps, weights, biases, rho_w, ..., those that are None left out."""
-    single = [args[i] for i in (_TENSORS if with_skip else _TENSORS[:-1])]
-    return [single[0], *args[1], *args[2], *(t for t in single[1:] if t is not None)]
-
-
-def _backward(grad_y, with_skip, *args):
-    queries, depth, outputs = check(*args)
-    if args[0].shape[0] * queries == 0:
-        return [torch.zeros_like(t) for t in _given(args, with_skip)]
-    return _inr_native.backward(grad_y, args, queries, depth, outputs, with_skip)
-
-
-def _backward_fake(grad_y, with_skip, *args):
-    check(*args)
-    return [torch.empty_like(t) for t in _given(args, with_skip)]
-
-
-def _backward_reference(grad_y, with_skip, *args):
-    count = len(args[1])
-    single = _TENSORS[1:] if with_skip else _TENSORS[1:-1]
-
-    def function(*given):
-        given = iter(given)
-        new = list(args)
-        new[0] = next(given)
-        new[1], new[2] = ([next(given) for _ in range(count)] for _ in range(2))
-        for i in single:
-            new[i] = next(given) if args[i] is not None else None
-        return reference(*new)
-
-    # Views: a tensor given for two arguments gets the gradient of each apart.
-    return reference_gradients(function, [t.view_as(t) for t in _given(args, with_skip)], grad_y)
+def _fake(*args):
+    query = Query(*args)
+    shape = (query.maps.shape[0], query.queries, query.outputs)
+    return query.maps.new_empty(shape, dtype=query.out_dtype)
 
 
 def _refusal(*args):
-    frac, cell = args[4], args[11]
-    if any(t is not None and t.requires_grad for t in (frac, cell)) and torch.is_grad_enabled():
+    query = Query(*args)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
         return "gradients of coordinates and cells come from the reference"
-    return _native.refusal({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, args[0])
+    return native.refusal({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
+
+
+def _triton_refusal(*args):
+    query = Query(*args)
+    fits = query.feature == "affine" and query.ensemble.startswith("early") and query.mask is None
+    if not fits or query.weighting != "bilinear":
+        return "the fused kernel takes feature 'affine', early ensembles, bilinear weights and no mask"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
+        return "gradients of coordinates and cells come from the reference"
+    reason = triton_loader.refusal(query.maps)
+    if reason is not None:
+        return reason
+    widths = [w.shape[0] for w in query.weights]
+    sizes = (query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
+    return triton_loader.kernels("inr_query").refusal(*sizes)
+
+
+# ---- gradients
+
+
+def _backward(grad_y, with_skip, *args):
+    query = Query(*args)
+    if query.empty:
+        return [torch.zeros_like(t) for t in query.given(with_skip)]
+    return native_call.backward(grad_y, query, with_skip)
+
+
+def _backward_fake(grad_y, with_skip, *args):
+    return [torch.empty_like(t) for t in Query(*args).given(with_skip)]
+
+
+def _backward_reference(grad_y, with_skip, *args):
+    query = Query(*args)
+    given = query.given(with_skip)
+
+    def function(*tensors):
+        return reference(*query.with_given(tensors, with_skip))
+
+    return vector_jacobian(function, given, (grad_y,), len(given) * [True])
 
 
 def _backward_refusal(grad_y, with_skip, *args):
-    if _native.runs_on_cuda(args[0]) and torch.are_deterministic_algorithms_enabled():
+    if native.runs_on_cuda(args[0]) and torch.are_deterministic_algorithms_enabled():
         return "its additions on CUDA come in any order, and deterministic algorithms are wanted"
     return _refusal(*args)
 
 
-def _triton_refusal(*args):
-    maps, weights, frac, cell, mask, feature, ensemble = (args[i] for i in (0, 1, 4, 11, 13, 14, 15))
-    if feature != "affine" or not ensemble.startswith("early") or mask is not None or args[19] != "bilinear":
-        return "the fused kernel takes feature 'affine', early ensembles, bilinear weights and no mask"
-    if any(t is not None and t.requires_grad for t in (frac, cell)) and torch.is_grad_enabled():
-        return "gradients of coordinates and cells come from the reference"
-    reason = _triton.refusal(maps)
-    if reason is not None:
-        return reason
-    depth = channels(feature, ensemble, maps.shape[1], args[16], args[17])[0]
-    widths = [w.shape[0] for w in weights]
-    return _triton.kernels("inr_query").refusal(depth, widths, widths[-1] if widths else 0, args[16], max(1, args[17]))
+def _check_backward(grad_y, with_skip, *args) -> None:
+    check(*args)
+    query = Query(*args)
+    check_tensor("grad_y", grad_y, 3, DTYPES, query.maps.device, "maps")
+    check_shape("grad_y", grad_y, (query.maps.shape[0], query.queries, query.outputs))
+    if with_skip and query.skip is None:
+        raise ValueError("with_skip asks for the gradient of skip, but skip is None")
 
 
 class _InrQuery(torch.autograd.Function):
-    """apply(options, *tensors): autograd follows tensors in the argument list only, not inside lists."""
+    """apply(run, query, *query.differentiable()): autograd follows tensors in the argument list only."""
 
     @staticmethod
-    def forward(ctx, count, rest, *tensors):
-        args = _assemble(count, rest, tensors)
-        ctx.save_for_backward(*tensors, *(args[i] for i in (3, 4, 11, 13)))
-        ctx.count, ctx.rest = count, [None if isinstance(r, Tensor) else r for r in rest]
-        return without_gradients(INR_QUERY, *args)
+    def forward(ctx, run, query, *tensors):
+        unfollowed = {name: getattr(query, name) for name in ("base", "frac", "cell", "mask")}
+        ctx.save_for_backward(*tensors, *unfollowed.values())
+        nothing = query.with_tensors([None] * len(tensors))
+        ctx.query = nothing._replace(**dict.fromkeys(unfollowed))  # tensors kept here would escape autograd's watch
+        return run(*query)
 
     @staticmethod
     def backward(ctx, grad_y):
-        saved = ctx.saved_tensors
-        tensors, (base, frac, cell, mask) = saved[:-4], saved[-4:]
-        rest = list(ctx.rest)
-        rest[0], rest[1], rest[3], rest[4] = base, frac, cell, mask
-        args, with_skip = _assemble(ctx.count, rest, tensors), ctx.needs_input_grad[-1]
-        grads = iter(call(INR_QUERY_BACKWARD, grad_y, with_skip, *args))
+        *tensors, base, frac, cell, mask = ctx.saved_tensors
+        query = ctx.query.with_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
+        with_skip = ctx.needs_input_grad[-1]
+        grads = iter(INR_QUERY_BACKWARD.trusted(grad_y, with_skip, *query))
         given = [t is not None for t in tensors[:-1]] + [with_skip]
         return None, None, *(next(grads) if there else None for there in given)
-
-
-def _split(args):
-    """(number of layers, the arguments without gradient, the tensors with one in the order of _given)."""
-    rest = [args[3], args[4], args[5], args[11], args[13], *args[14:]]
-    return len(args[1]), rest, [args[0], *args[1], *args[2], *(args[i] for i in _TENSORS[1:])]
-
-
-def _assemble(count, rest, tensors):
-    base, frac, axes, cell, mask, *options = rest
-    maps, weights, biases = tensors[0], list(tensors[1 : 1 + count]), list(tensors[1 + count : 1 + 2 * count])
-    rho_w, cell_w, bias, rho_bias, phase, skip = tensors[1 + 2 * count :]
-    return (maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, *options)
 
 
 class _Entry:
     """What the registry calls when a gradient is wanted."""
 
     @staticmethod
-    def apply(*args):
-        count, rest, tensors = _split(args)
-        return _InrQuery.apply(count, rest, *tensors)
+    def apply(run, *args):
+        query = Query(*args)
+        return _InrQuery.apply(run, query, *query.differentiable())
 
 
 _SCHEMA = (
@@ -294,6 +143,7 @@ INR_QUERY = define(
         ),
     },
     fake=_fake,
+    check=check,
     function=_Entry,
 )
 INR_QUERY_BACKWARD = define(
@@ -301,6 +151,7 @@ INR_QUERY_BACKWARD = define(
     reference=_backward_reference,
     backends={"native": Backend(_backward, _backward_refusal)},
     fake=_backward_fake,
+    check=_check_backward,
 )
 
 
@@ -394,10 +245,12 @@ def inr_query(
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":
         heads, dk = 1, 0
-    args = (maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature)
-    args = (*args, ensemble, heads, dk, act, weighting, wrap, out_dtype or exact)
-    check(*args)
-    y = call(INR_QUERY, *args)
+    y = INR_QUERY(
+        *Query(
+            maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature,
+            ensemble, heads, dk, act, weighting, wrap, out_dtype or exact,
+        )
+    )  # fmt: skip
     if not grid and where.outside is not None:
         y = torch.where(where.outside[..., None], float("nan"), y)
     return y

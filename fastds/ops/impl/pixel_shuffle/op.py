@@ -1,49 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sub-pixel permutation with bias and activation in one pass, and its adjoint."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native as _native
+from fastds.ops.core import native
+from fastds.ops.core.arguments import DTYPES, check_shape, check_slope, check_tensor
 from fastds.ops.core.autocast import autocast_dtype, cast
-from fastds.ops.core.registry import Backend, call, define, without_gradients
-from fastds.ops.impl.pixel_shuffle import reference as reference
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import CHANNELS_LAST, dense
+from fastds.ops.core.registry import define
+from fastds.ops.impl.pixel_shuffle import reference
+
+__all__ = ["pixel_shuffle", "pixel_unshuffle"]
 
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}  # csrc/pixel_shuffle/params.h
 LARGEST = 8
-_CL = torch.channels_last
 
 
-def _check_image(x, r) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}, expected a Tensor")
-    if x.dtype not in _native.DTYPES:
-        raise TypeError(f"x has dtype {x.dtype}, expected float32, float64, float16 or bfloat16")
-    if x.dim() != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected 4 dimensions")
+def _check_factor(r) -> None:
     if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= LARGEST:
         raise ValueError(f"r must be an int from 1 to {LARGEST}, got {r!r}")
 
 
 def _check(x, r, bias, act, negative_slope) -> None:
-    _check_image(x, r)
+    check_tensor("x", x, 4, DTYPES, None, "x")
+    _check_factor(r)
     if x.shape[1] < 1 or x.shape[1] % (r * r):
         raise ValueError(f"x has {x.shape[1]} channels, expected a multiple of r^2 = {r * r}")
     if bias is not None:
-        if not isinstance(bias, Tensor):
-            raise TypeError(f"bias is a {type(bias).__name__}, expected a Tensor or None")
-        if bias.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"bias has dtype {bias.dtype}, expected {x.dtype} or torch.float32")
-        if tuple(bias.shape) != (x.shape[1],):
-            raise ValueError(f"bias has shape {tuple(bias.shape)}, expected ({x.shape[1]},)")
-        if bias.device != x.device:
-            raise ValueError(f"bias is on device {bias.device}, expected {x.device}, the device of x")
+        check_tensor("bias", bias, 1, (x.dtype, torch.float32), x.device, "x")
+        check_shape("bias", bias, (x.shape[1],))
     if act not in ACT:
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
-    if not 0 <= negative_slope < math.inf:
-        raise ValueError(f"negative_slope must be a finite number >= 0, got {negative_slope!r}")
+    check_slope(negative_slope)
+
+
+def _check_fine(x, r) -> None:
+    check_tensor("x", x, 4, DTYPES, None, "x")
+    _check_factor(r)
+    if x.shape[1] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel")
+    if x.shape[2] % r or x.shape[3] % r:
+        raise ValueError(f"x has {x.shape[2]} x {x.shape[3]} pixels, expected multiples of r = {r}")
+
+
+def _check_backward(grad_y, y, r, negative_slope, bias_dtype, wanted) -> None:
+    _check_fine(grad_y, r)
+    if y is not None:
+        check_tensor("y", y, 4, (grad_y.dtype,), grad_y.device, "grad_y")
+        check_shape("y", y, tuple(grad_y.shape))
 
 
 # ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
@@ -60,38 +66,33 @@ def _sub_pixel_first(vector: Tensor, r: int, dtype: torch.dtype) -> Tensor:
     return vector.contiguous() if one_order else vector.view(-1, r * r).t().contiguous()
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _params(coarse_shape, dtype, r, act, negative_slope):
     batch, channels, height, width = coarse_shape
     sizes = (batch, channels // (r * r), height, width)
-    return _native.native().PixelShuffleParams(_native.DTYPES[dtype], *sizes, r, ACT[act], negative_slope)
+    return native.module().PixelShuffleParams(native.DTYPE_CODES[dtype], *sizes, r, ACT[act], negative_slope)
 
 
 def _forward(x, r, bias, act, negative_slope):
-    _check(x, r, bias, act, negative_slope)
     y = _fake(x, r, bias, act, negative_slope)
-    dense = x.contiguous(memory_format=_CL)
+    coarse = dense(x)
     ordered = None  # the permutation alone
     if bias is not None:
         ordered = _sub_pixel_first(bias, r, _compute_dtype(x.dtype))
     elif act != "none":
         ordered = torch.zeros(x.shape[1], dtype=_compute_dtype(x.dtype), device=x.device)
     params = _params(x.shape, x.dtype, r, act, negative_slope)
-    addresses = (dense.data_ptr(), _address(ordered), y.data_ptr())
-    if _native.runs_on_cuda(x):
-        _native.native().pixel_shuffle_forward_cuda(*addresses, params, *_native.cuda_launch(x))
+    addresses = (coarse.data_ptr(), native.address(ordered), y.data_ptr())
+    if native.runs_on_cuda(x):
+        native.module().pixel_shuffle_forward_cuda(*addresses, params, *native.cuda_launch(x))
     else:
-        _native.native().pixel_shuffle_forward(*addresses, params, torch.get_num_threads())
+        native.module().pixel_shuffle_forward(*addresses, params, torch.get_num_threads())
     return y
 
 
 def _fake(x, r, bias, act, negative_slope):
     batch, channels, height, width = x.shape
     shape = (batch, channels // (r * r), height * r, width * r)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_CL)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
 
 
 def _coarse_shape(fine_shape, r):
@@ -100,21 +101,21 @@ def _coarse_shape(fine_shape, r):
 
 
 def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
-    module, dtype = _native.native(), grad_y.dtype
-    grad, result = (None if t is None else t.contiguous(memory_format=_CL) for t in (grad_y, y))
+    module, dtype = native.module(), grad_y.dtype
+    grad, result = (None if t is None else dense(t) for t in (grad_y, y))
     shape = _coarse_shape(grad_y.shape, r)
     params = _params(shape, dtype, r, "none" if y is None else "leaky_relu", negative_slope)
     grad_x = sums = partials = None
     if wanted[0]:
-        grad_x = torch.empty(shape, dtype=dtype, device=grad_y.device, memory_format=_CL)
+        grad_x = torch.empty(shape, dtype=dtype, device=grad_y.device, memory_format=CHANNELS_LAST)
     if wanted[1]:
         sums = torch.empty((r * r, shape[1] // (r * r)), dtype=_compute_dtype(dtype), device=grad_y.device)
         partials = torch.empty((params.partials, sums.numel()), dtype=sums.dtype, device=grad_y.device)
-    addresses = [_address(t) for t in (grad, result, grad_x, sums, partials)]
-    if not _native.runs_on_cuda(grad_y):
+    addresses = [native.address(t) for t in (grad, result, grad_x, sums, partials)]
+    if not native.runs_on_cuda(grad_y):
         module.pixel_shuffle_backward(*addresses, params, torch.get_num_threads())
     elif grad_y.numel():
-        module.pixel_shuffle_backward_cuda(*addresses, params, *_native.cuda_launch(grad_y))
+        module.pixel_shuffle_backward_cuda(*addresses, params, *native.cuda_launch(grad_y))
     elif sums is not None:
         sums.zero_()
     grads = [] if grad_x is None else [grad_x]
@@ -123,7 +124,7 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
 
 def _backward_fake(grad_y, y, r, negative_slope, bias_dtype, wanted):
     shape, device = _coarse_shape(grad_y.shape, r), grad_y.device
-    grads = [torch.empty(shape, dtype=grad_y.dtype, device=device, memory_format=_CL)] if wanted[0] else []
+    grads = [torch.empty(shape, dtype=grad_y.dtype, device=device, memory_format=CHANNELS_LAST)] if wanted[0] else []
     return [*grads, torch.empty(shape[1], dtype=bias_dtype, device=device)] if wanted[1] else grads
 
 
@@ -140,8 +141,8 @@ def _unshuffle_fake(x, r):
 
 class _PixelShuffle(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, r, bias, act, negative_slope):
-        y = without_gradients(PIXEL_SHUFFLE, x, r, bias, act, negative_slope)
+    def forward(ctx, run, x, r, bias, act, negative_slope):
+        y = run(x, r, bias, act, negative_slope)
         # The sign of an activation's output is that of its input: nothing else is kept.
         ctx.save_for_backward(None if act == "none" else y)
         bias_dtype = x.dtype if bias is None else bias.dtype
@@ -151,29 +152,29 @@ class _PixelShuffle(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y):
         (y,), (r, slope, bias_dtype) = ctx.saved_tensors, ctx.options
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
+        wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
         if torch.is_grad_enabled():
-            grad_x = call(PIXEL_UNSHUFFLE, reference.activation_gradient(grad_y, y, slope), r)
+            grad_x = PIXEL_UNSHUFFLE.trusted(reference.activation_gradient(grad_y, y, slope), r)
             grad_bias = grad_x.sum((0, 2, 3), dtype=_compute_dtype(grad_x.dtype)).to(bias_dtype) if wanted[1] else None
-            return grad_x, None, grad_bias, None, None
-        grads = iter(call(PIXEL_SHUFFLE_BACKWARD, grad_y, y, r, slope, bias_dtype, wanted))
+            return None, grad_x, None, grad_bias, None, None
+        grads = iter(PIXEL_SHUFFLE_BACKWARD.trusted(grad_y, y, r, slope, bias_dtype, wanted))
         grad_x, grad_bias = (next(grads) if want else None for want in wanted)
-        return grad_x, None, grad_bias, None, None
+        return None, grad_x, None, grad_bias, None, None
 
 
 class _PixelUnshuffle(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, r):
+    def forward(ctx, run, x, r):
         ctx.r = r
-        return without_gradients(PIXEL_UNSHUFFLE, x, r)
+        return run(x, r)
 
     @staticmethod
     def backward(ctx, grad):
-        return call(PIXEL_SHUFFLE, grad, ctx.r, None, "none", 0.0), None
+        return None, PIXEL_SHUFFLE.trusted(grad, ctx.r, None, "none", 0.0), None
 
 
 def _refusal(function):
-    return lambda tensor, *_: _native.refusal({"cpu": function, "cuda": f"{function}_cuda"}, tensor)
+    return lambda tensor, *_: native.refusal({"cpu": function, "cuda": f"{function}_cuda"}, tensor)
 
 
 PIXEL_SHUFFLE = define(
@@ -181,8 +182,8 @@ PIXEL_SHUFFLE = define(
     reference=reference.pixel_shuffle,
     backends={"native": Backend(_forward, _refusal("pixel_shuffle_forward"))},
     fake=_fake,
+    check=_check,
     function=_PixelShuffle,
-    short=True,
 )
 PIXEL_SHUFFLE_BACKWARD = define(
     "pixel_shuffle_backward(Tensor grad_y, Tensor? y, int r, float negative_slope, ScalarType bias_dtype, "
@@ -190,15 +191,15 @@ PIXEL_SHUFFLE_BACKWARD = define(
     reference=reference.pixel_shuffle_backward,
     backends={"native": Backend(_backward, _refusal("pixel_shuffle_backward"))},
     fake=_backward_fake,
-    short=True,
+    check=_check_backward,
 )
 PIXEL_UNSHUFFLE = define(
     "pixel_unshuffle(Tensor x, int r) -> Tensor",
     reference=reference.pixel_unshuffle,
     backends={"native": Backend(_unshuffle, _refusal("pixel_shuffle_backward"))},
     fake=_unshuffle_fake,
+    check=_check_fine,
     function=_PixelUnshuffle,
-    short=True,
 )
 
 
@@ -234,8 +235,7 @@ def pixel_shuffle(
     Source: Shi et al. 2016 (ESPCN), equation 4.
     """
     act, x = "none" if act is None else act, _autocast(x)
-    _check(x, r, bias, act, negative_slope)
-    return call(PIXEL_SHUFFLE, x, r, bias, act, float(negative_slope))
+    return PIXEL_SHUFFLE(x, r, bias, act, float(negative_slope))
 
 
 def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
@@ -256,10 +256,4 @@ def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
         TypeError: a dtype that is not allowed.
         ValueError: a shape or factor that does not fit.
     """
-    x = _autocast(x)
-    _check_image(x, r)
-    if x.shape[1] < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel")
-    if x.shape[2] % r or x.shape[3] % r:
-        raise ValueError(f"x has {x.shape[2]} x {x.shape[3]} pixels, expected multiples of r = {r}")
-    return call(PIXEL_UNSHUFFLE, x, r)
+    return PIXEL_UNSHUFFLE(_autocast(x), r)

@@ -1,39 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <vector>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "inr_query/backward_split.h"
 #include "inr_query/params.h"
 
-namespace py = pybind11;
-
 namespace fastds {
 
-int64_t inr_query_channels(const InrQueryDims& d) {
-    if (d.feature == inr_dot) return d.O * (d.D + 1);
-    if (d.feature == inr_fourier) return 2 * d.D;
-    const int64_t affine = d.feature == inr_slope ? 3 * d.D : d.D;
-    return affine + (d.ensemble == inr_early_attn ? 2 * d.heads * d.dk : 0);
-}
+namespace py = pybind11;
 
-int64_t inr_query_workspace(const InrQueryDims& d) {
-    const FASTDS_ISA::BackwardSplit split(d);
+// Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
+inline int64_t inr_query_workspace(const InrQueryDims& d) {
+    const FASTDS_ISA::InrBackwardSplit split(d);
     const int64_t copies = d.B * (split.bands - 1) * d.H * d.W * inr_query_channels(d);
     return (split.tasks() * split.parameters + copies) * (d.dtype == f64 ? 8 : 4);
 }
 
-namespace {
+namespace inr_query_bind {
 
 struct Call {
     InrQueryDims dims{};
     InrQueryTensors tensors{};
 };
 
-void check(const InrQueryDims& d) {
+inline void check(const InrQueryDims& d) {
     FASTDS_CHECK(d.feature >= inr_affine && d.feature <= inr_slope && d.ensemble >= inr_none && d.ensemble <= inr_early_attn,
                  "inr_query: unknown feature or ensemble");
     FASTDS_CHECK(d.ensemble != inr_early_attn || ((d.feature == inr_affine || d.feature == inr_slope) && d.heads > 0 && d.dk > 0 && d.D % d.heads == 0),
@@ -47,7 +42,7 @@ void check(const InrQueryDims& d) {
 
 using Addresses = std::vector<intptr_t>;
 
-Call make_call(int dtype, int feature, int ensemble, bool relu, bool areas, std::array<bool, 2> wrap,
+inline Call make_call(int dtype, int feature, int ensemble, bool relu, bool areas, std::array<bool, 2> wrap,
                const std::array<int64_t, 8>& sizes, const std::array<int64_t, 3>& maps_strides, const std::vector<int64_t>& axes,
                const std::array<int64_t, 3>& strides, const std::vector<int64_t>& widths, const Addresses& tensors,
                const Addresses& weights, const Addresses& biases) {
@@ -91,9 +86,10 @@ Call make_call(int dtype, int feature, int ensemble, bool relu, bool areas, std:
     return call;
 }
 
-}  // namespace
+}  // namespace inr_query_bind
 
-void register_inr_query(py::module_& m) {
+inline void register_inr_query(py::module_& m) {
+    using namespace inr_query_bind;
     using py::arg;
     py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call, see csrc/inr_query/params.h")
         .def(py::init(&make_call), py::kw_only(), arg("dtype"), arg("feature"), arg("ensemble"), arg("relu"), arg("areas"),

@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "window_attention2d/params.h"
-
-namespace py = pybind11;
 
 namespace fastds {
 
-int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward) {
+namespace py = pybind11;
+
+// Bytes of workspace: the planar copies of the kernels, the same for every instruction set.
+inline int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward) {
     const AttentionPlanes planes(dims);
     const int64_t maps = backward ? 4 : 3, extra = backward ? 2 : 0;
     // The last vectors of the last plane may reach beyond it.
     return (dims.B * (maps * planes.image() + extra * planes.plane()) + 64) * (dims.dtype == f64 ? 8 : 4);
 }
 
-namespace {
+namespace window_attention2d_bind {
 
 using Map = std::array<int64_t, 5>;  // address, strides of b, c, h, w
 using Dims = std::array<int64_t, 6>;  // dtype, B, C, H, W, window
 
-AttentionMap map_of(const Map& m) { return {pointer(m[0]), m[1], m[2], m[3], m[4]}; }
+inline AttentionMap map_of(const Map& m) { return {pointer(m[0]), m[1], m[2], m[3], m[4]}; }
 
-AttentionDims dims_of(const Dims& d) {
+inline AttentionDims dims_of(const Dims& d) {
     const AttentionDims dims{to_dtype(static_cast<int>(d[0])), d[1], d[2], d[3], d[4], d[5]};
     FASTDS_CHECK(dims.B >= 0 && dims.C > 0 && dims.H > 0 && dims.W > 0, "window_attention2d: a size is not positive");
     FASTDS_CHECK(dims.C <= 64, "window_attention2d: more than 64 channels");
@@ -33,9 +35,10 @@ AttentionDims dims_of(const Dims& d) {
     return dims;
 }
 
-}  // namespace
+}  // namespace window_attention2d_bind
 
-void register_window_attention2d(py::module_& m) {
+inline void register_window_attention2d(py::module_& m) {
+    using namespace window_attention2d_bind;
     m.def(
         "window_attention2d_forward",
         [](const Dims& d, const Map& q, const Map& k, const Map& v, const Map& y, intptr_t lse, intptr_t workspace,

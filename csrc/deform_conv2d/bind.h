@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "deform_conv2d/backward_split.h"
 #include "deform_conv2d/params.h"
 
-namespace py = pybind11;
-
 namespace fastds {
 
-int64_t deform_conv2d_workspace(const DeformConv2dDims& dims) {
+namespace py = pybind11;
+
+// Bytes of scratch that the backward needs; a function of the shape alone, as is the split of its sums.
+inline int64_t deform_conv2d_workspace(const DeformConv2dDims& dims) {
     const int64_t accumulator_bytes = dims.dtype == f64 ? 8 : 4;
     return FASTDS_ISA::BackwardWorkspace(dims, FASTDS_ISA::BackwardSplit(dims), accumulator_bytes).bytes;
 }
 
-namespace {
+namespace deform_conv2d_bind {
 
-void check(const DeformConv2dDims& d) {
+inline void check(const DeformConv2dDims& d) {
     to_dtype(d.dtype);
     FASTDS_CHECK(d.offset_dtype == d.dtype || d.offset_dtype == f32, "deform_conv2d: offset_dtype must be dtype or float32");
     FASTDS_CHECK(d.C > 0 && d.O > 0 && d.H > 0 && d.W > 0 && d.kh > 0 && d.kw > 0 && d.B >= 0 && d.Ho >= 0 && d.Wo >= 0,
@@ -25,7 +27,7 @@ void check(const DeformConv2dDims& d) {
     FASTDS_CHECK(d.offset_groups > 0 && d.C % d.offset_groups == 0, "deform_conv2d: offset_groups must divide C");
 }
 
-DeformConv2dDims make_dims(int dtype, int offset_dtype, int64_t B, int64_t C, int64_t H, int64_t W, int64_t O, int64_t Ho,
+inline DeformConv2dDims make_dims(int dtype, int offset_dtype, int64_t B, int64_t C, int64_t H, int64_t W, int64_t O, int64_t Ho,
                            int64_t Wo, int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w, int64_t pad_h,
                            int64_t pad_w, int64_t dil_h, int64_t dil_w, int64_t groups, int64_t offset_groups, int64_t x_b,
                            int64_t x_h, int64_t x_w, int64_t offset_b, int64_t offset_h, int64_t offset_w, int64_t mask_b,
@@ -37,9 +39,10 @@ DeformConv2dDims make_dims(int dtype, int offset_dtype, int64_t B, int64_t C, in
     return dims;
 }
 
-}  // namespace
+}  // namespace deform_conv2d_bind
 
-void register_deform_conv2d(py::module_& m) {
+inline void register_deform_conv2d(py::module_& m) {
+    using namespace deform_conv2d_bind;
     using py::arg;
     py::class_<DeformConv2dDims>(m, "DeformConv2dDims", "Sizes and element strides of one deform_conv2d call")
         .def(py::init(&make_dims), py::kw_only(), arg("dtype"), arg("offset_dtype"), arg("B"), arg("C"), arg("H"), arg("W"),

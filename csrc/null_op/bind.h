@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "null_op/params.h"
-
-namespace py = pybind11;
 
 namespace fastds {
 
-void register_null_op(py::module_& m) {
+namespace py = pybind11;
+
+inline void register_null_op(py::module_& m) {
     m.def(
         "null_op_cpu",
         [](intptr_t x, intptr_t y, int dtype, int64_t n, int threads) {

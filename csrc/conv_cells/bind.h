@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <optional>
 
-#include "conv3x3/bind.h"
-#include "conv_gates/params.h"
+#include "conv3x3/arguments.h"
+#include "conv_cells/params.h"
 #include "gates/math.h"
+
+namespace fastds {
 
 namespace py = pybind11;
 
-namespace fastds {
-namespace {
+namespace conv_cells_bind {
 
 struct PlannedCell {
     ConvGates cell;
@@ -23,7 +25,7 @@ struct Shape {
     int operands, gates;
 };
 
-Shape shape_of(int formula) {
+inline Shape shape_of(int formula) {
     switch (static_cast<GateFormula>(formula)) {
 #define FASTDS_CASE(name, type, first, count) \
     case GateFormula::name: return {FASTDS_ISA::type::inputs + FASTDS_ISA::type::outputs, count};
@@ -35,7 +37,7 @@ Shape shape_of(int formula) {
     return {};
 }
 
-PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
+inline PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
                       const std::vector<TensorArgs>& sources, intptr_t packed, intptr_t bias, int bias_dtype,
                       const std::vector<TensorArgs>& residual, const std::vector<TensorArgs>& operands,
                       const std::optional<TensorArgs>& pre, int threads) {
@@ -63,21 +65,22 @@ PlannedCell make_cell(int formula, double option, double slope, const GeometryAr
     FASTDS_CHECK(!pre || fits(*pre), "conv_gates: pre does not fit the output");
     call.sinks = to_views({pre.value_or(TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0})}, 1, 0);
     set_residual(call, residual);
-    FASTDS_CHECK(FASTDS_DISPATCH(conv_gates_fits, call.sources.channels(), outputs), "conv_gates: too many channels");
+    FASTDS_CHECK(FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, call.sources.channels(), outputs), "conv_gates: too many channels");
     call.packed = static_cast<const float*>(pointer(packed));
     call.bias = pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
     call.shuffle = 1;
-    planned.plan = FASTDS_DISPATCH(conv3x3_plan, call, threads);
+    planned.plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, threads);
     return planned;
 }
 
-}  // namespace
+}  // namespace conv_cells_bind
 
-void register_conv_gates(py::module_& m) {
+inline void register_conv_cells(py::module_& m) {
+    using namespace conv_cells_bind;
     using py::arg;
     m.def(
-        "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH(conv_gates_fits, inputs, outputs); },
+        "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, inputs, outputs); },
         arg("inputs"), arg("outputs"), "Whether ConvGates takes a convolution of that many channels");
     py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
         .def(py::init(&make_cell), py::kw_only(), arg("formula"), arg("option"), arg("slope"), arg("geometry"), arg("sources"),
@@ -88,7 +91,7 @@ void register_conv_gates(py::module_& m) {
             "run",
             [](const PlannedCell& self, intptr_t workspace) {
                 py::gil_scoped_release release;
-                FASTDS_DISPATCH(conv_gates, self.cell, self.plan, static_cast<float*>(pointer(workspace)));
+                FASTDS_DISPATCH_VECTOR(conv_gates, self.cell, self.plan, static_cast<float*>(pointer(workspace)));
             },
             "workspace: `bytes` bytes, 64-byte aligned");
 }

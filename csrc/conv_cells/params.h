@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// conv_gates: a 3x3 convolution on the Winograd engine with a formula of csrc/gates in its output stage, so that the
+// conv_cells: a 3x3 convolution on the Winograd engine with a formula of csrc/gates in its output stage, so that the
 // pre-activations are not written, or only for the backward.
 #pragma once
 #include "conv3x3/params.h"
@@ -25,7 +25,7 @@ struct ConvGatesOperand {
     bool wide;  // float32 beside 16-bit maps
 };
 
-// call: as csrc/conv3x3/gates.h asks; its dtype is that of the sources, the pre-activations and all operands but wide ones.
+// call: as Conv3x3Cell asks; its dtype is that of the sources, the pre-activations and all operands but wide ones.
 struct ConvGates {
     Conv3x3Call call;
     GateFormula formula;
@@ -33,8 +33,6 @@ struct ConvGates {
     ConvGatesOperand operands[kGateOperands];  // inputs that the convolution does not give, then outputs, in the formula's order
 };
 
-// Whether the cell's pre-activations are made in one pass, which conv_gates needs.
-FASTDS_PER_ISA(bool conv_gates_fits(int64_t inputs, int64_t outputs))
 FASTDS_PER_ISA(void conv_gates(const ConvGates& cell, const Conv3x3Plan& plan, float* workspace))
 
 }  // namespace fastds

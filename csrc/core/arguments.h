@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Helpers of the bind.cpp files: Python hands over addresses, sizes and numbers, nothing of torch.
+// Helpers of the bind.h files: Python hands over addresses, sizes and numbers, nothing of torch.
 #pragma once
 #include <stdint.h>
 

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "pixel_shuffle/params.h"
+
+namespace fastds {
 
 namespace py = pybind11;
 
-namespace fastds {
-namespace {
+namespace pixel_shuffle_bind {
 
-PixelShuffleParams make_params(int dtype, int64_t B, int64_t C, int64_t H, int64_t W, int r, int act, double negative_slope) {
+inline PixelShuffleParams make_params(int dtype, int64_t B, int64_t C, int64_t H, int64_t W, int r, int act, double negative_slope) {
     to_dtype(dtype);
     FASTDS_CHECK(B >= 0 && C > 0 && H >= 0 && W >= 0, "pixel_shuffle: a size is not positive");
     FASTDS_CHECK(r >= 1 && r <= 8, "pixel_shuffle: r must be from 1 to 8");
@@ -17,9 +19,10 @@ PixelShuffleParams make_params(int dtype, int64_t B, int64_t C, int64_t H, int64
     return {dtype, B, C, H, W, r, static_cast<ShuffleAct>(act), negative_slope};
 }
 
-}  // namespace
+}  // namespace pixel_shuffle_bind
 
-void register_pixel_shuffle(py::module_& m) {
+inline void register_pixel_shuffle(py::module_& m) {
+    using namespace pixel_shuffle_bind;
     py::class_<PixelShuffleParams>(m, "PixelShuffleParams", "Sizes and activation of one pixel_shuffle call")
         .def(py::init(&make_params))
         .def_property_readonly("partials", &pixel_shuffle_partials, "Partial sums of the bias gradient");

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <tuple>
 #include <vector>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "gates/math.h"
-
-namespace py = pybind11;
 
 namespace fastds {
 
-namespace {
+namespace py = pybind11;
+
+namespace gates_bind {
 
 // (address, elements from row to row, dtype) of each operand.
 using Operands = std::vector<std::tuple<intptr_t, int64_t, int>>;
 
-GatesParams make_params(int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope) {
+inline GatesParams make_params(int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope) {
     FASTDS_CHECK(formula >= 0 && formula < static_cast<int>(GateFormula::count),
                  "gates: unknown formula " + std::to_string(formula));
     size_t expected = 0;
@@ -35,9 +36,10 @@ GatesParams make_params(int formula, int64_t rows, int64_t run, const Operands& 
     return params;
 }
 
-}  // namespace
+}  // namespace gates_bind
 
-void register_gates(py::module_& m) {
+inline void register_gates(py::module_& m) {
+    using namespace gates_bind;
     m.def(
         "gates_cpu",
         [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope, int threads) {

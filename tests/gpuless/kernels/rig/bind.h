@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
+#pragma once
 #include <pybind11/pybind11.h>
 
-#include "core/bind.h"
+#include "core/arguments.h"
 #include "rig/params.h"
+
+namespace fastds {
 
 namespace py = pybind11;
 
-namespace fastds {
-namespace {
+namespace rig_bind {
 
 template <class T>
 T* at(intptr_t address) {
     return static_cast<T*>(pointer(address));
 }
 
-}  // namespace
+}  // namespace rig_bind
 
-void register_rig(py::module_& m) {
+inline void register_rig(py::module_& m) {
+    using namespace rig_bind;
     m.def("transpose", [](intptr_t x, intptr_t y, int dtype, int rows, int columns, bool sync) {
         transpose_cuda(pointer(x), pointer(y), dtype, rows, columns, sync);
     });

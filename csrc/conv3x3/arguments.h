@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// What Python passes to the engine, as the structs of params.h; for the bindings of this op and of the cells built on it.
+#pragma once
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "conv3x3/params.h"
+#include "core/arguments.h"
+
+namespace fastds {
+
+// address, dtype, channels, strides of batch, row and pixel in elements
+using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t>;
+// B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w
+using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
+
+inline int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
+
+inline Conv3x3View to_view(const TensorArgs& t) {
+    const auto [address, dtype, channels, b, h, w] = t;
+    return {pointer(address), nullptr, channels, b, h, w};
+}
+
+// The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none.
+inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shuffle, intptr_t sign) {
+    FASTDS_CHECK(!tensors.empty() && shuffle >= 1 && shuffle * shuffle * static_cast<int64_t>(tensors.size()) <= kConv3x3Views,
+                 "conv3x3: expected 1 to " + std::to_string(kConv3x3Views) + " views");
+    Conv3x3Views views{};
+    views.dtype = to_dtype(std::get<1>(tensors[0]));
+    FASTDS_CHECK(views.dtype != f64, "conv3x3: no kernel for float64");
+    for (const TensorArgs& tensor : tensors) {
+        FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0, "conv3x3: tensors of different dtype or empty");
+        const Conv3x3View whole = to_view(tensor);
+        for (int64_t part = 0; part < shuffle * shuffle; part++) {
+            const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * item_size(views.dtype);
+            views.view[views.count++] = {static_cast<char*>(whole.data) + shift,
+                                         sign ? static_cast<char*>(pointer(sign)) + shift : nullptr,
+                                         whole.channels, whole.b, whole.h * shuffle, whole.w * shuffle};
+        }
+    }
+    return views;
+}
+
+// What is added to the call's sinks, which stand already; empty: nothing.
+inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& residual) {
+    call.residual.count = 0;
+    if (residual.empty()) return;
+    call.residual = to_views(residual, 1, 0);
+    FASTDS_CHECK(call.residual.dtype == call.sinks.dtype && call.residual.channels() == call.sinks.channels(),
+                 "conv3x3: residual does not fit the output");
+}
+
+inline Conv3x3Geometry to_geometry(const GeometryArgs& g) {
+    const auto [B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w] = g;
+    FASTDS_CHECK(B >= 0 && H > 0 && W > 0 && Ho >= 0 && Wo >= 0, "conv3x3: a size is not positive");
+    return {B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w};
+}
+
+}  // namespace fastds

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine of conv3x3 hands over pre-activations row by row of its tiles; the formulas are those of csrc/gates.
+#include "conv_cells/params.h"
+
+#include "core/simd.h"
+#include "gates/math.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int kL = kLanes<float>;
+using V = Vec<float>;
+
+// n values of each gate: the inputs [First, First + Gates) of the formula. T is the type of operands that are not wide.
+template <class T, class Formula, int First, int Gates>
+struct Row {
+    static constexpr int others = Formula::inputs - Gates, operands = others + Formula::outputs;
+
+    // Of float32 maps no operand is wider than the others.
+    static FASTDS_HD bool wide(const ConvGates& cell, int k) { return sizeof(T) < sizeof(float) && cell.operands[k].wide; }
+    static FASTDS_HD int64_t size(const ConvGates& cell, int k) { return wide(cell, k) ? sizeof(float) : sizeof(T); }
+
+    static void run(const void* context, int64_t b, int64_t y, int64_t x, int64_t n, const float* pre, int64_t plane) {
+        const ConvGates& cell = *static_cast<const ConvGates*>(context);
+        const GateOptions<float> options{static_cast<float>(cell.option), static_cast<float>(cell.slope)};
+        char* data[operands];
+        for (int k = 0; k < operands; k++) {
+            const Conv3x3View& view = cell.operands[k].view;
+            data[k] = static_cast<char*>(view.data) + (b * view.b + y * view.h + x * view.w) * size(cell, k);
+        }
+        // The last values of a row that is no multiple of a vector are calculated in copies.
+        alignas(64) float last[operands][kL], last_pre[Gates][kL];
+        char* real[operands];
+        for (int64_t i = 0; i < n; i += kL) {
+            const bool whole = i + kL <= n;
+            if (!whole) {
+                for (int g = 0; g < Gates; g++) __builtin_memcpy(last_pre[g], pre + g * plane + i, (n - i) * sizeof(float));
+                for (int k = 0; k < operands; k++) {
+                    const int64_t item = size(cell, k);
+                    real[k] = data[k] + i * item;
+                    if (k < others) __builtin_memcpy(last[k], real[k], (n - i) * item);
+                    data[k] = reinterpret_cast<char*>(last[k]) - i * item;
+                }
+                pre = last_pre[0] - i;
+                plane = kL;
+            }
+            V in[Formula::inputs], out[Formula::outputs];
+#pragma GCC unroll 8
+            for (int k = 0; k < Formula::inputs; k++) {
+                const int other = k < First ? k : k - Gates;
+                if (k >= First && k < First + Gates)
+                    in[k] = load_vec<kL>(pre + (k - First) * plane + i);
+                else if (wide(cell, other))
+                    in[k] = load_vec<kL>(reinterpret_cast<const float*>(data[other]) + i);
+                else
+                    in[k] = load_vec<kL>(reinterpret_cast<const T*>(data[other]) + i);
+            }
+            Formula::template apply<float>(in, out, options);
+#pragma GCC unroll 8
+            for (int k = 0; k < Formula::outputs; k++) {
+                if (wide(cell, others + k))
+                    store_vec<kL>(reinterpret_cast<float*>(data[others + k]) + i, out[k]);
+                else
+                    store_vec<kL>(reinterpret_cast<T*>(data[others + k]) + i, out[k]);
+            }
+            if (!whole)
+                for (int k = others; k < operands; k++) __builtin_memcpy(real[k], last[k], (n - i) * size(cell, k));
+        }
+    }
+};
+
+template <class T>
+Conv3x3Cell cell_of(const ConvGates& cell) {
+    switch (cell.formula) {
+#define FASTDS_CASE(name, formula, first, gates)                           \
+    case GateFormula::name: {                                              \
+        using R = Row<T, formula, first, gates>;                           \
+        const int64_t channels = cell.operands[0].view.channels;           \
+        bool dense = true;                                                 \
+        for (int k = 0; k < R::operands; k++) dense = dense && cell.operands[k].view.w == channels; \
+        return {R::run, &cell, channels, dense};                           \
+    }
+        FASTDS_CONV_GATES(FASTDS_CASE)
+#undef FASTDS_CASE
+        default: return {};  // refused by the binding
+    }
+}
+
+}  // namespace
+
+void conv_gates(const ConvGates& cell, const Conv3x3Plan& plan, float* workspace) {
+    const DType dtype = cell.call.sources.dtype;
+    const Conv3x3Cell row = dtype == f16 ? cell_of<Half>(cell) : dtype == bf16 ? cell_of<BFloat16>(cell) : cell_of<float>(cell);
+    conv3x3_run_cell(cell.call, plan, row, workspace);
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

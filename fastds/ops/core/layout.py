@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory layouts of maps (B, C, H, W). Kernels read any map whose channels lie side by side."""
+
+import torch
+from torch import Tensor
+
+CHANNELS_LAST = torch.channels_last
+
+
+def nhwc(tensor: Tensor) -> Tensor:
+    """The tensor itself where its channels lie side by side, else a channels_last copy."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=CHANNELS_LAST)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor in channels_last layout without gaps."""
+    return tensor.contiguous(memory_format=CHANNELS_LAST)
+
+
+def output_format(like: Tensor) -> torch.memory_format:
+    """The layout of a result: contiguous where `like` is contiguous, else channels_last."""
+    if like.is_contiguous() and not like.is_contiguous(memory_format=CHANNELS_LAST):
+        return torch.contiguous_format
+    return CHANNELS_LAST
+
+
+def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """An unwritten map (B, C, H, W), channels_last, on the device of `like`."""
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=CHANNELS_LAST)

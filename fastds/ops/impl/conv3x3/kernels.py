@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 and its gradients by the engine or the library, for checked arguments; and empty results of each."""
+
+import torch
+
+from fastds.ops.core.layout import CHANNELS_LAST, dense, nhwc
+from fastds.ops.impl.conv3x3 import direct, reference, winograd
+from fastds.ops.impl.conv3x3.algorithm import use_winograd
+
+
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
+    args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
+    if x.shape[0] == 0:
+        return forward_fake(*args, algorithm)
+    engine = use_winograd(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
+    return (winograd if engine else direct).forward(*args)
+
+
+def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
+    batch, _, height, width = x.shape
+    shape = (batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle)
+    return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=CHANNELS_LAST)
+
+
+def grad_x(grad, weight, padding_mode, dtype, algorithm):
+    if grad.shape[0] == 0:
+        return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
+    if not use_winograd(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True):
+        return direct.grad_x(grad, weight, padding_mode, dtype)
+    options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None])
+    return _engine_grad_x(dense(grad), weight, *options)[0]
+
+
+def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype, added, in_place=False):
+    args = (grad, weight, padding_mode, shuffle, sign, slope, channels, dtype)
+    return winograd.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place)
+
+
+def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
+    batch, _, height, width = grad.shape
+    return torch.empty(
+        (batch, weight.shape[1], height, width), dtype=dtype, device=grad.device, memory_format=CHANNELS_LAST
+    )
+
+
+def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
+    if grad.shape[0] == 0:
+        return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    if not use_winograd(algorithm, x, channels, grad.shape[1], dtype, True):
+        return direct.grad_weight(grad, x, x2, padding_mode, dtype)
+    sources = [nhwc(t) for t in (x, x2) if t is not None]
+    return winograd.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False)[0]
+
+
+def grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    return torch.empty((grad.shape[1], channels, 3, 3), dtype=dtype, device=grad.device)
+
+
+def backward(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x=None, add_x2=None,
+    in_place=False,
+):  # fmt: skip
+    """Engine: x and weight gradients read grad_y and y as they are, the bias gradient comes with that of the weight.
+
+    add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
+    """
+    args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
+    if grad_y.shape[0] == 0:
+        return [g.zero_() for g in backward_fake(*args)]
+    channels = weight.shape[1]
+    engine = use_winograd(algorithm, x, channels, weight.shape[0], grad_y.dtype, True)
+    grads = (_backward_winograd if engine else _backward_direct)(*args, add_x, add_x2, in_place)
+    return [g for g, want in zip(grads, wanted, strict=True) if want]
+
+
+def _backward_direct(*args):
+    *args, add_x, add_x2, _ = args
+    grads = direct.backward(*args)
+    for k, addend in ((0, add_x), (3, add_x2)):
+        if addend is not None:
+            grads[k] = grads[k].add_(addend)
+    return grads
+
+
+def _backward_winograd(
+    grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2, in_place
+):  # fmt: skip
+    grad = dense(grad_y)
+    residual = grad_x = grad_x2 = grad_weight = grad_bias = None
+    if wanted[4]:
+        residual = dense(reference.pre_gradient(grad, y, negative_slope, shuffle))
+    sign = None if y is None else dense(y)
+    slope = negative_slope
+    if wanted[0] or wanted[3]:
+        split = x.shape[1]
+        channels = [c for c, want in ((split, wanted[0]), (weight.shape[1] - split, wanted[3])) if want]
+        part = weight if len(channels) == 2 or x2 is None else weight[:, :split] if wanted[0] else weight[:, split:]
+        added = [addend for addend, want in ((add_x, wanted[0]), (add_x2, wanted[3])) if want]
+        parts = iter(_engine_grad_x(grad, part, padding_mode, shuffle, sign, slope, channels, x.dtype, added, in_place))
+        grad_x, grad_x2 = (next(parts) if wanted[i] else None for i in (0, 3))
+    if wanted[1]:
+        sources = [nhwc(t) for t in (x, x2) if t is not None]
+        grad_weight, grad_bias = winograd.grad_weight(
+            grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, wanted[2]
+        )
+    elif wanted[2]:
+        grad_bias = direct.bias_gradient(reference.pre_gradient(grad, y, slope, shuffle), weight.dtype)
+    return grad_x, grad_weight, grad_bias, grad_x2, residual
+
+
+def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, *added):
+    batch, _, height, width = x.shape
+    device = x.device
+
+    def image(channels, dtype):
+        return torch.empty((batch, channels, height, width), dtype=dtype, device=device, memory_format=CHANNELS_LAST)
+
+    makers = (
+        lambda: image(x.shape[1], x.dtype),
+        lambda: torch.empty(weight.shape, dtype=weight.dtype, device=device),
+        lambda: torch.empty(weight.shape[:1], dtype=weight.dtype, device=device),
+        lambda: image(x2.shape[1], x.dtype),
+        lambda: image(weight.shape[0], grad_y.dtype),
+    )
+    return [make() for make, want in zip(makers, wanted, strict=True) if want]

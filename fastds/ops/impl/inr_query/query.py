@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of the registered op by name, and what it refuses of them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
+from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
+
+MOST_LAYERS = 8
+MOST_HEADS = 64
+CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
+
+
+class Query(NamedTuple):
+    """The arguments of torch.ops.fastds.inr_query, in the order of its schema; see fastds.ops.inr_query.
+
+    axes: GridSpec.numbers(), or [] where base and frac name the points. weighting: of the corners, "bilinear" or
+    "areas". wrap: rows, columns.
+    """
+
+    maps: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+    base: Tensor | None
+    frac: Tensor | None
+    axes: list[int]
+    rho_w: Tensor | None
+    cell_w: Tensor | None
+    bias: Tensor | None
+    rho_bias: Tensor | None
+    phase: Tensor | None
+    cell: Tensor | None
+    skip: Tensor | None
+    mask: Tensor | None
+    feature: str
+    ensemble: str
+    heads: int
+    dk: int
+    act: str
+    weighting: str
+    wrap: list[bool]
+    out_dtype: torch.dtype
+
+    @property
+    def queries(self) -> int:
+        """Q, for each element of the batch."""
+        return self.axes[0] * self.axes[4] if self.axes else self.base.shape[1]
+
+    @property
+    def depth(self) -> int:
+        """D, the width of a corner's feature."""
+        if self.feature == "dot":
+            return self.rho_w.shape[0]
+        return channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        if self.feature == "dot":
+            return self.maps.shape[1] // (self.depth + 1)
+        return self.weights[-1].shape[0] if self.weights else self.depth
+
+    @property
+    def rows_per_query(self) -> int:
+        """Rows that enter the trunk."""
+        return 4 if self.ensemble == "late" else 1
+
+    @property
+    def exact(self) -> torch.dtype:
+        """What the kernel calculates in and all tensors but maps are handed over in."""
+        return torch.float64 if self.maps.dtype == torch.float64 else torch.float32
+
+    @property
+    def empty(self) -> bool:
+        return self.maps.shape[0] * self.queries == 0
+
+    # ---- tensors that get a gradient: maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase, skip
+
+    def differentiable(self) -> list[Tensor | None]:
+        """All of them, in this order."""
+        single = (self.rho_w, self.cell_w, self.bias, self.rho_bias, self.phase, self.skip)
+        return [self.maps, *self.weights, *self.biases, *single]
+
+    def given(self, with_skip: bool) -> list[Tensor]:
+        """Those that are there, skip where it is asked for."""
+        tensors = self.differentiable()
+        return [t for t in (tensors if with_skip else tensors[:-1]) if t is not None]
+
+    def with_tensors(self, tensors) -> "Query":
+        """The same with other differentiable() tensors."""
+        count = len(self.weights)
+        maps, *tensors = tensors
+        weights, biases, single = tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
+        names = ("rho_w", "cell_w", "bias", "rho_bias", "phase", "skip")
+        changed = dict(zip(names, single, strict=True))
+        return self._replace(maps=maps, weights=list(weights), biases=list(biases), **changed)
+
+    def with_given(self, tensors, with_skip: bool) -> "Query":
+        """The same with other given() tensors."""
+        tensors, old = iter(tensors), self.differentiable()
+        last = len(old) - 1
+        new = [t if t is None or (k == last and not with_skip) else next(tensors) for k, t in enumerate(old)]
+        return self.with_tensors(new)
+
+    # ---- parts
+
+    def chunks(self) -> Iterator[tuple[int, int, "Query"]]:
+        """(first query, one past the last, these queries): whole rows of a grid, or runs of points."""
+        step = max(1, CHUNK_ROWS // max(1, self.maps.shape[0] * self.rows_per_query))
+        if self.axes:
+            columns = self.axes[4]
+            step = max(1, step // columns) * columns
+        for first in range(0, self.queries, step):
+            stop = min(self.queries, first + step)
+            if self.axes:
+                _, pitch, start, size, *along_columns = self.axes
+                rows = [(stop - first) // columns, pitch, start + pitch * (first // columns), size]
+                part = self._replace(axes=rows + along_columns)
+            else:
+                part = self._replace(base=self.base[:, first:stop], frac=self.frac[:, first:stop])
+            if self.cell is not None and self.cell.dim() == 3:
+                part = part._replace(cell=self.cell[:, first:stop])
+            yield first, stop, part
+
+    def of_skip(self) -> "Query":
+        """The query that interpolates the skip and does nothing else."""
+        nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
+        settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
+        return self._replace(maps=self.skip.to(self.exact), weights=[], biases=[], **nothing, **settings)
+
+
+# ---- checks
+
+
+def check(*args) -> None:
+    """Refuses what the op cannot take."""
+    query = Query(*args)
+    maps = query.maps
+    check_tensor("maps", maps, 4, DTYPES, None, "maps")
+    batch, total, height, width = maps.shape
+    if min(total, height, width) < 1:
+        raise ValueError(f"maps has shape {tuple(maps.shape)}, expected at least one channel, row and column")
+    check_choice("feature", query.feature, FEATURES)
+    check_choice("ensemble", query.ensemble, ENSEMBLES)
+    check_choice("act", query.act, ACTIVATIONS)
+    check_choice("compat", query.weighting, WEIGHTS)
+    _check_combination(query)
+    exact = (torch.float64,) if maps.dtype == torch.float64 else (torch.float32, maps.dtype)
+    _check_parameters(query, exact)
+    _check_trunk(query, exact)
+    if not query.axes:
+        _check_points(query)
+    _check_fields(query)
+    if query.out_dtype not in DTYPES:
+        raise ValueError(f"out_dtype must be one of {', '.join(map(str, DTYPES))}, got {query.out_dtype}")
+
+
+def _check_combination(query: Query) -> None:
+    total, feature, ensemble = query.maps.shape[1], query.feature, query.ensemble
+    heads, dk, rho_w = query.heads, query.dk, query.rho_w
+    if feature == "dot":
+        if ensemble != "none" or query.weights:
+            raise ValueError("feature 'dot' takes ensemble 'none' and an empty trunk")
+        if rho_w is None or total % (rho_w.shape[0] + 1):
+            raise ValueError(
+                f"feature 'dot' needs rho_w of shape (D, 2) with D + 1 a divisor of maps' {total} channels"
+            )
+    if ensemble == "early_attn":
+        if feature not in AFFINE:
+            raise ValueError(f"ensemble 'early_attn' takes feature {' or '.join(map(repr, AFFINE))}, got {feature!r}")
+        if not (isinstance(heads, int) and 1 <= heads <= MOST_HEADS and isinstance(dk, int) and dk >= 1):
+            raise ValueError(f"early_attn needs heads in 1..{MOST_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
+        if query.depth < 1 or query.depth % heads:
+            raise ValueError(
+                f"maps has {total} channels, expected D (slope: 3 D) + 2 heads dk with D a multiple of {heads} heads"
+            )
+    if feature == "slope" and channels(feature, ensemble, total, heads, dk)[1] % 3:
+        raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
+    if feature == "fourier" and total % 4:
+        raise ValueError(f"maps has {total} channels, expected 4 N for feature 'fourier'")
+    if feature != "fourier" and query.phase is not None:
+        raise ValueError("phase belongs to feature 'fourier'")
+    if feature == "fourier" and (rho_w is not None or query.bias is not None):
+        raise ValueError("rho_w, cell_w and bias belong to the features 'affine', 'slope' and 'dot', not to 'fourier'")
+
+
+def _check_parameters(query: Query, exact: tuple) -> None:
+    depth = query.depth
+    shapes = {
+        "rho_w": (depth, 2),
+        "cell_w": (depth, 2),
+        "bias": (depth,),
+        "rho_bias": (query.heads, 2),
+        "phase": (depth // 2, 2),
+    }
+    for name, shape in shapes.items():
+        tensor = getattr(query, name)
+        if tensor is not None:
+            check_tensor(name, tensor, len(shape), exact, query.maps.device, "maps")
+            check_shape(name, tensor, shape)
+    if query.rho_bias is not None and query.ensemble != "early_attn":
+        raise ValueError("rho_bias belongs to ensemble 'early_attn'")
+
+
+def _check_trunk(query: Query, exact: tuple) -> None:
+    weights, biases, width, device = query.weights, query.biases, query.depth, query.maps.device
+    if len(weights) != len(biases) or len(weights) > MOST_LAYERS:
+        raise ValueError(
+            f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MOST_LAYERS} pairs"
+        )
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        check_tensor(f"trunk[{i}] weight", w, 2, exact, device, "maps")
+        check_tensor(f"trunk[{i}] bias", b, 1, exact, device, "maps")
+        check_shape(f"trunk[{i}] weight", w, (w.shape[0], width))
+        check_shape(f"trunk[{i}] bias", b, (w.shape[0],))
+        width = w.shape[0]
+
+
+def _check_points(query: Query) -> None:
+    base, frac, batch, device = query.base, query.frac, query.maps.shape[0], query.maps.device
+    check_tensor("where.base", base, 3, (torch.int32,), device, "maps")
+    check_tensor("where.frac", frac, 3, (torch.float32, torch.float64), device, "maps")
+    if base.shape[0] not in (1, batch) or base.shape[2] != 2 or frac.shape != base.shape:
+        raise ValueError(f"where has shape {tuple(base.shape)}, expected ({batch} or 1, Q, 2)")
+
+
+def _check_fields(query: Query) -> None:
+    cell, skip, mask = query.cell, query.skip, query.mask
+    batch, _, height, width = query.maps.shape
+    device, wide = query.maps.device, (torch.float32, torch.float64)
+    if (query.cell_w is not None or query.phase is not None) and cell is None:
+        raise ValueError("cell is None, but cell_w or phase needs it")
+    if cell is not None:
+        check_tensor("cell", cell, (2, 3), wide, device, "maps")
+        check_shape("cell", cell, (batch, 2) if cell.dim() == 2 else (batch, query.queries, 2))
+    if skip is not None:
+        check_tensor("skip", skip, 4, wide, device, "maps")
+        check_shape("skip", skip, (batch, query.outputs, height, width))
+    if mask is not None:
+        check_tensor("mask", mask, 3, (torch.bool,), device, "maps")
+        check_shape("mask", mask, (batch, height, width))
