@@ -360,7 +360,7 @@ def test_static_maps_are_normalised_and_cut_with_the_tiles(coarse, tmp_path, til
 
 def test_static_maps_that_do_not_fit_are_refused(coarse):
     relief, model = heights(coarse), WithHeight()
-    with pytest.raises(ValueError, match=r"reads static maps, height \(m\): give them with static"):
+    with pytest.raises(ValueError, match=r"reads static maps, height \(m\): give them with the argument static"):
         downscale(model, coarse)
     with pytest.raises(ValueError, match="static map height is in 'km', the model was trained with height in 'm'"):
         downscale(model, coarse, static=relief.assign(height=relief.height.assign_attrs(units="km")))

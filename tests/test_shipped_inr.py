@@ -11,9 +11,8 @@ import xarray as xr
 
 from fastds import models
 from fastds.cli import main
-from fastds.studies.fields.run import bicubic_torch
 from fastds.tasks.fields.config import DataConfig
-from fastds.tasks.fields.evaluation import bicubic, coarse_and_fine
+from fastds.tasks.fields.evaluation import bicubic, bicubic_torch, coarse_and_fine
 from fastds.tasks.fields.samples import FieldData
 
 FILE = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"

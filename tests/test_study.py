@@ -19,7 +19,6 @@ from fastds.studies.fields.crops import BANDS, crop_errors, draw_crops
 from fastds.studies.fields.run import (
     Method,
     StudyConfig,
-    bilinear,
     degradation,
     parse_arguments,
     run_study,
@@ -27,7 +26,7 @@ from fastds.studies.fields.run import (
 )
 from fastds.studies.fields.table import decibel, drawn, interval, render
 from fastds.tasks.fields.config import DataConfig, ModelConfig
-from fastds.tasks.fields.evaluation import bicubic
+from fastds.tasks.fields.evaluation import bicubic, bilinear
 from fastds.tasks.fields.samples import FieldData, load_fields
 
 SMALL = {"channels": 8, "blocks": 2}
@@ -49,10 +48,9 @@ def config(path, output, **options):
         scales=[1.5, 2.5], batch_size=2, epoch_samples=8, vectors=[-1, -1], test_scales=[2.0],
     )  # fmt: skip
     attention = {"width": 32, "heads": 2, "key_width": 4}
+    inr = {"encoder_options": SMALL, "dpfa_count": 1, "decoder_options": attention}
     methods = {
-        "inr-small": Method(
-            ModelConfig("inr", {"encoder_options": SMALL, "dpfa_count": 1, "decoder_options": attention})
-        ),
+        "inr-small": Method(ModelConfig("inr", inr)),
         "edsr-x2": Method(ModelConfig("edsr-x2", {"encoder_options": SMALL}), scales=[2.0, 2.0], test=["2"]),
     }
     return StudyConfig(data, methods, **{"seeds": [0], "max_steps": 4, "crop": 36, "output": str(output)} | options)

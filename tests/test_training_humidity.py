@@ -225,7 +225,8 @@ def test_error_messages(folder):
         ("critic.name must be one of", lambda: CriticConfig("patch")),
         ("divide data.batch_size=2, got 3", lambda: TrainingConfig(data=config, devices=3)),
         ("max_minutes is for one process", lambda: TrainingConfig(data=config, devices=2, max_minutes=1.0)),
-        ("has none", lambda: build(TrainingConfig(data=config, model=ModelConfig("srcnn"), loss=LossConfig(content="crps")))),
+        ("'srcnn' has none", lambda: build(
+            TrainingConfig(data=config, model=ModelConfig("srcnn"), loss=LossConfig(content="crps")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
         ("is no part of a", lambda: read_regions(

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import data, models
+from fastds.data.samples.radar_triples import FrameStore
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
 from fastds.tasks.common.command import configurations, main
@@ -72,7 +73,7 @@ def test_samples_depend_on_the_seed_alone(event):
 
 def test_crops_on_the_ground_are_those_of_the_file(event):
     frames = crops(event, moving=False, augment=False)[0]["frames"].numpy()
-    store = data.radar_triples.FrameStore(str(event))
+    store = FrameStore(str(event))
     z = data.prepare(store.dbz(range(20)), 0.0, 60.0)
     views = np.lib.stride_tricks.sliding_window_view(z, (6, 24, 24))
     brightest = np.unravel_index(frames[:, 0].argmax(), (6, 24, 24))

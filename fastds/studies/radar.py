@@ -32,7 +32,13 @@ MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
 
 @dataclasses.dataclass
 class Block:
-    """Samples of one test block: lists of x (2, 1, h, w), y and valid (3, 1, H, W); x, y normalised above floor."""
+    """Samples of one test block.
+
+    Attributes:
+        name: of its file.
+        floor: dBZ above which x and y are normalised.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W).
+    """
 
     name: str
     floor: float

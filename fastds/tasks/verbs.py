@@ -124,7 +124,7 @@ def evaluate(prediction: Data, truth: Data, **options):
 
 def task_function(task: str, verb: str) -> Callable:
     """The function of a verb in a task; the task is imported here."""
-    module = "evaluation" if verb == "evaluate" else "run"
+    module = "evaluation" if verb.startswith("evaluate") else "run"
     return getattr(importlib.import_module(f"fastds.tasks.{task}.{module}"), verb)
 
 

@@ -14,29 +14,17 @@ from torch import Tensor
 
 from fastds import models
 from fastds.data.samples.degradation import Degradation, DegradationConfig
-from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
-from fastds.ops.impl.inr_query.points import GridSpec
 from fastds.studies.command import configurations
 from fastds.studies.fields.crops import crop_errors, draw_crops
 from fastds.studies.fields.table import render
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.fields import training as field_training
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
-from fastds.tasks.fields.evaluation import bicubic, coarse_and_fine
+from fastds.tasks.fields.evaluation import bicubic, bicubic_torch, bilinear, coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, load_fields
 
 SCALES = {"1.5": (1.5, 1.5), "2": (2, 2), "2.67": (2.67, 2.67), "3": (3, 3), "4": (4, 4), "2x3": (2, 3)}
-
-
-def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) interpolated to cells of `size`."""
-    return bilinear_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
-
-
-def bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same with a = -0.75, torch's default: better for rough fields, worse for smooth ones."""
-    return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False)
 
 
 INTERPOLATIONS: dict[str, Callable] = {"bilinear": bilinear, "bicubic": bicubic, "bicubic-0.75": bicubic_torch}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastds.data.samples.degradation import area_mean
 from fastds.metrics import detail_ratio, psnr
+from fastds.models.baselines.interpolation import bilinear_at
+from fastds.ops import GridSpec
 
 
 def coarse_and_fine(truth: Tensor, scale: float | tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -25,6 +27,16 @@ def coarse_and_fine(truth: Tensor, scale: float | tuple[float, float]) -> tuple[
 def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) interpolated to cells of `size`, a = -0.5: the kernel that torch uses where it would smooth."""
     return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
+
+
+def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) interpolated to cells of `size`."""
+    return bilinear_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """bicubic with a = -0.75, torch's default: better for rough fields, worse for smooth ones."""
+    return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False)
 
 
 def scored_margin(scale: float) -> int:
