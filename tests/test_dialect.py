@@ -93,7 +93,7 @@ def test_shipped_configurations_keep_their_values():
         (["study", "radar", "--data.path=none", "--model=none"], "'none'"),
         (["study", "fields-500hPa", "--data.path=none.nc"], "data.path: no such file: none.nc"),
         (["study", "humidity", "--data.path=.", "--training=none"], "no configuration of that name"),
-        (["study", "nowcast", "--data=x", "--starts=few"], "starts"),
+        (["study", "nowcast", "--data.path=x", "--starts=few"], "starts"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -120,8 +120,9 @@ def test_help_of_studies_and_trainings(capsys):
 
 def test_options_of_the_command_are_named_as_such(tmp_path, capsys):
     save_dataset(synthetic_event(5, 3, (64, 64)), tmp_path / "in.nc")
+    weights = ["--model", "fczsm-small"]
     for arguments, sentence in (
-        (["downscale", "--model", "fczsm-small", "--threads", "0"], "fastds downscale: --threads must be a whole number"),
+        (["downscale", *weights, "--threads", "0"], "fastds downscale: --threads must be a whole number"),
         (["downscale", "--scale", "2", "--tile", "32"], "--tile is no option for fields, which takes the options"),
         (["nowcast", "--steps", "0"], "fastds nowcast: --steps must be a whole number"),
         (["nowcast", "--steps", "2", "--lead", "1h"], "give one of the options --steps and --lead"),

@@ -81,7 +81,7 @@ def test_a_region_may_cross_the_seam_of_its_longitudes(first):
     assert got.longitude.min() >= (-180 if first < 180 else 0) and got.longitude.max() < (180 if first < 180 else 360)
     onto = downscale(model(trained=True), plain, like=crossing)
     np.testing.assert_array_equal(onto.longitude, crossing.longitude)
-    rows = [query(model(trained=True), d, [45.2], [first + 12.3]) for d in (plain, crossing)]
+    rows = [query(model(trained=True), d, [(45.2, first + 12.3)]) for d in (plain, crossing)]
     assert rows[0] == rows[1]
 
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
@@ -212,8 +213,6 @@ def run_script(folder, die_at):
 
 
 def test_run_exports_and_resumes_exactly_after_a_kill(event, tmp_path):
-    import yaml
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -336,3 +335,20 @@ def test_help_names_every_task_and_configuration(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in configurations())
+
+
+def test_two_processes_share_every_batch(event, tmp_path):
+    """The same weights as of one process, but for the order of sums."""
+    command = [sys.executable, "-W", "ignore", "-m", "fastds", "train", "--config"]
+    states = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        run = tiny(event, folder / "out", devices=devices, max_steps=3, ema_decay=0.0)
+        (folder / "run.yaml").write_text(yaml.safe_dump(dataclasses.asdict(run)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*command, str(folder / "run.yaml")], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        states.append(models.load(folder / "out" / "last.safetensors").state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -102,6 +102,18 @@ def test_static_maps_of_another_file_and_grid_reach_the_command(tmp_path, capsys
     assert abs(pd.read_csv(tmp_path / "values.csv").t_bilinear[0] - 280) < 2
 
 
+def test_training_starts_from_given_weights(path, tmp_path):
+    """With their normalisation; weights of other variables are refused."""
+    first = train(config(path, tmp_path / "first", max_steps=2))
+    again = config(path, tmp_path / "again", max_steps=1, learning_rate=0.0)
+    again.data.train, again.data.validation, again.model.start = [20, 55], [60, 90], str(first)
+    a, b = (models.load(weights) for weights in (first, train(again)))
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    again.data.variables = ["t"]
+    with pytest.raises(ValueError, match="reads 2 variables and 0 static maps, data.variables .* name 1 and 0"):
+        train(again)
+
+
 def test_training_resumes(path, tmp_path):
     train(config(path, tmp_path, max_steps=25))
     train(config(path, tmp_path, max_steps=50))

@@ -88,6 +88,31 @@ def test_resume_is_bit_identical(folder, monkeypatch):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_max_steps_replaces_the_epochs(folder):
+    """In place of optimiser.epochs, also inside an epoch, with a validation; a finished run is not trained on."""
+    config = configuration(folder, max_steps=4, epochs=1)  # 3 steps an epoch
+    module = build(config)
+    rates = [module.rate() for module.steps in (2, 3, 4)]
+    assert rates == pytest.approx([1.0, 0.5 * (1 + math.cos(math.pi * 0.75)), 0.0], abs=1e-6)
+    for _ in range(2):
+        models.load(train(config))
+        checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["steps"] == 4
+    weights_of_4 = weights(folder / "run" / "last.safetensors")
+    train(dataclasses.replace(config, max_steps=5))
+    assert any(not torch.equal(v, weights_of_4[k]) for k, v in weights(folder / "run" / "last.safetensors").items())
+
+
+def test_training_starts_from_given_weights(folder):
+    first = train(configuration(folder, "first", max_steps=1))
+    again = configuration(folder, "again", max_steps=1)
+    again.model.start, again.learning_rate, again.critic.learning_rate, again.ema_decay = str(first), 0.0, 0.0, 0.0
+    generator = build(again).generator
+    assert all(torch.equal(v, weights(first)[k]) for k, v in generator.state_dict().items())
+    a, b = (dict(models.load(path).named_parameters()) for path in (first, train(again)))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
 @pytest.mark.parametrize(
     "loss",
     [

@@ -95,7 +95,7 @@ class NowcastTable:
         table = score_table("Scores at rain rates in mm/h, mean over leads", heads)
         for score in _BY_THRESHOLD:
             for number, method in enumerate(self.rows, 1):
-                values = map(_text, self.means(method, score))
+                values = map(number_text, self.means(method, score))
                 table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
         return table
 
@@ -105,7 +105,7 @@ class NowcastTable:
         table = score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
         for method in self.rows:
             errors = (f"{self.means(method, score):.1f}" for score in ("b_mse", "b_mae", "mse"))
-            table.add_row(method, *errors, *map(_text, self.means(method, "power")))
+            table.add_row(method, *errors, *map(number_text, self.means(method, "power")))
         return table
 
     def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]):
@@ -121,7 +121,7 @@ class NowcastTable:
             if all(np.isnan(v).all() for v in values.values()):
                 continue
             for number, (method, shown) in enumerate(values.items(), 1):
-                texts = (f"{v:.1f}" if score == "mse" else _text(v) for v in shown)
+                texts = (f"{v:.1f}" if score == "mse" else number_text(v) for v in shown)
                 section = number == len(values)
                 table.add_row(method, *([label] if head else []), *texts, end_section=section)
         return table
@@ -152,12 +152,6 @@ def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 def _name(score: str) -> str:
     return _NAMES.get(score, score.upper())
-
-
-def _text(value: float) -> str:
-    """Three decimals without a leading zero, so that a row fits 80 columns."""
-    text = number_text(value)
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 class Comparison:
