@@ -17,10 +17,14 @@ from fastds.ops.core.backends import backend  # noqa: E402
 from fastds.ops.core.registry import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
 
-_verbs.register("downscale", "fastds.tasks.radar.run:downscale")
-_verbs.register("nowcast", "fastds.tasks.nowcast.run:nowcast")
+# What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
+for _verb in ("downscale", "evaluate", "nowcast", "query"):
+    _verbs.register(_verb, f"fastds.tasks.verbs:{_verb}")
 
-__all__ = ["__version__", "backend", "convolution", "explain", "keep_freed_memory", "load", "ops"]
+__all__ = [
+    "__version__", "backend", "convolution", "downscale", "evaluate", "explain", "keep_freed_memory", "load", "nowcast",
+    "ops", "query",
+]  # fmt: skip
 
 _SUBPACKAGES = {
     "data", "metrics", "models", "nn", "plot", "studies", "tasks",
@@ -28,9 +32,12 @@ _SUBPACKAGES = {
 
 
 def __getattr__(name):
-    """Subpackages are imported at first use."""
+    """Subpackages and verbs are imported at first use."""
     if name in _SUBPACKAGES:
         return _importlib.import_module(f"fastds.{name}")
+    if _verbs.registered(name):
+        globals()[name] = _verbs.function(name)
+        return globals()[name]
     raise AttributeError(f"module 'fastds' has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ fastds/__init__.py names module and function of every verb here; they are import
 """
 
 import importlib
+from collections.abc import Callable
 
 _PLACES: dict[str, str] = {}
 
@@ -14,23 +15,28 @@ def register(verb: str, place: str) -> None:
     _PLACES[verb] = place
 
 
-def function(verb: str):
+def registered(verb: str) -> bool:
+    """Whether a function carries out the verb."""
+    return verb in _PLACES
+
+
+def function(verb: str) -> Callable:
     """The function of a registered verb."""
     module, _, name = _PLACES[verb].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 class Downscales:
-    """A model of fields or radar frames that can be made finer."""
+    """A model that makes radar frames, latitude-longitude fields or humidity finer."""
 
-    def downscale(self, dataset, **options):
-        """Make an xarray Dataset finer with this model, see fastds.downscale."""
-        return function("downscale")(self, dataset, **options)
+    def downscale(self, data, **options):
+        """Make an xarray Dataset or a file finer with this model, see fastds.downscale."""
+        return function("downscale")(self, data, **options)
 
 
 class Nowcasts:
     """A model that forecasts radar frames."""
 
-    def nowcast(self, dataset, **options):
-        """Forecast from an xarray Dataset with this model, see fastds.nowcast."""
-        return function("nowcast")(self, dataset, **options)
+    def nowcast(self, data, **options):
+        """Forecast from an xarray Dataset or a file with this model, see fastds.nowcast."""
+        return function("nowcast")(self, data, **options)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ _OK, _FAILED, _INTERRUPTED = 0, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with argv (default: sys.argv[1:]) and return 0, 2 for a user's error, or 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # Training and info have argument lists of their own, with their own help.
-    if argv[:1] == ["train"]:
-        _keep_freed_memory()
-        return _guarded("fastds train", _train, argv[1:])
-    if argv[:1] == ["info"]:
-        return _guarded("fastds info", _info, argv[1:])
+    # These have argument lists of their own, with their own help.
+    own = {"train": _train, "study": _study, "info": _info}.get(argv[0] if argv else "")
+    if own is not None:
+        if own is not _info:
+            _keep_freed_memory()
+        return _guarded(f"fastds {argv[0]}", own, argv[1:])
     try:
         options = _parser().parse_args(argv)
     except ArgumentError as error:
@@ -53,6 +54,7 @@ def _parser() -> ArgumentParser:
         ("evaluate", _evaluate_parser, "compare a downscaled or nowcast file with the truth and the baselines"),
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
         ("train", _plain_parser, "train a model: fastds train --help"),
+        ("study", _plain_parser, "compare many models on test data: fastds study --help"),
         ("info", _plain_parser, "print versions, compilers and devices"),
     ):
         commands.add_subcommand(name, make(), help=text)
@@ -92,9 +94,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
     _add_z_r(parser)
-    parser.add_argument(
-        "--truth", metavar="FILE", help="fine fields to compare the result with: prints the error table"
-    )
+    parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
     return parser
 
 
@@ -133,9 +133,10 @@ def _query_parser() -> ArgumentParser:
     parser = _plain_parser("Write the values of IN.nc at stations, by the model and by bilinear interpolation.")
     parser.add_argument("input", metavar="IN.nc", help="the model's variables over latitude and longitude")
     parser.add_argument("--points", metavar="CSV", required=True, help="columns lat and lon, degrees; others are kept")
-    parser.add_argument("--out", metavar="CSV", required=True, help="file to write")
-    parser.add_argument("--model", default="inr-small", help="shipped name or file of an arbitrary-scale model")
+    parser.add_argument("--output", "--out", metavar="CSV", required=True, help="file to write")
+    parser.add_argument("--model", help="shipped name or file of an arbitrary-scale model; default: inr-small")
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     _add_static(parser)
     return parser
 
@@ -155,7 +156,9 @@ def _evaluate_parser() -> ArgumentParser:
 
 def _demo_parser() -> ArgumentParser:
     parser = _plain_parser("Downscale a seeded synthetic rain event and compare the result with the truth.")
-    parser.add_argument("--out", metavar="DIR", default="fastds-demo", help="folder for the files and the picture")
+    parser.add_argument(
+        "--output", "--out", metavar="DIR", default="fastds-demo", help="folder for the files and the picture"
+    )
     parser.add_argument("--model", help="name of shipped weights or a .safetensors file")
     parser.add_argument("--seed", type=int, help="seed of the rain event")
     parser.add_argument("--size", type=int, help="pixels a side of the fine grid, a multiple of 32")
@@ -176,72 +179,34 @@ def _add_z_r(parser: ArgumentParser) -> None:
     )
 
 
-def _is_generator(model: str | None) -> bool:
-    """Whether the named weights are those of a generator of gridded fields."""
-    from fastds.models import load_card
-
-    return model is not None and load_card(model).coarsening is not None
-
-
 def _given(options, names: Sequence[str]) -> dict:
     """Those of the named options that were given."""
     return {name: options[name] for name in names if options[name] is not None}
 
 
-def _refuse(options, names: Sequence[str], why: str) -> None:
-    """Raise ValueError for the first of the named options that was given."""
-    for name in _given(options, names):
-        raise ValueError(f"--{name.replace('_', '-')} {why}")
-
-
-_RADAR_ONLY = ("tile", "halo", "precision", "time_factor", "z_r", "truth")
-_GENERATOR_ONLY = ("members", "seed", "level")
-
-
-def _downscale_ensemble(options) -> None:
-    from fastds.tasks.common.inference import check_settings, torch_threads
-    from fastds.tasks.humidity.run import downscale_ensemble_file
-
-    _refuse(options, (*_RADAR_ONLY, "static"), f"is for radar fields, {options.model} is a generator of others")
-    check_settings(options.threads)
-    chosen = _given(options, _GENERATOR_ONLY) | {"variable": options.var}
-    with torch_threads(options.threads):
-        print(downscale_ensemble_file(options.input, options.output, model=options.model, **chosen))
+_DOWNSCALE = (
+    "var", "tile", "halo", "threads", "precision", "time_factor", "scale", "grid", "like", "members", "seed", "level",
+    "static",
+)  # fmt: skip
 
 
 def _downscale(options) -> None:
-    if any(value is not None for value in (options.scale, options.grid, options.like)):
-        return _downscale_grid(options)
-    if _is_generator(options.model):
-        return _downscale_ensemble(options)
-    _refuse(options, _GENERATOR_ONLY, "needs --model, the weights of a generator")
-    from fastds.tasks.radar.run import downscale_file
+    from fastds.tasks.verbs import check_options, downscaling_task, task_function
 
     _must_exist("--truth", options.truth)
-    chosen = _given(options, ("var", "tile", "halo", "threads", "precision", "time_factor", "static"))
-    files = {"model": options.model, "z_r": _pair(options.z_r)}
-    result = downscale_file(options.input, options.output, progress=True, **files, **chosen)
-    print(result.summary())
+    chosen = _given(options, _DOWNSCALE) | _law(options)
+    task = downscaling_task(options.model, chosen)
+    run = task_function(task, "downscale_file")
+    check_options(run, task, chosen | _given(options, ("truth",)), {"truth"} if task == "radar" else set())
+    if task == "fields":
+        # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
+        _keep_freed_memory(False)
+    print(run(options.input, options.output, model=options.model, progress=True, **chosen).summary())
     if options.truth:
         from fastds.tasks.radar.evaluation import evaluate_files
 
-        evaluate_files(
-            options.output, options.truth, coarse=options.input, var=options.var, z_r=_pair(options.z_r), progress=True
-        ).print()
-
-
-def _downscale_grid(options) -> None:
-    from fastds.tasks.common.inference import check_settings, torch_threads
-    from fastds.tasks.fields.run import downscale_grid_file
-
-    used = "is not used with --scale, --grid and --like"
-    _refuse(options, (*_RADAR_ONLY, *_GENERATOR_ONLY, "var"), used)
-    check_settings(options.threads)
-    # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
-    _keep_freed_memory(False)
-    chosen = {name: options[name] for name in ("scale", "grid", "like", "static")}
-    with torch_threads(options.threads):
-        print(downscale_grid_file(options.input, options.output, model=options.model or "inr-small", **chosen))
+        files = options.output, options.truth
+        evaluate_files(*files, coarse=options.input, var=options.var, progress=True, **_law(options)).print()
 
 
 def _nowcast(options) -> None:
@@ -249,41 +214,34 @@ def _nowcast(options) -> None:
 
     _must_exist("--truth", options.truth)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity", "var")
-    names += ("threads", "precision")
-    chosen = {name: options[name] for name in names}
-    files = {"model": options.model, "picture": options.picture}
-    result = nowcast_file(options.input, options.output, z_r=_pair(options.z_r), progress=True, **files, **chosen)
-    print(result.summary())
+    chosen = _given(options, (*names, "threads", "precision", "model", "picture")) | _law(options)
+    print(nowcast_file(options.input, options.output, progress=True, **chosen).summary())
     if options.truth:
-        from fastds.tasks.nowcast.evaluation import evaluate_nowcast_files
+        from fastds.tasks.nowcast.evaluation import evaluate_files
 
-        law = {"var": options.var, "z_r": _pair(options.z_r)}
         files = options.output, options.truth
-        evaluate_nowcast_files(*files, observed=options.input, progress=True, **law).print()
+        evaluate_files(*files, observed=options.input, var=options.var, progress=True, **_law(options)).print()
 
 
 def _query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
-    chosen = {name: options[name] for name in ("model", "outside", "static")}
-    print(query_file(options.input, options.points, options.out, **chosen))
+    chosen = {name: options[name] for name in ("model", "outside", "static", "threads")}
+    print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 
 def _evaluate(options) -> None:
     from fastds.tasks.common.inference import check_target
-    from fastds.tasks.nowcast.evaluation import evaluate_nowcast_files
-    from fastds.tasks.nowcast.reading import is_forecast_file
-    from fastds.tasks.radar.evaluation import evaluate_files
+    from fastds.tasks.nowcast.forecasts import is_forecast_file
+    from fastds.tasks.verbs import task_function
 
-    law = {"var": options.var, "z_r": _pair(options.z_r), "progress": True}
     files = options.prediction, options.truth
     if options.csv:
         for file in files:
             check_target(file, options.csv)
-    if is_forecast_file(options.prediction):
-        table = evaluate_nowcast_files(*files, observed=options.input, **law)
-    else:
-        table = evaluate_files(*files, coarse=options.input, **law)
+    task, given = ("nowcast", "observed") if is_forecast_file(options.prediction) else ("radar", "coarse")
+    chosen = {given: options.input, "var": options.var, "progress": True} | _law(options)
+    table = task_function(task, "evaluate_files")(*files, **chosen)
     table.print()
     if options.csv:
         table.to_csv(options.csv)
@@ -293,13 +251,19 @@ def _demo(options) -> None:
     from fastds.tasks.radar.demo import demo
 
     chosen = {key: value for key in ("model", "seed", "size", "threads") if (value := options[key]) is not None}
-    demo(options.out, progress=True, **chosen)
+    demo(options.output, progress=True, **chosen)
 
 
 def _train(argv: list[str]) -> int:
     from fastds.tasks.common.command import main as train
 
     return train(argv)
+
+
+def _study(argv: list[str]) -> int:
+    from fastds.studies.command import main as study
+
+    return study(argv)
 
 
 def _info(argv: list[str]) -> None:
@@ -314,12 +278,14 @@ def _info(argv: list[str]) -> None:
     info()
 
 
-def _pair(values) -> tuple[float, float] | None:
-    if values is None:
-        return None
-    if not min(values) > 0:
-        raise ValueError(f"--z-r must be two positive numbers A B, got {values[0]:g} {values[1]:g}")
-    return float(values[0]), float(values[1])
+def _law(options) -> dict:
+    """The option --z-r as an argument, where it was given."""
+    if options.z_r is None:
+        return {}
+    a, b = options.z_r
+    if not min(a, b) > 0:
+        raise ValueError(f"--z-r must be two positive numbers A B, got {a:g} {b:g}")
+    return {"z_r": (float(a), float(b))}
 
 
 def _must_exist(option: str, path: str | None) -> None:
@@ -336,11 +302,27 @@ def _guarded(name: str, run, options) -> int:
         try:
             return run(options) or _OK
         except (ValueError, OSError, ImportError) as error:
-            print(f"{name}: {_sentence(error)}", file=sys.stderr)
+            names = set(options.keys()) if hasattr(options, "keys") else set()
+            print(f"{name}: {_with_options(_sentence(error), names)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
+
+
+def _with_options(sentence: str, names: set[str]) -> str:
+    """A sentence that names arguments of Python with the options of the command line: "time_factor must be ..." becomes
+    "--time-factor must be ...", and "the arguments scale and grid" becomes "the options --scale and --grid"."""
+
+    def option(name: re.Match) -> str:
+        return f"--{name[0].replace('_', '-')}" if name[0] in names else name[0]
+
+    def several(found: re.Match) -> str:
+        return f"option{found[1]} {re.sub(r'[a-z_]+', option, found[2])}"
+
+    sentence = re.sub(r"^[a-z_]+(?= must | is | needs |: )", option, sentence)
+    listed = r"\bargument(s?) ((?:[a-z_]+)(?:(?:, | and | or )[a-z_]+)*)"
+    return re.sub(listed, several, sentence).replace(" is no argument for ", " is no option for ")
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

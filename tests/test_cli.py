@@ -66,11 +66,11 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
         (["downscale", "{folder}/in.nc", "o.nc", "--model", "none"], "'none'"),
         (["downscale", "{folder}/in.nc", "o.nc", "--model", "{folder}/broken.safetensors"], "damaged or truncated"),
         (["downscale", "{folder}/in.nc", "o.nc", "--var", "tp", *WEIGHTS], "no variable 'tp' in the file"),
-        (["downscale", "{folder}/in.nc", "o.nc", "--time-factor", "3", *WEIGHTS], "time_factor must be 2 or 4"),
-        (["downscale", "{folder}/in.nc", "o.nc", "--tile", "20", *WEIGHTS], "tile must be a multiple of 16"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--time-factor", "3", *WEIGHTS], "--time-factor must be 2 or 4"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--tile", "20", *WEIGHTS], "--tile must be a multiple of 16"),
         (["downscale", "{folder}/in.nc", "no/o.nc", *WEIGHTS], "no such folder: no"),
         (["evaluate", "{folder}/in.nc", "{folder}/truth.nc"], "the grids differ"),
-        (["demo", "--size", "100", *WEIGHTS], "size must be a multiple of 32"),
+        (["demo", "--size", "100", *WEIGHTS], "--size must be a multiple of 32"),
         (["info", "--all"], "takes no arguments, got '--all'"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -108,7 +108,7 @@ def test_module_runs_and_help_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     text = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    for command in ("downscale", "evaluate", "demo", "train", "info"):
+    for command in ("downscale", "nowcast", "query", "evaluate", "demo", "train", "study", "info"):
         assert command in text
     run = subprocess.run([sys.executable, "-m", "fastds", "downscale"], capture_output=True, text=True)
     assert run.returncode == 2 and "Traceback" not in run.stderr

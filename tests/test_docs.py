@@ -50,10 +50,15 @@ def test_ops_say_returns_gradients_and_errors(op):
     "module",
     [
         "tasks.radar.config",
-        "tasks.fields.training",
+        "tasks.fields.config",
+        "tasks.common.config",
         "tasks.nowcast.config",
         "tasks.humidity.config",
         "studies.fields.run",
+        "studies.radar",
+        "studies.nowcast",
+        "studies.humidity",
+        "studies.command",
     ],
 )
 def test_every_option_of_a_training_has_its_text(module):

@@ -11,7 +11,7 @@ from fastds import models
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.models.baselines import trilinear
 from fastds.tasks.common import inference
-from fastds.tasks.radar import job
+from fastds.tasks.radar import tiled_run
 from fastds.tasks.radar.run import downscale, downscale_file, pick_model
 
 FLOOR, CEILING, NO_ECHO = 15.0, 70.0, -32.0
@@ -199,7 +199,7 @@ def test_smaller_halo_has_a_measured_seam_error(coarse, network, tmp_path):
 
 
 def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
-    monkeypatch.setattr(job, "MEMORY_BUDGET_BYTES", 1)
+    monkeypatch.setattr(tiled_run, "MEMORY_BUDGET_BYTES", 1)
     out = downscale(network, coarse.isel(x=slice(0, 32), y=slice(0, 32)))
     assert out.attrs["fastds_tile"] == 16
 
@@ -360,7 +360,7 @@ def test_static_maps_are_normalised_and_cut_with_the_tiles(coarse, tmp_path, til
 
 def test_static_maps_that_do_not_fit_are_refused(coarse):
     relief, model = heights(coarse), WithHeight()
-    with pytest.raises(ValueError, match=r"reads static maps, height \(m\): give them with static"):
+    with pytest.raises(ValueError, match=r"reads static maps, height \(m\): give them with the argument static"):
         downscale(model, coarse)
     with pytest.raises(ValueError, match="static map height is in 'km', the model was trained with height in 'm'"):
         downscale(model, coarse, static=relief.assign(height=relief.height.assign_attrs(units="km")))
@@ -393,7 +393,9 @@ def test_fields_that_are_no_radar_are_told_their_options():
         "longitude": ("longitude", np.arange(8.0), {"units": "degrees_east"}),
     }
     fields = xr.Dataset({"t": (tuple(axes), np.zeros((2, 8, 8)), {"units": "K"})}, axes)
-    with pytest.raises(ValueError, match="candidates: t .*; latitude-longitude fields take --scale, --grid or --like"):
+    with pytest.raises(
+        ValueError, match="candidates: t .*; latitude-longitude fields take one of the arguments scale, grid and like"
+    ):
         downscale(Stub(), fields)
 
 

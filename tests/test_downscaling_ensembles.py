@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from fastds import cli, models
-from fastds.tasks.humidity.run import downscale_ensemble, downscale_ensemble_file
+from fastds.tasks.humidity.run import downscale, downscale_file
 
 
 def generator(scale=2, coarsening="mean"):
@@ -35,7 +35,7 @@ def coarse(times=3):
 
 
 def test_members_and_grid():
-    out = downscale_ensemble(generator(), coarse(), members=3, seed=5)
+    out = downscale(generator(), coarse(), members=3, seed=5)
     assert out["r"].dims == ("realization", "time", "latitude", "longitude") and out["r"].shape == (3, 3, 12, 16)
     assert np.allclose(out["latitude"][:3], [52.5, 51.5, 50.5]) and np.allclose(out["longitude"][:2], [104.5, 105.5])
     assert np.array_equal(out["time"], coarse()["time"]) and out.attrs["fastds_seed"] == 5
@@ -43,34 +43,34 @@ def test_members_and_grid():
 
 def test_seeds():
     model = generator()
-    three = downscale_ensemble(model, coarse(), members=3, seed=5)["r"]
-    assert np.array_equal(three[:2], downscale_ensemble(model, coarse(), members=2, seed=5)["r"])
-    assert np.array_equal(three[1], downscale_ensemble(model, coarse(), members=1, seed=6)["r"][0])
+    three = downscale(model, coarse(), members=3, seed=5)["r"]
+    assert np.array_equal(three[:2], downscale(model, coarse(), members=2, seed=5)["r"])
+    assert np.array_equal(three[1], downscale(model, coarse(), members=1, seed=6)["r"][0])
     assert not np.array_equal(three[0], three[1])
-    plain = downscale_ensemble(model, coarse())["r"]
+    plain = downscale(model, coarse())["r"]
     assert plain.dims == ("time", "latitude", "longitude")
-    assert np.array_equal(plain, downscale_ensemble(model, coarse())["r"])
+    assert np.array_equal(plain, downscale(model, coarse())["r"])
 
 
 @pytest.mark.parametrize("times", [1, 8, 11])
 def test_any_number_of_times(times):
-    out = downscale_ensemble(generator(), coarse(times), members=2)
+    out = downscale(generator(), coarse(times), members=2)
     assert out["r"].shape == (2, times, 12, 16) and np.isfinite(out["r"]).all()
 
 
 def test_decimated_points_stay_where_they_are():
-    out = downscale_ensemble(generator(4, "decimate"), coarse(), members=1)
+    out = downscale(generator(4, "decimate"), coarse(), members=1)
     assert np.allclose(out["latitude"][::4], coarse()["latitude"]) and np.allclose(np.diff(out["longitude"]), 0.5)
 
 
 def test_values_are_cut_to_the_valid_range():
     model = generator()
-    free = downscale_ensemble(model, coarse(), members=2)
+    free = downscale(model, coarse(), members=2)
     assert float(free["r"].min()) < 20 and float(free["r"].max()) > 80 and "fastds_valid_range" not in free.attrs
     model.card.valid_range = (20.0, 80.0)
-    cut = downscale_ensemble(model, coarse(), members=2)
+    cut = downscale(model, coarse(), members=2)
     assert np.array_equal(cut["r"], np.clip(free["r"], 20, 80)) and cut.attrs["fastds_valid_range"] == [20.0, 80.0]
-    again = downscale_ensemble(model, cut.isel(realization=0), members=1)
+    again = downscale(model, cut.isel(realization=0), members=1)
     assert again["r"].shape == (1, 3, 24, 32), "a result is accepted as input"
 
 
@@ -110,14 +110,14 @@ def write_grib(path):
 def test_other_formats(tmp_path, name, write, options):
     write(tmp_path / name)
     model = generator()
-    downscale_ensemble_file(tmp_path / name, tmp_path / "out.nc", model=model, **options)
-    expected = downscale_ensemble(model, coarse())
+    downscale_file(tmp_path / name, tmp_path / "out.nc", model=model, **options)
+    expected = downscale(model, coarse())
     with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
         assert np.allclose(out["r"], expected["r"], atol=1e-2) and out["r"].dims == expected["r"].dims
         assert np.array_equal(out["time"], expected["time"]) and np.allclose(out["latitude"], expected["latitude"])
     if name == "in.grib":
         with pytest.raises(ValueError, match="2 levels, name one of"):
-            downscale_ensemble_file(tmp_path / name, tmp_path / "out.nc", model=model)
+            downscale_file(tmp_path / name, tmp_path / "out.nc", model=model)
 
 
 @pytest.mark.parametrize("name,package", [("in.zarr", "zarr"), ("in.grib", "cfgrib")])
@@ -142,13 +142,15 @@ def test_command(tmp_path, capsys):
     ]
     assert cli.main([*command, "--members", "2", "--seed", "3"]) == 0
     with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
-        expected = downscale_ensemble(model, coarse(), members=2, seed=3)
+        expected = downscale(model, coarse(), members=2, seed=3)
         assert np.allclose(out["r"], expected["r"], atol=1e-4)
     assert cli.main(command) == 0, "without members: one field"
     with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
         assert out["r"].dims == ("time", "latitude", "longitude")
     assert cli.main([*command, "--members", "0"]) == 2 and "members must be at least 1" in capsys.readouterr().err
-    assert cli.main([*command, "--tile", "32"]) == 2 and "--tile is for radar fields" in capsys.readouterr().err
+    assert cli.main([*command, "--tile", "32"]) == 2
+    told = "--tile is no option for humidity, which takes the options --level, --members, --seed, --threads, --var"
+    assert told in capsys.readouterr().err
 
 
 def changed(values=None, **attrs):
@@ -164,15 +166,15 @@ def test_messages(tmp_path):
     bare = generator()
     bare.card.range = None
     for message, call in [
-        ("variable r has 1 missing or infinite values", lambda: downscale_ensemble(model, changed(np.nan))),
-        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(300.0))),
-        (r"1 values outside \[0, 105\] %", lambda: downscale_ensemble(model, changed(-50.0))),
-        ("units '1', expected relative humidity in %", lambda: downscale_ensemble(model, changed(units="1"))),
-        ("level 850 was asked for", lambda: downscale_ensemble(model, coarse(), level=850)),
-        ("ambiguous", lambda: downscale_ensemble(model, coarse().assign(q=coarse()["r"]))),
-        ("no offset, range and coarsening", lambda: downscale_ensemble(bare, coarse())),
-        ("expected a HumidityGenerator", lambda: downscale_ensemble(models.create("fczsm-small"), coarse())),
-        ("must be another file", lambda: downscale_ensemble_file(tmp_path, tmp_path, model=model)),
+        ("variable r has 1 missing or infinite values", lambda: downscale(model, changed(np.nan))),
+        (r"1 values outside \[0, 105\] %", lambda: downscale(model, changed(300.0))),
+        (r"1 values outside \[0, 105\] %", lambda: downscale(model, changed(-50.0))),
+        ("units '1', expected relative humidity in %", lambda: downscale(model, changed(units="1"))),
+        ("level 850 was asked for", lambda: downscale(model, coarse(), level=850)),
+        ("ambiguous", lambda: downscale(model, coarse().assign(q=coarse()["r"]))),
+        ("no offset, range and coarsening", lambda: downscale(bare, coarse())),
+        ("expected a HumidityGenerator", lambda: downscale(models.create("fczsm-small"), coarse())),
+        ("must be another file", lambda: downscale_file(tmp_path, tmp_path, model=model)),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -181,5 +183,5 @@ def test_messages(tmp_path):
 def test_humidity_a_little_beyond_is_cut_and_said():
     model = generator()
     with pytest.warns(UserWarning, match="1 of 144 values of r, .* to 109 %, are cut to 0..105 %"):
-        cut = downscale_ensemble(model, changed(109.0))
-    assert np.array_equal(cut["r"], downscale_ensemble(model, changed(105.0))["r"])
+        cut = downscale(model, changed(109.0))
+    assert np.array_equal(cut["r"], downscale(model, changed(105.0))["r"])

@@ -10,7 +10,8 @@ import xarray as xr
 
 from fastds.cli import main
 from fastds.models import create, load, save
-from fastds.tasks.fields.run import downscale_grid, downscale_grid_file, query_table
+from fastds.tasks.fields import run
+from fastds.tasks.fields.run import downscale, downscale_file, query
 
 VARIABLES = [
     {"name": "t", "standard_name": "air_temperature", "units": "K"},
@@ -60,7 +61,7 @@ def region():
 
 def test_global_field_to_a_factor():
     coarse = globe()
-    fine = downscale_grid(model(), coarse, scale=2.5)
+    fine = downscale(model(), coarse, scale=2.5)
     assert fine.t.shape == (2, 46, 90) and fine.t.dims == coarse.t.dims
     assert np.allclose(fine.latitude, np.linspace(90, -90, 46)) and np.allclose(fine.longitude[:2], [-180, -176])
     # Untrained = bilinear: the common points keep their values.
@@ -74,70 +75,70 @@ def test_a_region_may_cross_the_seam_of_its_longitudes(first):
     plain = dataset(np.arange(50, 40, -1.0), first + np.arange(20.0))
     turned = plain.longitude.values % 360 if first > 180 else (plain.longitude.values + 180) % 360 - 180
     crossing = plain.assign_coords(longitude=("longitude", turned, plain.longitude.attrs))
-    expected, got = (downscale_grid(model(trained=True), d, scale=2) for d in (plain, crossing))
+    expected, got = (downscale(model(trained=True), d, scale=2) for d in (plain, crossing))
     np.testing.assert_array_equal(got.t, expected.t)
     np.testing.assert_allclose((got.longitude - expected.longitude) % 360, 0)
     assert got.longitude.min() >= (-180 if first < 180 else 0) and got.longitude.max() < (180 if first < 180 else 360)
-    onto = downscale_grid(model(trained=True), plain, like=crossing)
+    onto = downscale(model(trained=True), plain, like=crossing)
     np.testing.assert_array_equal(onto.longitude, crossing.longitude)
-    rows = [query_table(model(trained=True), d, [45.2], [first + 12.3]) for d in (plain, crossing)]
+    rows = [query(model(trained=True), d, [(45.2, first + 12.3)]) for d in (plain, crossing)]
     assert rows[0] == rows[1]
 
 
 def test_the_seam_is_a_place_like_any_other():
-    fine = downscale_grid(model(trained=True), globe(5.0), scale=4).t.values
+    fine = downscale(model(trained=True), globe(5.0), scale=4).t.values
     step = np.abs(np.diff(fine, axis=2)).mean(axis=(0, 1))
     seam = np.abs(fine[:, :, 0] - fine[:, :, -1]).mean()
     assert seam < 1.5 * step.max() and np.isfinite(fine).all()
     rolled = globe(5.0).roll(longitude=30, roll_coords=False)
-    again = downscale_grid(model(trained=True), rolled, scale=4).t.values
+    again = downscale(model(trained=True), rolled, scale=4).t.values
     assert np.abs(again - np.roll(fine, 120, axis=2)).max() < 1e-3
 
 
 def test_poles_are_finite_and_zonally_consistent():
     """At the pole the input is one value: the output differs along the row by less than the field does one row off."""
-    fine = downscale_grid(model(trained=True), globe(5.0), scale=4).t.values
+    fine = downscale(model(trained=True), globe(5.0), scale=4).t.values
     assert np.isfinite(fine).all()
     assert fine[:, 0].std(axis=1).max() < fine[:, 8].std(axis=1).max() and fine[:, -1].std(axis=1).max() < 1.0
 
 
 def test_regional_field_by_spacing_and_like():
     coarse = region()
-    fine = downscale_grid(model(), coarse, spacing_degrees=0.1)
+    fine = downscale(model(), coarse, grid=0.1)
     assert fine.sizes["latitude"] == 96 and np.allclose(fine.latitude[:2], [50, 49.9])
     assert np.allclose(fine.t[:, ::5, ::5], coarse.t, atol=1e-3)
     target = fine.isel(latitude=slice(10, 20), longitude=slice(30, 50))
-    part = downscale_grid(model(), coarse, like=target)
+    part = downscale(model(), coarse, like=target)
     assert np.allclose(part.t, target.t, atol=1e-4) and np.allclose(part.longitude, target.longitude)
-    cells = downscale_grid(model(), coarse, scale=2)
+    cells = downscale(model(), coarse, scale=2)
     assert np.allclose(cells.latitude[:2], [50.125, 49.875]) and cells.sizes["longitude"] == 60
 
 
 def test_ascending_latitudes_and_the_other_longitude_convention():
     coarse, m = globe(), model(trained=True)
-    fine = downscale_grid(m, coarse, scale=2)
+    fine = downscale(m, coarse, scale=2)
     shifted = coarse.roll(longitude=18, roll_coords=False).assign_coords(longitude=coarse.longitude.values + 180)
     shifted.longitude.attrs["units"] = "degrees_east"
-    like = downscale_grid(m, shifted, like=fine)
+    like = downscale(m, shifted, like=fine)
     assert np.abs(like.t.values - fine.t.values).max() < 1e-3
 
 
 def test_windows_change_nothing(monkeypatch):
-    whole = downscale_grid(model(trained=True), region(), scale=2.67)
+    whole = downscale(model(trained=True), region(), scale=2.67)
     monkeypatch.setattr("fastds.tasks.fields.run.WINDOW_QUERIES", 500)
-    assert np.array_equal(downscale_grid(model(trained=True), region(), scale=2.67).t, whole.t)
+    assert np.array_equal(downscale(model(trained=True), region(), scale=2.67).t, whole.t)
 
 
 def test_large_outputs_wait_in_files_and_inputs_are_read_one_by_one(tmp_path, monkeypatch):
     region().to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
-    whole = downscale_grid(model(trained=True), region(), scale=2.67)
+    whole = downscale(model(trained=True), region(), scale=2.67)
     monkeypatch.setattr("fastds.tasks.common.inference.MAPPED_BYTES", 0)
     with xr.open_dataset(tmp_path / "in.nc") as lazy:
-        fine = downscale_grid(model(trained=True), lazy, scale=2.67, folder=tmp_path)
+        fine, _ = run._run(model(trained=True), lazy, scale=2.67, folder=tmp_path)
         assert isinstance(fine.t.variable._data, np.memmap) and np.array_equal(fine.t, whole.t)
         assert not lazy.t.variable._in_memory
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        downscale_grid_file(tmp_path / "in.nc", tmp_path / "none" / "out.nc", model=model(), scale=2)
+        downscale_file(tmp_path / "in.nc", tmp_path / "none" / "out.nc", model=model(), scale=2)
 
 
 def test_targets_outside_a_region_are_refused():
@@ -145,13 +146,13 @@ def test_targets_outside_a_region_are_refused():
         other = region()
         other = other.assign_coords({name: other[name] - shift})
         with pytest.raises(ValueError, match="outside the domain"):
-            downscale_grid(model(), region(), like=other)
+            downscale(model(), region(), like=other)
 
 
 def test_points_in_either_convention():
     coarse = globe()
-    rows = query_table(model(), coarse, [90.0, 12.0, -35.5], [0.0, -179.0, 355.0])
-    other = query_table(model(), coarse, [90.0, 12.0, -35.5], [360.0, 181.0, -5.0])
+    rows = query(model(), coarse, [(90.0, 0.0), (12.0, -179.0), (-35.5, 355.0)])
+    other = query(model(), coarse, {"lat": [90.0, 12.0, -35.5], "lon": [360.0, 181.0, -5.0]})
     assert len(rows) == 6
     for a, b in zip(rows, other, strict=True):
         assert a["time"] == b["time"] and abs(a["t"] - b["t"]) < 1e-3
@@ -199,7 +200,7 @@ def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=
     [
         (None, ("--scale", "0"), "scale must be a positive number"),
         (None, ("--scale", "nan"), "scale"),
-        (None, ("--scale", "2", "--grid", "0.1"), "exactly one of scale, grid and like"),
+        (None, ("--scale", "2", "--grid", "0.1"), "exactly one of the options --scale, --grid and --like"),
         (None, ("--grid", "-1"), "grid must be a spacing in degrees"),
         (lambda d: d.drop_vars("u"), ("--scale", "2"), "the model needs the variable u"),
         (
@@ -242,7 +243,7 @@ def test_bad_points_are_refused(tmp_path, capsys, stations, message):
 
 def test_a_radar_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected an INRDownscaler"):
-        downscale_grid("fczsm-small", region(), scale=2)
+        downscale("fczsm-small", region(), scale=2)
 
 
 def test_command_refuses_before_it_writes(tmp_path, capsys):
@@ -269,14 +270,16 @@ def test_command_refuses_before_it_writes(tmp_path, capsys):
         "--seed=1",
         "--var=t",
     ):
-        assert f"{option.split('=')[0]} is not used with --scale" in refusal(tmp_path / "o.nc", option)
+        assert f"{option.split('=')[0]} is no option for fields, which takes the options" in refusal(
+            tmp_path / "o.nc", option
+        )
     assert "threads must be a whole number" in refusal(tmp_path / "o.nc", "--threads=0")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "m.safetensors"]
 
 
 def test_a_coarser_grid_is_said_to_be_no_mean():
     with pytest.warns(UserWarning, match="coarser than the input"):
-        downscale_grid(model(), dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)), scale=0.5)
+        downscale(model(), dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)), scale=0.5)
 
 
 def test_stations_are_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):

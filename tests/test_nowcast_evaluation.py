@@ -12,9 +12,10 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates, save_dataset, synthetic_event
 from fastds.metrics import fss, spectral_ratio
-from fastds.tasks.nowcast.evaluation import evaluate_nowcast, window_scores
+from fastds.studies import nowcast as study
+from fastds.tasks.nowcast.evaluation import evaluate, window_scores
 from fastds.tasks.nowcast.run import nowcast
-from fastds.tasks.nowcast.table import BANDS, csi_difference
+from fastds.tasks.nowcast.scores import BANDS, csi_difference
 
 STEPS, STARTS = 3, (4, 6, 8)  # the last of the known fields of each start
 
@@ -44,7 +45,7 @@ def persistence_and_truth(event):
 
 @pytest.fixture(scope="module")
 def table(event, hindcasts):
-    return evaluate_nowcast(hindcasts, event)
+    return evaluate(hindcasts, event)
 
 
 def test_all_methods_have_the_same_starts_and_the_prediction_its_own_scores(table):
@@ -84,7 +85,7 @@ def test_scores_agree_with_an_independent_count(event, table):
 @pytest.mark.parametrize("quantity", ["rate", "reflectivity"])
 def test_coarser_forecasts_are_compared_with_means_of_the_truth(event, quantity):
     out = nowcast("persistence", event, steps=2, start="2024-06-01T12:30", coarsen=4, quantity=quantity)
-    row = evaluate_nowcast(out, event).rows["persistence (PRED)"]
+    row = evaluate(out, event).rows["persistence (PRED)"]
     z = np.clip(event["reflectivity"].values[6:9, :40, :52], 0, None).reshape(3, 10, 4, 13, 4).mean((2, 4))
     error = (np.clip(z[:1], 0, 60) - np.clip(z[1:], 0, 60)) ** 2
     np.testing.assert_allclose(row["mse"], np.nanmean(error, (1, 2)), rtol=1e-4)
@@ -92,23 +93,23 @@ def test_coarser_forecasts_are_compared_with_means_of_the_truth(event, quantity)
 
 def test_starts_without_all_fields_are_left_out(event, hindcasts):
     cut = event.isel(time=slice(0, 11))
-    table = evaluate_nowcast(hindcasts, cut)
+    table = evaluate(hindcasts, cut)
     assert table.starts == 2 and table.notes == ("3 of 5 starts left out, fields before or after them are missing",)
-    split = evaluate_nowcast(hindcasts, event.isel(time=slice(5, 13)), observed=event)
+    split = evaluate(hindcasts, event.isel(time=slice(5, 13)), observed=event)
     assert split.starts == 3
     with pytest.raises(
         ValueError, match="no start has 5 observed fields before it and all 3 after it: forecasts start from 2024"
     ):
-        evaluate_nowcast(hindcasts, event.isel(time=slice(0, 6)))
+        evaluate(hindcasts, event.isel(time=slice(0, 6)))
 
 
 def test_other_grids_and_files_are_refused(event, hindcasts):
     with pytest.raises(ValueError, match=r"the grids differ: PRED has \(42, 54\) cells of 1 x 1 pixels, the observed"):
-        evaluate_nowcast(hindcasts, event.isel(x=slice(0, 50)))
+        evaluate(hindcasts, event.isel(x=slice(0, 50)))
     with pytest.raises(ValueError, match="coordinate x of PRED and x of the observed file are other places"):
-        evaluate_nowcast(hindcasts, event.assign_coords(x=event.x + 5000.0))
+        evaluate(hindcasts, event.assign_coords(x=event.x + 5000.0))
     with pytest.raises(ValueError, match="the file holds no forecasts that fastds nowcast wrote"):
-        evaluate_nowcast(event, event)
+        evaluate(event, event)
 
 
 def test_commands_print_and_write_the_table(event, tmp_path, capsys):
@@ -147,8 +148,7 @@ def test_difference_of_csi_and_its_interval_over_starts(table):
 
 
 def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, capsys):
-    evaluate = pytest.importorskip("fastds.tasks.nowcast.test_table", reason="belongs to the training extra")
-    monkeypatch.setattr(evaluate, "TEST_STARTS", {"event.nc": 2})
+    monkeypatch.setattr(study, "TEST_STARTS", {"event.nc": 2})
     save_dataset(event, tmp_path / "event.nc")
     for name, match_above in (("kept", 0.25), ("plain", None)):
         model = models.create("nowcast-small", hidden=4, match_above=match_above)
@@ -156,12 +156,12 @@ def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, ca
         model.card.name, model.card.floor_dbz, model.card.ceiling_dbz, model.card.input_steps = name, 0.0, 60.0, 3
         models.save(model, tmp_path / f"{name}.safetensors")
     files = {"model": f"{tmp_path}/kept.safetensors", "against": f"{tmp_path}/plain.safetensors"}
-    assert evaluate.table(f"{tmp_path}", **files) == {}
+    assert study.table(f"{tmp_path}", **files) == {}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("event.nc: 1 start, mse ") and len(lines) == 6
     ours, theirs, difference = (float(lines[2].split()[k].strip(",")) for k in (3, 5, 7))
     assert ours > 1.5 * theirs and difference == pytest.approx(ours - theirs, abs=2e-4)
-    evaluate.table(f"{tmp_path}", smooth=True, **files)
+    study.table(f"{tmp_path}", smooth=True, **files)
     for line in capsys.readouterr().out.splitlines()[1:4]:
         assert "difference +0.0000 [+0.0000, +0.0000]" in line
 

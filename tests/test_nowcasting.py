@@ -253,7 +253,7 @@ def folder(event, tmp_path_factory):
         ("good.nc", ["--start", "yesterday noon"], "start must be a date such as 2020-06-01T12:00:00"),
         ("good.nc", ["--lead", "7min"], "lead must be a multiple of the interval between fields, 300 s, got '7min'"),
         ("good.nc", ["--lead", "60"], "lead must be a duration with its unit such as 60min or 1h, got '60'"),
-        ("good.nc", ["--lead", "1h", "--steps", "3"], "give steps or lead and not both"),
+        ("good.nc", ["--lead", "1h", "--steps", "3"], "give one of the options --steps and --lead, got 3 and '1h'"),
         ("good.nc", ["--steps", "0"], "steps must be a whole number >= 1, got 0"),
         ("good.nc", ["--every", "7min"], "every must be a multiple of the file's 300 s"),
         ("good.nc", ["--interval", "2min"], "interval must be a multiple of the file's 300 s"),
@@ -283,7 +283,7 @@ def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, 
         ({}, "extrapolation was chosen: no weights"),
         ({"one": 5, "fczsm-small": None}, "model one was chosen; other nowcasters: none"),
         ({"one": 5, "nowcast-small": 4}, "model nowcast-small was chosen; other nowcasters: one"),
-        ({"one": 5, "two": 4}, "several nowcasters are shipped, name one with model .--model.: one, two"),
+        ({"one": 5, "two": 4}, "several nowcasters are shipped, name one with the argument model: one, two"),
     ],
     ids=["none", "one", "default", "several"],
 )
@@ -310,5 +310,5 @@ def test_output_over_input_and_unknown_options_are_refused(folder, tmp_path):
 def test_downscaling_refuses_a_nowcaster(event):
     from fastds.tasks.radar.run import downscale
 
-    with pytest.raises(ValueError, match="model tiny forecasts and does not downscale; use fastds nowcast"):
+    with pytest.raises(ValueError, match="model tiny forecasts and does not downscale; use nowcast"):
         downscale(network(), event)

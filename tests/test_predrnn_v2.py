@@ -7,8 +7,8 @@ import torch
 from fastds.models.db_rnn import DBRNN, MSRNN
 from fastds.models.db_rnn import oracle as reference
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
-from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig
-from fastds.tasks.nowcast.module import NowcastModule
+from fastds.tasks.nowcast.config import DataConfig, TrainingConfig
+from fastds.tasks.nowcast.training import NowcastModule
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -68,8 +68,8 @@ def test_only_asked_for_cells_of_the_kind_measure():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 def test_training_adds_the_loss(weight):
-    data = NowcastDataConfig(path=".", known=2, future=2, crop=16)
-    config = NowcastConfig(data, model="ms-predrnn-v2")
+    data = DataConfig(path=".", known=2, future=2, crop=16)
+    config = TrainingConfig(data, model="ms-predrnn-v2")
     config.loss.kind, config.loss.decoupling = "db-rnn", weight
     model = MSRNN("predrnn-v2", 4)
     module = NowcastModule(model, config).train()

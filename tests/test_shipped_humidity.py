@@ -10,8 +10,8 @@ from fastds import models
 from fastds.data.samples.fields import HUMIDITY_RANGE
 from fastds.models.checkpoint import WEIGHTS
 from fastds.tasks.humidity.config import parse_arguments
+from fastds.tasks.humidity.evaluation import evaluate_region
 from fastds.tasks.humidity.samples import read_regions
-from fastds.tasks.humidity.test_table import evaluate_region
 
 NAMES = [name for name in models.available(pretrained=True) if name.startswith("wgan-gp-small")]
 GAIN = {2: 1.2, 8: 0.1}  # decibels over coordinate-true bicubic interpolation

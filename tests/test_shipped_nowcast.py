@@ -7,8 +7,8 @@ pytest.importorskip("lightning", reason="the test starts belong to the training 
 
 from fastds import models
 from fastds.models.checkpoint import WEIGHTS
+from fastds.studies.nowcast import RATES, comparison, file_scores
 from fastds.tasks.nowcast.methods import pick_method
-from fastds.tasks.nowcast.test_table import RATES, comparison, file_scores
 
 STARTS = {
     "radar_mch_20160711_5min.nc": 1,

@@ -11,7 +11,7 @@ pytest.importorskip("lightning", reason="the evaluation table belongs to the tra
 from fastds import models
 from fastds.models.checkpoint import WEIGHTS
 from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
-from fastds.tasks.radar.test_table import BASELINES, TEST_BLOCKS, as_method, errors, test_block
+from fastds.studies.radar import BASELINES, TEST_BLOCKS, as_method, errors, test_block
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection
     "radar_fmi_20160928_5min.nc": (0.60, 1.0),

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from fastds import models
 from fastds.models.db_rnn.sim_vp import SimVP
-from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig
-from fastds.tasks.nowcast.module import NowcastModule
+from fastds.tasks.nowcast.config import DataConfig, TrainingConfig
+from fastds.tasks.nowcast.training import NowcastModule
 
 pytestmark = pytest.mark.usefixtures("native")
 SMALL = {"frames": 3, "spatial": 4, "temporal": 16, "blocks": 3, "kernels": [3, 5], "groups": 2}
@@ -106,7 +106,7 @@ def test_use(tmp_path):
 
 
 def test_training_takes_the_frames_to_forecast():
-    config = NowcastConfig(NowcastDataConfig(path=".", known=3, future=3, crop=16), model="simvp")
+    config = TrainingConfig(DataConfig(path=".", known=3, future=3, crop=16), model="simvp")
     config.loss.kind = "db-rnn"
     model = SimVP(**SMALL)
     module = NowcastModule(model, config)

@@ -14,19 +14,20 @@ import xarray as xr
 
 from fastds import models
 from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.studies.command import main
 from fastds.studies.fields.crops import BANDS, crop_errors, draw_crops
 from fastds.studies.fields.run import (
     Method,
     StudyConfig,
-    bilinear,
     degradation,
     parse_arguments,
     run_study,
     training_config,
 )
 from fastds.studies.fields.table import decibel, drawn, interval, render
-from fastds.tasks.common.command import main
-from fastds.tasks.fields.training import FieldDataConfig, FieldDataModule, bicubic, load_fields
+from fastds.tasks.fields.config import DataConfig, ModelConfig
+from fastds.tasks.fields.evaluation import bicubic, bilinear
+from fastds.tasks.fields.samples import FieldData, load_fields
 
 SMALL = {"channels": 8, "blocks": 2}
 
@@ -42,14 +43,15 @@ def path(tmp_path_factory):
 
 
 def config(path, output, **options):
-    data = FieldDataConfig(
+    data = DataConfig(
         str(path), variables=["t"], train=[0, 40], validation=[42, 70], test=[72, 110], crop=8, halo=1, queries=64,
         scales=[1.5, 2.5], batch_size=2, epoch_samples=8, vectors=[-1, -1], test_scales=[2.0],
     )  # fmt: skip
     attention = {"width": 32, "heads": 2, "key_width": 4}
+    inr = {"encoder_options": SMALL, "dpfa_count": 1, "decoder_options": attention}
     methods = {
-        "inr-small": Method("inr", {"encoder_options": SMALL, "dpfa_count": 1, "decoder_options": attention}),
-        "edsr-x2": Method("edsr-x2", {"encoder_options": SMALL}, scales=[2.0, 2.0], test=["2"]),
+        "inr-small": Method(ModelConfig("inr", inr)),
+        "edsr-x2": Method(ModelConfig("edsr-x2", {"encoder_options": SMALL}), scales=[2.0, 2.0], test=["2"]),
     }
     return StudyConfig(data, methods, **{"seeds": [0], "max_steps": 4, "crop": 36, "output": str(output)} | options)
 
@@ -142,7 +144,7 @@ def test_degraded_inputs_score_the_same_weights(path, tmp_path):
 
 
 def test_degradation_is_the_same_for_every_method(path, tmp_path):
-    degrade = degradation(FieldDataModule(config(path, tmp_path).data))
+    degrade = degradation(FieldData(config(path, tmp_path).data))
     fine = 280 + torch.randn(2, 1, 36, 36, generator=torch.Generator().manual_seed(0))
     x = degrade(fine, (18, 18), 5)
     assert x.shape == (2, 1, 18, 18) and torch.equal(x, degrade(fine, (18, 18), 5))
@@ -169,7 +171,7 @@ def test_a_fixed_box_is_beaten_by_knowing_the_place(path, tmp_path):
 
 
 def test_parts_of_time_and_of_longitude(path):
-    data = FieldDataConfig(str(path), variables=["t"], split="time", train=[0, 1], validation=[1, 2])
+    data = DataConfig(str(path), variables=["t"], split="time", train=[0, 1], validation=[1, 2])
     fields = torch.arange(2.0)[:, None, None, None].expand(2, 1, 3, 5)
     assert data.part(fields, data.validation).unique().tolist() == [1]
     data = dataclasses.replace(data, split="longitude")
@@ -183,7 +185,7 @@ def test_shipped_configurations_fit_their_files(name, data_dir):
     config = parse_arguments(["--config", name])
     data = dataclasses.replace(config.data, path=str(data_dir / config.data.path))
     test = data.part(load_fields(data), data.test)
-    assert draw_crops(test.shape, config.crop, config.per_cell, seed=0) and len(FieldDataModule(data).training)
+    assert draw_crops(test.shape, config.crop, config.per_cell, seed=0) and len(FieldData(data).training)
 
 
 def test_methods_see_the_same_samples(path, tmp_path):
@@ -226,5 +228,5 @@ def test_refusals(path, tmp_path, capsys):
         dataclasses.replace(c, data=dataclasses.replace(c.data, statics=["lsm"]))
     with pytest.raises(ValueError, match=r"run names \['srno'\]"):
         dataclasses.replace(c, run=["srno"])
-    assert main(["--config", "fields-500hPa", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]) == 2
+    assert main(["fields-500hPa", f"--data.path={tmp_path}/none.nc", f"--output={tmp_path}"]) == 2
     assert "no such file" in capsys.readouterr().err

@@ -10,17 +10,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import data, models
 from fastds.models.baselines import trilinear
+from fastds.studies.radar import TEST_BLOCKS
 from fastds.tasks.common.command import TASKS, configurations, main
+from fastds.tasks.common.radar_files import time_blocks
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
-from fastds.tasks.radar.module import DownscalingModule
-from fastds.tasks.radar.samples import RadarDataModule, time_blocks
-from fastds.tasks.radar.test_table import TEST_BLOCKS
-from fastds.tasks.radar.training import train
+from fastds.tasks.radar.samples import RadarData
+from fastds.tasks.radar.training import RadarModule, train
 
 TINY = {"num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1, "alignment": "plain"}
 
@@ -47,7 +48,7 @@ def tiny(event, output, **changes) -> TrainingConfig:
     config = TrainingConfig(
         samples,
         ModelConfig("fczsm-small", TINY),
-        str(output),
+        output=str(output),
         max_steps=8,
         warmup_steps=2,
         ema_decay=0.9,
@@ -67,7 +68,7 @@ def batch(b=2, size=8):
 
 
 def module_of(event, **changes):
-    return DownscalingModule(torch.nn.Linear(1, 1), tiny(event, "unused", **changes))
+    return RadarModule(torch.nn.Linear(1, 1), tiny(event, "unused", **changes))
 
 
 def test_named_configurations_parse():
@@ -123,7 +124,7 @@ def test_block_messages(event, change, error, message):
 
 def test_samples_carry_flow_and_depend_on_the_seed_alone(event):
     config = tiny(event, "unused").data
-    first, again, other = (RadarDataModule(config, flow=True, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (RadarData(config, flow=True, seed=seed) for seed in (1, 1, 2))
     for module in (first, again, other):
         module.setup()
     a, b, c = (module.training[3] for module in (first, again, other))
@@ -172,7 +173,7 @@ class Broken(torch.nn.Module):
 def run_broken(event, tmp_path, monkeypatch, bad_steps):
     model = Broken(bad_steps)
     monkeypatch.setattr("fastds.tasks.radar.training.build_model", lambda config: model)
-    monkeypatch.setattr("fastds.tasks.radar.training.models.save", lambda model, path: path.touch())
+    monkeypatch.setattr("fastds.tasks.common.export.models.save", lambda model, path: path.touch())
     train(tiny(event, tmp_path, ema_decay=0.0))
     return model
 
@@ -188,14 +189,13 @@ def test_a_loss_that_stays_not_finite_stops_the_run(event, tmp_path, monkeypatch
 
 SCRIPT = """
 import os, signal, sys
-from fastds.tasks.radar.module import DownscalingModule
-from fastds.tasks.radar.training import parse_arguments, train
-from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
+from fastds.tasks.radar.config import parse_arguments
+from fastds.tasks.radar.training import RadarModule, train
 if int(sys.argv[2]):
     def die(self, outputs, batch, index):
         if self.trainer.global_step == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
-    DownscalingModule.on_train_batch_end = die
+    RadarModule.on_train_batch_end = die
 train(parse_arguments(["--config", sys.argv[1]]))
 """
 
@@ -213,8 +213,6 @@ def run_script(folder, die_at):
 
 
 def test_run_exports_and_resumes_exactly_after_a_kill(event, tmp_path):
-    import yaml
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -279,7 +277,7 @@ def with_relief(event, output, relief):
 
 def test_static_maps_are_cut_averaged_and_turned_with_the_crops(event, relief, tmp_path):
     config = with_relief(event, tmp_path, relief)
-    module = RadarDataModule(config.data, False, 0, 1)
+    module = RadarData(config.data, False, 0, 1)
     module.setup()
     variable, maps = module.static_variables[0], module.training.statics[0]
     assert variable["name"] == "height" and variable["units"] == "m" and abs(maps.mean()) < 1e-4
@@ -337,3 +335,20 @@ def test_help_names_every_task_and_configuration(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in configurations())
+
+
+def test_two_processes_share_every_batch(event, tmp_path):
+    """The same weights as of one process, but for the order of sums."""
+    command = [sys.executable, "-W", "ignore", "-m", "fastds", "train", "--config"]
+    states = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        run = tiny(event, folder / "out", devices=devices, max_steps=3, ema_decay=0.0)
+        (folder / "run.yaml").write_text(yaml.safe_dump(dataclasses.asdict(run)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run([*command, str(folder / "run.yaml")], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        states.append(models.load(folder / "out" / "last.safetensors").state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -10,14 +10,10 @@ import xarray as xr
 
 from fastds import cli, models
 from fastds.tasks.common.command import main
-from fastds.tasks.fields.training import (
-    FieldDataConfig,
-    FieldModule,
-    FieldTrainingConfig,
-    coarse_and_fine,
-    load_fields,
-    train,
-)
+from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
+from fastds.tasks.fields.evaluation import coarse_and_fine
+from fastds.tasks.fields.samples import load_fields
+from fastds.tasks.fields.training import FieldModule, train
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def path(tmp_path_factory):
 
 
 def config(path, output, **options):
-    data = FieldDataConfig(
+    data = DataConfig(
         str(path), variables=["t", "q"], train=[0, 55], validation=[60, 90], crop=12, halo=1, queries=200,
         scales=[1.5, 2.5], batch_size=4, epoch_samples=100, vectors=[-1, -1], test_scales=[2.0],
     )  # fmt: skip
@@ -45,8 +41,8 @@ def config(path, output, **options):
         "dpfa_count": 1,
         "decoder_options": {"width": 32, "heads": 2, "key_width": 4},
     }
-    return FieldTrainingConfig(
-        data, options=model, output=str(output), **{"learning_rate": 4e-3, "ema_decay": 0.0} | options
+    return TrainingConfig(
+        data, ModelConfig(options=model), output=str(output), **{"learning_rate": 4e-3, "ema_decay": 0.0} | options
     )
 
 
@@ -96,7 +92,7 @@ def test_static_maps_of_another_file_and_grid_reach_the_command(tmp_path, capsys
     assert abs(model.static_mean[0] - (20 * (60 - 0.25 * 39) + 0.25 * 54)) < 1.0
     command = ["downscale", str(file), str(tmp_path / "fine.nc"), "--model", weights, "--scale=2"]
     assert cli.main(command) == 2
-    assert "reads static maps, h (m): give them with static (--static FILE.nc" in capsys.readouterr().err
+    assert "reads static maps, h (m): give them with the option --static (FILE.nc" in capsys.readouterr().err
     assert cli.main([*command, "--static", str(relief)]) == 0
     with xr.open_dataset(tmp_path / "fine.nc", engine="h5netcdf") as fine:
         assert fine.t.shape == (4, 80, 180) and "static maps: h of relief.nc" in fine.attrs["history"]
@@ -104,6 +100,18 @@ def test_static_maps_of_another_file_and_grid_reach_the_command(tmp_path, capsys
     query = ["query", str(file), "--points", str(tmp_path / "points.csv"), "--out", str(tmp_path / "values.csv")]
     assert cli.main([*query, "--model", weights, "--static", f"{relief}:h"]) == 0
     assert abs(pd.read_csv(tmp_path / "values.csv").t_bilinear[0] - 280) < 2
+
+
+def test_training_starts_from_given_weights(path, tmp_path):
+    """With their normalisation; weights of other variables are refused."""
+    first = train(config(path, tmp_path / "first", max_steps=2))
+    again = config(path, tmp_path / "again", max_steps=1, learning_rate=0.0)
+    again.data.train, again.data.validation, again.model.start = [20, 55], [60, 90], str(first)
+    a, b = (models.load(weights) for weights in (first, train(again)))
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    again.data.variables = ["t"]
+    with pytest.raises(ValueError, match="reads 2 variables and 0 static maps, data.variables .* name 1 and 0"):
+        train(again)
 
 
 def test_training_resumes(path, tmp_path):
@@ -151,7 +159,7 @@ def test_refusals(path, tmp_path, change, message):
 
 def test_overlapping_splits_are_refused():
     with pytest.raises(ValueError, match="overlap"):
-        FieldDataConfig("x.nc", train=[0, 50], validation=[40, 90])
+        DataConfig("x.nc", train=[0, 50], validation=[40, 90])
 
 
 def test_command(path, tmp_path, capsys):
@@ -181,7 +189,12 @@ def test_defaults_fit_a_file_of_ones_own(path, tmp_path, capsys):
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
     arguments += ["--data.batch_size=2", "--data.epoch_samples=4", "--max_steps=2", "--threads=1"]
     small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
-    arguments += ["--data.scales=[1.0,2.0]", "--data.test_scales=[1.5]", f"--options={small}", f"--output={tmp_path}/o"]
+    arguments += [
+        "--data.scales=[1.0,2.0]",
+        "--data.test_scales=[1.5]",
+        f"--model.options={small}",
+        f"--output={tmp_path}/o",
+    ]
     assert main(["fields", *arguments]) == 2
     assert "at least 24 rows and columns are needed" in capsys.readouterr().err  # a fifth of 90 columns is too few
     assert main(["fields", *arguments, "--data.train=[0,55]", "--data.validation=[60,90]"]) == 0
@@ -206,7 +219,12 @@ def test_resuming_inside_an_epoch_is_no_reason_to_worry(path, tmp_path):
     arguments = [f"--data.path={path}", "--data.variables=[t]", "--data.crop=8", "--data.halo=1", "--data.queries=64"]
     arguments += ["--data.batch_size=2", "--data.epoch_samples=8", "--data.train=[0,55]", "--data.validation=[60,90]"]
     small = "{encoder_options: {channels: 8, blocks: 2}, dpfa_count: 1, decoder_options: {width: 16, heads: 2}}"
-    arguments += ["--data.scales=[1.0,2.0]", "--data.test_scales=[1.5]", f"--options={small}", f"--output={tmp_path}"]
+    arguments += [
+        "--data.scales=[1.0,2.0]",
+        "--data.test_scales=[1.5]",
+        f"--model.options={small}",
+        f"--output={tmp_path}",
+    ]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         assert [main(["fields", *arguments, f"--max_steps={steps}"]) for steps in (1, 3)] == [0, 0]

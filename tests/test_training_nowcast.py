@@ -11,14 +11,14 @@ import torch
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import data, models
+from fastds.data.samples.radar_triples import FrameStore
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
 from fastds.tasks.common.command import configurations, main
-from fastds.tasks.nowcast.config import NowcastConfig, NowcastDataConfig, NowcastLossConfig, parse_arguments
-from fastds.tasks.nowcast.losses import RainLoss
-from fastds.tasks.nowcast.module import NowcastModule
-from fastds.tasks.nowcast.samples import NowcastCrops, NowcastDataModule, follow
-from fastds.tasks.nowcast.training import train
+from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
+from fastds.tasks.nowcast.rain_loss import RainLoss
+from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow
+from fastds.tasks.nowcast.training import NowcastModule, train
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -31,20 +31,20 @@ def event(tmp_path_factory):
     return path
 
 
-def samples(event, **changes) -> NowcastDataConfig:
+def samples(event, **changes) -> DataConfig:
     values = dict(
         known=3, future=3, crop=24, halo=16, scales=[1], minimum_echo=0.0, batch_size=2, epoch_samples=8,
         validation_samples=4,
     )  # fmt: skip
-    return NowcastDataConfig(str(event), **(values | changes))
+    return DataConfig(str(event), **(values | changes))
 
 
-def tiny(event, output="unused", **changes) -> NowcastConfig:
+def tiny(event, output="unused", **changes) -> TrainingConfig:
     values = dict(
-        model="nowcast-small", options={"network": "MSRNN", "hidden": 8}, output=str(output), max_steps=8,
+        model=ModelConfig("nowcast-small", {"network": "MSRNN", "hidden": 8}), output=str(output), max_steps=8,
         warmup_steps=2, ema_decay=0.9, threads=1,
     )  # fmt: skip
-    return NowcastConfig(changes.pop("data", samples(event)), **(values | changes))
+    return TrainingConfig(changes.pop("data", samples(event)), **(values | changes))
 
 
 def crops(event, moving=True, augment=True, seed=1, **changes) -> NowcastCrops:
@@ -73,7 +73,7 @@ def test_samples_depend_on_the_seed_alone(event):
 
 def test_crops_on_the_ground_are_those_of_the_file(event):
     frames = crops(event, moving=False, augment=False)[0]["frames"].numpy()
-    store = data.radar_triples.FrameStore(str(event))
+    store = FrameStore(str(event))
     z = data.prepare(store.dbz(range(20)), 0.0, 60.0)
     views = np.lib.stride_tricks.sliding_window_view(z, (6, 24, 24))
     brightest = np.unravel_index(frames[:, 0].argmax(), (6, 24, 24))
@@ -152,7 +152,7 @@ def test_gradient_of_csi_is_that_of_many_batches():
 @pytest.mark.parametrize("network", [MSRNN, DBRNN])
 def test_losses_count_valid_pixels_alone(event, network, kind):
     ablation = "fixed" if network is MSRNN else "gdl" if kind == "db-rnn" else "scheduled"
-    config = tiny(event, loss=NowcastLossConfig(kind=kind, ablation=ablation))
+    config = tiny(event, loss=LossConfig(kind=kind, ablation=ablation))
     module, batch = NowcastModule(network(hidden=4), config), batch_of()
     outputs = module(batch)
     wrong = [torch.where(batch["valid"][:, 1:], y, 7.0) for y in outputs]
@@ -169,7 +169,7 @@ def test_paper_losses(event):
     truth = batch["frames"][:, 1:]
     for network in (MSRNN(hidden=4), DBRNN(hidden=4)):
         ablation = "scheduled" if isinstance(network, DBRNN) else "fixed"
-        module = NowcastModule(network, tiny(event, loss=NowcastLossConfig(kind="db-rnn", ablation=ablation)))
+        module = NowcastModule(network, tiny(event, loss=LossConfig(kind="db-rnn", ablation=ablation)))
         outputs = module(batch)
         epoch_0 = Weights(1.0, 0.01, 0.0, 0.0)
         expected = generator_loss(*outputs, truth, epoch_0) if len(outputs) == 2 else pixel_loss(outputs[0], truth)
@@ -181,7 +181,7 @@ def test_paper_losses(event):
 
 def test_training_reduces_the_loss_below_extrapolation(event, tmp_path):
     config = tiny(
-        event, tmp_path, max_steps=60, learning_rate=3e-3, ema_decay=0.0, loss=NowcastLossConfig(csi_weight=0.0),
+        event, tmp_path, max_steps=60, learning_rate=3e-3, ema_decay=0.0, loss=LossConfig(csi_weight=0.0),
         data=samples(event, epoch_samples=120, pool=24, validation_samples=8),
     )  # fmt: skip
     model = models.load(train(config))
@@ -193,8 +193,8 @@ def test_training_reduces_the_loss_below_extrapolation(event, tmp_path):
 def test_resume_is_exact(event, tmp_path):
     """Discriminator, scheduled sampling and averaged weights included."""
     config = tiny(
-        event, tmp_path / "whole", model="db-convgru", options={"hidden": 4},
-        loss=NowcastLossConfig(kind="db-rnn", ablation="adversarial", scheduled_sampling=True),
+        event, tmp_path / "whole", model=ModelConfig("db-convgru", {"hidden": 4}),
+        loss=LossConfig(kind="db-rnn", ablation="adversarial", scheduled_sampling=True),
         data=samples(event, crop=32),
     )  # fmt: skip
     train(config)
@@ -224,9 +224,10 @@ def test_resume_is_exact(event, tmp_path):
 
 
 def test_stages(event, tmp_path):
-    options = dict(model="ms-convgru-s", options={"hidden": 4}, max_steps=4, ema_decay=0.0)
-    first = train(tiny(event, tmp_path / "a", stage="forecaster", **options))
-    second = train(tiny(event, tmp_path / "b", stage="deblurrer", start=str(first), **options))
+    model, options = ModelConfig("ms-convgru-s", {"hidden": 4}), dict(max_steps=4, ema_decay=0.0)
+    first = train(tiny(event, tmp_path / "a", stage="forecaster", model=model, **options))
+    model = dataclasses.replace(model, start=str(first))
+    second = train(tiny(event, tmp_path / "b", stage="deblurrer", model=model, **options))
     a, b = models.load(first), models.load(second)
     assert isinstance(b, StagedRNN)
     pairs = zip(a.forecaster.parameters(), b.forecaster.parameters(), strict=True)
@@ -236,7 +237,7 @@ def test_stages(event, tmp_path):
 
 
 def test_scheduled_sampling_fades(event, monkeypatch):
-    config = tiny(event, max_steps=10, loss=NowcastLossConfig(scheduled_sampling=True))
+    config = tiny(event, max_steps=10, loss=LossConfig(scheduled_sampling=True))
     module = NowcastModule(MSRNN(hidden=4), config)
     monkeypatch.setattr(NowcastModule, "global_step", 4)
     assert module.feed_truth() == pytest.approx(0.6)
@@ -251,7 +252,7 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
     config = tiny(event)
     module, moving = (
         NowcastModule(models.create("nowcast-small", hidden=4), config),
-        NowcastDataModule(config.data, True),
+        NowcastData(config.data, True),
     )
     moving.setup()
     module.eval().on_validation_epoch_start()
@@ -275,7 +276,7 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
 def test_named_configurations_parse():
     for name in configurations("nowcast"):
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max_steps=7"])
-        assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model in models.available()
+        assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model.name in models.available()
         for block in config.data.blocks.values():
             assert block["train"][1] <= block["validation"][0]
 
@@ -289,7 +290,7 @@ def test_named_configurations_parse():
         ({"data": {"known": 0}}, "data.known must be positive"),
         ({"data": {"fewest": 4}}, "1 <= data.fewest <= data.future"),
         ({"stage": "both"}, "stage must be one of forecaster, deblurrer"),
-        ({"stage": "deblurrer"}, "needs start"),
+        ({"stage": "deblurrer"}, "needs model.start"),
         ({"max_steps": 0}, "must be positive"),
     ],
     ids=["kind", "ablation", "rain-gdl", "known", "fewest", "stage", "start", "steps"],
@@ -297,7 +298,7 @@ def test_named_configurations_parse():
 def test_refused_configurations(event, change, message):
     with pytest.raises(ValueError, match=message):
         if "loss" in change:
-            NowcastLossConfig(**change["loss"])
+            LossConfig(**change["loss"])
         elif "data" in change:
             samples(event, **change["data"])
         else:
@@ -308,7 +309,7 @@ def test_refused_configurations(event, change, message):
     ("change", "message"),
     [
         ({"stage": "forecaster"}, "stage must be given for a StagedRNN"),
-        ({"loss": NowcastLossConfig(ablation="scheduled")}, "is for networks that deblur"),
+        ({"loss": LossConfig(ablation="scheduled")}, "is for networks that deblur"),
         ({"data": {"crop": 80}}, "smaller than data.crop 80"),
         (
             {"data": {"future": 40, "fewest": 20}},
@@ -316,7 +317,7 @@ def test_refused_configurations(event, change, message):
         ),
         ({"data": {"weights": [1.0, 2.0]}}, "one number per training file"),
         ({"data": {"path": "nowhere.nc"}}, "no such file"),
-        ({"card": {"colour": "blue"}}, "card has no field 'colour'"),
+        ({"model": ModelConfig(card={"colour": "blue"})}, "model.card has no field 'colour'"),
     ],
     ids=["stage", "ablation", "crop", "short", "weights", "path", "card"],
 )

@@ -56,7 +56,7 @@ def test_two_ranks_equal_one_process(tmp_path):
 
 def train(folder, name, *arguments):
     """fastds train in a process of its own; log and weights of a run of two epochs of two steps."""
-    command = [sys.executable, "-m", "fastds", "train", "gan", f"--data.path={folder / 'rh.nc'}", "--data.steps=2"]
+    command = [sys.executable, "-m", "fastds", "train", "humidity", f"--data.path={folder / 'rh.nc'}", "--data.steps=2"]
     command += ["--data.crop=8", "--data.batch_size=4", "--data.epoch_samples=8", "--data.validation_samples=4"]
     command += ["--optimiser.epochs=2", f"--output={folder / name}", "--progress=false", "--threads=1", *arguments]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -71,8 +71,8 @@ def test_command_on_two_processes(tmp_path):
     pytest.importorskip("lightning", reason="training needs the train extra")
     field = 50 + 20 * np.random.default_rng(0).normal(size=(6, 24, 48))
     xr.Dataset({"r": (("time", "y", "x"), field)}).to_netcdf(tmp_path / "rh.nc", engine="h5netcdf")
-    plain = ["--generator=srcnn", "--generator_options={scale: 2}", "--loss.penalty=0", "--optimiser.warmup_epochs=0"]
-    plain += ["--critic_options={width: 4, down_blocks: 1, post_blocks: 0, reduction: 2}"]
+    plain = ["--model=srcnn", "--model.options={scale: 2}", "--loss.penalty=0", "--optimiser.warmup_epochs=0"]
+    plain += ["--critic.options={width: 4, down_blocks: 1, post_blocks: 0, reduction: 2}"]
     one, two = (train(tmp_path, f"on{n}", *plain, f"--devices={n}") for n in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

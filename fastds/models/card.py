@@ -55,6 +55,18 @@ class ModelCard:
     metrics: dict = field(default_factory=dict)
     fastds_version: str = ""
 
+    @property
+    def task(self) -> str:
+        """The task that runs the model, "radar", "fields", "humidity" or "nowcast", as the other fields tell; "" where
+        they do not."""
+        if self.input_steps is not None:
+            return "nowcast"
+        if self.floor_dbz is not None and self.ceiling_dbz is not None:
+            return "radar"
+        if self.coarsening is not None:
+            return "humidity"
+        return "fields" if self.input_variables else ""
+
     def physical(self, y: Tensor) -> Tensor:
         """A network's output in units of the variables, cut to valid_range; offset and range must be there."""
         values = y * self.range + self.offset

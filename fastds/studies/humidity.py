@@ -1,91 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's table: every baseline and ablation trained for the same samples, scored on the test regions.
-
-python -m fastds.studies.humidity --config wgan-gp-small --data FOLDER --epochs 4
-"""
+"""The paper's table: every baseline and ablation trained for the same samples, scored on the test regions:
+`fastds study humidity --data.path FOLDER --epochs 4`. With `--model` that model is scored and nothing is trained."""
 
 import dataclasses
 import json
 import pathlib
-import sys
 
-from jsonargparse import ArgumentParser
+import torch
 
 from fastds import models
-from fastds.tasks.humidity.config import GANConfig, parse_arguments
-from fastds.tasks.humidity.test_table import evaluate, format_table
+from fastds.studies.command import Files
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.humidity.config import CriticConfig, ModelConfig, TrainingConfig
+from fastds.tasks.humidity.config import parse_arguments as parse_training
+from fastds.tasks.humidity.evaluation import evaluate_region, format_table
+from fastds.tasks.humidity.samples import read_regions
 from fastds.tasks.humidity.training import train
 
 
-def variants(config: GANConfig) -> dict[str, GANConfig]:
+@dataclasses.dataclass
+class StudyConfig:
+    """Generators, ablations and baselines on the test regions of a training configuration.
+
+    Args:
+        data: the folder with the files of the training.
+        training: name or file of a training configuration that names the regions, and that is trained in variants.
+        model: a shipped name or a safetensors file that is scored alone, without any training; none: train.
+        epochs: of every training, with its whole schedule.
+        members: of the ensembles.
+        seed: of the first member.
+        output: folder of the trainings.
+        threads: of torch; None leaves them as they are.
+        json: file for all numbers.
+    """
+
+    data: Files
+    training: str = "wgan-gp-small"
+    model: str | None = None
+    epochs: int = 4
+    members: int = 10
+    seed: int = 0
+    output: str = "study-humidity"
+    threads: int | None = None
+    json: str | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study humidity`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study humidity", "Scores on the test regions.", {})
+
+
+def study(config: StudyConfig) -> str | None:
+    """What `fastds study humidity` does: prints the tables, returns the JSON file, where one was asked for."""
+    training = parse_training(["--config", config.training, "--data.path", config.data.path])
+    if config.model is None:
+        training = dataclasses.replace(training, output=config.output, threads=config.threads, progress=False)
+        tables = compare(training, config.epochs, config.members, config.seed)
+    else:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        tables = score({"generator": models.load(config.model)}, training, config.members, config.seed)
+    print("\n\n".join(format_table(table) for table in tables))
+    if config.json:
+        pathlib.Path(config.json).write_text(json.dumps(tables, indent=1))
+    return config.json
+
+
+def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
     """The rows of the paper's tables 3 and 4 that are trained: name -> configuration, config itself last.
 
     SRCNN: squared error alone. SRGAN: its generator and discriminator in small, absolute error, the GAN's losses. GAN:
     config's networks with the GAN's losses. The last two ablations are of both networks.
     """
-    scale = models.create(config.generator, **config.generator_options).config["scale"]
+    scale = models.create(config.model.name, **config.model.options).config["scale"]
     align = "grid" if config.data.coarsening == "decimate" else "center"
-    alone = dataclasses.replace(config.loss, content="mse", quiet_weight=0.0, adversarial_weight=0.0, critic_steps=0)
+    alone = dataclasses.replace(
+        config.loss, content="mse", noise_free_weight=0.0, adversarial_weight=0.0, critic_steps=0
+    )
     gan = dataclasses.replace(config.loss, adversary="gan")
-    quiet_gan = dataclasses.replace(gan, content="l1", quiet_weight=0.0)
+    plain_gan = dataclasses.replace(gan, content="l1", noise_free_weight=0.0)
 
-    def without(flag):
-        options = ("generator_options", "critic_options")
-        return dataclasses.replace(config, **{name: getattr(config, name) | {flag: False} for name in options})
+    def changed(part: ModelConfig | CriticConfig, name: str, options: dict) -> ModelConfig | CriticConfig:
+        return dataclasses.replace(part, name=name, options=options)
 
+    def without(flag: str) -> TrainingConfig:
+        parts = {"model": config.model, "critic": config.critic}
+        return dataclasses.replace(
+            config, **{name: changed(part, part.name, part.options | {flag: False}) for name, part in parts.items()}
+        )
+
+    srcnn = changed(config.model, "srcnn", {"scale": scale, "align": align})
+    srgan = changed(config.model, "srgan-small", {"scale": scale}), changed(config.critic, "srgan", {"width": 16})
     return {
-        "SRCNN": dataclasses.replace(
-            config, generator="srcnn", generator_options={"scale": scale, "align": align}, loss=alone
-        ),
-        "SRGAN": dataclasses.replace(
-            config, generator="srgan-small", generator_options={"scale": scale}, critic="srgan",
-            critic_options={"width": 16}, loss=quiet_gan,
-        ),
+        "SRCNN": dataclasses.replace(config, model=srcnn, loss=alone),
+        "SRGAN": dataclasses.replace(config, model=srgan[0], critic=srgan[1], loss=plain_gan),
         "GAN": dataclasses.replace(config, loss=gan),
         "no residual blocks": without("use_resblocks"),
         "no CBAM": without("use_cbam"),
         "WGAN-GP": config,
-    }  # fmt: skip
+    }
 
 
-def run(config: GANConfig, epochs: int, members: int = 10) -> list[dict[str, dict]]:
+def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:
     """Train every variant into a folder of its own under config.output, for the same samples, and score all.
 
-    A variant whose folder holds a checkpoint goes on from there. Returns: evaluate's table of every test region.
+    A variant whose folder holds a checkpoint goes on from there. Returns: score's table of every test region.
     """
     networks = {}
     for name, variant in variants(config).items():
         optimiser = dataclasses.replace(variant.optimiser, epochs=epochs)
         folder = str(pathlib.Path(config.output) / name.lower().replace(" ", "-"))
-        networks[name] = models.load(
-            train(dataclasses.replace(variant, optimiser=optimiser, output=folder, max_minutes=None))
-        )
-    return evaluate(networks, config, members)
+        bounds = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
+        networks[name] = models.load(train(dataclasses.replace(variant, output=folder, **bounds)))
+    return score(networks, config, members, seed)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command: returns the exit status."""
-    parser = ArgumentParser(prog="python -m fastds.studies.humidity", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="training configuration that names the regions")
-    parser.add_argument("--data", required=True, help="folder of its files")
-    parser.add_argument("--epochs", type=int, default=4, help="of every training, with its whole schedule")
-    parser.add_argument("--members", type=int, default=10)
-    parser.add_argument("--output", default="study-gan", help="folder of the trainings")
-    parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--json", help="file for all numbers")
-    options = parser.parse_args(arguments)
-    try:
-        config = parse_arguments(["--config", options.config, "--data.path", options.data])
-        config = dataclasses.replace(config, output=options.output, threads=options.threads, progress=False)
-        tables = run(config, options.epochs, options.members)
-    except (FileNotFoundError, ImportError, ValueError, FloatingPointError) as error:
-        print(f"fastds.studies.humidity: {error}", file=sys.stderr)
-        return 2
-    print("\n\n".join(format_table(table) for table in tables))
-    if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(tables, indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def score(
+    networks: dict[str, torch.nn.Module], config: TrainingConfig, members: int = 10, seed: int = 0
+) -> list[dict[str, dict]]:
+    """evaluate_region of every test region of config.data with at least four times."""
+    offset, unit = config.data.offset, config.data.range
+    regions = [region * unit + offset for region in read_regions(config.data, "test")]
+    return [evaluate_region(networks, region, members, seed) for region in regions if len(region) >= 4]

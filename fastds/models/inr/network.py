@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
 from fastds.models.inr import bands
 from fastds.models.inr.bands import POLES, Encoded, across_poles
@@ -20,7 +21,7 @@ from fastds.ops import GridSpec, PointSpec
 REGISTRATIONS = ("cell", "node")
 
 
-class INRDownscaler(nn.Module):
+class INRDownscaler(Downscales, nn.Module):
     """Implicit neural representation of a field: (B, C, H, W) in, values at any resolution or at any points out.
 
         F = encoder((x - mean) / std, static) with DPFA modules steered by the scale; maps = decoder.prepare(F)

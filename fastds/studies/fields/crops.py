@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.tasks.fields.training import coarse_and_fine
+from fastds.tasks.fields.evaluation import coarse_and_fine
 
 BANDS = 4  # of latitude; with the times they are what the bootstrap draws from
 _AT_ONCE = 8  # crops predicted in one batch

@@ -14,33 +14,17 @@ from torch import Tensor
 
 from fastds import models
 from fastds.data.samples.degradation import Degradation, DegradationConfig
-from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
-from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.studies.command import configurations
 from fastds.studies.fields.crops import crop_errors, draw_crops
 from fastds.studies.fields.table import render
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.fields import training as field_training
-from fastds.tasks.fields.training import (
-    FieldDataConfig,
-    FieldDataModule,
-    FieldTrainingConfig,
-    bicubic,
-    coarse_and_fine,
-    load_fields,
-)
+from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
+from fastds.tasks.fields.evaluation import bicubic, bicubic_torch, bilinear, coarse_and_fine
+from fastds.tasks.fields.samples import FieldData, load_fields
 
 SCALES = {"1.5": (1.5, 1.5), "2": (2, 2), "2.67": (2.67, 2.67), "3": (3, 3), "4": (4, 4), "2x3": (2, 3)}
-
-
-def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) interpolated to cells of `size`."""
-    return bilinear_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
-
-
-def bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same with a = -0.75, torch's default: better for rough fields, worse for smooth ones."""
-    return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False)
 
 
 INTERPOLATIONS: dict[str, Callable] = {"bilinear": bilinear, "bicubic": bicubic, "bicubic-0.75": bicubic_torch}
@@ -54,16 +38,14 @@ class Method:
     """One row of the study.
 
     Args:
-        model: a preset.
-        options: its arguments.
+        model: the network.
         learning_rate: of its training.
         scales: factors to train on instead of those of the data.
         degraded: share of the training samples that goes through the degradation pipeline.
         test: factors it is scored at, names of SCALES; none: all.
     """
 
-    model: str
-    options: dict = dataclasses.field(default_factory=dict)
+    model: ModelConfig
     learning_rate: float = 3e-3
     scales: list[float] | None = None
     degraded: float = 0.0
@@ -90,7 +72,7 @@ class StudyConfig:
         threads: of torch; None leaves them as they are.
     """
 
-    data: FieldDataConfig
+    data: DataConfig
     methods: dict[str, Method]
     run: list[str] = dataclasses.field(default_factory=list)
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
@@ -150,7 +132,7 @@ def _folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
     return pathlib.Path(config.output) / f"{name}-{seed}"
 
 
-def training_config(config: StudyConfig, name: str, seed: int) -> FieldTrainingConfig:
+def training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig:
     """The training of a method; its validation uses the factors it knows."""
     method = config.methods[name]
     data = config.data
@@ -158,8 +140,8 @@ def training_config(config: StudyConfig, name: str, seed: int) -> FieldTrainingC
         tested = [sum(method.scales) / 2] if method.scales[0] == method.scales[1] else data.test_scales
         data = dataclasses.replace(data, scales=method.scales, test_scales=tested)
     data = dataclasses.replace(data, degraded=method.degraded)
-    return FieldTrainingConfig(
-        data, method.model, method.options, output=str(_folder(config, name, seed)), seed=seed,
+    return TrainingConfig(
+        data, method.model, output=str(_folder(config, name, seed)), seed=seed,
         max_steps=config.max_steps, learning_rate=method.learning_rate, ema_decay=config.ema_decay,
         threads=config.threads,
     )  # fmt: skip
@@ -219,7 +201,7 @@ def regression(kind: type, config: StudyConfig) -> Callable:
     return predict
 
 
-def degradation(data: FieldDataModule) -> Callable:
+def degradation(data: FieldData) -> Callable:
     """degrade(fine, size, seed): fields in physical units through the pipeline, normalised as in training."""
     mean, std = (t[:, None, None] for t in (data.mean, data.std))
     pipeline = Degradation(DegradationConfig(probability=1.0), data.training.degradation.value_range)
@@ -232,7 +214,7 @@ def degradation(data: FieldDataModule) -> Callable:
 
 def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict:
     """Errors of predict(x, size) on the test crops, by factor, with what is needed to read them."""
-    data = FieldDataModule(config.data)
+    data = FieldData(config.data)
     test = config.data.part(load_fields(config.data), config.data.test)
     crops = draw_crops(test.shape, config.crop, config.per_cell, seed=0)
     degrade = degradation(data) if config.degraded else None
@@ -245,8 +227,8 @@ def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict
     }
 
 
-def train(config: StudyConfig) -> pathlib.Path:
-    """What `fastds train study` calls: run_study, and its table printed."""
+def study(config: StudyConfig) -> pathlib.Path:
+    """What `fastds study fields-500hPa` does: run_study, and its table printed."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     table = run_study(config)
@@ -255,5 +237,6 @@ def train(config: StudyConfig) -> pathlib.Path:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Read a command line into a StudyConfig; `--config NAME` takes a shipped configuration by its name."""
-    return read_command_line(StudyConfig, arguments, "study", "Compare arbitrary-scale downscaling with its baselines.")
+    """Read `arguments`, a command line, into a StudyConfig; `--config` takes a shipped study by its name, or a file."""
+    about = "Compare arbitrary-scale downscaling with its baselines."
+    return read_command_line(StudyConfig, arguments, "fastds study fields", about, configurations())

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that run a network over a file share: threads, evaluation mode, large arrays, the target, the
-range a model was trained for."""
+"""What the tasks share when they run a network over data: the model, threads, evaluation mode, large arrays, files,
+the range a model was trained for."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import nn
 
-from fastds.data import ReflectivityInput, grid_spacing_m
+from fastds.data import ReflectivityInput, grid_spacing_m, open_dataset, save_dataset
 from fastds.data.io.files import check_format
+from fastds.models import load
 
 PRECISIONS = ("fp32", "bf16")
 # Fields larger than this are kept in a file while a command runs.
@@ -74,7 +76,7 @@ def check_settings(threads: int | None, precision: str = "fp32") -> None:
 def check_static(card, needed: int, static) -> None:
     """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
     if static is not None and not needed:
-        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out static (--static)")
+        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
     if len(card.static_variables) != needed:
         raise ValueError(
             f"model {card.name or 'without a name'} reads {needed} static maps, and its card names "
@@ -83,32 +85,55 @@ def check_static(card, needed: int, static) -> None:
     if static is None:
         names = ", ".join(f"{w['name']} ({w.get('units', 'no units')})" for w in card.static_variables)
         raise ValueError(
-            f"model {card.name or 'without a name'} reads static maps, {names}: give them with static (--static "
-            "FILE.nc, or FILE.nc:VARIABLE, once a map)"
+            f"model {card.name or 'without a name'} reads static maps, {names}: give them with the argument static "
+            "(FILE.nc, or FILE.nc:VARIABLE, one for each map)"
         )
 
 
+def loaded(model: nn.Module | str | os.PathLike) -> nn.Module:
+    """The model, or the one of a shipped name or a weights file; raises what fastds.load raises."""
+    return model if isinstance(model, nn.Module) else load(model)
+
+
 @contextlib.contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """torch's threads inside the block; None leaves them."""
-    before = torch.get_num_threads()
+def computing(model: nn.Module | None, threads: int | None, precision: str = "fp32") -> Iterator[None]:
+    """Without gradients, with the model in evaluation mode and so many torch threads (None leaves them) inside the
+    block. Raises: ValueError for a precision or a number of threads that is none."""
+    check_settings(threads, precision)
+    before, training = torch.get_num_threads(), model is not None and model.training
     if threads is not None:
         torch.set_num_threads(int(threads))
+    if model is not None:
+        model.eval()
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         torch.set_num_threads(before)
+        if model is not None:
+            model.train(training)
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode inside the block."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+def file_to_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    make: Callable[[xr.Dataset, Path], tuple[xr.Dataset, Report]],
+    then: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
+) -> Report:
+    """Make a dataset of the file source and write it to target, which appears only when it is complete.
+
+    make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
+    new one when the file is written, -> one more note. Raises what check_field_target and open_dataset raise.
+    """
+    target = Path(target)
+    check_field_target(source, target)
+    with open_dataset(source) as dataset:
+        out, report = make(dataset, target.absolute().parent)
+        save_dataset(out, target)
+        report.notes.append(f"wrote {target}")
+        if then is not None:
+            report.notes.append(then(dataset, out))
+    return report
 
 
 def store(shape, folder) -> np.ndarray:

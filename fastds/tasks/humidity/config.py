@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an adversarial training run is made of."""
+"""The options of `fastds train humidity`, an adversarial training."""
 
 import dataclasses
+from typing import Any
 
 from fastds.data.samples.fields import COARSENINGS
 from fastds.models.wgan_gp.penalty import ADVERSARIES
+from fastds.tasks.common import config
 from fastds.tasks.common.command import read_command_line
 
 CRITICS = ("humidity", "srgan")
@@ -12,7 +14,7 @@ CONTENTS = ("l1", "mse", "crps")
 
 
 @dataclasses.dataclass
-class GANDataConfig:
+class DataConfig:
     """The samples: sequences of `steps` fields, cut at random from the training regions.
 
     Args:
@@ -62,7 +64,7 @@ class LossConfig:
         content_weight: of the generator's content loss; 0 in the paper's Algorithm 1.
         adversarial_weight: of the generator's adversarial loss; 1 in the paper's Algorithm 1.
         adversarial_ramp: epochs in which the adversarial weight grows from 0.
-        quiet_weight: of the mean squared error of the field without noise, which is then the mean of the ensemble.
+        noise_free_weight: of the mean squared error of the field without noise, which is then the mean of the ensemble.
         critic_steps: of the critic per step of the generator.
     """
 
@@ -72,7 +74,7 @@ class LossConfig:
     content_weight: float = 1.0
     adversarial_weight: float = 1e-3
     adversarial_ramp: float = 0.0
-    quiet_weight: float = 0.0
+    noise_free_weight: float = 0.0
     critic_steps: int = 1
 
     def __post_init__(self):
@@ -89,77 +91,82 @@ class OptimiserConfig:
     """Adam for both networks, at two time scales.
 
     Args:
-        generator_rate: learning rate of the generator.
-        critic_rate: learning rate of the critic.
         betas: of Adam.
         warmup_epochs: linear growth of both rates.
-        epochs: of the cosine to zero.
+        epochs: of the cosine to zero, and of the run; max_steps and max_minutes replace it where they are given.
         literal_schedule: the paper's printed formulas: batch_size / n_warm as the factor of the whole warm-up, and no
             pi in the cosine.
-        ema_decay: of the averaged generator that is validated and exported; 0 switches averaging off.
         bfloat16: autocast of everything but the penalty.
     """
 
-    generator_rate: float = 1e-4
-    critic_rate: float = 1e-3
     betas: tuple[float, float] = (0.5, 0.9)
     warmup_epochs: float = 5.0
     epochs: int = 200
     literal_schedule: bool = False
-    ema_decay: float = 0.0
     bfloat16: bool = False
 
 
 @dataclasses.dataclass
-class GANConfig:
+class ModelConfig(config.ModelConfig):
+    """The generator.
+
+    Args:
+        name: a name of fastds.models.available(), a HumidityGenerator or a network without noise (srcnn, srgan).
+    """
+
+    name: str = "wgan-gp"
+
+
+@dataclasses.dataclass
+class CriticConfig:
+    """The critic.
+
+    Args:
+        name: "humidity" (HumidityCritic) or "srgan" (SRGANDiscriminator).
+        options: arguments that replace the critic's.
+        learning_rate: the highest of the critic.
+    """
+
+    name: str = "humidity"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    learning_rate: float = 1e-3
+
+    def __post_init__(self):
+        if self.name not in CRITICS:
+            raise ValueError(f"critic.name must be one of {CRITICS}, got {self.name!r}")
+
+
+@dataclasses.dataclass
+class TrainingConfig(config.RunConfig):
     """An adversarial training run.
 
     Args:
         data: the samples.
         loss: what is minimised.
         optimiser: of both networks.
-        generator: a name of fastds.models.available(), a HumidityGenerator or a network without noise (srcnn, srgan).
-        critic: "humidity" (HumidityCritic) or "srgan" (SRGANDiscriminator).
-        generator_options: arguments that replace the preset's.
-        critic_options: arguments that replace the critic's.
-        card: fields of the model card written into the exported weights.
-        output: folder for checkpoints, logs and weights.
-        seed: of weights and samples.
-        max_minutes: wall-clock bound; the learning rate then reaches zero there, if earlier. None: no bound.
-        resume: continue from the last checkpoint in output, where there is one.
-        progress: show a progress bar.
-        threads: of torch; None leaves them.
+        model: the generator.
+        critic: its opponent.
+        max_steps: of the generator; the learning rates reach zero here. None: after optimiser.epochs.
+        max_minutes: wall-clock bound; the learning rates reach zero there, if earlier. None: no bound.
+        learning_rate: the highest of the generator.
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged, batch
             normalisation sees the share of its process. Only one process resumes bit by bit and takes max_minutes.
     """
 
-    data: GANDataConfig
+    data: DataConfig
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
-    generator: str = "wgan-gp"
-    critic: str = "humidity"
-    generator_options: dict = dataclasses.field(default_factory=dict)
-    critic_options: dict = dataclasses.field(default_factory=dict)
-    card: dict = dataclasses.field(default_factory=dict)
-    output: str = "training-gan"
-    seed: int = 0
-    max_minutes: float | None = None
-    resume: bool = True
-    progress: bool = True
-    threads: int | None = None
-    devices: int = 1
-
-    def __post_init__(self):
-        if self.critic not in CRITICS:
-            raise ValueError(f"critic must be one of {CRITICS}, got {self.critic!r}")
-        if self.devices < 1 or self.data.batch_size % self.devices:
-            raise ValueError(
-                f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
-            )
-        if self.devices > 1 and self.max_minutes is not None:
-            raise ValueError("max_minutes is for one process, others have clocks of their own: give optimiser.epochs")
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
+    output: str = dataclasses.field(default="training-humidity", kw_only=True)
+    max_steps: int | None = dataclasses.field(default=None, kw_only=True)
+    learning_rate: float = dataclasses.field(default=1e-4, kw_only=True)
+    ema_decay: float = dataclasses.field(default=0.0, kw_only=True)
+    progress: bool = dataclasses.field(default=True, kw_only=True)
 
 
-def parse_arguments(arguments: list[str]) -> GANConfig:
-    """Read `arguments`, a command line, into a GANConfig; `--config NAME` takes a shipped configuration by its name."""
-    return read_command_line(GANConfig, arguments, "gan", "Train a WGAN-GP on gridded fields.")
+def parse_arguments(arguments: list[str]) -> TrainingConfig:
+    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
+    name."""
+    description = "Train a generator of ensembles (WGAN-GP) on gridded fields."
+    return read_command_line(TrainingConfig, arguments, "fastds train humidity", description)

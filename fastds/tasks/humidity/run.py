@@ -5,39 +5,43 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 import fastds
-from fastds.data import add_history, open_dataset, refine_grid, save_dataset
+from fastds.data import add_history, refine_grid
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field
-from fastds.models import load
 from fastds.models.wgan_gp import HumidityGenerator
-from fastds.tasks.common.inference import check_field_target
+from fastds.tasks.common.inference import Report, computing, file_to_file, loaded, progress_bar
 
 SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a shorter sequence
 _PERCENT = ("%", "percent", "per cent")
 
 
-def downscale_ensemble(
-    model: HumidityGenerator,
+def downscale(
+    model: nn.Module | str | os.PathLike,
     dataset: xr.Dataset,
     *,
     members: int | None = None,
     seed: int = 0,
-    variable: str | None = None,
+    var: str | None = None,
     level: float | None = None,
+    threads: int | None = None,
+    progress: bool = False,
 ) -> xr.Dataset:
     """Return the field at the model's finer grid, as one field or an ensemble.
 
     Args:
-        model: a generator with offset, range and coarsening in its card, as fastds.load gives it.
+        model: a generator with offset, range and coarsening in its card, or the name or path of its weights.
         dataset: coarse fields over (time, y, x), in the unit the model was trained for.
         members: number of members, along a new first dimension `realization`; None: one field without noise.
         seed: of the first member; member k has seed + k, and every sequence of steps its own numbers.
-        variable, level: where the file does not tell, see choose_field.
+        var, level: variable and value of its vertical coordinate where the file does not tell, see choose_field.
+        threads: CPU threads; None: torch's. progress: show a progress bar.
 
     Returns:
         a new Dataset with the coordinates of the finer cells, settings in its attributes. Cells are cut into factor x
@@ -49,13 +53,41 @@ def downscale_ensemble(
         ValueError: another model, members below 1, missing values, humidity far outside [0, 105] % or a fraction, or
         a variable or level that is missing or ambiguous. Warns (UserWarning) where humidity is cut to [0, 105] %.
     """
+    return _run(loaded(model), dataset, members, seed, var, level, threads, progress)
+
+
+def downscale_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    model: nn.Module | str | os.PathLike,
+    members: int | None = None,
+    seed: int = 0,
+    var: str | None = None,
+    level: float | None = None,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Downscale the NetCDF, GRIB or Zarr file source into a NetCDF or Zarr file, arguments as in `downscale`; `target`
+    appears only when it is complete."""
+
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+        generator = loaded(model)
+        out = _run(generator, dataset, members, seed, var, level, threads, progress)
+        return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
+
+    return file_to_file(source, target, make)
+
+
+def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:
     _check(model, members)
-    field = choose_field(dataset, variable, level)
+    field = choose_field(dataset, var, level)
     values = field.values.astype(np.float32)
     check_values(values, f"variable {field.name}")
     if _is_humidity(model, field):
         values = _cut_humidity(values, field.name)
-    fine = _run(model, values, members, seed)
+    with computing(model, threads):
+        fine = _draw(model, values, members, seed, progress)
     dims = (("realization",) if members else ()) + field.dims
     scale = model.config["scale"]
     out = refine_grid(dataset, field, scale)
@@ -75,21 +107,6 @@ def downscale_ensemble(
         settings |= {"fastds_members": members, "fastds_seed": seed}
     out = out.assign_attrs(dict(dataset.attrs) | settings)
     return add_history(out, f"fastds {fastds.__version__} downscale with {model.card.name}")
-
-
-def downscale_ensemble_file(source: str | os.PathLike, target: str | os.PathLike, *, model, **options) -> str:
-    """downscale_ensemble from a NetCDF, GRIB or Zarr file to a NetCDF or Zarr file.
-
-    model: a generator, a shipped name or the path of a weights file.
-
-    Returns: a sentence for the user. `target` appears only when it is complete.
-    """
-    check_field_target(source, target)
-    generator = model if isinstance(model, torch.nn.Module) else load(model)
-    with open_dataset(source) as dataset:
-        out = downscale_ensemble(generator, dataset, **options)
-        save_dataset(out, target)
-    return f"model {generator.card.name}: wrote {target}"
 
 
 def _check(model, members):
@@ -129,28 +146,26 @@ def _cut_humidity(values, name):
         f"{int(outside.sum())} of {values.size} values of {name}, {least:.4g} to {most:.4g} %, are cut to "
         f"{low:g}..{high:g} %",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return values.clip(low, high)
 
 
-def _run(model, values, members, seed):
+def _draw(model, values: np.ndarray, members: int | None, seed: int, progress: bool) -> np.ndarray:
+    """The fine fields ([members,] time, H, W) of coarse ones (time, h, w)."""
     card, scale = model.card, model.config["scale"]
     x = torch.from_numpy((values - card.offset) / card.range)[None, :, None]
-    size = (members or 1, len(values), *(n * scale for n in values.shape[1:]))
-    fine = np.empty(size, np.float32)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(values), SEQUENCE):
-                part = x[:, start : start + SEQUENCE]
-                for m in range(members or 1):
-                    # Different numbers for every sequence and member, the same for any number of members.
-                    draw = {"seed": seed + m + 1_000_003 * start} if members else {"noise": "zero"}
-                    fine[m, start : start + part.shape[1]] = card.physical(model(part, **draw)[0, :, 0]).numpy()
-    finally:
-        model.train(training)
+    fine = np.empty((members or 1, len(values), *(n * scale for n in values.shape[1:])), np.float32)
+    starts = range(0, len(values), SEQUENCE)
+    with progress_bar(progress, len(starts) * (members or 1), "downscaling", "sequences") as advance:
+        for start in starts:
+            part = x[:, start : start + SEQUENCE]
+            for m in range(members or 1):
+                # Different numbers for every sequence and member, the same for any number of members.
+                draw = {"seed": seed + m + 1_000_003 * start} if members else {"noise": "zero"}
+                fine[m, start : start + part.shape[1]] = card.physical(model(part, **draw)[0, :, 0]).numpy()
+                if advance is not None:
+                    advance()
     return fine if members else fine[0]
 
 

@@ -2,22 +2,21 @@
 """Random crops of sequences of fields, from regions kept apart."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable
 
-import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fastds.data.io.files import open_dataset
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
-from fastds.tasks.humidity.config import GANDataConfig
-from fastds.tasks.radar.samples import NewSamples
+from fastds.tasks.common.training import SampleData
+from fastds.tasks.humidity.config import DataConfig
 
 ROLES = ("train", "validation", "test")
 
 
-def read_regions(config: GANDataConfig, role: str) -> list[torch.Tensor]:
+def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
     """The fields of a role's regions, each (times, H, W), normalised, float32.
 
     Raises: FileNotFoundError, ValueError where files, variables, regions or values do not fit.
@@ -45,7 +44,8 @@ def read_regions(config: GANDataConfig, role: str) -> list[torch.Tensor]:
     return regions
 
 
-def normalised(values: np.ndarray, config: GANDataConfig) -> torch.Tensor:
+def normalised(values: np.ndarray, config: DataConfig) -> torch.Tensor:
+    """(values - offset) / range as a tensor."""
     return torch.from_numpy(np.ascontiguousarray((values - config.offset) / config.range))
 
 
@@ -75,7 +75,7 @@ class FieldSequences(Dataset):
         seed: of the draw.
     """
 
-    def __init__(self, regions: list[torch.Tensor], samples: int, scale: int, config: GANDataConfig, seed: int):
+    def __init__(self, regions: list[torch.Tensor], samples: int, scale: int, config: DataConfig, seed: int):
         if config.crop % scale:
             raise ValueError(f"data.crop must be a multiple of the scale {scale}, got {config.crop}")
         if not regions:
@@ -105,34 +105,20 @@ class FieldSequences(Dataset):
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
 
 
-class Share(Sampler):
-    """One process's part of every batch of a sampler: `size` samples of each `size * devices`."""
-
-    def __init__(self, sampler: NewSamples, size: int, devices: int, rank: int):
-        self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
-
-    def __len__(self) -> int:
-        return len(self.sampler) // self.devices
-
-    def __iter__(self) -> Iterator[int]:
-        return (index for k, index in enumerate(self.sampler) if k // self.size % self.devices == self.rank)
-
-
-class SequenceDataModule(L.LightningDataModule):
+class HumidityData(SampleData):
     """Training crops, new in every epoch, and fixed validation crops.
 
     Args:
-        config: see GANDataConfig.
+        config: see DataConfig.
         scale: of the generator.
         seed: of the samples.
         start: gives the number of training samples seen so far, for an exact resume.
-        devices: processes that share each batch; every one validates on all of the fixed crops.
+        devices: see SampleData.
     """
 
-    def __init__(self, config: GANDataConfig, scale: int, seed: int, start, devices: int = 1):
-        super().__init__()
-        self.config, self.scale, self.seed, self.start, self.devices = config, scale, seed, start, devices
-        self.training = self.validation = None
+    def __init__(self, config: DataConfig, scale: int, seed: int, start: Callable[[], int], devices: int = 1):
+        super().__init__(config, seed, devices, start)
+        self.scale = scale
 
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
@@ -142,17 +128,6 @@ class SequenceDataModule(L.LightningDataModule):
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed
 
-    def train_dataloader(self) -> DataLoader:
-        size = self.config.batch_size
-        sampler = NewSamples(len(self.training) // size * size, self.start)
-        if self.devices > 1:
-            sampler = Share(sampler, size // self.devices, self.devices, self.trainer.global_rank)
-        return self._loader(self.training, sampler, size // self.devices)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader(self.validation, range(len(self.validation)), self.config.batch_size)
-
-    def _loader(self, samples: FieldSequences, sampler, batch_size: int) -> DataLoader:
+    def loader(self, samples: Dataset, **options) -> DataLoader:
         # A loader draws a number when it starts: from a generator of its own, so a resumed run sees the same noise.
-        own = torch.Generator().manual_seed(self.seed)
-        return DataLoader(samples, batch_size=batch_size, sampler=sampler, generator=own)
+        return super().loader(samples, generator=torch.Generator().manual_seed(self.seed), **options)

@@ -1,20 +1,243 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adversarial training run: networks, data, resume and export."""
+"""The training of the WGAN-GP: alternating updates, two time scales, exact resume, the exported generator."""
 
+from __future__ import annotations
+
+import copy
+import math
 import pathlib
 
-import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DDPStrategy
+import torch
+from torch import Tensor
 
 from fastds import models
+from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
-from fastds.tasks.common.command import ExportBest, begin, fill_card, fit, keep_last, make_folder
-from fastds.tasks.humidity.config import GANConfig
-from fastds.tasks.humidity.module import GANModule
-from fastds.tasks.humidity.samples import SequenceDataModule
+from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
+from fastds.tasks.common.export import ExportBest, fill_card
+from fastds.tasks.common.run_folder import begin, run
+from fastds.tasks.common.training import TimedModule
+from fastds.tasks.humidity.config import TrainingConfig
+from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.humidity.samples import HumidityData
+
+
+def content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
+    """Distance of members (M, ...) from the truth (...): "l1", "mse", or the fair CRPS of M >= 2 members.
+
+    CRPS = mean_m |x_m - y| - 1/(2 M (M-1)) sum_{m,k} |x_m - x_k|. Source: Ferro 2014, equation 8.
+    """
+    error = members - truth
+    if kind == "mse":
+        return error.square().mean()
+    loss = error.abs().mean()
+    if kind == "l1":
+        return loss
+    m = len(members)
+    pairs = sum((members[i] - members[k]).abs().mean() for i in range(m) for k in range(i))
+    return loss - pairs / (m * (m - 1))
+
+
+class AdversarialModule(TimedModule):
+    """Trains a generator (B, T, 1, h, w) -> (B, T, 1, H, W) against a critic.
+
+    Logged: critic, penalty, gradient_norm (its mean, which goes to 1), content, adversarial, rate; val_mse of the mean
+    of two members, in squared units of the field, val_mse_noise_free of the field without noise, and val_mse_bicubic of
+    coordinate-true interpolation.
+
+    Args:
+        generator, critic: the networks.
+        config: the run.
+        steps_per_epoch: mini-batches, for the schedule.
+    """
+
+    def __init__(
+        self, generator: torch.nn.Module, critic: torch.nn.Module, config: TrainingConfig, steps_per_epoch: int
+    ):
+        super().__init__(config)
+        self.automatic_optimization = False
+        self.generator, self.steps_per_epoch = generator, steps_per_epoch
+        self.critic_loss = CriticLoss(critic, config.loss.adversary, config.loss.penalty)
+        decay = config.ema_decay
+        self.average = copy.deepcopy(generator).requires_grad_(False) if decay > 0 else None
+        self.steps = 0
+
+    @property
+    def exported(self) -> torch.nn.Module:
+        """The generator that is validated and saved: the averaged one, where there is one."""
+        return self.generator if self.average is None else self.average
+
+    def steps_done(self) -> int:
+        return self.steps  # Lightning counts those of both optimisers
+
+    def samples_seen(self) -> int:
+        """Training samples so far."""
+        return self.steps * self.config.data.batch_size
+
+    # ---- steps
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        last = self.config.max_steps
+        if last is not None and self.steps >= last:  # a finished run that is resumed
+            self.trainer.should_stop = True
+
+    def training_step(self, batch: dict, batch_index: int) -> None:
+        critic_optimiser, generator_optimiser = self.optimizers()
+        rate = self.rate()
+        for optimiser in (critic_optimiser, generator_optimiser):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["initial_lr"]
+        for _ in range(self.config.loss.critic_steps):
+            self.critic_step(batch, critic_optimiser)
+        self.generator_step(batch, generator_optimiser)
+        self.steps += 1
+        self.update_average()
+        self.log("rate", rate)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where the configuration asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optimiser.bfloat16)
+
+    def critic_input(self, batch: dict) -> Tensor | None:
+        """The coarse fields, for a critic that reads them."""
+        return batch["coarse"] if getattr(self.critic_loss.critic, "config", {}).get("conditional") else None
+
+    def critic_step(self, batch: dict, optimiser) -> None:
+        with torch.no_grad(), self.autocast():
+            fake = sample(self.generator, batch["coarse"])
+        with self.autocast():
+            loss, logs = self.critic_loss(batch["fine"], fake.to(batch["fine"].dtype), self.critic_input(batch))
+        self.finite("the critic's loss", loss)
+        optimiser.zero_grad()
+        self.manual_backward(loss)
+        optimiser.step()
+        self.log_dict({"critic": loss.detach()} | logs)
+
+    def generator_step(self, batch: dict, optimiser) -> None:
+        c = self.config.loss
+        members, noise_free = self.draw(batch["coarse"])
+        content = content_loss(members.float(), batch["fine"], c.content)
+        loss = c.content_weight * content
+        if noise_free is not None:
+            loss = loss + c.noise_free_weight * (noise_free.float() - batch["fine"]).square().mean()
+        if c.adversarial_weight > 0:
+            adversarial = self.adversarial(members[0], batch)
+            loss = loss + self.adversarial_weight() * adversarial
+            self.log("adversarial", adversarial.detach())
+        self.finite("the generator's loss", loss)
+        optimiser.zero_grad()
+        self.manual_backward(loss)
+        optimiser.step()
+        self.log("content", content.detach(), prog_bar=True)
+
+    def draw(self, coarse: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Members (M, B, T, O, H, W) as the content loss wants them, and the field without noise where it is trained.
+
+        Drawn as one batch: batch normalisation sees all.
+        """
+        c = self.config.loss
+        draws, further = 2 if c.content == "crps" else 1, c.noise_free_weight > 0
+        coarse, noise = coarse.repeat(draws + further, 1, 1, 1, 1), {}
+        if further:
+            noise["noise"] = torch.randn(self.generator.noise_shape(coarse), device=coarse.device)
+            noise["noise"].unflatten(0, (draws + 1, -1))[draws] = 0
+        with self.autocast():
+            fields = sample(self.generator, coarse, **noise).unflatten(0, (draws + further, -1))
+        return fields[:draws], fields[draws] if further else None
+
+    def adversarial(self, fake: Tensor, batch: dict) -> Tensor:
+        """The generator's adversarial loss; the critic gets no gradients."""
+        extra = self.critic_input(batch)
+        critic = self.critic_loss.critic.requires_grad_(False)
+        with self.autocast():
+            score = critic(fake, *(() if extra is None else (extra,)))
+        critic.requires_grad_(True)
+        return adversarial_loss(score, self.config.loss.adversary)
+
+    def adversarial_weight(self) -> float:
+        """Of this step: it grows over loss.adversarial_ramp epochs."""
+        c = self.config.loss
+        ramp = c.adversarial_ramp * self.steps_per_epoch
+        return c.adversarial_weight * min(1.0, (self.steps + 1) / ramp if ramp else 1.0)
+
+    def finite(self, what: str, loss: Tensor) -> None:
+        """Raises: FloatingPointError for a loss that is not finite."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{what} was not finite (step {self.steps}); the last checkpoint is kept: resume with a smaller "
+                "learning_rate and critic.learning_rate"
+            )
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the averaged generator towards the new weights."""
+        if self.average is None:
+            return
+        decay = min(self.config.ema_decay, (1 + self.steps) / (10 + self.steps))
+        for ours, new in zip(self.average.state_dict().values(), self.generator.state_dict().values(), strict=True):
+            if ours.is_floating_point():
+                ours.lerp_(new, 1 - decay)
+            else:
+                ours.copy_(new)
+
+    # ---- schedule
+
+    def rate(self) -> float:
+        """Factor of both learning rates: warm-up by steps, then cosine by epochs, or by steps where max_steps is given
+        (or by the clock, if that ends first).
+
+        Source: Li et al. 2024, equation 7 and the warm-up above it, with the slips corrected unless literal_schedule.
+        """
+        o, last = self.config.optimiser, self.config.max_steps
+        warm = o.warmup_epochs * self.steps_per_epoch
+        if self.steps < warm:
+            literal = min(1.0, self.config.data.batch_size / (warm + 1e-8))
+            return literal if o.literal_schedule else (self.steps + 1) / (warm + 1e-8)
+        epochs = self.steps // self.steps_per_epoch
+        done = min(1.0, epochs / o.epochs if last is None else self.steps / last)
+        if self.config.max_minutes is not None:
+            done = max(done, min(1.0, self.clock() / (60.0 * self.config.max_minutes)))
+        return 0.5 * (1.0 + math.cos(done if o.literal_schedule else math.pi * done))
+
+    def configure_optimizers(self):
+        o = self.config.optimiser
+        rates = self.config.critic.learning_rate, self.config.learning_rate
+        pairs = list(zip((self.critic_loss.critic, self.generator), rates, strict=True))
+        optimisers = [torch.optim.Adam(net.parameters(), lr=rate, betas=o.betas) for net, rate in pairs]
+        for optimiser, (_, rate) in zip(optimisers, pairs, strict=True):
+            optimiser.param_groups[0]["initial_lr"] = rate
+        return optimisers
+
+    # ---- validation
+
+    def on_validation_model_eval(self) -> None:
+        self.eval()
+
+    def validation_step(self, batch: dict, batch_index: int) -> None:
+        coarse, fine, g = batch["coarse"], batch["fine"], self.exported
+        members = torch.stack([sample(g, coarse, seed=1000 * batch_index + m) for m in range(2)])
+        scale = self.config.data.range**2
+        align = "grid" if self.config.data.coarsening == "decimate" else "center"
+        reference = interpolate(coarse, g.config["scale"], "bicubic", align)
+        values = {
+            "val_mse": (members.mean(0) - fine).square().mean() * scale,
+            "val_mse_bicubic": (reference - fine).square().mean() * scale,
+            "val_mse_noise_free": (sample(g, coarse, noise="zero") - fine).square().mean() * scale,
+            "val_crps": content_loss(members, fine, "crps") * self.config.data.range,
+        }
+        self.log_dict(values, batch_size=len(fine), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["steps"] = self.steps
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.steps = checkpoint["steps"]
 
 
 class ExportGenerator(ExportBest):
@@ -22,28 +245,33 @@ class ExportGenerator(ExportBest):
 
     def validated(self, trainer, module):
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
-        return module.exported, {**module.config.card.get("metrics", {}), "validation": values}, values["val_crps"]
+        return (
+            module.exported,
+            {**module.config.model.card.get("metrics", {}), "validation": values},
+            values["val_crps"],
+        )
 
 
-def build(config: GANConfig) -> GANModule:
+def build(config: TrainingConfig) -> AdversarialModule:
     """The networks with fresh weights, card filled, in their training module.
 
     Raises: ValueError for options that do not fit.
     """
-    generator = models.create(config.generator, **config.generator_options)
-    critic = {"humidity": HumidityCritic, "srgan": SRGANDiscriminator}[config.critic](**config.critic_options)
+    c = config.model
+    generator = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
+    critic = {"humidity": HumidityCritic, "srgan": SRGANDiscriminator}[config.critic.name](**config.critic.options)
     noisy = hasattr(generator, "noise_shape")
-    if not noisy and (config.loss.content == "crps" or config.loss.quiet_weight > 0):
+    if not noisy and (config.loss.content == "crps" or config.loss.noise_free_weight > 0):
         raise ValueError(
-            f"loss: content 'crps' and quiet_weight are for a generator with noise; {config.generator!r} has none"
+            f"loss: content 'crps' and noise_free_weight are for a generator with noise; {c.start or c.name!r} has none"
         )
-    fill_card(generator.card, config.card)
+    fill_card(generator.card, c.card)
     generator.card.offset, generator.card.range = config.data.offset, config.data.range
     generator.card.coarsening = config.data.coarsening
-    return GANModule(generator, critic, config, max(1, config.data.epoch_samples // config.data.batch_size))
+    return AdversarialModule(generator, critic, config, max(1, config.data.epoch_samples // config.data.batch_size))
 
 
-def train(config: GANConfig) -> pathlib.Path:
+def train(config: TrainingConfig) -> pathlib.Path:
     """Train, resume where config.output holds a checkpoint, and export the generator.
 
     Returns: the path of best.safetensors; last.safetensors, checkpoints/ and csv/ lie beside it. Deterministic for a
@@ -54,26 +282,9 @@ def train(config: GANConfig) -> pathlib.Path:
     begin(config)
     module = build(config)
     scale = module.generator.config["scale"]
-    data = SequenceDataModule(config.data, scale, config.seed, module.samples_seen, config.devices)
+    data = HumidityData(config.data, scale, config.seed, module.samples_seen, config.devices)
     data.setup()
-    output = make_folder(config)
-    callbacks = [ExportGenerator(output), keep_last(output)]
-    if config.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    trainer = L.Trainer(
-        accelerator="auto",
-        devices=config.devices,
-        # Each of the two losses reaches one of the networks.
-        strategy="auto" if config.devices == 1 else DDPStrategy(find_unused_parameters=True),
-        use_distributed_sampler=False,
-        max_epochs=config.optimiser.epochs,
-        logger=CSVLogger(str(output), name="csv", version=""),
-        callbacks=callbacks,
-        num_sanity_val_steps=0,
-        log_every_n_steps=min(10, module.steps_per_epoch),
-        enable_progress_bar=config.progress,
-        enable_model_summary=config.progress,
-        default_root_dir=str(output),
-        deterministic="warn",
-    )
-    return fit(trainer, module, data, config)
+    # The module ends the run at config.max_steps: the trainer would count the steps of the critic, too.
+    epochs = config.optimiser.epochs if config.max_steps is None else -1
+    bounds = {"max_steps": -1, "max_epochs": epochs}
+    return run(config, module, data, ExportGenerator, enable_model_summary=config.progress, **bounds)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run of a nowcasting network is made of."""
+"""The options of `fastds train nowcast`."""
 
 import dataclasses
 
 from fastds.models.db_rnn.losses import ABLATIONS
+from fastds.tasks.common import config
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.radar.config import RunConfig
 
 LOSSES = ("rain", "db-rnn")
 STAGES = ("forecaster", "deblurrer")
 
 
 @dataclasses.dataclass
-class NowcastDataConfig:
+class DataConfig:
     """The samples.
 
     Args:
@@ -74,7 +74,7 @@ class NowcastDataConfig:
 
 
 @dataclasses.dataclass
-class NowcastLossConfig:
+class LossConfig:
     """What is minimised.
 
     Args:
@@ -110,40 +110,47 @@ class NowcastLossConfig:
 
 
 @dataclasses.dataclass
-class NowcastConfig(RunConfig):
+class ModelConfig(config.ModelConfig):
+    """The network.
+
+    Args:
+        name: a name of fastds.models.available(), of the DB-RNN family.
+    """
+
+    name: str = "nowcast-small"
+
+
+@dataclasses.dataclass
+class TrainingConfig(config.SupervisedConfig):
     """A training run of a nowcasting network.
 
     Args:
         data: the samples.
         loss: what is minimised.
-        model: name of a preset.
-        options: arguments of fastds.models.create that replace the preset's.
-        start: weights to begin with, a file or a shipped name.
-        card: fields of the model card written into the exported weights.
+        model: the network.
         stage: of a StagedRNN: "forecaster" trains that one, "deblurrer" the other, on forecasts of the frozen first
-            (start then names the weights of the first stage).
-        output: folder for checkpoints, logs and the exported weights.
+            (model.start then names the weights of the first stage).
     """
 
-    data: NowcastDataConfig
-    loss: NowcastLossConfig = dataclasses.field(default_factory=NowcastLossConfig)
-    model: str = "nowcast-small"
-    options: dict = dataclasses.field(default_factory=dict)
-    start: str | None = None
-    card: dict = dataclasses.field(default_factory=dict)
+    data: DataConfig
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     stage: str | None = None
-    output: str = "training-nowcast"
+    output: str = dataclasses.field(default="training-nowcast", kw_only=True)
     ema_decay: float = dataclasses.field(default=0.99, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
         if self.stage is not None and self.stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
-        if self.stage == "deblurrer" and self.start is None:
-            raise ValueError("stage deblurrer needs start, the weights of the trained forecaster")
+        if self.stage == "deblurrer" and self.model.start is None:
+            raise ValueError("stage deblurrer needs model.start, the weights of the trained forecaster")
+        if self.devices > 1 and self.loss.ablation == "adversarial":
+            raise ValueError("loss.ablation 'adversarial' trains its discriminator in one process: leave out devices")
 
 
-def parse_arguments(arguments: list[str]) -> NowcastConfig:
-    """Read `arguments`, a command line, into a NowcastConfig; `--config NAME` takes a shipped configuration by its
+def parse_arguments(arguments: list[str]) -> TrainingConfig:
+    """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
     name."""
-    return read_command_line(NowcastConfig, arguments, "nowcast", "Train a nowcasting network on radar files.")
+    description = "Train a nowcasting network on radar files."
+    return read_command_line(TrainingConfig, arguments, "fastds train nowcast", description)

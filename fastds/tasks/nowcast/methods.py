@@ -67,7 +67,7 @@ class Method:
 
     def _with(self, option: str, value, refusal: str) -> Method:
         if self.model is None or option not in inspect.signature(self.model.forecast).parameters:
-            raise ValueError(f"method {self.name} {refusal}; leave out {option}")
+            raise ValueError(f"method {self.name} {refusal}; leave out the argument {option}")
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
     def __call__(self, z: np.ndarray, steps: int, precision: str = "fp32") -> np.ndarray:
@@ -114,7 +114,7 @@ def _shipped() -> tuple[Method, str]:
         return baseline(FALLBACK), f"method {FALLBACK} was chosen: no weights of a nowcaster are shipped"
     chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
     if chosen not in names:
-        raise ValueError(f"several nowcasters are shipped, name one with model (--model): {', '.join(names)}")
+        raise ValueError(f"several nowcasters are shipped, name one with the argument model: {', '.join(names)}")
     others = ", ".join(name for name in names if name != chosen)
     return _of_model(load(chosen)), f"model {chosen} was chosen; other nowcasters: {others or 'none'}"
 

@@ -11,14 +11,20 @@ import xarray as xr
 from fastds.data import to_reflectivity
 from fastds.data.grid.times import text_of
 from fastds.plot import forecast_strip, save_png
-from fastds.tasks.nowcast.reading import Forecasts
+from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.starts import Timeline, coarse_fields
 
 # Leads shown beside the start.
 _LEADS = 5
 
 
-def write_picture(path: Path, forecast: xr.Dataset, observed: xr.Dataset, var=None, z_r=None) -> None:
+def write_picture(
+    path: Path,
+    forecast: xr.Dataset,
+    observed: xr.Dataset,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+) -> None:
     """Draw the first forecast of a dataset that nowcast made as a PNG, by a temporary name.
 
     observed: the dataset it was made from; fields after the start are drawn where it has them. var, z_r: as for

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -17,26 +16,23 @@ import fastds
 from fastds.data import (
     ReflectivityInput,
     add_history,
-    open_dataset,
-    save_dataset,
     to_reflectivity,
 )
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
     Report,
-    check_field_target,
     check_settings,
     check_target,
-    evaluating,
+    computing,
+    file_to_file,
     mean_spacing_m,
     progress_bar,
     store,
-    torch_threads,
     warn_outside,
 )
+from fastds.tasks.nowcast.forecasts import QUANTITIES, forecast_dataset
 from fastds.tasks.nowcast.methods import Method, pick_method
-from fastds.tasks.nowcast.output import QUANTITIES, forecast_dataset
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
 
 STEPS = 12
@@ -83,7 +79,7 @@ class Options:
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
-            raise ValueError(f"give steps or lead and not both, got {self.steps} and {self.lead!r}")
+            raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
         for name, value in (("steps", self.steps), ("coarsen", self.coarsen), ("block", self.block)):
             if value is not None and (int(value) != value or value < 1):
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
@@ -130,22 +126,23 @@ def nowcast_file(
     model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
     forecast and difference. Forecasts above 256 MB wait in an unnamed file beside the target. Raises FileNotFoundError,
     ValueError."""
-    target = Path(target)
-    check_field_target(source, target)
     if picture is not None:
         check_target(source, Path(picture))
     chosen = Options(**options)
-    method, note = pick_method(model)
-    with open_dataset(source) as dataset:
-        out, report = _run(method, dataset, chosen, progress, folder=target.parent)
-        save_dataset(out, target)
-        report.notes = [note, *report.notes, f"wrote {target}"]
-        if picture is not None:
-            from fastds.tasks.nowcast.picture import write_picture
 
-            write_picture(Path(picture), out, dataset, chosen.var, chosen.z_r)
-            report.notes.append(f"wrote {picture}")
-    return report
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+        method, note = pick_method(model)
+        out, report = _run(method, dataset, chosen, progress, folder=folder)
+        report.notes.insert(0, note)
+        return out, report
+
+    def draw(dataset: xr.Dataset, out: xr.Dataset) -> str:
+        from fastds.tasks.nowcast.picture import write_picture
+
+        write_picture(Path(picture), out, dataset, chosen.var, chosen.z_r)
+        return f"wrote {picture}"
+
+    return file_to_file(source, target, make, None if picture is None else draw)
 
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder):
@@ -180,8 +177,8 @@ def _forecasts(method: Method, source, starts: list[Start], steps, factor, optio
     """(starts, steps, h, w) in dBZ, NaN where the last known field is missing."""
     height, width = (size // factor for size in source.shape[1:])
     z = store((len(starts), steps, height, width), folder)
-    model = contextlib.nullcontext() if method.model is None else evaluating(method.model)
-    with torch_threads(options.threads), model, progress_bar(progress, len(starts), "nowcasting", "starts") as advance:
+    bar = progress_bar(progress, len(starts), "nowcasting", "starts")
+    with computing(method.model, options.threads), bar as advance:
         for number, start in enumerate(starts):
             known = coarse_fields(source, list(start.frames), factor, method.card.floor_dbz)
             z[number] = method(known, steps, options.precision)

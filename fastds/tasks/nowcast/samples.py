@@ -10,8 +10,9 @@ from fastds import data as fd
 from fastds.data.samples.radar_triples import FrameStore
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.tasks.nowcast.config import NowcastDataConfig
-from fastds.tasks.radar.samples import CropsDataModule, source_weights, synthetic_events, time_blocks
+from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
+from fastds.tasks.common.training import SampleData
+from fastds.tasks.nowcast.config import DataConfig
 
 _ATTEMPTS = 24
 _ECHO_DBZ = 15.0
@@ -41,7 +42,7 @@ class NowcastCrops(torch.utils.data.Dataset):
     def __init__(
         self,
         sources,
-        config: NowcastDataConfig,
+        config: DataConfig,
         *,
         samples: int,
         scales,
@@ -181,17 +182,18 @@ def _turn(rng, *fields: Tensor) -> list[Tensor]:
     return [field.transpose(-1, -2) for field in fields] if transpose else fields
 
 
-class NowcastDataModule(CropsDataModule):
+class NowcastData(SampleData):
     """Training crops, and fixed validation crops of later times, at the file's own cadence and every scale.
 
     Args:
-        config: see NowcastDataConfig.
+        config: see DataConfig.
         moving: see NowcastCrops; what LagrangianRNN is trained on.
         seed: of the samples.
+        devices: see SampleData.
     """
 
-    def __init__(self, config: NowcastDataConfig, moving: bool, seed: int = 0):
-        super().__init__(config, seed)
+    def __init__(self, config: DataConfig, moving: bool, seed: int = 0, devices: int = 1):
+        super().__init__(config, seed, devices)
         self.moving = moving
 
     def setup(self, stage: str | None = None) -> None:

@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run is made of: dataclasses and the command line."""
+"""The options of `fastds train radar`."""
 
 import dataclasses
 
+from fastds.tasks.common import config
 from fastds.tasks.common.command import read_command_line
+
+LOSSES = ("mse", "charbonnier", "relative_mse")
 
 
 @dataclasses.dataclass
-class ModelConfig:
+class ModelConfig(config.ModelConfig):
     """The network.
 
     Args:
-        name: a name of fastds.models.available().
-        options: keyword arguments of fastds.models.create that replace the preset's.
-        start: a safetensors file or a shipped name to start from instead of random weights.
-        input_gain: of fresh weights: factor of the first convolution, see run.strengthen; 1 leaves all weights alone.
-        card: fields of the model card written into the exported weights (licence, training_data, ...).
+        name: a name of fastds.models.available(), of an FC-ZSM.
+        input_gain: of fresh weights: factor of the first convolution, see training.scale_initial_weights; 1 leaves all
+            weights alone.
     """
 
     name: str = "fczsm-small"
-    options: dict = dataclasses.field(default_factory=dict)
-    start: str | None = None
     input_gain: float = 10.0
-    card: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -70,57 +68,18 @@ class DataConfig:
     workers: int = 1
 
 
-@dataclasses.dataclass(kw_only=True)
-class RunConfig:
-    """What the trainings of one network share: AdamW with a warm-up and a cosine decay, its bounds and its folder.
-
-    Args:
-        seed: of weights and samples.
-        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first.
-        max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no bound.
-        learning_rate: the highest.
-        warmup_steps: in which it grows to that.
-        weight_decay: of AdamW.
-        gradient_clip: largest norm of the gradient.
-        ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
-        resume: continue from the last checkpoint in output, where there is one.
-        progress: show a progress bar.
-        threads: of torch; None leaves them as they are.
-    """
-
-    seed: int = 0
-    max_steps: int = 20_000
-    max_minutes: float | None = None
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
-    resume: bool = True
-    progress: bool = False
-    threads: int | None = None
-
-    def __post_init__(self):
-        if self.max_steps < 1 or (self.max_minutes is not None and not self.max_minutes > 0):
-            raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-
-
 @dataclasses.dataclass
-class TrainingConfig(RunConfig):
+class TrainingConfig(config.SupervisedConfig):
     """A training run of FC-ZSM.
 
     Args:
         data: the samples.
         model: the network.
-        output: folder for checkpoints, logs and the exported weights.
         loss: "mse", "charbonnier", or "relative_mse": squared error of a sample over that of trilinear interpolation.
     """
 
     data: DataConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    output: str = "training"
     loss: str = "relative_mse"
     progress: bool = dataclasses.field(default=True, kw_only=True)
 
@@ -130,11 +89,8 @@ class TrainingConfig(RunConfig):
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
 
-LOSSES = ("mse", "charbonnier", "relative_mse")
-
-
 def parse_arguments(arguments: list[str]) -> TrainingConfig:
     """Read `arguments`, a command line, into a TrainingConfig; `--config NAME` takes a shipped configuration by its
     name."""
     description = "Train a network on radar files; the best weights are exported as safetensors."
-    return read_command_line(TrainingConfig, arguments, "radar", description)
+    return read_command_line(TrainingConfig, arguments, "fastds train radar", description)

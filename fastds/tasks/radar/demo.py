@@ -23,7 +23,7 @@ from fastds.data import (
 from fastds.models.baselines import advection, trilinear
 from fastds.tasks.radar.evaluation import evaluate
 from fastds.tasks.radar.run import downscale, pick_model
-from fastds.tasks.radar.table import EvaluationTable
+from fastds.tasks.radar.scores import EvaluationTable
 
 SEED = 7
 SIZE = 256
@@ -47,9 +47,10 @@ def demo(
     """Downscale a synthetic event, print the error table, write truth.nc, input.nc, OUT.nc and OUT.png to a folder.
 
     The event (fastds.data.synthetic_event) is size x size pixels of 1 km every 5 minutes; the input is every second
-    frame averaged to 2 km. folder: made where it is missing. model: as in fastds.tasks.radar.run.pick_model. seed: of the
-    event.
-    size: pixels a side, a multiple of 32, >= 64. frames: odd, >= 3. threads: CPU threads. progress: show progress bars.
+    frame averaged to 2 km. folder: made where it is missing. model: as in fastds.tasks.radar.run.pick_model. seed: of
+    the event. size: pixels a side, a multiple of 32, >= 64. frames: odd, >= 3. threads: CPU threads.
+    progress: show progress bars.
+
     Returns the table. No network access. Raises ValueError for sizes that do not fit and what pick_model raises.
     """
     if size % 32 or size < 64:

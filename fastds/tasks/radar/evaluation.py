@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import xarray as xr
 
 from fastds.data import open_dataset
 from fastds.models.baselines import advection, bicubic, trilinear
+from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.pairs import Pair, Pairs
-from fastds.tasks.radar.table import EvaluationTable
+from fastds.tasks.radar.pairs import Pairs
+from fastds.tasks.radar.scores import EvaluationTable
 
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
 _NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: python -m pip install torchmetrics scores"
@@ -59,18 +59,9 @@ def evaluate(
     source = Pairs(prediction, truth, coarse, var, z_r)
     name = f"{source.name} (PRED)" if source.name in BASELINES else source.name
     sums = {method: scores.Scores() for method in (*BASELINES, name)}
-    for pair in _tracked(source, progress):
+    for pair in tracked(source, progress):
         for method, score in sums.items():
             score.add(pair, pair.prediction if method == name else None, BASELINES.get(method))
     rows = {method: score.means() for method, score in sums.items()}
     notes = tuple(source.notes if scores.HAS_TORCHMETRICS and scores.HAS_SCORES else [*source.notes, _NEEDS_VERIFY])
     return EvaluationTable(rows, sums[name].count, round(sums[name].pixels / max(sums[name].count, 1)), notes)
-
-
-def _tracked(source: Pairs, progress: bool) -> Iterator[Pair]:
-    if not progress:
-        yield from source
-        return
-    from rich.progress import track
-
-    yield from track(source, total=len(source), description="evaluating", transient=True)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fastds.data import prepare, refine_mask, restore, to_reflectivity
+from fastds.data import prepare, refine_mask, restore
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
+from fastds.tasks.common.radar_files import open_reflectivity
 
 SPACE_FACTOR = 2
 
@@ -104,14 +105,6 @@ class Pairs:
             there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
             valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
             yield Pair(coarse, truth, prediction, interior(valid))
-
-
-def open_reflectivity(dataset, var, z_r, what: str):
-    """The dataset's reflectivity; errors name the file they come from."""
-    try:
-        return to_reflectivity(dataset, var, z_r=z_r)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
 
 
 def _keys(times) -> list[int]:

@@ -26,7 +26,7 @@ from fastds.tasks.common.tiling import Tile, run_tiles
 WEAKEST_DBZ = 0.0
 # The rim: the network's values within this many dB of its floor are corrected for cells below the floor nearby, less
 # and less upwards. Measured with fczsm-small on five radars: without it the squared error above 0 dBZ is 1.6 to 7 times
-# as large and CSI at 15 dBZ .06 to .37 lower; the squared error above 15 dBZ is up to 4 % smaller.
+# as large and CSI at 15 dBZ 0.06 to 0.37 lower; the squared error above 15 dBZ is up to 4 % smaller.
 RIM_DB = 3.0
 # The network's echo counts within this many coarse pixels, plus the motion, of echo above the floor in the input.
 NEAR_PIXELS = 4

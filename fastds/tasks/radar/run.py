@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 
@@ -17,25 +16,22 @@ from fastds.data import (
     ReflectivityInput,
     add_history,
     from_reflectivity,
-    open_dataset,
     output_shape,
-    save_dataset,
     static_maps,
     to_reflectivity,
 )
 from fastds.data.grid.axes import is_latitude
 from fastds.tasks.common.inference import (
     Report,
-    check_field_target,
     check_settings,
     check_static,
-    evaluating,
+    computing,
+    file_to_file,
     mean_spacing_m,
     store,
-    torch_threads,
     warn_outside,
 )
-from fastds.tasks.radar.job import Job
+from fastds.tasks.radar.tiled_run import TiledRun
 
 TIME_FACTORS = (2, 4)
 # Taken where several shipped weights match and none is named.
@@ -43,7 +39,7 @@ DEFAULT_MODEL = "fczsm-small"
 
 
 def downscale(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike | None,
     dataset: xr.Dataset,
     *,
     var: str | None = None,
@@ -63,7 +59,8 @@ def downscale(
     interpolated across gaps in time. Rates and amounts are converted by Z-R and back; amounts keep the amount of each
     cell and interval.
 
-    model: with a card that holds floor, ceiling and factors, as fastds.load gives it. dataset: a field (time, y, x).
+    model: with a card that holds floor, ceiling and factors, as fastds.load gives it; a shipped name or the path of a
+    weights file; None: the shipped weights for reflectivity, see pick_model. dataset: a field (time, y, x).
     var: its variable, where the attributes do not tell. z_r: (a, b) of Z = a R^b, mm6 m-3 and mm/h.
     tile, halo: pixels of the input, multiples of 16; None: one tile where the working memory allows, the network's
     reach.
@@ -73,8 +70,9 @@ def downscale(
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
     Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
     """
-    out, _ = _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder=None)
-    return out
+    model = model if isinstance(model, nn.Module) else pick_model(model)[0]
+    options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
+    return _run(model, dataset, *options, folder=None)[0]
 
 
 def downscale_file(
@@ -82,38 +80,30 @@ def downscale_file(
     target: str | os.PathLike,
     *,
     model: nn.Module | str | os.PathLike | None = None,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    time_factor: int = 2,
+    static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
-    **options,
 ) -> Report:
-    """Downscale the file source into another, see `downscale`; `target` appears only when it is complete.
+    """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
-    model: a model, the name of shipped weights or the path of a weights file; None: the only shipped weights whose
-    input variable has the standard name and units of the data. progress: show a progress bar. options: as downscale.
-    Fine fields above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of
-    the series. Raises FileNotFoundError, ValueError."""
-    target = Path(target)
-    check_field_target(source, target)
-    settings = {
-        key: options.pop(key, value)
-        for key, value in (
-            ("var", None),
-            ("z_r", None),
-            ("tile", None),
-            ("halo", None),
-            ("threads", None),
-            ("precision", "fp32"),
-            ("time_factor", 2),
-            ("static", None),
-        )
-    }
-    if options:
-        raise TypeError(f"downscale_file has no option {next(iter(options))!r}")
-    with open_dataset(source) as dataset:
-        model, note = pick_model(model)
-        out, report = _run(model, dataset, **settings, progress=progress, folder=target.parent)
-        save_dataset(out, target)
-    report.notes = [note, *report.notes, f"wrote {target}"]
-    return report
+    model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
+    above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
+    Raises FileNotFoundError, ValueError."""
+    options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
+
+    def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+        chosen, note = pick_model(model)
+        out, report = _run(chosen, dataset, *options, folder=folder)
+        report.notes.insert(0, note)
+        return out, report
+
+    return file_to_file(source, target, make)
 
 
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
@@ -142,7 +132,9 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
         ), f"model {DEFAULT_MODEL} was chosen; for reflectivity in dBZ there are also: {others}"
     found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
     how = "several" if matches else "none"
-    raise ValueError(f"{how} of the shipped weights take reflectivity in dBZ; name one with model (--model); {found}")
+    raise ValueError(
+        f"{how} of the shipped weights take reflectivity in dBZ; name one with the argument model; {found}"
+    )
 
 
 def _takes_reflectivity(card) -> bool:
@@ -166,8 +158,8 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
         check_static(model.card, needed, static)
     source = _radar_field(dataset, var, z_r)
     maps = static_maps(static, source.raw, source.dataset, model.card.static_variables) if needed else None
-    with torch_threads(threads), torch.inference_mode(), evaluating(model):
-        job = Job(model, source, tile, halo, precision, time_factor, maps)
+    with computing(model, threads, precision):
+        job = TiledRun(model, source, tile, halo, precision, time_factor, maps)
         z = job.run(progress, folder)
     if not any(np.isfinite(frame).any() for frame in z):
         warnings.warn("every pixel of the input is missing, and so is the output", UserWarning, stacklevel=3)
@@ -189,7 +181,10 @@ def _radar_field(dataset, var, z_r) -> ReflectivityInput:
         gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
         if not gridded or "no variable of reflectivity was found" not in str(error):
             raise
-        hint = "latitude-longitude fields take --scale, --grid or --like, humidity --model wgan-gp-small-x2 or -x8"
+        hint = (
+            "latitude-longitude fields take one of the arguments scale, grid and like; humidity takes the model "
+            "wgan-gp-small-x2 or wgan-gp-small-x8"
+        )
         raise ValueError(f"{error}; {hint}") from None
 
 
@@ -198,11 +193,11 @@ def _check_model(model) -> None:
     if card is None:
         raise ValueError("model must have a card with its normalisation; load it with fastds.load")
     if card.input_steps is not None:
-        raise ValueError(f"model {card.name} forecasts and does not downscale; use fastds nowcast")
+        raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
     if card.floor_dbz is None or card.ceiling_dbz is None:
         raise ValueError(
             f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
-            "of latitude-longitude fields need one of --scale, --grid and --like"
+            "of latitude-longitude fields take one of the arguments scale, grid and like"
         )
     if config.get("in_channels", 1) != 1:
         raise ValueError(

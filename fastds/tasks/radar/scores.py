@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of the scores of one method over pairs of input frames."""
+"""Scores of downscaled fields: their sums over pairs of input frames, and the table of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import os
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ import torch
 from fastds.data import coarsen, coarsen_mask
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, fss, radar_errors, spectral_ratio
+from fastds.tasks.common.tables import number_text, score_table, write_csv
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair
 
 THRESHOLDS_DBZ = (15.0, 30.0, 40.0)
@@ -90,3 +93,73 @@ class Scores:
         total, count = self.recoarsened
         out["recoarsened_rmse"] = float(np.sqrt(total / count)) if count else nan
         return out
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTable:
+    """Scores by method, method -> column -> number, and how they were made.
+
+    Columns for each floor f in dBZ: mse_total_f, mse_t2_f, mse_t13_f (dBZ^2), ssim_f; csi_q and fss_q for each
+    threshold q in dBZ; spectrum (power over the truth's at wavelengths of 2 to 4 pixels); recoarsened_rmse (dBZ, the
+    output's outer frames averaged back against the input). t2 = frames between the input times, t13 = frames at the
+    input times.
+
+    Attributes:
+        rows: the scores. pairs: of input frames. pixels: valid fine ones a frame, mean. notes: sentences below the
+        table.
+    """
+
+    rows: dict[str, dict[str, float]]
+    pairs: int
+    pixels: int
+    notes: tuple[str, ...] = ()
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Write one line per method, by a temporary name."""
+        columns = list(next(iter(self.rows.values())))
+        lines = ([name, *(f"{row[c]:.6g}" for c in columns)] for name, row in self.rows.items())
+        write_csv(path, ["method", *columns], lines)
+
+    def print(self, console=None) -> None:
+        """Print the tables with rich on a console (default: standard output)."""
+        from rich.console import Console
+
+        console = console or Console()
+        for floor in EVALUATION_FLOORS:
+            console.print(self._error_table(floor))
+        console.print(self._skill_table())
+        console.print(
+            f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: between the "
+            "input times, t1+t3: at the input times. "
+            f"FSS in windows of {FSS_WINDOW} pixels; detail: power at wavelengths of 2 to 4 pixels over the truth's; "
+            "refit: rms of the output averaged back minus the input.",
+            style="dim",
+        )
+        for note in self.notes:
+            console.print(note, style="dim", markup=False)
+
+    def _error_table(self, floor: float):
+        key = f"{floor:g}"
+        table = score_table(
+            f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1+t3", "SSIM")
+        )
+        reference = self.rows["trilinear"][f"mse_total_{key}"]
+        for name, row in self.rows.items():
+            total = row[f"mse_total_{key}"]
+            change = f"{100 * (total / reference - 1):+.1f} %" if reference > 0 else "-"
+            numbers = [row[f"{c}_{key}"] for c in ("mse_t2", "mse_t13", "ssim")]
+            table.add_row(name, number_text(total), "" if name == "trilinear" else change, *map(number_text, numbers))
+        return table
+
+    def _skill_table(self):
+        heads = [
+            (f"{score} {q:g}" if q == THRESHOLDS_DBZ[0] else f"{q:g}")
+            for score in ("CSI", "FSS")
+            for q in THRESHOLDS_DBZ
+        ]
+        title = "Skill at " + ", ".join(f"{q:g}" for q in THRESHOLDS_DBZ) + " dBZ, detail, fit to the input"
+        table = score_table(title, ("method", *heads, "detail", "refit dB"))
+        keys = [f"{score}_{q:g}" for score in ("csi", "fss") for q in THRESHOLDS_DBZ] + ["spectrum", "recoarsened_rmse"]
+        for name, row in self.rows.items():
+            table.add_row(name, *(number_text(row[k]) for k in keys))
+        return table

@@ -1,22 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training run: data, model, callbacks, resume and export."""
+"""The training of FC-ZSM: its loss on valid pixels, the run and the exported weights."""
+
+from __future__ import annotations
 
 import pathlib
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
-    LearningRateMonitor,
-    TQDMProgressBar,
-)
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
 
 from fastds import models
-from fastds.tasks.common.command import ExportBest, begin, fill_card, fit, keep_last, make_folder
+from fastds.models.baselines import trilinear
+from fastds.tasks.common.export import ExportBest, fill_card
+from fastds.tasks.common.lightning_extra import callbacks
+from fastds.tasks.common.run_folder import averaging, begin, run
+from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.radar.config import TrainingConfig
-from fastds.tasks.radar.module import DownscalingModule
-from fastds.tasks.radar.samples import RadarDataModule
+from fastds.tasks.radar.samples import RadarData
+
+
+class RadarModule(SupervisedModule):
+    """Trains a model that maps two coarse fields to three fine ones, as config says.
+
+    Batches: x (B, 2, 1, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) and static (B, S, h, w) where
+    the model needs them; x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2
+    above the floor) and val_relative (val_mse_total over that of trilinear interpolation).
+    """
+
+    def __init__(self, model: torch.nn.Module, config: TrainingConfig):
+        super().__init__(model, config)
+        self.range_dbz = config.data.ceiling - config.data.floor
+
+    def forward(self, batch: dict) -> Tensor:
+        return self.model(batch["x"], **{key: batch[key] for key in ("static", "flow") if key in batch})
+
+    def loss(self, prediction: Tensor, batch: dict) -> Tensor:
+        """Mean over the samples of the mean error of each on its valid pixels; errors in dBZ."""
+        valid = batch["valid"]
+        error = torch.where(valid, prediction - batch["y"], 0.0) * self.range_dbz
+        count = valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
+        if self.config.loss == "charbonnier":
+            return (((error.square() + 0.01).sqrt() - 0.1).sum(dim=(1, 2, 3, 4)) / count).mean()
+        mse = error.square().sum(dim=(1, 2, 3, 4)) / count
+        if self.config.loss == "mse":
+            return mse.mean()
+        return (mse / (self._trilinear_mse(batch, count) + 0.25)).mean()  # 0.25 dBZ^2: nearly dry crops count less
+
+    def _trilinear_mse(self, batch: dict, count: Tensor) -> Tensor:
+        with torch.no_grad():
+            r = batch["y"].shape[-1] // batch["x"].shape[-1]
+            error = torch.where(batch["valid"], trilinear(batch["x"], r) - batch["y"], 0.0) * self.range_dbz
+            return error.square().sum(dim=(1, 2, 3, 4)) / count
+
+    def validation_step(self, batch: dict, batch_index: int) -> None:
+        valid, b = batch["valid"], batch["x"].shape[0]
+        count = valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
+        error = torch.where(valid, self(batch) - batch["y"], 0.0) * self.range_dbz
+        ours = (error.square().sum(dim=(1, 2, 3, 4)) / count).mean()
+        reference = self._trilinear_mse(batch, count).mean()
+        shared = {"batch_size": b, "sync_dist": self.trainer.world_size > 1}
+        self.log("val_mse_total", ours, prog_bar=True, **shared)
+        self.log("val_mse_trilinear", reference, **shared)
+
+    def on_validation_epoch_end(self) -> None:
+        values = self.trainer.callback_metrics
+        if float(values["val_mse_trilinear"]) > 0:
+            self.log("val_relative", values["val_mse_total"] / values["val_mse_trilinear"], prog_bar=True)
 
 
 class ExportWeights(ExportBest):
@@ -29,7 +77,7 @@ class ExportWeights(ExportBest):
         return module.model, {**module.config.model.card.get("metrics", {}), **scores}, error
 
 
-def strengthen(model: torch.nn.Module, gain: float) -> None:
+def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
     """Scale the fresh weights of an FCZSM so that the signal is not drowned by the biases.
 
     Normalised reflectivity varies by a few hundredths, and every default-initialised layer halves that: after the gates
@@ -56,8 +104,8 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
             "one channel, such as fczsm, fczsm-s or fczsm-small"
         )
     if not c.start and c.input_gain != 1.0:
-        strengthen(model, c.input_gain)
-    fill_card(model.card, c.card, "model.card")
+        scale_initial_weights(model, c.input_gain)
+    fill_card(model.card, c.card)
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
 
@@ -78,44 +126,11 @@ def train(config: TrainingConfig) -> pathlib.Path:
     """
     begin(config)
     model = build_model(config)
-    module = DownscalingModule(model, config)
+    module = RadarModule(model, config)
     static = model.config.get("static_channels", 0), model.card.static_variables
-    data = RadarDataModule(config.data, needs_flow(model), config.seed, *static)
+    data = RadarData(config.data, needs_flow(model), config.seed, *static, devices=config.devices)
     data.setup()
     model.card.static_variables = data.static_variables
-    output = make_folder(config)
-    trainer = L.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_steps=config.max_steps,
-        max_epochs=-1,
-        logger=_loggers(output),
-        callbacks=_callbacks(config, output),
-        num_sanity_val_steps=0,
-        log_every_n_steps=min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
-        enable_progress_bar=config.progress,
-        enable_model_summary=config.progress,
-        default_root_dir=str(output),
-        deterministic="warn",
-    )
-    return fit(trainer, module, data, config)
-
-
-def _loggers(output: pathlib.Path) -> list:
-    return [
-        CSVLogger(str(output), name="csv", version=""),
-        TensorBoardLogger(str(output), name="tensorboard", version=""),
-    ]
-
-
-def _callbacks(config: TrainingConfig, output: pathlib.Path) -> list:
-    callbacks = [
-        ExportWeights(output),
-        keep_last(output),
-        LearningRateMonitor("step"),
-    ]
-    if config.ema_decay > 0:
-        callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-    if config.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    return callbacks
+    further = [callbacks.LearningRateMonitor("step"), *averaging(config)]
+    options = {"tensorboard": True, "enable_model_summary": config.progress}
+    return run(config, module, data, ExportWeights, further=further, **options)

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of errors on the test blocks: `python -m fastds.tasks.radar.test_table --data FOLDER --model fczsm-small`."""
+"""The errors of a model on the test blocks of radar files: `fastds study radar --data.path FOLDER`."""
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.models.baselines import advection, bicubic, trilinear
+from fastds.models.baselines import advection
+from fastds.studies.command import Files
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.inference import computing
+from fastds.tasks.radar.evaluation import BASELINES
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
-# of configs/radar/fczsm-small.yaml. The other radars appear in no training configuration.
+# of fastds/tasks/radar/configs/fczsm-small.yaml. The other radars appear in no training configuration.
 TEST_BLOCKS = {
     "radar_fmi_20160928_5min.nc": (22, 30, 1),
     "radar_knmi_20100826_5min.nc": (76, 92, 1),
@@ -23,13 +27,18 @@ TEST_BLOCKS = {
     "radar_opera_20180824_15min.nc": (0, None, 3),
     "radar_bom_melbourne_20180616_6min.nc": (0, None, 4),
 }
-BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
 MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
 
 
 @dataclasses.dataclass
 class Block:
-    """Samples of one test block: lists of x (2, 1, h, w), y and valid (3, 1, H, W); x, y normalised above floor."""
+    """Samples of one test block.
+
+    Attributes:
+        name: of its file.
+        floor: dBZ above which x and y are normalised.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W).
+    """
 
     name: str
     floor: float
@@ -51,7 +60,7 @@ def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interv
     return Block(file, floor, samples)
 
 
-def errors(block: Block, method, with_ssim: bool = False) -> dict[str, float]:
+def errors(block: Block, method: Callable, with_ssim: bool = False) -> dict[str, float]:
     """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor,
     over all samples.
     """
@@ -65,7 +74,7 @@ def errors(block: Block, method, with_ssim: bool = False) -> dict[str, float]:
     return metrics.radar_errors(p, t, torch.stack(valid), block.floor, with_ssim)
 
 
-def as_method(model: torch.nn.Module, floor: float):
+def as_method(model: torch.nn.Module, floor: float) -> Callable:
     """The model as a method for errors(); below the model's own floor the field is that of advection.
 
     A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is
@@ -107,21 +116,47 @@ def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, ca
     models.save(network, target)
 
 
+@dataclasses.dataclass
+class StudyConfig:
+    """Errors of the model and the baselines on every test block.
+
+    Args:
+        data: the folder with the radar files.
+        model: a shipped name or a safetensors file.
+        floors: dBZ above which errors count; none: 15 and 0.
+        files: of TEST_BLOCKS; none: all.
+        ssim: compute the model's structural similarity, too (slow).
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: Files
+    model: str = "fczsm-small"
+    floors: list[float] = dataclasses.field(default_factory=list)
+    files: list[str] = dataclasses.field(default_factory=list)
+    ssim: bool = False
+    threads: int | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study radar`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study radar", "Errors on the test radars.", {})
+
+
+def study(config: StudyConfig) -> None:
+    """What `fastds study radar` does: prints the table."""
+    with computing(None, config.threads):
+        table(config.data.path, config.model, config.floors, config.files, config.ssim)
+
+
 def table(
     data: str,
     model: str = "fczsm-small",
-    floors: list[float] | None = None,
-    files: list[str] | None = None,
+    floors: Sequence[float] = (),
+    files: Sequence[str] = (),
     ssim: bool = False,
 ) -> dict:
-    """Print the errors of the model and the baselines on every test block.
-
-    Args:
-        data: folder with the radar files.
-        model: a shipped name or a safetensors file.
-        floors: dBZ; None: 15 and 0.
-        files: of TEST_BLOCKS; None: all.
-        ssim: compute the model's structural similarity, too (slow).
+    """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
+    folder.
 
     Returns: {(file, floor): {method: radar_errors}}.
     """
@@ -143,7 +178,3 @@ def table(
                 flush=True,
             )
     return results
-
-
-if __name__ == "__main__":
-    auto_cli(table, as_positional=False)

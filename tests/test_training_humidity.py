@@ -13,12 +13,19 @@ from fastds import models
 from fastds.models.baselines import interpolate
 from fastds.studies import humidity as study
 from fastds.tasks.common.command import configurations
-from fastds.tasks.humidity.config import GANConfig, GANDataConfig, LossConfig, OptimiserConfig, parse_arguments
-from fastds.tasks.humidity.module import content_loss
-from fastds.tasks.humidity.samples import FieldSequences, Share, read_regions
-from fastds.tasks.humidity.test_table import format_table
-from fastds.tasks.humidity.training import build, train
-from fastds.tasks.radar.samples import NewSamples
+from fastds.tasks.common.training import NewSamples, Share
+from fastds.tasks.humidity.config import (
+    CriticConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimiserConfig,
+    TrainingConfig,
+    parse_arguments,
+)
+from fastds.tasks.humidity.evaluation import format_table
+from fastds.tasks.humidity.samples import FieldSequences, read_regions
+from fastds.tasks.humidity.training import AdversarialModule, build, content_loss, train
 
 TINY = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2}
 TINY_CRITIC = {"width": 4, "down_blocks": 1, "post_blocks": 0, "reduction": 2}
@@ -35,15 +42,14 @@ def folder(tmp_path):
 
 
 def configuration(folder, name="run", epochs=2, **changes):
-    data = GANDataConfig(
-        path=str(folder / "rh.nc"), steps=2, crop=8, batch_size=2, epoch_samples=6, validation_samples=4
-    )
-    config = GANConfig(
+    data = DataConfig(path=str(folder / "rh.nc"), steps=2, crop=8, batch_size=2, epoch_samples=6, validation_samples=4)
+    config = TrainingConfig(
         data=data,
-        optimiser=OptimiserConfig(generator_rate=1e-3, warmup_epochs=1, epochs=epochs, ema_decay=0.9),
-        generator="wgan-gp-small",
-        generator_options=TINY,
-        critic_options=TINY_CRITIC,
+        optimiser=OptimiserConfig(warmup_epochs=1, epochs=epochs),
+        model=ModelConfig("wgan-gp-small", TINY),
+        critic=CriticConfig(options=TINY_CRITIC),
+        learning_rate=1e-3,
+        ema_decay=0.9,
         output=str(folder / name),
         progress=False,
         threads=1,
@@ -59,28 +65,51 @@ def test_run_exports_and_logs(folder):
     best = train(configuration(folder))
     generator = models.load(best)
     assert generator.card.offset == 0.0 and generator.card.range == 100.0 and generator.card.coarsening == "decimate"
-    assert set(generator.card.metrics["validation"]) == {"val_crps", "val_mse", "val_mse_quiet", "val_mse_bicubic"}
+    assert set(generator.card.metrics["validation"]) == {"val_crps", "val_mse", "val_mse_noise_free", "val_mse_bicubic"}
     log = (folder / "run" / "csv" / "metrics.csv").read_text()
     assert all(name in log.splitlines()[0] for name in ("penalty", "gradient_norm", "content", "adversarial", "rate"))
 
 
 def test_resume_is_bit_identical(folder, monkeypatch):
     train(configuration(folder, "whole"))
-    from fastds.tasks.humidity.module import GANModule
-
-    start = GANModule.on_train_epoch_start
+    start = AdversarialModule.on_train_epoch_start
 
     def stop_in_second_epoch(self):
         if self.current_epoch == 1:
             raise KeyboardInterrupt
         start(self)
 
-    monkeypatch.setattr(GANModule, "on_train_epoch_start", stop_in_second_epoch)
+    monkeypatch.setattr(AdversarialModule, "on_train_epoch_start", stop_in_second_epoch)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(configuration(folder, "cut"))
-    monkeypatch.setattr(GANModule, "on_train_epoch_start", start)
+    monkeypatch.setattr(AdversarialModule, "on_train_epoch_start", start)
     train(configuration(folder, "cut"))
     a, b = (weights(folder / name / "last.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_max_steps_replaces_the_epochs(folder):
+    """In place of optimiser.epochs, also inside an epoch, with a validation; a finished run is not trained on."""
+    config = configuration(folder, max_steps=4, epochs=1)  # 3 steps an epoch
+    module = build(config)
+    rates = [module.rate() for module.steps in (2, 3, 4)]
+    assert rates == pytest.approx([1.0, 0.5 * (1 + math.cos(math.pi * 0.75)), 0.0], abs=1e-6)
+    for _ in range(2):
+        models.load(train(config))
+        checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["steps"] == 4
+    weights_of_4 = weights(folder / "run" / "last.safetensors")
+    train(dataclasses.replace(config, max_steps=5))
+    assert any(not torch.equal(v, weights_of_4[k]) for k, v in weights(folder / "run" / "last.safetensors").items())
+
+
+def test_training_starts_from_given_weights(folder):
+    first = train(configuration(folder, "first", max_steps=1))
+    again = configuration(folder, "again", max_steps=1)
+    again.model.start, again.learning_rate, again.critic.learning_rate, again.ema_decay = str(first), 0.0, 0.0, 0.0
+    generator = build(again).generator
+    assert all(torch.equal(v, weights(first)[k]) for k, v in generator.state_dict().items())
+    a, b = (dict(models.load(path).named_parameters()) for path in (first, train(again)))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -91,9 +120,9 @@ def test_resume_is_bit_identical(folder, monkeypatch):
         LossConfig(content="crps", critic_steps=2),
         LossConfig(content="mse", adversarial_weight=0.0, critic_steps=0),
         LossConfig(content_weight=0.0, adversarial_weight=1.0),
-        LossConfig(content="crps", quiet_weight=1.0, adversarial_ramp=2.0),
+        LossConfig(content="crps", noise_free_weight=1.0, adversarial_ramp=2.0),
     ],
-    ids=["gan", "crps", "content only", "algorithm 1", "quiet"],
+    ids=["gan", "crps", "content only", "algorithm 1", "noise-free"],
 )
 def test_losses_train(folder, loss):
     config = configuration(folder, loss=loss, epochs=1)
@@ -102,24 +131,24 @@ def test_losses_train(folder, loss):
     assert all(torch.isfinite(v).all() for v in state.values())
 
 
-def test_quiet_field_and_ramp(folder):
-    loss = LossConfig(content="crps", quiet_weight=1.0, adversarial_weight=0.5, adversarial_ramp=2.0)
+def test_noise_free_field_and_ramp(folder):
+    loss = LossConfig(content="crps", noise_free_weight=1.0, adversarial_weight=0.5, adversarial_ramp=2.0)
     module = build(configuration(folder, loss=loss))
     weights = [module.adversarial_weight() for module.steps in range(8)]
     assert weights == pytest.approx([0.5 * min(1, (k + 1) / 6) for k in range(8)])  # 3 batches an epoch
     coarse = torch.rand(2, 2, 1, 4, 4)
     module.generator.head.weight.data.fill_(0.1)
-    members, quiet = module.eval().draw(coarse)
+    members, noise_free = module.eval().draw(coarse)
     assert members.shape == (2, 2, 2, 1, 8, 8) and not torch.equal(members[0], members[1])
-    torch.testing.assert_close(quiet, module.generator(coarse, "zero"))
+    torch.testing.assert_close(noise_free, module.generator(coarse, "zero"))
 
 
 def test_study_trains_every_row(folder):
     data = dataclasses.replace(configuration(folder).data, sources={"rh.nc": {
         "train": [[0, 24, 0, 24]], "validation": [[0, 24, 24, 36]], "test": [[0, 24, 36, 48]]}})  # fmt: skip
-    loss = LossConfig(content="crps", quiet_weight=1.0)
+    loss = LossConfig(content="crps", noise_free_weight=1.0)
     config = configuration(folder, "study", data=dataclasses.replace(data, path=str(folder)), loss=loss)
-    (table,) = study.run(config, epochs=1, members=2)
+    (table,) = study.compare(config, epochs=1, members=2)
     rows = ["no noise", "one member", "ensemble mean"]
     trained = ["SRCNN", "SRGAN"] + [
         f"{name}, {row}" for name in ("GAN", "no residual blocks", "no CBAM", "WGAN-GP") for row in rows
@@ -134,14 +163,14 @@ def test_study_trains_every_row(folder):
 
 
 def test_conditional_critic_and_bfloat16_train(folder):
-    config = configuration(folder, critic_options={**TINY_CRITIC, "conditional": True})
+    config = configuration(folder, critic=CriticConfig(options={**TINY_CRITIC, "conditional": True}))
     config.optimiser.epochs, config.optimiser.bfloat16 = 1, True
     assert all(torch.isfinite(v).all() for v in weights(train(config)).values())
 
 
 def test_not_finite_loss_stops(folder):
     config = configuration(folder)
-    config.optimiser.generator_rate = config.optimiser.critic_rate = float("inf")
+    config.learning_rate = config.critic.learning_rate = float("inf")
     with pytest.raises(FloatingPointError, match="was not finite"):
         train(config)
 
@@ -215,13 +244,14 @@ def test_error_messages(folder):
         ("crop must be a multiple of the scale 3", lambda: FieldSequences(regions, 1, 3, config, 0)),
         ("there is no region", lambda: FieldSequences([], 1, 2, config, 0)),
         ("is smaller than steps=2", lambda: FieldSequences([regions[0][:1]], 1, 2, config, 0)),
-        ("coarsening must be one of", lambda: GANDataConfig(path="", coarsening="max")),
+        ("coarsening must be one of", lambda: DataConfig(path="", coarsening="max")),
         ("content must be one of", lambda: LossConfig(content="l2")),
         ("adversary must be one of", lambda: LossConfig(adversary="lsgan")),
-        ("critic must be one of", lambda: GANConfig(data=config, critic="patch")),
-        ("divide data.batch_size=2, got 3", lambda: GANConfig(data=config, devices=3)),
-        ("max_minutes is for one process", lambda: GANConfig(data=config, devices=2, max_minutes=1.0)),
-        ("has none", lambda: build(GANConfig(data=config, generator="srcnn", loss=LossConfig(content="crps")))),
+        ("critic.name must be one of", lambda: CriticConfig("patch")),
+        ("divide data.batch_size=2, got 3", lambda: TrainingConfig(data=config, devices=3)),
+        ("max_minutes is for one process", lambda: TrainingConfig(data=config, devices=2, max_minutes=1.0)),
+        ("'srcnn' has none", lambda: build(
+            TrainingConfig(data=config, model=ModelConfig("srcnn"), loss=LossConfig(content="crps")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
         ("is no part of a", lambda: read_regions(
@@ -232,9 +262,15 @@ def test_error_messages(folder):
 
 
 def test_shipped_configurations():
-    assert set(configurations("gan")) == {"wgan-gp", "wgan-gp-small", "wgan-gp-small-x8"}
+    assert set(configurations("humidity")) == {"wgan-gp", "wgan-gp-small", "wgan-gp-small-x8"}
     paper = parse_arguments(["--config", "wgan-gp", "--data.path=."])
-    assert paper.optimiser == OptimiserConfig() and paper.loss == LossConfig() and paper.data.batch_size == 16
+    assert paper.critic.learning_rate == 1e-3 and paper.learning_rate == 1e-4 and paper.ema_decay == 0.0
+    assert (
+        paper.max_steps is None
+        and paper.optimiser == OptimiserConfig()
+        and paper.loss == LossConfig()
+        and paper.data.batch_size == 16
+    )
 
 
 @pytest.mark.parametrize("name", ["wgan-gp-small", "wgan-gp-small-x8"])

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a nowcaster on the test radars: `python -m fastds.tasks.nowcast.test_table --data FOLDER`."""
+"""The scores of a nowcaster on the test radars: `fastds study nowcast --data.path FOLDER`."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from jsonargparse import auto_cli
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
-from fastds.tasks.nowcast.evaluation import evaluate_nowcast
+from fastds.studies.command import Files
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.inference import computing
+from fastds.tasks.common.tables import counted
+from fastds.tasks.nowcast.evaluation import evaluate
 from fastds.tasks.nowcast.run import nowcast
-from fastds.tasks.nowcast.table import NowcastTable, counted, csi_difference
+from fastds.tasks.nowcast.scores import NowcastTable, csi_difference
 
 # File: frames from one start to the next. Of these radars nothing was trained or validated on.
 TEST_STARTS = {
@@ -28,7 +32,7 @@ def file_scores(
     model, folder: str | os.PathLike, file: str, steps: int = 12, starts: int | None = None, smooth: bool = False,
     baselines: Sequence[str] | None = None,
 ) -> NowcastTable:  # fmt: skip
-    """Scores of forecasts of a test file, and of the baselines, see evaluate_nowcast.
+    """Scores of forecasts of a test file, and of the baselines, see evaluate.
 
     model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many. smooth: see
     fastds.tasks.nowcast.run.Options.
@@ -43,7 +47,7 @@ def file_scores(
         last = min(last, known + (starts - 1) * every)
     minutes = every * float((dataset.time[1] - dataset.time[0]) / np.timedelta64(1, "m"))
     options = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
-    return evaluate_nowcast(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
+    return evaluate(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 
 def comparison(table: NowcastTable, reference: str = "extrapolation") -> dict[str, np.ndarray]:
@@ -68,21 +72,50 @@ def summary(table: NowcastTable) -> dict[str, float]:
     return out
 
 
+@dataclasses.dataclass
+class StudyConfig:
+    """How the model compares with the baselines on every test radar, by lead, and the means of all.
+
+    Args:
+        data: the folder with the radar files.
+        model: a shipped name or a safetensors file.
+        starts: forecasts of a file, at most.
+        smooth: of its mean forecasts, see fastds.tasks.nowcast.run.Options.
+        output: where to save the weights with the scores in their card; none: nowhere.
+        against: another model, compared with in place of the baselines, by CSI start by start.
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: Files
+    model: str = "nowcast-small"
+    starts: int | None = None
+    smooth: bool = False
+    output: str | None = None
+    against: str | None = None
+    threads: int | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study nowcast`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study nowcast", "Scores on the test radars.", {})
+
+
+def study(config: StudyConfig) -> str | None:
+    """What `fastds study nowcast` does: prints the scores, returns config.output."""
+    with computing(None, config.threads):
+        table(config.data.path, config.model, config.starts, config.smooth, config.output, config.against)
+    return config.output
+
+
 def table(
     data: str,
     model: str = "nowcast-small",
     starts: int | None = None,
     smooth: bool = False,
-    target: str | None = None,
+    output: str | None = None,
     against: str | None = None,
 ) -> dict:
-    """Print by lead how the model compares with the baselines on every test radar, and the means of all.
-
-    Args:
-        data: folder with the radar files. model: a shipped name or a safetensors file.
-        starts: forecasts of a file, at most. smooth: of its mean forecasts, see fastds.tasks.nowcast.run.Options.
-        target: where to save the weights with the scores in their card.
-        against: another model, compared with in place of the baselines, by CSI start by start.
+    """Print the scores; arguments as in StudyConfig, data: the folder.
 
     Returns: {file: summary}, empty with against.
     """
@@ -100,9 +133,9 @@ def table(
         for reference in REFERENCES:
             for name, values in comparison(scores, reference).items():
                 print(f"  {name:8s} vs {reference:20s}" + " ".join(f"{v:6.3f}" for v in values), flush=True)
-    if target is not None:
+    if output is not None:
         network.card.metrics["test"] = results
-        models.save(network, target)
+        models.save(network, output)
     return results
 
 
@@ -121,7 +154,3 @@ def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
             "  csi {:4g} mm/h {:.4f} and {:.4f}, difference {:+.4f} [{:+.4f}, {:+.4f}]".format(rate, *values),
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    auto_cli(table, as_positional=False)

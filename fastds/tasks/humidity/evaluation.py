@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of scores on the regions kept out of training.
+"""Scores of generators and of methods without noise on a region whose fine truth is known."""
 
-python -m fastds.tasks.humidity.test_table --weights FILE --config wgan-gp-small --data FOLDER
-"""
+from __future__ import annotations
 
-import json
 import math
-import sys
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from fastds import metrics, models
+from fastds import metrics
 from fastds.data.samples.fields import coarsen_fields
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
-from fastds.tasks.humidity.config import GANConfig, parse_arguments
-from fastds.tasks.humidity.module import sample
-from fastds.tasks.humidity.samples import read_regions
 
 INTERPOLATIONS = [(method, align) for method in ("lanczos", "bilinear", "bicubic") for align in ("center", "grid")]
 RIDGE_PENALTY = 10.0  # squared units of the field times samples
+
+
+def sample(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
+    """The network's fields; noise (of HumidityGenerator.forward) is for those that take any."""
+    return network(coarse, **noise) if hasattr(network, "noise_shape") else network(coarse)
 
 
 def baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, align: str) -> dict[str, Tensor]:
@@ -68,7 +66,9 @@ def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members:
     return table
 
 
-def network_rows(name: str, network: torch.nn.Module, coarse: Tensor, truth: Tensor, members: int, seed: int):
+def network_rows(
+    name: str, network: torch.nn.Module, coarse: Tensor, truth: Tensor, members: int, seed: int
+) -> dict[str, dict]:
     """The rows of a trained network in evaluate_region's table; coarse (T, h, w), truth (T, H, W)."""
     card = network.card
     x = ((coarse - card.offset) / card.range)[None, :, None].float()
@@ -77,33 +77,28 @@ def network_rows(name: str, network: torch.nn.Module, coarse: Tensor, truth: Ten
         return card.physical(y[..., 0, :, 0, :, :])
 
     with torch.no_grad():
-        quiet = scores(physical(sample(network, x, noise="zero")), truth, card.range)
+        noise_free = scores(physical(sample(network, x, noise="zero")), truth, card.range)
     if not hasattr(network, "noise_shape"):
-        return {name: quiet}
+        return {name: noise_free}
     draws = physical(network.ensemble(x, members, seed))
     mean = scores(draws.mean(0), truth, card.range) | {
         "crps": metrics.crps(draws, truth),
         "spread_skill": metrics.spread_skill(draws, truth),
         "rank_histogram": metrics.rank_histogram(draws, truth),
     }
-    rows = {"no noise": quiet, "one member": scores(draws[0], truth, card.range), "ensemble mean": mean}
+    rows = {"no noise": noise_free, "one member": scores(draws[0], truth, card.range), "ensemble mean": mean}
     return {f"{name}, {row}": values for row, values in rows.items()}
 
 
 def scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
+    """field_scores, and the power at the shortest wavelengths over the truth's."""
     bands = ((2.0, 4.0), (4.0, 8.0))
     power = metrics.spectral_ratio(field, truth, floor=-math.inf, bands=bands)
     return metrics.field_scores(field, truth, data_range) | {f"power {a:g}-{b:g} px": power[a, b] for a, b in bands}
 
 
-def evaluate(networks: dict[str, torch.nn.Module], config: GANConfig, members: int = 10, seed: int = 0) -> list[dict]:
-    """evaluate_region of every test region of config.data with at least four times."""
-    offset, unit = config.data.offset, config.data.range
-    regions = [region * unit + offset for region in read_regions(config.data, "test")]
-    return [evaluate_region(networks, region, members, seed) for region in regions if len(region) >= 4]
-
-
 def format_table(table: dict[str, dict]) -> str:
+    """The table of evaluate_region as text."""
     columns = ["mse", "mae", "ssim", "psnr", "acc", "tcc", "power 2-4 px", "power 4-8 px"]
     lines = [f"{'':36}" + "".join(f"{c:>13}" for c in columns)]
     for name, row in table.items():
@@ -113,30 +108,3 @@ def format_table(table: dict[str, dict]) -> str:
             ranks = " ".join(f"{share:.3f}" for share in row["rank_histogram"])
             lines.append(f"{name}: CRPS {row['crps']:.3f}, spread/skill {row['spread_skill']:.2f}, ranks {ranks}")
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command: returns the exit status."""
-    parser = ArgumentParser(prog="python -m fastds.tasks.humidity.test_table", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="a shipped name or a safetensors file")
-    parser.add_argument("--config", required=True, help="training configuration that names the test regions")
-    parser.add_argument("--data", required=True, help="folder of its files")
-    parser.add_argument("--members", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", help="file for all numbers")
-    options = parser.parse_args(arguments)
-    try:
-        config = parse_arguments(["--config", options.config, "--data.path", options.data])
-        tables = evaluate({"generator": models.load(options.weights)}, config, options.members, options.seed)
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        print(f"fastds.tasks.humidity.test_table: {error}", file=sys.stderr)
-        return 2
-    print("\n\n".join(format_table(table) for table in tables))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(tables, file, indent=1)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

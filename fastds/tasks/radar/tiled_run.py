@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of a network over a series of radar fields: tiles chosen, fine frames made one after another."""
+"""A network run over a series of radar fields: tiles are chosen, fine frames are made one after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 MEMORY_BUDGET_BYTES = 2 << 30
 
 
-class Job:
+class TiledRun:
     """One run over a source: tiles and network chosen, fine reflectivity made frame by frame."""
 
     def __init__(

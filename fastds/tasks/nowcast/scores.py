@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of scores by threshold and lead that the evaluation of nowcasts returns."""
+"""Scores of nowcasts by rain rate and lead: their sums over starts, and the table of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from fastds.data import RAIN_THRESHOLDS
-from fastds.metrics import mean_of_defined
-from fastds.tasks.radar.table import number_text, score_table, write_csv
+from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare
+from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
+from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
+from fastds.tasks.common.tables import counted, number_text, score_table, write_csv
 
 # Wavelengths, cells.
 BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0))
@@ -91,7 +95,7 @@ class NowcastTable:
         table = score_table("Scores at rain rates in mm/h, mean over leads", heads)
         for score in _BY_THRESHOLD:
             for number, method in enumerate(self.rows, 1):
-                values = map(_text, self.means(method, score))
+                values = map(number_text, self.means(method, score))
                 table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
         return table
 
@@ -101,7 +105,7 @@ class NowcastTable:
         table = score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
         for method in self.rows:
             errors = (f"{self.means(method, score):.1f}" for score in ("b_mse", "b_mae", "mse"))
-            table.add_row(method, *errors, *map(_text, self.means(method, "power")))
+            table.add_row(method, *errors, *map(number_text, self.means(method, "power")))
         return table
 
     def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]):
@@ -117,7 +121,7 @@ class NowcastTable:
             if all(np.isnan(v).all() for v in values.values()):
                 continue
             for number, (method, shown) in enumerate(values.items(), 1):
-                texts = (f"{v:.1f}" if score == "mse" else _text(v) for v in shown)
+                texts = (f"{v:.1f}" if score == "mse" else number_text(v) for v in shown)
                 section = number == len(values)
                 table.add_row(method, *([label] if head else []), *texts, end_section=section)
         return table
@@ -146,16 +150,71 @@ def _mean_csi(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         return mean_of_defined(np.moveaxis(tp / (tp + fn + fp), 1, 0))
 
 
-def counted(number: int, what: str) -> str:
-    """ "1 start", "2 starts"."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def _name(score: str) -> str:
     return _NAMES.get(score, score.upper())
 
 
-def _text(value: float) -> str:
-    """Three decimals without a leading zero, so that a row fits 80 columns."""
-    text = number_text(value)
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+class Comparison:
+    """Sums of the scores of several methods, all for the same truth.
+
+    methods: names. leads: seconds. z_r: (a, b), for rain rates.
+    """
+
+    def __init__(self, methods: Sequence[str], leads: Sequence[float], z_r: tuple[float, float]):
+        self.leads, self.z_r = np.asarray(leads, float), z_r
+        self.thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ)
+        self.scores = {name: NowcastScores(self.thresholds, len(self.leads)) for name in methods}
+        self.counts = {name: [] for name in methods}
+        shape = len(self.leads), len(self.thresholds), 4
+        self.windows = {name: np.zeros(shape) for name in methods}
+        self.power = {name: [] for name in methods}
+        self.starts = 0
+
+    def add(self, truth: np.ndarray, fields: dict[str, np.ndarray]) -> None:
+        """Score the forecasts from one start: truth and every method's fields (n, h, w) in dBZ, truth NaN = missing."""
+        self.starts += 1
+        valid = torch.from_numpy(~np.isnan(truth))
+        x = torch.from_numpy(prepare(truth, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
+        for name, z in fields.items():
+            y = torch.from_numpy(prepare(np.where(valid, z, np.nan), NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
+            before = self.scores[name].counts.copy()
+            self.scores[name].add(y[None], x[None], valid[None])
+            self.counts[name].append(self.scores[name].counts - before)
+            self.windows[name] += _window_sums(y, x, valid, self.thresholds)
+            ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
+            self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
+
+    def table(self, notes: Sequence[str] = ()) -> NowcastTable:
+        """The scores of every method by lead."""
+        rows = {}
+        for name, scores in self.scores.items():
+            row = scores.by_frame()
+            row["mse"] = row["mse"] * (NOWCAST_CEILING_DBZ - NOWCAST_FLOOR_DBZ) ** 2
+            row["mae"] = row["mae"] * (NOWCAST_CEILING_DBZ - NOWCAST_FLOOR_DBZ)
+            difference, total, hits, union = np.moveaxis(self.windows[name], -1, 0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                row["fss"], row["csi_near"] = 1.0 - difference / total, hits / union
+            row["power"] = mean_of_defined(np.array(self.power[name]))
+            rows[name] = row
+        pixels = round(next(iter(self.scores.values())).pixels.mean() / max(self.starts, 1))
+        counts = {name: np.array(parts) for name, parts in self.counts.items()}
+        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes))
+
+
+def _window_sums(y, x, valid, thresholds: Sequence[float]) -> np.ndarray:
+    """(n, thresholds, 4), over windows inside the grid: sums of (f_y - f_x)^2 and f_y^2 + f_x^2, f the shares of
+    events, and numbers of windows with an event in both fields and in either."""
+    window = min(WINDOW, *x.shape[-2:])
+    sums = []
+    for threshold in thresholds:
+        p, t = (_window_shares((z >= threshold) & valid, window) for z in (y, x))
+        parts = (p - t).square(), p.square() + t.square(), (p > 0) & (t > 0), (p > 0) | (t > 0)
+        sums.append(torch.stack([part.sum((1, 2)).double() for part in parts], -1))
+    return torch.stack(sums, 1).numpy()
+
+
+def _window_shares(events: torch.Tensor, window: int) -> torch.Tensor:
+    """Shares of events (n, H, W) in every window inside the grid, exact differences of counts from the corner."""
+    counts = F.pad(events.cumsum(-2, dtype=torch.int32).cumsum(-1, dtype=torch.int32), (1, 0, 1, 0))
+    rows = counts[:, window:] - counts[:, :-window]
+    return (rows[..., window:] - rows[..., :-window]).double() / window**2

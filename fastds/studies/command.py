@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `fastds study`: many models beside each other on test data, and the tables of their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+import sys
+
+from fastds.tasks.common.command import guarded
+
+_FIELDS = "fastds.studies.fields.run"
+# Study -> module with parse_arguments(arguments) and study(config), and what it does.
+STUDIES = {
+    "radar": ("fastds.studies.radar", "errors of a model on the test radars, beside its baselines"),
+    "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
+    "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
+    "fields": (_FIELDS, "arbitrary-scale networks and baselines, by a configuration of your own: --config FILE"),
+    "fields-500hPa": (_FIELDS, "the same on ERA5 fields of 500 hPa"),
+    "fields-eraint": (_FIELDS, "the same on ERA-Interim fields of 500 hPa"),
+    "t2m-uk": (_FIELDS, "the same on ERA5 temperatures of the British Isles"),
+}
+
+
+@dataclasses.dataclass
+class Files:
+    """The test data.
+
+    Args:
+        path: a folder of the files.
+    """
+
+    path: str
+
+
+def configurations() -> dict[str, pathlib.Path]:
+    """The named configurations of studies that the package ships, name -> YAML file."""
+    return {path.stem: path for path in sorted((pathlib.Path(__file__).parent / "configs").glob("*.yaml"))}
+
+
+def overview() -> str:
+    """What `fastds study --help` prints."""
+    lines = ["usage: fastds study NAME --data.path PATH ...", "", "Options of a study: fastds study NAME --help.", ""]
+    return "\n".join(lines + [f"  {name:14} {about}" for name, (_, about) in STUDIES.items()])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command `fastds study NAME ...`: prints the tables, returns the exit status; a user's error is one sentence
+    and status 2. arguments: without the program's name; None: those of the process."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["-h"], ["--help"]):
+        print(overview())
+        return 0
+    name = arguments.pop(0) if arguments else ""
+    if name not in STUDIES:
+        print(f"fastds study: there is no study {name!r}; there are: {', '.join(STUDIES)}", file=sys.stderr)
+        return 2
+    chosen = ["--config", str(configurations()[name])] if name in configurations() else []
+
+    def study() -> pathlib.Path | None:
+        module = importlib.import_module(STUDIES[name][0])
+        return module.study(module.parse_arguments([*chosen, *arguments]))
+
+    return guarded(f"fastds study {name}", study)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that every training has: its network, its bounds, its folder."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The network.
+
+    Args:
+        name: a name of fastds.models.available().
+        options: keyword arguments of fastds.models.create that replace the preset's.
+        start: a safetensors file or a shipped name to start from instead of random weights; it replaces name and
+            options.
+        card: fields of the model card written into the exported weights (licence, training_data, ...).
+    """
+
+    name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: str | None = None
+    card: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunConfig:
+    """What every training has: seed, bounds, learning rate, folder and processes.
+
+    Args:
+        output: folder for checkpoints, logs and the exported weights.
+        seed: of weights and samples.
+        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first.
+        max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no bound.
+        learning_rate: the highest.
+        ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
+        resume: continue from the last checkpoint in output, where there is one.
+        progress: show a progress bar.
+        threads: of torch; None leaves them as they are.
+        devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged. Only one
+            process resumes bit by bit and takes max_minutes.
+    """
+
+    output: str = "training"
+    seed: int = 0
+    max_steps: int | None = 20_000
+    max_minutes: float | None = None
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.999
+    resume: bool = True
+    progress: bool = False
+    threads: int | None = None
+    devices: int = 1
+
+    def __post_init__(self):
+        bounds = (self.max_steps is None or self.max_steps >= 1, self.max_minutes is None or self.max_minutes > 0)
+        if not all(bounds):
+            raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.devices < 1 or self.data.batch_size % self.devices:
+            raise ValueError(
+                f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
+            )
+        if self.devices > 1 and self.max_minutes is not None:
+            raise ValueError("max_minutes is for one process, others have clocks of their own: give max_steps")
+
+
+@dataclasses.dataclass(kw_only=True)
+class SupervisedConfig(RunConfig):
+    """What the trainings of one network share: AdamW with a warm-up and a cosine decay.
+
+    Args:
+        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first.
+        warmup_steps: in which the learning rate grows to its highest.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of the gradient.
+    """
+
+    max_steps: int = 20_000
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0

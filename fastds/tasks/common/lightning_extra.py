@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lightning, or one sentence that says how to install it."""
+
+try:
+    import lightning as L
+    from lightning.pytorch import callbacks, loggers
+    from lightning.pytorch.strategies import DDPStrategy
+except ImportError as error:
+    raise ImportError(
+        f"training needs Lightning ({error}): python -m pip install 'fastds-weather[train]', in a checkout '.[train]'"
+    ) from None
+
+__all__ = ["DDPStrategy", "L", "callbacks", "loggers"]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar files: blocks of time for training and validation, synthetic events, and fields as reflectivity."""
+
+from __future__ import annotations
+
+import pathlib
+
+import xarray as xr
+
+from fastds import data as fd
+
+_GAP = 2  # frames left out between training and validation, so that no triple shares a frame
+
+
+def open_reflectivity(
+    dataset: xr.Dataset, var: str | None, z_r: tuple[float, float] | None, what: str
+) -> fd.ReflectivityInput:
+    """The dataset's reflectivity; errors say which file they come from, `what`."""
+    try:
+        return fd.to_reflectivity(dataset, var, z_r=z_r)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def synthetic_events(count: int, seed: int, frames: int = 24) -> list[xr.Dataset]:
+    """Rain events of seeds seed, seed + 1, ... that move at 5 to 25 m/s in turn."""
+    events = (fd.synthetic_event(seed=seed + k, frames=frames, speed=5.0 + 5.0 * (k % 5)) for k in range(count))
+    return [event[["reflectivity"]] for event in events]
+
+
+def source_weights(weights: list | None, files: int, events: int) -> list | None:
+    """One weight per source: those of the files, then the last shared by the events; None: all alike.
+
+    Raises: ValueError for another number of weights.
+    """
+    if not weights:
+        return None
+    wanted = files + bool(events)
+    if len(weights) != wanted:
+        raise ValueError(
+            f"data.weights needs one number per training file and one for the synthetic events: {wanted}, "
+            f"got {len(weights)}"
+        )
+    return weights[:files] + [weights[-1] / events for _ in range(events)]
+
+
+def time_blocks(config, least: int = 3) -> tuple[list, list]:
+    """The training and the validation blocks of config.path, two lists of TimeBlock in the order of config.blocks.
+
+    config: with path, blocks and var, see fastds.tasks.radar.config.DataConfig. least: frames of a sample; those blocks
+    that config.blocks does not give have so many.
+
+    Raises: FileNotFoundError where path or a named file is missing; ValueError for blocks that overlap or a file too
+        short to split.
+    """
+    root = pathlib.Path(config.path)
+    if not root.exists():
+        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+    blocks = config.blocks
+    if blocks:
+        files = [root / name if root.is_dir() else root for name in blocks if root.is_dir() or name == root.name]
+    else:
+        files = sorted(root.glob("*.nc")) if root.is_dir() else [root]
+    if not files:
+        raise FileNotFoundError(f"data.path: no file to train on in {root}")
+    train, validation = [], []
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(
+                f"data.path: no such file: {file}, which data.blocks names; without --config, "
+                "`fastds train radar --data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
+            )
+        part = blocks.get(file.name) or _last_fifth(file, least)
+        overlap(file.name, part)
+        train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
+        validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
+    return train, validation
+
+
+def overlap(name: str, part: dict) -> None:
+    """Raise ValueError unless part names a training and a validation block without a common frame."""
+    if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):
+        raise ValueError(
+            f"data.blocks[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}"
+        )
+    (a, b), (c, d) = part["train"], part["validation"]
+    if max(a, c) < min(b, d):
+        raise ValueError(
+            f"data.blocks[{name!r}]: training frames {a}..{b - 1} and validation frames {c}..{d - 1} overlap"
+        )
+
+
+def _last_fifth(file: pathlib.Path, least: int) -> dict[str, list[int]]:
+    with fd.open_dataset(file) as dataset:
+        frames = dataset.sizes.get("time", 0)
+    split = frames - max(least, round(frames / 5))
+    if split - _GAP < least:
+        raise ValueError(
+            f"{file.name} has {frames} time steps, too few for training and validation blocks of at least {least} and "
+            f"{_GAP} between them"
+        )
+    return {"train": [0, split - _GAP], "validation": [split, frames]}

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a training run, and the run: trainer, checkpoints, resume, exported weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import signal
+
+import torch
+import yaml
+
+from fastds.tasks.common.config import RunConfig
+from fastds.tasks.common.export import ExportBest
+from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
+
+
+def begin(config: RunConfig) -> None:
+    """Seed and set the threads. Raises: ValueError for threads below 1."""
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"threads must be a whole number >= 1, got {config.threads}")
+    L.seed_everything(config.seed, verbose=False)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def make_folder(config: RunConfig) -> pathlib.Path:
+    """Make the folder config.output with config.yaml in it, and return it: last, when data and network are there, so
+    that a run that cannot start leaves nothing and touches no earlier one. An earlier csv/metrics.csv, which Lightning
+    would delete, becomes metrics.0.csv, metrics.1.csv, ..."""
+    output = pathlib.Path(config.output)
+    log = output / "csv" / "metrics.csv"
+    if log.exists():
+        log.rename(log.with_name(f"metrics.{len(list(log.parent.glob('metrics.*.csv')))}.csv"))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+    return output
+
+
+def _plain(value):
+    """Tuples as lists, which YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def keep_last(output: pathlib.Path) -> callbacks.ModelCheckpoint:
+    """The callback that writes checkpoints/last.ckpt after every epoch, whether or not it was the best."""
+    folder = str(output / "checkpoints")
+    return callbacks.ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False)
+
+
+def run(
+    config: RunConfig,
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    export: type[ExportBest],
+    *,
+    further: list[callbacks.Callback] = (),
+    tensorboard: bool = False,
+    **options,
+) -> pathlib.Path:
+    """Train into the folder config.output, from its last checkpoint where there is one and config.resume asks for it.
+
+    export: writes the weights; it comes first, then the checkpoint, then `further` callbacks. tensorboard: log there,
+    too. options: of the Trainer that replace those below.
+
+    Returns: the path of best.safetensors; last.safetensors, checkpoints/, csv/ and config.yaml lie beside it. Raises:
+    ValueError for a run that ends without a finite validation error; KeyboardInterrupt, after Lightning has shut down.
+    """
+    output = make_folder(config)
+    chosen = {
+        "accelerator": "auto",
+        "devices": config.devices,
+        "strategy": "auto" if config.devices == 1 else DDPStrategy(find_unused_parameters=True),
+        "use_distributed_sampler": False,
+        "max_steps": config.max_steps,
+        "max_epochs": -1,
+        "logger": _loggers(output, tensorboard),
+        "callbacks": [export(output), keep_last(output), *further, *_progress(config)],
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
+        "enable_progress_bar": config.progress,
+        "enable_model_summary": False,
+        "default_root_dir": str(output),
+        "deterministic": "warn",
+    }
+    return fit(L.Trainer(**chosen | options), module, data, config)
+
+
+def averaging(config: RunConfig) -> list[callbacks.Callback]:
+    """The callback that averages the weights, where config.ema_decay asks for it."""
+    return [callbacks.EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay > 0 else []
+
+
+def _progress(config: RunConfig) -> list[callbacks.Callback]:
+    return [callbacks.TQDMProgressBar(refresh_rate=10)] if config.progress else []
+
+
+def _loggers(output: pathlib.Path, tensorboard: bool) -> list:
+    found = [loggers.CSVLogger(str(output), name="csv", version="")]
+    return [*found, loggers.TensorBoardLogger(str(output), name="tensorboard", version="")] if tensorboard else found
+
+
+def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig) -> pathlib.Path:
+    """Train, from the last checkpoint in config.output where there is one and config.resume asks for it; see run."""
+    output = pathlib.Path(config.output)
+    last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
+    resume = str(last) if config.resume and last.exists() else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
+        raise KeyboardInterrupt from None
+    if trainer.is_global_zero and not best.exists():
+        raise ValueError(
+            f"the run ended at step {trainer.global_step} without a finite validation error, and has exported no best "
+            f"weights; its checkpoint in {output} is kept: resume with a smaller learning_rate, or with other "
+            "validation data where these are dry"
+        )
+    return best

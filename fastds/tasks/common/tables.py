@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tables of scores share: CSV files, rich tables, numbers as text."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+
+def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
+    """Write a CSV file by a temporary name."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(lines)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def number_text(value: float) -> str:
+    """Three decimals, "-" where a score is not defined."""
+    return "-" if np.isnan(value) else f"{value:.3f}"
+
+
+def score_table(title: str, heads: tuple[str, ...]):
+    """An empty table of numbers by method."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "method" else "right", no_wrap=True)
+    return table
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 start", "2 starts"."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def tracked(items: Iterable, progress: bool) -> Iterator:
+    """The items, which have a length, with a progress bar where it is wanted."""
+    if not progress:
+        yield from items
+        return
+    from rich.progress import track
+
+    yield from track(items, total=len(items), description="evaluating", transient=True)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Lightning modules of the tasks share: clock, learning rate, guards, exact resume, and their samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fastds.tasks.common.config import RunConfig, SupervisedConfig
+from fastds.tasks.common.lightning_extra import L
+
+_PATIENCE = 5  # steps in a row whose loss or gradient may be not finite
+
+
+class NewSamples(Sampler):
+    """Indices start(), start() + 1, ... of length samples: every epoch new ones, also in a run that was resumed.
+
+    (The epoch that Lightning hands to samplers is off by one after a resume from the end of an epoch.)
+    """
+
+    def __init__(self, length: int, start: Callable[[], int]):
+        self.length, self.start = length, start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.start()
+        return iter(range(first, first + self.length))
+
+
+class Share(Sampler):
+    """One process's part of every batch of a sampler: `size` samples of each `size * devices`."""
+
+    def __init__(self, sampler: NewSamples, size: int, devices: int, rank: int):
+        self.sampler, self.size, self.devices, self.rank = sampler, size, devices, rank
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.devices
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for k, index in enumerate(self.sampler) if k // self.size % self.devices == self.rank)
+
+
+class SampleData(L.LightningDataModule):
+    """Loaders of new training samples in every epoch and of fixed validation samples.
+
+    Subclasses set training and validation, two datasets, in __init__ or setup().
+
+    Args:
+        config: has batch_size, and workers where processes prepare the samples.
+        seed: of the samples.
+        devices: processes that share each batch; every one validates on all of the fixed samples.
+        start: gives the number of training samples seen so far; None: by the trainer's steps.
+    """
+
+    def __init__(self, config, seed: int, devices: int = 1, start: Callable[[], int] | None = None):
+        super().__init__()
+        self.config, self.seed, self.devices = config, seed, devices
+        self.start = start or (lambda: self.trainer.global_step * config.batch_size)
+        self.validation_batch = config.batch_size
+        self.training = self.validation = None
+
+    def train_dataloader(self) -> DataLoader:
+        size = self.config.batch_size
+        sampler = NewSamples(len(self.training) // size * size, self.start)
+        if self.devices > 1:
+            sampler = Share(sampler, size // self.devices, self.devices, self.trainer.global_rank)
+        n = getattr(self.config, "workers", 0)
+        processes = {"num_workers": n, "persistent_workers": n > 0}
+        return self.loader(self.training, batch_size=size // self.devices, sampler=sampler, **processes)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader(self.validation, batch_size=self.validation_batch, sampler=range(len(self.validation)))
+
+    def loader(self, samples: Dataset, **options) -> DataLoader:
+        """A DataLoader; subclasses add options of their own."""
+        return DataLoader(samples, **options)
+
+
+class TimedModule(L.LightningModule):
+    """Ends at config.max_minutes of training or at config.max_steps, in either case with a validation; the clock and
+    the random state are part of the checkpoint."""
+
+    def __init__(self, config: RunConfig):
+        super().__init__()
+        self.config = config
+        self.elapsed, self._since = 0.0, None
+        self._random_state = None
+
+    def clock(self) -> float:
+        """Seconds of training so far, those before a resumed checkpoint included."""
+        return self.elapsed + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def steps_done(self) -> int:
+        """Batches trained on so far."""
+        return self.global_step
+
+    def on_train_start(self) -> None:
+        self._since = time.monotonic()
+        if self.trainer.world_size > 1:  # random numbers of its own for every process
+            torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
+
+    def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
+        limit, last = self.config.max_minutes, self.config.max_steps
+        # Lightning validates before it stops where it is told to, and at its own max_steps it does not.
+        if (limit is not None and self.clock() >= 60.0 * limit) or (last is not None and self.steps_done() >= last):
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["elapsed"] = self.clock()
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.elapsed, self._random_state = checkpoint["elapsed"], checkpoint["random_state"]
+        if self.trainer.world_size > 1:
+            self._random_state = None  # it is that of the first process
+
+    def on_train_epoch_start(self) -> None:
+        # After a resume, once everything that draws at start has drawn.
+        state, self._random_state = self._random_state, None
+        if state is not None:
+            torch.set_rng_state(state)
+
+
+class SupervisedModule(TimedModule):
+    """One network, AdamW, a rate by steps and clock; steps whose loss or gradient is not finite are left out.
+
+    Subclasses give forward(batch), loss(prediction, batch) and validation_step.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: SupervisedConfig):
+        super().__init__(config)
+        self.model = model
+        self._bad_steps, self._finite_loss = 0, True
+
+    def training_step(self, batch: dict, batch_index: int) -> Tensor | None:
+        loss = self.loss(self(batch), batch)
+        self._finite_loss = bool(torch.isfinite(loss))
+        if not self._finite_loss:
+            # A process cannot leave a step out that the others make.
+            self._count_bad_step("loss", 1 if self.trainer.world_size > 1 else _PATIENCE)
+            return None
+        self.log("loss", loss.detach(), prog_bar=True)
+        return loss
+
+    # ---- learning rate
+
+    def configure_optimizers(self) -> dict:
+        c = self.config
+        optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, 0.99)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Factor of the learning rate: linear warm-up, then cosine to zero at max_steps or max_minutes, whichever is
+        nearer.
+        """
+        warmup = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+        return warmup * 0.5 * (1.0 + math.cos(math.pi * self.done(step)))
+
+    def done(self, step: int) -> float:
+        """How much of the training is done after so many steps, 0 to 1: by steps or clock, whichever is further."""
+        c = self.config
+        done = step / c.max_steps
+        if c.max_minutes is not None:
+            done = max(done, self.clock() / (60.0 * c.max_minutes))
+        return min(1.0, done)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        if not torch.isfinite(norm):
+            self._count_bad_step("gradient")
+            optimizer.zero_grad(set_to_none=True)
+        elif self._finite_loss:  # this is called without gradients after a skipped loss
+            self._bad_steps = 0
+
+    def _count_bad_step(self, what: str, patience: int = _PATIENCE) -> None:
+        self._bad_steps += 1
+        if self._bad_steps >= patience:
+            steps = f"{patience} steps in a row (step" if patience > 1 else "a step of several processes ("
+            raise FloatingPointError(
+                f"the {what} was not finite in {steps} {self.global_step}); "
+                "the last checkpoint is kept: resume with a smaller learning_rate"
+            )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regular latitude-longitude grids: that of a dataset, and finer ones by factor or spacing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fastds.data.grid.axes import is_latitude, is_longitude
+from fastds.ops.impl.inr_query.points import spacing
+
+FULL_CIRCLE = 360.0
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Coordinates of a regular latitude-longitude grid, degrees float64; rows in the order of the file.
+
+    longitude: without a jump of 360 degrees. west: lowest longitude of the file's convention where it has that jump
+    (350, ..., 359, 0, ..., 10), else None.
+    """
+
+    latitude: Tensor
+    longitude: Tensor
+    names: tuple[str, str]
+    west: float | None = None
+
+    def written(self, longitude: Tensor) -> Tensor:
+        """Longitudes in the convention of the file."""
+        return longitude if self.west is None else self.west + torch.remainder(longitude - self.west, FULL_CIRCLE)
+
+    @property
+    def steps(self) -> tuple[float, float]:
+        return spacing(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
+
+    @property
+    def periodic(self) -> bool:
+        return abs(abs(self.steps[1]) * self.longitude.numel() - FULL_CIRCLE) < 1e-3
+
+    @property
+    def nodes(self) -> bool:
+        """Outer rows are the poles: a grid of points, not of cells."""
+        return bool((self.latitude[[0, -1]].abs() > 90 - 1e-6).all())
+
+
+def geometry(dataset: xr.Dataset) -> Geometry:
+    """The grid of a dataset with one latitude and one longitude coordinate.
+
+    Raises:
+        ValueError: none or several of either, or coordinates that are unsorted, repeated or unequally spaced.
+    """
+    found = []
+    for kind, test in (("latitude", is_latitude), ("longitude", is_longitude)):
+        names = [
+            str(n)
+            for n, c in dataset.coords.items()
+            if c.ndim == 1 and c.size > 1 and (test(c.attrs) or n in (kind, kind[:3]))
+        ]
+        if len(names) != 1:
+            raise ValueError(f"expected one {kind} coordinate along a dimension, found {names or 'none'}")
+        found.append(names[0])
+    latitude, longitude = (torch.from_numpy(dataset[n].values.astype("float64")) for n in found)
+    if latitude.abs().max() > 90 + 1e-6:
+        raise ValueError(
+            f"{found[0]} reaches {latitude.abs().max():g}, expected degrees within 90; swapped with longitude?"
+        )
+    turned, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=FULL_CIRCLE)), None
+    if not torch.equal(turned, longitude):
+        west = -FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
+    grid = Geometry(latitude, turned, tuple(found), west)
+    _ = grid.steps
+    return grid
+
+
+def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
+    """Coordinates `scale` times as fine. Grids with both poles keep their outer rows, others their outer cell edges."""
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale must be a positive number, got {scale!r}")
+    result = []
+    for values, step, keep_ends in (
+        (grid.latitude, grid.steps[0], grid.nodes), (grid.longitude, grid.steps[1], grid.periodic and grid.nodes),
+    ):  # fmt: skip
+        n = values.numel()
+        if keep_ends and values is grid.latitude:
+            m = max(2, round((n - 1) * scale) + 1)
+            u = torch.arange(m, dtype=torch.float64) * (n - 1) / (m - 1)
+        elif keep_ends:
+            m = max(1, round(n * scale))
+            u = torch.arange(m, dtype=torch.float64) * n / m
+        else:
+            m = max(1, round(n * scale))
+            u = ((2 * torch.arange(m, dtype=torch.float64) + 1) * n - m) / (2 * m)
+        result.append(values[0] + step * u)
+    return result[0], result[1]
+
+
+def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
+    """Coordinates `degrees` apart from the first row and column on, up to the last ones.
+
+    Raises: ValueError: degrees that are not positive, or a periodic grid they do not divide.
+    """
+    if not 0 < degrees < 90:
+        raise ValueError(f"grid must be a spacing in degrees, got {degrees!r}")
+    result = []
+    for values, step, periodic in (
+        (grid.latitude, grid.steps[0], False), (grid.longitude, grid.steps[1], grid.periodic),
+    ):  # fmt: skip
+        if periodic:
+            m = round(FULL_CIRCLE / degrees)
+            if abs(m * degrees - FULL_CIRCLE) > 1e-6:
+                raise ValueError(f"grid: {degrees:g} degrees do not divide the full circle of this global field")
+        else:
+            m = int(float(abs(values[-1] - values[0])) / degrees + 1e-6) + 1
+        sign = 1.0 if step > 0 else -1.0
+        result.append(values[0] + sign * degrees * torch.arange(m, dtype=torch.float64))
+    return result[0], result[1]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public verbs downscale, nowcast, query and evaluate: the model's card says which task does it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fastds import models
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    Model = nn.Module | str | os.PathLike | None
+    Data = xr.Dataset | xr.DataArray | str | os.PathLike
+
+DOWNSCALING = ("radar", "fields", "humidity")
+# Options that choose the task where no model does.
+_OF_FIELDS = ("scale", "grid", "like")
+
+
+class UnknownOptionError(TypeError, ValueError):
+    """An option that the task of the model does not take."""
+
+
+def downscale(model: Model, data: Data, **options) -> xr.Dataset:
+    """Make radar frames, latitude-longitude fields or humidity finer.
+
+    Args:
+        model: as fastds.load gives it, a shipped name or a weights file. None: the shipped weights for reflectivity,
+            with scale, grid or like those for fields, inr-small.
+        data: a Dataset, a DataArray or a file.
+        options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, time_factor,
+            static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads, progress) or
+            fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, progress), as the model's card
+            says.
+
+    Returns: a new Dataset in memory with the settings in its attributes.
+
+    Raises: UnknownOptionError (a TypeError and a ValueError) for an option that the model's task does not take;
+        ValueError for a model that does not downscale, and what those functions raise.
+    """
+    task = downscaling_task(model, options)
+    run = task_function(task, "downscale")
+    check_options(run, task, options)
+    with opened(data) as dataset:
+        return run(model, dataset, **options).load()
+
+
+def nowcast(model: Model, data: Data, **options) -> xr.Dataset:
+    """Forecast the next radar fields.
+
+    Args:
+        model: as fastds.load gives it, a shipped name, a weights file or a baseline such as "extrapolation"; None: the
+            shipped nowcaster.
+        data: a Dataset, a DataArray or a file of the last radar fields.
+        options: progress and those of fastds.tasks.nowcast.run.Options (steps, lead, start, every, quantity, ...).
+
+    Returns: a new Dataset in memory with the settings in its attributes.
+
+    Raises: UnknownOptionError for another option; what fastds.tasks.nowcast.run.nowcast raises.
+    """
+    run = task_function("nowcast", "nowcast")
+    known = inspect.signature(importlib.import_module("fastds.tasks.nowcast.run").Options).parameters
+    _check(options, {"progress", *known}, "nowcast")
+    with opened(data) as dataset:
+        return run(model, dataset, **options).load()
+
+
+def query(
+    model: Model,
+    data: Data,
+    points: str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]],
+    **options,
+) -> list[dict]:
+    """Values of latitude-longitude fields at points, by the model and by bilinear interpolation.
+
+    Args:
+        model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small.
+        data: a Dataset, a DataArray or a file of the model's variables.
+        points: pairs (latitude, longitude), columns lat and lon by name, or a CSV file of them.
+        options: outside, static and threads of fastds.tasks.fields.run.query.
+
+    Returns: one row for each field and point, a dict.
+
+    Raises: UnknownOptionError for another option; what fastds.tasks.fields.run.query raises.
+    """
+    run = task_function("fields", "query")
+    check_options(run, "query", options)
+    with opened(data) as dataset:
+        return run(model, dataset, points, **options)
+
+
+def evaluate(prediction: Data, truth: Data, **options):
+    """Errors of downscaled radar fields or of nowcasts, and of the baselines, against the truth.
+
+    Args:
+        prediction: what downscale or nowcast made, a Dataset or a file.
+        truth: fine fields on the same grid and times; for nowcasts the fields that came.
+        options: input (a Dataset or a file): what the prediction was made of; default: of downscaled fields truth
+            averaged 2 x 2 at every second time, of nowcasts truth. The others are those of
+            fastds.tasks.radar.evaluation.evaluate or fastds.tasks.nowcast.evaluation.evaluate (var, z_r, progress;
+            baselines of nowcasts).
+
+    Returns: a table with rows, print() and to_csv(path).
+
+    Raises: UnknownOptionError for another option; what those functions raise.
+    """
+    from fastds.tasks.nowcast.forecasts import is_forecast
+
+    given = options.pop("input", None)
+    with opened(prediction) as p, opened(truth) as t, opened(given) as source:
+        task, name = ("nowcast", "observed") if is_forecast(p) else ("radar", "coarse")
+        run = task_function(task, "evaluate")
+        check_options(run, task, options, {"input"}, {name})
+        return run(p, t, **{name: source}, **options)
+
+
+def task_function(task: str, verb: str) -> Callable:
+    """The function of a verb in a task; the task is imported here."""
+    module = "evaluation" if verb.startswith("evaluate") else "run"
+    return getattr(importlib.import_module(f"fastds.tasks.{task}.{module}"), verb)
+
+
+def downscaling_task(model: Model, options: Mapping) -> str:
+    """The task that downscales with a model; where its card does not tell: fields with one of the options scale, grid
+    and like, else radar. Raises ValueError for a nowcaster, and what fastds.models.load_card raises."""
+    card = getattr(model, "card", None) if isinstance(model, nn.Module) or model is None else models.load_card(model)
+    task = "" if card is None else card.task
+    if task == "nowcast":
+        raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
+    return task or ("fields" if any(options.get(name) is not None for name in _OF_FIELDS) else "radar")
+
+
+def check_options(
+    run: Callable, task: str, options: Mapping, further: set[str] = frozenset(), without: set[str] = frozenset()
+) -> None:
+    """Raise UnknownOptionError for an option that is neither a keyword argument of `run` nor in `further`, or is in
+    `without`."""
+    parameters = inspect.signature(run).parameters.values()
+    known = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "model"}
+    _check(options, (known | further) - without, task)
+
+
+def _check(options: Mapping, known: set[str], task: str) -> None:
+    for name in options:
+        if name not in known:
+            takes = f"takes the arguments {', '.join(sorted(known - {'progress'}))}"
+            raise UnknownOptionError(f"{name} is no argument for {task}, which {takes}")
+
+
+@contextlib.contextmanager
+def opened(data: Data | None) -> Iterator[xr.Dataset | None]:
+    """A Dataset of what was given: a DataArray by its name, a file opened; None stays None."""
+    import xarray as xr
+
+    from fastds.data import open_dataset
+
+    if isinstance(data, str | os.PathLike):
+        with open_dataset(data) as dataset:
+            yield dataset
+    elif isinstance(data, xr.DataArray):
+        yield data.to_dataset(name=data.name or "field")
+    elif data is None or isinstance(data, xr.Dataset):
+        yield data
+    else:
+        raise TypeError(f"data must be an xarray Dataset or DataArray or a file, got a {type(data).__name__}")

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds.downscale, nowcast, query and evaluate: the card names the task, options that do not fit are named."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import fastds
+from fastds import models
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.tasks import fields, humidity, nowcast, radar  # noqa: F401
+from fastds.tasks.fields import run as fields_run
+from fastds.tasks.humidity import run as humidity_run
+from fastds.tasks.nowcast import run as nowcast_run
+from fastds.tasks.radar import evaluation as radar_evaluation
+from fastds.tasks.radar import run as radar_run
+from fastds.tasks.verbs import UnknownOptionError
+
+TEMPERATURE = {"name": "t", "standard_name": "air_temperature", "units": "K"}
+HUMIDITY = {"name": "r", "standard_name": "relative_humidity", "units": "%"}
+
+
+@pytest.fixture(scope="module")
+def event():
+    return synthetic_event(5, 5, (64, 64))[["reflectivity", "crs"]]
+
+
+def radar_model():
+    torch.manual_seed(0)
+    model = models.create("fczsm-small", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
+    model.card.name, model.card.floor_dbz, model.card.ceiling_dbz = "tiny", 15.0, 70.0
+    return model.eval()
+
+
+def field_model():
+    torch.manual_seed(1)
+    options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
+    model = models.create("inr-small", in_channels=1, **options, decoder_options={"width": 16, "heads": 2}).eval()
+    model.card.input_variables = model.card.output_variables = [TEMPERATURE]
+    return model
+
+
+def generator():
+    torch.manual_seed(2)
+    options = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4}
+    model = models.create("wgan-gp-small", scale=2, **options).eval()
+    model.head.weight.data.normal_()
+    model.card.offset, model.card.range, model.card.coarsening = 0.0, 100.0, "mean"
+    model.card.input_variables = [HUMIDITY]
+    return model
+
+
+def nowcaster():
+    torch.manual_seed(3)
+    model = models.create("ms-convlstm-small").eval()
+    model.card.floor_dbz, model.card.ceiling_dbz, model.card.input_steps = 0.0, 60.0, 3
+    return model
+
+
+def gridded(variable):
+    rng = np.random.default_rng(0)
+    attrs = {key: value for key, value in variable.items() if key != "name"}
+    return xr.Dataset(
+        {variable["name"]: (("time", "latitude", "longitude"), 40 + 20 * rng.random((2, 8, 10)), attrs)},
+        coords={
+            "time": np.datetime64("2019-01-01", "ns") + np.arange(2) * np.timedelta64(3, "h"),
+            "latitude": ("latitude", 52.0 - 2.0 * np.arange(8), {"units": "degrees_north"}),
+            "longitude": ("longitude", 105.0 + 2.0 * np.arange(10), {"units": "degrees_east"}),
+        },
+    )
+
+
+CASES = {
+    "radar": (radar_model, lambda event: coarsen_dataset(event), radar_run.downscale, {"tile": 32, "halo": 16}),
+    "fields": (field_model, lambda event: gridded(TEMPERATURE), fields_run.downscale, {"scale": 2.5}),
+    "humidity": (generator, lambda event: gridded(HUMIDITY), humidity_run.downscale, {"members": 2, "seed": 3}),
+}
+
+
+def test_cards_name_their_task():
+    made = {"radar": radar_model, "fields": field_model, "humidity": generator, "nowcast": nowcaster}
+    assert {task: make().card.task for task, make in made.items()} == {task: task for task in made}
+    assert models.ModelCard().task == ""
+    shipped = {name: models.load_card(name).task for name in models.available(pretrained=True)}
+    expected = {"fczsm": "radar", "inr": "fields", "wgan": "humidity", "nowcast": "nowcast"}
+    assert shipped == {name: expected[name.split("-")[0]] for name in shipped} and "nowcast-small" in shipped
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_downscale_does_what_the_task_of_the_card_does(event, tmp_path, task):
+    """With a model, its file and its method; of a Dataset, a file and, of one variable, a DataArray."""
+    make, data_of, function, options = CASES[task]
+    model, data = make(), data_of(event)
+    expected = function(model, data, **options)
+    name = next(iter(expected.data_vars))
+    models.save(model, tmp_path / "m.safetensors")
+    save_dataset(data, tmp_path / "in.nc")
+    found = [
+        fastds.downscale(model, data, **options),
+        fastds.downscale(str(tmp_path / "m.safetensors"), data, **options),
+        fastds.downscale(model, tmp_path / "in.nc", **options),
+        fastds.load(tmp_path / "m.safetensors").downscale(data, **options),
+    ]
+    if task != "radar":  # whose grid mapping is another variable
+        found.append(fastds.downscale(model, data[name], **options))
+    for out in found:
+        assert out[name].dims == expected[name].dims
+        np.testing.assert_allclose(out[name], expected[name], atol=1e-4)
+
+
+def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
+    seen = []
+    monkeypatch.setattr(radar_run, "_run", lambda model, *a, **k: (seen.append(model.card.name), (xr.Dataset(), 0))[1])
+    monkeypatch.setattr(fields_run, "_run", lambda model, *a, **k: (seen.append(model.card.name), (xr.Dataset(), 0))[1])
+    fastds.downscale(None, coarsen_dataset(event))
+    fastds.downscale(None, gridded(TEMPERATURE), grid=0.5)
+    assert seen == ["fczsm-small", "inr-small"]
+
+
+def test_options_of_another_task_are_named(event):
+    refusals = [
+        (generator(), gridded(HUMIDITY), {"tile": 32}, "tile is no argument for humidity, .* level, members, seed"),
+        (field_model(), gridded(TEMPERATURE), {"scale": 2, "members": 2}, "members is no argument for fields"),
+        (radar_model(), event, {"scale": 2}, "scale is no argument for radar, which takes the arguments halo, "),
+        (radar_model(), event, {"tyle": 2}, "tyle is no argument for radar"),
+    ]
+    for model, data, options, sentence in refusals:
+        for kind in (TypeError, ValueError, UnknownOptionError):
+            with pytest.raises(kind, match=sentence):
+                fastds.downscale(model, data, **options)
+    with pytest.raises(UnknownOptionError, match="leads is no argument for nowcast, .* every, interval, lead"):
+        fastds.nowcast(None, event, leads=3)
+    with pytest.raises(UnknownOptionError, match="scale is no argument for query, .* outside, static, threads"):
+        fastds.query(field_model(), gridded(TEMPERATURE), [(45.0, 110.0)], scale=2)
+    with pytest.raises(UnknownOptionError, match="coarse is no argument for radar, .* input, var, z_r"):
+        fastds.evaluate(event, event, coarse=event)
+
+
+def test_models_and_data_of_another_kind_are_refused(event):
+    with pytest.raises(ValueError, match="forecasts and does not downscale; use nowcast"):
+        fastds.downscale(nowcaster(), event)
+    with pytest.raises(ValueError, match="exactly one of the arguments scale, grid and like"):
+        fastds.downscale(field_model(), gridded(TEMPERATURE))
+    with pytest.raises(ValueError, match="does not forecast"):
+        fastds.nowcast(radar_model(), event)
+    with pytest.raises(ValueError, match="expected an INRDownscaler"):
+        fastds.query(radar_model(), gridded(TEMPERATURE), [(45.0, 110.0)])
+    with pytest.raises(TypeError, match="data must be an xarray Dataset or DataArray or a file, got a list"):
+        fastds.downscale(radar_model(), [1, 2])
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        fastds.nowcast("extrapolation", "none.nc")
+
+
+def test_nowcast(event, tmp_path):
+    model = nowcaster()
+    save_dataset(event, tmp_path / "in.nc")
+    models.save(model, tmp_path / "m.safetensors")
+    for chosen in (model, str(tmp_path / "m.safetensors"), "persistence"):
+        expected = nowcast_run.nowcast(chosen, event, steps=2)
+        for data in (event, tmp_path / "in.nc"):
+            np.testing.assert_allclose(fastds.nowcast(chosen, data, steps=2).rainfall_rate, expected.rainfall_rate)
+    again = fastds.load(tmp_path / "m.safetensors").nowcast(event["reflectivity"], steps=2)
+    np.testing.assert_allclose(again.rainfall_rate, nowcast_run.nowcast(model, event, steps=2).rainfall_rate)
+
+
+def test_query_of_pairs_columns_and_a_file(tmp_path):
+    model, data = field_model(), gridded(TEMPERATURE)
+    (tmp_path / "p.csv").write_text("name,lat,lon\nA,45.0,110.0\nB,40.0,120.5\n")
+    pairs = fastds.query(model, data, [(45.0, 110.0), (40.0, 120.5)])
+    columns = fastds.query(model, data, {"Lat": [45.0, 40.0], "Lon": [110.0, 120.5]}, threads=1)
+    rows = fastds.query(model, data, tmp_path / "p.csv", outside="nan")
+    assert [row["t"] for row in pairs] == [row["t"] for row in columns] == [row["t"] for row in rows]
+    assert len(pairs) == 4 and rows[0]["name"] == "A" and set(pairs[0]) == {"lat", "lon", "time", "t", "t_bilinear"}
+    with pytest.raises(ValueError, match="points: expected the columns lat and lon, found x, y"):
+        fastds.query(model, data, {"x": [1.0], "y": [2.0]})
+
+
+def test_evaluate_tells_forecasts_from_downscaled_fields(event, tmp_path):
+    coarse = coarsen_dataset(event)
+    fine = fastds.downscale(radar_model(), coarse)
+    expected = radar_evaluation.evaluate(fine, event, coarse=coarse).rows["tiny"]
+    save_dataset(fine, tmp_path / "fine.nc")
+    for prediction, given in ((fine, {"input": coarse}), (tmp_path / "fine.nc", {"input": coarse})):
+        rows = fastds.evaluate(prediction, event, **given).rows
+        assert rows["tiny"]["mse_total_15"] == pytest.approx(expected["mse_total_15"], rel=1e-3)
+        assert {"trilinear", "bicubic", "advection"} < set(rows)
+    start = str(event.time.values[2])[:19]
+    forecast = fastds.nowcast("persistence", event, start=start, steps=2)
+    table = fastds.evaluate(forecast, event, baselines=["persistence"])
+    assert set(table.rows) == {"persistence", "persistence (PRED)"} and table.starts == 1
+
+
+def test_verbs_are_imported_at_first_use_and_run_without_lightning():
+    code = (
+        "import sys, fastds\n"
+        "assert not [m for m in sys.modules if m.startswith('fastds.tasks')], 'imported with fastds'\n"
+        "sys.modules['lightning'] = None\n"
+        "for verb in ('downscale', 'nowcast', 'query', 'evaluate'):\n"
+        "    assert verb in dir(fastds) and callable(getattr(fastds, verb))\n"
+        "import fastds.tasks.radar.run, fastds.tasks.fields.run, fastds.tasks.humidity.run, fastds.tasks.nowcast.run\n"
+        "import fastds.tasks.radar.evaluation, fastds.tasks.nowcast.evaluation, fastds.tasks.fields.evaluation\n"
+        "import fastds.tasks.humidity.evaluation, fastds.studies.radar, fastds.studies.nowcast\n"
+        "for task in ('radar', 'fields', 'humidity', 'nowcast'):\n"
+        "    __import__(f'fastds.tasks.{task}.config')\n"
+        "    try: __import__(f'fastds.tasks.{task}.training')\n"
+        "    except ImportError as error: assert 'fastds-weather[train]' in str(error) and '.[train]' in str(error)\n"
+        "    else: raise AssertionError(task)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
