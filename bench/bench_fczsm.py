@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FC-ZSM against the same network in straightforward eager torch, and against plain convolutions.
 
-The straightforward network is fastds.models.fczsm.oracle: contiguous layout, grid_sample deformable convolutions, nothing
-hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
+The straightforward network is fastds.models.fczsm.oracle: contiguous layout, grid_sample deformable convolutions,
+nothing hoisted. FLOPs are those of that graph for every row. The yardstick does the same FLOPs with 64 to 64 channel
 convolutions in channels_last. A training step is forward, mean squared error, backward and Adam. "fastds direct" has
 every plain convolution on oneDNN. Eager and ours also run as in a plain user's process, where freed memory goes back
 to the system; so does torch.compile of the eager network, given FASTDS_BENCH_COMPILE_SECONDS to compile.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The humidity WGAN-GP in its default reading against straightforward eager torch, contiguous and in channels_last.
 
-Straightforward: fastds.models.wgan_gp.oracle, two convolutions per mixed layer, nothing hoisted. One day of eight fields,
-8 x 8 -> 64 x 64. A training step is the critic's loss with its penalty and the generator's loss, both with all
+Straightforward: fastds.models.wgan_gp.oracle, two convolutions per mixed layer, nothing hoisted. One day of eight
+fields, 8 x 8 -> 64 x 64. A training step is the critic's loss with its penalty and the generator's loss, both with all
 gradients, the critic's parameters frozen in the second as in training; all weights change a little before every step,
 in place of an optimiser, so that nothing made from them can be kept. FLOPs are those of the straightforward graph.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of the READMEs: one per shipped network, from held-out fields. Run: `python -m bench.pictures DATA_FOLDER`.
+"""The pictures of the READMEs, one per shipped network, of held-out fields: `python -m bench.pictures DATA_FOLDER`.
 
 Radar pictures show a synthetic event; fields and humidity show ERA5 at 500 hPa, longitudes no training saw (contains
 modified Copernicus Climate Change Service information).

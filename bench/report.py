@@ -99,7 +99,7 @@ def every_row(rows) -> str:
 
 
 def tables(op: str, rows) -> str:
-    """One line per case and mode of an op: ours against the best peer of the same dtype, or of any where there is none."""
+    """One line per case and mode of an op: ours against the best peer of the same dtype, else of any dtype."""
     header = ("case", "mode", "dtype", "ms", "best peer, ms", "ratio", "GFLOP/s", "% of ceiling", "peak MiB", "error")
     lines = []
     for ours in (r for r in rows if r["op"] == op and r["peer"].startswith("fastds") and r["median_ms"]):

@@ -3,6 +3,7 @@
 
 import importlib as _importlib
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING
 
 from fastds._version import __version__
 
@@ -16,6 +17,13 @@ from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
 from fastds.ops.core.registry import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from fastds.tasks.verbs import downscale, evaluate, nowcast, query
 
 # What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
 for _verb in ("downscale", "evaluate", "nowcast", "query"):
@@ -45,7 +53,7 @@ def __dir__():
     return [*__all__, *sorted(_SUBPACKAGES)]
 
 
-def load(name_or_path):
+def load(name_or_path: "str | os.PathLike") -> "nn.Module":
     """Load a model, name_or_path being a shipped name or a safetensors file: fastds.models.load, whose errors it
     raises."""
     from fastds import models

@@ -19,7 +19,7 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
 # Packages under fastds and the others of them that they may import, inside functions, too.
 ARROWS = {
-    "ops": {"kernels"},
+    "ops": {"kernels", "_source_hash"},
     "nn": {"ops"},
     "data": {"_version", "ops"},
     "metrics": set(),
