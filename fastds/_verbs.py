@@ -29,7 +29,7 @@ def function(verb: str) -> Callable:
 class Downscales:
     """A model that makes radar frames, latitude-longitude fields or humidity finer."""
 
-    def downscale(self, data, **options):
+    def downscale(self, data, **options) -> object:
         """Make an xarray Dataset or a file finer with this model, see fastds.downscale."""
         return function("downscale")(self, data, **options)
 
@@ -37,6 +37,6 @@ class Downscales:
 class Nowcasts:
     """A model that forecasts radar frames."""
 
-    def nowcast(self, data, **options):
+    def nowcast(self, data, **options) -> object:
         """Forecast from an xarray Dataset or a file with this model, see fastds.nowcast."""
         return function("nowcast")(self, data, **options)

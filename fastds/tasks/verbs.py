@@ -17,6 +17,9 @@ from fastds import models
 if TYPE_CHECKING:
     import xarray as xr
 
+    from fastds.tasks.nowcast.scores import NowcastTable
+    from fastds.tasks.radar.scores import EvaluationTable
+
     Model = nn.Module | str | os.PathLike | None
     Data = xr.Dataset | xr.DataArray | str | os.PathLike
 
@@ -97,7 +100,7 @@ def query(
         return run(model, dataset, points, **options)
 
 
-def evaluate(prediction: Data, truth: Data, **options):
+def evaluate(prediction: Data, truth: Data, **options) -> EvaluationTable | NowcastTable:
     """Errors of downscaled radar fields or of nowcasts, and of the baselines, against the truth.
 
     Args:
