@@ -2,7 +2,9 @@
 """fastds: downscaling and nowcasting of weather fields with deep networks on fast native kernels."""
 
 import importlib as _importlib
+import os as _os
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
 
 from fastds._version import __version__
 
@@ -15,6 +17,9 @@ from fastds import _verbs, ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend, explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
+
+if TYPE_CHECKING:
+    from fastds.tasks.verbs import downscale, evaluate, nowcast, query
 
 # What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
 for _verb in ("downscale", "evaluate", "nowcast", "query"):
@@ -30,7 +35,7 @@ _SUBPACKAGES = {
 }  # fmt: skip
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Subpackages and verbs are imported at first use."""
     if name in _SUBPACKAGES:
         return _importlib.import_module(f"fastds.{name}")
@@ -40,11 +45,11 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastds' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*__all__, *sorted(_SUBPACKAGES)]
 
 
-def load(name_or_path):
+def load(name_or_path: str | _os.PathLike) -> Any:
     """Load a model, name_or_path being a shipped name or a safetensors file: fastds.models.load, whose errors it
     raises."""
     from fastds import models
