@@ -134,6 +134,8 @@ def read_command_line(
     missing or of another type.
     """
     named = configurations() if named is None else named
+    if "model" in _parts(config_class):
+        description += " --model NAME is short for --model.name NAME."
     parser = ArgumentParser(prog=command, description=description, exit_on_error=False)
     own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
     parser.add_argument(
@@ -146,10 +148,15 @@ def read_command_line(
     return config_class(**{field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)})
 
 
+def _parts(config_class: type) -> list[str]:
+    """The fields that are dataclasses themselves."""
+    kinds = typing.get_type_hints(config_class)
+    return [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
+
+
 def _full_names(arguments: list[str], config_class: type) -> list[str]:
     """`--model NAME` as `--model.name NAME`; a mapping after --model stays."""
-    kinds = typing.get_type_hints(config_class)
-    fields = {f"--{name}" for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    fields = {f"--{name}" for name in _parts(config_class)}
     full, waiting = [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
