@@ -2,8 +2,9 @@
 """fastds: downscaling and nowcasting of weather fields with deep networks on fast native kernels."""
 
 import importlib as _importlib
+import os as _os
 from pathlib import Path as _Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastds._version import __version__
 
@@ -19,10 +20,6 @@ from fastds.ops.core.registry import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
 
 if TYPE_CHECKING:
-    import os
-
-    from torch import nn
-
     from fastds.tasks.verbs import downscale, evaluate, nowcast, query
 
 # What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
@@ -39,7 +36,7 @@ _SUBPACKAGES = {
 }  # fmt: skip
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Subpackages and verbs are imported at first use."""
     if name in _SUBPACKAGES:
         return _importlib.import_module(f"fastds.{name}")
@@ -49,11 +46,11 @@ def __getattr__(name):
     raise AttributeError(f"module 'fastds' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*__all__, *sorted(_SUBPACKAGES)]
 
 
-def load(name_or_path: "str | os.PathLike") -> "nn.Module":
+def load(name_or_path: str | _os.PathLike) -> Any:
     """Load a model, name_or_path being a shipped name or a safetensors file: fastds.models.load, whose errors it
     raises."""
     from fastds import models

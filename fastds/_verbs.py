@@ -6,6 +6,7 @@ fastds/__init__.py names module and function of every verb here; they are import
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 _PLACES: dict[str, str] = {}
 
@@ -29,7 +30,7 @@ def function(verb: str) -> Callable:
 class Downscales:
     """A model that makes radar frames, latitude-longitude fields or humidity finer."""
 
-    def downscale(self, data, **options):
+    def downscale(self, data: Any, **options: Any) -> Any:
         """Make an xarray Dataset or a file finer with this model, see fastds.downscale."""
         return function("downscale")(self, data, **options)
 
@@ -37,6 +38,6 @@ class Downscales:
 class Nowcasts:
     """A model that forecasts radar frames."""
 
-    def nowcast(self, data, **options):
+    def nowcast(self, data: Any, **options: Any) -> Any:
         """Forecast from an xarray Dataset or a file with this model, see fastds.nowcast."""
         return function("nowcast")(self, data, **options)

@@ -10,7 +10,7 @@ from fastds._version import __version__
 from fastds.ops.core import native as _native
 
 
-def _triton_version():
+def _triton_version() -> str:
     try:
         import triton
     except ImportError as error:
@@ -18,7 +18,7 @@ def _triton_version():
     return triton.__version__
 
 
-def _devices():
+def _devices() -> str:
     found = [f"cpu ({platform.machine()}, {os.cpu_count()} cores)"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -26,7 +26,7 @@ def _devices():
     return ", ".join(found)
 
 
-def info():
+def info() -> dict[str, str]:
     """Version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads, as strings."""
     rows = {"fastds": __version__, "python": platform.python_version()}
     if _native.missing() is None:
@@ -47,7 +47,7 @@ def info():
     }
 
 
-def main():
+def main() -> None:
     """Prints info()."""
     for name, value in info().items():
         print(f"{name:17} {value}")

@@ -17,8 +17,7 @@ def keep_freed_memory(keep: bool = True) -> None:
     A fresh block costs a page fault per 4 KB when it is first written: a 3x3 convolution of torch with 40 MB of output
     takes up to twice its time (ours asks for huge pages). With keep, blocks of every size come from one heap that never
     shrinks: the resident memory stays at the largest sum of tensors that lived at once, plus gaps between them. The
-    commands `fastds downscale`, `evaluate`, `demo` and `train` switch it on for their process; importing fastds does
-    not.
+    commands of `fastds` switch it on for their process; importing fastds does not.
 
     Args:
         keep: True keeps freed memory; False frees what is kept and returns blocks above 32 MB again.

@@ -53,6 +53,19 @@ def test_the_critic_is_spelled_like_the_model():
     assert config.max_steps is None and config.optimiser.epochs == 200
 
 
+def test_every_new_spelling_works():
+    """Of what the options of earlier versions are called now."""
+    config = parse("humidity", "--learning_rate=1", "--critic.learning_rate=2", "--ema_decay=0.5", "--model=srcnn")
+    assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
+    assert parse("humidity", "--loss.noise_free_weight=3").loss.noise_free_weight == 3
+    model = parse("humidity", "--model.options={scale: 2}", "--model.card={licence: CC0}").model
+    assert model.options == {"scale": 2} and model.card == {"licence": "CC0"}
+    config = parse(
+        "nowcast", "--model=db-convgru", "--model.options={hidden: 4}", "--model.start=w", "--stage=deblurrer"
+    )
+    assert config.model.name == "db-convgru" and config.model.options == {"hidden": 4} and config.model.start == "w"
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_bounds_of_every_training(task):
     for wrong, message in (
@@ -87,6 +100,13 @@ def test_shipped_configurations_keep_their_values():
         (["train", "gan"], "fastds train: gan is called humidity: fastds train humidity"),
         (["train", "study"], "study is a command of its own: fastds study"),
         (["train", "rain"], "there is no task 'rain'; there are: radar, fields, humidity, nowcast"),
+        (["train", "humidity", "--data.path=x", "--generator=wgan-gp"], "fastds train: --generator is called --model"),
+        (
+            ["train", "humidity", "--optimiser.critic_rate", "1"],
+            "--optimiser.critic_rate is called --critic.learning_rate",
+        ),
+        (["train", "nowcast", "--start=w.safetensors"], "--start is called --model.start"),
+        (["train", "fields", "--options={}"], "--options is called --model.options"),
         (["train", "--config", "fields-500hPa"], "no configuration of that name; there are: "),
         (["study", "rain"], "fastds study: there is no study 'rain'; there are: radar, nowcast, humidity"),
         (["study"], "there is no study ''"),

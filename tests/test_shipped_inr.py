@@ -12,7 +12,7 @@ import xarray as xr
 from fastds import models
 from fastds.cli import main
 from fastds.tasks.fields.config import DataConfig
-from fastds.tasks.fields.evaluation import bicubic, bicubic_torch, coarse_and_fine
+from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, resize_bicubic_torch
 from fastds.tasks.fields.samples import FieldData
 
 FILE = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
@@ -26,14 +26,14 @@ def test_gain_over_both_bicubic_kernels_on_unseen_longitudes(data_dir):
         size, inner = tuple(y.shape[2:]), (..., slice(10, -10), slice(10, -10))
         with torch.no_grad():
             ours = (model(x, size=size) - y)[inner].square().mean((0, 2, 3))
-        for kernel in (bicubic, bicubic_torch):
+        for kernel in (resize_bicubic, resize_bicubic_torch):
             error = (kernel(x, size) - y)[inner].square().mean((0, 2, 3))
             gains |= {
                 (kernel.__name__, scale, v): g
                 for v, g in zip("rtuz", (10 * (error / ours).log10()).tolist(), strict=True)
             }
     assert min(gains.values()) > 0.5, gains
-    assert gains["bicubic", 2.0, "t"] > 1.2
+    assert gains["resize_bicubic", 2.0, "t"] > 1.2
 
 
 def test_command_to_a_quarter_degree_of_the_globe(data_dir, tmp_path, capsys):

@@ -26,7 +26,7 @@ from fastds.studies.fields.run import (
 )
 from fastds.studies.fields.table import decibel, drawn, interval, render
 from fastds.tasks.fields.config import DataConfig, ModelConfig
-from fastds.tasks.fields.evaluation import bicubic, bilinear
+from fastds.tasks.fields.evaluation import resize_bicubic, resize_bilinear
 from fastds.tasks.fields.samples import FieldData, load_fields
 
 SMALL = {"channels": 8, "blocks": 2}
@@ -72,7 +72,7 @@ def test_crops_cover_times_and_bands():
 def test_errors_of_crops(scale):
     fields = torch.randn(2, 3, 50, 60, generator=torch.Generator().manual_seed(0))
     crops = draw_crops(fields.shape, 48, 1, seed=1)
-    found = np.array(crop_errors(bilinear, fields, crops, 48, scale))
+    found = np.array(crop_errors(resize_bilinear, fields, crops, 48, scale))
     assert found.shape == (len(crops), 3)
     c = crops[3]
     fine = fields[c.time, :, c.row : c.row + 48, c.column : c.column + 48]
@@ -91,7 +91,7 @@ def test_bicubic_is_the_kernel_of_the_baselines():
 
     x = torch.randn(1, 2, 9, 11, generator=torch.Generator().manual_seed(0))
     inner = (..., slice(6, -6), slice(6, -6))  # at the border torch renormalises, the baseline repeats
-    assert torch.allclose(bicubic(x, (27, 33))[inner], interpolate(x, 3)[inner], atol=1e-5)
+    assert torch.allclose(resize_bicubic(x, (27, 33))[inner], interpolate(x, 3)[inner], atol=1e-5)
 
 
 def test_interval_draws_times_and_bands():

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from torch import nn
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
@@ -29,9 +30,14 @@ REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
 
 
 def file_scores(
-    model, folder: str | os.PathLike, file: str, steps: int = 12, starts: int | None = None, smooth: bool = False,
+    model: nn.Module,
+    folder: str | os.PathLike,
+    file: str,
+    steps: int = 12,
+    starts: int | None = None,
+    smooth: bool = False,
     baselines: Sequence[str] | None = None,
-) -> NowcastTable:  # fmt: skip
+) -> NowcastTable:
     """Scores of forecasts of a test file, and of the baselines, see evaluate.
 
     model: a network with a card. steps: fields, fewer where the file is shorter. starts: at most so many. smooth: see

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,6 +16,9 @@ from fastds import models
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from fastds.tasks.nowcast.scores import NowcastTable
+    from fastds.tasks.radar.scores import EvaluationTable
 
     Model = nn.Module | str | os.PathLike | None
     Data = xr.Dataset | xr.DataArray | str | os.PathLike
@@ -29,7 +32,7 @@ class UnknownOptionError(TypeError, ValueError):
     """An option that the task of the model does not take."""
 
 
-def downscale(model: Model, data: Data, **options) -> xr.Dataset:
+def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
     """Make radar frames, latitude-longitude fields or humidity finer.
 
     Args:
@@ -53,7 +56,7 @@ def downscale(model: Model, data: Data, **options) -> xr.Dataset:
         return run(model, dataset, **options).load()
 
 
-def nowcast(model: Model, data: Data, **options) -> xr.Dataset:
+def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
     """Forecast the next radar fields.
 
     Args:
@@ -77,7 +80,7 @@ def query(
     model: Model,
     data: Data,
     points: str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]],
-    **options,
+    **options: Any,
 ) -> list[dict]:
     """Values of latitude-longitude fields at points, by the model and by bilinear interpolation.
 
@@ -97,7 +100,7 @@ def query(
         return run(model, dataset, points, **options)
 
 
-def evaluate(prediction: Data, truth: Data, **options):
+def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable | NowcastTable:
     """Errors of downscaled radar fields or of nowcasts, and of the baselines, against the truth.
 
     Args:

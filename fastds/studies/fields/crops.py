@@ -22,7 +22,7 @@ class Crop(NamedTuple):
     column: int
 
 
-def draw_crops(shape, size: int | None, per_cell: int, seed: int) -> list[Crop]:
+def draw_crops(shape: tuple[int, ...], size: int | None, per_cell: int, seed: int) -> list[Crop]:
     """per_cell random crops of size x size for every time and band of fields (T, C, H, W); size None: all fields whole.
 
     Raises: ValueError: fields smaller than the crops.
@@ -44,7 +44,12 @@ def draw_crops(shape, size: int | None, per_cell: int, seed: int) -> list[Crop]:
 
 
 def crop_errors(
-    predict: Callable, fields: Tensor, crops: list[Crop], size: int | None, scale: tuple[float, float], degrade=None
+    predict: Callable,
+    fields: Tensor,
+    crops: list[Crop],
+    size: int | None,
+    scale: tuple[float, float],
+    degrade: Callable | None = None,
 ) -> list[list[float]]:
     """Mean squared error (crop, channel) of predict(x, size) on crops of (T, C, H, W), in the units of the fields.
 

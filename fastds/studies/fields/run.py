@@ -21,13 +21,17 @@ from fastds.studies.fields.table import render
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.fields import training as field_training
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
-from fastds.tasks.fields.evaluation import bicubic, bicubic_torch, bilinear, coarse_and_fine
+from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, resize_bicubic_torch, resize_bilinear
 from fastds.tasks.fields.samples import FieldData, load_fields
 
 SCALES = {"1.5": (1.5, 1.5), "2": (2, 2), "2.67": (2.67, 2.67), "3": (3, 3), "4": (4, 4), "2x3": (2, 3)}
 
 
-INTERPOLATIONS: dict[str, Callable] = {"bilinear": bilinear, "bicubic": bicubic, "bicubic-0.75": bicubic_torch}
+INTERPOLATIONS: dict[str, Callable] = {
+    "bilinear": resize_bilinear,
+    "bicubic": resize_bicubic,
+    "bicubic-0.75": resize_bicubic_torch,
+}
 # What knows the place and nothing else; of whole regions (crop: null) by whole factors.
 OF_THE_PLACE = {"static residual": StaticResidual, "regression per point": LocationRidge}
 WHOLE_FACTORS = ("2", "3", "4")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+Config = typing.TypeVar("Config")
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Task -> what is trained. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
@@ -28,6 +29,19 @@ TASKS = {
 _FORMER = {
     "gan": "gan is called humidity: fastds train humidity",
     "study": "study is a command of its own: fastds study",
+}
+# Options of earlier versions and what they are called.
+_RENAMED = {
+    "--generator": "--model",
+    "--generator_options": "--model.options",
+    "--critic_options": "--critic.options",
+    "--options": "--model.options",
+    "--start": "--model.start",
+    "--card": "--model.card",
+    "--optimiser.generator_rate": "--learning_rate",
+    "--optimiser.critic_rate": "--critic.learning_rate",
+    "--optimiser.ema_decay": "--ema_decay",
+    "--loss.quiet_weight": "--loss.noise_free_weight",
 }
 # Options that name a network: `--model NAME` is short for `--model.name NAME`.
 _NETWORKS = ("--model", "--critic")
@@ -104,12 +118,12 @@ def _task_of(arguments: list[str]) -> str:
 
 
 def read_command_line(
-    config_class: type,
+    config_class: type[Config],
     arguments: list[str],
     command: str,
     description: str,
     named: dict[str, pathlib.Path] | None = None,
-):
+) -> Config:
     """Read a command line into a dataclass, every field an option (--data.path, --max_steps, ...).
 
     config_class: the dataclass. arguments: without the command. command: such as "fastds train radar". description: for
@@ -120,6 +134,8 @@ def read_command_line(
     missing or of another type.
     """
     named = configurations() if named is None else named
+    if "model" in _parts(config_class):
+        description += " --model NAME is short for --model.name NAME."
     parser = ArgumentParser(prog=command, description=description, exit_on_error=False)
     own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
     parser.add_argument(
@@ -132,13 +148,20 @@ def read_command_line(
     return config_class(**{field.name: getattr(values, field.name) for field in dataclasses.fields(config_class)})
 
 
+def _parts(config_class: type) -> list[str]:
+    """The fields that are dataclasses themselves."""
+    kinds = typing.get_type_hints(config_class)
+    return [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
+
+
 def _full_names(arguments: list[str], config_class: type) -> list[str]:
     """`--model NAME` as `--model.name NAME`; a mapping after --model stays."""
-    kinds = typing.get_type_hints(config_class)
-    fields = {f"--{name}" for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+    fields = {f"--{name}" for name in _parts(config_class)}
     full, waiting = [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
+        if option in _RENAMED:
+            raise ValueError(f"{option} is called {_RENAMED[option]}")
         if option in _NETWORKS and option in fields:
             given = value if equals else (waiting[0] if waiting else "")
             option += "" if given.lstrip().startswith("{") else ".name"

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import nn
 
 from fastds.data import ReflectivityInput, grid_spacing_m, open_dataset, save_dataset
 from fastds.data.io.files import check_format
-from fastds.models import load
+from fastds.models import ModelCard, load
 
 PRECISIONS = ("fp32", "bf16")
 # Fields larger than this are kept in a file while a command runs.
@@ -73,7 +73,7 @@ def check_settings(threads: int | None, precision: str = "fp32") -> None:
         raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
 
 
-def check_static(card, needed: int, static) -> None:
+def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:
     """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
     if static is not None and not needed:
         raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
@@ -136,7 +136,7 @@ def file_to_file(
     return report
 
 
-def store(shape, folder) -> np.ndarray:
+def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:
     """An array of float32, in a file without a name in `folder` where it is large and a folder is given."""
     if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
         return np.empty(shape, np.float32)
@@ -171,7 +171,7 @@ def mean_spacing_m(source: ReflectivityInput) -> float | None:
     return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])
 
 
-def warn_outside(card, values, stacklevel: int) -> None:
+def warn_outside(card: ModelCard, values: Iterable[tuple], stacklevel: int) -> None:
     """Warn (UserWarning) where the data lie outside the range the model was trained for.
 
     values: (what, value or None, (lowest, highest) or None, unit).

@@ -7,8 +7,12 @@ import csv
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
@@ -30,7 +34,7 @@ def number_text(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 
-def score_table(title: str, heads: tuple[str, ...]):
+def score_table(title: str, heads: tuple[str, ...]) -> Table:
     """An empty table of numbers by method."""
     from rich import box
     from rich.table import Table

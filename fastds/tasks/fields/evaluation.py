@@ -24,17 +24,17 @@ def coarse_and_fine(truth: Tensor, scale: float | tuple[float, float]) -> tuple[
     return area_mean(truth, coarse), truth
 
 
-def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) interpolated to cells of `size`, a = -0.5: the kernel that torch uses where it would smooth."""
     return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True)
 
 
-def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) interpolated to cells of `size`."""
     return bilinear_at(x, GridSpec.cells(tuple(x.shape[2:]), size)).unflatten(1, size).permute(0, 3, 1, 2)
 
 
-def bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bicubic_torch(x: Tensor, size: tuple[int, int]) -> Tensor:
     """bicubic with a = -0.75, torch's default: better for rough fields, worse for smooth ones."""
     return torch.nn.functional.interpolate(x, size, mode="bicubic", align_corners=False)
 
@@ -62,7 +62,7 @@ def scores(
         shave = scored_margin(scale)
         beside = {} if static is None else {"static": coarse_and_fine(static[None], scale)[0]}
         ours = model(x, size=tuple(y.shape[2:]), **beside)
-        for name, prediction in (("model", ours), ("bicubic", bicubic(x, tuple(y.shape[2:])))):
+        for name, prediction in (("model", ours), ("bicubic", resize_bicubic(x, tuple(y.shape[2:])))):
             for c in range(y.shape[1]):
                 inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]
                 result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(*inner, float(value_range[c]))["psnr"]

@@ -19,6 +19,8 @@ from fastds.data.grid.variables import same_units
 from fastds.data.io.statics import static_maps
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
+from fastds.models.inr.bands import Encoded
+from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index, from_latlon
 from fastds.tasks.common.inference import (
     Report,
@@ -52,7 +54,9 @@ class FieldModel:
         ValueError: another architecture, a card without variables, a variable or map that is missing or in other units.
     """
 
-    def __init__(self, model: INRDownscaler, dataset: xr.Dataset, grid: Geometry, static=None):
+    def __init__(
+        self, model: INRDownscaler, dataset: xr.Dataset, grid: Geometry, static: xr.Dataset | list[str] | None = None
+    ):
         self.model = model
         if not isinstance(self.model, INRDownscaler):
             raise ValueError(
@@ -97,10 +101,12 @@ class FieldModel:
             f"the file has {', '.join(map(str, dataset.data_vars))}"
         )
 
-    def encode(self, x: Tensor, factor: tuple[float, float]):
+    def encode(self, x: Tensor, factor: tuple[float, float]) -> Encoded:
+        """What decode takes, of fields (1, C, H, W) that become finer by a factor along rows and columns."""
         return self.model.encode(x, self._factor(factor), self.static)
 
-    def decode(self, encoded, where, factor: tuple[float, float]) -> Tensor:
+    def decode(self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float]) -> Tensor:
+        """Values (1, Q, channels) at the places `where`."""
         return self.model.decode(encoded, where, 2 / self._factor(factor))
 
     @staticmethod

@@ -12,6 +12,7 @@ from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.common.export import ExportBest, fill_card
+from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.fields.config import TrainingConfig
@@ -55,7 +56,7 @@ def bilinear_errors(data: FieldData, samples: int = 64) -> Tensor:
 class ExportWeights(ExportBest):
     """Highest val_gain_db."""
 
-    def validated(self, trainer, module):
+    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/psnr/" in k or k == "val_gain_db"}
         scores = {**module.config.model.card.get("metrics", {}), "validation": values}
         return module.model, scores, -values["val_gain_db"]

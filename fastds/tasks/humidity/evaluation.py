@@ -73,7 +73,7 @@ def network_rows(
     card = network.card
     x = ((coarse - card.offset) / card.range)[None, :, None].float()
 
-    def physical(y):
+    def physical(y: Tensor) -> Tensor:
         return card.physical(y[..., 0, :, 0, :, :])
 
     with torch.no_grad():

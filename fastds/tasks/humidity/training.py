@@ -16,6 +16,7 @@ from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
 from fastds.tasks.common.export import ExportBest, fill_card
+from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import begin, run
 from fastds.tasks.common.training import TimedModule
 from fastds.tasks.humidity.config import TrainingConfig
@@ -104,7 +105,7 @@ class AdversarialModule(TimedModule):
         """The coarse fields, for a critic that reads them."""
         return batch["coarse"] if getattr(self.critic_loss.critic, "config", {}).get("conditional") else None
 
-    def critic_step(self, batch: dict, optimiser) -> None:
+    def critic_step(self, batch: dict, optimiser: torch.optim.Optimizer) -> None:
         with torch.no_grad(), self.autocast():
             fake = sample(self.generator, batch["coarse"])
         with self.autocast():
@@ -115,7 +116,7 @@ class AdversarialModule(TimedModule):
         optimiser.step()
         self.log_dict({"critic": loss.detach()} | logs)
 
-    def generator_step(self, batch: dict, optimiser) -> None:
+    def generator_step(self, batch: dict, optimiser: torch.optim.Optimizer) -> None:
         c = self.config.loss
         members, noise_free = self.draw(batch["coarse"])
         content = content_loss(members.float(), batch["fine"], c.content)
@@ -201,7 +202,7 @@ class AdversarialModule(TimedModule):
             done = max(done, min(1.0, self.clock() / (60.0 * self.config.max_minutes)))
         return 0.5 * (1.0 + math.cos(done if o.literal_schedule else math.pi * done))
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         o = self.config.optimiser
         rates = self.config.critic.learning_rate, self.config.learning_rate
         pairs = list(zip((self.critic_loss.critic, self.generator), rates, strict=True))
@@ -243,7 +244,7 @@ class AdversarialModule(TimedModule):
 class ExportGenerator(ExportBest):
     """Lowest val_crps."""
 
-    def validated(self, trainer, module):
+    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         return (
             module.exported,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
 from fastds.data.grid.times import text_of
@@ -99,7 +100,9 @@ def _installed() -> list[str]:
     return [name for name in BASELINES if name != "pysteps" or importlib.util.find_spec("pysteps")]
 
 
-def window_scores(model, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False) -> NowcastScores:
+def window_scores(
+    model: nn.Module, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
+) -> NowcastScores:
     """Scores over windows as in the tables of the DB-RNN paper: all m + n - 1 frames that the network predicts.
 
     model: with roll(frames, steps); its last output counts. windows: normalised as the model wants. z_r: for the
@@ -120,7 +123,15 @@ class _Fields:
     """Numbers of the starts, the known fields before them and the true ones after them, in dBZ on the forecasts'
     grid."""
 
-    def __init__(self, forecasts: Forecasts, truth, observed, known: int, var, z_r):
+    def __init__(
+        self,
+        forecasts: Forecasts,
+        truth: xr.Dataset,
+        observed: xr.Dataset,
+        known: int,
+        var: str | None,
+        z_r: tuple[float, float] | None,
+    ):
         self.forecasts, self.known = forecasts, known
         datasets = zip((observed, truth), _NAMES, strict=True)
         self.sources = [open_reflectivity(dataset, var, z_r, what) for dataset, what in datasets]

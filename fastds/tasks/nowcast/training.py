@@ -18,6 +18,7 @@ from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
 from fastds.tasks.common.export import ExportBest, fill_card
+from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.nowcast.config import TrainingConfig
@@ -195,7 +196,7 @@ class NowcastModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Lowest val_error."""
 
-    def validated(self, trainer, module):
+    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = module.validation_scores()
         return module.model, {**module.config.model.card.get("metrics", {}), "validation": values}, values["val_error"]
 

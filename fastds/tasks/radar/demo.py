@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 from fastds.data import (
     CEILING_DBZ,
@@ -37,7 +38,7 @@ _PICTURE_FLOOR_DBZ = 5.0
 def demo(
     folder: str | os.PathLike,
     *,
-    model=None,
+    model: nn.Module | str | os.PathLike | None = None,
     seed: int = SEED,
     size: int = SIZE,
     frames: int = FRAMES,

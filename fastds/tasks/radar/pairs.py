@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import xarray as xr
 
 from fastds.data import prepare, refine_mask, restore
 from fastds.data.io.output import coarsen_with_weak_echo
@@ -27,7 +28,7 @@ class Pair:
     prediction: torch.Tensor
     valid: torch.Tensor
 
-    def baseline(self, method, floor: float) -> torch.Tensor:
+    def baseline(self, method: Callable, floor: float) -> torch.Tensor:
         """The baseline's fields above the floor, (f + 1, H, W) in dBZ; f = 4 inserts the coarse middle frames first."""
         x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None]
         if len(self.truth) == 5:
@@ -38,7 +39,14 @@ class Pair:
 class Pairs:
     """The pairs of coarse frames for which prediction and truth have all fine frames."""
 
-    def __init__(self, prediction, truth, coarse, var, z_r):
+    def __init__(
+        self,
+        prediction: xr.Dataset,
+        truth: xr.Dataset,
+        coarse: xr.Dataset | None,
+        var: str | None,
+        z_r: tuple[float, float] | None,
+    ):
         self.fine, self.truth = (
             open_reflectivity(d, var, z_r, what) for d, what in ((prediction, "PRED"), (truth, "TRUTH"))
         )

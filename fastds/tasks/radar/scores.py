@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Scores:
         self.hits = np.zeros((len(THRESHOLDS_DBZ), 2))
         self.recoarsened = np.zeros(2)
 
-    def add(self, pair: Pair, prediction: torch.Tensor | None, method) -> None:
+    def add(self, pair: Pair, prediction: torch.Tensor | None, method: Callable | None) -> None:
         """Score a prediction (f + 1, H, W) in dBZ, or the baseline `method`."""
         if not pair.valid.any():
             return

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import torch
+from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames
@@ -22,7 +24,14 @@ class TiledRun:
     """One run over a source: tiles and network chosen, fine reflectivity made frame by frame."""
 
     def __init__(
-        self, model, source: ReflectivityInput, tile, halo, precision, time_factor, static: StaticMaps | None = None
+        self,
+        model: nn.Module,
+        source: ReflectivityInput,
+        tile: int | None,
+        halo: int | None,
+        precision: str,
+        time_factor: int,
+        static: StaticMaps | None = None,
     ):
         self.model, self.source, self.precision, self.time_factor = model, source, precision, time_factor
         self.card, self.scale, self.notes = model.card, model.config.get("scale", 2), []
@@ -80,7 +89,7 @@ class TiledRun:
         """Pixels per input step for which the reach is measured: the card's largest, the data's is not known yet."""
         return float(self.card.motion_px[1]) if self.card.motion_px else 8.0
 
-    def run(self, progress: bool, folder) -> np.ndarray:
+    def run(self, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
         """Fine reflectivity of all segments, one after another, (n, rH, rW) float32 dBZ."""
         height, width = self.source.shape[1:]
         shape = (output_frames(self.source, self.time_factor), self.scale * height, self.scale * width)

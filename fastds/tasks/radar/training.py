@@ -11,7 +11,7 @@ from torch import Tensor
 from fastds import models
 from fastds.models.baselines import trilinear
 from fastds.tasks.common.export import ExportBest, fill_card
-from fastds.tasks.common.lightning_extra import callbacks
+from fastds.tasks.common.lightning_extra import L, callbacks
 from fastds.tasks.common.run_folder import averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.radar.config import TrainingConfig
@@ -70,7 +70,7 @@ class RadarModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Lowest val_mse_total."""
 
-    def validated(self, trainer, module):
+    def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         error = float(trainer.callback_metrics["val_mse_total"])
         reference = float(trainer.callback_metrics["val_mse_trilinear"])
         scores = {"validation": {"mse_total": error, "mse_total_trilinear": reference}}
