@@ -137,7 +137,8 @@ def checkout(tmp_path, native):
     """A copy of this checkout's sources without a built module, with the installed _fastds beside it."""
     for name in ("csrc", "kernels", "fastds"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(native.__file__, tmp_path)
+    for file in (ROOT / "setup.py", native.__file__):
+        shutil.copy(file, tmp_path)
     return tmp_path
 
 

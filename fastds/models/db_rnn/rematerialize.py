@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps that are cheap to make and that the backward makes again instead of keeping them.
 
-A forward pass (2 of 64x64, 16 channels) then holds 45 MiB for the backward in the place of 54 with DB-ConvLSTM, 94 in the
-place of 119 with DB-PredRNN.
+A forward pass (2 of 64x64, 16 channels) then holds 45 MiB for the backward in the place of 54 with DB-ConvLSTM, 94 in
+the place of 119 with DB-PredRNN.
 """
 
 from collections.abc import Callable, Iterator
