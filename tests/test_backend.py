@@ -64,12 +64,13 @@ def test_environment_variable():
 
 def test_explain(native, monkeypatch):
     x = torch.ones(2)
-    assert fastds.explain("null_op", x) == {"native": "chosen", "reference": "usable"}
+    no_gpu = "refused: Triton kernels run on CUDA tensors, got a cpu tensor"
+    assert fastds.explain("null_op", x) == {"native": "chosen", "triton": no_gpu, "reference": "usable"}
     with fastds.backend("reference"):
-        assert fastds.explain("null_op", x=x) == {"native": "usable", "reference": "chosen"}
+        assert fastds.explain("null_op", x=x) == {"native": "usable", "triton": no_gpu, "reference": "chosen"}
     monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
     assert fastds.explain("null_op", x)["triton"] == "refused: x is on cpu, Triton needs CUDA"
-    assert fastds.explain("null_op_backward", x, x)["native"] == "chosen"
+    assert fastds.explain("null_op_backward", x, x, [True])["native"] == "chosen"
 
 
 def test_forced_backend_that_refuses_is_an_error(monkeypatch):
@@ -83,7 +84,7 @@ def test_forced_backend_that_refuses_is_an_error(monkeypatch):
 
 def test_op_without_the_forced_backend_keeps_its_default(native):
     with fastds.backend("triton"):
-        assert choose(OPS["null_op"], (torch.ones(1),)) == "native"
+        assert choose(OPS["pixel_unshuffle"], (torch.ones(1, 1, 2, 2), 2)) == "native"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,8 @@ def checkout(tmp_path, native):
     """A copy of this checkout's sources without a built module, with the installed _fastds beside it."""
     for name in ("csrc", "kernels", "fastds"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(native.__file__, tmp_path)
+    for file in (ROOT / "setup.py", native.__file__):
+        shutil.copy(file, tmp_path)
     return tmp_path
 
 

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """null_op: the order of these sections is that of every op's test file."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -92,7 +97,7 @@ def test_vmap():
 def test_opcheck(dtype, native):
     x = torch.randn(2, 3, dtype=torch.float64).to(dtype).requires_grad_()
     torch.library.opcheck(torch.ops.fastds.null_op, (x,))
-    torch.library.opcheck(torch.ops.fastds.null_op_backward, (torch.ones_like(x), x))
+    torch.library.opcheck(torch.ops.fastds.null_op_backward, (torch.ones(2, 3, dtype=dtype), x.detach(), [True]))
 
 
 def test_compile_with_gradients():
@@ -130,8 +135,42 @@ def test_backends_agree(native):
         assert torch.equal(null_op(x), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    x = torch.randn(4, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        y = null_op(x)
+        assert null_op(x.double()).dtype == torch.float64
+    assert torch.equal(y, x.to(dtype))
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32 and torch.equal(x.grad, torch.ones(4, 5))
+
+
+def test_triton_kernel():
+    """Under the interpreter, which Triton turns on at its import only."""
+    pytest.importorskip("triton")
+    code = """
+import torch, fastds
+from fastds.ops import null_op
+for x in (torch.randn(3, 700), torch.randn(5, 4).half().t(), torch.empty(0)):
+    x.requires_grad_()
+    with fastds.backend("triton"):
+        y = null_op(x)
+        (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 2))
+    assert y.is_contiguous() and torch.equal(y, x) and torch.equal(grad, torch.full_like(x, 2))
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(fastds.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def test_error_messages():
     with pytest.raises(TypeError, match="x is a list, expected a Tensor"):
         null_op([1.0])
     with pytest.raises(TypeError, match="x has dtype torch.int64, expected torch.float32 or"):
         null_op(torch.ones(2, dtype=torch.int64))
+    x = torch.ones(2)
+    with pytest.raises(TypeError, match="x has dtype torch.int64"):
+        torch.ops.fastds.null_op(x.long())
+    with pytest.raises(ValueError, match=r"grad_y has shape \(1,\), expected \(2,\)"):
+        torch.ops.fastds.null_op_backward(x[:1], x, [True])

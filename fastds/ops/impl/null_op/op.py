@@ -1,41 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op: y = x. The template of an op: copy this file and csrc/null_op to add one.
+"""null_op: y = x. The template of an op; csrc/README.md says how to copy it.
 
-Top to bottom: validation, native calls, fake, gradients, registration, public function.
+Top to bottom: checks, native calls, Triton calls, fakes, gradients, registration, public function.
 """
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native
-from fastds.ops.core.arguments import DTYPES, check_tensor
+from fastds.ops.core import native, triton_loader
+from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
+from fastds.ops.core.autocast import autocast
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.null_op import reference
 
 __all__ = ["null_op"]
 
-_KERNELS = {"cpu": "null_op_cpu", "cuda": "null_op_cuda"}
+_KERNELS = {"cpu": "null_op_cpu", "cuda": "null_op_cuda"}  # functions of _fastds
+
+
+# ---- checks: the registry makes them once per call, also of torch.ops.fastds.null_op
 
 
 def _check(x) -> None:
     check_tensor("x", x, None, DTYPES, None, "x")
 
 
-def _copy(x):
-    # Every tensor that gives its address stays bound to a name until the call returns.
-    dense = x.contiguous()
-    y = torch.empty_like(dense)
-    module, dtype, n = native.module(), native.DTYPE_CODES[x.dtype], x.numel()
+def _check_backward(grad_y, x, wanted) -> None:
+    _check(x)
+    check_tensor("grad_y", grad_y, None, (x.dtype,), x.device, "x")
+    check_shape("grad_y", grad_y, tuple(x.shape))
+
+
+# ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself where it is dense, else a copy, on the CPU in the workspace that the thread keeps for all ops."""
+    if x.is_contiguous() or not x.is_cpu:
+        return x.contiguous()
+    return native.workspace(x.nbytes)[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
+
+
+def _copy(x: Tensor) -> Tensor:
+    y, dense = _fake(x), _dense(x)
+    dtype, n = native.DTYPE_CODES[x.dtype], x.numel()
     if native.runs_on_cuda(x):
-        module.null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, *native.cuda_launch(x))
+        native.module().null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, *native.cuda_launch(x))
     else:
-        module.null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, torch.get_num_threads())
+        native.module().null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, torch.get_num_threads())
     return y
 
 
-def _fake(x):
+def _backward(grad_y, x, wanted):
+    return [_copy(grad_y)] if wanted[0] else []
+
+
+# ---- Triton calls
+
+
+def _copy_triton(x: Tensor) -> Tensor:
+    y = _fake(x)
+    triton_loader.kernels("null_op").launch(x.contiguous(), y)
+    return y
+
+
+def _backward_triton(grad_y, x, wanted):
+    return [_copy_triton(grad_y)] if wanted[0] else []
+
+
+# ---- fakes: results without numbers, for tracing
+
+
+def _fake(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _backward_fake(grad_y, x, wanted):
+    return [_fake(x)] if wanted[0] else []
+
+
+# ---- gradients
 
 
 class _NullOp(torch.autograd.Function):
@@ -46,28 +91,38 @@ class _NullOp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y):
-        (x,) = ctx.saved_tensors
-        return None, NULL_OP_BACKWARD.trusted(grad_y, x)
+        (x,), wanted = ctx.saved_tensors, [ctx.needs_input_grad[1]]  # 0 is `run`
+        grads = iter(NULL_OP_BACKWARD.trusted(grad_y, x, wanted))
+        return None, *(next(grads) if want else None for want in wanted)
 
 
-def _backward_reference(grad_y, x):
-    return vector_jacobian(reference.null_op, [x], [grad_y], [True])[0]
+def _backward_reference(grad_y, x, wanted):
+    """By autograd on the formula: differentiable to any order, which gives the double backward."""
+    return vector_jacobian(reference.null_op, [x], [grad_y], wanted)
 
+
+# ---- registration
 
 NULL_OP = define(
     "null_op(Tensor x) -> Tensor",
     reference=reference.null_op,
-    backends={"native": Backend(_copy, lambda x: native.refusal(_KERNELS, x))},
+    backends={
+        "native": Backend(_copy, lambda x: native.refusal(_KERNELS, x)),
+        "triton": Backend(_copy_triton, triton_loader.refusal),
+    },
     fake=_fake,
     check=_check,
     function=_NullOp,
 )
-
 NULL_OP_BACKWARD = define(
-    "null_op_backward(Tensor grad_y, Tensor x) -> Tensor",
+    "null_op_backward(Tensor grad_y, Tensor x, bool[1] wanted) -> Tensor[]",
     reference=_backward_reference,
-    backends={"native": Backend(lambda grad_y, x: _copy(grad_y), lambda grad_y, x: native.refusal(_KERNELS, grad_y))},
-    fake=lambda grad_y, x: _fake(grad_y),
+    backends={
+        "native": Backend(_backward, lambda grad_y, *_: native.refusal(_KERNELS, grad_y)),
+        "triton": Backend(_backward_triton, lambda grad_y, *_: triton_loader.refusal(grad_y)),
+    },
+    fake=_backward_fake,
+    check=_check_backward,
 )
 
 
@@ -77,14 +132,14 @@ def null_op(x: Tensor) -> Tensor:
     y = x
 
     Args:
-        x: any shape and strides, float32, float64, float16 or bfloat16.
+        x: any shape and strides, float32, bfloat16, float16 or float64.
 
     Returns:
         new contiguous tensor of x's shape and dtype.
 
-    Gradients: x, to any order. Deterministic.
+    Gradients: x, to any order. Deterministic. Under autocast x takes its dtype.
 
     Raises:
         TypeError: x is no tensor or of another dtype.
     """
-    return NULL_OP(x)
+    return NULL_OP(*autocast((x,)))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of csrc/README.md: a copy of the template, its word replaced, builds and passes the template's tests."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
+TEMPLATE = ("csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py")
+BUILD_MINUTES, TEST_MINUTES = 10, 5
+
+
+def renamed(text):
+    for old, new in NAMES.items():
+        text = text.replace(old, new)
+    return text
+
+
+def copy_of_the_template(checkout):
+    """Step 1."""
+    for place in TEMPLATE:
+        source = checkout / place
+        files = [source] if source.is_file() else [p for p in source.rglob("*") if p.is_file()]
+        for file in files:
+            target = checkout / renamed(file.relative_to(checkout).as_posix())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(renamed(file.read_text()))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """This checkout without the native code of the other ops, so that little is compiled."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("fastds", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    for name in ("core", "null_op"):
+        shutil.copytree(ROOT / "csrc" / name, tmp_path / "csrc" / name)
+    for name in ("csrc/bind.cpp", "setup.py", "pyproject.toml", "README.md", "tests/conftest.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("conftest.py", "test_null_op.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    return tmp_path
+
+
+def run(checkout, minutes, *command):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": str(checkout), "FASTDS_REQUIRE_NATIVE": "1", "FASTDS_CUDA": "0"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=checkout, env=environment, capture_output=True, text=True, timeout=60 * minutes
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.mark.skipif(
+    not (ROOT / "setup.py").is_file() or importlib.util.find_spec("ninja") is None or shutil.which("g++") is None,
+    reason="needs the sources, g++ and ninja",
+)
+def test_a_copied_template_builds_and_passes(checkout):
+    copy_of_the_template(checkout)
+    run(checkout, BUILD_MINUTES, "setup.py", "-q", "build_ext", "--inplace")
+    code = "import fastds, torch; print(fastds.ops.copied_op(torch.ones(1)), fastds.ops.null_op(torch.ones(1)))"
+    assert run(checkout, TEST_MINUTES, "-c", code).split() == ["tensor([1.])"] * 2
+    results = run(checkout, TEST_MINUTES, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_copied_op.py")
+    assert " passed" in results and "failed" not in results
+
+
+def test_the_template_has_no_other_spelling():
+    """What step 1 does not rename stays the template's."""
+    for place in TEMPLATE:
+        source = ROOT / place
+        files = [source] if source.is_file() else [p for p in source.rglob("*") if p.suffix in {".py", ".h", ".cpp"}]
+        for file in files:
+            assert "nullop" not in renamed(file.read_text()).lower().replace("_", ""), file
+
+
+def test_the_recipe_names_what_the_test_copies():
+    recipe = (ROOT / "csrc" / "README.md").read_text()
+    assert all(place in recipe for place in TEMPLATE) and all(f"`{name}`" in recipe for name in NAMES)
