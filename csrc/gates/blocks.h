@@ -73,7 +73,7 @@ FASTDS_HD Vec<A, N> joined(const A* first, const A* second) {
 template <class A>
 struct Loops {
     int inputs, outputs;
-    // n elements of dense operands.
+    // n elements of dense operands, whole vectors. No call in it: the constants of the formula stay in registers.
     void (*dense)(A* const* operands, int64_t n, const GateOptions<A>& options);
     // Two rows of `run` elements as one sequence of vectors: half a vector may end one row and begin the other.
     void (*pair)(A* const (*rows)[kGateOperands], int64_t run, const GateOptions<A>& options);
@@ -81,26 +81,15 @@ struct Loops {
 
 template <class Formula, class A>
 void dense_loop(A* const* operands, int64_t n, const GateOptions<A>& options) {
-    constexpr int lanes = kLanes<A>, inputs = Formula::inputs, count = Formula::inputs + Formula::outputs;
-    static_assert(count <= kGateOperands, "more operands than GatesParams holds");
-    A* at[count];
-    for (int k = 0; k < count; k++) at[k] = operands[k];
-    alignas(64) A last[count][lanes];  // the end of a run that is no multiple of a vector
+    constexpr int lanes = kLanes<A>, inputs = Formula::inputs;
+    static_assert(inputs + Formula::outputs <= kGateOperands, "more operands than GatesParams holds");
     for (int64_t i = 0; i < n; i += lanes) {
-        const int64_t left = n - i;
-        if (left < lanes)
-            for (int k = 0; k < count; k++) {
-                if (k < inputs) __builtin_memcpy(last[k], at[k] + i, left * sizeof(A));
-                at[k] = last[k] - i;
-            }
         Vec<A> values[inputs], results[Formula::outputs];
 #pragma GCC unroll 8
-        for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(at[k] + i);
+        for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(operands[k] + i);
         Formula::template apply<A>(values, results, options);
 #pragma GCC unroll 8
-        for (int k = 0; k < Formula::outputs; k++) store_vec<lanes>(at[inputs + k] + i, results[k]);
-        if (left < lanes)
-            for (int k = inputs; k < count; k++) __builtin_memcpy(operands[k] + i, last[k], left * sizeof(A));
+        for (int k = 0; k < Formula::outputs; k++) store_vec<lanes>(operands[inputs + k] + i, results[k]);
     }
 }
 
@@ -162,6 +151,22 @@ struct Blocks {
         for (int64_t i = 0; i < run; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + i);
     }
 
+    // n elements of dense operands; the end of a run that is no multiple of a vector is calculated in copies.
+    void run_dense(A* const* at, int64_t n) const {
+        constexpr int lanes = kLanes<A>;
+        const int64_t whole = n / lanes * lanes, rest = n - whole;
+        if (whole > 0) loops.dense(at, whole, options);
+        if (rest == 0) return;
+        alignas(64) A last[kGateOperands][lanes];
+        A* copies[kGateOperands];
+        for (int k = 0; k < operands; k++) {
+            copies[k] = last[k];
+            if (k < inputs) __builtin_memcpy(last[k], at[k] + whole, rest * sizeof(A));
+        }
+        loops.dense(copies, lanes, options);
+        for (int k = inputs; k < operands; k++) __builtin_memcpy(at[k] + whole, last[k], rest * sizeof(A));
+    }
+
     void run_rows(int64_t begin, int64_t end, int64_t rows_each) const {
         alignas(64) A none[kBlock], zeros[kBlock] = {};  // in the place of operands that are not there
         const int64_t ahead = kBlock / p.run, last = end * rows_each < p.rows ? end * rows_each : p.rows;
@@ -181,7 +186,7 @@ struct Blocks {
             if (row + 1 < last)
                 loops.pair(rows, p.run, options);
             else
-                loops.dense(rows[0], p.run, options);
+                run_dense(rows[0], p.run);
             for (int k = 0; k < operands; k++) rows[0][k] = rows[1][k] + steps[k];
         }
     }
@@ -203,7 +208,7 @@ struct Blocks {
                 else if (k < inputs && operand.data)
                     with_storage<A>(operand, piece, [&](auto* from) { read(buffers[k], from, operand.row, piece); });
             }
-            loops.dense(dense, piece.rows * piece.columns, options);
+            run_dense(dense, piece.rows * piece.columns);
             for (int k = inputs; k < operands; k++) {
                 const GateOperand& operand = p.operands[k];
                 if (dense[k] == buffers[k] && operand.data)
