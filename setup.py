@@ -172,7 +172,7 @@ class Ninja:
                 # Aligned: else hot loops gain or lose some percent with every change of the code before them.
                 quiet = ["-fno-exceptions", "-Wno-psabi", "-falign-functions=64"]
                 for isa in self.isas_of(source.parent.name):
-                    flags = [f"-DFASTDS_ISA={isa}", f"-DFASTDS_DOUBLE={int(isa == 'baseline')}", *quiet, *ISA_FLAGS[isa], *self.level(isa)]
+                    flags = [f"-DFASTDS_ISA={isa}", f"-DFASTDS_DOUBLE={int(isa == 'baseline')}", *quiet, *ISA_FLAGS[isa], *self.level(isa, source)]
                     self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
                 # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
@@ -187,14 +187,16 @@ class Ninja:
     def isas_of(self, op):
         return self.isas[1:] if op in VECTOR_OPS and len(self.isas) > 1 else self.isas
 
-    def level(self, isa):
+    def level(self, isa, source):
         """The kernels' loops are unrolled and made of vectors by hand: -O3 takes half as long again and gives nothing.
 
         Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them.
         """
         if self.debug != "0":
             return []
-        return ["-O1"] if isa == "baseline" and len(self.isas) > 1 else ["-O2", "-fpeel-loops"]
+        if isa == "baseline" and len(self.isas) > 1:
+            return ["-O1"]
+        return ["-O3"] if source.parent.name == "inr_query" else ["-O2", "-fpeel-loops"]
 
     def gencode(self, source):
         """One PTX for all GPUs, so that nvcc's front end and optimiser run once; or one per GPU for PTX_PER_ARCH."""
