@@ -4,7 +4,7 @@
 Quick rebuild in a checkout: python setup.py -q build_ext --inplace
 
 Environment: FASTDS_CUDA=auto|0|1 (auto: when nvcc is found; 1: fail without it), CUDA_HOME (else PATH and
-/usr/local/cuda are searched), FASTDS_CUDA_ARCHS="80 90" (PTX of the last is added), MAX_JOBS,
+/usr/local/cuda are searched), FASTDS_CUDA_ARCHS="80 90" (PTX is added), MAX_JOBS,
 FASTDS_DEBUG=0|1|asan|tsan; and CXX, which is setuptools' own.
 """
 
@@ -45,6 +45,8 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"],
 }
+# With code for newer GPUs only: vector atomics of sm_90.
+PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
 # Ops without baseline objects where there are vector ones: "auto" never picks their engine there, and forcing it is refused.
 VECTOR_OPS = {"conv3x3", "conv_cells"}
 INSTALL_COMPILER = (
@@ -114,7 +116,7 @@ def find_nvcc():
 
 
 def find_cuda_archs(nvcc):
-    """Compute capabilities: FASTDS_CUDA_ARCHS, else 80 and 90; newer GPUs compile the PTX of the last at first use.
+    """Compute capabilities: FASTDS_CUDA_ARCHS, else 80 and 90; newer GPUs compile the PTX at first use.
 
     Machine code of the newer majors, too, would more than double nvcc's time.
     """
@@ -170,39 +172,50 @@ class Ninja:
                 # Aligned: else hot loops gain or lose some percent with every change of the code before them.
                 quiet = ["-fno-exceptions", "-Wno-psabi", "-falign-functions=64"]
                 for isa in self.isas_of(source.parent.name):
-                    flags = [f"-DFASTDS_ISA={isa}", *quiet, *ISA_FLAGS[isa], *self.level(isa)]
+                    flags = [f"-DFASTDS_ISA={isa}", f"-DFASTDS_DOUBLE={int(isa == 'baseline')}", *quiet, *ISA_FLAGS[isa], *self.level(isa, source)]
                     self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
                 # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
                 self.compile("cxx", source, stem, self.bind_flags if stem == "bind" else ())
         if self.nvcc:
             for source in sorted(CSRC.rglob("*.cu")):
-                self.compile("nvcc", source, source.relative_to(CSRC).as_posix())
+                name = source.relative_to(CSRC).as_posix()
+                self.compile("nvcc", source, name, self.gencode(name))
         self.lines.append(f"build {self.escape(self.target)}: link {' '.join(self.objects)}\n")
         (self.folder / "build.ninja").write_text("\n".join(self.lines))
 
     def isas_of(self, op):
         return self.isas[1:] if op in VECTOR_OPS and len(self.isas) > 1 else self.isas
 
-    def level(self, isa):
+    def level(self, isa, source):
         """The kernels' loops are unrolled and made of vectors by hand: -O3 takes half as long again and gives nothing.
 
         Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them.
         """
         if self.debug != "0":
             return []
-        return ["-O1"] if isa == "baseline" and len(self.isas) > 1 else ["-O2"]
+        if isa == "baseline" and len(self.isas) > 1:
+            return ["-O1"]
+        return ["-O3"] if source.parent.name == "inr_query" else ["-O2", "-fpeel-loops"]
+
+    def gencode(self, source):
+        """One PTX for all GPUs, so that nvcc's front end and optimiser run once; or one per GPU for PTX_PER_ARCH."""
+        numbers = [arch.rstrip("af") for arch in self.archs]
+        if source in PTX_PER_ARCH:
+            flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
+            return [*flags, f"-gencode=arch=compute_{numbers[-1]},code=compute_{numbers[-1]}"]
+        lowest = min(numbers, key=int)
+        codes = ",".join([*(f"sm_{arch}" for arch in self.archs), f"compute_{lowest}"])
+        return [f"-gencode=arch=compute_{lowest},code=[{codes}]"]
 
     def rules(self):
         compile_flags = shlex.join(["-std=c++17", *self.host, *self.defines, f"-I{CSRC}"])
         self.rule("cxx", f"{shlex.join(self.cxx)} {compile_flags} $extra -MMD -MF $out.d -c $in -o $out")
         link = shlex.join([*self.cxx, *self.host, "-shared"])
         if self.nvcc:
-            gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in self.archs]
-            gencode.append(f"-gencode=arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}")
             nvcc = [self.nvcc, "-ccbin", self.cxx[-1], f"-Xcompiler={','.join(self.host)}"]
-            flags = ["-std=c++17", "-O3", *gencode, *self.defines, f"-I{CSRC}"]
-            self.rule("nvcc", f"{shlex.join(nvcc + flags)} -MD -MF $out.d -c $in -o $out")
+            flags = ["-std=c++17", "-O3", *self.defines, f"-I{CSRC}"]
+            self.rule("nvcc", f"{shlex.join(nvcc + flags)} $extra -MD -MF $out.d -c $in -o $out")
             link = shlex.join([*nvcc, "-shared", "-cudart", "static"])
         self.lines.append(f"rule link\n  command = {link.replace('$', '$$')} $in -o $out\n  description = $out")
 

@@ -135,6 +135,7 @@ def test_require_native():
 @pytest.fixture
 def checkout(tmp_path, native):
     """A copy of this checkout's sources without a built module, with the installed _fastds beside it."""
+    shutil.copy(ROOT / "setup.py", tmp_path)
     for name in ("csrc", "kernels", "fastds"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (ROOT / "setup.py", native.__file__):

@@ -32,19 +32,30 @@ struct Row {
         // The last values of a row that is no multiple of a vector are calculated in copies.
         alignas(64) float last[operands][kL], last_pre[Gates][kL];
         char* real[operands];
-        for (int64_t i = 0; i < n; i += kL) {
-            const bool whole = i + kL <= n;
-            if (!whole) {
-                for (int g = 0; g < Gates; g++) __builtin_memcpy(last_pre[g], pre + g * plane + i, (n - i) * sizeof(float));
-                for (int k = 0; k < operands; k++) {
-                    const int64_t item = size(cell, k);
-                    real[k] = data[k] + i * item;
-                    if (k < others) __builtin_memcpy(last[k], real[k], (n - i) * item);
-                    data[k] = reinterpret_cast<char*>(last[k]) - i * item;
-                }
-                pre = last_pre[0] - i;
-                plane = kL;
+        int64_t i = 0, end = n / kL * kL;
+        while (true) {
+            if (i < end) vectors(cell, data, pre, plane, i, end, options);
+            i = end;
+            if (i >= n) break;
+            for (int g = 0; g < Gates; g++) __builtin_memcpy(last_pre[g], pre + g * plane + i, (n - i) * sizeof(float));
+            for (int k = 0; k < operands; k++) {
+                const int64_t item = size(cell, k);
+                real[k] = data[k] + i * item;
+                if (k < others) __builtin_memcpy(last[k], real[k], (n - i) * item);
+                data[k] = reinterpret_cast<char*>(last[k]) - i * item;
             }
+            pre = last_pre[0] - i;
+            plane = kL;
+            end += kL;
+        }
+        const int64_t rest = n % kL;
+        for (int k = others; rest > 0 && k < operands; k++) __builtin_memcpy(real[k], last[k], rest * size(cell, k));
+    }
+
+    // No call in this loop: the constants of the formula stay in registers.
+    static __attribute__((noinline)) void vectors(const ConvGates& cell, char* const (&data)[operands], const float* pre,
+                                                  int64_t plane, int64_t i, int64_t end, const GateOptions<float>& options) {
+        for (; i < end; i += kL) {
             V in[Formula::inputs], out[Formula::outputs];
 #pragma GCC unroll 8
             for (int k = 0; k < Formula::inputs; k++) {
@@ -64,8 +75,6 @@ struct Row {
                 else
                     store_vec<kL>(reinterpret_cast<T*>(data[others + k]) + i, out[k]);
             }
-            if (!whole)
-                for (int k = others; k < operands; k++) __builtin_memcpy(real[k], last[k], (n - i) * size(cell, k));
         }
     }
 };

@@ -109,6 +109,11 @@ FASTDS_HD Half store<Half>(float value) {
 }  // namespace FASTDS_ISA
 }  // namespace fastds
 
+// setup.py sets FASTDS_DOUBLE to 0 for vector objects, see FASTDS_DISPATCH_TYPED: there the second switch knows no float64.
+#ifndef FASTDS_DOUBLE
+#define FASTDS_DOUBLE 1
+#endif
+
 // Runs the statement with `scalar` naming the storage type of `dtype`.
 #define FASTDS_DTYPE_SWITCH(dtype, ...)                                  \
     switch (dtype) {                                                     \
@@ -117,3 +122,14 @@ FASTDS_HD Half store<Half>(float value) {
         case ::fastds::f16: { using scalar = Half; __VA_ARGS__; break; } \
         case ::fastds::bf16: { using scalar = BFloat16; __VA_ARGS__; break; } \
     }
+#if FASTDS_DOUBLE
+#define FASTDS_KERNEL_DTYPE_SWITCH(dtype, ...) FASTDS_DTYPE_SWITCH(dtype, __VA_ARGS__)
+#else
+#define FASTDS_KERNEL_DTYPE_SWITCH(dtype, ...)                           \
+    switch (dtype) {                                                     \
+        case ::fastds::f32: { using scalar = float; __VA_ARGS__; break; } \
+        case ::fastds::f16: { using scalar = Half; __VA_ARGS__; break; } \
+        case ::fastds::bf16: { using scalar = BFloat16; __VA_ARGS__; break; } \
+        default: break;                                                  \
+    }
+#endif

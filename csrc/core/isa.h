@@ -63,6 +63,14 @@ void need_vectors(const char* function);  // throws std::runtime_error where isa
 #define FASTDS_DISPATCH(function, ...) baseline::function(__VA_ARGS__)
 #endif
 
+// Float64 is for checking: of the ops that dispatch by this its code stands in the baseline objects alone.
+#if FASTDS_EMU
+#define FASTDS_DISPATCH_TYPED(wide, function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)
+#else
+#define FASTDS_DISPATCH_TYPED(wide, function, ...) \
+    ((wide) ? baseline::function(__VA_ARGS__) : FASTDS_DISPATCH(function, __VA_ARGS__))
+#endif
+
 // The same for ops of which setup.py builds no baseline object beside the vector ones (VECTOR_OPS); refuses a forced baseline.
 #if FASTDS_EMU || !FASTDS_BUILD_AVX2
 #define FASTDS_DISPATCH_VECTOR(function, ...) FASTDS_DISPATCH(function, __VA_ARGS__)

@@ -56,7 +56,7 @@ inline void register_deform_conv2d(py::module_& m) {
             py::gil_scoped_release release;
             const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
                                               pointer(weight), pointer(bias),   pointer(y)};
-            FASTDS_DISPATCH(deform_conv2d_forward, dims, tensors, threads);
+            FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_forward, dims, tensors, threads);
         },
         "y from x; mask and bias may be 0");
     m.def(
@@ -69,7 +69,7 @@ inline void register_deform_conv2d(py::module_& m) {
                                                pointer(mask),        pointer(weight),    pointer(grad_x),
                                                pointer(grad_offset), pointer(grad_mask), pointer(grad_weight),
                                                pointer(grad_bias),   pointer(workspace)};
-            FASTDS_DISPATCH(deform_conv2d_backward, dims, tensors, threads);
+            FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_backward, dims, tensors, threads);
         },
         "The gradients whose address is not 0; workspace holds deform_conv2d_workspace(dims) bytes");
     m.def(

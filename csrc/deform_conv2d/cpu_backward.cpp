@@ -24,6 +24,70 @@ struct Scratch {
     const Buffer<T> stored_grad_y;
 };
 
+// columns = grad_y * packed for the n pixels of a panel and the parts of a slice.
+template <class Step>
+void multiply_parts(const DeformConv2dDims& d, const Parts& parts, int64_t slice, int64_t n, const typename Step::Stored* grad_y,
+                    const typename Step::Stored* packed, typename Step::A* columns, int64_t column_row) {
+    using A = typename Step::A;
+    constexpr int64_t terms = Step::terms;
+    const int64_t out = d.O / d.groups;
+    for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
+        const Part& part = parts.list[i];
+        const typename Step::Stored *b = packed + part.packed, *a = grad_y + part.group * out;
+        for (int64_t run = 0; run < part.runs; run++) {
+            A* to = columns + part.first + run * part.stride;
+            for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
+                constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+                for (int64_t r = 0; r < n; r += MR) {
+                    Vec<A> acc[MR][NV];
+                    clear<A>(acc);
+                    multiply<Step>(acc, a + r * d.O, d.O, terms, b, NV * lanes * terms, out / terms);
+#pragma GCC unroll 12
+                    for (int m = 0; m < MR; m++)
+#pragma GCC unroll 4
+                        for (int j = 0; j < NV; j++)
+                            store_first<lanes>(to + (r + m) * column_row + column + j * lanes, acc[m][j],
+                                               part.run_columns - column - j * lanes);
+                }
+                b += NV * lanes * out;
+            });
+        }
+    }
+}
+
+// partial += grad_y^T * columns: (output channel, tap, channel of the part); each panel is summed from zero.
+template <class A>
+void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, int64_t n, const A* grad_y, const A* columns,
+                int64_t column_row, A* partial, Prefetch<A>& prefetch) {
+    const int64_t out = d.O / d.groups;
+    for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
+        const Part& part = parts.list[i];
+        const int64_t row = part.runs * part.run_columns;
+        for (int64_t run = 0; run < part.runs; run++) {
+            const A *b = columns + part.first + run * part.stride, *a = grad_y + part.group * out;
+            A* to = partial + part.partial + run * part.run_columns;
+            for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
+                constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+                for (int64_t o = 0; o < out; o += MR) {
+                    Vec<A> acc[MR][NV];
+                    clear<A>(acc);
+                    prefetch.fetch(2);
+                    multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
+                    const int64_t rows = out - o < MR ? out - o : MR;
+#pragma GCC unroll 12
+                    for (int m = 0; m < MR; m++) {
+                        if (m >= rows) break;
+#pragma GCC unroll 4
+                        for (int j = 0; j < NV; j++)
+                            add_first<lanes>(to + (o + m) * row + column + j * lanes, acc[m][j],
+                                             part.run_columns - column - j * lanes);
+                    }
+                }
+            });
+        }
+    }
+}
+
 // ColumnStep: how the product that gives the gradients of the columns multiplies.
 template <class T, class ColumnStep>
 struct Backward {
@@ -111,7 +175,7 @@ struct Backward {
             }
             const int64_t count = (row_end - row_begin) * d.Wo;
             PixelWalk walk(d, row_begin, row_end, d.W * channels * (sizeof(T) + sizeof(A)));
-            Prefetch<T, A> prefetch(plan, x, static_cast<const T*>(t.x) + first * plan.per_group, t.offset, t.mask, walk);
+            Prefetch<A> prefetch(plan, x, sizeof(T), static_cast<const T*>(t.x) + first * plan.per_group, t.offset, t.mask, walk);
             walk.start(b * count);
             for (int64_t p = 0; p < count; p += kPanel) {
                 const int64_t n = count - p < kPanel ? count - p : kPanel;
@@ -120,7 +184,7 @@ struct Backward {
                 run_samples(plan, x, walk, n, scratch, grad_x);
                 if (t.grad_weight == nullptr) continue;
                 prefetch.start(walk, count - p - n < kPanel ? count - p - n : kPanel);
-                add_weight(slice, n, scratch.grad_y, scratch.columns, partial_weight(partial), prefetch);
+                add_weight<A>(d, parts, slice, n, scratch.grad_y, scratch.columns, column_row, partial_weight(partial), prefetch);
             }
             if (t.grad_x == nullptr) continue;
             if (direct) {
@@ -160,35 +224,13 @@ struct Backward {
     }
 
     void multiply_columns(int64_t slice, int64_t n, const Scratch<T>& scratch) const {
-        constexpr int64_t terms = ColumnStep::terms;
         const Stored* grad_y;
-        if constexpr (terms > 1) {
+        if constexpr (ColumnStep::terms > 1) {
             grad_y = scratch.stored_grad_y;
         } else {
             grad_y = scratch.grad_y;
         }
-        for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
-            const Part& part = parts.list[i];
-            const Stored *b = packed + part.packed, *a = grad_y + part.group * out;
-            for (int64_t run = 0; run < part.runs; run++) {
-                A* to = scratch.columns + part.first + run * part.stride;
-                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
-                    constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
-                    for (int64_t r = 0; r < n; r += MR) {
-                        Vec<A> acc[MR][NV];
-                        clear<A>(acc);
-                        multiply<ColumnStep>(acc, a + r * d.O, d.O, terms, b, NV * lanes * terms, out / terms);
-#pragma GCC unroll 12
-                        for (int m = 0; m < MR; m++)
-#pragma GCC unroll 4
-                            for (int j = 0; j < NV; j++)
-                                store_first<lanes>(to + (r + m) * column_row + column + j * lanes, acc[m][j],
-                                                   part.run_columns - column - j * lanes);
-                    }
-                    b += NV * lanes * out;
-                });
-            }
-        }
+        multiply_parts<ColumnStep>(d, parts, slice, n, grad_y, packed, scratch.columns, column_row);
     }
 
     // The n samples from walk on, which it leaves behind it.
@@ -205,11 +247,7 @@ struct Backward {
                 scatter<A>(plan, samples, columns, grad_x);
             }
             if (sample_grads) {
-                if (t.grad_weight != nullptr) {
-                    take_products<true>(plan, samples, image, x, columns, products);
-                } else {
-                    take_products<false>(plan, samples, image, x, columns, products);
-                }
+                take_products(plan, samples, image, x, columns, products);
                 write_gradients(plan, samples, pixel(walk), products);
             } else if (t.grad_weight != nullptr) {
                 gather<A>(plan, samples, image, x, columns);
@@ -226,37 +264,6 @@ struct Backward {
         } else {
             float* offset = t.grad_offset != nullptr ? static_cast<float*>(t.grad_offset) + 2 * q : nullptr;
             write_sample_gradients(plan, samples, products, offset, mask);
-        }
-    }
-
-    // partial += grad_y^T * columns: (output channel, tap, channel of the part); each panel is summed from zero.
-    void add_weight(int64_t slice, int64_t n, const A* grad_y, const A* columns, A* partial,
-                    Prefetch<T, A>& prefetch) const {
-        for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
-            const Part& part = parts.list[i];
-            const int64_t row = part.runs * part.run_columns;
-            for (int64_t run = 0; run < part.runs; run++) {
-                const A *b = columns + part.first + run * part.stride, *a = grad_y + part.group * out;
-                A* to = partial + part.partial + run * part.run_columns;
-                for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
-                    constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
-                    for (int64_t o = 0; o < out; o += MR) {
-                        Vec<A> acc[MR][NV];
-                        clear<A>(acc);
-                        prefetch.fetch(2);
-                        multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
-                        const int64_t rows = out - o < MR ? out - o : MR;
-#pragma GCC unroll 12
-                        for (int m = 0; m < MR; m++) {
-                            if (m >= rows) break;
-#pragma GCC unroll 4
-                            for (int j = 0; j < NV; j++)
-                                add_first<lanes>(to + (o + m) * row + column + j * lanes, acc[m][j],
-                                                 part.run_columns - column - j * lanes);
-                        }
-                    }
-                });
-            }
         }
     }
 
@@ -307,11 +314,16 @@ struct Backward {
 
 void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads) {
 #if defined(__AVX512BF16__)
-    // grad_y and weight are bfloat16, so the sums of pairs lose nothing.
-    if (dims.dtype == bf16 && dims.O / dims.groups % 2 == 0)
+    if (dims.dtype == bf16) {
+        // grad_y and weight are bfloat16, so the sums of pairs lose nothing; the AVX2 object has a way without pairs.
+        if (dims.O / dims.groups % 2 != 0) return avx2::deform_conv2d_backward(dims, tensors, threads);
         return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();
+    }
+    if (dims.dtype == f16) return Backward<Half, FmaStep<float>>{dims, tensors, threads}.run();
+    Backward<float, FmaStep<float>>{dims, tensors, threads}.run();
+#else
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, Backward<scalar, FmaStep<compute_t<scalar>>>{dims, tensors, threads}.run())
 #endif
-    FASTDS_DTYPE_SWITCH(dims.dtype, Backward<scalar, FmaStep<compute_t<scalar>>>{dims, tensors, threads}.run())
 }
 
 }  // namespace FASTDS_ISA

@@ -30,7 +30,7 @@ FASTDS_HD void add_tile(Vec<A> (&to)[MR][NV], const Vec<A> (&from)[MR][NV]) {
 template <class Step, class T>
 inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Stored* columns, int64_t column_row, int64_t n,
                            const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel, T* y,
-                           Prefetch<T, typename Step::A>& prefetch) {
+                           Prefetch<typename Step::A>& prefetch) {
     using A = typename Step::A;
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups;
     // With one group the taps of a pixel follow each other without a gap, and pairs may straddle them.
@@ -102,7 +102,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
         const Buffer<Column> columns(panel * column_row + 16);
         const Buffer<int64_t> pixel(panel);
         PixelWalk walk(d, 0, d.Ho, d.W * d.C * sizeof(T));
-        Prefetch<T, A> prefetch(plan, image, x, tensors.offset, tensors.mask, walk);
+        Prefetch<A> prefetch(plan, image, sizeof(T), x, tensors.offset, tensors.mask, walk);
         // Rows past the last pixel and the padding of each row are multiplied too: they have to be finite.
         __builtin_memset(columns, 0, panel * column_row * sizeof(Column));
         for (int64_t task; (task = next()) >= 0;) {
@@ -128,11 +128,16 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
 
 void deform_conv2d_forward(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int threads) {
 #if defined(__AVX512BF16__)
-    // A pair of channels must not straddle two convolution groups.
-    if (dims.dtype == bf16 && (dims.groups == 1 || dims.C / dims.groups % 2 == 0))
+    if (dims.dtype == bf16) {
+        // A pair of channels must not straddle two convolution groups: the AVX2 object has a way without pairs.
+        if (dims.groups != 1 && dims.C / dims.groups % 2 != 0) return avx2::deform_conv2d_forward(dims, tensors, threads);
         return forward<Bf16DotStep, BFloat16>(dims, tensors, threads);
+    }
+    if (dims.dtype == f16) return forward<FmaStep<float>, Half>(dims, tensors, threads);
+    forward<FmaStep<float>, float>(dims, tensors, threads);
+#else
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, forward<FmaStep<compute_t<scalar>>, scalar>(dims, tensors, threads))
 #endif
-    FASTDS_DTYPE_SWITCH(dims.dtype, forward<FmaStep<compute_t<scalar>>, scalar>(dims, tensors, threads))
 }
 
 }  // namespace FASTDS_ISA

@@ -46,12 +46,14 @@ struct Image {
 
 // Brings what the samples of coming pixels read into L2, some pixels per call, while the multipliers are busy with a panel. Pixels
 // are too small for the hardware to see a pattern in, and with several rows of x in play it sees none there either.
-template <class T, class A>
+template <class A>
 class Prefetch {
   public:
-    Prefetch(const Plan<A>& plan, const Image& image, const void* x, const void* offset, const void* mask, const PixelWalk& walk)
-        : plan_(plan), image_(image), x_(static_cast<const T*>(x)), offset_(static_cast<const char*>(offset)),
-          mask_(static_cast<const T*>(mask)), walk_(walk) {}
+    // item: bytes of an element of x and mask
+    Prefetch(const Plan<A>& plan, const Image& image, int64_t item, const void* x, const void* offset, const void* mask,
+             const PixelWalk& walk)
+        : plan_(plan), image_(image), item_(item), x_(static_cast<const char*>(x)), offset_(static_cast<const char*>(offset)),
+          mask_(static_cast<const char*>(mask)), walk_(walk) {}
 
     // Calls of fetch() go on to the `pixels` ones from `walk` on.
     void start(const PixelWalk& walk, int64_t pixels) {
@@ -67,14 +69,15 @@ class Prefetch {
     FASTDS_HD void fetch_pixel() const {
         const DeformConv2dDims& d = plan_.d;
         const int64_t offset = walk_.b * d.offset_b + walk_.i * d.offset_h + walk_.j * d.offset_w + 2 * plan_.first * plan_.K;
-        const int64_t offset_bytes = d.offset_dtype == d.dtype ? sizeof(T) : sizeof(float);
+        const int64_t offset_bytes = d.offset_dtype == d.dtype ? item_ : static_cast<int64_t>(sizeof(float));
         fetch_lines(offset_ + offset * offset_bytes, 2 * plan_.samples * offset_bytes);
         if (mask_ != nullptr)
-            fetch_lines(mask_ + walk_.b * d.mask_b + walk_.i * d.mask_h + walk_.j * d.mask_w + plan_.first * plan_.K,
-                  plan_.samples * sizeof(T));
+            fetch_lines(mask_ + (walk_.b * d.mask_b + walk_.i * d.mask_h + walk_.j * d.mask_w + plan_.first * plan_.K) * item_,
+                        plan_.samples * item_);
         const int64_t y = walk_.i * d.stride_h + kRows, x = walk_.j * d.stride_w;
         if (y < d.H && x < d.W)
-            fetch_lines(x_ + walk_.b * d.x_b + y * image_.row + x * image_.pixel, plan_.groups * plan_.per_group * sizeof(T));
+            fetch_lines(x_ + (walk_.b * d.x_b + y * image_.row + x * image_.pixel) * item_,
+                        plan_.groups * plan_.per_group * item_);
     }
 
     static constexpr int64_t kRows = 8;  // samples seldom reach farther down; a row is fetched once, before its first use
@@ -85,9 +88,8 @@ class Prefetch {
     }
     const Plan<A>& plan_;
     const Image image_;
-    const T* const x_;
-    const char* const offset_;
-    const T* const mask_;
+    const int64_t item_;
+    const char *const x_, *const offset_, *const mask_;
     PixelWalk walk_;
     int64_t left_ = 0;
 };

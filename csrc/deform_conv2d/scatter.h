@@ -39,9 +39,9 @@ FASTDS_HD void add(A* p, Vec<A, N> w, Vec<A, N> v) {
     store_vec<N>(p, Vec<A, N>(load_vec<N>(p) + w * v));
 }
 
-// grad_x += weights * columns, the gradients of the masked samples.
+// grad_x += weights * columns, the gradients of the masked samples. Not inlined: it is the same for all storage types.
 template <class A>
-FASTDS_HD void scatter(const Plan<A>& plan, const Samples<A>& s, const A* columns, const GradImage<A>& grad_x) {
+__attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, const A* columns, const GradImage<A>& grad_x) {
     const int64_t *at = s.at_grad, *column = plan.column;
     const A* weights = s.weights;
     A* data = grad_x.data;
@@ -79,55 +79,54 @@ struct CornerProducts {
     const int64_t channels;
 
     // Sums over channels c .. c+N-1, lane by lane, into p[corner].
-    template <bool kValues, bool kAdd, int N>
+    template <bool kAdd, int N>
     FASTDS_HD void step(int64_t c, Vec<A, N> (&p)[4]) const {
         const Vec<A, N> grad = load_vec<N>(columns + c);
         Vec<A, N> v[4];
         load_corners<kBorder, N, A>(corner + c, image, inside, v);
-        if constexpr (kValues) store_vec<N>(columns + c, blend<N, A>(weights, v));
+        store_vec<N>(columns + c, blend<N, A>(weights, v));
         for (int n = 0; n < 4; n++) p[n] = kAdd ? p[n] + grad * v[n] : grad * v[n];
     }
 
     // Folds the lanes of p in halves, taking up the remaining channels in vectors of each length on the way down.
-    template <bool kValues, int N>
+    template <int N>
     FASTDS_HD Vec<A, 4> fold(int64_t c, Vec<A, N> (&p)[4]) const {
         if constexpr (N > 4) {
             Vec<A, N / 2> half[4];
             for (int n = 0; n < 4; n++) half[n] = half_of<0>(p[n]) + half_of<1>(p[n]);
-            if (channels - c >= N / 2) step<kValues, true, N / 2>(c, half), c += N / 2;
-            return fold<kValues, N / 2>(c, half);
+            if (channels - c >= N / 2) step<true, N / 2>(c, half), c += N / 2;
+            return fold<N / 2>(c, half);
         } else {
             Vec<A, 4> sum = sum_lanes<A>(p[0], p[1], p[2], p[3]);
-            for (; c < channels; c++) sum += single<kValues>(c);
+            for (; c < channels; c++) sum += single(c);
             return sum;
         }
     }
-    template <bool kValues>
     FASTDS_HD Vec<A, 4> single(int64_t c) const {
         A p[4];
-        step<kValues, false, 1>(c, p);
+        step<false, 1>(c, p);
         return load_vec<4>(p);
     }
 
     // kStart: the longest vector that fits the channels, 1 below 4 of them.
-    template <bool kValues, int kStart>
+    template <int kStart>
     FASTDS_HD Vec<A, 4> sums() const {
         if constexpr (kStart == 1) {
             Vec<A, 4> sum{};
-            for (int64_t c = 0; c < channels; c++) sum += single<kValues>(c);
+            for (int64_t c = 0; c < channels; c++) sum += single(c);
             return sum;
         } else {
             Vec<A, kStart> p[4];
-            step<kValues, false, kStart>(0, p);
+            step<false, kStart>(0, p);
             int64_t c = kStart;
-            for (; c + kStart <= channels; c += kStart) step<kValues, true, kStart>(c, p);
-            return fold<kValues, kStart>(c, p);
+            for (; c + kStart <= channels; c += kStart) step<true, kStart>(c, p);
+            return fold<kStart>(c, p);
         }
     }
 };
 
-// products[4q + n] = <gradient of sample q, corner n>; with kValues the columns become the masked samples.
-template <bool kValues, class A, class T>
+// products[4q + n] = <gradient of sample q, corner n>; the columns become the masked samples.
+template <class A, class T>
 FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, const Image image, const T* x, A* columns, A* products) {
     constexpr int widest = kLanes<A> > 4 ? kLanes<A> : 4, eight = widest > 8 ? 8 : widest;
     const int64_t *at = s.at, *column = plan.column;
@@ -136,7 +135,7 @@ FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, const Ima
         for_samples(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
             const CornerProducts<decltype(border)::value, A, T> sample{x + at[q],       image, s.inside + 4 * q, weights + 4 * q,
                                                                        columns + column[q], channels};
-            store_vec<4>(products + 4 * q, sample.template sums<kValues, decltype(start)::value>());
+            store_vec<4>(products + 4 * q, sample.template sums<decltype(start)::value>());
         });
     };
     const int64_t channels = plan.per_group;

@@ -45,7 +45,7 @@ inline void register_gates(py::module_& m) {
         [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope, int threads) {
             const GatesParams params = make_params(formula, rows, run, operands, option, slope);
             py::gil_scoped_release release;
-            FASTDS_DISPATCH(gates_cpu, params, threads);
+            FASTDS_DISPATCH_TYPED(params.wide, gates_cpu, params, threads);
         },
         "Runs the formula with this number of csrc/gates/params.h");
 #if FASTDS_BUILD_CUDA

@@ -98,17 +98,17 @@ inline void register_inr_query(py::module_& m) {
         .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); });
     m.def("inr_query_forward", [](const Call& call, intptr_t y, int threads) {
         py::gil_scoped_release release;
-        FASTDS_DISPATCH(inr_query_forward, call.dims, call.tensors, pointer(y), threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_forward, call.dims, call.tensors, pointer(y), threads);
     });
     m.def("inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
         py::gil_scoped_release release;
-        FASTDS_DISPATCH(inr_query_features, call.dims, call.tensors, pointer(rows), pointer(weights), threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, pointer(rows), pointer(weights), threads);
     });
     m.def("inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
                                             intptr_t rho_bias, intptr_t workspace, int threads) {
         py::gil_scoped_release release;
         const InrQueryGradients gradients{pointer(maps), pointer(offsets), pointer(rho_bias), pointer(workspace)};
-        FASTDS_DISPATCH(inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
     });
 #if FASTDS_BUILD_CUDA
     m.def("inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {

@@ -234,7 +234,7 @@ void backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T
 
 void inr_query_features_backward(const InrQueryDims& dims, const InrQueryTensors& tensors, const void* grad_rows,
                                  const InrQueryGradients& gradients, int threads) {
-    FASTDS_DTYPE_SWITCH(dims.dtype, backward<scalar>(dims, tensors, static_cast<const compute_t<scalar>*>(grad_rows),
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, backward<scalar>(dims, tensors, static_cast<const compute_t<scalar>*>(grad_rows),
                                                      gradients, threads))
 }
 

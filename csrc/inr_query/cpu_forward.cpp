@@ -168,14 +168,18 @@ void features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* row
 
 void inr_query_forward(const InrQueryDims& dims, const InrQueryTensors& tensors, void* y, int threads) {
 #if defined(__AVX512BF16__)
-    if (dims.dtype == bf16) return forward<Bf16DotStep, BFloat16>(dims, tensors, static_cast<float*>(y), threads);
+    float* out = static_cast<float*>(y);
+    if (dims.dtype == bf16) return forward<Bf16DotStep, BFloat16>(dims, tensors, out, threads);
+    if (dims.dtype == f16) return forward<FmaStep<float>, Half>(dims, tensors, out, threads);
+    forward<FmaStep<float>, float>(dims, tensors, out, threads);
+#else
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, forward<FmaStep<compute_t<scalar>>, scalar>(
+                                               dims, tensors, static_cast<compute_t<scalar>*>(y), threads))
 #endif
-    FASTDS_DTYPE_SWITCH(dims.dtype, forward<FmaStep<compute_t<scalar>>, scalar>(
-                                        dims, tensors, static_cast<compute_t<scalar>*>(y), threads))
 }
 
 void inr_query_features(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights, int threads) {
-    FASTDS_DTYPE_SWITCH(dims.dtype, features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
+    FASTDS_KERNEL_DTYPE_SWITCH(dims.dtype, features<scalar>(dims, tensors, static_cast<compute_t<scalar>*>(rows),
                                                      static_cast<compute_t<scalar>*>(weights), threads))
 }
 

@@ -228,7 +228,8 @@ struct Features {
         sample = b;
     }
 
-    FASTDS_HD void write(const Place<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
+    // Not inlined: several callers.
+    __attribute__((noinline)) void write(const Place<A>& p, int64_t b, int64_t q, S* row, int64_t row_stride) {
         const InrQueryDims& d = source.d;
         const T* corner[4];
         for (int j = 0; j < 4; j++) corner[j] = source.corner(p, b, j);

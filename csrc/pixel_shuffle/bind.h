@@ -31,7 +31,7 @@ inline void register_pixel_shuffle(py::module_& m) {
         [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
             const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
-            FASTDS_DISPATCH(pixel_shuffle_forward, params, tensors, threads);
+            FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_forward, params, tensors, threads);
         },
         "y from x; bias 0: a plain permutation");
     m.def(
@@ -41,7 +41,7 @@ inline void register_pixel_shuffle(py::module_& m) {
             py::gil_scoped_release release;
             const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
                                                pointer(partials)};
-            FASTDS_DISPATCH(pixel_shuffle_backward, params, tensors, threads);
+            FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_backward, params, tensors, threads);
         },
         "The gradients whose address is not 0; y is 0 without activation");
 #if FASTDS_BUILD_CUDA

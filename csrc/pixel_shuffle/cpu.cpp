@@ -140,22 +140,35 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
         }                                     \
     }
 
+// A plain permutation asks for the size of an element alone.
+#define FASTDS_ITEM_SWITCH(dtype, ...)                                         \
+    switch (dtype) {                                                           \
+        case f32: { using scalar = float; __VA_ARGS__; break; }                \
+        case f64: { FASTDS_ITEM_DOUBLE(__VA_ARGS__) break; }                   \
+        default: { using scalar = BFloat16; __VA_ARGS__; }                     \
+    }
+#if FASTDS_DOUBLE
+#define FASTDS_ITEM_DOUBLE(...) using scalar = double; __VA_ARGS__;
+#else
+#define FASTDS_ITEM_DOUBLE(...)
+#endif
+
 void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads) {
     if (tensors.bias == nullptr) {
-        FASTDS_DTYPE_SWITCH(params.dtype,
+        FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
                             FASTDS_FACTOR_SWITCH(params.r, forward<R, true>(Problem<scalar>(params), tensors, threads)))
     } else {
-        FASTDS_DTYPE_SWITCH(params.dtype,
+        FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
                             FASTDS_FACTOR_SWITCH(params.r, forward<R, false>(Problem<scalar>(params), tensors, threads)))
     }
 }
 
 void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads) {
     if (tensors.y == nullptr && tensors.grad_bias == nullptr) {
-        FASTDS_DTYPE_SWITCH(params.dtype,
+        FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
                             FASTDS_FACTOR_SWITCH(params.r, backward<R, true>(Problem<scalar>(params), tensors, threads)))
     } else {
-        FASTDS_DTYPE_SWITCH(params.dtype,
+        FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
                             FASTDS_FACTOR_SWITCH(params.r, backward<R, false>(Problem<scalar>(params), tensors, threads)))
     }
 }

@@ -46,7 +46,7 @@ inline void register_window_attention2d(py::module_& m) {
             const AttentionDims dims = dims_of(d);
             const AttentionForward tensors{map_of(q), map_of(k), map_of(v), map_of(y), pointer(lse), pointer(workspace)};
             py::gil_scoped_release release;
-            FASTDS_DISPATCH(window_attention2d_forward, dims, tensors, threads);
+            FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_forward, dims, tensors, threads);
         },
         "y and lse; a map is (address, strides), dims (dtype, B, C, H, W, window)");
     m.def(
@@ -58,7 +58,7 @@ inline void register_window_attention2d(py::module_& m) {
                                             map_of(y),      pointer(lse),   map_of(grad_q), map_of(grad_k),
                                             map_of(grad_v), pointer(workspace)};
             py::gil_scoped_release release;
-            FASTDS_DISPATCH(window_attention2d_backward, dims, tensors, threads);
+            FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_backward, dims, tensors, threads);
         },
         "The gradients whose address is not 0");
     m.def(

@@ -244,11 +244,11 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
 }  // namespace
 
 void window_attention2d_forward(const AttentionDims& dims, const AttentionForward& tensors, int threads) {
-    FASTDS_DTYPE_SWITCH(static_cast<DType>(dims.dtype), forward<scalar>(dims, tensors, threads))
+    FASTDS_KERNEL_DTYPE_SWITCH(static_cast<DType>(dims.dtype), forward<scalar>(dims, tensors, threads))
 }
 
 void window_attention2d_backward(const AttentionDims& dims, const AttentionBackward& tensors, int threads) {
-    FASTDS_DTYPE_SWITCH(static_cast<DType>(dims.dtype), backward<scalar>(dims, tensors, threads))
+    FASTDS_KERNEL_DTYPE_SWITCH(static_cast<DType>(dims.dtype), backward<scalar>(dims, tensors, threads))
 }
 
 }  // namespace FASTDS_ISA

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parallel over blocks of elements that stay in L1. A block of each operand becomes one dense run of the compute type there
+// (rows of 24 channels leave no half-empty vectors, and a formula is compiled once for all storage types); operands that are
+// dense already are used in place, and so are rows of whole half vectors, two rows at a time. Of all this only two loops know
+// the formula.
+#pragma once
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "gates/math.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kBlock = 384;  // elements of an operand in L1
+
+// The part of all operands that one block covers: rows x columns elements.
+struct Piece {
+    int64_t row, rows, column, columns;
+};
+
+template <class T, class A>
+inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
+    for (int64_t r = 0; r < piece.rows; r++, from += row, to += piece.columns) {
+        int64_t i = 0;
+        for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
+        for (; i < piece.columns; i++) to[i] = load(from[i]);
+    }
+}
+
+template <class T, class A>
+inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
+    for (int64_t r = 0; r < piece.rows; r++, to += row, from += piece.columns) {
+        int64_t i = 0;
+        for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
+        for (; i < piece.columns; i++) to[i] = store<T>(from[i]);
+    }
+}
+
+// Runs f with the address of the piece in its storage type, one that has A as its compute type.
+template <class A, class F>
+inline void with_storage(const GateOperand& operand, const Piece& piece, const F& f) {
+    const int64_t first = piece.row * operand.row + piece.column;
+    if constexpr (sizeof(A) == 8) {
+        f(static_cast<double*>(operand.data) + first);
+    } else {
+        switch (operand.dtype) {
+            case f32: return f(static_cast<float*>(operand.data) + first);
+            case f16: return f(static_cast<Half*>(operand.data) + first);
+            case bf16: return f(static_cast<BFloat16*>(operand.data) + first);
+        }
+    }
+}
+
+// Two runs of N / 2 elements as one vector. Through memory, as GCC does it by itself, it would wait for the stores.
+template <class A, int N>
+FASTDS_HD Vec<A, N> joined(const A* first, const A* second) {
+    const Vec<A, N / 2> parts[2] = {load_vec<N / 2>(first), load_vec<N / 2>(second)};
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vec<A, N>) == 64)
+        return (Vec<A, N>)_mm512_insertf64x4(_mm512_castpd256_pd512((__m256d)parts[0]), (__m256d)parts[1], 1);
+#endif
+#if defined(__AVX__)
+    if constexpr (sizeof(Vec<A, N>) == 32)
+        return (Vec<A, N>)_mm256_insertf128_pd(_mm256_castpd128_pd256((__m128d)parts[0]), (__m128d)parts[1], 1);
+#endif
+    Vec<A, N> both;
+    __builtin_memcpy(&both, parts, sizeof(both));
+    return both;
+}
+
+// The loops of a formula.
+template <class A>
+struct Loops {
+    int inputs, outputs;
+    // n elements of dense operands, whole vectors. No call in it: the constants of the formula stay in registers.
+    void (*dense)(A* const* operands, int64_t n, const GateOptions<A>& options);
+    // Two rows of `run` elements as one sequence of vectors: half a vector may end one row and begin the other.
+    void (*pair)(A* const (*rows)[kGateOperands], int64_t run, const GateOptions<A>& options);
+};
+
+template <class Formula, class A>
+void dense_loop(A* const* operands, int64_t n, const GateOptions<A>& options) {
+    constexpr int lanes = kLanes<A>, inputs = Formula::inputs;
+    static_assert(inputs + Formula::outputs <= kGateOperands, "more operands than GatesParams holds");
+    for (int64_t i = 0; i < n; i += lanes) {
+        Vec<A> values[inputs], results[Formula::outputs];
+#pragma GCC unroll 8
+        for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(operands[k] + i);
+        Formula::template apply<A>(values, results, options);
+#pragma GCC unroll 8
+        for (int k = 0; k < Formula::outputs; k++) store_vec<lanes>(operands[inputs + k] + i, results[k]);
+    }
+}
+
+template <class Formula, class A>
+void pair_loop(A* const (*rows)[kGateOperands], int64_t run, const GateOptions<A>& options) {
+    constexpr int lanes = kLanes<A>, half = lanes / 2, inputs = Formula::inputs;
+    for (int64_t e = 0; e < 2 * run; e += lanes) {
+        const bool across = e < run && e + lanes > run;
+        A* const* at = rows[e >= run];
+        const int64_t i = e >= run ? e - run : e;
+        Vec<A> values[inputs], results[Formula::outputs];
+        if (across) {
+#pragma GCC unroll 8
+            for (int k = 0; k < inputs; k++) values[k] = joined<A, lanes>(at[k] + i, rows[1][k]);
+        } else {
+#pragma GCC unroll 8
+            for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(at[k] + i);
+        }
+        Formula::template apply<A>(values, results, options);
+        if (across) {
+#pragma GCC unroll 8
+            for (int k = 0; k < Formula::outputs; k++) {
+                Vec<A, half> parts[2];
+                __builtin_memcpy(parts, &results[k], sizeof(parts));
+                store_vec<half>(at[inputs + k] + i, parts[0]);
+                store_vec<half>(rows[1][inputs + k], parts[1]);
+            }
+        } else {
+#pragma GCC unroll 8
+            for (int k = 0; k < Formula::outputs; k++) store_vec<lanes>(at[inputs + k] + i, results[k]);
+        }
+    }
+}
+
+template <class A>
+struct Blocks {
+    const GatesParams& p;
+    const Loops<A> loops;
+    const int inputs = loops.inputs, operands = loops.inputs + loops.outputs;
+    const GateOptions<A> options{static_cast<A>(p.option), static_cast<A>(p.slope)};
+
+    static constexpr int own_type = sizeof(A) == 8 ? f64 : f32;
+
+    // Dense operands of the compute type are used where they lie; so is one row of them.
+    bool in_place(const GateOperand& operand, const Piece& piece) const {
+        return operand.data && operand.dtype == own_type && (piece.rows == 1 || operand.row == p.run);
+    }
+
+    // Whether rows may be read and written where they lie: whole rows of half vectors, all of the compute type.
+    bool by_rows() const {
+        constexpr int half = kLanes<A> / 2;
+        bool fits = loops.pair != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kBlock;
+        for (int k = 0; k < operands; k++) fits = fits && (!p.operands[k].data || p.operands[k].dtype == own_type);
+        return fits;
+    }
+
+    // Several streams of short rows are more than the hardware sees coming: 1.6 ms become 1.2 (lstm_gates, 68 MB).
+    static FASTDS_HD void fetch(const A* row, int64_t run) {
+        for (int64_t i = 0; i < run; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + i);
+    }
+
+    // n elements of dense operands; the end of a run that is no multiple of a vector is calculated in copies.
+    void run_dense(A* const* at, int64_t n) const {
+        constexpr int lanes = kLanes<A>;
+        const int64_t whole = n / lanes * lanes, rest = n - whole;
+        if (whole > 0) loops.dense(at, whole, options);
+        if (rest == 0) return;
+        alignas(64) A last[kGateOperands][lanes];
+        A* copies[kGateOperands];
+        for (int k = 0; k < operands; k++) {
+            copies[k] = last[k];
+            if (k < inputs) __builtin_memcpy(last[k], at[k] + whole, rest * sizeof(A));
+        }
+        loops.dense(copies, lanes, options);
+        for (int k = inputs; k < operands; k++) __builtin_memcpy(at[k] + whole, last[k], rest * sizeof(A));
+    }
+
+    void run_rows(int64_t begin, int64_t end, int64_t rows_each) const {
+        alignas(64) A none[kBlock], zeros[kBlock] = {};  // in the place of operands that are not there
+        const int64_t ahead = kBlock / p.run, last = end * rows_each < p.rows ? end * rows_each : p.rows;
+        A* rows[2][kGateOperands];
+        int64_t steps[kGateOperands];
+        for (int k = 0; k < operands; k++) {
+            const GateOperand& operand = p.operands[k];
+            steps[k] = operand.data ? operand.row : 0;
+            A* base = operand.data ? static_cast<A*>(operand.data) : k < inputs ? zeros : none;
+            rows[0][k] = base + begin * rows_each * steps[k];
+        }
+        for (int64_t row = begin * rows_each; row < last; row += 2) {
+            for (int k = 0; k < operands; k++) {
+                rows[1][k] = rows[0][k] + steps[k];
+                if (k < inputs) fetch(rows[0][k] + ahead * steps[k], p.run), fetch(rows[1][k] + ahead * steps[k], p.run);
+            }
+            if (row + 1 < last)
+                loops.pair(rows, p.run, options);
+            else
+                run_dense(rows[0], p.run);
+            for (int k = 0; k < operands; k++) rows[0][k] = rows[1][k] + steps[k];
+        }
+    }
+
+    void run_pieces(int64_t begin, int64_t end, int64_t rows_each, int64_t pieces_each) const {
+        alignas(64) A buffers[kGateOperands][kBlock];
+        for (int k = 0; k < inputs; k++)
+            if (!p.operands[k].data) __builtin_memset(buffers[k], 0, sizeof(buffers[k]));
+        for (int64_t task = begin; task < end; task++) {
+            const int64_t row = task / pieces_each * rows_each, column = task % pieces_each * kBlock;
+            const Piece piece{row, p.rows - row < rows_each ? p.rows - row : rows_each, column,
+                              p.run - column < kBlock ? p.run - column : kBlock};
+            A* dense[kGateOperands];
+            for (int k = 0; k < operands; k++) {
+                const GateOperand& operand = p.operands[k];
+                dense[k] = buffers[k];
+                if (in_place(operand, piece))
+                    dense[k] = static_cast<A*>(operand.data) + piece.row * operand.row + piece.column;
+                else if (k < inputs && operand.data)
+                    with_storage<A>(operand, piece, [&](auto* from) { read(buffers[k], from, operand.row, piece); });
+            }
+            run_dense(dense, piece.rows * piece.columns);
+            for (int k = inputs; k < operands; k++) {
+                const GateOperand& operand = p.operands[k];
+                if (dense[k] == buffers[k] && operand.data)
+                    with_storage<A>(operand, piece, [&](auto* to) { write(to, buffers[k], operand.row, piece); });
+            }
+        }
+    }
+};
+
+template <class A>
+void run(GatesParams p, int threads) {
+    Loops<A> loops{};
+    with_gate_formula(p.formula, [&](auto formula) {
+        using Formula = decltype(formula);
+        loops = {Formula::inputs, Formula::outputs, dense_loop<Formula, A>, nullptr};
+        if constexpr (sizeof(A) == 4) loops.pair = pair_loop<Formula, A>;  // float64 is for checking
+    });
+    bool dense = true;
+    for (int k = 0; k < loops.inputs + loops.outputs; k++) dense = dense && (!p.operands[k].data || p.operands[k].row == p.run);
+    if (dense) {
+        p.run *= p.rows;
+        p.rows = 1;
+    }
+    if (p.run == 0) return;
+    const Blocks<A> blocks{p, loops};
+    const bool by_rows = blocks.by_rows();
+    int64_t rows_each = p.run < kBlock ? kBlock / p.run : 1;
+    if (by_rows) rows_each += rows_each % 2;  // pairs, whatever the number of threads
+    const int64_t pieces_each = (p.run + kBlock - 1) / kBlock;
+    parallel_for((p.rows + rows_each - 1) / rows_each * pieces_each, threads, [&](int64_t begin, int64_t end) {
+        if (by_rows)
+            blocks.run_rows(begin, end, rows_each);
+        else
+            blocks.run_pieces(begin, end, rows_each, pieces_each);
+    });
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
