@@ -3,8 +3,8 @@
 
 The straightforward network is fastds.models.db_rnn.oracle: contiguous layout, a convolution per summand, nothing fused
 or hoisted; its local attention loops over window rows on views. Batch 4, 160x160, 5 known frames and 5 forecast ones,
-so 9 steps. A training step is forward, the paper's pixel loss, backward and Adam. FLOPs are those of that graph without the
-core of the attention. "fastds kept gates" keeps the gates for the backward (recompute=False). `launches` counts the
+so 9 steps. A training step is forward, the paper's pixel loss, backward and Adam. FLOPs are those of that graph without
+the core of the attention. "fastds kept gates" keeps the gates for the backward (recompute=False). `launches` counts the
 operators that a call runs, views aside. Eager rows take one timed call, or the file would take a quarter of an hour.
 """
 
