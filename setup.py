@@ -47,7 +47,7 @@ ISA_FLAGS = {
 }
 # With code for newer GPUs only: vector atomics of sm_90.
 PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
-# Ops without baseline objects where there are vector ones: "auto" never picks their engine there, and forcing it is refused.
+# Ops without baseline objects where there are vector ones: "auto" never picks those, and forcing them is refused.
 VECTOR_OPS = {"conv3x3", "conv_cells"}
 INSTALL_COMPILER = (
     "install a C++17 compiler with OpenMP (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
@@ -137,7 +137,7 @@ def find_cuda_archs(nvcc):
 class Ninja:
     """Writes build.ninja: every .cpp once, csrc/*/cpu*.cpp once per instruction set, every .cu by nvcc, one link.
 
-    All bindings are one object, csrc/bind.cpp: pybind11 is parsed once. ops.h names the csrc/<op>/bind.h that it includes.
+    All bindings are one object, csrc/bind.cpp: pybind11 is parsed once. ops.h names each csrc/<op>/bind.h for it.
     """
 
     def __init__(self, folder, target, include_dirs):
@@ -156,8 +156,18 @@ class Ninja:
         self.defines = [f"-DFASTDS_BUILD_{name}={int(built)}" for name, built in parts.items()]
         # Bindings do no arithmetic: -O1 saves a quarter of their compilation.
         self.bind_flags = [f"-I{folder}"] + [flag for path in include_dirs for flag in ("-isystem", str(path))]
+        self.bind_flags += ["-isystem", str(self.pybind11_headers())]
         self.bind_flags += ["-O1"] if self.debug == "0" else []
         self.objects, self.lines = [], []
+
+    def pybind11_headers(self):
+        """A copy at one place: pip's isolated builds have pybind11 elsewhere each time, and would compile anew."""
+        copy = self.folder / f"pybind11-{pybind11.__version__}"
+        if not copy.exists():
+            unfinished = self.folder / f"pybind11.{os.getpid()}"
+            shutil.copytree(pybind11.get_include(), unfinished)
+            unfinished.rename(copy)
+        return copy
 
     def write(self):
         cuda = f"sm_{', sm_'.join(self.archs)}" if self.nvcc else "not built (no nvcc or FASTDS_CUDA=0)"
@@ -172,7 +182,8 @@ class Ninja:
                 # Aligned: else hot loops gain or lose some percent with every change of the code before them.
                 quiet = ["-fno-exceptions", "-Wno-psabi", "-falign-functions=64"]
                 for isa in self.isas_of(source.parent.name):
-                    flags = [f"-DFASTDS_ISA={isa}", f"-DFASTDS_DOUBLE={int(isa == 'baseline')}", *quiet, *ISA_FLAGS[isa], *self.level(isa, source)]
+                    defines = [f"-DFASTDS_ISA={isa}", f"-DFASTDS_DOUBLE={int(isa == 'baseline')}"]
+                    flags = [*defines, *quiet, *ISA_FLAGS[isa], *self.level(isa, source)]
                     self.compile("cxx", source, f"{stem}.{isa}", flags)
             else:
                 # Only bindings see Python: an isolated build has its pybind11 elsewhere and recompiles no kernel.
@@ -188,7 +199,7 @@ class Ninja:
         return self.isas[1:] if op in VECTOR_OPS and len(self.isas) > 1 else self.isas
 
     def level(self, isa, source):
-        """The kernels' loops are unrolled and made of vectors by hand: -O3 takes half as long again and gives nothing.
+        """Most kernels' loops are unrolled and made of vectors by hand: -O3 takes half as long again and gives nothing.
 
         Baseline objects beside AVX2 ones serve x86 machines of before 2013: half the compilation for them.
         """
@@ -269,7 +280,7 @@ class NinjaBuildExt(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        Ninja(folder, target, [*self.include_dirs, pybind11.get_include()]).write()
+        Ninja(folder, target, self.include_dirs).write()
         jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
         run = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), "-j", jobs])
         if run.returncode:
