@@ -165,7 +165,7 @@ def define(
     return op
 
 
-def explain(op_name: str, *args, **kwargs) -> dict[str, str]:
+def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
     """Says for each implementation of an op whether it runs on these inputs, and why not.
 
     Args:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local-ensemble implicit query: implementations, gradients, registration and the public function."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -158,7 +160,7 @@ INR_QUERY_BACKWARD = define(
 def inr_query(
     maps: Tensor,
     where: GridSpec | PointSpec,
-    trunk=(),
+    trunk: Sequence[tuple[Tensor, Tensor | None]] = (),
     *,
     feature: str = "affine",
     ensemble: str = "early_attn",
@@ -172,7 +174,7 @@ def inr_query(
     cell: Tensor | None = None,
     skip: Tensor | None = None,
     act: str = "relu",
-    edge=("clamp", "clamp"),
+    edge: tuple[str, str] = ("clamp", "clamp"),
     mask: Tensor | None = None,
     compat: str | None = None,
     out_dtype: torch.dtype | None = None,

@@ -99,7 +99,7 @@ class GridSpec:
         """size, step, start, den of rows, then of columns."""
         return [v for a in (self.rows, self.columns) for v in (a.size, a.step, a.start, a.den)]
 
-    def points(self, device=None, dtype: torch.dtype = torch.float32) -> "PointSpec":
+    def points(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> "PointSpec":
         """The same points as a PointSpec of batch 1."""
         (i, t), (j, r) = self.rows.locate(device), self.columns.locate(device)
         pair = [torch.meshgrid(*p, indexing="ij") for p in ((i, j), (t, r))]
