@@ -173,7 +173,7 @@ class Broken(torch.nn.Module):
 def run_broken(event, tmp_path, monkeypatch, bad_steps):
     model = Broken(bad_steps)
     monkeypatch.setattr("fastds.tasks.radar.training.build_model", lambda config: model)
-    monkeypatch.setattr("fastds.tasks.common.export.models.save", lambda model, path: path.touch())
+    monkeypatch.setattr("fastds.tasks.common.run_folder.models.save", lambda model, path: path.touch())
     train(tiny(event, tmp_path, ema_decay=0.0))
     return model
 

@@ -10,8 +10,7 @@ from torch.func import functional_call, jvp
 import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic, gradient_penalty
 from fastds.models.wgan_gp import oracle as reference
-from fastds.models.wgan_gp.blocks import CBAM, ConvGRU, ResidualAttentionBlock, SqueezeExcitation
-from fastds.models.wgan_gp.mean_and_max import mean_and_max
+from fastds.models.wgan_gp.blocks import CBAM, ConvGRU, ResidualAttentionBlock, SqueezeExcitation, mean_and_max
 from fastds.models.wgan_gp.mixed_conv import MixedConv
 from fastds.models.wgan_gp.penalty import adversarial_loss, between
 from fastds.ops import pixel_shuffle

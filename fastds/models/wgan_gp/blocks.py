@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fastds.models.wgan_gp.mean_and_max import mean_and_max
 from fastds.models.wgan_gp.mixed_conv import MixedConv, once
 from fastds.models.wgan_gp.shared_kernel import SharedKernel
 from fastds.nn.convolutions import convolve
 from fastds.nn.recurrent import ConvGRUCell, by_time, per_time
 from fastds.ops import gru_reset, gru_update
+from fastds.ops.core.registry import transforms_active
 
 
 def bottleneck(channels: int, reduction: int) -> nn.Sequential:
@@ -195,3 +195,33 @@ def normalised(conv: MixedConv, norm: nn.Module | None, x: Tensor, act: str | No
         return conv(x, scale, norm.bias - norm.running_mean * scale, act)
     y = norm(conv(x))
     return y if act is None else F.relu(y)
+
+
+class _MeanAndMax(torch.autograd.Function):
+    """Both over the same dimensions, which are kept; where several values are largest they share the gradient.
+
+    One gradient for both in three passes over the map, where torch's two take twice as many. Its derivative in what it
+    is given is autograd's own, in x it is zero.
+    """
+
+    @staticmethod
+    def forward(ctx, x, dims):
+        mean, largest = x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+        ctx.save_for_backward(x, largest)
+        ctx.dims = dims
+        return mean, largest
+
+    @staticmethod
+    def backward(ctx, grad_mean, grad_largest):
+        x, largest = (t.detach() for t in ctx.saved_tensors)
+        hits = x.clone().eq_(largest)  # overwriting stays in the dtype of x, comparing to bool is several times slower
+        count = hits.sum(ctx.dims, keepdim=True)
+        size = x.numel() / max(1, largest.numel())
+        return torch.addcmul(grad_mean / size, hits, grad_largest / count), None
+
+
+def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and maximum of x over dims, kept with size 1; differentiable to any order."""
+    if transforms_active() or torch.compiler.is_compiling():
+        return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+    return _MeanAndMax.apply(x, dims)

@@ -12,7 +12,7 @@ where those are missing conv3x3 runs.
 import torch
 from torch import Tensor
 
-from fastds.ops.core.autocast import autocast
+from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3.algorithm import current, weight_gradients_wanted, winograd_pays, winograd_refusal

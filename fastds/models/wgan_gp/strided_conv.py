@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core.autocast import autocast
+from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3.algorithm import weight_gradients_wanted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory layouts of maps (B, C, H, W). Kernels read any map whose channels lie side by side."""
+"""Memory layout and precision of tensors: channels_last, dense copies, at least float32."""
 
 import torch
 from torch import Tensor
@@ -29,3 +29,8 @@ def output_format(like: Tensor) -> torch.memory_format:
 def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     """An unwritten map (B, C, H, W), channels_last, on the device of `like`."""
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=CHANNELS_LAST)
+
+
+def wide(*tensors):
+    """The tensors, 16-bit ones as float32."""
+    return [t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors]

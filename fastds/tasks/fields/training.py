@@ -11,9 +11,8 @@ from torch import Tensor
 from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.ops.impl.inr_query.points import PointSpec
-from fastds.tasks.common.export import ExportBest, fill_card
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import averaging, begin, run
+from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.fields.config import TrainingConfig
 from fastds.tasks.fields.evaluation import scores

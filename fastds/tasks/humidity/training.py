@@ -15,9 +15,8 @@ from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRGANDiscriminator
 from fastds.models.wgan_gp import HumidityCritic
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
-from fastds.tasks.common.export import ExportBest, fill_card
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import begin, run
+from fastds.tasks.common.run_folder import ExportBest, begin, fill_card, run
 from fastds.tasks.common.training import TimedModule
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.evaluation import sample

@@ -17,9 +17,8 @@ from fastds.models.db_rnn.discriminator import Discriminator
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
-from fastds.tasks.common.export import ExportBest, fill_card
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import averaging, begin, run
+from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from fastds import models
 from fastds.models.baselines import trilinear
-from fastds.tasks.common.export import ExportBest, fill_card
 from fastds.tasks.common.lightning_extra import L, callbacks
-from fastds.tasks.common.run_folder import averaging, begin, run
+from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.samples import RadarData

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core.autocast import outside_autocast
+from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.impl.conv3x3 import reference
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import DTYPES, check_shape, check_slope, check_tensor
-from fastds.ops.core.autocast import autocast_dtype, cast
+from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_slope, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define
 from fastds.ops.impl.conv3x3 import direct, kernels, reference

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core.autocast import autocast
+from fastds.ops.core.arguments import autocast
 from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
 from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources

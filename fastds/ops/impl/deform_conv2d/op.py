@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
-from fastds.ops.core.autocast import autocast_dtype, cast
+from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import CHANNELS_LAST, dense, nhwc, output_format
 from fastds.ops.core.registry import define, vector_jacobian

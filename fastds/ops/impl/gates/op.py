@@ -4,8 +4,7 @@ and traj_gru_gates, each everything that a cell does behind its convolution, in 
 
 from torch import Tensor
 
-from fastds.ops.core.arguments import check_choice, check_slope
-from fastds.ops.core.autocast import autocast
+from fastds.ops.core.arguments import autocast, check_choice, check_slope
 from fastds.ops.impl.gates import reference
 from fastds.ops.impl.gates.passes import Input, Pass, PassOps
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
-from fastds.ops.core.autocast import autocast_dtype
+from fastds.ops.core.arguments import DTYPES, autocast_dtype, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.inr_query import native_call

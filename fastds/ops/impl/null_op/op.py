@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
-from fastds.ops.core.autocast import autocast
+from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.null_op import reference

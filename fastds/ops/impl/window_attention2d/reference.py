@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from fastds.ops.core.wide import wide
+from fastds.ops.core.layout import wide
 
 
 def _logits(q, k, window):
