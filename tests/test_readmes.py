@@ -59,8 +59,8 @@ def files(tmp_path_factory):
 
 
 def _fields():
-    """Smooth global fields with the names and units of ERA5 at 500 hPa, 3 degrees, 8 times."""
-    latitude, longitude = np.linspace(90, -90, 61), np.arange(-180, 180, 3.0)
+    """Smooth global fields with the names and units of ERA5 at 500 hPa, 2 degrees, 8 times."""
+    latitude, longitude = np.linspace(90, -90, 91), np.arange(-180, 180, 2.0)
     x, y = np.meshgrid(np.radians(longitude), np.radians(latitude))
     means = {"r": (50, 30, "%", "relative_humidity"), "t": (255, 10, "K", "air_temperature"),
              "u": (10, 15, "m s**-1", "eastward_wind"), "z": (54000, 1500, "m**2 s**-2", "geopotential")}  # fmt: skip
