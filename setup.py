@@ -49,6 +49,8 @@ ISA_FLAGS = {
 PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
 # Ops without baseline objects where there are vector ones: "auto" never picks those, and forcing them is refused.
 VECTOR_OPS = {"conv3x3", "conv_cells"}
+# Ops that lose 3 to 6 % with -O2.
+FULLY_OPTIMISED = {"conv3x3", "deform_conv2d", "inr_query"}
 INSTALL_COMPILER = (
     "install a C++17 compiler with OpenMP (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
     "conda: conda install cxx-compiler) and run the same command again"
@@ -207,7 +209,7 @@ class Ninja:
             return []
         if isa == "baseline" and len(self.isas) > 1:
             return ["-O1"]
-        return ["-O3"] if source.parent.name == "inr_query" else ["-O2", "-fpeel-loops"]
+        return ["-O3"] if source.parent.name in FULLY_OPTIMISED else ["-O2", "-fpeel-loops"]
 
     def gencode(self, source):
         """One PTX for all GPUs, so that nvcc's front end and optimiser run once; or one per GPU for PTX_PER_ARCH."""
