@@ -53,22 +53,41 @@ def mode_of(row) -> str:
     return row["mode"] + ("" if row["memory"] == "kept" else ", freed memory returned")
 
 
-def summary(rows) -> str:
-    """One line per row of ours: the best peer of the same case, mode and condition in any dtype, and torch's conv2d.
+def same_work(ours, rows) -> list[dict]:
+    """Rows of others for the case, mode and condition of a row of ours, yardsticks too."""
+    alike = (r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode", "memory")))
+    return [r for r in alike if not r["peer"].startswith("fastds")]
 
-    Peers named "fastds WORDS" are ours too, with settings of their own; the words follow the mode.
-    """
+
+def fastest(rows) -> dict | None:
+    return min((r for r in rows if not r["yardstick"]), key=lambda r: r["median_ms"], default=None)
+
+
+def of_ours(rows) -> list[dict]:
+    return [row for row in rows if row["peer"].startswith("fastds")]
+
+
+def setting(ours) -> str:
+    """Mode and condition; peers named "fastds WORDS" are ours too, with settings of their own, which follow."""
+    return mode_of(ours) + ours["peer"].removeprefix("fastds")
+
+
+def ceilings_of(result) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
+
+
+def summary(rows) -> str:
+    """One line per row of ours: the best peer of the same case, mode and condition in any dtype, and torch's conv2d."""
     rows = [row for row in rows if row["median_ms"] is not None]
     header = ("op", "case", "mode", "dtype", "fastds ms", "best peer ms", "ratio", "conv2d ms", "GFLOP/s", "GB/s",
               "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
     lines = []
-    for ours in (r for r in rows if r["peer"].startswith("fastds")):
-        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode", "memory"))]
-        same = [r for r in same if not r["peer"].startswith("fastds")]
-        peer = min((r for r in same if not r["yardstick"]), key=lambda r: r["median_ms"], default=None)
+    for ours in of_ours(rows):
+        same = same_work(ours, rows)
+        peer = fastest(same)
         yard = next((r for r in same if r["yardstick"] and r["dtype"] == ours["dtype"]), None)
         lines.append((
-            ours["op"], ours["case"], mode_of(ours) + ours["peer"].removeprefix("fastds"), ours["dtype"],
+            ours["op"], ours["case"], setting(ours), ours["dtype"],
             milliseconds(ours["median_ms"]),
             f"{milliseconds(peer['median_ms'])} {peer['peer']}" if peer else "",
             f"{peer['median_ms'] / ours['median_ms']:.1f}x" if peer else "",
@@ -102,13 +121,12 @@ def tables(op: str, rows) -> str:
     """One line per case and mode of an op: ours against the best peer of the same dtype, else of any dtype."""
     header = ("case", "mode", "dtype", "ms", "best peer, ms", "ratio", "GFLOP/s", "% of ceiling", "peak MiB", "error")
     lines = []
-    for ours in (r for r in rows if r["op"] == op and r["peer"].startswith("fastds") and r["median_ms"]):
-        same = [r for r in rows if all(r[k] == ours[k] for k in ("op", "case", "mode", "memory")) and r["median_ms"]]
-        peers = [r for r in same if not r["peer"].startswith("fastds") and not r["yardstick"]]
-        peers = [r for r in peers if r["dtype"] == ours["dtype"]] or peers
-        peer = min(peers, key=lambda r: r["median_ms"], default=None)
+    rows = [row for row in rows if row["op"] == op and row["median_ms"] is not None]
+    for ours in of_ours(rows):
+        same = same_work(ours, rows)
+        peer = fastest(r for r in same if r["dtype"] == ours["dtype"]) or fastest(same)
         lines.append((
-            ours["case"], mode_of(ours) + ours["peer"].removeprefix("fastds"), ours["dtype"],
+            ours["case"], setting(ours), ours["dtype"],
             milliseconds(ours["median_ms"]),
             f"{peer['peer']} {peer['dtype']}, {milliseconds(peer['median_ms'])}" if peer else "",
             f"{peer['median_ms'] / ours['median_ms']:.1f}" if peer else "",
@@ -125,7 +143,7 @@ def readme() -> str:
         result = json.loads(path.read_text())
         if "device" not in result:
             continue
-        ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
+        ceilings = ceilings_of(result)
         parts.append(f"## {result['device']}\n\ntorch {result['torch']}; ceilings of its last run: {ceilings}.")
         for op in sorted({row["op"] for row in result["rows"]}):
             parts.append(f"### {op}\n\n{tables(op, result['rows'])}")
@@ -165,12 +183,12 @@ def main() -> None:
     if not options.results:
         return
     result = load(options.results)
-    ceilings = ", ".join(f"{name} {value:.0f}" for name, value in result.get("ceilings", {}).items())
     kept = (
         "freed memory kept by all (fastds.keep_freed_memory) unless a row says returned; "
         if result.get("freed_memory") == "kept"
         else ""
     )
+    ceilings = ceilings_of(result)
     print(f"{result.get('device', 'unknown device')}, torch {result.get('torch', '?')}; {kept}ceilings: {ceilings}\n")
     print(summary(result["rows"]))
     for row in result["rows"]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bench import in_turn
 from bench.conftest import cpu_name
+from bench.report import table
 from fastds import ops
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
@@ -221,18 +222,20 @@ def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
 
 
 def summary(rows: list[dict]) -> str:
-    lines = ["| mode, layout | shapes | median | 10 % | worst | below 0.95 | below 0.8 |", "|---" * 7 + "|"]
+    header = ("mode, layout", "shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
+    lines = []
     for mode, layout in sorted({(r["mode"], r["layout"]) for r in rows}):
         ratios = np.array([r["ratio"] for r in rows if (r["mode"], r["layout"]) == (mode, layout)])
-        lines.append(
-            f"| {mode}, {layout} | {len(ratios)} | {np.median(ratios):.2f} | {np.quantile(ratios, 0.1):.2f} | "
-            f"{ratios.min():.2f} | {(ratios < SLOW).sum()} | {(ratios < TOO_SLOW).sum()} |"
-        )
-    return "\n".join(lines)
+        middle = (f"{value:.2f}" for value in (np.median(ratios), np.quantile(ratios, 0.1), ratios.min()))
+        few = (str((ratios < limit).sum()) for limit in (SLOW, TOO_SLOW))
+        lines.append((f"{mode}, {layout}", str(len(ratios)), *middle, *few))
+    return table(header, lines)
 
 
 def save(result: dict) -> pathlib.Path:
     from matplotlib.figure import Figure
+
+    from fastds.plot import save_png
 
     name = "_".join([result["op"], result["dtype"], f"seed{result['seed']}", result["isa"]])
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -246,7 +249,7 @@ def save(result: dict) -> pathlib.Path:
     axes.axvline(1, color="grey", lw=0.8)
     axes.set(xscale="log", xlabel="time of the best peer / ours", ylabel="% of shapes below", title=name)
     axes.legend()
-    figure.savefig(path.with_suffix(".png"), dpi=80)
+    save_png(figure, path.with_suffix(".png"), dpi=80)
     return path
 
 

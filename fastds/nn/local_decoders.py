@@ -34,7 +34,10 @@ def _exact(x: Tensor) -> torch.dtype:
 
 
 class LocalDecoder(nn.Module):
-    """What decoders share: prepare(features) -> maps, made once a field, and query(maps, where, cell, ...) of them."""
+    """What decoders share: prepare(features) -> maps, made once a field, and query(maps, where, cell, ...) of them.
+
+    Subclasses give prepare, trunk and options(), or a query of their own.
+    """
 
     def __init__(self, padding_mode: str):
         super().__init__()
@@ -77,6 +80,23 @@ class LocalDecoder(nn.Module):
         axes = (where.rows, where.columns) if isinstance(where, GridSpec) else ()
         pair = [2 * axis.step / axis.den for axis in axes] or [2.0, 2.0]
         return torch.tensor([pair], dtype=_exact(x), device=x.device).expand(x.shape[0], 2)
+
+    def query(
+        self,
+        maps: Tensor,
+        where: GridSpec | PointSpec,
+        cell: Tensor,
+        skip: Tensor | None = None,
+        edge: tuple[str, str] = CLAMPED,
+        mask: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> Tensor:
+        """Values at places from prepared maps, as forward; gain (O,) multiplies what the trunk gives."""
+        return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """What inr_query makes of the maps: its keyword arguments beside those of the places."""
+        raise NotImplementedError(f"{type(self).__name__} has no options of inr_query")
 
     def ask(
         self,
@@ -144,18 +164,8 @@ class LocalEnsembleDecoder(LocalDecoder):
     def prepare(self, features: Tensor) -> Tensor:
         return self.local(features)
 
-    def query(
-        self,
-        maps: Tensor,
-        where: GridSpec | PointSpec,
-        cell: Tensor,
-        skip: Tensor | None = None,
-        edge: tuple[str, str] = CLAMPED,
-        mask: Tensor | None = None,
-        gain: Tensor | None = None,
-    ) -> Tensor:
-        options = {"rho_w": self.offset, "cell_w": self.cell, "ensemble": "late", "compat": self.compat}
-        return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **options)
+    def options(self) -> dict[str, Any]:
+        return {"rho_w": self.offset, "cell_w": self.cell, "ensemble": "late", "compat": self.compat}
 
 
 class LocalAttentionDecoder(LocalDecoder):
@@ -204,18 +214,9 @@ class LocalAttentionDecoder(LocalDecoder):
             maps += [self.key(features), self.content(features)]
         return torch.cat(maps, 1)
 
-    def query(
-        self,
-        maps: Tensor,
-        where: GridSpec | PointSpec,
-        cell: Tensor,
-        skip: Tensor | None = None,
-        edge: tuple[str, str] = CLAMPED,
-        mask: Tensor | None = None,
-        gain: Tensor | None = None,
-    ) -> Tensor:
+    def options(self) -> dict[str, Any]:
         options = {"feature": self.feature, "rho_w": self.offset, "cell_w": self.cell, "ensemble": "early_area"}
         if self.attention:
             options |= {"ensemble": "early_attn", "heads": self.heads, "dk": self.key_width}
             options["rho_bias"] = self.offset_bias
-        return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **options)
+        return options

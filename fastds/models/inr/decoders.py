@@ -2,6 +2,7 @@
 """Decoders of arbitrary-scale networks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,18 +41,8 @@ class LTEDecoder(LocalDecoder):
     def prepare(self, features: Tensor) -> Tensor:
         return torch.cat([self.amplitude(features), self.frequency(features)], 1)
 
-    def query(
-        self,
-        maps: Tensor,
-        where: GridSpec | PointSpec,
-        cell: Tensor,
-        skip: Tensor | None = None,
-        edge: tuple[str, str] = CLAMPED,
-        mask: Tensor | None = None,
-        gain: Tensor | None = None,
-    ) -> Tensor:
-        options = {"feature": "fourier", "ensemble": "late", "phase": self.phase, "compat": self.compat}
-        return self.ask(maps, where, self.trunk.pairs(gain), cell, skip, edge, mask, **options)
+    def options(self) -> dict[str, Any]:
+        return {"feature": "fourier", "ensemble": "late", "phase": self.phase, "compat": self.compat}
 
 
 class MetaSRDecoder(LocalDecoder):

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from fastds.ops.core.layout import empty_map
 from fastds.ops.core.registry import transforms_active
 
 _current = threading.local()
@@ -58,7 +59,7 @@ def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Tensor) ->
     batch, channels, height, width = shape
     size = batch * channels * height * width * dtype.itemsize
     if size == 0 or not _applies(like):
-        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+        return empty_map(shape, dtype, like)
     strides = (height * width * channels, 1, width * channels, channels)
     return torch.frombuffer(_block(size), dtype=dtype).as_strided(shape, strides)
 

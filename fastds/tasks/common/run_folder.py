@@ -13,13 +13,13 @@ import yaml
 from fastds import models
 from fastds.models import ModelCard
 from fastds.tasks.common.config import RunConfig
+from fastds.tasks.common.inference import check_settings
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
 
 
 def begin(config: RunConfig) -> None:
     """Seed and set the threads. Raises: ValueError for threads below 1."""
-    if config.threads is not None and config.threads < 1:
-        raise ValueError(f"threads must be a whole number >= 1, got {config.threads}")
+    check_settings(config.threads)
     L.seed_everything(config.seed, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)

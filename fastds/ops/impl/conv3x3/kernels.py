@@ -3,7 +3,7 @@
 
 import torch
 
-from fastds.ops.core.layout import CHANNELS_LAST, dense, nhwc
+from fastds.ops.core.layout import dense, empty_map, nhwc
 from fastds.ops.impl.conv3x3 import direct, reference, winograd
 from fastds.ops.impl.conv3x3.algorithm import use_winograd
 
@@ -19,7 +19,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
     batch, _, height, width = x.shape
     shape = (batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle)
-    return torch.empty(shape, dtype=out_dtype, device=x.device, memory_format=CHANNELS_LAST)
+    return empty_map(shape, out_dtype, x)
 
 
 def grad_x(grad, weight, padding_mode, dtype, algorithm):
@@ -38,9 +38,7 @@ def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, d
 
 def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
     batch, _, height, width = grad.shape
-    return torch.empty(
-        (batch, weight.shape[1], height, width), dtype=dtype, device=grad.device, memory_format=CHANNELS_LAST
-    )
+    return empty_map((batch, weight.shape[1], height, width), dtype, grad)
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
@@ -115,7 +113,7 @@ def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffl
     device = x.device
 
     def image(channels, dtype):
-        return torch.empty((batch, channels, height, width), dtype=dtype, device=device, memory_format=CHANNELS_LAST)
+        return empty_map((batch, channels, height, width), dtype, x)
 
     makers = (
         lambda: image(x.shape[1], x.dtype),

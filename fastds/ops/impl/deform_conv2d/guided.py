@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import check_shape, check_tensor
 from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.layout import CHANNELS_LAST, dense, nhwc, output_format
+from fastds.ops.core.layout import dense, empty_map, nhwc, output_format
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.deform_conv2d.op import autocast, check, group_counts, triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
@@ -89,7 +89,7 @@ def _forward(*args):
     call = Guided(*args)
     input, weight = call.input, call.weight
     shape = (input.shape[0], weight.shape[0], *call.raw.shape[2:])
-    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=CHANNELS_LAST)
+    y = empty_map(shape, input.dtype, input)
     offset, mask = call.split(nhwc(call.raw))
     bias = None if call.bias is None else call.bias.contiguous()
     triton_loader.kernels("deform_conv2d").launch_forward(
@@ -120,7 +120,7 @@ def _backward(grad_y, *args):
     # grad_base is a sum of grad_offset, and takes it in float32.
     dtype = torch.float32 if wanted[4] else raw.dtype
     asked = wanted[1] or wanted[4]
-    grad_raw = torch.empty(raw.shape, dtype=dtype, device=device, memory_format=CHANNELS_LAST) if asked else None
+    grad_raw = empty_map(raw.shape, dtype, raw) if asked else None
     grad_offset, grad_mask = call.split(grad_raw) if asked else (None, None)
     options = {"base": call.base(), "sigmoid": call.modulated}
     kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, dense, nhwc, output_format
+from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, nhwc, output_format
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
@@ -106,7 +106,7 @@ def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset
 def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
     groups, offset_groups = group_counts(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
-    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=CHANNELS_LAST)
+    y = empty_map(shape, input.dtype, input)
     if y.numel():
         # Every tensor that gives its address stays bound to a name until the call returns.
         x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
@@ -126,7 +126,7 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
 def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
     groups, offset_groups = group_counts(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
-    y = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=CHANNELS_LAST)
+    y = empty_map(shape, input.dtype, input)
     problem = triton_problem(weight, stride, padding, dilation, groups, offset_groups)
     x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
     weight, bias = dense(weight), None if bias is None else bias.contiguous()

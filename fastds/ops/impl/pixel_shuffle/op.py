@@ -7,7 +7,7 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_slope, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, dense
+from fastds.ops.core.layout import dense, empty_map
 from fastds.ops.core.registry import define
 from fastds.ops.impl.pixel_shuffle import reference
 
@@ -91,7 +91,7 @@ def _forward(x, r, bias, act, negative_slope):
 def _fake(x, r, bias, act, negative_slope):
     batch, channels, height, width = x.shape
     shape = (batch, channels // (r * r), height * r, width * r)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
+    return empty_map(shape, x.dtype, x)
 
 
 def _coarse_shape(fine_shape, r):
@@ -106,7 +106,7 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
     params = _params(shape, dtype, r, "none" if y is None else "leaky_relu", negative_slope)
     grad_x = sums = partials = None
     if wanted[0]:
-        grad_x = torch.empty(shape, dtype=dtype, device=grad_y.device, memory_format=CHANNELS_LAST)
+        grad_x = empty_map(shape, dtype, grad_y)
     if wanted[1]:
         sums = torch.empty((r * r, shape[1] // (r * r)), dtype=_compute_dtype(dtype), device=grad_y.device)
         partials = torch.empty((params.partials, sums.numel()), dtype=sums.dtype, device=grad_y.device)
@@ -123,7 +123,7 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
 
 def _backward_fake(grad_y, y, r, negative_slope, bias_dtype, wanted):
     shape, device = _coarse_shape(grad_y.shape, r), grad_y.device
-    grads = [torch.empty(shape, dtype=grad_y.dtype, device=device, memory_format=CHANNELS_LAST)] if wanted[0] else []
+    grads = [empty_map(shape, grad_y.dtype, grad_y)] if wanted[0] else []
     return [*grads, torch.empty(shape[1], dtype=bias_dtype, device=device)] if wanted[1] else grads
 
 
