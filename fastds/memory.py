@@ -20,7 +20,8 @@ def keep_freed_memory(keep: bool = True) -> None:
     commands of `fastds` switch it on for their process; importing fastds does not.
 
     Args:
-        keep: True keeps freed memory; False frees what is kept and returns blocks above 32 MB again.
+        keep: True keeps freed memory; False frees what is kept and returns blocks above 32 MB again, but for blocks
+            that fit into a gap of the heap: those are kept until the next call.
 
     Raises:
         RuntimeError: memory comes from another allocator than glibc's (musl, macOS, Windows, a preloaded jemalloc or

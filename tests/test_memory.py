@@ -27,7 +27,8 @@ fastds.keep_freed_memory()
 kept = min([faults() for _ in range(8)][4:])
 held = resident()
 fastds.keep_freed_memory(False)
-print(default, kept, faults(), start, held, resident())
+returned = resident()
+print(default, kept, faults(), start, held, returned)
 """
 
 
