@@ -154,6 +154,19 @@ def test_weak_echo_is_interpolated_and_spreads_no_further(coarse):
     np.testing.assert_allclose(inside[:, 8, 4:-4], np.broadcast_to(np.arange(3, 15) * 0.5 + 0.25, (5, 12)), atol=0.05)
 
 
+def test_weak_echo_moves_along_its_own_flow(coarse):
+    """Echo below the network's floor is carried, not faded from one place to the other (findings 2.2)."""
+    rows, columns = np.meshgrid(*map(np.arange, coarse.reflectivity.shape[1:]), indexing="ij")
+    fields = [14.0 - ((rows - 20) ** 2 + (columns - c) ** 2) / 6 for c in (20, 24, 28)]
+    fields = np.stack([np.where(z > 0, z, NO_ECHO) for z in fields]).astype(np.float32)
+    out = downscale(Stub(), coarse.assign(reflectivity=coarse.reflectivity.copy(data=fields))).reflectivity.values
+    wet = (out > NO_ECHO).sum((1, 2))
+    np.testing.assert_allclose(wet[1::2], (wet[:-1:2] + wet[2::2]) / 2, rtol=0.05)
+    centre = [np.average(np.arange(out.shape[2]), weights=(z > NO_ECHO).sum(0)) for z in out]
+    np.testing.assert_allclose(np.diff(centre), 4.0, atol=0.5)
+    np.testing.assert_allclose(out[1::2].max((1, 2)), 14.0, atol=0.7)
+
+
 def test_inner_input_times_are_the_mean_of_both_pairs(coarse):
     out = downscale(Stub(constants=[0.2, 0.4, 0.6]), fill(coarse, np.float32(30.0))).reflectivity.values
     np.testing.assert_allclose(out.mean((1, 2)), FLOOR + 55.0 * np.array([0.2, 0.4, 0.4, 0.4, 0.6]), atol=1e-4)

@@ -67,6 +67,10 @@ def test_scores_agree_with_an_independent_count(event, table):
         keep = there[:, lead]
         p, t = (z[:, lead][keep] for z in (prediction, truth))
         assert row["mse"][lead] == pytest.approx(3600 * (p - t).square().mean().item(), rel=1e-5)
+        rates = [torch.where(z > 0, (10 ** (6 * z.double()) / 200) ** (1 / 1.6), 0) for z in (p, t)]
+        wet = [(rate >= 0.1).sum().item() for rate in rates]
+        assert row["wet"][lead] == pytest.approx(wet[0] / wet[1]) != 1
+        assert row["rain"][lead] == pytest.approx((rates[0].sum() / rates[1].sum()).item(), rel=1e-4) != 1
         for k, threshold in enumerate(thresholds):
             hits, union = ((p >= threshold) & (t >= threshold)).sum(), ((p >= threshold) | (t >= threshold)).sum()
             assert row["csi"][lead, k] == pytest.approx((hits / union).item(), nan_ok=True)
@@ -122,13 +126,15 @@ def test_commands_print_and_write_the_table(event, tmp_path, capsys):
         "Scores at rain rates in mm/h",
         "CSI by lead in minutes",
         "CSI near by lead in minutes",
+        "Wet area / truth's by lead in minutes",
+        "Mean rain / truth's by lead in minutes",
         "extrapolation (PRED)",
     ):
         assert word in printed
     assert main(["evaluate", files[1], files[0], "--csv", f"{tmp_path}/t.csv"]) == 0
     with open(tmp_path / "t.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * 3 * (6 * 5 + 4 + 4)
+    assert len(rows) == 4 * 3 * (6 * 5 + 4 + 4 + 2)
     chosen = {(r["score"], r["at"]) for r in rows}
     assert ("csi", "0.5") in chosen and ("power", "2-4") in chosen and ("b_mse", "") in chosen
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare
+from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
 from fastds.tasks.common.tables import counted, number_text, score_table, write_csv
@@ -26,6 +26,9 @@ _NAMES = {"csi_near": "CSI near"}
 # Score: rates in mm/h of its table by lead.
 _BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 10.0, 30.0)}
 _ERRORS = ("b_mse", "b_mae", "mse", "mae")
+# Ratios of the forecast to the truth, 1 without bias. Rain above WET_RATE is a wet area, mm/h.
+_BIASES = {"wet": "Wet area", "rain": "Mean rain"}
+WET_RATE = 0.1
 _COLUMNS = 8  # leads shown
 
 
@@ -36,8 +39,9 @@ class NowcastTable:
     Attributes:
         rows: method -> score -> array. csi, hss, pod, far, fss (n, thresholds); csi_near (n, thresholds): CSI of "an
             event in a window of WINDOW x WINDOW cells"; b_mse, b_mae (n,), sums over the field on [0, 1]; mse (dBZ^2),
-            mae (dBZ) (n,); power (n, bands): of the forecast over that of the truth by wavelength, BANDS in cells. NaN
-            where a score is not defined.
+            mae (dBZ) (n,); wet, rain (n,): area of at least WET_RATE, and mean rain, over the truth's; power (n,
+            bands): of the forecast over that of the truth by wavelength, BANDS in cells. NaN where a score is not
+            defined.
         leads: (n,) seconds. z_r: (a, b) of the rain rates. starts, pixels: number of starts, of valid pixels a field.
         counts: method -> (starts, n, thresholds, 4), TP, FN, FP and TN from every start.
         notes: sentences below the table.
@@ -59,7 +63,7 @@ class NowcastTable:
         """Write one line per method, lead, score and threshold (mm/h) or wavelength (cells), by a temporary name."""
         lines = []
         for method, row in self.rows.items():
-            for score in (*_BY_THRESHOLD, "power", *_ERRORS):
+            for score in (*_BY_THRESHOLD, "power", *_ERRORS, *_BIASES):
                 labels = RAIN_THRESHOLDS if score in _BY_THRESHOLD else [""]
                 labels = [f"{low:g}-{high:g}" for low, high in BANDS] if score == "power" else labels
                 for lead, values in zip(self.leads, row[score].reshape(len(self.leads), -1), strict=True):
@@ -77,6 +81,8 @@ class NowcastTable:
         console.print(self._skill())
         console.print(self._errors())
         console.print(self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}))
+        for score, name in _BIASES.items():
+            console.print(self._by_lead(f"{name} / truth's", None, {"": (score, 0)}))
         for score, rates in _BY_LEAD.items():
             columns = {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
             console.print(self._by_lead(_name(score), "mm/h", columns))
@@ -84,7 +90,8 @@ class NowcastTable:
         console.print(
             f"{counted(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
             f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
-            "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells.",
+            "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells. Wet area: "
+            f"at least {WET_RATE:g} mm/h.",
             style="dim",
         )
         for note in self.notes:
@@ -167,6 +174,7 @@ class Comparison:
         self.counts = {name: [] for name in methods}
         shape = len(self.leads), len(self.thresholds), 4
         self.windows = {name: np.zeros(shape) for name in methods}
+        self.rain = {name: np.zeros((2, len(self.leads), 2)) for name in methods}
         self.power = {name: [] for name in methods}
         self.starts = 0
 
@@ -181,6 +189,7 @@ class Comparison:
             self.scores[name].add(y[None], x[None], valid[None])
             self.counts[name].append(self.scores[name].counts - before)
             self.windows[name] += _window_sums(y, x, valid, self.thresholds)
+            self.rain[name] += [_rain_sums(field, valid.numpy(), self.z_r) for field in (z, truth)]
             ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
             self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
 
@@ -194,11 +203,22 @@ class Comparison:
             difference, total, hits, union = np.moveaxis(self.windows[name], -1, 0)
             with np.errstate(divide="ignore", invalid="ignore"):
                 row["fss"], row["csi_near"] = 1.0 - difference / total, hits / union
+                (row["wet"], row["rain"]) = (self.rain[name][0] / self.rain[name][1]).T
             row["power"] = mean_of_defined(np.array(self.power[name]))
             rows[name] = row
         pixels = round(next(iter(self.scores.values())).pixels.mean() / max(self.starts, 1))
         counts = {name: np.array(parts) for name, parts in self.counts.items()}
         return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes))
+
+
+def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:
+    """(n, 2) of fields z in dBZ: numbers of pixels of at least WET_RATE, and sums of rain in mm/h.
+
+    No echo is no rain, and echo above the ceiling counts as the ceiling.
+    """
+    rain = reflectivity_to_rate(np.minimum(z, NOWCAST_CEILING_DBZ), z_r, NOWCAST_FLOOR_DBZ)
+    rain = np.where(valid, rain, 0.0)
+    return np.stack([(rain >= WET_RATE).sum((1, 2)), rain.sum((1, 2), dtype=float)], -1)
 
 
 def _window_sums(y, x, valid, thresholds: Sequence[float]) -> np.ndarray:

@@ -100,11 +100,10 @@ class FrameRefiner:
 
     def _pair(self, first: torch.Tensor, second: torch.Tensor):
         """Network output (3, rH, rW) in [0, 1], where it counts (rH, rW) bool, and the interpolated input."""
-        x = torch.stack([prepare(z, self.floor, self.ceiling) for z in (first, second)])
+        x = self._scaled(first, second, self.floor)
         echo = (x > 0).any(0)
-        flow, motion = x.new_zeros(1, 2, 2, *x.shape[-2:]), 0.0
+        flow, motion = _flow(x), 0.0
         if echo.any():
-            flow = optical_flow(x[None])[0].float()
             speed = torch.linalg.vector_norm(flow[0], dim=1)[:, echo]
             self.motion_px = max(self.motion_px, torch.quantile(_thin(speed), 0.95).item())
             motion = speed.max().item()
@@ -112,7 +111,13 @@ class FrameRefiner:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
         near = self._repeat(_dilate(echo, NEAR_PIXELS + math.ceil(motion)))
-        return y, near, self._interpolated(first, second, flow)
+        # Weak echo has a motion of its own, which the network's input does not show.
+        whole = flow if self.low == self.floor else _flow(self._scaled(first, second, self.low))
+        return y, near, self._interpolated(first, second, whole)
+
+    def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
+        """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""
+        return torch.stack([prepare(z, floor, self.ceiling) for z in (first, second)])
 
     def _interpolated(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
         """The input on the fine grid without the network, (3, 4, rH, rW).
@@ -162,6 +167,11 @@ class FrameRefiner:
 
     def _repeat(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.repeat_interleave(self.scale, -2).repeat_interleave(self.scale, -1)
+
+
+def _flow(x: torch.Tensor) -> torch.Tensor:
+    """The optical flow (1, 2, 2, H, W) of two frames (2, H, W) in [0, 1], zero where both are dry everywhere."""
+    return optical_flow(x[None])[0].float() if x.any() else x.new_zeros(1, 2, 2, *x.shape[-2:])
 
 
 def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
