@@ -11,7 +11,7 @@ from fastds import models
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.models.baselines import trilinear
 from fastds.tasks.common import inference
-from fastds.tasks.radar import tiled_run
+from fastds.tasks.radar import refinement, tiled_run
 from fastds.tasks.radar.run import downscale, downscale_file, pick_model
 
 FLOOR, CEILING, NO_ECHO = 15.0, 70.0, -32.0
@@ -165,6 +165,13 @@ def test_weak_echo_moves_along_its_own_flow(coarse):
     centre = [np.average(np.arange(out.shape[2]), weights=(z > NO_ECHO).sum(0)) for z in out]
     np.testing.assert_allclose(np.diff(centre), 4.0, atol=0.5)
     np.testing.assert_allclose(out[1::2].max((1, 2)), 14.0, atol=0.7)
+
+
+def test_large_frames_are_interpolated_in_bands(network, coarse, monkeypatch):
+    whole = downscale(network, coarse).reflectivity.values
+    monkeypatch.setattr(refinement, "_BAND_PIXELS", 1)
+    bands = downscale(network, coarse).reflectivity.values
+    np.testing.assert_allclose(bands, whole, rtol=0, atol=1e-3)
 
 
 def test_inner_input_times_are_the_mean_of_both_pairs(coarse):

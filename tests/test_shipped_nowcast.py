@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """nowcast-small: size, card, and scores on radars that no training saw."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("lightning", reason="the test starts belong to the training extra")
 
+import fastds
 from fastds import models
+from fastds.data import open_dataset, to_reflectivity
 from fastds.models.checkpoint import WEIGHTS
 from fastds.studies.nowcast import RATES, comparison, file_scores
 from fastds.tasks.nowcast.methods import pick_method
@@ -42,11 +45,28 @@ def test_it_is_the_default_of_the_command():
 def test_scores_on_radars_never_trained_on(file, data_dir):
     scores = file_scores(models.load("nowcast-small"), data_dir, file, starts=STARTS[file])
     gain = comparison(scores)
+    wet = scores.rows["nowcast-small"]["wet"]
+    assert wet.min() > 0.8 and wet.max() < 1.3
     assert gain["mse"].max() < 1.0 and comparison(scores, "persistence")["mse"].max() < 1.0
     for rate in RATES:
         assert gain[f"csi {rate:g}"].min() > -0.01, rate
         assert comparison(scores, "persistence")[f"csi {rate:g}"].min() > 0, rate
         assert comparison(scores, "blurred-persistence")[f"csi {rate:g}"].min() > 0, rate
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("smooth", [False, True])
+def test_dry_stays_dry(data_dir, smooth):
+    """No drizzle everywhere: exactly 0, or at least the rate that the attributes state (findings 2.1)."""
+    with open_dataset(data_dir / "radar_mch_20160711_5min.nc") as dataset:
+        known, truth = dataset.isel(time=slice(0, 12)).load(), to_reflectivity(dataset).frames(slice(12, 24))
+    out = fastds.nowcast("nowcast-small", known, smooth=smooth)
+    rain = out.rainfall_rate.values
+    there = np.isfinite(rain) & np.isfinite(truth)
+    least = out.attrs["fastds_dry_below_mm_h"]
+    assert (rain[rain > 0] >= 0.99 * least).all() and 0.02 < least < 0.06
+    dry = [(rain[k][there[k]] == 0).sum() / (truth[k][there[k]] <= 0).sum() for k in range(12)]
+    assert min(dry) > 0.5 and max(dry) < 1.1, dry
 
 
 @pytest.mark.usefixtures("native")

@@ -27,6 +27,10 @@ BASELINES = {
 }
 # Taken where no method is named and several nowcasters are shipped, or none.
 DEFAULT_MODEL, FALLBACK = "nowcast-small", "extrapolation"
+# Forecasts less than this above the floor are no echo: squared error makes networks hedge, so that they would never be
+# dry. On KNMI, MCH, OPERA and BoM 0.57 to 1.04 of the observed dry area is dry so (0 without it), for 0.3 to 1.6 % more
+# squared error in dBZ; 3 dB: 0.6 to 1.12 and 0.4 to 3.2 %. No rain above 0.1 mm/h is lost.
+DRY_DB = 2.0
 # Fields before the start where a card does not tell: m of the DB-RNN paper.
 KNOWN = 5
 
@@ -51,6 +55,11 @@ class Method:
     def name(self) -> str:
         return self.card.name
 
+    @property
+    def dry_below(self) -> float:
+        """Reflectivity below which a forecast is no echo, dBZ."""
+        return float(self.card.floor_dbz) + DRY_DB
+
     def in_blocks(self, block: int) -> Method:
         """The method started anew from its own forecasts after every `block` fields, for long leads.
 
@@ -71,7 +80,8 @@ class Method:
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
     def __call__(self, z: np.ndarray, steps: int, precision: str = "fp32") -> np.ndarray:
-        """Forecast fields (steps, H, W) in dBZ, floor = no echo, from the known ones (known, H, W) in dBZ.
+        """Forecast fields (steps, H, W) in dBZ, floor = no echo, else at least dry_below, from the known ones (known,
+        H, W) in dBZ.
 
         Missing pixels (NaN) are filled or taken as dry, as the method does; the result has none.
         """
@@ -80,7 +90,8 @@ class Method:
         x = (torch.from_numpy(clip_reflectivity(z, low, high)) - low) / (high - low)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             y = self.function(x[None, :, None].to(device), steps)
-        return restore(y[0, :, 0].float().cpu().clamp(0, 1), low, high).numpy()
+        forecast = restore(y[0, :, 0].float().cpu().clamp(0, 1), low, high)
+        return torch.where(forecast < self.dry_below, low, forecast).numpy()
 
 
 def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Method, str]:

@@ -13,11 +13,7 @@ import xarray as xr
 from torch import nn
 
 import fastds
-from fastds.data import (
-    ReflectivityInput,
-    add_history,
-    to_reflectivity,
-)
+from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
@@ -160,7 +156,7 @@ def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, 
     leads = [(k + 1) * interval for k in range(steps)]
     form = {"quantity": options.quantity, "law": law, "factor": factor, "floor": card.floor_dbz}
     out = forecast_dataset(source, starts, leads, z, **form)
-    settings = _settings(method, factor, interval, options, f"Z = {law[0]:g} R^{law[1]:g}, {origin}")
+    settings = _settings(method, factor, interval, options, law, origin)
     out = add_history(out.assign_attrs(settings), f"fastds {fastds.__version__} nowcast with {method.name}")
     ranges = (
         ("grid spacing", None if spacing is None else factor * spacing, card.grid_spacing_m, "m"),
@@ -215,7 +211,7 @@ def _steps(options: Options, interval: float) -> int:
     return STEPS if options.steps is None else int(options.steps)
 
 
-def _settings(method: Method, factor: int, interval: float, options: Options, law: str) -> dict:
+def _settings(method: Method, factor: int, interval: float, options: Options, law, origin: str) -> dict:
     """Attributes that say how the file was made."""
     settings = {
         "fastds_version": fastds.__version__,
@@ -228,7 +224,9 @@ def _settings(method: Method, factor: int, interval: float, options: Options, la
         "fastds_precision": options.precision,
         "fastds_floor_dBZ": float(method.card.floor_dbz),
         "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
-        "fastds_z_r": law,
+        "fastds_dry_below_dBZ": method.dry_below,
+        "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(method.dry_below, law)), 4),
+        "fastds_z_r": f"Z = {law[0]:g} R^{law[1]:g}, {origin}",
     }
     if method.card.licence:
         settings["fastds_model_licence"] = method.card.licence

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from fastds.data import prepare
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.models.baselines import advection, optical_flow
+from fastds.models.baselines.interpolation import upsample
 from fastds.tasks.common.tiling import Tile, run_tiles
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
@@ -34,6 +35,8 @@ NEAR_PIXELS = 4
 _DB_SPAN = 128.0
 # Below this share of echo the interpolated value means nothing.
 _LEAST_SHARE = 0.05
+# Coarse pixels that are interpolated at once, and rows read beyond the motion for the kernels of interpolation.
+_BAND_PIXELS, _MARGIN = 1 << 20, 6
 
 
 class FrameRefiner:
@@ -77,11 +80,11 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, fine = self._pair(previous, current)
+                y, near, flow = self._pair(previous, current)
                 first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-                yield self._outer(first, first_near, fine[0], previous)
-                yield self._middle(y[1], near, fine[1], previous, current)
-                pending = y[2], near, fine[2]
+                yield self._outer(first, first_near, previous)
+                yield self._middle(y[1], near, previous, current, flow)
+                pending = y[2], near
             previous = current
         if pending is not None:
             yield self._outer(*pending, previous)
@@ -92,14 +95,14 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, fine = self._pair(previous, current)
-                middle = self._middle(y[1], near, fine[1], previous, current)
+                y, near, flow = self._pair(previous, current)
+                middle = self._middle(y[1], near, previous, current, flow)
                 yield coarsen_with_weak_echo(middle, self.scale, mode="dbz", floor=self.floor, no_echo=self.no_echo)
             yield frame
             previous = current
 
     def _pair(self, first: torch.Tensor, second: torch.Tensor):
-        """Network output (3, rH, rW) in [0, 1], where it counts (rH, rW) bool, and the interpolated input."""
+        """Network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, and the flow of all echo."""
         x = self._scaled(first, second, self.floor)
         echo = (x > 0).any(0)
         flow, motion = _flow(x), 0.0
@@ -110,50 +113,71 @@ class FrameRefiner:
         if self.observe is not None:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
-        near = self._repeat(_dilate(echo, NEAR_PIXELS + math.ceil(motion)))
+        near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
         # Weak echo has a motion of its own, which the network's input does not show.
-        whole = flow if self.low == self.floor else _flow(self._scaled(first, second, self.low))
-        return y, near, self._interpolated(first, second, whole)
+        return y, near, flow if self.low == self.floor else _flow(self._scaled(first, second, self.low))
 
     def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
         """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""
         return torch.stack([prepare(z, floor, self.ceiling) for z in (first, second)])
 
-    def _interpolated(self, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-        """The input on the fine grid without the network, (3, 4, rH, rW).
+    def _outer(self, y: torch.Tensor, near: torch.Tensor, given: torch.Tensor) -> np.ndarray:
+        """The frame at an input time: no pixel of an input cell without echo gets any."""
+        wet, parts = given > self.no_echo, []
+        for rows, window, inner in self._bands(given.shape, 0.0):
+            up = upsample(self._channels(given[window])[None, None], self.scale, "bicubic")[0, 0]
+            fine = self._fine(up[:, inner])
+            where = self._repeat(wet[rows])
+            counts = self._repeat(near[rows]) & where
+            parts.append(self._merge(y[self._finer(rows)], counts, fine, where, given[rows].isnan()))
+        return torch.cat(parts).numpy()
 
-        Channels: reflectivity over its echo alone, share of echo, reflectivity with dry cells at `low`, and the last
-        lifted to the floor; all dBZ but the share. Bicubic in space, along the flow in time.
-        """
-        z = torch.stack([first, second])
+    def _middle(
+        self, y: torch.Tensor, near: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor
+    ) -> np.ndarray:
+        """The frame between two: the input's echo carried along the flow from both sides says where it may be wet."""
+        missing, parts = first.isnan() | second.isnan(), []
+        for rows, window, inner in self._bands(first.shape, flow.abs().max().item()):
+            channels = torch.stack([self._channels(z[window]) for z in (first, second)])
+            fine = self._fine(advection(channels[None], self.scale, flow[..., window, :][None])[0, 1])
+            counts = self._repeat(near[window]) & _dilate(fine[1] > _LEAST_SHARE, self.scale)
+            fine = fine[:, inner]
+            parts.append(self._merge(y[self._finer(rows)], counts[inner], fine, fine[1] >= 0.5, missing[rows]))
+        return torch.cat(parts).numpy()
+
+    def _bands(self, shape: torch.Size, motion: float) -> Iterator[tuple[slice, slice, slice]]:
+        """Rows of the coarse grid, band by band, the rows that are read for them, and their place on the fine grid of
+        those: large frames are interpolated piece by piece, so that memory does not grow with them."""
+        margin, height = _MARGIN + math.ceil(motion), shape[0]
+        step = max(1, _BAND_PIXELS // max(shape[1], 1) - 2 * margin, margin)
+        for start in range(0, height, step):
+            rows = slice(start, min(start + step, height))
+            window = slice(max(rows.start - margin, 0), min(rows.stop + margin, height))
+            yield rows, window, self._finer(slice(rows.start - window.start, rows.stop - window.start))
+
+    def _finer(self, rows: slice) -> slice:
+        return slice(rows.start * self.scale, rows.stop * self.scale)
+
+    def _channels(self, z: torch.Tensor) -> torch.Tensor:
+        """What is interpolated of a frame (H, W), (4, H, W): echo alone, 0 where there is none; echo as 1; reflectivity
+        with dry cells at `low`; the same lifted to the floor. Scaled, so that overshoot stays in [0, 1], where the
+        interpolation cuts."""
         echo = z > self.no_echo
         known = torch.where(echo, z.clamp(min=self.low), self.low)
-        channels = [
-            torch.where(echo, z - self.no_echo, 0.0),
-            echo * _DB_SPAN,
-            known - self.low,
-            known.clamp(min=self.floor),
-        ]
-        channels[3] = channels[3] - self.low
-        # Halved, so that overshoot stays in [0, 1], where the interpolation cuts.
-        stacked = torch.stack(channels, dim=1)[None] / (2 * _DB_SPAN)
-        alone, share, known, lifted = (2 * _DB_SPAN * advection(stacked, self.scale, flow[None])[0]).unbind(1)
+        alone = torch.where(echo, z - self.no_echo, 0.0)
+        channels = alone, echo * _DB_SPAN, known - self.low, known.clamp(min=self.floor) - self.low
+        return torch.stack(channels) / (2 * _DB_SPAN)
+
+    def _fine(self, channels: torch.Tensor) -> torch.Tensor:
+        """The interpolated input without the network (4, rH, rW): reflectivity over its echo alone, share of echo,
+        reflectivity with dry cells at `low`, the last lifted to the floor; all dBZ but the share."""
+        alone, share, known, lifted = (2 * _DB_SPAN * channels).unbind()
         share = share / _DB_SPAN
         alone = torch.where(share > _LEAST_SHARE, self.no_echo + alone / share.clamp(min=_LEAST_SHARE), self.no_echo)
-        return torch.stack([alone, share, known + self.low, lifted + self.low], dim=1)
+        return torch.stack([alone, share, known + self.low, lifted + self.low])
 
-    def _outer(self, y: torch.Tensor, near: torch.Tensor, fine: torch.Tensor, given: torch.Tensor) -> np.ndarray:
-        """The frame at an input time: no pixel of an input cell without echo gets any."""
-        wet = self._repeat(given > self.no_echo)
-        return self._merge(y, near & wet, fine, wet, torch.isnan(given))
-
-    def _middle(self, y, near, fine, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-        """The frame between two: the input's echo carried along the flow from both sides says where it may be wet."""
-        near = near & _dilate(fine[1] > _LEAST_SHARE, self.scale)
-        return self._merge(y, near, fine, fine[1] >= 0.5, torch.isnan(first) | torch.isnan(second))
-
-    def _merge(self, y, near, fine, wet, missing) -> np.ndarray:
-        """One fine frame (rH, rW) in dBZ from the network's y and the interpolated input `fine` (4, rH, rW)."""
+    def _merge(self, y, near, fine, wet, missing) -> torch.Tensor:
+        """Fine rows in dBZ from the network's y and the interpolated input `fine` (4, ...); missing: coarse."""
         alone, _, known, lifted = fine
         z = self.floor + y * (self.ceiling - self.floor)
         # The network saw cells below its floor as the floor; next to them it says too much by lifted - known.
@@ -163,7 +187,7 @@ class FrameRefiner:
         below = torch.where(alone > self.low, torch.minimum(known, z).clamp(min=self.low), alone)
         below = torch.where(near, below, torch.where(alone > self.low, known, alone)).clamp(self.no_echo, self.floor)
         out = torch.where(strong, z, torch.where(wet, below, self.no_echo))
-        return out.masked_fill_(self._repeat(missing), float("nan")).numpy()
+        return out.masked_fill_(self._repeat(missing), float("nan"))
 
     def _repeat(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.repeat_interleave(self.scale, -2).repeat_interleave(self.scale, -1)
