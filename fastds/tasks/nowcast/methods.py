@@ -27,9 +27,9 @@ BASELINES = {
 }
 # Taken where no method is named and several nowcasters are shipped, or none.
 DEFAULT_MODEL, FALLBACK = "nowcast-small", "extrapolation"
-# Forecasts less than this above the floor are no echo: squared error makes networks hedge, so that they would never be
-# dry. On KNMI, MCH, OPERA and BoM 0.57 to 1.04 of the observed dry area is dry so (0 without it), for 0.3 to 1.6 % more
-# squared error in dBZ; 3 dB: 0.6 to 1.12 and 0.4 to 3.2 %. No rain above 0.1 mm/h is lost.
+# Forecasts of networks less than this above the floor are no echo: least squared error makes networks hedge, so that
+# they would never be dry. On KNMI, MCH, OPERA and BoM 0.57 to 1.04 of the observed dry area is dry so (0 without it),
+# for 0.3 to 1.6 % more squared error in dBZ; 3 dB: 0.6 to 1.12 and 0.4 to 3.2 %. Rain from 0.1 mm/h on is kept.
 DRY_DB = 2.0
 # Fields before the start where a card does not tell: m of the DB-RNN paper.
 KNOWN = 5
@@ -57,8 +57,8 @@ class Method:
 
     @property
     def dry_below(self) -> float:
-        """Reflectivity below which a forecast is no echo, dBZ."""
-        return float(self.card.floor_dbz) + DRY_DB
+        """Reflectivity below which a forecast is no echo, dBZ; extrapolation keeps the weak echo that was observed."""
+        return float(self.card.floor_dbz) + (DRY_DB if self.model is not None else 0.0)
 
     def in_blocks(self, block: int) -> Method:
         """The method started anew from its own forecasts after every `block` fields, for long leads.
