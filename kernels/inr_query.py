@@ -63,7 +63,7 @@ def feature(
     if HAS_RHO:
         h += rho_y[:, None] * tl.load(rho_w_ptr + c)[None, :]
         h += rho_x[:, None] * tl.load(rho_w_ptr + D + c)[None, :]
-    return tl.maximum(h, 0.0) if RELU else h
+    return tl.maximum(h, 0.0, propagate_nan=tl.PropagateNan.ALL) if RELU else h
 
 
 @triton.jit
@@ -104,7 +104,7 @@ def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: t
     for layer in tl.static_range(HIDDEN):
         w = tl.load(weight_ptr + layer * D * D + c[:, None] * D + c[None, :])
         x = tl.dot(x, w, input_precision=PRECISION) + tl.load(bias_ptr + layer * D + c)[None, :]
-        x = tl.maximum(x, 0.0).to(dtype)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
     w = tl.load(last_ptr + c[:, None] * OP + o[None, :])
     return tl.dot(x, w, input_precision=PRECISION) + tl.load(last_bias_ptr + o)[None, :]
 

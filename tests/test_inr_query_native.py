@@ -148,6 +148,23 @@ def test_22_backward_in_low_precision(kind, dtype, tolerance):
         assert (a.double() - b).norm() <= tolerance * b.norm()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, f64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_values_and_infinities_pass(kind, dtype, value, isa):
+    """Results and gradients have NaN and infinities where the reference has them: ReLU drops no NaN."""
+    maps, trunk, keywords = random_case(kind) if dtype == f64 else single(kind, dtype)
+    maps[0, 3, 2, 4] = value
+    m, t, k = doubled(maps, trunk, keywords)
+    grad = torch.ones(2, GRID.count, 3, dtype=f64)
+    ours, _ = gradients(query, maps, GRID, trunk, keywords, grad)
+    theirs, _ = gradients(exact, m, GRID, t, k, grad)
+    pairs = [(query(maps, GRID, trunk, **keywords), exact(m, GRID, t, **k)), *zip(ours, theirs, strict=True)]
+    assert value == -math.inf or not pairs[0][1].isfinite().all()  # ReLU makes 0 of -inf
+    for a, b in pairs:
+        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_19_chunks_change_no_bit(kind, isa):
     maps, trunk, keywords = single(kind, torch.float32)

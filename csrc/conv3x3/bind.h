@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <cstring>
 
 #include "conv3x3/arguments.h"
 #include "core/parallel.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 namespace conv3x3_bind {
 
@@ -56,13 +51,12 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
 
 inline void register_conv3x3(py::module_& m) {
     using namespace conv3x3_bind;
-    using py::arg;
-    m.def(
-        "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
+    bind(
+        m, "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
         "Whether this build has the engine for the selected instruction set");
     // One call for what a convolution needs from here, with positional arguments: small fields wait for Python, not for the engine.
-    m.def(
-        "conv3x3_run",
+    bind(
+        m, "conv3x3_run",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
            const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
            const std::vector<TensorArgs>& residual, int act, float negative_slope, int threads, intptr_t workspace,
@@ -75,12 +69,9 @@ inline void register_conv3x3(py::module_& m) {
             return plan.bytes;
         },
         "One run of the engine, forward or grad_x. Gives the bytes of workspace it needs (64-byte aligned), and has done nothing "
-        "where `bytes` are fewer",
-        arg("geometry"), arg("sources"), arg("source_shuffle"), arg("sign"), arg("sinks"), arg("sink_shuffle"), arg("packed"),
-        arg("bias"), arg("bias_dtype"), arg("residual"), arg("act"), arg("negative_slope"), arg("threads"), arg("workspace"),
-        arg("bytes"));
-    m.def(
-        "conv3x3_grad_weight",
+        "where `bytes` are fewer");
+    bind(
+        m, "conv3x3_grad_weight",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TensorArgs& gradient, int64_t shuffle,
            intptr_t sign, float negative_slope, int dtype, intptr_t grad_weight, intptr_t grad_bias, int threads,
            intptr_t workspace, int64_t bytes) {
@@ -91,18 +82,16 @@ inline void register_conv3x3(py::module_& m) {
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight, call, static_cast<float*>(pointer(workspace)));
             return needed;
         },
-        "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run",
-        arg("geometry"), arg("sources"), arg("gradient"), arg("shuffle"), arg("sign"), arg("negative_slope"), arg("dtype"),
-        arg("grad_weight"), arg("grad_bias"), arg("threads"), arg("workspace"), arg("bytes"));
-    m.def(
-        "conv3x3_packed_size",
+        "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run");
+    bind(
+        m, "conv3x3_packed_size",
         [](int64_t O, int64_t C, bool adjoint) {
             const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
             return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, w, adjoint);
         },
-        arg("O"), arg("C"), arg("adjoint"));
-    m.def(
-        "conv3x3_pack_weight",
+        "Floats of a transformed weight");
+    bind(
+        m, "conv3x3_pack_weight",
         [](intptr_t weight, int dtype, int64_t O, int64_t C, int64_t stride_o, int64_t stride_c, int64_t stride_h, int64_t stride_w,
            bool adjoint, int64_t shuffle, intptr_t packed, intptr_t copy, int threads) {
             const Conv3x3Weight w{pointer(copy), to_dtype(dtype), O, C, stride_o, stride_c, stride_h, stride_w};
@@ -113,8 +102,8 @@ inline void register_conv3x3(py::module_& m) {
         },
         "Transforms the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
         "conv3x3_packed_size floats, copy: the bytes of the weight");
-    m.def(
-        "conv3x3_same",
+    bind(
+        m, "conv3x3_same",
         [](intptr_t a, intptr_t b, int64_t bytes, int threads) {
             const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
             if (bytes < kSharedBytes) return std::memcmp(one, other, bytes) == 0;

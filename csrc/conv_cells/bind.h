@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <optional>
 
 #include "conv3x3/arguments.h"
@@ -10,8 +7,6 @@
 #include "gates/math.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 namespace conv_cells_bind {
 
@@ -37,20 +32,22 @@ inline Shape shape_of(int formula) {
     return {};
 }
 
-inline PlannedCell make_cell(int formula, double option, double slope, const GeometryArgs& geometry,
-                      const std::vector<TensorArgs>& sources, intptr_t packed, intptr_t bias, int bias_dtype,
-                      const std::vector<TensorArgs>& residual, const std::vector<TensorArgs>& operands,
-                      const std::optional<TensorArgs>& pre, int threads) {
+inline PlannedCell make_cell(const py::kwargs& given) {
+    using Maps = std::vector<TensorArgs>;
+    Keywords keywords(given);
+    const int formula = keywords.take<int>("formula"), threads = keywords.take<int>("threads");
+    const Maps operands = keywords.take<Maps>("operands");
+    const auto pre = keywords.take<std::optional<TensorArgs>>("pre", std::nullopt);
     const Shape shape = shape_of(formula);
     PlannedCell planned{};
     ConvGates& cell = planned.cell;
     Conv3x3Call& call = cell.call;
     cell.formula = static_cast<GateFormula>(formula);
-    cell.option = option;
-    cell.slope = slope;
+    cell.option = keywords.take<double>("option");
+    cell.slope = keywords.take<double>("slope");
     FASTDS_CHECK(static_cast<int>(operands.size()) == shape.operands - shape.gates, "conv_gates: wrong number of operands");
-    call.geometry = to_geometry(geometry);
-    call.sources = to_views(sources, 1, 0);
+    call.geometry = to_geometry(keywords.take<GeometryArgs>("geometry"));
+    call.sources = to_views(keywords.take<Maps>("sources"), 1, 0);
     const int64_t channels = std::get<2>(operands.back());
     for (size_t k = 0; k < operands.size(); k++) {
         const int dtype = std::get<1>(operands[k]);
@@ -64,12 +61,13 @@ inline PlannedCell make_cell(int formula, double option, double slope, const Geo
     };
     FASTDS_CHECK(!pre || fits(*pre), "conv_gates: pre does not fit the output");
     call.sinks = to_views({pre.value_or(TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0})}, 1, 0);
-    set_residual(call, residual);
+    set_residual(call, keywords.take<Maps>("residual", {}));
     FASTDS_CHECK(FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, call.sources.channels(), outputs), "conv_gates: too many channels");
-    call.packed = static_cast<const float*>(pointer(packed));
-    call.bias = pointer(bias);
-    call.bias_dtype = to_dtype(bias_dtype);
+    call.packed = static_cast<const float*>(pointer(keywords.take<intptr_t>("packed")));
+    call.bias = pointer(keywords.take<intptr_t>("bias", 0));
+    call.bias_dtype = to_dtype(keywords.take<int>("bias_dtype", 0));
     call.shuffle = 1;
+    keywords.end();
     planned.plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, threads);
     return planned;
 }
@@ -78,14 +76,11 @@ inline PlannedCell make_cell(int formula, double option, double slope, const Geo
 
 inline void register_conv_cells(py::module_& m) {
     using namespace conv_cells_bind;
-    using py::arg;
-    m.def(
-        "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, inputs, outputs); },
-        arg("inputs"), arg("outputs"), "Whether ConvGates takes a convolution of that many channels");
+    bind(
+        m, "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, inputs, outputs); },
+        "Whether ConvGates takes a convolution of that many channels");
     py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
-        .def(py::init(&make_cell), py::kw_only(), arg("formula"), arg("option"), arg("slope"), arg("geometry"), arg("sources"),
-             arg("packed"), arg("bias") = 0, arg("bias_dtype") = 0, arg("residual") = std::vector<TensorArgs>{}, arg("operands"),
-             arg("pre") = std::nullopt, arg("threads"))
+        .def(py::init(&make_cell))
         .def_property_readonly("bytes", [](const PlannedCell& self) { return self.plan.bytes; })
         .def(
             "run",

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include "core/arguments.h"
 #include "deform_conv2d/backward_split.h"
 #include "deform_conv2d/params.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 // Bytes of scratch that the backward needs; a function of the shape alone, as is the split of its sums.
 inline int64_t deform_conv2d_workspace(const DeformConv2dDims& dims) {
@@ -27,14 +23,27 @@ inline void check(const DeformConv2dDims& d) {
     FASTDS_CHECK(d.offset_groups > 0 && d.C % d.offset_groups == 0, "deform_conv2d: offset_groups must divide C");
 }
 
-inline DeformConv2dDims make_dims(int dtype, int offset_dtype, int64_t B, int64_t C, int64_t H, int64_t W, int64_t O, int64_t Ho,
-                           int64_t Wo, int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w, int64_t pad_h,
-                           int64_t pad_w, int64_t dil_h, int64_t dil_w, int64_t groups, int64_t offset_groups, int64_t x_b,
-                           int64_t x_h, int64_t x_w, int64_t offset_b, int64_t offset_h, int64_t offset_w, int64_t mask_b,
-                           int64_t mask_h, int64_t mask_w) {
-    const DeformConv2dDims dims{dtype, offset_dtype, B,     C,        H,        W,        O,      Ho,     Wo,    kh,
-                                kw,    stride_h,     stride_w, pad_h, pad_w,    dil_h,    dil_w,  groups, offset_groups, x_b,
-                                x_h,   x_w,          offset_b, offset_h, offset_w, mask_b, mask_h, mask_w};
+struct Size {
+    const char* name;
+    int64_t DeformConv2dDims::*member;
+};
+#define FASTDS_SIZE(name) {#name, &DeformConv2dDims::name}
+constexpr Size kSizes[] = {
+    FASTDS_SIZE(B),        FASTDS_SIZE(C),        FASTDS_SIZE(H),        FASTDS_SIZE(W),      FASTDS_SIZE(O),
+    FASTDS_SIZE(Ho),       FASTDS_SIZE(Wo),       FASTDS_SIZE(kh),       FASTDS_SIZE(kw),     FASTDS_SIZE(stride_h),
+    FASTDS_SIZE(stride_w), FASTDS_SIZE(pad_h),    FASTDS_SIZE(pad_w),    FASTDS_SIZE(dil_h),  FASTDS_SIZE(dil_w),
+    FASTDS_SIZE(groups),   FASTDS_SIZE(x_b),      FASTDS_SIZE(x_h),      FASTDS_SIZE(x_w),    FASTDS_SIZE(offset_groups),
+    FASTDS_SIZE(offset_b), FASTDS_SIZE(offset_h), FASTDS_SIZE(offset_w), FASTDS_SIZE(mask_b), FASTDS_SIZE(mask_h),
+    FASTDS_SIZE(mask_w)};
+#undef FASTDS_SIZE
+
+inline DeformConv2dDims make_dims(const py::kwargs& given) {
+    Keywords keywords(given);
+    DeformConv2dDims dims{};
+    dims.dtype = keywords.take<int>("dtype");
+    dims.offset_dtype = keywords.take<int>("offset_dtype");
+    for (const Size& size : kSizes) dims.*size.member = keywords.take<int64_t>(size.name);
+    keywords.end();
     check(dims);
     return dims;
 }
@@ -43,14 +52,10 @@ inline DeformConv2dDims make_dims(int dtype, int offset_dtype, int64_t B, int64_
 
 inline void register_deform_conv2d(py::module_& m) {
     using namespace deform_conv2d_bind;
-    using py::arg;
     py::class_<DeformConv2dDims>(m, "DeformConv2dDims", "Sizes and element strides of one deform_conv2d call")
-        .def(py::init(&make_dims), py::kw_only(), arg("dtype"), arg("offset_dtype"), arg("B"), arg("C"), arg("H"), arg("W"),
-             arg("O"), arg("Ho"), arg("Wo"), arg("kh"), arg("kw"), arg("stride_h"), arg("stride_w"), arg("pad_h"),
-             arg("pad_w"), arg("dil_h"), arg("dil_w"), arg("groups"), arg("offset_groups"), arg("x_b"), arg("x_h"),
-             arg("x_w"), arg("offset_b"), arg("offset_h"), arg("offset_w"), arg("mask_b"), arg("mask_h"), arg("mask_w"));
-    m.def(
-        "deform_conv2d_forward",
+        .def(py::init(&make_dims));
+    bind(
+        m, "deform_conv2d_forward",
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
            const DeformConv2dDims& dims, int threads) {
             py::gil_scoped_release release;
@@ -59,8 +64,8 @@ inline void register_deform_conv2d(py::module_& m) {
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_forward, dims, tensors, threads);
         },
         "y from x; mask and bias may be 0");
-    m.def(
-        "deform_conv2d_backward",
+    bind(
+        m, "deform_conv2d_backward",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
            intptr_t grad_offset, intptr_t grad_mask, intptr_t grad_weight, intptr_t grad_bias, intptr_t workspace,
            const DeformConv2dDims& dims, int threads) {
@@ -72,12 +77,12 @@ inline void register_deform_conv2d(py::module_& m) {
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, deform_conv2d_backward, dims, tensors, threads);
         },
         "The gradients whose address is not 0; workspace holds deform_conv2d_workspace(dims) bytes");
-    m.def(
-        "deform_conv2d_workspace", [](const DeformConv2dDims& dims, int) { return deform_conv2d_workspace(dims); },
-        arg("dims"), arg("threads") = 1, "Bytes of scratch of the backward; the same for any number of threads");
+    bind(
+        m, "deform_conv2d_workspace", [](const DeformConv2dDims& dims) { return deform_conv2d_workspace(dims); },
+        "Bytes of scratch of the backward; the same for any number of threads");
 #if FASTDS_BUILD_CUDA
-    m.def(
-        "deform_conv2d_forward_cuda",
+    bind(
+        m, "deform_conv2d_forward_cuda",
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y,
            const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
@@ -86,8 +91,8 @@ inline void register_deform_conv2d(py::module_& m) {
             deform_conv2d_forward_cuda(dims, tensors, device, pointer(stream));
         },
         "y from x; weight (K, C/groups, O); mask and bias may be 0");
-    m.def(
-        "deform_conv2d_backward_samples_cuda",
+    bind(
+        m, "deform_conv2d_backward_samples_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
            intptr_t grad_offset, intptr_t grad_mask, intptr_t workspace, const DeformConv2dDims& dims, int device,
            intptr_t stream) {
@@ -99,8 +104,8 @@ inline void register_deform_conv2d(py::module_& m) {
         },
         "Adds to grad_x, or with a workspace writes it in an order-free way, and writes grad_offset and grad_mask; 0: not wanted. "
         "weight (K, O, C/groups)");
-    m.def(
-        "deform_conv2d_backward_weight_cuda",
+    bind(
+        m, "deform_conv2d_backward_weight_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t grad_weight, intptr_t workspace,
            const DeformConv2dDims& dims, int device, intptr_t stream) {
             py::gil_scoped_release release;
@@ -110,8 +115,8 @@ inline void register_deform_conv2d(py::module_& m) {
             deform_conv2d_backward_weight_cuda(dims, tensors, device, pointer(stream));
         },
         "grad_weight; workspace holds deform_conv2d_weight_workspace(dims) bytes");
-    m.def("deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace, arg("dims"), "Bytes of zeros for grad_x");
-    m.def("deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace, arg("dims"), "Bytes of scratch for grad_weight");
+    bind(m, "deform_conv2d_ordered_workspace", &deform_conv2d_ordered_workspace, "Bytes of zeros for grad_x");
+    bind(m, "deform_conv2d_weight_workspace", &deform_conv2d_weight_workspace, "Bytes of scratch for grad_weight");
 #endif
 }
 

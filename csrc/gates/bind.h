@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <tuple>
 #include <vector>
 
@@ -10,8 +7,6 @@
 #include "gates/math.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 namespace gates_bind {
 
@@ -40,8 +35,8 @@ inline GatesParams make_params(int formula, int64_t rows, int64_t run, const Ope
 
 inline void register_gates(py::module_& m) {
     using namespace gates_bind;
-    m.def(
-        "gates_cpu",
+    bind(
+        m, "gates_cpu",
         [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope, int threads) {
             const GatesParams params = make_params(formula, rows, run, operands, option, slope);
             py::gil_scoped_release release;
@@ -49,7 +44,7 @@ inline void register_gates(py::module_& m) {
         },
         "Runs the formula with this number of csrc/gates/params.h");
 #if FASTDS_BUILD_CUDA
-    m.def("gates_cuda", [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope,
+    bind(m, "gates_cuda", [](int formula, int64_t rows, int64_t run, const Operands& operands, double option, double slope,
                            int device, intptr_t stream) {
         const GatesParams params = make_params(formula, rows, run, operands, option, slope);
         py::gil_scoped_release release;

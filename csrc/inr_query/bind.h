@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <array>
 #include <vector>
 
@@ -11,8 +8,6 @@
 #include "inr_query/params.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 // Bytes of InrQueryGradients::workspace, a function of the shape alone, as is the split of its sums.
 inline int64_t inr_query_workspace(const InrQueryDims& d) {
@@ -42,27 +37,33 @@ inline void check(const InrQueryDims& d) {
 
 using Addresses = std::vector<intptr_t>;
 
-inline Call make_call(int dtype, int feature, int ensemble, bool relu, bool areas, std::array<bool, 2> wrap,
-               const std::array<int64_t, 8>& sizes, const std::array<int64_t, 3>& maps_strides, const std::vector<int64_t>& axes,
-               const std::array<int64_t, 3>& strides, const std::vector<int64_t>& widths, const Addresses& tensors,
-               const Addresses& weights, const Addresses& biases) {
+inline Call make_call(const py::kwargs& given) {
+    Keywords keywords(given);
+    const auto axes = keywords.take<std::vector<int64_t>>("axes"), widths = keywords.take<std::vector<int64_t>>("widths");
+    const auto tensors = keywords.take<Addresses>("tensors"), weights = keywords.take<Addresses>("weights"),
+               biases = keywords.take<Addresses>("biases");
     FASTDS_CHECK(widths.size() <= kInrLayers && weights.size() == widths.size() && biases.size() == widths.size(),
                  "inr_query: the trunk may have up to " + std::to_string(kInrLayers) + " layers");
     FASTDS_CHECK(tensors.size() == 11 && (axes.empty() || axes.size() == 8), "inr_query: wrong number of tensors or axes");
     Call call;
     InrQueryDims& d = call.dims;
-    d.dtype = to_dtype(dtype);
-    d.feature = feature, d.ensemble = ensemble, d.relu = relu, d.areas = areas;
+    d.dtype = to_dtype(keywords.take<int>("dtype"));
+    d.feature = keywords.take<int>("feature"), d.ensemble = keywords.take<int>("ensemble");
+    d.relu = keywords.take<bool>("relu"), d.areas = keywords.take<bool>("areas");
+    const auto wrap = keywords.take<std::array<bool, 2>>("wrap");
     d.wrap_y = wrap[0], d.wrap_x = wrap[1];
+    const auto sizes = keywords.take<std::array<int64_t, 8>>("sizes");
     d.B = sizes[0], d.Q = sizes[1], d.H = sizes[2], d.W = sizes[3];
     d.D = sizes[4], d.O = sizes[5], d.heads = sizes[6], d.dk = sizes[7];
-    d.maps_b = maps_strides[0], d.maps_h = maps_strides[1], d.maps_w = maps_strides[2];
+    const auto maps = keywords.take<std::array<int64_t, 3>>("maps_strides"), strides = keywords.take<std::array<int64_t, 3>>("strides");
+    d.maps_b = maps[0], d.maps_h = maps[1], d.maps_w = maps[2];
+    d.point_b = strides[0], d.cell_b = strides[1], d.cell_q = strides[2];
+    keywords.end();
     if (!axes.empty()) {
         d.rows = {axes[0], axes[1], axes[2], axes[3]};
         d.columns = {axes[4], axes[5], axes[6], axes[7]};
         FASTDS_CHECK(d.rows.den > 0 && d.columns.den > 0 && d.Q == d.rows.size * d.columns.size, "inr_query: axes do not fit Q");
     }
-    d.point_b = strides[0], d.cell_b = strides[1], d.cell_q = strides[2];
     d.layers = static_cast<int>(widths.size());
     for (int l = 0; l < d.layers; l++) {
         d.width[l] = widths[l];
@@ -90,38 +91,35 @@ inline Call make_call(int dtype, int feature, int ensemble, bool relu, bool area
 
 inline void register_inr_query(py::module_& m) {
     using namespace inr_query_bind;
-    using py::arg;
     py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call, see csrc/inr_query/params.h")
-        .def(py::init(&make_call), py::kw_only(), arg("dtype"), arg("feature"), arg("ensemble"), arg("relu"), arg("areas"),
-             arg("wrap"), arg("sizes"), arg("maps_strides"), arg("axes"), arg("strides"), arg("widths"), arg("tensors"),
-             arg("weights"), arg("biases"))
+        .def(py::init(&make_call))
         .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); });
-    m.def("inr_query_forward", [](const Call& call, intptr_t y, int threads) {
+    bind(m, "inr_query_forward", [](const Call& call, intptr_t y, int threads) {
         py::gil_scoped_release release;
         FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_forward, call.dims, call.tensors, pointer(y), threads);
     });
-    m.def("inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
+    bind(m, "inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
         py::gil_scoped_release release;
         FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, pointer(rows), pointer(weights), threads);
     });
-    m.def("inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
+    bind(m, "inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
                                             intptr_t rho_bias, intptr_t workspace, int threads) {
         py::gil_scoped_release release;
         const InrQueryGradients gradients{pointer(maps), pointer(offsets), pointer(rho_bias), pointer(workspace)};
         FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
     });
 #if FASTDS_BUILD_CUDA
-    m.def("inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {
+    bind(m, "inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {
         py::gil_scoped_release release;
         inr_query_features_cuda(call.dims, call.tensors, pointer(rows), pointer(weights), device, pointer(stream));
     });
-    m.def("inr_query_features_backward_cuda", [](const Call& call, intptr_t grad_rows, intptr_t grad_maps, intptr_t partials,
+    bind(m, "inr_query_features_backward_cuda", [](const Call& call, intptr_t grad_rows, intptr_t grad_maps, intptr_t partials,
                                                  int device, intptr_t stream) {
         py::gil_scoped_release release;
         inr_query_features_backward_cuda(call.dims, call.tensors, pointer(grad_rows), pointer(grad_maps), pointer(partials),
                                          device, pointer(stream));
     });
-    m.def("inr_query_cuda_partials", [](const Call& call) { return inr_query_cuda_partials(call.dims); });
+    bind(m, "inr_query_cuda_partials", [](const Call& call) { return inr_query_cuda_partials(call.dims); });
 #endif
 }
 

@@ -93,7 +93,7 @@ struct Task {
                     }
                 }
                 const Vec<A, N> weighted = late ? g : Vec<A, N>(g * alpha[j]);
-                const Vec<A, N> pre = relu ? Vec<A, N>(h[j] > A(0) ? weighted : Vec<A, N>{}) : weighted;
+                const Vec<A, N> pre = relu ? Vec<A, N>(h[j] <= A(0) ? Vec<A, N>{} : weighted) : weighted;
                 const Vec<A, N> pre_y = pre * p.rho_y[j], pre_x = pre * p.rho_x[j];
                 add_to<N>(target[j] + c, pre);
                 if (features.offset.slopes) {
@@ -177,7 +177,7 @@ struct Task {
                 add_to<N>(target + o * D + c, Vec<A, N>(a * grad[o]));
                 da += load_vec<N>(corner + o * D + c) * grad[o];
             }
-            const Vec<A, N> pre = relu ? Vec<A, N>(input > A(0) ? da : Vec<A, N>{}) : da;
+            const Vec<A, N> pre = relu ? Vec<A, N>(input <= A(0) ? Vec<A, N>{} : da) : da;
             add_offset<N>(c, D, Vec<A, N>(pre * p.rho_y[0]), Vec<A, N>(pre * p.rho_x[0]), pre, cell);
         });
     }

@@ -42,15 +42,16 @@ struct Trunk {
         return sum;
     }
 
-    // rows, then other and rows in turn as scratch, then y: the last layer's values in the compute type.
-    void run(Stored* rows, Stored* other, A* y, int64_t n) const {
+    // rows, then other and rows in turn as scratch, then y: the last layer's values in the compute type. Not inlined: the same
+    // for all storage types with this step.
+    __attribute__((noinline)) void run(Stored* rows, Stored* other, A* y, int64_t n) const {
         const Stored* packed = weights;
         for (int l = 0; l < d.layers; l++) {
             const A* b = bias + l * widest(d);
             if (l + 1 < d.layers) {
-                layer<Stored, true>(rows, packed, b, input(l), d.width[l], other, n);
+                layer(rows, packed, b, input(l), d.width[l], other, n, true);
             } else {
-                layer<A, false>(rows, packed, b, input(l), d.width[l], y, n);
+                layer(rows, packed, b, input(l), d.width[l], y, n, false);
             }
             packed += packed_size<Step>(d.width[l], input(l));
             Stored* next = other;
@@ -59,10 +60,10 @@ struct Trunk {
         }
     }
 
-    template <class Out, bool kRelu>
-    void layer(const Stored* x, const Stored* packed, const A* b, int64_t in, int64_t out, Out* y, int64_t n) const {
+    template <class Out>
+    void layer(const Stored* x, const Stored* packed, const A* b, int64_t in, int64_t out, Out* y, int64_t n, bool relu) const {
         const int64_t steps = (in + Step::terms - 1) / Step::terms;
-        for_column_blocks<A>(out, [&](auto width, int64_t column) {
+        for_column_blocks<A>(out, [&](auto width, int64_t column) __attribute__((noinline)) {
             constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
             constexpr int64_t b_step = NV * lanes * Step::terms;
             for (int64_t r = 0; r < n; r += MR) {
@@ -76,7 +77,7 @@ struct Trunk {
 #pragma GCC unroll 4
                     for (int j = 0; j < NV; j++) {
                         const Vec<A> sum = acc[i][j] + load_vec<lanes>(b + column + j * lanes);
-                        store_first<lanes>(y + (r + i) * stride + column + j * lanes, relu_if<A, lanes>(kRelu, sum),
+                        store_first<lanes>(y + (r + i) * stride + column + j * lanes, relu_if<A, lanes>(relu, sum),
                                            out - column - j * lanes);
                     }
                 }

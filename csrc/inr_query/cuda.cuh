@@ -16,9 +16,10 @@ constexpr int kInrWarps = 4;  // of a block
 FASTDS_HD float exp_of(float x) { return expf(x); }
 FASTDS_HD double exp_of(double x) { return exp(x); }
 
+// NaN stays.
 template <class A>
 FASTDS_HD A relu_or_not(bool relu, A x) {
-    return relu && !(x > A(0)) ? A(0) : x;
+    return relu && x <= A(0) ? A(0) : x;
 }
 
 // One query: its corners and the parameters as the formulas need them.
@@ -117,7 +118,7 @@ __device__ void attend(const CudaQuery<T>& q, A* query, A* alpha, int lane) {
             e[j] = q.p.weight[j] > A(0) ? q.p.weight[j] * exp_of(alpha[4 * h + j] - top) : A(0);
             total += e[j];
         }
-        for (int j = 0; j < 4; j++) alpha[4 * h + j] = e[j] / (total > A(0) ? total : A(1));
+        for (int j = 0; j < 4; j++) alpha[4 * h + j] = e[j] / (total == A(0) ? A(1) : total);
     }
     __syncwarp();
 }
@@ -274,7 +275,7 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
                     da += q.value(0, o * d.D + c) * grad[o];
                     if (target[0]) atomicAdd(target[0] + o * d.D + c, a * grad[o]);
                 }
-                const A pre = d.relu && !(input > A(0)) ? A(0) : da;
+                const A pre = d.relu && input <= A(0) ? A(0) : da;
                 sums.add(c, pre * q.p.rho_y[0], pre * q.p.rho_x[0], pre);
             }
         } else if (d.feature == inr_fourier) {
@@ -306,7 +307,7 @@ __global__ void inr_features_backward_kernel(InrQueryDims d, InrQueryTensors t, 
                     const A h = q.affine(j, c), g = grad[(late ? j * d.D : 0) + c];
                     if (attention) products[j * d.D + c] = g * relu_or_not<A>(d.relu, h);
                     const A weight = late ? A(1) : attention ? alpha[4 * (c / head) + j] : q.p.weight[j];
-                    const A pre = d.relu && !(h > A(0)) ? A(0) : g * weight;
+                    const A pre = d.relu && h <= A(0) ? A(0) : g * weight;
                     if (target[j]) atomicAdd(target[j] + c, pre);
                     if (target[j] && d.feature == inr_slope) {
                         atomicAdd(target[j] + d.D + c, pre * q.p.rho_y[j]);

@@ -97,9 +97,10 @@ struct OffsetTerms {
     const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
 };
 
+// NaN stays.
 template <class A, int N>
 FASTDS_HD Vec<A, N> relu_if(bool relu, Vec<A, N> x) {
-    return relu ? Vec<A, N>(x > A(0) ? x : Vec<A, N>{}) : x;
+    return relu ? Vec<A, N>(at_least(Vec<A, N>{}, x)) : x;
 }
 
 // The pre-activations of the four corners (0 .. corners-1) at channels c .. c+N-1.
@@ -184,7 +185,7 @@ struct Attention {
             const auto parts = exp_parts<A>(Vec<A, 4>(present ? logit - top : Vec<A, 4>{}));
             const Vec<A, 4> e = weight * (parts.scale + parts.scale * parts.rest);
             const A total = (e[0] + e[1]) + (e[2] + e[3]);
-            store_vec<4>(alpha + 4 * h, Vec<A, 4>(e / (total > 0 ? total : A(1))));
+            store_vec<4>(alpha + 4 * h, Vec<A, 4>(e / (total == 0 ? A(1) : total)));
         }
     }
 

@@ -1,17 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include "core/arguments.h"
 #include "null_op/params.h"
 
 namespace fastds {
 
-namespace py = pybind11;
-
 inline void register_null_op(py::module_& m) {
-    m.def(
-        "null_op_cpu",
+    bind(
+        m, "null_op_cpu",
         [](intptr_t x, intptr_t y, int dtype, int64_t n, int threads) {
             const NullOpParams params{to_dtype(dtype), n};
             py::gil_scoped_release release;
@@ -19,7 +15,7 @@ inline void register_null_op(py::module_& m) {
         },
         "y = x over n dense elements");
 #if FASTDS_BUILD_CUDA
-    m.def("null_op_cuda", [](intptr_t x, intptr_t y, int dtype, int64_t n, int device, intptr_t stream) {
+    bind(m, "null_op_cuda", [](intptr_t x, intptr_t y, int dtype, int64_t n, int device, intptr_t stream) {
         const NullOpParams params{to_dtype(dtype), n};
         py::gil_scoped_release release;
         null_op_cuda(pointer(x), pointer(y), params, device, pointer(stream));

@@ -1,13 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-
 #include "core/arguments.h"
 #include "pixel_shuffle/params.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 namespace pixel_shuffle_bind {
 
@@ -24,18 +20,18 @@ inline PixelShuffleParams make_params(int dtype, int64_t B, int64_t C, int64_t H
 inline void register_pixel_shuffle(py::module_& m) {
     using namespace pixel_shuffle_bind;
     py::class_<PixelShuffleParams>(m, "PixelShuffleParams", "Sizes and activation of one pixel_shuffle call")
-        .def(py::init(&make_params))
+        .def(py::init([](const py::args& given) { return unpack(&make_params, given); }))
         .def_property_readonly("partials", &pixel_shuffle_partials, "Partial sums of the bias gradient");
-    m.def(
-        "pixel_shuffle_forward",
+    bind(
+        m, "pixel_shuffle_forward",
         [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
             const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
             FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_forward, params, tensors, threads);
         },
         "y from x; bias 0: a plain permutation");
-    m.def(
-        "pixel_shuffle_backward",
+    bind(
+        m, "pixel_shuffle_backward",
         [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
            const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
@@ -45,13 +41,13 @@ inline void register_pixel_shuffle(py::module_& m) {
         },
         "The gradients whose address is not 0; y is 0 without activation");
 #if FASTDS_BUILD_CUDA
-    m.def("pixel_shuffle_forward_cuda", [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params,
+    bind(m, "pixel_shuffle_forward_cuda", [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params,
                                            int device, intptr_t stream) {
         py::gil_scoped_release release;
         const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
         pixel_shuffle_forward_cuda(params, tensors, device, pointer(stream));
     });
-    m.def("pixel_shuffle_backward_cuda",
+    bind(m, "pixel_shuffle_backward_cuda",
           [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
              const PixelShuffleParams& params, int device, intptr_t stream) {
               py::gil_scoped_release release;

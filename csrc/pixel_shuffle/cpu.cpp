@@ -118,8 +118,6 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
         for (int64_t o = 0; o < channels; o++) grad_bias[o] += partials[piece * channels + o];
 }
 
-}  // namespace
-
 // R: the factor where blocks of channels have a permutation of their own, else 0.
 #define FASTDS_FACTOR_CASE(r, ...)                            \
     case r: {                                                 \
@@ -141,21 +139,13 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     }
 
 // A plain permutation asks for the size of an element alone.
-#define FASTDS_ITEM_SWITCH(dtype, ...)                                         \
-    switch (dtype) {                                                           \
-        case f32: { using scalar = float; __VA_ARGS__; break; }                \
-        case f64: { FASTDS_ITEM_DOUBLE(__VA_ARGS__) break; }                   \
-        default: { using scalar = BFloat16; __VA_ARGS__; }                     \
-    }
-#if FASTDS_DOUBLE
-#define FASTDS_ITEM_DOUBLE(...) using scalar = double; __VA_ARGS__;
-#else
-#define FASTDS_ITEM_DOUBLE(...)
-#endif
+int item_of(int dtype) { return dtype == f16 ? bf16 : dtype; }
+
+}  // namespace
 
 void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads) {
     if (tensors.bias == nullptr) {
-        FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
+        FASTDS_KERNEL_DTYPE_SWITCH(item_of(params.dtype),
                             FASTDS_FACTOR_SWITCH(params.r, forward<R, true>(Problem<scalar>(params), tensors, threads)))
     } else {
         FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
@@ -165,7 +155,7 @@ void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleF
 
 void pixel_shuffle_backward(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int threads) {
     if (tensors.y == nullptr && tensors.grad_bias == nullptr) {
-        FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,
+        FASTDS_KERNEL_DTYPE_SWITCH(item_of(params.dtype),
                             FASTDS_FACTOR_SWITCH(params.r, backward<R, true>(Problem<scalar>(params), tensors, threads)))
     } else {
         FASTDS_KERNEL_DTYPE_SWITCH(params.dtype,

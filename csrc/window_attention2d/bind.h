@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <array>
 
 #include "core/arguments.h"
 #include "window_attention2d/params.h"
 
 namespace fastds {
-
-namespace py = pybind11;
 
 // Bytes of workspace: the planar copies of the kernels, the same for every instruction set.
 inline int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward) {
@@ -39,8 +34,8 @@ inline AttentionDims dims_of(const Dims& d) {
 
 inline void register_window_attention2d(py::module_& m) {
     using namespace window_attention2d_bind;
-    m.def(
-        "window_attention2d_forward",
+    bind(
+        m, "window_attention2d_forward",
         [](const Dims& d, const Map& q, const Map& k, const Map& v, const Map& y, intptr_t lse, intptr_t workspace,
            int threads) {
             const AttentionDims dims = dims_of(d);
@@ -49,8 +44,8 @@ inline void register_window_attention2d(py::module_& m) {
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_forward, dims, tensors, threads);
         },
         "y and lse; a map is (address, strides), dims (dtype, B, C, H, W, window)");
-    m.def(
-        "window_attention2d_backward",
+    bind(
+        m, "window_attention2d_backward",
         [](const Dims& d, const Map& grad_y, const Map& q, const Map& k, const Map& v, const Map& y, intptr_t lse,
            const Map& grad_q, const Map& grad_k, const Map& grad_v, intptr_t workspace, int threads) {
             const AttentionDims dims = dims_of(d);
@@ -61,8 +56,8 @@ inline void register_window_attention2d(py::module_& m) {
             FASTDS_DISPATCH_TYPED(dims.dtype == f64, window_attention2d_backward, dims, tensors, threads);
         },
         "The gradients whose address is not 0");
-    m.def(
-        "window_attention2d_workspace",
+    bind(
+        m, "window_attention2d_workspace",
         [](const Dims& d, bool backward) { return window_attention2d_workspace(dims_of(d), backward); },
         "Bytes of scratch");
 }

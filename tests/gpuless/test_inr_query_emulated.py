@@ -94,3 +94,12 @@ def test_deterministic_algorithms_refuse_the_atomic_backward(emulated):
 def test_registers_and_spills():
     for kernel in ptxas_report("inr_query", 90):
         assert kernel.spills == 0, kernel
+
+
+@pytest.mark.parametrize("kind", ["affine-late", "affine-early_attn"])
+def test_missing_values_pass_relu(emulated, kind):
+    emulated("inr_query", seed=0)
+    maps, trunk, keywords = case(kind)
+    maps[0, 3, 2, 2] = math.nan
+    y, expected = query(maps, GRID, trunk, **keywords), exact(maps, GRID, trunk, **keywords)
+    assert expected.isnan().any() and torch.equal(y.isnan(), expected.isnan())

@@ -101,3 +101,14 @@ def test_refusals():
             query(maps, grid, trunk, mask=torch.ones(2, *SOURCE, dtype=torch.bool), **keywords)
         with pytest.raises(RuntimeError, match="hidden layers of width 64"):
             query(maps, grid, [(torch.zeros(8, 64), torch.zeros(8)), (torch.zeros(3, 8), torch.zeros(3))], **keywords)
+
+
+@pytest.mark.parametrize("ensemble", ["early_attn", "early_area"])
+def test_missing_values_pass_relu(ensemble):
+    maps, trunk, keywords = case(ensemble, torch.float32)
+    maps[0, 3, 2, 2] = float("nan")
+    grid = GridSpec.cells(SOURCE, (7, 9))
+    with fastds.backend("triton"):
+        y = query(maps, grid, trunk, **keywords)
+    expected = exact(maps, grid, trunk, **keywords)
+    assert expected.isnan().any() and torch.equal(y.isnan(), expected.isnan())

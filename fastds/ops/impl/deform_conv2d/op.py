@@ -190,7 +190,7 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
         _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
         return [grad for grad in grads if grad is not None]
     module, threads = native.module(), torch.get_num_threads()
-    workspace = torch.empty(module.deform_conv2d_workspace(dims, threads), dtype=torch.uint8, device=input.device)
+    workspace = torch.empty(module.deform_conv2d_workspace(dims), dtype=torch.uint8, device=input.device)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)
     module.deform_conv2d_backward(*(native.address(t) for t in tensors), dims, threads)
