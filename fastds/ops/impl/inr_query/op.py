@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast_dtype, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.inr_query import native_call
@@ -156,6 +156,23 @@ INR_QUERY_BACKWARD = define(
 )
 
 
+def _trunk(trunk) -> tuple[list, list]:
+    """Weights and biases."""
+    try:
+        return [w for w, _ in trunk], [b for _, b in trunk]
+    except (TypeError, ValueError):
+        raise TypeError("trunk must be a list of pairs (weight, bias)") from None
+
+
+def _autocast(maps, trunk, *parameters):
+    """Maps take the autocast dtype; parameters in float32 stay so."""
+    weights, biases = trunk
+    tensors = (maps, *weights, *biases, *parameters)
+    maps, *rest = autocast(tensors, parameters=range(1, len(tensors)))
+    n = len(weights)
+    return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
+
+
 def inr_query(
     maps: Tensor,
     where: GridSpec | PointSpec,
@@ -232,16 +249,12 @@ def inr_query(
         raise TypeError(f"where is a {type(where).__name__}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
-    dtype = autocast_dtype(maps)
-    if dtype is not None and isinstance(maps, Tensor) and maps.dtype != torch.float64:
-        maps = maps.to(dtype)
+    maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _autocast(
+        maps, _trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
+    )
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    try:
-        weights, biases = [w for w, _ in trunk], [b for _, b in trunk]
-    except (TypeError, ValueError):
-        raise TypeError("trunk must be a list of pairs (weight, bias)") from None
     wrap = [e == "wrap" for e in checked_edge(edge)]
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":

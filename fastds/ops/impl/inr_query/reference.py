@@ -93,7 +93,7 @@ class Corners:
         self.weights = [w.expand(batch, full) for w in raw]
         self.mask = None
         if mask is not None:
-            flat = mask.reshape(batch, -1)
+            flat = mask.flatten(1)
             self.mask = [flat.gather(1, index) for index in self.index]
             kept = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
             total = sum(kept)
