@@ -226,7 +226,11 @@ def inr_query(
         skip: (B, O, H, W) float32 field added by bilinear interpolation, always in float32, or None.
         edge: per axis "clamp" or "wrap" (rows, columns); on a wrapped axis rho keeps counting across the seam.
         mask: (B, H, W) bool, False = invalid: never read, weights renormalised, NaN where no corner is valid.
-        compat: "liif" weighs the corners by areas + 1e-9 as published instead of bilinearly.
+        compat: "liif" weighs the features of the corners by areas + 1e-9 as published instead of bilinearly; skip stays
+            bilinear. Inside a field the weights are the bilinear ones to 1e-9. At u = n - 1 exactly, which odd whole
+            factors hit, a clamped axis has both corners on one pixel: no area is left, and all four corners count a
+            quarter, which mixes two pixels of the other axis. Published code has any weights there between these and
+            the bilinear ones, as its coordinates are rounded.
         out_dtype: float32 (None; float64 for float64 maps) or another.
 
     Returns:

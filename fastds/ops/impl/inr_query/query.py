@@ -129,9 +129,10 @@ class Query(NamedTuple):
             yield first, stop, part
 
     def of_skip(self) -> "Query":
-        """The query that interpolates the skip and does nothing else."""
+        """The query that interpolates the skip and does nothing else, bilinearly whatever weighs the features."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
+        settings["weighting"] = "bilinear"
         return self._replace(maps=self.skip.to(self.exact), weights=[], biases=[], **nothing, **settings)
 
 

@@ -43,7 +43,9 @@ def inr_query(
             first_key = channels(feature, ensemble, maps.shape[1], heads, dk)[1]
             y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
     if skip is not None:
-        along = Corners(base, frac, axes, maps, mask, wrap, False, weighting, dtype) if ensemble == "none" else corners
+        along = corners
+        if ensemble == "none" or weighting == "areas":
+            along = Corners(base, frac, axes, maps, mask, wrap, False, "bilinear", dtype)
         y = y + sum(w[..., None] * along.gather(to(skip), j) for j, w in enumerate(along.weights))
     if mask is not None:
         y = torch.where(corners.valid[..., None], y, math.nan)
