@@ -48,7 +48,8 @@ class Op:
         self.defaults = tuple(argument.default_value for argument in arguments)
         types = [str(argument.type) for argument in arguments]
         self.main = types.index("Tensor")  # gives the device
-        self.lengths = [(k, argument.N) for k, argument in enumerate(arguments) if argument.N is not None]
+        flags = [k for k, kind in enumerate(types) if kind == "List[bool]"]
+        self.lengths = [(k, arguments[k].N) for k in flags]  # other lists are left to the op's own check
         self.usual = _USUAL if "List[Tensor]" in types else _USUAL | {list}
 
     def __call__(self, *args):

@@ -30,7 +30,7 @@ def _pair(value) -> tuple:
 
 def _check_pair(name: str, pair, least: int) -> None:
     if len(pair) != 2 or not all(isinstance(v, int) and least <= v < _END for v in pair):
-        given = pair[0] if pair[1:] == pair[:1] else pair
+        given = pair[0] if pair[1:] == pair[:1] else tuple(pair)
         raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_END - 1}, got {given!r}")
 
 
