@@ -88,6 +88,22 @@ def test_01_degenerate_rows_of_the_published_areas():
     assert torch.isfinite(y).all()
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("factor", [1, 3, 5])
+def test_areas_leave_the_skip_bilinear(factor, backend):
+    """At odd whole factors, whose places fall on pixels; published LTE adds a bilinear field beside its areas."""
+    field = normal(2, 3, 7, 9).requires_grad_()
+    maps, trunk = normal(2, 8, 7, 9), [(torch.zeros(3, 8, dtype=f64), torch.zeros(3, dtype=f64))]
+    with fastds.backend(backend):
+        where = GridSpec.cells((7, 9), (7 * factor, 9 * factor))
+        y = query(maps, where, trunk, ensemble="late", skip=field, weighting="areas").unflatten(1, where.size)
+    expected = F.interpolate(field, scale_factor=factor, mode="bilinear").permute(0, 2, 3, 1)
+    assert (y - expected).abs().max() < 1e-12
+    along = torch.randn_like(y)
+    ours, exact = (torch.autograd.grad(t, field, along)[0] for t in (y, expected))
+    assert (ours - exact).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("source,target", PAIRS[:4])
 def test_01_lte(source, target):
     features, field, half = normal(2, 4, *source), normal(2, 3, *source), 6

@@ -129,7 +129,8 @@ class LocalEnsembleDecoder(LocalDecoder):
             first.
         padding_mode: how the border goes on: "replicate", "circular_x" (columns go round the globe, also for the
             queries) or "zeros".
-        compat: "liif" weighs the corners by areas as published instead of bilinearly.
+        compat: "liif" weighs the corners by areas as published instead of bilinearly; it changes the numbers at whole
+            coordinates of the last row and column alone, see fastds.ops.inr_query.
 
     Parameters: local (the convolution), offset (R) and cell (Lambda), (width, 2), trunk, the linear layers.
 

@@ -2,7 +2,13 @@
 """The ops: functions on tensors, also registered as torch.ops.fastds.*.
 
 help(fastds.ops.NAME) gives formula, shapes, units, gradients, errors and source. GridSpec and PointSpec say where
-inr_query is asked. Every folder impl/<op> is found here; its op.py names its public functions in __all__.
+inr_query is asked.
+
+Threads are torch's, torch.set_num_threads. A child that was forked after an op or torch itself ran on several threads
+has none of them, and hangs when it asks for more than one: call torch.set_num_threads(1) in it first, as torch's
+DataLoader does in its workers, or start processes by spawn.
+
+Every folder impl/<op> is found here; its op.py names its public functions in __all__.
 """
 
 from importlib import import_module

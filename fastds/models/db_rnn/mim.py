@@ -144,7 +144,7 @@ class MotionRNN(MIM):
         difference: see Cell.
 
     Source: Wu et al. 2021, MotionRNN; sizes of MS-RNN. The authors' code reads flow and links of a batch in another
-    order; here every sample has its own flow.
+    order; here every sample has its own flow, so that weights trained with their code give other numbers here.
     """
 
     multiple = 2

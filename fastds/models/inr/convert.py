@@ -14,6 +14,9 @@ from fastds.models.inr.network import INRDownscaler
 def from_published(state: dict[str, Tensor]) -> INRDownscaler:
     """A model with compat="liif" and the published weights; its input is scaled as theirs, (x - 0.5) / 0.5.
 
+    Numbers are those of the published code but where a place falls on the last row or column exactly, as with odd whole
+    factors: there the published weights depend on rounding (compat of fastds.ops.inr_query).
+
     Args:
         state: of LIIF or LTE with the EDSR encoder; sub_mean and add_mean, which they never use, are ignored.
 

@@ -42,7 +42,8 @@ class INRDownscaler(Downscales, nn.Module):
         mask_channel: the encoder also gets a channel that says which pixels are valid.
         skip: add the bilinearly interpolated input.
         max_scale: largest trained factor; the cell that the network sees is never smaller.
-        compat: "liif" pads convolutions with zeros and weighs corners by areas, as published checkpoints expect.
+        compat: "liif" pads convolutions with zeros and weighs corners by areas, as published checkpoints expect; at
+            the last whole row and column the areas vanish (fastds.ops.inr_query).
 
     Buffers mean and std (C,), static_mean and static_std (S,) are the normalisation of the training data. NaN in x is
     missing: filled for the encoder, left out of every query, NaN where nothing valid is near. An untrained attention

@@ -2,6 +2,7 @@
 """Checks of tensors, their dtypes under autocast, and the words of errors."""
 
 from functools import wraps
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def check_tensor(
         raise TypeError(f"{name} has dtype {tensor.dtype}, expected {expected}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} is on device {tensor.device}, expected {device}, the device of {main}")
-    if dims is None:
+    if dims is None or tensor.dim() == dims:
         return
     dims = (dims,) if isinstance(dims, int) else dims
     if tensor.dim() not in dims:
@@ -43,14 +44,31 @@ def check_tensor(
 
 def check_shape(name: str, tensor: Tensor, expected: tuple) -> None:
     """ValueError unless the tensor has the expected shape."""
-    if tuple(tensor.shape) != tuple(expected):
+    if tensor.shape != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
+
+
+def check_dense(names, values) -> None:
+    """TypeError for a tensor whose values do not lie in memory as a kernel reads them."""
+    for name, value in zip(names, values, strict=False):
+        if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
+            kind = "a nested tensor" if value.is_nested else f"a tensor of layout {value.layout}"
+            raise TypeError(f"{name} is {kind}, expected a dense one")
 
 
 def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
     """ValueError unless the value is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def number(name: str, value) -> float:
+    """The value as a float; TypeError where it is no number."""
+    if type(value) is float:
+        return value
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a number")
+    return float(value)
 
 
 def check_slope(negative_slope: float) -> None:
@@ -76,12 +94,23 @@ def cast(value, dtype: torch.dtype):
     return value.to(dtype) if covered else value
 
 
-def autocast(tensors: tuple, wide: tuple[int, ...] = ()):
-    """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays."""
+def cast_parameter(value, dtype: torch.dtype):
+    """A weight or bias under autocast: float32 stays, the other 16-bit dtype is cast; float64, and no tensor, stay."""
+    return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast(value, dtype)
+
+
+def autocast(tensors: tuple, wide: tuple[int, ...] = (), parameters: tuple[int, ...] = ()):
+    """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays.
+
+    Those whose positions `parameters` names are weights and biases, which may stay in float32.
+    """
     dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
     if dtype is None:
         return tensors
-    return [cast(t, torch.float32 if k in wide else dtype) for k, t in enumerate(tensors)]
+    return [
+        cast_parameter(t, dtype) if k in parameters else cast(t, torch.float32 if k in wide else dtype)
+        for k, t in enumerate(tensors)
+    ]
 
 
 def outside_autocast(function):

@@ -9,7 +9,9 @@ CHANNELS_LAST = torch.channels_last
 
 def nhwc(tensor: Tensor) -> Tensor:
     """The tensor itself where its channels lie side by side, else a channels_last copy."""
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+    if tensor.size(1) == 1:
+        return tensor.resolve_neg()  # x.conj().imag; its strides are even, so that with more channels it is copied
+    if tensor.stride(1) == 1:
         return tensor
     return tensor.contiguous(memory_format=CHANNELS_LAST)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import forward_ad
 
+from fastds.ops.core.arguments import check_dense
 from fastds.ops.core.backends import Backend, choose, forced, ranked
 
 LIBRARY = torch.library.Library("fastds", "DEF")
@@ -47,6 +48,8 @@ class Op:
         self.defaults = tuple(argument.default_value for argument in arguments)
         types = [str(argument.type) for argument in arguments]
         self.main = types.index("Tensor")  # gives the device
+        flags = [k for k, kind in enumerate(types) if kind == "List[bool]"]
+        self.lengths = [(k, arguments[k].N) for k in flags]  # other lists are left to the op's own check
         self.usual = _USUAL if "List[Tensor]" in types else _USUAL | {list}
 
     def __call__(self, *args):
@@ -57,6 +60,8 @@ class Op:
         if torch.compiler.is_compiling():
             self.check(*self._filled(args))  # in its words, while it is traced
             return self.overload(*args)
+        if not isinstance(args[self.main], torch.Tensor):
+            self.check(*self._filled(args))  # the schema would make a tensor of a number
         try:
             return self.overload(*args)  # the kernel behind it checks
         except RuntimeError:
@@ -81,6 +86,13 @@ class Op:
         """args with the defaults that the dispatcher leaves off at the end."""
         return args if len(args) == len(self.defaults) else args + self.defaults[len(args) :]
 
+    def check_given(self, args: tuple) -> None:
+        """The check for whoever calls torch.ops.fastds.X, whose schema takes lists of any length."""
+        for k, length in self.lengths:
+            if len(args[k]) != length:
+                raise ValueError(f"{self.arguments[k]} has {len(args[k])} values, expected {length}")
+        self.check(*args)
+
     def _watched(self, args: tuple) -> bool:
         """Whether the dispatcher is asked: somebody may want to see the op called, or it is not on the CPU."""
         main = args[self.main]
@@ -103,7 +115,11 @@ class Op:
         if chosen == "reference":
             return self.reference(*args)
         run = self._below_autograd if visible else self.backends[chosen].run
-        return self.function.apply(run, *args) if tracked else run(*args)
+        try:
+            return self.function.apply(run, *args) if tracked else run(*args)
+        except RuntimeError:
+            check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call
+            raise
 
     def _below_autograd(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
@@ -112,14 +128,14 @@ class Op:
     # ---- the kernels behind the dispatcher
 
     def autograd_kernel(self, *args):
-        self.check(*self._filled(args))
+        self.check_given(self._filled(args))
         main = args[self.main]
         visible = torch.compiler.is_compiling() or not (main.is_cpu or main.is_cuda) or _intercepted(args, self.usual)
         return self._computed(args, visible)
 
     def kernel(self, *args):
         args = self._filled(args)
-        self.check(*args)
+        self.check_given(args)
         chosen = choose(self, args)
         return self.reference(*args) if chosen == "reference" else self.backends[chosen].run(*args)
 
@@ -154,7 +170,7 @@ def define(
 
     def fake_kernel(*args):
         args = op._filled(args)
-        op.check(*args)
+        op.check_given(args)
         return fake(*args)
 
     LIBRARY.impl(name, op.kernel, "CPU")

@@ -8,18 +8,12 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
+from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.switches import Switch
 
 ALGORITHMS = ("auto", "winograd", "direct")
 _algorithm = Switch("auto")
 _weight_gradients = Switch(True)
-
-
-def checked(name: str) -> str:
-    """The name itself; ValueError when it is no algorithm."""
-    if name not in ALGORITHMS:
-        raise ValueError(f"algorithm: expected one of {', '.join(ALGORITHMS)}, got {name!r}")
-    return name
 
 
 def current() -> str:
@@ -41,7 +35,8 @@ def convolution(algorithm: str) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    with _algorithm.set(checked(algorithm)):
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    with _algorithm.set(algorithm):
         yield
 
 

@@ -9,11 +9,21 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_slope, check_tensor
+from fastds.ops.core.arguments import (
+    DTYPES,
+    autocast_dtype,
+    cast,
+    cast_parameter,
+    check_choice,
+    check_shape,
+    check_slope,
+    check_tensor,
+    number,
+)  # fmt: skip
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define
 from fastds.ops.impl.conv3x3 import direct, kernels, reference
-from fastds.ops.impl.conv3x3.algorithm import checked, current, weight_gradients_wanted
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current, weight_gradients_wanted
 
 __all__ = ["conv3x3"]
 
@@ -41,7 +51,7 @@ def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuf
     if act not in reference.ACTIVATIONS:
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
-    _check_padding(padding_mode)
+    _check_way(padding_mode, algorithm)
     if not isinstance(shuffle, int) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
         raise ValueError(f"shuffle must be an int from 1 to 8 whose square divides {outputs} channels, got {shuffle!r}")
     if out_dtype not in (x.dtype, torch.float32):
@@ -51,21 +61,24 @@ def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuf
         check_shape("residual", residual, (batch, outputs, height, width))
 
 
-def _check_padding(padding_mode) -> None:
-    if padding_mode not in reference.PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {', '.join(reference.PADDING_MODES)}, got {padding_mode!r}")
+def _check_way(padding_mode, algorithm) -> None:
+    if padding_mode not in reference.PADDING_MODES or algorithm not in ALGORITHMS:
+        check_choice("padding_mode", padding_mode, reference.PADDING_MODES)
+        check_choice("algorithm", algorithm, ALGORITHMS)
 
 
 def _check_backward(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2
 ):  # fmt: skip
-    outputs = weight.shape[0] // max(1, shuffle) ** 2
     check(x, weight, None, x2, None, "none", negative_slope, padding_mode, shuffle, x.dtype, algorithm)
-    expected = (x.shape[0], outputs, x.shape[2] * shuffle, x.shape[3] * shuffle)
-    for name, tensor in (("grad_y", grad_y), ("y", y)):
-        if tensor is not None:
-            check_tensor(name, tensor, 4, DTYPES, x.device, "x")
-            check_shape(name, tensor, expected)
+    expected = (x.shape[0], weight.shape[0] // shuffle**2, x.shape[2] * shuffle, x.shape[3] * shuffle)
+    check_tensor("grad_y", grad_y, 4, (x.dtype, torch.float32), x.device, "x")
+    check_shape("grad_y", grad_y, expected)
+    if y is not None:
+        check_tensor("y", y, 4, (grad_y.dtype,), x.device, "x")
+        check_shape("y", y, expected)
+    if wanted[3] and x2 is None:
+        raise ValueError("wanted asks for the gradient of x2, but x2 is None")
     _check_addends(x, x2, wanted, add_x, add_x2)
 
 
@@ -84,7 +97,17 @@ def _check_grad_x(grad, weight, padding_mode, dtype, algorithm) -> None:
     check_tensor("grad", grad, 4, DTYPES, None, "grad")
     check_tensor("weight", weight, 4, DTYPES, grad.device, "grad")
     check_shape("weight", weight, (grad.shape[1], weight.shape[1], 3, 3))
-    _check_padding(padding_mode)
+    if min(grad.shape[1:]) < 1 or weight.shape[1] < 1:
+        raise ValueError(
+            f"grad has shape {tuple(grad.shape)} and weight {tuple(weight.shape)}, expected at least one of everything"
+        )
+    _check_result(dtype)
+    _check_way(padding_mode, algorithm)
+
+
+def _check_result(dtype) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
 
 
 def _check_grad_weight(grad, x, x2, padding_mode, dtype, algorithm) -> None:
@@ -94,7 +117,11 @@ def _check_grad_weight(grad, x, x2, padding_mode, dtype, algorithm) -> None:
     if x2 is not None:
         check_tensor("x2", x2, 4, (x.dtype,), x.device, "x")
         check_shape("x2", x2, (x.shape[0], x2.shape[1], *x.shape[2:]))
-    _check_padding(padding_mode)
+    for name, tensor in (("x", x), ("grad", grad), ("x2", x2)):
+        if tensor is not None and min(tensor.shape[1:]) < 1:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected at least one channel, row and column")
+    _check_result(dtype)
+    _check_way(padding_mode, algorithm)
 
 
 # ---- autograd
@@ -237,8 +264,7 @@ def _autocast(x, weight, bias, x2, residual, out_dtype):
     dtype = autocast_dtype(x)
     if dtype is None:
         return x, weight, bias, x2, residual
-    if isinstance(weight, Tensor) and weight.dtype != torch.float32:
-        weight = cast(weight, dtype)
+    weight = cast_parameter(weight, dtype)
     bias = cast(bias, weight.dtype) if isinstance(weight, Tensor) else bias
     return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, out_dtype or dtype)
 
@@ -295,8 +321,8 @@ def conv3x3(
     and infinity as its points.
     """
     act = "none" if act is None else act
-    algorithm = current() if algorithm is None else checked(algorithm)
+    algorithm = current() if algorithm is None else algorithm
     x, weight, bias, x2, residual = _autocast(x, weight, bias, x2, residual, out_dtype)
     out_dtype = out_dtype or (x.dtype if isinstance(x, Tensor) else None)
-    slope = float(negative_slope)
+    slope = number("negative_slope", negative_slope)
     return CONV3X3(x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)

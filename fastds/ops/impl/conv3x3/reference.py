@@ -14,6 +14,20 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
+def shuffled(x: Tensor, r: int) -> Tensor:
+    """torch's pixel_shuffle, which leaves an empty tensor in its old shape."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, channels // r**2, r, r, height, width).permute(0, 1, 4, 2, 5, 3)
+    return parts.reshape(batch, channels // r**2, height * r, width * r)
+
+
+def unshuffled(x: Tensor, r: int) -> Tensor:
+    """torch's pixel_unshuffle, which leaves an empty tensor in its old shape."""
+    batch, channels, height, width = x.shape
+    parts = x.reshape(batch, channels, height // r, r, width // r, r).permute(0, 1, 3, 5, 2, 4)
+    return parts.reshape(batch, channels * r**2, height // r, width // r)
+
+
 def pad(x: Tensor, padding_mode: str) -> Tensor:
     """(B, C, H, W) continued by one pixel on every side; circular_x wraps columns and repeats the outer rows."""
     if padding_mode == "zeros":
@@ -42,7 +56,7 @@ def conv3x3(
         y = y + residual
     y = activate(y, act, negative_slope)
     if shuffle > 1:
-        y = F.pixel_shuffle(y, shuffle)
+        y = shuffled(y, shuffle)
     return channels_last(y.to(out_dtype))
 
 
@@ -50,7 +64,7 @@ def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffl
     """Gradient of conv + bias + residual from that of the result y; y None: no activation."""
     if y is not None:
         grad_y = torch.where(y > 0, grad_y, negative_slope * grad_y)
-    return F.pixel_unshuffle(grad_y, shuffle) if shuffle > 1 else grad_y
+    return unshuffled(grad_y, shuffle) if shuffle > 1 else grad_y
 
 
 def conv3x3_grad_x(grad, weight, padding_mode, dtype, algorithm="auto"):

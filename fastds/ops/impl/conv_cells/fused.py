@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import buffer_pool, native, triton_loader
-from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3 import kernels, winograd
-from fastds.ops.impl.conv3x3.algorithm import current, use_winograd
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current, use_winograd
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
 from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
@@ -107,7 +107,7 @@ class ConvPassOps:
             reference=self._reference,
             backends=backends,
             fake=lambda *args: self._empty(self._named(args)),
-            check=lambda *args: self.check(*args[: self.tensors]),
+            check=self._check,
             function=self._function(),
         )
 
@@ -127,6 +127,12 @@ class ConvPassOps:
         return *others[: self.at], pre, *others[self.at :]
 
     # ---- checks
+
+    def _check(self, *args) -> None:
+        *options, algorithm, _ = args[self.tensors :]
+        self.check(*args[: self.tensors])
+        self.spec.check_options(*options)
+        check_choice("algorithm", algorithm, ALGORITHMS)
 
     def check(self, x, x2, weight, bias, residual, *others) -> None:
         """Refuses what the op cannot take."""

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import check_shape, check_tensor
+from fastds.ops.core.arguments import check_choice, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import empty_map
 from fastds.ops.core.registry import define
 from fastds.ops.impl.conv3x3 import kernels
-from fastds.ops.impl.conv3x3.algorithm import weight_gradients_wanted
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, weight_gradients_wanted
 from fastds.ops.impl.conv3x3.op import differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
 from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, engine_runs, run_engine
-from fastds.ops.impl.gates.op import GRU_RESET_PACKED, GRU_UPDATE
+from fastds.ops.impl.gates.op import GRU_RESET_PACKED, GRU_UPDATE, check_update_options
 from fastds.ops.impl.gates.passes import KERNELS, run
 from fastds.ops.impl.gates.reference import gru_update as reference_update
 
@@ -120,6 +120,9 @@ def _check(*args) -> None:
     RESET.check(gates.x, gates.x2, gates.weight, gates.bias, gates.residual, h)
     c = inputs.candidate(h)
     UPDATE.check(c.x, c.x2, c.weight, c.bias, c.residual, h, h)
+    *update, algorithm = args[_TENSORS:]
+    check_update_options(*update)
+    check_choice("algorithm", algorithm, ALGORITHMS)
 
 
 def _fake(h, *_):
@@ -281,11 +284,13 @@ def _split_backward(args) -> tuple[Results, Kept, Options, Inputs]:
 
 
 def _check_backward(*args) -> None:
-    grads, kept, _, _ = _split_backward(args)
+    grads, kept, options, wanted = _split_backward(args)
     h = kept.h
     weights = {"gates_weight": kept.gates_weight, "candidate_weight": kept.candidate_weight}
     nothing = dict.fromkeys(Inputs._fields)
-    _check(*Inputs(**(nothing | weights | {"h": h, "x": kept.x})))
+    _check(*Inputs(**(nothing | weights | {"h": h, "x": kept.x})), *options)
+    if wanted.x and kept.x is None:
+        raise ValueError("wanted asks for the gradient of x, but x is None")
     for name, tensor in {"grad": grads.h, "z": kept.z, "r": kept.r, "reset": kept.reset, "n": kept.n}.items():
         check_tensor(name, tensor, 4, (h.dtype,), h.device, "h")
         check_shape(name, tensor, tuple(h.shape))

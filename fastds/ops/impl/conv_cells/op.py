@@ -4,11 +4,11 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast
+from fastds.ops.core.arguments import autocast, number
 from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
 from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
-from fastds.ops.impl.gates.op import LSTM_GATES, MEMORY_GATES, OUTPUT_GATE, ST_LSTM_GATES, check_update_options
+from fastds.ops.impl.gates.op import LSTM_GATES, MEMORY_GATES, OUTPUT_GATE, ST_LSTM_GATES
 
 __all__ = ["conv_gru_cell", "conv_lstm_cell", "conv_memory_gates", "conv_output_gate", "conv_st_lstm_gates"]
 
@@ -43,7 +43,7 @@ def conv_lstm_cell(
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
-    x, h, c = autocast((x, h, c), wide=(2,))
+    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), parameters=(3, 4))
     weight = of_first(weight, x) if h is None else weight
     return LSTM(x, h, weight, bias, None, c)
 
@@ -81,12 +81,12 @@ def conv_gru_cell(
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
-    check_update_options(keep, act, negative_slope)
     if (x is None) == (shares is None):
         raise ValueError("expected either x or shares, got " + ("neither" if x is None else "both"))
-    x, h, *shares = autocast((x, h, *(shares or (None, None))))
-    options = (keep, act, float(negative_slope))
-    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, *shares)
+    of_gates, of_candidate = shares or (None, None)
+    tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
+    tensors = autocast(tensors, parameters=(2, 3, 4, 5))
+    options = (keep, act, number("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return STEP(*tensors, *options, current())[0]
     return _without_gradients(*tensors, options)
@@ -125,7 +125,7 @@ def conv_st_lstm_gates(
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
-    x, h, c = autocast((x, h, c), wide=(2,))
+    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), parameters=(3, 4))
     weight = of_first(weight, x) if h is None else weight
     return ST_LSTM(x, h, weight, bias, None, c)
 
@@ -148,7 +148,7 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
-    x, x2, c = autocast((x, x2, c), wide=(2,))
+    x, x2, c, weight, bias = autocast((x, x2, c, weight, bias), wide=(2,), parameters=(3, 4))
     weight = of_first(weight, x) if x2 is None else weight
     return MEMORY(x, x2, weight, bias, None, c, "none")[0]
 
@@ -174,5 +174,6 @@ def conv_output_gate(
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
-    x, x2, value, residual = autocast((x, x2, value, residual), wide=(2,))
+    tensors = (x, x2, value, residual, weight, bias)
+    x, x2, value, residual, weight, bias = autocast(tensors, wide=(2,), parameters=(4, 5))
     return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import triton_loader
-from fastds.ops.core.arguments import check_shape, check_tensor
+from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend, forced
 from fastds.ops.core.layout import dense, empty_map, nhwc, output_format
 from fastds.ops.core.registry import define, vector_jacobian
@@ -251,4 +251,4 @@ def guided_deform_conv2d(
     Source: as deform_conv2d; EDVR and Zooming Slow-Mo for the guide.
     """
     input, raw, weight, bias, _ = autocast(input, raw, weight, bias, None)
-    return GUIDED_DEFORM_CONV2D(input, raw, weight, bias, base_offset, offset_groups, modulated, float(slope))
+    return GUIDED_DEFORM_CONV2D(input, raw, weight, bias, base_offset, offset_groups, modulated, number("slope", slope))

@@ -21,11 +21,17 @@ _FORWARD = {"cpu": "deform_conv2d_forward", "cuda": "deform_conv2d_forward_cuda"
 _BACKWARD = {"cpu": "deform_conv2d_backward", "cuda": "deform_conv2d_backward_weight_cuda"}
 
 
-def _pair(name: str, value, least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
-        raise ValueError(f"{name} must be an int or a pair of ints >= {least}, got {value!r}")
-    return pair
+_END = 1 << 24  # pixels: float32, in which positions are, counts them one by one up to here
+
+
+def _pair(value) -> tuple:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+
+
+def _check_pair(name: str, pair, least: int) -> None:
+    if len(pair) != 2 or not all(isinstance(v, int) and least <= v < _END for v in pair):
+        given = pair[0] if pair[1:] == pair[:1] else tuple(pair)
+        raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_END - 1}, got {given!r}")
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -41,6 +47,8 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
     batch, channels, height, width = input.shape
     out_channels, group_channels, k_h, k_w = weight.shape
     taps = k_h * k_w
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 0)):
+        _check_pair(name, pair, least)
     if min(channels, height, width) < 1:
         raise ValueError(f"input has shape {tuple(input.shape)}, expected at least one channel, row and column")
     if min(weight.shape) < 1 or channels % group_channels:
@@ -337,7 +345,7 @@ def deform_conv2d(
         offset: (B, 2*G*K, H', W'), pixels, pairs (dy, dx) per group and tap; dtype of input or float32.
         weight: (O, C/groups, k_h, k_w), dtype of input, as are bias and mask.
         bias: (O,) or None.
-        stride: s, pixels, >= 1.
+        stride: s, pixels, >= 1, as padding and dilation below 2^24.
         padding: p, pixels of zeros on each side, >= 0.
         dilation: d, pixels between taps, >= 0; 0 leaves K free points placed by the offset alone.
         mask: (B, G*K, H', W') factors of the samples, or None for 1.
@@ -358,6 +366,6 @@ def deform_conv2d(
 
     Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
     """
-    stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 0)
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     input, offset, weight, bias, mask = autocast(input, offset, weight, bias, mask)
     return DEFORM_CONV2D(input, offset, weight, bias, stride, padding, dilation, mask)

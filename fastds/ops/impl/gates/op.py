@@ -4,7 +4,7 @@ and traj_gru_gates, each everything that a cell does behind its convolution, in 
 
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast, check_choice, check_slope
+from fastds.ops.core.arguments import autocast, check_choice, check_slope, number
 from fastds.ops.impl.gates import reference
 from fastds.ops.impl.gates.passes import Input, Pass, PassOps
 
@@ -73,6 +73,7 @@ def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 MEMORY_GATES = PassOps(
     Pass(
         "memory_gates", (Input("pre", 3), Input("c", wide=True)), (1,), reference.memory_gates, "str state_act",
+        lambda state_act: check_choice("state_act", state_act, ("none", "tanh")),
         lambda state_act: ("_tanh" if state_act == "tanh" else "", 0.0, 0.0),
     )
 )  # fmt: skip
@@ -100,7 +101,6 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
-    check_choice("state_act", state_act, ("none", "tanh"))
     tensors = autocast((pre, c), wide=(1,))
     return MEMORY_GATES.forward(*tensors, state_act)
 
@@ -108,6 +108,7 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
 OUTPUT_GATE = PassOps(
     Pass(
         "output_gate", (Input("pre"), Input("value", wide=True)), (0,), reference.output_gate, "str act",
+        lambda act: check_choice("act", act, ("sigmoid", "tanh")),
         lambda act: ("_tanh" if act == "tanh" else "", 0.0, 0.0),
     )
 )  # fmt: skip
@@ -135,7 +136,6 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
-    check_choice("act", act, ("sigmoid", "tanh"))
     tensors = autocast((pre, value), wide=(1,))
     return OUTPUT_GATE.forward(*tensors, act)
 
@@ -177,20 +177,20 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     return GRU_RESET.forward(*tensors)
 
 
-GRU_UPDATE = PassOps(
-    Pass(
-        "gru_update", (Input("z"), Input("pre_n"), Input("h")), (2,), reference.gru_update,
-        "str keep, str act, float negative_slope",
-        lambda keep, act, slope: ("" if act == "tanh" else "_leaky", float(keep == "z"), slope), double=True,
-    )
-)  # fmt: skip
-
-
 def check_update_options(keep: str, act: str, negative_slope: float) -> None:
     """ValueError for options that the update cannot have."""
     check_choice("keep", keep, ("z", "1-z"))
     check_choice("act", act, ("tanh", "leaky_relu"))
     check_slope(negative_slope)
+
+
+GRU_UPDATE = PassOps(
+    Pass(
+        "gru_update", (Input("z"), Input("pre_n"), Input("h")), (2,), reference.gru_update,
+        "str keep, str act, float negative_slope", check_update_options,
+        lambda keep, act, slope: ("" if act == "tanh" else "_leaky", float(keep == "z"), slope), double=True,
+    )
+)  # fmt: skip
 
 
 def gru_update(
@@ -220,15 +220,14 @@ def gru_update(
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
-    check_update_options(keep, act, negative_slope)
     tensors = autocast((z, pre_n, h))
-    return GRU_UPDATE.forward(*tensors, keep, act, float(negative_slope))
+    return GRU_UPDATE.forward(*tensors, keep, act, number("negative_slope", negative_slope))
 
 
 TRAJ_GRU_GATES = PassOps(
     Pass(
         "traj_gru_gates", (Input("x_part", 3), Input("h_part", 3), Input("h")), (2,), reference.traj_gru_gates,
-        "float negative_slope", lambda slope: ("", 0.0, slope),
+        "float negative_slope", check_slope, lambda slope: ("", 0.0, slope),
     )
 )  # fmt: skip
 
@@ -257,6 +256,5 @@ def traj_gru_gates(x_part: Tensor, h_part: Tensor, h: Tensor, *, negative_slope:
 
     Source: Shi et al. 2017, Deep Learning for Precipitation Nowcasting, equation 2.
     """
-    check_slope(negative_slope)
     tensors = autocast((x_part, h_part, h))
-    return TRAJ_GRU_GATES.forward(*tensors, float(negative_slope))
+    return TRAJ_GRU_GATES.forward(*tensors, number("negative_slope", negative_slope))

@@ -41,6 +41,7 @@ class Pass:
         outputs: for each result (B, C, H, W) the position of the input whose dtype it has.
         reference: the formula in plain PyTorch, reference(*tensors, *options).
         options: schema of the options, "" for none.
+        check_options: check_options(*options) refuses what they cannot be.
         variant: options -> (suffix of the formula's name, number for GatesParams.option, slope).
         double: csrc has the gradients of the gradients, too.
         formula: name in csrc/gates, "" for that of the op.
@@ -51,6 +52,7 @@ class Pass:
     outputs: tuple[int, ...]
     reference: Callable
     options: str = ""
+    check_options: Callable = lambda: None
     variant: Callable = lambda: ("", 0.0, 0.0)
     double: bool = False
     formula: str = ""
@@ -71,6 +73,23 @@ class Pass:
             raise ValueError(f"{main.name} has {packed} channels, expected a multiple of {main.gates}")
         for spec, tensor in zip(self.inputs, tensors, strict=True):
             check_shape(spec.name, tensor, (batch, spec.gates * (packed // main.gates), height, width))
+
+    def check_gradients(self, grads, tensors) -> None:
+        """Refuses what cannot be gradients of the results, None for zero, of checked tensors."""
+        for k, grad in enumerate(grads):
+            if grad is not None:
+                shape = (tensors[0].shape[0], self.channels(tensors), *tensors[0].shape[2:])
+                self._check_like(f"grad_{k}", grad, tensors[self.outputs[k]].dtype, shape, tensors)
+
+    def check_cotangents(self, cotangents, tensors) -> None:
+        """Refuses what cannot be gradients of the tensors' gradients, None for zero, of checked tensors."""
+        for spec, cotangent, tensor in zip(self.inputs, cotangents, tensors, strict=True):
+            if cotangent is not None:
+                self._check_like(f"cotangent_{spec.name}", cotangent, tensor.dtype, tuple(tensor.shape), tensors)
+
+    def _check_like(self, name, tensor, dtype, shape, tensors) -> None:
+        check_tensor(name, tensor, 4, (dtype,), tensors[0].device, self.inputs[0].name)
+        check_shape(name, tensor, shape)
 
 
 def _empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
@@ -133,7 +152,7 @@ class PassOps:
             reference=spec.reference,
             backends={"native": Backend(self._forward, lambda *args: native.refusal(KERNELS, args[0]))},
             fake=self._fake,
-            check=lambda *args: spec.check(args[: self.count]),
+            check=self._check,
             function=self._function(),
         )
         self.backward = define(
@@ -141,7 +160,7 @@ class PassOps:
             reference=self._backward_reference,
             backends={"native": Backend(self._backward, self._later_refusal(len(spec.outputs)))},
             fake=self._backward_fake,
-            check=lambda *args: spec.check(self._split(args)[1]),
+            check=self._check_backward,
             function=self._backward_function() if spec.double else None,
         )
         if spec.double:
@@ -150,8 +169,25 @@ class PassOps:
                 reference=self._double_reference,
                 backends={"native": Backend(self._double, self._later_refusal(every))},
                 fake=self._double_fake,
-                check=lambda *args: spec.check(self._split_double(args)[2]),
+                check=self._check_double,
             )
+
+    # ---- checks
+
+    def _check(self, *args):
+        self.spec.check(args[: self.count])
+        self.spec.check_options(*args[self.count :])
+
+    def _check_backward(self, *args):
+        grads, tensors, options, _ = self._split(args)
+        self._check(*tensors, *options)
+        self.spec.check_gradients(grads, tensors)
+
+    def _check_double(self, *args):
+        cotangents, grads, tensors, options, _ = self._split_double(args)
+        self._check(*tensors, *options)
+        self.spec.check_gradients(grads, tensors)
+        self.spec.check_cotangents(cotangents, tensors)
 
     @staticmethod
     def _later_refusal(first):

@@ -69,6 +69,9 @@ def forward(query: Query) -> Tensor:
     maps = query.maps
     if native.runs_on_cuda(maps):
         return torch.cat([_forward_cuda(part) for _, _, part in query.chunks()], 1).to(query.out_dtype)
+    if query.weighting == "areas" and query.skip is not None:  # the kernel weighs all by one set of weights
+        parts = (query._replace(skip=None), query.of_skip())
+        return sum(forward(part._replace(out_dtype=query.exact)) for part in parts).to(query.out_dtype)
     call = Call(query)
     y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.exact, device=maps.device)
     native.module().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast_dtype, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.inr_query import native_call
@@ -156,6 +156,23 @@ INR_QUERY_BACKWARD = define(
 )
 
 
+def _trunk(trunk) -> tuple[list, list]:
+    """Weights and biases."""
+    try:
+        return [w for w, _ in trunk], [b for _, b in trunk]
+    except (TypeError, ValueError):
+        raise TypeError("trunk must be a list of pairs (weight, bias)") from None
+
+
+def _autocast(maps, trunk, *parameters):
+    """Maps take the autocast dtype; parameters in float32 stay so."""
+    weights, biases = trunk
+    tensors = (maps, *weights, *biases, *parameters)
+    maps, *rest = autocast(tensors, parameters=range(1, len(tensors)))
+    n = len(weights)
+    return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
+
+
 def inr_query(
     maps: Tensor,
     where: GridSpec | PointSpec,
@@ -209,7 +226,11 @@ def inr_query(
         skip: (B, O, H, W) float32 field added by bilinear interpolation, always in float32, or None.
         edge: per axis "clamp" or "wrap" (rows, columns); on a wrapped axis rho keeps counting across the seam.
         mask: (B, H, W) bool, False = invalid: never read, weights renormalised, NaN where no corner is valid.
-        compat: "liif" weighs the corners by areas + 1e-9 as published instead of bilinearly.
+        compat: "liif" weighs the features of the corners by areas + 1e-9 as published instead of bilinearly; skip stays
+            bilinear. Inside a field the weights are the bilinear ones to 1e-9. At u = n - 1 exactly, which odd whole
+            factors hit, a clamped axis has both corners on one pixel: no area is left, and all four corners count a
+            quarter, which mixes two pixels of the other axis. Published code has any weights there between these and
+            the bilinear ones, as its coordinates are rounded.
         out_dtype: float32 (None; float64 for float64 maps) or another.
 
     Returns:
@@ -232,16 +253,12 @@ def inr_query(
         raise TypeError(f"where is a {type(where).__name__}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
-    dtype = autocast_dtype(maps)
-    if dtype is not None and isinstance(maps, Tensor) and maps.dtype != torch.float64:
-        maps = maps.to(dtype)
+    maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _autocast(
+        maps, _trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
+    )
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    try:
-        weights, biases = [w for w, _ in trunk], [b for _, b in trunk]
-    except (TypeError, ValueError):
-        raise TypeError("trunk must be a list of pairs (weight, bias)") from None
     wrap = [e == "wrap" for e in checked_edge(edge)]
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":

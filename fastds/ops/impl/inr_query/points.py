@@ -16,9 +16,22 @@ EDGES = ("clamp", "wrap")
 _RIM = 1e-6  # tolerance of the half-pixel rim in pixels
 
 
+def check_axis(size: int, step: int, start: int, den: int) -> None:
+    """ValueError unless 64-bit arithmetic holds the numbers of an Axis and 32-bit integers its pixels."""
+    ends = max(abs(start), abs(start + step * (size - 1)))
+    if size < 0 or den < 1 or max(size, abs(step), den, ends) >= 1 << 62 or ends >= den << 31:
+        raise ValueError(
+            "Axis needs integers with size >= 0 and den >= 1, below 2^62, and coordinates within 2^31 pixels, "
+            f"got {(size, step, start, den)}"
+        )
+
+
 @dataclass(frozen=True)
 class Axis:
-    """Equally spaced index coordinates in exact integers: u_k = (start + step * k) / den, k = 0 .. size-1."""
+    """Equally spaced index coordinates in exact integers: u_k = (start + step * k) / den, k = 0 .. size-1.
+
+    Raises ValueError for numbers that are no integers or too large for 64-bit arithmetic, and coordinates from 2^31 on.
+    """
 
     size: int
     step: int
@@ -27,8 +40,9 @@ class Axis:
 
     def __post_init__(self):
         numbers = (self.size, self.step, self.start, self.den)
-        if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers) or self.size < 0 or self.den < 1:
-            raise ValueError(f"Axis needs integers with size >= 0 and den >= 1, got {numbers}")
+        if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers):
+            raise ValueError(f"Axis needs integers, got {numbers}")
+        check_axis(*numbers)
 
     def window(self, first: int, stop: int) -> "Axis":
         """Points first .. stop-1 of this axis."""

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
+from fastds.ops.impl.inr_query.points import check_axis
 from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
 
 MOST_LAYERS = 8
 MOST_HEADS = 64
+MOST_POINTS = 1 << 40  # more than any memory holds
 CHUNK_ROWS = 1 << 18  # of the trunk in the backward pass: 128 MB at 128 channels
 
 
@@ -127,9 +129,10 @@ class Query(NamedTuple):
             yield first, stop, part
 
     def of_skip(self) -> "Query":
-        """The query that interpolates the skip and does nothing else."""
+        """The query that interpolates the skip and does nothing else, bilinearly whatever weighs the features."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
         settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
+        settings["weighting"] = "bilinear"
         return self._replace(maps=self.skip.to(self.exact), weights=[], biases=[], **nothing, **settings)
 
 
@@ -152,7 +155,9 @@ def check(*args) -> None:
     exact = (torch.float64,) if maps.dtype == torch.float64 else (torch.float32, maps.dtype)
     _check_parameters(query, exact)
     _check_trunk(query, exact)
-    if not query.axes:
+    if query.axes:
+        _check_axes(query.axes)
+    else:
         _check_points(query)
     _check_fields(query)
     if query.out_dtype not in DTYPES:
@@ -165,7 +170,9 @@ def _check_combination(query: Query) -> None:
     if feature == "dot":
         if ensemble != "none" or query.weights:
             raise ValueError("feature 'dot' takes ensemble 'none' and an empty trunk")
-        if rho_w is None or total % (rho_w.shape[0] + 1):
+        if rho_w is not None:
+            check_tensor("rho_w", rho_w, 2, DTYPES, query.maps.device, "maps")
+        if rho_w is None or rho_w.shape[0] < 1 or total % (rho_w.shape[0] + 1):
             raise ValueError(
                 f"feature 'dot' needs rho_w of shape (D, 2) with D + 1 a divisor of maps' {total} channels"
             )
@@ -178,6 +185,8 @@ def _check_combination(query: Query) -> None:
             raise ValueError(
                 f"maps has {total} channels, expected D (slope: 3 D) + 2 heads dk with D a multiple of {heads} heads"
             )
+    elif (heads, dk) != (1, 0):
+        raise ValueError(f"heads and dk belong to ensemble 'early_attn', others take 1 and 0, got {heads!r} and {dk!r}")
     if feature == "slope" and channels(feature, ensemble, total, heads, dk)[1] % 3:
         raise ValueError(f"maps has {total} channels, expected 3 D for feature 'slope', and keys and contents behind")
     if feature == "fourier" and total % 4:
@@ -215,9 +224,18 @@ def _check_trunk(query: Query, exact: tuple) -> None:
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
         check_tensor(f"trunk[{i}] weight", w, 2, exact, device, "maps")
         check_tensor(f"trunk[{i}] bias", b, 1, exact, device, "maps")
-        check_shape(f"trunk[{i}] weight", w, (w.shape[0], width))
+        check_shape(f"trunk[{i}] weight", w, (max(1, w.shape[0]), width))
         check_shape(f"trunk[{i}] bias", b, (w.shape[0],))
         width = w.shape[0]
+
+
+def _check_axes(axes: list[int]) -> None:
+    if len(axes) != 8:
+        raise ValueError(f"axes has {len(axes)} values, expected size, step, start and den of rows, then of columns")
+    check_axis(*axes[:4])
+    check_axis(*axes[4:])
+    if axes[0] * axes[4] >= MOST_POINTS:
+        raise ValueError(f"where has {axes[0]} x {axes[4]} points, expected fewer than 2^40")
 
 
 def _check_points(query: Query) -> None:

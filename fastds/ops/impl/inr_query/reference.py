@@ -43,7 +43,9 @@ def inr_query(
             first_key = channels(feature, ensemble, maps.shape[1], heads, dk)[1]
             y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
     if skip is not None:
-        along = Corners(base, frac, axes, maps, mask, wrap, False, weighting, dtype) if ensemble == "none" else corners
+        along = corners
+        if ensemble == "none" or weighting == "areas":
+            along = Corners(base, frac, axes, maps, mask, wrap, False, "bilinear", dtype)
         y = y + sum(w[..., None] * along.gather(to(skip), j) for j, w in enumerate(along.weights))
     if mask is not None:
         y = torch.where(corners.valid[..., None], y, math.nan)
@@ -93,7 +95,7 @@ class Corners:
         self.weights = [w.expand(batch, full) for w in raw]
         self.mask = None
         if mask is not None:
-            flat = mask.reshape(batch, -1)
+            flat = mask.flatten(1)
             self.mask = [flat.gather(1, index) for index in self.index]
             kept = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
             total = sum(kept)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_slope, check_tensor
+from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope, check_tensor, number
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map
 from fastds.ops.core.registry import define
@@ -30,7 +30,7 @@ def _check(x, r, bias, act, negative_slope) -> None:
     if bias is not None:
         check_tensor("bias", bias, 1, (x.dtype, torch.float32), x.device, "x")
         check_shape("bias", bias, (x.shape[1],))
-    if act not in ACT:
+    if act not in tuple(ACT):
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
 
@@ -49,6 +49,9 @@ def _check_backward(grad_y, y, r, negative_slope, bias_dtype, wanted) -> None:
     if y is not None:
         check_tensor("y", y, 4, (grad_y.dtype,), grad_y.device, "grad_y")
         check_shape("y", y, tuple(grad_y.shape))
+    check_slope(negative_slope)
+    if bias_dtype not in DTYPES:
+        raise ValueError(f"bias_dtype must be one of {', '.join(map(str, DTYPES))}, got {bias_dtype}")
 
 
 # ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
@@ -202,11 +205,6 @@ PIXEL_UNSHUFFLE = define(
 )
 
 
-def _autocast(x):
-    dtype = autocast_dtype(x)
-    return x if dtype is None else cast(x, dtype)
-
-
 def pixel_shuffle(
     x: Tensor, r: int, bias: Tensor | None = None, act: str | None = None, negative_slope: float = 0.1
 ) -> Tensor:
@@ -233,8 +231,9 @@ def pixel_shuffle(
 
     Source: Shi et al. 2016 (ESPCN), equation 4.
     """
-    act, x = "none" if act is None else act, _autocast(x)
-    return PIXEL_SHUFFLE(x, r, bias, act, float(negative_slope))
+    x, bias = autocast((x, bias), parameters=(1,))
+    act = "none" if act is None else act
+    return PIXEL_SHUFFLE(x, r, bias, act, number("negative_slope", negative_slope))
 
 
 def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
@@ -255,4 +254,4 @@ def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
         TypeError: a dtype that is not allowed.
         ValueError: a shape or factor that does not fit.
     """
-    return PIXEL_UNSHUFFLE(_autocast(x), r)
+    return PIXEL_UNSHUFFLE(*autocast((x,)), r)

@@ -2,21 +2,20 @@
 """pixel_shuffle and its adjoint in plain PyTorch: differentiable to any order, exact in float64."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.impl.conv3x3.reference import activate, channels_last
+from fastds.ops.impl.conv3x3.reference import activate, channels_last, shuffled, unshuffled
 
 
 def pixel_shuffle(x, r, bias=None, act="none", negative_slope=0.1) -> Tensor:
     """shuffle_r(act(x + bias)) of fastds.ops.pixel_shuffle."""
     y = x if bias is None else x + bias[:, None, None]
-    return channels_last(F.pixel_shuffle(activate(y, act, negative_slope), r).to(x.dtype))
+    return channels_last(shuffled(activate(y, act, negative_slope), r).to(x.dtype))
 
 
 def pixel_unshuffle(x, r) -> Tensor:
     """Coarse channel c*r*r + i*r + j at (h, w) = x at channel c, (r*h + i, r*w + j)."""
-    return channels_last(F.pixel_unshuffle(x, r))
+    return channels_last(unshuffled(x, r))
 
 
 def activation_gradient(grad_y, y, negative_slope) -> Tensor:

@@ -44,6 +44,11 @@ def _map(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride())
 
 
+def _read(*tensors: Tensor) -> list[Tensor]:
+    """What the kernel may read in place, in any strides: no view whose sign is not in memory."""
+    return [t.resolve_neg() for t in tensors]
+
+
 def _workspace(dims, backward: bool, device) -> Tensor:
     size = native.module().window_attention2d_workspace(dims, backward)
     return torch.empty(size, dtype=torch.uint8, device=device)
@@ -59,7 +64,8 @@ def _forward(q, k, v, window):
     if q.shape[0]:
         dims = (native.DTYPE_CODES[q.dtype], *q.shape, window)
         workspace = _workspace(dims, False, q.device)
-        maps = (_map(t) for t in (q, k, v, y))
+        tensors = _read(q, k, v)
+        maps = (_map(t) for t in (*tensors, y))
         threads = torch.get_num_threads()
         native.module().window_attention2d_forward(dims, *maps, lse.data_ptr(), workspace.data_ptr(), threads)
     return y, lse
@@ -88,7 +94,8 @@ def _backward(grad_y, q, k, v, y, lse, window, wanted):
         lse = lse.contiguous()
         given = iter(grads)
         sinks = (_map(next(given) if want else None) for want in wanted)
-        maps = (_map(t) for t in (grad_y, q, k, v, y))
+        tensors = _read(grad_y, q, k, v, y)
+        maps = map(_map, tensors)
         arguments = (dims, *maps, lse.data_ptr(), *sinks, workspace.data_ptr(), torch.get_num_threads())
         native.module().window_attention2d_backward(*arguments)
     return grads
