@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fastds.data import ReflectivityInput, grid_spacing_m, open_dataset, save_dataset
+from fastds.data import ReflectivityInput, declared, grid_spacing_m, open_dataset, save_dataset
 from fastds.data.io.files import check_format
 from fastds.models import ModelCard, load
 
@@ -119,15 +119,21 @@ def file_to_file(
     target: str | os.PathLike,
     make: Callable[[xr.Dataset, Path], tuple[xr.Dataset, Report]],
     then: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
+    *,
+    missing: float | None = None,
+    units: str | None = None,
+    var: str | None = None,
 ) -> Report:
     """Make a dataset of the file source and write it to target, which appears only when it is complete.
 
     make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
-    new one when the file is written, -> one more note. Raises what check_field_target and open_dataset raise.
+    new one when the file is written, -> one more note. missing, units, var: what the file does not tell, see
+    fastds.data.declared. Raises what check_field_target, open_dataset and declared raise.
     """
     target = Path(target)
     check_field_target(source, target)
     with open_dataset(source) as dataset:
+        dataset = declared(dataset, missing, units, var)
         out, report = make(dataset, target.absolute().parent)
         save_dataset(out, target)
         report.notes.append(f"wrote {target}")
