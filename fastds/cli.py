@@ -202,7 +202,7 @@ _DOWNSCALE = (
 def _downscale(options) -> None:
     from fastds.tasks.verbs import check_options, downscaling_task, task_function
 
-    _must_exist("--truth", options.truth)
+    _check_files(options, "like", "truth")
     chosen = _given(options, _DOWNSCALE) | _law(options)
     task = downscaling_task(options.model, chosen)
     run = task_function(task, "downscale_file")
@@ -221,7 +221,7 @@ def _downscale(options) -> None:
 def _nowcast(options) -> None:
     from fastds.tasks.nowcast.run import nowcast_file
 
-    _must_exist("--truth", options.truth)
+    _check_files(options, "truth")
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
     chosen = _given(options, (*names, "threads", "precision", "model", "picture")) | _reading(options)
     report = nowcast_file(options.input, options.output, progress=True, **chosen)
@@ -303,10 +303,17 @@ def _reading(options) -> dict:
     return _given(options, ("var", "missing", "units")) | _law(options)
 
 
-def _must_exist(option: str, path: str | None) -> None:
-    """Raise FileNotFoundError for a file that is only read after a long computation."""
-    if path is not None and not Path(path).exists():
-        raise FileNotFoundError(f"{option}: no such file: {path}")
+def _check_files(options, *names: str) -> None:
+    """Raise FileNotFoundError for a file of these options that is not there, which may be read only after a long
+    computation, and ValueError for one that the output would replace."""
+    from fastds.tasks.common.inference import check_target
+
+    for name in names:
+        path = options[name]
+        if path is not None:
+            if not Path(path).exists():
+                raise FileNotFoundError(f"--{name}: no such file: {path}")
+            check_target(path, options.output)
 
 
 def _guarded(name: str, run, options) -> int:
