@@ -6,7 +6,11 @@ import os as _os
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
+from fastds import _outputs as _outputs
 from fastds._version import __version__
+
+if _outputs.is_command():
+    _outputs.end_at_once()  # from here on, while torch is imported, too
 
 # In a checkout the Triton kernels lie beside this package as kernels/; installed they are fastds/kernels.
 _root = _Path(__file__).resolve().parent.parent

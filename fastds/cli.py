@@ -93,6 +93,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, help="generators: of the first member; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
+    _add_declared(parser)
     _add_z_r(parser)
     parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
     return parser
@@ -121,6 +122,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
+    _add_declared(parser)
     _add_z_r(parser)
     parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
     parser.add_argument(
@@ -138,6 +140,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     _add_static(parser)
+    _add_declared(parser)
     return parser
 
 
@@ -149,6 +152,7 @@ def _evaluate_parser() -> ArgumentParser:
         "--input", metavar="FILE", help="the input of PRED; default: TRUTH averaged 2 x 2, for forecasts TRUTH"
     )
     parser.add_argument("--var", help="variable to compare, where its attributes do not tell")
+    _add_declared(parser)
     _add_z_r(parser)
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
     return parser
@@ -173,6 +177,11 @@ def _add_static(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_declared(parser: ArgumentParser) -> None:
+    parser.add_argument("--missing", type=float, metavar="VALUE", help="value that stands for a missing one")
+    parser.add_argument("--units", metavar="UNITS", help="of the variable, where the file does not tell or tells wrong")
+
+
 def _add_z_r(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
@@ -186,14 +195,14 @@ def _given(options, names: Sequence[str]) -> dict:
 
 _DOWNSCALE = (
     "var", "tile", "halo", "threads", "precision", "time_factor", "scale", "grid", "like", "members", "seed", "level",
-    "static",
+    "static", "missing", "units",
 )  # fmt: skip
 
 
 def _downscale(options) -> None:
     from fastds.tasks.verbs import check_options, downscaling_task, task_function
 
-    _must_exist("--truth", options.truth)
+    _check_files(options, "like", "truth")
     chosen = _given(options, _DOWNSCALE) | _law(options)
     task = downscaling_task(options.model, chosen)
     run = task_function(task, "downscale_file")
@@ -206,27 +215,28 @@ def _downscale(options) -> None:
         from fastds.tasks.radar.evaluation import evaluate_files
 
         files = options.output, options.truth
-        evaluate_files(*files, coarse=options.input, var=options.var, progress=True, **_law(options)).print()
+        evaluate_files(*files, coarse=options.input, progress=True, **_reading(options)).print()
 
 
 def _nowcast(options) -> None:
     from fastds.tasks.nowcast.run import nowcast_file
 
-    _must_exist("--truth", options.truth)
-    names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity", "var")
-    chosen = _given(options, (*names, "threads", "precision", "model", "picture")) | _law(options)
-    print(nowcast_file(options.input, options.output, progress=True, **chosen).summary())
+    _check_files(options, "truth")
+    names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
+    chosen = _given(options, (*names, "threads", "precision", "model", "picture")) | _reading(options)
+    report = nowcast_file(options.input, options.output, progress=True, **chosen)
+    print(_with_options(report.summary(), set(options.keys())))
     if options.truth:
         from fastds.tasks.nowcast.evaluation import evaluate_files
 
         files = options.output, options.truth
-        evaluate_files(*files, observed=options.input, var=options.var, progress=True, **_law(options)).print()
+        evaluate_files(*files, observed=options.input, progress=True, **_reading(options)).print()
 
 
 def _query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
-    chosen = {name: options[name] for name in ("model", "outside", "static", "threads")}
+    chosen = {name: options[name] for name in ("model", "outside", "static", "threads", "missing", "units")}
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 
@@ -240,7 +250,7 @@ def _evaluate(options) -> None:
         for file in files:
             check_target(file, options.csv)
     task, given = ("nowcast", "observed") if is_forecast_file(options.prediction) else ("radar", "coarse")
-    chosen = {given: options.input, "var": options.var, "progress": True} | _law(options)
+    chosen = {given: options.input, "progress": True} | _reading(options)
     table = task_function(task, "evaluate_files")(*files, **chosen)
     table.print()
     if options.csv:
@@ -288,21 +298,37 @@ def _law(options) -> dict:
     return {"z_r": (float(a), float(b))}
 
 
-def _must_exist(option: str, path: str | None) -> None:
-    """Raise FileNotFoundError for a file that is only read after a long computation."""
-    if path is not None and not Path(path).exists():
-        raise FileNotFoundError(f"{option}: no such file: {path}")
+def _reading(options) -> dict:
+    """How observed files are read: the options --var, --missing, --units and --z-r."""
+    return _given(options, ("var", "missing", "units")) | _law(options)
+
+
+def _check_files(options, *names: str) -> None:
+    """Raise FileNotFoundError for a file of these options that is not there, which may be read only after a long
+    computation, and ValueError for one that the output would replace."""
+    from fastds.tasks.common.inference import check_target
+
+    for name in names:
+        path = options[name]
+        if path is not None:
+            if not Path(path).exists():
+                raise FileNotFoundError(f"--{name}: no such file: {path}")
+            check_target(path, options.output)
 
 
 def _guarded(name: str, run, options) -> int:
     """Run a subcommand; errors a user can mend become one sentence, warnings one line."""
+    names = set(options.keys()) if hasattr(options, "keys") else set()
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        print(f"warning: {_with_options(str(message), names)}", file=sys.stderr)
+
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show
         warnings.simplefilter("always", UserWarning)
         try:
             return run(options) or _OK
         except (ValueError, OSError, ImportError) as error:
-            names = set(options.keys()) if hasattr(options, "keys") else set()
             print(f"{name}: {_with_options(_sentence(error), names)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
@@ -323,10 +349,6 @@ def _with_options(sentence: str, names: set[str]) -> str:
     sentence = re.sub(r"^[a-z_]+(?= must | is | needs |: )", option, sentence)
     listed = r"\bargument(s?) ((?:[a-z_]+)(?:(?:, | and | or )[a-z_]+)*)"
     return re.sub(listed, several, sentence).replace(" is no argument for ", " is no option for ")
-
-
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def _sentence(error: BaseException) -> str:

@@ -130,17 +130,23 @@ def test_the_command_reads_raw_composites(tmp_path, capsys):
 
 
 def test_real_archive_of_forecasts(data_dir):
-    with open_dataset(data_dir / "raw" / "radolan" / "DE1200_RV2210180700.tar.bz2") as found:
-        assert found.rainfall_amount.shape == (found.sizes["time"], 1200, 1100) and found.sizes["time"] > 1
-        assert (np.diff(found.time) == np.timedelta64(5, "m")).all()
+    path = data_dir / "raw" / "radolan" / "DE1200_RV2210180700.tar.bz2"
+    with pytest.warns(UserWarning, match="24 RADOLAN forecasts, 5 to 120 min ahead, are left out"):
+        assert open_dataset(path).rainfall_amount.shape == (1, 1200, 1100)
+    found = open_radolan(path, forecasts=True)
+    assert found.sizes["time"] == 25 and (np.diff(found.time) == np.timedelta64(5, "m")).all()
 
 
-def test_forecasts_have_the_times_they_stand_for(tmp_path):
+def test_forecasts_are_no_observations(tmp_path):
+    """They are taken where they are asked for, with the times they stand for."""
     grid = (1200, 1100)
-    times = open_radolan(
-        [write(tmp_path, f"{lead}", product="RV", grid=grid, extra=f"VV {lead:03d}MF 8") for lead in (0, 5, 120)]
-    ).time.values
+    files = [write(tmp_path, f"{lead}", product="RV", grid=grid, extra=f"VV {lead:03d}MF 8") for lead in (0, 5, 120)]
+    times = open_radolan(files, forecasts=True).time.values
     assert (times - times[0]).astype("timedelta64[m]").tolist() == [np.timedelta64(m, "m").item() for m in (0, 5, 120)]
+    with pytest.warns(UserWarning, match="2 RADOLAN forecasts, 5 to 120 min ahead, are left out; fastds.data.open_rad"):
+        assert open_radolan(files).time.values.tolist() == times[:1].tolist()
+    with pytest.raises(ValueError, match="nothing but RADOLAN forecasts, 5 to 5 min ahead, and no observation"):
+        open_radolan(files[1])
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ def event():
     return synthetic_event(1, frames=3, shape=(32, 40)).drop_vars(["eastward_wind", "northward_wind"])
 
 
-def with_units(event, units, standard_name="rainfall_rate", name="rain", **attrs):
-    """The event as rain in place of reflectivity, 10 units wherever there is echo."""
-    rain = event["reflectivity"].copy(data=np.where(event["reflectivity"] > -32, np.float32(10.0), np.float32(0.0)))
+def with_units(event, units, standard_name="rainfall_rate", name="rain", value=10.0, **attrs):
+    """The event as rain in place of reflectivity, `value` wherever there is echo."""
+    rain = event["reflectivity"].copy(data=np.where(event["reflectivity"] > -32, np.float32(value), np.float32(0.0)))
     rain.attrs = {"standard_name": standard_name, **({} if units is None else {"units": units}), **attrs}
     return event.drop_vars("reflectivity").assign({name: rain})
 
@@ -120,11 +120,12 @@ def test_a_coordinate_is_no_field(event):
 
 
 @pytest.mark.parametrize(
-    ("units", "mm_per_hour"),
-    [("mm h-1", 10.0), ("kg m-2 s-1", 36000.0), ("m s-1", 3.6e7), ("mm day-1", 10.0 / 24.0), ("mm min-1", 600.0)],
+    ("units", "factor"),
+    [("mm h-1", 1.0), ("kg m-2 s-1", 3600.0), ("m s-1", 3.6e6), ("mm day-1", 1.0 / 24.0), ("mm min-1", 60.0)],
 )
-def test_rates_become_reflectivity(event, units, mm_per_hour):
-    source = to_reflectivity(with_units(event, units), "rain")
+def test_rates_become_reflectivity(event, units, factor):
+    mm_per_hour = 10.0
+    source = to_reflectivity(with_units(event, units, value=mm_per_hour / factor), "rain")
     z = source.frames(slice(None))
     wet = event["reflectivity"].values > -32
     np.testing.assert_allclose(z[wet], 10 * np.log10(200 * mm_per_hour**1.6), rtol=1e-5)
@@ -292,3 +293,32 @@ def test_attributes_that_are_no_numbers(event):
 def test_a_grid_of_one_row_is_refused_before_anything_is_computed(event, size):
     with pytest.raises(ValueError, match=f"variable reflectivity has the length {size} along y; expected 2 or more"):
         to_reflectivity(event.isel(y=slice(0, size)))
+
+
+def test_a_rain_rate_under_any_name_is_taken_when_it_is_named(event):
+    """Also one that calls itself reflectivity; heights and winds in metres stay refused."""
+    for name, standard in (("RATE1", "x"), ("dbzh", "equivalent_reflectivity_factor")):
+        rain = with_units(event, "mm/h", standard_name=standard, name=name)
+        with pytest.raises(ValueError, match="no variable of refl|name it with the argument var"):
+            to_reflectivity(rain)
+        assert to_reflectivity(rain, name).kind == "rate"
+    for units in ("m", "m s-1"):
+        with pytest.raises(ValueError, match=f"variable u has units '{units}'; expected dBZ"):
+            to_reflectivity(with_units(event, units, standard_name="x", name="u"), "u")
+
+
+def test_the_only_field_in_dbz_is_taken(event):
+    del event["reflectivity"].attrs["standard_name"]
+    assert to_reflectivity(event.rename(reflectivity="paramId_0")).source_name == "paramId_0"
+
+
+def test_an_uneven_grid_is_refused_with_its_spacings(event):
+    """Projected coordinates within 5 %; latitudes may follow a Gaussian or Mercator grid."""
+    uneven = event.assign_coords(x=("x", np.cumsum(np.linspace(600.0, 6000.0, event.sizes["x"])), event.x.attrs))
+    with pytest.raises(ValueError, match="x is unevenly spaced, by 738.462 to 6000 m, 3369.23 in the median"):
+        to_reflectivity(uneven)
+    rounded = event.assign_coords(x=("x", 1000.0 * np.arange(40) + np.tile([0.0, 20.0], 20), event.x.attrs))
+    to_reflectivity(rounded)
+    mercator = np.rad2deg(np.arcsin(np.tanh(np.linspace(0.7, 1.4, 32))))
+    attrs = {"standard_name": "latitude", "units": "degrees_north"}
+    to_reflectivity(event.rename(y="lat").assign_coords(lat=("lat", mercator, attrs)))

@@ -297,7 +297,7 @@ def test_interrupted_write_leaves_nothing(coarse, tmp_path, monkeypatch, moment)
         raise KeyboardInterrupt
 
     model = Stub()
-    monkeypatch.setattr(*((model, "forward") if moment == "network" else (xr.Dataset, "to_netcdf")), interrupt)
+    monkeypatch.setattr(*((model, "forward") if moment == "network" else (xr.Dataset, "dump_to_store")), interrupt)
     with pytest.raises(KeyboardInterrupt):
         downscale_file(tmp_path / "in.nc", tmp_path / "out.nc", model=model)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.nc"]

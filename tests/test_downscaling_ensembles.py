@@ -41,6 +41,17 @@ def test_members_and_grid():
     assert np.array_equal(out["time"], coarse()["time"]) and out.attrs["fastds_seed"] == 5
 
 
+def test_the_level_is_kept_and_recorded():
+    levels = [coarse().expand_dims({"pressure_level": [level]}, 1) for level in (500.0, 850.0)]
+    data = xr.concat(levels, "pressure_level")
+    data["pressure_level"].attrs = {"units": "hPa"}
+    out = downscale(generator(), data, level=850.0)
+    assert out.pressure_level.item() == 850.0 and out.pressure_level.attrs == {"units": "hPa"}
+    assert out.attrs["fastds_level"] == 850.0
+    again = downscale(generator(), data.isel(pressure_level=0))
+    assert again.pressure_level.item() == 500.0 and "fastds_level" not in again.attrs
+
+
 def test_seeds():
     model = generator()
     three = downscale(model, coarse(), members=3, seed=5)["r"]
@@ -149,7 +160,7 @@ def test_command(tmp_path, capsys):
         assert out["r"].dims == ("time", "latitude", "longitude")
     assert cli.main([*command, "--members", "0"]) == 2 and "members must be at least 1" in capsys.readouterr().err
     assert cli.main([*command, "--tile", "32"]) == 2
-    told = "--tile is no option for humidity, which takes the options --level, --members, --seed, --threads, --var"
+    told = "--tile is no option for humidity, which takes the options --level, --members, --missing, --seed"
     assert told in capsys.readouterr().err
 
 
@@ -167,8 +178,8 @@ def test_messages(tmp_path):
     bare.card.range = None
     for message, call in [
         ("variable r has 1 missing or infinite values", lambda: downscale(model, changed(np.nan))),
-        (r"1 values outside \[0, 105\] %", lambda: downscale(model, changed(300.0))),
-        (r"1 values outside \[0, 105\] %", lambda: downscale(model, changed(-50.0))),
+        ("1 of 144 values of variable r are 300 %, outside the plausible", lambda: downscale(model, changed(300.0))),
+        ("1 of 144 values of variable r are -50 %, outside the plausible", lambda: downscale(model, changed(-50.0))),
         ("units '1', expected relative humidity in %", lambda: downscale(model, changed(units="1"))),
         ("level 850 was asked for", lambda: downscale(model, coarse(), level=850)),
         ("ambiguous", lambda: downscale(model, coarse().assign(q=coarse()["r"]))),

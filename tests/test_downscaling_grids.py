@@ -69,6 +69,12 @@ def test_global_field_to_a_factor():
     assert fine.t.attrs["units"] == "K" and "fastds" in fine.attrs["history"]
 
 
+def test_single_coordinates_are_kept():
+    data = globe().assign_coords(pressure_level=((), 500.0, {"units": "hPa"}))
+    out = downscale(model(), data, scale=1.5)
+    assert out.pressure_level.item() == 500.0 and out.pressure_level.attrs == {"units": "hPa"}
+
+
 @pytest.mark.parametrize("first", [350.0, 170.0])
 def test_a_region_may_cross_the_seam_of_its_longitudes(first):
     """350 ... 359, 0 ... 9 and 170 ... 179, -180 ... -171 are regions like any other."""

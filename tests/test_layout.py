@@ -21,11 +21,11 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 ARROWS = {
     "ops": {"kernels", "_source_hash"},
     "nn": {"ops"},
-    "data": {"_version", "ops"},
+    "data": {"_outputs", "_version", "ops"},
     "metrics": set(),
-    "models": {"nn", "ops", "metrics", "data", "_version", "_verbs"},
-    "plot": {"data", "metrics"},
-    "tasks": {"data", "metrics", "models", "nn", "ops", "plot", "_version", "memory", "info"},
+    "models": {"nn", "ops", "metrics", "data", "_outputs", "_version", "_verbs"},
+    "plot": {"data", "metrics", "_outputs"},
+    "tasks": {"data", "metrics", "models", "nn", "ops", "plot", "_outputs", "_version", "memory", "info"},
     "studies": {"data", "metrics", "models", "tasks"},
 }
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PYTHON}

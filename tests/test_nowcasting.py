@@ -169,6 +169,28 @@ def test_grid_and_interval_of_the_card(event, tmp_path):
     assert "the file does not tell its grid spacing" in report.summary()
 
 
+def test_a_forecast_coarser_than_the_file_says_so(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "in.nc")
+    models.save(network(grid_spacing_m=(4000.0, 4000.0), cadence_s=(600.0, 1200.0)), tmp_path / "w.safetensors")
+    said = "coarser than the file: cells of 4 x 4 of the file (4000 instead of 1000 m), fields every 600 s of the"
+    for options, hint in (([], True), (["--coarsen", "4"], False)):
+        run = ["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/out.nc", "--model", f"{tmp_path}/w.safetensors"]
+        assert main([*run, "--steps", "1", *options]) == 0
+        printed = capsys.readouterr().out
+        assert said in printed and ("with the option --coarsen 1 cells stay those of the file" in printed) == hint
+    with open_dataset(tmp_path / "out.nc") as out:
+        assert out.attrs["fastds_resolution"].startswith(said)
+    fine = nowcast("persistence", event, steps=1)
+    assert "fastds_resolution" not in fine.attrs
+
+
+def test_single_coordinates_are_kept(event):
+    high = event.assign_coords(height=((), 1500.0, {"units": "m"}))
+    for options in ({"steps": 1}, {"steps": 1, "every": "10min"}):
+        out = nowcast("persistence", high, **options)
+        assert out.height.item() == 1500.0 and out.height.attrs == {"units": "m"}
+
+
 @pytest.mark.parametrize("mapped_bytes", [inference.MAPPED_BYTES, 0], ids=["in memory", "in a file"])
 def test_hindcasts(event, tmp_path, monkeypatch, mapped_bytes):
     monkeypatch.setattr(inference, "MAPPED_BYTES", mapped_bytes)

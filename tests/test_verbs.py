@@ -64,8 +64,9 @@ def nowcaster():
 def gridded(variable):
     rng = np.random.default_rng(0)
     attrs = {key: value for key, value in variable.items() if key != "name"}
+    low = 40 if variable is HUMIDITY else 260
     return xr.Dataset(
-        {variable["name"]: (("time", "latitude", "longitude"), 40 + 20 * rng.random((2, 8, 10)), attrs)},
+        {variable["name"]: (("time", "latitude", "longitude"), low + 20 * rng.random((2, 8, 10)), attrs)},
         coords={
             "time": np.datetime64("2019-01-01", "ns") + np.arange(2) * np.timedelta64(3, "h"),
             "latitude": ("latitude", 52.0 - 2.0 * np.arange(8), {"units": "degrees_north"}),

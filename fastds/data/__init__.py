@@ -5,6 +5,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastds.data.grid.grids import coarsen_grid, grid_spacing_m, refine_grid
+from fastds.data.grid.plausible import declared
 from fastds.data.grid.times import refine_time, sequences, time_encoding, triples
 from fastds.data.io.files import open_dataset, save_dataset
 from fastds.data.io.hko7 import open_hko7
@@ -81,6 +82,7 @@ __all__ = [
     "coarsen_grid",
     "coarsen_mask",
     "cut_to_multiple",
+    "declared",
     "echo_fraction",
     "from_pixels",
     "from_reflectivity",

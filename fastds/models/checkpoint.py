@@ -4,7 +4,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.card import ModelCard
 from fastds.models.registry import ARCHITECTURES, PRESETS, build
@@ -49,7 +49,10 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
         "card": model.card.to_json(),
         "sha256": _digest(state),
     }
-    _write_atomically(Path(path), _in_order(to_bytes(state, metadata)))
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(_in_order(to_bytes(state, metadata)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(name_or_path: str | os.PathLike) -> nn.Module:
@@ -199,23 +202,3 @@ def _digest(state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
         digest.update(state[name].reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

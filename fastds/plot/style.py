@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+
+from fastds._outputs import replacing
 
 NO_ECHO_COLOUR = "#ffffff"
 MISSING_COLOUR = "#d0d0d0"
@@ -70,10 +71,5 @@ def difference_style(limit: float = 10.0) -> tuple[ListedColormap, BoundaryNorm,
 def save_png(figure: Figure, path: str | os.PathLike, dpi: int = 110) -> None:
     """Write a figure as PNG by a temporary name, so that nothing appears under `path` until it is complete; dpi: pixels
     an inch."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,6 +14,9 @@ _X_NAMES = ("x", "lon", "longitude", "xc", "rlon", "west_east", "nx", "easting",
 _Y_STANDARD = ("projection_y_coordinate", "latitude", "grid_latitude")
 _X_STANDARD = ("projection_x_coordinate", "longitude", "grid_longitude")
 
+# Steps of a coordinate may differ from their median by these shares: coordinates may be rounded.
+_SPACING_TOLERANCE, _ANGLE_TOLERANCE = 0.05, 0.5
+
 
 def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     """The variable as (time, y, x) without its dimensions of length 1, and notes about dropped ones.
@@ -62,6 +65,24 @@ def check_order(variable: xr.DataArray, dim: Hashable) -> None:
     steps = np.diff(unwrap(values, variable[dim].attrs))
     if steps.size and not (np.all(steps > 0) or np.all(steps < 0)):
         raise ValueError(f"coordinate {dim} is neither ascending nor descending; sort it first")
+
+
+def check_spacing(variable: xr.DataArray) -> None:
+    """ValueError unless the coordinates of (..., y, x), where there are any, are evenly spaced: steps within 5 % of
+    their median, of latitudes and longitudes within half, which Gaussian and Mercator grids keep."""
+    for dim in variable.dims[-2:]:
+        if dim not in variable.coords:
+            continue
+        attrs = variable[dim].attrs
+        steps = np.abs(np.diff(unwrap(variable[dim].values, attrs)))
+        middle = float(np.median(steps))
+        tolerance = _ANGLE_TOLERANCE if is_longitude(attrs) or is_latitude(attrs) else _SPACING_TOLERANCE
+        if np.any(np.abs(steps - middle) > tolerance * middle):
+            units = f" {attrs['units']}" if "units" in attrs else ""
+            raise ValueError(
+                f"coordinate {dim} is unevenly spaced, by {steps.min():g} to {steps.max():g}{units}, {middle:g} in the "
+                "median; bring the field onto a regular grid first"
+            )
 
 
 def is_longitude(attrs: Mapping[str, Any]) -> bool:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Horizontal grids: centres and bounds of finer and coarser cells, projections, and the grid spacing in metres."""
 
+from collections.abc import Hashable
+
 import numpy as np
 import xarray as xr
 
@@ -93,6 +95,15 @@ def grid_mappings(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
     if not found and "spatial_ref" in dataset.variables and dataset["spatial_ref"].ndim == 0:
         found = ["spatial_ref"]
     return found
+
+
+def scalar_coordinates(field: xr.DataArray) -> dict[Hashable, xr.Variable]:
+    """The coordinates of a field that are single values, such as its pressure; grid mappings are none."""
+    return {
+        name: coordinate.variable
+        for name, coordinate in field.coords.items()
+        if coordinate.ndim == 0 and name not in ("spatial_ref", "crs")
+    }
 
 
 def _regrid(dataset: xr.Dataset, field: xr.DataArray, offsets: np.ndarray | None, factor: int) -> xr.Dataset:

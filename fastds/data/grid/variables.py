@@ -130,8 +130,8 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
     """Name and kind ("reflectivity", "rate", "amount") of the variable to use, and notes about the choice.
 
     With `var` that variable, whatever its kind. Without: the only variable of reflectivity by standard_name and
-    units, else the only one by name and units; if there is none and `convert` is set, the only variable of rain.
-    Otherwise ValueError with the list of candidates.
+    units, else the only one by name and units, else by units; if there is none and `convert` is set, the only
+    variable of rain. Otherwise ValueError with the list of candidates.
     """
     if var is not None:
         if var not in dataset.variables:
@@ -139,8 +139,9 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
         return var, _kind_or_refuse(dataset[var]), [f"variable {var} was asked for"]
     fields = [name for name in dataset.data_vars if _is_field(dataset[name])]
     by_standard_name = [name for name in fields if _standard_name(dataset[name]).startswith(_REFLECTIVITY_PREFIX)]
-    by_name = [name for name in fields if name.lower() in _REFLECTIVITY_NAMES]
-    for matches, reason in ((by_standard_name, "standard_name"), (by_name, "name")):
+    by_name = [name for name in fields if str(name).lower() in _REFLECTIVITY_NAMES]
+    by_units = [name for name in fields if is_dbz(dataset[name].attrs.get("units"))]
+    for matches, reason in ((by_standard_name, "standard_name"), (by_name, "name"), (by_units, "kind")):
         if not matches:
             continue
         right = [name for name in matches if is_dbz(dataset[name].attrs.get("units"))]
@@ -153,7 +154,7 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
         if not right:
             raise ValueError(_wrong_units(dataset[matches[0]]))
         raise ValueError(
-            f"{len(right)} variables hold reflectivity: {_list(dataset, right)}; name one of them with var (--var)"
+            f"{len(right)} variables hold reflectivity: {_list(dataset, right)}; name one of them with the argument var"
         )
     rain = [name for name in fields if _rain_kind(dataset[name])]
     if convert and len(rain) == 1:
@@ -167,17 +168,18 @@ def _kind_or_refuse(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
     if is_dbz(units):
         return "reflectivity"
-    kind = _rain_kind(variable)
+    kind = _rain_kind(variable, named=True)
     if kind is None:
         raise ValueError(_wrong_units(variable))
     return kind
 
 
-def _rain_kind(variable: xr.DataArray) -> str | None:
-    """ "rate", "amount" or None; a rate with cell_methods "time: mean" is an amount over its interval."""
+def _rain_kind(variable: xr.DataArray, named: bool = False) -> str | None:
+    """ "rate", "amount" or None; a rate with cell_methods "time: mean" is an amount over its interval. named: by the
+    user, so that units of rain suffice, except m and m s-1, which are those of heights and winds."""
     rain = rain_units(variable.attrs.get("units"))
     words = f"{variable.name} {_standard_name(variable)} {variable.attrs.get('long_name', '')}".lower()
-    if rain is None or not any(word in words for word in _RAIN_WORDS):
+    if rain is None or not (any(word in words for word in _RAIN_WORDS) or (named and rain[0] != _LENGTH_MM["m"])):
         return None
     return "amount" if rain[1] is None or time_method(variable) in ("mean", "sum") else "rate"
 
@@ -202,7 +204,13 @@ def _standard_name(variable: xr.DataArray) -> str:
 def _wrong_units(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
     said = "has no units" if units is None else f"has units {units!r}"
-    return f"variable {variable.name} {said}; expected dBZ, a rain rate such as mm h-1, or a rain amount such as kg m-2"
+    remedy = "; tell the right ones with the argument units"
+    if rain_units(units) is not None:
+        remedy = "; to convert it by Z-R name it with the argument var"
+    return (
+        f"variable {variable.name} {said}; expected dBZ, a rain rate such as mm h-1, or a rain amount such as kg m-2"
+        f"{remedy}"
+    )
 
 
 def _candidates_sentence(dataset: xr.Dataset) -> str:
@@ -211,7 +219,7 @@ def _candidates_sentence(dataset: xr.Dataset) -> str:
         return "the file holds no field over (time, y, x)"
     sentence = f"candidates: {_list(dataset, fields)}"
     if any(_rain_kind(dataset[name]) for name in fields):
-        sentence += "; rain is converted by Z-R when it is named with var (--var)"
+        sentence += "; rain is converted by Z-R when it is named with the argument var"
     return sentence
 
 

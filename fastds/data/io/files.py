@@ -7,16 +7,17 @@ import glob
 import importlib.util
 import os
 import pathlib
-import secrets
-import shutil
 import warnings
 from collections.abc import Hashable
 from typing import Any
 
+import h5netcdf
 import h5py
 import xarray as xr
 
+from fastds._outputs import replacing
 from fastds.data.io.radolan import is_radolan, open_radolan
+from fastds.data.io.sink import sink
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
@@ -163,7 +164,8 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
 
     Args: dataset: xarray.Dataset; path: file to write.
     Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot
-        be stored and for the name of another format (.grib, .tif, ...).
+        be stored, for the name of another format (.grib, .tif, ...) and for a device, pipe or socket; OSError in one
+        sentence where the disk is full, the old file untouched.
     """
     path = pathlib.Path(path)
     check_format(path)
@@ -173,40 +175,25 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
     if as_zarr:
         _require("zarr", "Zarr stores")
     dataset = _storable(dataset)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        if as_zarr:
-            encoding = {name: _plain_encoding(v) for name, v in dataset.variables.items()}
-            with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
-                warnings.filterwarnings("ignore", "Consolidated metadata")
-                dataset.to_zarr(temporary, mode="w", encoding=encoding)
-            _replace_folder(temporary, path)
-        else:
-            dataset.to_netcdf(
-                temporary,
-                engine="h5netcdf",
-                encoding={name: _netcdf_encoding(dataset, name) for name in dataset.variables},
-            )
-            os.replace(temporary, path)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written ({_first_line(error)})") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+    with replacing(path) as temporary:
+        try:
+            (_write_zarr if as_zarr else _write_netcdf)(dataset, temporary)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be written ({_first_line(error)})") from error
     return path
 
 
-def _replace_folder(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    if path.is_dir():
-        old = temporary.with_suffix(".old")
-        os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, path)
+def _write_zarr(dataset: xr.Dataset, path: pathlib.Path) -> None:
+    encoding = {name: _plain_encoding(v) for name, v in dataset.variables.items()}
+    with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        dataset.to_zarr(path, mode="w", encoding=encoding)
+
+
+def _write_netcdf(dataset: xr.Dataset, path: pathlib.Path) -> None:
+    encoding = {name: _netcdf_encoding(dataset, name) for name in dataset.variables}
+    with sink(path) as target, h5netcdf.File(target, "w") as file:
+        dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
 
 
 def _plain_encoding(variable: xr.Variable) -> dict[str, Any]:

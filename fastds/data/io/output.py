@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.grids import coarsen_grid, grid_mappings, refine_grid
+from fastds.data.grid.grids import coarsen_grid, grid_mappings, refine_grid, scalar_coordinates
 from fastds.data.grid.times import refine_time, split_intervals, time_encoding
 from fastds.data.grid.variables import rain_units
 from fastds.data.radar import preparation
@@ -87,9 +87,8 @@ def from_reflectivity(
             raw.attrs.get("grid_mapping") or raw.encoding.get("grid_mapping") or mappings[0]
         )
     result[source.source_name] = variable
-    for name, coordinate in raw.coords.items():
-        if coordinate.ndim == 0 and name not in result.variables:
-            result = result.assign_coords({name: coordinate.variable})
+    scalars = scalar_coordinates(raw)
+    result = result.assign_coords({name: value for name, value in scalars.items() if name not in result.variables})
     kept = {key: value for key, value in source.dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES}
     return result.assign_attrs({"Conventions": "CF-1.8", **kept})
 
@@ -129,6 +128,7 @@ def coarsen_dataset(
     out = out.assign_coords({source.dims[0]: raw[source.dims[0]].variable})
     attrs = {**{k: v for k, v in raw.attrs.items() if k not in _STORAGE_ATTRIBUTES}, "no_echo_value": source.no_echo}
     out[source.source_name] = xr.Variable(raw.dims, values, attrs)
+    out = out.assign_coords(scalar_coordinates(raw))
     return out.assign_attrs({key: value for key, value in dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES})
 
 

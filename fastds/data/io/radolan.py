@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import tarfile
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,26 +27,28 @@ _GRIDS = {(900, 900): (450, 450), (1100, 900): (550, 370), (1200, 1100): (600, 4
 _EARTH_RADIUS_KM = 6370.04
 
 
-def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> xr.Dataset:
+def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, forecasts: bool = False) -> xr.Dataset:
     """Read RADOLAN files of one product into a Dataset, rows from north to south, sorted by time.
 
     Reflectivity (RX, WX) is z = code / 2 - 32.5 dBZ. Rain (RW, RY, RZ, RV, YW, SF) is amounts over the interval of the
     product: the low twelve bits times the precision of the header, in mm (kg m-2). Pixels without data and clutter are
     missing. Coordinates are those of the format description: polar stereographic on a sphere of 6370.04 km, true at
-    60 N, 1 km. Forecasts (RV) get the time they stand for.
+    60 N, 1 km.
 
     Args:
         paths: a file or a list of them: plain, .gz, .bz2, or .tar, .tar.gz, .tar.bz2 with several inside.
+        forecasts: take forecasts (RV), too, at the times they stand for; False: only observations, of lead 0.
     Returns: xarray.Dataset with `reflectivity` or `rainfall_amount` (time, y, x), as to_reflectivity takes it; in
-        memory.
-    Raises: FileNotFoundError; ValueError for other content, unknown products or grids, and files that do not go
-        together.
+        memory. Warns (UserWarning) about forecasts that are left out.
+    Raises: FileNotFoundError; ValueError for other content, unknown products or grids, files that do not go together,
+        and nothing but forecasts.
     Source: DWD, RADOLAN/RADVOR composite format, version 2.5.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     fields = [_decode(name, data) for path in paths for name, data in _contents(pathlib.Path(path))]
     if not fields:
         raise ValueError("no RADOLAN file was given")
+    fields = fields if forecasts else _observations(fields)
     kinds = {(header["product"], header["shape"], header["precision"]) for header, _ in fields}
     if len(kinds) > 1:
         said = ", ".join(f"{product} {rows} x {columns}" for product, (rows, columns), _ in sorted(kinds))
@@ -56,6 +59,19 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> xr.D
     fields.sort(key=lambda field: field[0]["time"])
     times = np.array([header["time"] for header, _ in fields], "datetime64[ns]")
     return _dataset(fields[0][0], times, np.stack([values for _, values in fields]))
+
+
+def _observations(fields: list[tuple[dict[str, Any], np.ndarray]]) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """The fields of lead 0."""
+    leads = sorted({header["lead"] for header, _ in fields} - {0})
+    kept = [field for field in fields if field[0]["lead"] == 0]
+    asked = "fastds.data.open_radolan(..., forecasts=True) takes them"
+    found = f"RADOLAN forecasts, {leads[0]} to {leads[-1]} min ahead" if leads else ""
+    if not kept:
+        raise ValueError(f"the files hold nothing but {found}, and no observation; {asked}")
+    if leads:
+        warnings.warn(f"{len(fields) - len(kept)} {found}, are left out; {asked}", UserWarning, stacklevel=3)
+    return kept
 
 
 def is_radolan(path: str | os.PathLike) -> bool:
@@ -119,6 +135,7 @@ def _header(name: str, text: str) -> dict[str, Any] | None:
     return {
         "product": product,
         "time": time + datetime.timedelta(minutes=int(lead[1]) if lead else 0),
+        "lead": int(lead[1]) if lead else 0,
         "shape": shape,
         "precision": float(10.0 ** int(precision[1])),
         "minutes": int(interval[1]),

@@ -8,7 +8,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.axes import find_axes, promote_coordinates
+from fastds.data.grid.axes import check_spacing, find_axes, promote_coordinates
+from fastds.data.grid.plausible import (
+    ALL_MISSING,
+    check_packing,
+    check_plausible,
+    plausible_rain,
+    plausible_range,
+    stored_as_codes,
+    within,
+    without_missing,
+)
 from fastds.data.grid.times import interval_bounds, regular_segments, sort_times, to_seconds
 from fastds.data.grid.variables import choose_variable, rain_units
 from fastds.data.radar.preparation import coarsen, refine_mask
@@ -153,8 +163,8 @@ class ReflectivityInput:
 
     def frames(self, index: Index) -> np.ndarray:
         """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
-        without infinities."""
-        values = _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
+        without infinities; what lies outside the plausible range is missing."""
+        values = within(self._decoded(index), self._limits)
         if self.kind == "reflectivity":
             return values
         return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
@@ -166,12 +176,7 @@ class ReflectivityInput:
     def amounts(self, index: Index) -> np.ndarray:
         """Amounts in mm of some frames of an "amount" input, NaN = missing."""
         seconds = self.interval_seconds(index)
-        return (
-            np.maximum(_decode_flags(self.raw[index].values, self.raw, 0.0), 0.0)
-            * self._mm_per_hour(index)
-            * seconds
-            / 3600.0
-        )
+        return np.maximum(within(self._decoded(index), self._limits), 0.0) * self._mm_per_hour(index) * seconds / 3600.0
 
     def interval_seconds(self, index: Index) -> np.ndarray | np.float32:
         """Length of the intervals of some frames of an "amount" input in seconds, shaped to multiply frames."""
@@ -191,6 +196,30 @@ class ReflectivityInput:
             name="reflectivity",
             attrs=attrs,
         )
+
+    def check(self, frames: Iterable[int] | None = None, all_missing: str = ALL_MISSING, stacklevel: int = 2) -> None:
+        """Warn (UserWarning) where some values of the frames (None: of all), which are read once, are implausible or
+        all are missing. Raises: ValueError where more than half are implausible, naming the remedy."""
+        check_plausible(
+            self.source_name,
+            (self._decoded(i) for i in (range(self.shape[0]) if frames is None else frames)),
+            self._limits,
+            self.units,
+            codes=stored_as_codes(self.raw),
+            hint="; a value that means no echo is told by the attribute no_echo_value",
+            all_missing=all_missing,
+            stacklevel=stacklevel + 1,
+        )
+
+    def _decoded(self, index: Index) -> np.ndarray:
+        return _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
+
+    @property
+    def _limits(self) -> tuple[float, float]:
+        """The plausible range, in units of the file."""
+        if self.kind == "reflectivity":
+            return plausible_range("equivalent_reflectivity_factor", "dBZ")
+        return plausible_rain(self.units)
 
     @property
     def _no_echo_in_file(self) -> float:
@@ -220,11 +249,14 @@ def to_reflectivity(
     Returns: ReflectivityInput; its `field` is reflectivity (time, y, x) in dBZ, float32, sorted by time, NaN = missing.
     Raises: ValueError in one sentence for: no or several candidates (they are listed), an unknown name, wrong or
         absent units, fewer than two times, missing, undecoded or irregular times, different fields at one time, x or
-        y out of order, amounts without an interval, amounts that run on from a fixed start, intervals that leave gaps.
+        y out of order or unevenly spaced, lost packing, amounts without an interval, amounts that run on from a fixed
+        start, intervals that leave gaps.
     """
     dataset = promote_coordinates(dataset)
     name, kind, notes = choose_variable(dataset, var, z_r is not None)
+    check_packing(dataset[name])
     raw, axes_notes = find_axes(dataset[name])
+    check_spacing(raw)
     raw, time_notes = sort_times(raw)
     notes = [*notes, *axes_notes, *time_notes]
     times, bounds = raw[raw.dims[0]].values, None
@@ -287,7 +319,7 @@ def _no_echo(raw: xr.DataArray, kind: str) -> float:
 
 def _decode_flags(values: np.ndarray, raw: xr.DataArray, no_echo: float) -> np.ndarray:
     """float32 values with the codes for no echo, missing and -inf of the variable's attributes replaced."""
-    values = np.array(values, dtype=np.float32)
+    values = without_missing(values, raw.attrs)
     for flag in _no_echo_flags(raw):
         if flag != no_echo:
             values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-4)] = no_echo

@@ -13,7 +13,7 @@ import xarray as xr
 from fastds.data.grid import times
 from fastds.data.io.files import open_dataset
 from fastds.data.radar import preparation
-from fastds.data.radar.reflectivity import to_reflectivity
+from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 
 _ATTEMPTS = 24
 _MISSING_CODE = np.uint8(255)
@@ -316,11 +316,17 @@ def _read(source: Source) -> tuple[xr.DataArray, str]:
         source = TimeBlock(os.fspath(source))
     if not isinstance(source, TimeBlock):
         if hasattr(source, "data_vars"):
-            return to_reflectivity(source).field, "the dataset"
+            return _checked(to_reflectivity(source), slice(None)), "the dataset"
         return source, str(source.name or "the field")
     with open_dataset(source.path) as dataset:
         name = f"{os.path.basename(source.path)}[{source.start}:{'' if source.stop is None else source.stop}]"
-        return to_reflectivity(dataset, source.var).field[source.start : source.stop].load(), name
+        return _checked(to_reflectivity(dataset, source.var), slice(source.start, source.stop)), name
+
+
+def _checked(source: ReflectivityInput, part: slice) -> xr.DataArray:
+    """Some frames of a source in memory, whose values are plausible."""
+    source.check(range(source.shape[0])[part], "every pixel of a block to train on is missing", stacklevel=4)
+    return source.field[part].load()
 
 
 def _pack(z: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

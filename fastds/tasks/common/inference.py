@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import tempfile
@@ -18,7 +19,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fastds.data import ReflectivityInput, grid_spacing_m, open_dataset, save_dataset
+from fastds._outputs import check_replaceable
+from fastds.data import ReflectivityInput, declared, grid_spacing_m, open_dataset, save_dataset
 from fastds.data.io.files import check_format
 from fastds.models import ModelCard, load
 
@@ -45,11 +47,13 @@ class Report:
 def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """What would make writing fail, before anything is computed.
 
-    Raises: ValueError where the output would replace the input, FileNotFoundError where its folder is missing,
-        PermissionError where that is read-only, IsADirectoryError for a folder (a Zarr store is replaced).
+    Raises: ValueError where the output would replace the input, under another name, too, or something that is no
+        regular file, FileNotFoundError where its folder is missing, PermissionError where that is read-only,
+        IsADirectoryError for a folder (a Zarr store is replaced).
     """
     target = Path(target)
-    if target.exists() and os.path.realpath(source) == os.path.realpath(target):
+    check_replaceable(target)
+    if target.exists() and os.path.exists(source) and os.path.samefile(source, target):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {target.parent}")
@@ -119,15 +123,21 @@ def file_to_file(
     target: str | os.PathLike,
     make: Callable[[xr.Dataset, Path], tuple[xr.Dataset, Report]],
     then: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
+    *,
+    missing: float | None = None,
+    units: str | None = None,
+    var: str | None = None,
 ) -> Report:
     """Make a dataset of the file source and write it to target, which appears only when it is complete.
 
     make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
-    new one when the file is written, -> one more note. Raises what check_field_target and open_dataset raise.
+    new one when the file is written, -> one more note. missing, units, var: what the file does not tell, see
+    fastds.data.declared. Raises what check_field_target, open_dataset and declared raise.
     """
     target = Path(target)
     check_field_target(source, target)
     with open_dataset(source) as dataset:
+        dataset = declared(dataset, missing, units, var)
         out, report = make(dataset, target.absolute().parent)
         save_dataset(out, target)
         report.notes.append(f"wrote {target}")
@@ -141,7 +151,21 @@ def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarra
     if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
         return np.empty(shape, np.float32)
     with tempfile.TemporaryFile(dir=folder) as file:
+        _reserve(file.fileno(), 4 * math.prod(shape), folder)
         return np.memmap(file, np.float32, "w+", shape=shape)
+
+
+def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
+    """Take the room on the disk: a map of a file that has none ends the process where it is written."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return
+        needed = f"{size / 1e9:.1f} GB are needed in {folder} while the fields are computed"
+        raise OSError(f"{needed}: {os.strerror(error.errno)}") from error
 
 
 @contextlib.contextmanager

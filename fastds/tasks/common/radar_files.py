@@ -15,9 +15,11 @@ _GAP = 2  # frames left out between training and validation, so that no triple s
 def open_reflectivity(
     dataset: xr.Dataset, var: str | None, z_r: tuple[float, float] | None, what: str
 ) -> fd.ReflectivityInput:
-    """The dataset's reflectivity; errors say which file they come from, `what`."""
+    """The dataset's reflectivity, whose values are plausible; errors say which file they come from, `what`."""
     try:
-        return fd.to_reflectivity(dataset, var, z_r=z_r)
+        source = fd.to_reflectivity(dataset, var, z_r=z_r)
+        source.check(all_missing=f"every pixel of {what} is missing", stacklevel=5)
+        return source
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from fastds._outputs import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,16 +18,10 @@ if TYPE_CHECKING:
 
 def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
     """Write a CSV file by a temporary name."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(lines)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)
 
 
 def number_text(value: float) -> str:

@@ -14,9 +14,19 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from fastds.data import add_history, open_dataset
+from fastds.data import add_history, declared, open_dataset
+from fastds.data.grid.grids import scalar_coordinates
+from fastds.data.grid.plausible import (
+    check_packing,
+    check_plausible,
+    plausible_range,
+    stored_as_codes,
+    within,
+    without_missing,
+)
 from fastds.data.grid.variables import same_units
 from fastds.data.io.statics import static_maps
+from fastds.data.samples.fields import HUMIDITY_RANGE
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
 from fastds.models.inr.bands import Encoded
@@ -67,6 +77,7 @@ class FieldModel:
             raise ValueError("model: its card must name one variable per channel")
         self.grid, self.dataset = grid, dataset
         self.names = [self._find(dataset, wanted) for wanted in self.inputs]
+        self.limits = [plausible_range(wanted.get("standard_name"), wanted["units"]) for wanted in self.inputs]
         self.lead = [d for d in dataset[self.names[0]].dims if d not in grid.names]
         self.static, self.origin = self._static(static)
         self.model.set_periodic(grid.periodic)
@@ -82,17 +93,35 @@ class FieldModel:
         return torch.from_numpy(maps.values)[None], maps.origin
 
     def fields(self) -> Iterator[tuple[dict, Tensor]]:
-        """({leading dimension: index}, (1, C, H, W) float32), read one after another."""
+        """({leading dimension: index}, (1, C, H, W) float32), read one after another; what is implausible is NaN."""
+        for at in self._places():
+            fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
+            yield at, torch.from_numpy(np.stack(fields))[None]
+
+    def check(self, stacklevel: int) -> None:
+        """Warn (UserWarning) where values of a variable are implausible or all missing. Raises: ValueError where more
+        than half are implausible."""
+        for n, limits in zip(self.names, self.limits, strict=True):
+            variable, values = self.dataset[n], (self._values(n, at) for at in self._places())
+            said = f"every value of variable {n} is missing, and so is the output"
+            form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
+            check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
+
+    def _places(self) -> Iterator[dict]:
         for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
-            at = dict(zip(self.lead, index, strict=True))
-            fields = (self.dataset[n].isel(at).transpose(*self.grid.names) for n in self.names)
-            yield at, torch.from_numpy(np.stack([field.values.astype("float32") for field in fields]))[None]
+            yield dict(zip(self.lead, index, strict=True))
+
+    def _values(self, name: str, at: dict) -> np.ndarray:
+        """(H, W) float32 of a variable at an index of its leading dimensions."""
+        field = self.dataset[name].isel(at).transpose(*self.grid.names)
+        return without_missing(field.values, field.attrs)
 
     @staticmethod
     def _find(dataset: xr.Dataset, wanted: dict) -> str:
         for name, variable in dataset.data_vars.items():
             if name == wanted["name"] or variable.attrs.get("standard_name") == wanted.get("standard_name", "-"):
                 units = variable.attrs.get("units", "")
+                check_packing(variable)
                 if not same_units(units, wanted["units"]):
                     raise ValueError(f"variable {name} is in {units!r}, the model was trained on {wanted['units']!r}")
                 return str(name)
@@ -106,8 +135,14 @@ class FieldModel:
         return self.model.encode(x, self._factor(factor), self.static)
 
     def decode(self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float]) -> Tensor:
-        """Values (1, Q, channels) at the places `where`."""
-        return self.model.decode(encoded, where, 2 / self._factor(factor))
+        """Values (1, Q, channels) at the places `where`; relative humidity is cut to HUMIDITY_RANGE."""
+        y = self.model.decode(encoded, where, 2 / self._factor(factor))
+        for channel, of in enumerate(self.model.predicted):
+            if self.inputs[of].get("standard_name") == "relative_humidity" and same_units(
+                self.inputs[of]["units"], "%"
+            ):
+                y[..., channel] = y[..., channel].clamp(*HUMIDITY_RANGE)
+        return y
 
     @staticmethod
     def _factor(factor) -> Tensor:
@@ -176,16 +211,19 @@ def downscale_file(
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     progress: bool = False,
+    missing: float | None = None,
+    units: str | None = None,
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
-    Fine variables above 256 MB wait in unnamed files beside the target."""
+    Fine variables above 256 MB wait in unnamed files beside the target. missing, units: what the file does not tell,
+    see fastds.data.declared."""
     chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "threads": threads, "progress": progress}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         return _run(loaded(DEFAULT_MODEL if model is None else model), dataset, folder=folder, **chosen)
 
-    return file_to_file(source, target, make)
+    return file_to_file(source, target, make, missing=missing, units=units)
 
 
 def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, progress=False, folder=None):
@@ -202,6 +240,7 @@ def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threa
         else:
             latitude, longitude = target_by_spacing(own, grid)
         fields = FieldModel(model, dataset, own, static)
+        fields.check(stacklevel=4)
         if min(fields.factor(latitude, longitude)) < 1 - 1e-6:
             coarser = (
                 "the new grid is coarser than the input: its values are those at its points, not means of its cells"
@@ -232,12 +271,14 @@ def _dataset(dataset, field_model, fine, target) -> xr.Dataset:
     result, names, lead = xr.Dataset(attrs=dict(dataset.attrs)), field_model.names, field_model.lead
     for k, c in enumerate(field_model.model.predicted):
         source = dataset[names[c]]
-        result[names[c]] = ([*lead, *field_model.grid.names], fine[k], dict(source.attrs))
+        attrs = {key: value for key, value in source.attrs.items() if key != "missing_value"}
+        result[names[c]] = ([*lead, *field_model.grid.names], fine[k], attrs)
     for name, values in zip(field_model.grid.names, target, strict=True):
         result[name] = (name, values.numpy(), dict(dataset[name].attrs))
     for d in lead:
         if d in dataset.coords:
             result[d] = dataset[d]
+    result = result.assign_coords(scalar_coordinates(dataset[names[0]]))
     said = f"fastds: arbitrary-scale downscaling with {field_model.model.card.name or 'a model'}"
     return add_history(result, "; ".join(filter(None, (said, field_model.origin))))
 
@@ -267,6 +308,7 @@ def query(
     with computing(model, threads):
         grid = geometry(dataset)
         fields = FieldModel(model, dataset, grid, static)
+        fields.check(stacklevel=3)
         where = from_latlon(
             latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside
         )
@@ -293,12 +335,17 @@ def query_file(
     outside: str = "error",
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
+    missing: float | None = None,
+    units: str | None = None,
 ) -> Report:
-    """Query the file source at the points of a CSV file, arguments as in `query`, and write the rows to another CSV."""
+    """Query the file source at the points of a CSV file, arguments as in `query`, and write the rows to another CSV.
+
+    missing, units: what the file does not tell, see fastds.data.declared."""
     check_target(source, target)
     check_target(points, target)
     model = loaded(DEFAULT_MODEL if model is None else model)
     with open_dataset(source) as dataset:
+        dataset = declared(dataset, missing, units)
         rows = query(model, dataset, points, outside=outside, static=static, threads=threads)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
     return Report(model.card.name, {}, [f"wrote {target}: {len(rows)} rows"])

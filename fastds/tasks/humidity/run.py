@@ -14,6 +14,14 @@ from torch import nn
 
 import fastds
 from fastds.data import add_history, refine_grid
+from fastds.data.grid.grids import scalar_coordinates
+from fastds.data.grid.plausible import (
+    check_packing,
+    check_plausible,
+    plausible_range,
+    stored_as_codes,
+    without_missing,
+)
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.common.inference import Report, computing, file_to_file, loaded, progress_bar
@@ -67,31 +75,37 @@ def downscale_file(
     level: float | None = None,
     threads: int | None = None,
     progress: bool = False,
+    missing: float | None = None,
+    units: str | None = None,
 ) -> Report:
     """Downscale the NetCDF, GRIB or Zarr file source into a NetCDF or Zarr file, arguments as in `downscale`; `target`
-    appears only when it is complete."""
+    appears only when it is complete. missing, units: what the file does not tell, see fastds.data.declared."""
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         generator = loaded(model)
         out = _run(generator, dataset, members, seed, var, level, threads, progress)
         return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
 
-    return file_to_file(source, target, make)
+    return file_to_file(source, target, make, missing=missing, units=units, var=var)
 
 
 def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:
     _check(model, members)
     field = choose_field(dataset, var, level)
-    values = field.values.astype(np.float32)
+    humid, values = _is_humidity(model, field), _plausible(field)
     check_values(values, f"variable {field.name}")
-    if _is_humidity(model, field):
+    if humid:
         values = _cut_humidity(values, field.name)
     with computing(model, threads):
         fine = _draw(model, values, members, seed, progress)
+    if humid:
+        fine = fine.clip(*HUMIDITY_RANGE)
     dims = (("realization",) if members else ()) + field.dims
     scale = model.config["scale"]
     out = refine_grid(dataset, field, scale)
-    out = out.assign({field.name: (dims, fine, dict(field.attrs))})
+    attrs = {key: value for key, value in field.attrs.items() if key != "missing_value"}
+    out = out.assign({field.name: (dims, fine, attrs)})
+    out = out.assign_coords({name: value for name, value in scalar_coordinates(field).items() if name not in dims})
     if field.dims[0] in field.coords:
         out = out.assign_coords({field.dims[0]: field[field.dims[0]].variable})
     if members:
@@ -103,10 +117,23 @@ def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dat
     settings = {"fastds_model": model.card.name, "fastds_scale": scale, "fastds_coarsening": model.card.coarsening}
     if model.card.valid_range is not None:
         settings["fastds_valid_range"] = list(model.card.valid_range)
+    if level is not None:
+        settings["fastds_level"] = level
     if members:
         settings |= {"fastds_members": members, "fastds_seed": seed}
     out = out.assign_attrs(dict(dataset.attrs) | settings)
     return add_history(out, f"fastds {fastds.__version__} downscale with {model.card.name}")
+
+
+def _plausible(field: xr.DataArray) -> np.ndarray:
+    """The values (time, y, x) float32, NaN where missing. Raises: ValueError where some are implausible."""
+    check_packing(field)
+    units = field.attrs.get("units", "")
+    limits = plausible_range(field.attrs.get("standard_name"), units)
+    values = without_missing(field.values, field.attrs)
+    codes = stored_as_codes(field)
+    check_plausible(str(field.name), [values], limits, units, codes=codes, refuse=True, stacklevel=5)
+    return values
 
 
 def _check(model, members):

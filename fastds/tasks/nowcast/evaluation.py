@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
+from fastds.data import RAIN_THRESHOLDS, declared, normalised_rates, open_dataset
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
@@ -34,16 +34,20 @@ def evaluate_files(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
+    missing: float | None = None,
+    units: str | None = None,
 ) -> NowcastTable:
     """Compare the files prediction (forecasts) and truth (the fields that came), see `evaluate`.
 
     observed: the file the forecasts were made from; None: truth. var, z_r: as in evaluate. progress: show a
-    progress bar. Raises what open_dataset raises, too."""
+    progress bar. missing, units: what truth and observed do not tell, see fastds.data.declared.
+    Raises what open_dataset raises, too."""
     with open_dataset(prediction) as p, open_dataset(truth) as t:
+        t = declared(t, missing, units, var)
         if observed is None:
             return evaluate(p, t, var=var, z_r=z_r, progress=progress)
         with open_dataset(observed) as o:
-            return evaluate(p, t, observed=o, var=var, z_r=z_r, progress=progress)
+            return evaluate(p, t, observed=declared(o, missing, units, var), var=var, z_r=z_r, progress=progress)
 
 
 def evaluate(

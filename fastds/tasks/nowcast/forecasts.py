@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import ReflectivityInput, coarsen_grid, open_dataset, rate_to_reflectivity, reflectivity_to_rate
-from fastds.data.grid.grids import grid_mappings
+from fastds.data.grid.grids import grid_mappings, scalar_coordinates
 from fastds.data.grid.times import fine_resolution, time_encoding, to_seconds
 from fastds.data.io.output import STALE_GLOBAL_ATTRIBUTES
 from fastds.data.radar.reflectivity import z_r_law
@@ -54,7 +54,9 @@ def forecast_dataset(
     mappings = grid_mappings(source.dataset, raw)
     if mappings:
         attrs["grid_mapping"] = raw.attrs.get("grid_mapping") or raw.encoding.get("grid_mapping") or mappings[0]
-    out = coarsen_grid(source.dataset, raw, factor).assign_coords(_times(source, starts, leads))
+    out = coarsen_grid(source.dataset, raw, factor).assign_coords(
+        scalar_coordinates(raw) | _times(source, starts, leads)
+    )
     dims = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:])
     out[name] = xr.Variable(dims, z[0] if one else z, attrs, {"_FillValue": np.float32("nan")})
     stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used

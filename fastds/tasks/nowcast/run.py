@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +116,15 @@ def nowcast_file(
     model: nn.Module | str | os.PathLike | None = None,
     picture: str | os.PathLike | None = None,
     progress: bool = False,
+    missing: float | None = None,
+    units: str | None = None,
     **options,
 ) -> Report:
     """Nowcast the file source into another, see `nowcast`; `target` appears only when it is complete.
 
     model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
-    forecast and difference. Forecasts above 256 MB wait in an unnamed file beside the target. Raises FileNotFoundError,
-    ValueError."""
+    forecast and difference. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: what the
+    file does not tell, see fastds.data.declared. Raises FileNotFoundError, ValueError."""
     if picture is not None:
         check_target(source, Path(picture))
     chosen = Options(**options)
@@ -138,7 +141,8 @@ def nowcast_file(
         write_picture(Path(picture), out, dataset, chosen.var, chosen.z_r)
         return f"wrote {picture}"
 
-    return file_to_file(source, target, make, None if picture is None else draw)
+    then = None if picture is None else draw
+    return file_to_file(source, target, make, then, missing=missing, units=units, var=chosen.var)
 
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder):
@@ -152,11 +156,19 @@ def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, 
     steps = _steps(options, interval)
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
     starts, notes = find_starts(line, method.known, interval, options.start, options.every)
+    source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=4)
     z = _forecasts(method, source, starts, steps, factor, options, progress, folder)
+    if np.isnan(z[:, 0]).all() and method.known > 1:  # of one field all of it are missing, which check says
+        warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 3)
     leads = [(k + 1) * interval for k in range(steps)]
     form = {"quantity": options.quantity, "law": law, "factor": factor, "floor": card.floor_dbz}
     out = forecast_dataset(source, starts, leads, z, **form)
     settings = _settings(method, factor, interval, options, law, origin)
+    coarser = _coarser(source, factor, spacing, interval)
+    if coarser:
+        settings["fastds_resolution"] = coarser
+        keep = factor > 1 and options.coarsen is None
+        notes = [*notes, coarser + "; with the argument coarsen 1 cells stay those of the file" * keep]
     out = add_history(out.assign_attrs(settings), f"fastds {fastds.__version__} nowcast with {method.name}")
     ranges = (
         ("grid spacing", None if spacing is None else factor * spacing, card.grid_spacing_m, "m"),
@@ -182,6 +194,17 @@ def _forecasts(method: Method, source, starts: list[Start], steps, factor, optio
             if advance is not None:
                 advance()
     return z
+
+
+def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
+    """What a forecast has lost of the file's resolution in space and time, in words; "" where nothing."""
+    parts = []
+    if factor > 1:
+        size = "" if spacing is None else f" ({factor * spacing:g} instead of {spacing:g} m)"
+        parts.append(f"cells of {factor} x {factor} of the file{size}")
+    if interval > source.cadence:
+        parts.append(f"fields every {interval:g} s of the file's {source.cadence:g} s")
+    return f"coarser than the file: {', '.join(parts)}" if parts else ""
 
 
 def _factor(card, source: ReflectivityInput, options: Options, spacing: float | None) -> int:

@@ -7,7 +7,7 @@ import os
 
 import xarray as xr
 
-from fastds.data import open_dataset
+from fastds.data import declared, open_dataset
 from fastds.models.baselines import advection, bicubic, trilinear
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
@@ -26,16 +26,20 @@ def evaluate_files(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
+    missing: float | None = None,
+    units: str | None = None,
 ) -> EvaluationTable:
     """Compare the files prediction and truth, see `evaluate`.
 
     coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r: as in evaluate.
-    progress: show a progress bar. Raises what open_dataset raises, too."""
+    progress: show a progress bar. missing, units: what truth and coarse do not tell, see fastds.data.declared.
+    Raises what open_dataset raises, too."""
     with open_dataset(prediction) as p, open_dataset(truth) as t:
+        t = declared(t, missing, units, var)
         if coarse is None:
             return evaluate(p, t, var=var, z_r=z_r, progress=progress)
         with open_dataset(coarse) as c:
-            return evaluate(p, t, coarse=c, var=var, z_r=z_r, progress=progress)
+            return evaluate(p, t, coarse=declared(c, missing, units, var), var=var, z_r=z_r, progress=progress)
 
 
 def evaluate(

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 from torch import nn
 
@@ -89,11 +87,14 @@ def downscale_file(
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
+    missing: float | None = None,
+    units: str | None = None,
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
     model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
     above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
+    missing, units: what the file does not tell, see fastds.data.declared.
     Raises FileNotFoundError, ValueError."""
     options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
 
@@ -103,7 +104,7 @@ def downscale_file(
         report.notes.insert(0, note)
         return out, report
 
-    return file_to_file(source, target, make)
+    return file_to_file(source, target, make, missing=missing, units=units, var=var)
 
 
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
@@ -157,12 +158,11 @@ def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, 
     if static is not None or needed:
         check_static(model.card, needed, static)
     source = _radar_field(dataset, var, z_r)
+    source.check(stacklevel=4)
     maps = static_maps(static, source.raw, source.dataset, model.card.static_variables) if needed else None
     with computing(model, threads, precision):
         job = TiledRun(model, source, tile, halo, precision, time_factor, maps)
         z = job.run(progress, folder)
-    if not any(np.isfinite(frame).any() for frame in z):
-        warnings.warn("every pixel of the input is missing, and so is the output", UserWarning, stacklevel=3)
     values = None if source.kind == "reflectivity" else store(output_shape(source, job.scale, time_factor), folder)
     out = from_reflectivity(source, z, job.scale, time_factor, out=values)
     settings = job.settings()

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs are complete or not there: devices and hard links, full disks, signals at any moment."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fastds import models
+from fastds._outputs import replacing
+from fastds.cli import main
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.tasks.common import inference
+from fastds.tasks.common.tables import write_csv
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs")
+    truth = synthetic_event(5, 9, (256, 256))[["reflectivity", "crs"]]
+    save_dataset(truth, folder / "truth.nc")
+    save_dataset(coarsen_dataset(truth), folder / "in.nc")
+    return folder
+
+
+def nowcast(folder, output, *options):
+    return ["nowcast", f"{folder}/in.nc", str(output), "--model", "persistence", *options]
+
+
+def test_what_is_no_regular_file_is_not_replaced(folder, tmp_path, capsys):
+    pipe = tmp_path / "pipe.nc"
+    os.mkfifo(pipe)
+    link = tmp_path / "link.nc"
+    link.symlink_to("/dev/null")
+    for output in (pipe, link, "/dev/null"):
+        assert main(nowcast(folder, output)) == 2
+        assert "the output must be a regular file" in capsys.readouterr().err
+    for write in (
+        lambda: main(["evaluate", f"{folder}/truth.nc", f"{folder}/truth.nc", "--csv", str(pipe)]),
+        lambda: main(nowcast(folder, tmp_path / "o.nc", "--picture", str(pipe))),
+        lambda: main(["downscale", f"{folder}/in.nc", str(pipe)]),
+    ):
+        assert write() == 2 and "must be a regular file" in capsys.readouterr().err
+    for save in (lambda: write_csv(pipe, ["a"], []), lambda: models.save(models.create("fczsm-small"), pipe)):
+        with pytest.raises(ValueError, match="must be a regular file"):
+            save()
+    assert pipe.is_fifo() and sorted(p.name for p in tmp_path.iterdir()) == ["link.nc", "pipe.nc"]
+
+
+def test_the_input_is_not_replaced_under_any_name(folder, tmp_path, capsys):
+    source = tmp_path / "in.nc"
+    source.write_bytes((folder / "in.nc").read_bytes())
+    for name, make in (("hard.nc", os.link), ("soft.nc", os.symlink)):
+        make(source, tmp_path / name)
+        assert main(nowcast(tmp_path, tmp_path / name)) == 2
+        assert "the output must be another file than the input" in capsys.readouterr().err
+    assert main(nowcast(folder, source, "--truth", str(source))) == 2
+    assert "must be another file" in capsys.readouterr().err
+    assert main(["downscale", f"{folder}/in.nc", str(source), "--scale", "2", "--like", str(source)]) == 2
+    assert "must be another file" in capsys.readouterr().err
+    assert source.read_bytes() == (folder / "in.nc").read_bytes()
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
+{code}
+"""
+
+
+def limited(size, code, *arguments):
+    """A process whose files cannot grow beyond a size: the system refuses as it does on a full disk."""
+    command = [sys.executable, "-W", "ignore", "-c", LIMITED.format(size=size, code=code), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("size", [1000, 60_000, 500_000])
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_output(folder, tmp_path, size, suffix):
+    if suffix == "zarr":
+        pytest.importorskip("zarr", reason="zarr is not installed")
+        size //= 100
+    output = tmp_path / f"o.{suffix}"
+    save_dataset(open_dataset(folder / "in.nc"), output)
+    code = "from fastds.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = limited(size, code, *nowcast(folder, output))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == f"fastds nowcast: {output} cannot be written: File too large"
+    with open_dataset(output) as kept:
+        assert kept.equals(open_dataset(folder / "in.nc")) and os.listdir(tmp_path) == [output.name]
+
+
+def test_a_full_disk_under_tables_pictures_weights_and_waiting_fields(tmp_path):
+    code = """
+import os
+import numpy as np
+from fastds import models
+from fastds.plot.style import save_png
+from fastds.tasks.common import inference
+from fastds.tasks.common.tables import write_csv
+from matplotlib.figure import Figure
+inference.MAPPED_BYTES = 0
+os.chdir(sys.argv[1])
+for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda: save_png(Figure(), "a.png"),
+              lambda: models.save(models.create("fczsm-small"), "a.safetensors"),
+              lambda: inference.store((1000, 1000), ".")):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+    done = limited(1000, code, tmp_path)
+    assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
+    said = [f"{name} cannot be written: File too large" for name in ("a.csv", "a.png", "a.safetensors")]
+    assert done.stdout.splitlines() == [*said, "0.0 GB are needed in . while the fields are computed: File too large"]
+
+
+def test_large_fields_are_mapped_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "MAPPED_BYTES", 0)
+    values = inference.store((3, 4), tmp_path)
+    values[...] = 1.0
+    assert isinstance(values, np.memmap) and values.sum() == 12
+
+
+def run(folder, output, moment, number):
+    """The status and the messages of a nowcast that gets a signal once `moment(line of -X importtime)` is true."""
+    command = [sys.executable, "-X", "importtime", "-m", "fastds", *nowcast(folder, output)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if moment(line):
+            process.send_signal(number)
+            break
+    said += process.stderr.readlines()
+    return process.wait(), [line for line in said if not line.startswith("import time:")]
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+@pytest.mark.parametrize("module", ["torch.types", "fastds.ops", "jsonargparse", "xarray", "fastds.tasks.nowcast.run"])
+def test_a_signal_during_imports_is_one_line(folder, tmp_path, number, word, module):
+    status, said = run(folder, tmp_path / "o.nc", lambda line: re.search(rf"\| +{re.escape(module)}$", line), number)
+    assert (status, said) == (128 + number, [f"fastds: {word}\n"]) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_output_is_written_leaves_nothing(folder, tmp_path, number):
+    output = tmp_path / "o.nc"
+    output.write_bytes(b"old")
+    command = [sys.executable, "-m", "fastds", *nowcast(folder, output, "--steps", "100")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while len(os.listdir(tmp_path)) < 2 and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == 128 + number and said.count("\n") == 1, said
+    assert os.listdir(tmp_path) == ["o.nc"] and output.read_bytes() == b"old"
+
+
+def test_a_program_that_imports_the_package_keeps_its_signals():
+    code = "import signal, fastds; print(signal.getsignal(2) is signal.default_int_handler, signal.getsignal(15) == 0)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True True\n"
+
+
+def test_a_folder_is_replaced_and_kept_after_an_error(tmp_path):
+    store = tmp_path / "s.zarr"
+    for text in ("one", "two"):
+        with replacing(store) as temporary:
+            temporary.mkdir()
+            (temporary / "a").write_text(text)
+    with pytest.raises(RuntimeError), replacing(store) as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert (store / "a").read_text() == "two" and os.listdir(tmp_path) == ["s.zarr"]
