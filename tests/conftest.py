@@ -2,6 +2,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in the command: a busy machine makes no test ten times slower
+
 import pytest
 import torch
 
