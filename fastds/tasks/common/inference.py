@@ -168,27 +168,6 @@ def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
         raise OSError(f"{needed}: {os.strerror(error.errno)}") from error
 
 
-@contextlib.contextmanager
-def progress_bar(wanted: bool, total: int, doing: str, unit: str) -> Iterator:
-    """A bar "doing ... 3/7 unit 0:01:02"; yields a function that advances it by one, or None where it is not wanted."""
-    if not wanted:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
-
-
 def mean_spacing_m(source: ReflectivityInput) -> float | None:
     """Geometric mean of the grid spacing along y and x, metres; None where the coordinates do not tell."""
     spacing = grid_spacing_m(source.raw)

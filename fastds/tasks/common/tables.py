@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastds._outputs import replacing
+from fastds.tasks.common.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,11 +46,10 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def tracked(items: Iterable, progress: bool) -> Iterator:
-    """The items, which have a length, with a progress bar where it is wanted."""
-    if not progress:
-        yield from items
-        return
-    from rich.progress import track
-
-    yield from track(items, total=len(items), description="evaluating", transient=True)
+def tracked(items: Collection, progress: bool, unit: str = "starts") -> Iterator:
+    """The items, with a progress bar "evaluating" where it is wanted."""
+    with progress_bar(progress, len(items), "evaluating", unit) as advance:
+        for item in items:
+            yield item
+            if advance is not None:
+                advance()

@@ -39,9 +39,9 @@ from fastds.tasks.common.inference import (
     computing,
     file_to_file,
     loaded,
-    progress_bar,
     store,
 )
+from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.geometry import FULL_CIRCLE, Geometry, geometry, target_by_scale, target_by_spacing
 

@@ -24,7 +24,8 @@ from fastds.data.grid.plausible import (
 )
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field
 from fastds.models.wgan_gp import HumidityGenerator
-from fastds.tasks.common.inference import Report, computing, file_to_file, loaded, progress_bar
+from fastds.tasks.common.inference import Report, computing, file_to_file, loaded
+from fastds.tasks.common.progress import progress_bar
 
 SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a shorter sequence
 _PERCENT = ("%", "percent", "per cent")

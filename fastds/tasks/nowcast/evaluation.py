@@ -115,7 +115,7 @@ def window_scores(
     n = windows.index.shape[1] - windows.known
     thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, windows.floor, windows.ceiling)
     scores = NowcastScores(thresholds, windows.known + n - 1, future=n)
-    for sample in tracked(windows, progress):
+    for sample in tracked(windows, progress, "windows"):
         with torch.inference_mode():
             y = model.roll(sample["x"][None], n)[-1]
         truth = torch.cat([sample["x"], sample["y"]])[None, 1:]

@@ -24,10 +24,10 @@ from fastds.tasks.common.inference import (
     computing,
     file_to_file,
     mean_spacing_m,
-    progress_bar,
     store,
     warn_outside,
 )
+from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.nowcast.forecasts import QUANTITIES, forecast_dataset
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts

@@ -63,7 +63,7 @@ def evaluate(
     source = Pairs(prediction, truth, coarse, var, z_r)
     name = f"{source.name} (PRED)" if source.name in BASELINES else source.name
     sums = {method: scores.Scores() for method in (*BASELINES, name)}
-    for pair in tracked(source, progress):
+    for pair in tracked(source, progress, "pairs"):
         for method, score in sums.items():
             score.add(pair, pair.prediction if method == name else None, BASELINES.get(method))
     rows = {method: score.means() for method, score in sums.items()}

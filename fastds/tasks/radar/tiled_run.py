@@ -12,7 +12,8 @@ from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames
-from fastds.tasks.common.inference import progress_bar, store
+from fastds.tasks.common.inference import store
+from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
