@@ -21,15 +21,16 @@ inline void register_pixel_shuffle(py::module_& m) {
     using namespace pixel_shuffle_bind;
     py::class_<PixelShuffleParams>(m, "PixelShuffleParams", "Sizes and activation of one pixel_shuffle call")
         .def(py::init([](const py::args& given) { return unpack(&make_params, given); }))
-        .def_property_readonly("partials", &pixel_shuffle_partials, "Partial sums of the bias gradient");
+        .def_property_readonly("partials", &pixel_shuffle_partials, "Partial sums of the bias gradient")
+        .def_property_readonly("cpu_partials", &pixel_shuffle_cpu_partials, "The same on a CPU");
     bind(
         m, "pixel_shuffle_forward",
-        [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params, int threads) {
+        [](intptr_t x, intptr_t bias, intptr_t y, bool planes, const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
-            const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
+            const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y), planes};
             FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_forward, params, tensors, threads);
         },
-        "y from x; bias 0: a plain permutation");
+        "y from x; bias 0: a plain permutation; planes: x is NCHW");
     bind(
         m, "pixel_shuffle_backward",
         [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
@@ -44,7 +45,7 @@ inline void register_pixel_shuffle(py::module_& m) {
     bind(m, "pixel_shuffle_forward_cuda", [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params,
                                            int device, intptr_t stream) {
         py::gil_scoped_release release;
-        const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y)};
+        const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y), false};
         pixel_shuffle_forward_cuda(params, tensors, device, pointer(stream));
     });
     bind(m, "pixel_shuffle_backward_cuda",

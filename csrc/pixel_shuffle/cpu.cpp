@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parallel over rows of coarse pixels; bound by memory bandwidth. Blocks of whole registers of channels are permuted in
 // registers, channels left over in narrower blocks and one by one (blocks.h); a single channel has a way of its own
-// (pixels.h).
+// (pixels.h), and so have factors and numbers of channels without such blocks, and planes (places.h).
 #include "core/parallel.h"
 #include "pixel_shuffle/blocks.h"
 #include "pixel_shuffle/pixels.h"
+#include "pixel_shuffle/places.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -19,6 +20,15 @@ constexpr int kBlock = R > 0 && sizeof(T) <= 4 ? kVectorBytes / static_cast<int>
 template <int R, class T>
 constexpr int kBlock = R > 0 && sizeof(T) == 4 ? kVectorBytes / static_cast<int>(sizeof(T)) : 1;
 #endif
+
+// Whether the blocks would leave much to single channels.
+template <int R, class T>
+bool goes_by_places(const Problem<T>& problem) {
+    if constexpr (kWholePixels<R, T>) {
+        if (problem.p.C == 1) return false;
+    }
+    return R != 1 && (kBlock<R, T> == 1 || problem.p.C < kBlock<R, T> || problem.p.C % (kBlock<R, T> / 4) != 0);
+}
 
 template <int N>
 struct Width {
@@ -41,6 +51,7 @@ FASTDS_HD void for_row(const Problem<T>& problem, int64_t first, const Block& bl
 
 template <int R, bool Plain, class T>
 void forward(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
+    if (t.planes || goes_by_places<R>(problem)) return forward_places<Plain>(problem, t, threads);
     const T* x = static_cast<const T*>(t.x);
     const auto* bias = static_cast<const compute_t<T>*>(t.bias);
     T* y = static_cast<T*>(t.y);
@@ -75,10 +86,12 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     A *grad_bias = static_cast<A*>(t.grad_bias), *partials = static_cast<A*>(t.partials);
     const int64_t rows = problem.p.B * problem.p.H, factor = problem.p.r * problem.p.r;
     const int64_t channels = problem.p.C * factor;
-    const int64_t pieces = pixel_shuffle_partials(problem.p);
+    const int64_t pieces = pixel_shuffle_cpu_partials(problem.p);
     // Several rows of sub-pixels in each pass over a row of coarse pixels: few streams for the processor to follow.
     constexpr int at_once = kRowsOf<R, kBlock<R, T>>, passes = R * R > 16 ? R / at_once : 1;
-    parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
+    const bool by_places = goes_by_places<R>(problem);
+    if (by_places) backward_places(problem, t, threads);
+    parallel_for(by_places ? 0 : pieces, threads, [=](int64_t begin, int64_t end) {
         const Problem<T> own = problem;
         for (int64_t piece = begin; piece < end; piece++) {
             A* sums = grad_bias == nullptr ? nullptr : partials + piece * channels;

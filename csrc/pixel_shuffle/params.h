@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // pixel_shuffle: (B, C*r*r, H, W) <-> (B, C, r*H, r*W), channels_last, with bias and activation in the same pass.
 //
-// Every tensor is dense NHWC. Coarse channel c*r*r + i*r + j is channel c of sub-pixel (i, j). Vectors over the coarse
+// Every tensor is dense NHWC, x of the CPU's forward may be dense NCHW. Coarse channel c*r*r + i*r + j is channel c of sub-pixel (i, j). Vectors over the coarse
 // channels (bias and its gradient) are in the compute type and ordered sub-pixel first: element (i*r + j)*C + c.
 #pragma once
 #include <stdint.h>
@@ -24,6 +24,7 @@ struct PixelShuffleForward {
     const void* x;
     const void* bias;  // null: a plain permutation, without activation
     void* y;
+    bool planes;  // x is NCHW; on the CPU
 };
 
 struct PixelShuffleBackward {
@@ -47,6 +48,12 @@ void pixel_shuffle_backward_cuda(const PixelShuffleParams& params, const PixelSh
 static inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
     const int64_t rows = params.B * params.H;
     return rows < 64 ? rows : 64;
+}
+
+// The same on a CPU, where a piece of few pixels costs as much as it sums.
+static inline int64_t pixel_shuffle_cpu_partials(const PixelShuffleParams& params) {
+    const int64_t few = 2 + params.B * params.H * params.W / 256, most = pixel_shuffle_partials(params);
+    return few < most ? few : most;
 }
 
 }  // namespace fastds

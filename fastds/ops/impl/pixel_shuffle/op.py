@@ -76,7 +76,9 @@ def _params(coarse_shape, dtype, r, act, negative_slope):
 
 def _forward(x, r, bias, act, negative_slope):
     y = _fake(x, r, bias, act, negative_slope)
-    coarse = dense(x)
+    on_cuda = native.runs_on_cuda(x)
+    planes = not on_cuda and x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    coarse = x if planes else dense(x)
     ordered = None  # the permutation alone
     if bias is not None:
         ordered = _sub_pixel_first(bias, r, _compute_dtype(x.dtype))
@@ -84,10 +86,10 @@ def _forward(x, r, bias, act, negative_slope):
         ordered = torch.zeros(x.shape[1], dtype=_compute_dtype(x.dtype), device=x.device)
     params = _params(x.shape, x.dtype, r, act, negative_slope)
     addresses = (coarse.data_ptr(), native.address(ordered), y.data_ptr())
-    if native.runs_on_cuda(x):
+    if on_cuda:
         native.module().pixel_shuffle_forward_cuda(*addresses, params, *native.cuda_launch(x))
     else:
-        native.module().pixel_shuffle_forward(*addresses, params, torch.get_num_threads())
+        native.module().pixel_shuffle_forward(*addresses, planes, params, torch.get_num_threads())
     return y
 
 
@@ -112,7 +114,8 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
         grad_x = empty_map(shape, dtype, grad_y)
     if wanted[1]:
         sums = torch.empty((r * r, shape[1] // (r * r)), dtype=_compute_dtype(dtype), device=grad_y.device)
-        partials = torch.empty((params.partials, sums.numel()), dtype=sums.dtype, device=grad_y.device)
+        pieces = params.partials if native.runs_on_cuda(grad_y) else params.cpu_partials
+        partials = torch.empty((pieces, sums.numel()), dtype=sums.dtype, device=grad_y.device)
     addresses = [native.address(t) for t in (grad, result, grad_x, sums, partials)]
     if not native.runs_on_cuda(grad_y):
         module.pixel_shuffle_backward(*addresses, params, torch.get_num_threads())
