@@ -11,6 +11,7 @@ use the layout it likes best. Prints the distribution of (time of the best peer)
 import argparse
 import json
 import math
+import os
 import pathlib
 import random
 from collections.abc import Callable, Iterator
@@ -161,12 +162,51 @@ def draw_lstm_gates(rng: random.Random) -> Case:
     return Case(f"({batch},4*{hidden},{height},{width})", tensors, ours, {"torch": peer, "torch channels_last": peer})
 
 
+def draw_conv_gru_cell(rng: random.Random) -> Case:
+    batch, height, width = maps(rng)
+    inputs, hidden = log_uniform(rng, 1, 128), log_uniform(rng, 4, 128)
+    both = inputs + hidden
+    check(2 * hidden * batch * height * width, 54.0 * batch * height * width * hidden * both)
+    weights = [normal(n * hidden, both, 3, 3) / (3 * both**0.5) for n in (2, 1)]
+    tensors = normal(batch, inputs, height, width), normal(batch, hidden, height, width), *weights
+
+    def peer(x, h, gates, candidate):
+        z, r = F.conv2d(torch.cat([x, h], 1), gates, padding=1).sigmoid().chunk(2, 1)
+        n = F.conv2d(torch.cat([x, r * h], 1), candidate, padding=1).tanh()
+        return z * h + (1 - z) * n
+
+    def ours(x, h, gates, candidate):
+        return ops.conv_gru_cell(x, h, gates, None, candidate, None)
+
+    text = f"({batch},{inputs}+{hidden},{height},{width})"
+    return Case(text, tensors, ours, {"torch": peer, "torch channels_last": peer})
+
+
+def draw_window_attention2d(rng: random.Random) -> Case:
+    (batch, height, width), window = maps(rng), 2 * log_uniform(rng, 1, 15)
+    width_of_head = log_uniform(rng, 1, 64)
+    check(batch * width_of_head * window**2 * height * width)  # what the peer unfolds
+    tensors = tuple(0.7 * normal(batch, width_of_head, height, width) for _ in range(3))
+
+    def peer(q, k, v):
+        half = window // 2
+        k, v = (F.unfold(F.pad(t, (half, window - half - 1) * 2), window).unflatten(1, (-1, window**2)) for t in (k, v))
+        weights = torch.einsum("bcp,bcnp->bnp", q.flatten(2), k).softmax(1)
+        return torch.einsum("bnp,bcnp->bcp", weights, v).view(q.shape)
+
+    text = f"({batch},{width_of_head},{height},{width}), window {window}"
+    peers = {"torch": peer, "torch channels_last": peer}
+    return Case(text, tensors, lambda *t: ops.window_attention2d(*t, window=window), peers)
+
+
 OPS: dict[str, Callable[[random.Random], Case]] = {
     "conv3x3": draw_conv3x3,
+    "conv_gru_cell": draw_conv_gru_cell,
     "conv_lstm_cell": draw_conv_lstm_cell,
     "deform_conv2d": draw_deform_conv2d,
     "lstm_gates": draw_lstm_gates,
     "pixel_shuffle": draw_pixel_shuffle,
+    "window_attention2d": draw_window_attention2d,
 }
 
 
@@ -213,7 +253,7 @@ def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
             continue
         own = "channels_last" if "channels_last" in name else layout
         runs[name] = program(peer, laid_out(case.tensors, own, dtype), mode)
-    seconds = in_turn.medians(runs)
+    seconds = in_turn.quiet(runs)
     best = min((n for n in seconds if n != "fastds"), key=seconds.get)
     return {
         "shape": case.text, "layout": layout, "mode": mode, "ms": 1e3 * seconds["fastds"], "best": best,
@@ -265,13 +305,13 @@ def main() -> None:
     in_turn.SECONDS = options.seconds
     from fastds.info import info
 
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for number, (case, layout, mode) in enumerate(drawn(options.op, options.shapes, options.seed), 1):
         rows.append(measure(case, layout, mode, getattr(torch, options.dtype)))
         print(f"{number}/{options.shapes} {rows[-1]['shape']} {layout} {mode}: {rows[-1]['ratio']:.2f}", flush=True)
     head = {"op": options.op, "dtype": options.dtype, "seed": options.seed, "device": cpu_name()}
     isa = info()["instruction sets"].split()[-2]
-    head |= {"threads": torch.get_num_threads(), "isa": isa, "torch": torch.__version__}
+    head |= {"threads": torch.get_num_threads(), "isa": isa, "torch": torch.__version__, "load": round(load, 1)}
     print(f"\n{head}\n\n{summary(rows)}\n\nslower than the best peer:")
     for row in sorted((r for r in rows if r["ratio"] < SLOW), key=lambda r: r["ratio"]):
         print("{ratio:.2f} {shape} {layout} {mode}: {ms:.3g} against {best_ms:.3g} ms, {best}".format(**row))

@@ -36,6 +36,19 @@ def per_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
     return folded.unflatten(0, (times, batch)).unbind()
 
 
+def hoisting_pays(x: Tensor, weight: Tensor, hidden: int) -> bool:
+    """Whether one convolution of a sequence x (B, T, C, H, W) beats x's part of every step's, as measured on a CPU.
+
+    It reads its weights once, and its gradients are those of one call; but what it gives, several maps of the state's
+    channels for each time, is written and read again, which the steps' fused gates avoid.
+    """
+    if not x.is_cpu:
+        return True
+    batch, _, inputs, height, width = x.shape
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return 16 * batch * height * width <= inputs * hidden or (trains and inputs > hidden)
+
+
 class ConvLSTMCell(nn.Module):
     """Convolutional LSTM, 3x3, no peepholes.
 
@@ -63,15 +76,20 @@ class ConvLSTMCell(nn.Module):
         return conv_lstm_cell(x, h, c, self.gates.weight, self.gates.bias)
 
     def sequence(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run over (B, T, C, H, W); x's share of the gates is one convolution for all T.
+        """Run over (B, T, C, H, W); where it pays, x's share of the gates is one convolution for all T.
 
         Returns:
             every h (B, T, hidden, H, W) and the last state.
         """
+        folded, every = by_time(x), []
         batch, times = x.shape[:2]
+        if not hoisting_pays(x, self.gates.weight, self.hidden_channels):
+            for now in per_time(folded, batch, times):
+                state = self(now, state)
+                every.append(state[0])
+            return torch.stack(every, 1), state
         from_x, from_h = split_sources(self.gates, self.in_channels)
-        shares = per_time(convolve(by_time(x), from_x, self.gates.bias), batch, times)
-        every = []
+        shares = per_time(convolve(folded, from_x, self.gates.bias), batch, times)
         for share in shares:
             if state is None:
                 state = lstm_gates(share, zero_state(share, self.hidden_channels, state_dtype(share)))
@@ -124,18 +142,22 @@ class ConvGRUCell(nn.Module):
         return gru_update(z, candidate, torch.zeros_like(candidate), **self.options)
 
     def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run over (B, T, C, H, W); x's shares of gates and candidate are one convolution each for all T.
+        """Run over (B, T, C, H, W); where it pays, x's shares of gates and candidate are one convolution each for all T.
 
         Returns:
             every h (B, T, hidden, H, W) and the last one.
         """
+        folded, every = by_time(x), []
         (batch, times), n = x.shape[:2], self.in_channels
-        x = by_time(x)
+        if not hoisting_pays(x, self.gates.weight, self.hidden_channels):
+            for now in per_time(folded, batch, times):
+                h = self(now, h)
+                every.append(h)
+            return torch.stack(every, 1), h
         gates_x, gates_h = split_sources(self.gates, n)
         candidate_x, candidate_h = split_sources(self.candidate, n)
-        shares = per_time(convolve(x, gates_x, self.gates.bias), batch, times)
-        candidates = per_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
-        every = []
+        shares = per_time(convolve(folded, gates_x, self.gates.bias), batch, times)
+        candidates = per_time(convolve(folded, candidate_x, self.candidate.bias), batch, times)
         for share, candidate in zip(shares, candidates, strict=True):
             if h is None:
                 h = self.first(share, candidate)
