@@ -142,7 +142,7 @@ class ConvGRUCell(nn.Module):
         return gru_update(z, candidate, torch.zeros_like(candidate), **self.options)
 
     def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run over (B, T, C, H, W); where it pays, x's shares of gates and candidate are one convolution each for all T.
+        """Run over (B, T, C, H, W); where it pays, x's parts of gates and candidate are one convolution each for all T.
 
         Returns:
             every h (B, T, hidden, H, W) and the last one.

@@ -34,7 +34,7 @@ def engine_terms(shape: Shape) -> tuple[int, ...]:
 
 
 def library_terms(shape: Shape) -> tuple[int, ...]:
-    """A call; products, pixels of inputs and outputs, in whole vectors; weights; what laid_out in direct.py reorders."""
+    """A call; products, pixels of inputs and outputs, in whole vectors; weights; what direct.laid_out reorders."""
     batch, channels, height, width, outputs, planes = shape
     pixels, weights, wide = batch * height * width, channels * outputs, _up(outputs, 16)
     maps = pixels * (channels + outputs)
@@ -87,8 +87,8 @@ def kind_of(dtype: torch.dtype) -> str:
 def engine_pays(isa: str, kind: str, backward: bool, shape: Shape) -> bool:
     """Whether the engine is expected to be faster.
 
-    16-bit types without AMX have no factors: on AMD EPYC, whose library has twice the rate there, the engine pays from 16
-    channels on both sides, 8 in the backward pass, unless a field of few tiles reads 36 matrices of weights.
+    16-bit types without AMX have no factors: on AMD EPYC, whose library has twice the rate there, the engine pays from
+    16 channels on both sides, 8 in the backward pass, unless a field of few tiles reads 36 matrices of weights.
     """
     known = FACTORS.get((isa, kind, backward))
     if known is None:

@@ -13,8 +13,8 @@ from fastds.ops.impl.conv3x3 import reference
 def laid_out(map_: Tensor, weight: Tensor) -> Tensor:
     """A map on a CPU in the layout that leaves least to reorder: oneDNN takes all of its tensors in that of the map.
 
-    Results are channels_last; a contiguous weight of more numbers than the maps makes contiguous the cheaper one, and so
-    do contiguous maps of many channels for few outputs. Of a single channel torch asks the strides for the layout:
+    Results are channels_last; a contiguous weight of more numbers than the maps makes contiguous the cheaper one, and
+    so do contiguous maps of many channels for few outputs. Of a single channel torch asks the strides for the layout:
     contiguous takes 10 times as long.
     """
     if not map_.is_cpu:
