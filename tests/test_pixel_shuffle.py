@@ -96,6 +96,25 @@ def test_paths_by_size(dtype, r, channels, size, native):
     assert torch.equal(plain, F.pixel_shuffle(x.detach(), r)) and torch.equal(pixel_unshuffle(plain, r), x.detach())
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CL], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_by_places(dtype, layout, isa):
+    """Rows of several chunks, the last of them shorter, with any factor and number of channels."""
+    for r, (channels, width) in itertools.product((2, 3, 5, 7), ((1, 131), (3, 101), (12, 67), (40, 50))):
+        x, bias = problem(r, channels, (3, width), dtype=dtype, layout=layout)
+        assert torch.equal(pixel_shuffle(x, r), F.pixel_shuffle(x, r))
+        given = x.requires_grad_(), bias.requires_grad_()
+        y = pixel_shuffle(*given[:1], r, bias, "leaky_relu", 0.25)
+        exact = F.pixel_shuffle(F.leaky_relu(x.double() + bias.double()[:, None, None], 0.25), r)
+        torch.testing.assert_close(y.double(), exact.to(dtype).double())
+        grad = torch.randn(y.shape).to(dtype)
+        of_x, of_bias = torch.autograd.grad(y, given, grad)
+        slopes = torch.where(y > 0, grad, 0.25 * grad)
+        assert torch.equal(of_x, F.pixel_unshuffle(slopes, r))
+        expected = F.pixel_unshuffle(torch.where(y > 0, 1.0, 0.25) * grad.double(), r).sum((0, 2, 3))
+        torch.testing.assert_close(of_bias.double(), expected, rtol=0.01, atol=0.05 * expected.abs().max().item())
+
+
 def test_special_values(native):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-42, -1e-42]).view(1, 1, 2, 3)
     for act in ACTS:
