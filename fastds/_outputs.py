@@ -9,7 +9,8 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -85,10 +86,21 @@ def end_at_once() -> None:
         signal.signal(number, _end)
 
 
-def raise_interrupt() -> None:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt, for work that saves its state before it ends."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+class Interrupted(KeyboardInterrupt):
+    """Work that a signal ended after it had saved its state. Attributes: status, of the process; args: a sentence that
+    says how to go on."""
+
+    def __init__(self, number: int, sentence: str):
+        super().__init__(sentence)
+        self.status = 128 + number
+
+
+def take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
+    """Let SIGINT and SIGTERM call a handler, for work that saves its state before it ends; returns what they called
+    before. Signals of a thread other than the main one stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in _SIGNALS}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from fastds._outputs import Interrupted
+
 Config = typing.TypeVar("Config")
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Task -> what is trained. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
@@ -107,6 +109,9 @@ def guarded(command: str, run: Callable[[], object]) -> int:
     except (OSError, ImportError, ValueError, FloatingPointError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as interrupt:
+        print(f"{prog}: {interrupt}", file=sys.stderr)
+        return interrupt.status
     if result is not None:
         print(f"wrote {result}")
     return 0

@@ -4,10 +4,11 @@
 try:
     import lightning as L
     from lightning.pytorch import callbacks, loggers
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.strategies import DDPStrategy
 except ImportError as error:
     raise ImportError(
         f"training needs Lightning ({error}): python -m pip install 'fastds-weather[train]', in a checkout '.[train]'"
     ) from None
 
-__all__ = ["DDPStrategy", "L", "callbacks", "loggers"]
+__all__ = ["DDPStrategy", "L", "TorchCheckpointIO", "callbacks", "loggers"]

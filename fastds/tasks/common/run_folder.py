@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import signal
 
 import torch
 import yaml
 
 from fastds import models
+from fastds._outputs import Interrupted
 from fastds.models import ModelCard
+from fastds.tasks.common.checkpoints import CheckpointFile, LastCheckpoint, Stopped, check_checkpoint, not_resumable
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.inference import check_settings
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
@@ -45,12 +46,6 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def keep_last(output: pathlib.Path) -> callbacks.ModelCheckpoint:
-    """The callback that writes checkpoints/last.ckpt after every epoch, whether or not it was the best."""
-    folder = str(output / "checkpoints")
-    return callbacks.ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False)
-
-
 def run(
     config: RunConfig,
     module: L.LightningModule,
@@ -67,7 +62,8 @@ def run(
     too. options: of the Trainer that replace those below.
 
     Returns: the path of best.safetensors; last.safetensors, checkpoints/, csv/ and config.yaml lie beside it. Raises:
-    ValueError for a run that ends without a finite validation error; KeyboardInterrupt, after Lightning has shut down.
+    ValueError for a run that ends without a finite validation error or a checkpoint that does not fit; Interrupted, a
+    KeyboardInterrupt, when a signal came and the checkpoint is written.
     """
     output = make_folder(config)
     chosen = {
@@ -78,13 +74,14 @@ def run(
         "max_steps": config.max_steps,
         "max_epochs": -1,
         "logger": _loggers(output, tensorboard),
-        "callbacks": [export(output), keep_last(output), *further, *_progress(config)],
+        "callbacks": [export(output), LastCheckpoint(output), *further, *_progress(config)],
         "num_sanity_val_steps": 0,
         "log_every_n_steps": min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
         "enable_progress_bar": config.progress,
         "enable_model_summary": False,
         "default_root_dir": str(output),
         "deterministic": "warn",
+        "plugins": [CheckpointFile()],
     }
     return fit(L.Trainer(**chosen | options), module, data, config)
 
@@ -107,14 +104,22 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
     """Train, from the last checkpoint in config.output where there is one and config.resume asks for it; see run."""
     output = pathlib.Path(config.output)
     last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
-    resume = str(last) if config.resume and last.exists() else None
+    resume = config.resume and last.exists()
+    if resume:
+        check_checkpoint(last, module)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+    except Stopped as stop:
+        go_on = "the same command goes on from there" + ("" if config.resume else " with resume=true")
+        raise Interrupted(stop.number, f"interrupted, step {stop.step} is in {last}: {go_on}") from None
     except SystemExit:
         if not trainer.interrupted:
             raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning has switched it off
         raise KeyboardInterrupt from None
+    except Exception as error:
+        if resume and not trainer.checkpoint_callback.started:  # loops and optimisers say anything of what is foreign
+            raise not_resumable(last, type(error).__name__) from error
+        raise
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
             f"the run ended at step {trainer.global_step} without a finite validation error, and has exported no best "

@@ -106,10 +106,14 @@ class TimedModule(L.LightningModule):
         if self.trainer.world_size > 1:  # random numbers of its own for every process
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
 
-    def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
+    def finished(self) -> bool:
+        """Whether max_steps or max_minutes is reached."""
         limit, last = self.config.max_minutes, self.config.max_steps
+        return (limit is not None and self.clock() >= 60.0 * limit) or (last is not None and self.steps_done() >= last)
+
+    def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
         # Lightning validates before it stops where it is told to, and at its own max_steps it does not.
-        if (limit is not None and self.clock() >= 60.0 * limit) or (last is not None and self.steps_done() >= last):
+        if self.finished():
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -117,11 +121,18 @@ class TimedModule(L.LightningModule):
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.elapsed, self._random_state = checkpoint["elapsed"], checkpoint["random_state"]
+        self.elapsed, self._random_state = float(checkpoint["elapsed"]), checkpoint["random_state"]
+        torch.Generator().set_state(self._random_state)  # raises what a damaged one raises, before the training
         if self.trainer.world_size > 1:
             self._random_state = None  # it is that of the first process
 
     def on_train_epoch_start(self) -> None:
+        self._restore_random_state()
+
+    def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
+        self._restore_random_state()  # of a checkpoint within an epoch, which is not started again
+
+    def _restore_random_state(self) -> None:
         # After a resume, once everything that draws at start has drawn.
         state, self._random_state = self._random_state, None
         if state is not None:

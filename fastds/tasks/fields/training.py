@@ -98,5 +98,4 @@ def train(config: TrainingConfig) -> pathlib.Path:
     begin(config)
     data = FieldData(config.data, config.seed, config.devices)
     module = FieldModule(build_model(config, data), config, data)
-    options = {"log_every_n_steps": 10, "deterministic": None}
-    return run(config, module, data, ExportWeights, further=averaging(config), **options)
+    return run(config, module, data, ExportWeights, further=averaging(config), deterministic=None)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoint a training resumes from: written whole or not at all, after every epoch and when a signal comes."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+from types import FrameType
+
+import torch
+
+from fastds._outputs import replacing, take_signals
+from fastds.tasks.common.lightning_extra import L, TorchCheckpointIO, callbacks
+
+
+class Stopped(BaseException):
+    """A signal has ended a training whose checkpoint is written. Attributes: number, of the signal; step."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(number, step)
+        self.number, self.step = number, step
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Checkpoints that appear beside their target and are renamed; the one before is kept until then."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str, storage_options: None = None) -> None:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            torch.save(checkpoint, part)
+
+
+class LastCheckpoint(callbacks.ModelCheckpoint):
+    """Writes checkpoints/last.ckpt after every epoch, whether or not it was the best, and at the end of the step in
+    which SIGINT or SIGTERM comes, then raises Stopped; in the last step of an epoch after the validation. A second
+    signal ends at once. Attributes: started, whether the training has begun.
+    """
+
+    def __init__(self, output: pathlib.Path):
+        super().__init__(str(output / "checkpoints"), filename="last", save_top_k=1, enable_version_counter=False)
+        self.started, self._number, self._before = False, 0, {}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self.started = True
+        self._before = take_signals(self._signalled)  # Lightning puts back what was there before the training
+        if module.steps_done() and trainer.is_global_zero:
+            print(f"resumed from step {module.steps_done()}", flush=True)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *step) -> None:
+        super().on_train_batch_end(trainer, module, *step)
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or module.finished()
+        if not last and self._stops(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            raise Stopped(self._number, module.steps_done())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, module)
+        if not module.finished() and self._stops(trainer):
+            raise Stopped(self._number, module.steps_done())
+
+    def _stops(self, trainer: L.Trainer) -> bool:
+        """Whether a signal came, to any of the processes."""
+        if trainer.world_size == 1:
+            return self._number > 0
+        if not trainer.strategy.reduce_boolean_decision(self._number > 0, all=False):
+            return False
+        self._number = self._number or signal.SIGTERM
+        return True
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self._number and callable(self._before[number]):
+            self._before[number](number, frame)
+        self._number = number
+
+
+def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
+    """ValueError where a file is no checkpoint of this network; nothing in it is executed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        found = {name: tuple(value.shape) for name, value in state.items()}
+    except Exception:  # torch, zip and pickle raise what they like for damage
+        raise not_resumable(path, "it is damaged, or no checkpoint of fastds") from None
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if found != wanted:
+        name = next(name for name in (*wanted, *found) if wanted.get(name) != found.get(name))
+        raise not_resumable(path, f"{name} is {_shape(found.get(name))} there and {_shape(wanted.get(name))} here")
+
+
+def not_resumable(path: pathlib.Path, why: str) -> ValueError:
+    """The error of a checkpoint that does not fit."""
+    return ValueError(
+        f"{path} is no checkpoint to resume this training from: {why}; give another output, or resume=false"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else " x ".join(map(str, shape)) or "a number"

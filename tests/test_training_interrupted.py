@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings that signals end at any step, and checkpoints that are damaged, foreign or made to harm."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+from fastds import data, models
+from fastds.tasks.common.command import main
+
+SAMPLES = {"batch_size": 2, "epoch_samples": 8, "validation_samples": 4}  # epochs of 4 steps
+CROPS = {"minimum_echo": 0.0, "scales": [1], "intervals": [1], **SAMPLES}
+RUN = {"max_steps": 8, "ema_decay": 0.9, "progress": False, "threads": 1}
+OPTIONS = {
+    "radar": {
+        "data": {"crop": 16, "workers": 0, **CROPS},
+        "model": {"name": "fczsm-small", "options": {
+            "num_features": 8, "offset_groups": 1, "extractor_blocks": 1, "reconstruction_blocks": 1,
+            "alignment": "plain",
+        }},
+    },
+    "nowcast": {
+        "data": {"known": 3, "future": 3, "crop": 24, "halo": 16, **CROPS},
+        "model": {"name": "nowcast-small", "options": {"network": "MSRNN", "hidden": 4}},
+    },
+    "fields": {
+        "data": {
+            "variables": ["r"], "train": [0, 55], "validation": [60, 90], "crop": 12, "halo": 1, "queries": 50,
+            "scales": [1.5, 2.5], "batch_size": 2, "epoch_samples": 8, "test_scales": [2.0],
+        },
+        "model": {"options": {
+            "encoder_options": {"channels": 8, "blocks": 1}, "dpfa_count": 1,
+            "decoder_options": {"width": 16, "heads": 2, "key_width": 4},
+        }},
+    },
+    "humidity": {
+        "data": {"steps": 2, "crop": 8, **SAMPLES},
+        "model": {"name": "wgan-gp-small", "options": {
+            "width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2,
+        }},
+        "critic": {"options": {"width": 4, "down_blocks": 1, "post_blocks": 0, "reduction": 2}},
+        "optimiser": {"warmup_epochs": 1},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    event = data.synthetic_event(seed=3, frames=20, shape=(72, 72), cadence_minutes=10.0)[["reflectivity"]]
+    data.save_dataset(event, folder / "radar.nc")
+    rows, columns = np.arange(40.0)[:, None], np.arange(90.0)
+    waves = np.stack([np.sin(1.1 * rows + 0.3 * t) * np.cos(0.9 * columns - t) for t in range(4)])
+    attrs = {"standard_name": "relative_humidity", "units": "%"}
+    humidity = xr.Dataset({"r": (("time", "latitude", "longitude"), 50 + 30 * waves, attrs)})
+    humidity.to_netcdf(folder / "grid.nc", engine="h5netcdf")
+    return folder
+
+
+def arguments(files, task, output, **changes):
+    """The command line of a tiny training, its options in a file."""
+    path = files / ("radar.nc" if task in ("radar", "nowcast") else "grid.nc")
+    options = OPTIONS[task] | RUN | changes | {"output": str(output)}
+    options["data"] = options["data"] | {"path": str(path)}
+    config = output.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(options))
+    return [task, "--config", str(config)]
+
+
+SIGNALLED = """
+import os, sys
+sys.argv[0] = "fastds"
+import fastds
+from fastds.cli import main
+from fastds.tasks.common.training import TimedModule
+number, step, hook = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
+before = getattr(TimedModule, hook)
+def signalled(self, *arguments):
+    if self.steps_done() == step:
+        os.kill(os.getpid(), number)
+    return before(self, *arguments)
+setattr(TimedModule, hook, signalled)
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def signalled(command, number, step, hook="on_train_batch_start"):
+    """`fastds train` in a process that gets a signal when a hook is called after so many steps."""
+    words = [sys.executable, "-W", "ignore", "-c", SIGNALLED, str(int(number)), str(step), hook, *command]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+
+
+def same_weights(a, b, name="last.safetensors"):
+    a, b = (models.load(folder / name).state_dict() for folder in (a, b))
+    return all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "number", "step", "kept"),
+    [
+        ("radar", signal.SIGINT, 0, 1),
+        ("radar", signal.SIGTERM, 5, 6),
+        ("nowcast", signal.SIGTERM, 1, 2),
+        ("fields", signal.SIGINT, 6, 7),
+        ("humidity", signal.SIGTERM, 2, 3),
+        ("humidity", signal.SIGINT, 3, 4),
+    ],
+)
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_as_if_nothing_were(
+    files, tmp_path, capfd, task, number, step, kept
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = arguments(files, task, cut)
+    done = signalled(command, number, step)
+    last = cut / "checkpoints" / "last.ckpt"
+    said = f"fastds train: interrupted, step {kept} is in {last}: the same command goes on from there\n"
+    assert (done.returncode, done.stderr) == (128 + number, said)
+    assert os.listdir(last.parent) == ["last.ckpt"]
+    assert main(arguments(files, task, whole)) == 0 and "resumed" not in capfd.readouterr().out
+    assert main(command) == 0 and f"resumed from step {kept}\n" in capfd.readouterr().out
+    assert same_weights(whole, cut) and same_weights(whole, cut, "best.safetensors")
+
+
+def test_a_signal_during_the_validation_waits_for_its_end(files, tmp_path):
+    command = arguments(files, "radar", tmp_path / "o")
+    done = signalled(command, signal.SIGINT, 4, "on_validation_start")
+    assert done.returncode == 130 and "interrupted, step 4 is in" in done.stderr
+    assert (tmp_path / "o" / "best.safetensors").exists()
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(files, tmp_path):
+    done = signalled(arguments(files, "radar", tmp_path / "o", max_steps=3), signal.SIGINT, 2)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"wrote {tmp_path}/o/best.safetensors", done.stderr
+
+
+class Harm:
+    """What pickle would carry out: a file is made."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def trained(files, tmp_path_factory):
+    """A checkpoint of four steps."""
+    output = tmp_path_factory.mktemp("trained") / "o"
+    assert main(arguments(files, "radar", output, max_steps=4)) == 0
+    return (output / "checkpoints" / "last.ckpt").read_bytes()
+
+
+def changed(content, change):
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    change(state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "text": lambda whole: b"no checkpoint",
+    "flipped": lambda whole: whole[:300] + bytes(200) + whole[500:],
+    "weights alone": lambda whole: changed(whole, dict.clear),
+    "list": lambda whole: changed(whole, lambda state: state.update(state_dict=[1])),
+    "no loops": lambda whole: changed(whole, lambda state: state.update(loops=3)),
+    "no optimiser": lambda whole: changed(whole, lambda state: state.pop("optimizer_states")),
+    "no clock": lambda whole: changed(whole, lambda state: state.pop("elapsed")),
+    "words for a clock": lambda whole: changed(whole, lambda state: state.update(elapsed="never")),
+    "short random state": lambda whole: changed(whole, lambda state: state.update(random_state=torch.zeros(3))),
+    "another network": lambda whole: changed(whole, lambda s: s["state_dict"].update({"model.x": torch.zeros(2, 3)})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_or_foreign_checkpoint_is_one_sentence(files, tmp_path, capfd, trained, kind):
+    last = tmp_path / "o" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(DAMAGE[kind](trained))
+    damaged = last.read_bytes()
+    assert main(arguments(files, "radar", tmp_path / "o")) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"fastds train: {last} is no checkpoint to resume this training from: "), said
+    assert said.count("\n") == 1 and len(said) < 500 and last.read_bytes() == damaged
+
+
+def test_nothing_in_a_checkpoint_is_carried_out(files, tmp_path, capfd):
+    last = tmp_path / "o" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    torch.save({"state_dict": Harm(tmp_path / "harm")}, last)
+    assert main(arguments(files, "radar", tmp_path / "o")) == 2 and not (tmp_path / "harm").exists()
+    assert "is damaged, or no checkpoint of fastds" in capfd.readouterr().err
+
+
+def test_the_checkpoint_before_is_kept_until_the_next_one_is_whole(files, tmp_path, trained, monkeypatch):
+    """The temporary file lies beside it, so that nothing is copied between file systems."""
+    from fastds.tasks.common import checkpoints
+
+    path, beside = tmp_path / "last.ckpt", []
+    path.write_bytes(trained)
+
+    def torn(checkpoint, part):
+        part.write_bytes(b"half")
+        beside.append((part.parent, path.read_bytes() == trained))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.CheckpointFile().save_checkpoint({}, str(path))
+    assert beside == [(tmp_path, True)] and path.read_bytes() == trained and os.listdir(tmp_path) == ["last.ckpt"]
