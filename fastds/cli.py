@@ -11,12 +11,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from fastds._outputs import is_command
+
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with argv (default: sys.argv[1:]) and return 0, 2 for a user's error, or 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if is_command():
+        sys.unraisablehook = _unraisable
     # These have argument lists of their own, with their own help.
     own = {"train": _train, "study": _study, "info": _info}.get(argv[0] if argv else "")
     if own is not None:
@@ -328,12 +332,18 @@ def _guarded(name: str, run, options) -> int:
         warnings.simplefilter("always", UserWarning)
         try:
             return run(options) or _OK
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, MemoryError) as error:
             print(f"{name}: {_with_options(_sentence(error), names)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
+
+
+def _unraisable(error) -> None:
+    """Say nothing of what h5netcdf raises while it closes a damaged file, whose error has been told."""
+    if not str(getattr(error.object, "__module__", "")).startswith(("h5netcdf", "h5py")):
+        sys.__unraisablehook__(error)
 
 
 def _with_options(sentence: str, names: set[str]) -> str:

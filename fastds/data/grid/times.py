@@ -140,6 +140,8 @@ def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[
     """
     seconds = seconds_since_first(times)
     cadence = most_frequent_step(seconds)
+    if not cadence > 0:
+        raise ValueError(f"times must be at least 1 ms apart, most steps are {float(np.median(np.diff(seconds))):g} s")
     steps = np.diff(seconds)
     gaps = steps >= _GAP * cadence
     odd = ~gaps & (np.abs(steps - cadence) > JITTER * cadence)

@@ -15,11 +15,13 @@ import typing
 import warnings
 from collections.abc import Callable
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fastds._outputs import Interrupted
 
 Config = typing.TypeVar("Config")
+_MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Task -> what is trained. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
@@ -104,10 +106,12 @@ def guarded(command: str, run: Callable[[], object]) -> int:
     try:
         result = run()
     except ArgumentError as error:
-        print(f"{prog}: {' '.join(str(error).split())} (see {command} --help)", file=sys.stderr)
+        said = " ".join(str(error).split())
+        said = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+        print(f"{prog}: {said} (see {command} --help)", file=sys.stderr)
         return 2
-    except (OSError, ImportError, ValueError, FloatingPointError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+    except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
         print(f"{prog}: {interrupt}", file=sys.stderr)
@@ -174,16 +178,38 @@ def _full_names(arguments: list[str], config_class: type) -> list[str]:
     return full
 
 
+def _check_yaml(path: str) -> None:
+    """ValueError for a file that is no YAML, or whose aliases stand for more values than a configuration has."""
+    try:
+        count = _values(yaml.compose(pathlib.Path(path).read_text(), Loader=yaml.SafeLoader), {})
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"--config: {path} is no YAML file: {' '.join(str(error).split())[:200]}") from None
+    if count > _MOST_VALUES:
+        raise ValueError(f"--config: {path} stands for more than {_MOST_VALUES} values by its aliases; write out a few")
+
+
+def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many values a node stands for; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        inside = getattr(node, "value", ())
+        parts = [] if isinstance(inside, str) else [p for x in inside for p in (x if isinstance(x, tuple) else (x,))]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
+
+
 def _resolve_names(arguments: list[str], named: dict[str, pathlib.Path]) -> list[str]:
     resolved, previous = [], None
     for argument in arguments:
         prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
-        if (prefix or previous == "--config") and not pathlib.Path(value).is_file():
-            if value not in named:
-                raise ValueError(
-                    f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
-                )
-            value = str(named[value])
+        if prefix or previous == "--config":
+            if not pathlib.Path(value).is_file():
+                if value not in named:
+                    raise ValueError(
+                        f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
+                    )
+                value = str(named[value])
+            _check_yaml(value)
         resolved.append(prefix + value)
         previous = argument
     return resolved

@@ -58,6 +58,12 @@ class RunConfig:
             raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        sizes = {name: getattr(self.data, name, 1) for name in ("batch_size", "validation_samples", "epoch_samples")}
+        for name, value in sizes.items():
+            least = sizes["batch_size"] if name == "epoch_samples" else 1
+            if value < least:
+                said = "data.batch_size" if name == "epoch_samples" else "1"
+                raise ValueError(f"data.{name} must be at least {said}, got {value}")
         if self.devices < 1 or self.data.batch_size % self.devices:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"

@@ -73,8 +73,9 @@ def check_settings(threads: int | None, precision: str = "fp32") -> None:
     """ValueError for a precision that is not there or a number of threads that is none."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-    if threads is not None and (int(threads) != threads or threads < 1):
-        raise ValueError(f"threads must be a whole number >= 1, got {threads!r}")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if threads is not None and (int(threads) != threads or not 1 <= threads <= most):
+        raise ValueError(f"threads must be a whole number from 1 to {most} on this machine, got {threads!r}")
 
 
 def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:

@@ -14,6 +14,7 @@ from fastds.data.grid.axes import is_latitude, is_longitude
 from fastds.ops.impl.inr_query.points import spacing
 
 FULL_CIRCLE = 360.0
+MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
         (grid.latitude, grid.steps[0], grid.nodes), (grid.longitude, grid.steps[1], grid.periodic and grid.nodes),
     ):  # fmt: skip
         n = values.numel()
+        _check_count("scale", scale, n * scale)
         if keep_ends and values is grid.latitude:
             m = max(2, round((n - 1) * scale) + 1)
             u = torch.arange(m, dtype=torch.float64) * (n - 1) / (m - 1)
@@ -98,6 +100,14 @@ def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
     return result[0], result[1]
 
 
+def _check_count(name: str, value: float, count: float) -> None:
+    """ValueError where an option asks for too many points along an axis."""
+    if count > MOST_POINTS:
+        raise ValueError(
+            f"{name} must leave at most {MOST_POINTS} points along an axis, got {value:g}: {count:.3g} points"
+        )
+
+
 def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
     """Coordinates `degrees` apart from the first row and column on, up to the last ones.
 
@@ -109,6 +119,7 @@ def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
     for values, step, periodic in (
         (grid.latitude, grid.steps[0], False), (grid.longitude, grid.steps[1], grid.periodic),
     ):  # fmt: skip
+        _check_count("grid", degrees, values.numel() * abs(step) / degrees)
         if periodic:
             m = round(FULL_CIRCLE / degrees)
             if abs(m * degrees - FULL_CIRCLE) > 1e-6:

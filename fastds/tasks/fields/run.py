@@ -79,6 +79,9 @@ class FieldModel:
         self.names = [self._find(dataset, wanted) for wanted in self.inputs]
         self.limits = [plausible_range(wanted.get("standard_name"), wanted["units"]) for wanted in self.inputs]
         self.lead = [d for d in dataset[self.names[0]].dims if d not in grid.names]
+        empty = [d for d in self.lead if dataset.sizes[d] == 0]
+        if empty:
+            raise ValueError(f"there is no field: dimension {empty[0]} of variable {self.names[0]} has length 0")
         self.static, self.origin = self._static(static)
         self.model.set_periodic(grid.periodic)
 
@@ -351,6 +354,25 @@ def query_file(
     return Report(model.card.name, {}, [f"wrote {target}: {len(rows)} rows"])
 
 
+def _rows(path: str | os.PathLike) -> list[dict]:
+    """The rows of a CSV file. Raises: ValueError for another encoding than UTF-8 and rows of another length."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for row in (rows := list(reader)):
+                if None in row or None in row.values():
+                    count = sum(value is not None for name, value in row.items() if name is not None)
+                    count += len(row.get(None, []))
+                    columns = len(reader.fieldnames)
+                    raise ValueError(f"{path}: point {rows.index(row) + 1} has {count} values for {columns} columns")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#x} at {error.start}"
+        raise ValueError(f"{path} is not in UTF-8 ({found}): save it as UTF-8 first") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from None
+    return rows
+
+
 def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
     """Rows, latitudes and longitudes of points, see query. Raises: FileNotFoundError; ValueError without a latitude and
     a longitude for each."""
@@ -359,8 +381,7 @@ def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
         where = str(points)
         if not Path(points).is_file():
             raise FileNotFoundError(f"no such file: {points}")
-        with open(points, newline="") as file:
-            stations = list(csv.DictReader(file))
+        stations = _rows(points)
     elif hasattr(points, "keys"):
         names = list(points.keys())
         stations = [dict(zip(names, row, strict=True)) for row in zip(*(points[n] for n in names), strict=True)]
