@@ -214,10 +214,12 @@ def _downscale(options) -> None:
     if task == "fields":
         # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
         _keep_freed_memory(False)
+    if options.truth:
+        from fastds.tasks.radar.evaluation import check_truth_file, evaluate_files
+
+        check_truth_file(options.truth, options.input, options.time_factor or 2, **_reading(options))
     print(run(options.input, options.output, model=options.model, progress=True, **chosen).summary())
     if options.truth:
-        from fastds.tasks.radar.evaluation import evaluate_files
-
         files = options.output, options.truth
         evaluate_files(*files, coarse=options.input, progress=True, **_reading(options)).print()
 
@@ -227,7 +229,7 @@ def _nowcast(options) -> None:
 
     _check_files(options, "truth")
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
-    chosen = _given(options, (*names, "threads", "precision", "model", "picture")) | _reading(options)
+    chosen = _given(options, (*names, "threads", "precision", "model", "picture", "truth")) | _reading(options)
     report = nowcast_file(options.input, options.output, progress=True, **chosen)
     print(_with_options(report.summary(), set(options.keys())))
     if options.truth:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: exit codes, one sentence for a user's error, warnings on one line, quick start."""
 
+import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +115,38 @@ def test_module_runs_and_help_imports_nothing_heavy():
         assert command in text
     run = subprocess.run([sys.executable, "-m", "fastds", "downscale"], capture_output=True, text=True)
     assert run.returncode == 2 and "Traceback" not in run.stderr
+
+
+def moved(folder, tmp_path, change):
+    """A truth that is changed."""
+    with open_dataset(folder / "truth.nc") as truth:
+        save_dataset(change(truth.load()), tmp_path / "other.nc")
+    return str(tmp_path / "other.nc")
+
+
+WRONG_TRUTHS = {
+    "coarse": (lambda t: t.isel(y=slice(0, 32)), "the grids differ: it has .32, 64. pixels, the {} .64, 64."),
+    "elsewhere": (lambda t: t.assign_coords(x=t.x + 5000), "the grids differ: its coordinate x and"),
+    "later": (lambda t: t.assign_coords(time=t.time + np.timedelta64(1, "D")), "{}"),
+    "no radar": (lambda t: t[["crs"]], "no variable of reflectivity was found"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_TRUTHS)
+def test_a_truth_that_does_not_fit_is_refused_before_the_run(folder, tmp_path, capsys, monkeypatch, kind):
+    change, sentence = WRONG_TRUTHS[kind]
+    other, out = moved(folder, tmp_path, change), str(tmp_path / "o.nc")
+    weights = ["--model", f"{folder}/tiny.safetensors", "--truth", other]
+    assert main(["downscale", f"{folder}/in.nc", out, *weights]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("fastds downscale: --truth: "), said
+    words = "it has nowhere all times" if kind == "later" else sentence.format("output will have")
+    assert re.search(words, said) and not os.path.exists(out), said
+    hindcast = [f"{folder}/truth.nc", out, "--model", "persistence", "--steps", "1"]
+    monkeypatch.setattr("fastds.tasks.nowcast.evaluation._installed", lambda: ["persistence"])
+    start = str(synthetic_event(5, 3, (64, 64)).time.values[1])
+    assert main(["nowcast", *hindcast, "--start", start, "--truth", other]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    words = "no start has 1 observed fields" if kind == "later" else sentence.format("input")
+    assert said.startswith("fastds nowcast: --truth: ") and re.search(words, said) and not os.path.exists(out), said
+    assert main(["nowcast", *hindcast, "--start", start, "--truth", f"{folder}/truth.nc"]) == 0

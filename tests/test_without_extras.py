@@ -12,12 +12,7 @@ EXTRAS = (
     "scoringrules", "onnx", "onnxruntime", "openvino", "hypothesis", "pytest", "pysteps",
 )
 
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in EXTRAS:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hidden())
+sys.modules.update(dict.fromkeys(EXTRAS))
 """
 
 

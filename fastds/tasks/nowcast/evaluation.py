@@ -12,7 +12,14 @@ import torch
 import xarray as xr
 from torch import nn
 
-from fastds.data import RAIN_THRESHOLDS, declared, normalised_rates, open_dataset
+from fastds.data import (
+    RAIN_THRESHOLDS,
+    ReflectivityInput,
+    declared,
+    normalised_rates,
+    open_dataset,
+    to_reflectivity,
+)
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
@@ -91,13 +98,45 @@ def evaluate(
         made = {key: method(before[-method.known :], len(after)) for key, method in methods.items()}
         comparison.add(np.where(np.isnan(predicted), np.nan, after), {**made, name: np.nan_to_num(predicted)})
     if not comparison.starts:
-        raise ValueError(
-            f"no start has {known} observed fields before it and all {len(forecasts.leads)} after it: forecasts start "
-            f"from {text_of(forecasts.starts[0])}, the truth ends {text_of(fields.lines[1].times[-1])}"
-        )
+        raise _no_start(known, forecasts.leads, forecasts.starts, fields.lines[1])
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
     return comparison.table(notes * bool(left_out))
+
+
+def check_truth(
+    truth: xr.Dataset,
+    source: ReflectivityInput,
+    starts: Sequence,
+    leads: np.ndarray,
+    *,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+) -> None:
+    """What would make evaluate fail after the fields of source have been forecast, from coordinates alone.
+
+    starts: times. leads: seconds. Raises: ValueError where truth is on another grid or has the fields after no start,
+    or source has not the fields before it that the baselines need."""
+    fields = to_reflectivity(truth, var, z_r=z_r)
+    if fields.shape[1:] != source.shape[1:]:
+        raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
+    for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
+        if dim in fields.raw.coords and own in source.raw.coords:
+            there, here = (np.asarray(c.values, float) for c in (fields.raw[dim], source.raw[own]))
+            if len(here) > 1 and np.abs(there - here).max() > 0.1 * abs(here[1] - here[0]):
+                raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
+    before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
+    known = max((baseline(name).known for name in _installed()), default=1)
+    wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
+    if not any(all(line.has(start, shifts) for line, shifts in wanted) for start in starts):
+        raise _no_start(known, leads, starts, after)
+
+
+def _no_start(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
+    return ValueError(
+        f"no start has {known} observed fields before it and all {len(leads)} after it: forecasts start "
+        f"from {text_of(starts[0])}, the truth ends {text_of(truth.times[-1])}"
+    )
 
 
 def _installed() -> list[str]:

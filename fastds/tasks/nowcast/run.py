@@ -14,7 +14,14 @@ import xarray as xr
 from torch import nn
 
 import fastds
-from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate, to_reflectivity
+from fastds.data import (
+    ReflectivityInput,
+    add_history,
+    declared,
+    open_dataset,
+    reflectivity_to_rate,
+    to_reflectivity,
+)
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
@@ -115,6 +122,7 @@ def nowcast_file(
     *,
     model: nn.Module | str | os.PathLike | None = None,
     picture: str | os.PathLike | None = None,
+    truth: str | os.PathLike | None = None,
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
@@ -123,7 +131,8 @@ def nowcast_file(
     """Nowcast the file source into another, see `nowcast`; `target` appears only when it is complete.
 
     model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
-    forecast and difference. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: what the
+    forecast and difference. truth: the file that the forecasts will be compared with; whether it fits is checked before
+    they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: what the
     file does not tell, see fastds.data.declared. Raises FileNotFoundError, ValueError."""
     if picture is not None:
         check_target(source, Path(picture))
@@ -131,9 +140,18 @@ def nowcast_file(
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         method, note = pick_method(model)
-        out, report = _run(method, dataset, chosen, progress, folder=folder)
+        out, report = _run(method, dataset, chosen, progress, folder, check if truth is not None else None)
         report.notes.insert(0, note)
         return out, report
+
+    def check(*forecasts) -> None:
+        from fastds.tasks.nowcast.evaluation import check_truth
+
+        try:
+            with open_dataset(truth) as file:
+                check_truth(declared(file, missing, units, chosen.var), *forecasts, var=chosen.var, z_r=chosen.z_r)
+        except ValueError as error:
+            raise ValueError(f"truth: {error}") from error
 
     def draw(dataset: xr.Dataset, out: xr.Dataset) -> str:
         from fastds.tasks.nowcast.picture import write_picture
@@ -145,8 +163,9 @@ def nowcast_file(
     return file_to_file(source, target, make, then, missing=missing, units=units, var=chosen.var)
 
 
-def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder):
-    """The forecasts and the report; folder: where large ones are kept in a file, None: in memory."""
+def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
+    """The forecasts and the report; folder: where large ones are kept in a file, None: in memory; check: called with
+    the source, the starts and the leads before anything is computed."""
     method = method if options.block is None else method.in_blocks(options.block)
     method = method.smoothed() if options.smooth else method
     card, source = method.card, to_reflectivity(dataset, options.var, z_r=options.z_r)
@@ -157,10 +176,12 @@ def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, 
     line = Timeline(source.raw[source.dims[0]].values, source.cadence)
     starts, notes = find_starts(line, method.known, interval, options.start, options.every)
     source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=4)
+    leads = [(k + 1) * interval for k in range(steps)]
+    if check is not None:
+        check(source, [start.time for start in starts], np.array(leads))
     z = _forecasts(method, source, starts, steps, factor, options, progress, folder)
     if np.isnan(z[:, 0]).all() and method.known > 1:  # of one field all of it are missing, which check says
         warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 3)
-    leads = [(k + 1) * interval for k in range(steps)]
     form = {"quantity": options.quantity, "law": law, "factor": factor, "floor": card.floor_dbz}
     out = forecast_dataset(source, starts, leads, z, **form)
     settings = _settings(method, factor, interval, options, law, origin)

@@ -33,6 +33,10 @@ class Timeline:
         nearest = int(np.argmin(np.abs(self.seconds - seconds)))
         return nearest if abs(self.seconds[nearest] - seconds) <= JITTER * self.cadence else None
 
+    def has(self, time, shifts: np.ndarray) -> bool:
+        """Whether there is a time at every one of these seconds after a time."""
+        return all(self.find(self.seconds_at(time) + shift) is not None for shift in shifts)
+
     def time_at(self, seconds: float):
         """The time `seconds` after the first."""
         if self.times.dtype.kind == "M":

@@ -7,11 +7,11 @@ import os
 
 import xarray as xr
 
-from fastds.data import declared, open_dataset
+from fastds.data import ReflectivityInput, declared, open_dataset, refine_grid, refine_time, to_reflectivity
 from fastds.models.baselines import advection, bicubic, trilinear
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.pairs import Pairs
+from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, differ, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
@@ -40,6 +40,51 @@ def evaluate_files(
             return evaluate(p, t, var=var, z_r=z_r, progress=progress)
         with open_dataset(coarse) as c:
             return evaluate(p, t, coarse=declared(c, missing, units, var), var=var, z_r=z_r, progress=progress)
+
+
+def check_truth_file(
+    truth: str | os.PathLike,
+    coarse: str | os.PathLike,
+    time_factor: int = 2,
+    *,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    missing: float | None = None,
+    units: str | None = None,
+) -> None:
+    """check_truth of files; an error says that it is of truth."""
+    with open_dataset(coarse) as c, open_dataset(truth) as t:
+        source = to_reflectivity(declared(c, missing, units, var), var, z_r=z_r)
+        try:
+            check_truth(declared(t, missing, units, var), source, var=var, z_r=z_r, time_factor=time_factor)
+        except ValueError as error:
+            raise ValueError(f"truth: {error}") from error
+
+
+def check_truth(
+    truth: xr.Dataset,
+    source: ReflectivityInput,
+    *,
+    var: str | None = None,
+    z_r: tuple[float, float] | None = None,
+    time_factor: int = 2,
+) -> None:
+    """What would make evaluate fail after source has been downscaled, from coordinates alone.
+
+    Raises: ValueError where truth is not on the fine grid, or has not all times between two input times."""
+    fields = to_reflectivity(truth, var, z_r=z_r)
+    shape = tuple(SPACE_FACTOR * n for n in source.shape[1:])
+    if fields.shape[1:] != shape:
+        raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the output will have {shape}")
+    grid = refine_grid(source.dataset, source.raw, SPACE_FACTOR)
+    for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
+        if dim in fields.raw.coords and own in grid.coords and differ(fields.raw[dim].values, grid[own].values):
+            raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
+    there = set(whole_seconds(fields.times))
+    fine = [whole_seconds(refine_time(source.times[part], time_factor)) for part in source.segments]
+    starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
+    if not any(there.issuperset(times[i : i + time_factor + 1]) for times, i in starts):
+        raise ValueError("it has nowhere all times from one input time to the next")
 
 
 def evaluate(

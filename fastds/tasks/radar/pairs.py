@@ -68,17 +68,17 @@ class Pairs:
             raise ValueError("PRED, TRUTH and COARSE have no pair of input times with all times between them in common")
 
     def _find(self) -> list[tuple]:
-        places = [{t: i for i, t in enumerate(_keys(s.times))} for s in (self.fine, self.truth)]
+        places = [{t: i for i, t in enumerate(whole_seconds(s.times))} for s in (self.fine, self.truth)]
         if self.coarse is None:
             factor = 2
             starts = range(0, len(self.fine.times) - factor, factor)
-            pairs = [((i, i + factor), list(_keys(self.fine.times[i : i + factor + 1]))) for i in starts]
+            pairs = [((i, i + factor), list(whole_seconds(self.fine.times[i : i + factor + 1]))) for i in starts]
         else:
             factor = round(self.coarse.cadence / self.fine.cadence)
             if factor not in (2, 4):
                 steps = f"{self.fine.cadence:g} and {self.coarse.cadence:g} s"
                 raise ValueError(f"PRED must have a half or a quarter of COARSE's time step, got {steps}")
-            keys, fine = _keys(self.coarse.times), _keys(self.fine.times)
+            keys, fine = whole_seconds(self.coarse.times), whole_seconds(self.fine.times)
             pairs = []
             for segment in self.coarse.segments:
                 for i in range(segment.start, segment.stop - 1):
@@ -115,7 +115,7 @@ class Pairs:
             yield Pair(coarse, truth, prediction, interior(valid))
 
 
-def _keys(times) -> list[int]:
+def whole_seconds(times) -> list[int]:
     """Times in whole seconds since 1970, so that different encodings of one time agree."""
     if times.dtype.kind == "M":
         return np.round(times.astype("datetime64[ms]").astype(np.int64) / 1000).astype(np.int64).tolist()
@@ -127,8 +127,14 @@ def _check_coordinates(first, second) -> None:
     for dim_a, dim_b in zip(first.dims[1:], second.dims[1:], strict=True):
         if dim_a not in first.raw.coords or dim_b not in second.raw.coords:
             continue
-        a, b = (np.asarray(s.raw[d].values, float) for s, d in ((first, dim_a), (second, dim_b)))
-        if len(a) > 1 and np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]):
+        a, b = (s.raw[d].values for s, d in ((first, dim_a), (second, dim_b)))
+        if differ(a, b):
             raise ValueError(
                 f"the grids differ: coordinate {dim_a} of PRED and {dim_b} of TRUTH are not the same places"
             )
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two coordinates of one length differ by more than a tenth of a cell."""
+    a, b = (np.asarray(values, float) for values in (a, b))
+    return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))
