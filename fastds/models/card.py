@@ -17,7 +17,8 @@ class ModelCard:
         name: of the weights.
         description, licence: free text; licence of the weights.
         training_data: sources, with their licences.
-        input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order.
+        input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order; an input may
+            have "levels_hPa", a list of the pressures it was trained at.
         static_variables: the same of static maps; with "mean" and "std", their normalisation, where the weights hold
             none.
         floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.

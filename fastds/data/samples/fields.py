@@ -16,6 +16,7 @@ from fastds.data.samples.degradation import Degradation, area_mean
 HUMIDITY_RANGE = (0.0, 105.0)  # percent; ice supersaturation and packing reach a little beyond 100
 COARSENINGS = ("mean", "decimate")
 _LEVELS = ("level", "pressure_level", "isobaricInhPa", "plev", "lev")
+_PRESSURES = {"pa": 0.01, "hpa": 1.0, "millibars": 1.0, "millibar": 1.0, "mbar": 1.0, "mb": 1.0}
 
 
 def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float | None = None) -> xr.DataArray:
@@ -61,6 +62,16 @@ def choose_level(field: xr.DataArray, level: float | None = None) -> xr.DataArra
     if level is not None and level not in values:
         raise ValueError(f"variable {field.name!r} has no level {level:g}; there are: {values}")
     return field.isel({vertical: values.index(level if level is not None else values[0])})
+
+
+def pressure_hpa(field: xr.DataArray) -> float | None:
+    """The pressure of a field at one level, hPa; None where its coordinates name none."""
+    for name in _LEVELS:
+        if name in field.coords and field.coords[name].size == 1:
+            units = str(field.coords[name].attrs.get("units", "hPa" if name == "isobaricInhPa" else "")).lower()
+            if units in _PRESSURES:
+                return float(field.coords[name].values) * _PRESSURES[units]
+    return None
 
 
 def _only_field(dataset: xr.Dataset) -> Hashable:
