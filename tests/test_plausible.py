@@ -178,3 +178,28 @@ def test_units_are_told_on_the_command_line(event, tmp_path, capsys):
     assert main([*run, "--var", "paramId_0", "--units", "dBZ", "--missing", "-999"]) == 0
     assert "plausible" not in capsys.readouterr().err
     assert main([*run, "--units", "dBZ", "--missing", "-999"]) == 0  # the only field
+
+
+@pytest.mark.parametrize("task", ["fields", "humidity"])
+@pytest.mark.parametrize(
+    ("value", "attrs", "sentence"),
+    [
+        (-9999.0, {"units": "%"}, "1 of 2880 values of variable r of .*grid.nc are -9999 %, outside .*; mend the file"),
+        (1e32, {"units": "%"}, "1 of 2880 values of variable r .* are 1e.32 %"),
+        (-9999.0, {"units": "%", "missing_value": -9999.0}, "missing"),
+        (50.0, {"units": "%", "scale_factor": 0.0}, "packed with scale_factor 0"),
+    ],
+    ids=["code", "huge", "declared", "packed"],
+)
+def test_implausible_values_are_not_trained_on(tmp_path, capsys, task, value, attrs, sentence):
+    values = np.random.default_rng(0).uniform(20, 80, (2, 24, 60)).astype("float32")
+    values[0, 3, 4] = value
+    field = (("time", "latitude", "longitude"), values, {"standard_name": "relative_humidity"} | attrs)
+    xr.Dataset({"r": field}).to_netcdf(tmp_path / "grid.nc", engine="h5netcdf")
+    command = ["train", task, f"--data.path={tmp_path}/grid.nc", f"--output={tmp_path}/o", "--max_steps=1"]
+    assert (
+        main([*command, *(["--data.variables=[r]"] if task == "fields" else ["--data.steps=2", "--data.crop=16"])]) == 2
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert re.search(sentence, said[-1]) and said[-1].startswith("fastds train: "), said
+    assert not (tmp_path / "o").exists()

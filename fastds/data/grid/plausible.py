@@ -32,6 +32,8 @@ PLAUSIBLE = (
     ("northward_wind", "m s-1", -250.0, 250.0),
 )
 Limits = tuple[float, float]
+_REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
+MEND_FIRST = "mend the file first"  # where no argument says what the file does not
 ALL_MISSING = "every pixel of the input is missing, and so is the output"
 
 
@@ -108,13 +110,15 @@ def check_plausible(
     codes: bool = False,
     refuse: bool = False,
     hint: str = "",
+    remedy: str = _REMEDY,
     all_missing: str = ALL_MISSING,
     stacklevel: int = 2,
 ) -> None:
     """Count what lies outside the limits in fields, NaN = missing, that are read one after another.
 
     name, units: of the variable. codes: they are whole numbers without a scale_factor, see stored_as_codes. refuse: a
-    single value outside is too much. hint: added to what is said about values outside. all_missing: said where all are.
+    single value outside is too much. hint: added to what is said about values outside. remedy: what to do about them.
+    all_missing: said where all are.
     Warns (UserWarning) about some values outside and where all are missing. Raises: ValueError where more than half of
     the values lie outside, or any with codes or refuse, naming the remedy.
     """
@@ -134,12 +138,25 @@ def check_plausible(
         f"{count} of {total} values of variable {name} are {found} {units}, outside the plausible "
         f"{limits[0]:g} to {limits[1]:g} {units}"
     )
-    remedy = "give the value that stands for missing, or the units, with the arguments missing and units"
     if codes:
         remedy = f"they are whole numbers without a scale_factor, so packed codes maybe: unpack them, or {remedy}"
     if codes or refuse or count > total / 2:
         raise ValueError(f"{said}; {remedy}{hint}")
     warnings.warn(f"{said}, and are taken as missing; {remedy}{hint}", UserWarning, stacklevel + 1)
+
+
+def plausible_values(field: xr.DataArray, where: str = "", remedy: str = _REMEDY, stacklevel: int = 2) -> np.ndarray:
+    """The values of a field float32, NaN where missing.
+
+    where: added to its name in messages. Warns (UserWarning) where all are missing. Raises: ValueError, with the
+    remedy, where a single one is implausible, and what check_packing raises."""
+    check_packing(field)
+    units = field.attrs.get("units")
+    limits = None if units is None else plausible_range(field.attrs.get("standard_name"), units)
+    values = without_missing(field.values, field.attrs)
+    form = {"codes": stored_as_codes(field), "refuse": True, "remedy": remedy, "stacklevel": stacklevel + 1}
+    check_plausible(f"{field.name}{where}", [values], limits, units, **form)
+    return values
 
 
 def check_packing(variable: xr.DataArray) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import torch
 from torch import Tensor
 
+from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.io.files import open_dataset
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
@@ -34,7 +35,8 @@ def load_fields(config: DataConfig) -> Tensor:
             field = dataset[name]
             if config.units and field.attrs.get("units") != config.units[i]:
                 raise ValueError(f"{name} is in {field.attrs.get('units')!r}, expected {config.units[i]!r}")
-            stack.append(torch.from_numpy(choose_level(field, config.level).values.astype("float32")))
+            values = plausible_values(choose_level(field, config.level), f" of {config.path}", MEND_FIRST)
+            stack.append(torch.from_numpy(values))
     fields = torch.stack(stack, 1)
     if fields.dim() != 4 or not torch.isfinite(fields).all():
         raise ValueError(f"{config.path}: expected (time, latitude, longitude) without missing values")

@@ -15,13 +15,7 @@ from torch import nn
 import fastds
 from fastds.data import add_history, refine_grid
 from fastds.data.grid.grids import scalar_coordinates
-from fastds.data.grid.plausible import (
-    check_packing,
-    check_plausible,
-    plausible_range,
-    stored_as_codes,
-    without_missing,
-)
+from fastds.data.grid.plausible import plausible_values
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
@@ -99,7 +93,7 @@ def downscale_file(
 def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:
     _check(model, members)
     field = choose_field(dataset, var, level)
-    humid, values = _is_humidity(model, field), _plausible(field)
+    humid, values = _is_humidity(model, field), plausible_values(field, stacklevel=4)
     check_values(values, f"variable {field.name}")
     if humid:
         values = _cut_humidity(values, field.name)
@@ -131,17 +125,6 @@ def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dat
         settings |= {"fastds_members": members, "fastds_seed": seed}
     out = out.assign_attrs(dict(dataset.attrs) | settings)
     return add_history(out, f"fastds {fastds.__version__} downscale with {model.card.name}")
-
-
-def _plausible(field: xr.DataArray) -> np.ndarray:
-    """The values (time, y, x) float32, NaN where missing. Raises: ValueError where some are implausible."""
-    check_packing(field)
-    units = field.attrs.get("units", "")
-    limits = plausible_range(field.attrs.get("standard_name"), units)
-    values = without_missing(field.values, field.attrs)
-    codes = stored_as_codes(field)
-    check_plausible(str(field.name), [values], limits, units, codes=codes, refuse=True, stacklevel=5)
-    return values
 
 
 def _check(model, members):

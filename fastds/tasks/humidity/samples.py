@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.io.files import open_dataset
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
 from fastds.tasks.common.training import SampleData
@@ -30,7 +31,8 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
         if unknown:
             raise ValueError(f"data.sources[{name!r}] has unknown keys {sorted(unknown)}")
         with open_dataset(path) as dataset:
-            field = choose_field(dataset, source.get("variable"), source.get("level")).astype(np.float32).load()
+            field = choose_field(dataset, source.get("variable"), source.get("level"))
+            field = field.copy(data=plausible_values(field, f" of {path}", MEND_FIRST))
         check_values(field.values, path.name)
         if "validation_days" in source:
             regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
