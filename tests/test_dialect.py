@@ -12,7 +12,7 @@ from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.studies.command import configurations as studies
-from fastds.tasks.common.command import TASKS, configurations
+from fastds.tasks.common.command import TASKS, configurations, option_names, with_options
 
 SHARED = {
     "output": "folder", "seed": 3, "max_steps": 7, "max_minutes": 2.5, "learning_rate": 0.25, "ema_decay": 0.5,
@@ -158,3 +158,35 @@ def test_training_without_lightning_says_how_to_install_it(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("fastds train: training needs Lightning") and "'.[train]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--max_steps=0"], "--max_steps and --max_minutes must be positive"),
+        (["--data.path=none.nc"], "--data.path: no such file"),
+        (["--data.path=none.nc", "--data.batch_size=0"], "--data.batch_size must be at least 1"),
+        (["--data.path=none.nc", "--devices=3"], "--devices must be positive and divide --data.batch_size="),
+        (["--data.path=none.nc", "--threads=0"], "--threads must be a whole number"),
+    ],
+)
+def test_options_of_a_training_are_named_as_such(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "fields", "--data.variables=[t]", "--data.path=x", *arguments]
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"fastds train: {sentence}")
+
+
+def test_a_path_or_a_word_is_no_option():
+    names = option_names(importlib.import_module("fastds.tasks.radar.config").TrainingConfig)
+    for text in (
+        "data.path.nc is empty",
+        "in /a/data.crop/x.nc",
+        "the loss must end",
+        "data.nc has no output",
+        "'seed'",
+    ):
+        assert with_options(text, names) == text
+    assert with_options("give resume=false or a smaller learning_rate", names) == (
+        "give --resume=false or a smaller --learning_rate"
+    )

@@ -89,9 +89,8 @@ def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
 
 def not_resumable(path: pathlib.Path, why: str) -> ValueError:
     """The error of a checkpoint that does not fit."""
-    return ValueError(
-        f"{path} is no checkpoint to resume this training from: {why}; give another output, or resume=false"
-    )
+    remedy = "resume=false starts anew, output=FOLDER elsewhere"
+    return ValueError(f"{path} is no checkpoint to resume this training from: {why}; {remedy}")
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

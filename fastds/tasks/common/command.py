@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import logging
 import pathlib
+import re
 import sys
 import typing
 import warnings
@@ -89,15 +90,39 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     task = arguments.pop(0) if first else _task_of(arguments)
 
+    options = importlib.import_module(f"fastds.tasks.{task}.config")
+
     def train() -> pathlib.Path:
-        config = importlib.import_module(f"fastds.tasks.{task}.config").parse_arguments(arguments)
+        config = options.parse_arguments(arguments)
         return importlib.import_module(f"fastds.tasks.{task}.training").train(config)
 
-    return guarded(f"fastds train {task}", train)
+    return guarded(f"fastds train {task}", train, option_names(options.TrainingConfig))
 
 
-def guarded(command: str, run: Callable[[], object]) -> int:
-    """Run a training or a study and print where its result is; a user's error is one sentence and status 2."""
+def option_names(config_class: type) -> set[str]:
+    """The names of the fields of a configuration, those of its parts as data.path."""
+    kinds = typing.get_type_hints(config_class)
+    inside = {name: dataclasses.fields(kinds[name]) for name in _parts(config_class)}
+    return set(kinds) | {f"{name}.{field.name}" for name, fields in inside.items() for field in fields}
+
+
+def with_options(sentence: str, names: set[str]) -> str:
+    """A sentence that names fields of a configuration with the options of the command line: "data.crop must be ..."
+    becomes "--data.crop must be ...". Single words only where they cannot be others: "resume=false", "threads must"."""
+
+    def option(found: re.Match) -> str:
+        name, rest = found[0], sentence[found.end() :]
+        sure = "." in name or "_" in name or rest.startswith("=")
+        sure |= not found.start() and rest.startswith((" must ", ": ", " deblurrer "))
+        return f"--{name}" if name in names and sure else name
+
+    return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, sentence)
+
+
+def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset()) -> int:
+    """Run a training or a study and print where its result is; a user's error is one sentence and status 2.
+
+    names: of options, as errors in Python's words have them."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
     warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
     # Not so here: NewSamples goes on with the samples of the step, wherever an epoch was left.
@@ -111,10 +136,10 @@ def guarded(command: str, run: Callable[[], object]) -> int:
         print(f"{prog}: {said} (see {command} --help)", file=sys.stderr)
         return 2
     except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
-        print(f"{prog}: {interrupt}", file=sys.stderr)
+        print(f"{prog}: {with_options(str(interrupt), names)}", file=sys.stderr)
         return interrupt.status
     if result is not None:
         print(f"wrote {result}")
