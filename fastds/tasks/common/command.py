@@ -139,7 +139,8 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
         print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
-        print(f"{prog}: {with_options(str(interrupt), names)}", file=sys.stderr)
+        if str(interrupt):  # one of several processes says it
+            print(f"{prog}: {with_options(str(interrupt), names)}", file=sys.stderr)
         return interrupt.status
     if result is not None:
         print(f"wrote {result}")

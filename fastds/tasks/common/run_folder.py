@@ -111,7 +111,8 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
     except Stopped as stop:
         go_on = "the same command goes on from there" + ("" if config.resume else " with resume=true")
-        raise Interrupted(stop.number, f"interrupted, step {stop.step} is in {last}: {go_on}") from None
+        said = f"interrupted, step {stop.step} is in {last}: {go_on}" if trainer.is_global_zero else ""
+        raise Interrupted(stop.number, said) from None
     except SystemExit:
         if not trainer.interrupted:
             raise
