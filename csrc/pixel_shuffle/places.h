@@ -38,7 +38,7 @@ struct Chunk {
         const int64_t least = planes ? kPlaneRun : 1, fitting = kChunkElements / each;
         pixels = fitting > least ? fitting : least;
         if (pixels > p.W) pixels = p.W;
-        const int64_t chunks = (p.W + pixels - 1) / pixels;
+        const int64_t chunks = p.W > 0 ? (p.W + pixels - 1) / pixels : 1;
         pixels = (p.W + chunks - 1) / chunks;
         pitch = pixels + 16;  // of two powers of two the larger would crowd few sets of the cache
     }
