@@ -26,6 +26,13 @@ def seed():
 
 
 @pytest.fixture(autouse=True)
+def instruction_set():
+    """FASTDS_TEST_ISA is in force where a test begins, for python -m tests.sanitize."""
+    if "FASTDS_TEST_ISA" in os.environ:
+        _native.module().set_isa(os.environ["FASTDS_TEST_ISA"])
+
+
+@pytest.fixture(autouse=True)
 def poison(monkeypatch):
     """torch.empty and relatives give NaN, so that an element nobody wrote shows."""
 
@@ -34,7 +41,8 @@ def poison(monkeypatch):
             result = allocate(*args, **kwargs)
             if not result.is_floating_point():
                 return result
-            return result.detach().fill_(float("nan")).requires_grad_(result.requires_grad)
+            filled = result.detach().fill_(float("nan"))
+            return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses to be asked
 
         return empty
 

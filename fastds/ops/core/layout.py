@@ -18,7 +18,13 @@ def nhwc(tensor: Tensor) -> Tensor:
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor in channels_last layout without gaps."""
-    return tensor.contiguous(memory_format=CHANNELS_LAST)
+    return tensor.contiguous(memory_format=CHANNELS_LAST).resolve_neg()
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor in contiguous memory, its values as they are: x.conj().imag of one element is contiguous, its sign not
+    in memory."""
+    return tensor.contiguous().resolve_neg()
 
 
 def output_format(like: Tensor) -> torch.memory_format:

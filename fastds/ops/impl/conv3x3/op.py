@@ -266,7 +266,8 @@ def _autocast(x, weight, bias, x2, residual, out_dtype):
         return x, weight, bias, x2, residual
     weight = cast_parameter(weight, dtype)
     bias = cast(bias, weight.dtype) if isinstance(weight, Tensor) else bias
-    return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, out_dtype or dtype)
+    of_result = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
+    return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, of_result)
 
 
 def conv3x3(

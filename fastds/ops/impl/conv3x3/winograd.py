@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.layout import dense, empty_map, nhwc
+from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 
 PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
@@ -42,7 +42,7 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
     module = native.module()
     key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-        weight = weight.contiguous()  # the key is of the part itself: copies of it lie anywhere
+        weight = plain(weight)  # the key is of the part itself: copies of it lie anywhere
     entry, threads = weights.get(key), torch.get_num_threads()
     fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads)
     if not fresh:
@@ -91,7 +91,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     if residual is not None:
         residual = nhwc(residual)
     if bias is not None:
-        bias = bias.contiguous()
+        bias = plain(bias)
     _in_workspace(
         native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
         [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, packed(weight, False, shuffle).data_ptr(),

@@ -9,6 +9,7 @@ recomputed_gates they are not kept and the backward computes them again.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from fastds.ops.core import buffer_pool, native, triton_loader
 from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import dense, empty_map, nhwc
+from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3 import kernels, winograd
@@ -76,6 +77,16 @@ class CellCall:
     keep_pre: bool
 
 
+class Names(NamedTuple):
+    """What messages call the arguments of the convolution."""
+
+    x: str
+    x2: str
+    weight: str = "weight"
+    bias: str = "bias"
+    residual: str = "residual"
+
+
 class ConvPassOps:
     """The registered op of a convolution and a pass; its gradients are those of the two.
 
@@ -90,7 +101,7 @@ class ConvPassOps:
 
     def __init__(self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2")):
         spec = ops.spec
-        self.name, self.ops, self.spec, self.at, self.sources = name, ops, spec, at, sources
+        self.name, self.ops, self.spec, self.at, self.names = name, ops, spec, at, Names(*sources)
         self.gates = spec.inputs[at].gates
         self.others = [i for k, i in enumerate(spec.inputs) if k != at]
         self.tensors = 5 + len(self.others)  # the first arguments
@@ -102,8 +113,8 @@ class ConvPassOps:
             "triton": Backend(self._forward_triton, lambda x, *_: triton_loader.refusal(x), self._prefers_triton),
         }
         self.op = define(
-            f"{name}(Tensor x, Tensor? x2, Tensor weight, Tensor? bias, Tensor? residual, {others}{options}"
-            f"str algorithm, bool keep_pre) -> ({results})",
+            f"{name}(Tensor {sources[0]}, Tensor? {sources[1]}, Tensor weight, Tensor? bias, Tensor? residual, "
+            f"{others}{options}str algorithm, bool keep_pre) -> ({results})",
             reference=self._reference,
             backends=backends,
             fake=lambda *args: self._empty(self._named(args)),
@@ -134,41 +145,42 @@ class ConvPassOps:
         self.spec.check_options(*options)
         check_choice("algorithm", algorithm, ALGORITHMS)
 
-    def check(self, x, x2, weight, bias, residual, *others) -> None:
-        """Refuses what the op cannot take."""
-        first, second = self.sources
+    def check(self, x, x2, weight, bias, residual, *others, names: "Names | None" = None) -> None:
+        """Refuses what the op cannot take; names: of its first arguments in messages."""
+        names = names or self.names
+        first, second = names.x, names.x2
         check_tensor(first, x, 4, DTYPES, None, first)
         exact, widest = (x.dtype,), torch.float64 if x.dtype == torch.float64 else torch.float32
         wide = (x.dtype, widest)
         if x2 is not None:
             check_tensor(second, x2, 4, exact, x.device, first)
-        check_tensor("weight", weight, 4, wide, x.device, first)
+        check_tensor(names.weight, weight, 4, wide, x.device, first)
         if bias is not None:
-            check_tensor("bias", bias, 1, wide, x.device, first)
+            check_tensor(names.bias, bias, 1, wide, x.device, first)
         if residual is not None:
-            check_tensor("residual", residual, 4, exact, x.device, first)
+            check_tensor(names.residual, residual, 4, exact, x.device, first)
         for spec, tensor in zip(self.others, others, strict=True):
             check_tensor(spec.name, tensor, 4, wide if spec.wide else exact, x.device, first)
-        self._check_shapes(x, x2, weight, bias, residual, others)
+        self._check_shapes(x, x2, weight, bias, residual, others, names)
 
-    def _check_shapes(self, x, x2, weight, bias, residual, others) -> None:
+    def _check_shapes(self, x, x2, weight, bias, residual, others, names) -> None:
         batch, inputs, height, width = x.shape
         inputs += 0 if x2 is None else x2.shape[1]
         outputs = weight.shape[0]
         if min(inputs, outputs, height, width) < 1 or outputs % self.gates:
             raise ValueError(
-                f"{self.sources[0]} has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, expected at least one "
+                f"{names.x} has shape {tuple(x.shape)} and {names.weight} {tuple(weight.shape)}, expected at least one "
                 f"of everything and a multiple of {self.gates} outputs"
             )
         for spec, tensor in zip(self.others, others, strict=True):
             check_shape(spec.name, tensor, (batch, outputs // self.gates, height, width))
-        check_shape("weight", weight, (outputs, inputs, 3, 3))
+        check_shape(names.weight, weight, (outputs, inputs, 3, 3))
         if bias is not None:
-            check_shape("bias", bias, (outputs,))
+            check_shape(names.bias, bias, (outputs,))
         if residual is not None:
-            check_shape("residual", residual, (batch, outputs, height, width))
+            check_shape(names.residual, residual, (batch, outputs, height, width))
         if x2 is not None:
-            check_shape(self.sources[1], x2, (batch, x2.shape[1], height, width))
+            check_shape(names.x2, x2, (batch, x2.shape[1], height, width))
 
     # ---- forward
 
@@ -309,7 +321,7 @@ def run_engine(
     """A formula of csrc/gates in the output stage of a convolution, into results and pre."""
     c = convolution.nhwc()
     operands = [*(nhwc(t) for t in others), *results]
-    bias = None if c.bias is None else c.bias.contiguous()
+    bias = None if c.bias is None else plain(c.bias)
     filters = winograd.packed(c.weight, False, 1)
     batch, _, height, width = c.x.shape
     module = native.module()
@@ -326,7 +338,8 @@ def run_engine(
 
 def of_first(weight, x):
     """The part of a weight for the first of two sources; whatever is no tensor is left to the checks."""
-    both = isinstance(weight, Tensor) and isinstance(x, Tensor) and weight.dim() == 4 and x.dim() == 4
+    maps = isinstance(weight, Tensor) and isinstance(x, Tensor) and weight.dim() == 4 and x.dim() == 4
+    both = maps and weight.layout is torch.strided
     return weight[:, : x.shape[1]] if both else weight
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import check_choice, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import empty_map
 from fastds.ops.core.registry import define
@@ -23,7 +23,7 @@ from fastds.ops.impl.conv3x3 import kernels
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, weight_gradients_wanted
 from fastds.ops.impl.conv3x3.op import differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
-from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, engine_runs, run_engine
+from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, Names, engine_runs, run_engine
 from fastds.ops.impl.gates.op import GRU_RESET_PACKED, GRU_UPDATE, check_update_options
 from fastds.ops.impl.gates.passes import KERNELS, run
 from fastds.ops.impl.gates.reference import gru_update as reference_update
@@ -117,9 +117,15 @@ def _run(formula: str, options: Options, like: Tensor, *operands) -> None:
 def _check(*args) -> None:
     inputs = Inputs(*args[:_TENSORS])
     gates, h = inputs.gates(), inputs.h
-    RESET.check(gates.x, gates.x2, gates.weight, gates.bias, gates.residual, h)
+    both = ("h", "") if inputs.x is None else ("x", "h")
+    names = Names(*both, "gates_weight", "gates_bias", "shares[0]")
+    RESET.check(gates.x, gates.x2, gates.weight, gates.bias, gates.residual, h, names=names)
     c = inputs.candidate(h)
-    UPDATE.check(c.x, c.x2, c.weight, c.bias, c.residual, h, h)
+    weight = inputs.candidate_weight
+    check_tensor("candidate_weight", weight, 4, DTYPES, h.device, both[0])
+    check_shape("candidate_weight", weight, (h.shape[1], *inputs.gates_weight.shape[1:]))
+    names = Names(*both, "candidate_weight", "candidate_bias", "shares[1]")
+    UPDATE.check(c.x, c.x2, c.weight, c.bias, c.residual, h, h, names=names)
     *update, algorithm = args[_TENSORS:]
     check_update_options(*update)
     check_choice("algorithm", algorithm, ALGORITHMS)

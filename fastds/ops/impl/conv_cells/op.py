@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import autocast, number
+from fastds.ops.core.arguments import autocast, check_dense, number
 from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
 from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
@@ -83,13 +83,25 @@ def conv_gru_cell(
     """
     if (x is None) == (shares is None):
         raise ValueError("expected either x or shares, got " + ("neither" if x is None else "both"))
+    if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
+        raise TypeError(f"shares must be a pair of tensors, x's parts of gates and candidate, got {shares!r:.80}")
     of_gates, of_candidate = shares or (None, None)
     tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
     tensors = autocast(tensors, parameters=(2, 3, 4, 5))
     options = (keep, act, number("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return STEP(*tensors, *options, current())[0]
-    return _without_gradients(*tensors, options)
+    try:
+        return _without_gradients(*tensors, options)
+    except (RuntimeError, TypeError, ValueError):  # of an op that knows its own arguments alone
+        STEP.check(*tensors, *options, current())
+        check_dense(_GRU_NAMES, tensors)
+        raise
+
+
+_GRU_NAMES = (
+    "h", "x", "gates_weight", "gates_bias", "candidate_weight", "candidate_bias", "shares[0]", "shares[1]",
+)  # fmt: skip
 
 
 def _without_gradients(

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, nhwc, output_format
+from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, nhwc, output_format, plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
@@ -28,9 +28,13 @@ def _pair(value) -> tuple:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_pair(name: str, pair, least: int) -> None:
-    if len(pair) != 2 or not all(isinstance(v, int) and least <= v < _END for v in pair):
-        given = pair[0] if pair[1:] == pair[:1] else tuple(pair)
+    if len(pair) != 2 or not all(_is_count(v) and least <= v < _END for v in pair):
+        given = pair[0] if len(pair) == 2 and pair[0] == pair[1] else tuple(pair)
         raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_END - 1}, got {given!r}")
 
 
@@ -118,7 +122,7 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
     if y.numel():
         # Every tensor that gives its address stays bound to a name until the call returns.
         x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
-        weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
+        weight, bias = plain(weight), None if bias is None else plain(bias)
         dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
         module, cuda = native.module(), native.runs_on_cuda(input)
         if cuda:
@@ -189,7 +193,7 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
     if grad_y.numel() == 0:
         return [grad.zero_() for grad in grads if grad is not None]
     grad_y = dense(grad_y)
-    x, offset, mask, weight = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask), weight.contiguous()
+    x, offset, mask, weight = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask), plain(weight)
     cuda = native.runs_on_cuda(input)
     if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
         mask = dense(mask)  # its largest value is searched

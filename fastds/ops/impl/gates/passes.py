@@ -119,6 +119,7 @@ def run(formula: str, like: Tensor, channels: int, operands, option: float, slop
         if tensor is None:
             addresses += [(0, 0, native.DTYPE_CODES[like.dtype])] * count
             continue
+        tensor = tensor.resolve_neg()
         row = _row(tensor, layout)
         if row is None:
             tensor = tensor.contiguous(memory_format=layout)

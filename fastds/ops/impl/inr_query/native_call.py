@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.layout import dense, nhwc
+from fastds.ops.core.layout import dense, nhwc, plain
 from fastds.ops.impl.inr_query.query import Query
 from fastds.ops.impl.inr_query.reference import ENSEMBLES, FEATURES
 
@@ -51,7 +51,7 @@ class Call:
 
 
 def _exactly(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype).contiguous()
+    return None if tensor is None else plain(tensor.detach().to(dtype))
 
 
 def _columns(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -162,6 +162,15 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
     return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
 
 
+def _valid(query: Query, omega: Tensor) -> Tensor:
+    """(B * Q,) whether a query has a corner: of its features, and of the skip, which areas do not weigh."""
+    valid = omega.sum(1) > 0
+    if query.skip is not None and query.weighting == "areas":
+        skip = query.of_skip()
+        valid &= _features(Call(skip, trunk=False), skip)[1].sum(1) > 0
+    return valid
+
+
 def _chunk(grad_y: Tensor, query: Query, layers, with_skip: bool) -> Gradients:
     outputs = query.outputs
     call = Call(query, trunk=False)
@@ -169,7 +178,7 @@ def _chunk(grad_y: Tensor, query: Query, layers, with_skip: bool) -> Gradients:
     rows = rows.to(grad_y.dtype)
     grad_y = grad_y.reshape(-1, outputs)
     if query.mask is not None:
-        grad_y = torch.where((omega.sum(1) > 0)[:, None], grad_y, 0)
+        grad_y = torch.where(_valid(query, omega)[:, None], grad_y, 0)
     grad_rows = grad_y
     if query.ensemble == "late":
         grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs)

@@ -42,13 +42,15 @@ def inr_query(
         else:
             first_key = channels(feature, ensemble, maps.shape[1], heads, dk)[1]
             y = mlp(_early(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
+    valid = None if mask is None else corners.valid
     if skip is not None:
         along = corners
         if ensemble == "none" or weighting == "areas":
             along = Corners(base, frac, axes, maps, mask, wrap, False, "bilinear", dtype)
         y = y + sum(w[..., None] * along.gather(to(skip), j) for j, w in enumerate(along.weights))
+        valid = None if mask is None else valid & along.valid
     if mask is not None:
-        y = torch.where(corners.valid[..., None], y, math.nan)
+        y = torch.where(valid[..., None], y, math.nan)
     return y.to(out_dtype)
 
 
@@ -184,7 +186,7 @@ def _early(ensemble, h, maps, corners, rho_bias, heads, dk, first_key):
     logits, weights = torch.stack(logits), torch.stack(corners.weights)[..., None]
     present = weights > 0
     top = torch.where(present, logits, -math.inf).amax(0).detach()
-    top = torch.where(torch.isfinite(top), top, 0)
+    top = torch.where(present.any(0), top, 0)
     e = weights * torch.exp(torch.where(present, logits - top, 0))
     total = e.sum(0)
     alpha = e / torch.where(total > 0, total, 1)

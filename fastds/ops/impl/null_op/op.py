@@ -10,6 +10,7 @@ from torch import Tensor
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.null_op import reference
 
@@ -37,7 +38,7 @@ def _check_backward(grad_y, x, wanted) -> None:
 def _dense(x: Tensor) -> Tensor:
     """x itself where it is dense, else a copy, on the CPU in the workspace that the thread keeps for all ops."""
     if x.is_contiguous() or not x.is_cpu:
-        return x.contiguous()
+        return plain(x)
     return native.workspace(x.nbytes)[: x.nbytes].view(x.dtype).view(x.shape).copy_(x)
 
 

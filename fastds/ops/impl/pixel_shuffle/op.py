@@ -7,7 +7,7 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope, check_tensor, number
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import dense, empty_map
+from fastds.ops.core.layout import dense, empty_map, plain
 from fastds.ops.core.registry import define
 from fastds.ops.impl.pixel_shuffle import reference
 
@@ -65,7 +65,7 @@ def _sub_pixel_first(vector: Tensor, r: int, dtype: torch.dtype) -> Tensor:
     """(C*r*r,) in the order of coarse channels -> the order of the kernels, sub-pixel first."""
     vector = vector.detach().to(dtype)
     one_order = r == 1 or len(vector) == r * r
-    return vector.contiguous() if one_order else vector.view(-1, r * r).t().contiguous()
+    return plain(vector if one_order else vector.view(-1, r * r).t())
 
 
 def _params(coarse_shape, dtype, r, act, negative_slope):

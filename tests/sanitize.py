@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m tests.sanitize: builds ASan+UBSan and TSan and runs the op tests under them, in parts that are resumed.
+
+A part is a sanitizer, an instruction set and a test file; under TSan only tests with "thread" in their names, because
+nothing else is computed by several threads at once. Parts that ended well are not run again while the sources of the
+native module stay the same; what a part said is in build/sanitize.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fastds._source_hash import source_hash
+from fastds.ops.core import native
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = {"asan": ("libasan.so", "libstdc++.so"), "tsan": ("libtsan.so",)}
+OPTIONS = {
+    "asan": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+    "tsan": {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1"},
+}
+SELECTED = {"asan": (), "tsan": ("-k", "thread")}
+FINDINGS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
+NAMES = ("null_op", "gates", "gru", "output_gate", "pixel_shuffle", "conv3x3", "conv_", "deform_conv2d", "inr_query")
+NAMES += ("window_attention", "op_arguments", "registered_ops", "fuzz")
+
+
+def op_tests() -> list[str]:
+    """Test files of the ops; those that compare with other packages are about numbers alone."""
+    files = {path.name for path in (ROOT / "tests").glob("test_*.py") if any(n in path.name for n in NAMES)}
+    return sorted(name for name in files if "peers" not in name)
+
+
+def isas() -> list[str]:
+    """Instruction sets to force one after the other: those that this machine and the build have."""
+    info = native.module().build_info()
+    return [isa for isa in info["isa_usable"] if isa in info["isa_built"] and isa != "baseline"] or ["baseline"]
+
+
+def built(kind: str) -> Path:
+    """The folder with the module of a sanitizer, made where there is none of these sources."""
+    folder = ROOT / "build" / kind
+    stamp = folder / "source_hash"
+    if not stamp.exists() or stamp.read_text() != source_hash(ROOT):
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder)]
+        command += ["--build-temp", str(folder / "temp")]
+        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "FASTDS_DEBUG": kind, "FASTDS_CUDA": "0"})
+        stamp.write_text(source_hash(ROOT))
+    return folder
+
+
+def environment(kind: str, isa: str, folder: Path) -> dict[str, str]:
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in LIBRARIES[kind]
+    ]
+    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    own = {"LD_PRELOAD": " ".join(libraries), "PYTHONPATH": path, "FASTDS_TEST_ISA": isa, "FASTDS_REQUIRE_NATIVE": "1"}
+    return {**os.environ, **OPTIONS[kind], **own}
+
+
+def part(kind: str, isa: str, test: str, folder: Path, log: Path) -> dict:
+    """Runs one part; what it said goes to the log, its outcome comes back."""
+    command = [sys.executable, "-m", "pytest", "-s", "-q", "-p", "no:cacheprovider", f"tests/{test}", *SELECTED[kind]]
+    start = time.monotonic()
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment(kind, isa, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = run.stdout.decode(errors="replace")
+    log.write_text(said)
+    found = sum(said.count(words) for words in FINDINGS)
+    outcome = "clean" if run.returncode in (0, 5) and not found else f"exit status {run.returncode}"  # 5: no such test
+    tests = next((line for line in reversed(said.splitlines()) if " in " in line), "")
+    return {"findings": found, "outcome": outcome, "tests": tests.strip("= "), "seconds": time.monotonic() - start}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sanitize", description=__doc__.splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", choices=list(LIBRARIES), default=list(LIBRARIES))
+    parser.add_argument("--tests", nargs="+", choices=op_tests(), default=op_tests(), metavar="FILE")
+    args = parser.parse_args()
+    logs = ROOT / "build" / "sanitize"
+    logs.mkdir(parents=True, exist_ok=True)
+    rows, file = [], logs / f"{source_hash(ROOT)}.json"
+    done = json.loads(file.read_text()) if file.exists() else {}
+    for kind in args.kinds:
+        folder = built(kind)
+        for isa in isas():
+            for test in args.tests:
+                name = f"{kind} {isa} {test}"
+                if done.get(name, {}).get("outcome") != "clean":
+                    done[name] = part(kind, isa, test, folder, logs / f"{name.replace(' ', '-')}.log")
+                    file.write_text(json.dumps(done, indent=1))
+                rows.append((name, done[name]))
+                print(f"{name:56}{row(done[name])}", flush=True)
+    total = sum(r["seconds"] for _, r in rows)
+    bad = [name for name, r in rows if r["outcome"] != "clean"]
+    print(
+        f"{len(rows)} parts, {total:.0f} s, {sum(r['findings'] for _, r in rows)} findings; not clean: {bad or 'none'}"
+    )
+    return 1 if bad else 0
+
+
+def row(result: dict) -> str:
+    return f"{result['findings']:4} findings  {result['outcome']:16}{result['seconds']:6.0f} s  {result['tests']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
