@@ -6,34 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map
+from fastds.ops.core.layout import dense
 from fastds.ops.impl.conv3x3 import reference
-
-
-def laid_out(map_: Tensor, weight: Tensor) -> Tensor:
-    """A map on a CPU in the layout that leaves least to reorder: oneDNN takes all of its tensors in that of the map.
-
-    Results are channels_last; a contiguous weight of more numbers than the maps makes contiguous the cheaper one, and
-    so do contiguous maps of many channels for few outputs. Of a single channel torch asks the strides for the layout:
-    contiguous takes 10 times as long.
-    """
-    if not map_.is_cpu:
-        return map_
-    batch, channels, height, width = map_.shape
-    wide = weight.numel() > batch * height * width * (weight.shape[0] + weight.shape[1])
-    if wide and weight.is_contiguous():
-        return map_.contiguous()
-    if 8 * weight.shape[0] <= channels and map_.is_contiguous():
-        return map_
-    if channels > 1:
-        return map_.contiguous(memory_format=CHANNELS_LAST)
-    return map_.contiguous().view(batch, height, width, 1).permute(0, 3, 1, 2)
 
 
 def _conv2d(x, weight, bias, padding_mode):
     if padding_mode == "zeros":
-        return F.conv2d(laid_out(x, weight), weight, bias, padding=1)
-    return F.conv2d(laid_out(reference.pad(x, padding_mode), weight), weight, bias)
+        return F.conv2d(x, weight, bias, padding=1)
+    return F.conv2d(reference.pad(x, padding_mode), weight, bias)
 
 
 def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
@@ -76,25 +56,24 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
 
 
-def _gradients(grad, x, weight, padding_mode, wanted):
-    """Gradients of one source, its part of the weight and the bias, as far as wanted, by the library in x's dtype."""
+def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight):
+    """Gradients of one source and its part of the weight by the library, in x's dtype."""
     source = x if padding_mode == "zeros" else reference.pad(x, padding_mode)
     padding = 1 if padding_mode == "zeros" else 0
-    weight = weight.to(x.dtype)
-    source, grad = (laid_out(t, weight) for t in (source, grad.to(x.dtype)))
-    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad, source, weight, [weight.shape[0]], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1, wanted
-    )
-    if wanted[0]:
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(x.dtype), source, weight.to(x.dtype), None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        [wanted_x, wanted_weight, False],
+    )  # fmt: skip
+    if wanted_x:
         grad_x = dense(grad_x if padding else reference.fold(grad_x, padding_mode))
-    return grad_x, grad_weight, grad_bias
+    return grad_x, grad_weight
 
 
 @outside_autocast
 def grad_x(grad, weight, padding_mode, dtype):
     batch, _, height, width = grad.shape
-    like = empty_map((batch, weight.shape[1], height, width), dtype, grad)
-    return _gradients(grad, like, weight, padding_mode, [True, False, False])[0]
+    like = torch.empty((1, 1, 1, 1), dtype=dtype, device=grad.device).expand(batch, weight.shape[1], height, width)
+    return _gradients(grad, like, weight, padding_mode, True, False)[0]
 
 
 @outside_autocast
@@ -102,25 +81,22 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
     parts = []
     for source in (x, x2):
         if source is not None:
-            like = torch.empty((grad.shape[1], source.shape[1], 3, 3), dtype=source.dtype, device=grad.device)
-            parts.append(_gradients(grad, source, like, padding_mode, [False, True, False])[1].to(dtype))
+            like = torch.empty((1, 1, 1, 1), dtype=source.dtype, device=grad.device)
+            like = like.expand(grad.shape[1], source.shape[1], 3, 3)
+            parts.append(_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
     return torch.cat(parts, 1).contiguous()
 
 
 @outside_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    grad = grad_y if y is None else torch.ops.aten.leaky_relu_backward(grad_y, y, negative_slope, True)
-    grad = grad if shuffle == 1 else reference.unshuffled(grad, shuffle)
-    split, exact = x.shape[1], weight.dtype == x.dtype == grad.dtype  # else the bias is summed in float32
-    asked = [wanted[0], wanted[1], wanted[2] and exact]
-    grad_x, grad_weight, grad_bias = _gradients(grad, x, weight[:, :split], padding_mode, asked)
+    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+    split = x.shape[1]
+    grad_x, grad_weight = _gradients(grad, x, weight[:, :split], padding_mode, wanted[0], wanted[1])
     grad_x2 = None
     if x2 is not None:
-        asked = [wanted[3], wanted[1], False]
-        grad_x2, rest, _ = _gradients(grad, x2, weight[:, split:], padding_mode, asked)
+        grad_x2, rest = _gradients(grad, x2, weight[:, split:], padding_mode, wanted[3], wanted[1])
         grad_weight = torch.cat([grad_weight, rest], 1) if wanted[1] else None
-    if wanted[2] and not exact:
-        grad_bias = bias_gradient(grad, weight.dtype)
+    grad_bias = bias_gradient(grad, weight.dtype) if wanted[2] else None
     if wanted[1]:
         grad_weight = grad_weight.to(weight.dtype).contiguous()
     return [grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None]
