@@ -15,15 +15,7 @@ TURN_SECONDS, LEAST_CALLS, MOST_CALLS, LEAST_TURNS = 0.01, 3, 30, 3
 
 def medians(runs: dict) -> dict[object, float]:
     """Median seconds of a call of each of {name: callable}."""
-    times = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    turns, end = 0, time.perf_counter() + SECONDS * len(runs)
-    while turns < LEAST_TURNS or time.perf_counter() < end:
-        for name, run in runs.items():
-            times[name] += _turn(run)
-        turns += 1
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return {name: statistics.median(sum(turns, [])) for name, turns in _turns(runs).items()}
 
 
 def quiet(runs: dict) -> dict[object, float]:
@@ -31,15 +23,20 @@ def quiet(runs: dict) -> dict[object, float]:
 
     A call of two threads that shares a core waits a time slice at every barrier: single calls say little then.
     """
-    fastest = {name: [] for name in runs}
+    return {name: statistics.median(map(min, turns)) for name, turns in _turns(runs).items()}
+
+
+def _turns(runs: dict) -> dict[object, list[list[float]]]:
+    """Seconds of the calls of every turn, the first call of all left out."""
+    times = {name: [] for name in runs}
     for run in runs.values():
         run()
     turns, end = 0, time.perf_counter() + SECONDS * len(runs)
     while turns < LEAST_TURNS or time.perf_counter() < end:
         for name, run in runs.items():
-            fastest[name].append(min(_turn(run)))
+            times[name].append(_turn(run))
         turns += 1
-    return {name: statistics.median(taken) for name, taken in fastest.items()}
+    return times
 
 
 def _turn(run: Callable) -> list[float]:
