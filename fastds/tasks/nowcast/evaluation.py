@@ -122,8 +122,7 @@ def check_truth(
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
     for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
         if dim in fields.raw.coords and own in source.raw.coords:
-            there, here = (np.asarray(c.values, float) for c in (fields.raw[dim], source.raw[own]))
-            if len(here) > 1 and np.abs(there - here).max() > 0.1 * abs(here[1] - here[0]):
+            if _elsewhere(fields.raw[dim], source.raw[own]):
                 raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
     known = max((baseline(name).known for name in _installed()), default=1)
@@ -210,7 +209,12 @@ def _check_grid(forecasts: Forecasts, source, what: str) -> None:
         )
     for dim, own in zip(source.dims[1:], forecasts.variable.dims[-2:], strict=True):
         if dim in source.raw.coords and own in forecasts.variable.coords:
-            there, here = (np.asarray(c.values, float) for c in (source.raw[dim], forecasts.variable[own]))
-            there = there[: factor * len(here)].reshape(-1, factor).mean(1)
-            if np.abs(there - here).max() > 0.1 * abs(here[1] - here[0]):
+            if _elsewhere(source.raw[dim], forecasts.variable[own], factor):
                 raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are other places")
+
+
+def _elsewhere(fine: xr.DataArray, coarse: xr.DataArray, factor: int = 1) -> bool:
+    """Whether the means of `factor` neighbours of a coordinate lie off those of another by a tenth of its step."""
+    here = np.asarray(coarse.values, float)
+    there = np.asarray(fine.values, float)[: factor * len(here)].reshape(-1, factor).mean(1)
+    return len(here) > 1 and bool(np.abs(there - here).max() > 0.1 * abs(here[1] - here[0]))
