@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import xarray as xr
 
 from fastds import data as fd
@@ -102,3 +103,9 @@ def _last_fifth(file: pathlib.Path, least: int) -> dict[str, list[int]]:
             f"{_GAP} between them"
         )
     return {"train": [0, split - _GAP], "validation": [split, frames]}
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two coordinates of one length differ by more than a tenth of a cell."""
+    a, b = (np.asarray(values, float) for values in (a, b))
+    return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))

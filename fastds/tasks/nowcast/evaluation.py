@@ -23,7 +23,7 @@ from fastds.data import (
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
-from fastds.tasks.common.radar_files import open_reflectivity
+from fastds.tasks.common.radar_files import differ, open_reflectivity
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.methods import BASELINES, baseline
@@ -121,9 +121,8 @@ def check_truth(
     if fields.shape[1:] != source.shape[1:]:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
     for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
-        if dim in fields.raw.coords and own in source.raw.coords:
-            if _elsewhere(fields.raw[dim], source.raw[own]):
-                raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
+        if dim in fields.raw.coords and own in source.raw.coords and differ(source.raw[own], fields.raw[dim]):
+            raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are other places")
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
     known = max((baseline(name).known for name in _installed()), default=1)
     wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
@@ -209,12 +208,6 @@ def _check_grid(forecasts: Forecasts, source, what: str) -> None:
         )
     for dim, own in zip(source.dims[1:], forecasts.variable.dims[-2:], strict=True):
         if dim in source.raw.coords and own in forecasts.variable.coords:
-            if _elsewhere(source.raw[dim], forecasts.variable[own], factor):
+            here, there = forecasts.variable[own].values, np.asarray(source.raw[dim].values, float)
+            if differ(here, there[: factor * len(here)].reshape(-1, factor).mean(1)):
                 raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are other places")
-
-
-def _elsewhere(fine: xr.DataArray, coarse: xr.DataArray, factor: int = 1) -> bool:
-    """Whether the means of `factor` neighbours of a coordinate lie off those of another by a tenth of its step."""
-    here = np.asarray(coarse.values, float)
-    there = np.asarray(fine.values, float)[: factor * len(here)].reshape(-1, factor).mean(1)
-    return len(here) > 1 and bool(np.abs(there - here).max() > 0.1 * abs(here[1] - here[0]))

@@ -9,9 +9,10 @@ import xarray as xr
 
 from fastds.data import ReflectivityInput, declared, open_dataset, refine_grid, refine_time, to_reflectivity
 from fastds.models.baselines import advection, bicubic, trilinear
+from fastds.tasks.common.radar_files import differ
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, differ, whole_seconds
+from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}

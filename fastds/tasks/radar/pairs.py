@@ -14,7 +14,7 @@ from fastds.data import prepare, refine_mask, restore
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
-from fastds.tasks.common.radar_files import open_reflectivity
+from fastds.tasks.common.radar_files import differ, open_reflectivity
 
 SPACE_FACTOR = 2
 
@@ -132,9 +132,3 @@ def _check_coordinates(first, second) -> None:
             raise ValueError(
                 f"the grids differ: coordinate {dim_a} of PRED and {dim_b} of TRUTH are not the same places"
             )
-
-
-def differ(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two coordinates of one length differ by more than a tenth of a cell."""
-    a, b = (np.asarray(values, float) for values in (a, b))
-    return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))
