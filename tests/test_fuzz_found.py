@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+import fastds
 from fastds import ops
 from fastds.ops import GridSpec, PointSpec
 
@@ -98,6 +99,22 @@ def test_conv_gru_cell_names_its_own_arguments(changed, text, grad, native):
 def test_refusals_name_the_argument(call, error, text, native):
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(error, match=text):
         call(maps(), torch.ones(16, 8, 3, 3))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(
+    "changed,text",
+    [
+        ({"maps": torch.ones(1, 4, 3, 3).to_sparse()}, "maps is a tensor of layout torch.sparse_coo"),
+        ({"trunk": [(torch.ones(2, 2), torch.ones(2).to_sparse())]}, r"biases\[0\] is a tensor of layout"),
+        ({"heads": True}, "early_attn needs heads in 1..64 and dk >= 1, got True and 1"),
+    ],
+)
+def test_inr_query_names_its_own_arguments(changed, text, backend, grad, native):
+    arguments = {"maps": torch.ones(1, 4, 3, 3), "where": GridSpec.cells((3, 3), (2, 2)), "heads": 1, "dk": 1}
+    with fastds.backend(backend), torch.set_grad_enabled(grad), pytest.raises((TypeError, ValueError), match=text):
+        ops.inr_query(**(arguments | changed))
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -51,6 +51,8 @@ def check_shape(name: str, tensor: Tensor, expected: tuple) -> None:
 def check_dense(names, values) -> None:
     """TypeError for a tensor whose values do not lie in memory as a kernel reads them."""
     for name, value in zip(names, values, strict=False):
+        if isinstance(value, list):
+            check_dense([f"{name}[{i}]" for i in range(len(value))], value)
         if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested):
             kind = "a nested tensor" if value.is_nested else f"a tensor of layout {value.layout}"
             raise TypeError(f"{name} is {kind}, expected a dense one")
@@ -60,6 +62,11 @@ def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
     """ValueError unless the value is one of those allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def is_count(value) -> bool:
+    """Whether the value is an int; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def number(name: str, value) -> float:

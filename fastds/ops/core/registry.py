@@ -109,13 +109,13 @@ class Op:
         where tracers, modes and subclasses see it."""
         args = self._filled(args)
         tracked = torch.is_grad_enabled() and any(map(_requires_grad, args))
-        if transforms_active() or (tracked and self.function is None):
-            return self.reference(*args)
-        chosen = choose(self, args)
-        if chosen == "reference":
-            return self.reference(*args)
-        run = self._below_autograd if visible else self.backends[chosen].run
         try:
+            if transforms_active() or (tracked and self.function is None):
+                return self.reference(*args)
+            chosen = choose(self, args)
+            if chosen == "reference":
+                return self.reference(*args)
+            run = self._below_autograd if visible else self.backends[chosen].run
             return self.function.apply(run, *args) if tracked else run(*args)
         except RuntimeError:
             check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call

@@ -18,6 +18,7 @@ from fastds.ops.core.arguments import (
     check_shape,
     check_slope,
     check_tensor,
+    is_count,
     number,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
@@ -52,7 +53,7 @@ def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuf
         raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
     check_slope(negative_slope)
     _check_way(padding_mode, algorithm)
-    if not isinstance(shuffle, int) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
+    if not is_count(shuffle) or not 1 <= shuffle <= 8 or outputs % shuffle**2:
         raise ValueError(f"shuffle must be an int from 1 to 8 whose square divides {outputs} channels, got {shuffle!r}")
     if out_dtype not in (x.dtype, torch.float32):
         raise ValueError(f"out_dtype must be the dtype of x, {x.dtype}, or torch.float32, got {out_dtype}")

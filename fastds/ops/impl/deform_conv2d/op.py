@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, nhwc, output_format, plain
 from fastds.ops.core.registry import define, vector_jacobian
@@ -28,12 +28,8 @@ def _pair(value) -> tuple:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
-def _is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_pair(name: str, pair, least: int) -> None:
-    if len(pair) != 2 or not all(_is_count(v) and least <= v < _END for v in pair):
+    if len(pair) != 2 or not all(is_count(v) and least <= v < _END for v in pair):
         given = pair[0] if len(pair) == 2 and pair[0] == pair[1] else tuple(pair)
         raise ValueError(f"{name} must be an int or a pair of ints from {least} to {_END - 1}, got {given!r}")
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastds.ops.core.arguments import is_count
+
 OUTSIDE = ("error", "nan", "clamp")
 EDGES = ("clamp", "wrap")
 _RIM = 1e-6  # tolerance of the half-pixel rim in pixels
@@ -40,7 +42,7 @@ class Axis:
 
     def __post_init__(self):
         numbers = (self.size, self.step, self.start, self.den)
-        if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers):
+        if not all(map(is_count, numbers)):
             raise ValueError(f"Axis needs integers, got {numbers}")
         check_axis(*numbers)
 
@@ -60,7 +62,7 @@ class Axis:
 def _size(name: str, size, least: int = 1) -> tuple[int, int]:
     if not isinstance(size, tuple | list | torch.Size) or len(size) != 2:
         raise ValueError(f"{name} must be a pair (rows, columns), got {size!r}")
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in size):
+    if not all(is_count(v) and v >= least for v in size):
         raise ValueError(f"{name} must be two ints >= {least}, got {tuple(size)}")
     return tuple(size)
 

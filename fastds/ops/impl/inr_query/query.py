@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor, is_count
 from fastds.ops.impl.inr_query.points import check_axis
 from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
 
@@ -179,7 +179,7 @@ def _check_combination(query: Query) -> None:
     if ensemble == "early_attn":
         if feature not in AFFINE:
             raise ValueError(f"ensemble 'early_attn' takes feature {' or '.join(map(repr, AFFINE))}, got {feature!r}")
-        if not (isinstance(heads, int) and 1 <= heads <= MOST_HEADS and isinstance(dk, int) and dk >= 1):
+        if not (is_count(heads) and 1 <= heads <= MOST_HEADS and is_count(dk) and dk >= 1):
             raise ValueError(f"early_attn needs heads in 1..{MOST_HEADS} and dk >= 1, got {heads!r} and {dk!r}")
         if query.depth < 1 or query.depth % heads:
             raise ValueError(

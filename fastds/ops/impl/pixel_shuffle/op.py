@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope, check_tensor, number
+from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope, check_tensor, is_count, number
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, plain
 from fastds.ops.core.registry import define
@@ -18,7 +18,7 @@ LARGEST = 8
 
 
 def _check_factor(r) -> None:
-    if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= LARGEST:
+    if not is_count(r) or not 1 <= r <= LARGEST:
         raise ValueError(f"r must be an int from 1 to {LARGEST}, got {r!r}")
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc
 from fastds.ops.core.registry import define, vector_jacobian
@@ -23,7 +23,7 @@ def _check(q, k, v, window) -> None:
         check_shape(name, tensor, tuple(q.shape))
     if not 1 <= q.shape[1] <= MAX_CHANNELS or min(q.shape[2:]) < 1:
         raise ValueError(f"q has shape {tuple(q.shape)}, expected 1 to {MAX_CHANNELS} channels, a row and a column")
-    if not isinstance(window, int) or not 1 <= window <= MAX_WINDOW:
+    if not is_count(window) or not 1 <= window <= MAX_WINDOW:
         raise ValueError(f"window must be an int from 1 to {MAX_WINDOW}, got {window!r}")
 
 
