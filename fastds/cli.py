@@ -98,6 +98,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
     _add_declared(parser)
+    _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
     return parser
@@ -127,6 +128,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
     _add_declared(parser)
+    _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
     parser.add_argument(
@@ -186,6 +188,12 @@ def _add_declared(parser: ArgumentParser) -> None:
     parser.add_argument("--units", metavar="UNITS", help="of the variable, where the file does not tell or tells wrong")
 
 
+def _add_dtype(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=["input", "float32"], help="of OUT.nc; default: input, integers where IN.nc has packed ones"
+    )
+
+
 def _add_z_r(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
@@ -199,7 +207,7 @@ def _given(options, names: Sequence[str]) -> dict:
 
 _DOWNSCALE = (
     "var", "tile", "halo", "threads", "precision", "time_factor", "scale", "grid", "like", "members", "seed", "level",
-    "static", "missing", "units",
+    "static", "missing", "units", "dtype",
 )  # fmt: skip
 
 
@@ -229,7 +237,7 @@ def _nowcast(options) -> None:
 
     _check_files(options, "truth")
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
-    chosen = _given(options, (*names, "threads", "precision", "model", "picture", "truth")) | _reading(options)
+    chosen = _given(options, (*names, "threads", "precision", "model", "picture", "truth", "dtype")) | _reading(options)
     report = nowcast_file(options.input, options.output, progress=True, **chosen)
     print(_with_options(report.summary(), set(options.keys())))
     if options.truth:

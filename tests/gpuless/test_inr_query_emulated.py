@@ -8,7 +8,7 @@ import torch
 from gpuless.emu import ptxas_report
 from inr_cases import KINDS, exact, query, random_case
 
-from fastds.ops.impl.inr_query.points import GridSpec, from_index
+from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, from_index
 
 GRID = GridSpec.cells((4, 5), (5, 7))
 
@@ -68,6 +68,15 @@ def test_float32_and_nan_under_the_mask(emulated, kind):
     expected = exact(maps, GRID, trunk, mask=mask, **keywords)
     assert torch.equal(y.isnan(), expected.isnan())
     assert (y - expected).nan_to_num().abs().max() < 1e-5 * expected.nan_to_num().std()
+
+
+def test_no_corner_of_the_skip_is_valid(emulated):
+    """Areas give each corner of the features some weight, the bilinear weights of the skip do not."""
+    emulated("inr_query")
+    mask = torch.tensor([[[False, True], [True, True]]])
+    point = PointSpec(torch.zeros(1, 1, 2, dtype=torch.int32), torch.zeros(1, 1, 2))
+    options = {"ensemble": "early_area", "mask": mask, "skip": torch.ones(1, 2, 2, 2), "compat": "liif"}
+    assert query(torch.ones(1, 2, 2, 2), point, **options).isnan().all()
 
 
 def test_bfloat16(emulated):

@@ -22,6 +22,7 @@ from torch import nn
 from fastds._outputs import check_replaceable
 from fastds.data import ReflectivityInput, declared, grid_spacing_m, open_dataset, save_dataset
 from fastds.data.io.files import check_format
+from fastds.data.io.packing import STORED, packed_like
 from fastds.models import ModelCard, load
 
 PRECISIONS = ("fp32", "bf16")
@@ -128,19 +129,25 @@ def file_to_file(
     missing: float | None = None,
     units: str | None = None,
     var: str | None = None,
+    dtype: str = "input",
 ) -> Report:
     """Make a dataset of the file source and write it to target, which appears only when it is complete.
 
     make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
     new one when the file is written, -> one more note. missing, units, var: what the file does not tell, see
-    fastds.data.declared. Raises what check_field_target, open_dataset and declared raise.
+    fastds.data.declared.
+    dtype: "input", integers where the input has packed ones, or "float32".
+
+    Raises what check_field_target, open_dataset and declared raise.
     """
     target = Path(target)
     check_field_target(source, target)
+    if dtype not in STORED:
+        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
     with open_dataset(source) as dataset:
         dataset = declared(dataset, missing, units, var)
         out, report = make(dataset, target.absolute().parent)
-        save_dataset(out, target)
+        save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
         report.notes.append(f"wrote {target}")
         if then is not None:
             report.notes.append(then(dataset, out))

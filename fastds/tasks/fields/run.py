@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +43,10 @@ from fastds.tasks.common.inference import (
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.geometry import FULL_CIRCLE, Geometry, geometry, target_by_scale, target_by_spacing
+from fastds.tasks.fields.points import Points, read_points
 
 DEFAULT_MODEL = "inr-small"
 WINDOW_QUERIES = 1 << 20  # fine pixels decoded at once; the result does not depend on it
-Points = str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]]
 
 
 class FieldModel:
@@ -216,17 +215,19 @@ def downscale_file(
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
+    dtype: str = "input",
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
     Fine variables above 256 MB wait in unnamed files beside the target. missing, units: what the file does not tell,
-    see fastds.data.declared."""
+    see fastds.data.declared. dtype: of the fields in target, "input" (integers where the input has packed ones) or
+    "float32"."""
     chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "threads": threads, "progress": progress}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         return _run(loaded(DEFAULT_MODEL if model is None else model), dataset, folder=folder, **chosen)
 
-    return file_to_file(source, target, make, missing=missing, units=units)
+    return file_to_file(source, target, make, missing=missing, units=units, dtype=dtype)
 
 
 def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, progress=False, folder=None):
@@ -352,49 +353,3 @@ def query_file(
         rows = query(model, dataset, points, outside=outside, static=static, threads=threads)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
     return Report(model.card.name, {}, [f"wrote {target}: {len(rows)} rows"])
-
-
-def _rows(path: str | os.PathLike) -> list[dict]:
-    """The rows of a CSV file. Raises: ValueError for another encoding than UTF-8 and rows of another length."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for row in (rows := list(reader)):
-                if None in row or None in row.values():
-                    count = sum(value is not None for name, value in row.items() if name is not None)
-                    count += len(row.get(None, []))
-                    columns = len(reader.fieldnames)
-                    raise ValueError(f"{path}: point {rows.index(row) + 1} has {count} values for {columns} columns")
-    except UnicodeDecodeError as error:
-        found = f"byte {error.object[error.start]:#x} at {error.start}"
-        raise ValueError(f"{path} is not in UTF-8 ({found}): save it as UTF-8 first") from None
-    except csv.Error as error:
-        raise ValueError(f"{path} is no CSV file: {error}") from None
-    return rows
-
-
-def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
-    """Rows, latitudes and longitudes of points, see query. Raises: FileNotFoundError; ValueError without a latitude and
-    a longitude for each."""
-    where = "points"
-    if isinstance(points, str | os.PathLike):
-        where = str(points)
-        if not Path(points).is_file():
-            raise FileNotFoundError(f"no such file: {points}")
-        stations = _rows(points)
-    elif hasattr(points, "keys"):
-        names = list(points.keys())
-        stations = [dict(zip(names, row, strict=True)) for row in zip(*(points[n] for n in names), strict=True)]
-    else:
-        stations = [{"lat": latitude, "lon": longitude} for latitude, longitude in points]
-    columns = {str(name).strip().lower(): name for name in (stations[0] if stations else {})}
-    pair = [
-        next((columns[n] for n in names if n in columns), None) for names in (("lat", "latitude"), ("lon", "longitude"))
-    ]
-    if None in pair:
-        raise ValueError(f"{where}: expected the columns lat and lon, found {', '.join(columns) or 'nothing'}")
-    try:
-        latitude, longitude = ([float(s[name]) for s in stations] for name in pair)
-    except ValueError as error:
-        raise ValueError(f"{where}: a coordinate is no number: {error}") from None
-    return stations, latitude, longitude

@@ -78,16 +78,18 @@ def downscale_file(
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
+    dtype: str = "input",
 ) -> Report:
     """Downscale the NetCDF, GRIB or Zarr file source into a NetCDF or Zarr file, arguments as in `downscale`; `target`
-    appears only when it is complete. missing, units: what the file does not tell, see fastds.data.declared."""
+    appears only when it is complete. missing, units: what the file does not tell, see fastds.data.declared.
+    dtype: of the fields in target, "input" (integers where the input has packed ones) or "float32"."""
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         generator = loaded(model)
         out = _run(generator, dataset, members, seed, var, level, threads, progress)
         return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
 
-    return file_to_file(source, target, make, missing=missing, units=units, var=var)
+    return file_to_file(source, target, make, missing=missing, units=units, var=var, dtype=dtype)
 
 
 def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:

@@ -126,6 +126,7 @@ def nowcast_file(
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
+    dtype: str = "input",
     **options,
 ) -> Report:
     """Nowcast the file source into another, see `nowcast`; `target` appears only when it is complete.
@@ -133,7 +134,8 @@ def nowcast_file(
     model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
     forecast and difference. truth: the file that the forecasts will be compared with; whether it fits is checked before
     they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: what the
-    file does not tell, see fastds.data.declared. Raises FileNotFoundError, ValueError."""
+    file does not tell, see fastds.data.declared. dtype: of the fields in target, "input" (integers where the input has
+    packed ones of the same units) or "float32". Raises FileNotFoundError, ValueError."""
     if picture is not None:
         check_target(source, Path(picture))
     chosen = Options(**options)
@@ -160,7 +162,7 @@ def nowcast_file(
         return f"wrote {picture}"
 
     then = None if picture is None else draw
-    return file_to_file(source, target, make, then, missing=missing, units=units, var=chosen.var)
+    return file_to_file(source, target, make, then, missing=missing, units=units, var=chosen.var, dtype=dtype)
 
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):

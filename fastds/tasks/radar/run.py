@@ -89,13 +89,14 @@ def downscale_file(
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
+    dtype: str = "input",
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
     model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
     above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
-    missing, units: what the file does not tell, see fastds.data.declared.
-    Raises FileNotFoundError, ValueError."""
+    missing, units: what the file does not tell, see fastds.data.declared. dtype: of the fields in
+    target, "input" (integers where the input has packed ones) or "float32". Raises FileNotFoundError, ValueError."""
     options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
@@ -104,7 +105,7 @@ def downscale_file(
         report.notes.insert(0, note)
         return out, report
 
-    return file_to_file(source, target, make, missing=missing, units=units, var=var)
+    return file_to_file(source, target, make, missing=missing, units=units, var=var, dtype=dtype)
 
 
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:

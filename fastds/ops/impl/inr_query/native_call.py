@@ -123,7 +123,7 @@ def _forward_cuda(query: Query) -> Tensor:
         skip = query.of_skip()
         y = y + _features(Call(skip, trunk=False), skip)[0]
     if query.mask is not None:
-        y = torch.where((omega.sum(1) > 0)[:, None], y, float("nan"))
+        y = torch.where(_valid(query, omega)[:, None], y, float("nan"))
     return y.reshape(batch, query.queries, outputs)
 
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields stored as integers, as those were that they are made from."""
+
+import numpy as np
+import xarray as xr
+
+STORED = ("input", "float32")
+# Steps of the result in one step of the input: what rounding adds is small beside what it has lost before.
+FINER = 8
+
+
+def packed_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
+    """The dataset with its floating fields as integers where the source holds the same variable, in the same units, so.
+
+    A step is an eighth of that of the source. Code 0 is the value of no echo (the attribute no_echo_value); else zero
+    where zero lies among the values, so that dry stays exactly dry; else the offset of the source. Codes are int16, or
+    int32 where those do not reach; fields that these do not hold either stay as they are.
+
+    Args: dataset: fields in memory. source: as open_dataset gives it, with the encoding of its file.
+    Returns: Dataset; attributes scale_factor, add_offset and _FillValue say how to read its integers.
+    """
+    fields = {
+        name: _packed(variable, source[name].encoding)
+        for name, variable in dataset.data_vars.items()
+        if variable.dtype.kind == "f" and variable.ndim >= 2 and name in source and _is_packed(source[name])
+        if variable.attrs.get("units") == source[name].attrs.get("units")
+    }
+    return dataset.assign(fields)
+
+
+def _is_packed(variable: xr.DataArray) -> bool:
+    kind = np.dtype(variable.encoding.get("dtype", variable.dtype)).kind
+    return kind in "iu" and variable.encoding.get("scale_factor") is not None
+
+
+def _packed(variable: xr.DataArray, encoding: dict) -> xr.Variable:
+    values = variable.values
+    low, high = np.fmin.reduce(values, None, initial=np.inf), np.fmax.reduce(values, None, initial=-np.inf)
+    step = abs(float(encoding["scale_factor"])) / FINER
+    origin = variable.attrs.get("no_echo_value")
+    if origin is None:
+        origin = 0.0 if low <= 0.0 <= high else encoding.get("add_offset", 0.0)
+    origin = float(origin)
+    reach = max((abs(float(v) - origin) for v in (low, high) if np.isfinite(v)), default=0.0) / step + 1
+    dtype = next((t for t in (np.int16, np.int32) if reach < np.iinfo(t).max), None)
+    if dtype is None:
+        return variable.variable
+    codes = np.empty(values.shape, dtype)
+    for index in np.ndindex(values.shape[:-2]):
+        field = np.rint((values[index].astype(np.float64) - origin) / step)
+        codes[index] = np.where(np.isfinite(field), field, np.iinfo(dtype).min)
+    kept = {name: value for name, value in variable.attrs.items() if name not in ("missing_value", "valid_range")}
+    how = {"scale_factor": np.float32(step), "add_offset": np.float32(origin), "_FillValue": dtype(np.iinfo(dtype).min)}
+    return xr.Variable(variable.dims, codes, kept | how)

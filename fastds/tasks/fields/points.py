@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points on the globe, from a CSV file, columns or pairs."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Points = str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]]
+
+
+def _rows(path: str | os.PathLike) -> list[dict]:
+    """The rows of a CSV file. Raises: ValueError for another encoding than UTF-8 and rows of another length."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for row in (rows := list(reader)):
+                if None in row or None in row.values():
+                    count = sum(value is not None for name, value in row.items() if name is not None)
+                    count += len(row.get(None, []))
+                    columns = len(reader.fieldnames)
+                    raise ValueError(f"{path}: point {rows.index(row) + 1} has {count} values for {columns} columns")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#x} at {error.start}"
+        raise ValueError(f"{path} is not in UTF-8 ({found}): save it as UTF-8 first") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from None
+    return rows
+
+
+def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
+    """Rows, latitudes and longitudes of points, see query. Raises: FileNotFoundError; ValueError without a latitude and
+    a longitude for each."""
+    where = "points"
+    if isinstance(points, str | os.PathLike):
+        where = str(points)
+        if not Path(points).is_file():
+            raise FileNotFoundError(f"no such file: {points}")
+        stations = _rows(points)
+    elif hasattr(points, "keys"):
+        names = list(points.keys())
+        stations = [dict(zip(names, row, strict=True)) for row in zip(*(points[n] for n in names), strict=True)]
+    else:
+        stations = [{"lat": latitude, "lon": longitude} for latitude, longitude in points]
+    columns = {str(name).strip().lower(): name for name in (stations[0] if stations else {})}
+    pair = [
+        next((columns[n] for n in names if n in columns), None) for names in (("lat", "latitude"), ("lon", "longitude"))
+    ]
+    if None in pair:
+        raise ValueError(f"{where}: expected the columns lat and lon, found {', '.join(columns) or 'nothing'}")
+    try:
+        latitude, longitude = ([float(s[name]) for s in stations] for name in pair)
+    except ValueError as error:
+        raise ValueError(f"{where}: a coordinate is no number: {error}") from None
+    return stations, latitude, longitude
