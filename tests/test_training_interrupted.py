@@ -54,9 +54,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
+def make_files(folder):
     event = data.synthetic_event(seed=3, frames=20, shape=(72, 72), cadence_minutes=10.0)[["reflectivity"]]
     data.save_dataset(event, folder / "radar.nc")
     rows, columns = np.arange(40.0)[:, None], np.arange(90.0)
@@ -65,6 +63,11 @@ def files(tmp_path_factory):
     humidity = xr.Dataset({"r": (("time", "latitude", "longitude"), 50 + 30 * waves, attrs)})
     humidity.to_netcdf(folder / "grid.nc", engine="h5netcdf")
     return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("files"))
 
 
 def arguments(files, task, output, **changes):

@@ -16,6 +16,7 @@ _X_STANDARD = ("projection_x_coordinate", "longitude", "grid_longitude")
 
 # Steps of a coordinate may differ from their median by these shares: coordinates may be rounded.
 _SPACING_TOLERANCE, _ANGLE_TOLERANCE = 0.05, 0.5
+FULL_CIRCLE = 360.0  # degrees
 
 
 def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
@@ -44,14 +45,31 @@ def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
             f"variable {variable.name} has the dimension {long[0]} of length {variable.sizes[long[0]]} beside "
             "(time, y, x); select one element of it first"
         )
+    check_rows_and_columns(variable, y, x)
+    notes = [f"dimension {dim} of length 1 was dropped" for dim in extra]
+    return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes
+
+
+def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> None:
+    """ValueError unless there are two rows and columns, whose coordinates are in order, latitudes within the poles and
+    longitudes once around at most."""
     for dim in (y, x):
         if variable.sizes[dim] < 2:
             raise ValueError(
                 f"variable {variable.name} has the length {variable.sizes[dim]} along {dim}; expected 2 or more"
             )
         check_order(variable, dim)
-    notes = [f"dimension {dim} of length 1 was dropped" for dim in extra]
-    return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes
+        if dim in variable.coords:
+            _check_angles(str(dim), variable[dim].values, variable[dim].attrs)
+
+
+def _check_angles(name: str, values: np.ndarray, attrs: Mapping[str, Any]) -> None:
+    if is_latitude(attrs) and np.abs(values).max() > 90 + 1e-6:
+        raise ValueError(
+            f"coordinate {name} reaches {np.abs(values).max():g}, expected degrees within 90; swapped with longitude?"
+        )
+    if is_longitude(attrs) and np.ptp(unwrap(values, attrs)) > FULL_CIRCLE + 1e-3:
+        raise ValueError(f"coordinate {name} spans {np.ptp(values):g} degrees, expected {FULL_CIRCLE:g} at most")
 
 
 def check_order(variable: xr.DataArray, dim: Hashable) -> None:

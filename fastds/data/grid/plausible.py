@@ -4,6 +4,7 @@
 import math
 import warnings
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ PLAUSIBLE = (
     ("northward_wind", "m s-1", -250.0, 250.0),
 )
 Limits = tuple[float, float]
-_REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
+REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
 MEND_FIRST = "mend the file first"  # where no argument says what the file does not
 ALL_MISSING = "every pixel of the input is missing, and so is the output"
 
@@ -110,7 +111,7 @@ def check_plausible(
     codes: bool = False,
     refuse: bool = False,
     hint: str = "",
-    remedy: str = _REMEDY,
+    remedy: str = REMEDY,
     all_missing: str = ALL_MISSING,
     stacklevel: int = 2,
 ) -> None:
@@ -145,7 +146,7 @@ def check_plausible(
     warnings.warn(f"{said}, and are taken as missing; {remedy}{hint}", UserWarning, stacklevel + 1)
 
 
-def plausible_values(field: xr.DataArray, where: str = "", remedy: str = _REMEDY, stacklevel: int = 2) -> np.ndarray:
+def plausible_values(field: xr.DataArray, where: str = "", remedy: str = REMEDY, stacklevel: int = 2) -> np.ndarray:
     """The values of a field float32, NaN where missing.
 
     where: added to its name in messages. Warns (UserWarning) where all are missing. Raises: ValueError, with the
@@ -164,8 +165,10 @@ def check_packing(variable: xr.DataArray) -> None:
     not finite."""
     for name in ("scale_factor", "add_offset"):
         value = variable.encoding.get(name)
-        if value is not None and (not np.isfinite(value) or (name == "scale_factor" and value == 0)):
-            raise ValueError(f"variable {variable.name} is packed with {name} {value:g}, so its values are lost")
+        number = isinstance(value, Real)
+        if value is not None and (not number or not np.isfinite(value) or (name == "scale_factor" and value == 0)):
+            said = f"{value:g}" if number else repr(value)
+            raise ValueError(f"variable {variable.name} is packed with {name} {said}, so its values are lost")
 
 
 def stored_as_codes(variable: xr.DataArray) -> bool:

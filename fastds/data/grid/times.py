@@ -100,6 +100,16 @@ def to_seconds(interval: np.timedelta64 | datetime.timedelta | float) -> float:
     return float(interval.total_seconds()) if hasattr(interval, "total_seconds") else float(interval)
 
 
+def check_dates(times: xr.DataArray) -> None:
+    """ValueError unless a coordinate holds dates, none missing."""
+    values = np.atleast_1d(times.values)
+    if values.dtype.kind not in "MO":
+        raise ValueError(f"coordinate {times.name} holds no dates; expected units such as 'minutes since 2020-01-01'")
+    missing = np.isnat(values) if values.dtype.kind == "M" else np.array([value is None for value in values], bool)
+    if missing.any():
+        raise ValueError(f"coordinate {times.name} has a missing time at position {int(np.argmax(missing))}")
+
+
 def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     """A field (time, ...) sorted by time without repeated frames, and notes about it.
 
@@ -108,12 +118,8 @@ def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     time, notes = field.dims[0], []
     if time not in field.coords:
         raise ValueError(f"dimension {time} has no coordinate; expected times such as minutes since a date")
+    check_dates(field[time])
     values = field[time].values
-    if values.dtype.kind not in "MO":
-        raise ValueError(f"coordinate {time} holds no dates; expected units such as 'minutes since 2020-01-01'")
-    missing = np.isnat(values) if values.dtype.kind == "M" else np.array([value is None for value in values], bool)
-    if missing.any():
-        raise ValueError(f"coordinate {time} has a missing time at position {int(np.argmax(missing))}")
     order = np.argsort(values, kind="stable")
     if np.any(order != np.arange(len(order))):
         notes.append("times were not in order and have been sorted")

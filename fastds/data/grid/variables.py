@@ -203,7 +203,7 @@ def _standard_name(variable: xr.DataArray) -> str:
 
 def _wrong_units(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
-    said = "has no units" if units is None else f"has units {units!r}"
+    said = "has no units" if units is None else f"has units {str(units)!r}"
     remedy = "; tell the right ones with the argument units"
     if rain_units(units) is not None:
         remedy = "; to convert it by Z-R name it with the argument var"

@@ -52,7 +52,8 @@ def open_dataset(path: str | os.PathLike) -> xr.Dataset:
         raise FileNotFoundError(f"no such file: {path}")
     engine = _engine(path)
     try:
-        dataset = _open_grib(path) if engine == "cfgrib" else xr.open_dataset(path, engine=engine)
+        how = {"phony_dims": "access"} if engine == "h5netcdf" else {}  # HDF5 without dimensions: told below, not here
+        dataset = _open_grib(path) if engine == "cfgrib" else xr.open_dataset(path, engine=engine, **how)
     except Exception as error:
         if engine != "cfgrib" and _opens_without_times(path, engine):
             raise ValueError(f"the times in {path} cannot be decoded ({_first_line(error)})") from error
@@ -96,7 +97,8 @@ def _is_zarr(path: pathlib.Path) -> bool:
 def _open_grib(path: pathlib.Path) -> xr.Dataset:
     with contextlib.suppress(ImportError):
         import pyproj  # noqa: F401  after ecCodes, which brings a PROJ of its own, it ends the process with a double free
-    dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": "", "time_dims": ["valid_time"]})
+    how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise"}  # else a damaged message is left out
+    dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs=how)
     if not dataset.variables:
         raise ValueError("no field was found")
     return dataset.rename(valid_time="time")

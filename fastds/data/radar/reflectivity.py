@@ -11,6 +11,7 @@ import xarray as xr
 from fastds.data.grid.axes import check_spacing, find_axes, promote_coordinates
 from fastds.data.grid.plausible import (
     ALL_MISSING,
+    REMEDY,
     check_packing,
     check_plausible,
     plausible_rain,
@@ -197,9 +198,15 @@ class ReflectivityInput:
             attrs=attrs,
         )
 
-    def check(self, frames: Iterable[int] | None = None, all_missing: str = ALL_MISSING, stacklevel: int = 2) -> None:
+    def check(
+        self,
+        frames: Iterable[int] | None = None,
+        all_missing: str = ALL_MISSING,
+        remedy: str = REMEDY,
+        stacklevel: int = 2,
+    ) -> None:
         """Warn (UserWarning) where some values of the frames (None: of all), which are read once, are implausible or
-        all are missing. Raises: ValueError where more than half are implausible, naming the remedy."""
+        all are missing. Raises: ValueError where more than half are implausible, with the remedy."""
         check_plausible(
             self.source_name,
             (self._decoded(i) for i in (range(self.shape[0]) if frames is None else frames)),
@@ -207,6 +214,7 @@ class ReflectivityInput:
             self.units,
             codes=stored_as_codes(self.raw),
             hint="; a value that means no echo is told by the attribute no_echo_value",
+            remedy=remedy,
             all_missing=all_missing,
             stacklevel=stacklevel + 1,
         )

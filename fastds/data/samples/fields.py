@@ -10,6 +10,8 @@ import xarray as xr
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastds.data.grid.axes import check_rows_and_columns, check_spacing
+from fastds.data.grid.times import check_dates, text_of
 from fastds.data.radar.preparation import Array
 from fastds.data.samples.degradation import Degradation, area_mean
 
@@ -29,7 +31,8 @@ def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float 
 
     Returns: xarray.DataArray (time, y, x), times ascending; a field without time gets one step.
 
-    Raises: ValueError where the variable is missing or ambiguous, or the level missing, not there or not applicable.
+    Raises: ValueError where the variable is missing or ambiguous, or the level missing, not there or not applicable,
+        and for coordinates that are out of order, uneven or missing.
     """
     if variable is None:
         variable = _only_field(dataset)
@@ -41,7 +44,21 @@ def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float 
         field = field.expand_dims("time")
     if field.ndim != 3:
         raise ValueError(f"variable {variable!r} has dimensions {field.dims}, expected (time, y, x)")
-    return field.transpose("time", ...).sortby("time") if "time" in field.coords else field.transpose("time", ...)
+    field = field.transpose("time", ...)
+    if not field.sizes["time"]:
+        raise ValueError(f"there is no field: dimension time of variable {variable} has length 0")
+    check_rows_and_columns(field, *field.dims[1:])
+    check_spacing(field)
+    if "time" not in field.coords:
+        return field
+    check_dates(field["time"])
+    field = field.sortby("time")
+    repeated = field["time"].to_index().duplicated()
+    if repeated.any():
+        raise ValueError(
+            f"time {text_of(field['time'].values[repeated.argmax()])} occurs twice in variable {variable!r}"
+        )
+    return field
 
 
 def choose_level(field: xr.DataArray, level: float | None = None) -> xr.DataArray:

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from fastds.data.grid import times
+from fastds.data.grid.plausible import MEND_FIRST
 from fastds.data.io.files import open_dataset
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
@@ -38,14 +39,17 @@ class FrameStore:
 
     Args:
         source: a path, a TimeBlock, an xarray.Dataset, or a DataArray (time, y, x) in dBZ.
-    Attributes: name; seconds (T,) since the first frame; shape (T, H, W); data and table (None for float32 data).
+    Attributes: name; seconds (T,) since the first frame; shape (T, H, W); data and table (None for float32 data);
+    missing, whether every pixel is.
     """
 
     def __init__(self, source: Source):
         field, self.name = _read(source)
         self.seconds = times.seconds_since_first(field["time"].values)
         self.cadence = times.most_frequent_step(self.seconds)
-        self.data, self.table = _pack(np.asarray(field.values, dtype=np.float32))
+        values = np.asarray(field.values, dtype=np.float32)
+        self.missing = bool(np.isnan(values).all())
+        self.data, self.table = _pack(values)
         self.shape = self.data.shape
 
     def dbz(
@@ -67,6 +71,13 @@ class FrameStore:
     def sequences(self, length: int, interval: int = 1, every: int = 1) -> np.ndarray:
         """Indices (n, length) of frames at `interval` times the cadence, see times.sequences."""
         return times.sequences(self.seconds, length, interval * self.cadence, every)
+
+
+def check_not_missing(stores: Sequence[FrameStore]) -> None:
+    """ValueError where every pixel of every source is missing."""
+    if all(store.missing for store in stores):
+        names = ", ".join(store.name for store in stores)
+        raise ValueError(f"there is nothing to learn from: every pixel of {names} is missing")
 
 
 class RadarTriples(torch.utils.data.Dataset):
@@ -121,6 +132,7 @@ class RadarTriples(torch.utils.data.Dataset):
     ):
         self.statics = statics
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
+        check_not_missing(self.stores)
         self.crop, self.samples, self.modes, self.seed = int(crop), int(samples), tuple(modes), int(seed)
         self.floor, self.ceiling, self.minimum_echo, self.minimum_valid = floor, ceiling, minimum_echo, minimum_valid
         self.augment, self.flow = augment, flow
@@ -325,7 +337,8 @@ def _read(source: Source) -> tuple[xr.DataArray, str]:
 
 def _checked(source: ReflectivityInput, part: slice) -> xr.DataArray:
     """Some frames of a source in memory, whose values are plausible."""
-    source.check(range(source.shape[0])[part], "every pixel of a block to train on is missing", stacklevel=4)
+    all_missing = "every pixel of a block to train on is missing"
+    source.check(range(source.shape[0])[part], all_missing, MEND_FIRST, stacklevel=4)
     return source.field[part].load()
 
 

@@ -20,6 +20,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fastds._outputs import Interrupted
+from fastds.data.grid.plausible import MEND_FIRST
 
 Config = typing.TypeVar("Config")
 _MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
@@ -109,6 +110,10 @@ def option_names(config_class: type) -> set[str]:
 def with_options(sentence: str, names: set[str]) -> str:
     """A sentence that names fields of a configuration with the options of the command line: "data.crop must be ..."
     becomes "--data.crop must be ...". Single words only where they cannot be others: "resume=false", "threads must"."""
+
+    if "data.var" in names:
+        sentence = sentence.replace("the argument var", "--data.var")
+    sentence = sentence.replace("tell the right ones with the argument units", MEND_FIRST)  # there is no such option
 
     def option(found: re.Match) -> str:
         name, rest = found[0], sentence[found.end() :]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+import warnings
 
 import numpy as np
 import xarray as xr
@@ -23,6 +24,13 @@ def open_reflectivity(
         return source
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
+
+
+def check_quietly(source: fd.ReflectivityInput) -> None:
+    """ValueError where the values are not plausible; warnings are for those who use them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source.check()
 
 
 def synthetic_events(count: int, seed: int, frames: int = 24) -> list[xr.Dataset]:

@@ -10,10 +10,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds.data.grid.axes import is_latitude, is_longitude
+from fastds.data.grid.axes import FULL_CIRCLE, is_latitude, is_longitude
 from fastds.ops.impl.inr_query.points import spacing
 
-FULL_CIRCLE = 360.0
 MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
 
 
@@ -73,7 +72,10 @@ def geometry(dataset: xr.Dataset) -> Geometry:
     if not torch.equal(turned, longitude):
         west = -FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
     grid = Geometry(latitude, turned, tuple(found), west)
-    _ = grid.steps
+    if abs(grid.steps[1]) * (longitude.numel() - 1) > FULL_CIRCLE + 1e-3:
+        raise ValueError(
+            f"{found[1]} spans {float(turned[-1] - turned[0]):g} degrees, expected {FULL_CIRCLE:g} at most"
+        )
     return grid
 
 

@@ -23,6 +23,7 @@ from fastds.data.grid.plausible import (
     within,
     without_missing,
 )
+from fastds.data.grid.times import check_dates
 from fastds.data.grid.variables import same_units
 from fastds.data.io.statics import static_maps
 from fastds.data.samples.fields import HUMIDITY_RANGE
@@ -81,6 +82,9 @@ class FieldModel:
         empty = [d for d in self.lead if dataset.sizes[d] == 0]
         if empty:
             raise ValueError(f"there is no field: dimension {empty[0]} of variable {self.names[0]} has length 0")
+        for d in self.lead:
+            if d in dataset.coords and dataset[d].dtype.kind == "M":
+                check_dates(dataset[d])
         self.static, self.origin = self._static(static)
         self.model.set_periodic(grid.periodic)
 
@@ -125,11 +129,13 @@ class FieldModel:
                 units = variable.attrs.get("units", "")
                 check_packing(variable)
                 if not same_units(units, wanted["units"]):
-                    raise ValueError(f"variable {name} is in {units!r}, the model was trained on {wanted['units']!r}")
+                    raise ValueError(
+                        f"variable {name} is in {str(units)!r}, the model was trained on {wanted['units']!r}"
+                    )
                 return str(name)
         raise ValueError(
             f"the model needs the variable {wanted['name']} ({wanted.get('standard_name', '')}), "
-            f"the file has {', '.join(map(str, dataset.data_vars))}"
+            f"the file has {', '.join(map(str, dataset.data_vars)) or 'none'}"
         )
 
     def encode(self, x: Tensor, factor: tuple[float, float]) -> Encoded:

@@ -8,6 +8,7 @@ import pathlib
 import torch
 from torch import Tensor
 
+from fastds.data.grid.axes import check_rows_and_columns, check_spacing
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.io.files import open_dataset
 from fastds.data.io.statics import StaticMaps, static_maps
@@ -35,11 +36,16 @@ def load_fields(config: DataConfig) -> Tensor:
             field = dataset[name]
             if config.units and field.attrs.get("units") != config.units[i]:
                 raise ValueError(f"{name} is in {field.attrs.get('units')!r}, expected {config.units[i]!r}")
-            values = plausible_values(choose_level(field, config.level), f" of {config.path}", MEND_FIRST)
+            field = choose_level(field, config.level)
+            if field.ndim != 3 or not field.shape[0]:
+                raise ValueError(f"{name} has the shape {field.shape}, expected (time, latitude, longitude)")
+            check_rows_and_columns(field, *field.dims[1:])
+            check_spacing(field)
+            values = plausible_values(field, f" of {config.path}", MEND_FIRST)
             stack.append(torch.from_numpy(values))
     fields = torch.stack(stack, 1)
-    if fields.dim() != 4 or not torch.isfinite(fields).all():
-        raise ValueError(f"{config.path}: expected (time, latitude, longitude) without missing values")
+    if not torch.isfinite(fields).all():
+        raise ValueError(f"{config.path}: expected fields without missing values")
     return fields
 
 
@@ -49,7 +55,7 @@ def describe(config: DataConfig) -> list[dict]:
         return [
             {
                 "name": name,
-                **{k: dataset[name].attrs[k] for k in ("standard_name", "units") if k in dataset[name].attrs},
+                **{k: str(dataset[name].attrs[k]) for k in ("standard_name", "units") if k in dataset[name].attrs},
             }
             for name in config.variables
         ]

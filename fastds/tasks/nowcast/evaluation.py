@@ -23,7 +23,7 @@ from fastds.data import (
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
-from fastds.tasks.common.radar_files import differ, open_reflectivity
+from fastds.tasks.common.radar_files import check_quietly, differ, open_reflectivity
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.methods import BASELINES, baseline
@@ -113,10 +113,10 @@ def check_truth(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
 ) -> None:
-    """What would make evaluate fail after the fields of source have been forecast, from coordinates alone.
+    """What would make evaluate fail after the fields of source have been forecast; truth is read once for it.
 
     starts: times. leads: seconds. Raises: ValueError where truth is on another grid or has the fields after no start,
-    or source has not the fields before it that the baselines need."""
+    source has not the fields before it that the baselines need, or truth is not plausible."""
     fields = to_reflectivity(truth, var, z_r=z_r)
     if fields.shape[1:] != source.shape[1:]:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
@@ -128,6 +128,7 @@ def check_truth(
     wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
     if not any(all(line.has(start, shifts) for line, shifts in wanted) for start in starts):
         raise _no_start(known, leads, starts, after)
+    check_quietly(fields)
 
 
 def _no_start(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:

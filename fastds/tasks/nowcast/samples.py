@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds import data as fd
-from fastds.data.samples.radar_triples import FrameStore
+from fastds.data.samples.radar_triples import FrameStore, check_not_missing
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
 from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
@@ -53,6 +53,7 @@ class NowcastCrops(torch.utils.data.Dataset):
         seed: int,
     ):
         self.stores = [FrameStore(source) for source in sources]
+        check_not_missing(self.stores)
         self.config, self.samples, self.moving, self.augment, self.seed = config, samples, moving, augment, seed
         self.windows = [
             {interval: found for interval in intervals if len(found := self._windows(store, interval))}

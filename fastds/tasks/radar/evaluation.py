@@ -9,7 +9,7 @@ import xarray as xr
 
 from fastds.data import ReflectivityInput, declared, open_dataset, refine_grid, refine_time, to_reflectivity
 from fastds.models.baselines import advection, bicubic, trilinear
-from fastds.tasks.common.radar_files import differ
+from fastds.tasks.common.radar_files import check_quietly, differ
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, whole_seconds
@@ -70,9 +70,10 @@ def check_truth(
     z_r: tuple[float, float] | None = None,
     time_factor: int = 2,
 ) -> None:
-    """What would make evaluate fail after source has been downscaled, from coordinates alone.
+    """What would make evaluate fail after source has been downscaled; truth is read once for it.
 
-    Raises: ValueError where truth is not on the fine grid, or has not all times between two input times."""
+    Raises: ValueError where truth is not on the fine grid, has not all times between two input times, or is not
+    plausible."""
     fields = to_reflectivity(truth, var, z_r=z_r)
     shape = tuple(SPACE_FACTOR * n for n in source.shape[1:])
     if fields.shape[1:] != shape:
@@ -86,6 +87,7 @@ def check_truth(
     starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
     if not any(there.issuperset(times[i : i + time_factor + 1]) for times, i in starts):
         raise ValueError("it has nowhere all times from one input time to the next")
+    check_quietly(fields)
 
 
 def evaluate(

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m tests.faulty: every kind of faulty file through every command that reads it.
+
+Right is one sentence that names the fault, status 2 and nothing left behind; or, where a kind allows it, a result with
+a warning. Anything else is "crashed" (an exception came through), "wrong" (a result without a word, or something left)
+or "unclear" (other words than expected).
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from tests.faulty.commands import commands, good_files, run
+from tests.faulty.kinds import CONTAINERS, FIELDS, RADAR, Kind, make
+
+TABLES = {"radar": CONTAINERS | RADAR, "fields": FIELDS}
+
+
+def judge(kind: Kind, command: str, status: int | str, said: list[str], left: list[str]) -> str:
+    """ "right", or what is not."""
+    if status not in (0, 2):
+        return "crashed"
+    *warnings, last = said if status == 2 and said else [*said, ""]
+    if any(not line.startswith("warning: ") for line in warnings):
+        return "unclear"
+    if status == 2:
+        if left:
+            return "wrong"
+        return "right" if last.startswith("fastds ") and re.search(kind.says, last) else "unclear"
+    warned = kind.warns is None or any(re.search(kind.warns, line) for line in warnings)
+    return "right" if command in kind.taken and warned else "wrong"
+
+
+def tries(folder: Path, bases=("radar", "fields"), names=None, pick=None):
+    """(base, kind, command, outcome, what was said) of every try; pick(number, refusing, all) chooses among commands
+    that refuse the kind and all that read it."""
+    files, number = good_files(folder), 0
+    for base in bases:
+        for name, kind in TABLES[base].items():
+            if names and name not in names:
+                continue
+            every = commands(base, folder / "faulty")
+            refusing = [command for command in every if command not in kind.taken]
+            chosen = pick(number, refusing, list(every)) if pick else list(every)
+            number += 1
+            for command in chosen:
+                make(kind, files[base][1], folder / "faulty")
+                status, said, left = run(every[command], folder)
+                yield base, name, command, judge(kind, command, status, said, left), (status, said, left)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faulty", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--kinds", nargs="+", choices=sorted(set(TABLES["radar"]) | set(TABLES["fields"])), metavar="KIND"
+    )
+    counts = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for base, name, command, outcome, found in tries(Path(folder), names=parser.parse_args().kinds):
+            counts[outcome] += 1
+            if outcome != "right":
+                print(f"{outcome}: {base}, {name}, {command}: {found}", flush=True)
+    kinds = sum(map(len, TABLES.values()))
+    print(f"{kinds} kinds, {counts.total()} tries: {dict(counts)}")
+    return int(set(counts) > {"right"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m tests.kills: kills commands (SIGKILL) at random moments and starts them again.
+
+After a kill the output is absent or whole; after the second start it is, byte for byte, that of a run nobody killed. A
+training is killed three times before it may end. Rounds are drawn by seed; each is a line of the log.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import xarray as xr
+
+from tests.test_training_interrupted import OPTIONS, arguments, make_files
+
+COMMANDS = ("downscale", "nowcast", *OPTIONS)  # the last four are trainings
+KILLS_OF_TRAINING = 3
+
+
+def command(name: str, files: Path, folder: Path) -> list[str]:
+    if name == "downscale":
+        return ["downscale", str(files / "radar.nc"), str(folder / "out.nc"), "--model", "fczsm-small"]
+    if name == "nowcast":
+        return ["nowcast", str(files / "radar.nc"), str(folder / "out.nc")]
+    return ["train", *arguments(files, name, folder / "run", max_steps=24)]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """The results by their names: fields of a file, whose history tells the time, or files of weights."""
+    weights = {path.name: path.read_bytes() for path in (folder / "run").glob("*.safetensors")}
+    if not (folder / "out.nc").exists():
+        return weights
+    with xr.open_dataset(folder / "out.nc", engine="h5netcdf") as fields:
+        return {str(name): variable.values.tobytes() for name, variable in fields.variables.items()}
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    main = "import sys; sys.argv[0] = 'fastds'; from fastds.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", main, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(words: list[str]) -> float:
+    """Run to the end; the seconds it took."""
+    began = time.monotonic()
+    process = start(words)
+    said = process.communicate()[1]
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {said[-2000:]}")
+    return time.monotonic() - began
+
+
+def killed(words: list[str], after: float) -> str:
+    """What became of a run killed after so many seconds: "killed", or "ended" where it was quicker."""
+    process = start(words)
+    try:
+        process.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    return "killed" if process.returncode == -signal.SIGKILL else "ended"
+
+
+def round_of(name: str, files: Path, whole: dict[str, bytes], seconds: float, seed: str) -> dict:
+    """Kill the command at moments drawn by seed, start it again; what was found."""
+    draw, faults, ends = random.Random(seed), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        words = command(name, files, Path(folder))
+        for _ in range(KILLS_OF_TRAINING if name in OPTIONS else 1):
+            ends.append(killed(words, draw.uniform(0.2, 1.0) * seconds))
+            if name not in OPTIONS and outputs(Path(folder)) not in ({}, whole):
+                faults.append("the output is there and not whole")
+        finished(words)
+        if outputs(Path(folder)) != whole:
+            faults.append("the result is not that of a run nobody killed")
+    return {"command": name, "seed": seed, "ends": ends, "faults": faults}
+
+
+def campaign(names, rounds: int, seed: int, log: Path | None = None) -> list[dict]:
+    """Rounds of every command; a log is gone on with."""
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    known = {row["seed"] for row in done}
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(Path(folder))
+        for name in names:
+            wanted = [f"{name} {seed} {i}" for i in range(rounds)]
+            if known.issuperset(wanted):
+                continue
+            (Path(folder) / name).mkdir()
+            words = command(name, files, Path(folder) / name)
+            seconds = finished(words)
+            whole = outputs(Path(folder) / name)
+            for mark in wanted:
+                if mark not in known:
+                    done.append(round_of(name, files, whole, seconds, mark))
+                    if log:
+                        with log.open("a") as file:
+                            file.write(json.dumps(done[-1]) + "\n")
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10, help="of every command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
+    parser.add_argument("--log", type=Path, default=Path("build/kills.jsonl"))
+    args = parser.parse_args()
+    args.log.parent.mkdir(exist_ok=True)
+    done = campaign(args.commands, args.rounds, args.seed, args.log)
+    for name in COMMANDS:
+        rows = [row for row in done if row["command"] == name]
+        kills = sum(end == "killed" for row in rows for end in row["ends"])
+        faults = [(row["seed"], fault) for row in rows for fault in row["faults"]]
+        print(f"{name:10} {len(rows):4} rounds {kills:4} kills  faults: {faults or 'none'}")
+    return int(any(row["faults"] for row in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
