@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import os
 from pathlib import Path
 
@@ -6,6 +7,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in the command: a busy mac
 
 import pytest
 import torch
+
+with contextlib.suppress(ImportError):
+    import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
 from fastds.info import info
 from fastds.ops.core import native as _native
