@@ -110,6 +110,15 @@ def test_mixture_draws_every_combination(event):
     assert seen == set(itertools.product((1, 2, 3), (1, 2, 4)))
 
 
+def test_sources_are_drawn_by_their_weights(event):
+    part = event.isel(time=slice(0, 3), y=slice(0, 32), x=slice(0, 32))
+    sources = [part.assign(reflectivity=part.reflectivity * 0 + dbz) for dbz in (42.5, 56.25)]  # 0.5 and 0.75
+    for weights, share in ((None, 0.5), ((0, 2), 1.0), ((1, 4), 0.8)):
+        triples = RadarTriples(sources, crop=16, scales=(1,), intervals=(1,), weights=weights)
+        found = np.mean([float(triples[i]["x"].max()) > 0.6 for i in range(300)])
+        assert found == pytest.approx(share, abs=0.07) and (share < 1 or found == 1), (weights, found)
+
+
 def test_echo_rule(event):
     z = event["reflectivity"].values.copy()
     z[:, :, 75:] = -32.0

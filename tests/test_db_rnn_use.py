@@ -129,6 +129,21 @@ def test_losses_by_hand():
         pixel_loss(y, x[:1])
 
 
+def test_all_terms_of_the_loss_by_hand():
+    """Forecasts, deblurred forecasts and truth all different; without a discriminator."""
+    y, d, x = (torch.randn(2, 3, 1, 4, 5, dtype=torch.float64) for _ in range(3))
+
+    def pixel(z):
+        return ((z - x).abs() + (z - x) ** 2).sum() / 6
+
+    def slopes(z):
+        return [z.diff(dim=-2)[..., :, :-1].abs(), z.diff(dim=-1)[..., :-1, :].abs()]
+
+    gradient = sum((a - b).abs().sum() for a, b in zip(slopes(d), slopes(x), strict=True)) / 6
+    total = generator_loss(y, d, x, Weights(0.5, 2.0, 0.3, 0.0))
+    torch.testing.assert_close(total, 0.5 * pixel(y) + 2.0 * pixel(d) + 0.3 * gradient)
+
+
 def test_adversarial_terms():
     critic = Discriminator("S", (32, 32)).double()
     y = torch.rand(2, 3, 1, 32, 32, dtype=torch.float64, requires_grad=True)

@@ -3,9 +3,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.special import j1
 
 from fastds.data.samples.degradation import (
     RESIZING,
@@ -117,6 +119,37 @@ def test_25_kernels_sum_to_one_and_keep_the_mean():
     wide = gaussian_kernel(21, 3.0, 1.0, 0.0)
     assert wide[10, 14] > 100 * wide[14, 10]
     assert torch.allclose(gaussian_kernel(21, 3.0, 1.0, math.pi / 2), wide.T)
+
+
+def test_25_kernels_by_their_formulas():
+    rows, columns = np.mgrid[-4:5, -4:5].astype(float)
+    along, across = (
+        (columns * np.cos(0.3) + rows * np.sin(0.3)) / 1.5,
+        (rows * np.cos(0.3) - columns * np.sin(0.3)) / 0.8,
+    )
+    m = along**2 + across**2
+    for options, k in (
+        ({}, np.exp(-m / 2)),
+        ({"beta": 1.5}, np.exp(-(m**1.5) / 2)),
+        ({"beta": 1.5, "plateau": True}, 1 / (1 + m**1.5)),
+    ):
+        np.testing.assert_allclose(gaussian_kernel(9, 1.5, 0.8, 0.3, **options), k / k.sum(), rtol=1e-12)
+    r = np.hypot(rows, columns)
+    r[4, 4] = 1e-9  # the limit
+    for cutoff in (1.2, 2.5):
+        k = cutoff * j1(cutoff * r) / (2 * np.pi * r)
+        np.testing.assert_allclose(sinc_kernel(9, cutoff), k / k.sum(), rtol=1e-5)
+
+
+def test_25_noise_has_the_strength_that_was_asked_for():
+    """Standard deviation drawn evenly up to the largest, whatever the correlation; non-negative fields by a factor."""
+    degrade, zero = Degradation(ALWAYS), torch.zeros(1, 48, 48)
+    found = torch.stack([degrade._noise(zero, 0.03, seeded(k)).std() for k in range(200)])
+    assert found.max() < 0.032 and found.mean() == pytest.approx(0.015, rel=0.1) and found.min() < 0.001
+    config = DegradationConfig(probability=1.0, non_negative=(0,), lower=(-2.0,))
+    rain = torch.full((1, 48, 48), 4.0)
+    logs = [((Degradation(config)._noise(rain, 0.03, seeded(k)) + 2) / 6).log() for k in range(100)]
+    assert torch.stack([z.std() for z in logs]).mean() == pytest.approx(0.05, rel=0.15)  # up to 0.1
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])

@@ -71,6 +71,19 @@ def test_any_number_of_times(times):
     assert out["r"].shape == (2, times, 12, 16) and np.isfinite(out["r"]).all()
 
 
+def test_sequences_of_eight_are_seen_alone_and_have_noise_of_their_own():
+    """19 times: 8, 8 and the rest of 3, here all three the same fields."""
+    model, eight = generator(), coarse(8)
+    long = coarse(19).assign(r=eight["r"].isel(time=[*range(8), *range(8), 0, 1, 2]).drop_vars("time"))
+    plain, short = downscale(model, long)["r"].values, downscale(model, eight.isel(time=slice(0, 3)))["r"].values
+    np.testing.assert_allclose(plain[:8], downscale(model, eight)["r"], atol=1e-4)
+    np.testing.assert_allclose(plain[8:16], plain[:8], atol=1e-4)
+    np.testing.assert_allclose(plain[16:], short, atol=1e-4)
+    noisy = downscale(model, long, members=1)["r"].values[0]
+    parts = [noisy[:3], noisy[8:11], noisy[16:]]
+    assert all(np.abs(a - b).mean() > 0.01 for a, b in ((parts[0], parts[1]), (parts[1], parts[2])))
+
+
 def test_decimated_points_stay_where_they_are():
     out = downscale(generator(4, "decimate"), coarse(), members=1)
     assert np.allclose(out["latitude"][::4], coarse()["latitude"]) and np.allclose(np.diff(out["longitude"]), 0.5)

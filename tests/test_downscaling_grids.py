@@ -155,6 +155,51 @@ def test_targets_outside_a_region_are_refused():
             downscale(model(), region(), like=other)
 
 
+def test_how_many_times_finer_a_grid_is():
+    """By its spacing; a grid of one row or column, and stations, count as the finest that the model knows."""
+    m = model()
+    fields = run.FieldModel(m, region(), run.geometry(region()))
+    assert fields.factor(torch.arange(50, 40, -0.125), torch.arange(5, 19, 0.2)) == pytest.approx((4.0, 2.5))
+    assert fields.factor(torch.tensor([45.1]), torch.tensor([7.0])) == (m.max_scale, m.max_scale)
+
+
+def test_stations_are_read_at_the_finest_scale():
+    """As the points of a grid that fine, and not as those of the input's own."""
+    m = model(trained=True)
+    m.decoder.trunk[-1].weight.data.mul_(20)
+    assert m.max_scale > 1
+    latitude, longitude = 45.03 - 0.5 / m.max_scale * np.arange(2), 9.02 + 0.5 / m.max_scale * np.arange(2)
+    fine = downscale(m, region(), like=dataset(latitude, longitude))
+    rows = query(m, region(), [(y, x) for y in latitude for x in longitude])
+    found = np.array([row["t"] for row in rows]).reshape(2, 2, 2)
+    np.testing.assert_allclose(found, fine.t, atol=1e-3)
+    plain = downscale(m, region(), like=dataset(np.array([45.03, 44.53]), np.array([9.02, 9.52])))
+    assert np.abs(plain.t.values[:, 0, 0] - found[:, 0, 0]).max() > 0.02
+
+
+def test_stations_outside_a_region():
+    """An error, missing, or the value at the nearest point of the region."""
+    places = [(45.0, 10.0), (45.0, 40.0), (60.0, 10.0)]
+    with pytest.raises(ValueError, match="outside the domain"):
+        query(model(), region(), places)
+    rows = query(model(), region(), places, outside="nan")
+    assert [np.isnan(row["t"]) for row in rows] == [False, True, True] * 2
+    rows = query(model(), region(), places, outside="clamp")
+    nearest = [(45.0, 10.0), (45.0, 19.5), (50.0, 10.0)]
+    expected = [float(z.sel(latitude=y, longitude=x)) for z in region().t for y, x in nearest]
+    np.testing.assert_allclose([row["t"] for row in rows], expected, atol=1e-3)
+
+
+def test_a_grid_in_the_other_convention_gives_the_same_values():
+    """A region at -20 to -1 degrees, onto points named by 340 to 359."""
+    west = dataset(np.arange(50, 40, -1.0), np.arange(-20.0, 0.0))
+    places = np.arange(44.3, 42.0, -0.5), np.arange(-17.7, -4.0, 0.5)
+    near, far = (dataset(places[0], places[1] + turn) for turn in (0.0, 360.0))
+    a, b = (downscale(model(trained=True), west, like=like) for like in (near, far))
+    np.testing.assert_allclose(a.t, b.t, atol=1e-3)
+    np.testing.assert_allclose(b.longitude, far.longitude)
+
+
 def test_points_in_either_convention():
     coarse = globe()
     rows = query(model(), coarse, [(90.0, 0.0), (12.0, -179.0), (-35.5, 355.0)])

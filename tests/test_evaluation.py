@@ -5,10 +5,17 @@ import io
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from rich.console import Console
+from scipy.fft import dctn
+from scipy.ndimage import binary_erosion
 
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.metrics import EVALUATION_FLOORS
+from fastds.metrics.errors import ssim
+from fastds.models.baselines import advection
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.evaluation import BASELINES, evaluate, evaluate_files
 
@@ -58,6 +65,62 @@ def test_numbers_by_hand(truth, coarse):
     order = [0, 1, 2, 2, 3, 4]
     hits, events = (z[order] >= 30).sum(), (np.where(z > 20, z + 2, z)[order] >= 30).sum()
     assert row["csi_30"] == pytest.approx(hits / events)
+
+
+def baseline_fields(pair, floor, method):
+    """Fine fields (3, H, W) in dBZ between two coarse ones, in float64, by the formulas of trilinear and bicubic."""
+    x = (np.clip(pair, floor, 70) - floor) / (70 - floor)
+    kind = {"trilinear": "bilinear", "bicubic": "bicubic"}[method]
+    up = F.interpolate(torch.from_numpy(x).double()[:, None], scale_factor=2, mode=kind)[:, 0].clamp(0, 1).numpy()
+    return floor + (70 - floor) * np.stack([up[0], up.mean(0), up[1]])
+
+
+def moved_fields(pair, floor):
+    x = torch.from_numpy((np.clip(pair, floor, 70) - floor) / (70 - floor)).float()
+    return floor + (70 - floor) * advection(x[None, :, None], 2)[0, :, 0].double().numpy()
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_rows_of_the_baselines_by_hand(truth, coarse, method):
+    """Two pairs, of which the second has a hole: every column from arrays alone, errors weighted by pixels."""
+    z = truth.reflectivity.values.copy()
+    z[3, 10:40, 20:60] = np.nan
+    holed = truth.assign(reflectivity=truth.reflectivity.copy(data=z))
+    row = evaluate(holed, holed, coarse=coarse).rows[method]
+    sums, events, squares, ratios, shares = {}, np.zeros((3, 2)), np.zeros(2), [], {15: [], 30: [], 40: []}
+    for k in (0, 1):
+        t, pair = z[2 * k : 2 * k + 3], coarse.reflectivity.values[k : k + 2]
+        valid = binary_erosion(~np.isnan(t).any(0), np.ones((5, 5)))
+        t = np.where(valid, t, 0.0)
+        for floor in (15, 0):
+            p = moved_fields(pair, floor) if method == "advection" else baseline_fields(pair, floor, method)
+            frames = (((p.clip(floor, 70) - t.clip(floor, 70)) ** 2) * valid).sum((1, 2))
+            mse = {"t2": frames[1], "t13": (frames[0] + frames[2]) / 2, "total": frames.sum() / 3}
+            for name, total in mse.items():
+                sums[f"mse_{name}_{floor}"] = sums.get(f"mse_{name}_{floor}", 0) + np.array([total, valid.sum()])
+            similar = ssim(*(torch.from_numpy(np.where(valid, f, floor).clip(floor, 70)) for f in (p, t)),
+                           torch.from_numpy(valid).expand(3, -1, -1), 70 - floor)  # fmt: skip
+            sums[f"ssim_{floor}"] = sums.get(f"ssim_{floor}", 0) + np.array([similar, 1]) * valid.sum()
+            if floor == 15:
+                power = [dctn(np.where(valid, f, 15).clip(15), axes=(1, 2), norm="ortho") ** 2 for f in (p, t)]
+                k_rows, k_columns = np.arange(64)[:, None] / 128, np.arange(80) / 160
+                short = (np.hypot(k_rows, k_columns) > 1 / 4) & (np.hypot(k_rows, k_columns) <= 1 / 2)
+                ratios.append(power[0][:, short].sum() / power[1][:, short].sum())
+                cells = p[[0, 2]].clip(15).reshape(2, 32, 2, 40, 2).mean((2, 4)) - pair.clip(15, 70)
+                inside = valid.reshape(32, 2, 40, 2).all((1, 3))
+                squares += [(cells[:, inside] ** 2).sum(), 2 * inside.sum()]
+        for i, q in enumerate(shares):
+            wet = [(f >= q) & valid for f in (p, t)]
+            events[i] += (wet[0] & wet[1]).sum(), (wet[0] | wet[1]).sum()
+            windows = [sliding_window_view(w, (9, 9), (1, 2)).mean((3, 4)) for w in wet]
+            if wet[0].any() or wet[1].any():
+                difference = ((windows[0] - windows[1]) ** 2).sum()
+                shares[q].append(1 - difference / sum((w**2).sum() for w in windows))
+    expected = {name: total / pixels for name, (total, pixels) in sums.items()}
+    expected |= {f"csi_{q}": hits / union for q, (hits, union) in zip(shares, events, strict=True)}
+    expected |= {f"fss_{q}": np.mean(values) for q, values in shares.items()}
+    expected |= {"spectrum": np.mean(ratios), "recoarsened_rmse": np.sqrt(squares[0] / squares[1])}
+    assert row == pytest.approx(expected, rel=1e-3)
 
 
 def test_missing_pixels_of_any_file_count_for_none(truth, coarse):

@@ -47,6 +47,25 @@ def test_untrained_network_extrapolates(network):
     torch.testing.assert_close(y, extrapolation(x, 3, flow).clamp(0, 1), rtol=0, atol=1e-6)
 
 
+def test_every_known_field_is_brought_to_where_its_air_is_at_the_start(monkeypatch):
+    """In a uniform motion of (1, -3) pixels a step the field j steps back is displaced by j times that."""
+    model, seen = LagrangianRNN("MSRNN", "convgru", 4), []
+    x, back = torch.rand(1, 4, 1, 24, 24), torch.tensor([-1.0, 3.0]).reshape(1, 2, 1, 1).expand(1, 2, 24, 24)
+
+    def roll(frames, steps):
+        seen.append(frames)
+        return (frames[:, -1:].expand(-1, steps, -1, -1, -1),)
+
+    monkeypatch.setattr(model.network, "roll", roll)
+    y = model(x, 2, back)
+    for j in range(4):
+        moved = x[:, 3 - j].roll((j, -3 * j), (-2, -1))
+        torch.testing.assert_close(seen[0][:, 3 - j, :, 6:-10, 6:-10], moved[..., 6:-10, 6:-10])
+    for k in (1, 2):
+        expected = x[:, -1].roll((k, -3 * k), (-2, -1))
+        torch.testing.assert_close(y[:, k - 1, :, 6:-10, 6:-10], expected[..., 6:-10, 6:-10])
+
+
 def test_what_is_learned_moves_with_the_air():
     """In a uniform motion the forecast is that of the still field, displaced."""
     torch.manual_seed(1)

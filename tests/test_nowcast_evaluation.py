@@ -12,6 +12,7 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates, save_dataset, synthetic_event
 from fastds.metrics import fss, spectral_ratio
+from fastds.models.baselines import blurred_persistence, extrapolation
 from fastds.studies import nowcast as study
 from fastds.tasks.nowcast.evaluation import evaluate, window_scores
 from fastds.tasks.nowcast.run import nowcast
@@ -86,6 +87,21 @@ def test_scores_agree_with_an_independent_count(event, table):
         np.testing.assert_allclose(row["power"][lead], np.mean([list(r.values()) for r in ratios], 0), rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "method", "known"), [
+    ("blurred-persistence", blurred_persistence, 5), ("extrapolation", extrapolation, 2)
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_rows_of_the_baselines_are_those_of_the_last_fields(event, table, name, method, known):
+    """A method's own tests say what it gives; here from how many fields, and what is compared with it."""
+    z = np.clip(event["reflectivity"].values, 0, 60) / 60
+    sums = np.zeros((2, STEPS))
+    for start in STARTS:
+        before = torch.from_numpy(z[start - known + 1 : start + 1]).float()[None, :, None]
+        truth, forecast = z[start + 1 : start + 1 + STEPS], method(before, STEPS)[0, :, 0].numpy().clip(0, 1)
+        there = ~np.isnan(truth) & ~np.isnan(z[start])
+        sums += (np.where(there, 60 * (forecast - truth), 0) ** 2).sum((1, 2)), there.sum((1, 2))
+    np.testing.assert_allclose(table.rows[name]["mse"], sums[0] / sums[1], rtol=1e-3)
+
+
 @pytest.mark.parametrize("quantity", ["rate", "reflectivity"])
 def test_coarser_forecasts_are_compared_with_means_of_the_truth(event, quantity):
     out = nowcast("persistence", event, steps=2, start="2024-06-01T12:30", coarsen=4, quantity=quantity)
@@ -151,6 +167,16 @@ def test_difference_of_csi_and_its_interval_over_starts(table):
     np.testing.assert_allclose(*csi_difference(*alike)[1:])
     with pytest.raises(ValueError, match="both counts must have the same starts and leads"):
         csi_difference(ours, theirs[:2])
+
+
+def test_interval_of_the_difference_holds_95_percent():
+    """With one event in every start CSI is the share of hits: 1.96 standard errors of a proportion either way."""
+    n, counts = 400, np.zeros((2, 400, 1, 1, 4))
+    hit = np.random.default_rng(1).random(n) < 0.3
+    counts[0, hit, ..., 0], counts[0, ~hit, ..., 1], counts[1, ..., 1] = 1, 1, 1
+    mean, low, high = csi_difference(*counts, draws=4000)
+    expected = 1.96 * np.sqrt(hit.mean() * (1 - hit.mean()) / n)
+    assert mean == pytest.approx(hit.mean()) and (high - low) / 2 == pytest.approx(expected, rel=0.07)  # 90 %: 0.84
 
 
 def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, capsys):

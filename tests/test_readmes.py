@@ -23,7 +23,7 @@ SHORTER = (
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
     (r"^pytest tests/(\S+).*$", r"pytest -q --collect-only tests/\1"),
     (r"--calls \d+", "--calls 600"),
-    (r"^python -m (tests\.sanitize|bench\.scaling).*$", r"python -m \1 --help"),
+    (r"^python -m (tests\.sanitize|tests\.mutants|bench\.scaling).*$", r"python -m \1 --help"),
     (r"^python -m bench\.report r\.json.*$", "python -m bench.report --help"),
     (r"^python -m bench\.report --readme.*$", "python -m bench.report --help"),
 )

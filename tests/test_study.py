@@ -86,6 +86,23 @@ def test_errors_of_crops(scale):
     assert exact == [[0.0, 0.0, 0.0]]
 
 
+def test_a_factor_that_is_no_whole_number_leaves_out_the_next_whole_margin():
+    """At 2.67 nine fine pixels, 3 + 6."""
+    fields, spoilt = torch.zeros(1, 1, 48, 48), torch.zeros(1, 1, 48, 48)
+    spoilt[..., 8, 20], spoilt[..., 20, 9], spoilt[..., 38, 20] = 7.0, 2.0, 3.0
+    crop = draw_crops(fields.shape, None, 1, seed=0)
+    size = []
+
+    def predict(x, fine):
+        size.append(fine)
+        return spoilt[..., : fine[0], : fine[1]]
+
+    found = crop_errors(predict, fields, crop, None, (2.67, 2.67))
+    rows, columns = size[0]  # 45 coarse pixels times 2.67 is 48.06: 17 x 2.67 = 45.4
+    assert (rows, columns) == (45, 45)
+    assert found == [[pytest.approx(4.0 / 27**2)]], "row 8 and row 38 are of the margin, column 9 is not"
+
+
 def test_bicubic_is_the_kernel_of_the_baselines():
     from fastds.models.baselines import interpolate
 
@@ -106,6 +123,17 @@ def test_interval_draws_times_and_bands():
     assert low < noise.mean() < high
     two_days = drawn({"crops": crops, "together": 4})
     assert set(two_days[:, 0]) == {0, 1} and set(two_days[:, 1]) == {0, 1, 2, 3}
+
+
+def test_interval_holds_95_percent():
+    """Of many times and one band the mean is nearly normal: 1.96 standard errors either way."""
+    n = 500
+    values = np.random.default_rng(3).normal(size=n)
+    labels = np.stack([np.arange(n), np.zeros(n, int)], 1)
+    low, high = interval(values, labels)
+    expected = 1.96 * values.std() / np.sqrt(n)
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.08)  # 90 %: 0.84 of it
+    assert (high + low) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
 
 
 def best(folder):
@@ -202,6 +230,18 @@ def test_difference_of_known_runs():
         for m, e in (("inr-small", 0.1), ("liif", 0.2))
     ]
     assert "| inr-small - liif | 2 | +3.01 [+3.01, +3.01] |" in render(runs)
+
+
+def test_runs_are_compared_with_those_of_their_seed():
+    """Of the seeds that both have: of 1 alone; a regression without a seed goes with all."""
+    base = {"variables": ["t"], "value_range": [10.0], "crops": [(t, b, 0, 0) for t in range(2) for b in range(4)]}
+    cost = {"steps": 1, "parameters": 2, "train_cpu_s": 60.0}
+    errors = {("inr-small", 0): 0.1, ("inr-small", 1): 0.4, ("liif", 1): 0.2, ("liif", 2): 0.8}
+    runs = [{**base, **cost, "method": m, "seed": s, "mse": {"2": [[e]] * 8}} for (m, s), e in errors.items()]
+    runs.append({**base, "method": "bicubic", "mse": {"2": [[0.2]] * 8}})
+    text = render(runs[::-1])
+    assert "| inr-small - liif | 2 | -3.01 [-3.01, -3.01] | -3.01 [-3.01, -3.01] | -3.01 |" in text, text
+    assert "| inr-small - bicubic | 2 | +0.00 [+0.00, +0.00] | +0.00 [+0.00, +0.00] | +3.01, -3.01 |" in text, text
 
 
 def test_fixed_ratio_answers_at_its_fine_pixels():

@@ -18,7 +18,7 @@ from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
 from fastds.tasks.common.command import TASKS, configurations, main
-from fastds.tasks.common.radar_files import time_blocks
+from fastds.tasks.common.radar_files import source_weights, time_blocks
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule, train
@@ -144,6 +144,30 @@ def test_loss_counts_valid_pixels_alone(event):
 def test_relative_loss_of_trilinear_is_one(event):
     samples = batch()
     assert float(module_of(event).loss(trilinear(samples["x"], 2), samples)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_losses_by_hand(event):
+    """Mean over samples of the mean over valid pixels, errors in dBZ: 55 for 1."""
+    samples, prediction = batch(), torch.rand(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    rows = torch.nn.functional.interpolate(samples["x"][:, :, 0], scale_factor=2, mode="bilinear").double()
+    lines = torch.stack([rows[:, 0], rows.mean(1), rows[:, 1]], 1)[:, :, None]
+    charbonnier = relative = 0.0
+    for i in range(2):
+        ours, theirs = (55 * (z - samples["y"])[i][samples["valid"][i]].double() for z in (prediction, lines))
+        charbonnier += ((ours**2 + 0.1**2).sqrt() - 0.1).mean() / 2
+        relative += (ours**2).mean() / ((theirs**2).mean() + 0.25) / 2
+    for kind, expected in (("charbonnier", charbonnier), ("relative_mse", relative)):
+        loss = module_of(event, loss=kind).loss(prediction, samples)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_weights_of_sources():
+    """Those of the files, then one that the events share."""
+    assert source_weights([3, 1, 2], 2, 4) == [3, 1, 0.5, 0.5, 0.5, 0.5]
+    assert source_weights([3, 1], 2, 0) == [3, 1] and source_weights([], 2, 4) is None
+    for weights, events in (([3, 1], 4), ([3, 1, 2], 0)):
+        with pytest.raises(ValueError, match="data.weights needs one number per training file"):
+            source_weights(weights, 2, events)
 
 
 def test_rate_warms_up_and_ends_at_zero(event):

@@ -12,7 +12,7 @@ from fastds import cli, models
 from fastds.tasks.common.command import main
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
 from fastds.tasks.fields.evaluation import coarse_and_fine
-from fastds.tasks.fields.samples import load_fields
+from fastds.tasks.fields.samples import FieldData, load_fields
 from fastds.tasks.fields.training import FieldModule, train
 
 
@@ -112,6 +112,26 @@ def test_training_starts_from_given_weights(path, tmp_path):
     again.data.variables = ["t"]
     with pytest.raises(ValueError, match="reads 2 variables and 0 static maps, data.variables .* name 1 and 0"):
         train(again)
+
+
+def test_loss_by_hand(path, tmp_path):
+    """The mean of absolute errors, each over that of bilinear interpolation on the first 64 samples."""
+    run = config(path, tmp_path)
+    run.data.degraded = 0.0
+    data = FieldData(run.data, seed=4)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for i in range(64):
+        s = data.training[i]
+        x, base, t = s["x"].double(), s["base"].long(), s["frac"].double()
+        (top, left), (bottom, right) = ((base + k).clamp(0, 11).T for k in (0, 1))
+        v, u = t.T
+        above, below = (x[:, row, left] * (1 - u) + x[:, row, right] * u for row in (top, bottom))
+        expected += (above * (1 - v) + below * v - s["target"].T.double()).abs().mean(1) / 64
+    module = FieldModule(torch.nn.Linear(1, 1), run, data)
+    torch.testing.assert_close(module.error_scale.double(), expected, rtol=1e-5, atol=0)
+    prediction, target = torch.randn(3, 5, 2), torch.randn(3, 5, 2)
+    by_hand = sum(((prediction - target)[..., c].double().abs() / expected[c]).mean() for c in range(2)) / 2
+    torch.testing.assert_close(module.loss(prediction, {"target": target}).double(), by_hand, rtol=1e-5, atol=0)
 
 
 def test_training_resumes(path, tmp_path):

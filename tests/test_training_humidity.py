@@ -24,7 +24,7 @@ from fastds.tasks.humidity.config import (
     parse_arguments,
 )
 from fastds.tasks.humidity.evaluation import format_table
-from fastds.tasks.humidity.samples import FieldSequences, read_regions
+from fastds.tasks.humidity.samples import FieldSequences, HumidityData, read_regions
 from fastds.tasks.humidity.training import AdversarialModule, build, content_loss, train
 
 TINY = {"width": 8, "post_width": 8, "pre_blocks": 1, "post_blocks": 1, "reduction": 4, "scale": 2}
@@ -215,6 +215,33 @@ def test_samples_depend_on_seed_and_index_only(folder):
     coarse = FieldSequences(regions, 5, 4, config, 1)[3]["coarse"]
     torch.testing.assert_close(coarse, torch.nn.functional.avg_pool2d(sample["fine"], 4))
     assert interpolate(coarse, 4).shape == sample["fine"].shape
+
+
+def test_flips_are_of_rows_and_columns_alone(folder):
+    config = configuration(folder).data
+    regions, seen = read_regions(config, "train"), set()
+    plain, flipped = (FieldSequences(regions, 30, 4, dataclasses.replace(config, flips=f), 1) for f in (False, True))
+    for i in range(30):
+        fine, turned = plain[i]["fine"], flipped[i]
+        axes = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if torch.equal(fine.flip(axes), turned["fine"])]
+        assert len(axes) == 1 and torch.equal(turned["coarse"], turned["fine"][..., ::4, ::4])
+        seen.update(axes)
+    assert len(seen) == 4
+
+
+def test_training_and_validation_draw_by_seeds_of_their_own(folder):
+    """From the same region, so that the draw alone tells them apart."""
+    box = [[0, 24, 0, 48]]
+    config = dataclasses.replace(configuration(folder).data, sources={"rh.nc": {"train": box, "validation": box}})
+    drawn = []
+    for seed in (3, 3, 5):
+        data = HumidityData(config, 4, seed, lambda: 0)
+        data.setup()
+        drawn.append([torch.stack([part[i]["fine"] for i in range(4)]) for part in (data.training, data.validation)])
+    (training, validation), again, other = drawn
+    assert torch.equal(training, again[0]) and torch.equal(validation, again[1])
+    pairs = ((training, validation), (training, other[0]), (validation, other[1]))
+    assert not any(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
 
 
 def test_processes_share_every_batch():

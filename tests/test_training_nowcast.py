@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
@@ -108,6 +109,53 @@ def test_pool_repeats_crops(event):
     assert torch.equal(pooled[0]["frames"], pooled[2]["frames"])
     fresh = crops(event, augment=False)[1]["frames"]
     torch.testing.assert_close(pooled[1]["frames"], fresh, rtol=0, atol=1e-3)
+
+
+def constant(dbz, frames=8, size=32):
+    """A dataset of one value everywhere."""
+    fields = data.synthetic_event(seed=1, frames=frames, shape=(size, size))[["reflectivity"]]
+    return fields.assign(reflectivity=xr.full_like(fields.reflectivity, dbz))
+
+
+def test_sources_are_drawn_by_their_weights(event):
+    options = dict(samples=8, scales=[1], intervals=[1], moving=False, augment=False, seed=1)
+    sources = [constant(30.0), constant(45.0)]
+    shares = []
+    for weights in (None, [0.0, 2.0], [1.0, 4.0]):
+        sets = NowcastCrops(sources, samples(event), weights=weights, **options)
+        shares.append(np.mean([float(sets[i]["frames"][0].max()) == 0.75 for i in range(200)]))
+    assert shares == pytest.approx([0.5, 1.0, 0.8], abs=0.1) and shares[1] == 1.0
+
+
+def test_a_shift_raises_echo_and_leaves_the_dry_dry(event):
+    plain, raised = (crops(event, shift=[dbz, dbz])[2]["frames"].double() for dbz in (0.0, 6.0))
+    expected = torch.where(plain > 0, (plain + 6.0 / 60).clamp(max=1), 0.0)
+    assert (plain == 0).any() and (plain > 0.5).any()
+    torch.testing.assert_close(raised, expected, rtol=0, atol=1e-6)
+
+
+def test_the_validation_reads_the_files_as_they_are(tmp_path):
+    """Of later times, in order, unturned, without a shift, at every scale of the training and its shortest interval."""
+    fields = constant(30.0, frames=30, size=64)
+    rows, columns, frames = np.arange(64)[:, None], np.arange(64), np.arange(30)[:, None, None]
+    squares = np.where((rows + columns) % 2, 4.0, -4.0)  # gone at scale 2
+    fields = fields.assign(
+        reflectivity=fields.reflectivity.copy(data=10 + frames + 0.05 * columns + squares + 0 * rows)
+    )
+    data.save_dataset(fields, tmp_path / "ramp.nc")
+    config = samples(tmp_path / "ramp.nc", scales=[1, 2, 2], intervals=[1, 2], shift=[5.0, 9.0], fewest=3)
+    module = NowcastData(config, moving=False, seed=2)
+    module.setup()
+    seen = set()
+    for i in range(12):
+        z = 60 * module.validation[i]["frames"][:, 0].double()
+        scale = 1 if (z[0, 0, 0] - z[0, 1, 0]).abs() > 4 else 2
+        seen.add(scale)
+        ramp = z[0, 0, ::2]  # every second column: the squares are the same
+        torch.testing.assert_close(ramp.diff(), torch.full((11,), 0.1 * scale).double(), rtol=0, atol=0.01)
+        torch.testing.assert_close((z[1:] - z[:-1]).mean((1, 2)), torch.ones(5).double(), rtol=0, atol=0.01)
+        assert 34 <= z[0].mean() <= 34 + 0.05 * 63, "frames 24 to 29 are the last fifth"
+    assert seen == {1, 2}
 
 
 # ---- losses

@@ -50,6 +50,21 @@ def test_closed_form_of_a_linear_critic():
     torch.testing.assert_close(d.a.grad, 2 * (length - 1) * d.a.detach() / length)
 
 
+def test_steps_of_a_critic_that_scores_each_are_averaged():
+    """D_t(x) = <a_t, x_t>: the gradient of the mean over T steps is a / T."""
+
+    class PerStep(Linear):
+        def forward(self, x):
+            return (x.flatten(2) * self.a.unflatten(0, (x.shape[1], -1))).sum(2)
+
+    real, fake = days(steps=3)
+    d = PerStep(real[0].numel())
+    penalty, norms = gradient_penalty(d, real, fake)
+    length = d.a.detach().norm() / 3
+    torch.testing.assert_close(norms, length.expand(2))
+    torch.testing.assert_close(penalty.detach(), (length - 1) ** 2)
+
+
 def test_gradient_zero_is_no_nan():
     real, fake = days()
     d = Linear(real[0].numel())

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downscaling of radar fields by hand: the stated seam, halos against motion, factor 4 in time."""
+
+import numpy as np
+import pytest
+import test_downscaling as downscaling
+import torch
+from scipy.ndimage import uniform_filter
+from test_downscaling import CEILING, FLOOR, NO_ECHO, Stub, fill, give_card
+from torch import nn
+
+from fastds.tasks.radar import refinement
+from fastds.tasks.radar.run import downscale
+
+network, event, coarse = downscaling.network, downscaling.event, downscaling.coarse
+
+
+class Blur(Stub):
+    """The mean over 5 x 5 coarse pixels, at all three times."""
+
+    def forward(self, x, static=None, flow=None):
+        y = nn.functional.avg_pool2d(x[:, :, 0], 5, 1, 2).mean(1, keepdim=True)
+        return y.expand(-1, 3, -1, -1).repeat_interleave(2, -1).repeat_interleave(2, -2)[:, :, None]
+
+
+def test_the_stated_seam_error_is_that_of_the_tile_with_most_echo(coarse):
+    """Between the tile alone and the whole grid, first pair of frames, in dB."""
+    out = downscale(Blur(), coarse, tile=16, halo=0)
+    x = (coarse.reflectivity.values[:2].clip(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR)
+    tiles = [(slice(r, r + 16), slice(c, c + 16)) for r in range(0, 48, 16) for c in range(0, 64, 16)]
+    rows, columns = max(tiles, key=lambda tile: x[:, *tile].sum())
+    alone, whole = (uniform_filter(np.pad(z.mean(0), 2), 5)[2:-2, 2:-2] for z in (x[:, rows, columns], x))
+    expected = 55 * np.abs(alone - whole[rows, columns]).max()
+    assert out.attrs["fastds_seam_error_dBZ"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:the motion")
+def test_the_halo_covers_the_motion_that_the_card_knows(coarse):
+    """NEAR_PIXELS of 4 and the motion, as a multiple of 16: echo that moves so far comes from there."""
+    for motion, halo in ((None, 16), ((0.0, 0.5), 16), ((0.0, 11.5), 16), ((0.0, 12.5), 32), ((0.0, 30.0), 48)):
+        out = downscale(give_card(Blur(), motion_px=motion), coarse, tile=16)
+        assert out.attrs["fastds_halo"] == halo, motion
+
+
+def test_the_network_counts_as_far_as_echo_moves(monkeypatch, coarse):
+    """A cell of echo moves by 20 pixels: half way, 10 pixels from echo in either frame, the network's value holds."""
+    flow = torch.zeros(1, 2, 2, 48, 64)
+    flow[:, 0, 1], flow[:, 1, 1] = 20.0, -20.0
+    monkeypatch.setattr(refinement, "optical_flow", lambda x: flow[None])
+    z = np.full((3, 48, 64), NO_ECHO, np.float32)
+    z[0, 20:27, 10:17] = z[1:, 20:27, 30:37] = 30.0
+    out = downscale(Stub(constants=[0.2, 0.8, 0.2]), fill(coarse, z)).reflectivity.values
+    middle = out[1, 44:50, 44:50]  # fine pixels around row 23, column 23
+    np.testing.assert_allclose(middle, FLOOR + 0.8 * 55, atol=1e-3)
+
+
+def test_time_factor_4_is_factor_2_of_the_frames_and_the_middle_ones_made_coarse(coarse, network):
+    """Means of floored reflectivity where there is strong echo, else of the weak echo there is."""
+    fine = downscale(network, coarse).reflectivity.values[1::2].astype(np.float64)
+    cells = fine.reshape(2, 48, 2, 64, 2)
+    strong, echo = cells.clip(min=FLOOR).mean((2, 4)), cells > NO_ECHO
+    weak = np.where(echo, cells, 0).sum((2, 4)) / echo.sum((2, 4)).clip(1)
+    middle = np.where(strong > FLOOR, strong, np.where(echo.any((2, 4)), weak.clip(max=FLOOR), NO_ECHO))
+    given = coarse.reflectivity.values
+    frames = np.stack([given[0], middle[0], given[1], middle[1], given[2]]).astype(np.float32)
+    times = coarse.time.values[0] + np.arange(5) * np.timedelta64(5, "m")
+    twice = coarse.isel(time=[0, 0, 1, 1, 2]).assign_coords(time=("time", times, coarse.time.attrs))
+    expected = downscale(network, twice.assign(reflectivity=twice.reflectivity.copy(data=frames)))
+    found = downscale(network, coarse, time_factor=4)
+    np.testing.assert_allclose(found.reflectivity, expected.reflectivity, rtol=0, atol=2e-2)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conv3x3, Conv1x1, ResidualBlock and SubPixel against torch's own layers in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastds.nn import Conv1x1, Conv3x3, ResidualBlock, SubPixel
+
+
+def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
+    """shuffle(act(conv(concat(x, x2)) + bias + residual)) with torch.nn.functional."""
+    source = x if x2 is None else torch.cat([x, x2], 1)
+    y = F.conv2d(source, conv.weight, conv.bias, conv.stride, conv.kernel_size // 2)
+    y = y if residual is None else y + residual
+    y = F.relu(y) if act == "relu" else F.leaky_relu(y, slope) if act == "leaky_relu" else y
+    return F.pixel_shuffle(y, shuffle)
+
+
+def assert_equal_with_gradients(module, ours, theirs, *inputs):
+    """Values, and the gradients of inputs and parameters along one direction."""
+    a, b = ours(), theirs()
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    leaves = [*(t for t in inputs if t is not None), *module.parameters()]
+    along = torch.randn(b.shape, dtype=b.dtype)
+    for got, wanted in zip(*(torch.autograd.grad(y, leaves, along) for y in (a, b)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+
+
+CASES = {
+    "plain": {},
+    "no bias": {"bias": False, "act": "relu"},
+    "stride": {"stride": 2, "act": "leaky_relu", "negative_slope": 0.3, "with_residual": True},
+    "two sources": {"with_x2": True, "act": "leaky_relu"},
+    "all": {"with_x2": True, "with_residual": True, "act": "relu", "shuffle": 2},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", [Conv3x3, Conv1x1])
+def test_convolutions_and_what_follows_them(kind, name):
+    options = dict(CASES[name])
+    with_x2, with_residual = options.pop("with_x2", False), options.pop("with_residual", False)
+    made = {key: options.pop(key) for key in ("bias", "stride") if key in options}
+    conv = kind(6 if with_x2 else 4, 8, **made).double()
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64, requires_grad=True)
+    x2 = torch.randn(2, 2, 7, 9, dtype=torch.float64, requires_grad=True) if with_x2 else None
+    size = (4, 5) if "stride" in made else (7, 9)
+    residual = torch.randn(2, 8, *size, dtype=torch.float64, requires_grad=True) if with_residual else None
+    theirs = {"act": options.get("act"), "slope": options.get("negative_slope", 0.1)}
+    assert_equal_with_gradients(
+        conv,
+        lambda: conv(x, x2, residual, **options),
+        lambda: by_torch(conv, x, x2, residual, shuffle=options.get("shuffle", 1), **theirs),
+        x, x2, residual,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "size"), [(Conv3x3, 9), (Conv1x1, 1)])
+def test_initial_weights_are_those_of_conv2d(kind, size):
+    """Uniform within 1/sqrt(fan in), weights and bias."""
+    conv, bound = kind(16, 400), 1 / math.sqrt(16 * size)
+    for values in (conv.weight.detach(), conv.bias.detach()):
+        assert values.abs().max() <= bound and values.abs().max() > 0.97 * bound
+        assert abs(values.mean()) < 0.1 * bound and values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert conv.weight.shape == (400, 16, math.isqrt(size), math.isqrt(size))
+    assert repr(kind(3, 5, bias=False, stride=2)) == f"{kind.__name__}(3, 5, bias=False, stride=2)"
+    assert repr(kind(3, 5)) == f"{kind.__name__}(3, 5, bias=True)"
+
+
+def test_residual_block_by_torch():
+    block = ResidualBlock(5).double()
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    assert_equal_with_gradients(
+        block, lambda: block(x), lambda: x + by_torch(block.conv2, by_torch(block.conv1, x, act="relu")), x
+    )
+
+
+def test_residual_blocks_start_near_the_identity():
+    """Kaiming-normal weights times 0.1: standard deviation 0.1 sqrt(2 / fan in), and no bias."""
+    block = ResidualBlock(32)
+    for conv in (block.conv1, block.conv2):
+        assert (conv.bias == 0).all()
+        assert conv.weight.std().item() == pytest.approx(0.1 * math.sqrt(2 / (9 * 32)), rel=0.05)
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(1, ()), (2, (2,)), (3, (3,)), (4, (2, 2))])
+def test_sub_pixel_by_torch(scale, steps):
+    layer = SubPixel(3, 3 if scale == 1 else 2, scale).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+
+    def theirs():
+        y = x
+        for conv, r in zip(layer.convs, steps, strict=True):
+            y = by_torch(conv, y, act="leaky_relu", shuffle=r)
+        return y * 1.0
+
+    assert layer(x).shape == (2, 3 if scale == 1 else 2, 5 * scale, 6 * scale) and layer.scale == scale
+    assert_equal_with_gradients(layer, lambda: layer(x) * 1.0, theirs, x)
+
+
+def test_sub_pixel_refuses():
+    with pytest.raises(ValueError, match="scale must be 1, 2, 3 or 4, got 5"):
+        SubPixel(3, 3, 5)
+    with pytest.raises(ValueError, match="scale 1 has no layer to turn 3 channels into 2"):
+        SubPixel(3, 2, 1)

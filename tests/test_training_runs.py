@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainings of all tasks share: new samples, averaged weights, the best of them exported, clock, kills."""
+
+import math
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_training_interrupted as interrupted
+import torch
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+from fastds import models
+from fastds.tasks.common.command import TASKS, main
+from fastds.tasks.common.training import SupervisedModule, TimedModule
+from fastds.tasks.fields import training as fields
+from fastds.tasks.humidity import training as humidity
+from fastds.tasks.nowcast import training as nowcast
+from fastds.tasks.radar import training as radar
+
+files = interrupted.files
+# Task: the callback that exports, the score it goes by, which it logs, and the sign of what is better.
+EXPORTS = {
+    "radar": (radar.ExportWeights, "val_mse_total", 1),
+    "fields": (fields.ExportWeights, "val_gain_db", -1),
+    "humidity": (humidity.ExportGenerator, "val_crps", 1),
+    "nowcast": (nowcast.ExportWeights, "val_error", 1),
+}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request, files, tmp_path_factory):
+    """A tiny training of two epochs of four steps: its folder, the batches and the weights after every step."""
+    folder, batches, weights = tmp_path_factory.mktemp(request.param) / "o", [], []
+    after = TimedModule.on_train_batch_end
+
+    def record(self, outputs, batch, index):
+        batches.append([float(v.double().sum()) for v in batch.values()])
+        network = self.model if isinstance(self, SupervisedModule) else self.average
+        weights.append({name: p.detach().double().clone() for name, p in network.named_parameters()})
+        after(self, outputs, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimedModule, "on_train_batch_end", record)
+        assert main(interrupted.arguments(files, request.param, folder)) == 0
+    return SimpleNamespace(task=request.param, folder=folder, batches=batches, weights=weights)
+
+
+def test_every_step_sees_new_samples(run):
+    assert len(run.batches) == 8 and len({tuple(values) for values in run.batches}) == 8
+
+
+def test_exported_weights_are_the_averaged_ones(run):
+    """decay times the average before plus 1 - decay times the new weights, from those after the first step on."""
+    last, average = models.load(run.folder / "last.safetensors"), run.weights[0]
+    for new in run.weights[1:]:
+        average = {name: 0.9 * average[name] + 0.1 * value for name, value in new.items()}
+    if run.task == "humidity":  # averages by itself, see test_training_humidity_step
+        average = run.weights[-1]
+    for name, parameter in last.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), average[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_card_of_the_best_weights_has_the_best_score_of_the_log(run):
+    _, name, sign = EXPORTS[run.task]
+    logged = pd.read_csv(run.folder / "csv" / "metrics.csv")[name].dropna()
+    scores = models.load(run.folder / "best.safetensors").card.metrics["validation"]
+    assert len(logged) == 2
+    found = scores["mse_total"] if run.task == "radar" else scores[name]
+    assert found == pytest.approx(sign * (sign * logged).min(), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", EXPORTS)
+def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
+    """Also over a resume, and never for a score that is no number."""
+    export, name, sign = EXPORTS[task]
+    saved = {}
+    monkeypatch.setattr("fastds.tasks.common.run_folder.models.save", lambda n, path: saved.update({path.name: n.tag}))
+
+    def validate(callback, tag, score):
+        network = SimpleNamespace(tag=tag, card=models.ModelCard())
+        values = {name: torch.tensor(sign * score), "val_mse_trilinear": torch.tensor(1.0)}
+        trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, callback_metrics=values)
+        config = SimpleNamespace(model=SimpleNamespace(card={}))
+        plain = {key: float(value) for key, value in values.items()}
+        module = SimpleNamespace(model=network, exported=network, config=config, validation_scores=lambda: plain)
+        callback.on_validation_epoch_end(trainer, module)
+        return saved["last.safetensors"], saved.get("best.safetensors")
+
+    callback = export(tmp_path)
+    found = [validate(callback, k, score) for k, score in enumerate((math.nan, 3.0, 1.0, 2.0))]
+    assert found == [(0, None), (1, 1), (2, 2), (3, 2)]
+    again = export(tmp_path)
+    again.load_state_dict(callback.state_dict())
+    assert [validate(again, k, score) for k, score in ((4, 1.5), (5, 0.5))] == [(4, 2), (5, 5)]
+
+
+def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
+    """And ends as one in a folder of its own."""
+
+    def trained(folder, **options):
+        assert main(interrupted.arguments(files, "radar", tmp_path / folder, **options)) == 0
+        return "resumed from step 2" in capfd.readouterr().out
+
+    assert not trained("o", max_steps=2) and not trained("fresh", max_steps=4)
+    assert not trained("o", max_steps=4, resume=False)
+    assert interrupted.same_weights(tmp_path / "o", tmp_path / "fresh")
+    assert not trained("p", max_steps=2) and trained("p", max_steps=4)
+
+
+def test_the_clock_goes_on_after_a_resume():
+    module = TimedModule(SimpleNamespace(seed=0, max_steps=None, max_minutes=2.0))
+    module._trainer = SimpleNamespace(world_size=1, should_stop=False)
+    checkpoint = {"elapsed": 119.0, "random_state": torch.get_rng_state()}
+    module.on_load_checkpoint(checkpoint)
+    assert module.clock() == 119.0 and not module.finished()
+    module.on_train_start()
+    module._since -= 1.5  # seconds of training
+    assert module.finished()
+    module.on_save_checkpoint(again := {})
+    assert 120.5 <= again["elapsed"] < 130 and np.array_equal(again["random_state"], checkpoint["random_state"])
+
+
+def test_after_a_kill_the_run_goes_on_as_if_nothing_were(files, tmp_path, run):
+    """SIGKILL in the second epoch, after which the checkpoint of the first is there."""
+    done = interrupted.signalled(interrupted.arguments(files, run.task, tmp_path / "o"), signal.SIGKILL, 5)
+    last = tmp_path / "o" / "checkpoints" / "last.ckpt"
+    assert done.returncode == -signal.SIGKILL and [p.name for p in last.parent.iterdir()] == ["last.ckpt"], done.stderr
+    assert main(interrupted.arguments(files, run.task, tmp_path / "o")) == 0
+    for name in ("last.safetensors", "best.safetensors"):
+        assert interrupted.same_weights(run.folder, tmp_path / "o", name)
