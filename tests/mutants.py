@@ -206,6 +206,7 @@ def main() -> int:
     parser.add_argument(
         "--under", default="", metavar="FOLDER", help="of fastds/, such as tasks/humidity; default: all"
     )
+    parser.add_argument("--tests", nargs="+", default=tests(), metavar="FILE", help="test files to try; default: all")
     parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for the tests of one error")
     parser.add_argument("--log", type=Path, default=ROOT / "build" / "mutants.jsonl")
     parser.add_argument("--summary", action="store_true", help="of the log; nothing is run")
@@ -214,7 +215,7 @@ def main() -> int:
     if not args.summary:
         args.log.parent.mkdir(parents=True, exist_ok=True)
         drawn = sample(args.sample, args.seed, args.under)
-        known = {test: measured(test) for test in tests()}
+        known = {test: measured(test) for test in args.tests}
         with tempfile.TemporaryDirectory() as folder, args.log.open("a") as log:
             copy = Path(shutil.copytree(ROOT, Path(folder, "copy"), ignore=LEFT_OUT))
             for mutant in (m for m in drawn if m not in results):

@@ -178,12 +178,20 @@ RUNS = {
 }
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The numbers of threads that torch was set to, from three on."""
+    numbers, before, change = [], torch.get_num_threads(), torch.set_num_threads
+    change(3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: (numbers.append(n), change(n)))
+    yield numbers
+    change(before)
+
+
 @pytest.mark.filterwarnings("ignore:.*trained")
-@pytest.mark.parametrize("line", RUNS)
-def test_options_do_what_they_are_for(folder, monkeypatch, capsys, line):
-    asked, before = [], torch.set_num_threads
+@pytest.mark.parametrize("line", RUNS, ids=lambda line: " ".join(line.split()[:3]))
+def test_options_do_what_they_are_for(folder, monkeypatch, capsys, asked, line):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: (asked.append(n), before(n)))
     monkeypatch.setattr("fastds.tasks.radar.demo._write_picture", lambda *args: None)
     monkeypatch.setattr("fastds.tasks.radar.demo.demo", functools.partial(demo, frames=3))
     assert cli.main(line.split()) == 0, capsys.readouterr().err

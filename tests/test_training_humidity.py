@@ -221,8 +221,10 @@ def test_flips_are_of_rows_and_columns_alone(folder):
     config = configuration(folder).data
     regions, seen = read_regions(config, "train"), set()
     plain, flipped = (FieldSequences(regions, 30, 4, dataclasses.replace(config, flips=f), 1) for f in (False, True))
+    windows = regions[0].unfold(1, 8, 1).unfold(2, 8, 1)
     for i in range(30):
         fine, turned = plain[i]["fine"], flipped[i]
+        assert (windows == fine[0, 0]).all(-1).all(-1).any(), "as it is in the file"
         axes = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if torch.equal(fine.flip(axes), turned["fine"])]
         assert len(axes) == 1 and torch.equal(turned["coarse"], turned["fine"][..., ::4, ::4])
         seen.update(axes)
