@@ -10,6 +10,7 @@ goes on behind the last.
 import argparse
 import ast
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -95,43 +96,40 @@ def tests() -> list[str]:
 
 def measured(test: str) -> dict:
     """{"seconds", "passed", "lines": {file: lines}} of a test file, from the cache where neither has changed."""
+    import coverage
+
     sources = [ROOT / test, *sorted((ROOT / "fastds").rglob("*.py"))]
     version = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
-    kept = CACHE / f"{test.replace('/', '-')}.json"
-    if kept.exists() and (found := json.loads(kept.read_text()))["version"] == version:
+    cached = CACHE / f"{test.replace('/', '-')}.json"
+    if cached.exists() and (found := json.loads(cached.read_text()))["version"] == version:
         return found
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        data, settings = Path(folder, "data"), Path(folder, "coveragerc")
+        data, settings, start = Path(folder, "data"), Path(folder, "coveragerc"), time.monotonic()
         settings.write_text(f"[run]\nsource = {ROOT}/fastds\ndata_file = {data}\npatch = subprocess\nparallel = true\n")
-        start = time.monotonic()
-        command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", *PYTEST, test]
-        run = subprocess.run(command, cwd=ROOT, env=environment(ROOT), capture_output=True)
-        seconds, lines = time.monotonic() - start, {}
-        parts = list(Path(folder).glob("data*"))
-        for name, of in _lines(parts).items():
-            lines[Path(name).relative_to(ROOT).as_posix()] = sorted(of)
+        command, own = [sys.executable, "-m", "coverage"], {"cwd": ROOT, "capture_output": True}
+        run = subprocess.run([*command, "run", f"--rcfile={settings}", *PYTEST, test], env=environment(ROOT), **own)
+        seconds = time.monotonic() - start
+        subprocess.run([*command, "combine", f"--rcfile={settings}"], **own)
+        (kept := coverage.CoverageData(data)).read()
+        lines = {Path(n).relative_to(ROOT).as_posix(): sorted(kept.lines(n) or ()) for n in kept.measured_files()}
     found = {"version": version, "seconds": round(seconds, 1), "passed": run.returncode == 0, "lines": lines}
-    kept.write_text(json.dumps(found))
+    cached.write_text(json.dumps(found))
     print(f"measured {test}: {seconds:.0f} s, {'passed' if found['passed'] else 'FAILED, left out'}", flush=True)
     return found
 
 
-def _lines(parts: list[Path]) -> dict[str, set]:
-    import coverage
-
-    found = {}
-    for part in parts:
-        data = coverage.CoverageData(part)
-        data.read()
-        for name in data.measured_files():
-            found.setdefault(name, set()).update(data.lines(name))
-    return found
+@functools.cache
+def statements(path: str) -> list[range]:
+    """The lines of every statement, of one with a body those before it."""
+    found = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.stmt)]
+    return [range(n.lineno, n.body[0].lineno if getattr(n, "body", None) else n.end_lineno + 1) for n in found]
 
 
 def covering(mutant: Mutant, known: dict[str, dict], limit: float) -> tuple[list[str], int]:
-    """The test files that run the line, quickest first, those that together take the limit; and how many there are."""
-    found = [t for t, m in known.items() if m["passed"] and mutant.line in m["lines"].get(mutant.path, ())]
+    """The test files that run the statement, quickest first, as many as the limit takes; and how many there are."""
+    lines = min((lines for lines in statements(mutant.path) if mutant.line in lines), key=len, default=[mutant.line])
+    found = [t for t, m in known.items() if m["passed"] and not set(lines).isdisjoint(m["lines"].get(mutant.path, ()))]
     found.sort(key=lambda test: known[test]["seconds"])
     total = list(itertools.accumulate(known[test]["seconds"] for test in found))
     return [test for test, end in zip(found, total, strict=True) if end <= limit or test == found[0]], len(found)
@@ -161,10 +159,7 @@ def tried(mutant: Mutant, copy: Path, files: list[str], seconds: float) -> dict:
         command = [sys.executable, *PYTEST, *files]
         run = subprocess.run(command, cwd=copy, env=environment(copy), capture_output=True, text=True, timeout=seconds)
         failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        result |= {
-            "outcome": "survived" if run.returncode == 0 else "killed",
-            "test": failed[0][:200] if failed else "",
-        }
+        result |= {"outcome": "killed" if run.returncode else "survived", "test": "".join(failed[:1])[:200]}
     except subprocess.TimeoutExpired:  # it hangs, or is far slower
         pass
     finally:
