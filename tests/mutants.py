@@ -112,7 +112,8 @@ def measured(test: str) -> dict:
         seconds = time.monotonic() - start
         subprocess.run([*command, "combine", f"--rcfile={settings}"], **own)
         (kept := coverage.CoverageData(data)).read()
-        lines = {Path(n).relative_to(ROOT).as_posix(): sorted(kept.lines(n) or ()) for n in kept.measured_files()}
+        ran = {name: kept.lines(name) for name in kept.measured_files()}
+        lines = {Path(name).relative_to(ROOT).as_posix(): sorted(found) for name, found in ran.items() if found}
     found = {"version": version, "seconds": round(seconds, 1), "passed": run.returncode == 0, "lines": lines}
     cached.write_text(json.dumps(found))
     print(f"measured {test}: {seconds:.0f} s, {'passed' if found['passed'] else 'FAILED, left out'}", flush=True)
