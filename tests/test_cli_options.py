@@ -59,8 +59,11 @@ def folder(tmp_path_factory):
     made["fields"] = fields
     made["relief"] = fields.isel(time=0, drop=True).rename(t="h").assign(h=lambda d: 0 * d.h + 100 * d.longitude)
     made["relief"].h.attrs = {"units": "m"}
+    made["bytes"] = coarsen_dataset(event)
+    packed = {"reflectivity": {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}}
     for name, dataset in made.items():
-        dataset.to_netcdf(folder / f"{name}.nc", engine="h5netcdf")
+        encoding = packed if name == "bytes" else {}
+        dataset.to_netcdf(folder / f"{name}.nc", engine="h5netcdf", encoding=encoding)
     torch.manual_seed(1)
     options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
     inr = models.create(
@@ -98,6 +101,13 @@ def finer_by(name, rows, columns):
         t = xr.open_dataset(name).t
         assert t.shape == (2, rows, columns) and t[..., : rows // 2, : columns // 2].notnull().all()
         assert t[..., -2:, -1].isnull().all() and "static maps: h of relief.nc" in xr.open_dataset(name).history
+
+    return check
+
+
+def stored_as(name, dtype):
+    def check(printed):
+        assert xr.open_dataset(name).reflectivity.encoding["dtype"] == dtype
 
     return check
 
@@ -162,6 +172,8 @@ RUNS = {
     f"downscale in.nc out.nc --model radar.safetensors {READING} --tile 16 --halo 0 --threads 1 --precision bf16 "
     "--truth truth.nc": tiles_and_errors,
     f"downscale in.nc four.nc --model radar.safetensors {READING} --time-factor 4": four_times_as_often,
+    "downscale bytes.nc packed.nc --model radar.safetensors --dtype input": stored_as("packed.nc", "int16"),
+    "downscale bytes.nc plain.nc --model radar.safetensors --dtype float32": stored_as("plain.nc", "float32"),
     f"downscale fields.nc scale.nc {FIELDS} --scale 2.5": finer_by("scale.nc", 20, 25),
     f"downscale fields.nc grid.nc {FIELDS} --grid 0.5": finer_by("grid.nc", 29, 37),
     f"downscale fields.nc like.nc {FIELDS} --like scale.nc": finer_by("like.nc", 20, 25),
@@ -170,6 +182,12 @@ RUNS = {
     "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --picture now.png "
     "--truth known.nc": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
+    "nowcast bytes.nc last.nc --model persistence --steps 1 --quantity reflectivity --dtype input": (
+        stored_as("last.nc", "int16")
+    ),
+    "nowcast bytes.nc same.nc --model persistence --steps 1 --quantity reflectivity --dtype float32": (
+        stored_as("same.nc", "float32")
+    ),
     f"nowcast known.nc kept.nc --model moving.safetensors {READING} --steps 2": lambda printed: None,
     f"nowcast known.nc smooth.nc --model moving.safetensors {READING} --steps 2 --smooth": smoothed,
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1": stations,
