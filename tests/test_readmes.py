@@ -51,7 +51,7 @@ def run(command, folder):
 def files(tmp_path_factory):
     """The files that commands name: IN.nc, TRUTH.nc, FOLDER of radar files, ERA5.nc, STATIONS.csv."""
     folder = tmp_path_factory.mktemp("readme")
-    truth = synthetic_event(seed=3, frames=13, shape=(64, 64))
+    truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
     save_dataset(truth, folder / "TRUTH.nc")
     save_dataset(coarsen_dataset(truth), folder / "IN.nc")
     (folder / "FOLDER").mkdir()
