@@ -72,12 +72,33 @@ def native():
     return _native.module()
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
+ISAS = ["baseline", "avx2", "avx512"]
+
+
+def has(native, isa):
+    found = native.build_info()
+    return isa in found["isa_usable"] and isa in found["isa_built"]
+
+
+@pytest.fixture(params=ISAS)
 def isa(request, native):
     """Every instruction set that this machine and build have, forced during the test."""
-    found = native.build_info()
-    if request.param not in found["isa_usable"] or request.param not in found["isa_built"]:
+    if not has(native, request.param):
         pytest.skip(f"{request.param} is not available on this machine or in this build")
     native.set_isa(request.param)
     yield request.param
+    native.set_isa("auto")
+
+
+@pytest.fixture
+def each_isa(native):
+    """`for isa in each_isa():` forces one after the other, where a test's reference takes longer than the kernel."""
+
+    def sets():
+        for isa in ISAS:
+            if has(native, isa):
+                native.set_isa(isa)
+                yield isa
+
+    yield sets
     native.set_isa("auto")

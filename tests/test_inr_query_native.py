@@ -47,19 +47,19 @@ TOLERANCES = {
 @pytest.mark.parametrize("where", ["grid", "points", "shared"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_17_forward(kind, dtype, where, isa):
+def test_17_forward(kind, dtype, where, each_isa):
     maps, trunk, keywords = random_case(kind, depth=24) if dtype == f64 else single(kind, dtype, depth=24)
     place = places()[where]
     if where == "points":
         keywords["cell"] = torch.rand(2, 301, 2, dtype=keywords["cell"].dtype)
-    y = query(maps, place, trunk, **keywords)
     # The reference gets the rounded maps: what is left is arithmetic (bfloat16 rounds rows and hidden values too).
     where64 = place if where == "grid" else PointSpec(place.base, place.frac.double())
     m, t, k = doubled(maps, trunk, keywords)
     expected = exact(m, where64, t, **k)
-    error = (y.double() - expected) / expected.std()
     largest, rms = TOLERANCES[dtype]
-    assert error.abs().max() < largest and error.square().mean().sqrt() < rms
+    for isa in each_isa():
+        error = (query(maps, place, trunk, **keywords).double() - expected) / expected.std()
+        assert error.abs().max() < largest and error.square().mean().sqrt() < rms, isa
 
 
 @pytest.mark.parametrize("depth,hidden,outputs,heads,dk", [(128, 128, 4, 4, 16), (64, 64, 1, 1, 3), (30, 7, 5, 3, 8)])
@@ -80,7 +80,7 @@ def test_17_widths(depth, hidden, outputs, heads, dk, isa):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", ["wrap", "mask", "areas", "linear", "bare"])
-def test_forward_options(kind, options, isa):
+def test_forward_options(kind, options, each_isa):
     maps, trunk, keywords = random_case(kind)
     if options == "wrap":
         keywords["edge"] = ("wrap", "wrap")
@@ -96,9 +96,11 @@ def test_forward_options(kind, options, isa):
             k: v for k, v in keywords.items() if k not in ("skip", "bias", "rho_bias", "cell", "cell_w", "phase")
         }
         trunk = []
-    y, expected = query(maps, GRID, trunk, **keywords), exact(maps, GRID, trunk, **keywords)
-    assert torch.equal(y.isnan(), expected.isnan())
-    assert (y - expected).nan_to_num().abs().max() < 1e-11 * expected.nan_to_num().std()
+    expected = exact(maps, GRID, trunk, **keywords)
+    for isa in each_isa():
+        y = query(maps, GRID, trunk, **keywords)
+        assert torch.equal(y.isnan(), expected.isnan()), isa
+        assert (y - expected).nan_to_num().abs().max() < 1e-11 * expected.nan_to_num().std(), isa
 
 
 def leaves_of(maps, trunk, keywords):
@@ -118,7 +120,7 @@ def gradients(function, maps, where, trunk, keywords, grad, create_graph=False):
 @pytest.mark.parametrize("where", ["grid", "points"])
 @pytest.mark.parametrize("options", ["plain", "wrap", "mask", "cells"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_22_backward(kind, options, where, isa):
+def test_22_backward(kind, options, where, each_isa):
     maps, trunk, keywords = random_case(kind)
     place = places()[where]
     queries = place.count
@@ -129,10 +131,11 @@ def test_22_backward(kind, options, where, isa):
     elif options == "cells":
         keywords["cell"] = torch.rand(2, queries, 2, dtype=f64)
     grad = torch.randn(2, queries, 3, dtype=f64)
-    ours, _ = gradients(query, maps, place, trunk, keywords, grad)
     theirs, _ = gradients(exact, maps, place, trunk, keywords, grad)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.shape == b.shape and (a - b).abs().max() <= 1e-11 * b.abs().max().clamp(min=1e-3)
+    for isa in each_isa():
+        ours, _ = gradients(query, maps, place, trunk, keywords, grad)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape and (a - b).abs().max() <= 1e-11 * b.abs().max().clamp(min=1e-3), isa
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,18 +156,18 @@ def test_22_backward_in_low_precision(kind, dtype, tolerance):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, f64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_missing_values_and_infinities_pass(kind, dtype, value, isa):
+def test_missing_values_and_infinities_pass(kind, dtype, value, each_isa):
     """Results and gradients have NaN and infinities where the reference has them: ReLU drops no NaN."""
     maps, trunk, keywords = random_case(kind) if dtype == f64 else single(kind, dtype)
     maps[0, 3, 2, 4] = value
     m, t, k = doubled(maps, trunk, keywords)
     grad = torch.ones(2, GRID.count, 3, dtype=f64)
-    ours, _ = gradients(query, maps, GRID, trunk, keywords, grad)
-    theirs, _ = gradients(exact, m, GRID, t, k, grad)
-    pairs = [(query(maps, GRID, trunk, **keywords), exact(m, GRID, t, **k)), *zip(ours, theirs, strict=True)]
-    assert value == -math.inf or not pairs[0][1].isfinite().all()  # ReLU makes 0 of -inf
-    for a, b in pairs:
-        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf())
+    theirs = [exact(m, GRID, t, **k), *gradients(exact, m, GRID, t, k, grad)[0]]
+    assert value == -math.inf or not theirs[0].isfinite().all()  # ReLU makes 0 of -inf
+    for isa in each_isa():
+        ours = [query(maps, GRID, trunk, **keywords), *gradients(query, maps, GRID, trunk, keywords, grad)[0]]
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf()), isa
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,16 +205,32 @@ def test_19_backward_chunks_and_threads(monkeypatch):
         assert (a - b).norm() < 1e-5 * a.norm()
 
 
-def test_20_element_offsets_are_64_bit():
-    """Maps whose samples lie 2^33 bytes apart in address: strides, not sizes, so nothing of that size is made."""
-    maps, trunk, keywords = single("affine-early_area", torch.float32, batch=1)
-    axes = flat_arguments(maps, GridSpec.cells((721, 1440), (1801, 3600)))[5]
-    base, frac = GridSpec.cells((721, 1440), (1801, 3600)).columns.locate()
-    assert axes[5] * 3600 * 1801 > 2**31 and base[-1] == 1439 and 0 <= frac.min() <= frac.max() < 1
-    far = GridSpec.cells((7, 9), (1 << 20, 1 << 20)).window(((1 << 20) - 2, 1 << 20), ((1 << 20) - 3, 1 << 20))
-    y = query(maps, far, trunk, **keywords)
-    corner = from_index(torch.tensor([[6.5, 8.5]]) - 1e-4, (7, 9))
-    assert (y[:, -1] - query(maps, corner, trunk, **keywords)[:, 0]).abs().max() < 1e-2
+@pytest.mark.parametrize("axis", ["batch", "rows", "columns"])
+def test_20_element_offsets_are_64_bit(axis, tmp_path, isa):
+    """The last sample, row or column of the maps lies 2^33 bytes from the first, in a file without content between."""
+    maps, trunk, keywords = single("affine-early_attn", torch.float32)
+    near = maps.contiguous(memory_format=torch.channels_last)
+    strides = list(near.stride())
+    k = {"batch": 0, "rows": 2, "columns": 3}[axis]
+    strides[k] = 2**31 // (maps.shape[k] - 1) + 1
+    extent = 1 + sum((n - 1) * s for n, s in zip(maps.shape, strides, strict=True))
+    memory = torch.from_file(str(tmp_path / "maps"), shared=True, size=extent)
+    (tmp_path / "maps").unlink()
+    results, grad = [], torch.randn(2, GRID.count, 3)
+    for leaf in (near, memory.as_strided(maps.shape, strides).copy_(maps)):
+        y = query(leaf.requires_grad_(), GRID, trunk, **keywords)
+        results.append((y, *torch.autograd.grad(y, leaf, grad)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_20_coordinates_are_64_bit(isa):
+    """Numerators beyond 2^31: the last cells of a grid of 2^30 by 2^30."""
+    maps, trunk, keywords = random_case("affine-early_area")
+    n = 1 << 30
+    last = GridSpec.cells((7, 9), (n, n)).window((n - 2, n), (n - 3, n))
+    assert min(axis.step * axis.size + axis.start for axis in (last.rows, last.columns)) > 2**31
+    y, expected = query(maps, last, trunk, **keywords), exact(maps, last, trunk, **keywords)
+    assert (y - expected).abs().max() < 1e-11 * expected.std()
 
 
 @pytest.mark.parametrize("kind", KINDS)

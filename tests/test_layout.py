@@ -146,9 +146,25 @@ def test_no_flag_that_changes_floating_point_for_the_process():
         assert not re.search(r"ffast-math|Ofast|funsafe", path.read_text()), relative(path)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_file(path):
-    text = path.read_text()
-    assert text.count("\n") <= 500, "longer than 500 lines: split it"
-    assert len(re.findall(r"^(?:#|//) SPDX", text, re.M)) <= 1
-    assert not re.search(r"(?<![\w.])/(?:work|tmp|home|root)/[A-Za-z.]", text), "a path of one machine"
+def faults(text):
+    """What the house rules say against the text of a source file."""
+    if text.count("\n") > 500:
+        yield "longer than 500 lines: split it"
+    if not re.match(r"(?:#|//) SPDX-License-Identifier: Apache-2.0\n", text) or text.count("\n# SPDX") + text.count(
+        "\n// SPDX"
+    ):
+        yield "the licence is not its first line, once"
+    if re.search(r"(?<![\w.])/(?:work|tmp|home|root)/[A-Za-z.]", text):
+        yield "a path of one machine"
+
+
+def test_files():
+    found = {relative(path): list(faults(path.read_text())) for path in SOURCES}
+    assert len(found) > 400 and not {name: said for name, said in found.items() if said}
+
+
+def test_every_fault_of_a_file_is_found():
+    licence = "# SPDX-License-Identifier: Apache-2.0\n"
+    assert list(faults(licence)) == []
+    for text in ("", "\n" + licence, 2 * licence, licence + 501 * "\n", licence + "x = '/" + "tmp/x'"):
+        assert len(list(faults(text))) == 1, text

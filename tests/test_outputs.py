@@ -80,18 +80,25 @@ def limited(size, code, *arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("size", [1000, 60_000, 500_000])
 @pytest.mark.parametrize("suffix", ["nc", "zarr"])
-def test_a_full_disk_is_one_sentence_and_keeps_the_old_output(folder, tmp_path, size, suffix):
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_output(folder, tmp_path, suffix):
+    """Whenever it fills up: one process tries several sizes."""
+    sizes = [1000, 60_000, 500_000]
     if suffix == "zarr":
         pytest.importorskip("zarr", reason="zarr is not installed")
-        size //= 100
+        sizes = [size // 100 for size in sizes]
     output = tmp_path / f"o.{suffix}"
     save_dataset(open_dataset(folder / "in.nc"), output)
-    code = "from fastds.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = limited(size, code, *nowcast(folder, output))
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip() == f"fastds nowcast: {output} cannot be written: File too large"
+    code = """
+import os
+from fastds.cli import main
+for size in map(int, sys.argv[1].split()):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    print(main(sys.argv[2:]), os.listdir(os.path.dirname(sys.argv[4])))
+"""
+    done = limited(sizes[0], code, " ".join(map(str, sizes)), *nowcast(folder, output))
+    assert done.stdout.splitlines() == len(sizes) * [f"2 ['{output.name}']"], done.stderr
+    assert done.stderr.splitlines() == len(sizes) * [f"fastds nowcast: {output} cannot be written: File too large"]
     with open_dataset(output) as kept:
         assert kept.equals(open_dataset(folder / "in.nc")) and os.listdir(tmp_path) == [output.name]
 
@@ -142,9 +149,20 @@ def run(folder, output, moment, number):
     return process.wait(), [line for line in said if not line.startswith("import time:")]
 
 
-@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
-@pytest.mark.parametrize("module", ["torch.types", "fastds.ops", "jsonargparse", "xarray", "fastds.tasks.nowcast.run"])
-def test_a_signal_during_imports_is_one_line(folder, tmp_path, number, word, module):
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("torch.types", signal.SIGINT),
+        ("fastds.ops", signal.SIGTERM),
+        ("jsonargparse", signal.SIGINT),
+        ("xarray", signal.SIGTERM),
+        ("fastds.tasks.nowcast.run", signal.SIGINT),
+        ("fastds.tasks.nowcast.run", signal.SIGTERM),
+    ],
+)
+def test_a_signal_during_imports_is_one_line(folder, tmp_path, number, module):
+    """One handler of both signals, from the first import to the last."""
+    word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
     status, said = run(folder, tmp_path / "o.nc", lambda line: re.search(rf"\| +{re.escape(module)}$", line), number)
     assert (status, said) == (128 + number, [f"fastds: {word}\n"]) and not list(tmp_path.iterdir())
 

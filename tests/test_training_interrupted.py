@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainings that signals end at any step, and checkpoints that are damaged, foreign or made to harm."""
 
+import functools
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 import torch
 import xarray as xr
 import yaml
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
@@ -108,6 +110,19 @@ def same_weights(a, b, name="last.safetensors"):
     return all(torch.equal(value, b[key]) for key, value in a.items())
 
 
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory):
+    """whole(task): the folder of a run that nothing interrupts, one for all tests."""
+
+    @functools.cache
+    def run(task):
+        folder = tmp_path_factory.mktemp(task) / "whole"
+        assert main(arguments(files, task, folder)) == 0
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("task", "number", "step", "kept"),
     [
@@ -120,18 +135,19 @@ def same_weights(a, b, name="last.safetensors"):
     ],
 )
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on_as_if_nothing_were(
-    files, tmp_path, capfd, task, number, step, kept
+    files, tmp_path, capfd, whole, task, number, step, kept
 ):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    cut = tmp_path / "cut"
     command = arguments(files, task, cut)
     done = signalled(command, number, step)
     last = cut / "checkpoints" / "last.ckpt"
     said = f"fastds train: interrupted, step {kept} is in {last}: the same command goes on from there\n"
     assert (done.returncode, done.stderr) == (128 + number, said)
     assert os.listdir(last.parent) == ["last.ckpt"]
-    assert main(arguments(files, task, whole)) == 0 and "resumed" not in capfd.readouterr().out
+    uncut = whole(task)
+    assert "resumed" not in capfd.readouterr().out
     assert main(command) == 0 and f"resumed from step {kept}\n" in capfd.readouterr().out
-    assert same_weights(whole, cut) and same_weights(whole, cut, "best.safetensors")
+    assert same_weights(uncut, cut) and same_weights(uncut, cut, "best.safetensors")
 
 
 def test_a_signal_during_the_validation_waits_for_its_end(files, tmp_path):
@@ -157,11 +173,27 @@ class Harm:
 
 
 @pytest.fixture(scope="module")
-def trained(files, tmp_path_factory):
-    """A checkpoint of four steps."""
+def four_steps(files, tmp_path_factory):
+    """The folder of a run of four steps, an epoch."""
     output = tmp_path_factory.mktemp("trained") / "o"
     assert main(arguments(files, "radar", output, max_steps=4)) == 0
-    return (output / "checkpoints" / "last.ckpt").read_bytes()
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(four_steps):
+    """Its checkpoint."""
+    return (four_steps / "checkpoints" / "last.ckpt").read_bytes()
+
+
+def test_a_checkpoint_holds_tensors_numbers_and_words_only(four_steps, trained):
+    """So that it loads with weights_only; its averaged weights are those that the run exports."""
+    state = torch.load(io.BytesIO(trained), weights_only=True)
+    kinds = {type(leaf) for leaf in tree_leaves(state)}
+    assert torch.Tensor in kinds and kinds <= {torch.Tensor, bool, int, float, str, type(None)}
+    weights = models.load(four_steps / "last.safetensors").state_dict()
+    kept = {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+    assert weights.keys() <= kept.keys() and all(torch.equal(kept[name], weights[name]) for name in weights)
 
 
 def changed(content, change):

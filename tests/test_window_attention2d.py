@@ -123,9 +123,18 @@ def test_torch_machinery():
     for a, b in zip(compiled, torch.autograd.grad(loss(*tensors), tensors), strict=True):
         torch.testing.assert_close(a, b)
     with torch.autocast("cpu", torch.bfloat16):
-        assert window_attention2d(*tensors, window=4).dtype == torch.bfloat16
-    plain = [t.detach() for t in tensors]
-    torch.func.jvp(lambda q: window_attention2d(q, *plain[1:], window=4), (plain[0],), (plain[0],))
+        y = window_attention2d(*tensors, window=4)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, window_attention2d(*(t.bfloat16() for t in tensors), window=4))
+
+
+def test_forward_derivative():
+    plain = tuple(t.detach() for t in inputs((1, 3, 4, 5)))
+    along = tuple(torch.randn_like(t) for t in plain)
+    got = torch.func.jvp(lambda *t: window_attention2d(*t, window=4), plain, along)
+    doubles, doubly = (tuple(t.double() for t in tensors) for tensors in (plain, along))
+    for a, b in zip(got, torch.func.jvp(lambda *t: oracle(*t, 4), doubles, doubly), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
 
 
 def test_empty_batch():
