@@ -117,6 +117,12 @@ def test_inr_query_names_its_own_arguments(changed, text, backend, grad, native)
         ops.inr_query(**(arguments | changed))
 
 
+def test_inr_query_of_no_points_takes_no_sparse_maps(native):
+    nowhere = PointSpec(torch.zeros(1, 0, 2, dtype=torch.int32), torch.zeros(1, 0, 2))
+    with pytest.raises(TypeError, match="maps is a tensor of layout torch.sparse_coo"):
+        ops.inr_query(torch.ones(1, 4, 3, 3).to_sparse(), nowhere, ensemble="none")
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_no_corner_of_the_skip_is_valid(backend, native):
     """Areas give each corner of the features some weight, the bilinear weights of the skip do not."""

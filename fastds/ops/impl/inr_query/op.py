@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
-from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.inr_query import native_call
@@ -20,12 +20,17 @@ __all__ = ["GridSpec", "PointSpec", "inr_query"]
 
 def _forward(*args):
     query = Query(*args)
-    return _fake(*args) if query.empty else native_call.forward(query)
+    return _no_points(*args) if query.empty else native_call.forward(query)
 
 
 def _forward_triton(*args):
     query = Query(*args)
-    return _fake(*args) if query.empty else native_call.forward_triton(query)
+    return _no_points(*args) if query.empty else native_call.forward_triton(query)
+
+
+def _no_points(*args):
+    check_dense(Query._fields, args)  # no kernel comes that would refuse them
+    return _fake(*args)
 
 
 def _fake(*args):
