@@ -19,7 +19,8 @@ import xarray as xr
 
 from tests.test_training_interrupted import OPTIONS, arguments, make_files
 
-COMMANDS = ("downscale", "nowcast", *OPTIONS)  # the last four are trainings
+TRAININGS = {f"train {task}": task for task in OPTIONS}
+COMMANDS = ("downscale", "nowcast", *TRAININGS)
 KILLS_OF_TRAINING = 3
 
 
@@ -28,7 +29,7 @@ def command(name: str, files: Path, folder: Path) -> list[str]:
         return ["downscale", str(files / "radar.nc"), str(folder / "out.nc"), "--model", "fczsm-small"]
     if name == "nowcast":
         return ["nowcast", str(files / "radar.nc"), str(folder / "out.nc")]
-    return ["train", *arguments(files, name, folder / "run", max_steps=24)]
+    return ["train", *arguments(files, TRAININGS[name], folder / "run", max_steps=24)]
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -76,9 +77,9 @@ def round_of(name: str, files: Path, whole: dict[str, bytes], seconds: float, se
     draw, faults, ends = random.Random(seed), [], []
     with tempfile.TemporaryDirectory() as folder:
         words = command(name, files, Path(folder))
-        for _ in range(KILLS_OF_TRAINING if name in OPTIONS else 1):
+        for _ in range(KILLS_OF_TRAINING if name in TRAININGS else 1):
             ends.append(killed(words, draw.uniform(0.2, 1.0) * seconds))
-            if name not in OPTIONS and outputs(Path(folder)) not in ({}, whole):
+            if name not in TRAININGS and outputs(Path(folder)) not in ({}, whole):
                 faults.append("the output is there and not whole")
         finished(words)
         if outputs(Path(folder)) != whole:
@@ -96,10 +97,11 @@ def campaign(names, rounds: int, seed: int, log: Path | None = None) -> list[dic
             wanted = [f"{name} {seed} {i}" for i in range(rounds)]
             if known.issuperset(wanted):
                 continue
-            (Path(folder) / name).mkdir()
-            words = command(name, files, Path(folder) / name)
+            whole_run = Path(folder) / name.replace(" ", "-")
+            whole_run.mkdir()
+            words = command(name, files, whole_run)
             seconds = finished(words)
-            whole = outputs(Path(folder) / name)
+            whole = outputs(whole_run)
             for mark in wanted:
                 if mark not in known:
                     done.append(round_of(name, files, whole, seconds, mark))
@@ -122,7 +124,7 @@ def main() -> int:
         rows = [row for row in done if row["command"] == name]
         kills = sum(end == "killed" for row in rows for end in row["ends"])
         faults = [(row["seed"], fault) for row in rows for fault in row["faults"]]
-        print(f"{name:10} {len(rows):4} rounds {kills:4} kills  faults: {faults or 'none'}")
+        print(f"{name:14} {len(rows):4} rounds {kills:4} kills  faults: {faults or 'none'}")
     return int(any(row["faults"] for row in done))
 
 
