@@ -87,27 +87,25 @@ def round_of(name: str, files: Path, whole: dict[str, bytes], seconds: float, se
     return {"command": name, "seed": seed, "ends": ends, "faults": faults}
 
 
-def campaign(names, rounds: int, seed: int, log: Path | None = None) -> list[dict]:
+def campaign(names, rounds: int, seed: int, log: Path) -> list[dict]:
     """Rounds of every command; a log is gone on with."""
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     known = {row["seed"] for row in done}
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder))
         for name in names:
-            wanted = [f"{name} {seed} {i}" for i in range(rounds)]
-            if known.issuperset(wanted):
+            missing = [mark for i in range(rounds) if (mark := f"{name} {seed} {i}") not in known]
+            if not missing:
                 continue
             whole_run = Path(folder) / name.replace(" ", "-")
             whole_run.mkdir()
             words = command(name, files, whole_run)
             seconds = finished(words)
             whole = outputs(whole_run)
-            for mark in wanted:
-                if mark not in known:
-                    done.append(round_of(name, files, whole, seconds, mark))
-                    if log:
-                        with log.open("a") as file:
-                            file.write(json.dumps(done[-1]) + "\n")
+            for mark in missing:
+                done.append(round_of(name, files, whole, seconds, mark))
+                with log.open("a") as file:
+                    file.write(json.dumps(done[-1]) + "\n")
     return done
 
 

@@ -105,8 +105,9 @@ def test_info_prints_versions(capsys):
 def test_module_runs_and_help_imports_nothing_heavy():
     code = (
         "import sys; from fastds.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
+        "for words in (['--help'], ['train', '--help'], ['study', '--help']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
         "heavy = {'xarray', 'matplotlib', 'cv2', 'lightning', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

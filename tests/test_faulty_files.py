@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each kind of faulty file through one of the commands that read it; `python -m tests.faulty` tries all."""
 
-from tests.faulty.__main__ import tries
+from faulty.__main__ import tries
 
 
 def one_in_turn(number, refusing, commands):

@@ -274,6 +274,6 @@ def test_editable_install(small_tree, tmp_path):
     for name, attributes in stubs.items():
         light += f"m = sys.modules['{name}'] = types.ModuleType('{name}')\n"
         light += f"vars(m).update(dict.fromkeys({attributes}))\n"
-    done = run([python, "-c", light + code], tmp_path)
+    done = run([python, "-c", light + code], tmp_path, PYTHONPATH=None)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tree / f"_fastds{SUFFIX}"), str(tree / "kernels" / "__init__.py")]

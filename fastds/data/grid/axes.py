@@ -60,16 +60,25 @@ def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> 
             )
         check_order(variable, dim)
         if dim in variable.coords:
-            _check_angles(str(dim), variable[dim].values, variable[dim].attrs)
+            name, values, attrs = f"coordinate {dim}", variable[dim].values, variable[dim].attrs
+            if is_latitude(attrs):
+                check_latitudes(name, values)
+            if is_longitude(attrs):
+                check_longitudes(name, unwrap(values, attrs))
 
 
-def _check_angles(name: str, values: np.ndarray, attrs: Mapping[str, Any]) -> None:
-    if is_latitude(attrs) and np.abs(values).max() > 90 + 1e-6:
-        raise ValueError(
-            f"coordinate {name} reaches {np.abs(values).max():g}, expected degrees within 90; swapped with longitude?"
-        )
-    if is_longitude(attrs) and np.ptp(unwrap(values, attrs)) > FULL_CIRCLE + 1e-3:
-        raise ValueError(f"coordinate {name} spans {np.ptp(values):g} degrees, expected {FULL_CIRCLE:g} at most")
+def check_latitudes(name: str, values: np.ndarray) -> None:
+    """ValueError unless they lie between the poles."""
+    highest = np.abs(values).max()
+    if highest > 90 + 1e-6:
+        raise ValueError(f"{name} reaches {highest:g}, expected degrees within 90; swapped with longitude?")
+
+
+def check_longitudes(name: str, values: np.ndarray) -> None:
+    """ValueError unless they, without jumps of 360 degrees, go round the globe once at most."""
+    span = np.ptp(values)
+    if span > FULL_CIRCLE + 1e-3:
+        raise ValueError(f"{name} spans {span:g} degrees, expected {FULL_CIRCLE:g} at most")
 
 
 def check_order(variable: xr.DataArray, dim: Hashable) -> None:

@@ -171,7 +171,11 @@ def check_packing(variable: xr.DataArray) -> None:
             raise ValueError(f"variable {variable.name} is packed with {name} {said}, so its values are lost")
 
 
+def stored_kind(variable: xr.DataArray) -> str:
+    """The kind of the numbers in the file, as in numpy.dtype.kind."""
+    return np.dtype(variable.encoding.get("dtype", variable.dtype)).kind
+
+
 def stored_as_codes(variable: xr.DataArray) -> bool:
     """Whether the file holds whole numbers that no scale_factor or add_offset unpacks."""
-    kind = np.dtype(variable.encoding.get("dtype", variable.dtype)).kind
-    return kind in "iu" and not {"scale_factor", "add_offset"} & set(variable.encoding)
+    return stored_kind(variable) in "iu" and not {"scale_factor", "add_offset"} & set(variable.encoding)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.grid.grids import coarsen_grid, grid_mappings, refine_grid, scalar_coordinates
+from fastds.data.grid.plausible import stored_kind
 from fastds.data.grid.times import refine_time, split_intervals, time_encoding
 from fastds.data.grid.variables import rain_units
 from fastds.data.radar import preparation
@@ -227,5 +228,5 @@ def _attributes(source: ReflectivityInput, time_factor: int) -> dict[str, Any]:
 
 def _fill_value(raw: xr.DataArray) -> np.float32:
     fill = raw.encoding.get("_FillValue")
-    packed = raw.encoding.get("scale_factor") is not None or np.dtype(raw.encoding.get("dtype", raw.dtype)).kind != "f"
+    packed = raw.encoding.get("scale_factor") is not None or stored_kind(raw) != "f"
     return np.float32("nan") if fill is None or packed else np.float32(fill)

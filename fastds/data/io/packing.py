@@ -4,6 +4,8 @@
 import numpy as np
 import xarray as xr
 
+from fastds.data.grid.plausible import stored_kind
+
 STORED = ("input", "float32")
 # Steps of the result in one step of the input: what rounding adds is small beside what it has lost before.
 FINER = 8
@@ -29,8 +31,7 @@ def packed_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
 
 
 def _is_packed(variable: xr.DataArray) -> bool:
-    kind = np.dtype(variable.encoding.get("dtype", variable.dtype)).kind
-    return kind in "iu" and variable.encoding.get("scale_factor") is not None
+    return stored_kind(variable) in "iu" and variable.encoding.get("scale_factor") is not None
 
 
 def _packed(variable: xr.DataArray, encoding: dict) -> xr.Variable:

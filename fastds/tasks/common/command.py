@@ -20,7 +20,6 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fastds._outputs import Interrupted
-from fastds.data.grid.plausible import MEND_FIRST
 
 Config = typing.TypeVar("Config")
 _MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
@@ -113,7 +112,7 @@ def with_options(sentence: str, names: set[str]) -> str:
 
     if "data.var" in names:
         sentence = sentence.replace("the argument var", "--data.var")
-    sentence = sentence.replace("tell the right ones with the argument units", MEND_FIRST)  # there is no such option
+    sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")  # no such option
 
     def option(found: re.Match) -> str:
         name, rest = found[0], sentence[found.end() :]

@@ -119,11 +119,13 @@ def _forward_cuda(query: Query) -> Tensor:
     y = rows.to(query.exact)
     if query.ensemble == "late":
         y = (omega[:, :, None] * y.reshape(batch * query.queries, 4, outputs)).sum(1)
+    along = None
     if query.skip is not None:
         skip = query.of_skip()
-        y = y + _features(Call(skip, trunk=False), skip)[0]
+        rows, along = _features(Call(skip, trunk=False), skip)
+        y = y + rows
     if query.mask is not None:
-        y = torch.where(_valid(query, omega)[:, None], y, float("nan"))
+        y = torch.where(_valid(query, omega, along)[:, None], y, float("nan"))
     return y.reshape(batch, query.queries, outputs)
 
 
@@ -162,12 +164,15 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
     return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
 
 
-def _valid(query: Query, omega: Tensor) -> Tensor:
-    """(B * Q,) whether a query has a corner: of its features, and of the skip, which areas do not weigh."""
+def _valid(query: Query, omega: Tensor, along: Tensor | None = None) -> Tensor:
+    """(B * Q,) whether a query has a corner: of its features, and of the skip, which areas do not weigh.
+
+    along: corner weights of the skip where they are known."""
     valid = omega.sum(1) > 0
     if query.skip is not None and query.weighting == "areas":
         skip = query.of_skip()
-        valid &= _features(Call(skip, trunk=False), skip)[1].sum(1) > 0
+        along = _features(Call(skip, trunk=False), skip)[1] if along is None else along
+        valid &= along.sum(1) > 0
     return valid
 
 
