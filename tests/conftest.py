@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in the command: a busy machine makes no test ten times slower
@@ -17,6 +18,49 @@ from fastds.ops.core import native as _native
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def has_flags(*flags):
+    found = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return set(flags) <= set(found)
+
+
+# Reasons to skip that FASTDS_REQUIRE_NATIVE=1 accepts: what this machine or this build cannot have, and packages that the
+# extra `test` leaves out. Any other skip fails: a file or a package of the tests is missing.
+EXPECTED_SKIPS = [
+    "(optional peer)",
+    "the op is the same node in both",
+    "no engine for this instruction set in this build",
+    "this build has the engine for every instruction set",
+    "no Linux with transparent huge pages",
+]
+if not torch.cuda.is_available():
+    EXPECTED_SKIPS += ["no CUDA device"]
+if shutil.which("nvcc", path=os.defpath + ":/usr/local/cuda/bin:" + os.environ.get("PATH", "")) is None:
+    EXPECTED_SKIPS += ["no nvcc on this machine"]
+if not has_flags("avx512f", "avx512bf16"):
+    EXPECTED_SKIPS += ["avx512 is not available", "this machine cannot run avx512"]
+
+
+def unexpected(reason):
+    strict = os.environ.get("FASTDS_REQUIRE_NATIVE") == "1"
+    return strict and not any(text in reason for text in EXPECTED_SKIPS)
+
+
+def failed_where_unexpected(report):
+    if report.skipped and isinstance(report.longrepr, tuple) and unexpected(report.longrepr[2]):
+        report.outcome, report.longrepr = "failed", f"FASTDS_REQUIRE_NATIVE=1 forbids: {report.longrepr[2]}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return failed_where_unexpected((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return failed_where_unexpected((yield))
+
+
 def pytest_report_header():
     rows = info()
     names = ("native module", "instruction sets", "torch", "threads")
@@ -27,6 +71,12 @@ def pytest_report_header():
 def seed():
     """Every test starts from the same random state; FASTDS_TEST_SEED tries another."""
     torch.manual_seed(int(os.environ.get("FASTDS_TEST_SEED", "0")))
+
+
+@pytest.fixture(autouse=True)
+def atomics():
+    """Every test may add atomically: Lightning's trainer forbids it for the whole process."""
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

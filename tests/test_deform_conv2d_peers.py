@@ -79,7 +79,7 @@ def test_onnxruntime(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_torchvision(seed):
-    ops = pytest.importorskip("torchvision.ops", reason="torchvision is not installed")
+    ops = pytest.importorskip("torchvision.ops", reason="torchvision is not installed (optional peer)")
     problem = random_problem(2000 + seed)
     tensors = problem.tensors()
     grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FASTDS_REQUIRE_NATIVE=1 fails a test that skips for a reason which tests/conftest.py does not accept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CONFTEST = Path(__file__).parent / "conftest.py"
+SKIPS = """
+import pytest
+
+def test_peer():
+    pytest.skip("pysteps is not installed (optional peer)")
+
+def test_file():
+    pytest.skip("no radar files")
+"""
+
+
+def outcome(tmp_path, strict):
+    (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
+    (tmp_path / "test_one.py").write_text(SKIPS)
+    (tmp_path / "test_two.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
+    options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", tmp_path]
+    command = [sys.executable, "-P", "-m", "pytest", *options, tmp_path]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"FASTDS_REQUIRE_NATIVE": strict}, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout
+
+
+def test_unexpected_skips_fail_where_nothing_may_be_missing(tmp_path):
+    code, text = outcome(tmp_path, "1")
+    assert code != 0 and "1 skipped" in text
+    assert "forbids: Skipped: no radar files" in text and "forbids: Skipped: could not import 'no_such_module'" in text
+
+
+def test_elsewhere_they_are_skips(tmp_path):
+    code, text = outcome(tmp_path, "0")
+    assert code == 0 and "3 skipped" in text
