@@ -27,7 +27,7 @@ def copy(tmp_path):
 
 @pytest.fixture
 def found(copy):
-    pytest.importorskip("cosmic_ray", reason="errors are made by cosmic-ray (extra 'dev')")
+    pytest.importorskip("cosmic_ray", reason="errors are made by cosmic-ray (extra 'test')")
     return mutants.mutants_of(copy / "product.py", copy)
 
 
