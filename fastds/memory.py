@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of freed memory: by default glibc gives every block above 32 MB back to the system at once."""
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -43,6 +44,12 @@ def keep_freed_memory(keep: bool = True) -> None:
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
         libc.malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Return what is free and kept now to the system, where the memory is glibc's; see keep_freed_memory."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc; TypeError: Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def refusal() -> str | None:

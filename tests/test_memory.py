@@ -26,20 +26,23 @@ default, start = faults(), resident()
 fastds.keep_freed_memory()
 kept = min([faults() for _ in range(8)][4:])
 held = resident()
+fastds.memory.return_freed_memory()
+between, again = resident(), faults()
 fastds.keep_freed_memory(False)
 returned = resident()
-print(default, kept, faults(), start, held, returned)
+print(default, kept, again, faults(), start, held, between, returned)
 """
 
 
 @glibc
 def test_freed_memory_is_used_again_and_given_back():
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
-    default, kept, after, start, held, returned = map(int, out.split())
+    default, kept, again, after, start, held, between, returned = map(int, out.split())
     pages = (48 << 20) // os.sysconf("SC_PAGE_SIZE")
     assert default >= pages and after >= pages, "the default does not give memory back: nothing to test"
     assert kept < pages // 100
     assert 40 <= held - start <= 4 * 48 and returned - start <= 8
+    assert between - start <= 8 and again >= pages // 2, "return_freed_memory kept it"
 
 
 @glibc

@@ -39,7 +39,8 @@ def optical_flow(x: Tensor) -> Tensor:
         frames = x.detach().to(device="cpu", dtype=torch.float32).clamp(0.0, 1.0).numpy()
         if not np.isfinite(frames).all():
             raise ValueError("x must be finite: set missing values to the floor before estimating motion")
-        images = np.rint(frames * 255.0).astype(np.uint8)
+        frames *= 255.0  # a copy of x since clamp
+        images = np.rint(frames, out=frames).astype(np.uint8)
         b, n, h, w = images.shape
         pad = ((0, 0), (0, 0), (0, max(0, _MIN_SIDE - h)), (0, max(0, _MIN_SIDE - w)))
         images = np.ascontiguousarray(np.pad(images, pad, mode="edge"))

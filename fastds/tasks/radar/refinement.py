@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 
+import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fastds.data import prepare
 from fastds.data.io.output import coarsen_with_weak_echo
+from fastds.memory import return_freed_memory
 from fastds.models.baselines import advection, optical_flow
 from fastds.models.baselines.interpolation import upsample
 from fastds.tasks.common.tiling import Tile, run_tiles
@@ -84,7 +85,7 @@ class FrameRefiner:
                 first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
                 yield self._outer(first, first_near, previous)
                 yield self._middle(y[1], near, previous, current, flow)
-                pending = y[2], near
+                pending = y[2].clone(), near
             previous = current
         if pending is not None:
             yield self._outer(*pending, previous)
@@ -107,15 +108,20 @@ class FrameRefiner:
         echo = (x > 0).any(0)
         flow, motion = _flow(x), 0.0
         if echo.any():
-            speed = torch.linalg.vector_norm(flow[0], dim=1)[:, echo]
+            speed = torch.hypot(*flow[0].unbind(1))[:, echo]
             self.motion_px = max(self.motion_px, torch.quantile(_thin(speed), 0.95).item())
             motion = speed.max().item()
         if self.observe is not None:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
+        del x
+        if len(self.tiles) > 1:
+            return_freed_memory()  # of one tile, which the arrays of whole frames do not need
         near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
-        # Weak echo has a motion of its own, which the network's input does not show.
-        return y, near, flow if self.low == self.floor else _flow(self._scaled(first, second, self.low))
+        if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
+            del flow
+            flow = _flow(self._scaled(first, second, self.low))
+        return y, near, flow
 
     def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
         """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""
@@ -123,27 +129,32 @@ class FrameRefiner:
 
     def _outer(self, y: torch.Tensor, near: torch.Tensor, given: torch.Tensor) -> np.ndarray:
         """The frame at an input time: no pixel of an input cell without echo gets any."""
-        wet, parts = given > self.no_echo, []
+        wet, out = given > self.no_echo, self._empty(given.shape)
         for rows, window, inner in self._bands(given.shape, 0.0):
             up = upsample(self._channels(given[window])[None, None], self.scale, "bicubic")[0, 0]
             fine = self._fine(up[:, inner])
             where = self._repeat(wet[rows])
             counts = self._repeat(near[rows]) & where
-            parts.append(self._merge(y[self._finer(rows)], counts, fine, where, given[rows].isnan()))
-        return torch.cat(parts).numpy()
+            out[self._finer(rows)] = self._merge(y[self._finer(rows)], counts, fine, where, given[rows].isnan())
+        return out.numpy()
 
     def _middle(
         self, y: torch.Tensor, near: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor
     ) -> np.ndarray:
         """The frame between two: the input's echo carried along the flow from both sides says where it may be wet."""
-        missing, parts = first.isnan() | second.isnan(), []
+        missing, out = first.isnan() | second.isnan(), self._empty(first.shape)
         for rows, window, inner in self._bands(first.shape, flow.abs().max().item()):
             channels = torch.stack([self._channels(z[window]) for z in (first, second)])
             fine = self._fine(advection(channels[None], self.scale, flow[..., window, :][None])[0, 1])
             counts = self._repeat(near[window]) & _dilate(fine[1] > _LEAST_SHARE, self.scale)
             fine = fine[:, inner]
-            parts.append(self._merge(y[self._finer(rows)], counts[inner], fine, fine[1] >= 0.5, missing[rows]))
-        return torch.cat(parts).numpy()
+            merged = self._merge(y[self._finer(rows)], counts[inner], fine, fine[1] >= 0.5, missing[rows])
+            out[self._finer(rows)] = merged
+        return out.numpy()
+
+    def _empty(self, shape: torch.Size) -> torch.Tensor:
+        """An unwritten fine frame over a coarse grid of this shape."""
+        return torch.empty(shape[0] * self.scale, shape[1] * self.scale)
 
     def _bands(self, shape: torch.Size, motion: float) -> Iterator[tuple[slice, slice, slice]]:
         """Rows of the coarse grid, band by band, the rows that are read for them, and their place on the fine grid of
@@ -200,8 +211,8 @@ def _flow(x: torch.Tensor) -> torch.Tensor:
 
 def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """True within `radius` pixels of a true pixel, in rows and columns, (H, W) bool."""
-    wide = F.max_pool2d(mask[None].float(), (2 * radius + 1, 1), 1, (radius, 0))
-    return F.max_pool2d(wide, (1, 2 * radius + 1), 1, (0, radius))[0] > 0
+    around = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * radius + 1, 2 * radius + 1))
+    return torch.from_numpy(cv2.dilate(mask.numpy().astype(np.uint8), around)) > 0
 
 
 def _thin(values: torch.Tensor, limit: int = 1_000_000) -> torch.Tensor:

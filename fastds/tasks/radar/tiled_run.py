@@ -12,6 +12,7 @@ from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames
+from fastds.memory import return_freed_memory
 from fastds.tasks.common.inference import store
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
@@ -110,6 +111,8 @@ class TiledRun:
                 for fine in self.refiner.refine(frames, self.time_factor):
                     z[start] = fine
                     start += 1
+                    if self.tile:
+                        return_freed_memory()
         self._describe()
         return z
 
