@@ -94,14 +94,19 @@ def tests() -> list[str]:
     return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py") if "gpu" not in p.parts)
 
 
+def versions(paths) -> dict[str, str]:
+    """The checksums of files, by their paths from the root; empty for a file that is gone."""
+    files = {str(path): ROOT / path for path in sorted(paths)}
+    return {n: hashlib.sha256(f.read_bytes()).hexdigest() if f.exists() else "" for n, f in files.items()}
+
+
 def measured(test: str) -> dict:
-    """{"seconds", "passed", "lines": {file: lines}} of a test file, from the cache where neither has changed."""
+    """{"seconds", "passed", "lines": {file: lines}} of a test file, from the cache where neither it nor a file that it
+    runs has changed."""
     import coverage
 
-    sources = [ROOT / test, *sorted((ROOT / "fastds").rglob("*.py"))]
-    version = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
     cached = CACHE / f"{test.replace('/', '-')}.json"
-    if cached.exists() and (found := json.loads(cached.read_text()))["version"] == version:
+    if cached.exists() and (found := json.loads(cached.read_text()))["versions"] == versions(found["versions"]):
         return found
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +119,8 @@ def measured(test: str) -> dict:
         (kept := coverage.CoverageData(data)).read()
         ran = {name: kept.lines(name) for name in kept.measured_files()}
         lines = {Path(name).relative_to(ROOT).as_posix(): sorted(found) for name, found in ran.items() if found}
-    found = {"version": version, "seconds": round(seconds, 1), "passed": run.returncode == 0, "lines": lines}
+    found = {"versions": versions([test, *lines]), "seconds": round(seconds, 1), "passed": run.returncode == 0}
+    found["lines"] = lines
     cached.write_text(json.dumps(found))
     print(f"measured {test}: {seconds:.0f} s, {'passed' if found['passed'] else 'FAILED, left out'}", flush=True)
     return found

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from hostile import campaign
 from safetensors.torch import save_file
 
 import fastds
@@ -264,3 +265,8 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
         models.save(model, tmp_path / f"{k}.safetensors")
     assert len({(tmp_path / f"{k}.safetensors").read_bytes() for k in range(8)}) == 1
     assert models.load(tmp_path / "0.safetensors").config == model.config
+
+
+def test_random_harm():
+    counts, faults = campaign(60, 1)
+    assert not faults and sum(counts.values()) == 60 and counts["flipped", "refused"]

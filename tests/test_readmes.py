@@ -26,6 +26,7 @@ SHORTER = (
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
     (r"^pytest tests/(\S+).*$", r"test -f tests/\1"),  # this run collects it
     (r"--calls \d+", "--calls 60"),  # one of each op and kind
+    (r"--loads \d+", "--loads 20"),
     (r"^python -m (tests\.(?:sanitize|mutants|faulty|kills)|bench\.scaling).*$", r"python -m \1 --help"),
     (r"^python -m bench\.report r\.json.*$", "python -m bench.report --help"),
     (r"^python -m bench\.report --readme.*$", "python -m bench.report --help"),
