@@ -12,6 +12,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fastds._outputs import is_command
+from fastds.tasks.common.command import parser_sentence
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
 
@@ -30,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
     except ArgumentError as error:
-        print(f"fastds: {_sentence(error)} (see fastds --help)", file=sys.stderr)
+        command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
+        print(f"{command}: {parser_sentence(error, command, '-')}", file=sys.stderr)
         return _FAILED
     _keep_freed_memory()
     name = options.subcommand
-    run = {"downscale": _downscale, "nowcast": _nowcast, "query": _query, "evaluate": _evaluate, "demo": _demo}[name]
-    return _guarded(f"fastds {name}", run, options[name])
+    return _guarded(f"fastds {name}", _COMMANDS[name], options[name])
 
 
 def _keep_freed_memory(keep: bool = True) -> None:
@@ -375,6 +376,8 @@ def _sentence(error: BaseException) -> str:
     """The error's words on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
+
+_COMMANDS = {"downscale": _downscale, "nowcast": _nowcast, "query": _query, "evaluate": _evaluate, "demo": _demo}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -61,9 +61,9 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
     [
         ([], 'expected "subcommand"'),
         (["sharpen"], "invalid choice"),
-        (["downscale", "{folder}/in.nc"], "arguments are required"),
+        (["downscale", "{folder}/in.nc"], "fastds downscale: OUTPUT is missing (see fastds downscale --help)"),
         (["downscale", "{folder}/in.nc", "o.nc", "--tyle", "16"], "unrecognized arguments: --tyle 16"),
-        (["downscale", "{folder}/in.nc", "o.nc", "--tile", "big"], "Got value: big"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--tile", "big"], "--tile must be a whole number, got 'big'"),
         (["downscale", "{folder}/none.nc", "o.nc", *WEIGHTS], "no such file: {folder}/none.nc"),
         (["downscale", "{folder}/broken.nc", "o.nc", *WEIGHTS], "may be truncated or damaged"),
         (["downscale", "{folder}/in.nc", "o.nc", "--model", "none"], "'none'"),

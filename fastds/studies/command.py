@@ -8,7 +8,7 @@ import importlib
 import pathlib
 import sys
 
-from fastds.tasks.common.command import guarded
+from fastds.tasks.common.command import guarded, option_names
 
 _FIELDS = "fastds.studies.fields.run"
 # Study -> module with parse_arguments(arguments) and study(config), and what it does.
@@ -58,8 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     chosen = ["--config", str(configurations()[name])] if name in configurations() else []
 
+    names = set()
+
     def study() -> pathlib.Path | None:
         module = importlib.import_module(STUDIES[name][0])
+        names.update(option_names(module.StudyConfig))
         return module.study(module.parse_arguments([*chosen, *arguments]))
 
-    return guarded(f"fastds study {name}", study)
+    return guarded(f"fastds study {name}", study, names)

@@ -23,6 +23,7 @@ from fastds._outputs import Interrupted
 
 Config = typing.TypeVar("Config")
 _MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Task -> what is trained. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
@@ -123,6 +124,28 @@ def with_options(sentence: str, names: set[str]) -> str:
     return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, sentence)
 
 
+def parser_sentence(error: ArgumentError, command: str, between: str = "_") -> str:
+    """What jsonargparse says of a command line, without its keys and Python's classes; and where there is help.
+
+    between: what stands between the words of an option."""
+    said = " ".join(str(error).split())
+    key, kinds = re.match(r'Parser key "([\w.]+)": ', said), re.findall(r"Expected an? <class '(\w+)'>", said)
+    given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", said)
+    missing = re.fullmatch(r"the following arguments are required: (.*)", said)
+    if key and given and kinds and set(kinds) <= set(_KINDS):
+        wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
+        said = f"--{key[1].replace('_', between)} must be {wanted}, got {given[1]!r}"
+    elif key:
+        said = f"--{key[1]}: {said[key.end() :]}"
+    elif missing:
+        prefix = command.split()[-1] + "."  # of what has no option's name
+        names = missing[1].split(", ")
+        names = [n.removeprefix(prefix).upper() if n.startswith(prefix) else f"--{n}" for n in names]
+        said = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    said = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+    return f"{said} (see {command} --help)"
+
+
 def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset()) -> int:
     """Run a training or a study and print where its result is; a user's error is one sentence and status 2.
 
@@ -135,9 +158,7 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
     try:
         result = run()
     except ArgumentError as error:
-        said = " ".join(str(error).split())
-        said = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
-        print(f"{prog}: {said} (see {command} --help)", file=sys.stderr)
+        print(f"{prog}: {parser_sentence(error, command)}", file=sys.stderr)
         return 2
     except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
         print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
