@@ -3,8 +3,10 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
 from fastds.tasks.common.command import TASKS, configurations, main
 from fastds.tasks.common.radar_files import source_weights, time_blocks
+from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
 from fastds.tasks.radar.training import RadarModule, train
@@ -217,6 +220,29 @@ def test_run_exports(event, tmp_path):
     assert any(not torch.equal(p, q) for p, q in zip(last.parameters(), fresh.parameters(), strict=True))
     made = {"best.safetensors", "checkpoints", "csv", "tensorboard", "config.yaml"}
     assert {path.name for path in tmp_path.iterdir()} >= made
+
+
+def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+    config = tiny(event, tmp_path, progress=True)
+    train(config)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
+    start = rf"training: step \d+ of {config.max_steps}, loss [\d.e-]+"
+    times = r"\d:\d\d:\d\d, about \d:\d\d:\d\d left"
+    assert len(lines) == config.max_steps and re.fullmatch(f"{start}, {times}", lines[0])
+    assert re.fullmatch(rf"{start}, lowest validation error [\d.e-]+, {times}", lines[-2])
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "left"),
+    [(40, None, "0:01:30"), (None, 1.0, "0:00:30"), (40, 1.0, "0:00:30"), (15, 1.0, "0:00:15")],
+)
+def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, left):
+    """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
+    config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
+    module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10)
+    parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
+    assert parts == ["step 10" + (f" of {steps}" if steps else ""), "0:00:30", f"about {left} left"]
 
 
 def test_max_minutes_ends_the_run(event, tmp_path):

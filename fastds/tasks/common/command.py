@@ -95,9 +95,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     def train() -> pathlib.Path:
         config = options.parse_arguments(arguments)
-        return importlib.import_module(f"fastds.tasks.{task}.training").train(config)
+        training = importlib.import_module(f"fastds.tasks.{task}.training")
+        _quieten_lightning()
+        return training.train(config)
 
     return guarded(f"fastds train {task}", train, option_names(options.TrainingConfig))
+
+
+def _quieten_lightning() -> None:
+    """Once it is imported, which sets the level of its log."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
+    warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
+    # Not so here: NewSamples goes on with the samples of the step, wherever an epoch was left.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended", module="lightning")
 
 
 def option_names(config_class: type) -> set[str]:
@@ -150,10 +160,6 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
     """Run a training or a study and print where its result is; a user's error is one sentence and status 2.
 
     names: of options, as errors in Python's words have them."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
-    warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
-    # Not so here: NewSamples goes on with the samples of the step, wherever an epoch was left.
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended", module="lightning")
     prog = " ".join(command.split()[:2])
     try:
         result = run()

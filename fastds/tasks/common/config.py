@@ -35,7 +35,7 @@ class RunConfig:
         learning_rate: the highest.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
         resume: continue from the last checkpoint in output, where there is one.
-        progress: show a progress bar.
+        progress: say how far it is, on standard error.
         threads: of torch; None leaves them as they are.
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged. Only one
             process resumes bit by bit and takes max_minutes.
@@ -48,7 +48,7 @@ class RunConfig:
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
     resume: bool = True
-    progress: bool = False
+    progress: bool = True
     threads: int | None = None
     devices: int = 1
 

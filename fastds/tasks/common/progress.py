@@ -54,13 +54,14 @@ class _Lines:
         self.said, taken = now, now - self.began
         left = taken / self.done * (self.total - self.done)
         print(
-            f"{self.doing}: {self.done} of {self.total} {self.unit} in {_clock(taken)}, about {_clock(left)} left",
+            f"{self.doing}: {self.done} of {self.total} {self.unit} in {clock(taken)}, about {clock(left)} left",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

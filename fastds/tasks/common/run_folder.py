@@ -16,6 +16,7 @@ from fastds.tasks.common.checkpoints import CheckpointFile, LastCheckpoint, Stop
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.inference import check_settings
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
+from fastds.tasks.common.training_progress import TrainingProgress
 
 
 def begin(config: RunConfig) -> None:
@@ -66,6 +67,7 @@ def run(
     KeyboardInterrupt, when a signal came and the checkpoint is written.
     """
     output = make_folder(config)
+    best = export(output)
     chosen = {
         "accelerator": "auto",
         "devices": config.devices,
@@ -74,10 +76,10 @@ def run(
         "max_steps": config.max_steps,
         "max_epochs": -1,
         "logger": _loggers(output, tensorboard),
-        "callbacks": [export(output), LastCheckpoint(output), *further, *_progress(config)],
+        "callbacks": [best, LastCheckpoint(output), *further, *([TrainingProgress(best)] if config.progress else [])],
         "num_sanity_val_steps": 0,
         "log_every_n_steps": min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
-        "enable_progress_bar": config.progress,
+        "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": str(output),
         "deterministic": "warn",
@@ -89,10 +91,6 @@ def run(
 def averaging(config: RunConfig) -> list[callbacks.Callback]:
     """The callback that averages the weights, where config.ema_decay asks for it."""
     return [callbacks.EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay > 0 else []
-
-
-def _progress(config: RunConfig) -> list[callbacks.Callback]:
-    return [callbacks.TQDMProgressBar(refresh_rate=10)] if config.progress else []
 
 
 def _loggers(output: pathlib.Path, tensorboard: bool) -> list:

@@ -162,7 +162,6 @@ class TrainingConfig(config.RunConfig):
     max_steps: int | None = dataclasses.field(default=None, kw_only=True)
     learning_rate: float = dataclasses.field(default=1e-4, kw_only=True)
     ema_decay: float = dataclasses.field(default=0.0, kw_only=True)
-    progress: bool = dataclasses.field(default=True, kw_only=True)
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:

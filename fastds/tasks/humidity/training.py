@@ -287,4 +287,4 @@ def train(config: TrainingConfig) -> pathlib.Path:
     # The module ends the run at config.max_steps: the trainer would count the steps of the critic, too.
     epochs = config.optimiser.epochs if config.max_steps is None else -1
     bounds = {"max_steps": -1, "max_epochs": epochs}
-    return run(config, module, data, ExportGenerator, enable_model_summary=config.progress, **bounds)
+    return run(config, module, data, ExportGenerator, **bounds)

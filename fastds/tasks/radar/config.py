@@ -81,7 +81,6 @@ class TrainingConfig(config.SupervisedConfig):
     data: DataConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     loss: str = "relative_mse"
-    progress: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -131,5 +131,4 @@ def train(config: TrainingConfig) -> pathlib.Path:
     data.setup()
     model.card.static_variables = data.static_variables
     further = [callbacks.LearningRateMonitor("step"), *averaging(config)]
-    options = {"tensorboard": True, "enable_model_summary": config.progress}
-    return run(config, module, data, ExportWeights, further=further, **options)
+    return run(config, module, data, ExportWeights, further=further, tensorboard=True)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a training is, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+
+from fastds.tasks.common.lightning_extra import L, callbacks
+from fastds.tasks.common.progress import LINE_EVERY, clock
+
+
+class TrainingProgress(callbacks.Callback):
+    """Says step, loss, lowest validation error, time taken and time left: on a terminal in a line that is written again
+    every second, elsewhere in a line every LINE_EVERY seconds.
+
+    export: the ExportBest of the run, which knows the lowest error.
+    """
+
+    def __init__(self, export):
+        self.export, self._line, self._said = export, None, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        console = Console(stderr=True)
+        self._said = time.monotonic()
+        if console.is_terminal and trainer.is_global_zero:
+            self._line = console.status("training")
+            self._line.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, *_) -> None:
+        now = time.monotonic()
+        if not trainer.is_global_zero or now - self._said < (LINE_EVERY if self._line is None else 1.0):
+            return
+        self._said = now
+        text = f"training: {', '.join(self._parts(module, outputs))}"
+        if self._line is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._line.update(text)
+
+    def _parts(self, module: L.LightningModule, outputs) -> list[str]:
+        config, taken, steps = module.config, module.clock(), module.steps_done()
+        done = max(steps / (config.max_steps or float("inf")), taken / (60 * (config.max_minutes or float("inf"))))
+        parts = [f"step {steps}" + (f" of {config.max_steps}" if config.max_steps else "")]
+        if isinstance(outputs, dict) and "loss" in outputs:
+            parts.append(f"loss {float(outputs['loss']):.4g}")
+        if self.export.best < float("inf"):
+            parts.append(f"lowest validation error {self.export.best:.4g}")
+        parts.append(clock(taken))
+        return [*parts, f"about {clock(taken / done - taken)} left"] if 0 < done < 1 else parts
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self._line is not None:
+            self._line.stop()
