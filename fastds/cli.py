@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_command():
         sys.unraisablehook = _unraisable
     # These have argument lists of their own, with their own help.
-    own = {"train": _train, "study": _study, "info": _info}.get(argv[0] if argv else "")
+    own = {"train": _train, "study": _study, "models": _models, "info": _info}.get(argv[0] if argv else "")
     if own is not None:
         if own is not _info:
             _keep_freed_memory()
@@ -60,6 +60,7 @@ def _parser() -> ArgumentParser:
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
         ("train", _plain_parser, "train a model: fastds train --help"),
         ("study", _plain_parser, "compare many models on test data: fastds study --help"),
+        ("models", _plain_parser, "list the weights in the package: fastds models --help"),
         ("info", _plain_parser, "print versions, compilers and devices"),
     ):
         commands.add_subcommand(name, make(), help=text)
@@ -289,6 +290,12 @@ def _study(argv: list[str]) -> int:
     from fastds.studies.command import main as study
 
     return study(argv)
+
+
+def _models(argv: list[str]) -> None:
+    from fastds.models.listing import main as models
+
+    models(argv)
 
 
 def _info(argv: list[str]) -> None:

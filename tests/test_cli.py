@@ -74,6 +74,8 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
         (["downscale", "{folder}/in.nc", "no/o.nc", *WEIGHTS], "no such folder: no"),
         (["evaluate", "{folder}/in.nc", "{folder}/truth.nc"], "the grids differ"),
         (["demo", "--size", "100", *WEIGHTS], "--size must be a multiple of 32"),
+        (["models", "nowhere"], "fastds models: 'nowhere' is no file, no weights of the package (fczsm-small, "),
+        (["models", "inr", "liif"], "one name is expected, got inr liif"),
         (["info", "--all"], "takes no arguments, got '--all'"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -97,6 +99,20 @@ def test_interrupt_exits_130(folder, tmp_path, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_models_lists_weights_presets_and_cards(capsys):
+    assert main(["models"]) == 0
+    listed = capsys.readouterr().out
+    for name in models.available(pretrained=True):
+        parameters = sum(p.numel() for p in models.load(name).parameters())
+        assert re.search(rf"^{name} .* {parameters:,} parameters .* kB  Apache-2.0$", listed, re.MULTILINE)
+    assert main(["models", "--presets"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == models.available()
+    assert main(["models", "nowcast-small"]) == 0
+    said = capsys.readouterr().out
+    assert "input_steps: 5\n" in said and "radar_opera_20180824_15min.nc:\n" in said and "deblur" not in said
+    assert main(["models", "edsr-x2"]) == 0 and "without shipped weights" in capsys.readouterr().out
+
+
 def test_info_prints_versions(capsys):
     assert main(["info"]) == 0
     assert "torch" in capsys.readouterr().out
@@ -112,7 +128,7 @@ def test_module_runs_and_help_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     text = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    for command in ("downscale", "nowcast", "query", "evaluate", "demo", "train", "study", "info"):
+    for command in ("downscale", "nowcast", "query", "evaluate", "demo", "train", "study", "models", "info"):
         assert command in text
     run = subprocess.run([sys.executable, "-m", "fastds", "downscale"], capture_output=True, text=True)
     assert run.returncode == 2 and "Traceback" not in run.stderr
