@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = {"asan": ("libasan.so", "libstdc++.so"), "tsan": ("libtsan.so",)}
 OPTIONS = {
     "asan": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
-    "tsan": {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1"},
+    "tsan": {"TSAN_OPTIONS": "ignore_noninstrumented_modules=1 die_after_fork=0"},  # a test forks
 }
 SELECTED = {"asan": (), "tsan": ("-k", "thread")}
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
@@ -63,9 +63,19 @@ def environment(kind: str, isa: str, folder: Path) -> dict[str, str]:
     return {**os.environ, **OPTIONS[kind], **own}
 
 
+def check_loaded(kind: str, folder: Path) -> None:
+    """Ends the program unless a part would load the module of this folder."""
+    command = [sys.executable, "-P", "-c", "import _fastds; print(_fastds.__file__)"]
+    loaded = subprocess.run(command, cwd=ROOT, env=environment(kind, "auto", folder), capture_output=True, text=True)
+    if not loaded.stdout.startswith(str(folder)):
+        raise SystemExit(f"{kind}: expected the module in {folder}, got {loaded.stdout}{loaded.stderr}")
+
+
 def part(kind: str, isa: str, test: str, folder: Path, log: Path) -> dict:
     """Runs one part; what it said goes to the log, its outcome comes back."""
-    command = [sys.executable, "-m", "pytest", "-s", "-q", "-p", "no:cacheprovider", f"tests/{test}", *SELECTED[kind]]
+    # -P: a module that lies in the checkout does not come before the sanitized one.
+    options = ["-s", "-q", "-p", "no:cacheprovider", *SELECTED[kind]]
+    command = [sys.executable, "-P", "-m", "pytest", *options, f"tests/{test}"]
     start = time.monotonic()
     run = subprocess.run(
         command, cwd=ROOT, env=environment(kind, isa, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -89,6 +99,7 @@ def main() -> int:
     done = json.loads(file.read_text()) if file.exists() else {}
     for kind in args.kinds:
         folder = built(kind)
+        check_loaded(kind, folder)
         for isa in isas():
             for test in args.tests:
                 name = f"{kind} {isa} {test}"
