@@ -108,6 +108,10 @@ def test_a_grid_of_more_points_than_any_memory_holds():
         (lambda: ops.window_attention2d(maps(), maps().to_sparse(), maps()), "k is a tensor of layout"),
         (lambda: ops.pixel_unshuffle(maps(size=(4, 6)).to_sparse(), 2), "x is a tensor of layout"),
         (lambda: ops.inr_query(maps(8).to_sparse(), GRID, ensemble="late"), "maps is a tensor of layout"),
+        (
+            lambda: ops.inr_query(maps(8), GRID, [(torch.ones(3, 8), torch.ones(3).to_sparse())], ensemble="late"),
+            r"trunk\[0\] bias is a tensor of layout torch.sparse_coo",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_no_tensor_or_number_is_named(call, text, native):

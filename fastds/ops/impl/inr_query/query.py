@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor, is_count
+from fastds.ops.core.arguments import DTYPES, check_choice, check_dense, check_shape, check_tensor, is_count
 from fastds.ops.impl.inr_query.points import check_axis
 from fastds.ops.impl.inr_query.reference import ACTIVATIONS, AFFINE, ENSEMBLES, FEATURES, WEIGHTS, channels
 
@@ -222,6 +222,7 @@ def _check_trunk(query: Query, exact: tuple) -> None:
             f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MOST_LAYERS} pairs"
         )
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        check_dense((f"trunk[{i}] weight", f"trunk[{i}] bias"), (w, b))  # these have other names in the registered op
         check_tensor(f"trunk[{i}] weight", w, 2, exact, device, "maps")
         check_tensor(f"trunk[{i}] bias", b, 1, exact, device, "maps")
         check_shape(f"trunk[{i}] weight", w, (max(1, w.shape[0]), width))
