@@ -14,7 +14,7 @@ from fastds.studies.nowcast import RATES, comparison, file_scores, summary
 from fastds.tasks.nowcast.methods import pick_method
 
 SWISS, OPERA = "radar_mch_20160711_5min.nc", "radar_opera_20180824_15min.nc"
-STARTS = {SWISS: 1, OPERA: 4, "radar_bom_melbourne_20180616_6min.nc": 8}
+STARTS = {SWISS: 1, OPERA: 4, "radar_bom_melbourne_20180616_6min.nc": 4}
 
 
 @pytest.fixture(scope="module")
