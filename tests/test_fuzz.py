@@ -85,7 +85,8 @@ def test_a_killed_campaign_goes_on(tmp_path, native):
     log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"seed": 0, "op": "nu')
     command = [sys.executable, "-m", "tests.fuzz", "--calls", "24", "--ops", "null_op", "--log", str(log)]
     root = Path(__file__).resolve().parent.parent
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     made, counts = resumed(log, 0)
     assert made == {("null_op", kind): 8 for kind in KINDS}, run.stderr
     assert counts["null_op", "valid", "crashed"] == 1 and run.returncode == 1

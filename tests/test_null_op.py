@@ -159,7 +159,8 @@ for x in (torch.randn(3, 700), torch.randn(5, 4).half().t(), torch.empty(0)):
         (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 2))
     assert y.is_contiguous() and torch.equal(y, x) and torch.equal(grad, torch.full_like(x, 2))
 """
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(fastds.__file__).parents[1])}
+    path = os.pathsep.join([str(Path(fastds.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 

@@ -17,10 +17,10 @@ template <class T>
 struct Scratch {
     using A = compute_t<T>;
     Scratch(const Plan<A>& plan, int64_t column_row)
-        : samples(plan.padded), columns(kPanel * column_row), grad_y(kPanel * plan.d.O), products(4 * plan.padded),
-          stored_grad_y(kPanel * plan.d.O) {}
+        : samples(plan.padded), columns(kPanel * column_row), grad_y(kPanel * plan.d.O + kTileRowsMultiple),
+          products(4 * plan.padded), stored_grad_y(kPanel * plan.d.O) {}
     const Samples<A> samples;
-    const Buffer<A> columns, grad_y, products;
+    const Buffer<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
     const Buffer<T> stored_grad_y;
 };
 
