@@ -107,7 +107,7 @@ def test_refusals_name_the_argument(call, error, text, native):
     "changed,text",
     [
         ({"maps": torch.ones(1, 4, 3, 3).to_sparse()}, "maps is a tensor of layout torch.sparse_coo"),
-        ({"trunk": [(torch.ones(2, 2), torch.ones(2).to_sparse())]}, r"biases\[0\] is a tensor of layout"),
+        ({"trunk": [(torch.ones(2, 2), torch.ones(2).to_sparse())]}, r"trunk\[0\] bias is a tensor of layout"),
         ({"heads": True}, "early_attn needs heads in 1..64 and dk >= 1, got True and 1"),
     ],
 )
