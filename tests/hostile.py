@@ -32,8 +32,9 @@ def split(data: bytes) -> tuple[dict, bytes]:
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def joined(header: str, rest: bytes) -> bytes:
-    return len(header.encode()).to_bytes(8, "little") + header.encode() + rest
+def joined(header: dict, rest: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + rest
 
 
 def changed(tree, draw: random.Random):
@@ -68,7 +69,7 @@ def flipped(data: bytes, draw: random.Random) -> bytes:
 
 def other_header(data: bytes, draw: random.Random) -> bytes:
     header, rest = split(data)
-    return joined(json.dumps(changed(header, draw)), rest)
+    return joined(changed(header, draw), rest)
 
 
 def other_metadata(data: bytes, draw: random.Random) -> bytes:
@@ -77,7 +78,7 @@ def other_metadata(data: bytes, draw: random.Random) -> bytes:
     metadata, part = header["__metadata__"], draw.choice(("config", "config", "card"))
     deep = draw.random() < 0.02
     metadata[part] = DEEP if deep else json.dumps(changed(json.loads(metadata[part]), draw))
-    return joined(json.dumps(header), rest)
+    return joined(header, rest)
 
 
 HARM = {"cut": cut, "flipped": flipped, "header": other_header, "metadata": other_metadata}

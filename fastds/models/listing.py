@@ -18,11 +18,11 @@ def shipped() -> str:
     """The weights in the package: name, task, parameters, size, licence, and what they do."""
     lines = []
     for name in available(pretrained=True):
-        card, size = load_card(name), (WEIGHTS / f"{name}.safetensors").stat().st_size
-        parameters = sum(p.numel() for p in load(name).parameters())
-        licence = card.licence.partition(" ")[0]
-        lines.append(f"{name:18} {card.task:9} {parameters:9,} parameters {size / 1e3:6.0f} kB  {licence}")
-        lines.append(textwrap.fill(card.description, 116, initial_indent="    ", subsequent_indent="    "))
+        model, size = load(name), (WEIGHTS / f"{name}.safetensors").stat().st_size
+        parameters = sum(p.numel() for p in model.parameters())
+        licence = model.card.licence.partition(" ")[0]
+        lines.append(f"{name:18} {model.card.task:9} {parameters:9,} parameters {size / 1e3:6.0f} kB  {licence}")
+        lines.append(textwrap.fill(model.card.description, 116, initial_indent="    ", subsequent_indent="    "))
     return "\n".join([*lines, "", "More: fastds models NAME, fastds models --presets"])
 
 
@@ -32,8 +32,9 @@ def presets() -> str:
 
 
 def card(name: str) -> str:
-    """The card of weights, a line a field that is set, or the sentence of a preset. Raises what load_card
-    raises."""
+    """The card of weights, a line a field that is set, or the sentence of a preset.
+
+    Raises: FileNotFoundError for what is neither; ValueError for a file that is no weights."""
     if name in PRESETS and name not in available(pretrained=True):
         architecture, _, sentence = PRESETS[name]
         return f"{name}: a preset of {architecture} without shipped weights. {sentence}"

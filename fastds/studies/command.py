@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     chosen = ["--config", str(configurations()[name])] if name in configurations() else []
 
-    names = set()
+    names = set()  # filled by the study, whose import may fail in a sentence, too
 
     def study() -> pathlib.Path | None:
         module = importlib.import_module(STUDIES[name][0])

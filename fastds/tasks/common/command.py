@@ -123,7 +123,8 @@ def with_options(sentence: str, names: set[str]) -> str:
 
     if "data.var" in names:
         sentence = sentence.replace("the argument var", "--data.var")
-    sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")  # no such option
+    # There is no such option. The words are plausible.MEND_FIRST, not imported: that loads xarray.
+    sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")
 
     def option(found: re.Match) -> str:
         name, rest = found[0], sentence[found.end() :]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import torch
 import yaml
@@ -85,7 +87,18 @@ def run(
         "deterministic": "warn",
         "plugins": [CheckpointFile()],
     }
-    return fit(L.Trainer(**chosen | options), module, data, config)
+    with _own_determinism():
+        return fit(L.Trainer(**chosen | options), module, data, config)
+
+
+@contextlib.contextmanager
+def _own_determinism() -> Iterator[None]:
+    """Puts torch's choice of deterministic algorithms back, which a trainer makes for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def averaging(config: RunConfig) -> list[callbacks.Callback]:

@@ -69,7 +69,7 @@ def geometry(dataset: xr.Dataset) -> Geometry:
     if not torch.equal(turned, longitude):
         west = -FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
     grid = Geometry(latitude, turned, tuple(found), west)
-    _ = grid.steps
+    _ = grid.steps  # refuses uneven axes, whose span means nothing
     check_longitudes(found[1], turned.numpy())
     return grid
 

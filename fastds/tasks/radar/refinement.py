@@ -116,7 +116,7 @@ class FrameRefiner:
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
         del x
         if len(self.tiles) > 1:
-            return_freed_memory()  # of one tile, which the arrays of whole frames do not need
+            return_freed_memory()  # of the network, before the arrays of whole frames are made
         near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
         if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
             del flow

@@ -222,11 +222,12 @@ def _check_trunk(query: Query, exact: tuple) -> None:
             f"trunk has {len(weights)} weights and {len(biases)} biases, expected up to {MOST_LAYERS} pairs"
         )
     for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        check_dense((f"trunk[{i}] weight", f"trunk[{i}] bias"), (w, b))  # these have other names in the registered op
-        check_tensor(f"trunk[{i}] weight", w, 2, exact, device, "maps")
-        check_tensor(f"trunk[{i}] bias", b, 1, exact, device, "maps")
-        check_shape(f"trunk[{i}] weight", w, (max(1, w.shape[0]), width))
-        check_shape(f"trunk[{i}] bias", b, (w.shape[0],))
+        names = weight, bias = f"trunk[{i}] weight", f"trunk[{i}] bias"
+        check_dense(names, (w, b))  # the registered op would name its own lists
+        check_tensor(weight, w, 2, exact, device, "maps")
+        check_tensor(bias, b, 1, exact, device, "maps")
+        check_shape(weight, w, (max(1, w.shape[0]), width))
+        check_shape(bias, b, (w.shape[0],))
         width = w.shape[0]
 
 
