@@ -177,6 +177,14 @@ def test_torch_machinery():
         torch.testing.assert_close(conv_gru_cell(*plain), reference(*plain))
 
 
+def test_an_input_of_zeros_needs_no_convolution():
+    x, h, gates, bias, candidate, own_bias = inputs((1, 3, 2, 4, 3), grad=False)
+    expected = conv_gru_cell(torch.zeros_like(x), h, gates, bias, candidate, own_bias)
+    of_h = [t.double() for t in (h, gates[:, 3:], bias, candidate[:, 3:], own_bias)]
+    torch.testing.assert_close(conv_gru_cell(None, *of_h).float(), expected)
+    torch.autograd.gradcheck(lambda *t: conv_gru_cell(None, *t), [t.requires_grad_() for t in of_h])
+
+
 def test_error_messages():
     x, h, gates, bias, candidate, own_bias = inputs((1, 3, 4, 5, 5), grad=False)
     for arguments, options, error, words in (
@@ -184,7 +192,8 @@ def test_error_messages():
         ((x, h[:, :3], gates, None, candidate, None), {}, ValueError, r"h has shape \(1, 3, 5, 5\), expected \(1, 4"),
         ((x, h, gates[:7], None, candidate, None), {}, ValueError, "a multiple of 2 outputs"),
         ((x, h, gates, bias.double(), candidate, None), {}, TypeError, "bias has dtype torch.float64, expected"),
-        ((None, h, gates, bias, candidate, None), {}, ValueError, "expected either x or shares, got neither"),
+        ((None, h, gates, bias, candidate, None), {}, ValueError, r"weight has shape \(8, 7, 3, 3\), expected \(8, 4"),
+        ((x, h, gates, bias, candidate, None), {"shares": (h, h)}, ValueError, "expected x or shares, got both"),
         ((x, h, gates, bias, candidate, None), {"keep": "h"}, ValueError, "keep must be one of 'z', '1-z', got 'h'"),
         ((x, h, gates, bias, candidate, None), {"act": "relu"}, ValueError, "act must be one of"),
     ):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fastds.models import db_rnn
+from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.db_rnn.sim_vp import SimVP
 from fastds.models.fczsm import FCZSM
@@ -20,6 +20,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "FixedRatioDownscaler": FixedRatioDownscaler,
     "INRDownscaler": INRDownscaler,
     "LagrangianRNN": db_rnn.LagrangianRNN,
+    "MLCastConvGRU": mlcast.MLCastConvGRU,
     "MSRNN": db_rnn.MSRNN,
     "SimVP": SimVP,
     "StagedRNN": db_rnn.StagedRNN,
@@ -32,6 +33,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 # Named configurations: architecture, what differs from its defaults, one sentence.
 PRESETS: dict[str, tuple[str, dict, str]] = {
     **db_rnn.PRESETS,
+    **mlcast.PRESETS,
     "fczsm": ("FCZSM", {}, "FC-ZSM of the paper, reflectivity alone (ZSM)."),
     "fczsm-d": ("FCZSM", {"in_channels": 3}, "With dynamic channels: rain probability and measurement height (ZSM-D)."),
     "fczsm-s": ("FCZSM", {"static_channels": 2}, "With static guidance: height and land-sea mask (ZSM-S)."),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutional recurrent cells: 3x3 convolutions of input and state, and the gates in one pass over memory."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,14 +39,14 @@ def per_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
 
 
 def hoisting_pays(x: Tensor, weight: Tensor, hidden: int) -> bool:
-    """Whether one convolution of a sequence x (B, T, C, H, W) beats x's part of every step's, as measured on a CPU.
+    """Whether one convolution of a sequence of maps x (B, C, H, W) beats x's part of every step's, measured on a CPU.
 
     It reads its weights once, and its gradients are those of one call; but what it gives, several maps of the state's
     channels for each time, is written and read again, which the steps' fused gates avoid.
     """
     if not x.is_cpu:
         return True
-    batch, _, inputs, height, width = x.shape
+    batch, inputs, height, width = x.shape
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     return 16 * batch * height * width <= inputs * hidden or (trains and inputs > hidden)
 
@@ -83,8 +85,9 @@ class ConvLSTMCell(nn.Module):
         """
         folded, every = by_time(x), []
         batch, times = x.shape[:2]
-        if not hoisting_pays(x, self.gates.weight, self.hidden_channels):
-            for now in per_time(folded, batch, times):
+        maps = per_time(folded, batch, times)
+        if not hoisting_pays(maps[0], self.gates.weight, self.hidden_channels):
+            for now in maps:
                 state = self(now, state)
                 every.append(state[0])
             return torch.stack(every, 1), state
@@ -129,17 +132,7 @@ class ConvGRUCell(nn.Module):
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        if h is None:
-            n = self.in_channels
-            share = convolve(x, self.gates.weight[:, :n], self.gates.bias)
-            return self.first(share, convolve(x, self.candidate.weight[:, :n], self.candidate.bias))
-        weights = (self.gates.weight, self.gates.bias, self.candidate.weight, self.candidate.bias)
-        return conv_gru_cell(x, h, *weights, **self.options)
-
-    def first(self, gates: Tensor, candidate: Tensor) -> Tensor:
-        """The step from the zero state, where no convolution of the state is needed."""
-        z = torch.sigmoid(gates[:, : self.hidden_channels])
-        return gru_update(z, candidate, torch.zeros_like(candidate), **self.options)
+        return gru_sequence(self.gates, self.candidate, x, h, 1, **self.options)[0]
 
     def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over (B, T, C, H, W); where it pays, x's parts of gates and candidate are one convolution each for all T.
@@ -147,24 +140,58 @@ class ConvGRUCell(nn.Module):
         Returns:
             every h (B, T, hidden, H, W) and the last one.
         """
-        folded, every = by_time(x), []
-        (batch, times), n = x.shape[:2], self.in_channels
-        if not hoisting_pays(x, self.gates.weight, self.hidden_channels):
-            for now in per_time(folded, batch, times):
-                h = self(now, h)
-                every.append(h)
-            return torch.stack(every, 1), h
-        gates_x, gates_h = split_sources(self.gates, n)
-        candidate_x, candidate_h = split_sources(self.candidate, n)
-        shares = per_time(convolve(folded, gates_x, self.gates.bias), batch, times)
-        candidates = per_time(convolve(folded, candidate_x, self.candidate.bias), batch, times)
-        for share, candidate in zip(shares, candidates, strict=True):
-            if h is None:
-                h = self.first(share, candidate)
-            else:
-                h = conv_gru_cell(None, h, gates_h, None, candidate_h, None, shares=(share, candidate), **self.options)
-            every.append(h)
-        return torch.stack(every, 1), h
+        every = gru_sequence(self.gates, self.candidate, by_time(x), h, x.shape[1], **self.options)
+        return torch.stack(every, 1), every[-1]
 
     def extra_repr(self) -> str:
         return f"keep={self.options['keep']!r}, act={self.options['act']!r}"
+
+
+def gru_sequence(
+    gates: Conv3x3, candidate: Conv3x3, x: Tensor, h: Tensor | None, times: int, **options: Any
+) -> list[Tensor]:
+    """The states of a convolutional GRU after each of T inputs; where it pays, x's parts of gates and candidate are one
+    convolution each for all T.
+
+    Args:
+        gates, candidate: the convolutions of [x; h] and [x; r h].
+        x: (T*B, C, H, W) as by_time folds it.
+        h: (B, hidden, H, W) or None for zeros.
+        times: T.
+        options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
+    """
+    every, hidden = [], candidate.out_channels
+    maps, n = per_time(x, x.shape[0] // times, times), gates.in_channels - hidden
+    if times == 1 or not hoisting_pays(maps[0], gates.weight, hidden):
+        for now in maps:
+            if h is None:
+                parts = ((conv.weight[:, :n], conv.bias) for conv in (gates, candidate))
+                h = _first_state(*(convolve(now, *part) for part in parts), hidden, options)
+            else:
+                h = conv_gru_cell(now, h, gates.weight, gates.bias, candidate.weight, candidate.bias, **options)
+            every.append(h)
+        return every
+    (gates_x, gates_h), (candidate_x, candidate_h) = split_sources(gates, n), split_sources(candidate, n)
+    shares = (convolve(x, gates_x, gates.bias), convolve(x, candidate_x, candidate.bias))
+    for now in zip(*(per_time(share, x.shape[0] // times, times) for share in shares), strict=True):
+        if h is None:
+            h = _first_state(*now, hidden, options)
+        else:
+            h = conv_gru_cell(None, h, gates_h, None, candidate_h, None, shares=now, **options)
+        every.append(h)
+    return every
+
+
+def _first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
+    """The step from the zero state, where no convolution of the state is needed."""
+    return gru_update(torch.sigmoid(gates[:, :hidden]), candidate, torch.zeros_like(candidate), **options)
+
+
+def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
+    """gru_sequence for an x of zeros, whose convolutions are left out."""
+    gates_h, candidate_h = (conv.weight[:, -candidate.out_channels :].contiguous() for conv in (gates, candidate))
+    every = []
+    for _ in range(times):
+        h = conv_gru_cell(None, h, gates_h, gates.bias, candidate_h, candidate.bias, **options)
+        every.append(h)
+    return every

@@ -60,7 +60,7 @@ def conv_gru_cell(
 
     Args:
         x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last. None where
-            `shares` has its part.
+            `shares` has its part, and for an input of zeros: then the weights are those of h alone, as with shares.
         h: (B, C, H, W), dtype of x.
         gates_weight: (2C, C1 + C, 3, 3), dtype of x or float32, outputs in the order z, r. gates_bias: (2C,) or None.
         candidate_weight: (C, C1 + C, 3, 3). candidate_bias: (C,) or None.
@@ -77,12 +77,12 @@ def conv_gru_cell(
 
     Raises:
         TypeError: a dtype that is not allowed.
-        ValueError: a shape, device or option that does not fit; both of x and shares, or neither.
+        ValueError: a shape, device or option that does not fit; both of x and shares.
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
-    if (x is None) == (shares is None):
-        raise ValueError("expected either x or shares, got " + ("neither" if x is None else "both"))
+    if x is not None and shares is not None:
+        raise ValueError("expected x or shares, got both")
     if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
         raise TypeError(f"shares must be a pair of tensors, x's parts of gates and candidate, got {shares!r:.80}")
     of_gates, of_candidate = shares or (None, None)

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nowcasting network of MLCast, the shared project of Europe's weather services, on the fused ConvGRU step."""
+
+from fastds.models.mlcast.network import MLCastConvGRU
+
+PRESETS = {
+    "mlcast-convgru": (
+        "MLCastConvGRU",
+        {"num_blocks": 5},
+        "MLCast's ConvGRU encoder and decoder as `mlcast train` builds it; takes its weights unchanged.",
+    )
+}
+
+__all__ = ["PRESETS", "MLCastConvGRU"]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ConvGRU encoder and decoder of MLCast (mlcast 0.1.0, mlcast.models.ConvGruModel). Names of parameters are its own."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds._verbs import Nowcasts
+from fastds.models.card import ModelCard
+from fastds.nn.convolutions import Conv3x3
+from fastds.nn.recurrent import gru_sequence, gru_without_input
+from fastds.ops import pixel_shuffle, pixel_unshuffle
+
+# What `mlcast train` trains with: fields before the start, and reflectivity of -1 and of 1, in dBZ.
+INPUT_STEPS, FLOOR_DBZ, CEILING_DBZ = 6, 0.0, 60.0
+_LIGHTNING = "network."  # before every name in a checkpoint of `mlcast train`
+
+
+class Cell(nn.Module):
+    """The weights of one ConvGRU, hidden state and input of C channels.
+
+    [u r] = sigmoid(combined_gates([x; h]));  n = tanh(out_gate([x; r h]));  h' = (1 - u) h + u n
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.combined_gates = Conv3x3(2 * channels, 2 * channels)
+        self.out_gate = Conv3x3(2 * channels, channels)
+
+
+class ConvGRU(nn.Module):
+    """A cell over a sequence: x (T*B, C, H, W), or None for zeros, gives as many states."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.cell = Cell(channels)
+
+    def forward(self, x: Tensor | None, h: Tensor | None, times: int) -> Tensor:
+        convolutions = self.cell.combined_gates, self.cell.out_gate
+        if x is None:
+            return torch.cat(gru_without_input(*convolutions, h, times, keep="1-z"))
+        return torch.cat(gru_sequence(*convolutions, x, h, times, keep="1-z"))
+
+
+class Block(nn.Module):
+    """What an encoder's and a decoder's block have in common: a ConvGRU."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convgru = ConvGRU(channels)
+
+
+class Coder(nn.Module):
+    """A stack of blocks, one for each number of channels."""
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(c) for c in channels)
+
+
+class MLCastConvGRU(Nowcasts, nn.Module):
+    """MLCast's nowcasting network: ConvGRU blocks over ever coarser maps, and back.
+
+        e_0 = x;  e_i = unshuffle(ConvGRU_i(e_{i-1})), i = 1 .. n;  d_n = 0 or noise
+        d_{i-1} = shuffle(ConvGRU'_i(d_i; state e_i of the last time)), which is the forecast for i = 1
+
+    Fields are reflectivity, 0 to 60 dBZ onto -1 to 1. Where d_n is zero, its part of the convolutions is left out;
+    members of an ensemble go through the decoder together, as a batch. Weights of mlcast load unchanged, by
+    load_state_dict or from_mlcast; for given noise forecasts are those of mlcast.
+
+    Args:
+        input_channels: C of the fields.
+        num_blocks: n; fields are padded to multiples of 2^n by 0, as mlcast does.
+        noisy_decoder: noise for d_n in forecasts of one member, too.
+
+    Shapes: forward(x (B, T, C, H, W), steps, ensemble_size=1) -> (B, steps, C * ensemble_size, H, W), members side by
+    side; T >= 1. This is the interface of MLCast's networks: `mlcast train` takes the class as its network.
+
+    Source: mlcast-community/mlcast 0.1.0, models/convgru.py (Apache-2.0 or BSD-3-Clause); no code of it is used.
+    """
+
+    def __init__(self, input_channels: int = 1, num_blocks: int = 4, noisy_decoder: bool = False):
+        super().__init__()
+        for name, value in (("input_channels", input_channels), ("num_blocks", num_blocks)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+        self.config = {"input_channels": input_channels, "num_blocks": num_blocks, "noisy_decoder": bool(noisy_decoder)}
+        self.card = ModelCard()
+        self.input_channels, self.num_blocks, self.noisy_decoder = input_channels, num_blocks, bool(noisy_decoder)
+        channels = [input_channels * 4**i for i in range(num_blocks + 1)]
+        self.encoder, self.decoder = Coder(channels[:-1]), Coder(channels[:0:-1])
+
+    def forward(self, x: Tensor, steps: int, ensemble_size: int = 1) -> Tensor:
+        self._check(x, steps, ensemble_size)
+        batch, _, _, height, width = x.shape
+        multiple = 2**self.num_blocks
+        x = F.pad(x, (0, -width % multiple, 0, -height % multiple))
+        states = self._encode(x)
+        members = ensemble_size if ensemble_size > 1 or self.noisy_decoder else 0
+        y = self._decode(states, steps, members)  # (steps * members * B, C, H, W)
+        y = y.unflatten(0, (steps, ensemble_size, batch)).permute(2, 0, 1, 3, 4, 5).flatten(2, 3)
+        return y[..., :height, :width]
+
+    def forecast(self, frames: Tensor, steps: int) -> Tensor:
+        """The n frames after the known ones (B, T, 1, H, W), both as fastds scales them, (dBZ - floor) / (ceiling -
+        floor), clipped to [0, 1]; missing values (NaN) count as dry. The noise of a noisy decoder is torch's."""
+        height, width = frames.shape[-2:]
+        multiple = 2**self.num_blocks  # else forward would pad by 0, which is 30 dBZ
+        padded = F.pad(frames.nan_to_num(nan=0.0).clamp(0, 1), (0, -width % multiple, 0, -height % multiple))
+        return ((self(2 * padded - 1, steps)[..., :height, :width] + 1) / 2).clamp(0, 1)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Of every block the last map it gives, the deepest first."""
+        times, states = x.shape[1], []
+        x = x.transpose(0, 1).flatten(0, 1)
+        for block in self.encoder.blocks:
+            x = pixel_unshuffle(block.convgru(x, None, times), 2)
+            states.append(x.unflatten(0, (times, -1))[-1])
+        return states[::-1]
+
+    def _decode(self, states: list[Tensor], steps: int, members: int) -> Tensor:
+        """members 0: one, without noise."""
+        x = None
+        if members:
+            shape = (states[0].shape[0], steps, *states[0].shape[1:])
+            noise = [states[0].new_empty(shape).normal_() for _ in range(members)]  # one by one, as mlcast draws it
+            x = torch.stack(noise).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+            states = [state.repeat(members, 1, 1, 1) for state in states]
+        for block, state in zip(self.decoder.blocks, states, strict=True):
+            x = pixel_shuffle(block.convgru(x, state, steps), 2)
+        return x
+
+    def _check(self, x: Tensor, steps: int, ensemble_size: int) -> None:
+        if not isinstance(x, Tensor) or x.dim() != 5 or x.shape[2] != self.input_channels or 0 in x.shape[1:]:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be a Tensor (B, T, {self.input_channels}, H, W) with T, H, W >= 1, got {got}")
+        for name, value in (("steps", steps), ("ensemble_size", ensemble_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+
+    @classmethod
+    def from_mlcast(cls, state: Mapping[str, Tensor], noisy_decoder: bool = False) -> "MLCastConvGRU":
+        """A model with the weights of an mlcast.models.ConvGruModel, with a card for `fastds nowcast`.
+
+        Args:
+            state: its state_dict, or the "state_dict" of a checkpoint of `mlcast train`, as
+                torch.load(path, weights_only=True)["state_dict"] gives it.
+            noisy_decoder: as the network was built.
+
+        Raises:
+            ValueError: keys or shapes of another network.
+        """
+        inner = {name.removeprefix(_LIGHTNING): value for name, value in state.items()}
+        first = inner.get("encoder.blocks.0.convgru.cell.out_gate.weight")
+        blocks = sum(name.startswith("encoder.") and name.endswith(".out_gate.bias") for name in inner)
+        if first is None or first.dim() != 4 or not blocks:
+            raise ValueError("state is no ConvGruModel: it lacks encoder.blocks.0.convgru.cell.out_gate.weight")
+        if first.shape[-2:] != (3, 3):
+            raise ValueError(f"state has convolutions of {tuple(first.shape[-2:])}, expected (3, 3)")
+        model = cls(first.shape[0], blocks, noisy_decoder)
+        try:
+            model.load_state_dict(inner)
+        except RuntimeError as error:
+            raise ValueError(f"state does not fit a ConvGruModel of {blocks} blocks: {error}") from None
+        z = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+        model.card = ModelCard(
+            name="mlcast-convgru", description="Trained by MLCast.", input_variables=[z], output_variables=[z],
+            input_steps=INPUT_STEPS, floor_dbz=FLOOR_DBZ, ceiling_dbz=CEILING_DBZ,
+        )  # fmt: skip
+        return model.eval()
