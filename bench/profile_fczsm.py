@@ -18,7 +18,7 @@ import fastds
 from bench import bench_fczsm
 from bench.conftest import copy_rate, matmul_rate
 from bench.report import table
-from fastds.ops.impl.conv3x3.algorithm import winograd_pays
+from fastds.ops.impl.conv3x3.algorithm import chosen
 
 
 def direct_flops(x, weight, y) -> int:
@@ -30,7 +30,7 @@ def conv3x3_row(args, y) -> tuple[str, int]:
     x, weight = args[:2]
     outputs, channels = weight.shape[:2]
     batch, _, height, width = x.shape
-    if not winograd_pays(x, channels, outputs, y.dtype, False):
+    if chosen("auto", x, channels, outputs, y.dtype, False) != "winograd":
         return f"conv3x3, direct, {channels} to {outputs}", 2 * batch * height * width * weight.numel()
     tiles = batch * -(-height // 4) * -(-width // 4)
     return f"conv3x3, Winograd, {channels} to {outputs}", 2 * 36 * tiles * channels * outputs

@@ -206,7 +206,7 @@ def test_what_is_added_to_gradients(isa, sources, padding_mode, dtype):
         arguments = (grad, x, weight, x2, None, 0.0, padding_mode, 1, algorithm, wanted, *added)
         return torch.ops.fastds.conv3x3_backward(*arguments)
 
-    for algorithm in ("winograd", "direct"):
+    for algorithm in ("winograd", "product", "direct"):
         plain = run(algorithm)
         for added in ((strided, None), (None, x2), (x, x2)):
             for got, gradient, more in zip(run(algorithm, *added), plain, added, strict=False):
@@ -269,18 +269,36 @@ def test_context_chooses_the_algorithm():
         with fastds.convolution("winograd"):
             assert torch.equal(conv3x3(x, weight), conv3x3(x, weight, algorithm="winograd"))
         assert torch.equal(conv3x3(x, weight), direct)
-    with pytest.raises(ValueError, match="algorithm must be one of 'auto', 'winograd', 'direct', got 'fast'"):
+    with pytest.raises(
+        ValueError, match="algorithm must be one of 'auto', 'winograd', 'product', 'direct', got 'fast'"
+    ):
         fastds.convolution("fast").__enter__()
 
 
-def test_auto_is_one_of_the_two():
-    for channels in (1, 3, 16, 64):
-        x, weight, *_ = Problem(C1=channels, C2=0, O=channels).tensors()
+def test_auto_is_one_of_them():
+    for channels, size in ((1, 9), (3, 9), (16, 9), (64, 9), (256, 3)):
+        x, weight, *_ = Problem(C1=channels, C2=0, O=channels, H=size, W=size).tensors()
         y = conv3x3(x, weight)
-        assert any(torch.equal(y, conv3x3(x, weight, algorithm=a)) for a in ("winograd", "direct"))
+        assert any(torch.equal(y, conv3x3(x, weight, algorithm=a)) for a in ("winograd", "product", "direct"))
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "direct"])
+@pytest.mark.parametrize("problem", sampled(24, seed=11), ids=str)
+def test_product(problem):
+    tensors = leaves(problem)
+    y, expected = problem.run(tensors, "product"), problem.expected([t if t is None else t.detach() for t in tensors])
+    if problem.dtype == torch.float32:
+        check_values(problem, y.detach(), expected)
+        check_gradients(problem, tensors, y)
+        return
+    # As the library's kernels it rounds the weights to the dtype of the maps.
+    exact = leaves(problem, torch.float64)
+    along = torch.randn_like(y)
+    pairs = zip(gradients(y, tensors, along), gradients(problem.expected(exact), exact, along.double()), strict=True)
+    for got, right in [(y.detach(), expected), *pairs]:
+        assert (got.double() - right).norm() <= (0.03 if problem.dtype == torch.bfloat16 else 0.02) * right.norm()
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "product", "direct"])
 def test_empty_batch(algorithm):
     problem = Problem(B=0, shuffle=2, act="relu")
     tensors = leaves(problem)
@@ -311,7 +329,7 @@ ERRORS = [
     ),
     ({"shuffle": 3}, ValueError, "shuffle must be an int from 1 to 8 whose square divides 8 channels, got 3"),
     ({"out_dtype": torch.bfloat16}, ValueError, "out_dtype must be the dtype of x"),
-    ({"algorithm": "fast"}, ValueError, "algorithm must be one of 'auto', 'winograd', 'direct', got 'fast'"),
+    ({"algorithm": "fast"}, ValueError, "algorithm must be one of 'auto', 'winograd', 'product', 'direct', got 'fast'"),
 ]
 
 

@@ -11,12 +11,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.ops import conv3x3
-from fastds.ops.impl.conv3x3.algorithm import winograd_pays
+from fastds.ops.impl.conv3x3 import costs
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
 
 pytestmark = pytest.mark.usefixtures("native")
 
-ALGORITHMS = ["winograd", "direct"]
+ALGORITHMS = ["winograd", "product", "direct"]
 SMALL = [
     Problem(B=1, C1=2, C2=1, O=4, H=5, W=3, act=None),
     Problem(B=1, C1=2, C2=0, O=4, H=3, W=4, act="leaky_relu", shuffle=2),
@@ -436,20 +436,38 @@ def test_explain():
 
 
 @pytest.mark.parametrize(
-    "size,channels,outputs,dtype,backward,expected",
+    ("kind", "shape", "dtype", "backward", "expected"),  # shape: batch, inputs, outputs, height, width
     [
-        ((50, 50), 64, 64, torch.float32, False, True),
-        ((50, 50), 3, 64, torch.float32, False, False),  # few inputs: the library's kernel for them
-        ((50, 50), 3, 64, torch.float32, True, True),
-        ((50, 50), 8, 8, torch.bfloat16, False, False),
-        ((50, 50), 8, 8, torch.bfloat16, True, True),
-        ((50, 50), 24, 24, torch.bfloat16, False, True),
-        ((4, 4), 256, 256, torch.float32, False, False),  # one tile: reading the matrices is all the work
+        ("avx512", (1, 64, 64, 50, 50), torch.float32, False, "winograd"),
+        ("avx512", (2, 1024, 2048, 8, 8), torch.float32, False, "product"),  # reading the weights is most of the work
+        ("avx512", (16, 1024, 2048, 8, 8), torch.float32, False, "winograd"),
+        ("avx512", (1, 1024, 1024, 5, 5), torch.float32, True, "product"),
+        ("amx", (1, 64, 64, 200, 200), torch.bfloat16, False, "direct"),  # tiles for bfloat16
+        ("avx512", (1, 64, 64, 200, 200), torch.bfloat16, False, "winograd"),
+        ("avx2", (1, 1024, 1024, 5, 5), torch.bfloat16, False, "winograd"),
+        (
+            "avx512",
+            (1, 3, 3, 300, 300),
+            torch.float16,
+            True,
+            "winograd",
+        ),  # torch's backward takes a thousand times as long
+        ("avx512", (16, 256, 256, 300, 300), torch.float16, True, "winograd"),  # the product's matrix: 13 GB
     ],
     ids=str,
 )
-def test_auto_rule(native, size, channels, outputs, dtype, backward, expected):
-    if native.isa() == "baseline":
-        expected = False
-    x = torch.zeros(1, channels, *size, dtype=dtype)
-    assert winograd_pays(x, channels, outputs, dtype, backward) is expected
+def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: kind)
+    costs.cheapest.cache_clear()
+    assert costs.cheapest("any", dtype, backward, *shape) == expected
+    costs.cheapest.cache_clear()
+
+
+def test_costs_have_rows_for_every_machine(native):
+    for isa in set(native.build_info()["isa_usable"]) - {"baseline"}:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for backward in (False, True):
+                assert costs.cheapest(isa, dtype, backward, 1, 64, 64, 50, 50) in costs.TERMS
+    for rows in costs.COSTS.values():
+        assert set(rows) == set(costs.TERMS)
+        assert all(len(row) == len(costs.TERMS[name](1, 1, 1, 1, 1)) for name, row in rows.items())

@@ -166,7 +166,7 @@ def gru_sequence(
         for now in maps:
             if h is None:
                 parts = ((conv.weight[:, :n], conv.bias) for conv in (gates, candidate))
-                h = _first_state(*(convolve(now, *part) for part in parts), hidden, options)
+                h = first_state(*(convolve(now, *part) for part in parts), hidden, options)
             else:
                 h = conv_gru_cell(now, h, gates.weight, gates.bias, candidate.weight, candidate.bias, **options)
             every.append(h)
@@ -175,15 +175,15 @@ def gru_sequence(
     shares = (convolve(x, gates_x, gates.bias), convolve(x, candidate_x, candidate.bias))
     for now in zip(*(per_time(share, x.shape[0] // times, times) for share in shares), strict=True):
         if h is None:
-            h = _first_state(*now, hidden, options)
+            h = first_state(*now, hidden, options)
         else:
             h = conv_gru_cell(None, h, gates_h, None, candidate_h, None, shares=now, **options)
         every.append(h)
     return every
 
 
-def _first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
-    """The step from the zero state, where no convolution of the state is needed."""
+def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
+    """A convolutional GRU's step from the zero state, from x's parts of gates and candidate alone."""
     return gru_update(torch.sigmoid(gates[:, :hidden]), candidate, torch.zeros_like(candidate), **options)
 
 

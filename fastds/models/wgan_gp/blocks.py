@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from fastds.models.wgan_gp.mixed_conv import MixedConv, once
 from fastds.models.wgan_gp.shared_kernel import SharedKernel
 from fastds.nn.convolutions import convolve
-from fastds.nn.recurrent import ConvGRUCell, by_time, per_time
+from fastds.nn.recurrent import ConvGRUCell, by_time, first_state, per_time
 from fastds.ops import gru_reset, gru_update
 from fastds.ops.core.registry import transforms_active
 
@@ -95,7 +95,7 @@ class ConvGRU(ConvGRUCell):
         gates_x, from_state, candidate_x, from_reset = once(self, "kernels", self.kernels)
         gates = per_time(convolve(x, gates_x, self.gates.bias), batch, times)
         candidates = per_time(convolve(x, candidate_x, self.candidate.bias), batch, times)
-        states = [self.first(gates[0], candidates[0])]
+        states = [first_state(gates[0], candidates[0], self.hidden_channels, self.options)]
         for gate, candidate in zip(gates[1:], candidates[1:], strict=True):
             h = states[-1]
             z, reset = gru_reset(*from_state(h, residual=gate).chunk(2, 1), h)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How 3x3 convolutions are computed: by the Winograd engine, directly by the library, or by what measures faster."""
+"""How 3x3 convolutions are computed: by the Winograd engine, as one matrix product, directly by the library, or by what
+measures faster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.switches import Switch
+from fastds.ops.impl.conv3x3.costs import cheapest
 
-ALGORITHMS = ("auto", "winograd", "direct")
+ALGORITHMS = ("auto", "winograd", "product", "direct")
 _algorithm = Switch("auto")
 _weight_gradients = Switch(True)
 
@@ -30,7 +32,8 @@ def convolution(algorithm: str) -> Iterator[None]:
 
     Args:
         algorithm: "auto", what measures faster for each shape; "winograd", the engine of fastds for every tensor on a
-            CPU; "direct", torch's own convolution, whose numbers parity checks want.
+            CPU; "product", one matrix product over all pixels; "direct", torch's own convolution, whose numbers parity
+            checks want.
 
     Raises:
         ValueError: another name.
@@ -67,37 +70,28 @@ def winograd_refusal(x: Tensor) -> str | None:
     return native.missing()
 
 
-def winograd_pays(x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool) -> bool:
-    """The measured rule of "auto", on two AVX-512 cores against oneDNN.
+def chosen(algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool) -> str:
+    """The algorithm, of all but "auto", that computes a convolution of tensors like x.
 
-    A field of few tiles does not pay for reading 36 matrices of channels x outputs. Beyond that the engine wins from 8
-    input channels in float32 and from 16 on both sides in the 16-bit types, whose library kernels have twice the rate;
-    in the backward pass everywhere in float32 and from 8 on both sides in the 16-bit types.
+    Raises:
+        RuntimeError: "winograd" is asked for, but cannot run.
     """
-    if native.module().isa() == "baseline":
-        return False
+    if algorithm in ("direct", "product"):
+        return algorithm
+    reason = winograd_refusal(x)
+    if algorithm == "winograd":
+        if reason is not None:
+            raise RuntimeError(f"conv3x3: algorithm 'winograd' was asked for, but {reason}")
+        return algorithm
+    if reason is not None or native.module().isa() == "baseline":
+        return "direct"
     batch, _, height, width = x.shape
-    tiles = batch * -(-height // 4) * -(-width // 4)
-    if 8192 * tiles < channels * outputs:
-        return False
-    if torch.float32 in (x.dtype, out_dtype):
-        return backward or channels >= 8
-    return min(channels, outputs) >= (8 if backward else 16)
+    dtype = torch.promote_types(x.dtype, out_dtype)
+    return cheapest(native.module().isa(), dtype, backward, batch, channels, outputs, height, width)
 
 
 def use_winograd(
     algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool
 ) -> bool:
-    """Whether the engine computes a convolution of tensors like x.
-
-    Raises:
-        RuntimeError: "winograd" is asked for, but cannot run.
-    """
-    if algorithm == "direct":
-        return False
-    reason = winograd_refusal(x)
-    if algorithm == "winograd":
-        if reason is not None:
-            raise RuntimeError(f"conv3x3: algorithm 'winograd' was asked for, but {reason}")
-        return True
-    return reason is None and winograd_pays(x, channels, outputs, out_dtype, backward)
+    """Whether the engine computes a convolution of tensors like x; errors as chosen."""
+    return chosen(algorithm, x, channels, outputs, out_dtype, backward) == "winograd"

@@ -33,7 +33,12 @@ def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shu
     y = convolution(x, weight if x2 is None else weight[:, :split], bias)
     if x2 is not None:
         y = y.add_(convolution(x2, weight[:, split:], None))
-    y = dense(y)  # one input channel leaves the layout to oneDNN's choice
+    # One input channel leaves the layout to oneDNN's choice.
+    return finish(dense(y), residual, act, negative_slope, shuffle)
+
+
+def finish(y: Tensor, residual: Tensor | None, act: str | None, negative_slope: float, shuffle: int) -> Tensor:
+    """shuffle(act(y + residual)); y in channels_last is overwritten."""
     if residual is not None:
         y = y.add_(residual)
     y = activate_(y, act, negative_slope)

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 and its gradients by the engine or the library, for checked arguments; and empty results of each."""
+"""conv3x3 and its gradients by the algorithm of algorithm.py, for checked arguments; and empty results of each."""
 
 import torch
 
 from fastds.ops.core.layout import dense, empty_map, nhwc
-from fastds.ops.impl.conv3x3 import direct, reference, winograd
-from fastds.ops.impl.conv3x3.algorithm import use_winograd
+from fastds.ops.impl.conv3x3 import direct, product, reference, winograd
+from fastds.ops.impl.conv3x3.algorithm import chosen
+
+BY_TORCH = {"direct": direct, "product": product}
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
     args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
-    engine = use_winograd(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
-    return (winograd if engine else direct).forward(*args)
+    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
+    return (winograd if algorithm == "winograd" else BY_TORCH[algorithm]).forward(*args)
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
@@ -25,8 +27,9 @@ def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mod
 def grad_x(grad, weight, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
-    if not use_winograd(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True):
-        return direct.grad_x(grad, weight, padding_mode, dtype)
+    algorithm = chosen(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
+    if algorithm in BY_TORCH:
+        return BY_TORCH[algorithm].grad_x(grad, weight, padding_mode, dtype)
     options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None])
     return _engine_grad_x(dense(grad), weight, *options)[0]
 
@@ -45,8 +48,9 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    if not use_winograd(algorithm, x, channels, grad.shape[1], dtype, True):
-        return direct.grad_weight(grad, x, x2, padding_mode, dtype)
+    algorithm = chosen(algorithm, x, channels, grad.shape[1], dtype, True)
+    if algorithm in BY_TORCH:
+        return BY_TORCH[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
     sources = [nhwc(t) for t in (x, x2) if t is not None]
     return winograd.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False)[0]
 
@@ -64,22 +68,17 @@ def backward(
 
     add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
     """
+    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], grad_y.dtype, True)
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in backward_fake(*args)]
-    channels = weight.shape[1]
-    engine = use_winograd(algorithm, x, channels, weight.shape[0], grad_y.dtype, True)
-    grads = (_backward_winograd if engine else _backward_direct)(*args, add_x, add_x2, in_place)
+    if algorithm in BY_TORCH:
+        grads = BY_TORCH[algorithm].backward(*args)
+        for k, addend in ((0, add_x), (3, add_x2)):
+            grads[k] = grads[k] if addend is None else grads[k].add_(addend)
+    else:
+        grads = _backward_winograd(*args, add_x, add_x2, in_place)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
-
-
-def _backward_direct(*args):
-    *args, add_x, add_x2, _ = args
-    grads = direct.backward(*args)
-    for k, addend in ((0, add_x), (3, add_x2)):
-        if addend is not None:
-            grads[k] = grads[k].add_(addend)
-    return grads
 
 
 def _backward_winograd(

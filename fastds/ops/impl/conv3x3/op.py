@@ -301,8 +301,9 @@ def conv3x3(
             "circular_x" (columns wrap, as longitude does; outer rows are repeated).
         shuffle: r, 1 to 8: the channels become r x r sub-pixels as in torch.nn.PixelShuffle; r^2 divides O.
         out_dtype: dtype of x (None) or float32.
-        algorithm: "winograd", "direct" (torch's convolution), "auto" (what measures faster), or None for that of the
-            enclosing fastds.convolution(...), "auto" without one.
+        algorithm: "winograd", "product" (one matrix product over all pixels), "direct" (torch's convolution), "auto"
+            (what a model of their costs takes), or None for that of the enclosing fastds.convolution(...), "auto"
+            without one.
 
     Returns:
         (B, O / r^2, r*H, r*W), out_dtype, channels_last.

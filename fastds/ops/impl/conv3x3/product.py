@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 and its gradients as one matrix product over all pixels of the batch: for few pixels and many channels.
+
+Library kernels rearrange the weights in every call, which takes longer there than the arithmetic; this reads them once,
+as they are. The (9 C, B H W) matrix of neighbourhoods is small where pixels are few.
+"""
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core.arguments import outside_autocast
+from fastds.ops.core.layout import dense
+from fastds.ops.impl.conv3x3 import reference
+from fastds.ops.impl.conv3x3.direct import bias_gradient, finish
+
+
+def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
+    """(9 C, B H W): what the nine weights of every channel of the sources (B, C, H, W) read at every pixel."""
+    maps = [reference.pad(x.to(dtype), padding_mode).transpose(0, 1).contiguous() for x in sources if x is not None]
+    _, batch, height, width = maps[0].shape
+    height, width, channels = height - 2, width - 2, sum(m.shape[0] for m in maps)
+    result, done = maps[0].new_empty((channels, 3, 3, batch, height, width)), 0
+    for m in maps:
+        of_channel, of_map, row, column = m.stride()
+        views = m.as_strided((m.shape[0], 3, 3, *result.shape[3:]), (of_channel, row, column, of_map, row, column))
+        result[done : done + m.shape[0]] = views
+        done += m.shape[0]
+    return result.flatten(3).flatten(0, 2)
+
+
+def _as_rows(grad: Tensor) -> Tensor:
+    """(O, B H W)"""
+    return grad.transpose(0, 1).flatten(1)
+
+
+def _as_maps(rows: Tensor, shape: torch.Size) -> Tensor:
+    """(O, B H W) as maps (B, O, H, W) in channels_last; shape: of a map of any number of channels."""
+    batch, _, height, width = shape
+    return dense(rows.t().contiguous().unflatten(0, (batch, height, width)).permute(0, 3, 1, 2))
+
+
+@outside_autocast
+def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
+    neighbourhoods = _neighbourhoods((x, x2), padding_mode, out_dtype)
+    y = weight.to(out_dtype).flatten(1) @ neighbourhoods
+    if bias is not None:
+        y += bias.to(out_dtype)[:, None]
+    return finish(_as_maps(y, x.shape), residual, act, negative_slope, shuffle)
+
+
+def _grad_x(rows: Tensor, weight: Tensor, shape: torch.Size, padding_mode: str, dtype: torch.dtype) -> Tensor:
+    """Of the concatenated input; rows as _as_rows gives them, in dtype."""
+    (batch, _, height, width), channels = shape, weight.shape[1]
+    of_taps = (weight.to(dtype).flatten(1).t() @ rows).view(channels, 3, 3, batch, height, width)
+    wide = torch.promote_types(dtype, torch.float32)
+    full = of_taps.new_zeros((channels, batch, height + 2, width + 2), dtype=wide)
+    for i in range(3):
+        for j in range(3):
+            full[:, :, i : i + height, j : j + width] += of_taps[:, i, j]
+    return dense(reference.fold(full.transpose(0, 1), padding_mode).to(dtype))
+
+
+def _grad_weight(rows: Tensor, x, x2, padding_mode: str, dtype: torch.dtype) -> Tensor:
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    product = rows @ _neighbourhoods((x, x2), padding_mode, rows.dtype).t()
+    return product.view(rows.shape[0], channels, 3, 3).to(dtype)
+
+
+@outside_autocast
+def grad_x(grad, weight, padding_mode, dtype):
+    return _grad_x(_as_rows(grad.to(dtype)), weight, grad.shape, padding_mode, dtype)
+
+
+@outside_autocast
+def grad_weight(grad, x, x2, padding_mode, dtype):
+    return _grad_weight(_as_rows(grad.to(x.dtype)), x, x2, padding_mode, dtype)
+
+
+@outside_autocast
+def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
+    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+    rows, grads = _as_rows(grad.to(x.dtype)), [None] * 5
+    if wanted[0] or wanted[3]:
+        both = _grad_x(rows, weight, x.shape, padding_mode, x.dtype)
+        grads[0], grads[3] = (dense(part) for part in both.tensor_split([x.shape[1]], 1))
+    if wanted[1]:
+        grads[1] = _grad_weight(rows, x, x2, padding_mode, weight.dtype)
+    if wanted[2]:
+        grads[2] = bias_gradient(grad, weight.dtype)
+    if wanted[4]:
+        grads[4] = dense(grad)
+    return grads
