@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mark "interpreted": tests that run in a subprocess under the Triton interpreter (see triton_rig.py)."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 from gpuless.emu import emulated  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
+from triton.runtime.interpreter import interpreter_builder
 
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
 
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default; Triton warns that it will change
+
+# Without "debug" the interpreter computes whether integers overflow, a third of its time, and then does not look at it.
+if not interpreter_builder.options.debug:
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
 
 
 def pytest_configure(config):
