@@ -5,9 +5,8 @@ import functools
 import io
 import os
 import signal
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -84,8 +83,6 @@ def arguments(files, task, output, **changes):
 
 SIGNALLED = """
 import os, sys
-sys.argv[0] = "fastds"
-import fastds
 from fastds.cli import main
 from fastds.tasks.common.training import TimedModule
 number, step, hook = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
@@ -101,8 +98,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 def signalled(command, number, step, hook="on_train_batch_start"):
     """`fastds train` in a process that gets a signal when a hook is called after so many steps."""
-    words = [sys.executable, "-W", "ignore", "-c", SIGNALLED, str(int(number)), str(step), hook, *command]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+    return forked.run(SIGNALLED, int(number), step, hook, *command)
 
 
 def same_weights(a, b, name="last.safetensors"):
