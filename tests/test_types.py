@@ -3,6 +3,7 @@
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_a_users_program_passes_the_type_checker():
     pytest.importorskip("mypy", reason="mypy belongs to the extra test")
     program = ROOT / "tests" / "typing" / "users_program.py"
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(program)],
+        [sys.executable, "-m", "mypy", "--cache-dir", os.devnull, "--config-file", ROOT / "pyproject.toml", program],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastds import models
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
+from fastds.tasks.common.command import main
 
 
 def problem():
@@ -54,15 +55,20 @@ def test_two_ranks_equal_one_process(tmp_path):
         assert torch.equal(ranks[0][name], ranks[1][name]), name
 
 
-def train(folder, name, *arguments):
-    """fastds train in a process of its own; log and weights of a run of two epochs of two steps."""
-    command = [sys.executable, "-m", "fastds", "train", "humidity", f"--data.path={folder / 'rh.nc'}", "--data.steps=2"]
+def train(folder, devices, *arguments):
+    """Weights of `fastds train` after two epochs of two steps; on several devices in processes of their own."""
+    command = ["humidity", f"--data.path={folder / 'rh.nc'}", "--data.steps=2", f"--devices={devices}"]
     command += ["--data.crop=8", "--data.batch_size=4", "--data.epoch_samples=8", "--data.validation_samples=4"]
-    command += ["--optimiser.epochs=2", f"--output={folder / name}", "--progress=false", "--threads=1", *arguments]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return models.load(folder / name / "last.safetensors").state_dict()
+    command += ["--optimiser.epochs=2", "--progress=false", "--threads=1", f"--output={folder / str(devices)}"]
+    command += arguments
+    if devices == 1:
+        assert main(command) == 0
+    else:
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "fastds", "train", *command]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return models.load(folder / str(devices) / "last.safetensors").state_dict()
 
 
 @needs_gloo
@@ -73,7 +79,7 @@ def test_command_on_two_processes(tmp_path):
     xr.Dataset({"r": (("time", "y", "x"), field)}).to_netcdf(tmp_path / "rh.nc", engine="h5netcdf")
     plain = ["--model=srcnn", "--model.options={scale: 2}", "--loss.penalty=0", "--optimiser.warmup_epochs=0"]
     plain += ["--critic.options={width: 4, down_blocks: 1, post_blocks: 0, reduction: 2}"]
-    one, two = (train(tmp_path, f"on{n}", *plain, f"--devices={n}") for n in (1, 2))
+    one, two = (train(tmp_path, devices, *plain) for devices in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
