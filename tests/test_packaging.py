@@ -35,9 +35,9 @@ def copy_sources(to):
     return to
 
 
-def build(tree, out="out", **environment):
+def build(tree, out="out", temp=None, **environment):
     """Builds the module of a source tree without optimisation into tree/out; returns the finished process."""
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", out, "--build-temp", f"{out}/temp"]
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", out, "--build-temp", temp or f"{out}/temp"]
     return run(command, tree, **{"FASTDS_DEBUG": 1} | environment)
 
 
@@ -159,7 +159,7 @@ def test_module_has_no_torch_symbols_and_exports_only_its_entry(native, tmp_path
 
 def test_build_without_cuda_by_wish_and_without_nvcc(small_tree, tmp_path):
     for index, environment in enumerate(({"FASTDS_CUDA": 0}, {"CUDA_HOME": tmp_path})):
-        done = build(small_tree, f"plain{index}", **environment)
+        done = build(small_tree, f"plain{index}", "plain0/temp", **environment)  # with the same objects
         assert done.returncode == 0, done.stderr[-3000:]
         assert "CUDA not built" in done.stdout
         assert "'cuda': False" in load(small_tree / f"plain{index}").stdout

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import xarray as xr
@@ -31,6 +32,13 @@ SHORTER = (
     (r"^python -m bench\.report r\.json.*$", "python -m bench.report --help"),
     (r"^python -m bench\.report --readme.*$", "python -m bench.report --help"),
 )
+# `python -m MODULE ...` in a folder.
+MODULE = """
+import os, runpy, sys
+os.chdir(sys.argv.pop(1))
+sys.path.insert(0, os.getcwd())
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 LEFT_OUT = ("python -m pip install", "FASTDS_DEBUG=", "LD_PRELOAD=", "PYTHONPATH=build/")
 
 
@@ -107,7 +115,11 @@ def test_commands(readme, text, files, monkeypatch, capfd):
         for pattern, shorter in SHORTER:
             line = re.sub(pattern, shorter, line)
         shutil.rmtree(files / "training", ignore_errors=True)
-        if readme == "README.md" or not re.fullmatch(r"fastds [^|&;<>$*?`]*", line):
+        module = re.fullmatch(r"python -m (\S+) ([^|&;<>$*?`]*)", line)
+        if module:
+            done = forked.run(MODULE, files, module[1], *shlex.split(module[2]))
+            assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        elif readme == "README.md" or not re.fullmatch(r"fastds [^|&;<>$*?`]*", line):
             run(["bash", "-c", line], files)
         else:
             assert main(shlex.split(line)[1:]) == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"

@@ -6,7 +6,6 @@ import io
 import os
 import signal
 
-import forked
 import numpy as np
 import pytest
 import torch
@@ -98,6 +97,8 @@ sys.exit(main(["train", *sys.argv[1:]]))
 
 def signalled(command, number, step, hook="on_train_batch_start"):
     """`fastds train` in a process that gets a signal when a hook is called after so many steps."""
+    import forked  # here, as tests.kills imports this file as a part of the package tests
+
     return forked.run(SIGNALLED, int(number), step, hook, *command)
 
 
