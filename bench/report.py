@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import statistics
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 README = pathlib.Path(__file__).parent / "README.md"
@@ -136,9 +137,25 @@ def tables(op: str, rows) -> str:
     return table(header, lines)
 
 
+def sweeps() -> str:
+    """A line for every saved sweep and mode: (time of the best peer) / (our time), and how many shapes are slower."""
+    header = ("op", "dtype", "mode", "shapes", "median", "10 %", "worst", "below 0.95", "below 0.8", "seed", "machine")
+    lines = []
+    for path in sorted((RESULTS / "sweeps").glob("*.json")):
+        result = json.loads(path.read_text())
+        machine = f"{result['device']}, {result['isa']}, {result['threads']} threads, load {result['load']:.0f}"
+        for mode in sorted({row["mode"] for row in result["rows"]}):
+            ratios = sorted(row["ratio"] for row in result["rows"] if row["mode"] == mode)
+            middle = (statistics.median(ratios), ratios[len(ratios) // 10], ratios[0])
+            slower = (sum(ratio < limit for ratio in ratios) for limit in (0.95, 0.8))
+            head = (result["op"], result["dtype"], mode, str(len(ratios)), *(f"{value:.2f}" for value in middle))
+            lines.append((*head, *map(str, slower), str(result["seed"]), machine))
+    return f"## Shapes drawn at random\n\n{table(header, lines)}"
+
+
 def readme() -> str:
-    """The tables of bench/README.md: every saved machine, every op."""
-    parts = []
+    """The tables of bench/README.md: every sweep, every saved machine, every op."""
+    parts = [sweeps()]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         if "device" not in result:
