@@ -70,8 +70,11 @@ def winograd_refusal(x: Tensor) -> str | None:
     return native.missing()
 
 
-def chosen(algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool) -> str:
-    """The algorithm, of all but "auto", that computes a convolution of tensors like x.
+def chosen(
+    algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool, gated: bool = False
+) -> str:
+    """The algorithm, of all but "auto", that computes a convolution of tensors like x; gated: gates follow, which the
+    engine computes in its output stage.
 
     Raises:
         RuntimeError: "winograd" is asked for, but cannot run.
@@ -87,11 +90,4 @@ def chosen(algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: to
         return "direct"
     batch, _, height, width = x.shape
     dtype = torch.promote_types(x.dtype, out_dtype)
-    return cheapest(native.module().isa(), dtype, backward, batch, channels, outputs, height, width)
-
-
-def use_winograd(
-    algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool
-) -> bool:
-    """Whether the engine computes a convolution of tensors like x; errors as chosen."""
-    return chosen(algorithm, x, channels, outputs, out_dtype, backward) == "winograd"
+    return cheapest(native.module().isa(), dtype, backward, batch, channels, outputs, height, width, gated)

@@ -10,6 +10,7 @@ import functools
 import torch
 
 MOST_NEIGHBOURHOODS = 1 << 24  # numbers of the matrix that the product makes, 64 MB
+CACHED_WEIGHTS = 1 << 22  # numbers of transformed weights; more of them come from memory
 
 
 def _rounded(channels: int, to: int) -> int:
@@ -18,7 +19,8 @@ def _rounded(channels: int, to: int) -> int:
 
 def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
     tiles, wide = batch * -(-height // 4) * -(-width // 4), _rounded(outputs, 16)
-    return 1, 36 * inputs * wide, 36 * inputs * wide * tiles, 36 * inputs * tiles, 36 * wide * tiles
+    weights = 36 * inputs * wide
+    return 1, weights, weights * tiles, 36 * inputs * tiles, 36 * wide * tiles, max(0, weights - CACHED_WEIGHTS)
 
 
 def _product(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
@@ -32,46 +34,47 @@ def _direct(batch: int, inputs: int, outputs: int, height: int, width: int) -> t
     return 1, weights, products, inputs * points, outputs * points
 
 
-# What a time grows with: the call, weights read, multiplications, numbers read, numbers written.
+# What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for the engine
+# weights read from memory.
 TERMS = {"winograd": _winograd, "product": _product, "direct": _direct}
 COSTS = {
     ("avx2", "float32", False): {
-        "winograd": (1.3e-05, 2.5e-10, 1.3e-11, 1.6e-11, 1.4e-10),
+        "winograd": (1.4e-05, 2.1e-10, 1.3e-11, 3.4e-11, 1.5e-10, 3.2e-10),
         "product": (5.1e-05, 2.2e-10, 1.2e-11, 8.3e-10, 1.4e-09),
         "direct": (2.4e-05, 9.4e-10, 1e-11, 0, 2.3e-11),
     },
     ("avx2", "float32", True): {
-        "winograd": (4.2e-05, 9e-10, 3e-11, 1.5e-10, 2.9e-10),
+        "winograd": (4.5e-05, 7.7e-10, 2.8e-11, 2e-10, 3e-10, 1e-09),
         "product": (0.00022, 9.3e-10, 2.3e-11, 1.5e-09, 4.5e-10),
         "direct": (0.00013, 3e-09, 2.2e-11, 0, 9.9e-10),
     },
     ("avx512", "float32", False): {
-        "winograd": (1.5e-05, 2.5e-10, 6.9e-12, 1e-10, 9.9e-11),
+        "winograd": (1.6e-05, 2e-10, 6.7e-12, 1.2e-10, 1e-10, 3e-10),
         "product": (6.4e-05, 2.1e-10, 7.3e-12, 6.3e-10, 1.3e-09),
         "direct": (3e-05, 9.3e-10, 6.3e-12, 2.4e-10, 4.2e-11),
     },
     ("avx512", "float32", True): {
-        "winograd": (4.4e-05, 7.4e-10, 1.8e-11, 1.2e-10, 2.9e-10),
+        "winograd": (4.9e-05, 6e-10, 1.8e-11, 1.5e-10, 2.9e-10, 9e-10),
         "product": (0.00026, 7.9e-10, 1.3e-11, 1.3e-09, 7.2e-10),
         "direct": (0.00016, 2.1e-09, 1.4e-11, 0, 1.2e-09),
     },
     ("avx512", "bfloat16", False): {
-        "winograd": (1.6e-05, 2.2e-10, 6.6e-12, 9.5e-11, 8.6e-11),
+        "winograd": (1.7e-05, 1.8e-10, 6.4e-12, 1e-10, 8.7e-11, 2.8e-10),
         "product": (7.2e-05, 1.8e-10, 1.2e-11, 4.3e-10, 1e-09),
         "direct": (0.0001, 5.8e-10, 9.5e-12, 1.8e-10, 0),
     },
     ("avx512", "bfloat16", True): {
-        "winograd": (4.8e-05, 7.4e-10, 1.7e-11, 8e-11, 2.6e-10),
+        "winograd": (5.2e-05, 6.2e-10, 1.6e-11, 9.8e-11, 2.6e-10, 7.7e-10),
         "product": (0.00032, 6.5e-10, 2.2e-11, 1.2e-09, 8.3e-10),
         "direct": (0.00022, 2.3e-09, 1.9e-11, 0, 2e-09),
     },
     ("amx", "bfloat16", False): {
-        "winograd": (1.6e-05, 2.5e-10, 7.1e-12, 8.2e-11, 8.6e-11),
+        "winograd": (1.7e-05, 2e-10, 6.8e-12, 9.1e-11, 8.7e-11, 3.2e-10),
         "product": (7.5e-05, 1.9e-10, 1.1e-12, 4.5e-10, 1.1e-09),
         "direct": (9.6e-05, 7.3e-10, 9.1e-13, 7e-11, 1.3e-10),
     },
     ("amx", "bfloat16", True): {
-        "winograd": (5.1e-05, 7.5e-10, 1.9e-11, 3.5e-11, 2.5e-10),
+        "winograd": (5.5e-05, 6.3e-10, 1.8e-11, 5.3e-11, 2.6e-10, 8.2e-10),
         "product": (0.00032, 7.5e-10, 3.4e-12, 1.4e-09, 9.5e-10),
         "direct": (0.00021, 2.8e-09, 2.3e-12, 4.8e-10, 1.1e-09),
     },
@@ -85,11 +88,16 @@ def machine(isa: str, dtype: torch.dtype) -> str:
     return "amx" if tiles and isa == "avx512" and dtype == torch.bfloat16 else isa
 
 
+# A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
+PASS = (1e-5, 2e-10)
+
+
 @functools.lru_cache(maxsize=4096)
 def cheapest(
-    isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int
-) -> str:
-    """The algorithm that costs least. dtype: that of the arithmetic, float32 or less."""
+    isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int,
+    gated: bool = False,
+) -> str:  # fmt: skip
+    """The algorithm that costs least. dtype: that of the arithmetic, float32 or less; gated: PASS follows."""
     kind, half = machine(isa, dtype), dtype == torch.float16
     if dtype == torch.bfloat16 and kind == "avx2":
         return "winograd"  # torch's kernels take up to 700 times as long there
@@ -101,6 +109,7 @@ def cheapest(
 
     def seconds(name: str) -> float:
         terms = TERMS[name](batch, inputs, outputs, height, width)
-        return sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
+        behind = 0.0 if name == "winograd" or not gated else PASS[0] + PASS[1] * outputs * batch * height * width
+        return behind + sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
 
     return min(sorted(names), key=seconds)

@@ -21,7 +21,7 @@ from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3 import kernels, winograd
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current, use_winograd
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
 from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
@@ -310,7 +310,7 @@ class ConvPassOps:
 def engine_runs(convolution: Convolution, others, algorithm: str) -> bool:
     """Whether the engine takes the convolution with its pass in the output stage; others: that pass's other inputs."""
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
-    engine = use_winograd(algorithm, x, inputs, outputs, x.dtype, False)
+    engine = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True) == "winograd"
     wide = any(t.dtype == torch.float64 for t in others)
     return engine and not wide and x.shape[0] > 0 and native.module().conv_gates_fits(inputs, outputs)
 
