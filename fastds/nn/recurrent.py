@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
+from fastds.ops.core.arguments import autocast_dtype, cast
+from fastds.ops.impl.conv3x3.algorithm import chosen, current
 
 
 def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -160,26 +162,40 @@ def gru_sequence(
         times: T.
         options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
     """
-    every, hidden = [], candidate.out_channels
+    every, hidden, convolutions = [], candidate.out_channels, (gates, candidate)
     maps, n = per_time(x, x.shape[0] // times, times), gates.in_channels - hidden
     if times == 1 or not hoisting_pays(maps[0], gates.weight, hidden):
+        parameters = _for_steps(maps[0], *((conv.weight, conv.bias) for conv in convolutions))
         for now in maps:
             if h is None:
-                parts = ((conv.weight[:, :n], conv.bias) for conv in (gates, candidate))
-                h = first_state(*(convolve(now, *part) for part in parts), hidden, options)
+                parts = (convolve(now, conv.weight[:, :n], conv.bias) for conv in convolutions)
+                h = first_state(*parts, hidden, options)
             else:
-                h = conv_gru_cell(now, h, gates.weight, gates.bias, candidate.weight, candidate.bias, **options)
+                h = conv_gru_cell(now, h, *parameters, **options)
             every.append(h)
         return every
-    (gates_x, gates_h), (candidate_x, candidate_h) = split_sources(gates, n), split_sources(candidate, n)
-    shares = (convolve(x, gates_x, gates.bias), convolve(x, candidate_x, candidate.bias))
+    of_x, of_h = zip(*(split_sources(conv, n) for conv in convolutions), strict=True)
+    shares = (convolve(x, weight, conv.bias) for weight, conv in zip(of_x, convolutions, strict=True))
+    parameters = _for_steps(maps[0], *((weight, None) for weight in of_h))
     for now in zip(*(per_time(share, x.shape[0] // times, times) for share in shares), strict=True):
-        if h is None:
-            h = first_state(*now, hidden, options)
-        else:
-            h = conv_gru_cell(None, h, gates_h, None, candidate_h, None, shares=now, **options)
+        h = (
+            first_state(*now, hidden, options)
+            if h is None
+            else conv_gru_cell(None, h, *parameters, shares=now, **options)
+        )
         every.append(h)
     return every
+
+
+def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[Tensor | None]:
+    """Weights and biases that many steps convolve maps (B, C, H, W) with, in the dtype the convolution rounds them to:
+    rounded once and not in every step."""
+    found, dtype = [], autocast_dtype(maps) or maps.dtype
+    for weight, bias in parameters:
+        outputs, inputs = weight.shape[:2]
+        kept = chosen(current(), maps, inputs, outputs, dtype, False, gated=True) == "winograd"
+        found += [weight, bias] if kept else [cast(weight, dtype), cast(bias, dtype)]
+    return found
 
 
 def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
@@ -189,9 +205,9 @@ def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) ->
 
 def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
     """gru_sequence for an x of zeros, whose convolutions are left out."""
-    gates_h, candidate_h = (conv.weight[:, -candidate.out_channels :].contiguous() for conv in (gates, candidate))
-    every = []
+    of_h = ((conv.weight[:, -candidate.out_channels :].contiguous(), conv.bias) for conv in (gates, candidate))
+    parameters, every = _for_steps(h, *of_h), []
     for _ in range(times):
-        h = conv_gru_cell(None, h, gates_h, gates.bias, candidate_h, candidate.bias, **options)
+        h = conv_gru_cell(None, h, *parameters, **options)
         every.append(h)
     return every

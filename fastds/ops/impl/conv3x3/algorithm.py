@@ -71,10 +71,13 @@ def winograd_refusal(x: Tensor) -> str | None:
 
 
 def chosen(
-    algorithm: str, x: Tensor, channels: int, outputs: int, out_dtype: torch.dtype, backward: bool, gated: bool = False
+    algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, gated: bool = False
 ) -> str:
-    """The algorithm, of all but "auto", that computes a convolution of tensors like x; gated: gates follow, which the
-    engine computes in its output stage.
+    """The algorithm, of all but "auto", that computes a convolution of tensors like x.
+
+    Args:
+        dtype: that torch would calculate in.
+        gated: gates follow, which the engine computes in its output stage.
 
     Raises:
         RuntimeError: "winograd" is asked for, but cannot run.
@@ -89,5 +92,4 @@ def chosen(
     if reason is not None or native.module().isa() == "baseline":
         return "direct"
     batch, _, height, width = x.shape
-    dtype = torch.promote_types(x.dtype, out_dtype)
     return cheapest(native.module().isa(), dtype, backward, batch, channels, outputs, height, width, gated)

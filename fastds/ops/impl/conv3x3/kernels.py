@@ -48,7 +48,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    algorithm = chosen(algorithm, x, channels, grad.shape[1], dtype, True)
+    algorithm = chosen(algorithm, x, channels, grad.shape[1], x.dtype, True)
     if algorithm in BY_TORCH:
         return BY_TORCH[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
     sources = [nhwc(t) for t in (x, x2) if t is not None]
@@ -68,7 +68,7 @@ def backward(
 
     add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
     """
-    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], grad_y.dtype, True)
+    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True)
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in backward_fake(*args)]
