@@ -174,27 +174,26 @@ def gru_sequence(
                 h = conv_gru_cell(now, h, *parameters, **options)
             every.append(h)
         return every
-    of_x, of_h = zip(*(split_sources(conv, n) for conv in convolutions), strict=True)
-    shares = (convolve(x, weight, conv.bias) for weight, conv in zip(of_x, convolutions, strict=True))
-    parameters = _for_steps(maps[0], *((weight, None) for weight in of_h))
+    shares = (convolve(x, conv.weight[:, :n].contiguous(), conv.bias) for conv in convolutions)
+    parameters = _for_steps(maps[0], *((conv.weight[:, n:], None) for conv in convolutions))
     for now in zip(*(per_time(share, x.shape[0] // times, times) for share in shares), strict=True):
-        h = (
-            first_state(*now, hidden, options)
-            if h is None
-            else conv_gru_cell(None, h, *parameters, shares=now, **options)
-        )
+        if h is None:
+            h = first_state(*now, hidden, options)
+        else:
+            h = conv_gru_cell(None, h, *parameters, shares=now, **options)
         every.append(h)
     return every
 
 
 def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[Tensor | None]:
-    """Weights and biases that many steps convolve maps (B, C, H, W) with, in the dtype the convolution rounds them to:
-    rounded once and not in every step."""
+    """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
+    rounds them to: once and not in every step."""
     found, dtype = [], autocast_dtype(maps) or maps.dtype
     for weight, bias in parameters:
         outputs, inputs = weight.shape[:2]
         kept = chosen(current(), maps, inputs, outputs, dtype, False, gated=True) == "winograd"
-        found += [weight, bias] if kept else [cast(weight, dtype), cast(bias, dtype)]
+        weight, bias = (weight, bias) if kept else (cast(weight, dtype), cast(bias, dtype))
+        found += [weight.contiguous(), bias]
     return found
 
 
@@ -205,7 +204,7 @@ def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) ->
 
 def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
     """gru_sequence for an x of zeros, whose convolutions are left out."""
-    of_h = ((conv.weight[:, -candidate.out_channels :].contiguous(), conv.bias) for conv in (gates, candidate))
+    of_h = ((conv.weight[:, -candidate.out_channels :], conv.bias) for conv in (gates, candidate))
     parameters, every = _for_steps(h, *of_h), []
     for _ in range(times):
         h = conv_gru_cell(None, h, *parameters, **options)
