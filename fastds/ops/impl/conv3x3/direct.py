@@ -62,17 +62,17 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
 
 
-def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight):
-    """Gradients of one source and its part of the weight by the library, in x's dtype."""
+def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False):
+    """Gradients of one source, its part of the weight and the bias by the library, in x's dtype."""
     source = dense_by_strides(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
     padding, grad = 1 if padding_mode == "zeros" else 0, dense_by_strides(grad.to(x.dtype))
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, source, weight.to(x.dtype), None, [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
-        [wanted_x, wanted_weight, False],
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, source, weight.to(x.dtype), weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        [wanted_x, wanted_weight, wanted_bias],
     )  # fmt: skip
     if wanted_x:
         grad_x = dense(grad_x if padding else reference.fold(grad_x, padding_mode))
-    return grad_x, grad_weight
+    return grad_x, grad_weight, grad_bias
 
 
 @outside_autocast
@@ -96,13 +96,14 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
 @outside_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
     grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
-    split = x.shape[1]
-    grad_x, grad_weight = _gradients(grad, x, weight[:, :split], padding_mode, wanted[0], wanted[1])
+    split, source = x.shape[1], weight[:, : x.shape[1]]
+    grad_x, grad_weight, grad_bias = _gradients(grad, x, source, padding_mode, wanted[0], wanted[1], wanted[2])
     grad_x2 = None
     if x2 is not None:
-        grad_x2, rest = _gradients(grad, x2, weight[:, split:], padding_mode, wanted[3], wanted[1])
+        grad_x2, rest, _ = _gradients(grad, x2, weight[:, split:], padding_mode, wanted[3], wanted[1])
         grad_weight = torch.cat([grad_weight, rest], 1) if wanted[1] else None
-    grad_bias = bias_gradient(grad, weight.dtype) if wanted[2] else None
     if wanted[1]:
         grad_weight = grad_weight.to(weight.dtype).contiguous()
+    if wanted[2]:
+        grad_bias = grad_bias.to(weight.dtype)
     return [grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.impl.conv3x3 import reference
-from fastds.ops.impl.conv3x3.direct import bias_gradient, finish
+from fastds.ops.impl.conv3x3.direct import finish
 
 
 def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
@@ -86,7 +86,7 @@ def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, al
     if wanted[1]:
         grads[1] = _grad_weight(rows, x, x2, padding_mode, weight.dtype)
     if wanted[2]:
-        grads[2] = bias_gradient(grad, weight.dtype)
+        grads[2] = rows.sum(1, dtype=torch.promote_types(rows.dtype, torch.float32)).to(weight.dtype)
     if wanted[4]:
         grads[4] = dense(grad)
     return grads
