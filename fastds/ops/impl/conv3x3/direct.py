@@ -50,12 +50,13 @@ def finish(y: Tensor, residual: Tensor | None, act: str | None, negative_slope: 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
     """conv3x3 by the library."""
     weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
-    x, x2 = x.to(out_dtype), None if x2 is None else x2.to(out_dtype)
+    y = _conv2d(_source(x, x2).to(out_dtype), weight, bias, padding_mode)
+    return finish(dense(y), residual, act, negative_slope, shuffle)
 
-    def convolution(source, weight, bias):
-        return _conv2d(source, weight, bias, padding_mode)
 
-    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
+def _source(x, x2):
+    """Both sources as one map: two convolutions and their sum take 2 to 4 times as long."""
+    return x if x2 is None else torch.cat([dense(x), dense(x2)], 1)
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,24 +85,28 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 @outside_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    parts = []
-    for source in (x, x2):
-        if source is not None:
-            like = torch.empty((1, 1, 1, 1), dtype=source.dtype, device=grad.device)
-            like = like.expand(grad.shape[1], source.shape[1], 3, 3)
-            parts.append(_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
-    return torch.cat(parts, 1).contiguous()
+    source = _source(x, x2)
+    like = torch.empty((1, 1, 1, 1), dtype=x.dtype, device=grad.device).expand(grad.shape[1], source.shape[1], 3, 3)
+    return _gradients(grad, source, like, padding_mode, False, True)[1].to(dtype).contiguous()
+
+
+def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
+    """reference.pre_gradient in one pass of torch's, without a graph."""
+    if y is not None and negative_slope == 0:
+        grad_y = torch.ops.aten.threshold_backward(grad_y, y, 0)
+    elif y is not None:
+        grad_y = torch.ops.aten.leaky_relu_backward(grad_y, y, negative_slope, True)
+    return reference.unshuffled(grad_y, shuffle) if shuffle > 1 else grad_y
 
 
 @outside_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
-    split, source = x.shape[1], weight[:, : x.shape[1]]
-    grad_x, grad_weight, grad_bias = _gradients(grad, x, source, padding_mode, wanted[0], wanted[1], wanted[2])
-    grad_x2 = None
-    if x2 is not None:
-        grad_x2, rest, _ = _gradients(grad, x2, weight[:, split:], padding_mode, wanted[3], wanted[1])
-        grad_weight = torch.cat([grad_weight, rest], 1) if wanted[1] else None
+    grad, want_source = pre_gradient(grad_y, y, negative_slope, shuffle), wanted[0] or wanted[3]
+    settings = (padding_mode, want_source, wanted[1], wanted[2])
+    of_source, grad_weight, grad_bias = _gradients(grad, _source(x, x2), weight, *settings)
+    grad_x = grad_x2 = None
+    if want_source:
+        grad_x, grad_x2 = (dense(part) for part in of_source.tensor_split([x.shape[1]], 1))
     if wanted[1]:
         grad_weight = grad_weight.to(weight.dtype).contiguous()
     if wanted[2]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.impl.conv3x3 import reference
-from fastds.ops.impl.conv3x3.direct import finish
+from fastds.ops.impl.conv3x3.direct import finish, pre_gradient
 
 
 def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
@@ -78,7 +78,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype):
 
 @outside_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    grad = reference.pre_gradient(grad_y, y, negative_slope, shuffle)
+    grad = pre_gradient(grad_y, y, negative_slope, shuffle)
     rows, grads = _as_rows(grad.to(x.dtype)), [None] * 5
     if wanted[0] or wanted[3]:
         both = _grad_x(rows, weight, x.shape, padding_mode, x.dtype)

@@ -308,8 +308,13 @@ class ConvPassOps:
 
 
 def engine_runs(convolution: Convolution, others, algorithm: str) -> bool:
-    """Whether the engine takes the convolution with its pass in the output stage; others: that pass's other inputs."""
+    """Whether the engine takes the convolution with its pass in the output stage; others: that pass's other inputs.
+
+    Channels that are no multiple of 4 go one by one there, which takes 5 times as long as the pass behind.
+    """
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
+    if algorithm == "auto" and any(t.shape[1] % 4 for t in others):
+        return False
     engine = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True) == "winograd"
     wide = any(t.dtype == torch.float64 for t in others)
     return engine and not wide and x.shape[0] > 0 and native.module().conv_gates_fits(inputs, outputs)
