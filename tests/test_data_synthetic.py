@@ -5,6 +5,7 @@ import xarray as xr
 from scipy import ndimage
 
 from fastds.data import echo_fraction, open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.data.radar import synthetic
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,65 @@ def test_few_cells_appear_or_vanish_at_once():
     births = np.mean([sudden(z[t], z[t + 1], wind) for t in range(11)])
     deaths = np.mean([sudden(z[t + 1], z[t], -wind) for t in range(11)])
     assert births < 0.02 * strong and deaths < 0.02 * strong
+
+
+# Sums of reflectivity by frame and of the wind, times a pattern: as they were when this test was written.
+OF_A_SEED = [
+    (1, {"frames": 4, "shape": (48, 64)}, [194.017, 133.428, -335.357, -20.494, -1.938, 6.262]),
+    (
+        4,
+        {
+            "frames": 3, "shape": (40, 32), "spacing_m": 500.0, "cadence_minutes": 2.5, "stratiform_dbz": None,
+            "speed": 20.0, "cells_per_10000_km2": 60.0, "rotation": 0.3, "gusts": 0.3,
+        },
+        [-302.658, 17.693, -129.359, -7.717, 32.571],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seed", "options", "expected"), OF_A_SEED, ids=["rain", "cells"])
+def test_the_event_of_a_seed_stays_the_same(seed, options, expected):
+    event = synthetic_event(seed, **options)
+    rows, columns = options["shape"]
+    pattern = np.cos(0.7 * np.arange(rows))[:, None] * np.sin(0.4 * np.arange(columns) + 1)
+    fields = [*event["reflectivity"].values, event["eastward_wind"].values, event["northward_wind"].values]
+    assert [(field * pattern).sum() for field in fields] == pytest.approx(expected, abs=2e-2)
+
+
+@pytest.mark.parametrize("place", [(20.3, 31.6), (-2.2, 4.4), (38.7, 47.9), (-9.4, 20.0), (50.0, 20.0), (20.0, 60.4)])
+def test_a_cell_is_an_ellipse_that_turns(place):
+    """Rain of peak sin^2(pi age / life) exp(-r^1.5), r in units of the axes 3 sqrt(2) and 3 / sqrt(2) pixels."""
+    cell = {
+        "row": place[0],
+        "column": place[1],
+        "size": 3.0,
+        "aspect": 2.0,
+        "angle": 0.5,
+        "turning": 1e-3,
+        "peak": 40.0,
+    }
+    rain = np.full((40, 48), 0.5)
+    synthetic._add_cell(rain, cell | {"life": 2000.0}, 400.0)
+    down, right = np.mgrid[:40, :48] - np.array(place)[:, None, None]
+
+    turned = (right + 1j * down) * np.exp(-0.9j)
+    r = np.hypot(turned.real / (3 * np.sqrt(2)), turned.imag / (3 / np.sqrt(2)))
+    expected = 40 * np.sin(np.pi / 5) ** 2 * np.exp(-(r**1.5))
+    near = np.hypot(down, right) < 4 * 3 * np.sqrt(2)
+    np.testing.assert_allclose((rain - 0.5)[near], expected[near], atol=1e-12)
+    np.testing.assert_allclose(rain - 0.5, expected, atol=40 * np.exp(-8))
+    far = (np.abs(down) > 19).any(1), (np.abs(right) > 19).any(0)
+    assert (rain[far[0]] == 0.5).all() and (rain[:, far[1]] == 0.5).all(), "beyond four axes and a pixel"
+
+
+def test_what_a_radar_user_reads_of_it(event):
+    """Times, places, units and where the grid lies on the globe."""
+    assert event["time"].values[0] == np.datetime64("2024-06-01T12:00")
+    assert event["time"].values[11] == np.datetime64("2024-06-01T12:55")
+    assert event["x"].values[[0, -1]].tolist() == [-127_500.0, 127_500.0]
+    assert event["y"].values[[0, -1]].tolist() == [127_500.0, -127_500.0]
+    assert {event[name].attrs["units"] for name in ("x", "y")} == {"m"}
+    crs = event["crs"].attrs
+    assert crs["grid_mapping_name"] == "azimuthal_equidistant" and crs["earth_radius"] == 6_371_000.0
+    assert (crs["latitude_of_projection_origin"], crs["longitude_of_projection_origin"]) == (50.0, 10.0)
+    assert event["reflectivity"].attrs["grid_mapping"] == "crs" and event["reflectivity"].attrs["units"] == "dBZ"
