@@ -174,6 +174,27 @@ def test_25_mantissa_rounding():
     assert torch.equal(round_mantissa(torch.tensor([1.0, -2.0, 0.0]), 6), torch.tensor([1.0, -2.0, 0.0]))
 
 
+# Sums of both channels times a pattern, by seed: as they were when this test was written.
+OF_A_SEED = [
+    (-2.774, -0.409), (-2.303, -0.282), (0.549, -0.877), (1.716, 2.798), (-0.18, -0.328), (-1.123, 0.456),
+    (1.208, -0.937), (-1.239, 0.192), (-0.226, -1.363), (-0.342, 1.218), (2.285, 0.365), (0.995, 0.3),
+    (-1.2, -1.362), (-0.219, 0.671), (-4.157, -0.453), (0.961, 0.976), (-0.025, -0.555), (2.146, -0.294),
+    (-0.418, -0.78), (1.01, 1.935), (-1.002, -0.062), (1.881, 2.948), (-1.402, -0.94), (0.109, 0.904),
+    (0.282, 0.652), (0.34, 2.585), (-1.153, 0.601), (1.01, 1.935),
+]  # fmt: skip
+
+
+def test_25_the_result_of_a_seed_stays_the_same():
+    """Every step of the pipeline, in its order and strength."""
+    config = DegradationConfig(probability=0.9, sinc=0.3, noise=(0.3, 0.2), non_negative=(1,), lower=(-0.5,))
+    degrade = Degradation(config, torch.tensor([[-1.5, 1.5], [-0.5, 2.0]]))
+    rows, columns = torch.arange(24.0)[:, None], torch.arange(26.0)[None]
+    x = torch.stack([torch.sin(0.3 * rows) * torch.cos(0.5 * columns), torch.sin(0.9 * rows + 0.2 * columns)])
+    pattern = torch.cos(1.1 * torch.arange(10.0))[:, None] * torch.sin(0.7 * torch.arange(11.0) + 1)
+    sums = [(degrade(x[None], (10, 11), seeded(k))[0] * pattern).sum((1, 2)).tolist() for k in range(len(OF_A_SEED))]
+    assert np.array(sums) == pytest.approx(np.array(OF_A_SEED), abs=2e-3)
+
+
 def test_25_bounds_and_finiteness():
     config = DegradationConfig(probability=1.0, non_negative=(1,), lower=(-0.5,))
     limits = torch.tensor([[-4.0, 4.0], [-0.5, 6.0]])
