@@ -36,7 +36,7 @@ def draw_crops(shape: tuple[int, ...], size: int | None, per_cell: int, seed: in
     edges = torch.linspace(0, rows - size + 1, BANDS + 1).round().int().tolist()
     draw = lambda low, stop: int(torch.randint(low, max(low + 1, stop), (), generator=g))  # noqa: E731
     return [
-        Crop(time, band, draw(edges[band], edges[band + 1]), draw(0, columns - size + 1))
+        Crop(time, band, draw(min(edges[band], rows - size), edges[band + 1]), draw(0, columns - size + 1))
         for time in range(times)
         for band in range(BANDS)
         for _ in range(per_cell)
