@@ -144,7 +144,7 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
         if extra:
             period = max(1, 2 * n - 2)
             at = torch.arange(n, n + extra, device=x.device) % period
-            x = torch.cat([x, x.index_select(axis, torch.minimum(at, period - at).clamp(0, n - 1))], axis)
+            x = torch.cat([x, x.index_select(axis, torch.minimum(at, period - at))], axis)
     return x
 
 
