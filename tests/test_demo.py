@@ -7,9 +7,11 @@ import torch
 import xarray as xr
 from matplotlib.image import imread
 
+import fastds.plot
 from fastds import models
-from fastds.data import open_dataset
-from fastds.tasks.radar.demo import demo
+from fastds.data import coarsen_dataset, open_dataset, synthetic_event
+from fastds.models.baselines import advection, trilinear
+from fastds.tasks.radar.demo import _rainiest_part, _write_picture, demo
 
 
 @pytest.fixture
@@ -50,8 +52,53 @@ def test_demo_is_repeatable(tiny, tmp_path, capsys, monkeypatch):
         assert not a.reflectivity.equals(other.reflectivity)
 
 
+def test_what_the_picture_shows(tmp_path, monkeypatch):
+    """The pair of frames with most echo of 20 dBZ in its middle, there the 128 pixels with most of 25 dBZ."""
+    event = synthetic_event(3, 5, (160, 192))
+    coarse, pictures = coarsen_dataset(event), []
+    out = event.assign(reflectivity=event.reflectivity.copy(data=event.reflectivity.values - 1.0))
+    monkeypatch.setattr(fastds.plot, "field_panel", lambda *args, **options: pictures.append((args, options)))
+    monkeypatch.setattr(fastds.plot, "save_png", lambda figure, path: pictures.append(path))
+    _write_picture(tmp_path / "OUT.png", event, coarse, out, "net")
+    ((fields, times), options), path = pictures
+    assert path == tmp_path / "OUT.png" and list(fields) == ["truth", "trilinear", "advection", "net"]
+    z = event.reflectivity.values
+    start = 2 * int(np.argmax([(z[k] >= 20).mean() for k in (1, 3)]))
+    assert times == [f"12:{5 * k:02d} UTC" for k in range(start, start + 3)]
+    sums = {(i, j): (z[start + 1, i : i + 128, j : j + 128] >= 25).sum() for i in (0, 16, 32) for j in range(0, 65, 16)}
+    i, j = max(sums, key=sums.get)
+    part = slice(start, start + 3), slice(i, i + 128), slice(j, j + 128)
+    np.testing.assert_array_equal(fields["truth"], z[part])
+    np.testing.assert_allclose(fields["net"], np.maximum(z[part] - 1.0, -33.0), atol=1e-5)
+    pair = coarse.reflectivity.values[start // 2 : start // 2 + 2]
+    x = torch.from_numpy(pair.clip(0, 70) / 70).float()[None, :, None]
+    for name, method in (("trilinear", trilinear), ("advection", advection)):
+        np.testing.assert_allclose(fields[name], 70 * method(x, 2)[0, :, 0].numpy()[:, *part[1:]], atol=1e-3)
+        difference = np.maximum(fields[name], 5) - np.maximum(fields["truth"], 5)
+        np.testing.assert_allclose(options["differences"][name], difference, atol=1e-5)
+    assert list(options["differences"]) == ["trilinear", "advection", "net"]
+    first, nothing, second = options["inputs"]
+    assert nothing is None
+    np.testing.assert_array_equal([first, second], pair[:, i // 2 : i // 2 + 64, j // 2 : j // 2 + 64])
+    np.testing.assert_allclose(options["x"], event.x.values[j : j + 128] / 1000)
+    np.testing.assert_allclose(options["y"], event.y.values[i : i + 128] / 1000)
+
+
+def test_the_part_with_most_rain():
+    z = np.full((150, 300), 24.9)
+    z[140, 200:210] = z[10, 5:13] = 25.0
+    assert _rainiest_part(z) == (slice(16, 144), slice(96, 224)), "the first of several"
+    assert _rainiest_part(z[:100]) == (slice(0, 100), slice(0, 100))
+
+
 @pytest.mark.parametrize(
-    ("option", "sentence"), [({"size": 50}, "size must be"), ({"frames": 4}, "frames must be odd")]
+    ("option", "sentence"),
+    [
+        ({"size": 50}, "size must be"),
+        ({"size": 96 - 64}, "at least 64"),
+        ({"frames": 4}, "frames must be odd"),
+        ({"frames": 1}, "at least 3"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(tiny, tmp_path, option, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -68,3 +68,62 @@ def test_time_factor_4_is_factor_2_of_the_frames_and_the_middle_ones_made_coarse
     expected = downscale(network, twice.assign(reflectivity=twice.reflectivity.copy(data=frames)))
     found = downscale(network, coarse, time_factor=4)
     np.testing.assert_allclose(found.reflectivity, expected.reflectivity, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("floor", [15.0, -5.0])
+def test_pixel_by_pixel_what_is_written(floor):
+    """The network's value near echo, less what its floor adds at the rim; else the interpolated input; else none."""
+    ceiling, low = 70.0, min(floor, 0.0)
+    refiner = refinement.FrameRefiner(None, scale=2, floor=floor, ceiling=ceiling, no_echo=NO_ECHO, tiles=[])
+    g = torch.Generator().manual_seed(0)
+    draw = lambda a, b: a + (b - a) * torch.rand(8, 10, generator=g)  # noqa: E731
+    alone, known = draw(-35, 40), draw(-40, 45)
+    fine = torch.stack([alone, draw(0, 1), known, known + draw(0, 20)])
+    y = torch.cat([draw(-0.05, 0.1)[:4], draw(0, 1.05)[:4]])
+    near, wet = draw(0, 1) < 0.6, draw(0, 1) < 0.6
+    missing = torch.rand(4, 5, generator=g) < 0.1
+    found = refiner._merge(y, near, fine, wet, missing)
+    for i in range(8):
+        for j in range(10):
+            alone, _, known, lifted = fine[:, i, j].tolist()
+            z = floor + y[i, j].item() * (ceiling - floor)
+            z += min(max(1 - (z - floor) / 3, 0), 1) * (known - lifted)
+            z = min(z, ceiling)
+            if alone <= low:
+                below = alone
+            elif near[i, j]:
+                below = max(min(known, z), low)
+            else:
+                below = known
+            expected = min(max(below, NO_ECHO), floor) if wet[i, j] else NO_ECHO
+            expected = z if near[i, j] and z > floor else expected
+            if missing[i // 2, j // 2]:
+                assert found[i, j].isnan()
+            else:
+                assert found[i, j].item() == pytest.approx(expected, abs=1e-4), (i, j)
+
+
+def test_what_is_interpolated_of_a_frame():
+    """Echo alone, its share, reflectivity with dry cells at the lowest, lifted to the floor; and back again."""
+    refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=NO_ECHO, tiles=[])
+    z = torch.tensor([[-32.0, -10.0, 4.0, 30.0, float("nan")]])
+    channels = refiner._channels(z)
+    expected = [[0, 22, 36, 62, 0], [0, 128, 128, 128, 0], [0, 0, 4, 30, 0], [15, 15, 15, 30, 15]]
+    torch.testing.assert_close(256 * channels[:, 0], torch.tensor(expected, dtype=torch.float32))
+    mixed = torch.stack([channels[..., 3], channels[..., [0, 2]].mean(-1), channels[..., 0]], -1)
+    fine = refiner._fine(mixed)[:, 0]
+    torch.testing.assert_close(fine, torch.tensor([[30, 4, -32], [1, 0.5, 0], [30, 2, 0], [30, 15, 15.0]]))
+
+
+def test_echo_is_near_within_so_many_pixels():
+    mask = torch.zeros(9, 12, dtype=torch.bool)
+    mask[4, 5] = mask[0, 11] = True
+    expected = torch.zeros_like(mask)
+    expected[2:7, 3:8] = expected[:3, 9:] = True
+    assert torch.equal(refinement._dilate(mask, 2), expected)
+    values = torch.arange(10.0)
+    assert [refinement._thin(values, n).tolist() for n in (10, 5, 4)] == [
+        list(range(10)),
+        [0, 2, 4, 6, 8],
+        [0, 3, 6, 9],
+    ]

@@ -45,6 +45,10 @@ def test_ciaosr_place_by_place(mode, masked):
     given = {"mask": mask if masked else None, "gain": torch.tensor([1.5, 0.5], dtype=f64)}
     found = decoder.query(decoder.prepare(features), where, kappa, skip, edge, **given)[0]
 
+    grid, options = GridSpec.cells((5, 7), (10, 21)), (kappa, skip, edge, given["mask"])
+    of_points = decoder.query(features, grid.points(dtype=f64), *options)
+    assert torch.allclose(decoder.query(features, grid, *options), of_points, atol=1e-10, equal_nan=True)
+
     def pixel(row, column):
         column = column % 7 if edge[1] == "wrap" else min(max(column, 0), 6)
         return min(max(row, 0), 4), column

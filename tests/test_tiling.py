@@ -53,6 +53,30 @@ def test_reach_follows_the_motion():
     assert network_reach(network, 2, 55.0, motion=7.0) == 7
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_reach_is_that_of_the_farther_side(side):
+    """Of a network that sees seven pixels to one side alone."""
+
+    def network(x, flow):
+        shift = 7 if side == "right" else -7
+        y = F.interpolate((x + 0.5 * torch.roll(x, shift, -1))[:, [0, 0, 1], 0], scale_factor=2)
+        return y[:, :, None]
+
+    assert network_reach(network, 2, 55.0, uses_flow=False) == 7
+
+
+def test_reach_of_less_than_a_coarse_pixel():
+    """A single fine column moves, at the right end of the last coarse pixel: it counts."""
+
+    def network(x, flow):
+        y = F.interpolate(x[:, [0, 0, 1], 0], scale_factor=2)
+        y[..., 1::2] = 0.0
+        return torch.roll(y, 10, -1)[:, :, None]
+
+    assert network_reach(network, 2, 55.0, uses_flow=False) == 5
+    assert network_reach(lambda x, flow: torch.zeros(1, 3, 1, 96, 512), 2, 55.0, uses_flow=False) == 0
+
+
 @pytest.mark.parametrize("size", [(70, 90), (64, 33)], ids=str)
 def test_tiled_equals_whole_where_the_halo_covers_the_reach(size):
     x = torch.rand(2, *size)

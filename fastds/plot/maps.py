@@ -200,7 +200,7 @@ def forecast_strip(
     grid = figure.subplots(len(rows), len(times), squeeze=False, sharex=True, sharey=True)
     drawn = {}
     for row, (name, maps, draw) in enumerate(rows):
-        first = next(column for column, values in enumerate(maps) if values is not None)
+        first = next((column for column, values in enumerate(maps) if values is not None), None)
         for column, values in enumerate(maps):
             axes = grid[row, column]
             axes.set_visible(values is not None)
