@@ -108,9 +108,9 @@ def test_coarsen_refuses(z, arguments, message):
 @BOTH
 def test_masks(z, kind):
     valid = valid_mask(kind(z))
-    coarse = coarsen_mask(valid, 2)
+    coarse = coarsen_mask(valid)
     np.testing.assert_array_equal(np.asarray(coarse), ~np.isnan(np.asarray(coarsen(kind(z), 2))))
-    fine = np.asarray(refine_mask(coarse, 2))
+    fine = np.asarray(refine_mask(coarse))
     assert fine.shape == z.shape and (~fine).sum() == 4 and not fine[1, 2:4, 2:4].any()
 
 

@@ -224,6 +224,14 @@ def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
     assert out.attrs["fastds_tile"] == 16
 
 
+def test_one_tile_is_no_tile(coarse, monkeypatch):
+    """Neither where the memory takes the whole grid of 48 x 64 nor where a tile does: no reach is measured."""
+    monkeypatch.setattr(tiled_run, "network_reach", None)
+    for tile in (None, 64, 80):
+        out = downscale(Stub(), coarse, tile=tile)
+        assert (out.attrs["fastds_tile"], out.attrs["fastds_halo"]) == (0, 0)
+
+
 def test_bf16_is_close(coarse, network):
     full, half = (downscale(network, coarse, precision=p) for p in ("fp32", "bf16"))
     difference = np.abs(full.reflectivity.values - half.reflectivity.values)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Humidity files in, ensembles of finer fields out."""
 
+import contextlib
 import itertools
 import warnings
 
@@ -10,6 +11,7 @@ import torch
 import xarray as xr
 
 from fastds import cli, models
+from fastds.tasks.humidity import run
 from fastds.tasks.humidity.run import downscale, downscale_file
 
 
@@ -296,3 +298,18 @@ def test_a_field_at_another_level_is_named(value, attrs, said):
 @pytest.mark.parametrize("name", ["wgan-gp-small-x2", "wgan-gp-small-x8"])
 def test_the_shipped_weights_name_their_levels(name):
     assert models.load_card(name).input_variables[0]["levels_hPa"] == [500.0]
+
+
+@pytest.mark.parametrize(("members", "total"), [(None, 2), (3, 6)])
+def test_progress_counts_sequences_of_all_members(monkeypatch, members, total):
+    """Of eight times each."""
+    asked, done = [], []
+
+    @contextlib.contextmanager
+    def bar(*args):
+        asked.append(args)
+        yield lambda: done.append(1)
+
+    monkeypatch.setattr(run, "progress_bar", bar)
+    downscale(generator(), coarse(9), members=members, progress=True)
+    assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total

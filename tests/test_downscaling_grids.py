@@ -67,6 +67,9 @@ def test_global_field_to_a_factor():
     # Untrained = bilinear: the common points keep their values.
     assert np.allclose(fine.t[:, ::5, ::5], coarse.t[:, ::2, ::2], atol=1e-3)
     assert fine.t.attrs["units"] == "K" and "fastds" in fine.attrs["history"]
+    assert set(fine.coords) == set(coarse.coords) and fine.time.equals(coarse.time)
+    no_times = downscale(model(), coarse.drop_vars("time"), scale=2.5)
+    assert "time" not in no_times.coords and np.array_equal(no_times.t, fine.t)
 
 
 def test_single_coordinates_are_kept():

@@ -16,6 +16,7 @@ from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.metrics import EVALUATION_FLOORS
 from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
+from fastds.tasks.common.radar_files import differ
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.evaluation import BASELINES, evaluate, evaluate_files
 
@@ -214,3 +215,12 @@ def test_files_are_read(truth, coarse, tmp_path):
         save_dataset(dataset, tmp_path / f"{name}.nc")
     table = evaluate_files(tmp_path / "truth.nc", tmp_path / "truth.nc", coarse=tmp_path / "coarse.nc")
     assert table.rows["prediction"]["mse_total_15"] == 0
+
+
+def test_grids_differ_by_more_than_a_tenth_of_a_cell():
+    """Of 0.02 degrees or 1000 m; a single cell has no size."""
+    for step in (0.02, -1000.0):
+        a = step * np.arange(5)
+        assert not differ(a, a + 0.09 * step) and not differ(a, a - 0.09 * step)
+        assert differ(a, a + 0.11 * step) and differ(a, a - 0.11 * step) and differ(a, a[::-1])
+    assert not differ([1.0], [2.0])

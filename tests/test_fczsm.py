@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from fastds.models import FCZSM, create
+from fastds.models.fczsm import conv_lstm
+from fastds.models.fczsm.guidance import StaticBranch
 from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 from fastds.nn import chunks
 
@@ -329,3 +331,23 @@ def test_bad_static_is_named(static, message):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         FCZSM(**{**SMALL, **options})
+
+
+def test_rows_in_pieces_are_rows_together(monkeypatch):
+    """Frames of both directions worked on two at a time, of three: the same forecasts."""
+    options = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
+    model, x = create("fczsm-small", **options).eval(), torch.rand(3, 2, 1, 16, 16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "conv_offset_mask" in name or "last" in name:
+                parameter.normal_(0, 0.02)
+        whole = model(x)
+        monkeypatch.setattr(conv_lstm, "frames_at_once", lambda frame: 2)
+        torch.testing.assert_close(model(x), whole, rtol=1e-5, atol=1e-6)
+    assert conv_lstm.batch_pieces(3, x) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_static_maps_have_as_many_levels_as_the_frames(levels):
+    maps = StaticBranch(torch.nn.Identity(), 4, levels).eval()(torch.rand(1, 4, 16, 16))
+    assert [tuple(z.shape) for z in maps] == [(1, 4, 16 >> k, 16 >> k) for k in range(levels)]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.nn import Conv1x1, Conv3x3, ResidualBlock, SubPixel
+from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
 
 
 def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
@@ -106,3 +107,14 @@ def test_sub_pixel_refuses():
         SubPixel(3, 3, 5)
     with pytest.raises(ValueError, match="scale 1 has no layer to turn 3 channels into 2"):
         SubPixel(3, 2, 1)
+
+
+@pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 9), (SummedConv5x5, 25)])
+def test_first_weights_of_summands(kind, size):
+    """Uniform within +-1/sqrt(k^2 C) of each summand, weights and biases."""
+    module = kind((3, 12), 2048)
+    for part, bias, channels in zip(module.weights(), module.bias, (3, 12), strict=True):
+        bound = 1 / math.sqrt(size * channels)
+        for values in (part, bias):
+            ends = values.min().item(), values.max().item(), values.mean().item()
+            assert ends == pytest.approx((-bound, bound, 0), rel=0.01, abs=0.05 * bound)

@@ -20,6 +20,7 @@ from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
 from fastds.tasks.common.command import TASKS, configurations, main
 from fastds.tasks.common.radar_files import source_weights, time_blocks
+from fastds.tasks.common.training import TimedModule
 from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.radar.samples import RadarData
@@ -244,6 +245,22 @@ def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, left):
     module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10)
     parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
     assert parts == ["step 10" + (f" of {steps}" if steps else ""), "0:00:30", f"about {left} left"]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_processes_draw_numbers_of_their_own(rank):
+    given = {"config": SimpleNamespace(seed=5), "steps_done": lambda: 7, "global_rank": rank}
+    for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
+        torch.manual_seed(11)
+        TimedModule.on_train_start(SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size)))
+        assert torch.initial_seed() == expected
+
+
+def test_the_least_that_a_training_may_be(event):
+    least = tiny(event, "unused", max_steps=1, ema_decay=0.0)
+    assert dataclasses.replace(least, max_minutes=1e-3).max_minutes == 1e-3
+    with pytest.raises(ValueError, match="max_steps and max_minutes must be positive, got 1 and 0"):
+        dataclasses.replace(least, max_minutes=0)
 
 
 def test_max_minutes_ends_the_run(event, tmp_path):

@@ -63,6 +63,11 @@ def batch_of(b=2, known=3, future=3, size=32):
     return {"frames": torch.where(valid, frames, 0.0), "valid": valid}
 
 
+OF_A_SEED = [
+    [-12.479, -1.923], [-5.406, 10.851], [27.714, 75.048], [13.819, 21.627],
+    [13.106, -0.475], [0.656, 60.08], [18.702, 33.453], [1.04, -34.65],
+]  # fmt: skip
+
 # ---- samples
 
 
@@ -156,6 +161,33 @@ def test_the_validation_reads_the_files_as_they_are(tmp_path):
         torch.testing.assert_close((z[1:] - z[:-1]).mean((1, 2)), torch.ones(5).double(), rtol=0, atol=0.01)
         assert 34 <= z[0].mean() <= 34 + 0.05 * 63, "frames 24 to 29 are the last fifth"
     assert seen == {1, 2}
+
+
+def test_the_crops_of_a_seed_stay_the_same(event, tmp_path):
+    """Sums times a pattern, as they were when this test was written: fields on the ground, with a hole, turned."""
+    with data.open_dataset(event) as fields:
+        fields = fields.load()
+    fields["reflectivity"][:, :40, :30] = np.nan
+    data.save_dataset(fields, tmp_path / "hole.nc")
+    changes = {"scales": [1, 2], "intervals": [1, 2], "minimum_echo": 0.6, "shift": [-2.0, 4.0], "fewest": 2}
+    found = crops(tmp_path / "hole.nc", moving=False, seed=3, **changes)
+    pattern = torch.cos(1.1 * torch.arange(24.0))[:, None] * torch.sin(0.7 * torch.arange(24.0) + 1)
+    pattern = pattern * torch.arange(1.0, 7)[:, None, None, None]
+    sums = [[(found[i][key] * pattern).sum().item() for key in ("frames", "valid")] for i in range(8)]
+    assert np.array(sums) == pytest.approx(np.array(OF_A_SEED), abs=2e-2)
+
+
+def test_the_second_network_of_two_is_validated(event):
+    module, batch = NowcastModule(DBRNN(hidden=4), tiny(event)), batch_of()
+    module.on_validation_epoch_start()
+    with torch.no_grad():
+        module.validation_step(batch, 0)
+        last = module(batch)[-1]
+    valid = (batch["valid"][:, 3:] & batch["valid"][:, 2:3]).double()
+    error = ((last[:, -3:].clamp(0, 1) - batch["frames"][:, 3:]) ** 2 * valid).sum((0, 2, 3, 4)) / valid.sum(
+        (0, 2, 3, 4)
+    )
+    assert module.validation_scores()["val_mse"] == pytest.approx(module.range_dbz**2 * error.mean().item(), rel=1e-4)
 
 
 # ---- losses
