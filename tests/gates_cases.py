@@ -206,6 +206,27 @@ class GateTests:
             wanted = [True] * (len(grads) + len(tensors))
             torch.library.opcheck(double, (*along, *grads, *tensors, *self.options, wanted))
 
+    def test_gradients_that_do_not_fit_are_refused(self, native):
+        """Of the results, and of the tensors' gradients; None is zero."""
+        tensors = self.inputs((2, 3, 4, 5))
+        grads, along = [torch.randn_like(t) for t in self.results(tensors)], [torch.randn_like(t) for t in tensors]
+        name = self.op.name().split("::")[1]
+        backward = getattr(torch.ops.fastds, f"{name}_backward")
+        wanted = [True] * len(tensors)
+        for bad, error in ((grads[0][..., 1:], ValueError), (grads[0].double(), TypeError)):
+            with pytest.raises(error, match="grad_0"):
+                backward(bad, *grads[1:], *tensors, *self.options, wanted)
+        if not self.second:
+            return
+        double, wanted = getattr(torch.ops.fastds, f"{name}_double"), [True] * (len(grads) + len(tensors))
+        for bad, error in ((along[0][..., 1:], ValueError), (along[0].double(), TypeError)):
+            with pytest.raises(error, match="cotangent_"):
+                double(bad, *along[1:], *grads, *tensors, *self.options, wanted)
+        some = double(along[0], *[None] * (len(along) - 1), *grads, *tensors, *self.options, wanted)
+        zeros = double(along[0], *map(torch.zeros_like, along[1:]), *grads, *tensors, *self.options, wanted)
+        for a, b in zip(some, zeros, strict=True):
+            torch.testing.assert_close(a, b)
+
     def test_compile_with_gradients(self, native):
         torch._dynamo.reset()
         tensors = self.inputs(grad=True)

@@ -13,6 +13,7 @@ import fastds
 from fastds.ops import conv3x3
 from fastds.ops.impl.conv3x3 import costs
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference
+from fastds.ops.impl.conv3x3.reference import conv3x3_grad_weight
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -471,3 +472,17 @@ def test_costs_have_rows_for_every_machine(native):
     for rows in costs.COSTS.values():
         assert set(rows) == set(costs.TERMS)
         assert all(len(row) == len(costs.TERMS[name](1, 1, 1, 1, 1)) for name, row in rows.items())
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+@pytest.mark.parametrize("second", [False, True], ids=["", "x2"])
+def test_reference_of_the_weights_gradient(second, padding_mode):
+    """Against autograd; in the wanted dtype, computed in the widest."""
+    x, x2 = (torch.randn(2, channels, 5, 6, dtype=torch.float64) for channels in (3, 2))
+    weight = torch.randn(4, 5 if second else 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    y = conv3x3(x, weight, None, x2=x2 if second else None, padding_mode=padding_mode)
+    grad = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, weight, grad)
+    found = conv3x3_grad_weight(grad, x, x2 if second else None, padding_mode, torch.float32)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    torch.testing.assert_close(found, expected.float())

@@ -2,11 +2,14 @@
 """Scores of forecasts by lead: the same starts and pixels for every method, counted independently; files; messages."""
 
 import csv
+import io
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from fastds import models
 from fastds.cli import main
@@ -16,7 +19,7 @@ from fastds.models.baselines import blurred_persistence, extrapolation
 from fastds.studies import nowcast as study
 from fastds.tasks.nowcast.evaluation import evaluate, window_scores
 from fastds.tasks.nowcast.run import nowcast
-from fastds.tasks.nowcast.scores import BANDS, csi_difference
+from fastds.tasks.nowcast.scores import BANDS, NowcastTable, csi_difference
 
 STEPS, STARTS = 3, (4, 6, 8)  # the last of the known fields of each start
 
@@ -211,3 +214,56 @@ def test_windows_are_scored_on_all_frames_as_in_the_paper(event):
     valid = torch.stack([windows[i]["valid"][1:] for i in range(2)])
     error = torch.where(valid, (y.clamp(0, 1) - truth).abs(), 0.0)
     np.testing.assert_allclose(scores.by_frame()["mae"], error.sum((0, 2, 3, 4)) / valid.sum((0, 2, 3, 4)), rtol=1e-4)
+
+
+def test_what_the_table_shows():
+    """Means over leads by rate, errors, and by lead those leads that fit; undefined scores are "-"."""
+    leads, rates, bands = 12, len(RAIN_THRESHOLDS), len(BANDS)
+    by_rate = 0.9 - 0.1 * np.arange(rates) - 0.01 * np.arange(leads)[:, None]
+    row = {score: by_rate - 0.001 * k for k, score in enumerate(("csi", "hss", "pod", "far", "csi_near", "fss"))}
+    row |= {score: 100.0 * k + np.arange(leads) for k, score in enumerate(("b_mse", "b_mae", "mse", "mae"))}
+    row |= {"wet": 1 + 0.01 * np.arange(leads), "rain": 2 - 0.01 * np.arange(leads)}
+    row["power"] = 0.5 + 0.1 * np.arange(bands) + 0.01 * np.arange(leads)[:, None]
+    none = {score: np.full_like(values, np.nan) for score, values in row.items()}
+    for values in (row["csi"], row["csi_near"]):
+        values[:, -1] = np.nan
+    table = NowcastTable({"net": row, "none": none}, 300.0 * np.arange(1, 13), (200.0, 1.6), 1, 99, {}, ("a note",))
+    out = io.StringIO()
+    table.print(Console(file=out, width=160))
+    lines = [
+        [cell.strip() for cell in re.split(r"  +|│|┃", line) if cell.strip()] for line in out.getvalue().splitlines()
+    ]
+
+    def after(title):
+        return lines[next(k for k, line in enumerate(lines) if line and line[0].startswith(title)) :]
+
+    def rows(title, name, count):
+        return [line[1:] for line in after(title) if line and line[0] == name][:count]
+
+    shown = [f"{v:.3f}" for v in by_rate.mean(0)]
+    csi, hss, *_ = rows("Scores at rain rates", "net", 6)
+    assert csi == ["CSI", *shown[:-1], "-"] and hss == ["HSS", *(f"{v:.3f}" for v in by_rate.mean(0) - 0.001)]
+    assert [line[0] for line in rows("Scores at rain rates", "net", 6)] == [
+        "CSI",
+        "HSS",
+        "POD",
+        "FAR",
+        "CSI near",
+        "FSS",
+    ]
+    assert rows("Errors, and power", "net", 1) == [
+        ["5.5", "105.5", "205.5", *(f"{v:.3f}" for v in row["power"].mean(0))]
+    ]
+    minutes = ["method", "10", "20", "30", "40", "50", "60"]
+    assert minutes in after("MSE in dBZ²")[:4]
+    assert rows("MSE in dBZ²", "net", 1) == [[f"{v:.1f}" for v in row["mse"][1::2]]]
+    assert rows("Wet area / truth's", "net", 1) == [[f"{v:.3f}" for v in row["wet"][1::2]]]
+    assert rows("Mean rain / truth's", "net", 1) == [[f"{v:.3f}" for v in row["rain"][1::2]]]
+    expected = [
+        [f"{rate:g}", *(f"{v:.3f}" for v in by_rate[1::2, RAIN_THRESHOLDS.index(rate)])] for rate in RAIN_THRESHOLDS
+    ]
+    assert rows("CSI by lead", "net", rates)[: rates - 1] == expected[:-1]
+    assert rows("Power over the truth's at wavelengths", "net", 1) == [
+        ["2-4", *(f"{v:.3f}" for v in row["power"][1::2, 0])]
+    ]
+    assert lines[-1] == ["a note"] and "1 start, 99 valid cells" in out.getvalue()
