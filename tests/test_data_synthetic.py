@@ -170,7 +170,10 @@ def test_the_event_of_a_seed_stays_the_same(seed, options, expected):
     assert [(field * pattern).sum() for field in fields] == pytest.approx(expected, abs=2e-2)
 
 
-@pytest.mark.parametrize("place", [(20.3, 31.6), (-2.2, 4.4), (38.7, 47.9), (-9.4, 20.0), (50.0, 20.0), (20.0, 60.4)])
+@pytest.mark.parametrize(
+    "place",
+    [(20.3, 31.6), (-2.2, 4.4), (38.7, 47.9), (-9.4, 20.0), (50.0, 20.0), (20.0, 60.4), (20.0, -25.5), (-25.5, 20.0)],
+)
 def test_a_cell_is_an_ellipse_that_turns(place):
     """Rain of peak sin^2(pi age / life) exp(-r^1.5), r in units of the axes 3 sqrt(2) and 3 / sqrt(2) pixels."""
     cell = {

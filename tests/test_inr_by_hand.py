@@ -211,7 +211,7 @@ def test_a_fixed_factor_layer_by_layer(scale, periodic):
     skip = F.interpolate(wide, scale_factor=scale, mode="bilinear")[..., scale:-scale]
     y = 2 * conv(f, model.last, mode)
     assert torch.allclose(model(x), y + skip, atol=1e-10)
-    u = torch.tensor([(0.0, 0.0), (1.2, 3.4), (-0.45, 4.49), (3.4, -0.5), (2.49, 1.51)], dtype=f64)
+    u = torch.tensor([(0.0, 0.0), (1.2, 3.4), (-0.45, 4.49), (3.5, -0.5), (2.49, 1.51), (0.0, 4.5)], dtype=f64)
     found = model.query(x, from_index(u, (4, 5), dtype=f64), torch.full((1, 2), float(scale), dtype=f64))
     fine = ((u + 0.5) * scale).floor().long()
     rows, columns = fine[:, 0].clamp(0, 4 * scale - 1), fine[:, 1].clamp(0, 5 * scale - 1)

@@ -177,6 +177,19 @@ def test_the_crops_of_a_seed_stay_the_same(event, tmp_path):
     assert np.array(sums) == pytest.approx(np.array(OF_A_SEED), abs=2e-2)
 
 
+def test_where_hardly_anything_is_measured_the_crop_with_most_of_it(event, tmp_path):
+    with data.open_dataset(event) as fields:
+        fields = fields.load()
+    fields["reflectivity"][:, :, 11:] = np.nan
+    data.save_dataset(fields, tmp_path / "strip.nc")
+    found = crops(tmp_path / "strip.nc", moving=False)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        drawn = [[int(rng.integers(49)) for _ in range(2)] for _ in range(24)]
+        place = found._draw_place(np.random.default_rng(seed), found.stores[0], 1, 0)
+        assert place == min(drawn, key=lambda p: p[1]) != drawn[0]
+
+
 def test_the_second_network_of_two_is_validated(event):
     module, batch = NowcastModule(DBRNN(hidden=4), tiny(event)), batch_of()
     module.on_validation_epoch_start()
