@@ -261,6 +261,16 @@ def test_direct_is_the_library(native):
     assert torch.equal(conv3x3(x, weight, bias, algorithm="direct"), F.conv2d(x, weight, bias, padding=1))
 
 
+@pytest.mark.parametrize("outputs", [1, 16])
+def test_direct_of_one_channel(outputs):
+    """Its strides are those of both layouts; the result has the one we promise."""
+    x, weight, bias, *_ = Problem(B=2, C1=1, C2=0, O=outputs, H=7, W=9).tensors()
+    for given in (x, x.contiguous(), x.transpose(2, 3)):
+        y = conv3x3(given, weight, bias, algorithm="direct")
+        torch.testing.assert_close(y, F.conv2d(given, weight, bias, padding=1))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_context_chooses_the_algorithm():
     x, weight, *_ = Problem(C1=25, C2=0).tensors()
     direct = conv3x3(x, weight, algorithm="direct")

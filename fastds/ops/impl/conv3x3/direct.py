@@ -64,7 +64,7 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False):
-    """Gradients of one source, its part of the weight and the bias by the library, in x's dtype."""
+    """Gradients of source, weight and bias by the library, in the dtype of x."""
     source = dense_by_strides(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
     padding, grad = 1 if padding_mode == "zeros" else 0, dense_by_strides(grad.to(x.dtype))
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
