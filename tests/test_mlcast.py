@@ -122,6 +122,15 @@ def test_weights_of_mlcast_load_unchanged(tmp_path):
         MLCastConvGRU.from_mlcast(wide)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_compiles_to_one_graph_and_exports(dtype):
+    model, x = small(blocks=2), torch.randn(1, 3, 1, 8, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+        torch.testing.assert_close(compiled(x, 2), model(x, 2))
+        torch.testing.assert_close(torch.export.export(model, (x, 2)).module()(x, 2), model(x, 2))
+
+
 def test_errors():
     model = small()
     for arguments, words in (

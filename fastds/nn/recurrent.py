@@ -188,11 +188,11 @@ def gru_sequence(
 def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[Tensor | None]:
     """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
     rounds them to: once and not in every step."""
-    found, dtype = [], autocast_dtype(maps) or maps.dtype
+    found, traced = [], torch.compiler.is_compiling()  # a graph leaves that to the op
     for weight, bias in parameters:
-        outputs, inputs = weight.shape[:2]
-        kept = chosen(current(), maps, inputs, outputs, dtype, False, gated=True) == "winograd"
-        weight, bias = (weight, bias) if kept else (cast(weight, dtype), cast(bias, dtype))
+        dtype, (outputs, inputs) = (None if traced else autocast_dtype(maps)) or maps.dtype, weight.shape[:2]
+        if not traced and chosen(current(), maps, inputs, outputs, dtype, False, gated=True) != "winograd":
+            weight, bias = cast(weight, dtype), cast(bias, dtype)
         found += [weight.contiguous(), bias]
     return found
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.ops import GridSpec, PointSpec
+from fastds.ops.impl.conv3x3.algorithm import chosen_for
 from fastds.ops.impl.inr_query.points import Axis
 
 POLES = ("clamp", "cross")
@@ -78,7 +79,8 @@ def decode(
     for queries, part in _bands(where):
         of_band = cell if cell.dim() == 2 else cell[:, queries]
         first, stop = _rows_read(part, of_band, height)
-        values = query(encoded.rows(first, stop), _moved(part, -first), of_band)
+        with chosen_for(height):
+            values = query(encoded.rows(first, stop), _moved(part, -first), of_band)
         if values.shape[1] == where.count:
             return values
         y = values.new_empty((values.shape[0], where.count, values.shape[2])) if y is None else y

@@ -4,6 +4,7 @@ measures faster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fastds.ops.impl.conv3x3.costs import cheapest
 ALGORITHMS = ("auto", "winograd", "product", "direct")
 _algorithm = Switch("auto")
 _weight_gradients = Switch(True)
+_rows: ContextVar[int | None] = ContextVar("rows", default=None)
 
 
 def current() -> str:
@@ -41,6 +43,17 @@ def convolution(algorithm: str) -> Iterator[None]:
     check_choice("algorithm", algorithm, ALGORITHMS)
     with _algorithm.set(algorithm):
         yield
+
+
+@contextmanager
+def chosen_for(rows: int) -> Iterator[None]:
+    """Inside the block "auto" decides, in this thread, as for maps of so many rows: bands of a field then have the bits
+    of the whole."""
+    before = _rows.set(rows)
+    try:
+        yield
+    finally:
+        _rows.reset(before)
 
 
 def weight_gradients_wanted() -> bool:
@@ -92,4 +105,5 @@ def chosen(
     if reason is not None or native.module().isa() == "baseline":
         return "direct"
     batch, _, height, width = x.shape
+    height = _rows.get() or height
     return cheapest(native.module().isa(), dtype, backward, batch, channels, outputs, height, width, gated)
