@@ -81,6 +81,20 @@ def fitted(rows: list[dict], algorithm: str) -> np.ndarray:
     return nnls(terms / seconds[:, None], np.ones(len(kept)))[0]
 
 
+def print_costs(rows: list[dict], dtype: str, backward: bool) -> None:
+    """The entry of COSTS, and the time of its choices over the fastest."""
+    rows = [row for row in rows if (row["dtype"], row["backward"]) == (dtype, backward)]
+    costs, lost = {name: fitted(rows, name) for name in TERMS}, []
+    for row in rows:
+        seconds = row["seconds"]
+        guess = min(seconds, key=lambda name: costs[name] @ np.array(TERMS[name](*row["shape"]), dtype=float))
+        lost.append(seconds[guess] / min(seconds.values()))
+    print(f"({machine(native.module().isa(), getattr(torch, dtype))!r}, {dtype!r}, {backward}): {{")
+    for name, values in costs.items():
+        print(f"    {name!r}: ({', '.join(f'{value:.2g}' for value in values)}),")
+    print(f"}},  # over the fastest: mean {np.mean(lost):.2f}, 95 % {np.quantile(lost, 0.95):.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=int, default=150)
@@ -100,17 +114,7 @@ def main() -> None:
             options.rows.write_text(json.dumps(rows))
     for dtype in options.dtypes:
         for backward in (False, True):
-            part = [row for row in rows if (row["dtype"], row["backward"]) == (dtype, backward)]
-            costs = {name: fitted(part, name) for name in TERMS}
-            print(f"({machine(native.module().isa(), getattr(torch, dtype))!r}, {dtype!r}, {backward}): {{")
-            lost = []
-            for row in part:
-                seconds = row["seconds"]
-                guess = min(seconds, key=lambda name: costs[name] @ np.array(TERMS[name](*row["shape"]), dtype=float))
-                lost.append(seconds[guess] / min(seconds.values()))
-            for name, values in costs.items():
-                print(f"    {name!r}: ({', '.join(f'{value:.2g}' for value in values)}),")
-            print(f"}},  # over the fastest: mean {np.mean(lost):.2f}, 95 % {np.quantile(lost, 0.95):.2f}")
+            print_costs(rows, dtype, backward)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ def conv3x3_row(args, y) -> tuple[str, int]:
     x, weight = args[:2]
     outputs, channels = weight.shape[:2]
     batch, _, height, width = x.shape
-    if chosen("auto", x, channels, outputs, y.dtype, False) != "winograd":
-        return f"conv3x3, direct, {channels} to {outputs}", 2 * batch * height * width * weight.numel()
+    algorithm = chosen("auto", x, channels, outputs, y.dtype, False)
+    if algorithm != "winograd":
+        return f"conv3x3, {algorithm}, {channels} to {outputs}", 2 * batch * height * width * weight.numel()
     tiles = batch * -(-height // 4) * -(-width // 4)
     return f"conv3x3, Winograd, {channels} to {outputs}", 2 * 36 * tiles * channels * outputs
 

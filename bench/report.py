@@ -14,8 +14,11 @@ import json
 import os
 import pathlib
 import re
-import statistics
 
+import numpy as np
+
+SLOW, TOO_SLOW = 0.95, 0.8
+SPREAD = ("shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
 RESULTS = pathlib.Path(__file__).parent / "results"
 README = pathlib.Path(__file__).parent / "README.md"
 MARKER = "<!-- tables: python -m bench.report --readme -->"
@@ -137,19 +140,24 @@ def tables(op: str, rows) -> str:
     return table(header, lines)
 
 
+def spread(ratios: list[float]) -> tuple[str, ...]:
+    """Of (time of the best peer) / (our time) of many shapes: how many, median, 10 %, worst, how many below SLOW and
+    TOO_SLOW."""
+    middle = (np.median(ratios), np.quantile(ratios, 0.1), min(ratios))
+    slower = (sum(ratio < limit for ratio in ratios) for limit in (SLOW, TOO_SLOW))
+    return str(len(ratios)), *(f"{value:.2f}" for value in middle), *map(str, slower)
+
+
 def sweeps() -> str:
-    """A line for every saved sweep and mode: (time of the best peer) / (our time), and how many shapes are slower."""
-    header = ("op", "dtype", "mode", "shapes", "median", "10 %", "worst", "below 0.95", "below 0.8", "seed", "machine")
+    """A line for every saved sweep and mode."""
+    header = ("op", "dtype", "mode", *SPREAD, "seed", "machine")
     lines = []
     for path in sorted((RESULTS / "sweeps").glob("*.json")):
         result = json.loads(path.read_text())
         machine = f"{result['device']}, {result['isa']}, {result['threads']} threads, load {result['load']:.0f}"
         for mode in sorted({row["mode"] for row in result["rows"]}):
-            ratios = sorted(row["ratio"] for row in result["rows"] if row["mode"] == mode)
-            middle = (statistics.median(ratios), ratios[len(ratios) // 10], ratios[0])
-            slower = (sum(ratio < limit for ratio in ratios) for limit in (0.95, 0.8))
-            head = (result["op"], result["dtype"], mode, str(len(ratios)), *(f"{value:.2f}" for value in middle))
-            lines.append((*head, *map(str, slower), str(result["seed"]), machine))
+            found = spread([row["ratio"] for row in result["rows"] if row["mode"] == mode])
+            lines.append((result["op"], result["dtype"], mode, *found, str(result["seed"]), machine))
     return f"## Shapes drawn at random\n\n{table(header, lines)}"
 
 

@@ -24,13 +24,12 @@ from torch import Tensor
 
 from bench import in_turn
 from bench.conftest import cpu_name
-from bench.report import table
+from bench.report import SLOW, SPREAD, spread, table
 from fastds import ops
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
 MOST_NUMBERS = 1 << 23  # in one map
 MOST_FLOPS = 3e10
-SLOW, TOO_SLOW = 0.95, 0.8
 CHANNELS_LAST = torch.channels_last
 
 
@@ -262,14 +261,11 @@ def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
 
 
 def summary(rows: list[dict]) -> str:
-    header = ("mode, layout", "shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
     lines = []
     for mode, layout in sorted({(r["mode"], r["layout"]) for r in rows}):
-        ratios = np.array([r["ratio"] for r in rows if (r["mode"], r["layout"]) == (mode, layout)])
-        middle = (f"{value:.2f}" for value in (np.median(ratios), np.quantile(ratios, 0.1), ratios.min()))
-        few = (str((ratios < limit).sum()) for limit in (SLOW, TOO_SLOW))
-        lines.append((f"{mode}, {layout}", str(len(ratios)), *middle, *few))
-    return table(header, lines)
+        ratios = [r["ratio"] for r in rows if (r["mode"], r["layout"]) == (mode, layout)]
+        lines.append((f"{mode}, {layout}", *spread(ratios)))
+    return table(("mode, layout", *SPREAD), lines)
 
 
 def save(result: dict) -> pathlib.Path:

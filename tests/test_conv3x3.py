@@ -148,6 +148,21 @@ def test_act_keeps_nan():
         assert conv3x3(x, torch.ones(16, 16, 3, 3), act=act, algorithm="winograd").isnan().all()
 
 
+@pytest.mark.parametrize("act", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("algorithm", ["winograd", "product", "direct"])
+def test_gradient_of_the_activation_keeps_nan(native, algorithm, act):
+    """An infinity times the slope 0 of relu is NaN, as in the reference."""
+    x, weight = torch.ones(1, 8, 4, 4), torch.full((8, 8, 3, 3), -1.0)
+    y = torch.tensor([-1.0, float("nan"), 1.0, 0.0]).expand(1, 8, 4, 4).contiguous()
+    grad = torch.full_like(y, float("inf"))
+    arguments = (grad, x, weight, None, y, 0.0 if act == "relu" else 0.1, "zeros", 1)
+    wanted = [False, False, False, False, True]
+    with fastds.backend("reference"):
+        (expected,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
+    (got,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
+    assert torch.equal(got.isnan(), expected.isnan()) and torch.equal(got.nan_to_num(), expected.nan_to_num())
+
+
 def strided(x):
     """The same numbers behind every kind of stride."""
     wide = torch.zeros(x.shape[0], x.shape[1] + 7, x.shape[2] + 2, 2 * x.shape[3]).to(memory_format=torch.channels_last)

@@ -23,11 +23,6 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def split_sources(conv: Conv3x3, channels: int) -> tuple[Tensor, Tensor]:
-    """The weights of a convolution for its first `channels` input channels and for the rest, each dense."""
-    return conv.weight[:, :channels].contiguous(), conv.weight[:, channels:].contiguous()
-
-
 def by_time(x: Tensor) -> Tensor:
     """Fold a sequence (B, T, C, H, W) to time-major (T*B, C, H, W). Raises: ValueError for another shape or T = 0."""
     if x.dim() != 5 or x.shape[1] < 1:
@@ -88,13 +83,15 @@ class ConvLSTMCell(nn.Module):
         folded, every = by_time(x), []
         batch, times = x.shape[:2]
         maps = per_time(folded, batch, times)
-        if not hoisting_pays(maps[0], self.gates.weight, self.hidden_channels):
+        weight, bias = self.gates.weight, self.gates.bias
+        if not hoisting_pays(maps[0], weight, self.hidden_channels):
+            parameters = _for_steps(maps[0], (weight, bias))
             for now in maps:
-                state = self(now, state)
+                state = self(now) if state is None else conv_lstm_cell(now, *state, *parameters)
                 every.append(state[0])
             return torch.stack(every, 1), state
-        from_x, from_h = split_sources(self.gates, self.in_channels)
-        shares = per_time(convolve(folded, from_x, self.gates.bias), batch, times)
+        shares = per_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
+        from_h, _ = _for_steps(maps[0], (weight[:, self.in_channels :], None))
         for share in shares:
             if state is None:
                 state = lstm_gates(share, zero_state(share, self.hidden_channels, state_dtype(share)))
@@ -134,7 +131,10 @@ class ConvGRUCell(nn.Module):
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-        return gru_sequence(self.gates, self.candidate, x, h, 1, **self.options)[0]
+        if h is None:
+            return _first_step(self.gates, self.candidate, x, self.options)
+        weights = (self.gates.weight, self.gates.bias, self.candidate.weight, self.candidate.bias)
+        return conv_gru_cell(x, h, *weights, **self.options)
 
     def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over (B, T, C, H, W); where it pays, x's parts of gates and candidate are one convolution each for all T.
@@ -167,11 +167,7 @@ def gru_sequence(
     if times == 1 or not hoisting_pays(maps[0], gates.weight, hidden):
         parameters = _for_steps(maps[0], *((conv.weight, conv.bias) for conv in convolutions))
         for now in maps:
-            if h is None:
-                parts = (convolve(now, conv.weight[:, :n], conv.bias) for conv in convolutions)
-                h = first_state(*parts, hidden, options)
-            else:
-                h = conv_gru_cell(now, h, *parameters, **options)
+            h = _first_step(*convolutions, now, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
             every.append(h)
         return every
     shares = (convolve(x, conv.weight[:, :n].contiguous(), conv.bias) for conv in convolutions)
@@ -188,13 +184,20 @@ def gru_sequence(
 def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[Tensor | None]:
     """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
     rounds them to: once and not in every step."""
-    found, traced = [], torch.compiler.is_compiling()  # a graph leaves that to the op
+    found = []
     for weight, bias in parameters:
-        dtype, (outputs, inputs) = (None if traced else autocast_dtype(maps)) or maps.dtype, weight.shape[:2]
-        if not traced and chosen(current(), maps, inputs, outputs, dtype, False, gated=True) != "winograd":
-            weight, bias = cast(weight, dtype), cast(bias, dtype)
+        if not torch.compiler.is_compiling():  # a graph leaves the rounding to the op
+            dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
+            if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) != "winograd":
+                weight, bias = cast(weight, dtype), cast(bias, dtype)
         found += [weight.contiguous(), bias]
     return found
+
+
+def _first_step(gates: Conv3x3, candidate: Conv3x3, x: Tensor, options: dict) -> Tensor:
+    """A convolutional GRU's step from the zero state, x (B, C, H, W)."""
+    parts = (convolve(x, conv.weight[:, : x.shape[1]], conv.bias) for conv in (gates, candidate))
+    return first_state(*parts, candidate.out_channels, options)
 
 
 def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastds._verbs import Nowcasts
 from fastds.models.card import ModelCard
+from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.nn.convolutions import Conv3x3
 from fastds.nn.recurrent import gru_sequence, gru_without_input
 from fastds.ops import pixel_shuffle, pixel_unshuffle
@@ -107,9 +108,8 @@ class MLCastConvGRU(Nowcasts, nn.Module):
         """The n frames after the known ones (B, T, 1, H, W), both as fastds scales them, (dBZ - floor) / (ceiling -
         floor), clipped to [0, 1]; missing values (NaN) count as dry. The noise of a noisy decoder is torch's."""
         height, width = frames.shape[-2:]
-        multiple = 2**self.num_blocks  # else forward would pad by 0, which is 30 dBZ
-        padded = F.pad(frames.nan_to_num(nan=0.0).clamp(0, 1), (0, -width % multiple, 0, -height % multiple))
-        return ((self(2 * padded - 1, steps)[..., :height, :width] + 1) / 2).clamp(0, 1)
+        x = 2 * pad_to_multiple(frames, 2**self.num_blocks).clamp(0, 1) - 1  # forward would pad by 0, which is 30 dBZ
+        return ((self(x, steps)[..., :height, :width] + 1) / 2).clamp(0, 1)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         """Of every block the last map it gives, the deepest first."""

@@ -21,16 +21,6 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=CHANNELS_LAST).resolve_neg()
 
 
-def dense_by_strides(tensor: Tensor) -> Tensor:
-    """dense(tensor) whose strides say so, too: one channel has those of both layouts, and torch's convolutions take the
-    layout of their result from the strides of their input. float64, which oneDNN leaves to torch, stays as it is."""
-    if tensor.dtype == torch.float64:
-        return tensor
-    tensor = dense(tensor)
-    batch, channels, height, width = tensor.shape
-    return tensor if channels > 1 else tensor.as_strided(tensor.shape, (height * width, 1, width, 1))
-
-
 def plain(tensor: Tensor) -> Tensor:
     """The tensor in contiguous memory, its values as they are: x.conj().imag of one element is contiguous, its sign not
     in memory."""

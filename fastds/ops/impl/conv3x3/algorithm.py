@@ -102,8 +102,7 @@ def chosen(
         if reason is not None:
             raise RuntimeError(f"conv3x3: algorithm 'winograd' was asked for, but {reason}")
         return algorithm
-    if reason is not None or native.module().isa() == "baseline":
+    if reason is not None or (isa := native.module().isa()) == "baseline":
         return "direct"
     batch, _, height, width = x.shape
-    height = _rows.get() or height
-    return cheapest(native.module().isa(), dtype, backward, batch, channels, outputs, height, width, gated)
+    return cheapest(isa, dtype, backward, batch, channels, outputs, _rows.get() or height, width, gated)

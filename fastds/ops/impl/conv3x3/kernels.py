@@ -87,7 +87,7 @@ def _backward_winograd(
     grad = dense(grad_y)
     residual = grad_x = grad_x2 = grad_weight = grad_bias = None
     if wanted[4]:
-        residual = dense(reference.pre_gradient(grad, y, negative_slope, shuffle))
+        residual = dense(direct.pre_gradient(grad, y, negative_slope, shuffle))
     sign = None if y is None else dense(y)
     slope = negative_slope
     if wanted[0] or wanted[3]:
@@ -103,7 +103,7 @@ def _backward_winograd(
             grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, wanted[2]
         )
     elif wanted[2]:
-        grad_bias = direct.bias_gradient(reference.pre_gradient(grad, y, slope, shuffle), weight.dtype)
+        grad_bias = direct.bias_gradient(direct.pre_gradient(grad, y, slope, shuffle), weight.dtype)
     return grad_x, grad_weight, grad_bias, grad_x2, residual
 
 

@@ -36,7 +36,7 @@ def _as_rows(grad: Tensor) -> Tensor:
 def _as_maps(rows: Tensor, shape: torch.Size) -> Tensor:
     """(O, B H W) as maps (B, O, H, W) in channels_last; shape: of a map of any number of channels."""
     batch, _, height, width = shape
-    return dense(rows.t().contiguous().unflatten(0, (batch, height, width)).permute(0, 3, 1, 2))
+    return rows.t().contiguous().unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
 
 
 @outside_autocast
