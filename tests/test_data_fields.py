@@ -6,7 +6,7 @@ import pytest
 import torch
 import xarray as xr
 
-from fastds.data.io.files import open_dataset
+from fastds.data.formats.opening import open_dataset
 from fastds.data.samples import fields as ff
 
 

@@ -107,9 +107,7 @@ def test_files_folders_patterns_and_archives_are_opened_as_they_come(tmp_path):
             np.testing.assert_array_equal(found.time, expected.time)
     assert open_dataset(sorted(folder.iterdir())[0]).sizes["time"] == 1
     (folder / "notes.txt").write_text("a bar")
-    with pytest.raises(ValueError, match="is a folder and no Zarr store"):
-        open_dataset(folder)
-    assert open_dataset(folder / "raa*").sizes["time"] == 4
+    assert open_dataset(folder).sizes["time"] == 4
     write(folder, "raa01-ry", product="RY")
     with pytest.raises(ValueError, match="one product and grid .* got RX .*, RY .*; a pattern such as"):
         open_dataset(folder / "raa*")

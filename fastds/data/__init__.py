@@ -4,13 +4,14 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastds.data.formats.hko7 import open_hko7
+from fastds.data.formats.opening import open_dataset
+from fastds.data.formats.radolan import open_radolan
 from fastds.data.grid.grids import coarsen_grid, grid_spacing_m, refine_grid
 from fastds.data.grid.plausible import declared
 from fastds.data.grid.times import refine_time, sequences, time_encoding, triples
-from fastds.data.io.files import open_dataset, save_dataset
-from fastds.data.io.hko7 import open_hko7
+from fastds.data.io.files import save_dataset
 from fastds.data.io.output import add_history, coarsen_dataset, from_reflectivity, output_frames, output_shape
-from fastds.data.io.radolan import open_radolan
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.radar.pixels import (
     DWD_Z_R,

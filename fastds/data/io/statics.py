@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import xarray as xr
 
+from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_order, is_latitude, is_longitude, unwrap
 from fastds.data.grid.grids import grid_mappings, grid_spacing_m, latitude_longitude, refine_grid
 from fastds.data.grid.variables import same_units
-from fastds.data.io.files import open_dataset
 
 _MOST_POINTS = 16  # along a side of a cell, whose mean over a much finer map is taken
 _CIRCLE = 360.0

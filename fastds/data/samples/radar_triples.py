@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fastds.data.formats.opening import open_dataset
 from fastds.data.grid import times
 from fastds.data.grid.plausible import MEND_FIRST
-from fastds.data.io.files import open_dataset
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 

@@ -8,9 +8,9 @@ import pathlib
 import torch
 from torch import Tensor
 
+from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
-from fastds.data.io.files import open_dataset
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics

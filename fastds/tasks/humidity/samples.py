@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
-from fastds.data.io.files import open_dataset
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
 from fastds.tasks.common.training import SampleData
 from fastds.tasks.humidity.config import DataConfig

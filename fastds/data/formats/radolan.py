@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """RADOLAN composites of the German weather service in their binary format."""
 
-import bz2
 import datetime
-import gzip
 import os
 import pathlib
 import re
 import tarfile
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from fastds.data.formats.contents import Contents
 
 _END = b"\x03"
 _BYTES = {"RX", "WX"}  # reflectivity, one byte a pixel; the others two
@@ -78,26 +79,29 @@ def is_radolan(path: str | os.PathLike) -> bool:
     """True for a composite, plain or compressed, and for an archive whose first file is one."""
     try:
         name, data = next(_contents(pathlib.Path(path), most=1000))
+    except (OSError, ValueError, StopIteration):
+        return False
+    try:
         return _header(name, data.decode("latin-1")) is not None
     except ValueError:  # a composite of a product or grid that is not known
         return True
-    except (OSError, EOFError, StopIteration, tarfile.TarError):
-        return False
 
 
 def _contents(path: pathlib.Path, most: int = -1) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of the files in a path, the first `most` bytes of each."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    if tarfile.is_tarfile(path):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isfile():
-                    yield f"{path.name}/{member.name}", archive.extractfile(member).read(most)
-        return
-    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
-    with opener(path, "rb") as stream:
-        yield path.name, stream.read(most)
+    try:
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if member.isfile():
+                        yield f"{path.name}/{member.name}", archive.extractfile(member).read(most)
+            return
+        with Contents(path).open() as stream:
+            yield path.name, stream.read(most)
+    except (EOFError, zlib.error, tarfile.TarError) as error:
+        raise ValueError(f"{path} is truncated or damaged: {error}") from error
 
 
 def _decode(name: str, data: bytes) -> tuple[dict[str, Any], np.ndarray]:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar maps as CF datasets: what the readers of the formats build."""
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+Fields = Mapping[str, tuple[np.ndarray, dict[str, Any]]]
+Coordinates = tuple[np.ndarray, np.ndarray]
+
+
+def reflectivity(values: np.ndarray, no_echo: float) -> Fields:
+    """The field `reflectivity`, dBZ; no_echo: the value where nothing was detected."""
+    attrs = {"standard_name": "equivalent_reflectivity_factor", "long_name": "radar reflectivity", "units": "dBZ"}
+    return {"reflectivity": (values, attrs | {"no_echo_value": no_echo})}
+
+
+def rainfall_rate(values: np.ndarray) -> Fields:
+    """The field `rainfall_rate`, mm h-1."""
+    return {"rainfall_rate": (values, {"standard_name": "rainfall_rate", "long_name": "rain rate", "units": "mm h-1"})}
+
+
+def rainfall_amount(values: np.ndarray, minutes: float) -> Fields:
+    """The field `rainfall_amount`, kg m-2 (mm), each the sum over the `minutes` before its time."""
+    attrs = {"standard_name": "rainfall_amount", "long_name": f"rain amount of {minutes:g} minutes", "units": "kg m-2"}
+    return {"rainfall_amount": (values, attrs | {"cell_methods": f"time: sum (interval: {minutes:g} min)"})}
+
+
+def centres(corner: float, step: float, size: int) -> np.ndarray:
+    """Centres of `size` cells of width `step` (negative: descending) whose first edge is at `corner`."""
+    return corner + step * (np.arange(size) + 0.5)
+
+
+def projection(proj4: str) -> dict[str, Any]:
+    """CF attributes of a grid mapping from a PROJ string. Raises: ImportError without pyproj; ValueError for a string
+    that PROJ does not read."""
+    try:
+        with warnings.catch_warnings():  # what CF cannot say is in its crs_wkt
+            warnings.simplefilter("ignore", UserWarning)
+            return _pyproj().CRS.from_user_input(proj4).to_cf()
+    except _pyproj().exceptions.CRSError as error:
+        raise ValueError(f"the projection {proj4!r} cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def project(proj4: str, longitude: float, latitude: float) -> tuple[float, float]:
+    """x and y in metres of a place in degrees."""
+    return _pyproj().Proj(proj4)(longitude, latitude)
+
+
+def _pyproj() -> Any:
+    if importlib.util.find_spec("pyproj") is None:
+        raise ImportError("the projection of this file needs the package pyproj: python -m pip install pyproj")
+    import pyproj
+
+    return pyproj
+
+
+def projected_map(
+    fields: Fields, times: Any, coordinates: Coordinates, mapping: dict[str, Any], **attributes: str
+) -> xr.Dataset:
+    """Fields (T, H, W) on projected coordinates (y, x) in metres with a grid mapping; attributes are of the dataset."""
+    axes = {}
+    for name, values in zip(("y", "x"), coordinates, strict=True):
+        attrs = {"standard_name": f"projection_{name}_coordinate", "units": "m", "axis": name.upper()}
+        axes[name] = (name, np.asarray(values, np.float64), attrs)
+    found = _dataset(fields, times, ("y", "x"), axes, attributes)
+    found["crs"] = ((), np.int32(0), mapping)
+    for name in fields:
+        found[name].attrs["grid_mapping"] = "crs"
+    return found
+
+
+def geographic_map(fields: Fields, times: Any, coordinates: Coordinates, **attributes: str) -> xr.Dataset:
+    """Fields (T, H, W) on 1-D latitudes and longitudes in degrees."""
+    axes, units = {}, {"latitude": "degrees_north", "longitude": "degrees_east"}
+    for name, values in zip(units, coordinates, strict=True):
+        axes[name] = (name, np.asarray(values, np.float64), {"standard_name": name, "units": units[name]})
+    return _dataset(fields, times, tuple(units), axes, attributes)
+
+
+def _dataset(fields: Fields, times: Any, plane: tuple[str, str], axes: dict, attributes: dict) -> xr.Dataset:
+    times = np.asarray(times, "datetime64[ns]").reshape(-1)
+    data = {}
+    for name, (values, attrs) in fields.items():
+        values = np.asarray(values, np.float32)
+        data[name] = (("time", *plane), values.reshape(len(times), *values.shape[-2:]), dict(attrs))
+    time = {"time": ("time", times, {"standard_name": "time", "axis": "T"})}
+    return xr.Dataset(data, time | axes, {"Conventions": "CF-1.8", **attributes})

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""open_dataset: files of any format in the registry, one or many of one time each."""
+
+import glob
+import importlib.util
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas
+import xarray as xr
+
+from fastds.data.formats import radolan
+from fastds.data.formats.contents import Contents
+from fastds.data.formats.registry import Format, format_of, refusal
+
+_ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
+_SAME_GRID = 1e-3  # cells
+Source = str | os.PathLike | Iterable[str | os.PathLike]
+
+
+def open_dataset(path: Source, *, start: str | None = None, stop: str | None = None) -> xr.Dataset:
+    """Open fields as an xarray.Dataset (time, y, x) with times, fill values and coordinates decoded.
+
+    A format is told by its content: NetCDF-4 and -3, Zarr, GRIB (MRMS, too), ODIM and KNMI HDF5, RADOLAN and DX,
+    Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz. Missing values are NaN, no echo is the attribute
+    no_echo_value. encoding["format"] names the reader.
+
+    Args:
+        path: a file, a Zarr store (a folder), a folder of files, a pattern such as "RAW/*.h5", or a list of files.
+            Several files must be of one format, grid and set of variables; they are joined and sorted by time.
+        start, stop: only times from start to stop, both included, such as "2024-06-01T12:00"; None: all.
+
+    Returns: xarray.Dataset, lazy where the format allows; close it, or use it in a with statement. Times outside the
+        standard calendar become cftime objects.
+
+    Warns (UserWarning) about forecasts among observations, which are left out, about nothing but forecasts, and about
+    files in a folder that hold no fields.
+
+    Raises: FileNotFoundError where nothing is there; ValueError with one sentence for an unknown, empty, truncated or
+        damaged file, for files that do not go together, and for a start or stop that is no date or leaves nothing;
+        ImportError where the package for a format is missing.
+    """
+    files = files_of(path)
+    contents = [Contents(file) for file in files]
+    forms = [format_of(content) for content in contents]
+    if len(files) > 1 and _is_folder(path):
+        contents, forms = _without_others(contents, forms)
+    unknown = [content for content, form in zip(contents, forms, strict=True) if form is None]
+    if unknown:
+        raise ValueError(refusal(unknown[0]))
+    names = sorted({form.name for form in forms})
+    if len(names) > 1:
+        raise ValueError(f"{path} holds files of the formats {', '.join(names)}; a pattern such as *.h5 takes some")
+    dataset = _read(forms[0], contents)
+    dataset.encoding["format"] = forms[0].name
+    return between(dataset, start, stop)
+
+
+def files_of(path: Source) -> list[pathlib.Path]:
+    """The files or Zarr stores that a path, folder, pattern or list stands for, sorted by name.
+
+    Raises: FileNotFoundError where there are none."""
+    if not isinstance(path, (str, os.PathLike)):
+        files = [pathlib.Path(item) for item in path]
+        if not files:
+            raise FileNotFoundError("the list of files is empty")
+        missing = [file for file in files if not file.exists()]
+        if missing:
+            raise FileNotFoundError(f"no such file: {missing[0]}")
+        return files
+    given = pathlib.Path(path)
+    if given.exists():
+        if not _is_folder(given):
+            return [given]
+        files = [p for p in sorted(given.iterdir()) if p.name[0] != "." and (p.is_file() or Contents(p).is_zarr)]
+        files = [p for p in files if p.suffix.lower() not in _ASIDE]
+        if not files:
+            raise FileNotFoundError(f"there is no file of fields in {given}")
+        return files
+    files = [pathlib.Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    if not files:
+        raise FileNotFoundError(f"no such file: {path}")
+    return files
+
+
+def _is_folder(path: Source) -> bool:
+    return isinstance(path, (str, os.PathLike)) and os.path.isdir(path) and not Contents(path).is_zarr
+
+
+def _without_others(contents: list[Contents], forms: list[Format | None]) -> tuple[list[Contents], list[Format]]:
+    """Those of a folder whose format is known; the others are named in a warning."""
+    known = [(c, f) for c, f in zip(contents, forms, strict=True) if f is not None]
+    others = [c.path.name for c, f in zip(contents, forms, strict=True) if f is None]
+    if not known:
+        return contents, forms
+    if others:
+        warnings.warn(f"no fields are in {', '.join(others[:5])}{' ...' * (len(others) > 5)}", UserWarning, 3)
+    contents, forms = zip(*known, strict=True)
+    return list(contents), list(forms)
+
+
+def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
+    if form.name == "RADOLAN":  # which sorts and joins by its headers, an archive holds many
+        return radolan.open_radolan([content.path for content in contents])
+    if len(contents) == 1:
+        return _observations([form.read(contents[0])])[0]
+    return _joined(form, contents)
+
+
+def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
+    parts = [_lazily(form.read(content)) for content in contents]
+    parts = _observations([part if "time" in part.dims else _expanded(part, contents[0]) for part in parts])
+    names = {content.path: part for content, part in zip(contents, parts, strict=False)}
+    (first, expected), *others = names.items()
+    for path, part in others:
+        _check_alike(first, expected, path, part)
+    parts = [part.assign_coords(_plane(expected)) for part in parts]
+    joined = xr.concat(
+        parts,
+        "time",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="override",
+        combine_attrs="override",
+    )
+    joined.set_close(lambda: [part.close() for part in parts])
+    return joined.sortby("time") if np.any(np.diff(joined["time"].values) <= np.timedelta64(0)) else joined
+
+
+def _lazily(dataset: xr.Dataset) -> xr.Dataset:
+    """Chunked, where dask is installed and the reader is lazy: joining reads nothing then."""
+    lazy = any(not variable._in_memory for variable in dataset.variables.values())
+    return dataset.chunk() if lazy and importlib.util.find_spec("dask") else dataset
+
+
+def _expanded(dataset: xr.Dataset, contents: Contents) -> xr.Dataset:
+    if "time" not in dataset.variables:
+        raise ValueError(f"{contents.path} has no time, so it cannot be joined with other files")
+    fields = [name for name, variable in dataset.data_vars.items() if variable.ndim >= 2]
+    return dataset.assign({name: dataset[name].expand_dims("time") for name in fields})
+
+
+def _observations(parts: list[xr.Dataset]) -> list[xr.Dataset]:
+    """The parts of lead 0, warning about others; all, warning, where they are forecasts of one lead."""
+    leads = [_minutes(part) for part in parts]
+    ahead = sorted({lead for lead in leads if lead})
+    if not ahead:
+        return [part.drop_vars("lead", errors="ignore") for part in parts]
+    said = f"forecasts, {ahead[0]:g}{f' to {ahead[-1]:g}' if len(ahead) > 1 else ''} min ahead"
+    kept = [part for part, lead in zip(parts, leads, strict=True) if not lead]
+    if kept:
+        warnings.warn(f"{len(parts) - len(kept)} {said}, are left out", UserWarning, stacklevel=5)
+    elif len(ahead) == 1:
+        warnings.warn(f"the fields are {said}, and no observations", UserWarning, stacklevel=5)
+        kept = parts
+    else:
+        raise ValueError(f"the files hold nothing but {said}, and no observation; take those of one lead")
+    return [part.drop_vars("lead", errors="ignore") for part in kept]
+
+
+def _minutes(part: xr.Dataset) -> float:
+    return float(part["lead"].values / np.timedelta64(1, "m")) if "lead" in part.coords else 0.0
+
+
+def _plane(dataset: xr.Dataset) -> dict:
+    """The coordinates of a part that do not depend on time."""
+    return {name: c.variable for name, c in dataset.coords.items() if "time" not in c.dims and name != "time"}
+
+
+def _check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
+    """ValueError where two parts differ in variables or grid, naming both files."""
+    if set(expected.data_vars) != set(part.data_vars):
+        sets = (", ".join(map(str, d.data_vars)) for d in (expected, part))
+        raise ValueError(f"{first} has the variables {next(sets)}, {path} has {next(sets)}")
+    for name, axis in expected.coords.items():
+        if axis.ndim != 1 or name == "time":
+            continue
+        other = part.coords.get(name)
+        width = abs(float(axis[1] - axis[0])) if axis.size > 1 and axis.dtype.kind == "f" else 0.0
+        same = other is not None and other.shape == axis.shape
+        if same and axis.dtype.kind == "f":
+            same = bool(np.all(np.abs(axis.values - other.values) <= _SAME_GRID * width))
+        if not same:
+            raise ValueError(f"{first} and {path} are on different grids: {name} differs")
+
+
+def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Dataset:
+    """The dataset's times from start to stop, both included; None: without a limit.
+
+    Raises: ValueError for limits that are no dates, that leave no time, and for fields without times."""
+    if start is None and stop is None:
+        return dataset
+    if "time" not in dataset.dims:
+        raise ValueError(
+            f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
+        )
+    for name, value in (("start", start), ("stop", stop)):
+        try:
+            pandas.Timestamp(value)
+        except ValueError:
+            raise ValueError(f"{name} must be a date and time such as 2024-06-01T12:00, got {value!r}") from None
+    limits = slice(start, stop)
+    kept = dataset.sortby("time").sel(time=limits)
+    if not kept.sizes["time"]:
+        first, last = (str(dataset["time"].values[k])[:19] for k in (0, -1))
+        raise ValueError(f"no time lies between start {start} and stop {stop}; the fields reach from {first} to {last}")
+    kept.set_close(dataset.close)
+    return kept
