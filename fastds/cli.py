@@ -78,7 +78,9 @@ def _downscale_parser() -> ArgumentParser:
         "replaced."
     )
     parser.add_argument(
-        "input", metavar="IN.nc", help="NetCDF, GRIB or Zarr; reflectivity, rain rate or amount (time, y, x)"
+        "input",
+        metavar="IN",
+        help="file, folder or 'pattern': reflectivity, rain or fields (time, y, x)",
     )
     parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4, or Zarr where it ends in .zarr")
     parser.add_argument("--model", help="name of shipped weights or a .safetensors file; default: the only match")
@@ -99,7 +101,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, help="generators: of the first member; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
-    _add_declared(parser)
+    _add_reading(parser)
     _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
@@ -108,7 +110,7 @@ def _downscale_parser() -> ArgumentParser:
 
 def _nowcast_parser() -> ArgumentParser:
     parser = _plain_parser("Forecast from the last fields of IN.nc. An OUT.nc that exists is replaced.")
-    parser.add_argument("input", metavar="IN.nc", help="reflectivity, rain rate or rain amount (time, y, x)")
+    parser.add_argument("input", metavar="IN", help="file, folder or 'pattern': reflectivity or rain (time, y, x)")
     parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4")
     parser.add_argument(
         "--model",
@@ -129,7 +131,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
-    _add_declared(parser)
+    _add_reading(parser, start=False)
     _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
@@ -148,7 +150,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     _add_static(parser)
-    _add_declared(parser)
+    _add_reading(parser)
     return parser
 
 
@@ -160,7 +162,7 @@ def _evaluate_parser() -> ArgumentParser:
         "--input", metavar="FILE", help="the input of PRED; default: TRUTH averaged 2 x 2, for forecasts TRUTH"
     )
     parser.add_argument("--var", help="variable to compare, where its attributes do not tell")
-    _add_declared(parser)
+    _add_reading(parser)
     _add_z_r(parser)
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
     return parser
@@ -185,9 +187,12 @@ def _add_static(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_declared(parser: ArgumentParser) -> None:
+def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
     parser.add_argument("--missing", type=float, metavar="VALUE", help="value that stands for a missing one")
     parser.add_argument("--units", metavar="UNITS", help="of the variable, where the file does not tell or tells wrong")
+    if start:
+        parser.add_argument("--start", metavar="TIME", help="first time that is read, such as 2010-08-26T03:00")
+    parser.add_argument("--stop", metavar="TIME", help="last time that is read")
 
 
 def _add_dtype(parser: ArgumentParser) -> None:
@@ -207,9 +212,10 @@ def _given(options, names: Sequence[str]) -> dict:
     return {name: options[name] for name in names if options[name] is not None}
 
 
+_READING = ("missing", "units", "start", "stop")
 _DOWNSCALE = (
     "var", "tile", "halo", "threads", "precision", "time_factor", "scale", "grid", "like", "members", "seed", "level",
-    "static", "missing", "units", "dtype",
+    "static", "dtype", *_READING,
 )  # fmt: skip
 
 
@@ -220,7 +226,8 @@ def _downscale(options) -> None:
     chosen = _given(options, _DOWNSCALE) | _law(options)
     task = downscaling_task(options.model, chosen)
     run = task_function(task, "downscale_file")
-    check_options(run, task, chosen | _given(options, ("truth",)), {"truth"} if task == "radar" else set())
+    further = {*_READING, "truth"} if task == "radar" else set(_READING)
+    check_options(run, task, chosen | _given(options, ("truth",)), further)
     if task == "fields":
         # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
         _keep_freed_memory(False)
@@ -239,20 +246,22 @@ def _nowcast(options) -> None:
 
     _check_files(options, "truth")
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
-    chosen = _given(options, (*names, "threads", "precision", "model", "picture", "truth", "dtype")) | _reading(options)
+    names += ("threads", "precision", "model", "picture", "truth", "dtype", "stop")
+    chosen = _given(options, names) | _given(options, ("var", "missing", "units")) | _law(options)
     report = nowcast_file(options.input, options.output, progress=True, **chosen)
     print(_with_options(report.summary(), set(options.keys())))
     if options.truth:
         from fastds.tasks.nowcast.evaluation import evaluate_files
 
         files = options.output, options.truth
-        evaluate_files(*files, observed=options.input, progress=True, **_reading(options)).print()
+        told = _given(options, ("var", "missing", "units")) | _law(options)
+        evaluate_files(*files, observed=options.input, progress=True, **told).print()
 
 
 def _query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
-    chosen = {name: options[name] for name in ("model", "outside", "static", "threads", "missing", "units")}
+    chosen = {name: options[name] for name in ("model", "outside", "static", "threads", *_READING)}
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 
@@ -321,8 +330,8 @@ def _law(options) -> dict:
 
 
 def _reading(options) -> dict:
-    """How observed files are read: the options --var, --missing, --units and --z-r."""
-    return _given(options, ("var", "missing", "units")) | _law(options)
+    """How observed files are read: the options --var, --z-r and those of _READING."""
+    return _given(options, ("var", *_READING)) | _law(options)
 
 
 def _check_files(options, *names: str) -> None:

@@ -29,6 +29,7 @@ from fastds.tasks.radar.demo import demo
 
 LAW = 300.0, 1.4
 # Files that tell neither their unit nor their missing value, and have a law of their own.
+SECOND = "2019-01-01T03:00"
 READING = "--var rain --units mm/h --missing -9 --z-r 300 1.4"
 FIELDS = "--model fields.safetensors --static relief.nc:h --missing -999 --units K"
 
@@ -112,6 +113,22 @@ def stored_as(name, dtype):
     return check
 
 
+def times_of(name, *minutes):
+    def check(printed):
+        expected = [np.datetime64(f"2024-06-01T12:{minute:02d}") for minute in minutes]
+        assert list(np.atleast_1d(xr.open_dataset(name).time.values)) == expected
+
+    return check
+
+
+def one_pair(printed):
+    assert "1 pairs of input frames" in printed
+
+
+def second_time(printed):
+    assert [row["name"] for row in csv.DictReader(Path("b.csv").read_text().splitlines())] == ["A", "B"]
+
+
 def two_members(printed):
     out = xr.open_dataset("members.nc")
     assert out.r.shape == (2, 2, 16, 20) and (out.attrs["fastds_seed"], out.attrs["fastds_level"]) == (3, 850.0)
@@ -171,6 +188,9 @@ def demonstrated(printed):
 RUNS = {
     f"downscale in.nc out.nc --model radar.safetensors {READING} --tile 16 --halo 0 --threads 1 --precision bf16 "
     "--truth truth.nc": tiles_and_errors,
+    f"downscale in.nc part.nc --model radar.safetensors {READING} --start 2024-06-01T12:10 --stop 2024-06-01T12:20": (
+        times_of("part.nc", 10, 15, 20)
+    ),
     f"downscale in.nc four.nc --model radar.safetensors {READING} --time-factor 4": four_times_as_often,
     "downscale bytes.nc packed.nc --model radar.safetensors --dtype input": stored_as("packed.nc", "int16"),
     "downscale bytes.nc plain.nc --model radar.safetensors --dtype float32": stored_as("plain.nc", "float32"),
@@ -188,9 +208,16 @@ RUNS = {
     "nowcast bytes.nc same.nc --model persistence --steps 1 --quantity reflectivity --dtype float32": (
         stored_as("same.nc", "float32")
     ),
+    f"nowcast known.nc stopped.nc --model persistence {READING} --steps 1 --stop 2024-06-01T12:30": (
+        times_of("stopped.nc", 35)
+    ),
     f"nowcast known.nc kept.nc --model moving.safetensors {READING} --steps 2": lambda printed: None,
     f"nowcast known.nc smooth.nc --model moving.safetensors {READING} --steps 2 --smooth": smoothed,
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1": stations,
+    f"query fields.nc --points points.csv --output b.csv {FIELDS} --outside nan --start {SECOND} --stop {SECOND}": (
+        second_time
+    ),
+    f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10": one_pair,
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv": table_by_hand,
     "demo --output demo --model radar.safetensors --seed 3 --size 64 --threads 1": demonstrated,
 }

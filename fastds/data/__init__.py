@@ -46,6 +46,7 @@ from fastds.data.radar.reflectivity import (
     to_reflectivity,
 )
 from fastds.data.radar.synthetic import synthetic_event
+from fastds.data.reading import opened
 
 if TYPE_CHECKING:
     from fastds.data.samples.radar_triples import EpochSampler as EpochSampler
@@ -93,6 +94,7 @@ __all__ = [
     "open_dataset",
     "open_hko7",
     "open_radolan",
+    "opened",
     "output_frames",
     "output_shape",
     "prepare",

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fastds import models
+from fastds.data.reading import Data, Reading, opened
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from fastds.tasks.radar.scores import EvaluationTable
 
     Model = nn.Module | str | os.PathLike | None
-    Data = xr.Dataset | xr.DataArray | str | os.PathLike
 
 DOWNSCALING = ("radar", "fields", "humidity")
 # Options that choose the task where no model does.
 _OF_FIELDS = ("scale", "grid", "like")
+READING = tuple(Reading.__annotations__)
 
 
 class UnknownOptionError(TypeError, ValueError):
@@ -42,7 +42,7 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
         options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, time_factor,
             static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads, progress) or
             fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, progress), as the model's card
-            says; and missing and units, what the data do not tell, see fastds.data.declared.
+            says; and missing, units, start and stop, see fastds.data.reading.Reading.
 
     Returns: a new Dataset in memory with the settings in its attributes.
 
@@ -51,9 +51,9 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
     """
     task = downscaling_task(model, options)
     run = task_function(task, "downscale")
-    told = _told(options)
+    reading = _reading(options, *READING)
     check_options(run, task, options)
-    with opened(data, *told) as dataset:
+    with opened(data, **reading) as dataset:
         return run(model, dataset, **options).load()
 
 
@@ -65,7 +65,7 @@ def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
             shipped nowcaster.
         data: a Dataset, a DataArray or a file of the last radar fields.
         options: progress and those of fastds.tasks.nowcast.run.Options (steps, lead, start, every, quantity, ...);
-            missing and units as in downscale.
+            missing, units and stop as in downscale (start is that of the forecast).
 
     Returns: a new Dataset in memory with the settings in its attributes.
 
@@ -73,9 +73,9 @@ def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
     """
     run = task_function("nowcast", "nowcast")
     known = inspect.signature(importlib.import_module("fastds.tasks.nowcast.run").Options).parameters
-    told = _told(options)
+    reading = _reading(options, "missing", "units", "stop")
     _check(options, {"progress", *known}, "nowcast")
-    with opened(data, *told) as dataset:
+    with opened(data, **reading) as dataset:
         return run(model, dataset, **options).load()
 
 
@@ -91,16 +91,17 @@ def query(
         model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small.
         data: a Dataset, a DataArray or a file of the model's variables.
         points: pairs (latitude, longitude), columns lat and lon by name, or a CSV file of them.
-        options: outside, static and threads of fastds.tasks.fields.run.query; missing and units as in downscale.
+        options: outside, static and threads of fastds.tasks.fields.run.query; missing, units, start and stop as in
+            downscale.
 
     Returns: one row for each field and point, a dict.
 
     Raises: UnknownOptionError for another option; what fastds.tasks.fields.run.query raises.
     """
     run = task_function("fields", "query")
-    told = _told(options)
+    reading = _reading(options, *READING)
     check_options(run, "query", options)
-    with opened(data, *told) as dataset:
+    with opened(data, **reading) as dataset:
         return run(model, dataset, points, **options)
 
 
@@ -113,7 +114,7 @@ def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable |
         options: input (a Dataset or a file): what the prediction was made of; default: of downscaled fields truth
             averaged 2 x 2 at every second time, of nowcasts truth. The others are those of
             fastds.tasks.radar.evaluation.evaluate or fastds.tasks.nowcast.evaluation.evaluate (var, z_r, progress;
-            baselines of nowcasts); missing and units of truth and input as in downscale.
+            baselines of nowcasts); missing, units, start and stop of truth and input as in downscale.
 
     Returns: a table with rows, print() and to_csv(path).
 
@@ -121,8 +122,8 @@ def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable |
     """
     from fastds.tasks.nowcast.forecasts import is_forecast
 
-    given, told = options.pop("input", None), _told(options)
-    with opened(prediction) as p, opened(truth, *told) as t, opened(given, *told) as source:
+    given, reading = options.pop("input", None), _reading(options, *READING)
+    with opened(prediction) as p, opened(truth, **reading) as t, opened(given, **reading) as source:
         task, name = ("nowcast", "observed") if is_forecast(p) else ("radar", "coarse")
         run = task_function(task, "evaluate")
         check_options(run, task, options, {"input"}, {name})
@@ -162,29 +163,6 @@ def _check(options: Mapping, known: set[str], task: str) -> None:
             raise UnknownOptionError(f"{name} is no argument for {task}, which {takes}")
 
 
-def _told(options: dict) -> tuple:
-    """(missing, units, var) of options, the first two taken out: what fastds.data.declared takes."""
-    return options.pop("missing", None), options.pop("units", None), options.get("var")
-
-
-@contextlib.contextmanager
-def opened(
-    data: Data | None, missing: float | None = None, units: str | None = None, var: str | None = None
-) -> Iterator[xr.Dataset | None]:
-    """A Dataset of what was given: a DataArray by its name, a file opened; None stays None. missing, units, var: see
-    fastds.data.declared."""
-    import xarray as xr
-
-    from fastds.data import declared, open_dataset
-
-    if isinstance(data, str | os.PathLike):
-        with open_dataset(data) as dataset:
-            yield declared(dataset, missing, units, var)
-    elif isinstance(data, xr.DataArray):
-        yield declared(data.to_dataset(name=data.name or "field"), missing, units, var)
-    elif data is None:
-        yield None
-    elif isinstance(data, xr.Dataset):
-        yield declared(data, missing, units, var)
-    else:
-        raise TypeError(f"data must be an xarray Dataset or DataArray or a file, got a {type(data).__name__}")
+def _reading(options: dict, *names: str) -> dict:
+    """Those of the named options of fastds.data.reading.Reading that were given, taken out of options, and var."""
+    return {name: options.pop(name) for name in names if name in options} | {"var": options.get("var")}

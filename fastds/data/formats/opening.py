@@ -26,7 +26,7 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
 
     A format is told by its content: NetCDF-4 and -3, Zarr, GRIB (MRMS, too), ODIM and KNMI HDF5, RADOLAN and DX,
     Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz. Missing values are NaN, no echo is the attribute
-    no_echo_value. encoding["format"] names the reader.
+    no_echo_value. encoding["format"] names the reader, encoding["files"] counts.
 
     Args:
         path: a file, a Zarr store (a folder), a folder of files, a pattern such as "RAW/*.h5", or a list of files.
@@ -54,9 +54,9 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
     names = sorted({form.name for form in forms})
     if len(names) > 1:
         raise ValueError(f"{path} holds files of the formats {', '.join(names)}; a pattern such as *.h5 takes some")
-    dataset = _read(forms[0], contents)
-    dataset.encoding["format"] = forms[0].name
-    return between(dataset, start, stop)
+    dataset = between(_read(forms[0], contents), start, stop)
+    dataset.encoding.update(format=forms[0].name, files=len(contents))
+    return dataset
 
 
 def files_of(path: Source) -> list[pathlib.Path]:
@@ -208,5 +208,5 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
     if not kept.sizes["time"]:
         first, last = (str(dataset["time"].values[k])[:19] for k in (0, -1))
         raise ValueError(f"no time lies between start {start} and stop {stop}; the fields reach from {first} to {last}")
-    kept.set_close(dataset.close)
+    kept.set_close(dataset.close)  # a selection does not close what it is of
     return kept

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ import xarray as xr
 from torch import nn
 
 from fastds._outputs import check_replaceable
-from fastds.data import ReflectivityInput, declared, grid_spacing_m, open_dataset, save_dataset
+from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
+from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.files import check_format
 from fastds.data.io.packing import STORED, packed_like
+from fastds.data.reading import Reading
 from fastds.models import ModelCard, load
 
 PRECISIONS = ("fp32", "bf16")
@@ -45,7 +48,7 @@ class Report:
         return "\n".join(self.notes)
 
 
-def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+def check_target(source: Source, target: str | os.PathLike) -> None:
     """What would make writing fail, before anything is computed.
 
     Raises: ValueError where the output would replace the input, under another name, too, or something that is no
@@ -54,7 +57,7 @@ def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """
     target = Path(target)
     check_replaceable(target)
-    if target.exists() and os.path.exists(source) and os.path.samefile(source, target):
+    if target.exists() and any(os.path.samefile(file, target) for file in _existing(source)):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no such folder: {target.parent}")
@@ -64,7 +67,14 @@ def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
         raise PermissionError(f"the folder of the output is read-only: {target.parent}")
 
 
-def check_field_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+def _existing(source: Source) -> list[Path]:
+    """The files that source stands for, none where there are none."""
+    with contextlib.suppress(FileNotFoundError):
+        return files_of(source)
+    return []
+
+
+def check_field_target(source: Source, target: str | os.PathLike) -> None:
     """As check_target, for fields; ValueError also for a name that promises another format than NetCDF or Zarr."""
     check_target(source, target)
     check_format(target)
@@ -126,32 +136,38 @@ def file_to_file(
     make: Callable[[xr.Dataset, Path], tuple[xr.Dataset, Report]],
     then: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
     *,
-    missing: float | None = None,
-    units: str | None = None,
     var: str | None = None,
     dtype: str = "input",
+    **reading: Unpack[Reading],
 ) -> Report:
     """Make a dataset of the file source and write it to target, which appears only when it is complete.
 
     make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
-    new one when the file is written, -> one more note. missing, units, var: what the file does not tell, see
-    fastds.data.declared.
+    new one when the file is written, -> one more note. var, reading: see fastds.data.opened.
     dtype: "input", integers where the input has packed ones, or "float32".
 
-    Raises what check_field_target, open_dataset and declared raise.
+    Raises what check_field_target and fastds.data.opened raise.
     """
     target = Path(target)
     check_field_target(source, target)
     if dtype not in STORED:
         raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
-    with open_dataset(source) as dataset:
-        dataset = declared(dataset, missing, units, var)
+    with opened(source, var, **reading) as dataset:
         out, report = make(dataset, target.absolute().parent)
+        report.notes[:0] = _read_as(dataset)
         save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
         report.notes.append(f"wrote {target}")
         if then is not None:
             report.notes.append(then(dataset, out))
     return report
+
+
+def _read_as(dataset: xr.Dataset) -> list[str]:
+    """A note on raw or several files."""
+    form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)
+    if files == 1 and form.startswith(("NetCDF", "Zarr")):
+        return []
+    return [f"read {files} file{'s' * (files > 1)} of the format {form}, {dataset.sizes.get('time', 1)} times"]
 
 
 def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:

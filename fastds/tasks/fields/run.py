@@ -7,13 +7,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from fastds.data import add_history, declared, open_dataset
+from fastds.data import add_history, open_dataset, opened
 from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.plausible import (
     check_packing,
@@ -26,6 +27,7 @@ from fastds.data.grid.plausible import (
 from fastds.data.grid.times import check_dates
 from fastds.data.grid.variables import same_units
 from fastds.data.io.statics import static_maps
+from fastds.data.reading import Reading
 from fastds.data.samples.fields import HUMIDITY_RANGE
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.inr import INRDownscaler
@@ -219,21 +221,20 @@ def downscale_file(
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     progress: bool = False,
-    missing: float | None = None,
-    units: str | None = None,
     dtype: str = "input",
+    **reading: Unpack[Reading],
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
-    Fine variables above 256 MB wait in unnamed files beside the target. missing, units: what the file does not tell,
-    see fastds.data.declared. dtype: of the fields in target, "input" (integers where the input has packed ones) or
+    Fine variables above 256 MB wait in unnamed files beside the target. reading: see fastds.data.reading.Reading.
+    dtype: of the fields in target, "input" (integers where the input has packed ones) or
     "float32"."""
     chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "threads": threads, "progress": progress}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         return _run(loaded(DEFAULT_MODEL if model is None else model), dataset, folder=folder, **chosen)
 
-    return file_to_file(source, target, make, missing=missing, units=units, dtype=dtype)
+    return file_to_file(source, target, make, dtype=dtype, **reading)
 
 
 def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, progress=False, folder=None):
@@ -345,17 +346,15 @@ def query_file(
     outside: str = "error",
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
-    missing: float | None = None,
-    units: str | None = None,
+    **reading: Unpack[Reading],
 ) -> Report:
     """Query the file source at the points of a CSV file, arguments as in `query`, and write the rows to another CSV.
 
-    missing, units: what the file does not tell, see fastds.data.declared."""
+    reading: see fastds.data.reading.Reading."""
     check_target(source, target)
     check_target(points, target)
     model = loaded(DEFAULT_MODEL if model is None else model)
-    with open_dataset(source) as dataset:
-        dataset = declared(dataset, missing, units)
+    with opened(source, **reading) as dataset:
         rows = query(model, dataset, points, outside=outside, static=static, threads=threads)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
     return Report(model.card.name, {}, [f"wrote {target}: {len(rows)} rows"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import fastds
 from fastds.data import add_history, refine_grid
 from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.plausible import plausible_values
+from fastds.data.reading import Reading
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
@@ -76,20 +78,19 @@ def downscale_file(
     level: float | None = None,
     threads: int | None = None,
     progress: bool = False,
-    missing: float | None = None,
-    units: str | None = None,
     dtype: str = "input",
+    **reading: Unpack[Reading],
 ) -> Report:
-    """Downscale the NetCDF, GRIB or Zarr file source into a NetCDF or Zarr file, arguments as in `downscale`; `target`
-    appears only when it is complete. missing, units: what the file does not tell, see fastds.data.declared.
-    dtype: of the fields in target, "input" (integers where the input has packed ones) or "float32"."""
+    """Downscale the file source into a NetCDF or Zarr file, arguments as in `downscale`; `target` appears only when it
+    is complete. reading: see fastds.data.reading.Reading. dtype: of the fields in target, "input" (integers where the input has
+    packed ones) or "float32"."""
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         generator = loaded(model)
         out = _run(generator, dataset, members, seed, var, level, threads, progress)
         return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
 
-    return file_to_file(source, target, make, missing=missing, units=units, var=var, dtype=dtype)
+    return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
 
 
 def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from torch import nn
 from fastds.data import (
     RAIN_THRESHOLDS,
     ReflectivityInput,
-    declared,
     normalised_rates,
-    open_dataset,
+    opened,
     to_reflectivity,
 )
 from fastds.data.grid.times import text_of
+from fastds.data.reading import Reading
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
 from fastds.tasks.common.radar_files import check_quietly, differ, open_reflectivity
@@ -41,20 +42,15 @@ def evaluate_files(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
-    missing: float | None = None,
-    units: str | None = None,
+    **reading: Unpack[Reading],
 ) -> NowcastTable:
     """Compare the files prediction (forecasts) and truth (the fields that came), see `evaluate`.
 
     observed: the file the forecasts were made from; None: truth. var, z_r: as in evaluate. progress: show a
-    progress bar. missing, units: what truth and observed do not tell, see fastds.data.declared.
+    progress bar. reading: of truth and observed, see fastds.data.reading.Reading.
     Raises what open_dataset raises, too."""
-    with open_dataset(prediction) as p, open_dataset(truth) as t:
-        t = declared(t, missing, units, var)
-        if observed is None:
-            return evaluate(p, t, var=var, z_r=z_r, progress=progress)
-        with open_dataset(observed) as o:
-            return evaluate(p, t, observed=declared(o, missing, units, var), var=var, z_r=z_r, progress=progress)
+    with opened(prediction) as p, opened(truth, var, **reading) as t, opened(observed, var, **reading) as o:
+        return evaluate(p, t, observed=o, var=var, z_r=z_r, progress=progress)
 
 
 def evaluate(

@@ -17,8 +17,7 @@ import fastds
 from fastds.data import (
     ReflectivityInput,
     add_history,
-    declared,
-    open_dataset,
+    opened,
     reflectivity_to_rate,
     to_reflectivity,
 )
@@ -126,6 +125,7 @@ def nowcast_file(
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
+    stop: str | None = None,
     dtype: str = "input",
     **options,
 ) -> Report:
@@ -133,9 +133,9 @@ def nowcast_file(
 
     model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
     forecast and difference. truth: the file that the forecasts will be compared with; whether it fits is checked before
-    they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: what the
-    file does not tell, see fastds.data.declared. dtype: of the fields in target, "input" (integers where the input has
-    packed ones of the same units) or "float32". Raises FileNotFoundError, ValueError."""
+    they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: of both files, see
+    fastds.data.reading.Reading. stop: the last time that is read of source. dtype: of the fields in target, "input" (integers
+    where the input has packed ones of the same units) or "float32". Raises FileNotFoundError, ValueError."""
     if picture is not None:
         check_target(source, Path(picture))
     chosen = Options(**options)
@@ -150,8 +150,8 @@ def nowcast_file(
         from fastds.tasks.nowcast.evaluation import check_truth
 
         try:
-            with open_dataset(truth) as file:
-                check_truth(declared(file, missing, units, chosen.var), *forecasts, var=chosen.var, z_r=chosen.z_r)
+            with opened(truth, chosen.var, missing=missing, units=units) as file:
+                check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r)
         except ValueError as error:
             raise ValueError(f"truth: {error}") from error
 
@@ -162,7 +162,8 @@ def nowcast_file(
         return f"wrote {picture}"
 
     then = None if picture is None else draw
-    return file_to_file(source, target, make, then, missing=missing, units=units, var=chosen.var, dtype=dtype)
+    reading = {"missing": missing, "units": units, "stop": stop}
+    return file_to_file(source, target, make, then, var=chosen.var, dtype=dtype, **reading)
 
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+from typing import Unpack
 
 import xarray as xr
 
-from fastds.data import ReflectivityInput, declared, open_dataset, refine_grid, refine_time, to_reflectivity
+from fastds.data import ReflectivityInput, opened, refine_grid, refine_time, to_reflectivity
+from fastds.data.reading import Reading
 from fastds.models.baselines import advection, bicubic, trilinear
 from fastds.tasks.common.radar_files import check_quietly, differ
 from fastds.tasks.common.tables import tracked
@@ -27,20 +29,15 @@ def evaluate_files(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
-    missing: float | None = None,
-    units: str | None = None,
+    **reading: Unpack[Reading],
 ) -> EvaluationTable:
     """Compare the files prediction and truth, see `evaluate`.
 
     coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r: as in evaluate.
-    progress: show a progress bar. missing, units: what truth and coarse do not tell, see fastds.data.declared.
+    progress: show a progress bar. reading: of truth and coarse, see fastds.data.reading.Reading.
     Raises what open_dataset raises, too."""
-    with open_dataset(prediction) as p, open_dataset(truth) as t:
-        t = declared(t, missing, units, var)
-        if coarse is None:
-            return evaluate(p, t, var=var, z_r=z_r, progress=progress)
-        with open_dataset(coarse) as c:
-            return evaluate(p, t, coarse=declared(c, missing, units, var), var=var, z_r=z_r, progress=progress)
+    with opened(prediction) as p, opened(truth, var, **reading) as t, opened(coarse, var, **reading) as c:
+        return evaluate(p, t, coarse=c, var=var, z_r=z_r, progress=progress)
 
 
 def check_truth_file(
@@ -50,14 +47,13 @@ def check_truth_file(
     *,
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
-    missing: float | None = None,
-    units: str | None = None,
+    **reading: Unpack[Reading],
 ) -> None:
     """check_truth of files; an error says that it is of truth."""
-    with open_dataset(coarse) as c, open_dataset(truth) as t:
-        source = to_reflectivity(declared(c, missing, units, var), var, z_r=z_r)
+    with opened(coarse, var, **reading) as c, opened(truth, var, **reading) as t:
+        source = to_reflectivity(c, var, z_r=z_r)
         try:
-            check_truth(declared(t, missing, units, var), source, var=var, z_r=z_r, time_factor=time_factor)
+            check_truth(t, source, var=var, z_r=z_r, time_factor=time_factor)
         except ValueError as error:
             raise ValueError(f"truth: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Unpack
 
 import xarray as xr
 from torch import nn
@@ -19,6 +20,7 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.data.grid.axes import is_latitude
+from fastds.data.reading import Reading
 from fastds.tasks.common.inference import (
     Report,
     check_settings,
@@ -87,16 +89,15 @@ def downscale_file(
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
-    missing: float | None = None,
-    units: str | None = None,
     dtype: str = "input",
+    **reading: Unpack[Reading],
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
     model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
     above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
-    missing, units: what the file does not tell, see fastds.data.declared. dtype: of the fields in
-    target, "input" (integers where the input has packed ones) or "float32". Raises FileNotFoundError, ValueError."""
+    reading: see fastds.data.reading.Reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
+    or "float32". Raises FileNotFoundError, ValueError."""
     options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
@@ -105,7 +106,7 @@ def downscale_file(
         report.notes.insert(0, note)
         return out, report
 
-    return file_to_file(source, target, make, missing=missing, units=units, var=var, dtype=dtype)
+    return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
 
 
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
