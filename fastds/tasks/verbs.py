@@ -42,7 +42,7 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
         options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, time_factor,
             static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads, progress) or
             fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, progress), as the model's card
-            says; and missing, units, start and stop, see fastds.data.reading.Reading.
+            says; and missing, units, start and stop, see fastds.data.reading.
 
     Returns: a new Dataset in memory with the settings in its attributes.
 
@@ -164,5 +164,5 @@ def _check(options: Mapping, known: set[str], task: str) -> None:
 
 
 def _reading(options: dict, *names: str) -> dict:
-    """Those of the named options of fastds.data.reading.Reading that were given, taken out of options, and var."""
+    """Those of the named options of fastds.data.reading that were given, taken out of options, and var."""
     return {name: options.pop(name) for name in names if name in options} | {"var": options.get("var")}

@@ -226,7 +226,7 @@ def downscale_file(
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
-    Fine variables above 256 MB wait in unnamed files beside the target. reading: see fastds.data.reading.Reading.
+    Fine variables above 256 MB wait in unnamed files beside the target. reading: see fastds.data.reading.
     dtype: of the fields in target, "input" (integers where the input has packed ones) or
     "float32"."""
     chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "threads": threads, "progress": progress}
@@ -350,7 +350,7 @@ def query_file(
 ) -> Report:
     """Query the file source at the points of a CSV file, arguments as in `query`, and write the rows to another CSV.
 
-    reading: see fastds.data.reading.Reading."""
+    reading: see fastds.data.reading."""
     check_target(source, target)
     check_target(points, target)
     model = loaded(DEFAULT_MODEL if model is None else model)

@@ -82,7 +82,7 @@ def downscale_file(
     **reading: Unpack[Reading],
 ) -> Report:
     """Downscale the file source into a NetCDF or Zarr file, arguments as in `downscale`; `target` appears only when it
-    is complete. reading: see fastds.data.reading.Reading. dtype: of the fields in target, "input" (integers where the input has
+    is complete. reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has
     packed ones) or "float32"."""
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:

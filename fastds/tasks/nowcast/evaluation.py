@@ -47,7 +47,7 @@ def evaluate_files(
     """Compare the files prediction (forecasts) and truth (the fields that came), see `evaluate`.
 
     observed: the file the forecasts were made from; None: truth. var, z_r: as in evaluate. progress: show a
-    progress bar. reading: of truth and observed, see fastds.data.reading.Reading.
+    progress bar. reading: of truth and observed, see fastds.data.reading.
     Raises what open_dataset raises, too."""
     with opened(prediction) as p, opened(truth, var, **reading) as t, opened(observed, var, **reading) as o:
         return evaluate(p, t, observed=o, var=var, z_r=z_r, progress=progress)

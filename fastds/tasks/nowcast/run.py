@@ -134,7 +134,7 @@ def nowcast_file(
     model, progress, options: as nowcast. picture: PNG of the first forecast: observed fields where the file has them,
     forecast and difference. truth: the file that the forecasts will be compared with; whether it fits is checked before
     they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: of both files, see
-    fastds.data.reading.Reading. stop: the last time that is read of source. dtype: of the fields in target, "input" (integers
+    fastds.data.reading. stop: the last time that is read of source. dtype: of the fields in target, "input" (integers
     where the input has packed ones of the same units) or "float32". Raises FileNotFoundError, ValueError."""
     if picture is not None:
         check_target(source, Path(picture))

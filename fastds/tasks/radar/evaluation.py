@@ -34,7 +34,7 @@ def evaluate_files(
     """Compare the files prediction and truth, see `evaluate`.
 
     coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r: as in evaluate.
-    progress: show a progress bar. reading: of truth and coarse, see fastds.data.reading.Reading.
+    progress: show a progress bar. reading: of truth and coarse, see fastds.data.reading.
     Raises what open_dataset raises, too."""
     with opened(prediction) as p, opened(truth, var, **reading) as t, opened(coarse, var, **reading) as c:
         return evaluate(p, t, coarse=c, var=var, z_r=z_r, progress=progress)

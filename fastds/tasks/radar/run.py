@@ -96,7 +96,7 @@ def downscale_file(
 
     model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
     above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
-    reading: see fastds.data.reading.Reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
+    reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
     or "float32". Raises FileNotFoundError, ValueError."""
     options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
 
