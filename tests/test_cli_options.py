@@ -22,6 +22,7 @@ from test_verbs import HUMIDITY, TEMPERATURE, generator, gridded, nowcaster, rad
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import cli, models
+from fastds._parsers import parser_of_all
 from fastds.data import coarsen_dataset, synthetic_event
 from fastds.studies.command import STUDIES
 from fastds.tasks.common.command import TASKS
@@ -29,6 +30,7 @@ from fastds.tasks.radar.demo import demo
 
 LAW = 300.0, 1.4
 # Files that tell neither their unit nor their missing value, and have a law of their own.
+PART = "2024-06-01T12:05", "2024-06-01T12:15"
 SECOND = "2019-01-01T03:00"
 READING = "--var rain --units mm/h --missing -9 --z-r 300 1.4"
 FIELDS = "--model fields.safetensors --static relief.nc:h --missing -999 --units K"
@@ -50,6 +52,8 @@ def folder(tmp_path_factory):
     made = {"in": rain(coarsen_dataset(event)), "truth": rain(event), "known": rain(known)}
     made["pred"] = made["truth"].assign(rain=1.2 * made["truth"].rain.where(made["truth"].rain >= 0))
     made["pred"].rain.attrs = {"units": "mm h-1", "standard_name": "rainfall_rate"}
+    made["mapped"] = made["truth"].assign(crs=synthetic_event(5, 5, (64, 64)).crs)
+    made["mapped"].rain.attrs["grid_mapping"] = "crs"
     humid = [gridded(HUMIDITY).expand_dims({"pressure_level": [level]}, 1) for level in (500.0, 850.0)]
     made["humid"] = xr.concat(humid, "pressure_level")
     made["humid"]["r"][:, 1] *= 0.9
@@ -180,6 +184,24 @@ def table_by_hand(printed):
     assert "prediction" in printed and list(table.index) == ["trilinear", "bicubic", "advection", "prediction"]
 
 
+def checked(printed):
+    assert "format     NetCDF-4, 1 file" in printed and "times      3, 2024-06-01T12:05:00" in printed
+    assert "can        nowcast" not in printed and "cannot     nowcast: " in printed
+    assert "can        downscale: rain to 5 fields of 128 x 128; model fczsm-small was chosen" in printed
+
+
+def archived(printed):
+    out, given = xr.open_dataset("a.zarr"), xr.open_dataset("truth.nc").rain.where(lambda r: r >= 0)
+    assert out.rainfall_flux.attrs["units"] == "kg m-2 h-1" and out.sizes["time"] == 3
+    np.testing.assert_array_equal(out.rainfall_flux, given[1:4])
+    told = [out.attrs[name] for name in ("license", "mlcast_created_by", "mlcast_dataset_identifier")]
+    assert told == ["CC-BY-4.0", "A<a@b.org>", "DE-DWD-rain"] and out.attrs["mlcast_created_with"] == "URL"
+
+
+def plain_copy(printed):
+    xr.testing.assert_equal(xr.open_dataset("copy.zarr"), xr.open_dataset("truth.nc"))
+
+
 def demonstrated(printed):
     assert "synthetic rain event, seed 3: 3 frames of 64 x 64" in printed and "model tiny" in printed
     assert xr.open_dataset("demo/OUT.nc").sizes["x"] == 64
@@ -219,6 +241,10 @@ RUNS = {
     ),
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10": one_pair,
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv": table_by_hand,
+    f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]}": checked,
+    f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
+    "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL": archived,
+    "convert truth.nc copy.zarr --to cf": plain_copy,
     "demo --output demo --model radar.safetensors --seed 3 --size 64 --threads 1": demonstrated,
 }
 
@@ -248,7 +274,7 @@ def test_every_option_of_every_command_is_tried():
     tried = {}
     for words in map(str.split, RUNS):
         tried.setdefault(words[0], set()).update(word for word in words if word.startswith("--"))
-    commands = cli._parser()._subcommands_action.choices
+    commands = parser_of_all()._subcommands_action.choices
     assert set(tried) == set(commands) - {"train", "study", "models", "info"}
     for name, words in tried.items():
         strings = [action.option_strings for action in commands[name]._actions]
@@ -258,7 +284,7 @@ def test_every_option_of_every_command_is_tried():
 
 @pytest.mark.parametrize("words", ["query a.nc --points b.csv --out DIR", "demo --out DIR"])
 def test_out_is_short_for_output(words):
-    options = cli._parser().parse_args(words.split())
+    options = parser_of_all().parse_args(words.split())
     assert options[words.split()[0]].output == "DIR"
 
 

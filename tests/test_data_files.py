@@ -182,3 +182,13 @@ def test_a_process_that_reads_grib_ends_well(data_dir):
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", ["event.nc", "event.zarr"])
+def test_fields_of_dask_are_written(event, tmp_path, name):
+    pytest.importorskip("dask", reason="lazy fields need dask")
+    if name.endswith("zarr"):
+        pytest.importorskip("zarr", reason="Zarr stores need the package zarr")
+    save_dataset(event.chunk(time=1), tmp_path / name)
+    with open_dataset(tmp_path / name) as back:
+        xr.testing.assert_identical(back.load(), event)

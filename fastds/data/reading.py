@@ -32,8 +32,8 @@ def _are_paths(data: object) -> bool:
 def opened(data: Data | None, var: str | None = None, **reading: Unpack[Reading]) -> Iterator[xr.Dataset | None]:
     """A Dataset of what was given: a DataArray by its name, files opened and closed with the block; None stays None.
 
-    var: the variable that missing and units are of; reading: see Reading. Raises: TypeError for other data, and what open_dataset and
-    declared raise."""
+    var: the variable that missing and units are of; reading: see Reading. Raises: TypeError for other data, and what
+    open_dataset and declared raise."""
     told = reading.get("missing"), reading.get("units"), var
     times = reading.get("start"), reading.get("stop")
     if data is None:

@@ -9,7 +9,7 @@ import xarray as xr
 from fastds.data.grid.axes import is_latitude, is_longitude, unwrap
 
 EARTH_RADIUS_M = 6_371_000.0
-_METRES = {
+METRES = {
     "m": 1.0,
     "metre": 1.0,
     "meter": 1.0,
@@ -77,8 +77,8 @@ def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | N
             return None
         step = float(np.median(np.abs(np.diff(unwrap(field[dim].values, field[dim].attrs)))))
         units = str(field[dim].attrs.get("units", "")).strip().lower()
-        if units in _METRES:
-            spacing.append(step * _METRES[units])
+        if units in METRES:
+            spacing.append(step * METRES[units])
         elif lat is not None and dim in (lat.dims[0], lon.dims[0]):
             across = np.cos(np.deg2rad(float(np.mean(lat.values)))) if dim == lon.dims[0] else 1.0
             spacing.append(np.deg2rad(step) * EARTH_RADIUS_M * across)

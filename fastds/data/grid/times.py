@@ -134,7 +134,9 @@ def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
         notes.append(f"{len(order) - len(keep)} repeated frames were dropped")
         field = field.isel({time: keep})
     if len(keep) < 2:
-        raise ValueError(f"at least 2 times are needed, variable {field.name} has {len(keep)}")
+        raise ValueError(
+            f"at least 2 times are needed, variable {field.name} has {len(keep)}; a folder or pattern joins files"
+        )
     return field, notes
 
 

@@ -4,12 +4,14 @@
 import importlib.util
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Hashable
 from typing import Any
 
 import h5netcdf
 import xarray as xr
+from xarray.backends.common import ArrayWriter
 
 from fastds._outputs import replacing
 from fastds.data.io.sink import sink
@@ -72,7 +74,9 @@ def _write_zarr(dataset: xr.Dataset, path: pathlib.Path) -> None:
 def _write_netcdf(dataset: xr.Dataset, path: pathlib.Path) -> None:
     encoding = {name: _netcdf_encoding(dataset, name) for name in dataset.variables}
     with sink(path) as target, h5netcdf.File(target, "w") as file:
-        dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding)
+        writer = ArrayWriter(lock=threading.Lock())  # for what is dask's, which is written at sync
+        dataset.dump_to_store(xr.backends.H5NetCDFStore(file), encoding=encoding, writer=writer)
+        writer.sync()
 
 
 def _plain_encoding(variable: xr.Variable) -> dict[str, Any]:

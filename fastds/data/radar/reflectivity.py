@@ -165,10 +165,14 @@ class ReflectivityInput:
     def frames(self, index: Index) -> np.ndarray:
         """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
         without infinities; what lies outside the plausible range is missing."""
-        values = within(self._decoded(index), self._limits)
+        values = self.values(index)
         if self.kind == "reflectivity":
             return values
         return rate_to_reflectivity(values * self._mm_per_hour(index), self.z_r, self.no_echo)
+
+    def values(self, index: Index) -> np.ndarray:
+        """Some frames in the units of the file, float32, codes decoded; implausible values and missing ones are NaN."""
+        return within(self._decoded(index), self._limits)
 
     def to_rate(self, z: np.ndarray | float) -> np.ndarray:
         """Rain rate in mm/h of reflectivity z in dBZ by this input's Z-R law."""
@@ -177,7 +181,7 @@ class ReflectivityInput:
     def amounts(self, index: Index) -> np.ndarray:
         """Amounts in mm of some frames of an "amount" input, NaN = missing."""
         seconds = self.interval_seconds(index)
-        return np.maximum(within(self._decoded(index), self._limits), 0.0) * self._mm_per_hour(index) * seconds / 3600.0
+        return np.maximum(self.values(index), 0.0) * self._mm_per_hour(index) * seconds / 3600.0
 
     def interval_seconds(self, index: Index) -> np.ndarray | np.float32:
         """Length of the intervals of some frames of an "amount" input in seconds, shaped to multiply frames."""

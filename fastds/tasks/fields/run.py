@@ -237,6 +237,13 @@ def downscale_file(
     return file_to_file(source, target, make, dtype=dtype, **reading)
 
 
+def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
+    """What `downscale` would make of a dataset by the weights of this name, for the user. Raises: ValueError where it
+    does not fit. The model says which variables it takes; var does not matter."""
+    fields = FieldModel(loaded(name), dataset, geometry(dataset))
+    return f"{', '.join(fields.names)} at any scale"
+
+
 def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, progress=False, folder=None):
     """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory."""
     if sum(v is not None for v in (scale, grid, like)) != 1:

@@ -19,7 +19,7 @@ from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.plausible import plausible_values
 from fastds.data.reading import Reading
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
-from fastds.models import ModelCard
+from fastds.models import ModelCard, load_card
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.common.inference import Report, computing, file_to_file, loaded
 from fastds.tasks.common.progress import progress_bar
@@ -91,6 +91,19 @@ def downscale_file(
         return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
 
     return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
+
+
+def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
+    """What `downscale` would make of a dataset by the weights of this name, for the user. Raises: ValueError where they
+    do not fit; warns of another pressure than that of the training."""
+    card = load_card(name)
+    field = choose_field(dataset, var)
+    wanted = {str(v.get("standard_name")) for v in card.input_variables}
+    found = str(field.attrs.get("standard_name", "no standard_name"))
+    if found not in wanted:
+        raise ValueError(f"variable {field.name} is {found}, the model was trained for {', '.join(sorted(wanted))}")
+    _warn_of_level(card, field)
+    return f"{field.name} at {card.space_factor} times the resolution"
 
 
 def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:

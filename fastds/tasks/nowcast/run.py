@@ -21,6 +21,7 @@ from fastds.data import (
     reflectivity_to_rate,
     to_reflectivity,
 )
+from fastds.data.grid.times import text_of
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
@@ -164,6 +165,20 @@ def nowcast_file(
     then = None if picture is None else draw
     reading = {"missing": missing, "units": units, "stop": stop}
     return file_to_file(source, target, make, then, var=chosen.var, dtype=dtype, **reading)
+
+
+def plan(source: ReflectivityInput) -> str:
+    """What `nowcast` would make of a radar field by the default method, for the user.
+
+    Raises: ValueError where no forecast can start."""
+    method, note = pick_method()
+    options = Options()
+    spacing = mean_spacing_m(source)
+    factor, interval = _factor(method.card, source, options, spacing), _interval(method.card, source, options)
+    line = Timeline(source.raw[source.dims[0]].values, source.cadence)
+    (start, *_), _ = find_starts(line, method.known, interval, options.start, options.every)
+    steps = f"{_steps(options, interval)} fields every {interval / 60:g} min from {text_of(start.time)}"
+    return "; ".join(text for text in (steps, note, _coarser(source, factor, spacing, interval)) if text)
 
 
 def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):

@@ -109,6 +109,14 @@ def downscale_file(
     return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
 
 
+def plan(source: ReflectivityInput) -> str:
+    """What `downscale` would make of a radar field by the shipped weights, for the user; warns outside their range."""
+    model, note = pick_model()
+    frames, height, width = output_shape(source)
+    _warn_outside(model.card, source, None)
+    return f"{source.source_name} to {frames} fields of {height} x {width}; {note}"
+
+
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
     """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
 
@@ -208,7 +216,7 @@ def _check_model(model) -> None:
         )
 
 
-def _warn_outside(card, source: ReflectivityInput, motion_px: float) -> None:
+def _warn_outside(card, source: ReflectivityInput, motion_px: float | None) -> None:
     ranges = (
         ("grid spacing", mean_spacing_m(source), card.grid_spacing_m, "m"),
         ("cadence", source.cadence, card.cadence_s, "s"),

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of the command `fastds` and its subcommands; nothing heavy is imported for them."""
+
+from jsonargparse import ArgumentParser
+
+
+def parser_of_all() -> ArgumentParser:
+    """The parser of the command with all its subcommands."""
+    parser = ArgumentParser(
+        prog="fastds", exit_on_error=False, description="Downscale and nowcast weather fields with deep networks."
+    )
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+    for name, make, text in (
+        ("downscale", _downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
+        ("nowcast", _nowcast_parser, "forecast the next radar fields from the last ones"),
+        ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
+        ("evaluate", _evaluate_parser, "compare a downscaled or nowcast file with the truth and the baselines"),
+        ("check", _check_parser, "say what files are and what each command would do with them"),
+        ("convert", _convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
+        ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
+        ("train", _plain_parser, "train a model: fastds train --help"),
+        ("study", _plain_parser, "compare many models on test data: fastds study --help"),
+        ("models", _plain_parser, "list the weights in the package: fastds models --help"),
+        ("info", _plain_parser, "print versions, compilers and devices"),
+    ):
+        commands.add_subcommand(name, make(), help=text)
+    return parser
+
+
+def _plain_parser(description: str | None = None) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, description=description)
+
+
+def _downscale_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Radar fields: write IN.nc at twice the resolution and half the time step. Latitude-longitude fields: with "
+        "--scale, --grid or --like. Relative humidity: with --model wgan-gp-small-x2 or -x8. An OUT.nc that exists is "
+        "replaced."
+    )
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        help="file, folder or 'pattern': reflectivity, rain or fields (time, y, x)",
+    )
+    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4, or Zarr where it ends in .zarr")
+    parser.add_argument("--model", help="name of shipped weights or a .safetensors file; default: the only match")
+    parser.add_argument("--var", help="variable to downscale, where its attributes do not tell")
+    parser.add_argument("--tile", type=int, help="side of a tile in input pixels, a multiple of 16; default: by memory")
+    parser.add_argument(
+        "--halo", type=int, help="border read around a tile, a multiple of 16; default: network's reach"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="numbers inside the network; default: fp32")
+    parser.add_argument("--time-factor", type=int, help="2, or 4 by applying the model twice in time; default: 2")
+    parser.add_argument("--scale", type=float, help="latitude-longitude fields: this many times as fine, any real")
+    parser.add_argument(
+        "--grid", type=float, metavar="DEGREES", help="latitude-longitude fields: spacing of the result"
+    )
+    parser.add_argument("--like", metavar="FILE", help="latitude-longitude fields: onto the grid of this file")
+    parser.add_argument("--members", type=int, help="generators: members of the ensemble; default: one, without noise")
+    parser.add_argument("--seed", type=int, help="generators: of the first member; default: 0")
+    parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
+    _add_static(parser)
+    _add_reading(parser)
+    _add_dtype(parser)
+    _add_z_r(parser)
+    parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
+    return parser
+
+
+def _nowcast_parser() -> ArgumentParser:
+    parser = _plain_parser("Forecast from the last fields of IN.nc. An OUT.nc that exists is replaced.")
+    parser.add_argument("input", metavar="IN", help="file, folder or 'pattern': reflectivity or rain (time, y, x)")
+    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4")
+    parser.add_argument(
+        "--model",
+        help="shipped name, .safetensors file, persistence, blurred-persistence, extrapolation or pysteps; default: "
+        "the shipped nowcaster, else extrapolation",
+    )
+    parser.add_argument("--steps", type=int, help="number of fields; default: 12")
+    parser.add_argument("--lead", metavar="DURATION", help="of the last field, such as 60min; instead of --steps")
+    parser.add_argument("--start", metavar="TIME", help="last known field, such as 2010-08-26T03:00; default: the last")
+    parser.add_argument("--every", metavar="STEP", help="hindcasts from --start, or from the first possible time, on")
+    parser.add_argument("--interval", metavar="DURATION", help="between fields; default: the shortest the model knows")
+    parser.add_argument("--coarsen", type=int, help="cells of IN.nc along one of OUT.nc; default: as the model knows")
+    parser.add_argument("--block", type=int, help="start anew from the forecasts after so many fields; default: never")
+    parser.add_argument(
+        "--smooth", action="store_true", help="least squared error; default: with the intensities of the last field"
+    )
+    parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
+    parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
+    _add_reading(parser, start=False)
+    _add_dtype(parser)
+    _add_z_r(parser)
+    parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
+    parser.add_argument(
+        "--truth", metavar="FILE", help="fields after the starts (IN.nc, for hindcasts): prints the scores by lead"
+    )
+    return parser
+
+
+def _query_parser() -> ArgumentParser:
+    parser = _plain_parser("Write the values of IN.nc at stations, by the model and by bilinear interpolation.")
+    parser.add_argument("input", metavar="IN.nc", help="the model's variables over latitude and longitude")
+    parser.add_argument("--points", metavar="CSV", required=True, help="columns lat and lon, degrees; others are kept")
+    parser.add_argument("--output", "--out", metavar="CSV", required=True, help="file to write")
+    parser.add_argument("--model", help="shipped name or file of an arbitrary-scale model; default: inr-small")
+    parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    _add_static(parser)
+    _add_reading(parser)
+    return parser
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = _plain_parser("Print the errors of PRED, downscaled fields or forecasts, and of every baseline.")
+    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts of fastds nowcast")
+    parser.add_argument("truth", metavar="TRUTH", help="fine file on the same grid and times, or the fields that came")
+    parser.add_argument(
+        "--input", metavar="FILE", help="the input of PRED; default: TRUTH averaged 2 x 2, for forecasts TRUTH"
+    )
+    parser.add_argument("--var", help="variable to compare, where its attributes do not tell")
+    _add_reading(parser)
+    _add_z_r(parser)
+    parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
+    return parser
+
+
+def _check_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Say what files are, what each command would do with them, and what stands in the way. The exit "
+        "status is 0 where some command takes every one of them, else 2.",
+    )
+    parser.add_argument(
+        "inputs", metavar="FILE", nargs="+", help="files, folders or 'patterns' of any format, one by one"
+    )
+    parser.add_argument("--var", help="variable to look at, where its attributes do not tell")
+    _add_reading(parser)
+    return parser
+
+
+def _convert_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Write raw files as CF NetCDF (OUT.nc), or as an archive in MLCast's form (OUT.zarr).",
+    )
+    parser.add_argument("inputs", metavar="IN", nargs="+", help="files of one format, a folder, or a 'pattern'")
+    parser.add_argument("output", metavar="OUT", help="OUT.nc or OUT.zarr; one that exists is replaced")
+    parser.add_argument("--to", choices=["cf", "mlcast"], help="default: mlcast for OUT.zarr, else cf")
+    parser.add_argument("--var", help="variable of an archive, where its attributes do not tell")
+    parser.add_argument("--license", metavar="SPDX", help="archives: licence of the data, such as CC-BY-4.0")
+    parser.add_argument("--creator", metavar="'NAME <EMAIL>'", help="archives: who makes it")
+    parser.add_argument("--identifier", metavar="ID", help="archives: COUNTRY-ENTITY-VARIABLE: FI-FMI-reflectivity")
+    parser.add_argument("--created-with", metavar="URL", help="archives: of the repository, for MLCast's catalogue")
+    _add_reading(parser)
+    return parser
+
+
+def _demo_parser() -> ArgumentParser:
+    parser = _plain_parser("Downscale a seeded synthetic rain event and compare the result with the truth.")
+    parser.add_argument(
+        "--output", "--out", metavar="DIR", default="fastds-demo", help="folder for the files and the picture"
+    )
+    parser.add_argument("--model", help="name of shipped weights or a .safetensors file")
+    parser.add_argument("--seed", type=int, help="seed of the rain event")
+    parser.add_argument("--size", type=int, help="pixels a side of the fine grid, a multiple of 32")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    return parser
+
+
+def _add_static(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--static", action="append", metavar="FILE[:VAR]",
+        help="static maps (orography) of a model that reads some, on any grid; may be given again for the next map",
+    )  # fmt: skip
+
+
+def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
+    parser.add_argument("--missing", type=float, metavar="VALUE", help="value that stands for a missing one")
+    parser.add_argument("--units", metavar="UNITS", help="of the variable, where the file does not tell or tells wrong")
+    if start:
+        parser.add_argument("--start", metavar="TIME", help="first time that is read, such as 2010-08-26T03:00")
+    parser.add_argument("--stop", metavar="TIME", help="last time that is read")
+
+
+def _add_dtype(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=["input", "float32"], help="of OUT.nc; default: input, integers where IN.nc has packed ones"
+    )
+
+
+def _add_z_r(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
+    )

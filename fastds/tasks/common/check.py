@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds check: what files are, what each command would do with them, and what stands in the way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import xarray as xr
+from jsonargparse import Namespace
+
+from fastds.data import grid_spacing_m, opened, to_reflectivity
+from fastds.data.formats.opening import Source
+from fastds.data.grid.grids import grid_mappings, latitude_longitude
+from fastds.data.grid.times import regular_segments, text_of
+from fastds.models import available, load_card
+from fastds.tasks.verbs import DOWNSCALING, task_function
+
+_MARSHALL_PALMER = (200.0, 1.6)
+_MOST = 8  # variables that are listed
+
+
+def check_all(options: Namespace, reading: dict) -> int:
+    """Run the command with its options and those of reading files: prints what it finds, returns 0 or 2."""
+    good = True
+    for number, path in enumerate(options.inputs):
+        print("" if number == 0 else "\n", end="")
+        good &= check(path, options.var, **reading)
+    return 0 if good else 2
+
+
+def check(path: Source, var: str | None = None, **reading) -> bool:
+    """Print what the files at a path are and what takes them; whether a command does.
+
+    var and reading: see fastds.data.opened."""
+    print(path)
+    try:
+        with warnings.catch_warnings(record=True) as caught, opened(path, var, **reading) as dataset:
+            warnings.simplefilter("always", UserWarning)
+            for name, text in _facts(dataset):
+                print(f"  {name:10} {text}")
+            found = [_tried(name, run) for name, run in _commands(dataset, var)]
+    except (ValueError, OSError, ImportError) as error:
+        print(f"  cannot be read: {' '.join(str(error).split())}")
+        return False
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"  warning    {text}")
+    for name, takes, text in found:
+        print(f"  {'can' if takes else 'cannot':10} {name}: {text}")
+    return any(takes for _, takes, _ in found)
+
+
+def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
+    try:
+        return name, True, run()
+    except (ValueError, KeyError) as error:
+        return name, False, " ".join(str(error).split())
+
+
+def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
+    """Name and text of what is known of the files."""
+    files = dataset.encoding.get("files", 1)
+    yield "format", f"{dataset.encoding.get('format')}, {files} file{'s' * (files != 1)}"
+    for name in ("title", "institution"):
+        if name in dataset.attrs:
+            yield name, str(dataset.attrs[name])
+    if "time" in dataset.variables:
+        yield "times", _times(np.atleast_1d(dataset["time"].values))
+    fields = [field for field in dataset.data_vars.values() if field.ndim >= 2 and field.dtype.kind in "fiu"]
+    for variable in fields[:_MOST]:
+        sizes = ", ".join(f"{dim} {size}" for dim, size in variable.sizes.items())
+        yield "variable", f"{variable.name} [{variable.attrs.get('units', 'no units')}] {sizes}"
+    if len(fields) > _MOST:
+        yield "", f"and {len(fields) - _MOST} more"
+    if fields:
+        yield "grid", _grid(dataset, fields[0])
+
+
+def _times(times: np.ndarray) -> str:
+    if len(times) < 2:
+        return text_of(times[0])
+    ends = f"{len(times)}, {text_of(times[0])} to {text_of(times[-1])}"
+    try:
+        segments, cadence, _ = regular_segments(np.sort(times))
+    except ValueError as error:
+        return f"{ends}; {error}"
+    return f"{ends}, every {cadence / 60:g} min" + (f", {len(segments) - 1} gaps" if len(segments) > 1 else "")
+
+
+def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
+    spacing = grid_spacing_m(field)
+    mappings = grid_mappings(dataset, field)
+    kind = str(dataset[mappings[0]].attrs.get("grid_mapping_name", "its own projection")) if mappings else ""
+    lat, lon = latitude_longitude(field)
+    if lat is not None:
+        kind += f"{' ' * bool(kind)}{float(lat.min()):.2f} to {float(lat.max()):.2f} N"
+        kind += f", {float(lon.min()):.2f} to {float(lon.max()):.2f} E"
+    cells = "" if spacing is None or None in spacing else f", cells of {spacing[0]:.0f} x {spacing[1]:.0f} m"
+    return (kind.replace("_", " ") or "no coordinates that tell a place") + cells
+
+
+def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Every command and what says how it would take the dataset, or raises ValueError with the reason."""
+    source = _once(lambda: _radar(dataset, var))
+    yield "downscale", lambda: task_function("radar", "plan")(source())
+    yield "nowcast", lambda: task_function("nowcast", "plan")(source())
+    for name in available(pretrained=True):
+        task = load_card(name).task
+        if task in DOWNSCALING and task != "radar":
+            option = " --scale 2" if task == "fields" else ""
+            yield (
+                f"downscale --model {name}{option}",
+                lambda task=task, name=name: task_function(task, "plan")(name, dataset, var),
+            )
+
+
+def _radar(dataset: xr.Dataset, var: str | None):
+    source = to_reflectivity(dataset, var, z_r=_MARSHALL_PALMER)  # so that rain is taken unnamed
+    source.check(stacklevel=3)
+    return source
+
+
+def _once(make: Callable) -> Callable:
+    """The value of make(), or its error, made when first asked for."""
+    found = []
+
+    def get():
+        if not found:
+            try:
+                found.append((make(), None))
+            except ValueError as error:
+                found.append((None, error))
+        value, error = found[0]
+        if error is not None:
+            raise error
+        return value
+
+    return get

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds check says what files are, fastds convert makes archives that MLCast's own validator takes."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from fastds.cli import main
+from fastds.data import open_dataset, save_dataset, synthetic_event
+from fastds.data.io.mlcast import Origin, save_mlcast
+
+pytest.importorskip("zarr", reason="archives need the package zarr")
+pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")
+
+ORIGIN = Origin("CC-BY-4.0", "A B <a@b.org>", "FI-FMI-reflectivity")
+TOLD = ["--license=CC-BY-4.0", "--creator=A B <a@b.org>", "--identifier=FI-FMI-reflectivity"]
+
+
+@pytest.fixture
+def event():
+    """Six fields of 300 x 310 pixels of 500 m, the fourth left out."""
+    event = synthetic_event(1, frames=7, shape=(300, 310)).isel(time=[0, 1, 2, 4, 5, 6])
+    mapping = pyproj.CRS.from_epsg(3067).to_cf()
+    event["crs"] = ((), 0, mapping)
+    metres = {"units": "m", "axis": "X", "standard_name": "projection_x_coordinate"}
+    return event.assign_coords(
+        x=("x", 300e3 + 500.0 * np.arange(310), metres),
+        y=("y", 6.8e6 - 500.0 * np.arange(300), metres | {"axis": "Y", "standard_name": "projection_y_coordinate"}),
+    )
+
+
+def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, monkeypatch):
+    validator = pytest.importorskip(
+        "mlcast_dataset_validator.specs.source_data.radar_precipitation",
+        reason="MLCast's validator is not installed (optional peer)",
+    )
+    requests = pytest.importorskip("requests", reason="MLCast's validator is not installed (optional peer)")
+
+    def offline(*args, **options):
+        raise requests.exceptions.ConnectionError("no network")
+
+    monkeypatch.setattr(requests, "get", offline)
+    save_dataset(event, tmp_path / "event.nc")
+    url = "https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
+    out = tmp_path / "archive.zarr"
+    assert main(["convert", str(tmp_path / "event.nc"), str(out), *TOLD, f"--created-with={url}"]) == 0
+    with xr.open_zarr(out) as archive:
+        report, _ = validator.validate_dataset(archive)
+    failed = [result for result in report.results if result.status == "FAIL"]
+    assert [result.requirement for result in failed] == ["Minimum 3-year coverage"]
+    assert len(report.results) > 25
+
+
+def test_archives_hold_what_was_given(event, tmp_path):
+    seen = []
+    save_mlcast(event, tmp_path / "a.zarr", ORIGIN, watch=lambda blocks: seen.extend(blocks) or blocks)
+    with open_dataset(tmp_path / "a.zarr") as archive:
+        z = archive.equivalent_reflectivity_factor
+        np.testing.assert_array_equal(z, event.reflectivity)
+        assert z.attrs["no_echo_value"] == event.reflectivity.attrs["no_echo_value"]
+        assert z.encoding["chunks"] == (1, 300, 310) and z.encoding["compressors"][0].codec_id == "zstd"
+        assert [str(time)[11:16] for time in archive.missing_times.values] == ["12:15"]
+        proj = pyproj.Proj(pyproj.CRS.from_epsg(3067))
+        lon, lat = proj(300e3, 6.8e6, inverse=True)
+        assert float(archive.latitude[0, 0]) == pytest.approx(lat, abs=1e-9)
+        assert float(archive.longitude[0, 0]) == pytest.approx(lon, abs=1e-9)
+    assert [block for part in seen for block in part] == list(range(6))
+
+
+def test_blocks_of_times_are_appended(event, tmp_path, monkeypatch):
+    save_mlcast(event, tmp_path / "whole.zarr", ORIGIN)
+    monkeypatch.setattr("fastds.data.io.mlcast._BLOCK_BYTES", 2 * 4 * 300 * 310)
+    save_mlcast(event, tmp_path / "parts.zarr", ORIGIN)
+    with open_dataset(tmp_path / "whole.zarr") as whole, open_dataset(tmp_path / "parts.zarr") as parts:
+        xr.testing.assert_equal(whole, parts)
+        assert parts.sizes["time"] == 6
+
+
+def test_rain_is_brought_to_the_units_of_archives(event, tmp_path):
+    rain = event.reflectivity.clip(0) / 36e5
+    rain.attrs = {"units": "m s-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"}
+    save_mlcast(event[["crs"]].assign(rain=rain), tmp_path / "a.zarr", ORIGIN)
+    with open_dataset(tmp_path / "a.zarr") as archive:
+        np.testing.assert_allclose(archive.rainfall_flux, event.reflectivity.clip(0), rtol=1e-6)
+        assert archive.rainfall_flux.attrs["units"] == "kg m-2 h-1"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "an archive in MLCast's form needs --license and --creator and --identifier; --to cf writes a plain CF"),
+        ([*TOLD[:2], "--identifier=x"], "--identifier must be such as FI-FMI-reflectivity, got 'x'"),
+        ([TOLD[0], "--creator=A", TOLD[2]], "--creator must be Name <email>, got 'A'"),
+    ],
+)
+def test_archives_without_their_origin_are_refused(event, tmp_path, capsys, words, message):
+    save_dataset(event, tmp_path / "event.nc")
+    assert main(["convert", str(tmp_path / "event.nc"), str(tmp_path / "a.zarr"), *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "a.zarr").exists()
+
+
+def test_archives_need_a_projection(event, tmp_path):
+    with pytest.raises(ValueError, match=r"must be on a projection, .* got y \[no units\] and x \[no units\]"):
+        save_mlcast(event.drop_vars(["x", "y"]), tmp_path / "a.zarr", ORIGIN)
+    with pytest.raises(ValueError, match="their names end in .zarr"):
+        save_mlcast(event, tmp_path / "a.nc", ORIGIN)
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_files_are_converted_at_once(event, tmp_path):
+    names = [str(save_dataset(event.isel(time=slice(k, k + 2)), tmp_path / f"{k}.nc")) for k in (0, 2, 4)]
+    assert main(["convert", *names, str(tmp_path / "all.nc")]) == 0
+    with open_dataset(tmp_path / "all.nc") as joined:
+        np.testing.assert_array_equal(joined.reflectivity, event.reflectivity)
+
+
+def test_check_says_what_takes_a_file(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "event.nc")
+    assert main(["check", str(tmp_path / "event.nc")]) == 0
+    said = capsys.readouterr().out
+    for text in (
+        "format     NetCDF-4, 1 file",
+        "every 5 min, 1 gaps",
+        "variable   reflectivity [dBZ] time 6, y 300, x 310",
+        "grid       transverse mercator, cells of 500 x 500 m",
+        "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small",
+        "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
+        "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of",
+        "warning    the grid spacing of 500 m is outside the range that fczsm-small was trained for",
+    ):
+        assert text in said, said
+
+
+def test_check_of_fields(data_dir, capsys):
+    name = data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
+    assert main(["check", str(name)]) == 0
+    said = capsys.readouterr().out
+    assert "can        downscale --model inr-small --scale 2: r, t, u, z at any scale" in said
+    assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
+    assert "cannot     nowcast: no variable of reflectivity was found" in said
+
+
+def test_check_of_what_nothing_takes(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "event.nc")
+    (tmp_path / "notes").write_text("a bar")
+    assert main(["check", str(tmp_path / "event.nc"), str(tmp_path / "notes"), str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().out
+    assert "can        downscale" in said and "cannot be read: no such file:" in said
+    assert "notes is in no format that is known: ODIM HDF5" in said
