@@ -34,7 +34,7 @@ def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, m
         "mlcast_dataset_validator.specs.source_data.radar_precipitation",
         reason="MLCast's validator is not installed (optional peer)",
     )
-    requests = pytest.importorskip("requests", reason="MLCast's validator is not installed (optional peer)")
+    requests = pytest.importorskip("requests", reason="no validator (optional peer)")
 
     def offline(*args, **options):
         raise requests.exceptions.ConnectionError("no network")
