@@ -43,7 +43,11 @@ def _downscale_parser() -> ArgumentParser:
         help="file, folder or 'pattern': reflectivity, rain or fields (time, y, x)",
     )
     parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4, or Zarr where it ends in .zarr")
-    parser.add_argument("--model", help="name of shipped weights or a .safetensors file; default: the only match")
+    parser.add_argument(
+        "--model",
+        help="shipped weights, a .safetensors file, or trilinear, bicubic, advection (radar), bilinear, bicubic, "
+        "lanczos (fields); default: the shipped network that takes IN, for fields else bicubic",
+    )
     parser.add_argument("--var", help="variable to downscale, where its attributes do not tell")
     parser.add_argument("--tile", type=int, help="side of a tile in input pixels, a multiple of 16; default: by memory")
     parser.add_argument(

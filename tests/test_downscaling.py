@@ -12,7 +12,8 @@ from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_e
 from fastds.models.baselines import trilinear
 from fastds.tasks.common import inference
 from fastds.tasks.radar import refinement, tiled_run
-from fastds.tasks.radar.run import downscale, downscale_file, pick_model
+from fastds.tasks.radar.methods import pick_model
+from fastds.tasks.radar.run import downscale, downscale_file
 
 FLOOR, CEILING, NO_ECHO = 15.0, 70.0, -32.0
 

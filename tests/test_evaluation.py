@@ -18,7 +18,8 @@ from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
 from fastds.tasks.common.radar_files import differ
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.evaluation import BASELINES, evaluate, evaluate_files
+from fastds.tasks.radar.evaluation import evaluate, evaluate_files
+from fastds.tasks.radar.methods import BASELINES
 
 
 @pytest.fixture(scope="module")

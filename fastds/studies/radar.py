@@ -16,7 +16,7 @@ from fastds.models.baselines import advection
 from fastds.studies.command import Files
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.inference import computing
-from fastds.tasks.radar.evaluation import BASELINES
+from fastds.tasks.radar.methods import BASELINES
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other radars appear in no training configuration.

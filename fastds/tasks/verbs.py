@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DOWNSCALING = ("radar", "fields", "humidity")
 # Options that choose the task where no model does.
 _OF_FIELDS = ("scale", "grid", "like")
+# Methods that need no weights, of radar and of fields.
+WITHOUT_WEIGHTS = ("trilinear", "bicubic", "advection", "bilinear", "lanczos")
 READING = tuple(Reading.__annotations__)
 
 
@@ -139,7 +141,9 @@ def task_function(task: str, verb: str) -> Callable:
 def downscaling_task(model: Model, options: Mapping) -> str:
     """The task that downscales with a model; where its card does not tell: fields with one of the options scale, grid
     and like, else radar. Raises ValueError for a nowcaster, and what fastds.models.load_card raises."""
-    card = getattr(model, "card", None) if isinstance(model, nn.Module) or model is None else models.load_card(model)
+    card = getattr(model, "card", None)
+    if not isinstance(model, nn.Module) and model is not None and model not in WITHOUT_WEIGHTS:
+        card = models.load_card(model)
     task = "" if card is None else card.task
     if task == "nowcast":
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")

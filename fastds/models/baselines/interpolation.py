@@ -4,8 +4,10 @@
 import functools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from fastds.ops import GridSpec, PointSpec, inr_query
@@ -83,6 +85,23 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
     rows, columns = (matrix(n, r, method, align).to(device=x.device, dtype=x.dtype) for n in x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
         return rows @ x @ columns.T
+
+
+def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = False) -> csr_array:
+    """(P, n) float64, sparse: what values at positions along a line of n points take from these, rows summing to one.
+
+    positions: (P,), 0 at the first point and 1 at the second. method: see interpolate. periodic: the line goes round;
+    else the outer points' values are repeated beyond them.
+    """
+    kernel, reach = KERNELS[method]
+    first = np.floor(positions).astype(np.int64) - reach + 1
+    near = first[:, None] + np.arange(2 * reach)
+    weights = np.vectorize(kernel, otypes=[float])(positions[:, None] - near)
+    weights /= weights.sum(1, keepdims=True)
+    near = near % n if periodic else near.clip(0, n - 1)
+    rows = np.repeat(np.arange(len(positions)), 2 * reach)
+    kept = weights.ravel() != 0  # a missing value is none where it has no weight
+    return csr_array((weights.ravel()[kept], (rows[kept], near.ravel()[kept])), shape=(len(positions), n))
 
 
 def bilinear_at(x: Tensor, where: GridSpec | PointSpec, edge: tuple[str, str] = ("clamp", "clamp")) -> Tensor:

@@ -23,7 +23,8 @@ from fastds.data import (
 )
 from fastds.models.baselines import advection, trilinear
 from fastds.tasks.radar.evaluation import evaluate
-from fastds.tasks.radar.run import downscale, pick_model
+from fastds.tasks.radar.methods import pick_model
+from fastds.tasks.radar.run import downscale
 from fastds.tasks.radar.scores import EvaluationTable
 
 SEED = 7
@@ -48,7 +49,7 @@ def demo(
     """Downscale a synthetic event, print the error table, write truth.nc, input.nc, OUT.nc and OUT.png to a folder.
 
     The event (fastds.data.synthetic_event) is size x size pixels of 1 km every 5 minutes; the input is every second
-    frame averaged to 2 km. folder: made where it is missing. model: as in fastds.tasks.radar.run.pick_model. seed: of
+    frame averaged to 2 km. folder: made where it is missing. model: see fastds.tasks.radar.methods.pick_model. seed: of
     the event. size: pixels a side, a multiple of 32, >= 64. frames: odd, >= 3. threads: CPU threads.
     progress: show progress bars.
 

@@ -10,14 +10,13 @@ import xarray as xr
 
 from fastds.data import ReflectivityInput, opened, refine_grid, refine_time, to_reflectivity
 from fastds.data.reading import Reading
-from fastds.models.baselines import advection, bicubic, trilinear
 from fastds.tasks.common.radar_files import check_quietly, differ
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
+from fastds.tasks.radar.methods import BASELINES
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
-BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
 _NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: python -m pip install torchmetrics scores"
 
 

@@ -31,11 +31,10 @@ from fastds.tasks.common.inference import (
     store,
     warn_outside,
 )
+from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
 
 TIME_FACTORS = (2, 4)
-# Taken where several shipped weights match and none is named.
-DEFAULT_MODEL = "fczsm-small"
 
 
 def downscale(
@@ -115,47 +114,6 @@ def plan(source: ReflectivityInput) -> str:
     frames, height, width = output_shape(source)
     _warn_outside(model.card, source, None)
     return f"{source.source_name} to {frames} fields of {height} x {width}; {note}"
-
-
-def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
-    """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
-
-    Where several shipped weights match, "fczsm-small" is taken if it is among them and the others are named.
-    Raises ValueError with the list of candidates where that settles nothing; what fastds.load raises.
-    """
-    from fastds.models import available, load, load_card
-
-    if isinstance(model, nn.Module):
-        return model, f"model {model.card.name}"
-    if model is not None:
-        loaded = load(model)
-        return loaded, f"model {loaded.card.name} ({model})"
-    names = available(pretrained=True)
-    matches = [name for name in names if _takes_reflectivity(load_card(name))]
-    if len(matches) == 1:
-        return load(
-            matches[0]
-        ), f"model {matches[0]} was chosen: the only one for equivalent_reflectivity_factor in dBZ"
-    if DEFAULT_MODEL in matches:
-        others = ", ".join(name for name in matches if name != DEFAULT_MODEL)
-        return load(
-            DEFAULT_MODEL
-        ), f"model {DEFAULT_MODEL} was chosen; for reflectivity in dBZ there are also: {others}"
-    found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
-    how = "several" if matches else "none"
-    raise ValueError(
-        f"{how} of the shipped weights take reflectivity in dBZ; name one with the argument model; {found}"
-    )
-
-
-def _takes_reflectivity(card) -> bool:
-    variables = card.input_variables
-    return (
-        card.input_steps is None
-        and len(variables) == 1
-        and str(variables[0].get("standard_name", "")).startswith("equivalent_reflectivity_factor")
-        and str(variables[0].get("units", "")).lower() == "dbz"
-    )
 
 
 def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder):

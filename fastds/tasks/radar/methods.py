@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes radar fields finer: networks by their weights, and methods without any."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from fastds.models import ModelCard, available, load, load_card
+from fastds.models.baselines.advection import advection
+from fastds.models.baselines.interpolation import bicubic, trilinear
+
+# Functions of a sequence (B, N, C, h, w) in [0, 1] and the factor.
+BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
+# Taken where several shipped weights match and none is named.
+DEFAULT_MODEL = "fczsm-small"
+FLOOR_DBZ, CEILING_DBZ = 0.0, 70.0
+_VARIABLE = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+
+
+class Baseline(nn.Module):
+    """A method of BASELINES in the place of a network, between FLOOR_DBZ and CEILING_DBZ.
+
+    forward: (B, N, 1, h, w) in [0, 1] to (B, 2N - 1, 1, 2h, 2w); static is not used; flow: of the frames, or None.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        moves = {"residual": "advection"} if name == "advection" else {}
+        self.name, self.config = name, {"in_channels": 1, "scale": 2, "num_features": 4, **moves}
+        self.card = ModelCard(
+            name=name, floor_dbz=FLOOR_DBZ, ceiling_dbz=CEILING_DBZ, space_factor=2, time_factor=2,
+            input_variables=[_VARIABLE], output_variables=[_VARIABLE],
+        )  # fmt: skip
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device
+
+    def forward(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
+        return advection(x, 2, flow) if self.name == "advection" else BASELINES[self.name](x, 2)
+
+
+def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
+    """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
+
+    Names are those of BASELINES, too. Where several shipped weights match, "fczsm-small" is taken if it is among them
+    and the others are named. Raises ValueError with the list of candidates where that settles nothing; what fastds.load
+    raises.
+    """
+    if isinstance(model, nn.Module):
+        return model, f"model {model.card.name}"
+    if isinstance(model, str) and model in BASELINES:
+        return Baseline(model), f"method {model}, which needs no weights"
+    if model is not None:
+        loaded = load(model)
+        return loaded, f"model {loaded.card.name} ({model})"
+    names = available(pretrained=True)
+    matches = [name for name in names if _takes_reflectivity(load_card(name))]
+    if len(matches) == 1:
+        note = f"model {matches[0]} was chosen: the only one for equivalent_reflectivity_factor in dBZ"
+        return load(matches[0]), note
+    if DEFAULT_MODEL in matches:
+        others = ", ".join(name for name in matches if name != DEFAULT_MODEL)
+        note = f"model {DEFAULT_MODEL} was chosen; for reflectivity in dBZ there are also: {others}"
+        return load(DEFAULT_MODEL), note
+    found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
+    how = "several" if matches else "none"
+    raise ValueError(
+        f"{how} of the shipped weights take reflectivity in dBZ; name one with the argument model; {found}"
+    )
+
+
+def _takes_reflectivity(card: ModelCard) -> bool:
+    variables = card.input_variables
+    return (
+        card.input_steps is None
+        and len(variables) == 1
+        and str(variables[0].get("standard_name", "")).startswith("equivalent_reflectivity_factor")
+        and str(variables[0].get("units", "")).lower() == "dbz"
+    )

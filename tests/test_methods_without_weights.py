@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interpolation and advection in the place of networks, on the command line and in Python."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy.ndimage import map_coordinates
+
+import fastds
+from fastds.cli import main
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.models.baselines.advection import advection
+from fastds.models.baselines.interpolation import interpolate, weights_at
+from fastds.tasks.radar.methods import Baseline
+
+
+def region(values=None, rows=12, columns=15):
+    """A field of temperature over 10 to 32 N and 100 to 128 E, every 2 degrees."""
+    lat, lon = 10.0 + 2.0 * np.arange(rows), 100.0 + 2.0 * np.arange(columns)
+    values = 220.0 + lat[:, None] + 0.5 * lon if values is None else values
+    axes = (("latitude", lat, "degrees_north"), ("longitude", lon, "degrees_east"))
+    return xr.Dataset(
+        {"t2m": (("latitude", "longitude"), values.astype("f4"), {"units": "K", "standard_name": "air_temperature"})},
+        {name: (name, v, {"units": units, "standard_name": name}) for name, v, units in axes},
+    )
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
+def test_positions_of_a_finer_grid_give_interpolate(method):
+    """Where both are defined: cells cut into r x r, edges repeated."""
+    x = torch.randn(9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for r in (2, 3):
+        rows, columns = (weights_at((np.arange(r * n) + 0.5) / r - 0.5, n, method) for n in x.shape)
+        np.testing.assert_allclose(rows @ x.numpy() @ columns.T.toarray(), interpolate(x, r, method), atol=1e-12)
+
+
+def test_a_line_that_goes_round():
+    x = np.random.default_rng(0).normal(size=8)
+    at = np.array([-0.3, 7.4, 7.9, 12.25])
+    for method in ("bilinear", "bicubic", "lanczos"):
+        expected = weights_at(at + 8, 24, method) @ np.tile(x, 3)
+        np.testing.assert_allclose(weights_at(at, 8, method, periodic=True) @ x, expected, atol=1e-12)
+
+
+def test_weights_are_those_of_scipys_linear_interpolation():
+    x = np.random.default_rng(1).normal(size=11)
+    at = np.linspace(0, 10, 37)
+    np.testing.assert_allclose(weights_at(at, 11, "bilinear") @ x, map_coordinates(x, [at], order=1), atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"scale": 2.5}, {"grid": 0.75}])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos"])
+def test_a_plane_stays_a_plane(method, options):
+    """The values of a plane at the coordinates of the result, away from the edges that are repeated."""
+    fine = fastds.downscale(method, region(), **options)
+    inside = fine.t2m.sel(latitude=slice(17, 25), longitude=slice(108, 120))
+    np.testing.assert_allclose(inside, 220.0 + inside.latitude + 0.5 * inside.longitude, atol=0.1)
+    assert fine.t2m.attrs == {"units": "K", "standard_name": "air_temperature"} and method in fine.attrs["history"]
+
+
+def test_like_takes_the_grid_of_another_and_refuses_places_outside():
+    other = region(rows=5, columns=4).assign_coords(latitude=14.0 + np.arange(5), longitude=110.0 + np.arange(4))
+    for name in ("latitude", "longitude"):
+        other[name].attrs = region()[name].attrs
+    fine = fastds.downscale("bilinear", region(), like=other)
+    np.testing.assert_allclose(fine.t2m, 220.0 + other.latitude + 0.5 * other.longitude, atol=1e-4)
+    with pytest.raises(ValueError, match="outside"):
+        fastds.downscale("bilinear", region(), like=other.assign_coords(latitude=other.latitude + 40))
+
+
+def test_humidity_stays_within_its_range_and_missing_values_stay_near():
+    values = np.zeros((12, 15))
+    values[:, 7:] = 100.0
+    humid = region(values)
+    humid.t2m.attrs = {"units": "%", "standard_name": "relative_humidity"}
+    fine = fastds.downscale("lanczos", humid, scale=4).t2m
+    assert float(fine.min()) >= 0.0 and 100.0 < float(fine.max()) <= 105.0
+    humid.t2m[3, 3] = np.nan
+    lost = fastds.downscale("bilinear", humid, scale=2).t2m.isnull()
+    assert 0 < int(lost.sum()) <= 16
+
+
+def test_a_file_of_one_variable_has_an_answer(tmp_path, capsys):
+    """The shipped network does not take it, so it is interpolated, and that is said."""
+    save_dataset(region(), tmp_path / "t.nc")
+    assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "method bicubic: the shipped inr-small does not take this file (the model needs the variable r" in said
+    with open_dataset(tmp_path / "o.nc") as out:
+        assert out.t2m.shape == (24, 30)
+        xr.testing.assert_equal(out.t2m, fastds.downscale("bicubic", region(), scale=2).t2m)
+    with pytest.raises(ValueError, match="there is no field over latitude and longitude"):
+        fastds.downscale(None, region().assign(t2m=region().t2m.astype(str)), scale=2)
+    with pytest.raises(ValueError, match="method bicubic reads no static maps"):
+        fastds.downscale("bicubic", region(), scale=2, static=["h.nc"])
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    return coarsen_dataset(synthetic_event(4, 5, (64, 96)))[["reflectivity"]]
+
+
+@pytest.mark.parametrize("method", ["trilinear", "bicubic", "advection"])
+def test_radar_by_methods_without_weights(coarse, tmp_path, capsys, method):
+    save_dataset(coarse, tmp_path / "in.nc")
+    assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "out.nc"), f"--model={method}"]) == 0
+    assert f"method {method}, which needs no weights" in capsys.readouterr().out
+    with open_dataset(tmp_path / "out.nc") as out:
+        assert out.reflectivity.shape == (5, 64, 96) and out.attrs["fastds_model"] == method
+        z, given = out.reflectivity.values, coarse.reflectivity.values
+        dry = np.kron(given[0] <= -32, np.ones((2, 2)))
+        assert (z[0][dry == 1] == -32).all()  # cells without echo stay without
+        assert z.max() <= given.max() + (1e-3 if method == "trilinear" else 6)
+
+
+def test_advection_moves_echo_and_trilinear_fades_it():
+    """A bar of 40 dBZ that moves by 8 pixels: half way it is one bar, and not two of half the strength."""
+    z = np.full((2, 48, 64), -32.0, np.float32)
+    z[0, 12:36, 20:30] = z[1, 12:36, 28:38] = 40.0
+    event = synthetic_event(1, 2, (48, 64))[["reflectivity"]]
+    event["reflectivity"].values[:] = z
+    halfway = {name: fastds.downscale(name, event).reflectivity.values[1, 48] for name in ("trilinear", "advection")}
+    assert (halfway["advection"] > 30).sum() >= 14 > (halfway["trilinear"] > 30).sum()
+
+
+def test_the_baseline_in_the_place_of_a_network_is_the_baseline():
+    x = torch.rand(1, 2, 1, 20, 24, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(Baseline("advection")(x), advection(x, 2), rtol=0, atol=0)
+
+
+def test_methods_of_the_other_task_are_refused(coarse):
+    with pytest.raises(FileNotFoundError, match="'lanczos' is neither a file nor one of the shipped weights"):
+        fastds.downscale("lanczos", coarse)
+    with pytest.raises(FileNotFoundError, match="'advection' is neither a file"):
+        fastds.downscale("advection", region(), scale=2)
