@@ -39,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SUBPACKAGES = {
-    "data", "metrics", "models", "nn", "plot", "studies", "tasks",
+    "data", "metrics", "models", "nn", "plot", "report", "studies", "tasks",
 }  # fmt: skip
 
 

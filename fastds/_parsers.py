@@ -69,6 +69,7 @@ def _downscale_parser() -> ArgumentParser:
     _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
+    _add_report(parser)
     return parser
 
 
@@ -102,6 +103,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument(
         "--truth", metavar="FILE", help="fields after the starts (IN.nc, for hindcasts): prints the scores by lead"
     )
+    _add_report(parser)
     return parser
 
 
@@ -129,6 +131,7 @@ def _evaluate_parser() -> ArgumentParser:
     _add_reading(parser)
     _add_z_r(parser)
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
+    _add_report(parser)
     return parser
 
 
@@ -192,6 +195,10 @@ def _add_dtype(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["input", "float32"], help="of OUT.nc; default: input, integers where IN.nc has packed ones"
     )
+
+
+def _add_report(parser: ArgumentParser) -> None:
+    parser.add_argument("--report", metavar="HTML", help="page to write: what was run, scores, maps and curves")
 
 
 def _add_z_r(parser: ArgumentParser) -> None:

@@ -64,6 +64,7 @@ def _downscale(options) -> None:
     from fastds.tasks.verbs import check_options, downscaling_task, task_function
 
     _check_files(options, "like", "truth")
+    report = _report(options, options.input, options.output, options.like, options.truth)
     chosen = _given(options, _DOWNSCALE) | _law(options)
     task = downscaling_task(options.model, chosen)
     run = task_function(task, "downscale_file")
@@ -79,24 +80,31 @@ def _downscale(options) -> None:
     print(run(options.input, options.output, model=options.model, progress=True, **chosen).summary())
     if options.truth:
         files = options.output, options.truth
-        evaluate_files(*files, coarse=options.input, progress=True, **_reading(options)).print()
+        evaluate_files(*files, coarse=options.input, progress=True, **_reading(options), **report).print()
+    elif report:
+        task_function(task, "report_files")(options.output, options.input, **_reading(options), **report)
 
 
 def _nowcast(options) -> None:
     from fastds.tasks.nowcast.run import nowcast_file
 
     _check_files(options, "truth")
+    report = _report(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
     names += ("threads", "precision", "model", "picture", "truth", "dtype", "stop")
     chosen = _given(options, names) | _given(options, ("var", "missing", "units")) | _law(options)
-    report = nowcast_file(options.input, options.output, progress=True, **chosen)
-    print(_with_options(report.summary(), set(options.keys())))
+    made = nowcast_file(options.input, options.output, progress=True, **chosen)
+    print(_with_options(made.summary(), set(options.keys())))
+    told = _given(options, ("var", "missing", "units")) | _law(options) | report
     if options.truth:
         from fastds.tasks.nowcast.evaluation import evaluate_files
 
         files = options.output, options.truth
-        told = _given(options, ("var", "missing", "units")) | _law(options)
         evaluate_files(*files, observed=options.input, progress=True, **told).print()
+    elif report:
+        from fastds.tasks.nowcast.report import report_files
+
+        report_files(options.output, options.input, **told)
 
 
 def _query(options) -> None:
@@ -116,7 +124,8 @@ def _evaluate(options) -> None:
         for file in files:
             check_target(file, options.csv)
     task, given = ("nowcast", "observed") if is_forecast_file(options.prediction) else ("radar", "coarse")
-    chosen = {given: options.input, "progress": True} | _reading(options)
+    report = _report(options, *files, options.input, options.csv)
+    chosen = {given: options.input, "progress": True} | _reading(options) | report
     table = task_function(task, "evaluate_files")(*files, **chosen)
     table.print()
     if options.csv:
@@ -198,6 +207,16 @@ def _check_files(options, *names: str) -> None:
             if not Path(path).exists():
                 raise FileNotFoundError(f"--{name}: no such file: {path}")
             check_target(path, options.output)
+
+
+def _report(options, *files: str | None) -> dict:
+    """The options --report and --model as arguments, where a report is wanted, which must be none of these files."""
+    if options.report is None:
+        return {}
+    from fastds.report import check_report
+
+    check_report(options.report, *files)
+    return {"report": options.report, "model": options.get("model")}
 
 
 def _guarded(name: str, run, options) -> int:

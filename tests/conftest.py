@@ -26,6 +26,7 @@ EXPECTED_SKIPS = [
     "no engine for this instruction set in this build",
     "this build has the engine for every instruction set",
     "no Linux with transparent huge pages",
+    "no chromium on this machine",
 ]
 if not shutil.which("nvcc") and not shutil.which("nvcc", path="/usr/local/cuda/bin"):
     EXPECTED_SKIPS += ["no nvcc on this machine"]

@@ -94,7 +94,7 @@ def tiles_and_errors(printed):
     names = "tile", "halo", "precision", "time_factor", "z_r"
     assert [out.attrs[f"fastds_{n}"] for n in names] == [16, 0, "bf16", 2, "Z = 300 R^1.4, given"]
     assert out.rain[:, :6, :6].isnull().all() and out.rain[:, 16:, 16:].notnull().all()
-    assert "model tiny" in printed and "Errors above 15 dBZ" in printed
+    assert "model tiny" in printed and "Errors above 15 dBZ" in printed and "tiny" in Path("out.html").read_text()
 
 
 def four_times_as_often(printed):
@@ -145,7 +145,7 @@ def rolled(printed):
     assert [out.attrs[f"fastds_{n}"] for n in names] == [2, 2, 600, "bf16", "Z = 300 R^1.4, given"]
     assert out.reflectivity.shape == (4, 20, 22) and out.forecast_reference_time == np.datetime64("2024-06-01T12:50")
     assert np.array_equal(out.reflectivity[0].isnull(), (z < 0)[::2, ::2]) and "CSI by lead" in printed
-    assert Path("now.png").read_bytes()[:4] == b"\x89PNG"
+    assert Path("now.png").read_bytes()[:4] == b"\x89PNG" and "CSI by lead" in Path("now.html").read_text()
 
 
 def hindcast(printed):
@@ -181,6 +181,7 @@ def table_by_hand(printed):
     error = (p.clip(15, 70) - t.clip(15, 70))[[1, 3]][:, valid] ** 2
     table = pd.read_csv("t.csv", index_col="method")
     assert table.mse_t2_15["prediction"] == pytest.approx(error.mean(), rel=1e-3)
+    assert "Errors above 15 dBZ" in Path("t.html").read_text()
     assert "prediction" in printed and list(table.index) == ["trilinear", "bicubic", "advection", "prediction"]
 
 
@@ -209,7 +210,7 @@ def demonstrated(printed):
 
 RUNS = {
     f"downscale in.nc out.nc --model radar.safetensors {READING} --tile 16 --halo 0 --threads 1 --precision bf16 "
-    "--truth truth.nc": tiles_and_errors,
+    "--truth truth.nc --report out.html": tiles_and_errors,
     f"downscale in.nc part.nc --model radar.safetensors {READING} --start 2024-06-01T12:10 --stop 2024-06-01T12:20": (
         times_of("part.nc", 10, 15, 20)
     ),
@@ -222,7 +223,7 @@ RUNS = {
     "downscale humid.nc members.nc --model humid.safetensors --members 2 --seed 3 --level 850": two_members,
     f"nowcast known.nc now.nc --model rolling.safetensors {READING} --steps 4 --block 2 --start 2024-06-01T12:50 "
     "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --picture now.png "
-    "--truth known.nc": rolled,
+    "--truth known.nc --report now.html": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
     "nowcast bytes.nc last.nc --model persistence --steps 1 --quantity reflectivity --dtype input": (
         stored_as("last.nc", "int16")
@@ -240,7 +241,7 @@ RUNS = {
         second_time
     ),
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10": one_pair,
-    f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv": table_by_hand,
+    f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html": table_by_hand,
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]}": checked,
     f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
     "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL": archived,

@@ -11,7 +11,7 @@ import pytest
 PUBLIC = (
     "fastds", "fastds.ops", "fastds.nn", "fastds.models", "fastds.models.baselines", "fastds.models.db_rnn",
     "fastds.models.inr", "fastds.data",
-    "fastds.metrics", "fastds.plot",
+    "fastds.metrics", "fastds.plot", "fastds.report",
 )  # fmt: skip
 
 

@@ -25,8 +25,9 @@ ARROWS = {
     "metrics": set(),
     "models": {"nn", "ops", "metrics", "data", "_outputs", "_version", "_verbs"},
     "plot": {"data", "metrics", "_outputs"},
-    "tasks": {"data", "metrics", "models", "nn", "ops", "plot", "_outputs", "_version", "memory", "info"},
-    "studies": {"data", "metrics", "models", "tasks"},
+    "report": {"data", "metrics", "plot", "_outputs", "_version"},
+    "tasks": {"data", "metrics", "models", "nn", "ops", "plot", "report", "_outputs", "_version", "memory", "info"},
+    "studies": {"data", "metrics", "models", "report", "tasks"},
 }
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PYTHON}
 
@@ -130,7 +131,7 @@ def test_nothing_imports_tests_or_bench():
 
 
 def test_subpackages_are_reachable_from_the_top():
-    for name in ("data", "metrics", "models", "nn", "plot", "studies", "tasks"):
+    for name in ("data", "metrics", "models", "nn", "plot", "report", "studies", "tasks"):
         assert getattr(fastds, name).__name__ == f"fastds.{name}" and name in dir(fastds)
     with pytest.raises(AttributeError, match="module 'fastds' has no attribute 'modles'"):
         fastds.modles  # noqa: B018  misspelt on purpose

@@ -103,7 +103,7 @@ def test_wheel_content(full_build):
         "fastds/ops/impl/null_op/op.py",
     } <= names
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"fastds", f"_fastds{SUFFIX}"}
-    for pattern in ("fastds/models/weights/*.safetensors", "fastds/*/**/configs/*.yaml"):
+    for pattern in ("fastds/models/weights/*.safetensors", "fastds/*/**/configs/*.yaml", "fastds/report/*.*"):
         assert {p.relative_to(ROOT).as_posix() for p in ROOT.glob(pattern)} <= names
     assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", "stale_module.py"))]
     (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))

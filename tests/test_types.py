@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = ("fastds", "fastds.ops", "fastds.nn", "fastds.models", "fastds.models.baselines", "fastds.data",
-          "fastds.metrics", "fastds.plot")  # fmt: skip
+          "fastds.metrics", "fastds.plot", "fastds.report")  # fmt: skip
 
 
 def public_functions(package):

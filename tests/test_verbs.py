@@ -137,7 +137,7 @@ def test_options_of_another_task_are_named(event):
         fastds.nowcast(None, event, leads=3)
     with pytest.raises(UnknownOptionError, match="scale is no argument for query, .* outside, static, threads"):
         fastds.query(field_model(), gridded(TEMPERATURE), [(45.0, 110.0)], scale=2)
-    with pytest.raises(UnknownOptionError, match="coarse is no argument for radar, .* input, var, z_r"):
+    with pytest.raises(UnknownOptionError, match="coarse is no argument for radar, .* input, model, report, var, z_r"):
         fastds.evaluate(event, event, coarse=event)
 
 

@@ -2,8 +2,8 @@
 """How good a field is: squared errors, structure, hits, scales, correlations, ensembles, scores by lead."""
 
 from fastds.metrics.ensembles import crps, rank_histogram, spread_skill
-from fastds.metrics.errors import EVALUATION_FLOORS, interior, mse_total, radar_errors, ssim
-from fastds.metrics.fields import detail_ratio, latitude_weights, psnr, spectral_ratio
+from fastds.metrics.errors import EVALUATION_FLOORS, error_sums, interior, mse_total, radar_errors, ssim
+from fastds.metrics.fields import detail_ratio, latitude_weights, power_spectrum, psnr, spectral_ratio
 from fastds.metrics.nowcasts import BALANCE_WEIGHTS, NowcastScores, mean_of_defined
 from fastds.metrics.sequences import daily_series, field_scores
 from fastds.metrics.skill import csi, fss
@@ -16,12 +16,14 @@ __all__ = [
     "csi",
     "daily_series",
     "detail_ratio",
+    "error_sums",
     "field_scores",
     "fss",
     "interior",
     "latitude_weights",
     "mean_of_defined",
     "mse_total",
+    "power_spectrum",
     "psnr",
     "radar_errors",
     "rank_histogram",

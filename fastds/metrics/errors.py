@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Squared errors in dBZ^2 and structural similarity of three-frame sequences, on valid pixels only."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -88,6 +89,20 @@ def radar_errors(
         "bias": (error.sum() / (3.0 * count)).item(),
         "pixels": int(count),
     }
+
+
+def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence[float]) -> np.ndarray:
+    """Sums for errors by the intensity of the truth, both fields lifted to 0 and cut at 70 dBZ first.
+
+    Args:
+        prediction, truth: the same shape, dBZ. valid: the pixels that count, bool.
+        edges: of the classes of truth, ascending, dBZ; what lies outside counts nowhere.
+
+    Returns: (classes, 3) float64: pixels, sum of prediction - truth, sum of its square.
+    """
+    p, t = (z[valid].double().clamp(0.0, CEILING_DBZ).numpy() for z in (prediction, truth))
+    sums = (np.histogram(t, edges, weights=w)[0] for w in (np.ones_like(t), p - t, np.square(p - t)))
+    return np.stack(list(sums), -1)
 
 
 def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -> float:

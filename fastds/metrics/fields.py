@@ -89,16 +89,44 @@ def spectral_ratio(
             "prediction and truth must have the same shape (..., H, W), "
             f"got {tuple(prediction.shape)} and {tuple(truth.shape)}"
         )
-    h, w = truth.shape[-2:]
     missing = torch.isnan(truth)
-    fields = [
-        torch.where(missing, floor, z).clamp(min=floor).reshape(-1, h, w).double().numpy() for z in (prediction, truth)
-    ]
-    power = [np.square(dctn(z, axes=(-2, -1), norm="ortho")).sum(axis=0) for z in fields]
-    k = np.hypot(np.arange(h)[:, None] / (2.0 * h), np.arange(w)[None, :] / (2.0 * w))
+    power = [_power(torch.where(missing, floor, z).clamp(min=floor)) for z in (prediction, truth)]
+    k = _wavenumbers(truth.shape)
     ratios = {}
     for shortest, longest in bands:
         inside = (k > 1.0 / longest) & (k <= 1.0 / shortest)
         below = power[1][inside].sum()
         ratios[(shortest, longest)] = float(power[0][inside].sum() / below) if below > 0 else float("nan")
     return ratios
+
+
+def power_spectrum(fields: Tensor, floor: float = 15.0) -> tuple[np.ndarray, np.ndarray]:
+    """Radially averaged power by wavenumber: the mean over the modes of a ring, by DCT-II as in spectral_ratio.
+
+    Args:
+        fields: (..., H, W), dBZ, lifted to the floor; NaN = the floor. Powers are averaged over the leading dimensions.
+        floor: dBZ.
+
+    Returns: wavenumber (n,), cycles a pixel, the middles of rings of width 1 / min(H, W) up to 1/2; power (n,), dB^2,
+        without that of the mean.
+    """
+    if fields.ndim < 2:
+        raise ValueError(f"fields must have shape (..., H, W), got {tuple(fields.shape)}")
+    count = max(1, min(fields.shape[-2:]) // 2)
+    power = _power(torch.nan_to_num(fields, nan=floor).clamp(min=floor)) / max(1, fields[..., 0, 0].numel())
+    ring = np.floor(_wavenumbers(fields.shape) * 2 * count).astype(int)
+    inside = (ring < count) & (_wavenumbers(fields.shape) > 0)
+    sums, modes = (np.bincount(ring[inside], weights=w, minlength=count) for w in (power[inside], None))
+    return (np.arange(count) + 0.5) / (2 * count), sums / np.maximum(modes, 1)
+
+
+def _power(fields: Tensor) -> np.ndarray:
+    """Power (H, W) of the modes of fields (..., H, W), summed over the leading dimensions."""
+    flat = fields.reshape(-1, *fields.shape[-2:]).double().numpy()
+    return np.square(dctn(flat, axes=(-2, -1), norm="ortho")).sum(axis=0)
+
+
+def _wavenumbers(shape: Sequence[int]) -> np.ndarray:
+    """Radial wavenumber (H, W) of the modes, cycles a pixel."""
+    h, w = shape[-2:]
+    return np.hypot(np.arange(h)[:, None] / (2.0 * h), np.arange(w)[None, :] / (2.0 * w))

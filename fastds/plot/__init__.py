@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures for radar fields: maps in dBZ, differences, training curves, spectra, scores; pyplot is never touched."""
 
-from fastds.plot.curves import draw_daily_series, draw_rank_histogram, spectra, training_curves
+from fastds.plot.curves import (
+    draw_by_lead,
+    draw_daily_series,
+    draw_errors_by_intensity,
+    draw_rank_histogram,
+    spectra,
+    training_curves,
+)
 from fastds.plot.maps import draw_difference, draw_field, field_panel, forecast_strip
 from fastds.plot.style import REFLECTIVITY_LEVELS, difference_style, reflectivity_style, save_png
 
 __all__ = [
     "REFLECTIVITY_LEVELS",
     "difference_style",
+    "draw_by_lead",
     "draw_daily_series",
     "draw_difference",
+    "draw_errors_by_intensity",
     "draw_field",
     "draw_rank_histogram",
     "field_panel",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 
@@ -82,6 +83,43 @@ def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], sco
     axes.grid(True, linewidth=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]], score: str) -> Figure:
+    """Draw a score of several methods by lead and return the Figure.
+
+    minutes: leads. curves: label -> one number a lead, NaN where it is not defined. score: its name and unit.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    _lines(axes, minutes, curves, "lead (min)", score)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def draw_errors_by_intensity(
+    intensity: Sequence[float], bias: Mapping[str, Sequence[float]], rmse: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Draw mean and root mean square error by the intensity of the truth, one above the other; return the Figure.
+
+    intensity: middles of the classes, dBZ. bias, rmse: label -> one number a class, dB, NaN in empty ones.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _lines(upper, intensity, bias, "", "mean error (dB)")
+    upper.axhline(0, color="0.5", linewidth=0.8)
+    _lines(lower, intensity, rmse, "reflectivity of the truth (dBZ)", "rms error (dB)")
+    lower.set_ylim(bottom=0)
+    upper.legend(fontsize=8)
+    return figure
+
+
+def _lines(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> None:
+    for label, values in curves.items():
+        axes.plot(x, values, label=label, linewidth=1.2, marker=".", markersize=4)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(True, linewidth=0.3)
 
 
 def draw_rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:

@@ -11,11 +11,14 @@ from torch import nn
 
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
+from fastds.report import check_report
 from fastds.studies.command import Files
+from fastds.studies.report import write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.inference import computing
 from fastds.tasks.common.tables import counted
 from fastds.tasks.nowcast.evaluation import evaluate
+from fastds.tasks.nowcast.report import by_lead
 from fastds.tasks.nowcast.run import nowcast
 from fastds.tasks.nowcast.scores import NowcastTable, csi_difference
 
@@ -90,6 +93,7 @@ class StudyConfig:
         output: where to save the weights with the scores in their card; none: nowhere.
         against: another model, compared with in place of the baselines, by CSI start by start.
         threads: of torch; None leaves them as they are.
+        report: an HTML page to write with the scores by lead of every file; None: none. Not with against.
     """
 
     data: Files
@@ -99,6 +103,7 @@ class StudyConfig:
     output: str | None = None
     against: str | None = None
     threads: int | None = None
+    report: str | None = None
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
@@ -107,10 +112,28 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 
 def study(config: StudyConfig) -> str | None:
-    """What `fastds study nowcast` does: prints the scores, returns config.output."""
+    """What `fastds study nowcast` does: prints the scores, writes config.report, returns config.output."""
+    if config.report is not None:
+        if config.against is not None:
+            raise ValueError(f"report must be left out with against={config.against}")
+        check_report(config.report)
+    scores: dict[str, NowcastTable] = {}
     with computing(None, config.threads):
-        table(config.data.path, config.model, config.starts, config.smooth, config.output, config.against)
+        table(config.data.path, config.model, config.starts, config.smooth, config.output, config.against, scores)
+    if config.report is not None:
+        _write_report(config, scores)
     return config.output
+
+
+def _write_report(config: StudyConfig, scores: dict[str, NowcastTable]) -> None:
+    tables, notes, charts = [], [], []
+    for file, found in scores.items():
+        for rich in found.tables():
+            rich.title = f"{file}: {rich.title}"
+            tables.append(rich)
+        notes += [f"{file}: {sentence}" for sentence in found.sentences()]
+        charts += [dataclasses.replace(chart, title=f"{file}: {chart.title}") for chart in by_lead(found)]
+    write_study("Scores on the test radars", config, tables, notes, charts)
 
 
 def table(
@@ -120,8 +143,9 @@ def table(
     smooth: bool = False,
     output: str | None = None,
     against: str | None = None,
+    scores: dict[str, NowcastTable] | None = None,
 ) -> dict:
-    """Print the scores; arguments as in StudyConfig, data: the folder.
+    """Print the scores; arguments as in StudyConfig, data: the folder. scores: filled with the tables by file.
 
     Returns: {file: summary}, empty with against.
     """
@@ -131,13 +155,15 @@ def table(
         if rival is not None:
             _print_difference(network, rival, data, file, starts=starts, smooth=smooth)
             continue
-        scores = file_scores(network, data, file, starts=starts, smooth=smooth)
-        results[file] = summary(scores)
+        found = file_scores(network, data, file, starts=starts, smooth=smooth)
+        results[file] = summary(found)
+        if scores is not None:
+            scores[file] = found
         print(
-            f"{file}: {counted(scores.starts, 'start')}, minutes " + " ".join(f"{lead / 60:g}" for lead in scores.leads)
+            f"{file}: {counted(found.starts, 'start')}, minutes " + " ".join(f"{lead / 60:g}" for lead in found.leads)
         )
         for reference in REFERENCES:
-            for name, values in comparison(scores, reference).items():
+            for name, values in comparison(found, reference).items():
                 print(f"  {name:8s} vs {reference:20s}" + " ".join(f"{v:6.3f}" for v in values), flush=True)
     if output is not None:
         network.card.metrics["test"] = results

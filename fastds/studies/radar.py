@@ -7,15 +7,19 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.models.baselines import advection
+from fastds.report import check_report
 from fastds.studies.command import Files
+from fastds.studies.report import write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.inference import computing
+from fastds.tasks.common.tables import number_text, score_table
 from fastds.tasks.radar.methods import BASELINES
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
@@ -127,6 +131,7 @@ class StudyConfig:
         files: of TEST_BLOCKS; none: all.
         ssim: compute the model's structural similarity, too (slow).
         threads: of torch; None leaves them as they are.
+        report: an HTML page to write with the table; None: none.
     """
 
     data: Files
@@ -135,6 +140,7 @@ class StudyConfig:
     files: list[str] = dataclasses.field(default_factory=list)
     ssim: bool = False
     threads: int | None = None
+    report: str | None = None
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
@@ -143,9 +149,25 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 
 def study(config: StudyConfig) -> None:
-    """What `fastds study radar` does: prints the table."""
+    """What `fastds study radar` does: prints the table, writes config.report."""
+    if config.report is not None:
+        check_report(config.report)
     with computing(None, config.threads):
-        table(config.data.path, config.model, config.floors, config.files, config.ssim)
+        results = table(config.data.path, config.model, config.floors, config.files, config.ssim)
+    if config.report is not None:
+        write_study("Errors on the test radars", config, [_score_table(results)])
+
+
+def _score_table(results: dict) -> Table:
+    """The errors, a line for each file and floor."""
+    columns = "mse_total", "mse_t2", "mse_t13"
+    heads = "block", "floor dBZ", "method", *(f"{name} dBZ²" for name in columns)
+    rich = score_table("Squared errors", heads)
+    for (file, floor), row in results.items():
+        for number, (method, errors) in enumerate(row.items(), 1):
+            numbers = (number_text(errors[name]) for name in columns)
+            rich.add_row(file, f"{floor:g}", method, *numbers, end_section=number == len(row))
+    return rich
 
 
 def table(

@@ -116,9 +116,10 @@ def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable |
         options: input (a Dataset or a file): what the prediction was made of; default: of downscaled fields truth
             averaged 2 x 2 at every second time, of nowcasts truth. The others are those of
             fastds.tasks.radar.evaluation.evaluate or fastds.tasks.nowcast.evaluation.evaluate (var, z_r, progress;
-            baselines of nowcasts); missing, units, start and stop of truth and input as in downscale.
+            report, an HTML page to write, and model, whose card it tells; baselines of nowcasts); missing, units, start
+            and stop of truth and input as in downscale.
 
-    Returns: a table with rows, print() and to_csv(path).
+    Returns: a table with rows, print(), to_csv(path) and to_html(path).
 
     Raises: UnknownOptionError for another option; what those functions raise.
     """
@@ -128,13 +129,13 @@ def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable |
     with opened(prediction) as p, opened(truth, **reading) as t, opened(given, **reading) as source:
         task, name = ("nowcast", "observed") if is_forecast(p) else ("radar", "coarse")
         run = task_function(task, "evaluate")
-        check_options(run, task, options, {"input"}, {name})
+        check_options(run, task, options, {"input", "model"}, {name})
         return run(p, t, **{name: source}, **options)
 
 
 def task_function(task: str, verb: str) -> Callable:
     """The function of a verb in a task; the task is imported here."""
-    module = "evaluation" if verb.startswith("evaluate") else "run"
+    module = {"evaluate": "evaluation", "report": "report"}.get(verb.partition("_")[0], "run")
     return getattr(importlib.import_module(f"fastds.tasks.{task}.{module}"), verb)
 
 

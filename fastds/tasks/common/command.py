@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -67,7 +68,8 @@ def overview() -> str:
         "",
         "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print_config prints.",
         "Every task has: --model NAME, --model.options.KEY VALUE, --model.start WEIGHTS, --data.path PATH, --output,",
-        "--seed, --max_steps, --max_minutes, --learning_rate, --ema_decay, --resume, --progress, --threads, --devices.",
+        "--seed, --max_steps, --max_minutes, --learning_rate, --ema_decay, --resume, --progress, --threads, --devices,",
+        "--report.",
         "",
     ]
     lines += [f"  {task:8} {about}; NAME: {', '.join(configurations(task))}" for task, about in TASKS.items()]
@@ -95,11 +97,28 @@ def main(arguments: list[str] | None = None) -> int:
 
     def train() -> pathlib.Path:
         config = options.parse_arguments(arguments)
+        if config.report is not None:
+            _check_report(config)
         training = importlib.import_module(f"fastds.tasks.{task}.training")
         _quieten_lightning()
-        return training.train(config)
+        best = training.train(config)
+        if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes
+            _write_report(config, best)
+        return best
 
     return guarded(f"fastds train {task}", train, option_names(options.TrainingConfig))
+
+
+def _check_report(config) -> None:
+    from fastds.report import check_report
+
+    check_report(config.report, made=config.output)
+
+
+def _write_report(config, best: pathlib.Path) -> None:
+    from fastds.tasks.common.training_report import write_training_report
+
+    write_training_report(config.report, best, config)
 
 
 def _quieten_lightning() -> None:

@@ -39,6 +39,7 @@ class RunConfig:
         threads: of torch; None leaves them as they are.
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged. Only one
             process resumes bit by bit and takes max_minutes.
+        report: an HTML page to write at the end: learning curves, validation scores, configuration; None: none.
     """
 
     output: str = "training"
@@ -51,6 +52,7 @@ class RunConfig:
     progress: bool = True
     threads: int | None = None
     devices: int = 1
+    report: str | None = None
 
     def __post_init__(self):
         bounds = (self.max_steps is None or self.max_steps >= 1, self.max_minutes is None or self.max_minutes > 0)

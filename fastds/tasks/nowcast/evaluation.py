@@ -42,15 +42,18 @@ def evaluate_files(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
+    report: str | os.PathLike | None = None,
+    model: str | os.PathLike | None = None,
     **reading: Unpack[Reading],
 ) -> NowcastTable:
     """Compare the files prediction (forecasts) and truth (the fields that came), see `evaluate`.
 
-    observed: the file the forecasts were made from; None: truth. var, z_r: as in evaluate. progress: show a
-    progress bar. reading: of truth and observed, see fastds.data.reading.
+    observed: the file the forecasts were made from; None: truth. var, z_r, report, model: as in evaluate. progress:
+    show a progress bar. reading: of truth and observed, see fastds.data.reading.
     Raises what open_dataset raises, too."""
+    chosen = {"var": var, "z_r": z_r, "progress": progress, "report": report, "model": model}
     with opened(prediction) as p, opened(truth, var, **reading) as t, opened(observed, var, **reading) as o:
-        return evaluate(p, t, observed=o, var=var, z_r=z_r, progress=progress)
+        return evaluate(p, t, observed=o, **chosen)
 
 
 def evaluate(
@@ -62,6 +65,8 @@ def evaluate(
     z_r: tuple[float, float] | None = None,
     baselines: Sequence[str] | None = None,
     progress: bool = False,
+    report: str | os.PathLike | None = None,
+    model: str | os.PathLike | None = None,
 ) -> NowcastTable:
     """Compare forecasts, and the baselines from the same starts, with the fields that came.
 
@@ -77,6 +82,8 @@ def evaluate(
         var, z_r: as in fastds.data.to_reflectivity, for truth and observed.
         baselines: names of fastds.tasks.nowcast.methods.BASELINES; None: all, pysteps where it is installed.
         progress: show a progress bar.
+        report: an HTML page to write, with the scores, maps and curves. model: name or file of the weights whose card
+            it tells; None: as prediction names them.
 
     Returns: the NowcastTable, of starts with all fields.
 
@@ -89,15 +96,25 @@ def evaluate(
     methods = {key: baseline(key) for key in names}
     known = max((method.known for method in methods.values()), default=1)
     fields = _Fields(forecasts, truth, truth if observed is None else observed, known, var, z_r)
+    page = None
+    if report is not None:
+        from fastds.tasks.nowcast.report import EvaluationReport
+
+        page = EvaluationReport(report, forecasts, fields.sources, name, model)
     for number, before, after in tracked(fields, progress):
         predicted = forecasts.fields(number)
         made = {key: method(before[-method.known :], len(after)) for key, method in methods.items()}
         comparison.add(np.where(np.isnan(predicted), np.nan, after), {**made, name: np.nan_to_num(predicted)})
+        if page is not None:
+            page.add(number, before, after, {**made, name: predicted})
     if not comparison.starts:
         raise _no_start(known, forecasts.leads, forecasts.starts, fields.lines[1])
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
-    return comparison.table(notes * bool(left_out))
+    table = comparison.table(notes * bool(left_out))
+    if page is not None:
+        page.write(table)
+    return table
 
 
 def check_truth(

@@ -105,8 +105,8 @@ def is_forecast_file(path: str | os.PathLike) -> bool:
 class Forecasts:
     """The forecasts of a dataset.
 
-    Attributes: variable (DataArray); starts (S,) times; leads (n,) seconds; z_r (a, b); name of the model; factor,
-    cells of the observations along a cell; floor and ceiling, dBZ, between which the model works.
+    Attributes: dataset; variable (DataArray); starts (S,) times; leads (n,) seconds; z_r (a, b); name of the model;
+    factor, cells of the observations along a cell; floor and ceiling, dBZ, between which the model works.
     Raises: ValueError for a dataset that nowcast did not write.
     """
 
@@ -114,7 +114,7 @@ class Forecasts:
         names = [name for name, _ in QUANTITIES.values() if name in dataset.data_vars]
         if not is_forecast(dataset) or not names or "fastds_coarsening" not in dataset.attrs:
             raise ValueError("the file holds no forecasts that fastds nowcast wrote")
-        self.variable = dataset[names[0]]
+        self.dataset, self.variable = dataset, dataset[names[0]]
         self.starts = dataset[REFERENCE].values.reshape(-1)
         leads = dataset[PERIOD].values
         self.leads = np.array([to_seconds(lead) for lead in leads]) if leads.dtype.kind == "m" else leads.astype(float)

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
 from fastds.tasks.common.tables import counted, number_text, score_table, write_csv
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Wavelengths, cells.
 BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0))
@@ -78,26 +82,43 @@ class NowcastTable:
         from rich.console import Console
 
         console = console or Console()
-        console.print(self._skill())
-        console.print(self._errors())
-        console.print(self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}))
-        for score, name in _BIASES.items():
-            console.print(self._by_lead(f"{name} / truth's", None, {"": (score, 0)}))
-        for score, rates in _BY_LEAD.items():
-            columns = {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
-            console.print(self._by_lead(_name(score), "mm/h", columns))
-        console.print(self._by_lead("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}))
-        console.print(
+        for table in self.tables():
+            console.print(table)
+        for sentence in self.sentences():
+            console.print(sentence, style="dim", markup=False)
+
+    def to_html(self, path: str | os.PathLike) -> None:
+        """Write a page of the tables, by a temporary name; with maps and curves: evaluate's argument report."""
+        from fastds.report import Page
+
+        Page("Scores of forecasts", tables=self.tables(), notes=self.sentences()).write(path)
+
+    def tables(self) -> list[Table]:
+        """The tables as they are printed."""
+        skills = {
+            score: {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
+            for score, rates in _BY_LEAD.items()
+        }
+        return [
+            self._skill(),
+            self._errors(),
+            self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}),
+            *(self._by_lead(f"{name} / truth's", None, {"": (score, 0)}) for score, name in _BIASES.items()),
+            *(self._by_lead(_name(score), "mm/h", columns) for score, columns in skills.items()),
+            self._by_lead("Power over the truth's at wavelengths", "cells", {"2-4": ("power", 0)}),
+        ]
+
+    def sentences(self) -> list[str]:
+        """What stands below the tables."""
+        said = (
             f"{counted(self.starts, 'start')}, {self.pixels} valid cells a field on average, rain by "
             f"Z = {self.z_r[0]:g} R^{self.z_r[1]:g}. B-MSE, B-MAE: weighted sums over the field on the scale "
             "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells. Wet area: "
-            f"at least {WET_RATE:g} mm/h.",
-            style="dim",
+            f"at least {WET_RATE:g} mm/h."
         )
-        for note in self.notes:
-            console.print(note, style="dim", markup=False)
+        return [said, *self.notes]
 
-    def _skill(self):
+    def _skill(self) -> Table:
         heads = ("method", "score", *(f"{rate:g}" for rate in RAIN_THRESHOLDS))
         table = score_table("Scores at rain rates in mm/h, mean over leads", heads)
         for score in _BY_THRESHOLD:
@@ -106,7 +127,7 @@ class NowcastTable:
                 table.add_row(method, _name(score), *values, end_section=number == len(self.rows))
         return table
 
-    def _errors(self):
+    def _errors(self) -> Table:
         bands = (f"{low:g}-{high:g}" for low, high in BANDS)
         heads = ("method", "B-MSE", "B-MAE", "MSE dBZ²", *bands)
         table = score_table("Errors, and power over the truth's by wavelength in cells, mean over leads", heads)
@@ -115,7 +136,7 @@ class NowcastTable:
             table.add_row(method, *errors, *map(number_text, self.means(method, "power")))
         return table
 
-    def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]):
+    def _by_lead(self, title: str, head: str | None, columns: dict[str, tuple[str, int]]) -> Table:
         """A section of methods per label -> (score, column of its array), labels in a column of that head; sections
         without any value are left out."""
         every = math.ceil(len(self.leads) / _COLUMNS)

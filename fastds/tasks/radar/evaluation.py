@@ -28,15 +28,18 @@ def evaluate_files(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
+    report: str | os.PathLike | None = None,
+    model: str | os.PathLike | None = None,
     **reading: Unpack[Reading],
 ) -> EvaluationTable:
     """Compare the files prediction and truth, see `evaluate`.
 
-    coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r: as in evaluate.
-    progress: show a progress bar. reading: of truth and coarse, see fastds.data.reading.
+    coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r, report, model: as
+    in evaluate. progress: show a progress bar. reading: of truth and coarse, see fastds.data.reading.
     Raises what open_dataset raises, too."""
+    chosen = {"var": var, "z_r": z_r, "progress": progress, "report": report, "model": model}
     with opened(prediction) as p, opened(truth, var, **reading) as t, opened(coarse, var, **reading) as c:
-        return evaluate(p, t, coarse=c, var=var, z_r=z_r, progress=progress)
+        return evaluate(p, t, coarse=c, **chosen)
 
 
 def check_truth_file(
@@ -93,6 +96,8 @@ def evaluate(
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
     progress: bool = False,
+    report: str | os.PathLike | None = None,
+    model: str | os.PathLike | None = None,
 ) -> EvaluationTable:
     """Compare downscaled fields and the baselines with the truth, pair of input frames by pair of input frames.
 
@@ -100,15 +105,27 @@ def evaluate(
     used.
     coarse: the dataset that was downscaled; None: truth averaged 2 x 2 as by coarsen_dataset, at every second time.
     var, z_r: as in fastds.data.to_reflectivity, for all datasets. progress: show a progress bar.
+    report: an HTML page to write, with the scores, maps and curves; model: name or file of the weights whose card it
+    tells, None: as prediction names them.
     Returns the EvaluationTable. Raises ValueError where grids or times do not fit or no pair of frames is common to
     all.
     """
     source = Pairs(prediction, truth, coarse, var, z_r)
+    page = None
+    if report is not None:
+        from fastds.tasks.radar.report import EvaluationReport
+
+        page = EvaluationReport(report, source, model)
     name = f"{source.name} (PRED)" if source.name in BASELINES else source.name
     sums = {method: scores.Scores() for method in (*BASELINES, name)}
     for pair in tracked(source, progress, "pairs"):
         for method, score in sums.items():
             score.add(pair, pair.prediction if method == name else None, BASELINES.get(method))
+        if page is not None:
+            page.add(pair, BASELINES)
     rows = {method: score.means() for method, score in sums.items()}
     notes = tuple(source.notes if scores.HAS_TORCHMETRICS and scores.HAS_SCORES else [*source.notes, _NEEDS_VERIFY])
-    return EvaluationTable(rows, sums[name].count, round(sums[name].pixels / max(sums[name].count, 1)), notes)
+    table = EvaluationTable(rows, sums[name].count, round(sums[name].pixels / max(sums[name].count, 1)), notes)
+    if page is not None:
+        page.write(table)
+    return table

@@ -21,15 +21,25 @@ SPACE_FACTOR = 2
 
 @dataclasses.dataclass
 class Pair:
-    """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing."""
+    """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing; the
+    (f + 1) times of these. there (H, W): where the coarse frames are not missing; valid (H, W): what is scored."""
 
     coarse: torch.Tensor
     truth: torch.Tensor
     prediction: torch.Tensor
+    there: torch.Tensor
     valid: torch.Tensor
+    times: np.ndarray
+    _made: dict = dataclasses.field(default_factory=dict)
 
     def baseline(self, method: Callable, floor: float) -> torch.Tensor:
-        """The baseline's fields above the floor, (f + 1, H, W) in dBZ; f = 4 inserts the coarse middle frames first."""
+        """The baseline's fields above the floor, (f + 1, H, W) in dBZ; f = 4 inserts the coarse middle frames first.
+        They are computed once."""
+        if (method, floor) not in self._made:
+            self._made[method, floor] = self._baseline(method, floor)
+        return self._made[method, floor]
+
+    def _baseline(self, method: Callable, floor: float) -> torch.Tensor:
         x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None]
         if len(self.truth) == 5:
             x = method(x, 1)
@@ -112,7 +122,7 @@ class Pairs:
                 coarse = torch.from_numpy(self.coarse.frames(list(outer)))
             there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
             valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
-            yield Pair(coarse, truth, prediction, interior(valid))
+            yield Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth])
 
 
 def whole_seconds(times) -> list[int]:

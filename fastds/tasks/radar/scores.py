@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, fss, radar_errors, spectral_ratio
 from fastds.tasks.common.tables import number_text, score_table, write_csv
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 THRESHOLDS_DBZ = (15.0, 30.0, 40.0)
 FSS_WINDOW = 9
@@ -126,20 +130,32 @@ class EvaluationTable:
         from rich.console import Console
 
         console = console or Console()
-        for floor in EVALUATION_FLOORS:
-            console.print(self._error_table(floor))
-        console.print(self._skill_table())
-        console.print(
+        for table in self.tables():
+            console.print(table)
+        for sentence in self.sentences():
+            console.print(sentence, style="dim", markup=False)
+
+    def to_html(self, path: str | os.PathLike) -> None:
+        """Write a page of the tables, by a temporary name; with maps and curves: evaluate's argument report."""
+        from fastds.report import Page
+
+        Page("Errors of downscaled radar fields", tables=self.tables(), notes=self.sentences()).write(path)
+
+    def tables(self) -> list[Table]:
+        """The tables as they are printed."""
+        return [*map(self._error_table, EVALUATION_FLOORS), self._skill_table()]
+
+    def sentences(self) -> list[str]:
+        """What stands below the tables."""
+        said = (
             f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: between the "
             "input times, t1+t3: at the input times. "
             f"FSS in windows of {FSS_WINDOW} pixels; detail: power at wavelengths of 2 to 4 pixels over the truth's; "
-            "refit: rms of the output averaged back minus the input.",
-            style="dim",
+            "refit: rms of the output averaged back minus the input."
         )
-        for note in self.notes:
-            console.print(note, style="dim", markup=False)
+        return [said, *self.notes]
 
-    def _error_table(self, floor: float):
+    def _error_table(self, floor: float) -> Table:
         key = f"{floor:g}"
         table = score_table(
             f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1+t3", "SSIM")
@@ -152,7 +168,7 @@ class EvaluationTable:
             table.add_row(name, number_text(total), "" if name == "trilinear" else change, *map(number_text, numbers))
         return table
 
-    def _skill_table(self):
+    def _skill_table(self) -> Table:
         heads = [
             (f"{score} {q:g}" if q == THRESHOLDS_DBZ[0] else f"{q:g}")
             for score in ("CSI", "FSS")

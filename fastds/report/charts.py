@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Line figures for a page, once for light and once for dark surroundings."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from fastds.report.maps import data_uri
+
+_INKS = {"light": "#1c2330", "dark": "#dfe4ec"}
+_SIZE, _DPI = (5.0, 3.5), 150  # inches: text keeps its size on a narrow screen
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A line figure. Attributes: title; alt: what it shows, in words; draw: makes the Figure."""
+
+    title: str
+    alt: str
+    draw: Callable[[], Figure]
+
+    def uri(self, theme: str) -> str:
+        """A PNG with a transparent ground as a data URI; theme: "light" or "dark"."""
+        ink = _INKS[theme]
+        colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
+        grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), "none")
+        with matplotlib.rc_context(colours | grounds | {"grid.color": "#808895", "legend.edgecolor": "#808895"}):
+            figure = self.draw()
+            figure.set_size_inches(_SIZE)
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=_DPI)
+        return data_uri(file.getvalue())

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a map lies: which way is up, its shape on the ground, ticks in km or degrees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+
+import numpy as np
+import xarray as xr
+from matplotlib.ticker import MaxNLocator
+
+from fastds.data.grid.axes import unwrap
+from fastds.data.grid.grids import latitude_longitude
+
+_KILOMETRES = {"m": 1e-3, "metre": 1e-3, "meter": 1e-3, "metres": 1e-3, "meters": 1e-3, "km": 1.0, "kilometre": 1.0}
+_TICKS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MapGrid:
+    """The domain of maps, whose panels all cover it.
+
+    Attributes:
+        left, right, bottom, top: outer edges, in `unit`; right > left, and top is the north.
+        unit: "km", "degrees" or "pixels".
+        flip: whether rows, columns of a field are turned round, so that north is up and east is right.
+        aspect: width over height on the ground.
+    """
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    unit: str
+    flip: tuple[bool, bool]
+    aspect: float
+
+    @classmethod
+    def of(cls, field: xr.DataArray) -> MapGrid:
+        """The grid of a field (..., y, x), by its coordinates; without any, row 0 is the top."""
+        y, x = (_axis(field, dim) for dim in field.dims[-2:])
+        flip = _turned(field, y, x)
+        unit = y.unit if x.unit == y.unit else "pixels"
+        if unit == "pixels":
+            height, width = field.shape[-2:]
+            return cls(0, width, 0, height, unit, flip, width / height)
+        (bottom, top), (left, right) = y.edges, x.edges
+        across = np.cos(np.deg2rad((bottom + top) / 2)) if unit == "degrees" else 1.0
+        return cls(left, right, bottom, top, unit, flip, across * (right - left) / (top - bottom))
+
+    def up(self, field: np.ndarray) -> np.ndarray:
+        """A field (H, W) with north up and east right."""
+        return field[:: -1 if self.flip[0] else 1, :: -1 if self.flip[1] else 1]
+
+    def ticks(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+        """(share from the left, label) and (share from the top, label)."""
+        return (
+            [((v - self.left) / (self.right - self.left), self._label(v, "EW")) for v in _round(self.left, self.right)],
+            [((self.top - v) / (self.top - self.bottom), self._label(v, "NS")) for v in _round(self.bottom, self.top)],
+        )
+
+    def _label(self, value: float, ends: str) -> str:
+        if self.unit != "degrees":
+            return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+        value = (value + 180) % 360 - 180 if ends == "EW" else value
+        return f"{abs(value):g}°{ends[int(value < 0)] if value else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """Cell centres of an axis, None where it has no coordinate, in their unit; "pixels" where that is not known."""
+
+    values: np.ndarray | None
+    unit: str
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        half = abs(self.values[1] - self.values[0]) / 2
+        return float(self.values.min() - half), float(self.values.max() + half)
+
+
+def _axis(field: xr.DataArray, dim: Hashable) -> _Axis:
+    if dim not in field.coords or field.sizes[dim] < 2 or field[dim].dtype.kind not in "fiu":
+        return _Axis(None, "pixels")
+    attrs, values = field[dim].attrs, unwrap(field[dim].values, field[dim].attrs)
+    if any(place is not None and dim == place.name for place in latitude_longitude(field)):
+        return _Axis(values, "degrees")
+    scale = _KILOMETRES.get(str(attrs.get("units", "")).strip().lower())
+    return _Axis(values, "pixels") if scale is None else _Axis(values * scale, "km")
+
+
+def _turned(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
+    """Whether rows, columns are turned round: by their coordinates, else by 2-D latitudes and longitudes."""
+    lat, lon = latitude_longitude(field)
+    if (y.values is None or x.values is None) and lat is not None and lat.ndim == 2:
+        north, east = np.diff(lat.values, axis=0), np.diff(np.unwrap(lon.values, period=360.0))
+        return bool(np.nanmean(north) > 0), bool(np.nanmean(east) < 0)
+    rows = y.values is not None and y.values[0] < y.values[-1]
+    return bool(rows), bool(x.values is not None and x.values[0] > x.values[-1])
+
+
+def _round(low: float, high: float) -> np.ndarray:
+    ticks = MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return ticks[(ticks >= low) & (ticks <= high)]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML report of a training: learning curves, validation scores, configuration and card."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from fastds.plot import training_curves
+from fastds.report import Chart, Page
+from fastds.tasks.common.config import RunConfig
+from fastds.tasks.common.reports import facts, flat
+from fastds.tasks.common.tables import score_table
+
+_NO_CURVES = ("epoch", "step")
+
+
+def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig) -> None:
+    """Write a report of the training whose best weights are the file `best`, from the logs beside it."""
+    logs = _logs(best.parent / "csv")
+    charts = [_chart(column, logs) for column in _columns(logs) if not column.startswith("lr-")]
+    told = facts(best, dict(flat(dataclasses.asdict(config))), {})
+    title = f"Training of {config.model.name}"
+    Page(
+        title,
+        told,
+        [_table(logs)],
+        ["Validation scores of the averaged weights, by the step of the log."],
+        charts=charts,
+    ).write(path)
+
+
+def _logs(folder: Path) -> dict[str, Path]:
+    """Logs of the run and of those it resumed, in the order of time."""
+    earlier = [folder / f"metrics.{k}.csv" for k in range(len(list(folder.glob("metrics.*.csv"))))]
+    paths = [path for path in (*earlier, folder / "metrics.csv") if path.exists()]
+    return {f"part {k}" if len(paths) > 1 else "": path for k, path in enumerate(paths, 1)}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _columns(logs: Mapping[str, Path]) -> list[str]:
+    """Names of what was logged, the training's first."""
+    names = dict.fromkeys(name for path in logs.values() for row in _rows(path) for name, v in row.items() if v)
+    return sorted((name for name in names if name not in _NO_CURVES), key=lambda name: name.startswith("val"))
+
+
+def _chart(column: str, logs: Mapping[str, Path]) -> Chart:
+    values = _values(column, logs)
+    alt = f"{column} by step: {values[0]:.4g} at first, {values[-1]:.4g} at last"
+    return Chart(column, alt, functools.partial(_draw, column, logs, 0 < 10 * min(values) < max(values)))
+
+
+def _draw(column: str, logs: Mapping[str, Path], wide: bool) -> Figure:
+    """The curve of a column; wide: over more than a power of ten."""
+    figure = training_curves(logs, (column,), log_y=wide)
+    axes = figure.axes[0]
+    axes.set_ylabel(column)
+    for line in axes.lines:
+        line.set_marker(".")
+    if len(logs) == 1:
+        axes.get_legend().remove()
+    return figure
+
+
+def _values(column: str, logs: Mapping[str, Path]) -> list[float]:
+    return [float(row[column]) for path in logs.values() for row in _rows(path) if row.get(column)]
+
+
+def _table(logs: Mapping[str, Path]) -> Table:
+    table = score_table("Validation", ("score", "first", "lowest", "highest", "last"))
+    for column in _columns(logs):
+        if column.startswith("val"):
+            values = _values(column, logs)
+            chosen = values[0], min(values), max(values), values[-1]
+            table.add_row(column.removeprefix("val_"), *(f"{value:.4g}" for value in chosen))
+    return table

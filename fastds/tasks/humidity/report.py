@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML report of downscaled humidity: that of gridded fields."""
+
+from fastds.tasks.fields.report import report_files
+
+__all__ = ["report_files"]

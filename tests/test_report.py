@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML report: complete in itself, the numbers of the table, maps the right way up, the slider in a browser."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from PIL import Image
+
+import fastds
+from fastds.cli import main
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.metrics import error_sums, power_spectrum
+from fastds.plot.style import MISSING_COLOUR
+from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
+from fastds.report.curves import Curves
+from fastds.report.maps import png
+from fastds.studies import nowcast as study_nowcast
+from fastds.studies import radar as study_radar
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, the text inside each cell, and what must be closed is."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells, self.open = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "input", "source", "br"):
+            self.open.append(tag)
+        if tag in ("td", "th", "dd", "dt", "caption", "h1", "title"):
+            self.cells.append((tag, ""))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if self.open and self.cells and self.open[-1] == self.cells[-1][0]:
+            self.cells[-1] = (self.cells[-1][0], self.cells[-1][1] + data)
+
+    def all(self, tag, kind=""):
+        return [attrs for name, attrs in self.tags if name == tag and kind in ["", *attrs.get("class", "").split()]]
+
+    def texts(self, *tags):
+        return [text for tag, text in self.cells if tag in tags]
+
+
+def parsed(path):
+    page = Parsed(path.read_text(encoding="utf-8"))
+    assert not page.open
+    return page
+
+
+def pixels(uri):
+    """(H, W, 3) of a data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def colour(text):
+    return tuple(int(text[k : k + 2], 16) for k in (1, 3, 5))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    truth = synthetic_event(5, 9, (64, 80))[["reflectivity"]]
+    truth.reflectivity[:, :6, :6] = np.nan
+    save_dataset(truth, folder / "truth.nc")
+    save_dataset(coarsen_dataset(truth), folder / "in.nc")
+    assert main(["downscale", f"{folder}/in.nc", f"{folder}/out.nc"]) == 0
+    assert main(["nowcast", f"{folder}/truth.nc", f"{folder}/now.nc", "--steps", "3", "--every", "5min"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def downscaled(folder):
+    """The page of the downscaled fields and the table."""
+    table = fastds.evaluate(folder / "out.nc", folder / "truth.nc", input=folder / "in.nc", report=folder / "out.html")
+    return folder / "out.html", table
+
+
+@pytest.fixture(scope="module")
+def forecast(folder):
+    table = fastds.evaluate(folder / "now.nc", folder / "truth.nc", report=folder / "now.html")
+    return folder / "now.html", table
+
+
+@pytest.mark.parametrize("kind", ["downscaled", "forecast"])
+def test_a_page_is_complete_in_itself(request, kind):
+    path, _ = request.getfixturevalue(kind)
+    page = parsed(path)
+    for tag, attrs in page.tags:
+        for name in ("src", "srcset", "href"):
+            assert attrs.get(name, "data:").startswith(("data:", "#")), (tag, attrs[name][:80])
+    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", path.read_text())
+    assert not re.search(r"@import|url\(|<script[^>]+src|https?://(?!creativecommons)", text)
+    images = page.all("img")
+    assert images and all(len(image["alt"]) > 20 for image in images)
+    assert page.all("html")[0]["lang"] == "en" and page.all("meta")[1]["name"] == "viewport"
+    assert "prefers-color-scheme: dark" in text and path.stat().st_size < 2e6
+
+
+@pytest.mark.parametrize("kind", ["downscaled", "forecast"])
+def test_numbers_are_those_of_the_table(request, kind):
+    path, table = request.getfixturevalue(kind)
+    page = parsed(path)
+    cells = iter(page.texts("td", "th"))
+    for rich in table.tables():
+        assert [next(cells) for _ in rich.columns] == [column.header for column in rich.columns]
+        for row in zip(*(column.cells for column in rich.columns), strict=True):
+            assert tuple(next(cells) for _ in row) == row
+    assert next(cells, None) is None
+    assert page.texts("caption") == [rich.title for rich in table.tables()]
+
+
+def test_frames_of_downscaled_fields(downscaled):
+    path, _ = downscaled
+    page = parsed(path)
+    stacks, frames = page.all("div", "stack"), page.all("img", "frame")
+    assert len(stacks) == 4 and frames[0]["alt"].startswith("input, 2024-06-01 12:00 UTC: ")
+    titles = [frame["alt"].partition(": ")[0] for frame in frames]
+    assert sum(title.startswith("truth") for title in titles) == 9  # the input has 5 of the 9 times
+    assert sum(title.startswith("input") for title in titles) == 5 and len(page.all("p", "frame")) == 4
+    assert "truth, 2024-06-01 12:05 UTC" in titles and "fczsm-small, 2024-06-01 12:40 UTC" in titles
+    assert page.all("input")[0]["max"] == "8" and len(page.all("img", "on")) + len(page.all("p", "on")) == 4
+
+
+def test_frames_of_forecasts(forecast):
+    path, table = forecast
+    titles = [frame["alt"].partition(": ")[0] for frame in parsed(path).all("img", "frame")]
+    observed = [title for title in titles if title.startswith("observed")]
+    assert len(observed) == 6 and observed[2].endswith(", observed") and observed[3].endswith("+5 min")
+    assert sum(title.startswith("extrapolation") for title in titles) == 3
+    assert f"one of {table.starts}" in path.read_text()
+
+
+def test_what_was_run_is_told(downscaled):
+    page = parsed(downscaled[0])
+    told = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    card = fastds.models.load_card("fczsm-small")
+    assert told["licence"] == card.licence and told["trained on"] == "\n".join(card.training_data)
+    assert told["command"] == "called from Python" and told["fastds"] == fastds.__version__
+    assert told["file"].endswith("in.nc") and told["variable"] == "reflectivity (dBZ)" and told["time_factor"] == "2"
+    assert told["times"] == "2024-06-01 12:00 UTC to 2024-06-01 12:40 UTC"
+
+
+def test_the_command_is_told(folder):
+    words = ["downscale", "in.nc", "again.nc", "--truth", "truth.nc", "--report", "again.html"]
+    done = subprocess.run([sys.executable, "-m", "fastds", *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"fastds {' '.join(words)}" in parsed(folder / "again.html").texts("dd")
+
+
+@pytest.mark.parametrize("verb", ["downscale", "nowcast"])
+def test_without_a_truth_a_page_has_the_maps(folder, monkeypatch, verb):
+    monkeypatch.chdir(folder)
+    source = {"downscale": "in.nc", "nowcast": "truth.nc --steps 2 --start 2024-06-01T12:20"}[verb].split()
+    assert main([verb, source[0], "alone.nc", *source[1:], "--report", "alone.html"]) == 0
+    page = parsed(folder / "alone.html")
+    assert len(page.all("div", "stack")) == 2 and not page.all("table")
+    names = {"downscale": "fczsm-small", "nowcast": "nowcast-small"}
+    assert any(frame["alt"].startswith(names[verb]) for frame in page.all("img", "frame"))
+
+
+def test_tables_alone(downscaled, forecast, tmp_path):
+    for _, table in (downscaled, forecast):
+        table.to_html(tmp_path / "table.html")
+        page = parsed(tmp_path / "table.html")
+        assert page.texts("caption") == [rich.title for rich in table.tables()] and not page.all("img")
+
+
+def test_text_of_users_is_escaped():
+    text = Page("<b>bold</b>", {"Run": {"title": "<script>alert(1)</script>"}}).html()
+    assert "<b>" not in text and "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_a_card_is_that_of_the_weights(folder, tmp_path):
+    """A user's weights of a shipped name have not the shipped card."""
+    network = fastds.load("fczsm-small")
+    network.card.licence, network.card.training_data = "", ["my own radar"]
+    fastds.models.save(network, tmp_path / "mine.safetensors")
+    fine = fastds.downscale(tmp_path / "mine.safetensors", folder / "in.nc")
+    files = {"truth": folder / "truth.nc", "input": folder / "in.nc"}
+    for chosen, wanted in (({}, None), ({"model": tmp_path / "mine.safetensors"}, "my own radar")):
+        fastds.evaluate(fine, **files, report=tmp_path / "mine.html", **chosen)
+        page = parsed(tmp_path / "mine.html")
+        assert dict(zip(page.texts("dt"), page.texts("dd"), strict=True)).get("trained on") == wanted
+
+
+@pytest.mark.parametrize(
+    "options", ["--scale 2", "--model wgan-gp-small-x2 --members 2 --var r"], ids=["inr", "members"]
+)
+def test_gridded_fields(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    latitude, longitude = np.linspace(50, 42, 17), np.linspace(0, 11.5, 24)
+    attrs = {"r": ("%", "relative_humidity"), "t": ("K", "air_temperature"), "u": ("m s**-1", "eastward_wind"),
+             "z": ("m**2 s**-2", "geopotential")}  # fmt: skip
+    rows, columns = np.meshgrid(latitude, longitude, indexing="ij")
+    wave = np.sin(rows) * np.cos(columns)
+    means = {"r": 50 + 30 * wave, "t": 255 + 5 * wave, "u": 10 * wave, "z": 54000 + 900 * wave}
+    fields = {
+        name: (("time", "latitude", "longitude"), np.stack([means[name]] * 3).astype("f4"),
+               {"units": units, "standard_name": standard}) for name, (units, standard) in attrs.items()
+    }  # fmt: skip
+    times = np.datetime64("2020-01-01", "ns") + np.arange(3) * np.timedelta64(6, "h")
+    north, east = ({"standard_name": name} for name in ("latitude", "longitude"))
+    coords = {"time": times, "latitude": ("latitude", latitude, north), "longitude": ("longitude", longitude, east)}
+    xr.Dataset(fields, coords).to_netcdf("in.nc", engine="h5netcdf")
+    assert main(["downscale", "in.nc", "out.nc", *options.split(), "--report", "out.html"]) == 0
+    page = parsed(tmp_path / "out.html")
+    titles = [frame["alt"].partition(": ")[0] for frame in page.all("img", "frame")]
+    names = ["input", "member 1", "member 2"] if "members" in options else ["input", "output"]
+    times = [f"2020-01-01 {hour} UTC" for hour in ("00:00", "06:00", "12:00")]
+    assert titles == [f"{name}, {time}" for name in names for time in times]
+    assert "r (%)" in (tmp_path / "out.html").read_text() and page.texts("dt").count("trained on") == 1
+
+
+def test_learning_curves(folder, tmp_path, capfd):
+    pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+    (tmp_path / "data").mkdir()
+    shutil.copy(folder / "truth.nc", tmp_path / "data")
+    words = (
+        f"train radar --data.path={tmp_path}/data --output={tmp_path}/run --data.epoch_samples=2 --data.batch_size=2"
+    )
+    words += f" --data.crop=16 --threads=1 --progress=false --report={tmp_path}/run/page.html"
+    for steps in (2, 4, 4):  # the last has nothing to do
+        assert main([*words.split(), f"--max_steps={steps}"]) == 0, capfd.readouterr().err
+        page = parsed(tmp_path / "run" / "page.html")
+        charts = [image["alt"].partition(" by step")[0] for image in page.all("img")]
+        assert charts[0] == "loss" and "val_mse_total" in charts
+        told = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+        assert (told["max_steps"], told["data.crop"]) == (str(steps), "16")
+    assert "mse_trilinear" in page.texts("th")
+    assert main([*words.replace("page.html", "page.txt").split()]) == 2
+    assert "--report must be a file that ends in .html" in capfd.readouterr().err
+
+
+def test_studies(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_radar, "TEST_BLOCKS", {"truth.nc": (0, None, 2)})
+    monkeypatch.setattr(study_nowcast, "TEST_STARTS", {"truth.nc": 1})
+    path = tmp_path / "study.html"
+    assert main(["study", "radar", f"--data.path={folder}", "--floors=[15]", f"--report={path}"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    cells = parsed(path).texts("td")
+    assert [cells[5 * k + 2] for k in range(4)] == printed[2:6] and cells[16] == "model"
+    assert main(["study", "nowcast", f"--data.path={folder}", "--starts=1", f"--report={path}"]) == 0
+    page = parsed(path)
+    assert all(caption.startswith("truth.nc: ") for caption in page.texts("caption")) and len(page.all("img")) >= 3
+    assert main(["study", "nowcast", f"--data.path={folder}", "--against=x", f"--report={path}"]) == 2
+    assert "--report must be left out with --against=x" in capsys.readouterr().err
+
+
+# ---- maps
+
+
+def field(rows, columns, y, x, units="m"):
+    values = np.zeros((rows, columns), "f4")
+    values[0, -1] = 40  # at the first y and the last x
+    attrs = {"units": units}, {"units": units}
+    if units == "degrees":
+        attrs = {"standard_name": "latitude"}, {"standard_name": "longitude"}
+    coords = {"y": ("y", y, attrs[0]), "x": ("x", x, attrs[1])}
+    return xr.DataArray(values, dims=("y", "x"), coords=coords, name="z")
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("units", ["m", "degrees"])
+def test_north_is_up_and_east_is_right(up, units):
+    y = np.linspace(40, 50, 6) if up else np.linspace(50, 40, 6)
+    z = field(6, 8, y, np.linspace(0, 14, 8), units)
+    seen = pixels(png(MapGrid.of(z).up(z.values), radar_style()))
+    place = np.argwhere((seen != 255).any(-1)).tolist()
+    assert place == [[5, 7]] if up else place == [[0, 7]]
+    west = z.isel(x=slice(None, None, -1))
+    assert np.array_equal(pixels(png(MapGrid.of(west).up(west.values), radar_style())), seen)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(None, None, -1)])
+def test_grids_without_a_unit(rows):
+    """Latitudes over (y, x), names alone, numbers of an unknown unit, and nothing at all."""
+    z = field(6, 8, np.arange(6.0), np.arange(8.0), "")[rows]
+    lat, lon = np.meshgrid(np.linspace(40, 45, 6)[rows], np.linspace(0, 7, 8), indexing="ij")
+    places = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
+    turned = rows == slice(None)
+    assert MapGrid.of(z).flip == (turned, False)
+    named = z.rename(y="lat", x="lon")
+    assert MapGrid.of(named).unit == "degrees" and MapGrid.of(named).flip == (turned, False)
+    bare = z.drop_vars(["y", "x"])
+    grid = MapGrid.of(bare.assign_coords(places))
+    assert (grid.unit, grid.flip, grid.aspect) == ("pixels", (turned, False), 8 / 6)
+    assert MapGrid.of(bare).flip == (False, False)
+
+
+def test_ticks_and_shape():
+    grid = MapGrid.of(field(5, 11, np.arange(5) * -1e3, np.arange(11) * 1e3))
+    assert (grid.left, grid.right, grid.bottom, grid.top, grid.unit) == (-0.5, 10.5, -4.5, 0.5, "km")
+    assert grid.aspect == pytest.approx(11 / 5)
+    x, y = grid.ticks()
+    assert dict((label, share) for share, label in x)["5"] == pytest.approx(0.5)
+    assert dict((label, share) for share, label in y)["\N{MINUS SIGN}2"] == pytest.approx(0.5)
+    globe = MapGrid.of(field(19, 36, np.linspace(90, -90, 19), np.arange(0, 360, 10.0), "degrees"))
+    assert globe.aspect == pytest.approx(360 / 190) and {"100°E", "0°"} <= {label for _, label in globe.ticks()[0]}
+    assert "50°S" in {label for _, label in globe.ticks()[1]}
+
+
+def test_missing_is_not_dry():
+    style = radar_style()
+    z = np.array([[np.nan, -32.0, 4.9], [5.0, 74.0, 80.0]])
+    seen = pixels(png(z, style))
+    assert tuple(seen[0, 0]) == colour(MISSING_COLOUR) and (seen[0, 1:] == 255).all()
+    assert [tuple(c) for c in seen[1]] == [colour(style.bars[0]), colour(style.bars[-1]), colour(style.bars[-1])]
+    assert style.describe(z) == "up to 80 dBZ, 40 % of the area at least 15 dBZ, 17 % missing"
+    assert style.describe(np.full((2, 2), np.nan)) == "all missing"
+    assert style.describe(np.full((2, 2), -32.0)).startswith("no echo, 0 %")
+
+
+def test_large_fields_are_drawn_smaller():
+    maps = Maps(MapGrid.of(field(4, 4, np.arange(4.0), np.arange(4.0))), ["a", "b"], radar_style())
+    maps.add("now", {"a": np.zeros((1000, 1600)), "b": np.zeros((500, 700))})
+    assert pixels(maps.pictures["a"][0].uri).shape[:2] == (333, 533)
+    assert pixels(maps.pictures["b"][0].uri).shape[:2] == (500, 700)
+    assert maps.notes == ["Maps of 1000 x 1600 pixels show every 3rd pixel each way."]
+
+
+def test_many_frames_are_thinned(folder, tmp_path):
+    truth = synthetic_event(5, 61, (32, 32))[["reflectivity"]]
+    fastds.evaluate(truth, truth, report=tmp_path / "many.html")
+    page = parsed(tmp_path / "many.html")
+    shown = sum(frame["alt"].startswith("truth") for frame in page.all("img", "frame"))
+    assert MAX_FRAMES - 3 <= shown <= MAX_FRAMES
+    assert "Maps and spectra of 8 of 30 pairs of input times." in (tmp_path / "many.html").read_text()
+    assert evenly(3, 24) == [0, 1, 2] and evenly(100, 3) == [0, 50, 99]
+
+
+# ---- curves
+
+
+def test_errors_by_intensity_by_hand():
+    truth, prediction = torch.tensor([[10.0, 12.0, 40.0, 80.0, -32.0]]), torch.tensor([[12.0, 8.0, 43.0, 60.0, 9.0]])
+    sums = error_sums(prediction, truth, torch.tensor([[True, True, True, True, True]]), [10.0, 20.0, 70.0])
+    assert sums.tolist() == [[2, -2, 20], [2, -7, 109]]  # 80 dBZ counts as 70
+    sums = error_sums(prediction, truth, torch.tensor([[True, False, True, False, True]]), [10.0, 20.0, 70.0])
+    assert sums.tolist() == [[1, 2, 4], [1, 3, 9]]
+
+
+def test_a_wave_has_its_power_at_its_wavelength():
+    wave = 30 + 10 * torch.cos(2 * np.pi * (torch.arange(64) + 0.5) / 16).expand(64, 64)
+    wavenumber, power = power_spectrum(wave)
+    assert abs(wavenumber[power.argmax()] - 1 / 16) <= 1 / 128
+    _, twice = power_spectrum(torch.stack([wave, wave]))
+    np.testing.assert_allclose(twice, power)
+    with pytest.raises(ValueError, match="fields must have shape"):
+        power_spectrum(torch.zeros(3))
+
+
+def test_curves_of_nothing_are_left_out():
+    curves = Curves(None)
+    dry = torch.zeros(16, 16)
+    curves.add_errors({"a": dry}, dry, torch.ones(16, 16, dtype=torch.bool))
+    curves.add_spectra({"a": dry})
+    assert curves.charts() == []
+
+
+# ---- targets
+
+
+def test_a_report_replaces_no_input(folder, tmp_path, capsys):
+    (tmp_path / "x.html").write_text("")
+    (tmp_path / "y.html").symlink_to(tmp_path / "x.html")
+    for path, error, words in (
+        ("out.nc", ValueError, "must be a file that ends in .html"),
+        ("y.html", ValueError, "must be another file than the input and the output"),
+        ("no/z.html", FileNotFoundError, "no such folder"),
+    ):
+        with pytest.raises(error, match=words):
+            check_report(tmp_path / path, None, tmp_path / "x.html")
+    words = ["downscale", f"{folder}/in.nc", f"{tmp_path}/o.nc", "--report"]
+    assert main([*words, f"{tmp_path}/no/z.html"]) == 2 and not (tmp_path / "o.nc").exists()
+    assert capsys.readouterr().err.startswith("fastds downscale: --report: no such folder")
+    assert main([*words, "page.txt"]) == 2
+    assert "--report must be a file that ends in .html, got page.txt" in capsys.readouterr().err
+
+
+def test_a_failed_report_leaves_the_old_page(tmp_path, monkeypatch):
+    (tmp_path / "page.html").write_text("old")
+    monkeypatch.setattr("pathlib.Path.write_text", lambda *args, **options: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        Page("new").write(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+# ---- in a browser
+
+PROBE = """<pre id="probe"></pre><script>{
+const seen = [], slider = document.getElementById("time");
+for (const k of [0, 1, Number(slider.max)]) {
+  slider.value = k;
+  slider.dispatchEvent(new Event("input"));
+  const on = document.querySelectorAll(".frame.on");
+  seen.push([document.getElementById("label").value, slider.getAttribute("aria-valuetext"), on.length,
+    on[2].naturalWidth, getComputedStyle(on[2]).visibility, on[2].alt, on[2].src.length].join("|"));
+}
+seen.push(document.documentElement.scrollWidth <= innerWidth);
+seen.push(document.querySelectorAll(".frame:not(.on)").length);
+document.getElementById("probe").textContent = seen.join("\\n");
+}</script></body>"""
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """(text of a page, width) -> what it looks like after its scripts, and what the console said."""
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine")
+
+    def dump(text, width):
+        (tmp_path / "page.html").write_text(text)
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+        options += [f"--window-size={width},900", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom"]
+        command = [BROWSER, *options, (tmp_path / "page.html").as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return dump
+
+
+@pytest.mark.parametrize("width", [1400, 500])
+def test_the_slider_in_a_browser(downscaled, browse, width):
+    dom, console = browse(downscaled[0].read_text().replace("</body>", PROBE), width)
+    assert not console
+    *frames, fits, hidden = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)[1].split("\n")
+    rows = [frame.split("|") for frame in frames]
+    assert [row[0] for row in rows] == [f"2024-06-01 {time} UTC" for time in ("12:00", "12:05", "12:40")]
+    for label, spoken, shown, drawn, visible, alt, _ in rows:
+        assert spoken == label and shown == "4" and drawn == "80" and visible == "visible"
+        assert alt.startswith(f"truth, {label}: ")
+    assert len({row[-1] for row in rows}) > 1 and fits == "true" and hidden == str(4 * 8)
+
+
+def test_the_console_tells_errors(browse):
+    _, console = browse("<body><script>nonsense()</script></body>", 800)
+    assert len(console) == 1 and "nonsense is not defined" in console[0]
