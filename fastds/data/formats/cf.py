@@ -94,7 +94,7 @@ def with_time(dataset: xr.Dataset) -> xr.Dataset:
     for plane in planes:
         dataset[plane] = dataset[plane].expand_dims("time")
     time = dataset["time"].variable
-    dataset = dataset.drop_vars("time").assign_coords(time=("time", time.values.reshape(1), time.attrs))
+    dataset = dataset.drop_vars("time").assign_coords(time=("time", time.values.reshape(1), time.attrs, time.encoding))
     if start is not None and start.ndim == 0 and start.dtype.kind == "M":
         bounds = [[start.values, dataset["time"].values[0]]]
         dataset = dataset.drop_vars("start_time").assign(time_bounds=(("time", "bounds"), bounds))

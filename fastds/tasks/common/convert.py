@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 
 from fastds.data import opened, save_dataset
 from fastds.data.io.mlcast import Origin, save_mlcast
-from fastds.tasks.common.inference import check_field_target
+from fastds.tasks.common.inference import check_field_target, read_as
 from fastds.tasks.common.tables import tracked
 
 _ORIGIN = ("license", "creator", "identifier")
@@ -28,5 +28,4 @@ def convert(options: Namespace, reading: dict) -> str:
             save_mlcast(dataset, options.output, origin, options.var, lambda blocks: tracked(blocks, True, "blocks"))
         else:
             save_dataset(dataset, options.output)
-        read = f"{dataset.encoding.get('files', 1)} files of the format {dataset.encoding.get('format', 'unknown')}"
-        return f"read {read}, {dataset.sizes.get('time', 1)} times\nwrote {options.output}"
+        return "\n".join([*read_as(dataset, always=True), f"wrote {options.output}"])

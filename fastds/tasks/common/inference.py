@@ -154,7 +154,7 @@ def file_to_file(
         raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
     with opened(source, var, **reading) as dataset:
         out, report = make(dataset, target.absolute().parent)
-        report.notes[:0] = _read_as(dataset)
+        report.notes[:0] = read_as(dataset)
         save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
         report.notes.append(f"wrote {target}")
         if then is not None:
@@ -162,12 +162,13 @@ def file_to_file(
     return report
 
 
-def _read_as(dataset: xr.Dataset) -> list[str]:
-    """A note on raw or several files."""
+def read_as(dataset: xr.Dataset, always: bool = False) -> list[str]:
+    """A note on raw or several files; always: on a single NetCDF file or Zarr store, too."""
     form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)
-    if files == 1 and form.startswith(("NetCDF", "Zarr")):
+    if not always and files == 1 and form.startswith(("NetCDF", "Zarr")):
         return []
-    return [f"read {files} file{'s' * (files > 1)} of the format {form}, {dataset.sizes.get('time', 1)} times"]
+    times = dataset.sizes.get("time", 1)
+    return [f"read {files} file{'s' * (files > 1)} of the format {form}, {times} time{'s' * (times > 1)}"]
 
 
 def store(shape: tuple[int, ...], folder: str | os.PathLike | None) -> np.ndarray:
