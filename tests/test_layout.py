@@ -21,7 +21,7 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 ARROWS = {
     "ops": {"kernels", "_source_hash"},
     "nn": {"ops"},
-    "data": {"_outputs", "_version", "ops"},
+    "data": {"_outputs", "_version", "_verbs", "ops"},
     "metrics": set(),
     "models": {"nn", "ops", "metrics", "data", "_outputs", "_version", "_verbs"},
     "plot": {"data", "metrics", "_outputs"},

@@ -6,6 +6,7 @@ import pytest
 import torch
 import xarray as xr
 from scipy.ndimage import map_coordinates
+from test_verbs import field_model
 
 import fastds
 from fastds.cli import main
@@ -127,6 +128,19 @@ def test_advection_moves_echo_and_trilinear_fades_it():
 def test_the_baseline_in_the_place_of_a_network_is_the_baseline():
     x = torch.rand(1, 2, 1, 20, 24, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(Baseline("advection")(x), advection(x, 2), rtol=0, atol=0)
+
+
+def test_xarray_objects_have_the_verbs(coarse, tmp_path):
+    xr.testing.assert_identical(
+        coarse.fastds.downscale("trilinear").reflectivity, fastds.downscale("trilinear", coarse).reflectivity
+    )
+    assert region().t2m.fastds.downscale(scale=2).t2m.shape == (24, 30)
+    event = synthetic_event(4, 5, (64, 96))
+    rain = event.fastds.nowcast("persistence", steps=2)
+    assert rain.rainfall_rate.shape == (2, 64, 96)
+    assert event.fastds.evaluate(event).pairs == 2
+    rows = region().rename(t2m="t").fastds.query([(12.0, 110.0)], model=field_model(), outside="nan")
+    assert rows[0]["t_bilinear"] == pytest.approx(220.0 + 12.0 + 55.0, abs=1e-3)
 
 
 def test_methods_of_the_other_task_are_refused(coarse):

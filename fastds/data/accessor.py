@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs as methods of xarray objects: after `import fastds.data`, dataset.fastds.downscale()."""
+
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from fastds._verbs import function
+
+
+class Accessor:
+    """The verbs for a Dataset or DataArray; model, options and errors are those of fastds.downscale and the others."""
+
+    def __init__(self, data: xr.Dataset | xr.DataArray):
+        self._data = data
+
+    def downscale(self, model: Any = None, **options: Any) -> xr.Dataset:
+        """Make these fields finer, see fastds.downscale. model: None: the shipped one that takes them."""
+        return function("downscale")(model, self._data, **options)
+
+    def nowcast(self, model: Any = None, **options: Any) -> xr.Dataset:
+        """Forecast the next radar fields, see fastds.nowcast. model: None: the shipped nowcaster."""
+        return function("nowcast")(model, self._data, **options)
+
+    def query(self, points: Any, model: Any = None, **options: Any) -> list[dict]:
+        """Values at points, see fastds.query. model: None: inr-small."""
+        return function("query")(model, self._data, points, **options)
+
+    def evaluate(self, truth: Any, **options: Any) -> Any:
+        """The errors of these downscaled fields or nowcasts against the truth, see fastds.evaluate."""
+        return function("evaluate")(self._data, truth, **options)
+
+
+def register() -> None:
+    """Let xarray objects have the attribute `fastds`; once, as xarray warns of a second time."""
+    kinds: tuple[tuple[type, Callable], ...] = (
+        (xr.Dataset, xr.register_dataset_accessor),
+        (xr.DataArray, xr.register_dataarray_accessor),
+    )
+    for kind, how in kinds:
+        if not hasattr(kind, "fastds"):
+            how("fastds")(Accessor)
+
+
+register()
