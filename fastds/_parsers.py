@@ -18,6 +18,7 @@ def parser_of_all() -> ArgumentParser:
         ("check", _check_parser, "say what files are and what each command would do with them"),
         ("convert", _convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
+        ("finetune", _finetune_parser, "train weights further on files of one's own"),
         ("train", _plain_parser, "train a model: fastds train --help"),
         ("study", _plain_parser, "compare many models on test data: fastds study --help"),
         ("models", _plain_parser, "list the weights in the package: fastds models --help"),
@@ -161,6 +162,22 @@ def _convert_parser() -> ArgumentParser:
     parser.add_argument("--identifier", metavar="ID", help="archives: COUNTRY-ENTITY-VARIABLE: FI-FMI-reflectivity")
     parser.add_argument("--created-with", metavar="URL", help="archives: of the repository, for MLCast's catalogue")
     _add_reading(parser)
+    return parser
+
+
+def _finetune_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Train weights further on files of your own; a block of each is held out, and the scores on it are printed "
+        "before and after."
+    )
+    parser.add_argument("model", metavar="MODEL", help="name of shipped weights or a .safetensors file")
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="a file or a folder of NetCDF files")
+    parser.add_argument(
+        "--output", metavar="DIR", default="finetuned", help="folder of the run; one that is there goes on"
+    )
+    parser.add_argument("--minutes", type=float, default=30.0, help="of training")
+    parser.add_argument("--learning-rate", type=float, help="the highest; default: 5e-4")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     return parser
 
 

@@ -144,6 +144,14 @@ def _convert(options) -> None:
     print(convert(options, _given(options, _READING)))
 
 
+def _finetune(options) -> None:
+    from fastds.tasks.common.finetune import finetune, scores
+
+    chosen = _given(options, ("minutes", "learning_rate", "threads"))
+    best = finetune(options.model, options.data, options.output, progress=True, **chosen)
+    print(f"{scores(best)}\nwrote {best}")
+
+
 def _demo(options) -> None:
     from fastds.tasks.radar.demo import demo
 
@@ -267,7 +275,7 @@ def _sentence(error: BaseException) -> str:
 
 _COMMANDS = {
     "downscale": _downscale, "nowcast": _nowcast, "query": _query, "evaluate": _evaluate, "check": _check,
-    "convert": _convert, "demo": _demo,
+    "convert": _convert, "finetune": _finetune, "demo": _demo,
 }  # fmt: skip
 
 if __name__ == "__main__":

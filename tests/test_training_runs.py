@@ -83,7 +83,8 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
     def validate(callback, tag, score):
         network = SimpleNamespace(tag=tag, card=models.ModelCard())
         values = {name: torch.tensor(sign * score), "val_mse_trilinear": torch.tensor(1.0)}
-        trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, callback_metrics=values)
+        shown = {"sanity_checking": False, "validating": False, "is_global_zero": True}
+        trainer = SimpleNamespace(**shown, callback_metrics=values)
         config = SimpleNamespace(model=SimpleNamespace(card={}))
         plain = {key: float(value) for key, value in values.items()}
         module = SimpleNamespace(model=network, exported=network, config=config, validation_scores=lambda: plain)

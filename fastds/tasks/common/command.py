@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.report is not None:
             _check_report(config)
         training = importlib.import_module(f"fastds.tasks.{task}.training")
-        _quieten_lightning()
+        quieten_lightning()
         best = training.train(config)
         if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes
             _write_report(config, best)
@@ -121,7 +121,7 @@ def _write_report(config, best: pathlib.Path) -> None:
     write_training_report(config.report, best, config)
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Once it is imported, which sets the level of its log."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices found, tips
     warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")

@@ -35,6 +35,7 @@ class RunConfig:
         learning_rate: the highest.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
         resume: continue from the last checkpoint in output, where there is one.
+        validate_start: validate before the first step, too, so that best.safetensors is never worse than model.start.
         progress: say how far it is, on standard error.
         threads: of torch; None leaves them as they are.
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged. Only one
@@ -49,6 +50,7 @@ class RunConfig:
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
     resume: bool = True
+    validate_start: bool = False
     progress: bool = True
     threads: int | None = None
     devices: int = 1

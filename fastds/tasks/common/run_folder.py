@@ -118,6 +118,9 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
     resume = config.resume and last.exists()
     if resume:
         check_checkpoint(last, module)
+    if config.validate_start and not resume:
+        trainer.validate(module, datamodule=data, verbose=False)
+        module.train()  # they were loaded for inference
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
     except Stopped as stop:
@@ -158,18 +161,23 @@ class ExportBest(callbacks.Callback):
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self.best = folder, float("inf")
+        self.start: dict = {}  # scores of the weights that the training started from
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         network, network.card.metrics, error = self.validated(trainer, module)
+        if trainer.validating:  # before the first step
+            self.start = network.card.metrics.get("validation", {})
+        if self.start:
+            network.card.metrics = {**network.card.metrics, "start": self.start}
         models.save(network, self.folder / "last.safetensors")
         if error < self.best:
             self.best = error
             models.save(network, self.folder / "best.safetensors")
 
     def state_dict(self) -> dict:
-        return {"best": self.best}
+        return {"best": self.best, "start": self.start}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        self.best, self.start = state["best"], state.get("start", {})

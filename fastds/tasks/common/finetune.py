@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds finetune: shipped or own weights, trained further on files of one's own for some minutes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pathlib
+
+from fastds.models import ModelCard, load_card
+from fastds.tasks.common.command import configurations, quieten_lightning
+
+LEARNING_RATE = 5e-4
+
+
+def finetune(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    output: str | os.PathLike = "finetuned",
+    *,
+    minutes: float = 30.0,
+    learning_rate: float = LEARNING_RATE,
+    threads: int | None = None,
+    progress: bool = False,
+) -> pathlib.Path:
+    """Train weights further on a folder of files, with the samples and the loss of the weights' own configuration.
+
+    A part of every file that no sample is drawn from, its last fifth, is validated on, before the first step, too; the
+    result is the best of all validations, the weights as they were among them. Their card gets the files' names and
+    both scores.
+
+    Args:
+        model: a shipped name or a weights file. data: a file or a folder, see `fastds train TASK --help`.
+        output: folder of the run; one that holds a run goes on with it.
+        minutes: of training. learning_rate: the highest. threads: of torch. progress: say how far it is.
+
+    Returns: the path of best.safetensors. Raises: FileNotFoundError and ValueError for weights, data or options that do
+        not fit, ImportError without Lightning.
+    """
+    card = load_card(model)
+    if not card.task:
+        raise ValueError(f"the card of {model} does not tell what the weights are for, so they cannot be trained")
+    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
+    config = options.parse_arguments(_arguments(str(model), card, data, output, minutes, learning_rate))
+    config.threads, config.progress = threads, progress
+    training = importlib.import_module(f"fastds.tasks.{card.task}.training")
+    quieten_lightning()
+    return training.train(config)
+
+
+def _arguments(model: str, card: ModelCard, data, output, minutes: float, learning_rate: float) -> list[str]:
+    """The options of the training: those of the shipped configuration of this name, on the data given."""
+    named = ["--config", card.name] if card.name in configurations(card.task) else []
+    emptied = ["--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"]
+    told = {
+        "name": f"{card.name}-finetuned",
+        "description": f"{card.name} trained further on {pathlib.Path(data).name}. {card.description}".strip(),
+        "training_data": [*card.training_data, f"trained further on {pathlib.Path(data).name}"],
+    }
+    bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=1000000"]
+    files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
+    return [*named, *(emptied if card.task == "radar" else []), *files, *bounds, f"--model.start={model}",
+            f"--model.card={json.dumps(told)}"]  # fmt: skip
+
+
+def scores(weights: str | os.PathLike) -> str:
+    """What a fine-tuning gained, for the user: every score of the validation before and after."""
+    metrics = load_card(weights).metrics
+    before, after = metrics.get("start", {}), metrics.get("validation", {})
+    lines = [
+        f"{name}: {before[name]:.4g} before, {after[name]:.4g} after"
+        for name in after
+        if isinstance(before.get(name), int | float)
+    ]
+    if before == after:
+        lines.append("no validation was better than the first: the weights are those it started from")
+    return "\n".join(lines)

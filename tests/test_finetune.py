@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds finetune: weights trained further, never worse on what is held out, and what their card says."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from test_verbs import TEMPERATURE, field_model, gridded, nowcaster, radar_model
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+from fastds import models
+from fastds.cli import main
+from fastds.data import save_dataset, synthetic_event
+from fastds.tasks.common.finetune import _arguments, finetune
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two radar files of 24 fields and weights of a small network."""
+    (tmp_path / "mine").mkdir()
+    for seed in (1, 2):
+        save_dataset(synthetic_event(seed, 24, (96, 96))[["reflectivity"]], tmp_path / "mine" / f"{seed}.nc")
+    model = radar_model()
+    model.card.training_data, model.card.licence = ["an event"], "CC0"
+    models.save(model, tmp_path / "w.safetensors")
+    return tmp_path
+
+
+def options(monkeypatch, **changed):
+    """Short runs: these fields of the configuration are others."""
+    read = "fastds.tasks.radar.config.parse_arguments"
+    from fastds.tasks.radar.config import parse_arguments
+
+    def parsed(arguments):
+        config = parse_arguments(arguments)
+        for name, value in {"max_steps": 4, "ema_decay": 0.0, "loss": "mse"}.items() | changed.items():
+            setattr(config, name, value)
+        for name, value in {"crop": 16, "epoch_samples": 8, "validation_samples": 8, "workers": 0}.items():
+            setattr(config.data, name, value)
+        return config
+
+    monkeypatch.setattr(read, parsed)
+
+
+def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys):
+    options(monkeypatch)
+    words = ["finetune", str(files / "w.safetensors"), "--data", str(files / "mine"), "--output", str(files / "run")]
+    assert main([*words, "--minutes", "5", "--learning-rate", "1e-4", "--threads", "1"]) == 0
+    said = capsys.readouterr().out
+    card = models.load_card(files / "run" / "best.safetensors")
+    before, after = (card.metrics[name]["mse_total"] for name in ("start", "validation"))
+    assert f"mse_total: {before:.4g} before, {after:.4g} after" in said and f"wrote {files}/run/best" in said
+    assert after <= before and card.name == "tiny-finetuned" and card.licence == "CC0"
+    assert card.training_data == ["an event", "trained further on mine"]
+    trained, given = (models.load(files / name).state_dict() for name in ("run/last.safetensors", "w.safetensors"))
+    moved = [float((trained[name] - given[name]).abs().max()) for name in given]
+    assert 0 < max(moved) < 1e-2  # from these weights on, by four small steps
+
+
+def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
+    options(monkeypatch)
+    best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=3.0)
+    for (name, a), b in zip(
+        models.load(best).state_dict().items(), models.load(files / "w.safetensors").state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    from fastds.tasks.common.finetune import scores
+
+    assert "no validation was better than the first: the weights are those it started from" in scores(best)
+
+
+def test_the_shipped_configuration_is_taken_without_its_own_files():
+    card = models.load_card("fczsm-small")
+    words = _arguments("fczsm-small", card, "mine", "out", 7.0, 1e-4)
+    from fastds.tasks.radar.config import parse_arguments
+
+    config = parse_arguments(words)
+    assert (config.data.crop, config.loss, config.data.scales) == (44, "relative_mse", [1, 1, 2, 4])
+    assert (config.data.blocks, config.data.weights, config.data.synthetic_events) == ({}, [], 0)
+    assert (config.data.path, config.model.start, config.max_minutes) == ("mine", "fczsm-small", 7.0)
+
+
+@pytest.mark.parametrize("task", ["nowcast", "fields"])
+def test_other_tasks_are_trained_further(tmp_path, monkeypatch, task):
+    if task == "nowcast":
+        model, data = nowcaster(), tmp_path / "radar"
+        data.mkdir()
+        save_dataset(synthetic_event(1, 48, (64, 64))[["reflectivity"]], data / "a.nc")
+    else:
+        model, data = field_model(), tmp_path / "t.nc"
+        fields = gridded(TEMPERATURE)
+        parts = [fields.assign_coords(time=fields.time + np.timedelta64(k, "D")) for k in range(6)]
+        save_dataset(xr.concat(parts, "time", data_vars="minimal"), data)
+    models.save(model, tmp_path / "w.safetensors")
+    seen = []
+    monkeypatch.setattr(f"fastds.tasks.{task}.training.train", lambda config: seen.append(config) or tmp_path)
+    assert finetune(tmp_path / "w.safetensors", data, tmp_path / "run", minutes=3) == tmp_path
+    (config,) = seen
+    assert (config.model.start, config.data.path) == (str(tmp_path / "w.safetensors"), str(data))
+    assert (config.max_minutes, config.learning_rate) == (3.0, 5e-4)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
+    assert main(["finetune", "no-such", "--data", str(tmp_path)]) == 2
+    assert "'no-such' is neither a file nor one of the shipped weights" in capsys.readouterr().err
+    assert main(["finetune", "fczsm-small", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "o")]) == 2
+    assert "no such file or folder" in capsys.readouterr().err and not (tmp_path / "o").exists()
