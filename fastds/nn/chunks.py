@@ -33,6 +33,8 @@ def frames_at_once(x: Tensor, channels: int | None = None) -> int:
 
 def by_frames(chain: Callable[..., Tensor], *maps: Tensor, channels: int | None = None) -> Tensor:
     """chain(*maps) over pieces of the batch; channels as in frames_at_once, all maps (B, ...)."""
+    if not pieces_pay(maps[0]):
+        return chain(*maps)
     frames = frames_at_once(maps[0], channels)
     if frames >= maps[0].shape[0]:
         return chain(*maps)

@@ -121,7 +121,7 @@ def advection(x: Tensor, r: int = 2, flow: Tensor | None = None) -> Tensor:
     up = upsample(x, r, "bicubic")
     half = halfway_flow(flow.float().flatten(0, 1))
     if r > 1:
-        half = r * F.interpolate(half, scale_factor=r, mode="bilinear", align_corners=False)
+        half = r * F.interpolate(half, (r * h, r * w), mode="bilinear", align_corners=False)
     start = warp(up[:, :-1].flatten(0, 1), half)
     end = warp(up[:, 1:].flatten(0, 1), -half)
     return interleave(up, (0.5 * (start + end)).reshape(b, n - 1, c, r * h, r * w))

@@ -134,7 +134,10 @@ def _check(x: Tensor, steps: int, fewest: int) -> None:
 
 
 def fill_missing(x: Tensor) -> Tensor:
-    """x with every missing pixel at the nearest value of its own field; 0 where a field has none."""
+    """x with every missing pixel at the nearest value of its own field; 0 where a field has none. An exported program
+    leaves x as it is."""
+    if torch.compiler.is_exporting():
+        return x
     missing = torch.isnan(x)
     if not missing.any():
         return x

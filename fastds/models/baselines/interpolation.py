@@ -36,16 +36,21 @@ def _linear(t: float) -> float:
 KERNELS = {"bilinear": (_linear, 1), "bicubic": (_cubic, 2), "lanczos": (_lanczos, 3)}
 
 
-@functools.lru_cache(maxsize=64)
 def matrix(n: int, r: int, method: str, align: str) -> Tensor:
     """(r*n, n) float64: what every fine point of a line takes from the n coarse points, rows summing to one.
 
     Coarse point k lies at fine coordinate r*k ("grid": decimation keeps every r-th point) or r*k + (r-1)/2 ("center":
-    area means). Beyond the outer coarse points their values are repeated.
+    area means). Beyond the outer coarse points their values are repeated. Shared: not to be written to.
     """
+    return torch.from_numpy(_matrix(n, r, method, align))
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(n: int, r: int, method: str, align: str) -> np.ndarray:
+    """matrix, in numpy: a tensor that is made while torch traces is none to keep."""
     kernel, reach = KERNELS[method]
     offset = 0.0 if align == "grid" else (r - 1) / 2
-    weights = torch.zeros(r * n, n, dtype=torch.float64)
+    weights = np.zeros((r * n, n))
     for fine in range(r * n):
         position = (fine - offset) / r
         first = math.floor(position) - reach + 1
@@ -82,8 +87,10 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if align not in ALIGNMENTS:
         raise ValueError(f"align must be one of {ALIGNMENTS}, got {align!r}")
-    rows, columns = (matrix(n, r, method, align).to(device=x.device, dtype=x.dtype) for n in x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
+        if any(isinstance(n, torch.SymInt) for n in x.shape[-2:]):
+            return _by_phases(_by_phases(x, r, method, align).mT, r, method, align).mT
+        rows, columns = (matrix(n, r, method, align).to(device=x.device, dtype=x.dtype) for n in x.shape[-2:])
         return rows @ x @ columns.T
 
 
@@ -102,6 +109,16 @@ def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = Fals
     rows = np.repeat(np.arange(len(positions)), 2 * reach)
     kept = weights.ravel() != 0  # a missing value is none where it has no weight
     return csr_array((weights.ravel()[kept], (rows[kept], near.ravel()[kept])), shape=(len(positions), n))
+
+
+def _by_phases(x: Tensor, r: int, method: str, align: str) -> Tensor:
+    """interpolate along rows, (..., h, w) -> (..., r*h, w), for sizes that a tracer leaves open: the r fine rows of a
+    coarse one weigh the same neighbours everywhere, and beyond the outer rows these are repeated."""
+    reach = KERNELS[method][1] + 1
+    middle = matrix(2 * reach + 1, r, method, align)[r * reach : r * (reach + 1)].to(device=x.device, dtype=x.dtype)
+    flat = F.pad(x.flatten(0, -3)[:, None], (0, 0, reach, reach), mode="replicate")
+    fine = F.conv2d(flat, middle[:, None, :, None])  # (B, r, h, w)
+    return fine.transpose(1, 2).flatten(1, 2).unflatten(0, x.shape[:-2])
 
 
 def bilinear_at(x: Tensor, where: GridSpec | PointSpec, edge: tuple[str, str] = ("clamp", "clamp")) -> Tensor:
@@ -133,7 +150,7 @@ def upsample(x: Tensor, r: int, mode: str) -> Tensor:
     if r == 1:
         return x
     b, n, c, h, w = x.shape
-    y = F.interpolate(x.reshape(b * n, c, h, w), scale_factor=r, mode=mode, align_corners=False)
+    y = F.interpolate(x.reshape(b * n, c, h, w), (r * h, r * w), mode=mode, align_corners=False)
     if mode == "bicubic":
         y = y.clamp(0.0, 1.0)
     return y.reshape(b, n, c, r * h, r * w)

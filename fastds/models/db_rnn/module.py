@@ -18,6 +18,7 @@ from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.nn.convolutions import Conv1x1
 from fastds.ops.core.buffer_pool import place
+from fastds.ops.core.layout import to_multiple
 
 LAYERS = 6
 
@@ -33,7 +34,7 @@ def up(x: Tensor) -> Tensor:
     out = place((batch, channels, 2 * height, 2 * width), x)
     if out:
         return torch.ops.aten.upsample_bilinear2d.out(x, [2 * height, 2 * width], False, None, None, **out)
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return F.interpolate(x, (2 * height, 2 * width), mode="bilinear", align_corners=False)
 
 
 def same(x: Tensor) -> Tensor:
@@ -147,4 +148,4 @@ def pad_to_multiple(frames: Tensor, multiple: int) -> Tensor:
     """Dry pixels on the right and below, so that the size is a multiple; missing values become dry, too."""
     height, width = frames.shape[-2:]
     frames = torch.where(frames.isnan(), 0.0, frames)
-    return F.pad(frames, (0, -width % multiple, 0, -height % multiple))
+    return F.pad(frames, (0, to_multiple(width, multiple), 0, to_multiple(height, multiple)))

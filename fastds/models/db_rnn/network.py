@@ -37,7 +37,7 @@ class _Series:
         self.steps, self.maps, self.whole = steps, [], None
 
     def append(self, y: Tensor) -> None:
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             if self.whole is None:
                 self.whole = y.new_empty(y.shape[0], self.steps, *y.shape[1:])
             y = self.whole[:, len(self.maps)].copy_(y)

@@ -94,6 +94,6 @@ class _HalvedMaximum(torch.autograd.Function):
 
 def halved_maximum(x: Tensor) -> Tensor:
     """Maximum of 2x2 pixels, (B, C, H, W) -> (B, C, H/2, W/2), H and W even; its backward keeps x alone."""
-    if transforms_active():
+    if transforms_active() or torch.compiler.is_exporting():
         return F.max_pool2d(x, 2)
     return _HalvedMaximum.apply(x) if x.requires_grad and torch.is_grad_enabled() else _of_pairs(x)

@@ -17,7 +17,8 @@ LEVELS = 3
 
 def upsample2(x: Tensor) -> Tensor:
     """Bilinear x2 with half-pixel centres, layout kept."""
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    height, width = x.shape[2:]
+    return F.interpolate(x, (2 * height, 2 * width), mode="bilinear", align_corners=False)
 
 
 class FeaturePyramid(nn.Module):

@@ -121,7 +121,7 @@ class DeformableConvLSTM(nn.Module):
         for step in range(steps):
             forward_first = step <= middle
             if step == middle + 1:
-                state = [torch.cat(z.chunk(2)[::-1]) for z in state]
+                state = [torch.cat(z.split([batch] * 2)[::-1]) for z in state]
             base = None if flow is None else state_offsets(flow, step, forward_first, self.align_h.levels)
             parts = []
             for rows in batch_pieces(batch, frames[0]):
@@ -131,7 +131,7 @@ class DeformableConvLSTM(nn.Module):
                 h, c = (a(x.map(pick), z, offsets) for a, x, z in zip(aligners, hoisted, old, strict=True))
                 parts.append(self.cell(h, c, pick(gates_x), from_h))
             state = [torch.cat(z) if len(z) > 1 else z[0] for z in zip(*parts, strict=True)]
-            first, second = state[0].split(batch)
+            first, second = state[0].split([batch] * 2)
             hidden.append((first, second) if forward_first else (second, first))
         return torch.cat([self.merge(hidden[t][0], hidden[steps - 1 - t][1]) for t in range(steps)])
 
@@ -178,7 +178,7 @@ def repeat_batch(z: Tensor, batch: int) -> Tensor:
 def batch_pieces(batch: int, frame: Tensor) -> list[slice]:
     """Slices of the 2B rows of a step to work on together: all, or parts of one direction where a frame is large."""
     frames = frames_at_once(frame)
-    if frames >= 2 * batch:
+    if not pieces_pay(frame) or frames >= 2 * batch:
         return [slice(0, 2 * batch)]
     frames = min(frames, batch)
     starts = [way * batch + i for way in range(2) for i in range(0, batch, frames)]
@@ -191,9 +191,10 @@ def _picker(pair: int, batch: int, rows: slice) -> Callable[[tuple[Tensor, ...]]
 
     def pick(pieces: tuple[Tensor, ...]) -> Tensor:
         frames = pieces[pair]
-        if len(frames) < wanted:
+        found = frames.shape[0]  # len() would fix the size of a batch that a tracer leaves open
+        if found < wanted:
             return torch.cat([frames] * 2)
-        start = rows.start % len(frames)
-        return frames if wanted == len(frames) else frames[start : start + wanted]
+        start = rows.start % found
+        return frames if wanted == found else frames[start : start + wanted]
 
     return pick

@@ -15,6 +15,7 @@ from fastds.models.fczsm.convert import convert
 from fastds.models.fczsm.guidance import StaticBranch, interpolation_offsets
 from fastds.nn.chunks import by_frames, pieces_pay, row_bands
 from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
+from fastds.ops.core.layout import to_multiple
 
 
 class FeatureExtractor(nn.Module):
@@ -212,7 +213,7 @@ class FCZSM(Downscales, nn.Module):
         self._check_inputs(x, static, flow)
         b, n, _, h, w = x.shape
         flow = self._needed_flow(x, flow)
-        pad = (0, -w % 4, 0, -h % 4)
+        pad = (0, to_multiple(w, 4), 0, to_multiple(h, 4))
         frames = _pad(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
         guide_flow = _pad(flow.float(), pad) if self.config["flow_guided"] else None
         features = self.extractor(frames)
@@ -220,8 +221,8 @@ class FCZSM(Downscales, nn.Module):
         if static is not None:
             static = _pad(static if static.ndim == 4 else static[None], pad)
             levels = self.static_branch(static)
-        between = self.interpolation(features, b, levels, guide_flow).split(b)
-        sequence = [m for pair in zip(features.split(b), (*between, None), strict=True) for m in pair][:-1]
+        between = self.interpolation(features, b, levels, guide_flow).split([b] * (n - 1))
+        sequence = [m for pair in zip(features.split([b] * n), (*between, None), strict=True) for m in pair][:-1]
         hidden = self.lstm(sequence, levels if self.config["static_in_lstm"] else None, guide_flow)
         if self.config["feature_skip"]:
             hidden = hidden + torch.cat(sequence)
@@ -320,7 +321,6 @@ def check_config(config: dict) -> None:
 
 def _pad(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
     """Replicate the bottom and right edges of the last two dimensions."""
-    if not any(pad):
+    if all(isinstance(n, int) and n == 0 for n in pad):  # sizes that a tracer leaves open are no int
         return x
-    flat = F.pad(x.reshape(-1, 1, *x.shape[-2:]), pad, mode="replicate")
-    return flat.reshape(*x.shape[:-2], *flat.shape[-2:])
+    return F.pad(x.flatten(0, -4), pad, mode="replicate").unflatten(0, x.shape[:-3])

@@ -83,5 +83,6 @@ def bilinear(x: Tensor, scale: int, periodic_x: bool) -> Tensor:
     """Bilinear interpolation by a whole factor, across the seam where there is none."""
     if periodic_x:
         x = F.pad(x, (1, 1, 0, 0), mode="circular")
-    y = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+    height, width = x.shape[2:]
+    y = F.interpolate(x, (scale * height, scale * width), mode="bilinear", align_corners=False)
     return y[..., scale:-scale] if periodic_x else y

@@ -13,6 +13,7 @@ from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.nn.convolutions import Conv3x3
 from fastds.nn.recurrent import gru_sequence, gru_without_input
 from fastds.ops import pixel_shuffle, pixel_unshuffle
+from fastds.ops.core.layout import to_multiple
 
 # What `mlcast train` trains with: fields before the start, and reflectivity of -1 and of 1, in dBZ.
 INPUT_STEPS, FLOOR_DBZ, CEILING_DBZ = 6, 0.0, 60.0
@@ -97,7 +98,7 @@ class MLCastConvGRU(Nowcasts, nn.Module):
         self._check(x, steps, ensemble_size)
         batch, _, _, height, width = x.shape
         multiple = 2**self.num_blocks
-        x = F.pad(x, (0, -width % multiple, 0, -height % multiple))
+        x = F.pad(x, (0, to_multiple(width, multiple), 0, to_multiple(height, multiple)))
         states = self._encode(x)
         members = ensemble_size if ensemble_size > 1 or self.noisy_decoder else 0
         y = self._decode(states, steps, members)  # (steps * members * B, C, H, W)

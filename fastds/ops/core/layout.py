@@ -7,6 +7,12 @@ from torch import Tensor
 CHANNELS_LAST = torch.channels_last
 
 
+def to_multiple(n: int, multiple: int) -> int:
+    """What is missing from n to the next multiple; n may be a size that a tracer leaves open, n plus this is then known
+    to be a multiple."""
+    return (n + multiple - 1) // multiple * multiple - n
+
+
 def nhwc(tensor: Tensor) -> Tensor:
     """The tensor itself where its channels lie side by side, else a channels_last copy."""
     if tensor.size(1) == 1:

@@ -34,7 +34,7 @@ def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuf
     check_tensor("x", x, 4, DTYPES, None, "x")
     check_tensor("weight", weight, 4, (x.dtype, torch.float32), x.device, "x")
     batch, channels, height, width = x.shape
-    if min(channels, height, width) < 1:
+    if 0 in (channels, height, width):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel, row and column")
     if x2 is not None:
         check_tensor("x2", x2, 4, (x.dtype,), x.device, "x")
@@ -98,7 +98,7 @@ def _check_grad_x(grad, weight, padding_mode, dtype, algorithm) -> None:
     check_tensor("grad", grad, 4, DTYPES, None, "grad")
     check_tensor("weight", weight, 4, DTYPES, grad.device, "grad")
     check_shape("weight", weight, (grad.shape[1], weight.shape[1], 3, 3))
-    if min(grad.shape[1:]) < 1 or weight.shape[1] < 1:
+    if 0 in grad.shape[1:] or weight.shape[1] < 1:
         raise ValueError(
             f"grad has shape {tuple(grad.shape)} and weight {tuple(weight.shape)}, expected at least one of everything"
         )
@@ -119,7 +119,7 @@ def _check_grad_weight(grad, x, x2, padding_mode, dtype, algorithm) -> None:
         check_tensor("x2", x2, 4, (x.dtype,), x.device, "x")
         check_shape("x2", x2, (x.shape[0], x2.shape[1], *x.shape[2:]))
     for name, tensor in (("x", x), ("grad", grad), ("x2", x2)):
-        if tensor is not None and min(tensor.shape[1:]) < 1:
+        if tensor is not None and 0 in tensor.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected at least one channel, row and column")
     _check_result(dtype)
     _check_way(padding_mode, algorithm)

@@ -167,7 +167,7 @@ class ConvPassOps:
         batch, inputs, height, width = x.shape
         inputs += 0 if x2 is None else x2.shape[1]
         outputs = weight.shape[0]
-        if min(inputs, outputs, height, width) < 1 or outputs % self.gates:
+        if 0 in (inputs, outputs, height, width) or outputs % self.gates:
             raise ValueError(
                 f"{names.x} has shape {tuple(x.shape)} and {names.weight} {tuple(weight.shape)}, expected at least one "
                 f"of everything and a multiple of {self.gates} outputs"

@@ -49,7 +49,7 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
     taps = k_h * k_w
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 0)):
         _check_pair(name, pair, least)
-    if min(channels, height, width) < 1:
+    if 0 in (channels, height, width):
         raise ValueError(f"input has shape {tuple(input.shape)}, expected at least one channel, row and column")
     if min(weight.shape) < 1 or channels % group_channels:
         raise ValueError(
@@ -67,7 +67,7 @@ def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
         )
     h_out = output_size(height, k_h, stride[0], padding[0], dilation[0])
     w_out = output_size(width, k_w, stride[1], padding[1], dilation[1])
-    if min(h_out, w_out) < 1:
+    if h_out < 1 or w_out < 1:
         raise ValueError(f"output would have size {h_out} x {w_out}: the kernel is larger than the padded input")
     check_shape("offset", offset, (batch, 2 * offset_groups * taps, h_out, w_out))
     if mask is not None:

@@ -145,7 +145,7 @@ def check(*args) -> None:
     maps = query.maps
     check_tensor("maps", maps, 4, DTYPES, None, "maps")
     batch, total, height, width = maps.shape
-    if min(total, height, width) < 1:
+    if 0 in (total, height, width):
         raise ValueError(f"maps has shape {tuple(maps.shape)}, expected at least one channel, row and column")
     check_choice("feature", query.feature, FEATURES)
     check_choice("ensemble", query.ensemble, ENSEMBLES)

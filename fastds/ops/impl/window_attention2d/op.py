@@ -21,7 +21,7 @@ def _check(q, k, v, window) -> None:
     for name, tensor in (("k", k), ("v", v)):
         check_tensor(name, tensor, 4, (q.dtype,), q.device, "q")
         check_shape(name, tensor, tuple(q.shape))
-    if not 1 <= q.shape[1] <= MAX_CHANNELS or min(q.shape[2:]) < 1:
+    if not 1 <= q.shape[1] <= MAX_CHANNELS or 0 in q.shape[2:]:
         raise ValueError(f"q has shape {tuple(q.shape)}, expected 1 to {MAX_CHANNELS} channels, a row and a column")
     if not is_count(window) or not 1 <= window <= MAX_WINDOW:
         raise ValueError(f"window must be an int from 1 to {MAX_WINDOW}, got {window!r}")
