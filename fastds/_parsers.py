@@ -22,6 +22,7 @@ def parser_of_all() -> ArgumentParser:
         ("train", _plain_parser, "train a model: fastds train --help"),
         ("study", _plain_parser, "compare many models on test data: fastds study --help"),
         ("models", _plain_parser, "list the weights in the package: fastds models --help"),
+        ("export", _plain_parser, "write a network as ONNX or for AOTInductor: fastds export --help"),
         ("info", _plain_parser, "print versions, compilers and devices"),
     ):
         commands.add_subcommand(name, make(), help=text)

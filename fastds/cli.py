@@ -23,8 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if is_command():
         sys.unraisablehook = _unraisable
-    # These have argument lists of their own, with their own help.
-    own = {"train": _train, "study": _study, "models": _models, "info": _info}.get(argv[0] if argv else "")
+    own = _OWN.get(argv[0] if argv else "")
     if own is not None:
         if own is not _info:
             _keep_freed_memory()
@@ -177,6 +176,12 @@ def _models(argv: list[str]) -> None:
     models(argv)
 
 
+def _export(argv: list[str]) -> None:
+    from fastds.tasks.common.export import main as export
+
+    export(argv)
+
+
 def _info(argv: list[str]) -> None:
     if argv:
         wanted = "fastds info prints versions, compilers, instruction sets and devices; it takes no arguments"
@@ -273,6 +278,8 @@ def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+# These have argument lists of their own, with their own help.
+_OWN = {"train": _train, "study": _study, "models": _models, "export": _export, "info": _info}
 _COMMANDS = {
     "downscale": _downscale, "nowcast": _nowcast, "query": _query, "evaluate": _evaluate, "check": _check,
     "convert": _convert, "finetune": _finetune, "demo": _demo,

@@ -9,7 +9,7 @@ import sys
 
 EXTRAS = (
     "lightning", "torchmetrics", "tensorboard", "cftime", "dask", "zarr", "cfgrib", "eccodes", "pyproj", "scores",
-    "scoringrules", "onnx", "onnxruntime", "openvino", "hypothesis", "pytest", "pysteps",
+    "scoringrules", "onnx", "onnxscript", "onnxruntime", "openvino", "hypothesis", "pytest", "pysteps",
 )
 
 sys.modules.update(dict.fromkeys(EXTRAS))

@@ -21,22 +21,20 @@ def pieces_pay(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def frames_at_once(x: Tensor, channels: int | None = None) -> int:
+def frames_at_once(x: Tensor, channels: int | None = None) -> int | None:
     """Frames of x (B, C, H, W) to work on together, at least one; channels: of the widest map in the chain, C if None.
 
-    Without pieces (see pieces_pay) there is no limit.
+    None: no limit, without pieces (see pieces_pay).
     """
     if not pieces_pay(x):
-        return 1 << 62
+        return None
     return max(1, WORKING_SET // max(1, (channels or x.shape[1]) * x.shape[2] * x.shape[3] * x.element_size()))
 
 
 def by_frames(chain: Callable[..., Tensor], *maps: Tensor, channels: int | None = None) -> Tensor:
     """chain(*maps) over pieces of the batch; channels as in frames_at_once, all maps (B, ...)."""
-    if not pieces_pay(maps[0]):
-        return chain(*maps)
     frames = frames_at_once(maps[0], channels)
-    if frames >= maps[0].shape[0]:
+    if frames is None or frames >= maps[0].shape[0]:
         return chain(*maps)
     return torch.cat([chain(*part) for part in zip(*(z.split(frames) for z in maps), strict=True)])
 

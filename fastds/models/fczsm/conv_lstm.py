@@ -178,7 +178,7 @@ def repeat_batch(z: Tensor, batch: int) -> Tensor:
 def batch_pieces(batch: int, frame: Tensor) -> list[slice]:
     """Slices of the 2B rows of a step to work on together: all, or parts of one direction where a frame is large."""
     frames = frames_at_once(frame)
-    if not pieces_pay(frame) or frames >= 2 * batch:
+    if frames is None or frames >= 2 * batch:
         return [slice(0, 2 * batch)]
     frames = min(frames, batch)
     starts = [way * batch + i for way in range(2) for i in range(0, batch, frames)]

@@ -286,7 +286,7 @@ class FCZSM(Downscales, nn.Module):
             raise ValueError("static was given, but this model has static_channels=0")
         if s and static is None:
             raise ValueError(f"static is missing: this model needs {s} static maps of shape ({s}, {h}, {w})")
-        if s and tuple(static.shape) not in ((s, h, w), (b, s, h, w)):
+        if s and tuple(static.shape) != ((s, h, w) if static.ndim == 3 else (b, s, h, w)):
             raise ValueError(f"static must have shape ({s}, {h}, {w}) or ({b}, ...), got {tuple(static.shape)}")
         if flow is not None and tuple(flow.shape) != (b, n - 1, 2, 2, h, w):
             raise ValueError(f"flow must have shape {(b, n - 1, 2, 2, h, w)} to go with x, got {tuple(flow.shape)}")

@@ -29,7 +29,7 @@ def across_poles(z: Tensor, registration: str, vector_channels: list[int]) -> tu
         raise ValueError(f"pole='cross' needs an even number of columns, got {width}")
     first = 1 if registration == "node" else 0
     halo = min(HALO, height - first)
-    other = z.roll(width // 2, 3)
+    other = torch.cat(z.split([width // 2] * 2, 3)[::-1], 3)
     if vector_channels:
         sign = z.new_ones(z.shape[1])
         sign[vector_channels] = -1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastds.models.inr.window_transformer import ResidualWindowBlocks
 from fastds.nn.convolutions import BorderConv, Conv1x1
+from fastds.ops.core.layout import to_multiple
 
 Between = Callable[[int, Tensor], Tensor]
 
@@ -140,9 +141,9 @@ def reflect_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """x extended below and to the right to whole multiples by reflection, repeated where the field is too small."""
     for axis in (2, 3):
         n = x.shape[axis]
-        extra = -n % multiple
-        if extra:
-            period = max(1, 2 * n - 2)
+        extra = to_multiple(n, multiple)
+        if isinstance(extra, torch.SymInt) or extra:
+            period = 2 * n - 2 if n > 1 else 1
             at = torch.arange(n, n + extra, device=x.device) % period
             x = torch.cat([x, x.index_select(axis, torch.minimum(at, period - at))], axis)
     return x

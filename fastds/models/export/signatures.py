@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an exported network takes and gives, family by family.
+
+Sizes that stay open are named: batch, height, width, points. Frames and steps are unrolled, their numbers are fixed.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds.models.baselines.super_resolution import SRCNN, SRResNet
+from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
+from fastds.models.db_rnn.precip_lstm import PrecipLSTM
+from fastds.models.db_rnn.sim_vp import SimVP
+from fastds.models.fczsm import FCZSM
+from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
+from fastds.models.inr.bands import HALO
+from fastds.models.mlcast import MLCastConvGRU
+from fastds.models.wgan_gp import HumidityGenerator
+from fastds.ops import PointSpec
+
+_PAIR, _KNOWN, _STEPS, _DAY = 2, 5, 12, 8  # frames and steps where neither the caller nor the card says
+
+
+@dataclass(frozen=True)
+class Input:
+    """A float32 input: its shape, with the names of open sizes, what usual values lie between, and whether neighbours
+    are alike, as in a flow."""
+
+    shape: tuple[int | str, ...]
+    low: float | Tensor = 0.0
+    high: float | Tensor = 1.0
+    smooth: bool = False
+
+    def draw(self, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
+        """Random values of the named sizes."""
+        shape = [sizes.get(n, n) for n in self.shape]
+        if self.smooth:
+            coarse = torch.rand((1, math.prod(shape[:-2]), 3, 3), generator=generator)
+            uniform = F.interpolate(coarse, shape[-2:], mode="bilinear", align_corners=True).reshape(shape)
+        else:
+            uniform = torch.rand(shape, generator=generator)
+        return self.low + (self.high - self.low) * uniform
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A module forward(*inputs) -> Tensor, its inputs in order, what they mean, the least height and width, and the
+    dimension of the output that holds the variables."""
+
+    module: nn.Module
+    inputs: dict[str, Input]
+    text: str
+    least: int = 8
+    channel: int = -3
+
+    def draw(self, sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
+        """Random inputs of the named sizes."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(given.draw(sizes, generator) for given in self.inputs.values())
+
+
+class _Call(nn.Module):
+    """A module of a function of the model and the inputs."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self.model, *inputs)
+
+
+def signature(model: nn.Module, **options: int | None) -> Signature:
+    """The signature of a model.
+
+    Args:
+        model: on the CPU, in evaluation mode and float32.
+        options: frames and steps; None takes the default.
+
+    Raises:
+        ValueError: a family that cannot be exported, an option that it does not take or that is no positive number.
+    """
+    make = next((make for kinds, make in _FAMILIES if isinstance(model, kinds)), None)
+    if make is None:
+        known = ", ".join(sorted(kind.__name__ for kinds, _ in _FAMILIES for kind in kinds))
+        raise ValueError(f"a {type(model).__name__} cannot be exported, expected one of {known}")
+    given = {name: value for name, value in options.items() if value is not None}
+    takes = [p.name for p in inspect.signature(make).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name, value in given.items():
+        if name not in takes:
+            takes_ = f"takes the arguments {', '.join(takes)}" if takes else "takes no arguments"
+            raise ValueError(f"{name} is no argument for {type(model).__name__}, which {takes_}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+    return make(model, **given)
+
+
+def _fczsm(model: FCZSM, *, frames: int = _PAIR) -> Signature:
+    c = model.config
+    inputs = {"x": Input(("batch", frames, c["in_channels"], "height", "width"))}
+    names, text = ["x"], f"x: {frames} fields at equal intervals, normalised as the card says, no missing values"
+    if c["static_channels"]:
+        names.append("static")
+        inputs["static"] = Input(("batch", c["static_channels"], "height", "width"), -1, 1)
+        text += "; static: maps, normalised"
+    if c["flow_guided"] or c["residual"] == "advection":
+        names.append("flow")
+        inputs["flow"] = Input(("batch", frames - 1, 2, 2, "height", "width"), -3, 3, smooth=True)
+        text += (
+            "; flow: for each pair of fields the displacements (dy, dx) in pixels from the earlier to the later field "
+            "and back, as fastds.models.baselines.advection.optical_flow gives them"
+        )
+    call = _Call(model, lambda model, *given: model(**dict(zip(names, given, strict=True))))
+    return Signature(call, inputs, text)
+
+
+def _nowcaster(model: nn.Module, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
+    _check_nowcaster(model)
+    frames = frames or model.card.input_steps or getattr(model, "frames", _KNOWN)
+    inputs = {"x": Input(("batch", frames, getattr(model, "input_channels", 1), "height", "width"))}
+    text = f"x: the last {frames} fields between 0 and 1 as the card says; the result: the next {steps}"
+    multiple = 2**model.num_blocks if isinstance(model, MLCastConvGRU) else getattr(model, "multiple", 8)
+    return Signature(_Call(model, lambda model, x: model.forecast(x, steps)), inputs, text, max(8, 2 * multiple))
+
+
+def _check_nowcaster(model: nn.Module) -> None:
+    if any(isinstance(module, PrecipLSTM) for module in model.modules()):
+        raise ValueError("cells of kind preciplstm cannot be exported: no standard operator attends to a window")
+    if getattr(model, "noisy_decoder", False):
+        raise ValueError("an MLCastConvGRU with noisy_decoder cannot be exported: it draws its noise inside")
+
+
+def _lagrangian(model: LagrangianRNN, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
+    _check_nowcaster(model)
+    frames = frames or model.card.input_steps or _KNOWN
+    inputs = {
+        "x": Input(("batch", frames, 1, "height", "width")),
+        "flow": Input(("batch", 2, "height", "width"), -3, 3, smooth=True),
+    }
+    text = (
+        f"x: the last {frames} fields between 0 and 1 as the card says, no missing values; flow: the displacement "
+        "(dy, dx) in pixels from each pixel to where its echo was one step before, as "
+        "fastds.models.db_rnn.lagrangian.backward_flow gives it; the result: the next "
+        f"{steps}, smooth (not matched to the intensities of the last field) and not clipped"
+    )
+    return Signature(_Call(model, lambda model, x, flow: model(x, steps, flow)), inputs, text)
+
+
+def _generator(model: HumidityGenerator, *, frames: int = _DAY) -> Signature:
+    c = model.config
+    channels = c["noise_channels"] if c["noise"] == "concat" else c["width"]
+    inputs = {
+        "x": Input(("batch", frames, c["in_channels"], "height", "width"), -1, 1),
+        "noise": Input(("batch", frames, channels, "height", "width"), -2, 2),
+    }
+    text = f"x: {frames} fields in sequence, normalised as the card says; noise: N(0, 1), or 0 for none"
+    return Signature(_Call(model, lambda model, x, noise: model(x, noise)), inputs, text)
+
+
+def _inr(model: INRDownscaler) -> Signature:
+    low, high = ((model.mean + k * model.std)[:, None, None] for k in (-2, 2))
+    inputs = {
+        "x": Input(("batch", model.in_channels, "height", "width"), low, high),
+        "points": Input(("points", 2), -1, 1),
+        "scale": Input((2,), 1, model.max_scale),
+    }
+    text = (
+        "x: fields in units of the card, no missing values; points: (y, x) from -1 to 1 between the outer edges of the "
+        "pixels, so that pixel i of n lies at (2 i + 1) / n - 1; points beyond are moved to the edge; scale: how many "
+        "times as fine the wanted values are as x, rows and columns"
+    )
+    if model.static_channels:
+        inputs["static"] = Input(("batch", model.static_channels, "height", "width"), -1, 1)
+        text += "; static: maps in their units"
+    across = model.pole == "cross"
+    if across:
+        text += "; x has an even number of columns"
+    return Signature(_Call(model, _query), inputs, text, 2 * HALO if across else 8, channel=-1)
+
+
+def _query(model: INRDownscaler, x: Tensor, points: Tensor, scale: Tensor, static: Tensor | None = None) -> Tensor:
+    """(B, Q, O) at points (Q, 2)."""
+    size = [points.new_full((), n, dtype=torch.float64) for n in x.shape[2:]]
+    u = ((points.double() + 1) * torch.stack(size) - 1) / 2
+    rows, columns = (a.clamp(min=-0.5).minimum(n - 0.5) for a, n in zip(u.unbind(-1), size, strict=True))
+    u = torch.stack([rows, u[:, 1] if model.periodic_x else columns], -1)[None]
+    base = u.floor()
+    where = PointSpec(base.int(), (u - base).float())
+    return model.query(x, where, scale.expand(x.shape[0], 2), static)
+
+
+def _super_resolution(model: nn.Module) -> Signature:
+    c = model.config
+    channels = c["in_channels"] if isinstance(model, FixedRatioDownscaler) else c["channels"]
+    inputs = {"x": Input(("batch", channels, "height", "width"))}
+    return Signature(_Call(model, lambda model, x: model(x)), inputs, "x: fields as the network was trained with")
+
+
+_FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., Signature]], ...] = (
+    ((FCZSM,), _fczsm),
+    ((LagrangianRNN,), _lagrangian),
+    ((MSRNN, DBRNN, StagedRNN, SimVP, MLCastConvGRU), _nowcaster),
+    ((HumidityGenerator,), _generator),
+    ((INRDownscaler,), _inr),
+    ((FixedRatioDownscaler, SRCNN, SRResNet), _super_resolution),
+)
