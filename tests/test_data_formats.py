@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import format_of
@@ -276,10 +277,12 @@ def test_files_of_one_time_each_are_joined(raw, tmp_path, as_given):
 
 @pytest.fixture
 def halves(tmp_path):
-    event = synthetic_event(1, frames=6, shape=(32, 40))
+    """An event and a folder of two files of its halves."""
+    event, folder = synthetic_event(1, frames=6, shape=(32, 40)), tmp_path / "files"
+    folder.mkdir()
     for name, part in (("b", slice(3, 6)), ("a", slice(0, 3))):
-        save_dataset(event.isel(time=part), tmp_path / f"{name}.nc")
-    return event, tmp_path
+        save_dataset(event.isel(time=part), folder / f"{name}.nc")
+    return event, folder
 
 
 @pytest.mark.parametrize("dask", [True, False])
@@ -357,3 +360,24 @@ def test_truncated_raw_files_are_refused(raw, tmp_path, name, kept):
     with pytest.raises((ValueError, OSError)) as caught:
         open_dataset(path).load()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_commands_take_a_folder_like_one_file(halves):
+    """Pairs across the border of two files are there, and the output is the same."""
+    event, folder = halves
+    save_dataset(event, folder.parent / "whole.nc")
+    results = []
+    for source in (str(folder), str(folder / "*.nc"), str(folder.parent / "whole.nc")):
+        out = folder.parent / "out.nc"
+        assert main(["downscale", source, str(out), "--model=trilinear"]) == 0
+        with open_dataset(out) as dataset:
+            results.append(dataset.reflectivity.load())
+    xr.testing.assert_identical(results[0], results[2])
+    xr.testing.assert_identical(results[1], results[2])
+    assert results[0].sizes["time"] == 11
+
+
+def test_an_output_among_the_inputs_is_refused(halves, capsys):
+    _, folder = halves
+    assert main(["downscale", str(folder / "*.nc"), str(folder / "b.nc"), "--model=trilinear"]) == 2
+    assert "the output must be another file than the input" in capsys.readouterr().err

@@ -88,13 +88,20 @@ def test_unknown_name_lists_the_candidates(event):
 
 
 def test_no_reflectivity_lists_the_candidates_and_says_how_rain_is_used(event):
-    rain = with_units(event, "mm h-1")
+    rain = with_units(event, "mm h-1").assign(t=event.reflectivity.assign_attrs(units="K", standard_name="t"))
     with pytest.raises(
-        ValueError, match=r"no variable of reflectivity was found; candidates: rain .*\[mm h-1\]; rain is conv"
+        ValueError, match=r"no variable of reflectivity was found; candidates: rain .*\[mm h-1\].*; rain is conv"
     ):
         to_reflectivity(rain)
     assert to_reflectivity(rain, "rain").kind == "rate"
     assert to_reflectivity(rain, z_r=(200.0, 1.6)).kind == "rate"
+
+
+def test_rain_that_is_the_only_field_is_taken_and_its_law_is_said(event):
+    rain = with_units(event, "mm h-1")
+    source = to_reflectivity(rain.assign(quality=0.5 + 0 * rain.rain.assign_attrs(units="1")))
+    assert source.kind == "rate" and source.z_r == (200.0, 1.6)
+    assert "rain (mm h-1) is converted by Z = 200 R^1.6 (the default)" in source.notes
 
 
 def test_a_file_without_fields(event):

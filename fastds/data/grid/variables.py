@@ -130,8 +130,9 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
     """Name and kind ("reflectivity", "rate", "amount") of the variable to use, and notes about the choice.
 
     With `var` that variable, whatever its kind. Without: the only variable of reflectivity by standard_name and
-    units, else the only one by name and units, else by units; if there is none and `convert` is set, the only
-    variable of rain. Otherwise ValueError with the list of candidates.
+    units, else the only one by name and units, else by units; if there is none, the only variable of rain, where
+    `convert` is set or it is the only field but for those without a unit, such as a quality. Otherwise ValueError with
+    the list of candidates.
     """
     if var is not None:
         if var not in dataset.variables:
@@ -157,9 +158,14 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
             f"{len(right)} variables hold reflectivity: {_list(dataset, right)}; name one of them with the argument var"
         )
     rain = [name for name in fields if _rain_kind(dataset[name])]
-    if convert and len(rain) == 1:
+    others = [name for name in fields if name not in rain and not _without_unit(dataset[name])]
+    if len(rain) == 1 and (convert or not others):
         return rain[0], _rain_kind(dataset[rain[0]]), [f"variable {rain[0]} was chosen: the only one of rain"]
     raise ValueError(f"no variable of reflectivity was found; {_candidates_sentence(dataset)}")
+
+
+def _without_unit(variable: xr.DataArray) -> bool:
+    return str(variable.attrs.get("units", "")).strip() in ("", "1", "%")
 
 
 def _kind_or_refuse(variable: xr.DataArray) -> str:

@@ -250,8 +250,8 @@ def to_reflectivity(
     """Find the reflectivity of a dataset, or make it from rain rates or amounts on request.
 
     A variable of reflectivity is taken if it is the only one whose standard_name and units (dBZ) say so, or else the
-    only one whose name does. Rain rates and amounts are converted by Z = a R^b if they are named by `var`, or if z_r
-    is given and there is one such variable.
+    only one whose name does. Rain rates and amounts are converted by Z = a R^b if they are named by `var`, or if there
+    is one such variable and no other field, or z_r is given.
 
     Args:
         dataset: xarray.Dataset with dimensions time, y, x (any names; dimensions of length 1 are dropped).

@@ -17,7 +17,6 @@ from fastds.data.grid.times import regular_segments, text_of
 from fastds.models import available, load_card
 from fastds.tasks.verbs import DOWNSCALING, task_function
 
-_MARSHALL_PALMER = (200.0, 1.6)
 _MOST = 8  # variables that are listed
 
 
@@ -116,7 +115,7 @@ def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Calla
 
 
 def _radar(dataset: xr.Dataset, var: str | None):
-    source = to_reflectivity(dataset, var, z_r=_MARSHALL_PALMER)  # so that rain is taken unnamed
+    source = to_reflectivity(dataset, var)
     source.check(stacklevel=3)
     return source
 
