@@ -184,6 +184,13 @@ class GateTests:
         one = [t[:1].expand(t.shape) for t in tensors]
         assert all(torch.equal(a[3], b[0]) for a, b in zip(self.results(one), expected, strict=True))
 
+    def test_contiguous_inputs_that_repeat_a_row(self, native):
+        first, *others = self.inputs((2, 8, 6, 5), layout=torch.contiguous_format)
+        repeated = [t[:, :, :1].expand(t.shape) for t in others]
+        dense = [t.clone(memory_format=torch.contiguous_format) for t in repeated]
+        pairs = zip(self.results([first, *repeated]), self.results([first, *dense]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
     def test_empty_batch(self, native):
         tensors = self.inputs((0, 24, 5, 7), grad=True)
         y = self.results(tensors)

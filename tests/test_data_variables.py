@@ -36,6 +36,7 @@ def with_units(event, units, standard_name="rainfall_rate", name="rain", value=1
         ("K", None),
         ("m2 s-2", None),
         ("mm h", None),
+        ("mm h-1 s-1", None),
         ("kg m-3", None),
         ("%", None),
         ("", None),

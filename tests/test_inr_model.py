@@ -132,6 +132,19 @@ def test_dpfa_starts_as_a_tenth_of_a_plain_convolution():
     assert (DPFA(6, 64, mode, "mask").double()(f, e)).shape == f.shape
 
 
+def test_dpfa_modulates_its_kernel_and_keeps_the_norm_of_its_filters():
+    module = DPFA(4, 6, "replicate", "modconv").double()
+    torch.nn.init.normal_(module.modulator.weight), torch.nn.init.normal_(module.strength.weight)
+    f, e = torch.randn(2, 4, 5, 7, dtype=f64), torch.randn(2, 6, dtype=f64)
+    kernel, bias = module.aggregate.weight, module.aggregate.bias
+    for k, y in enumerate(module(f, e)):
+        gain = (module.modulator.weight[:4] @ e[k]).reshape(1, 4, 1, 1)
+        steered = torch.stack([w.norm() * v / v.norm() for w, v in zip(kernel, kernel * (1 + gain), strict=True)])
+        a = F.conv2d(F.pad(f[k : k + 1], (1, 1, 1, 1), mode="replicate"), steered, bias)[0]
+        strength = TAU + module.strength.weight @ e[k]
+        assert (y - (f[k] + strength[:, None, None] * a)).abs().max() < 1e-10
+
+
 def test_dpfa_offsets_read_beyond_the_border_as_the_field_continues():
     """Offsets of one column to the east equal the field rolled by one column, across the seam too."""
     module = DPFA(4, 64, "circular_x").double()

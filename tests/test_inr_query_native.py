@@ -338,6 +338,9 @@ def test_empty():
     assert y.shape == (0, GRID.count, 3) and leaf.grad.shape == leaf.shape
 
 
+DOT = {"feature": "dot", "ensemble": "none", "trunk": [], "heads": 1, "dk": 0}
+
+
 def refused(change, kind="affine-early_attn"):
     maps, trunk, keywords = single(kind, torch.float32)
     call = {"maps": maps, "where": GRID, "trunk": trunk, **keywords}
@@ -366,6 +369,9 @@ def refused(change, kind="affine-early_attn"):
         (lambda c: c.update(edge=("wrap", "zero")), ValueError, "edge must be a pair"),
         (lambda c: c.update(out_dtype=torch.int32), ValueError, "out_dtype"),
         (lambda c: c.update(feature="dot", ensemble="none"), ValueError, "empty trunk"),
+        (lambda c: c.update(DOT, rho_w=None), ValueError, "'dot' needs rho_w of shape"),
+        (lambda c: c.update(DOT, rho_w=torch.zeros(0, 2)), ValueError, "'dot' needs rho_w of shape"),
+        (lambda c: c.update(DOT, rho_w=torch.zeros(4, 2)), ValueError, "D \\+ 1 a divisor of maps' 36 channels"),
         (lambda c: c.update(phase=torch.zeros(8, 2)), ValueError, "phase belongs to feature 'fourier'"),
     ],
 )

@@ -109,6 +109,22 @@ def test_sub_pixel_refuses():
         SubPixel(3, 2, 1)
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("channels", [(3,), (3, 2), (3, 2, 4), (3, 2, 4, 1), (1, 2, 3, 2, 1)], ids=len)
+@pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 3), (SummedConv5x5, 5)])
+def test_sums_are_those_of_a_convolution_per_source(kind, size, channels, with_residual):
+    module = kind(channels, 5).double()
+    sources = [torch.randn(2, c, 6, 7, dtype=torch.float64, requires_grad=True) for c in channels]
+    residual = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True) if with_residual else None
+
+    def theirs():
+        parts = zip(sources, module.weight.split(channels, 1), module.bias, strict=True)
+        y = sum(F.conv2d(x, weight, bias, padding=size // 2) for x, weight, bias in parts)
+        return y if residual is None else y + residual
+
+    assert_equal_with_gradients(module, lambda: module(*sources, residual=residual), theirs, *sources, residual)
+
+
 @pytest.mark.parametrize(("kind", "size"), [(SummedConv3x3, 9), (SummedConv5x5, 25)])
 def test_first_weights_of_summands(kind, size):
     """Uniform within +-1/sqrt(k^2 C) of each summand, weights and biases."""

@@ -20,6 +20,7 @@ from fastds.models.baselines import (
 )
 
 METHODS = [persistence, blurred_persistence, extrapolation]
+GROWTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # pixels per step
 
 
 def drifting(frames, dy=1.0, dx=2.0, size=(48, 64)):
@@ -71,15 +72,23 @@ def test_extrapolation_by_a_given_flow_shifts_whole_pixels():
 def test_blur_grows_with_lead_by_the_rate_of_the_known_fields():
     x = drifting(5, 0.0, 2.0)
     fields = x[0, :, 0].numpy()
-    rates = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     errors = [
         sum(((gaussian_filter(fields[4 - j], g * j, mode="nearest") - fields[4]) ** 2).sum() for j in (1, 2, 3, 4))
-        for g in rates
+        for g in GROWTHS
     ]
-    best = rates[int(np.argmin(errors))]
+    best = GROWTHS[int(np.argmin(errors))]
     assert 0 < best < 8
     for k, field in enumerate(blurred_persistence(x, 3)[0, :, 0], 1):
         np.testing.assert_allclose(field, gaussian_filter(fields[4], best * k, mode="nearest"), atol=1e-6)
+
+
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_blur_goes_on_as_it_began(growth):
+    first = torch.rand(40, 50, generator=torch.Generator().manual_seed(3)).numpy()
+    second = gaussian_filter(first, growth, mode="nearest")
+    forecast = blurred_persistence(torch.from_numpy(np.stack([first, second]))[None, :, None], 2)
+    for k, field in enumerate(forecast[0, :, 0], 1):
+        np.testing.assert_allclose(field, gaussian_filter(second, growth * k, mode="nearest"), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

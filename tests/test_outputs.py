@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastds import models
-from fastds._outputs import replacing
+from fastds._outputs import is_command, replacing
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.tasks.common import inference
@@ -64,6 +64,22 @@ def test_the_input_is_not_replaced_under_any_name(folder, tmp_path, capsys):
     assert main(["downscale", f"{folder}/in.nc", str(source), "--scale", "2", "--like", str(source)]) == 2
     assert "must be another file" in capsys.readouterr().err
     assert source.read_bytes() == (folder / "in.nc").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "script", "expected"),
+    [
+        ("python -X dev -m fastds.cli check", "cli.py", True),
+        ("python -m fastds check", "__main__.py", True),
+        ("python bin/fastds check", "bin/fastds", True),
+        ("python -m pytest fastds", "__main__.py", False),
+        ("python program.py -m", "program.py", False),
+    ],
+)
+def test_the_command_is_told_from_programs(words, script, expected, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", words.split())
+    monkeypatch.setattr(sys, "argv", [script])
+    assert is_command() == expected
 
 
 LIMITED = """

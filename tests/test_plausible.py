@@ -33,6 +33,9 @@ def test_the_table():
         assert low < high and plausible_range(name, units) == (low, high)
     assert plausible_range("air_temperature", "m") is None and plausible_range("age_of_sea_ice", "s") is None
     assert plausible_range("geopotential", "m**2 s**-2") == plausible_range("geopotential", "m2 s-2")
+    percent, kelvin = plausible_range("relative_humidity", "%"), plausible_range("air_temperature", "K")
+    np.testing.assert_allclose(plausible_range("relative_humidity", "1"), np.array(percent) / 100)
+    np.testing.assert_allclose(plausible_range("air_temperature", "degC"), np.array(kelvin) - 273)
     np.testing.assert_allclose(plausible_rain("m s-1"), np.array([-0.5, 2000]) / 3.6e6)
     np.testing.assert_allclose(plausible_rain("m"), [-0.0005, 2.0])
 

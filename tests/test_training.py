@@ -19,7 +19,7 @@ from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
 from fastds.tasks.common.command import TASKS, configurations, main
-from fastds.tasks.common.radar_files import source_weights, time_blocks
+from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
 from fastds.tasks.common.training import TimedModule
 from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
@@ -162,6 +162,14 @@ def test_losses_by_hand(event):
     for kind, expected in (("charbonnier", charbonnier), ("relative_mse", relative)):
         loss = module_of(event, loss=kind).loss(prediction, samples)
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_synthetic_events_have_seeds_and_speeds_of_their_own():
+    speeds = (5, 10, 15, 20, 25, 5)
+    events = synthetic_events(len(speeds), seed=7, frames=2)
+    for k, (event, speed) in enumerate(zip(events, speeds, strict=True)):
+        expected = data.synthetic_event(seed=7 + k, frames=2, speed=speed)
+        assert list(event) == ["reflectivity"] and event["reflectivity"].identical(expected["reflectivity"])
 
 
 def test_weights_of_sources():

@@ -175,6 +175,17 @@ def test_steps_are_those_written_by_hand(name):
     assert module.average.calls == module.generator.calls, "what is no number with a fraction is copied"
 
 
+@pytest.mark.parametrize(("steps", "decay"), [(0, 1 / 10), (1, 2 / 11), (2, DECAY), (9, DECAY)])
+def test_the_average_warms_up(steps, decay):
+    """Its decay is (1 + steps) / (10 + steps) until that is larger than ema_decay."""
+    module = module_of(configuration(LossConfig()))
+    with torch.no_grad():
+        module.average.scale.copy_(torch.tensor([2.0, 0.0])), module.generator.scale.copy_(torch.tensor([0.0, 3.0]))
+    module.steps = steps
+    module.update_average()
+    assert module.average.scale.tolist() == pytest.approx([2 * decay, 3 * (1 - decay)])
+
+
 @pytest.mark.parametrize("averaged", [True, False])
 def test_validation_scores_by_hand(averaged):
     """Of what is exported: the averaged generator where there is one. In the field's units: 50 for 1."""
