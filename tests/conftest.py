@@ -64,6 +64,14 @@ def pytest_report_header():
 
 
 @pytest.fixture(autouse=True)
+def threads_of_torch():
+    """A test that sets them, as a training does, leaves them as they were: bits of torch's float64 depend on them."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def seed():
     """Every test starts from the same random state; FASTDS_TEST_SEED tries another."""
     torch.manual_seed(int(os.environ.get("FASTDS_TEST_SEED", "0")))

@@ -244,15 +244,20 @@ def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("steps", "minutes", "left"),
-    [(40, None, "0:01:30"), (None, 1.0, "0:00:30"), (40, 1.0, "0:00:30"), (15, 1.0, "0:00:15")],
+    ("steps", "minutes", "said", "left"),
+    [
+        (40, None, "step 10 of 40", "0:01:30"),
+        (None, 1.0, "step 10", "0:00:30"),
+        (40, 1.0, "step 10", "0:00:30"),
+        (15, 1.0, "step 10 of 15", "0:00:15"),
+    ],
 )
-def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, left):
+def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
     """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
     module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10)
     parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
-    assert parts == ["step 10" + (f" of {steps}" if steps else ""), "0:00:30", f"about {left} left"]
+    assert parts == [said, "0:00:30", f"about {left} left"]
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

@@ -148,7 +148,7 @@ def hdf5(good, path):
         file["data"] = np.zeros((3, 4))
 
 
-UNREADABLE = "cannot be read|is a folder|no file to train on|is no |is not |no such file|not a |neither"
+UNREADABLE = "cannot be read|is a folder|no file|is no |is not |is in no format|no such file|not a |neither"
 NO_FIELD = "no variable|no field|needs the variable|--data.variables|latitude coordinate|time steps"
 CONTAINERS = {
     "empty": Kind(lambda good, path: path.write_bytes(b""), "is empty|cannot be read|is no"),
@@ -164,10 +164,12 @@ CONTAINERS = {
     "text": Kind(lambda good, path: path.write_text("time,y,x,dBZ\n1,2,3,4\n"), UNREADABLE),
     "html": Kind(lambda good, path: path.write_text("<!DOCTYPE html><html>404 Not Found</html>"), UNREADABLE),
     "json": Kind(lambda good, path: path.write_text('{"a": [1, 2'), UNREADABLE),
-    "png": Kind(lambda good, path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), UNREADABLE),
-    "gzip": Kind(lambda good, path: path.write_bytes(gzip.compress(content(good, path))), UNREADABLE),
-    "zip": Kind(zipped, UNREADABLE),
-    "pickle": Kind(lambda good, path: path.write_bytes(pickle.dumps({"a": 1})), UNREADABLE),
+    "png": Kind(lambda good, path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "is a PNG image|no file"),
+    "gzip cut": Kind(
+        lambda good, path: path.write_bytes(gzip.compress(content(good, path))[:-99]), "is truncated|no file"
+    ),
+    "zip": Kind(zipped, "is a zip archive|no file"),
+    "pickle": Kind(lambda good, path: path.write_bytes(pickle.dumps({"a": 1})), "is a Python pickle|no file"),
     "npy": Kind(lambda good, path: path.write_bytes(b"\x93NUMPY\x01\0v\0{'descr': '<f4'}"), UNREADABLE),
     "netcdf3 cut": Kind(lambda good, path: path.write_bytes(b"CDF\x01\0\0\0\x05\0\0\0\x0a"), UNREADABLE),
     "grib cut": Kind(lambda good, path: path.write_bytes(b"GRIB\0\0\x10\0\x02" + bytes(20)), UNREADABLE + "|GRIB"),

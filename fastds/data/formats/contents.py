@@ -60,7 +60,7 @@ class Contents:
     def groups(self) -> frozenset[str]:
         """Names at the top level of an HDF5 file; of other files and of what is damaged none."""
         if self.start.startswith(_HDF5):
-            with contextlib.suppress(OSError, ValueError), self.hdf5() as file:
+            with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError), self.hdf5() as file:
                 return frozenset(file)
         return frozenset()
 

@@ -46,7 +46,7 @@ _ELSEWHERE = (
     (
         b"\x89PNG",
         "a PNG image",
-        "fastds.data.open_hko7 reads HKO-7 images; of others the file must say what colours mean",
+        "fastds.data.open_hko7 reads those of HKO-7; others do not say what colours mean",
     ),
     (b"GIF8", "a GIF image", "only images of classes by MeteoSwiss are read"),
     (b"P5", "a PGM image", "only composites of FMI are read"),

@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 
+import torch
+
 from fastds.models import ModelCard, load_card
 from fastds.tasks.common.command import configurations, quieten_lightning
 
@@ -46,7 +48,11 @@ def finetune(
     config.threads, config.progress = threads, progress
     training = importlib.import_module(f"fastds.tasks.{card.task}.training")
     quieten_lightning()
-    return training.train(config)
+    before = torch.get_num_threads()
+    try:
+        return training.train(config)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _arguments(model: str, card: ModelCard, data, output, minutes: float, learning_rate: float) -> list[str]:

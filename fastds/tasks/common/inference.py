@@ -68,10 +68,11 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
 
 
 def _existing(source: Source) -> list[Path]:
-    """The files that source stands for, none where there are none."""
+    """The files that source stands for, and itself where it is one or a folder; none where there are none."""
+    own = [Path(source)] if isinstance(source, str | os.PathLike) and os.path.exists(source) else []
     with contextlib.suppress(FileNotFoundError):
-        return files_of(source)
-    return []
+        return own + files_of(source)
+    return own
 
 
 def check_field_target(source: Source, target: str | os.PathLike) -> None:

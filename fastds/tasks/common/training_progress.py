@@ -42,8 +42,10 @@ class TrainingProgress(callbacks.Callback):
 
     def _parts(self, module: L.LightningModule, outputs) -> list[str]:
         config, taken, steps = module.config, module.clock(), module.steps_done()
-        done = max(steps / (config.max_steps or float("inf")), taken / (60 * (config.max_minutes or float("inf"))))
-        parts = [f"step {steps}" + (f" of {config.max_steps}" if config.max_steps else "")]
+        by_steps = steps / (config.max_steps or float("inf"))
+        done = max(by_steps, taken / (60 * (config.max_minutes or float("inf"))))
+        of = f" of {config.max_steps}" if config.max_steps and done == by_steps else ""  # the clock ends the others
+        parts = [f"step {steps}{of}"]
         if isinstance(outputs, dict) and "loss" in outputs:
             parts.append(f"loss {float(outputs['loss']):.4g}")
         if self.export.best < float("inf"):
