@@ -182,10 +182,10 @@ def test_dates_of_meteonet_are_not_unpickled(tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-def nimrod(units, codes, *, data_time=(2024, 6, 1, 12, 0), minutes=0):
+def nimrod(units, codes, *, data_time=(2024, 6, 1, 12, 0), minutes=0, origin=0):
     """The bytes of a field on the British National Grid, its first pixel at 100 km east, 900 km north, 1 km wide."""
     rows, columns = codes.shape
-    whole = [2024, 6, 1, 12, 0, 0, *data_time, 1, 2, 0, 0, rows, columns, 2, 63, *[0] * 5, -32767, minutes, *[0] * 5]
+    whole = [2024, 6, 1, 12, 0, 0, *data_time, 1, 2, 0, 0, rows, columns, 2, 63, *[0] * 4, origin, -32767, minutes, *[0] * 5]
     real = [9999.0, -32767.0, 900e3, 1e3, 100e3, 1e3, -32767.0, 1.0, *[0.0] * 20]
     text = units.ljust(8) + "a radar".ljust(24) + "rain rate".ljust(24)
     header = struct.pack(">31h28f", *whole[:31], *real) + bytes(180) + text.encode() + bytes(102)
@@ -210,6 +210,11 @@ def test_nimrod(raw, tmp_path):
     np.testing.assert_array_equal(dataset.rainfall_amount[0], np.array([[2, 2, 1], [2, 3, 3], [1, 3, 3]]) / 32)
     (tmp_path / "c.dat").write_bytes(nimrod("K", codes))
     with pytest.raises(ValueError, match="holds fields in K; expected mm/hr, mm or dBZ"):
+        open_dataset(tmp_path / "c.dat")
+    (tmp_path / "c.dat").write_bytes(nimrod("mm/hr*32", codes, origin=1))
+    np.testing.assert_array_equal(open_dataset(tmp_path / "c.dat").y, [900e3, 901e3])
+    (tmp_path / "c.dat").write_bytes(nimrod("mm/hr*32", codes, origin=2))
+    with pytest.raises(ValueError, match="has its first cell at the right"):
         open_dataset(tmp_path / "c.dat")
     (tmp_path / "d.dat").write_bytes(nimrod("mm/hr*32", codes)[:-3])
     with pytest.raises(ValueError, match="is truncated or damaged at byte"):

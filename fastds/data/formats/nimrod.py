@@ -17,7 +17,8 @@ _MARK = struct.pack(">i", _HEADER)  # Fortran writes the length before and after
 # Bytes of a header: 31 short whole numbers, 28 real numbers, 45 more of the product, 56 letters.
 _INTEGERS, _REALS, _TEXT = slice(0, 62), slice(62, 174), slice(354, 410)
 _TYPES = {(0, 4): ">f4", (1, 1): ">i1", (1, 2): ">i2", (1, 4): ">i4", (2, 1): ">u1"}
-_NATIONAL_GRID, _UNKNOWN = 0, -32767
+_NATIONAL_GRID = 0
+_DOWN, _UP = 0, 1  # the first cell is the top left or the bottom left one
 _BRITISH = "EPSG:27700"
 NO_ECHO_DBZ = -32.0
 
@@ -56,11 +57,11 @@ def read(contents: Contents) -> xr.Dataset:
     for record in records:
         units = record.units.lower()
         if units.startswith("mm/h"):
-            fields = maps.rainfall_rate(_scaled(record, 1.0))
+            fields = maps.rainfall_rate(_scaled(record))
         elif units.startswith("mm") and record.minutes > 0:
-            fields = maps.rainfall_amount(_scaled(record, 1.0), record.minutes)
+            fields = maps.rainfall_amount(_scaled(record), record.minutes)
         elif units.startswith("dbz"):
-            fields = maps.reflectivity(_scaled(record, NO_ECHO_DBZ), NO_ECHO_DBZ)
+            fields = maps.reflectivity(np.maximum(_scaled(record), NO_ECHO_DBZ), NO_ECHO_DBZ)
         else:
             continue
         named = {"title": f"Met Office Nimrod {record.title}", "institution": "Met Office"}
@@ -70,13 +71,10 @@ def read(contents: Contents) -> xr.Dataset:
     raise ValueError(f"{contents.path} holds fields in {units}; expected mm/hr, mm or dBZ")
 
 
-def _scaled(record: Record, no_echo: float) -> np.ndarray:
+def _scaled(record: Record) -> np.ndarray:
     """Values in the unit before the `*` of the header's units, which says by how much codes are multiplied."""
     _, _, factor = record.units.partition("*")
-    values = record.values / float(factor or 1.0)
-    if record.units.lower().startswith("dbz"):
-        return np.maximum(values, no_echo)
-    return values
+    return record.values / float(factor or 1.0)
 
 
 def _records(contents: Contents) -> Iterator[Record]:
@@ -102,13 +100,13 @@ def _record(header: bytes, body: bytes, contents: Contents) -> Record:
     rows, columns, size = whole[15], whole[16], max(whole[12], 1)
     if form is None or whole[14] != _NATIONAL_GRID or len(body) != rows * columns * size:
         raise ValueError(f"{contents.path}: expected {rows} x {columns} numbers on the British National Grid")
+    if whole[23] not in (_DOWN, _UP):
+        raise ValueError(f"{contents.path} has its first cell at the right; expected the top or bottom left")
     codes = np.frombuffer(body, form).reshape(rows, columns).astype(np.float64)
     values = np.where((codes == whole[24]) | (codes < 0) & ~_is_dbz(header), np.nan, codes)
-    top, dy, left, dx = real[2:6]
-    # Origins 0 and 3 are the top left and lower left corner; the coordinates are of the centre of that cell.
-    y, x = top - dy * np.arange(rows), left + dx * np.arange(columns)
-    if whole[23] == 1:
-        y = top + dy * np.arange(rows)
+    first, dy, left, dx = real[2:6]  # centres of the first cell
+    y = first + (dy if whole[23] == _UP else -dy) * np.arange(rows)
+    x = left + dx * np.arange(columns)
     valid, data_time = _moment(whole[:6]), _moment((*whole[6:11], 0))
     text = header[_TEXT].decode("latin-1")
     units, title = text[:8].strip(), text[32:].strip()
