@@ -185,7 +185,8 @@ def test_dates_of_meteonet_are_not_unpickled(tmp_path):
 def nimrod(units, codes, *, data_time=(2024, 6, 1, 12, 0), minutes=0, origin=0):
     """The bytes of a field on the British National Grid, its first pixel at 100 km east, 900 km north, 1 km wide."""
     rows, columns = codes.shape
-    whole = [2024, 6, 1, 12, 0, 0, *data_time, 1, 2, 0, 0, rows, columns, 2, 63, *[0] * 4, origin, -32767, minutes, *[0] * 5]
+    grid = [0, rows, columns, 2, 63, *[0] * 4, origin]
+    whole = [2024, 6, 1, 12, 0, 0, *data_time, 1, 2, 0, *grid, -32767, minutes, *[0] * 5]
     real = [9999.0, -32767.0, 900e3, 1e3, 100e3, 1e3, -32767.0, 1.0, *[0.0] * 20]
     text = units.ljust(8) + "a radar".ljust(24) + "rain rate".ljust(24)
     header = struct.pack(">31h28f", *whole[:31], *real) + bytes(180) + text.encode() + bytes(102)

@@ -5,6 +5,7 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,3 +170,9 @@ def test_every_fault_of_a_file_is_found():
     assert list(faults(licence)) == []
     for text in ("", "\n" + licence, 2 * licence, licence + 501 * "\n", licence + "x = '/" + "tmp/x'"):
         assert len(list(faults(text))) == 1, text
+
+
+def test_the_script_of_ci_parses():
+    """bash reads it as it goes: an open quote at its end would show after ten minutes."""
+    done = subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
