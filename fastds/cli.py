@@ -91,10 +91,11 @@ def _nowcast(options) -> None:
     report = _report(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
     names += ("threads", "precision", "model", "picture", "truth", "dtype", "stop")
-    chosen = _given(options, names) | _given(options, ("var", "missing", "units")) | _law(options)
+    read = _given(options, ("var", "missing", "units")) | _law(options)
+    chosen = _given(options, names) | read
     made = nowcast_file(options.input, options.output, progress=True, **chosen)
     print(_with_options(made.summary(), set(options.keys())))
-    told = _given(options, ("var", "missing", "units")) | _law(options) | report
+    told = read | report
     if options.truth:
         from fastds.tasks.nowcast.evaluation import evaluate_files
 

@@ -3,13 +3,13 @@
 
 import datetime
 import re
-from typing import Any
 
 import h5py
 import numpy as np
 import xarray as xr
 
 from fastds.data.formats import maps
+from fastds.data.formats.attributes import number_of, text_of
 from fastds.data.formats.contents import Contents
 
 _FORMULA = re.compile(r"GEO\s*=\s*([-+.\deE]+)\s*\*\s*PV\s*\+?\s*([-+.\deE]+)")
@@ -35,12 +35,12 @@ def read(contents: Contents) -> xr.Dataset:
         image, overview = file["image1"], file["overview"].attrs
         calibration = image["calibration"].attrs
         codes = image["image_data"][...]
-        gain, offset = _formula(_text(calibration["calibration_formulas"]), contents)
+        gain, offset = _formula(text_of(calibration["calibration_formulas"]), contents)
         values = (codes * gain + offset).astype(np.float32)
-        values[codes == _number(calibration["calibration_out_of_image"])] = np.nan
-        missing = codes == _number(calibration["calibration_missing_data"])
-        start, end = (_moment(_text(overview[f"product_datetime_{name}"]), contents) for name in ("start", "end"))
-        parameter = _text(image.attrs["image_geo_parameter"])
+        values[codes == number_of(calibration["calibration_out_of_image"])] = np.nan
+        missing = codes == number_of(calibration["calibration_missing_data"])
+        start, end = (_moment(text_of(overview[f"product_datetime_{name}"]), contents) for name in ("start", "end"))
+        parameter = text_of(image.attrs["image_geo_parameter"])
         if parameter.startswith("REFLECTIVITY"):
             fields = maps.reflectivity(np.where(missing, np.float32(offset), values), offset)
         elif parameter.endswith("[MM]") and end > start:
@@ -49,7 +49,7 @@ def read(contents: Contents) -> xr.Dataset:
         else:
             raise ValueError(f"{contents.path} holds {parameter}; expected REFLECTIVITY_[DBZ] or amounts in [MM]")
         proj4, y, x = _grid(file["geographic"])
-        named = {"title": f"KNMI {_text(overview['product_group_name'])}", "institution": "KNMI"}
+        named = {"title": f"KNMI {text_of(overview['product_group_name'])}", "institution": "KNMI"}
         return maps.projected_map(fields, [end], (y, x), maps.projection(proj4), **named)
 
 
@@ -72,11 +72,11 @@ def _moment(text: str, contents: Contents) -> datetime.datetime:
 def _grid(geographic: h5py.Group) -> tuple[str, np.ndarray, np.ndarray]:
     """PROJ string in metres, and centres y (north to south) and x. Files give lengths in km, rounded to metres."""
     attrs = geographic.attrs
-    proj4 = re.sub(r"(?<!\+)\by_0=", "+y_0=", _text(geographic["map_projection"].attrs["projection_proj4_params"]))
+    proj4 = re.sub(r"(?<!\+)\by_0=", "+y_0=", text_of(geographic["map_projection"].attrs["projection_proj4_params"]))
     proj4 = re.sub(r"\+([ab])=([\d.]+)", lambda axis: f"+{axis[1]}={_axis(float(axis[2]))}", proj4)
-    rows, columns = (int(_number(attrs[f"geo_number_{name}"])) for name in ("rows", "columns"))
-    top, left = (round(_number(attrs[f"geo_{name}_offset"])) * _KM for name in ("row", "column"))
-    dx, dy = (round(_number(attrs[f"geo_pixel_size_{name}"]), 3) * _KM for name in ("x", "y"))
+    rows, columns = (int(number_of(attrs[f"geo_number_{name}"])) for name in ("rows", "columns"))
+    top, left = (round(number_of(attrs[f"geo_{name}_offset"])) * _KM for name in ("row", "column"))
+    dx, dy = (round(number_of(attrs[f"geo_pixel_size_{name}"]), 3) * _KM for name in ("x", "y"))
     return proj4, maps.centres(-top if dy < 0 else top, dy, rows), maps.centres(left, dx, columns)
 
 
@@ -85,12 +85,3 @@ def _axis(value: float) -> str:
     metres = value * _KM if value < 1e5 else value
     exact = {6378140.0: 6378137.0, 6356750.0: 6356752.0}
     return f"{exact.get(round(metres), metres):.1f}"
-
-
-def _number(value: Any) -> float:
-    return float(np.ravel(value)[0])
-
-
-def _text(value: Any) -> str:
-    value = np.ravel(value)[0] if np.ndim(value) else value
-    return value.decode() if isinstance(value, bytes) else str(value)

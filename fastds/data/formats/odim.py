@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import maps
+from fastds.data.formats.attributes import number_of, text_of
 from fastds.data.formats.contents import Contents
 
 NO_ECHO_DBZ = -32.0
@@ -34,7 +35,7 @@ def read(contents: Contents) -> xr.Dataset:
     Source: EUMETNET OPERA, ODIM_H5 2.0 to 2.4.
     """
     with contents.hdf5() as file:
-        kind = _text(file["what"].attrs.get("object", ""))
+        kind = text_of(file["what"].attrs.get("object", ""))
         if kind not in _MAPS:
             raise ValueError(
                 f"{contents.path} holds polar data (ODIM {kind}); grid them first, with xradar and wradlib"
@@ -52,7 +53,7 @@ def read(contents: Contents) -> xr.Dataset:
         lead = _lead(nominal, interval)
         proj4, y, x = _grid(file)
         named = {"title": f"ODIM composite {', '.join(sorted(set(fields) - {'quality'}))}"}
-        named["institution"] = _text(file["what"].attrs.get("source", ""))
+        named["institution"] = text_of(file["what"].attrs.get("source", ""))
         found = maps.projected_map(fields, [nominal + lead], (y, x), maps.projection(proj4), **named)
     return found.assign_coords(lead=((), np.timedelta64(int(lead.total_seconds()), "s")))
 
@@ -67,7 +68,7 @@ def _quantities(file: h5py.File) -> Iterator[tuple[str, h5py.Group, h5py.Group]]
             data = dataset.get(f"data{part}")
             if data is None:
                 break
-            yield _text(_attribute(data, dataset, "quantity") or ""), dataset, data
+            yield text_of(_attribute(data, dataset, "quantity") or ""), dataset, data
 
 
 def _field(quantity: str, data: h5py.Group, dataset: h5py.Group) -> maps.Fields:
@@ -87,7 +88,7 @@ def _field(quantity: str, data: h5py.Group, dataset: h5py.Group) -> maps.Fields:
 def _values(data: h5py.Group, dataset: h5py.Group, undetected: float) -> np.ndarray:
     codes = data["data"][...]
     gain, offset, nodata, undetect = (
-        float(np.ravel(default if value is None else value)[0])
+        number_of(default if value is None else value)
         for value, default in (
             (_attribute(data, dataset, name), default)
             for name, default in (("gain", 1.0), ("offset", 0.0), ("nodata", np.nan), ("undetect", np.nan))
@@ -121,7 +122,7 @@ def _lead(nominal: datetime.datetime, interval: tuple[datetime.datetime, ...] | 
 
 
 def _moment(attrs: Any, prefix: str) -> datetime.datetime:
-    text = _text(attrs[f"{prefix}date"]) + _text(attrs[f"{prefix}time"])[:6].ljust(6, "0")
+    text = text_of(attrs[f"{prefix}date"]) + text_of(attrs[f"{prefix}time"])[:6].ljust(6, "0")
     return datetime.datetime.strptime(text, "%Y%m%d%H%M%S")
 
 
@@ -132,15 +133,10 @@ def _grid(file: h5py.File) -> tuple[str, np.ndarray, np.ndarray]:
     missing = [name for name in needed if name not in where]
     if missing:
         raise ValueError(f"{file.filename} has no georeference: {', '.join(missing)} missing in `where`")
-    proj4 = _text(where["projdef"])
-    height, width = int(np.ravel(where["ysize"])[0]), int(np.ravel(where["xsize"])[0])
-    dy, dx = float(np.ravel(where["yscale"])[0]), float(np.ravel(where["xscale"])[0])
-    left, bottom = maps.project(proj4, float(np.ravel(where["LL_lon"])[0]), float(np.ravel(where["LL_lat"])[0]))
+    proj4 = text_of(where["projdef"])
+    height, width = int(number_of(where["ysize"])), int(number_of(where["xsize"]))
+    dy, dx = number_of(where["yscale"]), number_of(where["xscale"])
+    left, bottom = maps.project(proj4, number_of(where["LL_lon"]), number_of(where["LL_lat"]))
     # Corners are stored in degrees, to a millimetre or so.
     left, bottom = round(left, 2), round(bottom, 2)
     return proj4, maps.centres(bottom + dy * height, -dy, height), maps.centres(left, dx, width)
-
-
-def _text(value: Any) -> str:
-    value = np.ravel(value)[0] if np.ndim(value) else value
-    return value.decode() if isinstance(value, bytes) else str(value)

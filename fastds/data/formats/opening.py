@@ -18,6 +18,7 @@ from fastds.data.formats.registry import Format, format_of, refusal
 
 _ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
 _SAME_GRID = 1e-3  # cells
+Part = tuple[pathlib.Path, xr.Dataset]  # of a file
 Source = str | os.PathLike | Iterable[str | os.PathLike]
 
 
@@ -106,18 +107,17 @@ def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     if form.name == "RADOLAN":  # which sorts and joins by its headers, an archive holds many
         return radolan.open_radolan([content.path for content in contents])
     if len(contents) == 1:
-        return _observations([form.read(contents[0])])[0]
+        return _observations([(contents[0].path, form.read(contents[0]))])[0][1]
     return _joined(form, contents)
 
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
-    parts = [_lazily(form.read(content)) for content in contents]
-    parts = _observations([part if "time" in part.dims else _expanded(part, contents[0]) for part in parts])
-    names = {content.path: part for content, part in zip(contents, parts, strict=False)}
-    (first, expected), *others = names.items()
+    read = [(content.path, _lazily(form.read(content))) for content in contents]
+    read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]
+    (first, expected), *others = named = _observations(read)
     for path, part in others:
         _check_alike(first, expected, path, part)
-    parts = [part.assign_coords(_plane(expected)) for part in parts]
+    parts = [part.assign_coords(_plane(expected)) for _, part in named]
     joined = xr.concat(
         parts,
         "time",
@@ -137,19 +137,19 @@ def _lazily(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.chunk() if lazy and importlib.util.find_spec("dask") else dataset
 
 
-def _expanded(dataset: xr.Dataset, contents: Contents) -> xr.Dataset:
+def _expanded(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
     if "time" not in dataset.variables:
-        raise ValueError(f"{contents.path} has no time, so it cannot be joined with other files")
+        raise ValueError(f"{path} has no time, so it cannot be joined with other files")
     fields = [name for name, variable in dataset.data_vars.items() if variable.ndim >= 2]
     return dataset.assign({name: dataset[name].expand_dims("time") for name in fields})
 
 
-def _observations(parts: list[xr.Dataset]) -> list[xr.Dataset]:
+def _observations(parts: list[Part]) -> list[Part]:
     """The parts of lead 0, warning about others; all, warning, where they are forecasts of one lead."""
-    leads = [_minutes(part) for part in parts]
+    leads = [_minutes(part) for _, part in parts]
     ahead = sorted({lead for lead in leads if lead})
     if not ahead:
-        return [part.drop_vars("lead", errors="ignore") for part in parts]
+        return [(path, part.drop_vars("lead", errors="ignore")) for path, part in parts]
     said = f"forecasts, {ahead[0]:g}{f' to {ahead[-1]:g}' if len(ahead) > 1 else ''} min ahead"
     kept = [part for part, lead in zip(parts, leads, strict=True) if not lead]
     if kept:
@@ -159,7 +159,7 @@ def _observations(parts: list[xr.Dataset]) -> list[xr.Dataset]:
         kept = parts
     else:
         raise ValueError(f"the files hold nothing but {said}, and no observation; take those of one lead")
-    return [part.drop_vars("lead", errors="ignore") for part in kept]
+    return [(path, part.drop_vars("lead", errors="ignore")) for path, part in kept]
 
 
 def _minutes(part: xr.Dataset) -> float:

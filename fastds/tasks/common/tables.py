@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import csv
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -23,6 +24,39 @@ def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[s
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(lines)
+
+
+class ScoreTables(abc.ABC):
+    """Scores that are shown as tables, in a terminal or as a page."""
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """The heading of a page of the tables."""
+
+    @abc.abstractmethod
+    def tables(self) -> list[Table]:
+        """The tables as they are printed."""
+
+    @abc.abstractmethod
+    def sentences(self) -> list[str]:
+        """What stands below the tables."""
+
+    def print(self, console=None) -> None:
+        """Print the tables with rich on a console (default: standard output)."""
+        from rich.console import Console
+
+        console = console or Console()
+        for table in self.tables():
+            console.print(table)
+        for sentence in self.sentences():
+            console.print(sentence, style="dim", markup=False)
+
+    def to_html(self, path: str | os.PathLike) -> None:
+        """Write a page of the tables, by a temporary name; with maps and curves: evaluate's argument report."""
+        from fastds.report import Page
+
+        Page(self.title, tables=self.tables(), notes=self.sentences()).write(path)
 
 
 def number_text(value: float) -> str:

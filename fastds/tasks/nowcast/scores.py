@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
-from fastds.tasks.common.tables import counted, number_text, score_table, write_csv
+from fastds.tasks.common.tables import ScoreTables, counted, number_text, score_table, write_csv
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ _COLUMNS = 8  # leads shown
 
 
 @dataclasses.dataclass(frozen=True)
-class NowcastTable:
+class NowcastTable(ScoreTables):
     """Scores by method and lead.
 
     Attributes:
@@ -77,21 +77,10 @@ class NowcastTable:
                     ]
         write_csv(path, ["method", "lead_min", "score", "at", "value"], lines)
 
-    def print(self, console=None) -> None:
-        """Print the tables with rich on a console (default: standard output)."""
-        from rich.console import Console
-
-        console = console or Console()
-        for table in self.tables():
-            console.print(table)
-        for sentence in self.sentences():
-            console.print(sentence, style="dim", markup=False)
-
-    def to_html(self, path: str | os.PathLike) -> None:
-        """Write a page of the tables, by a temporary name; with maps and curves: evaluate's argument report."""
-        from fastds.report import Page
-
-        Page("Scores of forecasts", tables=self.tables(), notes=self.sentences()).write(path)
+    @property
+    def title(self) -> str:
+        """The heading of a page of the tables."""
+        return "Scores of forecasts"
 
     def tables(self) -> list[Table]:
         """The tables as they are printed."""

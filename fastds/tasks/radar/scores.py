@@ -15,7 +15,7 @@ import torch
 from fastds.data import coarsen, coarsen_mask
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, fss, radar_errors, spectral_ratio
-from fastds.tasks.common.tables import number_text, score_table, write_csv
+from fastds.tasks.common.tables import ScoreTables, number_text, score_table, write_csv
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationTable:
+class EvaluationTable(ScoreTables):
     """Scores by method, method -> column -> number, and how they were made.
 
     Columns for each floor f in dBZ: mse_total_f, mse_t2_f, mse_t13_f (dBZ^2), ssim_f; csi_q and fss_q for each
@@ -125,21 +125,10 @@ class EvaluationTable:
         lines = ([name, *(f"{row[c]:.6g}" for c in columns)] for name, row in self.rows.items())
         write_csv(path, ["method", *columns], lines)
 
-    def print(self, console=None) -> None:
-        """Print the tables with rich on a console (default: standard output)."""
-        from rich.console import Console
-
-        console = console or Console()
-        for table in self.tables():
-            console.print(table)
-        for sentence in self.sentences():
-            console.print(sentence, style="dim", markup=False)
-
-    def to_html(self, path: str | os.PathLike) -> None:
-        """Write a page of the tables, by a temporary name; with maps and curves: evaluate's argument report."""
-        from fastds.report import Page
-
-        Page("Errors of downscaled radar fields", tables=self.tables(), notes=self.sentences()).write(path)
+    @property
+    def title(self) -> str:
+        """The heading of a page of the tables."""
+        return "Errors of downscaled radar fields"
 
     def tables(self) -> list[Table]:
         """The tables as they are printed."""
