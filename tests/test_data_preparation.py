@@ -19,6 +19,7 @@ from fastds.data import (
     restore,
     valid_mask,
 )
+from fastds.data.radar.preparation import COARSENING_MODES
 
 
 @pytest.fixture
@@ -80,15 +81,21 @@ def test_coarsen_in_linear_z(kind):
     np.testing.assert_allclose(np.asarray(coarsen(kind(blocks), 2, "dbz")), [[30.0]])
 
 
+@BOTH
+def test_plain_means_know_no_floor(kind):
+    blocks = np.array([[-32.0, 40.0], [40.0, -32.0]], dtype=np.float32)
+    np.testing.assert_allclose(np.asarray(coarsen(kind(blocks), 2, "plain_dbz", floor=15.0)), [[4.0]])
+
+
 def test_coarsening_twice_is_coarsening_once(z):
-    for mode in ("dbz", "linear_z"):
+    for mode in COARSENING_MODES:
         z4 = np.nan_to_num(z[:, :, :16])
         np.testing.assert_allclose(coarsen(coarsen(z4, 2, mode), 2, mode), coarsen(z4, 4, mode), rtol=1e-4, atol=1e-4)
 
 
 def test_coarsen_is_differentiable():
     z = torch.rand(1, 4, 4, dtype=torch.float64) * 40
-    for mode in ("dbz", "linear_z"):
+    for mode in COARSENING_MODES:
         torch.autograd.gradcheck(lambda field, mode=mode: coarsen(field, 2, mode, floor=5.0), z.requires_grad_())
 
 
@@ -97,7 +104,7 @@ def test_coarsen_is_differentiable():
     [
         ((5,), r"the grid \(12, 18\) must be a multiple of factor 5"),
         ((0,), "factor must be a whole number >= 1, got 0"),
-        ((2, "mean"), "mode must be one of dbz, linear_z, got 'mean'"),
+        ((2, "mean"), "mode must be one of dbz, linear_z, plain_dbz, got 'mean'"),
     ],
 )
 def test_coarsen_refuses(z, arguments, message):

@@ -95,6 +95,23 @@ def test_input_is_the_coarsened_truth_at_every_scale_and_interval(event, mode, s
             np.testing.assert_allclose(15 + 55 * x, 10 * np.log10(linear), atol=1e-3)
 
 
+def test_input_of_plain_means(event):
+    """What lies below the floor pulls the mean of a block down, in the input alone."""
+    data = RadarTriples([event], crop=16, scales=(1,), modes=("plain_dbz",), augment=False)
+    drawn, read = [], data.stores[0].dbz
+    data.stores[0].dbz = lambda *where: drawn.append(read(*where)) or drawn[-1]
+    sample = data[0]
+    z = next(z for z in drawn if np.allclose(prepare(z), sample["y"][:, 0]))
+    floored, plain = (x[::2].reshape(2, 16, 2, 16, 2).mean((2, 4)) for x in (np.maximum(z, 15.0), z))
+    np.testing.assert_allclose(sample["x"][:, 0], prepare(plain), atol=1e-6)
+    assert (prepare(plain) < prepare(floored) - 0.01).any()
+
+
+def test_unknown_way_of_coarsening_is_named_at_once(event):
+    with pytest.raises(ValueError, match="mode must be one of dbz, linear_z, plain_dbz, got 'mean'"):
+        RadarTriples([event], crop=16, modes=("dbz", "mean"))
+
+
 def test_mixture_draws_every_combination(event):
     seen = set()
     data = RadarTriples([event], crop=16)

@@ -76,7 +76,7 @@ def test_the_shipped_configuration_is_taken_without_its_own_files():
     from fastds.tasks.radar.config import parse_arguments
 
     config = parse_arguments(words)
-    assert (config.data.crop, config.loss, config.data.scales) == (44, "relative_mse", [1, 1, 2, 4])
+    assert (config.data.crop, config.loss, config.data.scales) == (44, "relative_mse", [1, 1, 2])
     assert (config.data.blocks, config.data.weights, config.data.synthetic_events) == ({}, [], 0)
     assert (config.data.path, config.model.start, config.max_minutes) == ("mine", "fczsm-small", 7.0)
 

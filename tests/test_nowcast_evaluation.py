@@ -4,6 +4,7 @@
 import csv
 import io
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -47,13 +48,17 @@ def persistence_and_truth(event):
     return torch.from_numpy(np.where(np.isnan(truth), np.nan, np.nan_to_num(last) + 0 * truth)), torch.from_numpy(truth)
 
 
+# pysteps is a row where it is installed.
+METHODS = ["persistence", "blurred-persistence", "extrapolation", *["pysteps"] * bool(find_spec("pysteps"))]
+
+
 @pytest.fixture(scope="module")
 def table(event, hindcasts):
     return evaluate(hindcasts, event)
 
 
 def test_all_methods_have_the_same_starts_and_the_prediction_its_own_scores(table):
-    assert list(table.rows) == ["persistence", "blurred-persistence", "extrapolation", "extrapolation (PRED)"]
+    assert list(table.rows) == [*METHODS, "extrapolation (PRED)"]
     assert table.starts == 3 and table.leads.tolist() == [300, 600, 900]
     for score, values in table.rows["extrapolation"].items():
         np.testing.assert_allclose(table.rows["extrapolation (PRED)"][score], values, rtol=1e-3, atol=1e-5)
@@ -153,7 +158,7 @@ def test_commands_print_and_write_the_table(event, tmp_path, capsys):
     assert main(["evaluate", files[1], files[0], "--csv", f"{tmp_path}/t.csv"]) == 0
     with open(tmp_path / "t.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4 * 3 * (6 * 5 + 4 + 4 + 2)
+    assert len(rows) == (len(METHODS) + 1) * 3 * (6 * 5 + 4 + 4 + 2)
     chosen = {(r["score"], r["at"]) for r in rows}
     assert ("csi", "0.5") in chosen and ("power", "2-4") in chosen and ("b_mse", "") in chosen
 

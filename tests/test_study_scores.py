@@ -62,8 +62,9 @@ def mse(predicted, truth, there, floor):
     return ((p - t) ** 2)[:, :, there].mean((0, 2))
 
 
-def interpolated(triple, low, high, method):
-    x = (np.nan_to_num(coarsen(triple[::2].clip(low), 2), nan=low).clip(low, high) - low) / (high - low)
+def interpolated(triple, low, high, method, mode="dbz"):
+    floored = triple[::2] if mode == "plain_dbz" else triple[::2].clip(low)
+    x = (np.nan_to_num(coarsen(floored, 2), nan=low).clip(low, high) - low) / (high - low)
     return low + (high - low) * method(torch.from_numpy(x).float()[None, :, None], 2)[0, :, 0].double().numpy()
 
 
@@ -75,13 +76,14 @@ def model_of_means(triple):
 
 def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
     """Above 15 dBZ the model's, below it what advection says, at most 15 dBZ."""
-    results = radar.table(str(folder), "a model")
+    heads = "block", "floor", "coarsened", *radar.BASELINES, "a model", "of trilinear", "of advection"
+    results = radar.table(str(folder), "a model", modes=["dbz"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "| block | floor | trilinear | bicubic | advection | a model | of trilinear | of advection |"
-    assert printed[1] == "|---|---|---|---|---|---|---|---|" and len(printed) == 4
-    assert list(results) == [("event.nc", 15.0), ("event.nc", 0.0)]
+    assert printed[0] == "| " + " | ".join(heads) + " |"
+    assert printed[1] == "|---|---|---|---|---|---|---|---|---|" and len(printed) == 4
+    assert list(results) == [("event.nc", 15.0, "dbz"), ("event.nc", 0.0, "dbz")]
     truth, there = truth_of(folder)
-    for line, ((_, floor), row) in zip(printed[2:], results.items(), strict=True):
+    for line, ((_, floor, _), row) in zip(printed[2:], results.items(), strict=True):
         expected = {}
         for name, method in (("trilinear", trilinear), ("advection", advection)):
             expected[name] = mse([interpolated(t, floor, 70, method) for t in truth], truth, there, floor)
@@ -98,13 +100,25 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
             assert np.isnan(found["ssim"])
         cells = [f"{row[name]['mse_total']:.3f}" for name in (*radar.BASELINES, "model")]
         ratios = [f"{row['model']['mse_total'] / row[name]['mse_total']:.3f}" for name in ("trilinear", "advection")]
-        assert line == f"| event.nc | {floor:g} | " + " | ".join([*cells, *ratios]) + " |"
+        assert line == f"| event.nc | {floor:g} | dbz | " + " | ".join([*cells, *ratios]) + " |"
     scores = radar.summary(results)["event.nc, floor 15 dBZ"]
-    row = results["event.nc", 15.0]
+    row = results["event.nc", 15.0, "dbz"]
     assert scores == {
         **{key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")},
         **{f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in radar.BASELINES},
     }
+
+
+def test_inputs_coarsened_another_way(folder, one_file, capsys):
+    """Plain means take no echo, -32 dBZ, as a value; the truth stays as it is."""
+    results = radar.table(str(folder), "a model", [15.0], modes=["dbz", "plain_dbz"])
+    assert list(radar.summary(results)) == ["event.nc, floor 15 dBZ", "event.nc, floor 15 dBZ, plain_dbz"]
+    truth, there = truth_of(folder)
+    first, middle, last = mse([interpolated(t, 15, 70, trilinear, "plain_dbz") for t in truth], truth, there, 15)
+    found = results["event.nc", 15.0, "plain_dbz"]["trilinear"]
+    assert found["mse_t2"] == pytest.approx(middle, rel=1e-3)
+    assert found["mse_t13"] == pytest.approx((first + last) / 2, rel=1e-3)
+    assert found["mse_total"] != pytest.approx(results["event.nc", 15.0, "dbz"]["trilinear"]["mse_total"], rel=1e-4)
 
 
 def test_other_cadences_and_grids_of_the_radars(folder, one_file):
@@ -128,7 +142,8 @@ def test_scores_go_into_the_card(folder, one_file, monkeypatch, tmp_path):
     radar.publish("weights", tmp_path / "out", str(folder), {"licence": "CC0"}, [15.0])
     (card, target) = saved[0]
     assert card.licence == "CC0" and target == tmp_path / "out"
-    assert list(card.metrics["test"]) == ["event.nc, floor 15 dBZ"]
+    modes = "", ", linear_z", ", plain_dbz"
+    assert list(card.metrics["test"]) == [f"event.nc, floor 15 dBZ{mode}" for mode in modes]
 
 
 radar.test_block.__test__ = False

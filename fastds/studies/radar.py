@@ -2,6 +2,7 @@
 """The errors of a model on the test blocks of radar files: `fastds study radar --data.path FOLDER`."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
+from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.models.baselines import advection
 from fastds.report import check_report
@@ -23,13 +25,20 @@ from fastds.tasks.common.tables import number_text, score_table
 from fastds.tasks.radar.methods import BASELINES
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
-# of fastds/tasks/radar/configs/fczsm-small.yaml. The other radars appear in no training configuration.
+# of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
+# 2018-05-14 shows the region of two training files on the day between them.
 TEST_BLOCKS = {
     "radar_fmi_20160928_5min.nc": (22, 30, 1),
     "radar_knmi_20100826_5min.nc": (76, 92, 1),
     "radar_mch_20160711_5min.nc": (0, None, 5),
     "radar_opera_20180824_15min.nc": (0, None, 3),
     "radar_bom_melbourne_20180616_6min.nc": (0, None, 4),
+    "radar_dpc_north_20250416_5min.nc": (0, None, 11),
+    "radar_dpc_sardinia_20250416_5min.nc": (0, None, 11),
+    "radar_dwd_yw_20170816_5min.nc": (0, None, 3),
+    "radar_dwd_yw_crop_20180514_5min.nc": (0, None, 10),
+    "radar_meteonet_nw_20180312_5min.nc": (0, None, 2),
+    "radar_unica_xband_20250416_5min.nc": (0, None, 4),
 }
 MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
 
@@ -49,14 +58,16 @@ class Block:
     samples: list[dict]
 
 
-def test_block(folder: str | os.PathLike, file: str, floor: float = 15.0, interval: int = 1, scale: int = 1) -> Block:
-    """Read the test block of a file; interval and scale make coarser cadences and grids out of it (see
-    EvaluationTriples).
+def test_block(
+    folder: str | os.PathLike, file: str, floor: float = 15.0, interval: int = 1, scale: int = 1, mode: str = "dbz"
+) -> Block:
+    """Read the test block of a file; interval and scale make coarser cadences and grids out of it, mode says how the
+    input is coarsened (see EvaluationTriples).
     """
     start, stop, every = TEST_BLOCKS[file]
     source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
     triples = fd.EvaluationTriples(
-        source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor
+        source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor, mode=mode
     )
     samples = [dict(triples[i]) for i in range(len(triples))]
     for sample in samples:
@@ -99,13 +110,13 @@ def as_method(model: torch.nn.Module, floor: float) -> Callable:
 
 def summary(results: dict) -> dict:
     """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
-    baselines mse_total}}.
+    baselines mse_total}}; ", MODE" follows where the input is not coarsened as dbz.
     """
     out = {}
-    for (file, floor), row in results.items():
+    for (file, floor, mode), row in results.items():
         scores = {key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")}
         scores |= {f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in BASELINES}
-        out[f"{file}, floor {floor:g} dBZ"] = scores
+        out[f"{file}, floor {floor:g} dBZ" + (f", {mode}" if mode != "dbz" else "")] = scores
     return out
 
 
@@ -129,6 +140,7 @@ class StudyConfig:
         model: a shipped name or a safetensors file.
         floors: dBZ above which errors count; none: 15 and 0.
         files: of TEST_BLOCKS; none: all.
+        modes: ways in which the input is coarsened, see fastds.data.coarsen.
         ssim: compute the model's structural similarity, too (slow).
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the table; None: none.
@@ -138,6 +150,7 @@ class StudyConfig:
     model: str = "fczsm-small"
     floors: list[float] = dataclasses.field(default_factory=list)
     files: list[str] = dataclasses.field(default_factory=list)
+    modes: list[str] = dataclasses.field(default_factory=lambda: list(COARSENING_MODES))
     ssim: bool = False
     threads: int | None = None
     report: str | None = None
@@ -153,20 +166,20 @@ def study(config: StudyConfig) -> None:
     if config.report is not None:
         check_report(config.report)
     with computing(None, config.threads):
-        results = table(config.data.path, config.model, config.floors, config.files, config.ssim)
+        results = table(config.data.path, config.model, config.floors, config.files, config.modes, config.ssim)
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results)])
 
 
 def _score_table(results: dict) -> Table:
-    """The errors, a line for each file and floor."""
+    """The errors, a line for each file, floor and way of coarsening."""
     columns = "mse_total", "mse_t2", "mse_t13"
-    heads = "block", "floor dBZ", "method", *(f"{name} dBZ²" for name in columns)
+    heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns)
     rich = score_table("Squared errors", heads)
-    for (file, floor), row in results.items():
+    for (file, floor, mode), row in results.items():
         for number, (method, errors) in enumerate(row.items(), 1):
             numbers = (number_text(errors[name]) for name in columns)
-            rich.add_row(file, f"{floor:g}", method, *numbers, end_section=number == len(row))
+            rich.add_row(file, f"{floor:g}", mode, method, *numbers, end_section=number == len(row))
     return rich
 
 
@@ -175,28 +188,28 @@ def table(
     model: str = "fczsm-small",
     floors: Sequence[float] = (),
     files: Sequence[str] = (),
+    modes: Sequence[str] = COARSENING_MODES,
     ssim: bool = False,
 ) -> dict:
     """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
     folder.
 
-    Returns: {(file, floor): {method: radar_errors}}.
+    Returns: {(file, floor, mode): {method: radar_errors}}.
     """
     network = models.load(model).eval()
     results = {}
-    print("| block | floor | " + " | ".join(BASELINES) + f" | {model} | of trilinear | of advection |")
-    print("|---" * (len(BASELINES) + 5) + "|")
-    for floor in floors or metrics.EVALUATION_FLOORS:
-        for file in files or TEST_BLOCKS:
-            block = test_block(data, file, floor)
-            row = {name: errors(block, method) for name, method in BASELINES.items()}
-            row["model"] = errors(block, as_method(network, floor), with_ssim=ssim)
-            results[file, floor] = row
-            total = {name: value["mse_total"] for name, value in row.items()}
-            print(
-                f"| {file} | {floor:g} | "
-                + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
-                + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |",
-                flush=True,
-            )
+    print("| block | floor | coarsened | " + " | ".join(BASELINES) + f" | {model} | of trilinear | of advection |")
+    print("|---" * (len(BASELINES) + 6) + "|")
+    for floor, mode, file in itertools.product(floors or metrics.EVALUATION_FLOORS, modes, files or TEST_BLOCKS):
+        block = test_block(data, file, floor, mode=mode)
+        row = {name: errors(block, method) for name, method in BASELINES.items()}
+        row["model"] = errors(block, as_method(network, floor), with_ssim=ssim)
+        results[file, floor, mode] = row
+        total = {name: value["mse_total"] for name, value in row.items()}
+        print(
+            f"| {file} | {floor:g} | {mode} | "
+            + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
+            + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |",
+            flush=True,
+        )
     return results

@@ -5,6 +5,7 @@ tensors."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 FLOOR_DBZ = 15.0
 CEILING_DBZ = 70.0
 ECHO_FRACTION = 0.20
-COARSENING_MODES = ("dbz", "linear_z")
+COARSENING_MODES = ("dbz", "linear_z", "plain_dbz")
 
 
 def prepare(z: Array, floor: float = FLOOR_DBZ, ceiling: float = CEILING_DBZ) -> Array:
@@ -56,27 +57,35 @@ def coarsen(z: Array, factor: int = 2, mode: str = "dbz", floor: float | None = 
 
     dbz:       Z(I, J) = mean over the block of z
     linear_z:  Z(I, J) = 10 log10(mean over the block of 10^(z / 10))
+    plain_dbz: as dbz, of z as it is, no echo included
 
     Args:
         z: (..., H, W) dBZ; H and W multiples of factor (see `cut_to_multiple`). A block with a missing pixel (NaN) is
             missing.
         factor: pixels per side of a block, >= 1.
-        mode: "dbz" (as in the paper) or "linear_z" (what a radar of coarser resolution measures).
-        floor: dBZ, applied before the mean; None leaves z as it is.
+        mode: "dbz" (as in the paper), "linear_z" (what a radar of coarser resolution measures) or "plain_dbz" (what
+            xarray's coarsen().mean() makes of a file).
+        floor: dBZ, applied before the mean but for plain_dbz; None leaves z as it is.
     Returns: (..., H / factor, W / factor), same type as z. Deterministic; differentiable for torch tensors.
     Raises: ValueError for sizes that are no multiples, an unknown mode or factor < 1.
     """
-    if mode not in COARSENING_MODES:
-        raise ValueError(f"mode must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
+    check_modes([mode])
     check_factor(factor)
     _check_multiple(z, factor)
-    if floor is not None:
+    if floor is not None and mode != "plain_dbz":
         z = clip_reflectivity(z, floor)
     if factor == 1:
         return z
-    if mode == "dbz":
+    if mode != "linear_z":
         return _block_mean(z, factor)
     return 10.0 * _namespace(z).log10(_block_mean(10.0 ** (z * 0.1), factor))
+
+
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise ValueError for ways of coarsening that are none of COARSENING_MODES, and where there are none."""
+    for mode in modes or [None]:
+        if mode not in COARSENING_MODES:
+            raise ValueError(f"mode must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
 
 
 def valid_mask(z: Array) -> Array:

@@ -84,7 +84,7 @@ class RadarTriples(torch.utils.data.Dataset):
     """Random training samples: coarse frames t and t + 2 D in, fine frames t, t + D, t + 2 D out.
 
     A sample draws a source, an interval D (multiples of the cadence of the file), a scale (the truth itself is the
-    file coarsened by 1, 2 or 4), a way of coarsening (mean of dBZ or of linear Z), a crop on block borders, flips, a
+    file coarsened by 1, 2 or 4), a way of coarsening (see `preparation.coarsen`), a crop on block borders, flips, a
     transpose and the direction of time.
     Users bring other grids and cadences than the training files: hence the mixture. To draw a value more often, repeat
     it.
@@ -134,6 +134,7 @@ class RadarTriples(torch.utils.data.Dataset):
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
         check_not_missing(self.stores)
         self.crop, self.samples, self.modes, self.seed = int(crop), int(samples), tuple(modes), int(seed)
+        preparation.check_modes(self.modes)
         self.floor, self.ceiling, self.minimum_echo, self.minimum_valid = floor, ceiling, minimum_echo, minimum_valid
         self.augment, self.flow = augment, flow
         self.scales = [

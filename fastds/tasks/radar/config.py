@@ -41,6 +41,7 @@ class DataConfig:
         crop: side of a coarse training crop, pixels.
         scales: coarsenings of the truth to draw from.
         intervals: multiples of the cadence to draw from.
+        modes: ways of coarsening to draw from, see fastds.data.coarsen: dbz, linear_z, plain_dbz.
         floor: dBZ that become 0.
         ceiling: dBZ that become 1.
         minimum_echo: share of echo that a crop should have.
@@ -59,6 +60,7 @@ class DataConfig:
     crop: int = 48
     scales: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
     intervals: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3])
+    modes: list[str] = dataclasses.field(default_factory=lambda: ["dbz", "linear_z", "plain_dbz"])
     floor: float = 15.0
     ceiling: float = 70.0
     minimum_echo: float = 0.2
