@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from fastds import cli, models
-from fastds.tasks.humidity import run
+from fastds.tasks.humidity import job
 from fastds.tasks.humidity.run import downscale, downscale_file
 
 
@@ -310,6 +310,6 @@ def test_progress_counts_sequences_of_all_members(monkeypatch, members, total):
         asked.append(args)
         yield lambda: done.append(1)
 
-    monkeypatch.setattr(run, "progress_bar", bar)
+    monkeypatch.setattr(job, "progress_bar", bar)
     downscale(generator(), coarse(9), members=members, progress=True)
     assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total

@@ -23,7 +23,8 @@ class Reading(TypedDict, total=False):
     stop: str | None
 
 
-def _are_paths(data: object) -> bool:
+def are_paths(data: object) -> bool:
+    """Whether data are files, by name."""
     paths = data if isinstance(data, list | tuple) else [data]
     return all(isinstance(path, str | os.PathLike) for path in paths)
 
@@ -42,7 +43,7 @@ def opened(data: Data | None, var: str | None = None, **reading: Unpack[Reading]
         yield declared(between(data.to_dataset(name=data.name or "field"), *times), *told)
     elif isinstance(data, xr.Dataset):
         yield declared(between(data, *times), *told)
-    elif _are_paths(data):
+    elif are_paths(data):
         with open_dataset(data, start=times[0], stop=times[1]) as dataset:
             yield declared(dataset, *told)
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastds import models
-from fastds.data.reading import Data, Reading, opened
+from fastds.data.reading import Data, Reading, are_paths, opened
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +46,7 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
             fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, progress), as the model's card
             says; and missing, units, start and stop, see fastds.data.reading.
 
-    Returns: a new Dataset in memory with the settings in its attributes.
+    Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
 
     Raises: UnknownOptionError (a TypeError and a ValueError) for an option that the model's task does not take;
         ValueError for a model that does not downscale, and what those functions raise.
@@ -56,7 +56,8 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
     reading = _reading(options, *READING)
     check_options(run, task, options)
     with opened(data, **reading) as dataset:
-        return run(model, dataset, **options).load()
+        out = run(model, dataset, **options)
+        return out.load() if are_paths(data) else out  # files are closed behind it
 
 
 def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
@@ -78,7 +79,8 @@ def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
     reading = _reading(options, "missing", "units", "stop")
     _check(options, {"progress", *known}, "nowcast")
     with opened(data, **reading) as dataset:
-        return run(model, dataset, **options).load()
+        out = run(model, dataset, **options)
+        return out.load() if are_paths(data) else out
 
 
 def query(

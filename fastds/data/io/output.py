@@ -58,10 +58,21 @@ def from_reflectivity(
 ) -> xr.Dataset:
     """A Dataset on the finer grid and times, in the variable and units that source came from.
 
-    Reflectivity is stored as it is; rates go back through R = (Z / a)^(1/b); amounts are distributed by
-    `split_amount`, so that every cell and interval of the input keeps its amount. Coordinates, time and space bounds,
-    grid mapping, global attributes, calendar and _FillValue are carried over; the finer variable is float32. Other
-    variables over time, y or x are left out, since they do not fit the finer grid.
+    Args: source, z, factor, time_factor, out: as in fine_values, which says how rates and amounts come back.
+    Returns: Dataset with the variable `source.source_name`, see fine_dataset.
+    Raises: what fine_values raises.
+    """
+    values = fine_values(source, z, factor, time_factor, out=out)
+    return fine_dataset(source, values, factor, time_factor)
+
+
+def fine_values(
+    source: ReflectivityInput, z: np.ndarray, factor: int = 2, time_factor: int = 2, *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Finer reflectivity z in the units of the source's variable, an array of `output_shape`.
+
+    Reflectivity stays as it is; rates go back through R = (Z / a)^(1/b); amounts are distributed by `split_amount`, so
+    that every cell and interval of the input keeps its amount.
 
     Args:
         source: ReflectivityInput.
@@ -69,7 +80,6 @@ def from_reflectivity(
             time_factor (T - 1) + 1 frames. It may be a memory map: rates and amounts are made frame by frame.
         factor, time_factor: whole numbers >= 1; time_factor even for amounts.
         out: float32 array of `output_shape` (a memory map, say) for rates and amounts; None: a new one.
-    Returns: Dataset with the variable `source.source_name`.
     Raises: ValueError if the shape of z or out does not fit, and for an odd time_factor with amounts.
     """
     expected = (output_frames(source, time_factor), *(factor * size for size in source.shape[1:]))
@@ -77,10 +87,18 @@ def from_reflectivity(
         raise ValueError(f"z must have the shape {expected} for an input {source.shape}, got {z.shape}")
     if source.kind == "amount" and time_factor % 2:
         raise ValueError(f"time_factor must be even for amounts, got {time_factor}")
+    return _values(source, z, factor, time_factor, out)
+
+
+def fine_dataset(source: ReflectivityInput, values: Any, factor: int = 2, time_factor: int = 2) -> xr.Dataset:
+    """A Dataset of values (an array of `output_shape`, float32, of dask, too) in the variable of source.
+
+    Coordinates, time and space bounds, grid mapping, global attributes, calendar and _FillValue are carried over. Other
+    variables over time, y or x are left out, since they do not fit the finer grid.
+    """
     times, bounds = _times(source, time_factor)
     result = _add_time(refine_grid(source.dataset, source.raw, factor), source, times, bounds, time_factor)
     raw = source.raw
-    values = _values(source, z, factor, time_factor, out)
     variable = xr.Variable(raw.dims, values, _attributes(source, time_factor), {"_FillValue": _fill_value(raw)})
     mappings = grid_mappings(source.dataset, raw)
     if mappings:

@@ -162,6 +162,13 @@ class ReflectivityInput:
         """Units of the variable in the file."""
         return self.raw.attrs["units"]
 
+    def part(self, steps: slice) -> "ReflectivityInput":
+        """Some consecutive frames of one segment; what was found out about all of them stays as it is."""
+        raw, bounds = self.raw[steps], None if self.bounds is None else self.bounds[steps]
+        return dataclasses.replace(
+            self, raw=raw, times=self.times[steps], bounds=bounds, segments=(slice(0, raw.shape[0]),)
+        )
+
     def frames(self, index: Index) -> np.ndarray:
         """Reflectivity of some frames (an index, slice or list of the first axis) as float32 dBZ, NaN = missing,
         without infinities; what lies outside the plausible range is missing."""

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
 import xarray as xr
 from torch import nn
 
-from fastds.data import add_history, open_dataset, opened
-from fastds.data.grid.grids import scalar_coordinates
+from fastds.data import opened
 from fastds.data.reading import Reading
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.ops.impl.inr_query.points import from_latlon
@@ -23,12 +20,12 @@ from fastds.tasks.common.inference import (
     computing,
     file_to_file,
     loaded,
-    store,
 )
-from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.common.pieces import is_lazy, lazy
 from fastds.tasks.common.tables import write_csv
-from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
-from fastds.tasks.fields.methods import DEFAULT_MODEL, FieldModel, Fields, pick_method
+from fastds.tasks.fields.geometry import geometry
+from fastds.tasks.fields.job import FieldsJob
+from fastds.tasks.fields.methods import DEFAULT_MODEL, FieldModel, pick_method
 from fastds.tasks.fields.points import Points, read_points
 
 
@@ -53,7 +50,7 @@ def downscale(
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
         threads: CPU threads; None: torch's. progress: show a progress bar.
 
-    Returns: a new Dataset; memory beyond it is that of one field.
+    Returns: a new Dataset, lazy where dask holds the fields of the dataset; memory beyond it is that of one field.
 
     Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
     """
@@ -96,59 +93,11 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
 
 
 def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, progress=False, folder=None):
-    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory."""
-    if sum(v is not None for v in (scale, grid, like)) != 1:
-        raise ValueError("give exactly one of the arguments scale, grid and like")
-    own = convention = geometry(dataset)
-    if like is not None:
-        convention = _grid_of(like)
-        latitude, longitude = convention.latitude, convention.longitude
-    elif scale is not None:
-        latitude, longitude = target_by_scale(own, scale)
-    else:
-        latitude, longitude = target_by_spacing(own, grid)
-    method, note = pick_method(model, dataset, own, static)
-    with computing(method.model, threads):
-        method.check(stacklevel=4)
-        if min(method.factor(latitude, longitude)) < 1 - 1e-6:
-            coarser = (
-                "the new grid is coarser than the input: its values are those at its points, not means of its cells"
-            )
-            warnings.warn(coarser, UserWarning, stacklevel=3)
-        shape = *(dataset.sizes[d] for d in method.lead), latitude.numel(), longitude.numel()
-        fine = [store(shape, folder) for _ in method.predicted]
-        count = int(np.prod(shape[:-2], dtype=int))
-        with progress_bar(progress, count, "downscaling", "fields") as advance:
-            for at, x in method.fields():
-                method.onto(x, latitude, longitude, [values[tuple(at.values())] for values in fine])
-                if advance is not None:
-                    advance()
-    out = _dataset(dataset, method, fine, (latitude, convention.written(longitude)))
-    size = " x ".join(str(out.sizes[n]) for n in own.names)
-    return out, Report(method.name, {}, [f"{note}: {', '.join(map(str, out.data_vars))} on {size} points"])
-
-
-def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:
-    if isinstance(like, xr.Dataset):
-        return geometry(like)
-    with open_dataset(like) as other:
-        return geometry(other)
-
-
-def _dataset(dataset: xr.Dataset, method: Fields, fine: list, target: tuple) -> xr.Dataset:
-    result, names, lead = xr.Dataset(attrs=dict(dataset.attrs)), method.names, method.lead
-    for k, c in enumerate(method.predicted):
-        source = dataset[names[c]]
-        attrs = {key: value for key, value in source.attrs.items() if key != "missing_value"}
-        result[names[c]] = ([*lead, *method.grid.names], fine[k], attrs)
-    for name, values in zip(method.grid.names, target, strict=True):
-        result[name] = (name, values.numpy(), dict(dataset[name].attrs))
-    for d in lead:
-        if d in dataset.coords:
-            result[d] = dataset[d]
-    result = result.assign_coords(scalar_coordinates(dataset[names[0]]))
-    said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
-    return add_history(result, "; ".join(filter(None, (said, method.origin))))
+    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory. Fields of dask
+    stay lazy."""
+    job = FieldsJob(model, dataset, scale=scale, grid=grid, like=like, static=static, threads=threads)
+    out = lazy(job) if folder is None and job.dim and is_lazy(dataset) else job.at_once(progress, folder)
+    return out, job.report()
 
 
 def query(

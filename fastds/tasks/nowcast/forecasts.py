@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -23,18 +24,27 @@ QUANTITIES = {
 }
 
 
+def forecast_values(
+    source: ReflectivityInput, z: np.ndarray, *, quantity: str, law: tuple[float, float], floor: float
+) -> np.ndarray:
+    """Forecasts z (starts, leads, h, w) in dBZ, values <= floor = no echo, in units of the quantity; changes z."""
+    for field in z.reshape(-1, *z.shape[2:]):
+        dry = field <= floor
+        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
+    return z
+
+
 def forecast_dataset(
     source: ReflectivityInput,
     starts: list[Start],
     leads: list[float],
-    z: np.ndarray,
+    values: Any,
     *,
     quantity: str,
     law: tuple[float, float],
     factor: int,
-    floor: float,
 ) -> xr.Dataset:
-    """The Dataset of forecasts z (starts, leads, h, w) in dBZ, NaN = missing, values <= floor = no echo. Changes z.
+    """The Dataset of forecasts, values (starts, leads, h, w) in units of the quantity, NaN = missing, of dask, too.
 
     One start: over (time, y, x), with the scalar forecast_reference_time, and forecast_period along time. Several: over
     (forecast_reference_time, forecast_period, y, x), with the two-dimensional time.
@@ -43,9 +53,6 @@ def forecast_dataset(
     """
     raw, one = source.raw, len(starts) == 1
     name, attrs = QUANTITIES[quantity]
-    for field in z.reshape(-1, *z.shape[2:]):
-        dry = field <= floor
-        field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
     attrs = {**attrs, "zr_a": law[0], "zr_b": law[1]}
     if quantity == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
@@ -58,7 +65,7 @@ def forecast_dataset(
         scalar_coordinates(raw) | _times(source, starts, leads)
     )
     dims = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:])
-    out[name] = xr.Variable(dims, z[0] if one else z, attrs, {"_FillValue": np.float32("nan")})
+    out[name] = xr.Variable(dims, values[0] if one else values, attrs, {"_FillValue": np.float32("nan")})
     stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used
     kept = {key: value for key, value in source.dataset.attrs.items() if key not in stale}
     return out.assign_attrs({"Conventions": "CF-1.8", **kept})

@@ -10,31 +10,18 @@ from typing import Unpack
 import xarray as xr
 from torch import nn
 
-import fastds
 from fastds.data import (
     ReflectivityInput,
-    add_history,
-    from_reflectivity,
     output_shape,
-    static_maps,
-    to_reflectivity,
 )
-from fastds.data.grid.axes import is_latitude
 from fastds.data.reading import Reading
 from fastds.tasks.common.inference import (
     Report,
-    check_settings,
-    check_static,
-    computing,
     file_to_file,
-    mean_spacing_m,
-    store,
-    warn_outside,
 )
+from fastds.tasks.common.pieces import is_lazy, lazy
+from fastds.tasks.radar.job import RadarJob, warn_outside_card
 from fastds.tasks.radar.methods import pick_model
-from fastds.tasks.radar.tiled_run import TiledRun
-
-TIME_FACTORS = (2, 4)
 
 
 def downscale(
@@ -65,7 +52,8 @@ def downscale(
     reach.
     threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network. time_factor: 2, or 4 by
     recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
-    progress: show a progress bar. Returns a new Dataset in memory, with the settings in its attributes.
+    progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
+    dask holds the dataset's field.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
     Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
     """
@@ -112,72 +100,16 @@ def plan(source: ReflectivityInput) -> str:
     """What `downscale` would make of a radar field by the shipped weights, for the user; warns outside their range."""
     model, note = pick_model()
     frames, height, width = output_shape(source)
-    _warn_outside(model.card, source, None)
+    warn_outside_card(model.card, source, None)
     return f"{source.source_name} to {frames} fields of {height} x {width}; {note}"
 
 
 def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder):
-    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory."""
-    if time_factor not in TIME_FACTORS:
-        raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
-    check_settings(threads, precision)
-    _check_model(model)
-    needed = model.config.get("static_channels", 0)
-    if static is not None or needed:
-        check_static(model.card, needed, static)
-    source = _radar_field(dataset, var, z_r)
-    source.check(stacklevel=4)
-    maps = static_maps(static, source.raw, source.dataset, model.card.static_variables) if needed else None
-    with computing(model, threads, precision):
-        job = TiledRun(model, source, tile, halo, precision, time_factor, maps)
-        z = job.run(progress, folder)
-    values = None if source.kind == "reflectivity" else store(output_shape(source, job.scale, time_factor), folder)
-    out = from_reflectivity(source, z, job.scale, time_factor, out=values)
-    settings = job.settings()
-    said = f"fastds {fastds.__version__} downscale with {model.card.name}"
-    said += "" if maps is None else f"; {maps.origin}"
-    out = add_history(out.assign_attrs(settings), said)
-    _warn_outside(model.card, source, job.refiner.motion_px)
-    return out, Report(model.card.name, settings, [*source.notes, *job.notes])
-
-
-def _radar_field(dataset, var, z_r) -> ReflectivityInput:
-    """to_reflectivity's, whose refusal of a file of other fields says how those are downscaled."""
-    try:
-        return to_reflectivity(dataset, var, z_r=z_r)
-    except ValueError as error:
-        gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
-        if not gridded or "no variable of reflectivity was found" not in str(error):
-            raise
-        hint = (
-            "latitude-longitude fields take one of the arguments scale, grid and like; humidity takes the model "
-            "wgan-gp-small-x2 or wgan-gp-small-x8"
-        )
-        raise ValueError(f"{error}; {hint}") from None
-
-
-def _check_model(model) -> None:
-    card, config = getattr(model, "card", None), getattr(model, "config", {})
-    if card is None:
-        raise ValueError("model must have a card with its normalisation; load it with fastds.load")
-    if card.input_steps is not None:
-        raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
-    if card.floor_dbz is None or card.ceiling_dbz is None:
-        raise ValueError(
-            f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
-            "of latitude-longitude fields take one of the arguments scale, grid and like"
-        )
-    if config.get("in_channels", 1) != 1:
-        raise ValueError(
-            f"model {card.name} needs {config['in_channels']} variables; a file of one radar field can only feed a "
-            "model of one variable"
-        )
-
-
-def _warn_outside(card, source: ReflectivityInput, motion_px: float | None) -> None:
-    ranges = (
-        ("grid spacing", mean_spacing_m(source), card.grid_spacing_m, "m"),
-        ("cadence", source.cadence, card.cadence_s, "s"),
-        ("motion per input step", motion_px, card.motion_px, "pixels"),
-    )
-    warn_outside(card, ranges, stacklevel=4)
+    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory. Fields of dask
+    stay lazy."""
+    job = RadarJob(
+        model, dataset, var=var, z_r=z_r, tile=tile, halo=halo, threads=threads, precision=precision,
+        time_factor=time_factor, static=static,
+    )  # fmt: skip
+    out = lazy(job) if folder is None and is_lazy(dataset) else job.at_once(progress, folder)
+    return out, job.report()

@@ -36,7 +36,7 @@ class TiledRun:
         static: StaticMaps | None = None,
     ):
         self.model, self.source, self.precision, self.time_factor = model, source, precision, time_factor
-        self.card, self.scale, self.notes = model.card, model.config.get("scale", 2), []
+        self.card, self.scale = model.card, model.config.get("scale", 2)
         self.uses_flow = bool(model.config.get("flow_guided") or model.config.get("residual") == "advection")
         self.device = next(model.parameters()).device
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
@@ -91,16 +91,17 @@ class TiledRun:
         """Pixels per input step for which the reach is measured: the card's largest, the data's is not known yet."""
         return float(self.card.motion_px[1]) if self.card.motion_px else 8.0
 
-    def run(self, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
-        """Fine reflectivity of all segments, one after another, (n, rH, rW) float32 dBZ."""
-        height, width = self.source.shape[1:]
-        shape = (output_frames(self.source, self.time_factor), self.scale * height, self.scale * width)
+    def run(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
+        """Fine reflectivity of all segments of the source, or of a part of it, one after another, (n, rH, rW) float32
+        dBZ."""
+        height, width = source.shape[1:]
+        shape = (output_frames(source, self.time_factor), self.scale * height, self.scale * width)
         z = store(shape, folder)
         start = 0
-        with progress_bar(progress, self._passes() * len(self.tiles), "downscaling", "tiles") as advance:
+        with progress_bar(progress, self._passes(source) * len(self.tiles), "downscaling", "tiles") as advance:
             self.refiner.after_tile = advance
-            for segment in self.source.segments:
-                frames = (self.source.frames(i) for i in range(segment.start, segment.stop))
+            for segment in source.segments:
+                frames = (source.frames(i) for i in range(segment.start, segment.stop))
                 if segment.stop - segment.start == 1:
                     # A frame alone between two gaps: the pair of it with itself has no motion and only its ends are
                     # kept.
@@ -113,12 +114,11 @@ class TiledRun:
                     start += 1
                     if self.tile:
                         return_freed_memory()
-        self._describe()
         return z
 
-    def _passes(self) -> int:
+    def _passes(self, source: ReflectivityInput) -> int:
         """How often the network runs over all tiles."""
-        lengths = [s.stop - s.start for s in self.source.segments]
+        lengths = [s.stop - s.start for s in source.segments]
         return sum(max(n - 1, 1) + (2 * (n - 1) if self.time_factor == 4 and n > 1 else 0) for n in lengths)
 
     def _measure_seam(self, x: torch.Tensor, flow: torch.Tensor) -> None:
@@ -132,17 +132,18 @@ class TiledRun:
         difference = (small - large)[:, rows, columns].abs() * self.amplitude
         self.seam_error = difference.max().item(), difference.square().mean().sqrt().item()
 
-    def _describe(self) -> None:
+    def notes(self) -> list[str]:
+        """Sentences about the tiles, where there are some."""
         if not self.tile:
-            return
+            return []
         text = f"{len(self.tiles)} tiles of {self.tile} pixels with a halo of {self.halo}"
+        if self.halo >= self.reach:
+            return [f"{text}, which covers the network's reach of {self.reach} pixels"]
+        short = f"{text}, less than the network's reach of {self.reach} pixels"
         if self.seam_error is None:
-            self.notes.append(f"{text}, which covers the network's reach of {self.reach} pixels")
-        else:
-            self.notes.append(
-                f"{text}, less than the network's reach of {self.reach} pixels: seam error in the tile with most echo "
-                f"{self.seam_error[0]:.3g} dBZ at most, {self.seam_error[1]:.2g} dBZ rms"
-            )
+            return [short]
+        most, rms = self.seam_error
+        return [f"{short}: seam error in the tile with most echo {most:.3g} dBZ at most, {rms:.2g} dBZ rms"]
 
     def settings(self) -> dict:
         """Attributes that say how the file was made."""

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task makes of a dataset: all at once, lazily, or piece by piece in many processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from fastds.tasks.common.inference import Report
+
+# What is computed at once has about so many bytes of result, and at most so many steps of the input.
+PIECE_BYTES, MOST_STEPS = 64 << 20, 48
+_one_at_a_time = threading.Lock()  # a piece uses every thread that torch has
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Some steps of a job, one after another.
+
+    Attributes: steps: from the first to behind the last. reads: what is read of the input, steps beside them included.
+    outputs: where their fields lie along the job's dimension of the result.
+    """
+
+    steps: tuple[int, int]
+    reads: tuple[int, int]
+    outputs: tuple[int, int]
+
+
+class Job(Protocol):
+    """A task, its model and a dataset, of which nothing is computed yet.
+
+    Attributes:
+        dim: the dimension of the result along which pieces follow one another; "" where there is but one.
+        variables: dimensions and shape of each variable of the result, all float32.
+        least: pieces have a multiple of so many steps.
+    """
+
+    dim: str
+    least: int
+    variables: dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
+
+    def pieces(self, steps: int) -> list[Piece]:
+        """The whole work, in pieces of at most so many steps of the input; each can be computed without the others."""
+
+    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
+        """The values of a piece by variable; the same bits whatever the pieces are. Raises and warns as the task."""
+
+    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """The result with its coordinates and attributes; values: arrays of the shapes of `variables`, of dask, too."""
+
+    def report(self) -> Report:
+        """What is done, for the user."""
+
+
+def steps_at_once(job: Job) -> int:
+    """How many steps a piece has where memory and overhead both stay small, a multiple of job.least."""
+    bytes_a_step = sum(4 * math.prod(shape) / shape[dims.index(job.dim)] for dims, shape in job.variables.values())
+    steps = int(min(MOST_STEPS, PIECE_BYTES / max(bytes_a_step, 1)))
+    return max(job.least, steps - steps % job.least)
+
+
+def lazy(job: Job) -> xr.Dataset:
+    """The result of a job with values that dask computes when they are asked for, a piece at a time."""
+    import dask
+    import dask.array as da
+
+    pieces, held = job.pieces(steps_at_once(job)), dask.delayed(job, traverse=False)
+    computed = [dask.delayed(_compute)(held, piece) for piece in pieces]
+    values = {}
+    for name, (dims, shape) in job.variables.items():
+        axis = dims.index(job.dim)
+        parts = [
+            da.from_delayed(made[name], (*shape[:axis], piece.outputs[1] - piece.outputs[0], *shape[axis + 1 :]), "f4")
+            for made, piece in zip(computed, pieces, strict=True)
+        ]
+        values[name] = da.concatenate(parts, axis)
+    return job.result(values)
+
+
+def _compute(job: Job, piece: Piece) -> dict[str, np.ndarray]:
+    with _one_at_a_time:
+        return job.compute(piece)
+
+
+def is_lazy(dataset: xr.Dataset) -> bool:
+    """Whether dask holds the fields of a dataset."""
+    return any(variable.chunks is not None for variable in dataset.data_vars.values())

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method and the fields that it brings onto another grid, one by one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from fastds.data import add_history, open_dataset
+from fastds.data.grid.grids import scalar_coordinates
+from fastds.tasks.common.inference import Report, check_settings, computing, store
+from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
+from fastds.tasks.fields.methods import Fields, pick_method
+
+
+class FieldsJob:
+    """A method and a dataset's fields, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
+
+    least = 1
+
+    def __init__(self, model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None):
+        if sum(v is not None for v in (scale, grid, like)) != 1:
+            raise ValueError("give exactly one of the arguments scale, grid and like")
+        self.own = self.convention = geometry(dataset)
+        if like is not None:
+            self.convention = _grid_of(like)
+            self.target = self.convention.latitude, self.convention.longitude
+        elif scale is not None:
+            self.target = target_by_scale(self.own, scale)
+        else:
+            self.target = target_by_spacing(self.own, grid)
+        self.dataset, self.threads, self.static = dataset, threads, static
+        self.method, self.note = pick_method(model, dataset, self.own, static)
+        check_settings(threads)
+        method, names = self.method, self.method.names
+        shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
+        self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}
+        self.dim = method.lead[0] if method.lead else ""
+        if min(method.factor(*self.target)) < 1 - 1e-6:
+            coarser = (
+                "the new grid is coarser than the input: its values are those at its points, not means of its cells"
+            )
+            warnings.warn(coarser, UserWarning, stacklevel=4)
+
+    def pieces(self, steps: int) -> list[Piece]:
+        """See Job: every field is by itself."""
+        count = self.dataset.sizes[self.dim]
+        ranges = ((start, min(start + steps, count)) for start in range(0, count, steps))
+        return [Piece(steps, steps, steps) for steps in ranges]
+
+    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
+        """See Job."""
+        part = copy.copy(self.method)
+        part.dataset = self.dataset.isel({self.dim: slice(*piece.steps)})
+        return self._values(part, False, None)
+
+    def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
+        """The whole result; folder: where large fields are kept in a file, None: in memory."""
+        return self.result(self._values(self.method, progress, folder))
+
+    def _values(self, method: Fields, progress: bool, folder: str | os.PathLike | None) -> dict[str, np.ndarray]:
+        """The values of the method's fields, which may be some of the dataset's."""
+        with computing(method.model, self.threads):
+            method.check(stacklevel=4)
+            lead = tuple(method.dataset.sizes[d] for d in method.lead)
+            size = tuple(axis.numel() for axis in self.target)
+            fine = {name: store((*lead, *size), folder) for name in self.variables}
+            with progress_bar(progress, math.prod(lead), "downscaling", "fields") as advance:
+                for at, x in method.fields():
+                    method.onto(x, *self.target, [values[tuple(at.values())] for values in fine.values()])
+                    if advance is not None:
+                        advance()
+        return fine
+
+    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Job."""
+        method, given = self.method, self.dataset
+        result = xr.Dataset(attrs=dict(given.attrs))
+        for name, (dims, _) in self.variables.items():
+            attrs = {key: value for key, value in given[name].attrs.items() if key != "missing_value"}
+            result[name] = (dims, values[name], attrs)
+        latitude, longitude = self.target
+        for name, axis in zip(self.own.names, (latitude, self.convention.written(longitude)), strict=True):
+            result[name] = (name, axis.numpy(), dict(given[name].attrs))
+        for d in method.lead:
+            if d in given.coords:
+                result[d] = given[d]
+        result = result.assign_coords(scalar_coordinates(given[method.names[0]]))
+        said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
+        return add_history(result, "; ".join(filter(None, (said, method.origin))))
+
+    def report(self) -> Report:
+        """See Job."""
+        size = " x ".join(str(axis.numel()) for axis in self.target)
+        names = ", ".join(map(str, self.variables))
+        return Report(self.method.name, {}, [f"{self.note}: {names} on {size} points"])
+
+
+def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:
+    if isinstance(like, xr.Dataset):
+        return geometry(like)
+    with open_dataset(like) as other:
+        return geometry(other)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a nowcast may be asked for, and the forecasts of a radar field, which can be made one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import fastds
+from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate
+from fastds.data.radar.reflectivity import z_r_law
+from fastds.tasks.common.inference import (
+    TOLERANCE,
+    Report,
+    check_settings,
+    computing,
+    mean_spacing_m,
+    store,
+    warn_outside,
+)
+from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.nowcast.forecasts import PERIOD, QUANTITIES, REFERENCE, forecast_dataset, forecast_values
+from fastds.tasks.nowcast.methods import Method
+from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
+
+STEPS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a nowcast may be asked for.
+
+    Attributes:
+        steps: number of fields, each `interval` after the one before.
+        lead: of the last field, a duration such as "60min", instead of steps; neither: 12 steps.
+        start: date of the last known field; None: the file's last.
+        every: a duration; one forecast from `start` (None: the first time with enough fields before it) and one from
+            every such step after it (hindcasts).
+        quantity: "rate" (mm h-1) or "reflectivity" (dBZ).
+        var: the file's variable, where the attributes do not tell.
+        z_r: (a, b) of Z = a R^b, mm6 m-3 and mm/h; None: attributes zr_a and zr_b of the file, else (200, 1.6).
+        coarsen: cells of the file along a cell of the forecast, means of reflectivity; None: as many as bring the grid
+            into the range of the model's card.
+        interval: duration between fields, a multiple of the file's; None: the shortest in the range of the card.
+        block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
+        smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
+            moving air else take from the last field.
+        threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network.
+    """
+
+    steps: int | None = None
+    lead: str | None = None
+    start: str | None = None
+    every: str | None = None
+    quantity: str = "rate"
+    var: str | None = None
+    z_r: tuple[float, float] | None = None
+    coarsen: int | None = None
+    interval: str | None = None
+    block: int | None = None
+    smooth: bool = False
+    threads: int | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self):
+        check_settings(self.threads, self.precision)
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
+        if self.steps is not None and self.lead is not None:
+            raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
+        for name, value in (("steps", self.steps), ("coarsen", self.coarsen), ("block", self.block)):
+            if value is not None and (int(value) != value or value < 1):
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+class NowcastJob:
+    """A method and a radar field, see fastds.tasks.common.pieces.Job. A step is one forecast."""
+
+    least = 1
+
+    def __init__(self, method: Method, source: ReflectivityInput, options: Options):
+        method = method if options.block is None else method.in_blocks(options.block)
+        self.method = method = method.smoothed() if options.smooth else method
+        self.options, self.source, card = options, source, method.card
+        self.law, origin = z_r_law(source.dataset, source.raw, options.z_r)
+        spacing = mean_spacing_m(source)
+        self.factor, interval = _factor(card, source, options, spacing), _interval(card, source, options)
+        self.leads = [(k + 1) * interval for k in range(_steps(options, interval))]
+        line = Timeline(source.raw[source.dims[0]].values, source.cadence)
+        self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
+        self.settings = _settings(method, self.factor, interval, options, self.law, origin)
+        coarser = _coarser(source, self.factor, spacing, interval)
+        if coarser:
+            self.settings["fastds_resolution"] = coarser
+            keep = self.factor > 1 and options.coarsen is None
+            notes = [*notes, coarser + "; with the argument coarsen 1 cells stay those of the file" * keep]
+        if spacing is None and card.grid_spacing_m is not None:
+            notes = [*notes, "the file does not tell its grid spacing, so it was not brought to that of the model"]
+        self.notes = notes
+        name, _ = QUANTITIES[options.quantity]
+        plane = (size // self.factor for size in source.shape[1:])
+        shape = len(self.starts), len(self.leads), *plane
+        self.dim = REFERENCE if len(self.starts) > 1 else ""
+        self.variables = {name: ((REFERENCE, PERIOD, *source.dims[1:]), shape)}
+        ranges = (
+            ("grid spacing", None if spacing is None else self.factor * spacing, card.grid_spacing_m, "m"),
+            ("interval between fields", interval, card.cadence_s, "s"),
+        )
+        warn_outside(card, ranges, stacklevel=4)
+
+    def pieces(self, steps: int) -> list[Piece]:
+        """Pieces of so many forecasts."""
+        pieces, count = [], len(self.starts)
+        for first in range(0, count, steps):
+            some = first, min(first + steps, count)
+            frames = [frame for start in self.starts[slice(*some)] for frame in start.frames]
+            pieces.append(Piece(some, (min(frames), max(frames) + 1), some))
+        return pieces
+
+    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
+        """See Job."""
+        return {name: self._values(self.starts[slice(*piece.steps)], False, None) for name in self.variables}
+
+    def at_once(self, progress: bool, folder) -> xr.Dataset:
+        """The whole result; folder: where large fields are kept in a file, None: in memory."""
+        return self.result({name: self._values(self.starts, progress, folder) for name in self.variables})
+
+    def _values(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
+        """The forecasts of some starts (starts, leads, h, w)."""
+        self.source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=5)
+        z = self._forecasts(starts, progress, folder)
+        if np.isnan(z[:, 0]).all() and self.method.known > 1:  # of one field all of it are missing, which check says
+            warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 4)
+        form = {"quantity": self.options.quantity, "law": self.law, "floor": self.method.card.floor_dbz}
+        return forecast_values(self.source, z, **form)
+
+    def _forecasts(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
+        """As _values, in dBZ, NaN where the last known field is missing."""
+        ((_, shape),) = self.variables.values()
+        z = store((len(starts), *shape[1:]), folder)
+        bar = progress_bar(progress, len(starts), "nowcasting", "starts")
+        with computing(self.method.model, self.options.threads), bar as advance:
+            for number, start in enumerate(starts):
+                known = coarse_fields(self.source, list(start.frames), self.factor, self.method.card.floor_dbz)
+                z[number] = self.method(known, shape[1], self.options.precision)
+                z[number][:, np.isnan(known[-1])] = np.nan
+                if advance is not None:
+                    advance()
+        return z
+
+    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Job."""
+        (forecasts,) = values.values()
+        form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor}
+        out = forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
+        return add_history(
+            out.assign_attrs(self.settings), f"fastds {fastds.__version__} nowcast with {self.method.name}"
+        )
+
+    def report(self) -> Report:
+        """See Job."""
+        count, leads = len(self.starts), self.leads
+        said = f"{count} forecast{'s' * (count > 1)} of {len(leads)} fields every {leads[0] / 60:g} min"
+        notes = [*self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
+        return Report(self.method.name, self.settings, notes)
+
+
+def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
+    """What a forecast has lost of the file's resolution in space and time, in words; "" where nothing."""
+    parts = []
+    if factor > 1:
+        size = "" if spacing is None else f" ({factor * spacing:g} instead of {spacing:g} m)"
+        parts.append(f"cells of {factor} x {factor} of the file{size}")
+    if interval > source.cadence:
+        parts.append(f"fields every {interval:g} s of the file's {source.cadence:g} s")
+    return f"coarser than the file: {', '.join(parts)}" if parts else ""
+
+
+def _factor(card, source: ReflectivityInput, options: Options, spacing: float | None) -> int:
+    if options.coarsen is not None:
+        if options.coarsen > min(source.shape[1:]) // 2:
+            raise ValueError(
+                f"coarsen must leave 2 or more cells each way of {source.shape[1:]}, got {options.coarsen}"
+            )
+        return options.coarsen
+    return 1 if spacing is None else _multiple(spacing, card.grid_spacing_m)
+
+
+def _interval(card, source: ReflectivityInput, options: Options) -> float:
+    if options.interval is None:
+        return source.cadence * _multiple(source.cadence, card.cadence_s)
+    return source.cadence * count_of(options.interval, "interval", source.cadence, "the file's")
+
+
+def _multiple(value: float, limits: tuple[float, float] | None) -> int:
+    """How often the value fits into the lower limit of a range, at least once."""
+    return 1 if limits is None else max(1, math.ceil(limits[0] / TOLERANCE / value))
+
+
+def _steps(options: Options, interval: float) -> int:
+    if options.lead is not None:
+        return count_of(options.lead, "lead", interval, "the interval between fields,")
+    return STEPS if options.steps is None else int(options.steps)
+
+
+def _settings(method: Method, factor: int, interval: float, options: Options, law, origin: str) -> dict:
+    """Attributes that say how the file was made."""
+    settings = {
+        "fastds_version": fastds.__version__,
+        "fastds_model": method.name,
+        "fastds_input_steps": method.known,
+        "fastds_interval_s": interval,
+        "fastds_coarsening": factor,
+        "fastds_block": options.block or 0,
+        "fastds_smooth": int(options.smooth),
+        "fastds_precision": options.precision,
+        "fastds_floor_dBZ": float(method.card.floor_dbz),
+        "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
+        "fastds_dry_below_dBZ": method.dry_below,
+        "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(method.dry_below, law)), 4),
+        "fastds_z_r": f"Z = {law[0]:g} R^{law[1]:g}, {origin}",
+    }
+    if method.card.licence:
+        settings["fastds_model_licence"] = method.card.licence
+    return settings

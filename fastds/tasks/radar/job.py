@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model and the radar field that it makes finer, in pieces along time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+import fastds
+from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
+from fastds.data.grid.axes import is_latitude
+from fastds.data.io.output import fine_dataset, fine_values
+from fastds.tasks.common.inference import (
+    Report,
+    check_settings,
+    check_static,
+    computing,
+    mean_spacing_m,
+    store,
+    warn_outside,
+)
+from fastds.tasks.common.pieces import Piece
+from fastds.tasks.radar.methods import pick_model
+from fastds.tasks.radar.tiled_run import TiledRun
+
+TIME_FACTORS = (2, 4)
+
+
+class RadarJob:
+    """A model and a dataset's radar field, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
+
+    least = 4  # a pair of frames is computed twice where two pieces meet
+
+    def __init__(
+        self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision="fp32",
+        time_factor=2, static=None,
+    ):  # fmt: skip
+        if time_factor not in TIME_FACTORS:
+            raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
+        check_settings(threads, precision)
+        self.model = model if isinstance(model, nn.Module) else pick_model(model)[0]
+        _check_model(self.model)
+        needed = self.model.config.get("static_channels", 0)
+        if static is not None or needed:
+            check_static(self.model.card, needed, static)
+        self.source = source = _radar_field(dataset, var, z_r)
+        self.threads, self.precision, self.time_factor = threads, precision, time_factor
+        cards = self.model.card.static_variables
+        self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
+        with computing(self.model, threads, precision):
+            self.tiled = TiledRun(self.model, source, tile, halo, precision, time_factor, self.maps)
+        self.dim = source.dims[0]
+        self.variables = {source.source_name: (source.dims, output_shape(source, self.tiled.scale, time_factor))}
+
+    def pieces(self, steps: int) -> list[Piece]:
+        """Pieces within segments; a frame needs those beside it."""
+        pieces, outputs = [], 0
+        for segment in self.source.segments:
+            for start in range(segment.start, segment.stop, steps):
+                stop = min(start + steps, segment.stop)
+                reads = max(start - 1, segment.start), min(stop + 1, segment.stop)
+                made = self.time_factor * (stop - start)
+                if stop == segment.stop and self.source.kind != "amount":
+                    made -= self.time_factor - 1  # nothing follows the last frame
+                pieces.append(Piece((start, stop), reads, (outputs, outputs + made)))
+                outputs += made
+        return pieces
+
+    def compute(self, piece: Piece) -> dict[str, np.ndarray]:
+        """See Job."""
+        part = self.source.part(slice(*piece.reads))
+        part.check(stacklevel=3)
+        first = self.time_factor * (piece.steps[0] - piece.reads[0])
+        values = self._values(part, False, None)
+        return {self.source.source_name: values[first : first + piece.outputs[1] - piece.outputs[0]]}
+
+    def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
+        """The whole result; folder: where large fields are kept in a file, None: in memory."""
+        self.source.check(stacklevel=5)
+        return self.result({self.source.source_name: self._values(self.source, progress, folder)})
+
+    def _values(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
+        """The fine values of the source, or of a part of it."""
+        with computing(self.model, self.threads, self.precision):
+            z = self.tiled.run(source, progress, folder)
+        warn_outside_card(self.model.card, source, self.tiled.refiner.motion_px)
+        if source.kind == "reflectivity":
+            return z
+        scale, factor = self.tiled.scale, self.time_factor
+        return fine_values(source, z, scale, factor, out=store(output_shape(source, scale, factor), folder))
+
+    def result(self, values: Mapping[str, Any]) -> xr.Dataset:
+        """See Job."""
+        out = fine_dataset(self.source, values[self.source.source_name], self.tiled.scale, self.time_factor)
+        said = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
+        said += "" if self.maps is None else f"; {self.maps.origin}"
+        return add_history(out.assign_attrs(self.tiled.settings()), said)
+
+    def report(self) -> Report:
+        """See Job."""
+        notes = [*self.source.notes, *self.tiled.notes()]
+        return Report(self.model.card.name, self.tiled.settings(), notes)
+
+
+def _radar_field(dataset, var, z_r) -> ReflectivityInput:
+    """to_reflectivity's, whose refusal of a file of other fields says how those are downscaled."""
+    try:
+        return to_reflectivity(dataset, var, z_r=z_r)
+    except ValueError as error:
+        gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
+        if not gridded or "no variable of reflectivity was found" not in str(error):
+            raise
+        hint = (
+            "latitude-longitude fields take one of the arguments scale, grid and like; humidity takes the model "
+            "wgan-gp-small-x2 or wgan-gp-small-x8"
+        )
+        raise ValueError(f"{error}; {hint}") from None
+
+
+def _check_model(model) -> None:
+    card, config = getattr(model, "card", None), getattr(model, "config", {})
+    if card is None:
+        raise ValueError("model must have a card with its normalisation; load it with fastds.load")
+    if card.input_steps is not None:
+        raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
+    if card.floor_dbz is None or card.ceiling_dbz is None:
+        raise ValueError(
+            f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so it does not take radar fields; models "
+            "of latitude-longitude fields take one of the arguments scale, grid and like"
+        )
+    if config.get("in_channels", 1) != 1:
+        raise ValueError(
+            f"model {card.name} needs {config['in_channels']} variables; a file of one radar field can only feed a "
+            "model of one variable"
+        )
+
+
+def warn_outside_card(card, source: ReflectivityInput, motion_px: float | None) -> None:
+    ranges = (
+        ("grid spacing", mean_spacing_m(source), card.grid_spacing_m, "m"),
+        ("cadence", source.cadence, card.cadence_s, "s"),
+        ("motion per input step", motion_px, card.motion_px, "pixels"),
+    )
+    warn_outside(card, ranges, stacklevel=4)
