@@ -42,7 +42,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     _incomplete.add(temporary)
     try:
         yield temporary
-        _replace(temporary, path)
+        put_in_place(temporary, path)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -52,7 +52,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _incomplete.discard(temporary)
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a complete file or folder its name; what had it is gone then."""
     if not path.is_dir():
         os.replace(temporary, path)
         return

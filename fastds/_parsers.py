@@ -68,6 +68,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
     _add_reading(parser)
+    _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
@@ -78,7 +79,7 @@ def _downscale_parser() -> ArgumentParser:
 def _nowcast_parser() -> ArgumentParser:
     parser = _plain_parser("Forecast from the last fields of IN.nc. An OUT.nc that exists is replaced.")
     parser.add_argument("input", metavar="IN", help="file, folder or 'pattern': reflectivity or rain (time, y, x)")
-    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4")
+    parser.add_argument("output", metavar="OUT.nc", help="file to write, NetCDF-4, or Zarr where it ends in .zarr")
     parser.add_argument(
         "--model",
         help="shipped name, .safetensors file, persistence, blurred-persistence, extrapolation or pysteps; default: "
@@ -99,6 +100,7 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads; default: all")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
     _add_reading(parser, start=False)
+    _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
     parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
@@ -207,6 +209,17 @@ def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
     if start:
         parser.add_argument("--start", metavar="TIME", help="first time that is read, such as 2010-08-26T03:00")
     parser.add_argument("--stop", metavar="TIME", help="last time that is read")
+
+
+def _add_archive(parser: ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help="archives, OUT.zarr: processes that share the work")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="archives: of a dask scheduler, whose workers are taken")
+    parser.add_argument(
+        "--append", action="store_true", help="archives: compute only what files bring that are new since OUT.zarr"
+    )
+    parser.add_argument(
+        "--keep-going", action="store_true", help="archives: leave out files and times that fail, and say which"
+    )
 
 
 def _add_dtype(parser: ArgumentParser) -> None:

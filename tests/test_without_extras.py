@@ -8,7 +8,7 @@ HIDDEN = """
 import sys
 
 EXTRAS = (
-    "lightning", "torchmetrics", "tensorboard", "cftime", "dask", "zarr", "cfgrib", "eccodes", "pyproj", "scores",
+    "lightning", "torchmetrics", "tensorboard", "cftime", "dask", "distributed", "zarr", "cfgrib", "eccodes", "pyproj", "scores",
     "scoringrules", "onnx", "onnxscript", "onnxruntime", "openvino", "hypothesis", "pytest", "pysteps",
 )
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetCDF-4 (h5netcdf), NetCDF-3 (scipy) and Zarr, opened lazily by xarray."""
 
-import importlib.util
-
 import h5py
 import xarray as xr
 
 from fastds.data.formats.contents import Contents
+from fastds.data.packages import require
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
@@ -48,8 +47,7 @@ def read_netcdf3(contents: Contents) -> xr.Dataset:
 
 def read_zarr(contents: Contents) -> xr.Dataset:
     """Open a Zarr store. Raises: ImportError without zarr; ValueError for damaged stores."""
-    if importlib.util.find_spec("zarr") is None:
-        raise ImportError("Zarr stores need the package zarr: python -m pip install zarr")
+    require("zarr", "Zarr stores")
     return _open(contents, "zarr", "Zarr")
 
 

@@ -2,7 +2,6 @@
 """GRIB by cfgrib, plain or gzipped, and the composites of NOAA's MRMS, whose parameters ecCodes does not know."""
 
 import contextlib
-import importlib.util
 import re
 import warnings
 
@@ -11,6 +10,7 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.packages import require
 
 _MRMS_CENTRE = "161"
 _MRMS_NAME = re.compile(r"MRMS_([A-Za-z0-9]+(?:_QPE_\d+H)?)")
@@ -33,8 +33,7 @@ def read(contents: Contents) -> xr.Dataset:
 
     Raises: ValueError for what cfgrib cannot read and MRMS products that are none of these; ImportError without cfgrib.
     """
-    if importlib.util.find_spec("cfgrib") is None:
-        raise ImportError("GRIB files need the package cfgrib: python -m pip install cfgrib")
+    require("cfgrib", "GRIB files")
     with contextlib.suppress(ImportError):
         import pyproj  # noqa: F401  after ecCodes, which brings a PROJ of its own, it ends the process with a double free
     with contents.unpacked() as path:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar maps as CF datasets: what the readers of the formats build."""
 
-import importlib.util
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from fastds.data.packages import require
 
 Fields = Mapping[str, tuple[np.ndarray, dict[str, Any]]]
 Coordinates = tuple[np.ndarray, np.ndarray]
@@ -52,8 +53,7 @@ def project(proj4: str, longitude: float, latitude: float) -> tuple[float, float
 
 
 def _pyproj() -> Any:
-    if importlib.util.find_spec("pyproj") is None:
-        raise ImportError("the projection of this file needs the package pyproj: python -m pip install pyproj")
+    require("pyproj", "projections of radar grids")
     import pyproj
 
     return pyproj

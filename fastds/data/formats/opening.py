@@ -116,7 +116,7 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]
     (first, expected), *others = named = _observations(read)
     for path, part in others:
-        _check_alike(first, expected, path, part)
+        check_alike(first, expected, path, part)
     parts = [part.assign_coords(_plane(expected)) for _, part in named]
     joined = xr.concat(
         parts,
@@ -171,7 +171,7 @@ def _plane(dataset: xr.Dataset) -> dict:
     return {name: c.variable for name, c in dataset.coords.items() if "time" not in c.dims and name != "time"}
 
 
-def _check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
+def check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
     """ValueError where two parts differ in variables or grid, naming both files."""
     if set(expected.data_vars) != set(part.data_vars):
         sets = (", ".join(map(str, d.data_vars)) for d in (expected, part))

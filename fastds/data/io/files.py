@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write fields to NetCDF-4 and Zarr."""
 
-import importlib.util
 import os
 import pathlib
 import threading
@@ -15,13 +14,9 @@ from xarray.backends.common import ArrayWriter
 
 from fastds._outputs import replacing
 from fastds.data.io.sink import sink
+from fastds.data.packages import require
 
 _OTHER_FORMATS = (".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", ".png", ".npy", ".npz")
-
-
-def _require(package: str, what: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{what} need the package {package}: python -m pip install {package}")
 
 
 def _first_line(error: Exception) -> str:
@@ -54,7 +49,7 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
         raise FileNotFoundError(f"no such folder: {path.parent}")
     as_zarr = path.suffix == ".zarr"
     if as_zarr:
-        _require("zarr", "Zarr stores")
+        require("zarr", "Zarr stores")
     dataset = _storable(dataset)
     with replacing(path) as temporary:
         try:

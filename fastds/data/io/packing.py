@@ -22,10 +22,9 @@ def packed_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
     Returns: Dataset; attributes scale_factor, add_offset and _FillValue say how to read its integers.
     """
     fields = {
-        name: _packed(variable, source[name].encoding)
+        name: _packed(variable, source[name])
         for name, variable in dataset.data_vars.items()
-        if variable.dtype.kind == "f" and variable.ndim >= 2 and name in source and _is_packed(source[name])
-        if variable.attrs.get("units") == source[name].attrs.get("units")
+        if variable.dtype.kind == "f" and variable.ndim >= 2 and name in source and _alike(variable, source[name])
     }
     return dataset.assign(fields)
 
@@ -34,13 +33,36 @@ def _is_packed(variable: xr.DataArray) -> bool:
     return stored_kind(variable) in "iu" and variable.encoding.get("scale_factor") is not None
 
 
-def _packed(variable: xr.DataArray, encoding: dict) -> xr.Variable:
-    values = variable.values
+def packing(variable: xr.DataArray, source: xr.DataArray) -> dict | None:
+    """The encoding with which a field of unknown values is stored as those of the source are, as int32; None where the
+    source has floating numbers or other units."""
+    if not _alike(variable, source):
+        return None
+    step, origin = _step(source), float(variable.attrs.get("no_echo_value") or 0.0)
+    return _how(step, origin, np.int32) | {"dtype": "int32"}
+
+
+def _alike(variable: xr.DataArray, source: xr.DataArray) -> bool:
+    """Whether the source holds packed numbers of the same units."""
+    return _is_packed(source) and variable.attrs.get("units") == source.attrs.get("units")
+
+
+def _step(source: xr.DataArray) -> float:
+    return abs(float(source.encoding["scale_factor"])) / FINER
+
+
+def _how(step: float, origin: float, dtype: type) -> dict:
+    """What a file says about its codes."""
+    missing = dtype(np.iinfo(dtype).min)
+    return {"scale_factor": np.float32(step), "add_offset": np.float32(origin), "_FillValue": missing}
+
+
+def _packed(variable: xr.DataArray, source: xr.DataArray) -> xr.Variable:
+    values, step = variable.values, _step(source)
     low, high = np.fmin.reduce(values, None, initial=np.inf), np.fmax.reduce(values, None, initial=-np.inf)
-    step = abs(float(encoding["scale_factor"])) / FINER
     origin = variable.attrs.get("no_echo_value")
     if origin is None:
-        origin = 0.0 if low <= 0.0 <= high else encoding.get("add_offset", 0.0)
+        origin = 0.0 if low <= 0.0 <= high else source.encoding.get("add_offset", 0.0)
     origin = float(origin)
     reach = max((abs(float(v) - origin) for v in (low, high) if np.isfinite(v)), default=0.0) / step + 1
     dtype = next((t for t in (np.int16, np.int32) if reach < np.iinfo(t).max), None)
@@ -51,5 +73,4 @@ def _packed(variable: xr.DataArray, encoding: dict) -> xr.Variable:
         field = np.rint((values[index].astype(np.float64) - origin) / step)
         codes[index] = np.where(np.isfinite(field), field, np.iinfo(dtype).min)
     kept = {name: value for name, value in variable.attrs.items() if name not in ("missing_value", "valid_range")}
-    how = {"scale_factor": np.float32(step), "add_offset": np.float32(origin), "_FillValue": dtype(np.iinfo(dtype).min)}
-    return xr.Variable(variable.dims, codes, kept | how)
+    return xr.Variable(variable.dims, codes, kept | _how(step, origin, dtype))

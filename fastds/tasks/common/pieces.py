@@ -16,6 +16,7 @@ from fastds.tasks.common.inference import Report
 
 # What is computed at once has about so many bytes of result, and at most so many steps of the input.
 PIECE_BYTES, MOST_STEPS = 64 << 20, 48
+_PIECES_A_WORKER = 4  # at least, so that all end at about the same time
 _one_at_a_time = threading.Lock()  # a piece uses every thread that torch has
 
 
@@ -58,10 +59,14 @@ class Job(Protocol):
         """What is done, for the user."""
 
 
-def steps_at_once(job: Job) -> int:
-    """How many steps a piece has where memory and overhead both stay small, a multiple of job.least."""
+def steps_at_once(job: Job, workers: int = 1) -> int:
+    """How many steps a piece has where memory and overhead both stay small and every worker gets some, a multiple of
+    job.least."""
     bytes_a_step = sum(4 * math.prod(shape) / shape[dims.index(job.dim)] for dims, shape in job.variables.values())
     steps = int(min(MOST_STEPS, PIECE_BYTES / max(bytes_a_step, 1)))
+    if workers > 1:
+        last = max(piece.steps[1] for piece in job.pieces(MOST_STEPS))
+        steps = min(steps, math.ceil(last / (_PIECES_A_WORKER * workers)))
     return max(job.least, steps - steps % job.least)
 
 
@@ -71,20 +76,23 @@ def lazy(job: Job) -> xr.Dataset:
     import dask.array as da
 
     pieces, held = job.pieces(steps_at_once(job)), dask.delayed(job, traverse=False)
-    computed = [dask.delayed(_compute)(held, piece) for piece in pieces]
-    values = {}
-    for name, (dims, shape) in job.variables.items():
-        axis = dims.index(job.dim)
-        parts = [
-            da.from_delayed(made[name], (*shape[:axis], piece.outputs[1] - piece.outputs[0], *shape[axis + 1 :]), "f4")
-            for made, piece in zip(computed, pieces, strict=True)
-        ]
-        values[name] = da.concatenate(parts, axis)
-    return job.result(values)
+    parts = [dask.delayed(computed)(held, piece) for piece in pieces]
+
+    def values(name: str, dims: tuple[str, ...], shape: tuple[int, ...]) -> da.Array:
+        axis, lengths = dims.index(job.dim), [piece.outputs[1] - piece.outputs[0] for piece in pieces]
+        shapes = [(*shape[:axis], length, *shape[axis + 1 :]) for length in lengths]
+        arrays = [da.from_delayed(part[name], s, np.float32) for part, s in zip(parts, shapes, strict=True)]
+        return da.concatenate(arrays, axis)
+
+    return job.result({name: values(name, *form) for name, form in job.variables.items()})
 
 
-def _compute(job: Job, piece: Piece) -> dict[str, np.ndarray]:
-    with _one_at_a_time:
+def computed(job: Job, piece: Piece) -> dict[str, np.ndarray]:
+    """job.compute(piece) where other pieces are computed, too: one at a time in a process, and what is read of dask is
+    read here, not by workers that wait for this one."""
+    import dask
+
+    with _one_at_a_time, dask.config.set(scheduler="synchronous"):
         return job.compute(piece)
 
 

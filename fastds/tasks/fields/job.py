@@ -110,3 +110,8 @@ def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:
         return geometry(like)
     with open_dataset(like) as other:
         return geometry(other)
+
+
+def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> FieldsJob:
+    """The job of a model by its name or file; options as in fastds.tasks.fields.run.downscale."""
+    return FieldsJob(model, dataset, **options)

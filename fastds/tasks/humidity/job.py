@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -212,3 +213,8 @@ def _behind(field, dim, scale):
         raise ValueError(f"coordinate {dim} must be equally spaced for a model of decimated fields")
     fine = coordinate.values[0] + steps.mean() / scale * np.arange(len(coordinate) * scale)
     return (dim, fine, dict(coordinate.attrs))
+
+
+def prepare(model: str | os.PathLike, dataset: xr.Dataset, **options: Any) -> HumidityJob:
+    """The job of a model by its name or file; options as in fastds.tasks.humidity.run.downscale."""
+    return HumidityJob(model, dataset, **options)

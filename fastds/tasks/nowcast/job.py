@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 import fastds
-from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate
+from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
@@ -27,7 +28,7 @@ from fastds.tasks.common.inference import (
 from fastds.tasks.common.pieces import Piece
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.nowcast.forecasts import PERIOD, QUANTITIES, REFERENCE, forecast_dataset, forecast_values
-from fastds.tasks.nowcast.methods import Method
+from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
 
 STEPS = 12
@@ -83,6 +84,7 @@ class Options:
 class NowcastJob:
     """A method and a radar field, see fastds.tasks.common.pieces.Job. A step is one forecast."""
 
+    note = ""  # about the choice of the method
     least = 1
 
     def __init__(self, method: Method, source: ReflectivityInput, options: Options):
@@ -168,8 +170,8 @@ class NowcastJob:
         """See Job."""
         count, leads = len(self.starts), self.leads
         said = f"{count} forecast{'s' * (count > 1)} of {len(leads)} fields every {leads[0] / 60:g} min"
-        notes = [*self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
-        return Report(self.method.name, self.settings, notes)
+        notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
+        return Report(self.method.name, self.settings, [note for note in notes if note])
 
 
 def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
@@ -230,3 +232,12 @@ def _settings(method: Method, factor: int, interval: float, options: Options, la
     if method.card.licence:
         settings["fastds_model_licence"] = method.card.licence
     return settings
+
+
+def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastJob:
+    """The job of a model by its name or file; options as in Options."""
+    chosen = Options(**options)
+    method, note = pick_method(model)
+    job = NowcastJob(method, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)
+    job.note = note
+    return job

@@ -34,6 +34,7 @@ TIME_FACTORS = (2, 4)
 class RadarJob:
     """A model and a dataset's radar field, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
 
+    note = ""  # about the choice of the model
     least = 4  # a pair of frames is computed twice where two pieces meet
 
     def __init__(
@@ -103,8 +104,8 @@ class RadarJob:
 
     def report(self) -> Report:
         """See Job."""
-        notes = [*self.source.notes, *self.tiled.notes()]
-        return Report(self.model.card.name, self.tiled.settings(), notes)
+        notes = [self.note, *self.source.notes, *self.tiled.notes()]
+        return Report(self.model.card.name, self.tiled.settings(), [note for note in notes if note])
 
 
 def _radar_field(dataset, var, z_r) -> ReflectivityInput:
@@ -147,3 +148,11 @@ def warn_outside_card(card, source: ReflectivityInput, motion_px: float | None) 
         ("motion per input step", motion_px, card.motion_px, "pixels"),
     )
     warn_outside(card, ranges, stacklevel=4)
+
+
+def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarJob:
+    """The job of a model by its name or file; options as in fastds.tasks.radar.run.downscale."""
+    chosen, note = pick_model(model)
+    job = RadarJob(chosen, dataset, **options)
+    job.note = note
+    return job

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downscale or nowcast an archive: every piece once, however often the run is killed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fastds._outputs import put_in_place
+from fastds.archive.manifest import Manifest
+from fastds.archive.request import Request, dataset_of, job_of, readable
+from fastds.archive.store import Store
+from fastds.archive.workers import Made, makers
+from fastds.data.formats.opening import Source, files_of
+from fastds.data.io.packing import STORED
+from fastds.data.packages import require
+from fastds.data.reading import Reading
+from fastds.tasks.common.inference import Report, check_target, read_as
+from fastds.tasks.common.pieces import steps_at_once
+from fastds.tasks.common.progress import progress_bar
+
+_MANY = 16  # workers that a scheduler may have
+_MOST_SAID = 5  # warnings and errors that are printed of each kind
+
+
+def compute_archive(
+    task: str,
+    source: Source,
+    target: str | os.PathLike,
+    *,
+    model: str | None = None,
+    options: Mapping | None = None,
+    reading: Reading | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    append: bool = False,
+    keep_going: bool = False,
+    dtype: str = "input",
+    threads: int | None = None,
+    progress: bool = False,
+) -> Report:
+    """Downscale or nowcast many files into one Zarr store.
+
+    The work is cut into pieces along time. target.part is filled and becomes target at the end; beside it lies a
+    manifest of the pieces that are done. The same call goes on where a killed one stopped, and computes nothing again.
+    Every piece has the bits that one process computes of the whole.
+
+    Args:
+        task: of fastds.tasks. source: a file, folder, pattern or list, see fastds.data.open_dataset.
+        target: a name that ends in .zarr; a store that is there is replaced at the end, but for append.
+        model, options: as in the task's `prepare`. reading: see fastds.data.reading.
+        workers: processes on this machine; None: 1. scheduler: address of a dask scheduler, whose workers are taken
+            instead.
+        append: the files are those of the target and later ones; only what these bring is computed, in the target
+            itself, whose new fields are missing until then. Without a target it is made.
+        keep_going: leave out files that cannot be read and pieces that fail, and say so; else the first ends the run.
+        dtype: "input", integers where the input has packed ones, or "float32".
+        threads: of torch in each worker; None: the cores of this machine shared by its workers.
+        progress: say how far it is.
+
+    Returns: what was done. Raises: what open_dataset and the task raise; ValueError for a target that is no Zarr store,
+        or that an unfinished run of another kind left, and for files that do not continue those of the target.
+    """
+    require("zarr", "archives")
+    require("dask", "archives")
+    target, workers = Path(target), _checked(source, Path(target), workers, scheduler, dtype)
+    files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
+    if threads is None and scheduler is None:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+    form = {"dtype": dtype, "threads": threads}
+    request = Request(task, files, model, dict(options or {}), dict(reading or {}), **form)
+    job = job_of(request)
+    if not job.dim:
+        raise ValueError("an archive has several times or forecasts; leave out workers, scheduler and append for one")
+    folder, manifest = _place(target, request, append)
+    store = Store(folder, job)
+    if folder == target:
+        _grow(store, manifest, request)
+    else:
+        _begin(store, manifest, request, steps_at_once(job, _MANY if scheduler else workers))
+    pieces = job.pieces(manifest.steps)
+    todo = [piece for piece in pieces if piece not in manifest.done]
+    with makers(workers if todo else 1, scheduler if todo else None) as (maker, who):
+        made = _make(maker(request, folder.absolute(), todo), len(todo), store, manifest, keep_going, progress)
+    failed = [f"{store.times(one.piece)}: {one.error}" for one in made if one.error]
+    if folder != target:
+        put_in_place(folder, target)
+        manifest.move(target)
+    _warn(made)
+    report = job.report()
+    report.notes[:0] = read_as(dataset_of(request))
+    report.notes += [*_told(len(pieces), made, manifest.steps, who), *_some([*left_out, *failed]), f"wrote {target}"]
+    return report
+
+
+def _checked(source: Source, target: Path, workers: int | None, scheduler: str | None, dtype: str) -> int:
+    """The number of workers. Raises: ValueError for what cannot be."""
+    check_target(source, target)
+    if target.suffix != ".zarr":
+        raise ValueError(f"the output of an archive is a Zarr store, whose name ends in .zarr, got {target}")
+    if dtype not in STORED:
+        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
+    if workers is not None and scheduler is not None:
+        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if workers is not None and not 1 <= workers <= most:
+        raise ValueError(f"workers must be a whole number from 1 to {most} on this machine, got {workers}")
+    return workers or 1
+
+
+def _place(target: Path, request: Request, append: bool) -> tuple[Path, Manifest]:
+    """The folder that is worked on, target itself where that is complete or grows, and its manifest."""
+    part = target.with_name(target.name + ".part")
+    if target.exists() and not part.exists() and Manifest(part).told:
+        Manifest(part).move(target)  # the run was killed behind its last step but one
+    manifest = Manifest(target)
+    if target.exists() and (append or manifest.is_of(request)):
+        return target, manifest
+    return part, Manifest(part)
+
+
+def _begin(store: Store, manifest: Manifest, request: Request, steps: int) -> None:
+    """Make an empty store, or find that of a killed run; steps: of a new piece."""
+    if store.path.exists() and manifest.told is not None:
+        if not manifest.is_of(request):
+            raise ValueError(
+                f"{store.path} is unfinished and of other files or options: repeat that command to go on with it, or "
+                "remove the folder"
+            )
+        return
+    manifest.remove()
+    store.create(dataset_of(request), request.dtype)
+    manifest.begin(request, steps, store.length)
+
+
+def _grow(store: Store, manifest: Manifest, request: Request) -> None:
+    """Make a complete store longer where the request has more files."""
+    if manifest.is_of(request):
+        return
+    if not manifest.grows_to(request):
+        raise ValueError(
+            f"{store.path} cannot be continued: it has no manifest, or was made with other options, or of files that "
+            "have changed or are not among these; without append it is made anew"
+        )
+    if not store.begins_as(manifest.length):
+        raise ValueError(
+            f"{store.path} cannot be continued: the files that are new do not come after those it was made of; without "
+            "append it is made anew"
+        )
+    store.grow(manifest.length)
+    manifest.begin(request, manifest.steps, store.length)
+
+
+def _make(
+    makes: Iterator[Made], count: int, store: Store, manifest: Manifest, keep_going: bool, progress: bool
+) -> list[Made]:
+    """What was made of all pieces, in the manifest as soon as it is. Raises: ValueError where a piece fails and others
+    are not to go on."""
+    made = []
+    with progress_bar(progress, count, "computing", "pieces") as advance:
+        for one in makes:
+            if not one.error:
+                manifest.add(one.piece)
+            elif not keep_going:
+                raise ValueError(f"{store.times(one.piece)}: {one.error}")
+            made.append(one)
+            if advance is not None:
+                advance()
+    return made
+
+
+def _warn(made: list[Made]) -> None:
+    """Each warning of the workers once."""
+    for sentence in _some(sorted({sentence for one in made for sentence in one.said})):
+        warnings.warn(sentence, UserWarning, stacklevel=3)
+
+
+def _told(count: int, made: list[Made], steps: int, who: str) -> list[str]:
+    """Sentences about the pieces and what they took."""
+    there = count - len(made)
+    kept = f", {there} were there" if there else ""
+    notes = [f"{count} pieces of at most {steps} steps: {len(made)} computed by {who}{kept}"]
+    if made:
+        seconds, peak = sum(one.seconds for one in made) / len(made), max(one.peak_bytes for one in made)
+        notes.append(f"{seconds:.2f} s a piece; the largest process took {peak / 1e9:.1f} GB")
+    return notes
+
+
+def _some(sentences: list[str]) -> list[str]:
+    """The first few of many."""
+    more = len(sentences) - _MOST_SAID
+    return sentences[:_MOST_SAID] + ([f"... and {more} more"] if more > 0 else [])

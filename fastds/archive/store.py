@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Zarr store of an archive: made empty, filled region by region, made longer."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from fastds.data.grid.times import text_of
+from fastds.data.io.packing import packing
+from fastds.tasks.common.pieces import Job, Piece
+
+if TYPE_CHECKING:
+    import zarr
+
+_SIDE = 2048  # of the largest chunk
+_FINEST = {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
+
+
+class Store:
+    """A Zarr store of a job's result, a chunk for every step along job.dim, missing (NaN) where nothing was computed.
+
+    Args: path: the folder. job: whose result it holds."""
+
+    def __init__(self, path: Path, job: Job):
+        self.path, self.job = path, job
+
+    def create(self, source: xr.Dataset, dtype: str) -> None:
+        """Write coordinates and attributes, and fields without values, which are stored as integers where source has
+        packed ones and dtype is "input"."""
+        outline = self._outline()
+        encoding = {}
+        for name, (dims, shape) in self.job.variables.items():
+            chunks = [1] * (len(dims) - 2) + [min(size, _SIDE) for size in shape[-2:]]
+            encoding[name] = {"chunks": chunks, "dtype": "float32", "_FillValue": np.float32("nan")}
+            how = packing(outline[name], source[name]) if dtype == "input" and name in source else None
+            encoding[name] |= how or {}
+            encoding[name]["fill_value"] = encoding[name]["_FillValue"]
+        for name, variable in outline.variables.items():
+            if variable.dtype.kind == "M":
+                encoding[name] = _FINEST  # later times may be finer than these
+        with _quietly():
+            outline.drop_encoding().to_zarr(self.path, mode="w", compute=False, encoding=encoding)
+
+    @property
+    def length(self) -> int:
+        """Of the job's result along job.dim."""
+        dims, shape = next(iter(self.job.variables.values()))
+        return shape[dims.index(self.job.dim)]
+
+    def times(self, piece: Piece) -> str:
+        """The first and the last time of a piece, in words."""
+        with self._open() as dataset:
+            first, last = (dataset[self.job.dim].values[at] for at in (piece.outputs[0], piece.outputs[1] - 1))
+        return f"{text_of(first)} to {text_of(last)}"
+
+    def begins_as(self, length: int) -> bool:
+        """Whether its first coordinates, so many, are the first of those of the job's result."""
+        first = {self.job.dim: slice(0, length)}
+        expected = self._outline().isel(first)
+        with self._open() as dataset:
+            found = dataset.isel(first)
+            same = expected.sizes[self.job.dim] == length and set(expected.coords) == set(found.coords)
+            return same and all(expected[name].equals(found[name]) for name in expected.coords)
+
+    def grow(self, before: int) -> None:
+        """Make it, of which so many steps are there, as long as the job's result, with its coordinates; new fields are
+        missing until they are written."""
+        import zarr
+
+        outline, dim = self._outline(), self.job.dim
+        group = zarr.open_group(self.path, mode="r+")
+        for name, variable in outline.variables.items():
+            if dim not in variable.dims:
+                continue
+            array, axis = group[name], variable.dims.index(dim)
+            array.resize((*array.shape[:axis], self.length, *array.shape[axis + 1 :]))
+            if name not in self.job.variables:
+                new = (slice(None),) * axis + (slice(before, None),)
+                array[new] = _coded(variable[new], array)
+        with _quietly():
+            zarr.consolidate_metadata(self.path)
+
+    def write(self, first: int, values: Mapping[str, np.ndarray]) -> None:
+        """Write the values of a piece that begins at `first` along job.dim."""
+        dims = {name: self.job.variables[name][0] for name in values}
+        part = xr.Dataset({name: (dims[name], array) for name, array in values.items()})
+        with _quietly():
+            part.to_zarr(self.path, region={self.job.dim: slice(first, first + part.sizes[self.job.dim])})
+
+    def _open(self) -> xr.Dataset:
+        with _quietly():
+            return xr.open_zarr(self.path, chunks=None)
+
+    def _outline(self) -> xr.Dataset:
+        """The job's result without values."""
+        import dask.array as da
+
+        shapes = {name: shape for name, (_, shape) in self.job.variables.items()}
+        return self.job.result({name: da.zeros(shape, np.float32, chunks=-1) for name, shape in shapes.items()})
+
+
+def _coded(variable: xr.Variable, array: zarr.Array) -> np.ndarray:
+    """The values of a coordinate as an array of the store holds them, dates as numbers."""
+    told = {name: array.attrs[name] for name in ("units", "calendar") if name in array.attrs and _are_dates(variable)}
+    return xr.conventions.encode_cf_variable(xr.Variable(variable.dims, variable.values, {}, told)).values
+
+
+def _are_dates(variable: xr.Variable) -> bool:
+    return variable.dtype.kind in "MO"
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Consolidated metadata are read by all, but no part of the format 3 yet."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata")
+        yield

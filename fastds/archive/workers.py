@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pieces of a request, computed in this process or by workers of dask.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from fastds.archive.request import Request, job_of
+from fastds.archive.store import Store
+from fastds.data.packages import require
+from fastds.tasks.common.pieces import Piece, computed
+
+_AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A piece that was computed and written, or failed.
+
+    Attributes: error: a sentence, where it failed. said: warnings. seconds; peak_bytes of the worker's memory; worker.
+    """
+
+    piece: Piece
+    error: str = ""
+    said: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    worker: str = ""
+
+
+def make(request: Request, store: Path, piece: Piece) -> Made:
+    """Compute a piece and write it to the store; what a user can mend is no exception but an error in words."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        began, error = time.monotonic(), ""
+        try:
+            job = job_of(request)
+            Store(store, job).write(piece.outputs[0], computed(job, piece))
+        except (ValueError, OSError, ImportError, MemoryError) as failure:
+            error = " ".join(str(failure).split()) or type(failure).__name__
+    words = tuple(sorted({" ".join(str(w.message).split()) for w in said if issubclass(w.category, UserWarning)}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Made(piece, error, words, time.monotonic() - began, peak, str(os.getpid()))
+
+
+@contextlib.contextmanager
+def makers(workers: int, scheduler: str | None) -> Iterator[tuple[Callable[..., Iterator[Made]], str]]:
+    """A function (request, store, pieces) -> Made after Made, in any order, and a sentence about who computes.
+
+    workers: processes on this machine, 1: this one. scheduler: address of a dask scheduler instead."""
+    if scheduler is None and workers == 1:
+        yield _here, "1 process"
+        return
+    require("distributed", "several workers")
+    from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            count = len(client.scheduler_info(n_workers=-1)["workers"])
+            yield _Far(client, max(count, 1)), f"{count} workers of {scheduler}"
+        return
+    limit = MEMORY_LIMIT // workers
+    form = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
+    form |= {"dashboard_address": None, "silence_logs": logging.ERROR}
+    with LocalCluster(processes=True, **form) as cluster, Client(cluster) as client:
+        yield _Far(client, workers), f"{workers} workers of at most {limit / 1e9:.1f} GB each"
+
+
+def _here(request: Request, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
+    return (make(request, store, piece) for piece in pieces)
+
+
+class _Far:
+    """Pieces handed to a dask client, a few ahead for every worker."""
+
+    def __init__(self, client, workers: int):
+        self.client, self.ahead = client, _AHEAD * workers
+
+    def __call__(self, request: Request, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
+        from distributed import as_completed
+
+        waiting = iter(pieces)
+        held = self.client.scatter(request, broadcast=True, hash=False)
+
+        def submit(piece: Piece):
+            return self.client.submit(make, held, store, piece, pure=False)
+
+        running = as_completed([submit(piece) for piece in itertools.islice(waiting, self.ahead)])
+        for future in running:
+            yield future.result()
+            for piece in itertools.islice(waiting, 1):
+                running.add(submit(piece))

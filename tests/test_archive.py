@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives: many files to one Zarr store, whole or after a kill, with more files later, by one process and by two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_pieces import counted, event, fields  # noqa: F401
+from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, nowcaster, radar_model
+
+import fastds
+from fastds import models
+from fastds.archive import request, run, workers
+from fastds.archive.manifest import Manifest
+from fastds.archive.run import compute_archive
+from fastds.cli import main
+from fastds.data import save_dataset
+from fastds.tasks.common import pieces
+from fastds.tasks.radar.job import RadarJob
+
+zarr = pytest.importorskip("zarr", reason="archives need the package zarr")
+pytest.importorskip("dask", reason="archives need the package dask")
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(run, "steps_at_once", lambda job, workers=1: job.least)
+    request.job_of.cache_clear()
+    request.dataset_of.cache_clear()
+
+
+@pytest.fixture
+def files(tmp_path, event):  # noqa: F811
+    """Six files of two times each, and weights."""
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        save_dataset(event.isel(time=slice(2 * number, 2 * number + 2)), tmp_path / "in" / f"{number}.nc")
+    models.save(radar_model(), tmp_path / "w.safetensors")
+    return tmp_path
+
+
+def archive(files, source="in", target="out.zarr", **options):
+    form = {"model": str(files / "w.safetensors"), "dtype": "float32", "threads": 1}
+    source = [files / "in" / name for name in source] if isinstance(source, list) else files / source
+    return compute_archive("radar", source, files / target, **form | options)
+
+
+def stored(path):
+    with xr.open_zarr(path) as dataset:
+        return dataset.load()
+
+
+def same(a, b):
+    """Whether two stores hold the same but for the date in their history."""
+    return a.drop_attrs().identical(b.drop_attrs()) and all(a[name].attrs == b[name].attrs for name in a.variables)
+
+
+def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
+    report = archive(files)
+    found = stored(files / "out.zarr")
+    expected = fastds.downscale(files / "w.safetensors", event, threads=1)
+    assert found.drop_attrs().equals(expected.drop_attrs()) and found.attrs["fastds_model"] == "tiny"
+    assert found.reflectivity.encoding["chunks"] == (1, 64, 64) and found.reflectivity.dtype == np.float32
+    assert any("5 pieces of at most 4 steps: 5 computed by 1 process" in note for note in report.notes)
+    assert any("read 6 files of the format NetCDF-4, 12 times" in note for note in report.notes)
+    assert sorted(p.name for p in files.iterdir()) == ["in", "out.zarr", "out.zarr.manifest", "w.safetensors"]
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 3, 5])
+def test_a_killed_run_goes_on_and_computes_nothing_again(files, monkeypatch, killed_after):
+    archive(files, target="whole.zarr")
+    known, computed = workers.make, []
+
+    def make(request, store, piece):
+        if len(computed) == killed_after and stop:
+            raise KeyboardInterrupt
+        computed.append(piece)
+        return known(request, store, piece)
+
+    monkeypatch.setattr(workers, "make", make)
+    stop = True
+    if killed_after < 5:
+        with pytest.raises(KeyboardInterrupt):
+            archive(files)
+        assert not (files / "out.zarr").exists()
+        part = stored(files / "out.zarr.part").reflectivity
+        assert np.isnan(part[sum(p.outputs[1] - p.outputs[0] for p in computed) :]).all()  # missing, not dry
+    else:  # behind the last piece
+        monkeypatch.setattr(run, "put_in_place", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            archive(files)
+        monkeypatch.undo()
+        small = pytest.MonkeyPatch()
+        small.setattr(workers, "make", make)
+    stop = False
+    report = archive(files)
+    assert len(computed) == len(set(computed)) == 5 and same(stored(files / "out.zarr"), stored(files / "whole.zarr"))
+    assert any(f"{5 - killed_after} computed by" in note for note in report.notes)
+    if killed_after == 5:
+        small.undo()
+
+
+def test_a_finished_run_has_nothing_to_do(files, monkeypatch):
+    archive(files)
+    computed = []
+    counted(monkeypatch, RadarJob, computed)
+    report = archive(files)
+    assert not computed and any("5 were there" in note for note in report.notes)
+
+
+def test_a_run_killed_between_its_last_two_steps(files, monkeypatch):
+    """The store has its name, the manifest not yet."""
+    archive(files)
+    os.replace(files / "out.zarr.manifest", files / "out.zarr.part.manifest")
+    computed = []
+    counted(monkeypatch, RadarJob, computed)
+    archive(files)
+    assert not computed and (files / "out.zarr.manifest").exists() and not (files / "out.zarr.part.manifest").exists()
+
+
+def test_half_a_line_of_the_manifest_is_a_piece_to_compute(files):
+    archive(files)
+    manifest = files / "out.zarr.manifest"
+    manifest.write_text(manifest.read_text()[:-9])
+    report = archive(files)
+    assert any("1 computed by" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_files_of_tomorrow_are_appended(files, monkeypatch, first):
+    archive(files, target="whole.zarr")
+    names = [f"{number}.nc" for number in range(6)]
+    archive(files, names[:first], append=True)
+    assert stored(files / "out.zarr").sizes["time"] < stored(files / "whole.zarr").sizes["time"]
+    computed = []
+    counted(monkeypatch, RadarJob, computed)
+    archive(files, names, append=True)
+    assert same(stored(files / "out.zarr"), stored(files / "whole.zarr"))
+    assert len(computed) == {1: 5, 3: 3, 5: 3}[first]  # with the last piece of before, where no gap follows
+    with xr.open_zarr(files / "out.zarr", consolidated=True) as dataset:
+        assert dataset.sizes["time"] == 21
+
+
+def test_an_append_that_is_killed_goes_on(files, monkeypatch):
+    names = [f"{number}.nc" for number in range(6)]
+    archive(files, names, target="whole.zarr")
+    archive(files, names[:3])
+    known, computed = workers.make, []
+
+    def make(request, store, piece):
+        if len(computed) == 1 and len(computed) == stop:
+            raise KeyboardInterrupt
+        computed.append(piece)
+        return known(request, store, piece)
+
+    stop = 1
+    with monkeypatch.context() as context:
+        context.setattr(workers, "make", make)
+        with pytest.raises(KeyboardInterrupt):
+            archive(files, names, append=True)
+        part = stored(files / "out.zarr").reflectivity
+        assert part.sizes["time"] == 21 and np.isnan(part[-1]).all() and np.isfinite(part[0]).all()
+        stop = None
+        archive(files, names, append=True)
+    assert len(computed) == len(set(computed)) and same(stored(files / "out.zarr"), stored(files / "whole.zarr"))
+
+
+def test_what_cannot_be_appended_is_refused(files):
+    names = [f"{number}.nc" for number in range(6)]
+    archive(files, names[1:4])
+    for source, options, sentence in (
+        (names, {}, "the files that are new do not come after those"),
+        (names[2:], {}, "or of files that have changed or are not among these"),
+        (names[1:], {"options": {"time_factor": 4}}, "was made with other options"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            archive(files, source, append=True, **options)
+    os.utime(files / "in" / "2.nc", (1, 1))
+    with pytest.raises(ValueError, match="files that have changed"):
+        archive(files, names[1:], append=True)
+    (files / "out.zarr.manifest").unlink()
+    with pytest.raises(ValueError, match="it has no manifest"):
+        archive(files, names[1:], append=True)
+
+
+def test_an_unfinished_store_of_other_options_is_not_touched(files, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(workers, "make", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            archive(files)
+    with pytest.raises(ValueError, match=r"out\.zarr\.part is unfinished and of other files or options"):
+        archive(files, options={"time_factor": 4})
+    (files / "out.zarr.part.manifest").unlink()
+    archive(files, options={"time_factor": 4})  # of nothing that was done
+    assert stored(files / "out.zarr").attrs["fastds_time_factor"] == 4
+
+
+def test_another_request_replaces_a_store_at_its_end(files):
+    archive(files)
+    archive(files, options={"time_factor": 4})
+    assert stored(files / "out.zarr").sizes["time"] == 39
+    assert Manifest(files / "out.zarr").told["options"] == {"time_factor": 4}
+
+
+def test_a_file_that_cannot_be_read_ends_the_run_or_is_left_out(files, event):  # noqa: F811
+    whole = (files / "in" / "2.nc").read_bytes()
+    (files / "in" / "2.nc").write_bytes(whole[: len(whole) // 2])
+    other = event.isel(time=slice(4, 6), x=slice(0, 30))
+    save_dataset(other.assign_coords(time=other.time + np.timedelta64(1, "D")), files / "in" / "9.nc")
+    with pytest.raises((ValueError, OSError), match=r"2\.nc"):
+        archive(files)
+    report = archive(files, keep_going=True)
+    assert sum("2.nc" in note or "9.nc" in note for note in report.notes) == 2
+    expected = fastds.downscale(files / "w.safetensors", event.isel(time=[0, 1, 2, 3, *range(6, 12)]), threads=1)
+    assert stored(files / "out.zarr").drop_attrs().equals(expected.drop_attrs())
+
+
+def test_a_piece_that_fails_ends_the_run_or_is_left_out(files, event):  # noqa: F811
+    """More than half of the values of four times are impossible."""
+    for number in (3, 4):
+        bad = event.isel(time=slice(2 * number, 2 * number + 2)).copy(deep=True)
+        bad["reflectivity"][:, :28] = 300.0
+        save_dataset(bad, files / "in" / f"{number}.nc")
+    with pytest.raises(ValueError, match=r"2024-06-01T13:10.* to 2024-06-01T13:.*: .*reflectivity"):
+        archive(files)
+    with pytest.warns(UserWarning, match="reflectivity"):  # of a field that the piece behind it reads
+        report = archive(files, keep_going=True)
+    found = stored(files / "out.zarr").reflectivity
+    empty = np.isnan(found).all(("y", "x"))
+    assert empty.values.nonzero()[0].tolist() == list(range(11, 19))
+    assert sum("reflectivity" in note and "2024-06-01T13:10" in note for note in report.notes) == 1
+    report = archive(files, keep_going=True)  # tries again what failed
+    assert any("1 computed by 1 process, 4 were there" in note for note in report.notes)
+
+
+def test_warnings_of_pieces_are_told_once(files, recwarn):
+    weights = radar_model()
+    weights.card.cadence_s = (3000.0, 6000.0)
+    models.save(weights, files / "w.safetensors")
+    archive(files)
+    words = [str(warning.message) for warning in recwarn if "cadence" in str(warning.message)]
+    assert len(words) == 1
+
+
+def test_integers_where_the_input_has_packed_ones(files, event):  # noqa: F811
+    packed = event.copy()
+    packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
+    save_dataset(packed, files / "packed.nc")
+    archive(files, "packed.nc", dtype="input")
+    archive(files, "packed.nc", target="float.zarr")
+    found, plain = stored(files / "out.zarr").reflectivity, stored(files / "float.zarr").reflectivity
+    assert found.encoding["dtype"] == np.int32 and found.encoding["scale_factor"] == 0.0625
+    assert float(abs(found - plain).max()) <= 0.0313 and ((plain == -32) == (found == -32)).all()
+
+
+CASES = {
+    "fields": (field_model, lambda: fields(TEMPERATURE, 10), ["--scale", "2"], "t"),
+    "humidity": (generator, lambda: fields(HUMIDITY, 20), ["--members", "2"], "r"),
+}
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_the_command_takes_fields_and_ensembles(tmp_path, task, capsys):
+    make, data_of, words, name = CASES[task]
+    data = data_of()
+    for number in range(2):
+        half = slice(number * len(data.time) // 2, (number + 1) * len(data.time) // 2)
+        save_dataset(data.isel(time=half), tmp_path / f"{number}.nc")
+    models.save(make(), tmp_path / "w.safetensors")
+    words = [f"{tmp_path}/?.nc", "--model", str(tmp_path / "w.safetensors"), "--dtype", "float32", *words]
+    for target, more in (("made.nc", []), ("b.zarr", ["--workers", "1"])):
+        assert main(["downscale", words[0], str(tmp_path / target), *words[1:], *more]) == 0
+    assert "computed by 1 process" in capsys.readouterr().out
+    with xr.open_dataset(tmp_path / "made.nc", engine="h5netcdf") as expected:
+        found = stored(tmp_path / "b.zarr")
+        assert found[name].dims == expected[name].dims and np.array_equal(found[name], expected[name])
+
+
+def test_hindcasts_are_an_archive(files, tmp_path, capsys):
+    models.save(nowcaster(), tmp_path / "n.safetensors")
+    words = ["--model", str(tmp_path / "n.safetensors"), "--steps", "2", "--coarsen", "1", "--interval", "10min"]
+    words += ["--every", "10min", "--dtype", "float32"]
+    for target, more in (("a.nc", []), ("b.zarr", ["--append"])):
+        assert main(["nowcast", f"{files}/in/*.nc", str(files / target), *words, *more]) == 0
+    with xr.open_dataset(files / "a.nc", engine="h5netcdf") as expected:
+        found = stored(files / "b.zarr")
+        assert np.array_equal(found.rainfall_rate, expected.rainfall_rate, equal_nan=True)
+        assert found.forecast_reference_time.equals(expected.forecast_reference_time)
+    assert (
+        main(
+            [
+                "nowcast",
+                f"{files}/in/*.nc",
+                f"{files}/c.zarr",
+                *words[:8],
+                "--start",
+                "2024-06-01T12:50",
+                "--workers",
+                "1",
+            ]
+        )
+        == 2
+    )
+    assert "an archive has several times or forecasts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["o.nc", "--workers", "2"], "the output of an archive is a Zarr store, whose name ends in .zarr, got"),
+        (["o.zarr", "--workers", "0"], "--workers must be a whole number from 1 to"),
+        (["o.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "give one of the options --workers and --scheduler"),
+        (["o.zarr", "--append", "--report", "r.html"], "--report is for results that are made at once"),
+    ],
+)
+def test_options_that_do_not_go_together(files, words, sentence, capsys):
+    target, *options = words
+    model = ["--model", str(files / "w.safetensors")]
+    options = [str(files / "r.html") if word == "r.html" else word for word in options]
+    assert main(["downscale", f"{files}/in", str(files / target), *model, *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(files.glob("o.*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
+def test_two_workers_killed_and_started_again_give_the_same_bits(files):
+    """kill -9 as soon as a piece is done; then to the end, with nothing computed twice."""
+    pytest.importorskip("distributed", reason="several workers need the package distributed")
+    archive(files, target="whole.zarr")
+    command = [sys.executable, "-m", "fastds", "downscale", str(files / "in"), str(files / "out.zarr")]
+    command += ["--model", str(files / "w.safetensors"), "--dtype", "float32", "--workers", "2"]
+    manifest = files / "out.zarr.part.manifest"
+
+    def lines():
+        return manifest.read_text().splitlines() if manifest.exists() else []
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    while first.poll() is None and len(lines()) < 2:
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    done = sum("piece" in json.loads(line) for line in lines())
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    left = done if done else 5  # the run may have been over before the kill
+    assert "by 2 workers of at most" in second.stdout or left == 5
+    assert same(stored(files / "out.zarr"), stored(files / "whole.zarr"))
+    entries = [json.loads(line) for line in (files / "out.zarr.manifest").read_text().splitlines()]
+    assert len([e for e in entries if "piece" in e]) == 3 + 2 * (pieces.MOST_STEPS > 0)

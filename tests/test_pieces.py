@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs in pieces: lazy results have the bits of those made at once, and nothing is computed before it is asked for."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, nowcaster, radar_model
+
+import fastds
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.data.radar.reflectivity import reflectivity_to_rate
+from fastds.tasks.common import pieces
+from fastds.tasks.fields.job import FieldsJob
+from fastds.tasks.humidity.job import HumidityJob
+from fastds.tasks.nowcast.job import prepare
+from fastds.tasks.radar.job import RadarJob
+
+pytest.importorskip("dask", reason="lazy results need dask")
+
+
+@pytest.fixture(scope="module")
+def event():
+    """13 coarse fields with a gap, so that there are segments of 6 and 5 fields, and one by itself."""
+    coarse = coarsen_dataset(synthetic_event(5, 30, (64, 64))[["reflectivity", "crs"]])
+    return coarse.isel(time=[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13])
+
+
+def rates(event):
+    attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}
+    return event.assign(rain=(event.reflectivity.dims, reflectivity_to_rate(event.reflectivity.values), attrs))
+
+
+def amounts(event):
+    """Hourly numbers would do as well: what falls in the ten minutes before each time."""
+    attrs = {"standard_name": "rainfall_amount", "units": "mm", "cell_methods": "time: sum (interval: 10 min)"}
+    rain = reflectivity_to_rate(event.reflectivity.values) / 6
+    return event.isel(time=slice(0, 6)).assign(rain=(event.reflectivity.dims, rain[:6], attrs))
+
+
+def fields(variable, steps):
+    one = gridded(variable)
+    parts = [one.assign_coords(time=one.time + np.timedelta64(6 * k, "h")) for k in range(steps // 2)]
+    return xr.concat([part + k for k, part in enumerate(parts)], "time", combine_attrs="override").map(
+        lambda field: field.assign_attrs(one[field.name].attrs), keep_attrs=True
+    )
+
+
+def counted(monkeypatch, job, computed):
+    """Let a kind of job append to a list what it computes."""
+    known = job.compute
+    monkeypatch.setattr(job, "compute", lambda self, piece: computed.append(piece) or known(self, piece))
+
+
+CASES = {
+    "reflectivity": lambda event: (radar_model(), event, {}),
+    "four times": lambda event: (radar_model(), event, {"time_factor": 4}),
+    "rate": lambda event: (radar_model(), rates(event), {"var": "rain"}),
+    "amount": lambda event: (radar_model(), amounts(event), {"var": "rain"}),
+    "fields": lambda event: (field_model(), fields(TEMPERATURE, 10), {"scale": 2.5}),
+    "humidity": lambda event: (generator(), fields(HUMIDITY, 20), {"members": 2, "seed": 3}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the grid spacing:UserWarning", "ignore:the cadence:UserWarning")
+@pytest.mark.parametrize("case", CASES)
+def test_lazy_results_are_those_made_at_once(event, case, monkeypatch):
+    model, data, options = CASES[case](event)
+    expected = fastds.downscale(model, data, **options)
+    monkeypatch.setattr(pieces, "steps_at_once", lambda job: job.least)
+    computed = []
+    for job in (RadarJob, FieldsJob, HumidityJob):
+        known = job.compute
+        monkeypatch.setattr(
+            job, "compute", lambda self, piece, known=known: computed.append(piece) or known(self, piece)
+        )
+    found = fastds.downscale(model, data.chunk(time=3), **options)
+    assert not computed and pieces.is_lazy(found)
+    name = next(n for n, v in expected.data_vars.items() if v.ndim >= 3)
+    last = found[name].isel(time=-1).load()
+    assert len(computed) == 1 and np.array_equal(last, expected[name].isel(time=-1), equal_nan=True)
+    assert found.load().drop_attrs().identical(expected.drop_attrs()) and len(computed) > 2
+    stamped = {key: value for key, value in expected.attrs.items() if key != "history"}
+    assert {key: value for key, value in found.attrs.items() if key != "history"} == stamped
+
+
+@pytest.mark.filterwarnings("ignore:the grid spacing:UserWarning", "ignore:the interval:UserWarning")
+def test_lazy_forecasts_are_those_made_at_once(monkeypatch):
+    data = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
+    options = {"steps": 2, "every": "5min", "coarsen": 1, "interval": "5min"}
+    expected = fastds.nowcast(nowcaster(), data, **options)
+    monkeypatch.setattr(pieces, "steps_at_once", lambda job: 3)
+    found = fastds.nowcast(nowcaster(), data.chunk(time=1), **options)
+    assert pieces.is_lazy(found) and len(found.rainfall_rate.chunks[0]) == 4
+    assert found.load().drop_attrs().identical(expected.drop_attrs())
+    alone = fastds.nowcast(nowcaster(), data.chunk(time=1), steps=2, coarsen=1, interval="5min")
+    assert not pieces.is_lazy(alone)  # there is one forecast
+
+
+def test_a_file_of_lazy_fields_is_read_as_a_whole(event, tmp_path):
+    save_dataset(event, tmp_path / "a.nc")
+    save_dataset(event.assign_coords(time=event.time + np.timedelta64(1, "D")), tmp_path / "b.nc")
+    found = fastds.downscale("trilinear", [tmp_path / "a.nc", tmp_path / "b.nc"])
+    assert not pieces.is_lazy(found)
+
+
+def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
+    job = RadarJob(radar_model(), event)
+    found = job.pieces(4)
+    assert [piece.steps for piece in found] == [(0, 4), (4, 6), (6, 10), (10, 11), (11, 12)]
+    assert [piece.reads for piece in found] == [(0, 5), (3, 6), (6, 11), (9, 11), (11, 12)]
+    assert [piece.outputs for piece in found] == [(0, 8), (8, 11), (11, 19), (19, 20), (20, 21)]
+    line = prepare("persistence", synthetic_event(5, 12, (32, 32)), steps=2, every="5min").pieces(5)
+    assert [piece.outputs for piece in line] == [(0, 5), (5, 10), (10, 12)] and line[1].reads == (5, 10)
+
+
+def test_pieces_are_as_large_as_memory_and_workers_let_them(event):
+    job = RadarJob(radar_model(), event)
+    assert pieces.steps_at_once(job) == pieces.MOST_STEPS
+    assert pieces.steps_at_once(job, workers=2) == job.least  # 12 steps for 2 workers with 4 pieces each
+    job.variables = {"reflectivity": (("time", "y", "x"), (23, 2000, 2000))}
+    assert pieces.steps_at_once(job) == 4
