@@ -49,8 +49,8 @@ class FieldScores:
         """The scores over all fields, NaN where one is not defined.
 
         bias, mae, rmse: sum(w (p - t)) / sum(w) over all cells of all fields, of |p - t|, root of that of (p - t)^2, in
-        the unit of the fields;  correlation: weighted, over the cells of a field, mean over fields;  power: that of p at
-        wavelengths of FINE_BAND over that of t, both summed over fields, without weights, by DCT-II as in
+        the unit of the fields;  correlation: weighted, over the cells of a field, mean over fields;  power: that of p
+        at wavelengths of FINE_BAND over that of t, both summed over fields, without weights, by DCT-II as in
         spectral_ratio;  and of rain wet, sum(w [p >= wet]) / sum(w [t >= wet]), and rain, sum(w p) / sum(w t).
         """
         weight, error, absolute, square, p, t, p_wet, t_wet = self.sums
@@ -113,7 +113,7 @@ def _fine_power(prediction: Tensor, truth: Tensor) -> list[float]:
 
 
 def _ratio(a: float, b: float) -> float:
-    return a / b if b else math.nan
+    return float(a / b) if b else math.nan
 
 
 def _mean(values: list[float]) -> float:

@@ -58,6 +58,11 @@ class Job(Protocol):
         """What is done, for the user."""
 
 
+def outline(job: Job) -> xr.Dataset:
+    """The result with zeros, which take no memory, before anything is computed: its coordinates and attributes."""
+    return job.result({name: np.broadcast_to(np.float32(0), shape) for name, (_, shape) in job.variables.items()})
+
+
 def steps_at_once(job: Job) -> int:
     """How many steps a piece has where memory and overhead both stay small, a multiple of job.least."""
     bytes_a_step = sum(4 * math.prod(shape) / shape[dims.index(job.dim)] for dims, shape in job.variables.values())
