@@ -221,7 +221,7 @@ def test_times_that_only_one_has_are_left_out():
     truth = smooth(times=3)
     later = smooth(times=3).assign_coords(time=TIMES[1:4])
     table = fastds.evaluate(later, truth)
-    assert table.fields == 2 and "1 of 3 values of time of PRED are in no other file" in " ".join(table.sentences())
+    assert table.fields == 2 and "left out: 1 of 3 values of time of PRED, which not all" in " ".join(table.sentences())
     single = smooth(times=1).isel(time=0)  # times as a scalar, and no time at all
     assert fastds.evaluate(single, truth).rows["t"]["prediction"]["mae"] == 0
     assert fastds.evaluate(single.drop_vars("time"), single.drop_vars("time")).fields == 1
@@ -322,6 +322,21 @@ def test_an_input_of_another_place_is_refused():
         fastds.evaluate(truth.isel(time=[]).drop_vars("time"), truth.isel(time=[]).drop_vars("time"))
     with pytest.raises(ValueError, match="TRUTH has no field 'q' over its grid; it has t"):
         fastds.evaluate(truth.assign(q=truth.t), truth, var="q")
+
+
+def test_blocks_of_dask_are_computed_once_for_the_check_and_once_for_the_scores():
+    da = pytest.importorskip("dask.array")
+    truth, computed = smooth(times=4), []
+
+    def one(values):
+        computed.append(len(values))
+        return values + 1
+
+    values = da.from_array(truth.t.values, (2, -1, -1)).map_blocks(one, dtype="f4", meta=np.empty((0, 0, 0), "f4"))
+    made = truth.assign(t=(truth.t.dims, values, KELVIN))
+    table = fastds.evaluate(made, truth.isel(time=[1, 2, 3]))
+    assert table.rows["t"]["prediction"]["bias"] == pytest.approx(1, abs=1e-4) and table.fields == 3
+    assert len(computed) == 4
 
 
 # ---- which task it is

@@ -29,9 +29,14 @@ def on_grid(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, wha
         apart = bool(((steps != 1) & (steps != n - 1)).any())  # n - 1: over the seam of a globe
         if away > _NEAR or apart or int(index.min()) < 0 or int(index.max()) >= n:
             raise ValueError(f"the grids differ: {called} has {_span(kind, grid)}, {what} has {_span(kind, own)}")
-        places[name] = index.long().numpy()
+        places[name] = _slice(index.long().numpy())
     field = field.isel(places)
     return field.rename({a: b for a, b in zip(own.names, grid.names, strict=True) if a != b})
+
+
+def _slice(index: np.ndarray) -> slice | np.ndarray:
+    """Places that follow one another as a slice, which files and dask read faster."""
+    return slice(int(index[0]), int(index[-1]) + 1) if (np.diff(index) == 1).all() else index
 
 
 def _span(kind: str, grid: Geometry) -> str:
@@ -57,10 +62,10 @@ def same_places(
             continue
         lost = like.sizes[dim] - len(wanted)
         if lost:
-            notes.append(f"{lost} of {like.sizes[dim]} values of {dim} of {first} are in no other file, and left out")
+            notes.append(f"left out: {lost} of {like.sizes[dim]} values of {dim} of {first}, which not all files have")
         for what, field in out.items():
             if dim in field.coords:
-                out[what] = field.isel({dim: field.indexes[dim].get_indexer(wanted)})
+                out[what] = field.isel({dim: _slice(field.indexes[dim].get_indexer(wanted))})
     return out, notes
 
 

@@ -22,17 +22,31 @@ class Source:
     def __init__(self, field: xr.DataArray, what: str, names: tuple[str, str]):
         check_packing(field)
         self.field, self.what, self.names, self.limits = field, what, names, limits_of(field)
+        self._block: dict = {}
+        self._held = field
 
     def values(self, at: dict[str, int]) -> np.ndarray:
         """([M,] H, W) float32 at indices of the leading dimensions; what is implausible is NaN."""
-        part = self.field.isel(at).transpose(..., *self.names)
+        part = self._read(at).transpose(..., *self.names)
         return within(without_missing(part.values, part.attrs), self.limits)
+
+    def _read(self, at: dict[str, int]) -> xr.DataArray:
+        """The field at indices; where dask has it, all fields of a block are computed at once and kept for the next."""
+        if self.field.chunks is None:
+            return self.field.isel(at)
+        block = {dim: _chunk(self.field.chunksizes[dim], k) for dim, k in at.items()}
+        if block != self._block:
+            self._block, self._held = (
+                block,
+                self.field.isel({dim: slice(*ends) for dim, ends in block.items()}).compute(),
+            )
+        return self._held.isel({dim: k - block[dim][0] for dim, k in at.items()})
 
     def check(self) -> None:
         """See Pairs.check."""
         lead = [dim for dim in self.field.dims if dim not in self.names]
         places = np.ndindex(*(self.field.sizes[dim] for dim in lead))
-        parts = (self.field.isel(dict(zip(lead, place, strict=True))) for place in places)
+        parts = (self._read(dict(zip(lead, place, strict=True))) for place in places)
         values = (without_missing(part.values, part.attrs) for part in parts)
         name = f"{self.field.name} of {self.what}"
         form = {"codes": stored_as_codes(self.field), "all_missing": f"every value of variable {name} is missing"}
@@ -50,6 +64,13 @@ class Source:
         axes = {name: values.numpy() for name, values in zip(self.names, (grid.latitude, grid.longitude), strict=True)}
         attrs = {key: value for key, value in self.field.attrs.items() if key != "missing_value"}
         return Source(xr.DataArray(coarse, axes, (*lead, *self.names), self.field.name, attrs), what, self.names)
+
+
+def _chunk(sizes: Sequence[int], place: int) -> tuple[int, int]:
+    """First and behind the last place of the one of chunks of these sizes in which a place lies."""
+    ends = np.cumsum([0, *sizes])
+    number = int(np.searchsorted(ends, place, "right"))
+    return int(ends[number - 1]), int(ends[number])
 
 
 def _means(fine: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
