@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""evaluate and --truth for gridded fields and ensembles: numbers by hand and those of other code, in Python and by main()."""
+"""evaluate and --truth for gridded fields and ensembles: numbers by hand and of other code, in Python and by main()."""
 
 import csv
 import math
