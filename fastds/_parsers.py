@@ -14,7 +14,7 @@ def parser_of_all() -> ArgumentParser:
         ("downscale", _downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
         ("nowcast", _nowcast_parser, "forecast the next radar fields from the last ones"),
         ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
-        ("evaluate", _evaluate_parser, "compare a downscaled or nowcast file with the truth and the baselines"),
+        ("evaluate", _evaluate_parser, "compare downscaled fields, members or nowcasts with the truth"),
         ("check", _check_parser, "say what files are and what each command would do with them"),
         ("convert", _convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
         ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
@@ -71,7 +71,7 @@ def _downscale_parser() -> ArgumentParser:
     _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
-    parser.add_argument("--truth", metavar="FILE", help="fine radar fields to compare the result with: prints errors")
+    parser.add_argument("--truth", metavar="FILE", help="fine fields to compare the result with: prints the scores")
     _add_report(parser)
     return parser
 
@@ -125,13 +125,19 @@ def _query_parser() -> ArgumentParser:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = _plain_parser("Print the errors of PRED, downscaled fields or forecasts, and of every baseline.")
-    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts of fastds nowcast")
-    parser.add_argument("truth", metavar="TRUTH", help="fine file on the same grid and times, or the fields that came")
-    parser.add_argument(
-        "--input", metavar="FILE", help="the input of PRED; default: TRUTH averaged 2 x 2, for forecasts TRUTH"
+    parser = _plain_parser(
+        "Print the errors of PRED, downscaled fields, an ensemble (with a dimension realization) or forecasts, and of "
+        "the simple methods. Radar, gridded fields and forecasts are told by PRED."
     )
-    parser.add_argument("--var", help="variable to compare, where its attributes do not tell")
+    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts of fastds nowcast")
+    parser.add_argument("truth", metavar="TRUTH", help="fine file with the grid and times of PRED, or fields that came")
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        help="the input of PRED; default: of radar TRUTH averaged 2 x 2, of gridded fields TRUTH averaged by the "
+        "factor that PRED tells, of forecasts TRUTH",
+    )
+    parser.add_argument("--var", help="variable to compare; default: as attributes tell, or all gridded fields")
     _add_reading(parser)
     _add_z_r(parser)
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")

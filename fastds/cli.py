@@ -67,24 +67,26 @@ def _downscale(options) -> None:
     chosen = _given(options, _DOWNSCALE) | _law(options)
     task = downscaling_task(options.model, chosen)
     run = task_function(task, "downscale_file")
-    further = {*_READING, "truth"} if task == "radar" else set(_READING)
-    check_options(run, task, chosen | _given(options, ("truth",)), further)
+    check_options(run, task, chosen, set(_READING))
     if _archive(options):
         _compute_archive(task, options, chosen)
         return
     if task == "fields":
         # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
         _keep_freed_memory(False)
-    if options.truth:
-        from fastds.tasks.radar.evaluation import check_truth_file, evaluate_files
+    made = run(options.input, options.output, model=options.model, truth=options.truth, progress=True, **chosen)
+    print(made.summary())
+    _compare(options, task, report, _reading(options))
 
-        check_truth_file(options.truth, options.input, options.time_factor or 2, **_reading(options))
-    print(run(options.input, options.output, model=options.model, progress=True, **chosen).summary())
+
+def _compare(options, task: str, report: dict, read: dict) -> None:
+    """Print the errors of what was made, where the truth is known, and write the report. read: how files are read."""
+    from fastds.tasks.verbs import evaluate, task_function
+
     if options.truth:
-        files = options.output, options.truth
-        evaluate_files(*files, coarse=options.input, progress=True, **_reading(options), **report).print()
+        evaluate(options.output, options.truth, input=options.input, progress=True, **read, **report).print()
     elif report:
-        task_function(task, "report_files")(options.output, options.input, **_reading(options), **report)
+        task_function(task, "report_files")(options.output, options.input, **read, **report)
 
 
 def _nowcast(options) -> None:
@@ -101,16 +103,7 @@ def _nowcast(options) -> None:
         return
     made = nowcast_file(options.input, options.output, progress=True, **chosen)
     print(_with_options(made.summary(), set(options.keys())))
-    told = read | report
-    if options.truth:
-        from fastds.tasks.nowcast.evaluation import evaluate_files
-
-        files = options.output, options.truth
-        evaluate_files(*files, observed=options.input, progress=True, **told).print()
-    elif report:
-        from fastds.tasks.nowcast.report import report_files
-
-        report_files(options.output, options.input, **told)
+    _compare(options, "nowcast", report, read)
 
 
 _ARCHIVE = ("workers", "scheduler", "append", "keep_going")
@@ -145,17 +138,14 @@ def _query(options) -> None:
 
 def _evaluate(options) -> None:
     from fastds.tasks.common.inference import check_target
-    from fastds.tasks.nowcast.forecasts import is_forecast_file
-    from fastds.tasks.verbs import task_function
+    from fastds.tasks.verbs import evaluate
 
     files = options.prediction, options.truth
     if options.csv:
         for file in files:
             check_target(file, options.csv)
-    task, given = ("nowcast", "observed") if is_forecast_file(options.prediction) else ("radar", "coarse")
     report = _report(options, *files, options.input, options.csv)
-    chosen = {given: options.input, "progress": True} | _reading(options) | report
-    table = task_function(task, "evaluate_files")(*files, **chosen)
+    table = evaluate(*files, progress=True, **_given(options, ("input",)), **_reading(options), **report)
     table.print()
     if options.csv:
         table.to_csv(options.csv)

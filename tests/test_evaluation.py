@@ -12,13 +12,14 @@ from rich.console import Console
 from scipy.fft import dctn
 from scipy.ndimage import binary_erosion
 
+import fastds
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.metrics import EVALUATION_FLOORS
 from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
 from fastds.tasks.common.radar_files import differ
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.evaluation import evaluate, evaluate_files
+from fastds.tasks.radar.evaluation import evaluate
 from fastds.tasks.radar.methods import BASELINES
 
 
@@ -214,7 +215,7 @@ def test_files_that_do_not_fit_are_named(truth, coarse, change, sentence):
 def test_files_are_read(truth, coarse, tmp_path):
     for name, dataset in (("truth", truth), ("coarse", coarse)):
         save_dataset(dataset, tmp_path / f"{name}.nc")
-    table = evaluate_files(tmp_path / "truth.nc", tmp_path / "truth.nc", coarse=tmp_path / "coarse.nc")
+    table = fastds.evaluate(tmp_path / "truth.nc", tmp_path / "truth.nc", input=tmp_path / "coarse.nc")
     assert table.rows["prediction"]["mse_total_15"] == 0
 
 

@@ -58,7 +58,7 @@ def run(command, folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that commands name: IN.nc, TRUTH.nc, FOLDER of radar files, ERA5.nc, STATIONS.csv."""
+    """The files that commands name: IN.nc, TRUTH.nc, FOLDER of radar files, ERA5.nc, ERA5-FINE.nc, STATIONS.csv."""
     folder = tmp_path_factory.mktemp("readme")
     truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
     save_dataset(truth, folder / "TRUTH.nc")
@@ -66,16 +66,17 @@ def files(tmp_path_factory):
     (folder / "FOLDER").mkdir()
     save_dataset(synthetic_event(seed=1, frames=40, shape=(160, 160)), folder / "FOLDER" / "event1.nc")
     shutil.copy(folder / "FOLDER" / "event1.nc", folder / "FOLDER" / "event2.nc")
-    save_dataset(_fields(), folder / "ERA5.nc")
+    save_dataset(_fields(2.0), folder / "ERA5.nc")
+    save_dataset(_fields(1.0), folder / "ERA5-FINE.nc")
     (folder / "STATIONS.csv").write_text("name,lat,lon\nA,10.5,20.25\nB,-33.0,151.2\n")
     for name in ("bench", "tests"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
 
-def _fields():
-    """Smooth global fields with the names and units of ERA5 at 500 hPa, 2 degrees, 8 times."""
-    latitude, longitude = np.linspace(90, -90, 91), np.arange(-180, 180, 2.0)
+def _fields(step):
+    """Smooth global fields with the names and units of ERA5 at 500 hPa, so many degrees apart, 8 times."""
+    latitude, longitude = np.arange(90, -90 - step / 2, -step), np.arange(-180, 180, step)
     x, y = np.meshgrid(np.radians(longitude), np.radians(latitude))
     means = {"r": (50, 30, "%", "relative_humidity"), "t": (255, 10, "K", "air_temperature"),
              "u": (10, 15, "m s**-1", "eastward_wind"), "z": (54000, 1500, "m**2 s**-2", "geopotential")}  # fmt: skip

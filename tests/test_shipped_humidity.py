@@ -4,7 +4,6 @@
 import pytest
 
 pytest.importorskip("lightning", reason="the test regions are those of a training configuration")
-pytest.importorskip("scoringrules", reason="scores of ensembles belong to the verify extra")
 
 from fastds import models
 from fastds.data.samples.fields import HUMIDITY_RANGE

@@ -8,8 +8,8 @@ HIDDEN = """
 import sys
 
 EXTRAS = (
-    "lightning", "torchmetrics", "tensorboard", "cftime", "dask", "distributed", "zarr", "cfgrib", "eccodes", "pyproj", "scores",
-    "scoringrules", "onnx", "onnxscript", "onnxruntime", "openvino", "hypothesis", "pytest", "pysteps",
+    "lightning", "torchmetrics", "tensorboard", "cftime", "dask", "distributed", "zarr", "cfgrib", "eccodes", "pyproj",
+    "scores", "scoringrules", "onnx", "onnxscript", "onnxruntime", "openvino", "hypothesis", "pytest", "pysteps",
 )
 
 sys.modules.update(dict.fromkeys(EXTRAS))
@@ -33,3 +33,20 @@ print("end", len(dir(fastds)))
 """)
     assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
     assert "Help on package fastds:" in done.stdout and int(done.stdout.split()[-1]) > 15
+
+
+def test_scores_of_an_ensemble():
+    """CRPS, spread and ranks, as a table."""
+    done = run("""
+import numpy as np
+import xarray as xr
+import fastds
+
+axes = {"latitude": np.arange(40.0, 30, -1), "longitude": np.arange(12.0)}
+truth = xr.Dataset({"t": (("latitude", "longitude"), 280 + np.random.rand(10, 12), {"units": "K"})}, axes)
+members = xr.concat([truth - 1, truth + 1], "realization").assign_attrs(fastds_scale=2)
+members["t"].attrs = truth["t"].attrs
+fastds.evaluate(members, truth).print()
+""")
+    assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
+    assert "Ensemble of 2 members" in done.stdout and "lanczos" in done.stdout

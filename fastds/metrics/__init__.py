@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good a field is: squared errors, structure, hits, scales, correlations, ensembles, scores by lead."""
 
-from fastds.metrics.ensembles import crps, rank_histogram, spread_skill
+from fastds.metrics.ensembles import crps, rank_histogram, spread, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, error_sums, interior, mse_total, radar_errors, ssim
 from fastds.metrics.fields import detail_ratio, latitude_weights, power_spectrum, psnr, spectral_ratio
+from fastds.metrics.gridded import EnsembleScores, FieldScores
 from fastds.metrics.nowcasts import BALANCE_WEIGHTS, NowcastScores, mean_of_defined
 from fastds.metrics.sequences import daily_series, field_scores
 from fastds.metrics.skill import csi, fss
@@ -11,6 +12,8 @@ from fastds.metrics.skill import csi, fss
 __all__ = [
     "BALANCE_WEIGHTS",
     "EVALUATION_FLOORS",
+    "EnsembleScores",
+    "FieldScores",
     "NowcastScores",
     "crps",
     "csi",
@@ -28,6 +31,7 @@ __all__ = [
     "radar_errors",
     "rank_histogram",
     "spectral_ratio",
+    "spread",
     "spread_skill",
     "ssim",
 ]

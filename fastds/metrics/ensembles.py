@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of ensembles of fields."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,45 +12,64 @@ def _check(members: Tensor, truth: Tensor) -> None:
         )
 
 
-def crps(members: Tensor, truth: Tensor) -> float:
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
+    """sum(w x) / sum(w) over all points; weights: broadcastable to values, relative; None: all alike."""
+    if weights is None:
+        return float(values.double().mean())
+    weights = weights.double().expand(values.shape)
+    return float((weights * values.double()).sum() / weights.sum())
+
+
+def crps(members: Tensor, truth: Tensor, weights: Tensor | None = None) -> float:
     """Fair continuous ranked probability score, mean over all points, in the unit of the fields.
 
-    mean_m |x_m - y| - sum_{m,k} |x_m - x_k| / (2 M (M - 1)); compare with the MAE of the ensemble's mean.
+    mean_m |x_m - y| - sum_{m,k} |x_m - x_k| / (2 M (M - 1)); compare with the MAE of a single field.
 
     Args:
-        members: (M >= 2, ...). truth: (...).
+        members: (M >= 2, ...). truth: (...). weights: of the points, as in weighted_mean.
 
-    Source: Ferro 2014, equation 8; by scoringrules.
+    Source: Ferro 2014, equation 8.
     """
-    from scoringrules import crps_ensemble
-
     _check(members, truth)
-    observed, forecast = truth.double().numpy(), members.double().movedim(0, -1).numpy()
-    return float(np.mean(crps_ensemble(observed, forecast, estimator="fair", backend="numpy")))
+    m, x = len(members), members.double().sort(0).values
+    # Of sorted members: sum_{m,k} |x_m - x_k| = 2 sum_k (2 k - M - 1) x_k, k = 1 ... M.
+    place = torch.arange(1 - m, m, 2, dtype=torch.float64).reshape(-1, *[1] * truth.ndim)
+    difference = (place * x).sum(0) / (m * (m - 1))
+    return weighted_mean((x - truth.double()).abs().mean(0) - difference, weights)
 
 
-def spread_skill(members: Tensor, truth: Tensor) -> float:
+def spread(members: Tensor, weights: Tensor | None = None) -> float:
+    """Root of the mean variance of the members, variances with M - 1, in the unit of the fields.
+
+    Args: members: (M >= 2, ...). weights: of the points, as in weighted_mean.
+    """
+    return weighted_mean(members.double().var(0), weights) ** 0.5
+
+
+def spread_skill(members: Tensor, truth: Tensor, weights: Tensor | None = None) -> float:
     """Spread over error of the ensemble's mean; 1 for members and truth drawn from the same distribution.
 
-    sqrt(mean variance * (M + 1) / M) / sqrt(mean (mean_m x_m - y)^2), variances with M - 1.
+    sqrt(mean variance * (M + 1) / M) / sqrt(mean (mean_m x_m - y)^2), variances with M - 1; means over the points with
+    weights, as in weighted_mean.
 
     Source: Fortin et al. 2014, equation 15.
     """
     _check(members, truth)
     m = members.shape[0]
-    variance = members.double().var(0).mean() * (m + 1) / m
-    error = (members.double().mean(0) - truth.double()).square().mean()
-    return float((variance / error).sqrt())
+    error = weighted_mean((members.double().mean(0) - truth.double()).square(), weights)
+    return ((m + 1) / m / error) ** 0.5 * spread(members, weights) if error > 0 else float("nan")
 
 
-def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0) -> list[float]:
+def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0, weights: Tensor | None = None) -> list[float]:
     """Share of points where the truth has rank 0 .. M among the members; flat (1 / (M + 1)) for a reliable ensemble.
 
-    Ties are broken at random with `seed`. Source: Hamill 2001.
+    Ties are broken at random with `seed`. weights: of the points, as in weighted_mean. Source: Hamill 2001.
     """
     _check(members, truth)
     below, equal = (members < truth).sum(0), (members == truth).sum(0)
     draw = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ranks = below + (draw * (equal + 1)).floor().long()
-    counts = torch.bincount(ranks.flatten(), minlength=members.shape[0] + 1).double()
+    weights = torch.ones((), dtype=torch.float64) if weights is None else weights.double()
+    weights = weights.expand(truth.shape).flatten()
+    counts = torch.bincount(ranks.flatten(), weights, minlength=members.shape[0] + 1)
     return (counts / counts.sum()).tolist()

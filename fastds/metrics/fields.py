@@ -91,13 +91,18 @@ def spectral_ratio(
         )
     missing = torch.isnan(truth)
     power = [_power(torch.where(missing, floor, z).clamp(min=floor)) for z in (prediction, truth)]
-    k = _wavenumbers(truth.shape)
     ratios = {}
-    for shortest, longest in bands:
-        inside = (k > 1.0 / longest) & (k <= 1.0 / shortest)
+    for band in bands:
+        inside = _inside(truth.shape, band)
         below = power[1][inside].sum()
-        ratios[(shortest, longest)] = float(power[0][inside].sum() / below) if below > 0 else float("nan")
+        ratios[band] = float(power[0][inside].sum() / below) if below > 0 else float("nan")
     return ratios
+
+
+def band_power(fields: Tensor, band: tuple[float, float]) -> float:
+    """Power of fields (..., H, W) without missing values at wavelengths of a band, (shortest, longest) in pixels, as in
+    spectral_ratio, summed over the leading dimensions; 0 where no mode lies in the band."""
+    return float(_power(fields)[_inside(fields.shape, band)].sum())
 
 
 def power_spectrum(fields: Tensor, floor: float = 15.0) -> tuple[np.ndarray, np.ndarray]:
@@ -124,6 +129,12 @@ def _power(fields: Tensor) -> np.ndarray:
     """Power (H, W) of the modes of fields (..., H, W), summed over the leading dimensions."""
     flat = fields.reshape(-1, *fields.shape[-2:]).double().numpy()
     return np.square(dctn(flat, axes=(-2, -1), norm="ortho")).sum(axis=0)
+
+
+def _inside(shape: Sequence[int], band: tuple[float, float]) -> np.ndarray:
+    """(H, W) bool: the modes whose wavelength, pixels, lies in the band (shortest, longest)."""
+    k = _wavenumbers(shape)
+    return (k > 1.0 / band[1]) & (k <= 1.0 / band[0])
 
 
 def _wavenumbers(shape: Sequence[int]) -> np.ndarray:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports: one HTML page that opens without a network, with what was run, scores, maps over time and curves.
 
-This package knows no task: fastds.tasks.radar.report and fastds.tasks.nowcast.report fill the pages.
+This package knows no task: the modules report of fastds.tasks.radar, nowcast and fields fill the pages.
 """
 
 from fastds.report.charts import Chart

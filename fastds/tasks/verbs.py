@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastds import models
+from fastds.data.grid.grids import latitude_longitude
+from fastds.data.grid.variables import is_dbz
 from fastds.data.reading import Data, Reading, are_paths, opened
+from fastds.tasks.fields.places import MEMBER
+from fastds.tasks.nowcast.forecasts import is_forecast
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from fastds.tasks.fields.scores import FieldTable
     from fastds.tasks.nowcast.scores import NowcastTable
     from fastds.tasks.radar.scores import EvaluationTable
 
@@ -25,8 +30,6 @@ if TYPE_CHECKING:
 DOWNSCALING = ("radar", "fields", "humidity")
 # Options that choose the task where no model does.
 _OF_FIELDS = ("scale", "grid", "like")
-# Methods that need no weights, of radar and of fields.
-WITHOUT_WEIGHTS = ("trilinear", "bicubic", "advection", "bilinear", "lanczos")
 READING = tuple(Reading.__annotations__)
 
 
@@ -109,30 +112,48 @@ def query(
         return run(model, dataset, points, **options)
 
 
-def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable | NowcastTable:
-    """Errors of downscaled radar fields or of nowcasts, and of the baselines, against the truth.
+def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable | FieldTable | NowcastTable:
+    """Errors of downscaled fields, ensembles or nowcasts, and of the simple methods, against the truth.
 
     Args:
-        prediction: what downscale or nowcast made, a Dataset or a file.
+        prediction: what downscale or nowcast made, or another method, a Dataset or a file; evaluating_task tells what
+            it is.
         truth: fine fields on the same grid and times; for nowcasts the fields that came.
-        options: input (a Dataset or a file): what the prediction was made of; default: of downscaled fields truth
-            averaged 2 x 2 at every second time, of nowcasts truth. The others are those of
-            fastds.tasks.radar.evaluation.evaluate or fastds.tasks.nowcast.evaluation.evaluate (var, z_r, progress;
-            report, an HTML page to write, and model, whose card it tells; baselines of nowcasts); missing, units, start
-            and stop of truth and input as in downscale.
+        options: input (a Dataset or a file): what the prediction was made of; default: of radar fields truth averaged
+            2 x 2 at every second time, of other fields truth as coarse as the attributes of the prediction tell, of
+            nowcasts truth. The others are those of fastds.tasks.radar.evaluation.evaluate (var, z_r, progress; report,
+            an HTML page to write, and model, whose card it tells), fastds.tasks.fields.evaluation.evaluate (the same
+            but z_r) or fastds.tasks.nowcast.evaluation.evaluate (and baselines); missing, units, start and stop of
+            truth and input as in downscale.
 
     Returns: a table with rows, print(), to_csv(path) and to_html(path).
 
     Raises: UnknownOptionError for another option; what those functions raise.
     """
-    from fastds.tasks.nowcast.forecasts import is_forecast
-
     given, reading = options.pop("input", None), _reading(options, *READING)
     with opened(prediction) as p, opened(truth, **reading) as t, opened(given, **reading) as source:
-        task, name = ("nowcast", "observed") if is_forecast(p) else ("radar", "coarse")
-        run = task_function(task, "evaluate")
+        task = evaluating_task(p, options.get("var"))
+        run, name = task_function(task, "evaluate"), "observed" if task == "nowcast" else "coarse"
         check_options(run, task, options, {"input", "model"}, {name})
         return run(p, t, **{name: source}, **options)
+
+
+def evaluating_task(prediction: xr.Dataset, var: str | None = None) -> str:
+    """The task that evaluates a prediction: "nowcast" forecasts by start and lead, "fields" ensembles; else what its
+    attribute fastds_task tells; else fields over latitude and longitude, but reflectivity, are "fields", all others
+    "radar". var: the variable that is meant."""
+    told = prediction.attrs.get("fastds_task")
+    if is_forecast(prediction):
+        return "nowcast"
+    if MEMBER in prediction.dims:
+        return "fields"
+    if told in DOWNSCALING:
+        return "radar" if told == "radar" else "fields"
+    fields = {name: field for name, field in prediction.data_vars.items() if field.ndim >= 2}
+    chosen = [fields[var]] if var in fields else list(fields.values())
+    latitudes = (latitude_longitude(field)[0] for field in chosen)
+    gridded = any(latitude is not None and latitude.ndim == 1 for latitude in latitudes)
+    return "fields" if gridded and not any(is_dbz(field.attrs.get("units")) for field in chosen) else "radar"
 
 
 def task_function(task: str, verb: str) -> Callable:
@@ -145,12 +166,20 @@ def downscaling_task(model: Model, options: Mapping) -> str:
     """The task that downscales with a model; where its card does not tell: fields with one of the options scale, grid
     and like, else radar. Raises ValueError for a nowcaster, and what fastds.models.load_card raises."""
     card = getattr(model, "card", None)
-    if not isinstance(model, nn.Module) and model is not None and model not in WITHOUT_WEIGHTS:
+    if not isinstance(model, nn.Module) and model is not None and model not in _without_weights():
         card = models.load_card(model)
     task = "" if card is None else card.task
     if task == "nowcast":
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
     return task or ("fields" if any(options.get(name) is not None for name in _OF_FIELDS) else "radar")
+
+
+def _without_weights() -> set[str]:
+    """Methods of radar and of fields that need no weights."""
+    from fastds.models.baselines.interpolation import METHODS
+    from fastds.tasks.radar.methods import BASELINES
+
+    return {*METHODS, *BASELINES}
 
 
 def check_options(

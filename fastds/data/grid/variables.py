@@ -157,10 +157,10 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
         raise ValueError(
             f"{len(right)} variables hold reflectivity: {_list(dataset, right)}; name one of them with the argument var"
         )
-    rain = [name for name in fields if _rain_kind(dataset[name])]
+    rain = [name for name in fields if rain_kind(dataset[name])]
     others = [name for name in fields if name not in rain and not _without_unit(dataset[name])]
     if len(rain) == 1 and (convert or not others):
-        return rain[0], _rain_kind(dataset[rain[0]]), [f"variable {rain[0]} was chosen: the only one of rain"]
+        return rain[0], rain_kind(dataset[rain[0]]), [f"variable {rain[0]} was chosen: the only one of rain"]
     raise ValueError(f"no variable of reflectivity was found; {_candidates_sentence(dataset)}")
 
 
@@ -174,13 +174,13 @@ def _kind_or_refuse(variable: xr.DataArray) -> str:
     units = variable.attrs.get("units")
     if is_dbz(units):
         return "reflectivity"
-    kind = _rain_kind(variable, named=True)
+    kind = rain_kind(variable, named=True)
     if kind is None:
         raise ValueError(_wrong_units(variable))
     return kind
 
 
-def _rain_kind(variable: xr.DataArray, named: bool = False) -> str | None:
+def rain_kind(variable: xr.DataArray, named: bool = False) -> str | None:
     """ "rate", "amount" or None; a rate with cell_methods "time: mean" is an amount over its interval. named: by the
     user, so that units of rain suffice, except m and m s-1, which are those of heights and winds."""
     rain = rain_units(variable.attrs.get("units"))
@@ -224,7 +224,7 @@ def _candidates_sentence(dataset: xr.Dataset) -> str:
     if not fields:
         return "the file holds no field over (time, y, x)"
     sentence = f"candidates: {_list(dataset, fields)}"
-    if any(_rain_kind(dataset[name]) for name in fields):
+    if any(rain_kind(dataset[name]) for name in fields):
         sentence += "; rain is converted by Z-R when it is named with the argument var"
     return sentence
 

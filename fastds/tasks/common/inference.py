@@ -163,6 +163,21 @@ def file_to_file(
     return report
 
 
+def check_truth_file(
+    truth: str | os.PathLike,
+    check: Callable[[xr.Dataset], None],
+    var: str | None = None,
+    **reading: Unpack[Reading],
+) -> None:
+    """Let check look at the file that a result will be compared with, before it is computed. A ValueError says that
+    it is of truth. var, reading: see fastds.data.opened, which raises, too."""
+    try:
+        with opened(truth, var, **reading) as dataset:
+            check(dataset)
+    except ValueError as error:
+        raise ValueError(f"truth: {error}") from error
+
+
 def read_as(dataset: xr.Dataset, always: bool = False) -> list[str]:
     """A note on raw or several files; always: on a single NetCDF file or Zarr store, too."""
     form, files = dataset.encoding.get("format", ""), dataset.encoding.get("files", 1)

@@ -59,6 +59,11 @@ class Job(Protocol):
         """What is done, for the user."""
 
 
+def outline(job: Job) -> xr.Dataset:
+    """The result with zeros, which take no memory, before anything is computed: its coordinates and attributes."""
+    return job.result({name: np.broadcast_to(np.float32(0), shape) for name, (_, shape) in job.variables.items()})
+
+
 def steps_at_once(job: Job, workers: int = 1) -> int:
     """How many steps a piece has where memory and overhead both stay small and every worker gets some, a multiple of
     job.least."""

@@ -1,18 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of arbitrary-scale networks and of interpolation on fields whose fine truth is known."""
+"""Errors of gridded fields, of arbitrary-scale networks and of interpolation where the fine truth is known."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from fastds.data.samples.degradation import area_mean
 from fastds.metrics import detail_ratio, psnr
-from fastds.models.baselines.interpolation import bilinear_at
+from fastds.models.baselines.interpolation import METHODS, bilinear_at
 from fastds.ops import GridSpec
+from fastds.tasks.common.tables import tracked
+from fastds.tasks.fields.pairs import TRUTH, Pairs
+from fastds.tasks.fields.scores import FieldTable, Scores
+
+
+def evaluate(
+    prediction: xr.Dataset,
+    truth: xr.Dataset,
+    *,
+    coarse: xr.Dataset | None = None,
+    var: str | None = None,
+    progress: bool = False,
+    report: str | os.PathLike | None = None,
+    model: str | os.PathLike | None = None,
+) -> FieldTable:
+    """Compare downscaled fields, or ensembles of them, and interpolation of the coarse fields with the truth.
+
+    Args:
+        prediction: fields (..., latitude, longitude), an ensemble with the dimension realization. truth: the same
+            variables on the same grid or a larger one; times and levels that both have are compared.
+        coarse: what was downscaled; None: truth averaged, or thinned, as the attributes of the prediction tell.
+        var: the only variable; None: all that all datasets have. progress: show a progress bar.
+        report: an HTML page to write, with the scores and maps. model: name or file of the weights whose card it tells;
+            None: as prediction names them.
+
+    Returns: the FieldTable, over the cells that are missing in no field of any row.
+
+    Raises: ValueError where grids, units, variables or times do not fit.
+    """
+    pairs = Pairs(prediction, truth, coarse, var)
+    pairs.check()
+    name = name_of(prediction, pairs)
+    page = None
+    if report is not None:
+        from fastds.tasks.fields.report import EvaluationReport
+
+        page = EvaluationReport(report, pairs, truth, coarse, name, model)
+    fields = {key: source.field for key, source in pairs.sources[TRUTH].items()}
+    sums = {key: Scores(field, pairs.grid.latitude, pairs.members, name) for key, field in fields.items()}
+    for pair in tracked(pairs, progress, "fields"):
+        sums[pair.name].add(pair)
+        if page is not None:
+            page.add(pair)
+    table = FieldTable(
+        rows={key: score.rows() for key, score in sums.items()},
+        units={key: str(field.attrs.get("units", "")) for key, field in fields.items()},
+        fields=sum(score.sums[name].fields for score in sums.values()),
+        cells=sum(score.seen for score in sums.values()),
+        left_out=sum(score.seen - score.sums[name].cells for score in sums.values()),
+        shape=(pairs.grid.latitude.numel(), pairs.grid.longitude.numel()),
+        members=pairs.members,
+        ranks={key: score.ensemble.rank_histogram() for key, score in sums.items() if pairs.members > 1},
+        notes=tuple(pairs.notes),
+    )
+    if page is not None:
+        page.write(table)
+    return table
+
+
+def check_truth(truth: xr.Dataset, output: xr.Dataset, coarse: xr.Dataset) -> None:
+    """What would make evaluate fail after coarse has been downscaled; truth is read once for it.
+
+    output: a dataset with the coordinates and attributes of the result. Raises: ValueError where truth has another
+    grid, other units or no common variable or time, or is not plausible."""
+    Pairs(output, truth, coarse, None, "the output").check(quietly=True, only=[TRUTH])
+
+
+def name_of(prediction: xr.Dataset, pairs: Pairs) -> str:
+    """What the rows of the prediction are called."""
+    name = str(prediction.attrs.get("fastds_model", "prediction"))
+    name = f"{name} (PRED)" if name in METHODS else name
+    return f"{name}, mean" if pairs.members > 1 else name
 
 
 def coarse_and_fine(truth: Tensor, scale: float | tuple[float, float]) -> tuple[Tensor, Tensor]:

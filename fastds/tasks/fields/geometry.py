@@ -46,6 +46,12 @@ class Geometry:
         """Outer rows are the poles: a grid of points, not of cells."""
         return bool((self.latitude[[0, -1]].abs() > 90 - 1e-6).all())
 
+    def positions(self, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns, fractions between, of coordinates; longitudes in either convention."""
+        middle = (self.longitude[0] + self.longitude[-1]) / 2
+        near = middle + torch.remainder(longitude - middle + 180, FULL_CIRCLE) - 180
+        return (latitude - self.latitude[0]) / self.steps[0], (near - self.longitude[0]) / self.steps[1]
+
 
 def geometry(dataset: xr.Dataset) -> Geometry:
     """The grid of a dataset with one latitude and one longitude coordinate.

@@ -94,9 +94,18 @@ class FieldsJob:
         for d in method.lead:
             if d in given.coords:
                 result[d] = given[d]
-        result = result.assign_coords(scalar_coordinates(given[method.names[0]]))
+        result = result.assign_coords(scalar_coordinates(given[method.names[0]])).assign_attrs(self._settings())
         said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
         return add_history(result, "; ".join(filter(None, (said, method.origin))))
+
+    def _settings(self) -> dict:
+        """Attributes that say how the file was made; the factor is a number, or one for rows and one for columns."""
+        rows, columns = self.method.factor(*self.target)
+        settings = {"fastds_task": "fields", "fastds_model": self.method.name}
+        card = getattr(self.method.model, "card", None)
+        if card is not None and card.licence:
+            settings["fastds_model_licence"] = card.licence
+        return settings | {"fastds_scale": rows if abs(rows - columns) < 1e-9 * rows else [rows, columns]}
 
     def report(self) -> Report:
         """See Job."""

@@ -29,7 +29,7 @@ from fastds.models.inr.bands import Encoded
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index, from_latlon
 from fastds.tasks.common.inference import check_static, loaded
-from fastds.tasks.fields.geometry import FULL_CIRCLE, Geometry
+from fastds.tasks.fields.geometry import Geometry
 
 DEFAULT_MODEL, FALLBACK = "inr-small", "bicubic"
 WINDOW_QUERIES = 1 << 20  # fine pixels decoded at once; the result does not depend on it
@@ -83,13 +83,6 @@ class Fields:
             abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.most
             for s, t in zip(self.grid.steps, (latitude, longitude), strict=True)
         )
-
-    def positions(self, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns, fractions between, of coordinates; longitudes in either convention."""
-        middle = (self.grid.longitude[0] + self.grid.longitude[-1]) / 2
-        near = middle + torch.remainder(longitude - middle + 180, FULL_CIRCLE) - 180
-        steps = self.grid.steps
-        return (latitude - self.grid.latitude[0]) / steps[0], (near - self.grid.longitude[0]) / steps[1]
 
     def _places(self) -> Iterator[dict]:
         for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
@@ -159,7 +152,7 @@ class FieldModel(Fields):
         """(1, C, H, W) at a grid of coordinates, decoded in windows of rows into one (H', W') array per variable."""
         factor = self.factor(latitude, longitude)
         encoded = self.encode(x, factor)
-        u, v = self.positions(latitude, longitude)
+        u, v = self.grid.positions(latitude, longitude)
         rows = max(1, WINDOW_QUERIES // v.numel())
         for first in range(0, u.numel(), rows):
             part = torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2)
@@ -180,15 +173,13 @@ class Interpolation(Fields):
     """
 
     def __init__(self, method: str, dataset: xr.Dataset, grid: Geometry):
-        names = [n for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"]
+        names = names_of_fields(dataset, grid)
         if not names:
             raise ValueError(f"there is no field over {' and '.join(grid.names)}")
         names = [n for n in names if set(dataset[n].dims) == set(dataset[names[0]].dims)]
         for n in names:
             check_packing(dataset[n])
-        attrs = [dataset[n].attrs for n in names]
-        limits = [plausible_range(a.get("standard_name"), a["units"]) if "units" in a else None for a in attrs]
-        super().__init__(dataset, grid, names, limits)
+        super().__init__(dataset, grid, names, [limits_of(dataset[n]) for n in names])
         self.name = method
 
     def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
@@ -197,7 +188,11 @@ class Interpolation(Fields):
         ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
         sides = self.grid.latitude, self.grid.longitude
         from_latlon(ends[:, 0], ends[:, 1], *sides, periodic_x=self.grid.periodic, outside="error")
-        u, v = self.positions(latitude, longitude)
+        self.extended_onto(x, latitude, longitude, out)
+
+    def extended_onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
+        """As onto; places outside have the values of the border."""
+        u, v = self.grid.positions(latitude, longitude)
         rows = weights_at(u.numpy(), x.shape[2], self.name)
         columns = weights_at(v.numpy(), x.shape[3], self.name, periodic=self.grid.periodic)
         for channel, values in enumerate(out):
@@ -209,6 +204,17 @@ class Interpolation(Fields):
     def _is_humidity(self, channel: int) -> bool:
         attrs = self.dataset[self.names[channel]].attrs
         return attrs.get("standard_name") == "relative_humidity" and same_units(attrs.get("units"), "%")
+
+
+def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
+    """Its variables of numbers on the grid."""
+    return [n for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"]
+
+
+def limits_of(field: xr.DataArray) -> tuple[float, float] | None:
+    """The plausible range of a variable by its attributes, None where they do not tell."""
+    units = field.attrs.get("units")
+    return None if units is None else plausible_range(field.attrs.get("standard_name"), units)
 
 
 def pick_method(

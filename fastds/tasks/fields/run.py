@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Unpack
@@ -17,12 +18,14 @@ from fastds.ops.impl.inr_query.points import from_latlon
 from fastds.tasks.common.inference import (
     Report,
     check_target,
+    check_truth_file,
     computing,
     file_to_file,
     loaded,
 )
-from fastds.tasks.common.pieces import is_lazy, lazy
+from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.common.tables import write_csv
+from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import DEFAULT_MODEL, FieldModel, pick_method
@@ -69,18 +72,22 @@ def downscale_file(
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     progress: bool = False,
+    truth: str | os.PathLike | None = None,
     dtype: str = "input",
     **reading: Unpack[Reading],
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
 
-    Fine variables above 256 MB wait in unnamed files beside the target. reading: see fastds.data.reading.
-    dtype: of the fields in target, "input" (integers where the input has packed ones) or
-    "float32"."""
+    Fine variables above 256 MB wait in unnamed files beside the target. truth: the file that the result will be
+    compared with; whether it fits is checked before it is computed. reading: see fastds.data.reading. dtype: of the
+    fields in target, "input" (integers where the input has packed ones) or "float32"."""
     chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "threads": threads, "progress": progress}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
-        return _run(model, dataset, folder=folder, **chosen)
+        def check(output: xr.Dataset) -> None:
+            check_truth_file(truth, functools.partial(check_truth, output=output, coarse=dataset), **reading)
+
+        return _run(model, dataset, folder=folder, check=None if truth is None else check, **chosen)
 
     return file_to_file(source, target, make, dtype=dtype, **reading)
 
@@ -92,10 +99,12 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     return f"{', '.join(method.names)} at any scale"
 
 
-def _run(model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, progress=False, folder=None):
-    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory. Fields of dask
-    stay lazy."""
-    job = FieldsJob(model, dataset, scale=scale, grid=grid, like=like, static=static, threads=threads)
+def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
+    """The fine dataset and the report; options: of FieldsJob; folder: where large fields are kept in a file, None: in
+    memory; check: called with the result's outline before that is computed. Fields of dask stay lazy."""
+    job = FieldsJob(model, dataset, **options)
+    if check is not None:
+        check(outline(job))
     out = lazy(job) if folder is None and job.dim and is_lazy(dataset) else job.at_once(progress, folder)
     return out, job.report()
 

@@ -96,8 +96,11 @@ class HumidityJob:
         """Attributes that say how the file was made."""
         card = self.model.card
         settings = {
-            "fastds_model": card.name, "fastds_scale": self.model.config["scale"], "fastds_coarsening": card.coarsening,
+            "fastds_task": "humidity", "fastds_model": card.name, "fastds_scale": self.model.config["scale"],
+            "fastds_coarsening": card.coarsening,
         }  # fmt: skip
+        if card.licence:
+            settings["fastds_model_licence"] = card.licence
         if card.valid_range is not None:
             settings["fastds_valid_range"] = list(card.valid_range)
         if self.level is not None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Unpack
@@ -13,8 +14,9 @@ from torch import nn
 from fastds.data.reading import Reading
 from fastds.data.samples.fields import choose_field
 from fastds.models import load_card
-from fastds.tasks.common.inference import Report, file_to_file, loaded
-from fastds.tasks.common.pieces import is_lazy, lazy
+from fastds.tasks.common.inference import Report, check_truth_file, file_to_file, loaded
+from fastds.tasks.common.pieces import is_lazy, lazy, outline
+from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.humidity.job import HumidityJob, warn_of_level
 
 
@@ -65,16 +67,23 @@ def downscale_file(
     level: float | None = None,
     threads: int | None = None,
     progress: bool = False,
+    truth: str | os.PathLike | None = None,
     dtype: str = "input",
     **reading: Unpack[Reading],
 ) -> Report:
     """Downscale the file source into a NetCDF or Zarr file, arguments as in `downscale`; `target` appears only when it
-    is complete. reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has
-    packed ones) or "float32"."""
+    is complete. reading: see fastds.data.reading. truth: the file that the result will be compared with; whether it
+    fits is checked before it is computed. dtype: of the fields in target, "input" (integers where the input has packed
+    ones) or "float32"."""
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+        def check(output: xr.Dataset) -> None:
+            fits = functools.partial(check_truth, output=output, coarse=dataset)
+            check_truth_file(truth, fits, var, **reading)
+
         generator = loaded(model)
-        out = _run(generator, dataset, members, seed, var, level, threads, progress)
+        options = members, seed, var, level, threads, progress, None if truth is None else check
+        out = _run(generator, dataset, *options)
         return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
 
     return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
@@ -93,6 +102,9 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     return f"{field.name} at {card.space_factor} times the resolution"
 
 
-def _run(model, dataset, members, seed, var, level, threads, progress) -> xr.Dataset:
+def _run(model, dataset, members, seed, var, level, threads, progress, check=None) -> xr.Dataset:
+    """The fine dataset; check: called with its outline before it is computed."""
     job = HumidityJob(model, dataset, members=members, seed=seed, var=var, level=level, threads=threads)
+    if check is not None:
+        check(outline(job))
     return lazy(job) if is_lazy(dataset) else job.result(job.at_once(progress))

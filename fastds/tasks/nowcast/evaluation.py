@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
-from typing import Unpack
 
 import numpy as np
 import torch
@@ -17,11 +16,9 @@ from fastds.data import (
     RAIN_THRESHOLDS,
     ReflectivityInput,
     normalised_rates,
-    opened,
     to_reflectivity,
 )
 from fastds.data.grid.times import text_of
-from fastds.data.reading import Reading
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
 from fastds.tasks.common.radar_files import check_quietly, differ, open_reflectivity
@@ -32,28 +29,6 @@ from fastds.tasks.nowcast.scores import Comparison, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, coarse_fields
 
 _NAMES = ("the observed file", "TRUTH")
-
-
-def evaluate_files(
-    prediction: str | os.PathLike,
-    truth: str | os.PathLike,
-    *,
-    observed: str | os.PathLike | None = None,
-    var: str | None = None,
-    z_r: tuple[float, float] | None = None,
-    progress: bool = False,
-    report: str | os.PathLike | None = None,
-    model: str | os.PathLike | None = None,
-    **reading: Unpack[Reading],
-) -> NowcastTable:
-    """Compare the files prediction (forecasts) and truth (the fields that came), see `evaluate`.
-
-    observed: the file the forecasts were made from; None: truth. var, z_r, report, model: as in evaluate. progress:
-    show a progress bar. reading: of truth and observed, see fastds.data.reading.
-    Raises what open_dataset raises, too."""
-    chosen = {"var": var, "z_r": z_r, "progress": progress, "report": report, "model": model}
-    with opened(prediction) as p, opened(truth, var, **reading) as t, opened(observed, var, **reading) as o:
-        return evaluate(p, t, observed=o, **chosen)
 
 
 def evaluate(

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import datetime
-import os
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from fastds.data import ReflectivityInput, coarsen_grid, open_dataset, rate_to_reflectivity, reflectivity_to_rate
+from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
 from fastds.data.grid.grids import grid_mappings, scalar_coordinates
 from fastds.data.grid.times import fine_resolution, time_encoding, to_seconds
 from fastds.data.io.output import STALE_GLOBAL_ATTRIBUTES
@@ -101,12 +100,6 @@ def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -
 def is_forecast(dataset: xr.Dataset) -> bool:
     """Whether a dataset holds forecasts by their start and lead."""
     return REFERENCE in dataset.coords and PERIOD in dataset.coords
-
-
-def is_forecast_file(path: str | os.PathLike) -> bool:
-    """is_forecast of the file `path`; raises what open_dataset raises."""
-    with open_dataset(path) as dataset:
-        return is_forecast(dataset)
 
 
 class Forecasts:

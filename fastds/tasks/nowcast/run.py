@@ -12,13 +12,13 @@ from torch import nn
 
 from fastds.data import (
     ReflectivityInput,
-    opened,
     to_reflectivity,
 )
 from fastds.data.grid.times import text_of
 from fastds.tasks.common.inference import (
     Report,
     check_target,
+    check_truth_file,
     file_to_file,
 )
 from fastds.tasks.common.pieces import is_lazy, lazy
@@ -88,11 +88,10 @@ def nowcast_file(
     def check(*forecasts) -> None:
         from fastds.tasks.nowcast.evaluation import check_truth
 
-        try:
-            with opened(truth, chosen.var, missing=missing, units=units) as file:
-                check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r)
-        except ValueError as error:
-            raise ValueError(f"truth: {error}") from error
+        def fits(file: xr.Dataset) -> None:
+            check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r)
+
+        check_truth_file(truth, fits, chosen.var, missing=missing, units=units)
 
     def draw(dataset: xr.Dataset, out: xr.Dataset) -> str:
         from fastds.tasks.nowcast.picture import write_picture

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import os
-from typing import Unpack
 
 import xarray as xr
 
-from fastds.data import ReflectivityInput, opened, refine_grid, refine_time, to_reflectivity
-from fastds.data.reading import Reading
+from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
 from fastds.tasks.common.radar_files import check_quietly, differ
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.radar import scores
@@ -18,46 +16,6 @@ from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
 _NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: python -m pip install torchmetrics scores"
-
-
-def evaluate_files(
-    prediction: str | os.PathLike,
-    truth: str | os.PathLike,
-    *,
-    coarse: str | os.PathLike | None = None,
-    var: str | None = None,
-    z_r: tuple[float, float] | None = None,
-    progress: bool = False,
-    report: str | os.PathLike | None = None,
-    model: str | os.PathLike | None = None,
-    **reading: Unpack[Reading],
-) -> EvaluationTable:
-    """Compare the files prediction and truth, see `evaluate`.
-
-    coarse: the file that was downscaled; None: truth averaged 2 x 2 at every second time. var, z_r, report, model: as
-    in evaluate. progress: show a progress bar. reading: of truth and coarse, see fastds.data.reading.
-    Raises what open_dataset raises, too."""
-    chosen = {"var": var, "z_r": z_r, "progress": progress, "report": report, "model": model}
-    with opened(prediction) as p, opened(truth, var, **reading) as t, opened(coarse, var, **reading) as c:
-        return evaluate(p, t, coarse=c, **chosen)
-
-
-def check_truth_file(
-    truth: str | os.PathLike,
-    coarse: str | os.PathLike,
-    time_factor: int = 2,
-    *,
-    var: str | None = None,
-    z_r: tuple[float, float] | None = None,
-    **reading: Unpack[Reading],
-) -> None:
-    """check_truth of files; an error says that it is of truth."""
-    with opened(coarse, var, **reading) as c, opened(truth, var, **reading) as t:
-        source = to_reflectivity(c, var, z_r=z_r)
-        try:
-            check_truth(t, source, var=var, z_r=z_r, time_factor=time_factor)
-        except ValueError as error:
-            raise ValueError(f"truth: {error}") from error
 
 
 def check_truth(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Unpack
@@ -17,9 +18,11 @@ from fastds.data import (
 from fastds.data.reading import Reading
 from fastds.tasks.common.inference import (
     Report,
+    check_truth_file,
     file_to_file,
 )
 from fastds.tasks.common.pieces import is_lazy, lazy
+from fastds.tasks.radar.evaluation import check_truth
 from fastds.tasks.radar.job import RadarJob, warn_outside_card
 from fastds.tasks.radar.methods import pick_model
 
@@ -76,6 +79,7 @@ def downscale_file(
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
+    truth: str | os.PathLike | None = None,
     dtype: str = "input",
     **reading: Unpack[Reading],
 ) -> Report:
@@ -83,13 +87,18 @@ def downscale_file(
 
     model: None: the only shipped weights whose input variable has the standard name and units of the data. Fine fields
     above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
+    truth: the file that the result will be compared with; whether it fits is checked before it is computed.
     reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
     or "float32". Raises FileNotFoundError, ValueError."""
     options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
+        def check(source: ReflectivityInput) -> None:
+            fits = functools.partial(check_truth, source=source, var=var, z_r=z_r, time_factor=time_factor)
+            check_truth_file(truth, fits, var, **reading)
+
         chosen, note = pick_model(model)
-        out, report = _run(chosen, dataset, *options, folder=folder)
+        out, report = _run(chosen, dataset, *options, folder=folder, check=None if truth is None else check)
         report.notes.insert(0, note)
         return out, report
 
@@ -104,12 +113,14 @@ def plan(source: ReflectivityInput) -> str:
     return f"{source.source_name} to {frames} fields of {height} x {width}; {note}"
 
 
-def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder):
-    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory. Fields of dask
-    stay lazy."""
+def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder, check=None):
+    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory; check: called
+    with the field before anything is computed. Fields of dask stay lazy."""
     job = RadarJob(
         model, dataset, var=var, z_r=z_r, tile=tile, halo=halo, threads=threads, precision=precision,
         time_factor=time_factor, static=static,
     )  # fmt: skip
+    if check is not None:
+        check(job.source)
     out = lazy(job) if folder is None and is_lazy(dataset) else job.at_once(progress, folder)
     return out, job.report()

@@ -149,6 +149,7 @@ class TiledRun:
         """Attributes that say how the file was made."""
         settings = {
             "fastds_version": fastds.__version__,
+            "fastds_task": "radar",
             "fastds_model": self.card.name,
             "fastds_space_factor": self.scale,
             "fastds_time_factor": self.time_factor,

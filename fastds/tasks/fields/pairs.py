@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields of a prediction, of the truth and of the coarse input at the same places and times, read one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+
+from fastds.data.grid.variables import same_units
+from fastds.models.baselines.interpolation import METHODS
+from fastds.tasks.fields.geometry import Geometry, geometry
+from fastds.tasks.fields.methods import Interpolation, names_of_fields
+from fastds.tasks.fields.places import MEMBER, on_grid, same_places
+from fastds.tasks.fields.sources import Source, coarser
+
+TRUTH, COARSE = "TRUTH", "COARSE"
+
+
+@dataclasses.dataclass
+class Pair:
+    """A field of the variable `name` at the indices `at` of its leading dimensions, float32, NaN = missing.
+
+    truth (H, W); members (M, H, W), M = 1 where it is no ensemble; baselines: method -> (H, W); coarse: what these were
+    made of, (h, w), or None.
+    """
+
+    name: str
+    at: dict[str, int]
+    truth: np.ndarray
+    members: np.ndarray
+    baselines: dict[str, np.ndarray]
+    coarse: np.ndarray | None
+
+    @functools.cached_property
+    def valid(self) -> np.ndarray:
+        """(H, W): what is missing in no field."""
+        made = (~np.isnan(z) for z in (self.truth, *self.members, *self.baselines.values()))
+        return functools.reduce(np.logical_and, made)
+
+
+class Pairs:
+    """The fields that prediction and truth have in common, variable by variable.
+
+    Args:
+        prediction, truth, coarse: datasets; coarse None: truth made as coarse as the attribute fastds_scale of the
+            prediction tells, without it there are no baselines.
+        var: the only variable; None: all that prediction and truth have.
+        called: what the prediction is in errors.
+
+    Attributes: prediction; grid, its Geometry without rows and columns that no coarse cell is of; names of the
+        variables; members, their number, 1 where it is no ensemble; notes; sources: what -> variable -> Source, PRED,
+        TRUTH and, where there are baselines, COARSE.
+
+    Raises: ValueError for grids, units, variables or times that do not fit.
+    """
+
+    def __init__(
+        self,
+        prediction: xr.Dataset,
+        truth: xr.Dataset,
+        coarse: xr.Dataset | None,
+        var: str | None,
+        called: str = "PRED",
+    ):
+        self.prediction, self.called, self.notes = prediction, called, []
+        self.grid = _geometry(prediction, called)
+        given = {called: prediction, TRUTH: truth} | ({} if coarse is None else {COARSE: coarse})
+        grids = {what: _geometry(dataset, what) for what, dataset in given.items()}
+        self.names, others = _common_names(given, grids, var)
+        if others:
+            self.notes.append(f"not compared, as not all files have them: {', '.join(others)}")
+        made = {name: self._fields_of(name, given, grids) for name in self.names}
+        if coarse is None:
+            self._coarsen(made)
+        else:
+            self.coarse_grid = grids[COARSE]
+            _check_covers(self.coarse_grid, self.grid, called)
+        self.sources = {what: {name: made[name][what] for name in made} for what in next(iter(made.values()))}
+        self.members, *more = {source.field.sizes.get(MEMBER, 1) for source in self.sources[called].values()}
+        if more:
+            raise ValueError(f"variables of {called} have other numbers of members; name one with the argument var")
+        if not len(self):
+            raise ValueError(f"there is no field in {called}: a dimension of {self.names[0]} has length 0")
+        here, there = ((g.latitude.numel(), g.longitude.numel()) for g in (self.grid, grids[TRUTH]))
+        if here != there:
+            self.notes.append("{} x {} of the {} x {} points of TRUTH are compared".format(*here, *there))
+
+    def _fields_of(self, name: str, given: dict[str, xr.Dataset], grids: dict[str, Geometry]) -> dict[str, Source]:
+        """One variable of all datasets at the places and times that all have."""
+        fields = {what: dataset[name] for what, dataset in given.items()}
+        for what in given:
+            self._check_units(name, *(fields[w].attrs.get("units") for w in (self.called, what)), what)
+        fields[TRUTH] = on_grid(fields[TRUTH], grids[TRUTH], self.grid, self.called, TRUTH)
+        if COARSE in fields:
+            swap = dict(zip(grids[COARSE].names, self.grid.names, strict=True))
+            fields[COARSE] = fields[COARSE].rename({a: b for a, b in swap.items() if a != b})
+        fields, left_out = same_places(fields, self.grid.names)
+        self.notes += [note for note in left_out if note not in self.notes]
+        return {what: Source(field, what, self.grid.names) for what, field in fields.items()}
+
+    def _check_units(self, name: str, own: str | None, other: str | None, what: str) -> None:
+        """ValueError where both tell units and they differ, a note where one does not."""
+        if own is not None and other is not None and not same_units(own, other):
+            said = f"variable {name} is in {own!r} in {self.called} and in {other!r} in {what}"
+            raise ValueError(f"{said}: convert one of them first")
+        if (own is None) != (other is None):
+            silent, units = (self.called, other) if own is None else (what, own)
+            self.notes.append(f"{silent} tells no units of {name}; it is taken to be in {units}")
+
+    def _coarsen(self, made: dict[str, dict[str, Source]]) -> None:
+        """Put coarse fields beside those of the truth, and cut all to whole coarse cells."""
+        scale, how = self.prediction.attrs.get("fastds_scale"), self.prediction.attrs.get("fastds_coarsening", "mean")
+        if scale is None or np.min(scale) < 1 - 1e-6:
+            self.notes.append(
+                f"no rows of interpolation: {self.called} tells no factor of at least 1, and no input was given"
+            )
+            return
+        self.coarse_grid, size = coarser(self.grid, np.broadcast_to(scale, 2).tolist(), how)
+        cut = {n: slice(0, m) for n, m in zip(self.grid.names, size, strict=True)}
+        latitude, longitude = (
+            t[part] for t, part in zip((self.grid.latitude, self.grid.longitude), cut.values(), strict=True)
+        )
+        self.grid = dataclasses.replace(self.grid, latitude=latitude, longitude=longitude)
+        for parts in made.values():
+            for what, source in parts.items():
+                parts[what] = Source(source.field.isel(cut), what, self.grid.names)
+            parts[COARSE] = parts[TRUTH].coarsened(self.coarse_grid, how, COARSE)
+        by = " x ".join(f"{s:.4g}" for s in np.atleast_1d(scale))
+        kind = "points of TRUTH, one in" if how == "decimate" else "means of TRUTH over"
+        self.notes.append(f"coarse input of the baselines: {kind} {by} cells each way")
+
+    def check(self, quietly: bool = False, only: Sequence[str] = ()) -> None:
+        """Warn of implausible values and variables that are all missing; ValueError where more than half are
+        implausible, saying where. only: the sources, default all; all their values are read."""
+        with warnings.catch_warnings():
+            if quietly:
+                warnings.simplefilter("ignore")
+            for what in only or self.sources:
+                for source in self.sources[what].values():
+                    source.check()
+
+    def places(self, name: str) -> list[dict[str, int]]:
+        """The indices of the leading dimensions of all fields of a variable."""
+        field = self.sources[TRUTH][name].field
+        lead = [dim for dim in self.sources[self.called][name].field.dims if dim not in (MEMBER, *self.grid.names)]
+        return [dict(zip(lead, index, strict=True)) for index in np.ndindex(*(field.sizes[dim] for dim in lead))]
+
+    def __len__(self) -> int:
+        return sum(len(self.places(name)) for name in self.names)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for name in self.names:
+            methods = self._methods(name)
+            for at in self.places(name):
+                made, truth = (self.sources[what][name].values(at) for what in (self.called, TRUTH))
+                coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
+                baselines = {key: self._finer(method, coarse) for key, method in methods.items()}
+                yield Pair(name, at, truth, made.reshape(-1, *truth.shape), baselines, coarse)
+
+    def _methods(self, name: str) -> dict[str, Interpolation]:
+        if COARSE not in self.sources:
+            return {}
+        dataset = self.sources[COARSE][name].field.to_dataset(name=name)
+        grid = dataclasses.replace(self.coarse_grid, names=self.grid.names)
+        return {method: Interpolation(method, dataset, grid) for method in METHODS}
+
+    def _finer(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
+        out = np.empty((self.grid.latitude.numel(), self.grid.longitude.numel()), np.float32)
+        method.extended_onto(torch.from_numpy(coarse)[None, None], self.grid.latitude, self.grid.longitude, [out])
+        return out
+
+
+def _geometry(dataset: xr.Dataset, what: str) -> Geometry:
+    try:
+        return geometry(dataset)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _common_names(
+    given: dict[str, xr.Dataset], grids: dict[str, Geometry], var: str | None
+) -> tuple[list[str], list[str]]:
+    """The variables on the grids that all datasets have, in the order of the first, and those that only it has."""
+    names = {what: names_of_fields(dataset, grids[what]) for what, dataset in given.items()}
+    for what, found in names.items():
+        if var is not None and var not in found:
+            raise ValueError(f"{what} has no field {var!r} over its grid; it has {', '.join(found) or 'none'}")
+    first = next(iter(names.values()))
+    common = [name for name in first if all(name in found for found in names.values())]
+    if not common:
+        said = "; ".join(f"{what} has {', '.join(found) or 'none'}" for what, found in names.items())
+        raise ValueError(f"there is no variable that all files have: {said}")
+    return (common, [name for name in first if name not in common]) if var is None else ([var], [])
+
+
+def _check_covers(coarse: Geometry, fine: Geometry, called: str) -> None:
+    """ValueError unless the fine points lie on the coarse grid, or a coarse cell beyond at most."""
+    sizes = coarse.latitude.numel(), None if coarse.periodic else coarse.longitude.numel()
+    for at, n in zip(coarse.positions(fine.latitude, fine.longitude), sizes, strict=True):
+        if n is not None and (float(at.min()) < -1 or float(at.max()) > n):
+            raise ValueError(f"the grids differ: {called} reaches beyond {COARSE}")
