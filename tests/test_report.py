@@ -256,10 +256,10 @@ def test_studies(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_radar, "TEST_BLOCKS", {"truth.nc": (0, None, 2)})
     monkeypatch.setattr(study_nowcast, "TEST_STARTS", {"truth.nc": 1})
     path = tmp_path / "study.html"
-    assert main(["study", "radar", f"--data.path={folder}", "--floors=[15]", f"--report={path}"]) == 0
+    assert main(["study", "radar", f"--data.path={folder}", "--floors=[15]", "--modes=[dbz]", f"--report={path}"]) == 0
     printed = capsys.readouterr().out.splitlines()[-1].split(" | ")
     cells = parsed(path).texts("td")
-    assert [cells[5 * k + 2] for k in range(4)] == printed[2:6] and cells[16] == "model"
+    assert [cells[6 * k + 3] for k in range(4)] == printed[3:7] and cells[20] == "model"
     assert main(["study", "nowcast", f"--data.path={folder}", "--starts=1", f"--report={path}"]) == 0
     page = parsed(path)
     assert all(caption.startswith("truth.nc: ") for caption in page.texts("caption")) and len(page.all("img")) >= 3
