@@ -112,7 +112,7 @@ def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
 
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
-    read = [(content.path, _lazily(form.read(content))) for content in contents]
+    read = [(content.path, _lazily(form, content)) for content in contents]
     read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]
     (first, expected), *others = named = _observations(read)
     for path, part in others:
@@ -131,10 +131,28 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     return joined.sortby("time") if np.any(np.diff(joined["time"].values) <= np.timedelta64(0)) else joined
 
 
-def _lazily(dataset: xr.Dataset) -> xr.Dataset:
-    """Chunked, where dask is installed and the reader is lazy: joining reads nothing then."""
-    lazy = any(not variable._in_memory for variable in dataset.variables.values())
-    return dataset.chunk() if lazy and importlib.util.find_spec("dask") else dataset
+def _lazily(form: Format, contents: Contents) -> xr.Dataset:
+    """A file chunked, where dask is installed: joining many keeps none in memory. Fields that a reader loads are read
+    again when they are asked for."""
+    dataset = form.read(contents)
+    if importlib.util.find_spec("dask") is None:
+        return dataset
+    if any(not variable._in_memory for variable in dataset.variables.values()):
+        return dataset.chunk()
+    import dask
+    import dask.array as da
+
+    later, fields = dask.delayed(_fields, pure=False)(form, contents.path), {}
+    for name, variable in dataset.data_vars.items():
+        if variable.ndim >= 2:
+            values = da.from_delayed(later[name], variable.shape, variable.dtype)
+            fields[name] = variable.variable.copy(deep=False, data=values)
+    return dataset.assign(fields)
+
+
+def _fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The values of a file's fields by name."""
+    return {name: variable.values for name, variable in form.read(Contents(path)).data_vars.items()}
 
 
 def _expanded(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
