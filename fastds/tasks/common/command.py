@@ -99,9 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
         config = options.parse_arguments(arguments)
         if config.report is not None:
             _check_report(config)
+        from fastds.tasks.common.verdict import verdict
+
         training = importlib.import_module(f"fastds.tasks.{task}.training")
         quieten_lightning()
         best = training.train(config)
+        if verdict(best):
+            print(verdict(best))
         if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes
             _write_report(config, best)
         return best

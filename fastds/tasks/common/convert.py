@@ -20,7 +20,9 @@ def convert(options: Namespace, reading: dict) -> str:
     origin = origin_of(options, "mlcast" if options.output.endswith(".zarr") else "cf")
     with opened(source, options.var, **reading) as dataset:
         if origin is not None:
-            save_mlcast(dataset, options.output, origin, options.var, lambda blocks: tracked(blocks, True, "blocks"))
+            save_mlcast(
+                dataset, options.output, origin, options.var, lambda part: tracked(part, True, "blocks", "writing")
+            )
         else:
             save_dataset(dataset, options.output)
         return "\n".join([*read_as(dataset, always=True), f"wrote {options.output}"])
