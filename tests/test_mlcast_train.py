@@ -116,14 +116,8 @@ def test_trains_inside_mlcast(archive, tmp_path, name, option):
     if lacking:
         pytest.skip(f"{' and '.join(lacking)} of mlcast not installed (optional peer)")
     (tmp_path / "ours.yaml").write_text(started(tmp_path, "fastds.models.mlcast", name)[0])
-    data = {
-        "zarr_path": f"'{archive}'",
-        "input_steps": 5,
-        "forecast_steps": 1,
-        "width": 64,
-        "height": 64,
-        "epoch_size": 4,
-    }
+    data = {"zarr_path": f"'{archive}'", "input_steps": 4, "forecast_steps": 2, "epoch_size": 4}
+    data |= {"width": 64, "height": 64}
     chosen = [f"set:data.dataset_factory.{key}={value}" for key, value in data.items()]
     chosen += ["set:data.batch_size=2", "set:data.num_workers=0", "set:trainer.max_epochs=2"]
     chosen += [f"set:pl_module.network.{option}"]
@@ -133,7 +127,7 @@ def test_trains_inside_mlcast(archive, tmp_path, name, option):
     assert "completely masked" not in said, said
 
     path = sorted(tmp_path.rglob("*.ckpt"))[0]
-    model = from_mlcast(path, input_steps=5)
+    model = from_mlcast(path, input_steps=4)
     key, value = option.split("=")
     assert model.config[key] == int(value) and model.card.name == name
     fresh = fastds.models.create(name, **model.config)
