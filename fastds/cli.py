@@ -168,10 +168,11 @@ def _convert(options) -> None:
 
 def _finetune(options) -> None:
     from fastds.tasks.common.finetune import finetune, scores
+    from fastds.tasks.common.verdict import verdict
 
     chosen = _given(options, ("minutes", "learning_rate", "threads"))
     best = finetune(options.model, options.data, options.output, progress=True, **chosen)
-    print(f"{scores(best)}\nwrote {best}")
+    print("\n".join(filter(None, [scores(best), verdict(best), f"wrote {best}"])))
 
 
 def _demo(options) -> None:
