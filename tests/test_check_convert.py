@@ -104,6 +104,7 @@ def test_what_archives_of_forecasts_hold(event, tmp_path):
         (["nowcast", "--steps=1"], "--steps must be at least 2 for one forecast in MLCast's form"),
         (["nowcast", "--report=r.html"], "--to mlcast leaves the starts of forecasts out, which --truth and --report"),
         (["nowcast", "--picture=p.png"], "--picture needs the start of the forecast, which is left out in MLCast's"),
+        (["downscale", "--workers=2"], "--to mlcast is for results that are made at once; fastds convert makes it of"),
         (["downscale", "--scale=2"], "--to mlcast is for radar fields, and the model is for fields"),
         (["downscale", "--to=cf"], "--license and --creator and --identifier and --created-with are for an archive in"),
         (["convert", "--to=cf"], "--license and --creator and --identifier and --created-with are for an archive in"),
