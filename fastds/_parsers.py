@@ -71,6 +71,7 @@ def _downscale_parser() -> ArgumentParser:
     _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
+    _add_form(parser, "mlcast: radar fields as an archive in MLCast's form, OUT.zarr; default: cf")
     parser.add_argument("--truth", metavar="FILE", help="fine fields to compare the result with: prints the scores")
     _add_report(parser)
     return parser
@@ -103,6 +104,7 @@ def _nowcast_parser() -> ArgumentParser:
     _add_archive(parser)
     _add_dtype(parser)
     _add_z_r(parser)
+    _add_form(parser, "mlcast: one forecast, or hindcasts of one step, as an archive in its form; default: cf")
     parser.add_argument("--picture", metavar="PNG", help="draw observed fields, forecast and difference")
     parser.add_argument(
         "--truth", metavar="FILE", help="fields after the starts (IN.nc, for hindcasts): prints the scores by lead"
@@ -164,12 +166,8 @@ def _convert_parser() -> ArgumentParser:
     )
     parser.add_argument("inputs", metavar="IN", nargs="+", help="files of one format, a folder, or a 'pattern'")
     parser.add_argument("output", metavar="OUT", help="OUT.nc or OUT.zarr; one that exists is replaced")
-    parser.add_argument("--to", choices=["cf", "mlcast"], help="default: mlcast for OUT.zarr, else cf")
     parser.add_argument("--var", help="variable of an archive, where its attributes do not tell")
-    parser.add_argument("--license", metavar="SPDX", help="archives: licence of the data, such as CC-BY-4.0")
-    parser.add_argument("--creator", metavar="'NAME <EMAIL>'", help="archives: who makes it")
-    parser.add_argument("--identifier", metavar="ID", help="archives: COUNTRY-ENTITY-VARIABLE: FI-FMI-reflectivity")
-    parser.add_argument("--created-with", metavar="URL", help="archives: of the repository, for MLCast's catalogue")
+    _add_form(parser, "default: mlcast for OUT.zarr, else cf")
     _add_reading(parser)
     return parser
 
@@ -232,6 +230,14 @@ def _add_dtype(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["input", "float32"], help="of OUT.nc; default: input, integers where IN.nc has packed ones"
     )
+
+
+def _add_form(parser: ArgumentParser, form: str) -> None:
+    parser.add_argument("--to", choices=["cf", "mlcast"], help=form)
+    parser.add_argument("--license", metavar="SPDX", help="archives: licence of the data, such as CC-BY-4.0")
+    parser.add_argument("--creator", metavar="'NAME <EMAIL>'", help="archives: who makes it")
+    parser.add_argument("--identifier", metavar="ID", help="archives: COUNTRY-ENTITY-VARIABLE: FI-FMI-reflectivity")
+    parser.add_argument("--created-with", metavar="URL", help="archives: of the repository, for MLCast's catalogue")
 
 
 def _add_report(parser: ArgumentParser) -> None:

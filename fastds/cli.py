@@ -68,13 +68,15 @@ def _downscale(options) -> None:
     task = downscaling_task(options.model, chosen)
     run = task_function(task, "downscale_file")
     check_options(run, task, chosen, set(_READING))
+    form = _form(options, task)
     if _archive(options):
         _compute_archive(task, options, chosen)
         return
     if task == "fields":
         # Maps of a whole globe leave gaps in a heap that never shrinks: 3.9 GB instead of 1.7 for 721 x 1440 points.
         _keep_freed_memory(False)
-    made = run(options.input, options.output, model=options.model, truth=options.truth, progress=True, **chosen)
+    chosen |= {"model": options.model, "truth": options.truth}
+    made = run(options.input, options.output, progress=True, **chosen, **form)
     print(made.summary())
     _compare(options, task, report, _reading(options))
 
@@ -98,10 +100,11 @@ def _nowcast(options) -> None:
     names += ("threads", "precision", "model", "picture", "truth", "dtype", "stop")
     read = _given(options, ("var", "missing", "units")) | _law(options)
     chosen = _given(options, names) | read
+    form = _form(options, "nowcast")
     if _archive(options):
         _compute_archive("nowcast", options, chosen)
         return
-    made = nowcast_file(options.input, options.output, progress=True, **chosen)
+    made = nowcast_file(options.input, options.output, progress=True, **chosen, **form)
     print(_with_options(made.summary(), set(options.keys())))
     _compare(options, "nowcast", report, read)
 
@@ -165,10 +168,11 @@ def _convert(options) -> None:
 
 def _finetune(options) -> None:
     from fastds.tasks.common.finetune import finetune, scores
+    from fastds.tasks.common.verdict import verdict
 
     chosen = _given(options, ("minutes", "learning_rate", "threads"))
     best = finetune(options.model, options.data, options.output, progress=True, **chosen)
-    print(f"{scores(best)}\nwrote {best}")
+    print("\n".join(filter(None, [scores(best), verdict(best), f"wrote {best}"])))
 
 
 def _demo(options) -> None:
@@ -222,6 +226,22 @@ def _law(options) -> dict:
     if not min(a, b) > 0:
         raise ValueError(f"--z-r must be two positive numbers A B, got {a:g} {b:g}")
     return {"z_r": (float(a), float(b))}
+
+
+def _form(options, task: str) -> dict:
+    """What the options say of an archive in MLCast's form as the argument origin, where one is wanted."""
+    from fastds.tasks.common.convert import origin_of
+
+    origin = origin_of(options)
+    if origin is None:
+        return {}
+    if task not in ("radar", "nowcast"):
+        raise ValueError(f"--to mlcast is for radar fields, and the model is for {task}")
+    if task == "nowcast" and (options.truth or options.report):
+        raise ValueError("--to mlcast leaves the starts of forecasts out, which --truth and --report need")
+    if _archive(options):
+        raise ValueError("--to mlcast is for results that are made at once; fastds convert makes it of an archive")
+    return {"origin": origin}
 
 
 def _reading(options) -> dict:

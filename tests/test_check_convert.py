@@ -29,7 +29,9 @@ def event():
     )
 
 
-def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, monkeypatch):
+@pytest.fixture
+def failed(monkeypatch):
+    """What MLCast's own validator finds wrong with an archive."""
     validator = pytest.importorskip(
         "mlcast_dataset_validator.specs.source_data.radar_precipitation",
         reason="MLCast's validator is not installed (optional peer)",
@@ -39,16 +41,91 @@ def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, m
     def offline(*args, **options):
         raise requests.exceptions.ConnectionError("no network")
 
+    def found(path):
+        with xr.open_zarr(path) as archive:
+            report, _ = validator.validate_dataset(archive)
+        assert len(report.results) > 25
+        return [result.requirement for result in report.results if result.status == "FAIL"]
+
     monkeypatch.setattr(requests, "get", offline)
+    return found
+
+
+def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, failed):
     save_dataset(event, tmp_path / "event.nc")
     url = "https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
     out = tmp_path / "archive.zarr"
     assert main(["convert", str(tmp_path / "event.nc"), str(out), *TOLD, f"--created-with={url}"]) == 0
-    with xr.open_zarr(out) as archive:
-        report, _ = validator.validate_dataset(archive)
-    failed = [result for result in report.results if result.status == "FAIL"]
-    assert [result.requirement for result in failed] == ["Minimum 3-year coverage"]
-    assert len(report.results) > 25
+    assert failed(out) == ["Minimum 3-year coverage"]
+
+
+URL = "--created-with=https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
+ARCHIVED = [*TOLD, URL, "--to=mlcast"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["downscale", "--model=trilinear"],
+        ["nowcast", "--model=persistence", "--steps=3"],
+        ["nowcast", "--model=persistence", "--lead=10min", "--interval=10min", "--every=5min", "--coarsen=1"],
+        ["nowcast", "--model=extrapolation", "--steps=2", "--quantity=reflectivity"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.filterwarnings("ignore:.*trained")
+def test_radar_output_in_mlcasts_form_passes_its_validator(event, tmp_path, failed, words):
+    save_dataset(event, tmp_path / "event.nc")
+    out = tmp_path / "out.zarr"
+    assert main([words[0], str(tmp_path / "event.nc"), str(out), *words[1:], *ARCHIVED]) == 0
+    assert failed(out) == ["Minimum 3-year coverage"]
+
+
+def test_what_archives_of_forecasts_hold(event, tmp_path):
+    event = event.isel(time=slice(3, None))  # 12:20, 12:25, 12:30
+    source, told = str(save_dataset(event, tmp_path / "event.nc")), ["--model=persistence", *ARCHIVED]
+    z = event.reflectivity.values.clip(max=60)
+    main(["nowcast", source, str(tmp_path / "one.zarr"), "--steps=2", "--quantity=reflectivity", *told])
+    main(["nowcast", source, str(tmp_path / "many.zarr"), "--steps=1", "--every=5min", *told])
+    with open_dataset(tmp_path / "one.zarr") as one, open_dataset(tmp_path / "many.zarr") as many:
+        assert [str(t)[11:16] for t in one.time.values] == ["12:35", "12:40"]
+        assert one.attrs["fastds_start"] == "2024-06-01T12:30:00" and one.attrs["fastds_model"] == "persistence"
+        np.testing.assert_allclose(one.equivalent_reflectivity_factor[1], np.where(z[-1] > 0, z[-1], -32), atol=0.01)
+        assert [str(t)[11:16] for t in many.time.values] == ["12:25", "12:30", "12:35"]
+        assert many.attrs["fastds_lead_s"] == 300 and many.rainfall_flux.attrs["units"] == "kg m-2 h-1"
+        rain = np.where(z > 0, (10 ** (z / 10) / 200) ** (1 / 1.6), 0)
+        np.testing.assert_allclose(many.rainfall_flux, rain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowcast", "--steps=2", "--every=5min"], "--steps must be 1 for hindcasts in MLCast's form, which has one"),
+        (["nowcast", "--steps=1"], "--steps must be at least 2 for one forecast in MLCast's form"),
+        (["nowcast", "--report=r.html"], "--to mlcast leaves the starts of forecasts out, which --truth and --report"),
+        (["nowcast", "--picture=p.png"], "--picture needs the start of the forecast, which is left out in MLCast's"),
+        (["downscale", "--workers=2"], "--to mlcast is for results that are made at once; fastds convert makes it of"),
+        (["downscale", "--scale=2"], "--to mlcast is for radar fields, and the model is for fields"),
+        (["downscale", "--to=cf"], "--license and --creator and --identifier and --created-with are for an archive in"),
+        (["convert", "--to=cf"], "--license and --creator and --identifier and --created-with are for an archive in"),
+        (["downscale", "OUT.nc"], "OUT.nc: archives are Zarr stores, and their names end in .zarr"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_fits_no_archive_is_refused_before_it_is_computed(event, tmp_path, monkeypatch, capsys, words, message):
+    def computed(*args, **options):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("fastds.tasks.nowcast.job.NowcastJob.at_once", computed)
+    monkeypatch.setattr("fastds.tasks.radar.job.RadarJob.at_once", computed)
+    monkeypatch.chdir(tmp_path)
+    save_dataset(event, "event.nc")
+    command, *chosen = words
+    out = chosen.pop() if chosen[-1].startswith("OUT") else "out.zarr"
+    model = ["--model=persistence"] if command == "nowcast" else []
+    assert main([command, "event.nc", out, *model, *ARCHIVED, *chosen]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["event.nc"]
 
 
 def test_archives_hold_what_was_given(event, tmp_path):

@@ -33,6 +33,7 @@ LAW = 300.0, 1.4
 PART = "2024-06-01T12:05", "2024-06-01T12:15"
 SECOND = "2019-01-01T03:00"
 READING = "--var rain --units mm/h --missing -9 --z-r 300 1.4"
+TOLD = "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL"
 FIELDS = "--model fields.safetensors --static relief.nc:h --missing -999 --units K"
 
 
@@ -192,11 +193,24 @@ def checked(printed):
 
 
 def archived(printed):
-    out, given = xr.open_dataset("a.zarr"), xr.open_dataset("truth.nc").rain.where(lambda r: r >= 0)
-    assert out.rainfall_flux.attrs["units"] == "kg m-2 h-1" and out.sizes["time"] == 3
+    out, given = archive("a.zarr"), xr.open_dataset("truth.nc").rain.where(lambda r: r >= 0)
+    assert out.sizes["time"] == 3
     np.testing.assert_array_equal(out.rainfall_flux, given[1:4])
-    told = [out.attrs[name] for name in ("license", "mlcast_created_by", "mlcast_dataset_identifier")]
+
+
+def archive(name):
+    out = xr.open_dataset(name)
+    assert out.rainfall_flux.attrs["units"] == "kg m-2 h-1"
+    told = [out.attrs[key] for key in ("license", "mlcast_created_by", "mlcast_dataset_identifier")]
     assert told == ["CC-BY-4.0", "A<a@b.org>", "DE-DWD-rain"] and out.attrs["mlcast_created_with"] == "URL"
+    return out
+
+
+def archive_of_shape(name, *shape):
+    def check(printed):
+        assert archive(name).rainfall_flux.shape == shape
+
+    return check
 
 
 def plain_copy(printed):
@@ -244,7 +258,13 @@ RUNS = {
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html": table_by_hand,
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]}": checked,
     f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
-    "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL": archived,
+    f"{TOLD}": archived,
+    f"downscale mapped.nc fine.zarr --model trilinear {READING} --to mlcast {TOLD}": (
+        archive_of_shape("fine.zarr", 9, 128, 128)
+    ),
+    f"nowcast mapped.nc next.zarr --model persistence {READING} --steps 2 --to mlcast {TOLD}": (
+        archive_of_shape("next.zarr", 2, 64, 64)
+    ),
     "convert truth.nc copy.zarr --to cf": plain_copy,
     "demo --output demo --model radar.safetensors --seed 3 --size 64 --threads 1": demonstrated,
 }

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published LIIF and LTE weights give the published numbers: against their formulas written with grid_sample."""
+"""Published LIIF, LTE and MetaSR weights give the published numbers: against their formulas, with grid_sample."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from inr_cases import grid_coordinates, liif, lte
+from inr_cases import grid_coordinates, liif, lte, meta_sr
 
 from fastds.models import create
 from fastds.models.inr.convert import from_published, to_published
@@ -18,7 +18,7 @@ def published(decoder):
     shapes = {"encoder.head.0": (C, 3, 3, 3), f"encoder.body.{BLOCKS}": (C, C, 3, 3)}
     shapes |= {f"encoder.body.{i}.body.{k}": (C, C, 3, 3) for i in range(BLOCKS) for k in (0, 2)}
     widths = [9 * C + 4 if decoder == "liif" else WIDTH, *4 * [WIDTH], 3]
-    widths = widths if decoder == "liif" else widths[1:]
+    widths = {"liif": widths, "lte": widths[1:], "metasr": [3, WIDTH, C * 9 * 3]}[decoder]
     shapes |= {f"imnet.layers.{2 * i}": (b, a) for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))}
     if decoder == "lte":
         shapes |= {"coef": (WIDTH, C, 3, 3), "freq": (WIDTH, C, 3, 3)}
@@ -39,7 +39,7 @@ def encode(state, x):
     return first + conv(f"encoder.body.{BLOCKS}", f)
 
 
-@pytest.mark.parametrize("decoder", ["liif", "lte"])
+@pytest.mark.parametrize("decoder", ["liif", "lte", "metasr"])
 @pytest.mark.parametrize("target", [(14, 18), (19, 16), (20, 28)])
 def test_published_weights_give_the_published_numbers(decoder, target):
     state, x = published(decoder), torch.rand(2, 3, 7, 9, dtype=f64)
@@ -51,6 +51,8 @@ def test_published_weights_give_the_published_numbers(decoder, target):
     layers = [pair(f"imnet.layers.{2 * i}") for i in range(sum(k.startswith("imnet") for k in state) // 2)]
     if decoder == "liif":
         expected = liif(features, coord, cell, layers)
+    elif decoder == "metasr":
+        expected = meta_sr(features, coord, cell, layers, 3)
     else:
         phase = state["phase.weight"].double()
         expected = lte(features, coord, cell, pair("coef"), pair("freq"), phase, layers, z)
@@ -60,7 +62,7 @@ def test_published_weights_give_the_published_numbers(decoder, target):
     assert (y - expected)[inner].abs().max() < 1e-9 and (y - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("decoder", ["liif", "lte"])
+@pytest.mark.parametrize("decoder", ["liif", "lte", "metasr"])
 def test_there_and_back(decoder):
     state = published(decoder)
     back = to_published(from_published(state))
@@ -74,6 +76,8 @@ def test_refusals():
         from_published({k: v for k, v in state.items() if not k.startswith("imnet")})
     with pytest.raises(ValueError, match="state lacks encoder.body.3.weight"):
         from_published({k: v for k, v in state.items() if not k.startswith("encoder.body.3")})
+    with pytest.raises(ValueError, match="state does not fit metasr with the EDSR encoder: 'imnet.layers.2.weight'"):
+        from_published({k: v for k, v in published("metasr").items() if not k.startswith("imnet.layers.2")})
     state["imnet.layers.0.weight"] = torch.zeros(WIDTH, C + 4)  # without feature unfolding
     with pytest.raises(ValueError, match="expected 9 \\* 8 \\+ 4"):
         from_published(state)

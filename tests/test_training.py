@@ -255,7 +255,7 @@ def test_progress_tells_step_loss_and_time_left(event, tmp_path, monkeypatch, ca
 def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
     """After ten steps and half a minute, before the first validation; a generator's steps have no single loss."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
-    module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10)
+    module = SimpleNamespace(config=config, clock=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps)
     parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
     assert parts == [said, "0:00:30", f"about {left} left"]
 

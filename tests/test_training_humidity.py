@@ -296,7 +296,8 @@ def test_shipped_configurations():
     assert paper.critic.learning_rate == 1e-3 and paper.learning_rate == 1e-4 and paper.ema_decay == 0.0
     assert (
         paper.max_steps is None
-        and paper.optimiser == OptimiserConfig()
+        and paper.optimiser == OptimiserConfig(epochs=200)
+        and paper.max_minutes is None
         and paper.loss == LossConfig()
         and paper.data.batch_size == 16
     )

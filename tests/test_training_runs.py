@@ -82,7 +82,8 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
 
     def validate(callback, tag, score):
         network = SimpleNamespace(tag=tag, card=models.ModelCard())
-        values = {name: torch.tensor(sign * score), "val_mse_trilinear": torch.tensor(1.0)}
+        others = "val_mse", "val_mse_reference", "val_mse_trilinear", "val_mse_noise_free", "val_mse_bicubic"
+        values = dict.fromkeys(others, torch.tensor(1.0)) | {name: torch.tensor(sign * score)}
         shown = {"sanity_checking": False, "validating": False, "is_global_zero": True}
         trainer = SimpleNamespace(**shown, callback_metrics=values)
         config = SimpleNamespace(model=SimpleNamespace(card={}))

@@ -68,6 +68,14 @@ class ModelCard:
             return "humidity"
         return "fields" if self.input_variables else ""
 
+    @property
+    def lost_to(self) -> str:
+        """The simple method that the weights were no better than on the validation samples of their training; "" where
+        they were, or where nothing is known."""
+        found = self.metrics.get("simple_method")
+        lost = isinstance(found, dict) and found.get("better") is False
+        return str(found.get("name", "a simple method")) if lost else ""
+
     def physical(self, y: Tensor) -> Tensor:
         """A network's output in units of the variables, cut to valid_range; offset and range must be there."""
         values = y * self.range + self.offset

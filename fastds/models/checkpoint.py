@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
         FileNotFoundError: neither a name nor a file.
         ValueError: a file that is damaged, truncated, pickled, without fastds metadata or of another architecture, or
             that holds weights that are not finite.
+        Warns (UserWarning) where the card says that the weights were no better than a simple method.
     """
     path = _find(name_or_path)
     metadata, state = _read(path, with_tensors=True)
@@ -79,6 +81,10 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     _check_finite(path, state)
     model.load_state_dict(state)
     model.card = card
+    if card.lost_to:
+        warnings.warn(
+            f"{path.name} was no better than {card.lost_to} on the validation samples of its training", stacklevel=2
+        )
     return model.eval()
 
 

@@ -93,30 +93,28 @@ def save_mlcast(
     Returns: the path. Raises: ImportError without zarr or pyproj; ValueError for another name and for fields without
         projection, irregular times, and what to_reflectivity refuses.
     """
+    source, mapping, units = _archivable(dataset, path, var)
     path = pathlib.Path(path)
-    if path.suffix != ".zarr":
+    still = _still(source, mapping, units).assign_attrs(_kept(dataset) | origin.attributes())
+    with replacing(path) as temporary:
+        _write(source, still, temporary, watch)
+    return path
+
+
+def check_mlcast(dataset: xr.Dataset, path: str | os.PathLike, var: str | None = None) -> None:
+    """Raise what save_mlcast would raise, for fields that are to be computed from these; arguments as there."""
+    _archivable(dataset, path, var)
+
+
+def _archivable(dataset: xr.Dataset, path: str | os.PathLike, var: str | None) -> tuple[ReflectivityInput, str, list]:
+    """The fields, the variable of their grid mapping, and the units of y and x."""
+    if pathlib.Path(path).suffix != ".zarr":
         raise ValueError(f"{path}: archives are Zarr stores, and their names end in .zarr")
     for package in ("zarr", "pyproj"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"archives need the package {package}: python -m pip install {package}")
     any_law = (200.0, 1.6)  # so that rain is taken unnamed; nothing is converted by it
     source = to_reflectivity(dataset, var, z_r=any_law)
-    still = _still(source).assign_attrs(_kept(dataset) | origin.attributes())
-    with replacing(path) as temporary:
-        _write(source, still, temporary, watch)
-    return path
-
-
-def _kept(dataset: xr.Dataset) -> dict[str, str]:
-    """Where the fields come from."""
-    names = ("title", "institution", "source", "references", "history")
-    return {"Conventions": "CF-1.8"} | {name: dataset.attrs[name] for name in names if name in dataset.attrs}
-
-
-def _still(source: ReflectivityInput) -> xr.Dataset:
-    """What does not depend on time: x, y, latitudes, longitudes, the grid mapping and the missing times."""
-    import pyproj
-
     names = grid_mappings(source.dataset, source.raw)
     dims = source.dims[-2:]
     units = [str(source.raw[dim].attrs.get("units", "")) if dim in source.raw.coords else "" for dim in dims]
@@ -125,7 +123,22 @@ def _still(source: ReflectivityInput) -> xr.Dataset:
             f"variable {source.source_name} must be on a projection, with x and y in metres and a grid mapping, got "
             f"{dims[0]} [{units[0] or 'no units'}] and {dims[1]} [{units[1] or 'no units'}]"
         )
-    crs = pyproj.CRS.from_cf(source.dataset[names[0]].attrs)
+    return source, names[0], units
+
+
+def _kept(dataset: xr.Dataset) -> dict[str, str]:
+    """Where the fields come from."""
+    names = ("title", "institution", "source", "references", "history")
+    kept = {name: value for name, value in dataset.attrs.items() if name in names or name.startswith("fastds_")}
+    return {"Conventions": "CF-1.8"} | kept
+
+
+def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Dataset:
+    """What does not depend on time: x, y, latitudes, longitudes, the grid mapping and the missing times."""
+    import pyproj
+
+    dims = source.dims[-2:]
+    crs = pyproj.CRS.from_cf(source.dataset[mapping].attrs)
     y, x = (METRES[unit] * source.raw[dim].values.astype(float) for dim, unit in zip(dims, units, strict=True))
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(x, y))

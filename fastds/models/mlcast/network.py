@@ -17,7 +17,16 @@ from fastds.ops.core.layout import to_multiple
 
 # What `mlcast train` trains with: fields before the start, and reflectivity of -1 and of 1, in dBZ.
 INPUT_STEPS, FLOOR_DBZ, CEILING_DBZ = 6, 0.0, 60.0
-_LIGHTNING = "network."  # before every name in a checkpoint of `mlcast train`
+LIGHTNING = "network."  # before every name in a checkpoint of `mlcast train`
+
+
+def mlcast_card(name: str) -> ModelCard:
+    """The card of weights that `mlcast train` trained with its defaults."""
+    z = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+    return ModelCard(
+        name=name, description="Trained by MLCast.", input_variables=[z], output_variables=[z],
+        input_steps=INPUT_STEPS, floor_dbz=FLOOR_DBZ, ceiling_dbz=CEILING_DBZ,
+    )  # fmt: skip
 
 
 class Cell(nn.Module):
@@ -153,7 +162,7 @@ class MLCastConvGRU(Nowcasts, nn.Module):
         Raises:
             ValueError: keys or shapes of another network.
         """
-        inner = {name.removeprefix(_LIGHTNING): value for name, value in state.items()}
+        inner = {name.removeprefix(LIGHTNING): value for name, value in state.items()}
         first = inner.get("encoder.blocks.0.convgru.cell.out_gate.weight")
         blocks = sum(name.startswith("encoder.") and name.endswith(".out_gate.bias") for name in inner)
         if first is None or first.dim() != 4 or not blocks:
@@ -165,9 +174,5 @@ class MLCastConvGRU(Nowcasts, nn.Module):
             model.load_state_dict(inner)
         except RuntimeError as error:
             raise ValueError(f"state does not fit a ConvGruModel of {blocks} blocks: {error}") from None
-        z = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
-        model.card = ModelCard(
-            name="mlcast-convgru", description="Trained by MLCast.", input_variables=[z], output_variables=[z],
-            input_steps=INPUT_STEPS, floor_dbz=FLOOR_DBZ, ceiling_dbz=CEILING_DBZ,
-        )  # fmt: skip
+        model.card = mlcast_card("mlcast-convgru")
         return model.eval()

@@ -69,7 +69,7 @@ def overview() -> str:
         "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print_config prints.",
         "Every task has: --model NAME, --model.options.KEY VALUE, --model.start WEIGHTS, --data.path PATH, --output,",
         "--seed, --max_steps, --max_minutes, --learning_rate, --ema_decay, --resume, --progress, --threads, --devices,",
-        "--report.",
+        "--report. Without --max_steps and --max_minutes a training ends after an hour.",
         "",
     ]
     lines += [f"  {task:8} {about}; NAME: {', '.join(configurations(task))}" for task, about in TASKS.items()]
@@ -99,9 +99,13 @@ def main(arguments: list[str] | None = None) -> int:
         config = options.parse_arguments(arguments)
         if config.report is not None:
             _check_report(config)
+        from fastds.tasks.common.verdict import verdict
+
         training = importlib.import_module(f"fastds.tasks.{task}.training")
         quieten_lightning()
         best = training.train(config)
+        if verdict(best):
+            print(verdict(best))
         if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes
             _write_report(config, best)
         return best

@@ -4,6 +4,8 @@
 import dataclasses
 from typing import Any
 
+MINUTES = 60.0  # of a training that is given no bound
+
 
 @dataclasses.dataclass
 class ModelConfig:
@@ -30,8 +32,10 @@ class RunConfig:
     Args:
         output: folder for checkpoints, logs and the exported weights.
         seed: of weights and samples.
-        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first.
-        max_minutes: wall-clock bound, pauses between resumed runs not counted; None: no bound.
+        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first. None:
+            as many as there is time for.
+        max_minutes: wall-clock bound, pauses between resumed runs not counted; None: an hour where no number of steps
+            is given, else no bound.
         learning_rate: the highest.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
         resume: continue from the last checkpoint in output, where there is one.
@@ -45,7 +49,7 @@ class RunConfig:
 
     output: str = "training"
     seed: int = 0
-    max_steps: int | None = 20_000
+    max_steps: int | None = None
     max_minutes: float | None = None
     learning_rate: float = 1e-3
     ema_decay: float = 0.999
@@ -72,8 +76,14 @@ class RunConfig:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
             )
+        if self.max_minutes is None and not self.ends():
+            self.max_minutes = MINUTES
         if self.devices > 1 and self.max_minutes is not None:
             raise ValueError("max_minutes is for one process, others have clocks of their own: give max_steps")
+
+    def ends(self) -> bool:
+        """Whether a number of steps ends the run."""
+        return self.max_steps is not None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -81,13 +91,11 @@ class SupervisedConfig(RunConfig):
     """What the trainings of one network share: AdamW with a warm-up and a cosine decay.
 
     Args:
-        max_steps: optimiser steps; the learning rate reaches zero here or at max_minutes, whichever comes first.
         warmup_steps: in which the learning rate grows to its highest.
         weight_decay: of AdamW.
         gradient_clip: largest norm of the gradient.
     """
 
-    max_steps: int = 20_000
     warmup_steps: int = 100
     weight_decay: float = 0.0
     gradient_clip: float = 1.0

@@ -16,16 +16,29 @@ _ORIGIN = ("license", "creator", "identifier")
 def convert(options: Namespace, reading: dict) -> str:
     """Run the command with its options and those of reading files; what was done, for the user."""
     source = options.inputs[0] if len(options.inputs) == 1 else options.inputs
-    form = options.to or ("mlcast" if options.output.endswith(".zarr") else "cf")
     check_field_target(source, options.output)
-    given = {name: options[name] for name in _ORIGIN}
-    if form == "mlcast" and None in given.values():
-        lacking = " and ".join(f"--{name}" for name, value in given.items() if value is None)
-        raise ValueError(f"an archive in MLCast's form needs {lacking}; --to cf writes a plain CF store")
+    origin = origin_of(options, "mlcast" if options.output.endswith(".zarr") else "cf")
     with opened(source, options.var, **reading) as dataset:
-        if form == "mlcast":
-            origin = Origin(**given, created_with=options.created_with)
-            save_mlcast(dataset, options.output, origin, options.var, lambda blocks: tracked(blocks, True, "blocks"))
+        if origin is not None:
+            save_mlcast(
+                dataset, options.output, origin, options.var, lambda part: tracked(part, True, "blocks", "writing")
+            )
         else:
             save_dataset(dataset, options.output)
         return "\n".join([*read_as(dataset, always=True), f"wrote {options.output}"])
+
+
+def origin_of(options: Namespace, form: str = "cf") -> Origin | None:
+    """What an archive says of itself, by the options; None where none is wanted. form: where --to is not given.
+
+    Raises: ValueError for options that an archive lacks, and for a form that is none of theirs."""
+    given = {name: options[name] for name in (*_ORIGIN, "created_with")}
+    if (options.to or form) != "mlcast":
+        useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+        if useless:
+            raise ValueError(f"{' and '.join(useless)} are for an archive in MLCast's form, which --to mlcast writes")
+        return None
+    lacking = " and ".join(f"--{name}" for name in _ORIGIN if given[name] is None)
+    if lacking:
+        raise ValueError(f"an archive in MLCast's form needs {lacking}; --to cf writes a plain CF store")
+    return Origin(**given)

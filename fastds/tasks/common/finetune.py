@@ -64,7 +64,7 @@ def _arguments(model: str, card: ModelCard, data, output, minutes: float, learni
         "description": f"{card.name} trained further on {pathlib.Path(data).name}. {card.description}".strip(),
         "training_data": [*card.training_data, f"trained further on {pathlib.Path(data).name}"],
     }
-    bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=1000000"]
+    bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=null"]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
     return [*named, *(emptied if card.task == "radar" else []), *files, *bounds, f"--model.start={model}",
             f"--model.card={json.dumps(told)}"]  # fmt: skip

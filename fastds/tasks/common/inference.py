@@ -24,6 +24,7 @@ from fastds._outputs import check_replaceable
 from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.files import check_format
+from fastds.data.io.mlcast import Origin, check_mlcast, save_mlcast
 from fastds.data.io.packing import STORED, packed_like
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load
@@ -139,13 +140,15 @@ def file_to_file(
     *,
     var: str | None = None,
     dtype: str = "input",
+    origin: Origin | None = None,
     **reading: Unpack[Reading],
 ) -> Report:
     """Make a dataset of the file source and write it to target, which appears only when it is complete.
 
     make: (dataset, folder for large arrays) -> the new dataset and the report. then: called with the dataset and the
     new one when the file is written, -> one more note. var, reading: see fastds.data.opened.
-    dtype: "input", integers where the input has packed ones, or "float32".
+    dtype: "input", integers where the input has packed ones, or "float32". origin: None, or what an archive in MLCast's
+    form says of itself, as which the radar field is written, see fastds.data.io.mlcast.save_mlcast.
 
     Raises what check_field_target and fastds.data.opened raise.
     """
@@ -154,9 +157,14 @@ def file_to_file(
     if dtype not in STORED:
         raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
     with opened(source, var, **reading) as dataset:
+        if origin is not None:
+            check_mlcast(dataset, target, var)
         out, report = make(dataset, target.absolute().parent)
         report.notes[:0] = read_as(dataset)
-        save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
+        if origin is not None:
+            save_mlcast(out, target, origin, var if var in out else None)
+        else:
+            save_dataset(packed_like(out, dataset) if dtype == "input" else out, target)
         report.notes.append(f"wrote {target}")
         if then is not None:
             report.notes.append(then(dataset, out))

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from fastds import data as fd
+from fastds.tasks.common.folders import usable_files
 
 _GAP = 2  # frames left out between training and validation, so that no triple shares a frame
 
@@ -69,19 +70,21 @@ def time_blocks(config, least: int = 3) -> tuple[list, list]:
         raise FileNotFoundError(f"data.path: no such file or folder: {root}")
     blocks = config.blocks
     if blocks:
-        files = [root / name if root.is_dir() else root for name in blocks if root.is_dir() or name == root.name]
+        names = [name for name in blocks if root.is_dir() or name == root.name]
+        parts = {root / name if root.is_dir() else root: blocks[name] for name in names}
+    elif root.is_dir():
+        parts = usable_files(root, lambda file: _last_fifth(file, least, config.var))
     else:
-        files = sorted(root.glob("*.nc")) if root.is_dir() else [root]
-    if not files:
+        parts = {root: _last_fifth(root, least, config.var)}
+    if not parts:
         raise FileNotFoundError(f"data.path: no file to train on in {root}")
     train, validation = [], []
-    for file in files:
+    for file, part in parts.items():
         if not file.exists():
             raise FileNotFoundError(
                 f"data.path: no such file: {file}, which data.blocks names; without --config, "
                 "`fastds train radar --data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
-        part = blocks.get(file.name) or _last_fifth(file, least)
         overlap(file.name, part)
         train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
         validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
@@ -101,9 +104,9 @@ def overlap(name: str, part: dict) -> None:
         )
 
 
-def _last_fifth(file: pathlib.Path, least: int) -> dict[str, list[int]]:
+def _last_fifth(file: pathlib.Path, least: int, var: str | None) -> dict[str, list[int]]:
     with fd.open_dataset(file) as dataset:
-        frames = dataset.sizes.get("time", 0)
+        frames = fd.to_reflectivity(dataset, var).shape[0]
     split = frames - max(least, round(frames / 5))
     if split - _GAP < least:
         raise ValueError(

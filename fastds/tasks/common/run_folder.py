@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import pathlib
 from collections.abc import Iterator
 
@@ -56,17 +57,17 @@ def run(
     export: type[ExportBest],
     *,
     further: list[callbacks.Callback] = (),
-    tensorboard: bool = False,
     **options,
 ) -> pathlib.Path:
     """Train into the folder config.output, from its last checkpoint where there is one and config.resume asks for it.
 
-    export: writes the weights; it comes first, then the checkpoint, then `further` callbacks. tensorboard: log there,
-    too. options: of the Trainer that replace those below.
+    export: writes the weights; it comes first, then the checkpoint, then `further` callbacks. options: of the Trainer
+    that replace those below.
 
-    Returns: the path of best.safetensors; last.safetensors, checkpoints/, csv/ and config.yaml lie beside it. Raises:
-    ValueError for a run that ends without a finite validation error or a checkpoint that does not fit; Interrupted, a
-    KeyboardInterrupt, when a signal came and the checkpoint is written.
+    Returns: the path of best.safetensors; last.safetensors, checkpoints/, the logs csv/ and, where TensorBoard is
+    installed, tensorboard/, and config.yaml lie beside it. Raises: ValueError for a run that ends without a finite
+    validation error or a checkpoint that does not fit; Interrupted, a KeyboardInterrupt, when a signal came and the
+    checkpoint is written.
     """
     output = make_folder(config)
     best = export(output)
@@ -75,9 +76,9 @@ def run(
         "devices": config.devices,
         "strategy": "auto" if config.devices == 1 else DDPStrategy(find_unused_parameters=True),
         "use_distributed_sampler": False,
-        "max_steps": config.max_steps,
+        "max_steps": -1 if config.max_steps is None else config.max_steps,
         "max_epochs": -1,
-        "logger": _loggers(output, tensorboard),
+        "logger": _loggers(output),
         "callbacks": [best, LastCheckpoint(output), *further, *([TrainingProgress(best)] if config.progress else [])],
         "num_sanity_val_steps": 0,
         "log_every_n_steps": min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
@@ -106,9 +107,11 @@ def averaging(config: RunConfig) -> list[callbacks.Callback]:
     return [callbacks.EMAWeightAveraging(decay=config.ema_decay)] if config.ema_decay > 0 else []
 
 
-def _loggers(output: pathlib.Path, tensorboard: bool) -> list:
-    found = [loggers.CSVLogger(str(output), name="csv", version="")]
-    return [*found, loggers.TensorBoardLogger(str(output), name="tensorboard", version="")] if tensorboard else found
+def _loggers(output: pathlib.Path) -> list:
+    kinds = {"csv": loggers.CSVLogger}
+    if importlib.util.find_spec("tensorboard"):
+        kinds["tensorboard"] = loggers.TensorBoardLogger
+    return [kind(str(output), name=name, version="") for name, kind in kinds.items()]
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig) -> pathlib.Path:

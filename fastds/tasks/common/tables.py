@@ -80,9 +80,9 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def tracked(items: Collection, progress: bool, unit: str = "starts") -> Iterator:
-    """The items, with a progress bar "evaluating" where it is wanted."""
-    with progress_bar(progress, len(items), "evaluating", unit) as advance:
+def tracked(items: Collection, progress: bool, unit: str = "starts", doing: str = "evaluating") -> Iterator:
+    """The items, with a progress bar where it is wanted."""
+    with progress_bar(progress, len(items), doing, unit) as advance:
         for item in items:
             yield item
             if advance is not None:

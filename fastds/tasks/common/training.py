@@ -101,6 +101,10 @@ class TimedModule(L.LightningModule):
         """Batches trained on so far."""
         return self.global_step
 
+    def last_step(self) -> int | None:
+        """The step that ends the run, where one does."""
+        return self.config.max_steps
+
     def on_train_start(self) -> None:
         self._since = time.monotonic()
         if self.trainer.world_size > 1:  # random numbers of its own for every process
@@ -180,7 +184,7 @@ class SupervisedModule(TimedModule):
     def done(self, step: int) -> float:
         """How much of the training is done after so many steps, 0 to 1: by steps or clock, whichever is further."""
         c = self.config
-        done = step / c.max_steps
+        done = 0.0 if c.max_steps is None else step / c.max_steps
         if c.max_minutes is not None:
             done = max(done, self.clock() / (60.0 * c.max_minutes))
         return min(1.0, done)

@@ -25,6 +25,8 @@ class TrainingProgress(callbacks.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         console = Console(stderr=True)
         self._said = time.monotonic()
+        if trainer.is_global_zero:
+            print(f"training ends {self._end(module)}: max_steps and max_minutes change that", file=sys.stderr)
         if console.is_terminal and trainer.is_global_zero:
             self._line = console.status("training")
             self._line.start()
@@ -42,9 +44,10 @@ class TrainingProgress(callbacks.Callback):
 
     def _parts(self, module: L.LightningModule, outputs) -> list[str]:
         config, taken, steps = module.config, module.clock(), module.steps_done()
-        by_steps = steps / (config.max_steps or float("inf"))
+        last = module.last_step()
+        by_steps = steps / (last or float("inf"))
         done = max(by_steps, taken / (60 * (config.max_minutes or float("inf"))))
-        of = f" of {config.max_steps}" if config.max_steps and done == by_steps else ""  # the clock ends the others
+        of = f" of {last}" if last and done == by_steps else ""  # the clock ends the others
         parts = [f"step {steps}{of}"]
         if isinstance(outputs, dict) and "loss" in outputs:
             parts.append(f"loss {float(outputs['loss']):.4g}")
@@ -52,6 +55,12 @@ class TrainingProgress(callbacks.Callback):
             parts.append(f"lowest validation error {self.export.best:.4g}")
         parts.append(clock(taken))
         return [*parts, f"about {clock(taken / done - taken)} left"] if 0 < done < 1 else parts
+
+    @staticmethod
+    def _end(module: L.LightningModule) -> str:
+        last, minutes = module.last_step(), module.config.max_minutes
+        bounds = [f"after {last} steps"] if last else []
+        return " or ".join(bounds + ([f"after {minutes:g} minutes"] if minutes else []))
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self._line is not None:

@@ -24,6 +24,8 @@ def load_fields(config: DataConfig) -> Tensor:
 
     Raises: FileNotFoundError; ValueError for a missing variable, another unit, other dimensions or missing values.
     """
+    if pathlib.Path(config.path).is_dir():
+        raise ValueError(f"data.path must be one file of fields, got the folder {config.path}")
     if not pathlib.Path(config.path).is_file():
         raise FileNotFoundError(f"data.path: no such file: {config.path}")
     stack = []

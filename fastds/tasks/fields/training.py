@@ -14,6 +14,7 @@ from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
+from fastds.tasks.common.verdict import against
 from fastds.tasks.fields.config import TrainingConfig
 from fastds.tasks.fields.evaluation import scores
 from fastds.tasks.fields.samples import FieldData, describe
@@ -57,7 +58,8 @@ class ExportWeights(ExportBest):
 
     def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/psnr/" in k or k == "val_gain_db"}
-        scores = {**module.config.model.card.get("metrics", {}), "validation": values}
+        told = against("bicubic interpolation", "gain of PSNR in dB", values["val_gain_db"], 0.0, higher=True)
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
         return module.model, scores, -values["val_gain_db"]
 
 

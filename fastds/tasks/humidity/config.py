@@ -18,11 +18,12 @@ class DataConfig:
     """The samples: sequences of `steps` fields, cut at random from the training regions.
 
     Args:
-        path: a file, or a folder of the files named in sources.
+        path: a file, or a folder.
         sources: per file name {"variable", "level", "train", "validation", "test"}; the last three are lists of regions
             [first row, end row, first column, end column] in grid points. With "validation_days" N in place of regions
             the file is cut into days of `steps` fields, N of them drawn for validation ("validation_stays" true: they
-            train too). Empty: the file at path, its left three quarters for training, the rest for validation.
+            train too). Empty: the file at path or every *.nc of the folder, the left three quarters for training, the
+            rest for validation.
         steps: fields of a sequence.
         crop: side of a fine training crop, grid points, a multiple of the generator's scale.
         coarsening: "mean" over blocks or "decimate".
@@ -93,7 +94,8 @@ class OptimiserConfig:
     Args:
         betas: of Adam.
         warmup_epochs: linear growth of both rates.
-        epochs: of the cosine to zero, and of the run; max_steps and max_minutes replace it where they are given.
+        epochs: of the cosine to zero, and of the run; max_steps replaces it where it is given. None: as many as
+            max_steps or max_minutes leave time for.
         literal_schedule: the paper's printed formulas: batch_size / n_warm as the factor of the whole warm-up, and no
             pi in the cosine.
         bfloat16: autocast of everything but the penalty.
@@ -101,7 +103,7 @@ class OptimiserConfig:
 
     betas: tuple[float, float] = (0.5, 0.9)
     warmup_epochs: float = 5.0
-    epochs: int = 200
+    epochs: int | None = None
     literal_schedule: bool = False
     bfloat16: bool = False
 
@@ -147,7 +149,8 @@ class TrainingConfig(config.RunConfig):
         model: the generator.
         critic: its opponent.
         max_steps: of the generator; the learning rates reach zero here. None: after optimiser.epochs.
-        max_minutes: wall-clock bound; the learning rates reach zero there, if earlier. None: no bound.
+        max_minutes: wall-clock bound; the learning rates reach zero there, if earlier. None: an hour where neither
+            max_steps nor optimiser.epochs is given, else no bound.
         learning_rate: the highest of the generator.
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged, batch
             normalisation sees the share of its process. Only one process resumes bit by bit and takes max_minutes.
@@ -159,9 +162,11 @@ class TrainingConfig(config.RunConfig):
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
     output: str = dataclasses.field(default="training-humidity", kw_only=True)
-    max_steps: int | None = dataclasses.field(default=None, kw_only=True)
     learning_rate: float = dataclasses.field(default=1e-4, kw_only=True)
     ema_decay: float = dataclasses.field(default=0.0, kw_only=True)
+
+    def ends(self) -> bool:
+        return super().ends() or self.optimiser.epochs is not None
 
 
 def parse_arguments(arguments: list[str]) -> TrainingConfig:

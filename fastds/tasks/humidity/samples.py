@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random crops of sequences of fields, from regions kept apart."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
+from fastds.tasks.common.folders import usable_files
 from fastds.tasks.common.training import SampleData
 from fastds.tasks.humidity.config import DataConfig
 
@@ -38,12 +40,25 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
             regions += [normalised(day.values, config) for day in _days(field, source, config, role)]
             continue
         field = field.values
-        for box in source.get(role, [] if config.sources else _quarters(field.shape, role)):
+        for box in source.get(role, [] if set(source) & set(ROLES) else _quarters(field.shape, role)):
             top, bottom, left, right = box
             if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
                 raise ValueError(f"data.sources[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
             regions.append(normalised(field[:, top:bottom, left:right], config))
     return regions
+
+
+def with_sources(config: DataConfig) -> DataConfig:
+    """The configuration with the files of its folder as sources, where it names none."""
+
+    def whole(path: pathlib.Path) -> dict:
+        with open_dataset(path) as dataset:
+            choose_field(dataset, None, None)
+        return {}
+
+    if config.sources or not pathlib.Path(config.path).is_dir():
+        return config
+    return dataclasses.replace(config, sources={p.name: part for p, part in usable_files(config.path, whole).items()})
 
 
 def normalised(values: np.ndarray, config: DataConfig) -> torch.Tensor:
@@ -60,7 +75,7 @@ def _days(field, source, config, role):
 
 
 def _quarters(shape, role):
-    """Without sources: the left three quarters train, the rest validates."""
+    """Of a source without regions: the left three quarters train, the rest validates."""
     split = 3 * shape[2] // 4
     return {"train": [[0, shape[1], 0, split]], "validation": [[0, shape[1], split, shape[2]]]}.get(role, [])
 
@@ -125,7 +140,7 @@ class HumidityData(SampleData):
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:
             return
-        c = self.config
+        c = with_sources(self.config)
         self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed

@@ -18,6 +18,7 @@ from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, begin, fill_card, run
 from fastds.tasks.common.training import TimedModule
+from fastds.tasks.common.verdict import against
 from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.evaluation import sample
 from fastds.tasks.humidity.samples import HumidityData
@@ -70,6 +71,11 @@ class AdversarialModule(TimedModule):
 
     def steps_done(self) -> int:
         return self.steps  # Lightning counts those of both optimisers
+
+    def last_step(self) -> int | None:
+        epochs = self.config.optimiser.epochs
+        by_epochs = None if epochs is None else epochs * self.steps_per_epoch
+        return by_epochs if self.config.max_steps is None else self.config.max_steps
 
     def samples_seen(self) -> int:
         """Training samples so far."""
@@ -195,8 +201,11 @@ class AdversarialModule(TimedModule):
         if self.steps < warm:
             literal = min(1.0, self.config.data.batch_size / (warm + 1e-8))
             return literal if o.literal_schedule else (self.steps + 1) / (warm + 1e-8)
-        epochs = self.steps // self.steps_per_epoch
-        done = min(1.0, epochs / o.epochs if last is None else self.steps / last)
+        done = 0.0
+        if last is not None:
+            done = min(1.0, self.steps / last)
+        elif o.epochs is not None:
+            done = min(1.0, self.steps // self.steps_per_epoch / o.epochs)
         if self.config.max_minutes is not None:
             done = max(done, min(1.0, self.clock() / (60.0 * self.config.max_minutes)))
         return 0.5 * (1.0 + math.cos(done if o.literal_schedule else math.pi * done))
@@ -245,11 +254,10 @@ class ExportGenerator(ExportBest):
 
     def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
-        return (
-            module.exported,
-            {**module.config.model.card.get("metrics", {}), "validation": values},
-            values["val_crps"],
-        )
+        score = "squared error without noise", values["val_mse_noise_free"], values["val_mse_bicubic"]
+        told = against("bicubic interpolation", *score)
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
+        return module.exported, scores, values["val_crps"]
 
 
 def build(config: TrainingConfig) -> AdversarialModule:
@@ -285,6 +293,6 @@ def train(config: TrainingConfig) -> pathlib.Path:
     data = HumidityData(config.data, scale, config.seed, module.samples_seen, config.devices)
     data.setup()
     # The module ends the run at config.max_steps: the trainer would count the steps of the critic, too.
-    epochs = config.optimiser.epochs if config.max_steps is None else -1
-    bounds = {"max_steps": -1, "max_epochs": epochs}
+    epochs = config.optimiser.epochs if config.max_steps is None else None
+    bounds = {"max_steps": -1, "max_epochs": -1 if epochs is None else epochs}
     return run(config, module, data, ExportGenerator, **bounds)

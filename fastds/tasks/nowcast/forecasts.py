@@ -11,7 +11,7 @@ import xarray as xr
 
 from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
 from fastds.data.grid.grids import grid_mappings, scalar_coordinates
-from fastds.data.grid.times import fine_resolution, time_encoding, to_seconds
+from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
 from fastds.data.io.output import STALE_GLOBAL_ATTRIBUTES
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.nowcast.starts import Start
@@ -95,6 +95,23 @@ def _times(source: ReflectivityInput, starts: list[Start], leads: list[float]) -
         PERIOD: xr.Variable((PERIOD,), whole, period),
         "time": xr.Variable((REFERENCE, PERIOD), times, {"standard_name": "time"}, encoding),
     }
+
+
+def check_by_valid_time(starts: int, steps: int) -> None:
+    """Raise ValueError unless so many forecasts of so many fields have one field at each time, and two in all."""
+    if starts > 1 and steps > 1:
+        raise ValueError(f"steps must be 1 for hindcasts in MLCast's form, which has one field a time, got {steps}")
+    if starts == steps == 1:
+        raise ValueError("steps must be at least 2 for one forecast in MLCast's form, which has a time step, got 1")
+
+
+def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
+    """Forecasts of one start, or of one lead, over (time, y, x) alone; attributes say the start or the lead."""
+    if dataset[REFERENCE].ndim == 0:
+        return dataset.assign_attrs(fastds_start=text_of(dataset[REFERENCE].values))
+    lead = float(dataset[PERIOD].values[0])
+    one = dataset.isel({PERIOD: 0}, drop=True).swap_dims({REFERENCE: "time"}).drop_vars(REFERENCE)
+    return one.assign_attrs(fastds_lead_s=lead)
 
 
 def is_forecast(dataset: xr.Dataset) -> bool:

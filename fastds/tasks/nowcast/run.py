@@ -15,6 +15,7 @@ from fastds.data import (
     to_reflectivity,
 )
 from fastds.data.grid.times import text_of
+from fastds.data.io.mlcast import Origin
 from fastds.tasks.common.inference import (
     Report,
     check_target,
@@ -22,6 +23,7 @@ from fastds.tasks.common.inference import (
     file_to_file,
 )
 from fastds.tasks.common.pieces import is_lazy, lazy
+from fastds.tasks.nowcast.forecasts import by_valid_time, check_by_valid_time
 from fastds.tasks.nowcast.job import NowcastJob, Options
 from fastds.tasks.nowcast.methods import Method, pick_method
 
@@ -66,6 +68,7 @@ def nowcast_file(
     units: str | None = None,
     stop: str | None = None,
     dtype: str = "input",
+    origin: Origin | None = None,
     **options,
 ) -> Report:
     """Nowcast the file source into another, see `nowcast`; `target` appears only when it is complete.
@@ -74,18 +77,28 @@ def nowcast_file(
     forecast and difference. truth: the file that the forecasts will be compared with; whether it fits is checked before
     they are made. Forecasts above 256 MB wait in an unnamed file beside the target. missing, units: of both files, see
     fastds.data.reading. stop: the last time that is read of source. dtype: of the fields in target, "input" (integers
-    where the input has packed ones of the same units) or "float32". Raises FileNotFoundError, ValueError."""
+    where the input has packed ones of the same units) or "float32". origin: of an archive in MLCast's form, as which
+    target is written then; it has one field a time, so hindcasts have one step. Raises FileNotFoundError, ValueError.
+    """
     if picture is not None:
+        if origin is not None:
+            raise ValueError("picture needs the start of the forecast, which is left out in MLCast's form")
         check_target(source, Path(picture))
     chosen = Options(**options)
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         method, note = pick_method(model)
-        out, report = _run(method, dataset, chosen, progress, folder, check if truth is not None else None)
+        out, report = _run(method, dataset, chosen, progress, folder, check)
         report.notes.insert(0, note)
-        return out, report
+        return out if origin is None else by_valid_time(out), report
 
-    def check(*forecasts) -> None:
+    def check(source: ReflectivityInput, starts: list, leads: np.ndarray) -> None:
+        if origin is not None:
+            check_by_valid_time(len(starts), len(leads))
+        if truth is not None:
+            check_fits(source, starts, leads)
+
+    def check_fits(*forecasts) -> None:
         from fastds.tasks.nowcast.evaluation import check_truth
 
         def fits(file: xr.Dataset) -> None:
@@ -101,7 +114,7 @@ def nowcast_file(
 
     then = None if picture is None else draw
     reading = {"missing": missing, "units": units, "stop": stop}
-    return file_to_file(source, target, make, then, var=chosen.var, dtype=dtype, **reading)
+    return file_to_file(source, target, make, then, var=chosen.var, dtype=dtype, origin=origin, **reading)
 
 
 def plan(source: ReflectivityInput) -> str:

@@ -20,6 +20,7 @@ from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similaritie
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
+from fastds.tasks.common.verdict import against
 from fastds.tasks.nowcast.config import TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
@@ -197,7 +198,10 @@ class ExportWeights(ExportBest):
 
     def validated(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
         values = module.validation_scores()
-        return module.model, {**module.config.model.card.get("metrics", {}), "validation": values}, values["val_error"]
+        method = "extrapolation" if isinstance(module.model, LagrangianRNN) else "persistence"
+        told = against(method, "squared error in dBZ^2", values["val_mse"], values["val_mse_reference"])
+        scores = {**module.config.model.card.get("metrics", {}), "validation": values, **told}
+        return module.model, scores, values["val_error"]
 
 
 def build_model(config: TrainingConfig) -> torch.nn.Module:

@@ -15,6 +15,7 @@ from fastds.data import (
     ReflectivityInput,
     output_shape,
 )
+from fastds.data.io.mlcast import Origin
 from fastds.data.reading import Reading
 from fastds.tasks.common.inference import (
     Report,
@@ -81,6 +82,7 @@ def downscale_file(
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
+    origin: Origin | None = None,
     **reading: Unpack[Reading],
 ) -> Report:
     """Downscale the file source into another, arguments as in `downscale`; `target` appears only when it is complete.
@@ -89,7 +91,8 @@ def downscale_file(
     above 256 MB wait in an unnamed file beside the target, so that memory does not grow with the length of the series.
     truth: the file that the result will be compared with; whether it fits is checked before it is computed.
     reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
-    or "float32". Raises FileNotFoundError, ValueError."""
+    or "float32". origin: of an archive in MLCast's form, as which target is written then. Raises FileNotFoundError,
+    ValueError."""
     options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
@@ -102,7 +105,7 @@ def downscale_file(
         report.notes.insert(0, note)
         return out, report
 
-    return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
+    return file_to_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
 
 
 def plan(source: ReflectivityInput) -> str:

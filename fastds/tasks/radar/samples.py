@@ -7,6 +7,7 @@ import torch
 from fastds import data as fd
 from fastds.models.baselines import optical_flow
 from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
+from fastds.tasks.common.tables import tracked
 from fastds.tasks.common.training import SampleData
 from fastds.tasks.radar.config import DataConfig
 
@@ -21,6 +22,7 @@ class RadarData(SampleData):
             are trained on, whose normalisation is kept.
         seed: of the samples; sample i of a run depends on (seed, i) only.
         devices: see SampleData.
+        progress: say how far the optical flow is, which is computed before the training.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class RadarData(SampleData):
         static_channels: int = 0,
         static_variables: list[dict] = (),
         devices: int = 1,
+        progress: bool = False,
     ):
         super().__init__(config, seed, devices)
+        self.progress = progress
         self.flow, self.static_variables = flow, list(static_variables)
         if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
             raise ValueError(
@@ -77,8 +81,8 @@ class RadarData(SampleData):
             **shared,
         )
         if self.flow:
-            self.training.cache_flow()
-            self.validation.cache_flow()
+            for samples in (self.training, self.validation):
+                samples.cache_flow(lambda keys: tracked(keys, self.progress, "pairs of fields", "optical flow"))
 
     def _statics(self, paths: list[str]) -> list[np.ndarray]:
         """The maps (S, H, W) of every file, normalised as static_variables says, which is set where it is empty: by

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of the authors' MS-RNN code (MS-ConvLSTM, MS-PredRNN, MS-TrajGRU) to models here, layer by layer.
+
+Its keys: embed.conv_embed, fc.conv_fc, rnns.lstm.<0 to 5>.<layer of the cell>, after "module." as its training saves
+them. Its other cells have layers that are divided otherwise.
+"""
+
+import torch
+from torch import Tensor
+
+from fastds.models.card import ModelCard
+from fastds.models.db_rnn.module import LAYERS
+from fastds.models.db_rnn.network import MSRNN
+
+# Of a cell: its module here and the convolutions there, of which it is the sum.
+_CELLS = {
+    "convlstm": {"gates": ("_conv_x2h", "_conv_h2h")},
+    "predrnn": {
+        "gates": ("_conv_x2h", "_conv_h2h"),
+        "spatial.memory": ("_conv_x2h_m", "_conv_m2h_m"),
+        "spatial.output": ("_conv_c2o", "_conv_m2o"),
+        "spatial.mix": ("_conv_c_m",),
+    },
+    "trajgru": {"input": ("_conv_x2h",), "flow_hidden": ("_conv_x2f", "_conv_h2f"), "flow": ("_conv_flow",)},
+}
+_PROJECT = "project"  # of trajgru: a 1x1 convolution of all links, (3C, L C, 1, 1)
+
+
+def from_published(
+    state: dict[str, Tensor], input_steps: int = 10, floor_dbz: float = -10.0, ceiling_dbz: float = 60.0
+) -> MSRNN:
+    """A model with the weights of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU, with a card for fastds.nowcast.
+
+    Plain ConvLSTM, PredRNN and TrajGRU of that code, without scales, have the same keys and shapes: what they are, the
+    caller knows.
+
+    Args:
+        state: a state dict as the training there saves it.
+        input_steps: fields before the start that it was trained with.
+        floor_dbz, ceiling_dbz: reflectivity of pixels 0 and 1; these are those of HKO-7.
+
+    Raises:
+        ValueError: keys or shapes of another network.
+
+    Source: Ma, Zhang and Liu, github.com/mazhf/MS-RNN; no code of it is used.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    cell = _cell({name.split(".")[3] for name in state if name.startswith("rnns.lstm.0.") and name.count(".") == 4})
+    renamed = {}
+    try:
+        for ours, theirs in (("embed", "embed.conv_embed"), ("output", "fc.conv_fc")):
+            renamed |= {f"{ours}.{part}": state.pop(f"{theirs}.{part}") for part in ("weight", "bias")}
+        for layer in range(LAYERS):
+            renamed |= {f"cells.{layer}.{k}": v for k, v in _layer(cell, state, f"rnns.lstm.{layer}.").items()}
+        hidden, links = len(renamed["embed.bias"]), renamed.get("cells.0.project_weight")
+        model = MSRNN(cell, hidden, {} if links is None else {"links": links.shape[2]})
+        if state:
+            raise ValueError(f"it has further keys, such as {min(state)}")
+        model.module.load_state_dict(renamed)
+    except (KeyError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"state does not fit an MS-RNN with {cell} cells: {said}") from None
+    z = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+    model.card = ModelCard(
+        name=f"ms-{cell}", description="Weights of the authors' MS-RNN code.", input_variables=[z],
+        output_variables=[z], input_steps=input_steps, floor_dbz=floor_dbz, ceiling_dbz=ceiling_dbz,
+    )  # fmt: skip
+    return model.eval()
+
+
+def _cell(layers: set[str]) -> str:
+    for cell, parts in _CELLS.items():
+        known = {name for names in parts.values() for name in names}
+        if layers == known | ({_PROJECT} if cell == "trajgru" else set()):
+            return cell
+    raise ValueError(
+        "state must be of MS-ConvLSTM, MS-PredRNN or MS-TrajGRU of MS-RNN, got a cell with the layers "
+        f"{sorted(layers)[:8]}"
+    )
+
+
+def _layer(cell: str, state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one cell, which leave state."""
+    found = {}
+    for ours, theirs in _CELLS[cell].items():
+        weights, biases = ([state.pop(f"{prefix}{name}.{part}") for name in theirs] for part in ("weight", "bias"))
+        found[f"{ours}.weight"] = torch.cat(weights, 1)
+        found[f"{ours}.bias"] = torch.stack(biases) if len(biases) > 1 else biases[0]
+    if cell == "trajgru":
+        weight = state.pop(f"{prefix}{_PROJECT}.weight")
+        channels = weight.shape[0] // 3
+        found["project_weight"] = weight.reshape(len(weight), -1, channels).transpose(1, 2)
+        found["project_bias"] = state.pop(f"{prefix}{_PROJECT}.bias")
+    return found

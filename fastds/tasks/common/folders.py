@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a folder that a training can use; the others are named and left out."""
+
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+Part = TypeVar("Part")
+_NAMED = 8
+
+
+def usable_files(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) -> dict[pathlib.Path, Part]:
+    """What `use` makes of each *.nc of a folder, by name; files that it cannot use are left out with one warning.
+
+    use: raises ValueError or OSError, in one sentence, for a file that is damaged or of another kind.
+
+    Raises: FileNotFoundError for a folder without any *.nc; ValueError, with the reasons, where none can be used.
+    """
+    folder = pathlib.Path(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    used, left_out = {}, []
+    for file in files:
+        try:
+            if file.suffix != ".nc":
+                raise ValueError("no *.nc; fastds convert makes one of files of other formats")
+            used[file] = use(file)
+        except (ValueError, OSError) as error:
+            left_out.append(f"{file.name} ({' '.join(str(error).split())})")
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    named = "; ".join(left_out[:_NAMED]) + more
+    if not any(file.suffix == ".nc" for file in files):
+        raise FileNotFoundError(f"data.path: no file to train on in {folder}" + (f": {named}" if named else ""))
+    if not used:
+        raise ValueError(f"data.path: no file to train on in {folder}: {named}")
+    if left_out:
+        warnings.warn(f"{len(left_out)} of {len(files)} files in {folder} are left out: {named}", stacklevel=3)
+    return used

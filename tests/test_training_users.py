@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user expects of every training: an end in sight, a verdict, TensorBoard, and no trouble with other files."""
+
+import importlib
+import io
+import shutil
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+import test_training_interrupted as interrupted
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+from fastds import cli, models
+from fastds.data import open_dataset, save_dataset
+from fastds.tasks.common import run_folder
+from fastds.tasks.common.command import TASKS, main
+from fastds.tasks.common.folders import usable_files
+from fastds.tasks.common.verdict import against, verdict
+
+files = interrupted.files
+
+
+def parse(task, *words):
+    return importlib.import_module(f"fastds.tasks.{task}.config").parse_arguments(["--data.path=x", *words])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_without_bounds_ends_in_an_hour(task):
+    def bounds(*words):
+        return parse(task, *words).max_steps, parse(task, *words).max_minutes
+
+    assert bounds() == (None, 60.0)
+    assert bounds("--max_steps=7") == (7, None) and bounds("--max_minutes=2") == (None, 2.0)
+    with pytest.raises(ValueError, match="max_minutes is for one process, .*: give max_steps"):
+        parse(task, "--devices=2")
+    assert parse(task, "--devices=2", "--max_steps=7").max_minutes is None
+    if task == "humidity":
+        assert bounds("--optimiser.epochs=3") == (None, None)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request, files, tmp_path_factory):
+    """A tiny training by the command: its task, its folder, and what it printed on both streams."""
+    folder, out, err = tmp_path_factory.mktemp(request.param) / "o", io.StringIO(), io.StringIO()
+    words = interrupted.arguments(files, request.param, folder, progress=True)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+        assert main(words) == 0
+    return request.param, folder, out.getvalue(), err.getvalue()
+
+
+def test_it_says_where_it_ends_and_how_long_that_takes(run):
+    _, _, _, said = run
+    assert said.startswith("training ends after 8 steps: max_steps and max_minutes change that\n")
+    lines = [line for line in said.splitlines() if line.startswith("training: ")]
+    assert lines[0].startswith("training: step 1 of 8") and all(line.endswith(" left") for line in lines[:7])
+
+
+def test_epochs_tell_the_time_left_too(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastds.tasks.common.training_progress.LINE_EVERY", 0.0)
+    optimiser = {"optimiser": {"warmup_epochs": 1, "epochs": 2}}
+    bounds = {"max_steps": None, **optimiser}
+    assert main(interrupted.arguments(files, "humidity", tmp_path / "o", progress=True, **bounds)) == 0
+    said = capsys.readouterr().err
+    assert "training ends after 8 steps" in said and "training: step 1 of 8, " in said
+
+
+def test_the_card_compares_the_weights_with_the_simple_method(run):
+    task, folder, said, _ = run
+    metrics = models.load_card(folder / "best.safetensors").metrics
+    found, scores = metrics["simple_method"], metrics["validation"]
+    own, simple = {
+        "radar": ("mse_total", "mse_total_advection"),
+        "fields": ("val_gain_db", None),
+        "humidity": ("val_mse_noise_free", "val_mse_bicubic"),
+        "nowcast": ("val_mse", "val_mse_reference"),
+    }[task]
+    assert found["own"] == scores[own] and found["simple"] == (scores[simple] if simple else 0.0)
+    assert found["better"] == (found["own"] > 0 if task == "fields" else found["own"] < found["simple"])
+    told = f"{found['score']} on the validation samples {found['own']:.4g}, {found['name']} {found['simple']:.4g}"
+    assert told in said.splitlines()[0] and ("no better" in said) == (not found["better"])
+    if task == "radar":
+        assert found["simple"] == min(scores["mse_total_trilinear"], scores["mse_total_advection"])
+
+
+def test_tensorboard_has_the_log_of_every_task(run):
+    _, folder, _, _ = run
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*")) and (folder / "csv" / "metrics.csv").exists()
+
+
+def test_without_tensorboard_there_is_the_other_log(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.importlib.util, "find_spec", lambda name: None)
+    assert main(interrupted.arguments(files, "fields", tmp_path / "o")) == 0
+    assert (tmp_path / "o" / "csv").is_dir() and not (tmp_path / "o" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("higher", [False, True])
+@pytest.mark.parametrize("own", [1.0, 2.0, 3.0])
+def test_weights_that_lose_say_so_when_they_are_loaded(tmp_path, own, higher):
+    model, path = models.create("fczsm-small", num_features=8, offset_groups=1), tmp_path / "w.safetensors"
+    model.card.metrics = against("advection", "squared error", own, 2.0, higher)
+    models.save(model, path)
+    lost = own <= 2.0 if higher else own >= 2.0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert models.load(path).card.lost_to == ("advection" if lost else "")
+    wanted = "w.safetensors was no better than advection on the validation samples of its training"
+    assert [str(one.message) for one in said] == [wanted] * lost
+    assert ("train longer or on more files" in verdict(path)) == lost
+
+
+def test_weights_without_a_verdict_say_nothing(tmp_path):
+    model = models.create("fczsm-small", num_features=8, offset_groups=1)
+    for metrics in ({}, {"simple_method": "advection"}):
+        model.card.metrics = metrics
+        models.save(model, tmp_path / "w.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert models.load(tmp_path / "w.safetensors").card.lost_to == ""
+
+
+@pytest.fixture
+def mixed(files, tmp_path):
+    """A folder of files of every kind."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in ("radar.nc", "grid.nc"):
+        shutil.copy(files / name, folder / name)
+    (folder / "broken.nc").write_bytes((files / "radar.nc").read_bytes()[:3000])
+    (folder / "notes.txt").write_text("a bar")
+    (folder / ".hidden").write_text("")
+    with open_dataset(files / "radar.nc") as event:
+        save_dataset(event.isel(time=slice(3)), folder / "short.nc")
+    return folder
+
+
+def train_on(folder, task, output):
+    """The command `fastds train` on a folder."""
+    words = interrupted.arguments(folder, task, output, max_steps=2)
+    return cli.main(["train", *words, f"--data.path={folder}"])
+
+
+REASONS = ["broken.nc (", "notes.txt (no *.nc; fastds convert makes one of files of other formats)"]
+NO_RADAR = "grid.nc (no variable of reflectivity was found"
+
+
+@pytest.mark.parametrize(
+    ("task", "others", "reasons"),
+    [
+        ("radar", [], [*REASONS, NO_RADAR, "short.nc (short.nc has 3 time steps, too few for training and validation"]),
+        ("nowcast", [], [*REASONS, NO_RADAR, "short.nc (short.nc has 3 time steps"]),
+        ("humidity", ["radar.nc", "short.nc"], REASONS),
+    ],
+)
+def test_files_of_other_kinds_are_named_and_left_out(mixed, tmp_path, capfd, task, others, reasons):
+    for name in others:
+        (mixed / name).unlink()
+    assert train_on(mixed, task, tmp_path / "o") == 0
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if " are left out: " in line]
+    assert f"{len(reasons)} of {len(reasons) + 1} files in {mixed} are left out: " in said
+    assert all(reason in said for reason in reasons) and ".hidden" not in said
+
+
+def test_a_folder_of_nothing_to_train_on_is_one_sentence(mixed, tmp_path, capfd):
+    for name in ("radar.nc", "grid.nc", "short.nc"):
+        (mixed / name).unlink()
+    for task in ("radar", "nowcast", "humidity"):
+        assert train_on(mixed, task, tmp_path / "o") == 2
+        assert f"--data.path: no file to train on in {mixed}: broken.nc (" in capfd.readouterr().err
+    (mixed / "broken.nc").unlink()
+    assert train_on(mixed, "radar", tmp_path / "o") == 2
+    assert f"no file to train on in {mixed}: notes.txt (" in capfd.readouterr().err
+    assert train_on(mixed, "fields", tmp_path / "o") == 2
+    assert f"--data.path must be one file of fields, got the folder {mixed}" in capfd.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_with_many_other_files_names_some(files, tmp_path):
+    for k in range(12):
+        (tmp_path / f"{k:02d}.txt").write_text("")
+    shutil.copy(files / "radar.nc", tmp_path)
+    with pytest.warns(UserWarning, match=r"12 of 13 files .*: 00.txt .*; 07.txt \(.*\) and 4 more$") as said:
+        assert list(usable_files(tmp_path, lambda path: 1)) == [tmp_path / "radar.nc"]
+    assert "08.txt" not in str(said[0].message)
