@@ -25,7 +25,7 @@ from fastds.tasks.common import pieces
 from fastds.tasks.radar.job import RadarJob
 
 zarr = pytest.importorskip("zarr", reason="archives need the package zarr")
-pytest.importorskip("dask", reason="archives need the package dask")
+dask = pytest.importorskip("dask", reason="archives need the package dask")
 
 
 @pytest.fixture(autouse=True)
@@ -326,6 +326,20 @@ def test_options_that_do_not_go_together(files, words, sentence, capsys):
     assert main(["downscale", f"{files}/in", str(files / target), *model, *options]) == 2
     assert sentence in capsys.readouterr().err
     assert not list(files.glob("o.*"))
+
+
+def test_workers_of_a_scheduler(files, event):  # noqa: F811
+    """By address and by file; a scheduler that is not there is an error in words."""
+    distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
+    form = {"processes": False, "protocol": "tcp", "dashboard_address": None, "threads_per_worker": 1}
+    with distributed.LocalCluster(n_workers=1, **form) as cluster:
+        told = archive(files, scheduler=cluster.scheduler_address)
+        (files / "dask.json").write_text(json.dumps({"address": cluster.scheduler_address, "workers": {}}))
+        archive(files, target="other.zarr", scheduler=str(files / "dask.json"))
+    assert any(f"5 computed by 1 workers of {cluster.scheduler_address}" in note for note in told.notes)
+    assert same(stored(files / "out.zarr"), stored(files / "other.zarr"))
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(OSError, match="127.0.0.1:9"):
+        archive(files, target="third.zarr", scheduler="tcp://127.0.0.1:9")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")

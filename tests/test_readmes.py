@@ -59,7 +59,7 @@ def run(command, folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that commands name: IN.nc, TRUTH.nc, FOLDER of radar files, ERA5.nc, ERA5-FINE.nc, STATIONS.csv."""
+    """The files that commands name: IN.nc, TRUTH.nc, FOLDER and ARCHIVE of radar files, ERA5.nc, ERA5-FINE.nc, STATIONS.csv."""
     folder = tmp_path_factory.mktemp("readme")
     truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
     save_dataset(truth, folder / "TRUTH.nc")
@@ -67,6 +67,9 @@ def files(tmp_path_factory):
     (folder / "FOLDER").mkdir()
     save_dataset(synthetic_event(seed=1, frames=40, shape=(160, 160)), folder / "FOLDER" / "event1.nc")
     shutil.copy(folder / "FOLDER" / "event1.nc", folder / "FOLDER" / "event2.nc")
+    (folder / "ARCHIVE").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(7), 3)):
+        save_dataset(coarsen_dataset(truth).isel(time=part), folder / "ARCHIVE" / f"{number}.nc")
     save_dataset(_fields(2.0), folder / "ERA5.nc")
     save_dataset(_fields(1.0), folder / "ERA5-FINE.nc")
     (folder / "STATIONS.csv").write_text("name,lat,lon\nA,10.5,20.25\nB,-33.0,151.2\n")

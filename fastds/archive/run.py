@@ -51,8 +51,8 @@ def compute_archive(
         task: of fastds.tasks. source: a file, folder, pattern or list, see fastds.data.open_dataset.
         target: a name that ends in .zarr; a store that is there is replaced at the end, but for append.
         model, options: as in the task's `prepare`. reading: see fastds.data.reading.
-        workers: processes on this machine; None: 1. scheduler: address of a dask scheduler, whose workers are taken
-            instead.
+        workers: processes on this machine; None: 1. scheduler: address or file of a dask scheduler, whose workers are
+            taken instead.
         append: the files are those of the target and later ones; only what these bring is computed, in the target
             itself, whose new fields are missing until then. Without a target it is made.
         keep_going: leave out files that cannot be read and pieces that fail, and say so; else the first ends the run.

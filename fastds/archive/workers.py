@@ -56,7 +56,9 @@ def make(request: Request, store: Path, piece: Piece) -> Made:
 def makers(workers: int, scheduler: str | None) -> Iterator[tuple[Callable[..., Iterator[Made]], str]]:
     """A function (request, store, pieces) -> Made after Made, in any order, and a sentence about who computes.
 
-    workers: processes on this machine, 1: this one. scheduler: address of a dask scheduler instead."""
+    workers: processes on this machine, 1: this one. scheduler: address or file of a dask scheduler instead.
+
+    Raises: OSError where no scheduler answers."""
     if scheduler is None and workers == 1:
         yield _here, "1 process"
         return
@@ -65,7 +67,7 @@ def makers(workers: int, scheduler: str | None) -> Iterator[tuple[Callable[..., 
     from distributed.system import MEMORY_LIMIT
 
     if scheduler is not None:
-        with Client(scheduler) as client:
+        with Client(**{"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}) as client:
             count = len(client.scheduler_info(n_workers=-1)["workers"])
             yield _Far(client, max(count, 1)), f"{count} workers of {scheduler}"
         return
