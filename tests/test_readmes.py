@@ -59,7 +59,8 @@ def run(command, folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that commands name: IN.nc, TRUTH.nc, FOLDER and ARCHIVE of radar files, ERA5.nc, ERA5-FINE.nc, STATIONS.csv."""
+    """The files that commands name: IN.nc, TRUTH.nc, FOLDER and ARCHIVE of radar files, ERA5.nc, ERA5-FINE.nc,
+    STATIONS.csv."""
     folder = tmp_path_factory.mktemp("readme")
     truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
     save_dataset(truth, folder / "TRUTH.nc")
