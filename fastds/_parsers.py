@@ -218,7 +218,7 @@ def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
 def _add_archive(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="archives, OUT.zarr: processes that share the work")
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="archives: or file of a dask scheduler, whose workers work"
+        "--scheduler", metavar="ADDRESS", help="archives: or file, of a dask scheduler whose workers are taken"
     )
     parser.add_argument(
         "--append", action="store_true", help="archives: compute only what files bring that are new since OUT.zarr"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+import xarray as xr
 
 from fastds.data import rate_to_reflectivity, reflectivity_to_rate, synthetic_event, to_reflectivity
-from fastds.data.grid.variables import interval_seconds, is_dbz, rain_units
+from fastds.data.grid.variables import interval_seconds, is_dbz, rain_kind, rain_units
 
 
 @pytest.fixture
@@ -330,3 +331,16 @@ def test_an_uneven_grid_is_refused_with_its_spacings(event):
     mercator = np.rad2deg(np.arcsin(np.tanh(np.linspace(0.7, 1.4, 32))))
     attrs = {"standard_name": "latitude", "units": "degrees_north"}
     to_reflectivity(event.rename(y="lat").assign_coords(lat=("lat", mercator, attrs)))
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "kind"),
+    [
+        ("terrain", "m", None), ("drainage", "mm", None), ("strain_rate", "mm h-1", None), ("error", "mm", None),
+        ("httpd", "mm", None), ("convective_rain", "mm", "amount"), ("RR", "mm h-1", "rate"), ("tp", "m", "amount"),
+        ("rainfall", "mm h-1", "rate"), ("surfrain", "mm", "amount"), ("rr24", "mm", "amount"),
+    ],
+)  # fmt: skip
+def test_rain_is_a_word_of_its_own(name, units, kind):
+    variable = xr.DataArray(np.zeros((2, 2), "f4"), name=name, attrs={"units": units})
+    assert rain_kind(variable) == kind

@@ -123,7 +123,7 @@ _REFLECTIVITY_NAMES = {
     "cappi",
     "base_reflectivity",
 }
-_RAIN_WORDS = ("rain", "precip", "snowfall", "tp", "rr", "prate")
+_RAIN_WORDS = re.compile(r"(?<!ter)(?<![dgt])rain|precip|snowfall|prate|(?<![a-z])(tp|rr)(?![a-z])")  # no terrain
 
 
 def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool = False) -> tuple[str, str, list[str]]:
@@ -185,7 +185,7 @@ def rain_kind(variable: xr.DataArray, named: bool = False) -> str | None:
     user, so that units of rain suffice, except m and m s-1, which are those of heights and winds."""
     rain = rain_units(variable.attrs.get("units"))
     words = f"{variable.name} {_standard_name(variable)} {variable.attrs.get('long_name', '')}".lower()
-    if rain is None or not (any(word in words for word in _RAIN_WORDS) or (named and rain[0] != _LENGTH_MM["m"])):
+    if rain is None or not (_RAIN_WORDS.search(words) or (named and rain[0] != _LENGTH_MM["m"])):
         return None
     return "amount" if rain[1] is None or time_method(variable) in ("mean", "sum") else "rate"
 

@@ -19,7 +19,7 @@ from fastds.tasks.common.inference import Report, check_settings, computing, sto
 from fastds.tasks.common.pieces import Piece
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
-from fastds.tasks.fields.methods import Fields, pick_method
+from fastds.tasks.fields.methods import Fields, check_inside, pick_method
 
 
 class FieldsJob:
@@ -41,6 +41,7 @@ class FieldsJob:
         self.dataset, self.threads, self.static = dataset, threads, static
         self.method, self.note = pick_method(model, dataset, self.own, static)
         check_settings(threads)
+        check_inside(self.own, *self.target)
         method, names = self.method, self.method.names
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
         self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}

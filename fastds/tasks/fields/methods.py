@@ -94,6 +94,20 @@ class Fields:
         return without_missing(field.values, field.attrs)
 
 
+def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
+    """Raise ValueError where a grid of coordinates reaches beyond the domain by more than half a cell."""
+    ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
+    try:
+        sides = grid.latitude, grid.longitude
+        from_latlon(ends[:, 0], ends[:, 1], *sides, periodic_x=grid.periodic, outside="error")
+    except ValueError as error:
+        limits = [f"{float(axis.min()):g} to {float(axis.max()):g}" for axis in (latitude, longitude, *sides)]
+        raise ValueError(
+            f"the new grid, latitudes {limits[0]} and longitudes {limits[1]}, reaches beyond the fields, latitudes "
+            f"{limits[2]} and longitudes {limits[3]}; half a cell is allowed"
+        ) from error
+
+
 class FieldModel(Fields):
     """A network set up for the grid of a dataset: variables by name, periodic longitude, registration, static maps.
 
@@ -183,15 +197,8 @@ class Interpolation(Fields):
         self.name = method
 
     def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
-        """(1, C, H, W) at a grid of coordinates, into one (H', W') array per variable. Raises: ValueError for places
-        outside a regional domain."""
-        ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
-        sides = self.grid.latitude, self.grid.longitude
-        from_latlon(ends[:, 0], ends[:, 1], *sides, periodic_x=self.grid.periodic, outside="error")
-        self.extended_onto(x, latitude, longitude, out)
-
-    def extended_onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
-        """As onto; places outside have the values of the border."""
+        """(1, C, H, W) at a grid of coordinates, into one (H', W') array per variable; places outside a regional domain
+        have the values of its border."""
         u, v = self.grid.positions(latitude, longitude)
         rows = weights_at(u.numpy(), x.shape[2], self.name)
         columns = weights_at(v.numpy(), x.shape[3], self.name, periodic=self.grid.periodic)

@@ -172,7 +172,7 @@ class Pairs:
 
     def _finer(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
         out = np.empty((self.grid.latitude.numel(), self.grid.longitude.numel()), np.float32)
-        method.extended_onto(torch.from_numpy(coarse)[None, None], self.grid.latitude, self.grid.longitude, [out])
+        method.onto(torch.from_numpy(coarse)[None, None], self.grid.latitude, self.grid.longitude, [out])
         return out
 
 
