@@ -4,16 +4,15 @@
 import h5py
 import xarray as xr
 
-from fastds.data.formats.contents import Contents
+from fastds.data.formats.contents import HDF5, Contents
 from fastds.data.packages import require
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
 
 
 def is_netcdf4(contents: Contents) -> bool:
     """True for HDF5."""
-    return contents.start.startswith(_HDF5)
+    return contents.start.startswith(HDF5)
 
 
 def is_netcdf3(contents: Contents) -> bool:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import h5py
 
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 class Contents:
@@ -59,7 +59,7 @@ class Contents:
     @functools.cached_property
     def groups(self) -> frozenset[str]:
         """Names at the top level of an HDF5 file; of other files and of what is damaged none."""
-        if self.start.startswith(_HDF5):
+        if self.start.startswith(HDF5):
             with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError), self.hdf5() as file:
                 return frozenset(file)
         return frozenset()

@@ -8,6 +8,7 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
 _NAME = re.compile(r"VMI_(\d{13})\.h5$")
 # Files have no georeference: 1400 x 1200 pixels, degrees of the first row and column and the steps from there.
@@ -15,7 +16,6 @@ _SHAPE = (1400, 1200)
 _LATITUDE, _LONGITUDE = (47.84442353651941, -0.009131359599727246), (4.530038685589823, 0.013294347480250508)
 _THRESHOLD = 10.0  # dBZ, the weakest echo
 _OUTSIDE, _BELOW = -9999.0, -9998.0
-NO_ECHO_DBZ = -32.0
 
 
 def recognises(contents: Contents) -> bool:

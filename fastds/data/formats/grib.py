@@ -11,12 +11,13 @@ import xarray as xr
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
 from fastds.data.packages import require
+from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
 _MRMS_CENTRE = "161"
 _MRMS_NAME = re.compile(r"MRMS_([A-Za-z0-9]+(?:_QPE_\d+H)?)")
 _HOURS = re.compile(r"QPE_(\d+)H")
 # The product of a file is told by its name; these are (missing, no coverage) in its values.
-_DRY_MISSING, _ECHO_MISSING, _NO_ECHO_DBZ = -1.0, -99.0, -32.0
+_DRY_MISSING, _ECHO_MISSING = -1.0, -99.0
 
 
 def recognises(contents: Contents) -> bool:
@@ -100,8 +101,8 @@ def _mrms(dataset: xr.Dataset, contents: Contents) -> xr.Dataset:
     elif hours := _HOURS.search(product):
         fields = maps.rainfall_amount(np.where(values <= _DRY_MISSING, np.nan, values), 60.0 * int(hours[1]))
     elif "Reflectivity" in product or product == "SeamlessHSR":
-        no_echo = np.where(values <= _ECHO_MISSING, _NO_ECHO_DBZ, values)
-        fields = maps.reflectivity(np.where(values < _ECHO_MISSING, np.nan, no_echo), _NO_ECHO_DBZ)
+        no_echo = np.where(values <= _ECHO_MISSING, NO_ECHO_DBZ, values)
+        fields = maps.reflectivity(np.where(values < _ECHO_MISSING, np.nan, no_echo), NO_ECHO_DBZ)
     else:
         raise ValueError(
             f"{contents.path}: the name of an MRMS file must tell a product of rain or reflectivity, such as "

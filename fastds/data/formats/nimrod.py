@@ -11,6 +11,7 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
 _HEADER = 512
 _MARK = struct.pack(">i", _HEADER)  # Fortran writes the length before and after every record
@@ -20,7 +21,6 @@ _TYPES = {(0, 4): ">f4", (1, 1): ">i1", (1, 2): ">i2", (1, 4): ">i4", (2, 1): ">
 _NATIONAL_GRID = 0
 _DOWN, _UP = 0, 1  # the first cell is the top left or the bottom left one
 _BRITISH = "EPSG:27700"
-NO_ECHO_DBZ = -32.0
 
 
 class Record(NamedTuple):

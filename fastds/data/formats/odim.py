@@ -12,8 +12,8 @@ import xarray as xr
 from fastds.data.formats import maps
 from fastds.data.formats.attributes import number_of, text_of
 from fastds.data.formats.contents import Contents
+from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
-NO_ECHO_DBZ = -32.0
 _REFLECTIVITY = ("DBZH", "DBZV", "TH", "TV")
 _MAPS = ("COMP", "IMAGE")
 _MOST_FIELDS = 1000
