@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -101,7 +102,7 @@ def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
 
 def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
     """Every command and what says how it would take the dataset, or raises ValueError with the reason."""
-    source = _once(lambda: _radar(dataset, var))
+    source = functools.cache(lambda: _radar(dataset, var))
     yield "downscale", lambda: task_function("radar", "plan")(source())
     yield "nowcast", lambda: task_function("nowcast", "plan")(source())
     for name in available(pretrained=True):
@@ -118,21 +119,3 @@ def _radar(dataset: xr.Dataset, var: str | None):
     source = to_reflectivity(dataset, var)
     source.check(stacklevel=3)
     return source
-
-
-def _once(make: Callable) -> Callable:
-    """The value of make(), or its error, made when first asked for."""
-    found = []
-
-    def get():
-        if not found:
-            try:
-                found.append((make(), None))
-            except ValueError as error:
-                found.append((None, error))
-        value, error = found[0]
-        if error is not None:
-            raise error
-        return value
-
-    return get
