@@ -59,6 +59,24 @@ def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys)
     assert 0 < max(moved) < 1e-2  # from these weights on, by four small steps
 
 
+def test_the_score_before_is_that_of_the_weights_given(files, monkeypatch):
+    """And not of a later validation."""
+    from fastds.tasks.radar.training import ExportWeights
+
+    errors, known = [], ExportWeights.validated
+
+    def validated(self, trainer, module):
+        errors.append(known(self, trainer, module)[2])
+        return known(self, trainer, module)
+
+    monkeypatch.setattr(ExportWeights, "validated", validated)
+    options(monkeypatch, max_steps=6)
+    best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=1e-3)
+    scores = models.load_card(best).metrics
+    assert len(errors) >= 3 and min(errors) < errors[0]
+    assert scores["start"]["mse_total"] == errors[0] and scores["validation"]["mse_total"] == min(errors)
+
+
 def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
     options(monkeypatch)
     best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=3.0)

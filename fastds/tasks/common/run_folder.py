@@ -170,7 +170,7 @@ class ExportBest(callbacks.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         network, network.card.metrics, error = self.validated(trainer, module)
-        if trainer.validating:  # before the first step
+        if trainer.state.fn == "validate":  # by itself, before the first step
             self.start = network.card.metrics.get("validation", {})
         if self.start:
             network.card.metrics = {**network.card.metrics, "start": self.start}
