@@ -90,6 +90,7 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
         fields = [interpolated(t.clip(floor), 15, 65, trilinear) - 5 for t in truth]
         if floor == 0:  # the model sees means of what is cut at 0 dBZ
             pairs = [(model_of_means(t), interpolated(t, 0, 70, advection).clip(max=15)) for t in truth]
+            pairs = [(z + (1 - (z - 15) / 3).clip(0, 1) * (weak - 15), weak) for z, weak in pairs]  # the rim of 3 dB
             fields = [np.where(z > 15, z, weak) for z, weak in pairs]
         expected["model"] = mse(fields, truth, there, floor)
         for name, (first, middle, last) in expected.items():

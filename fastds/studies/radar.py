@@ -23,6 +23,7 @@ from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.inference import computing
 from fastds.tasks.common.tables import number_text, score_table
 from fastds.tasks.radar.methods import BASELINES
+from fastds.tasks.radar.refinement import RIM_DB
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
@@ -93,7 +94,7 @@ def as_method(model: torch.nn.Module, floor: float) -> Callable:
     """The model as a method for errors(); below the model's own floor the field is that of advection.
 
     A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is
-        interpolated.
+        interpolated, and its values next to that are corrected.
     """
     low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, CEILING_DBZ
 
@@ -102,6 +103,7 @@ def as_method(model: torch.nn.Module, floor: float) -> Callable:
         z = fd.restore(model(fd.prepare(dbz, low, high)), low, high)
         if low > floor:
             weak = fd.restore(advection(x), floor, ceiling).clamp(max=low)
+            z = z + (1 - (z - low) / RIM_DB).clamp(0, 1) * (weak - low)  # as downscale does, see refinement.py
             z = torch.where(z > low, z, weak)
         return (z.clamp(floor, ceiling) - floor) / (ceiling - floor)
 
