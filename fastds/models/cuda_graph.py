@@ -3,63 +3,185 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from fastds.ops.core.switches import Switch
 
 WARM_UP_RUNS = 3  # Triton compiles, cuDNN chooses and the caching allocator fills before the capture
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_capturing = Switch(False)
 
 
-class GraphedForward:
-    """Replays model(*inputs) as captured: (same shapes, dtypes and device) -> a new tensor, without gradients.
+def capturing() -> bool:
+    """Whether a forward runs as a graph will hold it: it must not ask for values, which would wait for the device."""
+    return _capturing.value
 
-    The weights are copied at the capture, in `dtype` and channels_last; later changes of the model do not reach it. The
-    forward runs under autocast to `dtype`, so inputs keep their own. One replay at a time: calls on several streams
-    share the buffers of the graph.
+
+def compile_graph(
+    model: nn.Module, *inputs: Any, dtype: torch.dtype = torch.bfloat16, train: bool = False, **options: Any
+) -> Callable[..., Any]:
+    """Capture model(*inputs, **options) as one CUDA graph.
+
+    fast = fastds.compile_graph(model.to("cuda"), x);  y = fast(x2)
+
+    Tensors among the arguments are examples, whose values do not matter; everything else (steps, size, scale) is fixed.
+    Missing values (NaN) are not looked for, they spread. What forward would compute on the CPU (optical flow, the
+    filling of missing frames) is computed before each replay.
 
     Args:
-        model: module on a CUDA device; its forward must not depend on the values of the inputs.
-        inputs: example tensors or None, in the order of forward.
-        dtype: torch.bfloat16, torch.float16 or torch.float32.
+        model: any network of fastds, on a CUDA device.
+        inputs, options: arguments of its forward, tensors on the model's device.
+        dtype: of the arithmetic, torch.bfloat16, torch.float16 or torch.float32; inputs keep their own.
+        train: False: inference, with a copy of the weights of now in `dtype`, in evaluation mode. True: a function with
+            gradients, whose backward is a graph, too; it reads the model's own weights, in the mode the model is in.
+
+    Returns:
+        function of the same arguments, for tensors of the same shapes and dtypes, -> what forward returns. One call at
+        a time: calls on several streams share the buffers of the graph.
 
     Raises:
-        ValueError: the model or an input is not on one CUDA device, or another dtype.
+        ValueError: the model or an input is not on one CUDA device, another dtype; in a later call another shape or
+            another fixed argument. TypeError: the model is no torch.nn.Module.
     """
+    device = graph_device(model, dtype)
+    args, kwargs = given(model, inputs, options)
+    arguments = Arguments(args, kwargs, device)
+    with torch.cuda.device(device), cudnn_benchmark():
+        graph = GradientGraph(model, arguments, dtype) if train else ForwardGraph(model, arguments, dtype)
 
-    def __init__(self, model: nn.Module, *inputs: Tensor | None, dtype: torch.dtype = torch.bfloat16):
-        self.device = graph_device(model, inputs, dtype)
-        self.dtype = dtype
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.model.to(dtype=dtype, memory_format=torch.channels_last)
-        self.inputs = [None if z is None else z.detach().clone() for z in inputs]
+    def call(*inputs: Any, **options: Any) -> Any:
+        with torch.cuda.device(device):
+            return graph(*arguments.tensors(*given(model, inputs, options)))
+
+    return call
+
+
+def graph_device(model: nn.Module, dtype: torch.dtype) -> torch.device:
+    """The CUDA device of the model; raises unless a graph can be captured there."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        hint = "move it with model.to('cuda')" if torch.cuda.is_available() else "torch finds no GPU here, so call it"
+        raise ValueError(f"model must be on a CUDA device to be captured as a graph, it is on {device}: {hint}")
+    return device
+
+
+def given(model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of forward, with what the model computes of them on the CPU."""
+    return (model.with_flow(*inputs, **options), {}) if hasattr(model, "with_flow") else (inputs, options)
+
+
+class Arguments:
+    """The arguments that a graph is captured for: tensors by their shape and dtype, others as they are."""
+
+    def __init__(self, args: tuple, kwargs: dict[str, Any], device: torch.device):
+        self.leaves, self.spec = tree_flatten((args, kwargs))
+        for i, z in enumerate(self.leaves):
+            if isinstance(z, Tensor) and z.device != device:
+                raise ValueError(f"input {i} is on {z.device}, expected {device}, the device of the model")
+
+    def tensors(self, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors of another call; ValueError unless all else is the same."""
+        leaves, spec = tree_flatten((args, kwargs))
+        if spec != self.spec:
+            raise ValueError(f"the arguments must be those the graph was captured for, {self.spec}, got {spec}")
+        for i, (new, held) in enumerate(zip(leaves, self.leaves, strict=True)):
+            if _kind(new) != _kind(held):
+                raise ValueError(f"input {i} is {_kind(new)}, the graph was captured for {_kind(held)}")
+        return [z for z in leaves if isinstance(z, Tensor)]
+
+    def with_tensors(self, tensors: list[Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """The arguments with these tensors for those of the capture."""
+        rest = iter(tensors)
+        return tree_unflatten([next(rest) if isinstance(z, Tensor) else z for z in self.leaves], self.spec)
+
+
+def _kind(z: Any) -> str:
+    return f"a {z.dtype} tensor of shape {tuple(z.shape)}" if isinstance(z, Tensor) else repr(z)
+
+
+@contextlib.contextmanager
+def as_captured(dtype: torch.dtype) -> Iterator[None]:
+    """Forwards inside the block run as a graph holds them: in `dtype`, without a look at values."""
+    # The cache of autocast would keep tensors of the graph's memory alive between the runs.
+    autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False)
+    with _capturing.set(True), autocast:
+        yield
+
+
+def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy for inference, weights in `dtype` and channels_last; buffers, such as means in kelvin, stay as they are."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+        parameter.data = parameter.data.to(dtype, memory_format=layout)
+    return model
+
+
+class ForwardGraph:
+    """Replays a forward without gradients: tensors -> new outputs."""
+
+    def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
+        self.model, self.dtype = frozen(model, dtype), dtype
+        self.inputs = [z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor)]
+        self.arguments = arguments.with_tensors(self.inputs)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.no_grad(), cudnn_benchmark():
+        with torch.no_grad():
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP_RUNS):
-                    self._forward()
+                    self.forward()
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self.graph):
-                self.output = self._forward()
+                self.output = self.forward()
 
-    def _forward(self) -> Tensor:
-        # The cache of autocast would keep tensors of the graph's memory alive between the runs.
-        with torch.autocast("cuda", self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            return self.model(*self.inputs)
+    def forward(self) -> Any:
+        """What is captured."""
+        args, kwargs = self.arguments
+        with as_captured(self.dtype):
+            return self.model(*args, **kwargs)
 
-    def __call__(self, *inputs: Tensor | None) -> Tensor:
-        for i, (given, held) in enumerate(zip(inputs, self.inputs, strict=True)):
-            if (given is None) != (held is None) or (given is not None and given.shape != held.shape):
-                wish, got = (None if z is None else tuple(z.shape) for z in (held, given))
-                raise ValueError(f"input {i} has shape {got}, the graph was captured for {wish}")
-        with torch.cuda.device(self.device):
-            for given, held in zip(inputs, self.inputs, strict=True):
-                if held is not None:
-                    held.copy_(given)
-            self.graph.replay()
-            return self.output.clone()
+    def __call__(self, *tensors: Tensor) -> Any:
+        for new, held in zip(tensors, self.inputs, strict=True):
+            held.copy_(new)
+        self.graph.replay()
+        return tree_map_only(Tensor, torch.clone, self.output)
+
+
+class GradientGraph:
+    """Replays a forward and its backward, of the model's own weights: tensors -> outputs with gradients."""
+
+    def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
+        examples = tuple(z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor))
+        self.run = torch.cuda.make_graphed_callables(
+            OfTensors(model, arguments, dtype), examples, WARM_UP_RUNS, allow_unused_input=True
+        )
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        return self.run(*tensors)
+
+
+class OfTensors(nn.Module):
+    """A model as a module of the tensors among its arguments, run as captured."""
+
+    def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.arguments, self.dtype = model, arguments, dtype
+        self.training = model.training
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = self.arguments.with_tensors(list(tensors))
+        with as_captured(self.dtype):
+            return self.model(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -70,16 +192,3 @@ def cudnn_benchmark() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def graph_device(model: nn.Module, inputs: Sequence[Tensor | None], dtype: torch.dtype) -> torch.device:
-    """The CUDA device of the model; ValueError unless a graph can be captured there."""
-    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"dtype must be torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
-    device = next(model.parameters()).device
-    if device.type != "cuda":
-        raise ValueError(f"a CUDA graph needs a model on a CUDA device, this one is on {device}: call the model itself")
-    for i, z in enumerate(inputs):
-        if z is not None and z.device != device:
-            raise ValueError(f"input {i} is on {z.device}, expected {device}, the device of the model")
-    return device

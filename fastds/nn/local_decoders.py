@@ -33,6 +33,11 @@ def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def each_sample(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same pair for every sample of x, (B, 2), made where x is: a copy from the host would wait for the device."""
+    return torch.stack([torch.full((x.shape[0],), value, dtype=dtype, device=x.device) for value in pair], 1)
+
+
 class LocalDecoder(nn.Module):
     """What decoders share: prepare(features) -> maps, made once a field, and query(maps, where, cell, ...) of them.
 
@@ -79,7 +84,7 @@ class LocalDecoder(nn.Module):
     def _cell(x: Tensor, where: GridSpec | PointSpec) -> Tensor:
         axes = (where.rows, where.columns) if isinstance(where, GridSpec) else ()
         pair = [2 * axis.step / axis.den for axis in axes] or [2.0, 2.0]
-        return torch.tensor([pair], dtype=_exact(x), device=x.device).expand(x.shape[0], 2)
+        return each_sample(pair, x, _exact(x))
 
     def query(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from gpuless.emu import emulated  # noqa: F401  a fixture
+from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
 from triton.runtime.interpreter import interpreter_builder
 

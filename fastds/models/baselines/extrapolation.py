@@ -10,6 +10,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from fastds.models.baselines.advection import optical_flow, warp
+from fastds.models.cuda_graph import capturing
 
 # Candidates for the growth of the blur, pixels per step.
 _BLUR_GROWTH = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -135,8 +136,8 @@ def _check(x: Tensor, steps: int, fewest: int) -> None:
 
 def fill_missing(x: Tensor) -> Tensor:
     """x with every missing pixel at the nearest value of its own field; 0 where a field has none. An exported program
-    leaves x as it is."""
-    if torch.compiler.is_exporting():
+    and a captured graph leave x as it is."""
+    if torch.compiler.is_exporting() or capturing():
         return x
     missing = torch.isnan(x)
     if not missing.any():
@@ -146,7 +147,7 @@ def fill_missing(x: Tensor) -> Tensor:
         if holes.all():
             field.zero_()
         elif holes.any():
-            rows, columns = distance_transform_edt(holes.numpy(), return_distances=False, return_indices=True)
+            rows, columns = distance_transform_edt(holes.cpu().numpy(), return_distances=False, return_indices=True)
             field.copy_(field[torch.from_numpy(rows), torch.from_numpy(columns)])
     return out.reshape(x.shape)
 

@@ -2,7 +2,7 @@
 """Interpolation in space and time, without learning."""
 
 import functools
-import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,49 +16,53 @@ METHODS = ("bilinear", "bicubic", "lanczos")
 ALIGNMENTS = ("center", "grid")
 
 
-def _cubic(t: float, a: float = -0.5) -> float:
+# Kernels of numpy arrays and of tensors: xp is numpy or torch.
+
+
+def _linear(t, xp):
+    return (1.0 - abs(t)).clip(0.0)
+
+
+def _cubic(t, xp, a: float = -0.5):
     t = abs(t)
-    if t < 1:
-        return (a + 2) * t**3 - (a + 3) * t**2 + 1
-    return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
+    near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+    return xp.where(t < 1, near, xp.where(t < 2, far, 0.0))
 
 
-def _lanczos(t: float, a: int = 3) -> float:
-    if t == 0:
-        return 1.0
-    return a * math.sin(math.pi * t) * math.sin(math.pi * t / a) / (math.pi * t) ** 2 if abs(t) < a else 0.0
-
-
-def _linear(t: float) -> float:
-    return max(0.0, 1.0 - abs(t))
+def _lanczos(t, xp, a: int = 3):
+    return xp.where(abs(t) < a, xp.sinc(t) * xp.sinc(t / a), 0.0)
 
 
 KERNELS = {"bilinear": (_linear, 1), "bicubic": (_cubic, 2), "lanczos": (_lanczos, 3)}
 
 
-def matrix(n: int, r: int, method: str, align: str) -> Tensor:
+def matrix(n: int, r: int, method: str, align: str, device: torch.device | str = "cpu") -> Tensor:
     """(r*n, n) float64: what every fine point of a line takes from the n coarse points, rows summing to one.
 
     Coarse point k lies at fine coordinate r*k ("grid": decimation keeps every r-th point) or r*k + (r-1)/2 ("center":
     area means). Beyond the outer coarse points their values are repeated. Shared: not to be written to.
     """
-    return torch.from_numpy(_matrix(n, r, method, align))
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(_matrix(n, r, method, align))
+    return _weights(n, r, method, align, torch, device=device)  # made there: a copy would end the capture of a graph
 
 
 @functools.lru_cache(maxsize=64)
 def _matrix(n: int, r: int, method: str, align: str) -> np.ndarray:
     """matrix, in numpy: a tensor that is made while torch traces is none to keep."""
+    return _weights(n, r, method, align, np)
+
+
+def _weights(n: int, r: int, method: str, align: str, xp: Any, **where: Any) -> Any:
+    """matrix of xp, numpy or torch."""
     kernel, reach = KERNELS[method]
     offset = 0.0 if align == "grid" else (r - 1) / 2
-    weights = np.zeros((r * n, n))
-    for fine in range(r * n):
-        position = (fine - offset) / r
-        first = math.floor(position) - reach + 1
-        values = [kernel(position - k) for k in range(first, first + 2 * reach)]
-        total = sum(values)
-        for k, value in zip(range(first, first + 2 * reach), values, strict=True):
-            weights[fine, min(max(k, 0), n - 1)] += value / total
-    return weights
+    position = (xp.arange(r * n, dtype=xp.float64, **where) - offset) / r
+    near = (xp.floor(position) - reach + 1)[:, None] + xp.arange(2 * reach, dtype=xp.float64, **where)
+    weights = kernel(position[:, None] - near, xp)
+    weights = weights / weights.sum(1)[:, None]
+    column, near = xp.arange(n, dtype=xp.float64, **where), near.clip(0, n - 1)
+    return sum(xp.where(near[:, k, None] == column, weights[:, k, None], 0.0) for k in range(2 * reach))
 
 
 def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center") -> Tensor:
@@ -90,7 +94,7 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
     with torch.autocast(x.device.type, enabled=False):
         if any(isinstance(n, torch.SymInt) for n in x.shape[-2:]):
             return _by_phases(_by_phases(x, r, method, align).mT, r, method, align).mT
-        rows, columns = (matrix(n, r, method, align).to(device=x.device, dtype=x.dtype) for n in x.shape[-2:])
+        rows, columns = (matrix(n, r, method, align, x.device).to(x.dtype) for n in x.shape[-2:])
         return rows @ x @ columns.T
 
 
@@ -103,7 +107,7 @@ def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = Fals
     kernel, reach = KERNELS[method]
     first = np.floor(positions).astype(np.int64) - reach + 1
     near = first[:, None] + np.arange(2 * reach)
-    weights = np.vectorize(kernel, otypes=[float])(positions[:, None] - near)
+    weights = kernel(positions[:, None] - near, np)
     weights /= weights.sum(1, keepdims=True)
     near = near % n if periodic else near.clip(0, n - 1)
     rows = np.repeat(np.arange(len(positions)), 2 * reach)
@@ -115,7 +119,7 @@ def _by_phases(x: Tensor, r: int, method: str, align: str) -> Tensor:
     """interpolate along rows, (..., h, w) -> (..., r*h, w), for sizes that a tracer leaves open: the r fine rows of a
     coarse one weigh the same neighbours everywhere, and beyond the outer rows these are repeated."""
     reach = KERNELS[method][1] + 1
-    middle = matrix(2 * reach + 1, r, method, align)[r * reach : r * (reach + 1)].to(device=x.device, dtype=x.dtype)
+    middle = matrix(2 * reach + 1, r, method, align, x.device)[r * reach : r * (reach + 1)].to(x.dtype)
     flat = F.pad(x.flatten(0, -3)[:, None], (0, 0, reach, reach), mode="replicate")
     fine = F.conv2d(flat, middle[:, None, :, None])  # (B, r, h, w)
     return fine.transpose(1, 2).flatten(1, 2).unflatten(0, x.shape[:-2])

@@ -90,6 +90,12 @@ class LagrangianRNN(NowcastModel):
         """Forecast n frames; flow (B, 2, H, W) as backward_flow gives it, None computes it."""
         return self._roll(frames, steps, flow, matched=False)
 
+    def with_flow(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> tuple:
+        """The arguments of forward, missing values filled, with the flow that it would compute."""
+        self._check_frames(frames)
+        frames = fill_missing(frames)
+        return frames, steps, backward_flow(frames) if flow is None else flow
+
     @torch.no_grad()
     def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None, smooth: bool = False) -> Tensor:
         """The n frames after the known ones, matched to the last known one unless `smooth`, clipped to [0, 1];
@@ -99,8 +105,7 @@ class LagrangianRNN(NowcastModel):
         return torch.where((frames > 0).flatten(1).any(1).view(-1, 1, 1, 1, 1), y, 0)  # NaN > 0 is False
 
     def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> Tensor:
-        if frames.dim() != 5 or frames.shape[1] < 2:
-            raise ValueError(f"frames must have shape (B, m, 1, H, W) with m >= 2, got {tuple(frames.shape)}")
+        self._check_frames(frames)
         valid, known = ~frames[:, -1].isnan(), frames.shape[1]
         frames = fill_missing(frames)
         paths = trajectories(backward_flow(frames) if flow is None else flow, max(steps, known - 1))
@@ -109,3 +114,8 @@ class LagrangianRNN(NowcastModel):
         if matched:
             still = match_intensities(still, frames[:, -1], valid, self.match_above)
         return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1)
+
+    @staticmethod
+    def _check_frames(frames: Tensor) -> None:
+        if frames.dim() != 5 or frames.shape[1] < 2:
+            raise ValueError(f"frames must have shape (B, m, 1, H, W) with m >= 2, got {tuple(frames.shape)}")

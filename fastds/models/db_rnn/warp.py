@@ -2,8 +2,6 @@
 """Sampling at learned displacements, several links of a map at once, weighed and summed: a deformable convolution of
 free points."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -26,18 +24,14 @@ def sample_links(
     Returns:
         (B, O, H, W).
     """
-    pairs = flow.to(torch.promote_types(flow.dtype, torch.float32)).unflatten(1, (-1, 2)).flip(2)  # (dy, dx)
+    dx, dy = flow.to(torch.promote_types(flow.dtype, torch.float32)).unflatten(1, (-1, 2)).unbind(2)
     if not align_corners:
-        pairs = pairs * _scale(x.shape[2:], pairs) + _shift(x.shape[2:], pairs)
-    return deform_conv2d(x, pairs.flatten(1, 2), weight.unsqueeze(2), bias, 1, 0, 0, mask)
+        dy, dx = _mixed(dy.mT).mT, _mixed(dx)
+    return deform_conv2d(x, torch.stack([dy, dx], 2).flatten(1, 2), weight.unsqueeze(2), bias, 1, 0, 0, mask)
 
 
-def _scale(size: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor([n / max(n - 1, 1) for n in size], dtype=like.dtype, device=like.device).view(1, 1, 2, 1, 1)
-
-
-def _shift(size: Sequence[int], like: Tensor) -> Tensor:
-    """Where zero flow lands, minus the pixel itself: p/(n-1) - 1/2 along each axis."""
-    along = [torch.arange(n, dtype=like.dtype, device=like.device) * (n / max(n - 1, 1) - 1) - 0.5 for n in size]
-    rows, columns = torch.meshgrid(*along, indexing="ij")
-    return torch.stack([rows, columns])[None, None]
+def _mixed(d: Tensor) -> Tensor:
+    """(p + d) n/(n-1) - 1/2 less the pixel p itself, along the last axis of n pixels."""
+    n = d.shape[-1]
+    scale = n / max(n - 1, 1)
+    return d * scale + (torch.arange(n, dtype=d.dtype, device=d.device) * (scale - 1) - 0.5)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
+from fastds.models.cuda_graph import compile_graph
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.convert import convert
@@ -234,32 +235,13 @@ class FCZSM(Downscales, nn.Module):
     def compile_graph(
         self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
     ) -> Callable[..., Tensor]:
-        """Capture the forward pass for inputs of these shapes as one CUDA graph, for inference.
+        """fastds.compile_graph of this model, for inference."""
+        return compile_graph(self, x, static, flow, dtype=dtype)
 
-        fast = model.compile_graph(x);  y = fast(x2)
-
-        Args:
-            x, static, flow: as in forward, on the model's CUDA device; their values do not matter.
-            dtype: of weights and arithmetic, torch.bfloat16, torch.float16 or torch.float32; positions and sums stay in
-                float32.
-
-        Returns:
-            function (x, static=None, flow=None) -> the output of forward, for these shapes, with the weights of now.
-            Flow that forward would compute is computed before each replay.
-
-        Raises:
-            ValueError: the model or an input is not on a CUDA device, or an input has another shape.
-        """
-        from fastds.models.cuda_graph import GraphedForward, graph_device
-
-        graph_device(self, (x, static, flow), dtype)
+    def with_flow(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> tuple:
+        """The arguments of forward with the flow that it would compute."""
         self._check_inputs(x, static, flow)
-        graph = GraphedForward(self, x, static, self._needed_flow(x, flow), dtype=dtype)
-
-        def forward(x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
-            return graph(x, static, self._needed_flow(x, flow))
-
-        return forward
+        return x, static, self._needed_flow(x, flow)
 
     def _needed_flow(self, x: Tensor, flow: Tensor | None) -> Tensor | None:
         if not (self.config["flow_guided"] or self.config["residual"] == "advection"):

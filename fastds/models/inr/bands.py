@@ -32,7 +32,8 @@ def across_poles(z: Tensor, registration: str, vector_channels: list[int]) -> tu
     other = torch.cat(z.split([width // 2] * 2, 3)[::-1], 3)
     if vector_channels:
         sign = z.new_ones(z.shape[1])
-        sign[vector_channels] = -1
+        for channel in vector_channels:
+            sign[channel] = -1
         other = other * sign[:, None, None]
     north = other[:, :, first : first + halo].flip(2)
     south = other[:, :, height - first - halo : height - first].flip(2)
@@ -124,4 +125,4 @@ def _moved(where: GridSpec | PointSpec, rows: int) -> GridSpec | PointSpec:
     if isinstance(where, GridSpec):
         a = where.rows
         return GridSpec(Axis(a.size, a.step, a.start + rows * a.den, a.den), where.columns)
-    return PointSpec(where.base + where.base.new_tensor([rows, 0]), where.frac, where.outside)
+    return PointSpec(where.base + where.base.new_tensor([rows, 0]), where.frac, where.outside) if rows else where

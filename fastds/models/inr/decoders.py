@@ -157,7 +157,7 @@ class CiaoSRDecoder(nn.Module):
         y = self.head(sum(a[..., None] * v for a, v in zip(alpha, values, strict=True)))
         y = y if gain is None else y * gain
         if skip is not None:
-            y = y + sum(w[..., None] * corners.gather(skip.to(y.dtype), j) for j, w in enumerate(corners.weights))
+            y = y + sum(w[..., None] * corners.gather(skip.to(w.dtype), j) for j, w in enumerate(corners.weights))
         return y if mask is None else torch.where(corners.valid[..., None], y, torch.nan)
 
 
@@ -173,7 +173,8 @@ def _corners(
 ) -> Corners:
     grid = isinstance(where, GridSpec)
     base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
-    return Corners(base, frac, axes, maps, mask, wrap, nearest, "bilinear", maps.dtype)
+    exact = torch.promote_types(maps.dtype, torch.float32)  # half precision loses pixels
+    return Corners(base, frac, axes, maps, mask, wrap, nearest, "bilinear", exact)
 
 
 def _moved_half(where: GridSpec | PointSpec) -> GridSpec | PointSpec:

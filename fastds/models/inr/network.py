@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
+from fastds.models.cuda_graph import capturing
 from fastds.models.inr import bands
 from fastds.models.inr.bands import POLES, Encoded, across_poles
 from fastds.models.inr.decoders import DECODERS
 from fastds.models.inr.dpfa import DPFA, KINDS, ScaleEmbedding
 from fastds.models.inr.encoders import ENCODERS
+from fastds.nn.local_decoders import each_sample
 from fastds.ops import GridSpec, PointSpec
 
 REGISTRATIONS = ("cell", "node")
@@ -156,7 +158,7 @@ class INRDownscaler(Downscales, nn.Module):
         mask = None
         if valid is not None:
             z = torch.where(valid, z, 0)
-            mask = valid[:, self.predicted].all(1)
+            mask = self._of_predicted(valid, 1).all(1)
         parts = [z]
         if self.static_channels:
             mean, std = (t[:, None, None] for t in (self.static_mean, self.static_std))
@@ -164,7 +166,7 @@ class INRDownscaler(Downscales, nn.Module):
         if self.mask_channel:
             parts.append((torch.ones_like(z[:, :1]) if valid is None else valid.all(1, keepdim=True)).to(z.dtype))
         f = self._features(torch.cat(parts, 1), factor)
-        skip = x[:, self.predicted] if self.skip else None
+        skip = self._of_predicted(x, 1) if self.skip else None
         return Encoded(f, skip, mask)
 
     def _features(self, z: Tensor, factor: Tensor) -> Tensor:
@@ -183,13 +185,19 @@ class INRDownscaler(Downscales, nn.Module):
     def decode(self, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor) -> Tensor:
         """Values (B, Q, O) at `where`; cell (B, 2) or (B, Q, 2): 2 / s per axis, the size of a query in half pixels."""
         cell = cell.clamp(min=2 / self.max_scale)
-        gain = self.std[self.predicted]
+        gain = self._of_predicted(self.std, 0)
         y = bands.decode(self.decoder, encoded, where, cell, self.edge, gain)
-        return y if self.skip else y + self.mean[self.predicted]
+        return y if self.skip else y + self._of_predicted(self.mean, 0)
 
     def query(self, x: Tensor, where: GridSpec | PointSpec, factor: Tensor, static: Tensor | None = None) -> Tensor:
         """Values (B, Q, O) at `where` for factors (B, 2) of each sample and axis; what training calls."""
         return self.decode(self.encode(x, factor, static), where, 2 / factor)
+
+    def _of_predicted(self, x: Tensor, dim: int) -> Tensor:
+        """The predicted channels of x; an index that is a list would be copied from the host each time."""
+        if self.predicted == list(range(self.in_channels)):
+            return x
+        return torch.stack([x.select(dim, c) for c in self.predicted], dim)
 
     def _check(self, x: Tensor, static: Tensor | None) -> Tensor | None:
         """Refuses what does not fit; the valid pixels, None where there is nothing missing."""
@@ -200,7 +208,7 @@ class INRDownscaler(Downscales, nn.Module):
         ):
             found = None if static is None else tuple(static.shape)
             raise ValueError(f"static has shape {found}, expected (B or 1, {self.static_channels}, H, W) of x")
-        if torch.compiler.is_compiling() or torch.isfinite(x.sum()):
+        if torch.compiler.is_compiling() or capturing() or torch.isfinite(x.sum()):
             return None
         return torch.isfinite(x)
 
@@ -239,7 +247,7 @@ class INRDownscaler(Downscales, nn.Module):
         if points is not None:
             self.target_size((height, width), scale or 1)
             pair = scale if isinstance(scale, tuple | list) else 2 * [self.max_scale if scale is None else scale]
-            return self.query(x, points, self._factor(x, pair), static)
+            return self.query(x, points, each_sample(pair, x, x.dtype), static)
         target = self.target_size((height, width), scale) if size is None else tuple(size)
         grid = self.grid((height, width), target)
         pair = [axis.den / axis.step if axis.step else 1.0 for axis in (grid.rows, grid.columns)]
@@ -253,14 +261,11 @@ class INRDownscaler(Downscales, nn.Module):
             if self.registration != "cell" or not isinstance(supersample, int) or supersample < 1:
                 raise ValueError(f"supersample must be an int >= 1 on cell-registered grids, got {supersample!r}")
             grid = self.grid((height, width), tuple(supersample * n for n in target))
-        y = self.query(x, grid, self._factor(x, pair), static)
+        y = self.query(x, grid, each_sample(pair, x, x.dtype), static)
         y = y.unflatten(1, grid.size).permute(0, 3, 1, 2)
         if supersample != 1:
             y = F.avg_pool2d(y, supersample)
         return self._conserved(x, y) if conserve else y
-
-    def _factor(self, x: Tensor, pair: Sequence[float]) -> Tensor:
-        return torch.tensor([pair], dtype=x.dtype, device=x.device).expand(x.shape[0], 2)
 
     def _conserved(self, x: Tensor, y: Tensor) -> Tensor:
         (height, width), (rows, columns) = x.shape[2:], y.shape[2:]
@@ -269,5 +274,5 @@ class INRDownscaler(Downscales, nn.Module):
                 f"conserve needs whole factors of cell-registered grids, got {(height, width)} to {(rows, columns)}"
             )
         factor = rows // height, columns // width
-        error = x[:, self.predicted] - F.avg_pool2d(y, factor)
+        error = self._of_predicted(x, 1) - F.avg_pool2d(y, factor)
         return y + error.repeat_interleave(factor[0], 2).repeat_interleave(factor[1], 3)

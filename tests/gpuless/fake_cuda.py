@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on CUDA tensors that are not there: torch's fake tensors go through the Python code that a GPU would run.
+
+    def test_nothing_waits(fake_cuda):
+        model = on_cuda("fczsm")
+        with Watched() as seen:
+            model(torch.rand(1, 2, 1, 16, 20, device="cuda"))
+
+Watched refuses what a CUDA graph cannot hold, and notes each operation. Ops of fastds appear as one operation each. It
+takes meta tensors for a device, too: a torch without CUDA runs no backward of fake CUDA tensors.
+"""
+
+import ctypes
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from gpuless.emu import BUILD, compiler
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastds import models
+from fastds.ops.core import native
+
+# A torch without CUDA has no guard of CUDA devices, which indexing asks for even where tensors are fake.
+GUARD = """#include <c10/core/impl/DeviceGuardImplInterface.h>
+static c10::impl::DeviceGuardImplRegistrar guard(
+    c10::DeviceType::CUDA, new c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA>());
+"""
+
+
+class BuiltWithCuda:
+    """Stands in for a _fastds built with CUDA: it has every function that is asked for."""
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@functools.cache
+def _load_guard():
+    folder = BUILD.parent / "fake_cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"guard-{torch.__version__}.so"
+    if not library.exists():
+        parts = Path(torch.__file__).parent
+        fresh = library.with_suffix(f".{id(folder)}")
+        options = ["-std=c++20", "-shared", "-fPIC", "-xc++", "-", f"-I{parts}/include", f"-L{parts}/lib", "-lc10"]
+        subprocess.run([*compiler(), *options, "-o", fresh], input=GUARD, text=True, check=True)
+        fresh.replace(library)
+    ctypes.CDLL(library)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """The test runs among fake tensors, with a torch and a _fastds that seem to have CUDA."""
+    if not torch.backends.cuda.is_built():
+        _load_guard()
+    monkeypatch.setattr(native, "_module", BuiltWithCuda())
+    monkeypatch.setattr(native, "_missing", None)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+def on_cuda(name, **options):
+    """A network of models.create with fake CUDA tensors for parameters and buffers; Module.to cannot move fake ones."""
+    with unset_fake_temporarily():
+        model = models.create(name, **options).to("meta")
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="cuda"))
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype, device="cuda")
+    return model
+
+
+class HostWork(AssertionError):
+    """An operation that copies between host and device, or waits for values of the device."""
+
+
+class Watched(TorchDispatchMode):
+    """Raises HostWork for what a CUDA graph cannot hold; .calls are (operation, tensors given, tensors made)."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = _tensors((args, kwargs or {}))
+        if func is not torch.ops.prim.device.default and any(map(_on_device, given)):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                raise HostWork(f"{func} waits for a value of the device")
+            _check_index(func, args)
+        result = func(*args, **(kwargs or {}))
+        made = _tensors(result)
+        _check_devices(func, given, made)
+        self.calls.append((func, given, made))
+        return result
+
+
+def _tensors(tree):
+    return [z for z in tree_leaves(tree) if isinstance(z, torch.Tensor)]
+
+
+def _on_device(z):
+    return z.device.type != "cpu"
+
+
+def _check_index(func, args):
+    """A boolean index asks how many are true; what lies on the host is copied."""
+    if func._overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+        return
+    if any(z.dtype == torch.bool or not _on_device(z) for z in _tensors(args[1:])):
+        raise HostWork(f"{func} by a mask or by tensors of the host waits for the device")
+
+
+def _check_devices(func, given, made):
+    """Numbers of the host may go into a kernel as its arguments; tensors would have to be copied."""
+    on_host = [z for z in given if not _on_device(z)]
+    copies = func._overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+    scalars = all(z.dim() == 0 for z in on_host) and not copies and all(map(_on_device, made))
+    if len({*map(_on_device, given), *map(_on_device, made)}) > 1 and given and not scalars:
+        raise HostWork(f"{func} copies between host and device")
