@@ -94,8 +94,7 @@ def by_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
 
 
 @triton.jit
-def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr,
-        PRECISION: tl.constexpr):  # fmt: skip
+def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr):
     """The trunk: HIDDEN layers of width D with ReLU, then the last, OP outputs (padded). Weights (layer, in, out)."""
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     c = tl.arange(0, D)
@@ -103,10 +102,10 @@ def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: t
     x = x.to(dtype)
     for layer in tl.static_range(HIDDEN):
         w = tl.load(weight_ptr + layer * D * D + c[:, None] * D + c[None, :])
-        x = tl.dot(x, w, input_precision=PRECISION) + tl.load(bias_ptr + layer * D + c)[None, :]
+        x = tl.dot(x, w) + tl.load(bias_ptr + layer * D + c)[None, :]
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
     w = tl.load(last_ptr + c[:, None] * OP + o[None, :])
-    return tl.dot(x, w, input_precision=PRECISION) + tl.load(last_bias_ptr + o)[None, :]
+    return tl.dot(x, w) + tl.load(last_bias_ptr + o)[None, :]
 
 
 @triton.jit
@@ -117,7 +116,7 @@ def _query_kernel(
     D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr, HEADS: tl.constexpr, DK: tl.constexpr,
     SCALE: tl.constexpr, ENSEMBLE: tl.constexpr, RELU: tl.constexpr, WRAP_Y: tl.constexpr, WRAP_X: tl.constexpr,
     GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = p < total
@@ -197,7 +196,7 @@ def _query_kernel(
         HAS_BIAS,
     )  # fmt: skip
     z += by_heads(h, e3 * scale, D, HEADS)
-    y = mlp(z, weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, D, OP, HIDDEN, PRECISION)
+    y = mlp(z, weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, D, OP, HIDDEN)
     o = tl.arange(0, OP)
     inside = valid[:, None] & (o < outputs)[None, :]
     if HAS_SKIP:
@@ -246,10 +245,10 @@ def refusal(width, widths, outputs, heads, dk):
     return None
 
 
-def tile(width, dtype):
+def tile(width):
     """Queries of a program and its warps: as many as leave the float32 tiles in registers."""
     rows = 64
-    if dtype == torch.float32 or driver.active.get_current_target().arch < 90:
+    if driver.active.get_current_target().arch < 90:
         rows //= 2
     return rows, 4 if width == 64 else 8
 
@@ -268,7 +267,7 @@ def launch(call: Query, y: torch.Tensor) -> None:
     grid_axes = call.axes or [1, 0, 0, 1, 1, 0, 0, 1]
     b, _, h, w = maps.stride()
     per_query = call.cell is not None and call.cell.dim() == 3
-    block, warps = tile(depth, dtype)
+    block, warps = tile(depth)
     filler = y  # stands for what is absent and never read
     attention = call.ensemble == "early_attn"
     with on_device(maps):
@@ -285,6 +284,5 @@ def launch(call: Query, y: torch.Tensor) -> None:
             RELU=call.relu, WRAP_Y=call.wrap[0], WRAP_X=call.wrap[1], GRID=bool(call.axes),
             HAS_RHO=call.rho_w is not None, HAS_CELL=call.cell_w is not None, HAS_BIAS=call.bias is not None,
             HAS_RHO_BIAS=call.rho_bias is not None, HAS_SKIP=call.skip is not None,
-            PRECISION="ieee" if dtype == torch.float32 else "tf32", BLOCK=block,
-            num_warps=warps,
+            BLOCK=block, num_warps=warps,
         )  # fmt: skip

@@ -16,7 +16,6 @@ WANTED = [
     ("attention", "fastds cuda", BRAIN, 6e-2),
     ("liif", "fastds cuda", BRAIN, 6e-2),
     ("liif", "naive", BRAIN, 0.2),
-    ("attention", "fastds triton", FULL, 1e-3),
     ("attention", "fastds cuda", FULL, 1e-2),
     ("liif", "fastds cuda", FULL, 1e-2),
     ("liif", "naive", FULL, 1e-2),

@@ -13,19 +13,21 @@
 namespace fastds {
 namespace {
 
-// Makes `device` current for the scope and restores the caller's device.
+// Makes `device` current for the scope; restores the caller's device where it was another.
 class DeviceGuard {
   public:
-    explicit DeviceGuard(int device) {
+    explicit DeviceGuard(int device) : device_(device) {
         FASTDS_CUDA_CHECK(cudaGetDevice(&previous_));
-        if (device != previous_) FASTDS_CUDA_CHECK(cudaSetDevice(device));
+        if (device_ != previous_) FASTDS_CUDA_CHECK(cudaSetDevice(device_));
     }
-    ~DeviceGuard() { cudaSetDevice(previous_); }
+    ~DeviceGuard() {
+        if (device_ != previous_) cudaSetDevice(previous_);
+    }
     DeviceGuard(const DeviceGuard&) = delete;
     DeviceGuard& operator=(const DeviceGuard&) = delete;
 
   private:
-    int previous_ = 0;
+    int device_, previous_ = 0;
 };
 
 // Lets a kernel take more than 48 KiB of dynamic shared memory.

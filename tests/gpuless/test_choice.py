@@ -3,9 +3,12 @@
 
 import pytest
 import torch
+from gpuless.fake_cuda import BuiltWithCuda
+from inr_cases import flat_arguments
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastds
+from fastds.ops import GridSpec
 from fastds.ops.core import native as _native
 from fastds.ops.core import triton_loader as _triton
 from fastds.ops.core.backends import choose
@@ -13,16 +16,9 @@ from fastds.ops.core.registry import OPS
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
-class WithCuda:
-    """Stands in for a _fastds built with CUDA: it has every function that is asked for."""
-
-    def __getattr__(self, name):
-        return lambda *_: None
-
-
 @pytest.fixture(params=[True, False], ids=["built_with_cuda", "built_without_cuda"])
 def native_cuda(request, monkeypatch):
-    monkeypatch.setattr(_native, "_module", WithCuda() if request.param else object())
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda() if request.param else object())
     monkeypatch.setattr(_native, "_missing", None)
 
 
@@ -153,3 +149,16 @@ def test_window_attention2d(native_cuda):
     assert found["triton"] == "chosen", found
     assert found["native"] == "refused: there is no native kernel for cuda tensors"
     assert fastds.explain("window_attention2d", *3 * [q.double()], 5)["reference"] == "chosen"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_inr_query_in_float32_is_left_to_cuda(dtype, native_cuda):
+    with FakeTensorMode():
+        maps = torch.empty(1, 64, 6, 7, dtype=dtype, device="cuda")
+        trunk = [(torch.empty(n, 64, device="cuda"), torch.empty(n, device="cuda")) for n in (64, 3)]
+    call = flat_arguments(maps, GridSpec.cells((6, 7), (12, 14)), trunk, ensemble="early_area")
+    found = fastds.explain("inr_query", *call)
+    if dtype == torch.float32:
+        assert found["triton"].startswith("refused: the fused kernel takes bfloat16 and float16"), found
+    else:
+        assert found["triton"] == "chosen", found

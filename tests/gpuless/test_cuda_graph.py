@@ -1,15 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FCZSM.compile_graph refuses; the graph itself is in tests/gpu/test_fczsm.py."""
+"""What compile_graph refuses and how it reads arguments; the graphs themselves are in tests/gpu/test_cuda_graph.py."""
 
 import pytest
 import torch
 
+import fastds
 from fastds.models import create
+from fastds.models.cuda_graph import Arguments, as_captured, frozen, given
+
+SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
+CPU = torch.device("cpu")
 
 
 def test_without_cuda_the_error_says_what_to_do():
-    model = create("fczsm", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
-    with pytest.raises(ValueError, match="needs a model on a CUDA device, this one is on cpu: call the model itself"):
-        model.compile_graph(torch.zeros(1, 2, 1, 8, 8))
-    with pytest.raises(ValueError, match="dtype must be torch.bfloat16, .* got torch.float64"):
-        model.compile_graph(torch.zeros(1, 2, 1, 8, 8), dtype=torch.float64)
+    model, x = create("fczsm", **SMALL), torch.zeros(1, 2, 1, 8, 8)
+    wanted = "model must be on a CUDA device to be captured as a graph, it is on cpu: torch finds no GPU here, so call"
+    if torch.cuda.is_available():
+        wanted = r"it is on cpu: move it with model.to\('cuda'\)"
+    for capture in (model.compile_graph, lambda *x, **k: fastds.compile_graph(model, *x, **k)):
+        with pytest.raises(ValueError, match=wanted):
+            capture(x)
+        with pytest.raises(ValueError, match="dtype must be torch.bfloat16, .* got torch.float64"):
+            capture(x, dtype=torch.float64)
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
+        fastds.compile_graph(create, x)
+
+
+def test_later_arguments_must_be_those_of_the_capture():
+    held = Arguments((torch.zeros(1, 3), 4), {"flow": None}, CPU)
+    new = torch.ones(1, 3)
+    (tensor,) = held.tensors((new, 4), {"flow": None})
+    assert tensor is new and held.with_tensors([new])[1] == {"flow": None}
+    for args, kwargs, message in (
+        ((torch.ones(1, 2), 4), {"flow": None}, r"input 0 is a torch.float32 tensor of shape \(1, 2\), the graph was"),
+        ((new.double(), 4), {"flow": None}, "input 0 is a torch.float64 tensor"),
+        ((new, 5), {"flow": None}, "input 1 is 5, the graph was captured for 4"),
+        ((new, 4), {"flow": new}, "input 2 is a torch.float32 tensor .*, the graph was captured for None"),
+        ((new,), {"flow": None}, "the arguments must be those the graph was captured for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held.tensors(args, kwargs)
+    with pytest.raises(ValueError, match="input 0 is on cpu, expected cuda:0, the device of the model"):
+        Arguments((new,), {}, torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("name", ["fczsm-small", "nowcast-small"])
+def test_what_the_cpu_computes_is_made_before(name):
+    """Optical flow and missing values: the captured forward of what is given is the plain one."""
+    model = fastds.load(name).eval()
+    x = torch.rand(1, 3, 1, 32, 32)
+    if name == "nowcast-small":
+        x[0, 1, 0, 4:6] = float("nan")
+    args, kwargs = given(model, (x,), {})
+    assert any(z is not x and isinstance(z, torch.Tensor) for z in args)
+    with torch.no_grad(), as_captured(torch.float32):
+        y = frozen(model, torch.float32)(*args, **kwargs)
+    with torch.no_grad():
+        torch.testing.assert_close(y, model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_means_in_kelvin_stay_exact():
+    model = create("inr-small")
+    model.mean.fill_(280.3)
+    copy = frozen(model, torch.bfloat16)
+    assert torch.equal(copy.mean, model.mean) and copy.mean.dtype == torch.float32
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

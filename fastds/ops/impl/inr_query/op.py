@@ -56,6 +56,8 @@ def _triton_refusal(*args):
     reason = triton_loader.refusal(query.maps)
     if reason is not None:
         return reason
+    if query.maps.dtype == torch.float32 and not triton_loader.interpreting():
+        return "the fused kernel takes bfloat16 and float16: float32 does not fit into registers"
     widths = [w.shape[0] for w in query.weights]
     sizes = (query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
     return triton_loader.kernels("inr_query").refusal(*sizes)
