@@ -55,8 +55,7 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument(
         "--halo", type=int, help="border read around a tile, a multiple of 16; default: network's reach"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="numbers inside the network; default: fp32")
+    _add_computing(parser)
     parser.add_argument("--time-factor", type=int, help="2, or 4 by applying the model twice in time; default: 2")
     parser.add_argument("--scale", type=float, help="latitude-longitude fields: this many times as fine, any real")
     parser.add_argument(
@@ -98,8 +97,7 @@ def _nowcast_parser() -> ArgumentParser:
     )
     parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="numbers inside the network")
+    _add_computing(parser)
     _add_reading(parser, start=False)
     _add_archive(parser)
     _add_dtype(parser)
@@ -120,7 +118,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("--output", "--out", metavar="CSV", required=True, help="file to write")
     parser.add_argument("--model", help="shipped name or file of an arbitrary-scale model; default: inr-small")
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    _add_computing(parser)
     _add_static(parser)
     _add_reading(parser)
     return parser
@@ -184,7 +182,7 @@ def _finetune_parser() -> ArgumentParser:
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="of training")
     parser.add_argument("--learning-rate", type=float, help="the highest; default: 5e-4")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    _add_device(parser)
     return parser
 
 
@@ -196,8 +194,22 @@ def _demo_parser() -> ArgumentParser:
     parser.add_argument("--model", help="name of shipped weights or a .safetensors file")
     parser.add_argument("--seed", type=int, help="seed of the rain event")
     parser.add_argument("--size", type=int, help="pixels a side of the fine grid, a multiple of 32")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    _add_device(parser)
     return parser
+
+
+def _add_computing(parser: ArgumentParser) -> None:
+    _add_device(parser)
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="inside the network; default: bf16 on a GPU, else fp32"
+    )
+
+
+def _add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all")
+    parser.add_argument(
+        "--device", metavar="{auto,cpu,cuda}", default="auto", help="default: auto, a GPU where there is one"
+    )
 
 
 def _add_static(parser: ArgumentParser) -> None:

@@ -54,8 +54,8 @@ def _given(options, names: Sequence[str]) -> dict:
 
 _READING = ("missing", "units", "start", "stop")
 _DOWNSCALE = (
-    "var", "tile", "halo", "threads", "precision", "time_factor", "scale", "grid", "like", "members", "seed", "level",
-    "static", "dtype", *_READING,
+    "var", "tile", "halo", "threads", "precision", "device", "time_factor", "scale", "grid", "like", "members", "seed",
+    "level", "static", "dtype", *_READING,
 )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def _nowcast(options) -> None:
     _check_files(options, "truth")
     report = _report(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
-    names += ("threads", "precision", "model", "picture", "truth", "dtype", "stop")
+    names += ("threads", "precision", "device", "model", "picture", "truth", "dtype", "stop")
     read = _given(options, ("var", "missing", "units")) | _law(options)
     chosen = _given(options, names) | read
     form = _form(options, "nowcast")
@@ -135,7 +135,9 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
 def _query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
-    chosen = {name: options[name] for name in ("model", "outside", "static", "threads", *_READING)}
+    chosen = {
+        name: options[name] for name in ("model", "outside", "static", "threads", "precision", "device", *_READING)
+    }
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 
@@ -170,7 +172,7 @@ def _finetune(options) -> None:
     from fastds.tasks.common.finetune import finetune, scores
     from fastds.tasks.common.verdict import verdict
 
-    chosen = _given(options, ("minutes", "learning_rate", "threads"))
+    chosen = _given(options, ("minutes", "learning_rate", "threads", "device"))
     best = finetune(options.model, options.data, options.output, progress=True, **chosen)
     print("\n".join(filter(None, [scores(best), verdict(best), f"wrote {best}"])))
 
@@ -178,8 +180,7 @@ def _finetune(options) -> None:
 def _demo(options) -> None:
     from fastds.tasks.radar.demo import demo
 
-    chosen = {key: value for key in ("model", "seed", "size", "threads") if (value := options[key]) is not None}
-    demo(options.output, progress=True, **chosen)
+    demo(options.output, progress=True, **_given(options, ("model", "seed", "size", "threads", "device")))
 
 
 def _train(argv: list[str]) -> int:

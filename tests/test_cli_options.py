@@ -232,7 +232,7 @@ def demonstrated(printed):
 
 RUNS = {
     f"downscale in.nc out.nc --model radar.safetensors {READING} --tile 16 --halo 0 --threads 1 --precision bf16 "
-    "--truth truth.nc --report out.html": tiles_and_errors,
+    "--device cpu --truth truth.nc --report out.html": tiles_and_errors,
     f"downscale in.nc part.nc --model radar.safetensors {READING} --start 2024-06-01T12:10 --stop 2024-06-01T12:20": (
         times_of("part.nc", 10, 15, 20)
     ),
@@ -247,7 +247,8 @@ RUNS = {
     f"downscale fields.nc like.nc {FIELDS} --like scale.nc": finer_by("like.nc", 20, 25),
     "downscale humid.nc members.nc --model humid.safetensors --members 2 --seed 3 --level 850": two_members,
     f"nowcast known.nc now.nc --model rolling.safetensors {READING} --steps 4 --block 2 --start 2024-06-01T12:50 "
-    "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --picture now.png "
+    "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --device cpu "
+    "--picture now.png "
     "--truth known.nc --report now.html": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
     f"nowcast known.nc hind.zarr --model persistence {READING} --lead 10min --every 5min --workers 1 --append "
@@ -263,7 +264,8 @@ RUNS = {
     ),
     f"nowcast known.nc kept.nc --model moving.safetensors {READING} --steps 2": lambda printed: None,
     f"nowcast known.nc smooth.nc --model moving.safetensors {READING} --steps 2 --smooth": smoothed,
-    f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1": stations,
+    f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1 --device cpu "
+    "--precision fp32": stations,
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --outside nan --start {SECOND} --stop {SECOND}": (
         second_time
     ),
@@ -279,7 +281,7 @@ RUNS = {
         archive_of_shape("next.zarr", 2, 64, 64)
     ),
     "convert truth.nc copy.zarr --to cf": plain_copy,
-    "demo --output demo --model radar.safetensors --seed 3 --size 64 --threads 1": demonstrated,
+    "demo --output demo --model radar.safetensors --seed 3 --size 64 --threads 1 --device cpu": demonstrated,
 }
 
 

@@ -65,6 +65,7 @@ CASES = {
     "threads": (["nowcast", "radar.nc", "o.nc", "--threads", "100000"], "--threads must be a whole number from 1 to"),
     "threads, finer": (["downscale", "radar.nc", "o.nc", "--threads", "100000"], "--threads must be a whole number"),
     "threads, points": ([*QUERY, "points.csv", "--threads", "100000"], "--threads must be a whole number"),
+    "device": (["nowcast", "radar.nc", "o.nc", "--device", "tpu"], "--device must be auto, cpu or cuda, got 'tpu'"),
     "bomb": (["train", "radar", "--config", "bomb.yaml", "--data.path=x"], "bomb.yaml stands for more than 100000"),
     "bomb for a list": (["train", "radar", "--config=scales.yaml"], "scales.yaml stands for more than 100000 values"),
     "loop": (["train", "radar", "--config=loop.yaml"], "loop.yaml stands for more than"),

@@ -118,7 +118,7 @@ def as_captured(dtype: torch.dtype) -> Iterator[None]:
 
 
 def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy for inference, weights in `dtype` and channels_last; buffers, such as means in kelvin, stay as they are."""
+    """A copy for inference, weights in `dtype` and channels_last; buffers, such as means in kelvin, as they are."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for parameter in model.parameters():
         layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format

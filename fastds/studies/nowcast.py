@@ -15,7 +15,7 @@ from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.report import write_study
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.inference import computing
+from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import counted
 from fastds.tasks.nowcast.evaluation import evaluate
 from fastds.tasks.nowcast.report import by_lead
@@ -118,7 +118,7 @@ def study(config: StudyConfig) -> str | None:
             raise ValueError(f"report must be left out with against={config.against}")
         check_report(config.report)
     scores: dict[str, NowcastTable] = {}
-    with computing(None, config.threads):
+    with computing(None, settle(None, config.threads)):
         table(config.data.path, config.model, config.starts, config.smooth, config.output, config.against, scores)
     if config.report is not None:
         _write_report(config, scores)

@@ -20,7 +20,7 @@ from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.report import write_study
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.common.inference import computing
+from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import number_text, score_table
 from fastds.tasks.radar.methods import BASELINES
 from fastds.tasks.radar.refinement import RIM_DB
@@ -167,7 +167,7 @@ def study(config: StudyConfig) -> None:
     """What `fastds study radar` does: prints the table, writes config.report."""
     if config.report is not None:
         check_report(config.report)
-    with computing(None, config.threads):
+    with computing(None, settle(None, config.threads)):
         results = table(config.data.path, config.model, config.floors, config.files, config.modes, config.ssim)
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results)])

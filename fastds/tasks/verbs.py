@@ -44,10 +44,11 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
         model: as fastds.load gives it, a shipped name or a weights file. None: the shipped weights for reflectivity,
             with scale, grid or like those for fields, inr-small.
         data: a Dataset, a DataArray or a file.
-        options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, time_factor,
-            static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads, progress) or
-            fastds.tasks.humidity.run.downscale (members, seed, var, level, threads, progress), as the model's card
-            says; and missing, units, start and stop, see fastds.data.reading.
+        options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, device,
+            time_factor, static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads,
+            precision, device, progress) or fastds.tasks.humidity.run.downscale (members, seed, var, level, threads,
+            precision, device, progress), as the model's card says; and missing, units, start and stop, see
+            fastds.data.reading.
 
     Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
 
@@ -98,8 +99,8 @@ def query(
         model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small.
         data: a Dataset, a DataArray or a file of the model's variables.
         points: pairs (latitude, longitude), columns lat and lon by name, or a CSV file of them.
-        options: outside, static and threads of fastds.tasks.fields.run.query; missing, units, start and stop as in
-            downscale.
+        options: outside, static, threads, precision and device of fastds.tasks.fields.run.query; missing, units, start
+            and stop as in downscale.
 
     Returns: one row for each field and point, a dict.
 

@@ -68,8 +68,8 @@ def overview() -> str:
         "",
         "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print_config prints.",
         "Every task has: --model NAME, --model.options.KEY VALUE, --model.start WEIGHTS, --data.path PATH, --output,",
-        "--seed, --max_steps, --max_minutes, --learning_rate, --ema_decay, --resume, --progress, --threads, --devices,",
-        "--report. Without --max_steps and --max_minutes a training ends after an hour.",
+        "--seed, --max_steps, --max_minutes, --learning_rate, --ema_decay, --resume, --progress, --threads, --device,",
+        "--devices, --report. Without --max_steps and --max_minutes a training ends after an hour.",
         "",
     ]
     lines += [f"  {task:8} {about}; NAME: {', '.join(configurations(task))}" for task, about in TASKS.items()]

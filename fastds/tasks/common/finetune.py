@@ -24,6 +24,7 @@ def finetune(
     minutes: float = 30.0,
     learning_rate: float = LEARNING_RATE,
     threads: int | None = None,
+    device: str = "auto",
     progress: bool = False,
 ) -> pathlib.Path:
     """Train weights further on a folder of files, with the samples and the loss of the weights' own configuration.
@@ -35,7 +36,8 @@ def finetune(
     Args:
         model: a shipped name or a weights file. data: a file or a folder, see `fastds train TASK --help`.
         output: folder of the run; one that holds a run goes on with it.
-        minutes: of training. learning_rate: the highest. threads: of torch. progress: say how far it is.
+        minutes: of training. learning_rate: the highest. threads: of torch.
+        device: "auto", a GPU where there is one, "cpu" or "cuda". progress: say how far it is.
 
     Returns: the path of best.safetensors. Raises: FileNotFoundError and ValueError for weights, data or options that do
         not fit, ImportError without Lightning.
@@ -45,7 +47,7 @@ def finetune(
         raise ValueError(f"the card of {model} does not tell what the weights are for, so they cannot be trained")
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     config = options.parse_arguments(_arguments(str(model), card, data, output, minutes, learning_rate))
-    config.threads, config.progress = threads, progress
+    config.threads, config.device, config.progress = threads, device, progress
     training = importlib.import_module(f"fastds.tasks.{card.task}.training")
     quieten_lightning()
     before = torch.get_num_threads()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks share when they run a network over data: the model, threads, evaluation mode, large arrays, files,
-the range a model was trained for."""
+"""What the tasks share when they run a network over data: the model, large arrays, files, the range a model was trained
+for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 
@@ -29,7 +28,6 @@ from fastds.data.io.packing import STORED, packed_like
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load
 
-PRECISIONS = ("fp32", "bf16")
 # Fields larger than this are kept in a file while a command runs.
 MAPPED_BYTES = 256 << 20
 # The range of a card is judged where a warning would be true beyond doubt.
@@ -82,15 +80,6 @@ def check_field_target(source: Source, target: str | os.PathLike) -> None:
     check_format(target)
 
 
-def check_settings(threads: int | None, precision: str = "fp32") -> None:
-    """ValueError for a precision that is not there or a number of threads that is none."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if threads is not None and (int(threads) != threads or not 1 <= threads <= most):
-        raise ValueError(f"threads must be a whole number from 1 to {most} on this machine, got {threads!r}")
-
-
 def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:
     """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
     if static is not None and not needed:
@@ -111,25 +100,6 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
 def loaded(model: nn.Module | str | os.PathLike) -> nn.Module:
     """The model, or the one of a shipped name or a weights file; raises what fastds.load raises."""
     return model if isinstance(model, nn.Module) else load(model)
-
-
-@contextlib.contextmanager
-def computing(model: nn.Module | None, threads: int | None, precision: str = "fp32") -> Iterator[None]:
-    """Without gradients, with the model in evaluation mode and so many torch threads (None leaves them) inside the
-    block. Raises: ValueError for a precision or a number of threads that is none."""
-    check_settings(threads, precision)
-    before, training = torch.get_num_threads(), model is not None and model.training
-    if threads is not None:
-        torch.set_num_threads(int(threads))
-    if model is not None:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)
-        if model is not None:
-            model.train(training)
 
 
 def file_to_file(

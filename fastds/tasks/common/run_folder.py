@@ -17,14 +17,14 @@ from fastds._outputs import Interrupted
 from fastds.models import ModelCard
 from fastds.tasks.common.checkpoints import CheckpointFile, LastCheckpoint, Stopped, check_checkpoint, not_resumable
 from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.inference import check_settings
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
+from fastds.tasks.common.settings import check_settings
 from fastds.tasks.common.training_progress import TrainingProgress
 
 
 def begin(config: RunConfig) -> None:
-    """Seed and set the threads. Raises: ValueError for threads below 1."""
-    check_settings(config.threads)
+    """Seed and set the threads. Raises: ValueError for threads below 1 and a device that is not there."""
+    check_settings(config.threads, device=config.device)
     L.seed_everything(config.seed, verbose=False)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -72,7 +72,7 @@ def run(
     output = make_folder(config)
     best = export(output)
     chosen = {
-        "accelerator": "auto",
+        "accelerator": config.device,
         "devices": config.devices,
         "strategy": "auto" if config.devices == 1 else DDPStrategy(find_unused_parameters=True),
         "use_distributed_sampler": False,

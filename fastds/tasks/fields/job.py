@@ -15,9 +15,10 @@ import xarray as xr
 
 from fastds.data import add_history, open_dataset
 from fastds.data.grid.grids import scalar_coordinates
-from fastds.tasks.common.inference import Report, check_settings, computing, store
+from fastds.tasks.common.inference import Report, store
 from fastds.tasks.common.pieces import Piece
 from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
 from fastds.tasks.fields.methods import Fields, check_inside, pick_method
 
@@ -27,9 +28,13 @@ class FieldsJob:
 
     least = 1
 
-    def __init__(self, model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None):
+    def __init__(
+        self, model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, precision=None,
+        device=None,
+    ):  # fmt: skip
         if sum(v is not None for v in (scale, grid, like)) != 1:
             raise ValueError("give exactly one of the arguments scale, grid and like")
+        check_settings(threads, precision, device)
         self.own = self.convention = geometry(dataset)
         if like is not None:
             self.convention = _grid_of(like)
@@ -38,9 +43,9 @@ class FieldsJob:
             self.target = target_by_scale(self.own, scale)
         else:
             self.target = target_by_spacing(self.own, grid)
-        self.dataset, self.threads, self.static = dataset, threads, static
+        self.dataset, self.static = dataset, static
         self.method, self.note = pick_method(model, dataset, self.own, static)
-        check_settings(threads)
+        self.computed = settle(self.method.model, threads, precision, device)
         check_inside(self.own, *self.target)
         method, names = self.method, self.method.names
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
@@ -70,14 +75,15 @@ class FieldsJob:
 
     def _values(self, method: Fields, progress: bool, folder: str | os.PathLike | None) -> dict[str, np.ndarray]:
         """The values of the method's fields, which may be some of the dataset's."""
-        with computing(method.model, self.threads):
+        with computing(method.model, self.computed):
             method.check(stacklevel=4)
             lead = tuple(method.dataset.sizes[d] for d in method.lead)
             size = tuple(axis.numel() for axis in self.target)
             fine = {name: store((*lead, *size), folder) for name in self.variables}
             with progress_bar(progress, math.prod(lead), "downscaling", "fields") as advance:
                 for at, x in method.fields():
-                    method.onto(x, *self.target, [values[tuple(at.values())] for values in fine.values()])
+                    with self.computed.autocast():
+                        method.onto(x, *self.target, [values[tuple(at.values())] for values in fine.values()])
                     if advance is not None:
                         advance()
         return fine
@@ -102,7 +108,7 @@ class FieldsJob:
     def _settings(self) -> dict:
         """Attributes that say how the file was made; the factor is a number, or one for rows and one for columns."""
         rows, columns = self.method.factor(*self.target)
-        settings = {"fastds_task": "fields", "fastds_model": self.method.name}
+        settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.computed.attributes()
         card = getattr(self.method.model, "card", None)
         if card is not None and card.licence:
             settings["fastds_model_licence"] = card.licence

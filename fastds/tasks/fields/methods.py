@@ -29,6 +29,7 @@ from fastds.models.inr.bands import Encoded
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index, from_latlon
 from fastds.tasks.common.inference import check_static, loaded
+from fastds.tasks.common.settings import device_of
 from fastds.tasks.fields.geometry import Geometry
 
 DEFAULT_MODEL, FALLBACK = "inr-small", "bicubic"
@@ -146,11 +147,15 @@ class FieldModel(Fields):
 
     def encode(self, x: Tensor, factor: tuple[float, float]) -> Encoded:
         """What decode takes, of fields (1, C, H, W) that become finer by a factor along rows and columns."""
-        return self.model.encode(x, self._factor(factor), self.static)
+        device = device_of(self.model)
+        static = None if self.static is None else self.static.to(device)
+        return self.model.encode(x.to(device), self._factor(factor), static)
 
     def decode(self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float]) -> Tensor:
-        """Values (1, Q, channels) at the places `where`; relative humidity is cut to HUMIDITY_RANGE."""
-        y = self.model.decode(encoded, where, 2 / self._factor(factor))
+        """Values (1, Q, channels) at the places `where`, on the CPU; relative humidity is cut to HUMIDITY_RANGE."""
+        if isinstance(where, PointSpec):
+            where = where.to(device_of(self.model))
+        y = self.model.decode(encoded, where, 2 / self._factor(factor)).cpu()
         for channel, of in enumerate(self.predicted):
             if self.inputs[of].get("standard_name") == "relative_humidity" and same_units(
                 self.inputs[of]["units"], "%"
@@ -158,9 +163,8 @@ class FieldModel(Fields):
                 y[..., channel] = y[..., channel].clamp(*HUMIDITY_RANGE)
         return y
 
-    @staticmethod
-    def _factor(factor) -> Tensor:
-        return torch.tensor([factor], dtype=torch.float32)
+    def _factor(self, factor) -> Tensor:
+        return torch.tensor([factor], dtype=torch.float32, device=device_of(self.model))
 
     def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
         """(1, C, H, W) at a grid of coordinates, decoded in windows of rows into one (H', W') array per variable."""

@@ -19,11 +19,11 @@ from fastds.tasks.common.inference import (
     Report,
     check_target,
     check_truth_file,
-    computing,
     file_to_file,
     loaded,
 )
 from fastds.tasks.common.pieces import is_lazy, lazy, outline
+from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import geometry
@@ -41,6 +41,8 @@ def downscale(
     like: xr.Dataset | str | os.PathLike | None = None,
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """The model's variables of a dataset on a finer grid: exactly one of a factor, a spacing and another grid.
@@ -51,14 +53,16 @@ def downscale(
         dataset: fields (..., latitude, longitude).
         scale: factor > 0. grid: spacing of the new grid, degrees. like: dataset, or file, whose coordinates are taken.
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
-        threads: CPU threads; None: torch's. progress: show a progress bar.
+        threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
+        progress: show a progress bar.
 
     Returns: a new Dataset, lazy where dask holds the fields of the dataset; memory beyond it is that of one field.
 
     Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
     """
     where = {"scale": scale, "grid": grid, "like": like}
-    return _run(model, dataset, static=static, threads=threads, progress=progress, folder=None, **where)[0]
+    computed = {"threads": threads, "precision": precision, "device": device}
+    return _run(model, dataset, static=static, progress=progress, folder=None, **where, **computed)[0]
 
 
 def downscale_file(
@@ -71,6 +75,8 @@ def downscale_file(
     like: xr.Dataset | str | os.PathLike | None = None,
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -81,7 +87,8 @@ def downscale_file(
     Fine variables above 256 MB wait in unnamed files beside the target. truth: the file that the result will be
     compared with; whether it fits is checked before it is computed. reading: see fastds.data.reading. dtype: of the
     fields in target, "input" (integers where the input has packed ones) or "float32"."""
-    chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "threads": threads, "progress": progress}
+    chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "progress": progress}
+    chosen |= {"threads": threads, "precision": precision, "device": device}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         def check(output: xr.Dataset) -> None:
@@ -117,11 +124,13 @@ def query(
     outside: str = "error",
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
 ) -> list[dict]:
     """Values of every variable at points, by the model and by bilinear interpolation, one row per field and point.
 
     Args:
-        model, dataset, static, threads: as in downscale.
+        model, dataset, static, threads, precision, device: as in downscale.
         points: pairs (latitude, longitude) in degrees, longitudes in either convention; or columns of equal length with
             the names lat and lon (others are kept); or a CSV file of such columns.
         outside: of a regional domain, "error", "nan" or "clamp".
@@ -131,7 +140,8 @@ def query(
     Raises: ValueError: data, model or points that do not fit.
     """
     model, (stations, latitude, longitude) = loaded(DEFAULT_MODEL if model is None else model), read_points(points)
-    with computing(model, threads):
+    settings = settle(model, threads, precision, device)
+    with computing(model, settings):
         grid = geometry(dataset)
         fields = FieldModel(model, dataset, grid, static)
         fields.check(stacklevel=3)
@@ -141,7 +151,8 @@ def query(
         factor = (fields.model.max_scale,) * 2
         rows = []
         for label, x in fields.fields():
-            y = fields.decode(fields.encode(x, factor), where, factor)[0]
+            with settings.autocast():
+                y = fields.decode(fields.encode(x, factor), where, factor)[0]
             plain = bilinear_at(x, where, fields.model.edge)[0]
             at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
             for q, station in enumerate(stations):
@@ -161,6 +172,8 @@ def query_file(
     outside: str = "error",
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
     **reading: Unpack[Reading],
 ) -> Report:
     """Query the file source at the points of a CSV file, arguments as in `query`, and write the rows to another CSV.
@@ -170,6 +183,8 @@ def query_file(
     check_target(points, target)
     model = loaded(DEFAULT_MODEL if model is None else model)
     with opened(source, **reading) as dataset:
-        rows = query(model, dataset, points, outside=outside, static=static, threads=threads)
+        rows = query(
+            model, dataset, points, outside=outside, static=static, threads=threads, precision=precision, device=device
+        )  # fmt: skip
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
     return Report(model.card.name, {}, [f"wrote {target}: {len(rows)} rows"])

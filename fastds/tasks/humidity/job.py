@@ -19,9 +19,10 @@ from fastds.data.grid.plausible import plausible_values
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
-from fastds.tasks.common.inference import Report, check_settings, computing, loaded
+from fastds.tasks.common.inference import Report, loaded
 from fastds.tasks.common.pieces import Piece
 from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.common.settings import computing, device_of, settle
 from fastds.tasks.fields.geometry import geometry
 
 # Columns beyond the seam. 8, 32 and half a turn leave the same difference to a rolled field, 0.02 to 0.07 % of humidity
@@ -36,12 +37,14 @@ class HumidityJob:
 
     dim, least = "time", SEQUENCE
 
-    def __init__(self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None):
+    def __init__(
+        self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None
+    ):  # fmt: skip
         self.model = model = loaded(model)
         _check(model, members)
-        check_settings(threads)
+        self.computed = settle(model, threads, precision, device)
         self.dataset, self.field = dataset, choose_field(dataset, var, level)
-        self.members, self.seed, self.level, self.threads = members, seed, level, threads
+        self.members, self.seed, self.level = members, seed, level
         self.humid = _is_humidity(model, self.field)
         self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
         warn_of_level(model.card, self.field)
@@ -70,7 +73,7 @@ class HumidityJob:
         check_values(values, f"variable {field.name}")
         if self.humid:
             values = _cut_humidity(values, field.name)
-        with computing(self.model, self.threads):
+        with computing(self.model, self.computed), self.computed.autocast():
             fine = _draw(self.model, values, self.members, self.seed, progress, self.wrapped, first)
         return fine.clip(*HUMIDITY_RANGE) if self.humid else fine
 
@@ -97,7 +100,7 @@ class HumidityJob:
         card = self.model.card
         settings = {
             "fastds_task": "humidity", "fastds_model": card.name, "fastds_scale": self.model.config["scale"],
-            "fastds_coarsening": card.coarsening,
+            "fastds_coarsening": card.coarsening, **self.computed.attributes(),
         }  # fmt: skip
         if card.licence:
             settings["fastds_model_licence"] = card.licence
@@ -194,7 +197,8 @@ def _draw(
             for m in range(members or 1):
                 # Different numbers for every sequence and member, the same for any number of members.
                 noise = model.draw(part, "random", seed + m + 1_000_003 * (first + start)) if members else "zero"
-                y = model(round_the_globe(part, wrapped), noise=round_the_globe(noise, wrapped))[0, :, 0]
+                given = round_the_globe(part, wrapped).to(device_of(model))
+                y = model(given, noise=round_the_globe(noise, wrapped))[0, :, 0].float().cpu()
                 y = y[..., wrapped * scale : y.shape[-1] - wrapped * scale]
                 fine[m, start : start + part.shape[1]] = card.physical(y).numpy()
                 if advance is not None:

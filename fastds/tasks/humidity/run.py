@@ -29,6 +29,8 @@ def downscale(
     var: str | None = None,
     level: float | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Return the field at the model's finer grid, as one field or an ensemble.
@@ -39,7 +41,8 @@ def downscale(
         members: number of members, along a new first dimension `realization`; None: one field without noise.
         seed: of the first member; member k has seed + k, and every sequence of steps its own numbers.
         var, level: variable and value of its vertical coordinate where the file does not tell, see choose_field.
-        threads: CPU threads; None: torch's. progress: show a progress bar.
+        threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
+        progress: show a progress bar.
 
     Returns:
         a new Dataset with the coordinates of the finer cells, settings in its attributes, lazy where dask holds the
@@ -53,7 +56,8 @@ def downscale(
         a variable or level that is missing or ambiguous. Warns (UserWarning) where humidity is cut to [0, 105] %, and
         of a field at another pressure than the model was trained at.
     """
-    return _run(loaded(model), dataset, members, seed, var, level, threads, progress)
+    computed = {"threads": threads, "precision": precision, "device": device}
+    return _run(loaded(model), dataset, members, seed, var, level, computed, progress)
 
 
 def downscale_file(
@@ -66,6 +70,8 @@ def downscale_file(
     var: str | None = None,
     level: float | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    device: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -82,7 +88,8 @@ def downscale_file(
             check_truth_file(truth, fits, var, **reading)
 
         generator = loaded(model)
-        options = members, seed, var, level, threads, progress, None if truth is None else check
+        computed = {"threads": threads, "precision": precision, "device": device}
+        options = members, seed, var, level, computed, progress, None if truth is None else check
         out = _run(generator, dataset, *options)
         return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
 
@@ -102,9 +109,9 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     return f"{field.name} at {card.space_factor} times the resolution"
 
 
-def _run(model, dataset, members, seed, var, level, threads, progress, check=None) -> xr.Dataset:
+def _run(model, dataset, members, seed, var, level, computed, progress, check=None) -> xr.Dataset:
     """The fine dataset; check: called with its outline before it is computed."""
-    job = HumidityJob(model, dataset, members=members, seed=seed, var=var, level=level, threads=threads)
+    job = HumidityJob(model, dataset, members=members, seed=seed, var=var, level=level, **computed)
     if check is not None:
         check(outline(job))
     return lazy(job) if is_lazy(dataset) else job.result(job.at_once(progress))

@@ -19,14 +19,13 @@ from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
     Report,
-    check_settings,
-    computing,
     mean_spacing_m,
     store,
     warn_outside,
 )
 from fastds.tasks.common.pieces import Piece
 from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.common.settings import Settings, check_settings, computing, settle
 from fastds.tasks.nowcast.forecasts import PERIOD, QUANTITIES, REFERENCE, forecast_dataset, forecast_values
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
@@ -53,7 +52,7 @@ class Options:
         block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
         smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
             moving air else take from the last field.
-        threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network.
+        threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
     """
 
     steps: int | None = None
@@ -68,10 +67,11 @@ class Options:
     block: int | None = None
     smooth: bool = False
     threads: int | None = None
-    precision: str = "fp32"
+    precision: str | None = None
+    device: str | None = None
 
     def __post_init__(self):
-        check_settings(self.threads, self.precision)
+        check_settings(self.threads, self.precision, self.device)
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
@@ -91,13 +91,14 @@ class NowcastJob:
         method = method if options.block is None else method.in_blocks(options.block)
         self.method = method = method.smoothed() if options.smooth else method
         self.options, self.source, card = options, source, method.card
+        self.computed = settle(method.model, options.threads, options.precision, options.device)
         self.law, origin = z_r_law(source.dataset, source.raw, options.z_r)
         spacing = mean_spacing_m(source)
         self.factor, interval = _factor(card, source, options, spacing), _interval(card, source, options)
         self.leads = [(k + 1) * interval for k in range(_steps(options, interval))]
         line = Timeline(source.raw[source.dims[0]].values, source.cadence)
         self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
-        self.settings = _settings(method, self.factor, interval, options, self.law, origin)
+        self.settings = _settings(method, self.factor, interval, options, self.computed, self.law, origin)
         coarser = _coarser(source, self.factor, spacing, interval)
         if coarser:
             self.settings["fastds_resolution"] = coarser
@@ -148,10 +149,11 @@ class NowcastJob:
         ((_, shape),) = self.variables.values()
         z = store((len(starts), *shape[1:]), folder)
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
-        with computing(self.method.model, self.options.threads), bar as advance:
+        with computing(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
                 known = coarse_fields(self.source, list(start.frames), self.factor, self.method.card.floor_dbz)
-                z[number] = self.method(known, shape[1], self.options.precision)
+                with self.computed.autocast():
+                    z[number] = self.method(known, shape[1])
                 z[number][:, np.isnan(known[-1])] = np.nan
                 if advance is not None:
                     advance()
@@ -212,7 +214,7 @@ def _steps(options: Options, interval: float) -> int:
     return STEPS if options.steps is None else int(options.steps)
 
 
-def _settings(method: Method, factor: int, interval: float, options: Options, law, origin: str) -> dict:
+def _settings(method: Method, factor: int, interval: float, options: Options, computed: Settings, law, origin: str):
     """Attributes that say how the file was made."""
     settings = {
         "fastds_version": fastds.__version__,
@@ -222,7 +224,7 @@ def _settings(method: Method, factor: int, interval: float, options: Options, la
         "fastds_coarsening": factor,
         "fastds_block": options.block or 0,
         "fastds_smooth": int(options.smooth),
-        "fastds_precision": options.precision,
+        **computed.attributes(),
         "fastds_floor_dBZ": float(method.card.floor_dbz),
         "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
         "fastds_dry_below_dBZ": method.dry_below,

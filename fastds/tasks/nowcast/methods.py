@@ -17,6 +17,7 @@ from fastds.data import clip_reflectivity, restore
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
+from fastds.tasks.common.settings import device_of
 
 # Name: function and how many fields it takes.
 BASELINES = {
@@ -79,16 +80,16 @@ class Method:
             raise ValueError(f"method {self.name} {refusal}; leave out the argument {option}")
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 
-    def __call__(self, z: np.ndarray, steps: int, precision: str = "fp32") -> np.ndarray:
+    def __call__(self, z: np.ndarray, steps: int) -> np.ndarray:
         """Forecast fields (steps, H, W) in dBZ, floor = no echo, else at least dry_below, from the known ones (known,
         H, W) in dBZ.
 
         Missing pixels (NaN) are filled or taken as dry, as the method does; the result has none.
         """
         low, high = self.card.floor_dbz, self.card.ceiling_dbz
-        device = torch.device("cpu") if self.model is None else next(self.model.parameters()).device
+        device = torch.device("cpu") if self.model is None else device_of(self.model)
         x = (torch.from_numpy(clip_reflectivity(z, low, high)) - low) / (high - low)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.inference_mode():
             y = self.function(x[None, :, None].to(device), steps)
         forecast = restore(y[0, :, 0].float().cpu().clamp(0, 1), low, high)
         return torch.where(forecast < self.dry_below, low, forecast).numpy()

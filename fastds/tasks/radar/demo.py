@@ -44,6 +44,7 @@ def demo(
     size: int = SIZE,
     frames: int = FRAMES,
     threads: int | None = None,
+    device: str | None = None,
     progress: bool = False,
 ) -> EvaluationTable:
     """Downscale a synthetic event, print the error table, write truth.nc, input.nc, OUT.nc and OUT.png to a folder.
@@ -51,7 +52,7 @@ def demo(
     The event (fastds.data.synthetic_event) is size x size pixels of 1 km every 5 minutes; the input is every second
     frame averaged to 2 km. folder: made where it is missing. model: see fastds.tasks.radar.methods.pick_model. seed: of
     the event. size: pixels a side, a multiple of 32, >= 64. frames: odd, >= 3. threads: CPU threads.
-    progress: show progress bars.
+    device: see downscale. progress: show progress bars.
 
     Returns the table. No network access. Raises ValueError for sizes that do not fit and what pick_model raises.
     """
@@ -65,7 +66,7 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     truth = synthetic_event(seed, frames, (size, size))
     coarse = coarsen_dataset(truth)
-    out = downscale(model, coarse, threads=threads, progress=progress)
+    out = downscale(model, coarse, threads=threads, device=device, progress=progress)
     for name, dataset in (("truth.nc", truth), ("input.nc", coarse), ("OUT.nc", out)):
         save_dataset(dataset, folder / name)
     table = evaluate(out, truth, coarse=coarse, progress=progress)

@@ -17,14 +17,13 @@ from fastds.data.grid.axes import is_latitude
 from fastds.data.io.output import fine_dataset, fine_values
 from fastds.tasks.common.inference import (
     Report,
-    check_settings,
     check_static,
-    computing,
     mean_spacing_m,
     store,
     warn_outside,
 )
 from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
 
@@ -38,23 +37,23 @@ class RadarJob:
     least = 4  # a pair of frames is computed twice where two pieces meet
 
     def __init__(
-        self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision="fp32",
-        time_factor=2, static=None,
+        self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
+        device=None, time_factor=2, static=None,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
-        check_settings(threads, precision)
+        check_settings(threads, precision, device)
         self.model = model if isinstance(model, nn.Module) else pick_model(model)[0]
         _check_model(self.model)
         needed = self.model.config.get("static_channels", 0)
         if static is not None or needed:
             check_static(self.model.card, needed, static)
         self.source = source = _radar_field(dataset, var, z_r)
-        self.threads, self.precision, self.time_factor = threads, precision, time_factor
+        self.settings, self.time_factor = settle(self.model, threads, precision, device), time_factor
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
-        with computing(self.model, threads, precision):
-            self.tiled = TiledRun(self.model, source, tile, halo, precision, time_factor, self.maps)
+        with computing(self.model, self.settings):
+            self.tiled = TiledRun(self.model, source, tile, halo, self.settings, time_factor, self.maps)
         self.dim = source.dims[0]
         self.variables = {source.source_name: (source.dims, output_shape(source, self.tiled.scale, time_factor))}
 
@@ -87,7 +86,7 @@ class RadarJob:
 
     def _values(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
         """The fine values of the source, or of a part of it."""
-        with computing(self.model, self.threads, self.precision):
+        with computing(self.model, self.settings):
             z = self.tiled.run(source, progress, folder)
         warn_outside_card(self.model.card, source, self.tiled.refiner.motion_px)
         if source.kind == "reflectivity":

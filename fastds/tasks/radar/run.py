@@ -37,7 +37,8 @@ def downscale(
     tile: int | None = None,
     halo: int | None = None,
     threads: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
+    device: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
@@ -54,16 +55,18 @@ def downscale(
     var: its variable, where the attributes do not tell. z_r: (a, b) of Z = a R^b, mm6 m-3 and mm/h.
     tile, halo: pixels of the input, multiples of 16; None: one tile where the working memory allows, the network's
     reach.
-    threads: CPU threads; None: torch's. precision: "fp32" or "bf16" inside the network. time_factor: 2, or 4 by
-    recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
+    threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
+    time_factor: 2, or 4 by recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or
+    FILE.nc:VARIABLE, on any grid.
     progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
     dask holds the dataset's field.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
     Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
     """
     model = model if isinstance(model, nn.Module) else pick_model(model)[0]
-    options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
-    return _run(model, dataset, *options, folder=None)[0]
+    options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
+    options |= {"threads": threads, "precision": precision, "device": device}
+    return _run(model, dataset, progress=progress, **options)[0]
 
 
 def downscale_file(
@@ -76,7 +79,8 @@ def downscale_file(
     tile: int | None = None,
     halo: int | None = None,
     threads: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
+    device: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     progress: bool = False,
@@ -93,7 +97,8 @@ def downscale_file(
     reading: see fastds.data.reading. dtype: of the fields in target, "input" (integers where the input has packed ones)
     or "float32". origin: of an archive in MLCast's form, as which target is written then. Raises FileNotFoundError,
     ValueError."""
-    options = (var, z_r, tile, halo, threads, precision, time_factor, static, progress)
+    options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
+    options |= {"threads": threads, "precision": precision, "device": device}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         def check(source: ReflectivityInput) -> None:
@@ -101,7 +106,9 @@ def downscale_file(
             check_truth_file(truth, fits, var, **reading)
 
         chosen, note = pick_model(model)
-        out, report = _run(chosen, dataset, *options, folder=folder, check=None if truth is None else check)
+        out, report = _run(
+            chosen, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options
+        )
         report.notes.insert(0, note)
         return out, report
 
@@ -116,13 +123,10 @@ def plan(source: ReflectivityInput) -> str:
     return f"{source.source_name} to {frames} fields of {height} x {width}; {note}"
 
 
-def _run(model, dataset, var, z_r, tile, halo, threads, precision, time_factor, static, progress, folder, check=None):
-    """The fine dataset and the report; folder: where large fields are kept in a file, None: in memory; check: called
-    with the field before anything is computed. Fields of dask stay lazy."""
-    job = RadarJob(
-        model, dataset, var=var, z_r=z_r, tile=tile, halo=halo, threads=threads, precision=precision,
-        time_factor=time_factor, static=static,
-    )  # fmt: skip
+def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
+    """The fine dataset and the report; options: of RadarJob; folder: where large fields are kept in a file, None: in
+    memory; check: called with the field before anything is computed. Fields of dask stay lazy."""
+    job = RadarJob(model, dataset, **options)
     if check is not None:
         check(job.source)
     out = lazy(job) if folder is None and is_lazy(dataset) else job.at_once(progress, folder)

@@ -15,6 +15,7 @@ from fastds.data import ReflectivityInput, StaticMaps, output_frames
 from fastds.memory import return_freed_memory
 from fastds.tasks.common.inference import store
 from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.common.settings import Settings
 from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
@@ -31,14 +32,13 @@ class TiledRun:
         source: ReflectivityInput,
         tile: int | None,
         halo: int | None,
-        precision: str,
+        settings: Settings,
         time_factor: int,
         static: StaticMaps | None = None,
     ):
-        self.model, self.source, self.precision, self.time_factor = model, source, precision, time_factor
+        self.model, self.source, self.computed, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
         self.uses_flow = bool(model.config.get("flow_guided") or model.config.get("residual") == "advection")
-        self.device = next(model.parameters()).device
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
         self.seam_error, self.reach = None, None
         self.static_origin, self.static = (None, None) if static is None else (static.origin, self._normalised(static))
@@ -65,10 +65,11 @@ class TiledRun:
     def _network(self, x: torch.Tensor, flow: torch.Tensor | None, static: torch.Tensor | None = None) -> torch.Tensor:
         if static is None and self.static is not None:  # a trial of the reach, over no place on earth
             static = x.new_zeros(len(self.static), *x.shape[-2:])
-        static = None if static is None else static.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            flow = flow.to(self.device) if self.uses_flow else None
-            return self.model(x.to(self.device), static, flow).float().cpu()
+        device = self.computed.device
+        flow = flow.to(device) if self.uses_flow else None
+        static = None if static is None else static.to(device)
+        with self.computed.autocast():
+            return self.model(x.to(device), static, flow).float().cpu()
 
     def _choose(self, tile, halo) -> tuple[int | None, int]:
         """Core side (None: the whole grid at once) and halo; the reach is measured only where there are seams."""
@@ -153,7 +154,7 @@ class TiledRun:
             "fastds_model": self.card.name,
             "fastds_space_factor": self.scale,
             "fastds_time_factor": self.time_factor,
-            "fastds_precision": self.precision,
+            **self.computed.attributes(),
             "fastds_floor_dBZ": float(self.card.floor_dbz),
             "fastds_tile": self.tile or 0,
             "fastds_halo": self.halo,

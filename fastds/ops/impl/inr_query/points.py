@@ -159,6 +159,10 @@ class PointSpec:
     def count(self) -> int:
         return self.base.shape[1]
 
+    def to(self, device: torch.device | str) -> "PointSpec":
+        """The same points on a device."""
+        return PointSpec(*(t if t is None else t.to(device) for t in (self.base, self.frac, self.outside)))
+
 
 def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error", dtype=torch.float32) -> PointSpec:
     """Points given by index coordinates.
