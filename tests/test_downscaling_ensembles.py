@@ -177,7 +177,7 @@ def test_command(tmp_path, capsys):
         assert out["r"].dims == ("time", "latitude", "longitude")
     assert cli.main([*command, "--members", "0"]) == 2 and "members must be at least 1" in capsys.readouterr().err
     assert cli.main([*command, "--tile", "32"]) == 2
-    told = "--tile is no option for humidity, which takes the options --dtype, --level, --members, --missing, --seed"
+    told = "--tile is no option for humidity, which takes the options --device, --dtype, --level, --members, --missing"
     assert told in capsys.readouterr().err
 
 

@@ -321,7 +321,6 @@ def test_command_refuses_before_it_writes(tmp_path, capsys):
     for option in (
         "--tile=16",
         "--halo=0",
-        "--precision=bf16",
         "--time-factor=2",
         "--members=2",
         "--seed=1",

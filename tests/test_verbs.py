@@ -124,7 +124,7 @@ def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
 
 def test_options_of_another_task_are_named(event):
     refusals = [
-        (generator(), gridded(HUMIDITY), {"tile": 32}, "tile is no argument for humidity, .* level, members, seed"),
+        (generator(), gridded(HUMIDITY), {"tile": 32}, "tile is no argument for humidity, .* members, precision, seed"),
         (field_model(), gridded(TEMPERATURE), {"scale": 2, "members": 2}, "members is no argument for fields"),
         (radar_model(), event, {"scale": 2}, "scale is no argument for radar, which takes the arguments halo, "),
         (radar_model(), event, {"tyle": 2}, "tyle is no argument for radar"),
@@ -135,7 +135,9 @@ def test_options_of_another_task_are_named(event):
                 fastds.downscale(model, data, **options)
     with pytest.raises(UnknownOptionError, match="leads is no argument for nowcast, .* every, interval, lead"):
         fastds.nowcast(None, event, leads=3)
-    with pytest.raises(UnknownOptionError, match="scale is no argument for query, .* outside, static, threads"):
+    with pytest.raises(
+        UnknownOptionError, match="scale is no argument for query, .* outside, precision, static, threads"
+    ):
         fastds.query(field_model(), gridded(TEMPERATURE), [(45.0, 110.0)], scale=2)
     with pytest.raises(UnknownOptionError, match="coarse is no argument for radar, .* input, model, report, var, z_r"):
         fastds.evaluate(event, event, coarse=event)

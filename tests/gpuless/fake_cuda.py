@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from gpuless.emu import BUILD, compiler
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -62,6 +63,8 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(native, "_missing", None)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    # A torch without CUDA does not know that cuDNN keeps channels_last.
+    monkeypatch.setattr(torch._C, "_conv_determine_backend_memory_format", lambda x, w, _: suggest_memory_format(w))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield mode
 

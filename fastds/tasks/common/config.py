@@ -41,7 +41,8 @@ class RunConfig:
         resume: continue from the last checkpoint in output, where there is one.
         validate_start: validate before the first step, too, so that best.safetensors is never worse than model.start.
         progress: say how far it is, on standard error.
-        threads: of torch; None leaves them as they are. device: "auto", a GPU where there is one, "cpu" or "cuda".
+        threads: of torch; None leaves them as they are.
+        device: "auto", a GPU where there is one, "cpu" or "cuda".
         devices: processes that share each batch, one for each GPU, else on the CPU; gradients are averaged. Only one
             process resumes bit by bit and takes max_minutes.
         report: an HTML page to write at the end: learning curves, validation scores, configuration; None: none.

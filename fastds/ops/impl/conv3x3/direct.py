@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import dense, empty_map
+from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3 import reference
 
 
@@ -43,12 +45,44 @@ def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shu
     convolution(source, weight, bias): of any kernel size and stride. Two sources are the sum of two convolutions, so
     that no concatenated map is made or saved for the gradient. channels_last; act "none", "relu" or "leaky_relu".
     """
-    split = x.shape[1]
-    y = convolution(x, weight if x2 is None else weight[:, :split], bias)
-    if x2 is not None:
-        y = y.add_(convolution(x2, weight[:, split:], None))
+    split, in_one_pass = x.shape[1], fused(x)
+    y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
+    second = None if x2 is None else convolution(x2, weight[:, split:], None)
+    if in_one_pass:
+        return epilogue(y, bias, second, residual, act, negative_slope, shuffle)
     # One input channel leaves the layout to oneDNN's choice.
-    return finish(dense(y), residual, act, negative_slope, shuffle)
+    y = dense(y if second is None else y.add_(second))
+    return finish(y, residual, act, negative_slope, shuffle)
+
+
+def fused(x: Tensor) -> bool:
+    """Whether what follows a convolution of x is one pass of a Triton kernel: on a GPU, where nobody differentiates or
+    traces it."""
+    if not x.is_cuda or torch.is_grad_enabled() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (transforms_active() or torch.compiler.is_compiling()) and triton_loader.refusal(x) is None
+
+
+def epilogue(
+    y: Tensor,
+    bias: Tensor | None,
+    second: Tensor | None,
+    residual: Tensor | None,
+    act: str | None,
+    negative_slope: float,
+    shuffle: int,
+) -> Tensor:
+    """shuffle(act(y + second + residual + bias)) in one pass; y is overwritten where shuffle is 1."""
+    y, second, residual = (None if z is None else dense(z) for z in (y, second, residual))
+    slope = {"relu": 0.0, "leaky_relu": negative_slope}.get(act)
+    if shuffle == 1 and slope is None and bias is second is residual is None:
+        return y
+    batch, channels, height, width = y.shape
+    out = (
+        y if shuffle == 1 else empty_map((batch, channels // shuffle**2, height * shuffle, width * shuffle), y.dtype, y)
+    )
+    triton_loader.kernels("conv3x3").epilogue(y, out, bias, second, residual, slope, shuffle)
+    return out
 
 
 def finish(y: Tensor, residual: Tensor | None, act: str | None, negative_slope: float, shuffle: int) -> Tensor:
@@ -63,7 +97,10 @@ def finish(y: Tensor, residual: Tensor | None, act: str | None, negative_slope: 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
     """conv3x3 by the library."""
     weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
-    y = _conv2d(_source(x, x2).to(out_dtype), weight, bias, padding_mode)
+    in_one_pass = fused(x)
+    y = _conv2d(_source(x, x2).to(out_dtype), weight, None if in_one_pass else bias, padding_mode)
+    if in_one_pass:
+        return epilogue(y, bias, None, residual, act, negative_slope, shuffle)
     return finish(dense(y), residual, act, negative_slope, shuffle)
 
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows a library's convolution, in one pass over its output: bias, second summand, residual, activation,
+sub-pixels.
+
+Programs walk over the elements of the result in memory order, channels_last; those of one channel read the bias through
+the L1 cache. Sums are in float32, rounded once. Bit for bit the same from run to run.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .device import on_device
+
+BLOCK = 1024  # elements of a program: 8 a thread
+
+
+@triton.jit
+def _epilogue_kernel(
+    y_ptr, second_ptr, residual_ptr, bias_ptr, out_ptr, count, width, CHANNELS: tl.constexpr, R: tl.constexpr,
+    HAS_SECOND: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVE: tl.constexpr,
+    SLOPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = shuffle(act(y + second + residual + bias)); CHANNELS of out, width of y in pixels."""
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    n = first + tl.arange(0, BLOCK)
+    inside = n < count
+    channel = (n % CHANNELS).to(tl.int32)
+    source = n
+    if R > 1:
+        pixel = n // CHANNELS
+        column, row = pixel % (width * R), pixel // (width * R)  # rows of all maps one after another
+        channel = (channel * R + (row % R).to(tl.int32)) * R + (column % R).to(tl.int32)
+        source = ((row // R) * width + column // R) * (CHANNELS * R * R) + channel
+    value = tl.load(y_ptr + source, mask=inside, other=0.0).to(tl.float32)
+    if HAS_SECOND:
+        value += tl.load(second_ptr + source, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        value += tl.load(residual_ptr + source, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVE:
+        value = tl.where(value < 0.0, value * SLOPE, value)
+    tl.store(out_ptr + n, value.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def epilogue(
+    y: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    second: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    slope: float | None,
+    shuffle: int,
+) -> None:
+    """out = shuffle(act(y + second + residual + bias)), written completely.
+
+    Args:
+        y: (B, O, H, W), as second and residual or None; all channels_last without gaps. bias: (O,) or None.
+        out: (B, O/r^2, r H, r W) channels_last; for r = 1 it may be y.
+        slope: of the negative side, 0 for ReLU; None: no activation. shuffle: r.
+    """
+    if out.numel() == 0:
+        return
+    with on_device(y):
+        _epilogue_kernel[(triton.cdiv(out.numel(), BLOCK),)](
+            y, second, residual, bias, out, out.numel(), y.shape[3], CHANNELS=out.shape[1], R=shuffle,
+            HAS_SECOND=second is not None, HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None,
+            ACTIVE=slope is not None, SLOPE=0.0 if slope is None else slope, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
