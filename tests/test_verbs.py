@@ -126,7 +126,12 @@ def test_options_of_another_task_are_named(event):
     refusals = [
         (generator(), gridded(HUMIDITY), {"tile": 32}, "tile is no argument for humidity, .* members, precision, seed"),
         (field_model(), gridded(TEMPERATURE), {"scale": 2, "members": 2}, "members is no argument for fields"),
-        (radar_model(), event, {"scale": 2}, "scale is no argument for radar, which takes the arguments halo, "),
+        (
+            radar_model(),
+            event,
+            {"scale": 2},
+            "scale is no argument for radar, which takes the arguments device, halo, ",
+        ),
         (radar_model(), event, {"tyle": 2}, "tyle is no argument for radar"),
     ]
     for model, data, options, sentence in refusals:
