@@ -208,6 +208,19 @@ def test_another_request_replaces_a_store_at_its_end(files):
     assert Manifest(files / "out.zarr").told["options"] == {"time_factor": 4}
 
 
+def test_an_archive_begun_on_a_gpu_is_not_continued_without(files, monkeypatch):
+    """--device auto stands for what it was on the machine that began."""
+    archive(files, ["0.nc", "1.nc"], options={"device": "auto"})
+    assert Manifest(files / "out.zarr").told["options"]["device"] == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(
+        run, "job_of", lambda request: pytest.fail("computed") if request.options["device"] == "cpu" else job
+    )
+    job = RadarJob(radar_model(), fastds.data.open_dataset(files / "in"))
+    with pytest.raises(ValueError, match="was made with other options"):
+        archive(files, options={"device": "auto"}, append=True)
+
+
 def test_a_file_that_cannot_be_read_ends_the_run_or_is_left_out(files, event):  # noqa: F811
     whole = (files / "in" / "2.nc").read_bytes()
     (files / "in" / "2.nc").write_bytes(whole[: len(whole) // 2])

@@ -20,6 +20,7 @@ from fastds.data.reading import Reading
 from fastds.tasks.common.inference import Report, check_target, read_as
 from fastds.tasks.common.pieces import steps_at_once
 from fastds.tasks.common.progress import progress_bar
+from fastds.tasks.common.settings import resolved
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind
@@ -69,8 +70,11 @@ def compute_archive(
     files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
     if threads is None and scheduler is None:
         threads = max(1, (os.cpu_count() or 1) // workers)
+    options = dict(options or {})
+    if scheduler is None and "device" in options:  # a run that goes on elsewhere must not take another one
+        options["device"] = resolved(options["device"])
     form = {"dtype": dtype, "threads": threads}
-    request = Request(task, files, model, dict(options or {}), dict(reading or {}), **form)
+    request = Request(task, files, model, options, dict(reading or {}), **form)
     job = job_of(request)
     if not job.dim:
         raise ValueError("an archive has several times or forecasts; leave out workers, scheduler and append for one")

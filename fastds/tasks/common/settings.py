@@ -55,10 +55,13 @@ def settle(
     check_settings(threads, precision, device)
     if model is None:
         return Settings(threads, None, precision or "fp32")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = device_of(model) if device is None else torch.device(device)
+    place = device_of(model) if device is None else torch.device(resolved(device))
     return Settings(threads, place, precision or ("bf16" if place.type == "cuda" else "fp32"))
+
+
+def resolved(device: str) -> str:
+    """The device that "auto" is on this machine; others as they are."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def device_of(model: nn.Module) -> torch.device:
