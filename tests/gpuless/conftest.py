@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mark "interpreted": tests that run in a subprocess under the Triton interpreter (see triton_rig.py)."""
+"""The mark "interpreted": tests that run in a subprocess under the Triton interpreter (see triton_rig.py); and tests of
+fake_cuda, which run in a fork."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from _pytest.runner import runtestprotocol
 from gpuless.emu import emulated  # noqa: F401  a fixture
 from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
@@ -24,6 +28,40 @@ if not interpreter_builder.options.debug:
 def pytest_configure(config):
     config.addinivalue_line("markers", "interpreted: run in a subprocess with TRITON_INTERPRET=1")
     config.addinivalue_line("markers", "sanitized: once more with the emulated CUDA kernels under ASan and UBSan")
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """A test with fake_cuda runs in a fork: in a process that has seen fake CUDA tensors autograd no longer works in
+    forks, which other tests make."""
+    if "fake_cuda" not in item.fixturenames:
+        return None
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)  # the threads of the parent are not there
+            to_json = item.config.hook.pytest_report_to_serializable
+            reports = [
+                to_json(config=item.config, report=r) for r in runtestprotocol(item, log=False, nextitem=nextitem)
+            ]
+            with os.fdopen(writer, "w") as out:
+                json.dump(reports, out, default=str)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as lines:
+        said = lines.read()
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"{item.nodeid}: the fork ended with {status}"
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for data in json.loads(said):
+        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.session._setupstate.teardown_exact(nextitem)  # what the test before it left for this one
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.hookimpl(tryfirst=True)
