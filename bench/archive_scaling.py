@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an archive scales: overhead of a piece with one and two workers, the rate of the scheduler, and from both what
-N workers would take: `python -m bench.archive_scaling [--pieces 40]`."""
+N workers would take: `python -m bench.archive_scaling [--files 64]`."""
 
 import argparse
 import heapq
@@ -49,10 +49,11 @@ def measured(folder: Path, workers: int) -> tuple[int, float, float]:
     return len(Manifest(target).done), float(said.split()[0]), wall
 
 
-def simulated(workers: int, pieces: int, seconds: np.ndarray, rate: float) -> float:
-    """Seconds until all pieces are done, handed out one after another at a rate to the first worker that is free."""
-    free, ready, rng = [0.0] * workers, 0.0, np.random.default_rng(0)
-    for duration in rng.choice(seconds, pieces):
+def simulated(workers: int, seconds: np.ndarray, rate: float) -> float:
+    """Seconds until pieces that take these seconds are done, handed out one after another at a rate to the first worker
+    that is free."""
+    free, ready = [0.0] * workers, 0.0
+    for duration in seconds:
         ready = max(ready + 1 / rate, free[0])
         heapq.heapreplace(free, ready + duration)
     return max(free)
@@ -85,9 +86,8 @@ def main() -> None:
     for workers in (1, 10, 100, 300, 1000):
         cells = []
         for mean in (2.0, 10.0, 60.0):
-            spread = mean * np.exp(0.2 * np.random.default_rng(1).standard_normal(1000))
-            took = simulated(workers, 20 * workers, spread, rate)
-            speed = 20 * workers * spread.mean() / took
+            pieces = mean * np.exp(0.2 * np.random.default_rng(1).standard_normal(20 * workers))
+            speed = pieces.sum() / simulated(workers, pieces, rate)
             cells.append(f"{speed:.0f}, {100 * speed / workers:.0f} %")
         print(f"| {workers} | " + " | ".join(cells) + " |")
 
