@@ -22,6 +22,7 @@ from bench import in_turn
 from bench.sweep import channels, log_uniform, maps
 from fastds.ops import conv3x3
 from fastds.ops.core import native
+from fastds.ops.impl.conv3x3.algorithm import amx_refusal
 from fastds.ops.impl.conv3x3.costs import TERMS, machine
 from fastds.ops.impl.conv3x3.op import CONV3X3_BACKWARD
 
@@ -49,6 +50,8 @@ def measured(shape, dtype: torch.dtype, backward: bool) -> dict[str, float]:
     grad = torch.randn(batch, outputs, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5)).to(dtype)
     algorithms = ["winograd", "direct"]
+    if amx_refusal(x, dtype) is None:
+        algorithms.append("amx")
     if 9 * inputs * batch * height * width <= MOST_NEIGHBOURHOODS:
         algorithms.append("product")
 
@@ -84,7 +87,8 @@ def fitted(rows: list[dict], algorithm: str) -> np.ndarray:
 def print_costs(rows: list[dict], dtype: str, backward: bool) -> None:
     """The entry of COSTS, and the time of its choices over the fastest."""
     rows = [row for row in rows if (row["dtype"], row["backward"]) == (dtype, backward)]
-    costs, lost = {name: fitted(rows, name) for name in TERMS}, []
+    names = [name for name in TERMS if any(name in row["seconds"] for row in rows)]
+    costs, lost = {name: fitted(rows, name) for name in names}, []
     for row in rows:
         seconds = row["seconds"]
         guess = min(seconds, key=lambda name: costs[name] @ np.array(TERMS[name](*row["shape"]), dtype=float))

@@ -295,7 +295,7 @@ def test_context_chooses_the_algorithm():
             assert torch.equal(conv3x3(x, weight), conv3x3(x, weight, algorithm="winograd"))
         assert torch.equal(conv3x3(x, weight), direct)
     with pytest.raises(
-        ValueError, match="algorithm must be one of 'auto', 'winograd', 'product', 'direct', got 'fast'"
+        ValueError, match="algorithm must be one of 'auto', 'winograd', 'amx', 'product', 'direct', got 'fast'"
     ):
         fastds.convolution("fast").__enter__()
 
@@ -354,7 +354,7 @@ ERRORS = [
     ),
     ({"shuffle": 3}, ValueError, "shuffle must be an int from 1 to 8 whose square divides 8 channels, got 3"),
     ({"out_dtype": torch.bfloat16}, ValueError, "out_dtype must be the dtype of x"),
-    ({"algorithm": "fast"}, ValueError, "algorithm must be one of 'auto', 'winograd', 'product', 'direct', got 'fast'"),
+    ({"algorithm": "fast"}, ValueError, "must be one of 'auto', 'winograd', 'amx', 'product', 'direct', got 'fast'"),
 ]
 
 
@@ -379,6 +379,6 @@ def test_forcing_an_instruction_set_without_engine_is_refused(native):
             conv3x3(x, weight, algorithm="winograd")
         assert torch.equal(conv3x3(x, weight), x)
         with pytest.raises(RuntimeError, match="no code for the instruction set baseline"):
-            native.conv3x3_packed_size(2, 2, False)
+            native.conv3x3_packed_size(2, 2, False, False)
     finally:
         native.set_isa("auto")

@@ -14,7 +14,8 @@ constexpr int64_t kSharedBytes = 256 << 10;
 
 inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
                       const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
-                      const std::vector<TensorArgs>& residual, int act, float negative_slope) {
+                      const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx) {
+    FASTDS_CHECK(!amx || has_amx(), "conv3x3: no matrix tiles here");
     Conv3x3Call call{};
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, source_shuffle, sign);
@@ -27,6 +28,8 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
+    call.amx = amx;
+    FASTDS_CHECK(!amx || call.sources.dtype == bf16, "conv3x3: matrix tiles take bfloat16");
     return call;
 }
 
@@ -54,17 +57,18 @@ inline void register_conv3x3(py::module_& m) {
     bind(
         m, "conv3x3_available", [] { return isa() != Isa::baseline || !FASTDS_BUILD_AVX2; },
         "Whether this build has the engine for the selected instruction set");
+    m.def("conv3x3_amx_available", &has_amx, "Whether the engine multiplies bfloat16 on matrix tiles");
     // One call for what a convolution needs from here, with positional arguments: small fields wait for Python, not for the engine.
     bind(
         m, "conv3x3_run",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
            const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
-           const std::vector<TensorArgs>& residual, int act, float negative_slope, int threads, intptr_t workspace,
+           const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx, int threads, intptr_t workspace,
            int64_t bytes) {
             const Conv3x3Call call = make_call(geometry, sources, source_shuffle, sign, sinks, sink_shuffle, packed, bias,
-                                               bias_dtype, residual, act, negative_slope);
+                                               bias_dtype, residual, act, negative_slope, amx);
             py::gil_scoped_release release;
-            const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, threads);
+            const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, false, threads);
             if (plan.bytes <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_run, call, plan, static_cast<float*>(pointer(workspace)));
             return plan.bytes;
         },
@@ -73,34 +77,42 @@ inline void register_conv3x3(py::module_& m) {
     bind(
         m, "conv3x3_grad_weight",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TensorArgs& gradient, int64_t shuffle,
-           intptr_t sign, float negative_slope, int dtype, intptr_t grad_weight, intptr_t grad_bias, int threads,
+           intptr_t sign, float negative_slope, int dtype, intptr_t grad_weight, intptr_t grad_bias, bool amx, int threads,
            intptr_t workspace, int64_t bytes) {
             const Conv3x3GradWeight call =
                 make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
+            float* work = static_cast<float*>(pointer(workspace));
+            const bool fits = call.sources.dtype == bf16 && call.gradients.dtype == bf16 && call.dtype != f16;
+            FASTDS_CHECK(!amx || (has_amx() && fits), "conv3x3: no matrix tiles for this");
             py::gil_scoped_release release;
-            const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight_bytes, call);
-            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight, call, static_cast<float*>(pointer(workspace)));
+            const int64_t needed = amx ? FASTDS_DISPATCH_VECTOR(conv3x3_amx_grad_weight_bytes, call)
+                                       : FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight_bytes, call);
+            if (needed > bytes) return needed;
+            if (amx)
+                FASTDS_DISPATCH_VECTOR(conv3x3_amx_grad_weight, call, work);
+            else
+                FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight, call, work);
             return needed;
         },
         "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run");
     bind(
         m, "conv3x3_packed_size",
-        [](int64_t O, int64_t C, bool adjoint) {
+        [](int64_t O, int64_t C, bool adjoint, bool amx) {
             const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
-            return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, w, adjoint);
+            return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, w, adjoint, amx);
         },
-        "Floats of a transformed weight");
+        "Floats of a packed weight");
     bind(
         m, "conv3x3_pack_weight",
         [](intptr_t weight, int dtype, int64_t O, int64_t C, int64_t stride_o, int64_t stride_c, int64_t stride_h, int64_t stride_w,
-           bool adjoint, int64_t shuffle, intptr_t packed, intptr_t copy, int threads) {
+           bool adjoint, int64_t shuffle, bool amx, intptr_t packed, intptr_t copy, int threads) {
             const Conv3x3Weight w{pointer(copy), to_dtype(dtype), O, C, stride_o, stride_c, stride_h, stride_w};
             FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
             py::gil_scoped_release release;
             std::memcpy(pointer(copy), pointer(weight), O * C * 9 * item_size(dtype));
-            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, w, adjoint, shuffle, static_cast<float*>(pointer(packed)), threads);
+            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, w, adjoint, shuffle, amx, static_cast<float*>(pointer(packed)), threads);
         },
-        "Transforms the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
+        "Packs the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
         "conv3x3_packed_size floats, copy: the bytes of the weight");
     bind(
         m, "conv3x3_same",

@@ -45,7 +45,7 @@ void finish_cell(const Stage& stage, const Layout& at, int64_t first, int64_t co
         for (int64_t column = 0; column < outputs; column += kL, m += kL) {
             const int lanes = static_cast<int>(least(kL, outputs - column));
             V y[4][4];
-            finish_vector(m, at.m_plane, y);
+            outputs_of(call, m, at.m_plane, y);
             store.complete(tile, rows, columns, column, lanes, y);
             if (call.sinks.view[0].data != nullptr) store.store(tile, rows, columns, column, lanes, y);
             stage_vector(y, column, lanes, channels, buffer);

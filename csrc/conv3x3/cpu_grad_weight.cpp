@@ -7,6 +7,7 @@
 // short enough for the shared cache, then each multiplies for points of its own. Sums start from zero every kSumTiles tiles at
 // most and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
 #include "conv3x3/gradient_tiles.h"
+#include "conv3x3/lanes_of_tiles.h"
 #include "conv3x3/output.h"
 #include "core/parallel.h"
 
@@ -15,13 +16,6 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
-constexpr int64_t kMostLanes = 8, kLaneTiles = 64;  // of a lane at least
-constexpr int64_t kLaneBytes = 700 << 10, kLanesBytes = 4 * kLaneBytes;  // of the sums of a lane, of all lanes at most
-constexpr int64_t kStretchBytes = 4 << 20;                               // of V and D that threads share, or more
-
-// `count` items as parts of at most `most`, as equal as possible.
-inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
-inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
 struct Layout {
     bool shared;                                        // V and D of all threads
@@ -38,13 +32,9 @@ struct Layout {
         sum_plane = round_up((call.sources.channels() + 3) * d_row, 32) + 16;  // add_products may write three rows too many
         lane = kPoints * sum_plane;
         shared = lane * item > kLaneBytes;
-        lanes = shared ? 1 : kMostLanes;
-        while (lanes > 1 && (lanes * kLaneTiles > all || lanes * lane * item > kLanesBytes)) lanes /= 2;
+        lanes = shared ? 1 : lanes_of_sums(all, lane * item);
         tiles = kSumTiles;
-        if (shared) {  // every stretch reads and writes all sums: it is no shorter than half of them
-            const int64_t stretch = lane * item / 2 > kStretchBytes ? lane * item / 2 : kStretchBytes;
-            tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch));
-        }
+        if (shared) tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch_bytes(lane * item)));
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = tiles * v_row + 16;
         d_plane = tiles * d_row + 16;
@@ -227,20 +217,6 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
             }
             stream_fence();
         });
-    }
-}
-
-// Rows and columns of a square of kL vectors exchanged.
-FASTDS_HD void transpose(V (&rows)[kL]) {
-    for (int round = 1; round < kL; round *= 2) {
-        V next[kL];
-#pragma GCC unroll 8
-        for (int i = 0; i < kL / 2; i++) {
-            next[2 * i] = alternate<0>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
-            next[2 * i + 1] = alternate<1>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; i++) rows[i] = next[i];
     }
 }
 

@@ -57,19 +57,27 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     return one_pass && dense ? Store::staged : Store::cached;
 }
 
+// As many tiles as leave half of a 2 MB cache to the filters.
+int64_t most_amx_tiles(int64_t inputs, int64_t block_vectors) {
+    const int64_t tile = kPoints * pixel_row(inputs) * sizeof(BFloat16) + kSums * block_vectors * kL * sizeof(float);
+    const int64_t tiles = (1 << 20) / tile;
+    return tiles >= 128 ? 128 : tiles >= 64 ? 64 : 32;
+}
+
 }  // namespace
 
-Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads) {
+Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     Conv3x3Plan plan{};
     const int64_t inputs = call.sources.channels(), outputs = columns_of(call).columns, tiles = call.geometry.tiles();
     const ColumnBlocks cut = column_blocks<float>(outputs);
     const int64_t vectors = cut.vectors;
     // Measured: few channels want long blocks, matrices far beyond the L2 cache too, so that they are read less often.
     const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
-    const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
-    const int64_t pass = (wide ? kWidePassColumns : kPassColumns) / kL;
-    plan.block_vectors = makes_one_pass(inputs, outputs) ? vectors : pass;
-    plan.group_tiles = tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));  // of the widest column block
+    const int64_t pass = call.amx ? 2 : (wide ? kWidePassColumns : kPassColumns) / kL;
+    plan.block_vectors = cell || (!call.amx && makes_one_pass(inputs, outputs)) ? vectors : least(pass, vectors);
+    const int64_t most_tiles = call.amx ? most_amx_tiles(inputs, plan.block_vectors) : wide ? 96 : narrow ? 72 : 24;
+    // Of the widest column block.
+    plan.group_tiles = call.amx ? kTileRows : tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
     plan.threads = static_cast<int>(least(threads, groups > 0 ? groups : 1));
     plan.blocks = round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // G g G^T of every filter, packed for the products of the engine: per point and block of output vectors, the rows of a
-// (inputs x outputs) matrix one after the other.
+// (inputs x outputs) matrix one after the other; or the filters themselves in bfloat16 for matrix tiles.
+#include "conv3x3/amx.h"
 #include "conv3x3/tiles.h"
 #include "core/parallel.h"
 
@@ -49,17 +50,54 @@ void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, float* packed, 
     });
 }
 
-}  // namespace
-
-int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint) {
-    return kPoints * packed_plane(adjoint ? w.O : w.C, column_blocks<float>(adjoint ? w.C : w.O));
+// For amx.h: pairs of inputs of 16 outputs side by side.
+template <class T>
+void pack_pixels(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, BFloat16* packed, int threads) {
+    const T* data = static_cast<const T*>(w.data);
+    const ColumnMap outputs{w.O, shuffle}, map = adjoint ? ColumnMap{w.C, 1} : outputs;
+    const int64_t inputs = adjoint ? w.O : w.C, steps = (inputs + kTileDepth - 1) / kTileDepth;
+    const int64_t vectors = (map.columns + kTileColumns - 1) / kTileColumns, tile = kTileDepth * kTileColumns;
+    parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t vector = begin; vector < end; vector++) {
+            const int64_t pair = vector / 2 * 2, width = least(2, vectors - pair);
+            BFloat16* out = packed + (9 * steps * pair + (vector - pair)) * tile;
+            for (int64_t step = 0; step < steps; step++)
+                for (int64_t tap = 0; tap < 9; tap++, out += width * tile)
+                    for (int64_t k = 0; k < kTileDepth; k++)
+                        for (int64_t n = 0; n < kTileColumns; n++) {
+                            const int64_t output = map.output(vector * kTileColumns + n), i = step * kTileDepth + k;
+                            BFloat16 value{};
+                            if (output >= 0 && i < inputs) {
+                                const int64_t o = adjoint ? outputs.output(i) : output, c = adjoint ? output : i;
+                                const int64_t t = adjoint ? 8 - tap : tap;
+                                value = store<BFloat16>(static_cast<float>(
+                                    load(data[o * w.stride_o + c * w.stride_c + t / 3 * w.stride_h + t % 3 * w.stride_w])));
+                            }
+                            out[(k / 2 * kTileColumns + n) * 2 + k % 2] = value;
+                        }
+        }
+    });
 }
 
-void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads) {
+template <class T>
+void pack(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, bool amx, float* packed, int threads) {
+    if (amx) return pack_pixels<T>(w, adjoint, shuffle, reinterpret_cast<BFloat16*>(packed), threads);
+    pack<T>(w, adjoint, shuffle, packed, threads);
+}
+
+}  // namespace
+
+int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint, bool amx) {
+    const int64_t inputs = adjoint ? w.O : w.C;
+    const ColumnBlocks cut = column_blocks<float>(adjoint ? w.C : w.O);
+    return amx ? packed_pairs(inputs, cut.vectors) : kPoints * packed_plane(inputs, cut);
+}
+
+void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, bool amx, float* packed, int threads) {
     switch (weight.dtype) {
-        case f32: return pack<float>(weight, adjoint, shuffle, packed, threads);
-        case f16: return pack<Half>(weight, adjoint, shuffle, packed, threads);
-        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, packed, threads);
+        case f32: return pack<float>(weight, adjoint, shuffle, amx, packed, threads);
+        case f16: return pack<Half>(weight, adjoint, shuffle, amx, packed, threads);
+        case bf16: return pack<BFloat16>(weight, adjoint, shuffle, amx, packed, threads);
         case f64: break;
     }
 }

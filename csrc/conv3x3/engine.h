@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine: transforms a block of tiles (6x6 inputs of 4x4 outputs), multiplies its 36 planes with the 36 packed matrices and
-// hands the products to an output stage. Threads own disjoint blocks, the numbers of a tile depend on no blocking.
+// hands the products to an output stage. Threads own disjoint blocks, the numbers of a tile depend on no blocking. With
+// call.amx the planes are the pixels themselves, see amx.h.
 //
 // Planes in the workspace of a thread: V[p][tile][channel] and M[p][tile][column]. When all outputs are made in one pass, M
 // lies one plane before V: product p overwrites transformed input p - 1, which nobody needs any more.
 #pragma once
+#include "conv3x3/amx.h"
 #include "conv3x3/output.h"
 #include "core/parallel.h"
 
@@ -17,14 +19,18 @@ struct Layout {
     int64_t zeros, staging, floats;
 
     Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors) {
-        const int64_t rows = round_up(block_tiles, kTileRowsMultiple);
+        const int64_t rows = round_up(block_tiles, call.amx ? kTileRows : kTileRowsMultiple);
         const int64_t columns = columns_of(call).columns, vectors = (columns + kL - 1) / kL;
-        v_row = source_columns(call.sources);
+        v_row = call.amx ? pixel_row(call.sources.channels()) / 2 : source_columns(call.sources);
         m_row = block_vectors * kL;
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
-        if (block_vectors >= vectors) {
+        if (call.amx) {
+            v = 0;
+            m = kPoints * v_plane;
+            zeros = m + kSums * m_plane;
+        } else if (block_vectors >= vectors) {
             v_plane = m_plane = v_plane > m_plane ? v_plane : m_plane;
             m = 0;
             v = m_plane;
@@ -81,6 +87,7 @@ inline void multiply_block(int64_t vectors, const float* v, int64_t v_row, const
     }
 }
 
+// The tiles [first, first + count) as planes.
 template <class T>
 void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, int64_t count, float* scratch) {
     const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
@@ -105,36 +112,76 @@ struct Stage {
     Finish finish;
 };
 
+inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, int64_t count, float* scratch) {
+#if defined(__AVX512BF16__)
+    if (call.amx)
+        return copy_block(call, first, count, reinterpret_cast<const BFloat16*>(scratch + at.zeros),
+                          reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane);
+#endif
+    switch (call.sources.dtype) {
+        case f32: return transform_block<float>(call, at, first, count, scratch);
+        case f16: return transform_block<Half>(call, at, first, count, scratch);
+        case bf16: return transform_block<BFloat16>(call, at, first, count, scratch);
+        case f64: return;
+    }
+}
+
+// M of these vectors of columns, whole blocks of them.
+inline void multiply_planes(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, Range vectors) {
+#if defined(__AVX512BF16__)
+    if (call.amx)
+        return multiply_pixels(call, count, reinterpret_cast<const BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane,
+                               scratch + at.m, at.m_row, at.m_plane, vectors);
+#endif
+    const int64_t inputs = call.sources.channels();
+    const ColumnBlocks cut = column_blocks<float>(columns_of(call).columns);
+    for (int p = 0; p < kPoints; p++) {
+        const float *v = scratch + at.v + p * at.v_plane, *packed = call.packed + p * packed_plane(inputs, cut);
+        float* m = scratch + at.m + p * at.m_plane;
+        for (int64_t block = 0; block < cut.blocks; block++) {
+            const int64_t vector = cut.vectors * block / cut.blocks, end = cut.vectors * (block + 1) / cut.blocks;
+            if (vector >= vectors.begin && end <= vectors.end)
+                multiply_block(end - vector, v, at.v_row, packed + vector * kL * inputs, inputs, count,
+                               m + (vector - vectors.begin) * kL, at.m_row);
+        }
+    }
+}
+
+// Where the pass ends that begins with this vector of columns: after whole blocks, and at most block_vectors.
+inline int64_t end_of_pass(const ColumnBlocks& cut, int64_t begin, int64_t block_vectors, bool amx) {
+    if (amx) return least(begin + block_vectors, cut.vectors);
+    int64_t end = begin;
+    for (int64_t block = 1; block <= cut.blocks; block++) {
+        const int64_t next = cut.vectors * block / cut.blocks;
+        if (next - begin <= block_vectors) end = next;
+    }
+    return end;
+}
+
 // Runs one block of tiles: transforms, products, output stage.
 inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch) {
     const Conv3x3Call& call = stage.call;
-    const int64_t tiles = call.geometry.tiles(), inputs = call.sources.channels(), outputs = columns_of(call).columns;
+    const int64_t tiles = call.geometry.tiles(), outputs = columns_of(call).columns;
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
     const int64_t first = groups * block / plan.blocks * plan.group_tiles;
     const int64_t count = least(tiles, groups * (block + 1) / plan.blocks * plan.group_tiles) - first;
-    switch (call.sources.dtype) {
-        case f32: transform_block<float>(call, at, first, count, scratch); break;
-        case f16: transform_block<Half>(call, at, first, count, scratch); break;
-        case bf16: transform_block<BFloat16>(call, at, first, count, scratch); break;
-        case f64: break;
-    }
+    transform_block(call, at, first, count, scratch);
     const ColumnBlocks cut = column_blocks<float>(outputs);
-    const int64_t plane = packed_plane(inputs, cut);
-    for (int64_t column_block = 0; column_block < cut.blocks;) {
-        const int64_t begin = cut.vectors * column_block / cut.blocks;
-        int64_t next = column_block, end = begin;
-        while (next < cut.blocks && (end = cut.vectors * (next + 1) / cut.blocks) - begin <= plan.block_vectors) next++;
-        end = cut.vectors * next / cut.blocks;
-        for (int p = 0; p < kPoints; p++)
-            for (int64_t b = column_block; b < next; b++) {
-                const int64_t vector = cut.vectors * b / cut.blocks, vectors = cut.vectors * (b + 1) / cut.blocks - vector;
-                multiply_block(vectors, scratch + at.v + p * at.v_plane, at.v_row,
-                               call.packed + p * plane + vector * kL * inputs, inputs, count,
-                               scratch + at.m + p * at.m_plane + (vector - begin) * kL, at.m_row);
-            }
+    for (int64_t begin = 0, end; begin < cut.vectors; begin = end) {
+        end = end_of_pass(cut, begin, plan.block_vectors, call.amx);
+        multiply_planes(call, at, count, scratch, Range{begin, end});
         stage.finish(stage, at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
-        column_block = next;
     }
+}
+
+// What a thread needs before its first block.
+inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t block_tiles, float* scratch) {
+    __builtin_memset(scratch + at.zeros, 0, (at.floats - at.zeros) * sizeof(float));
+#if defined(__AVX512BF16__)
+    if (!call.amx) return;
+    clear_rest(call.sources.channels(), block_tiles, reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane);
+    configure_tiles();
+#endif
 }
 
 // The workspace is 64-byte aligned and has plan.bytes bytes.
@@ -143,9 +190,10 @@ inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* works
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
-            __builtin_memset(scratch + at.zeros, 0, (at.floats - at.zeros) * sizeof(float));
+            begin_thread(stage.call, at, plan.block_tiles, scratch);
             for (int64_t b = plan.blocks * thread / plan.threads; b < plan.blocks * (thread + 1) / plan.threads; b++)
                 run_block(stage, at, plan, b, scratch);
+            if (stage.call.amx) release_tiles();
         }
         stream_fence();
     });

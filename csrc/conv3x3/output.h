@@ -25,6 +25,15 @@ FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     for (int r = 0; r < 4; r++) transform_output(half[r], y[r]);
 }
 
+// One vector of columns of a tile's 4 x 4 outputs from M.
+FASTDS_HD void outputs_of(const Conv3x3Call& call, const float* m, int64_t plane, V (&y)[4][4]) {
+    if (!call.amx) return finish_vector(m, plane, y);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) y[r][c] = load_vec<kL>(m + (r * 4 + c) * plane);
+}
+
 // Stores past the caches: for outputs that would not stay there anyway. Reads no line before writing it.
 #if defined(__AVX512F__)
 constexpr bool kCanStream = true;
@@ -197,7 +206,7 @@ inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile
     for (; column < end; column += kL, m += kL) {
         V y[4][4];
         stage.fetch_next(tile, column);
-        finish_vector(m, plane, y);
+        outputs_of(stage.call, m, plane, y);
         const int count = static_cast<int>(least(kL, end - column));
         stage.complete(tile, rows, columns, column, count, y);
         stage.store(tile, rows, columns, column, count, y);

@@ -58,6 +58,7 @@ struct Conv3x3Call {
     int64_t shuffle;       // of the sinks
     int act;
     float negative_slope;  // of act, or of the activation that the sources' sign belongs to
+    bool amx;              // sums of products on matrix tiles; sources of bfloat16, filters packed for it
 };
 
 // weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w.
@@ -101,15 +102,19 @@ struct Conv3x3Plan {
 };
 
 // clang-format off
-FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, int threads))
+// cell: the call is that of a Conv3x3Cell.
+FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads))
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
 FASTDS_PER_ISA(void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace))
 FASTDS_PER_ISA(bool conv3x3_one_pass(int64_t inputs, int64_t outputs))
 // For forward (adjoint = false) or grad_x; shuffle is the factor of the convolution's output.
-FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adjoint))
-FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, float* packed, int threads))
+FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adjoint, bool amx))
+FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, bool amx, float* packed, int threads))
 FASTDS_PER_ISA(int64_t conv3x3_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* workspace))
+// The same on matrix tiles, of sources and gradients in bfloat16.
+FASTDS_PER_ISA(int64_t conv3x3_amx_grad_weight_bytes(const Conv3x3GradWeight& call))
+FASTDS_PER_ISA(void conv3x3_amx_grad_weight(const Conv3x3GradWeight& call, float* workspace))
 // clang-format on
 
 }  // namespace fastds

@@ -6,6 +6,12 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastds {
 namespace {
 
@@ -18,6 +24,18 @@ Isa best() {
 }
 
 std::atomic<Isa> selected{best()};
+
+// The processor has tiles of bfloat16 and the system lets this process use them.
+bool tiles_granted() {
+#if defined(__linux__) && defined(__x86_64__)
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, need = amx_bf16 | amx_tile;
+    constexpr int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & need) == need && syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+    return false;
+#endif
+}
 
 }  // namespace
 
@@ -55,6 +73,11 @@ void set_isa(const char* name) {
         return;
     }
     throw std::invalid_argument(std::string("set_isa: expected auto, baseline, avx2 or avx512, got '") + name + "'");
+}
+
+bool has_amx() {
+    static const bool granted = tiles_granted();
+    return granted && isa() == Isa::avx512;
 }
 
 void need_vectors(const char* function) {

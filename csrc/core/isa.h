@@ -29,6 +29,7 @@ Isa isa();
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
 void set_isa(const char* name);  // "auto", "baseline", "avx2", "avx512"
+bool has_amx();  // matrix tiles for bfloat16, beside isa() avx512
 void need_vectors(const char* function);  // throws std::runtime_error where isa() is baseline
 
 }  // namespace fastds

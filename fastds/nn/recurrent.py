@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import autocast_dtype, cast
-from fastds.ops.impl.conv3x3.algorithm import chosen, current
+from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
 
 
 def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -188,7 +188,7 @@ def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[
     for weight, bias in parameters:
         if not torch.compiler.is_compiling():  # a graph leaves the rounding to the op
             dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
-            if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) != "winograd":
+            if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) not in ENGINES:
                 weight, bias = cast(weight, dtype), cast(bias, dtype)
         found += [weight.contiguous(), bias]
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv3x3.algorithm import chosen, current, weight_gradients_wanted
+from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current, weight_gradients_wanted
 from fastds.ops.impl.conv3x3.direct import bias_gradient
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3
 
@@ -71,7 +71,7 @@ def _library_pays(x: Tensor, outputs: int, channels: int) -> bool:
         return False
     if not (_PREPARES and torch.backends.mkldnn.is_available()):
         return False
-    return chosen("auto", x, channels, outputs, x.dtype, False) != "winograd"
+    return chosen("auto", x, channels, outputs, x.dtype, False) not in ENGINES
 
 
 def _prepared(weight: Tensor, x: Tensor) -> Tensor:

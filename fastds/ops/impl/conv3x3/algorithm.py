@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How 3x3 convolutions are computed: by the Winograd engine, as one matrix product, directly by the library, or by what
-measures faster."""
+"""How 3x3 convolutions are computed: by the engine (Winograd transforms, or matrix tiles of the processor), as one
+matrix product, directly by the library, or by what measures faster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,8 @@ from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3.costs import cheapest
 
-ALGORITHMS = ("auto", "winograd", "product", "direct")
+ALGORITHMS = ("auto", "winograd", "amx", "product", "direct")
+ENGINES = ("winograd", "amx")  # algorithms of csrc/conv3x3
 _algorithm = Switch("auto")
 _weight_gradients = Switch(True)
 _rows: ContextVar[int | None] = ContextVar("rows", default=None)
@@ -34,8 +35,8 @@ def convolution(algorithm: str) -> Iterator[None]:
 
     Args:
         algorithm: "auto", what measures faster for each shape; "winograd", the engine of fastds for every tensor on a
-            CPU; "product", one matrix product over all pixels; "direct", torch's own convolution, whose numbers parity
-            checks want.
+            CPU; "amx", the same with sums of products on the processor's matrix tiles, for bfloat16; "product", one
+            matrix product over all pixels; "direct", torch's own convolution, whose numbers parity checks want.
 
     Raises:
         ValueError: another name.
@@ -83,6 +84,15 @@ def winograd_refusal(x: Tensor) -> str | None:
     return native.missing()
 
 
+def amx_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the engine cannot convolve tensors like x in dtype on matrix tiles, or None."""
+    if (x.dtype, dtype) != (torch.bfloat16, torch.bfloat16):
+        return f"matrix tiles take and give torch.bfloat16, not {x.dtype if x.dtype != torch.bfloat16 else dtype}"
+    if (reason := winograd_refusal(x)) is not None:
+        return reason
+    return None if native.module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
+
+
 def chosen(
     algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, gated: bool = False
 ) -> str:
@@ -93,14 +103,14 @@ def chosen(
         gated: gates follow, which the engine computes in its output stage.
 
     Raises:
-        RuntimeError: "winograd" is asked for, but cannot run.
+        RuntimeError: "winograd" or "amx" is asked for, but cannot run.
     """
     if algorithm in ("direct", "product"):
         return algorithm
-    reason = winograd_refusal(x)
-    if algorithm == "winograd":
+    reason = amx_refusal(x, dtype) if algorithm == "amx" else winograd_refusal(x)
+    if algorithm in ENGINES:
         if reason is not None:
-            raise RuntimeError(f"conv3x3: algorithm 'winograd' was asked for, but {reason}")
+            raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was asked for, but {reason}")
         return algorithm
     if reason is not None or (isa := native.module().isa()) == "baseline":
         return "direct"

@@ -23,6 +23,12 @@ def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) ->
     return 1, weights, weights * tiles, 36 * inputs * tiles, 36 * wide * tiles, max(0, weights - CACHED_WEIGHTS)
 
 
+def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    tiles, steps, wide = batch * -(-height // 4) * -(-width // 4), -(-inputs // 32), _rounded(outputs, 16)
+    products = 9 * 16 * 32 * steps * wide * _rounded(tiles, 16)
+    return 1, 9 * 32 * steps * wide, products, 36 * inputs * tiles, 16 * wide * tiles
+
+
 def _product(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
     points = batch * height * width
     return 1, 9 * inputs * outputs, 9 * inputs * outputs * points, 9 * inputs * points, outputs * points
@@ -34,9 +40,9 @@ def _direct(batch: int, inputs: int, outputs: int, height: int, width: int) -> t
     return 1, weights, products, inputs * points, outputs * points
 
 
-# What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for the engine
+# What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for Winograd
 # weights read from memory.
-TERMS = {"winograd": _winograd, "product": _product, "direct": _direct}
+TERMS = {"winograd": _winograd, "amx": _amx, "product": _product, "direct": _direct}
 COSTS = {
     ("avx2", "float32", False): {
         "winograd": (1.6e-05, 1.3e-10, 1.1e-11, 0, 1.2e-10, 3.8e-10),
@@ -69,14 +75,16 @@ COSTS = {
         "direct": (0.00014, 1.8e-09, 1.9e-11, 0, 1.2e-09),
     },
     ("amx", "bfloat16", False): {
-        "winograd": (1.8e-05, 1.3e-10, 6e-12, 8.9e-11, 8.1e-11, 3.3e-10),
-        "product": (6.6e-05, 1.2e-10, 1.2e-12, 3.6e-10, 8.1e-10),
-        "direct": (5.7e-05, 6.1e-10, 8.4e-13, 6e-11, 8.2e-11),
+        "winograd": (1.6e-05, 1.8e-10, 7.2e-12, 6e-11, 7.2e-11, 2.8e-10),
+        "amx": (2.1e-05, 2.1e-10, 6.4e-13, 2.9e-11, 7e-11),
+        "product": (8.8e-05, 1.3e-10, 1.3e-12, 3.6e-10, 8.9e-10),
+        "direct": (5.8e-05, 7.3e-10, 8.4e-13, 7.9e-11, 6.3e-11),
     },
     ("amx", "bfloat16", True): {
-        "winograd": (4.6e-05, 4.1e-10, 1.6e-11, 6.3e-11, 2.4e-10, 9.9e-10),
-        "product": (0.00026, 6.1e-10, 3.3e-12, 1.1e-09, 5.1e-10),
-        "direct": (0.00014, 2.2e-09, 2.4e-12, 3e-10, 3e-10),
+        "winograd": (4.6e-05, 5.4e-10, 1.8e-11, 0, 2.6e-10, 8.5e-10),
+        "amx": (5.5e-05, 1.3e-09, 1.8e-12, 1e-10, 7.6e-12),
+        "product": (0.00032, 6.9e-10, 3.7e-12, 1.2e-09, 6.2e-10),
+        "direct": (0.00016, 2.4e-09, 2.6e-12, 1.8e-10, 3.4e-10),
     },
 }
 
@@ -103,13 +111,14 @@ def cheapest(
         return "winograd"  # torch's kernels take up to 700 times as long there
     # Those of torch for float16 take as long as in float32, but a thousand times as long backward.
     costs = COSTS[kind, "float32" if half else str(dtype).removeprefix("torch."), backward]
-    names = {"winograd"} if half and backward else {"winograd", "direct"}
-    if 9 * inputs * batch * height * width <= MOST_NEIGHBOURHOODS:
-        names.add("product")
+    names = set(costs) - ({"direct"} if half and backward else set())
+    if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
+        names.discard("product")
 
     def seconds(name: str) -> float:
         terms = TERMS[name](batch, inputs, outputs, height, width)
-        behind = 0.0 if name == "winograd" or not gated else PASS[0] + PASS[1] * outputs * batch * height * width
+        apart = gated and name not in ("winograd", "amx")
+        behind = PASS[0] + PASS[1] * outputs * batch * height * width if apart else 0.0
         return behind + sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
 
     return min(sorted(names), key=seconds)

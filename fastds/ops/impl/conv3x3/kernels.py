@@ -4,7 +4,7 @@
 import torch
 
 from fastds.ops.core.layout import dense, empty_map, nhwc
-from fastds.ops.impl.conv3x3 import direct, product, reference, winograd
+from fastds.ops.impl.conv3x3 import direct, engine, product, reference
 from fastds.ops.impl.conv3x3.algorithm import chosen
 
 BY_TORCH = {"direct": direct, "product": product}
@@ -15,7 +15,9 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
     algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
-    return (winograd if algorithm == "winograd" else BY_TORCH[algorithm]).forward(*args)
+    if algorithm in BY_TORCH:
+        return BY_TORCH[algorithm].forward(*args)
+    return engine.forward(*args, algorithm == "amx")
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
@@ -30,13 +32,13 @@ def grad_x(grad, weight, padding_mode, dtype, algorithm):
     algorithm = chosen(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
     if algorithm in BY_TORCH:
         return BY_TORCH[algorithm].grad_x(grad, weight, padding_mode, dtype)
-    options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None])
+    options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None], False, algorithm == "amx")
     return _engine_grad_x(dense(grad), weight, *options)[0]
 
 
-def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype, added, in_place=False):
+def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, dtype, added, in_place, amx):
     args = (grad, weight, padding_mode, shuffle, sign, slope, channels, dtype)
-    return winograd.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place)
+    return engine.grad_sources(*args, reference.fold, reference.fold_rows, added, in_place, amx)
 
 
 def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
@@ -52,7 +54,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
     if algorithm in BY_TORCH:
         return BY_TORCH[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
     sources = [nhwc(t) for t in (x, x2) if t is not None]
-    return winograd.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False)[0]
+    return engine.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False, algorithm == "amx")[0]
 
 
 def grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
@@ -77,14 +79,16 @@ def backward(
         for k, addend in ((0, add_x), (3, add_x2)):
             grads[k] = grads[k] if addend is None else grads[k].add_(addend)
     else:
-        grads = _backward_winograd(*args, add_x, add_x2, in_place)
+        grads = _backward_engine(*args, add_x, add_x2, in_place)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
 
 
-def _backward_winograd(
+def _backward_engine(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted, add_x, add_x2, in_place
 ):  # fmt: skip
-    grad = dense(grad_y)
+    grad, amx = dense(grad_y), algorithm == "amx"
+    if amx:
+        grad = grad.to(x.dtype)
     residual = grad_x = grad_x2 = grad_weight = grad_bias = None
     if wanted[4]:
         residual = dense(direct.pre_gradient(grad, y, negative_slope, shuffle))
@@ -95,12 +99,13 @@ def _backward_winograd(
         channels = [c for c, want in ((split, wanted[0]), (weight.shape[1] - split, wanted[3])) if want]
         part = weight if len(channels) == 2 or x2 is None else weight[:, :split] if wanted[0] else weight[:, split:]
         added = [addend for addend, want in ((add_x, wanted[0]), (add_x2, wanted[3])) if want]
-        parts = iter(_engine_grad_x(grad, part, padding_mode, shuffle, sign, slope, channels, x.dtype, added, in_place))
+        settings = (padding_mode, shuffle, sign, slope, channels, x.dtype, added, in_place, amx)
+        parts = iter(_engine_grad_x(grad, part, *settings))
         grad_x, grad_x2 = (next(parts) if wanted[i] else None for i in (0, 3))
     if wanted[1]:
         sources = [nhwc(t) for t in (x, x2) if t is not None]
-        grad_weight, grad_bias = winograd.grad_weight(
-            grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, wanted[2]
+        grad_weight, grad_bias = engine.grad_weight(
+            grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, wanted[2], amx
         )
     elif wanted[2]:
         grad_bias = direct.bias_gradient(direct.pre_gradient(grad, y, slope, shuffle), weight.dtype)

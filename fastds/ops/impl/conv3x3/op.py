@@ -301,14 +301,15 @@ def conv3x3(
             "circular_x" (columns wrap, as longitude does; outer rows are repeated).
         shuffle: r, 1 to 8: the channels become r x r sub-pixels as in torch.nn.PixelShuffle; r^2 divides O.
         out_dtype: dtype of x (None) or float32.
-        algorithm: "winograd", "product" (one matrix product over all pixels), "direct" (torch's convolution), "auto"
-            (what a model of their costs takes), or None for that of the enclosing fastds.convolution(...), "auto"
+        algorithm: "winograd", "amx" (sums of products on the processor's matrix tiles, for bfloat16), "product" (one
+            matrix product over all pixels), "direct" (torch's convolution), "auto" (what a model of their costs takes),
+            or None for that of the enclosing fastds.convolution(...), "auto"
             without one.
 
     Returns:
         (B, O / r^2, r*H, r*W), out_dtype, channels_last.
 
-    The engine computes F(4x4, 3x3) in float32 for every dtype: errors are at most 2e-5 of the output's standard
+    "winograd" computes F(4x4, 3x3) in float32 for every dtype: errors are at most 2e-5 of the output's standard
     deviation on unit-variance input. A NaN or an infinity reaches up to all 16 outputs of the 4x4 tiles that read it
     (most infinities as NaN), and a value that dwarfs its neighbours costs them digits there: fill missing values.
 
@@ -318,7 +319,8 @@ def conv3x3(
     Raises:
         TypeError: a dtype that is not allowed.
         ValueError: a shape, device or option that does not fit.
-        RuntimeError: "winograd" for tensors outside a CPU or in float64.
+        RuntimeError: "winograd" for tensors outside a CPU or in float64; "amx" for others than bfloat16, or where the
+            processor has no such tiles.
 
     Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks; 0, +-sqrt(1/2), +-sqrt(2)
     and infinity as its points.

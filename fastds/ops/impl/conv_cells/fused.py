@@ -20,8 +20,8 @@ from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3 import kernels, winograd
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current
+from fastds.ops.impl.conv3x3 import engine, kernels
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, ENGINES, chosen, current
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
 from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
@@ -193,18 +193,18 @@ class ConvPassOps:
 
     def _forward(self, *args):
         call = self._named(args)
-        if engine_runs(call.convolution, call.others, call.algorithm):
-            return self._fused(call)
+        if (algorithm := engine_of(call.convolution, call.others, call.algorithm)) is not None:
+            return self._fused(call, algorithm)
         pre = call.convolution.compute(call.algorithm, kernels.forward)
         results = self.ops.forward.trusted(*self._inputs(pre, call.others), *call.options)
         results = (results,) if isinstance(results, Tensor) else results
         return *results, pre if call.keep_pre else _pre(call.convolution.x, 0)
 
-    def _fused(self, call: CellCall):
+    def _fused(self, call: CellCall, algorithm: str):
         *results, pre = self._empty(call)
         suffix, option, slope = self.spec.variant(*call.options)
         formula, kept = self._formula(suffix), pre if call.keep_pre else None
-        run_engine(formula, option, slope, call.convolution, call.others, results, kept)
+        run_engine(formula, option, slope, call.convolution, call.others, results, kept, algorithm)
         return *results, pre
 
     def _forward_triton(self, *args):
@@ -307,31 +307,35 @@ class ConvPassOps:
         return Function
 
 
-def engine_runs(convolution: Convolution, others, algorithm: str) -> bool:
-    """Whether the engine takes the convolution with its pass in the output stage; others: that pass's other inputs.
+def engine_of(convolution: Convolution, others, algorithm: str) -> str | None:
+    """The algorithm of the engine that takes the convolution with its pass in the output stage, or None; others: that
+    pass's other inputs.
 
     Channels that are no multiple of 4 go one by one there, which takes 5 times as long as the pass behind.
     """
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
     if algorithm == "auto" and any(t.shape[1] % 4 for t in others):
-        return False
-    engine = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True) == "winograd"
+        return None
+    found = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True)
     wide = any(t.dtype == torch.float64 for t in others)
-    return engine and not wide and x.shape[0] > 0 and native.module().conv_gates_fits(inputs, outputs)
+    if found not in ENGINES or wide or x.shape[0] == 0 or not native.module().conv_gates_fits(inputs, outputs):
+        return None
+    return found
 
 
 def run_engine(
-    formula: str, option: float, slope: float, convolution: Convolution, others, results, pre: Tensor | None
-) -> None:
-    """A formula of csrc/gates in the output stage of a convolution, into results and pre."""
-    c = convolution.nhwc()
+    formula: str, option: float, slope: float, convolution: Convolution, others, results, pre: Tensor | None,
+    algorithm: str,
+) -> None:  # fmt: skip
+    """A formula of csrc/gates in the output stage of a convolution, into results and pre; algorithm: of engine_of."""
+    c, amx = convolution.nhwc(), algorithm == "amx"
     operands = [*(nhwc(t) for t in others), *results]
     bias = None if c.bias is None else plain(c.bias)
-    filters = winograd.packed(c.weight, False, 1)
+    filters = engine.packed(c.weight, False, 1, amx)
     batch, _, height, width = c.x.shape
     module = native.module()
     cell = module.ConvGates(
-        formula=module.GATE_FORMULAS[formula], option=option, slope=slope,
+        formula=module.GATE_FORMULAS[formula], option=option, slope=slope, amx=amx,
         geometry=(batch, height, width, height, width, 1, 1, 0, 0),
         sources=[native.view(t) for t in (c.x, c.x2) if t is not None], packed=filters.data_ptr(),
         bias=native.address(bias), bias_dtype=0 if bias is None else native.DTYPE_CODES[bias.dtype],

@@ -23,7 +23,7 @@ from fastds.ops.impl.conv3x3 import kernels
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, weight_gradients_wanted
 from fastds.ops.impl.conv3x3.op import differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
-from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, Names, engine_runs, run_engine
+from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, Names, engine_of, run_engine
 from fastds.ops.impl.gates.op import GRU_RESET_PACKED, GRU_UPDATE, check_update_options
 from fastds.ops.impl.gates.passes import KERNELS, run
 from fastds.ops.impl.gates.reference import gru_update as reference_update
@@ -146,9 +146,9 @@ def _forward(*args):
 
 def _convolve(formula, options: Options, convolution: Convolution, before, behind, results):
     """A convolution, and the formula of `before`, what the convolution gives, and `behind`."""
-    if engine_runs(convolution, before + behind, options.algorithm):
+    if (algorithm := engine_of(convolution, before + behind, options.algorithm)) is not None:
         suffix, option, slope = options.variant()
-        return run_engine(formula.format(suffix), option, slope, convolution, before + behind, results, None)
+        return run_engine(formula.format(suffix), option, slope, convolution, before + behind, results, None, algorithm)
     pre = convolution.compute(options.algorithm, kernels.forward)
     gates = convolution.weight.shape[0] // results[0].shape[1]
     return _run(formula, options, results[0], *before, (pre, gates), *behind, *results)

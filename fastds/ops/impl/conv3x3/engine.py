@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the native Winograd engine, and the packed weights.
+"""Calls of the native engine, and the packed weights. amx: products on matrix tiles, not of Winograd transforms.
 
 Each thread of Python keeps its own packed weights, so that nobody reads what another thread rewrites.
 """
@@ -29,8 +29,8 @@ def _output(shape, dtype, like: Tensor) -> Tensor:
     return tensor
 
 
-def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
-    """The transformed filters, kept while the weight's bytes stay the same.
+def packed(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
+    """The filters as the engine reads them, kept while the weight's bytes stay the same.
 
     Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
     leave them as they were. So a copy of the weight lies beside its transform, and they are compared.
@@ -40,7 +40,7 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
         weights = _kept.weights = OrderedDict()
         _kept.weight_bytes = 0
     module = native.module()
-    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, module.isa())
+    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, amx, module.isa())
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         weight = plain(weight)  # the key is of the part itself: copies of it lie anywhere
     entry, threads = weights.get(key), torch.get_num_threads()
@@ -48,9 +48,9 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int) -> Tensor:
     if not fresh:
         out, inputs = weight.shape[:2]
         if entry is None:
-            size = module.conv3x3_packed_size(out, inputs, adjoint)
+            size = module.conv3x3_packed_size(out, inputs, adjoint, amx)
             entry = weights[key] = _room(weights, weight.nbytes, size)
-        sizes = (native.DTYPE_CODES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle)
+        sizes = (native.DTYPE_CODES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle, amx)
         module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
     weights.move_to_end(key)
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
@@ -83,7 +83,9 @@ def _in_workspace(function, *args) -> None:
         function(*args, threads, workspace.data_ptr(), needed)
 
 
-def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype) -> Tensor:
+def forward(
+    x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, amx
+) -> Tensor:  # fmt: skip
     """conv3x3 by the engine."""
     batch, _, height, width = x.shape
     y = _output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
@@ -92,11 +94,12 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         residual = nhwc(residual)
     if bias is not None:
         bias = plain(bias)
+    filters = packed(weight, False, shuffle, amx)
     _in_workspace(
         native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, packed(weight, False, shuffle).data_ptr(),
+        [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, filters.data_ptr(),
         *((0, 0) if bias is None else (bias.data_ptr(), native.DTYPE_CODES[bias.dtype])),
-        [] if residual is None else [native.view(residual)], ACT[act], negative_slope,
+        [] if residual is None else [native.view(residual)], ACT[act], negative_slope, amx,
     )  # fmt: skip
     return y
 
@@ -110,7 +113,7 @@ def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
 
 
 def grad_sources(
-    grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows, added, in_place
+    grad, weight, padding_mode, shuffle, sign, negative_slope, channels, dtype, fold, fold_rows, added, in_place, amx
 ):  # fmt: skip
     """Gradients of sources of `channels` channels each; grad and sign in one dense channels_last layout.
 
@@ -118,7 +121,7 @@ def grad_sources(
     then takes the place of what it adds to, channels_last and of `dtype`.
     """
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
-    filters = packed(weight, True, shuffle)
+    filters = packed(weight, True, shuffle, amx)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
     size = (height + 2 * extra_h, width + 2 * extra_w)
     mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
@@ -135,7 +138,7 @@ def grad_sources(
     _in_workspace(
         native.module().conv3x3_run, geometry, [native.view(grad)], shuffle, native.address(sign),
         [native.view(t) for t in sinks], 1, filters.data_ptr(), 0, 0, [view for view, _ in residual], ACT["none"],
-        negative_slope,
+        negative_slope, amx,
     )  # fmt: skip
     if not folded:
         return sinks
@@ -144,7 +147,7 @@ def grad_sources(
     return [dense(t.to(dtype)) for t in sums]
 
 
-def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool):
+def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool, amx: bool):
     """Gradients of weight and, if wanted, bias; grad and sign in one dense channels_last layout."""
     batch, _, height, width = sources[0].shape
     shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
@@ -153,6 +156,6 @@ def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtyp
     _in_workspace(
         native.module().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
         [native.view(t) for t in sources], native.view(grad), shuffle, native.address(sign), negative_slope,
-        native.DTYPE_CODES[dtype], grad_weight.data_ptr(), native.address(grad_bias),
+        native.DTYPE_CODES[dtype], grad_weight.data_ptr(), native.address(grad_bias), amx,
     )  # fmt: skip
     return grad_weight, grad_bias

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the sums of the weight gradient are cut. Narrow layers: a lane is a range of tiles with sums of its own. Wide layers,
+// whose sums are too large for lanes: the threads go through stretches of tiles together.
+#pragma once
+#include "conv3x3/lanes.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// `count` items as parts of at most `most`, as equal as possible.
+inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
+
+constexpr int64_t kLaneBytes = 700 << 10;  // of the sums of a lane at most
+
+// A power of two that follows from the shape alone; bytes: of the sums of one.
+inline int64_t lanes_of_sums(int64_t tiles, int64_t bytes) {
+    constexpr int64_t lane_tiles = 64;  // at least
+    int64_t lanes = 8;
+    while (lanes > 1 && (lanes * lane_tiles > tiles || lanes * bytes > 4 * kLaneBytes)) lanes /= 2;
+    return lanes;
+}
+
+// Of a stretch of transformed tiles: the caches' size, or more. Every stretch reads and writes all sums: it is no shorter than
+// half of them.
+inline int64_t stretch_bytes(int64_t bytes) { return bytes / 2 > 4 << 20 ? bytes / 2 : 4 << 20; }
+
+// Rows and columns of a square of kL vectors exchanged.
+FASTDS_HD void transpose(V (&rows)[kL]) {
+    for (int round = 1; round < kL; round *= 2) {
+        V next[kL];
+#pragma GCC unroll 8
+        for (int i = 0; i < kL / 2; i++) {
+            next[2 * i] = alternate<0>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
+            next[2 * i + 1] = alternate<1>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; i++) rows[i] = next[i];
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
