@@ -6,6 +6,7 @@
 #include "core/build_info.h"
 #include "core/isa.h"
 #include "core/pages.h"
+#include "core/transpose.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -33,6 +34,14 @@ py::dict build_info() {
     return info;
 }
 
+// to[b][column][row] = from[b][row][column]
+void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t columns, int item, int threads) {
+    FASTDS_CHECK(item == 2 || item == 4, "transpose: expected numbers of 2 or 4 bytes");
+    const Transpose call{pointer(from), pointer(to), batch, rows, columns, item, threads};
+    py::gil_scoped_release release;
+    FASTDS_DISPATCH(transpose_matrices, call);
+}
+
 }  // namespace
 }  // namespace fastds
 
@@ -42,6 +51,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
     m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
+    m.def("transpose", &fastds::transpose);
 #define FASTDS_REGISTER(op) fastds::register_##op(m);
     FASTDS_OPS(FASTDS_REGISTER)
 }

@@ -3,6 +3,7 @@
 // whose sums are too large for lanes: the threads go through stretches of tiles together.
 #pragma once
 #include "conv3x3/lanes.h"
+#include "core/turn.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -25,20 +26,6 @@ inline int64_t lanes_of_sums(int64_t tiles, int64_t bytes) {
 // Of a stretch of transformed tiles: the caches' size, or more. Every stretch reads and writes all sums: it is no shorter than
 // half of them.
 inline int64_t stretch_bytes(int64_t bytes) { return bytes / 2 > 4 << 20 ? bytes / 2 : 4 << 20; }
-
-// Rows and columns of a square of kL vectors exchanged.
-FASTDS_HD void transpose(V (&rows)[kL]) {
-    for (int round = 1; round < kL; round *= 2) {
-        V next[kL];
-#pragma GCC unroll 8
-        for (int i = 0; i < kL / 2; i++) {
-            next[2 * i] = alternate<0>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
-            next[2 * i + 1] = alternate<1>(rows[i], rows[i + kL / 2], lanes_of<kL>{});
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; i++) rows[i] = next[i];
-    }
-}
 
 }  // namespace
 }  // namespace FASTDS_ISA

@@ -4,7 +4,11 @@
 import torch
 from torch import Tensor
 
+from fastds.ops.core import native
+from fastds.ops.core.registry import observed
+
 CHANNELS_LAST = torch.channels_last
+WORTH_A_CALL = 1 << 15  # numbers; torch copies fewer as fast
 
 
 def to_multiple(n: int, multiple: int) -> int:
@@ -17,20 +21,66 @@ def nhwc(tensor: Tensor) -> Tensor:
     """The tensor itself where its channels lie side by side, else a channels_last copy."""
     if tensor.size(1) == 1:
         return tensor.resolve_neg()  # x.conj().imag; its strides are even, so that with more channels it is copied
-    if tensor.stride(1) == 1:
-        return tensor
-    return tensor.contiguous(memory_format=CHANNELS_LAST)
+    return tensor if tensor.stride(1) == 1 else _channels_last(tensor)
 
 
 def dense(tensor: Tensor) -> Tensor:
     """The tensor in channels_last layout without gaps."""
-    return tensor.contiguous(memory_format=CHANNELS_LAST).resolve_neg()
+    return _channels_last(tensor).resolve_neg()
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """torch's contiguous(memory_format=torch.channels_last), 1.5 to 4 times as fast where the native module can."""
+    if tensor.is_contiguous(memory_format=CHANNELS_LAST):
+        return tensor
+    if not (tensor.is_contiguous() and _native_can_turn(tensor)):
+        return tensor.contiguous(memory_format=CHANNELS_LAST)
+    batch, channels, height, width = tensor.shape
+    result = empty_map(tensor.shape, tensor.dtype, tensor)
+    _turn(tensor, result, batch, channels, height * width)
+    return result
+
+
+def _native_can_turn(tensor: Tensor) -> bool:
+    """Whether the native kernel is quicker and torch need not see the copy: no graph, tracer or subclass waits for it."""
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or native.missing() is not None:
+        return False
+    if tensor.numel() < WORTH_A_CALL or tensor.dtype.itemsize not in (2, 4):
+        return False
+    tracked = tensor.requires_grad and torch.is_grad_enabled()
+    return not (torch.compiler.is_compiling() or tracked or tensor.is_neg() or observed(tensor))
+
+
+def _turn(tensor: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
+    """Write the matrices (rows, columns) in the tensor's memory into the result's as (columns, rows)."""
+    sizes = (batch, rows, columns, tensor.dtype.itemsize, torch.get_num_threads())
+    native.module().transpose(tensor.data_ptr(), result.data_ptr(), *sizes)
 
 
 def plain(tensor: Tensor) -> Tensor:
     """The tensor in contiguous memory, its values as they are: x.conj().imag of one element is contiguous, its sign not
     in memory."""
-    return tensor.contiguous().resolve_neg()
+    turns = tensor.dim() == 4 and tensor.is_contiguous(memory_format=CHANNELS_LAST) and not tensor.is_contiguous()
+    if not (turns and _native_can_turn(tensor)):
+        return tensor.contiguous().resolve_neg()
+    batch, channels, height, width = tensor.shape
+    result = torch.empty(tensor.shape, dtype=tensor.dtype)
+    _turn(tensor, result, batch, height * width, channels)
+    return result
+
+
+def turned(matrix: Tensor) -> Tensor:
+    """The transpose of a dense matrix (rows, columns), dense."""
+    if not (matrix.is_contiguous() and _native_can_turn(matrix)):
+        return matrix.t().contiguous()
+    result = torch.empty(matrix.shape[::-1], dtype=matrix.dtype)
+    _turn(matrix, result, 1, *matrix.shape)
+    return result
+
+
+def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """The map in this layout, contiguous or channels_last, without gaps."""
+    return dense(tensor) if layout == CHANNELS_LAST else plain(tensor)
 
 
 def output_format(like: Tensor) -> torch.memory_format:

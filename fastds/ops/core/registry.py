@@ -231,6 +231,11 @@ def _intercepted(args: tuple, usual: frozenset) -> bool:
     )
 
 
+def observed(*tensors: torch.Tensor) -> bool:
+    """Whether functorch, a tracer, a dispatch mode or a subclass of Tensor wants to see what is done to the tensors."""
+    return transforms_active() or _intercepted(tensors, _USUAL)
+
+
 def _is_subclass(value) -> bool:
     if isinstance(value, list):
         return any(map(_is_subclass, value))

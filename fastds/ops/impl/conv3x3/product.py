@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import dense
+from fastds.ops.core.layout import dense, turned
 from fastds.ops.impl.conv3x3 import reference
 from fastds.ops.impl.conv3x3.direct import finish, pre_gradient
 
 
 def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
     """(9 C, B H W): what the nine weights of every channel of the sources (B, C, H, W) read at every pixel."""
-    maps = [reference.pad(x.to(dtype), padding_mode).transpose(0, 1).contiguous() for x in sources if x is not None]
+    maps = [_by_channel(reference.pad(x.to(dtype), padding_mode)) for x in sources if x is not None]
     _, batch, height, width = maps[0].shape
     height, width, channels = height - 2, width - 2, sum(m.shape[0] for m in maps)
     result, done = maps[0].new_empty((channels, 3, 3, batch, height, width)), 0
@@ -28,15 +28,21 @@ def _neighbourhoods(sources, padding_mode: str, dtype: torch.dtype) -> Tensor:
     return result.flatten(3).flatten(0, 2)
 
 
-def _as_rows(grad: Tensor) -> Tensor:
-    """(O, B H W)"""
-    return grad.transpose(0, 1).flatten(1)
+def _as_rows(maps: Tensor) -> Tensor:
+    """Maps (B, C, H, W) as (C, B H W)."""
+    return turned(dense(maps).permute(0, 2, 3, 1).flatten(0, 2))
+
+
+def _by_channel(maps: Tensor) -> Tensor:
+    """Maps (B, C, H, W) as (C, B, H, W), dense."""
+    batch, _, height, width = maps.shape
+    return _as_rows(maps).unflatten(1, (batch, height, width))
 
 
 def _as_maps(rows: Tensor, shape: torch.Size) -> Tensor:
     """(O, B H W) as maps (B, O, H, W) in channels_last; shape: of a map of any number of channels."""
     batch, _, height, width = shape
-    return rows.t().contiguous().unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
+    return turned(rows).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
 
 
 @outside_autocast

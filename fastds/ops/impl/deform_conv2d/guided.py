@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.layout import dense, empty_map, nhwc, output_format
+from fastds.ops.core.layout import dense, empty_map, laid_out, nhwc, output_format
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.deform_conv2d.op import autocast, check, group_counts, triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
@@ -96,7 +96,7 @@ def _forward(*args):
         nhwc(input), offset, mask, dense(weight), bias, y, call.problem(offset), base=call.base(),
         sigmoid=call.modulated, slope=call.slope if call.slope != 1 else None,
     )  # fmt: skip
-    return y.contiguous(memory_format=output_format(input))
+    return laid_out(y, output_format(input))
 
 
 def _fake(*args):

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, nhwc, output_format, plain
+from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, laid_out, nhwc, output_format, plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
@@ -128,7 +128,7 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
             module.deform_conv2d_forward_cuda(*addresses, dims, *native.cuda_launch(input))
         else:
             module.deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
-    return y.contiguous(memory_format=layout)
+    return laid_out(y, layout)
 
 
 def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask):
@@ -139,7 +139,7 @@ def _forward_triton(input, offset, weight, bias, stride, padding, dilation, mask
     x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
     weight, bias = dense(weight), None if bias is None else bias.contiguous()
     triton_loader.kernels("deform_conv2d").launch_forward(x, offset, mask, weight, bias, y, problem)
-    return y.contiguous(memory_format=layout)
+    return laid_out(y, layout)
 
 
 def triton_problem(weight, stride, padding, dilation, groups, offset_groups):

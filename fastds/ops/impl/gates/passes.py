@@ -16,7 +16,7 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, output_format
+from fastds.ops.core.layout import CHANNELS_LAST, laid_out, output_format
 from fastds.ops.core.registry import define, vector_jacobian
 
 KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
@@ -122,7 +122,7 @@ def run(formula: str, like: Tensor, channels: int, operands, option: float, slop
         tensor = tensor.resolve_neg()
         row = _row(tensor, layout)
         if row is None:
-            tensor = tensor.contiguous(memory_format=layout)
+            tensor = laid_out(tensor, layout)
             row = _row(tensor, layout)
         alive.append(tensor)  # addresses stay valid until the call returns
         step = channels * tensor.stride(1) * tensor.element_size()

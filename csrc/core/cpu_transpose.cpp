@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// A task is a strip of columns, all rows of it: what it writes stays in the caches until its lines are full.
+#include "core/transpose.h"
+
+#include "core/parallel.h"
+#include "core/turn.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kStripColumns = 64, kShared = 32 << 10;  // numbers: fewer of them are not worth a second thread
+
+template <class T>
+void turn_all(const Transpose& call) {
+    const int64_t strips = (call.columns + kStripColumns - 1) / kStripColumns, size = call.rows * call.columns;
+    parallel_for(call.batch * strips, call.batch * size < kShared ? 1 : call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; task++) {
+            const int64_t image = task / strips * size, first = task % strips * kStripColumns;
+            const int64_t columns = first + kStripColumns < call.columns ? kStripColumns : call.columns - first;
+            turn(static_cast<const T*>(call.from) + image + first, call.columns, call.rows, columns,
+                 static_cast<T*>(call.to) + image + first * call.rows, call.rows);
+        }
+    });
+}
+
+}  // namespace
+
+void transpose_matrices(const Transpose& call) {
+    if (call.item == 2)
+        turn_all<uint16_t>(call);
+    else
+        turn_all<uint32_t>(call);
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows and columns of a matrix exchanged. Squares of vectors are turned in registers: of 4-byte numbers as they are, of 2-byte
+// numbers with those of two rows as one number.
+#pragma once
+#include "core/simd.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+template <int N>
+FASTDS_HD void turn_square(Vec<float, N> (&rows)[N]) {
+    for (int round = 1; round < N; round *= 2) {
+        Vec<float, N> next[N];
+#pragma GCC unroll 8
+        for (int i = 0; i < N / 2; i++) {
+            next[2 * i] = alternate<0>(rows[i], rows[i + N / 2], lanes_of<N>{});
+            next[2 * i + 1] = alternate<1>(rows[i], rows[i + N / 2], lanes_of<N>{});
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) rows[i] = next[i];
+    }
+}
+
+constexpr int kTurn = kLanes<float>;
+using TurnRow = Vec<float, kTurn>;
+
+// The first n of kTurn numbers, zeros behind them; and the first n numbers of a vector.
+#if defined(__AVX512BW__)
+FASTDS_HD Vec<uint32_t, kTurn> load_row(const uint32_t* from, int64_t n) {
+    return (Vec<uint32_t, kTurn>)_mm512_maskz_loadu_epi32((1u << n) - 1, from);
+}
+FASTDS_HD Vec<uint16_t, kTurn> load_row(const uint16_t* from, int64_t n) {
+    return (Vec<uint16_t, kTurn>)_mm256_maskz_loadu_epi16((1u << n) - 1, from);
+}
+FASTDS_HD void store_row(uint32_t* to, TurnRow row, int64_t n) { _mm512_mask_storeu_epi32(to, (1u << n) - 1, (__m512i)row); }
+FASTDS_HD void store_row(uint16_t* to, TurnRow row, int64_t n) { _mm512_mask_storeu_epi16(to, (1ull << n) - 1, (__m512i)row); }
+#else
+template <class T>
+FASTDS_HD Vec<T, kTurn> load_row(const T* from, int64_t n) {
+    Vec<T, kTurn> row{};
+    for (int64_t i = 0; i < n; i++) row[i] = from[i];
+    return row;
+}
+template <class T>
+FASTDS_HD void store_row(T* to, TurnRow row, int64_t n) {
+    T numbers[sizeof(row) / sizeof(T)];
+    __builtin_memcpy(numbers, &row, sizeof(row));
+    for (int64_t i = 0; i < n; i++) to[i] = numbers[i];
+}
+#endif
+template <class T>
+FASTDS_HD Vec<T, kTurn> load_row(const T* from) {
+    Vec<T, kTurn> row;
+    __builtin_memcpy(&row, from, sizeof(row));
+    return row;
+}
+
+// Vector i of a square from up to kTurn columns: a row of 4-byte numbers, or two rows of 2-byte numbers, the second above the
+// first.
+template <bool Whole>
+FASTDS_HD TurnRow square_row(const uint32_t* from, int64_t row, int64_t i, int64_t rows, int64_t columns) {
+    if (Whole) return (TurnRow)load_row(from + i * row);
+    return i < rows ? (TurnRow)load_row(from + i * row, columns) : TurnRow{};
+}
+template <bool Whole>
+FASTDS_HD TurnRow square_row(const uint16_t* from, int64_t row, int64_t i, int64_t rows, int64_t columns) {
+    using Pairs = Vec<uint32_t, kTurn>;
+    const auto wide = [&](int64_t r) {
+        if (!Whole && r >= rows) return Pairs{};
+        return __builtin_convertvector(Whole ? load_row(from + r * row) : load_row(from + r * row, columns), Pairs);
+    };
+    return (TurnRow)(wide(2 * i) | (wide(2 * i + 1) << 16));
+}
+
+// A square: up to kTurn columns, and as many rows as make a vector of a column; Whole: all of them exist.
+template <bool Whole, class T>
+FASTDS_HD void turn_part(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+    TurnRow square[kTurn];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTurn; i++) square[i] = square_row<Whole>(from, from_row, i, rows, columns);
+    turn_square(square);
+    if (Whole) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kTurn; i++) __builtin_memcpy(to + i * to_row, &square[i], sizeof(TurnRow));
+    } else {
+        for (int i = 0; i < columns; i++) store_row(to + i * to_row, square[i], rows);
+    }
+}
+
+// to[c * to_row + r] = from[r * from_row + c]; uint16_t or uint32_t.
+template <class T>
+inline void turn(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+    constexpr int64_t most = kTurn * sizeof(uint32_t) / sizeof(T);
+    for (int64_t r = 0; r < rows; r += most)
+        for (int64_t c = 0; c < columns; c += kTurn) {
+            const int64_t height = rows - r < most ? rows - r : most, width = columns - c < kTurn ? columns - c : kTurn;
+            const T* in = from + r * from_row + c;
+            T* out = to + c * to_row + r;
+            if (height == most && width == kTurn)
+                turn_part<true>(in, from_row, height, width, out, to_row);
+            else
+                turn_part<false>(in, from_row, height, width, out, to_row);
+        }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of maps into another memory layout: the native kernel, and where torch has to see the copy."""
+
+import pytest
+import torch
+
+from fastds.ops.core import layout
+
+CHANNELS_LAST = torch.channels_last
+SIZES = [(1, 16, 4, 4), (2, 3, 5, 7), (3, 33, 1, 17), (1, 100, 13, 9), (2, 64, 40, 30), (1, 1, 70, 3), (2, 31, 129, 1)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32], ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_values_are_moved_as_they_are(monkeypatch, native, isa, size, dtype, threads):
+    """NaN and infinity, too."""
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    x = (100 * torch.randn(size)).to(dtype)
+    if dtype.is_floating_point:
+        x.view(-1)[::5], x.view(-1)[::7] = torch.nan, -torch.inf
+    torch.set_num_threads(threads)
+    try:
+        last = layout.dense(x)
+        back = layout.plain(last)
+    finally:
+        torch.set_num_threads(2)
+    for got, fmt in ((last, CHANNELS_LAST), (back, torch.contiguous_format)):
+        assert got.is_contiguous(memory_format=fmt)
+        torch.testing.assert_close(got, x, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_is_written_beyond_the_result(native, isa, dtype):
+    rows, columns = 19, 37
+    x, memory = torch.randn(rows, columns).to(dtype), torch.full((rows * columns + 64,), 7.0).to(dtype)
+    part = memory[32:-32]
+    native.transpose(x.data_ptr(), part.data_ptr(), 1, rows, columns, dtype.itemsize, 1)
+    assert torch.equal(part.view(columns, rows), x.t())
+    assert (memory[:32] == 7).all() and (memory[-32:] == 7).all()
+
+
+def test_matrices(monkeypatch):
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    x = torch.randn(45, 77)
+    assert torch.equal(layout.turned(x), x.t()) and layout.turned(x).is_contiguous()
+    assert torch.equal(layout.turned(x[:, ::2]), x[:, ::2].t())
+
+
+def test_a_map_in_its_layout_is_not_copied():
+    x = torch.randn(2, 4, 5, 6)
+    last = x.contiguous(memory_format=CHANNELS_LAST)
+    assert layout.dense(last) is last and layout.nhwc(last) is last and layout.plain(x) is x
+
+
+def test_gradients_pass(monkeypatch):
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    (grad,) = torch.autograd.grad((layout.dense(x) * 3).sum(), x)
+    assert torch.equal(grad, torch.full_like(x, 3))
+
+
+def test_tracers_see_the_copy(monkeypatch):
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    x = torch.randn(3, 2, 4, 5, 6)
+    grad = torch.func.grad(lambda t: layout.dense(t).square().sum())(x[0])
+    assert torch.equal(grad, 2 * x[0])
+    traced = torch.jit.trace(lambda t: layout.dense(t) + 1, x[0])
+    assert torch.equal(traced(x[1]), x[1] + 1)
+    compiled = torch.compile(lambda t: layout.dense(t) + 1, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x[1]), x[1] + 1)
+    with torch.device("meta"):
+        assert layout.dense(torch.empty(2, 4, 5, 6)).is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def test_negated_views(monkeypatch):
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    x = torch.complex(torch.randn(1, 3, 4, 5), torch.randn(1, 3, 4, 5)).conj().imag
+    assert (
+        x.is_neg() and torch.equal(layout.dense(x), x.resolve_neg()) and torch.equal(layout.plain(x), x.resolve_neg())
+    )
