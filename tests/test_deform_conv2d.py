@@ -113,6 +113,23 @@ def views(name, tensor):
     raise AssertionError(name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("wide_offset", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_contiguous_maps_give_the_same_bits(native, isa, dtype, wide_offset, masked):
+    """They are read and written plane by plane, in panels that go on from one image to the next."""
+    x, offset, mask = torch.randn(3, 8, 19, 27), 2 * torch.randn(3, 36, 19, 27), torch.rand(3, 18, 19, 27)
+    maps = [x.to(dtype), offset.to(torch.promote_types(dtype, torch.float32) if wide_offset else dtype), mask.to(dtype)]
+    weight, bias = torch.randn(37, 8, 3, 3).to(dtype), torch.randn(37).to(dtype)
+
+    def run(fmt):
+        x, offset, mask = (t.contiguous(memory_format=fmt) for t in maps)
+        return deform_conv2d(x, offset, weight, bias, 1, 1, 1, mask if masked else None)
+
+    y = run(torch.contiguous_format)
+    assert y.is_contiguous() and torch.equal(y, run(torch.channels_last))
+
+
 LAYOUTS = ["contiguous", "channel_slice", "every_other_pixel", "every_other_channel", "transposed", "misaligned"]
 
 

@@ -34,7 +34,7 @@ constexpr Size kSizes[] = {
     FASTDS_SIZE(stride_w), FASTDS_SIZE(pad_h),    FASTDS_SIZE(pad_w),    FASTDS_SIZE(dil_h),  FASTDS_SIZE(dil_w),
     FASTDS_SIZE(groups),   FASTDS_SIZE(x_b),      FASTDS_SIZE(x_h),      FASTDS_SIZE(x_w),    FASTDS_SIZE(offset_groups),
     FASTDS_SIZE(offset_b), FASTDS_SIZE(offset_h), FASTDS_SIZE(offset_w), FASTDS_SIZE(mask_b), FASTDS_SIZE(mask_h),
-    FASTDS_SIZE(mask_w)};
+    FASTDS_SIZE(mask_w),   FASTDS_SIZE(planar)};
 #undef FASTDS_SIZE
 
 inline DeformConv2dDims make_dims(const py::kwargs& given) {

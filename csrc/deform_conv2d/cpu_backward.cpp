@@ -241,7 +241,7 @@ struct Backward {
         A *columns = scratch.columns, *products = scratch.products;
         for (int64_t p = 0; p < n; p++, columns += column_row, walk.next()) {
             if (!column_grads && t.grad_weight == nullptr) continue;
-            const RowRange rows = locate<true, T>(plan, t.offset, t.mask, walk, image, grad_x.image, samples);
+            const RowRange rows = locate<true, T>(plan, row_of<T>(plan, t.offset, t.mask, walk), walk, image, grad_x.image, samples);
             if (t.grad_x != nullptr) {
                 grad_x.touch(rows);
                 scatter<A>(plan, samples, columns, grad_x);

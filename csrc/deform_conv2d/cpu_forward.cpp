@@ -2,18 +2,19 @@
 // deform_conv2d forward: panels of output pixels are gathered into columns that stay in L2, and multiplied with the packed
 // weights there. Parallel over panels; every output element is one sum in one order, whatever the thread count.
 #include "core/parallel.h"
-#include "deform_conv2d/gather.h"
+#include "deform_conv2d/planes.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kPanelBytes = 64 << 10;  // of the columns; weights and the rows of x in play share L2 with them
+// Of the columns; weights and the rows of x in play share L2 with them. Longer panels read and write planes in longer pieces.
+constexpr int64_t kPanelBytes = 64 << 10, kPlanarPanelBytes = 192 << 10;
 
 constexpr int64_t kSumSteps = 128;  // of the product go into one sum; the sums are summed: long sums lose digits
 
-inline int64_t panel_pixels(int64_t column_bytes) {
-    const int64_t fits = kPanelBytes / column_bytes / kTileRowsMultiple * kTileRowsMultiple;
+inline int64_t panel_pixels(int64_t column_bytes, bool planar) {
+    const int64_t fits = (planar ? kPlanarPanelBytes : kPanelBytes) / column_bytes / kTileRowsMultiple * kTileRowsMultiple;
     return fits < kTileRowsMultiple ? kTileRowsMultiple : fits > 96 ? 96 : fits;
 }
 
@@ -94,13 +95,14 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const Plan<A> plan(d, 0, d.offset_groups, by_group);
     const Image image(d, d.x_h, d.x_w);
     const int64_t column_row = round_up(K * d.C, 16);
-    const int64_t panel = panel_pixels(column_row * sizeof(Column));
+    const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar);
     // Several neighbouring panels a task, since they read the same part of x.
     const int64_t panels = (total + panel - 1) / panel, run = panels / (8 * threads) + 1;
     parallel_tasks((panels + run - 1) / run, threads, [&](const auto& next) {
         const Samples<A> samples(plan.padded);
         const Buffer<Column> columns(panel * column_row + 16);
-        const Buffer<int64_t> pixel(panel);
+        const Buffer<int64_t> pixel(panel), place(panel);  // place: where the pixel's outputs go
+        const Planes<T> planes(d, tensors, panel);
         PixelWalk walk(d, 0, d.Ho, d.W * d.C * sizeof(T));
         Prefetch<A> prefetch(plan, image, sizeof(T), x, tensors.offset, tensors.mask, walk);
         // Rows past the last pixel and the padding of each row are multiplied too: they have to be finite.
@@ -110,15 +112,24 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
             walk.start(task * run * panel);
             for (int64_t p0 = task * run * panel; p0 < end; p0 += panel) {
                 const int64_t n = end - p0 < panel ? end - p0 : panel;
+                const PixelWalk begin = walk;
                 for (int64_t p = 0; p < n; p++, walk.next()) {
                     pixel[p] = (walk.b * d.Ho + walk.i) * d.Wo + walk.j;
-                    locate<false, T>(plan, tensors.offset, tensors.mask, walk, image, image, samples);
+                    place[p] = d.planar ? p : pixel[p];
+                }
+                if (d.planar) planes.read(pixel, n);
+                walk = begin;
+                for (int64_t p = 0; p < n; p++, walk.next()) {
+                    if (d.planar) planes.fetch(pixel, n, p);
+                    const SampleRow row = d.planar ? planes.row(p) : row_of<T>(plan, tensors.offset, tensors.mask, walk);
+                    locate<false, T>(plan, row, walk, image, image, samples);
                     gather<A>(plan, samples, image, x + walk.b * d.x_b, columns + p * column_row);
                 }
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)
-                    multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, pixel,
-                                         y + g * out, prefetch);
+                    multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, place,
+                                         (d.planar ? planes.y : y) + g * out, prefetch);
+                if (d.planar) planes.write(pixel, n);
             }
         }
     });

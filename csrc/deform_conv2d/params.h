@@ -2,8 +2,8 @@
 // Sizes, strides and addresses of one deform_conv2d call; plain data shared by the binding and the kernels.
 //
 // Every 4-D tensor has channel stride 1 (channels_last). x, offset and mask carry their own batch, row and pixel strides in
-// elements, so that slices of one guide map need no copy; y, grad_y and all gradients are dense NHWC; weight and grad_weight
-// are dense (O, C/groups, kh, kw). For tap k = kh_index*kw + kw_index of offset group g, channel (g*K + k)*2 of offset is the
+// elements, so that slices of one guide map need no copy; y, grad_y and all gradients are dense NHWC. With `planar`, in the
+// forward on a CPU, offset, mask and y are dense NCHW. weight and grad_weight are dense (O, C/groups, kh, kw). For tap k = kh_index*kw + kw_index of offset group g, channel (g*K + k)*2 of offset is the
 // row displacement in pixels, the next one the column displacement, and channel g*K + k of mask the sample's factor.
 #pragma once
 #include <stdint.h>
@@ -16,7 +16,7 @@ struct DeformConv2dDims {
     int dtype, offset_dtype;  // DType; offset_dtype is dtype or f32
     int64_t B, C, H, W, O, Ho, Wo, kh, kw;
     int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
-    int64_t groups, offset_groups;
+    int64_t groups, offset_groups, planar;
     int64_t x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w;
 };
 

@@ -18,8 +18,9 @@ struct RowRange {
 struct PixelWalk {
     PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t row_bytes)
         : row_begin(row_begin), row_end(row_end), columns(d.Wo) {
+        const int64_t least = d.planar ? 128 : 16;  // planes are read and written in pieces as long as a strip's rows
         constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;  // rows of x that samples of a strip's row reach
-        const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * row_bytes), most = fits < 16 ? 16 : fits;
+        const int64_t fits = kWindowBytes * d.Wo / (kWindowRows * row_bytes), most = fits < least ? least : fits;
         const int64_t strips = (d.Wo + most - 1) / most;
         strip = (d.Wo + strips - 1) / strips;
     }

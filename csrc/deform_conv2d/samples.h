@@ -68,16 +68,19 @@ class Prefetch {
     // Always inline: GCC drops calls of a function that does nothing but prefetch.
     FASTDS_HD void fetch_pixel() const {
         const DeformConv2dDims& d = plan_.d;
+        if (!d.planar) fetch_maps(d);
+        const int64_t y = walk_.i * d.stride_h + kRows, x = walk_.j * d.stride_w;
+        if (y < d.H && x < d.W)
+            fetch_lines(x_ + (walk_.b * d.x_b + y * image_.row + x * image_.pixel) * item_,
+                        plan_.groups * plan_.per_group * item_);
+    }
+    FASTDS_HD void fetch_maps(const DeformConv2dDims& d) const {
         const int64_t offset = walk_.b * d.offset_b + walk_.i * d.offset_h + walk_.j * d.offset_w + 2 * plan_.first * plan_.K;
         const int64_t offset_bytes = d.offset_dtype == d.dtype ? item_ : static_cast<int64_t>(sizeof(float));
         fetch_lines(offset_ + offset * offset_bytes, 2 * plan_.samples * offset_bytes);
         if (mask_ != nullptr)
             fetch_lines(mask_ + (walk_.b * d.mask_b + walk_.i * d.mask_h + walk_.j * d.mask_w + plan_.first * plan_.K) * item_,
                         plan_.samples * item_);
-        const int64_t y = walk_.i * d.stride_h + kRows, x = walk_.j * d.stride_w;
-        if (y < d.H && x < d.W)
-            fetch_lines(x_ + (walk_.b * d.x_b + y * image_.row + x * image_.pixel) * item_,
-                        plan_.groups * plan_.per_group * item_);
     }
 
     static constexpr int64_t kRows = 8;  // samples seldom reach farther down; a row is fetched once, before its first use
@@ -245,16 +248,28 @@ FASTDS_HD void read_offsets(const S* offset, int64_t samples, Vec<A>& y, Vec<A>&
     x = every_second<1>(first, second, lanes_of<N>{});
 }
 
+// Where the samples of an output pixel begin in channels_last maps; mask: null where there is none.
+struct SampleRow {
+    const char *offset, *mask;
+};
+template <class T, class A>
+FASTDS_HD SampleRow row_of(const Plan<A>& plan, const void* offset, const void* mask, const PixelWalk& p) {
+    const DeformConv2dDims& d = plan.d;
+    const int64_t item = sizeof(T), offset_item = d.offset_dtype == d.dtype ? item : static_cast<int64_t>(sizeof(float));
+    const int64_t q = plan.first * plan.K;
+    SampleRow row{static_cast<const char*>(offset) + (p.b * d.offset_b + p.i * d.offset_h + p.j * d.offset_w + 2 * q) * offset_item,
+                  nullptr};
+    if (mask != nullptr) row.mask = static_cast<const char*>(mask) + (p.b * d.mask_b + p.i * d.mask_h + p.j * d.mask_w + q) * item;
+    return row;
+}
+
 // From the offsets and the mask of an output pixel to its samples. Returns the rows that they touch in the gradient of x.
 template <bool kBackward, class T, class A>
-FASTDS_HD RowRange locate(const Plan<A>& plan, const void* offset, const void* mask, const PixelWalk& pixel, const Image& image,
-                          const Image& grad, const Samples<A>& s) {
+FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const PixelWalk& pixel, const Image& image, const Image& grad,
+                          const Samples<A>& s) {
     constexpr int N = kLanes<A>;
     const DeformConv2dDims& d = plan.d;
-    const int64_t q0 = plan.first * plan.K, first = pixel.b * d.offset_b + pixel.i * d.offset_h + pixel.j * d.offset_w + 2 * q0;
-    const T* m = nullptr;
-    if (mask != nullptr)
-        m = static_cast<const T*>(mask) + pixel.b * d.mask_b + pixel.i * d.mask_h + pixel.j * d.mask_w + q0;
+    const T* m = reinterpret_cast<const T*>(row.mask);
     const A last_y = static_cast<A>(d.H - 1), last_x = static_cast<A>(d.W - 1);
     const A pixel_y = static_cast<A>(pixel.i * d.stride_h), pixel_x = static_cast<A>(pixel.j * d.stride_w);
     Block<A> block;
@@ -265,9 +280,9 @@ FASTDS_HD RowRange locate(const Plan<A>& plan, const void* offset, const void* m
     for (int64_t q = 0; q < plan.samples; q += N) {
         Vec<A> y, x;
         if (d.offset_dtype == d.dtype) {
-            read_offsets<A>(static_cast<const T*>(offset) + first + 2 * q, plan.samples - q, y, x);
+            read_offsets<A>(reinterpret_cast<const T*>(row.offset) + 2 * q, plan.samples - q, y, x);
         } else {
-            read_offsets<A>(static_cast<const float*>(offset) + first + 2 * q, plan.samples - q, y, x);
+            read_offsets<A>(reinterpret_cast<const float*>(row.offset) + 2 * q, plan.samples - q, y, x);
         }
         block.q = q;
         block.y = (pixel_y + load_vec<N>(plan.tap_y + q)) + y;

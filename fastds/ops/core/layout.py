@@ -42,7 +42,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _native_can_turn(tensor: Tensor) -> bool:
-    """Whether the native kernel is quicker and torch need not see the copy: no graph, tracer or subclass waits for it."""
+    """Whether the native kernel is quicker, and torch need not see the copy: nothing traces or differentiates it."""
     if type(tensor) is not Tensor or tensor.device.type != "cpu" or native.missing() is not None:
         return False
     if tensor.numel() < WORTH_A_CALL or tensor.dtype.itemsize not in (2, 4):

@@ -94,7 +94,7 @@ def autocast(input, offset, weight, bias, mask):
     return cast(input, dtype), offset, cast(weight, dtype), cast(bias, dtype), cast(mask, dtype)
 
 
-def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups):
+def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar=False):
     """Sizes and element strides for _fastds; strides of a missing mask are never read."""
 
     def strides(name, tensor):
@@ -106,7 +106,7 @@ def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset
         B=input.shape[0], C=input.shape[1], H=input.shape[2], W=input.shape[3],
         O=weight.shape[0], Ho=offset.shape[2], Wo=offset.shape[3], kh=weight.shape[2], kw=weight.shape[3],
         stride_h=stride[0], stride_w=stride[1], pad_h=padding[0], pad_w=padding[1],
-        dil_h=dilation[0], dil_w=dilation[1], groups=groups, offset_groups=offset_groups,
+        dil_h=dilation[0], dil_w=dilation[1], groups=groups, offset_groups=offset_groups, planar=planar,
         **strides("x", input), **strides("offset", offset), **strides("mask", mask),
     )  # fmt: skip
 
@@ -114,13 +114,16 @@ def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset
 def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask):
     groups, offset_groups = group_counts(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
-    y = empty_map(shape, input.dtype, input)
+    cuda = native.runs_on_cuda(input)
+    planar = not cuda and layout != CHANNELS_LAST  # the kernel reads and writes planes then, but for input
+    y = input.new_empty(shape) if planar else empty_map(shape, input.dtype, input)
     if y.numel():
         # Every tensor that gives its address stays bound to a name until the call returns.
-        x, offset, mask = nhwc(input), nhwc(offset), None if mask is None else nhwc(mask)
+        rows = plain if planar else nhwc
+        x, offset, mask = nhwc(input), rows(offset), None if mask is None else rows(mask)
         weight, bias = plain(weight), None if bias is None else plain(bias)
-        dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
-        module, cuda = native.module(), native.runs_on_cuda(input)
+        dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar)
+        module = native.module()
         if cuda:
             weight = weight.flatten(2).permute(2, 1, 0).contiguous()  # (K, C/groups, O)
         addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y))

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Contiguous maps (NCHW) of a panel of output pixels: offsets and masks are brought into rows of channels, outputs back into
+// planes, in memory that stays in the L2 cache. Whole maps would go through main memory once more.
+#pragma once
+#include "core/turn.h"
+#include "deform_conv2d/gather.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+template <int Bytes>
+struct Bits16Or32 {
+    using type = uint32_t;
+};
+template <>
+struct Bits16Or32<2> {
+    using type = uint16_t;
+};
+
+template <class T>
+inline void turn_numbers(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+    if constexpr (sizeof(T) == 8) {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
+    } else {
+        using Bits = typename Bits16Or32<sizeof(T)>::type;
+        turn(reinterpret_cast<const Bits*>(from), from_row, rows, columns, reinterpret_cast<Bits*>(to), to_row);
+    }
+}
+
+template <class T>
+struct Planes {
+    const DeformConv2dDims& d;
+    const DeformConv2dForward& tensors;
+    const int64_t samples, offset_item;
+    const Buffer<char> offset;
+    const Buffer<T> mask, y;
+
+    Planes(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int64_t panel)
+        : d(d), tensors(tensors), samples(d.offset_groups * d.kh * d.kw), offset_item(d.offset_dtype == d.dtype ? sizeof(T) : sizeof(float)),
+          offset(d.planar ? panel * 2 * samples * offset_item : 0), mask(d.planar && tensors.mask ? panel * samples : 0),
+          y(d.planar ? panel * d.O : 0) {}
+
+    // f(p, n, image, in the image): n pixels from p on that follow each other in one image.
+    template <class F>
+    void for_runs(const int64_t* pixel, int64_t count, const F& f) const {
+        const int64_t size = d.Ho * d.Wo;
+        for (int64_t p = 0, end; p < count; p = end) {
+            for (end = p + 1; end < count && pixel[end] == pixel[end - 1] + 1 && pixel[end] % size != 0;) end++;
+            f(p, end - p, pixel[p] / size, pixel[p] % size);
+        }
+    }
+
+    void read(const int64_t* pixel, int64_t count) const {
+        const int64_t size = d.Ho * d.Wo;
+        for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
+            const int64_t first = 2 * samples * b * size + at;
+            if (offset_item == sizeof(T)) {
+                T* rows = reinterpret_cast<T*>(&offset[0]);
+                turn_numbers(static_cast<const T*>(tensors.offset) + first, size, 2 * samples, n, rows + p * 2 * samples, 2 * samples);
+            } else {
+                float* rows = reinterpret_cast<float*>(&offset[0]);
+                turn_numbers(static_cast<const float*>(tensors.offset) + first, size, 2 * samples, n, rows + p * 2 * samples, 2 * samples);
+            }
+            if (tensors.mask != nullptr)
+                turn_numbers(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n, &mask[p * samples], samples);
+        });
+    }
+
+    SampleRow row(int64_t p) const {
+        return {&offset[p * 2 * samples * offset_item],
+                tensors.mask ? reinterpret_cast<const char*>(&mask[p * samples]) : nullptr};
+    }
+
+    // The p-th of `count` shares of the lines that write() fills and that the next panel reads: pieces of many planes, which the
+    // processor does not see coming. As if all pixels lay in one image.
+    FASTDS_HD void fetch(const int64_t* pixel, int64_t count, int64_t p) const {
+        const int64_t size = d.Ho * d.Wo, b = pixel[0] / size, at = pixel[0] % size, left = size - at;
+        fetch_planes<1>(static_cast<const char*>(tensors.y), sizeof(T), d.O, b, at, count < left ? count : left, p, count);
+        const int64_t n = count < left - count ? count : left - count;  // of the next panel
+        fetch_planes<0>(static_cast<const char*>(tensors.offset), offset_item, 2 * samples, b, at + count, n, p, count);
+        if (tensors.mask != nullptr)
+            fetch_planes<0>(static_cast<const char*>(tensors.mask), sizeof(T), samples, b, at + count, n, p, count);
+    }
+
+    // Of n numbers from `at` on in every plane of image b: the planes of the p-th share.
+    template <int Written>
+    FASTDS_HD void fetch_planes(const char* maps, int64_t item, int64_t planes, int64_t b, int64_t at, int64_t n, int64_t p,
+                                int64_t shares) const {
+        const int64_t size = d.Ho * d.Wo;
+        for (int64_t plane = planes * p / shares; n > 0 && plane < planes * (p + 1) / shares; plane++) {
+            const char *from = maps + ((planes * b + plane) * size + at) * item, *last = from + n * item - 1;
+            for (; from < last; from += 64) __builtin_prefetch(from, Written);
+            __builtin_prefetch(last, Written);
+        }
+    }
+
+    void write(const int64_t* pixel, int64_t count) const {
+        const int64_t size = d.Ho * d.Wo;
+        for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
+            turn_numbers(&y[p * d.O], d.O, n, d.O, static_cast<T*>(tensors.y) + d.O * b * size + at, size);
+        });
+    }
+};
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
