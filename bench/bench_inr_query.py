@@ -66,8 +66,12 @@ def features(case, dtype, device="cpu"):
 
 
 def coordinates(case):
-    y, x = (-1 + (2 * torch.arange(n) + 1) / n for n in case.target)
-    grid = torch.meshgrid(y[slice(*case.rows)], x, indexing="ij")
+    return coordinates_of(case.target, case.rows)
+
+
+def coordinates_of(target, rows=(0, None)):
+    y, x = (-1 + (2 * torch.arange(n) + 1) / n for n in target)
+    grid = torch.meshgrid(y[slice(*rows)], x, indexing="ij")
     return torch.stack(grid, -1).reshape(1, -1, 2)
 
 
@@ -101,14 +105,20 @@ def fastds_liif(case, dtype, device="cpu"):
 def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
     x, coord = features(case, dtype, device), coordinates(case).to(device)
     layers, cell = moved(liif_layers(), device, dtype), kappa(case, device)
-    n = torch.tensor(case.source, device=device)
+    return lambda: published_liif(x, coord, cell, layers, chunk).float()
+
+
+def published_liif(x, coord, cell, layers, chunk=NAIVE_CHUNK):
+    """The values at coord (1, Q, 2) as the published code computes them, some queries at once."""
+    source, dtype = x.shape[2:], x.dtype
+    n = torch.tensor(source, device=x.device)
 
     def sample(field, at):
         return F.grid_sample(field, at.flip(-1)[:, None], mode="nearest", align_corners=False)[:, :, 0]
 
-    centres = (-1 + (2 * torch.arange(m) + 1) / m for m in case.source)
-    cells = torch.stack(torch.meshgrid(*centres, indexing="ij"))[None].to(device)
-    steps = [torch.tensor([sy, sx], device=device) / n for sy in (-1, 1) for sx in (-1, 1)]
+    centres = (-1 + (2 * torch.arange(m) + 1) / m for m in source)
+    cells = torch.stack(torch.meshgrid(*centres, indexing="ij"))[None].to(x.device)
+    steps = [torch.tensor([sy, sx], device=x.device) / n for sy in (-1, 1) for sx in (-1, 1)]
 
     def part(unfolded, at):
         values, areas = [], []
@@ -125,12 +135,9 @@ def naive_liif(case, dtype, device="cpu", chunk=NAIVE_CHUNK):
         total = sum(areas)
         return sum(v * (a / total)[..., None] for v, a in zip(values, reversed(areas), strict=True))
 
-    def run():
-        # Sampled in float32, as under autocast: coordinates in bfloat16 put most queries into a wrong cell.
-        unfolded = F.unfold(x.float(), 3, padding=1).unflatten(2, case.source)
-        return torch.cat([part(unfolded, c) for c in coord.split(chunk, 1)], 1).float()
-
-    return run
+    # Sampled in float32, as under autocast: coordinates in bfloat16 put most queries into a wrong cell.
+    unfolded = F.unfold(x.float(), 3, padding=1).unflatten(2, source)
+    return torch.cat([part(unfolded, c) for c in coord.split(chunk, 1)], 1)
 
 
 def attention_arguments(case, dtype, device="cpu"):

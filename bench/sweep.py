@@ -198,11 +198,46 @@ def draw_window_attention2d(rng: random.Random) -> Case:
     return Case(text, tensors, lambda *t: ops.window_attention2d(*t, window=window), peers)
 
 
+def draw_inr_query(rng: random.Random) -> Case:
+    """LIIF: the published steps against a convolution and one query; random widths, depths, sizes and scales."""
+    from bench.bench_inr_query import coordinates_of, published_liif
+
+    inputs, hidden, outputs = log_uniform(rng, 4, 96), 8 * log_uniform(rng, 1, 32), rng.randint(1, 6)
+    source, scale = (log_uniform(rng, 5, 100), log_uniform(rng, 5, 100)), rng.uniform(1.2, 8)
+    target = tuple(round(scale * n) for n in source)
+    widths = (9 * inputs + 4, *[hidden] * rng.randint(1, 4), outputs)
+    products = sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    queries = target[0] * target[1]
+    check(min(queries, 30_000) * max(widths), 8.0 * queries * products)
+    layers = [(normal(b, a) / a**0.5, normal(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    coord, cell, grid = (
+        coordinates_of(target),
+        torch.tensor([[2 / scale, 2 / scale]]),
+        ops.GridSpec.cells(source, target),
+    )
+
+    def pairs(parameters):
+        return list(zip(parameters[::2], parameters[1::2], strict=True))
+
+    def ours(x, w, b, *others):
+        kernel = w[:, :-4].unflatten(1, (inputs, 3, 3))
+        size = {"rho_w": w[:, -4:-2].float(), "cell_w": w[:, -2:].float(), "cell": cell, "ensemble": "late"}
+        return ops.inr_query(ops.conv3x3(x, kernel, b), grid, pairs([t.float() for t in others]), **size)
+
+    def peer(x, *parameters):
+        return published_liif(x, coord, cell, pairs(parameters))
+
+    tensors = (normal(1, inputs, *source), *(t for layer in layers for t in layer))
+    text = f"(1,{inputs},{source[0]},{source[1]}) -> {outputs} at {target[0]} x {target[1]}, {widths[1:-1]}"
+    return Case(text, tensors, ours, {"torch": peer})
+
+
 OPS: dict[str, Callable[[random.Random], Case]] = {
     "conv3x3": draw_conv3x3,
     "conv_gru_cell": draw_conv_gru_cell,
     "conv_lstm_cell": draw_conv_lstm_cell,
     "deform_conv2d": draw_deform_conv2d,
+    "inr_query": draw_inr_query,
     "lstm_gates": draw_lstm_gates,
     "pixel_shuffle": draw_pixel_shuffle,
     "window_attention2d": draw_window_attention2d,
