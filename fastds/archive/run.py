@@ -14,13 +14,13 @@ from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
 from fastds.archive.workers import Made, makers
 from fastds.data.formats.opening import Source, files_of
-from fastds.data.io.packing import STORED
+from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
 from fastds.data.reading import Reading
 from fastds.tasks.common.inference import Report, check_target, read_as
 from fastds.tasks.common.pieces import steps_at_once
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import resolved
+from fastds.tasks.common.settings import check_count, resolved
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind
@@ -104,13 +104,11 @@ def _checked(source: Source, target: Path, workers: int | None, scheduler: str |
     check_target(source, target)
     if target.suffix != ".zarr":
         raise ValueError(f"the output of an archive is a Zarr store, whose name ends in .zarr, got {target}")
-    if dtype not in STORED:
-        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
+    check_stored(dtype)
     if workers is not None and scheduler is not None:
         raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if workers is not None and not 1 <= workers <= most:
-        raise ValueError(f"workers must be a whole number from 1 to {most} on this machine, got {workers}")
+    if workers is not None:
+        check_count("workers", workers)
     return workers or 1
 
 
