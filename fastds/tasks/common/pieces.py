@@ -33,6 +33,16 @@ class Piece:
     outputs: tuple[int, int]
 
 
+def cut(start: int, stop: int, steps: int) -> list[tuple[int, int]]:
+    """Ranges (first, behind the last) of at most so many steps."""
+    return [(first, min(first + steps, stop)) for first in range(start, stop, steps)]
+
+
+def apart(count: int, steps: int) -> list[Piece]:
+    """Pieces of steps that need no others and give one each."""
+    return [Piece(some, some, some) for some in cut(0, count, steps)]
+
+
 class Job(Protocol):
     """A task, its model and a dataset, of which nothing is computed yet.
 

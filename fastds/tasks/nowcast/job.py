@@ -23,7 +23,7 @@ from fastds.tasks.common.inference import (
     store,
     warn_outside,
 )
-from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings, check_settings, computing, settle
 from fastds.tasks.nowcast.forecasts import PERIOD, QUANTITIES, REFERENCE, forecast_dataset, forecast_values
@@ -120,9 +120,8 @@ class NowcastJob:
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces of so many forecasts."""
-        pieces, count = [], len(self.starts)
-        for first in range(0, count, steps):
-            some = first, min(first + steps, count)
+        pieces = []
+        for some in cut(0, len(self.starts), steps):
             frames = [frame for start in self.starts[slice(*some)] for frame in start.frames]
             pieces.append(Piece(some, (min(frames), max(frames) + 1), some))
         return pieces

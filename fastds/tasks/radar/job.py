@@ -22,7 +22,7 @@ from fastds.tasks.common.inference import (
     store,
     warn_outside,
 )
-from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
@@ -61,8 +61,7 @@ class RadarJob:
         """Pieces within segments; a frame needs those beside it."""
         pieces, outputs = [], 0
         for segment in self.source.segments:
-            for start in range(segment.start, segment.stop, steps):
-                stop = min(start + steps, segment.stop)
+            for start, stop in cut(segment.start, segment.stop, steps):
                 reads = max(start - 1, segment.start), min(stop + 1, segment.stop)
                 made = self.time_factor * (stop - start)
                 if stop == segment.stop and self.source.kind != "amount":
