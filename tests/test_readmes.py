@@ -67,7 +67,7 @@ def files(tmp_path_factory):
     save_dataset(truth, folder / "TRUTH.nc")
     save_dataset(coarsen_dataset(truth), folder / "IN.nc")
     (folder / "FOLDER").mkdir()
-    save_dataset(synthetic_event(seed=1, frames=40, shape=(160, 160)), folder / "FOLDER" / "event1.nc")
+    save_dataset(synthetic_event(seed=1, frames=24, shape=(160, 160)), folder / "FOLDER" / "event1.nc")
     shutil.copy(folder / "FOLDER" / "event1.nc", folder / "FOLDER" / "event2.nc")
     (folder / "ARCHIVE").mkdir()
     for number, part in enumerate(np.array_split(np.arange(7), 3)):
