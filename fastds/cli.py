@@ -97,14 +97,14 @@ def _nowcast(options) -> None:
     _check_files(options, "truth")
     report = _report(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
-    names += ("threads", "precision", "device", "model", "picture", "truth", "dtype", "stop")
+    names += ("threads", "precision", "device", "picture", "truth", "dtype", "stop")
     read = _given(options, ("var", "missing", "units")) | _law(options)
     chosen = _given(options, names) | read
     form = _form(options, "nowcast")
     if _archive(options):
         _compute_archive("nowcast", options, chosen)
         return
-    made = nowcast_file(options.input, options.output, progress=True, **chosen, **form)
+    made = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
     print(_with_options(made.summary(), set(options.keys())))
     _compare(options, "nowcast", report, read)
 
@@ -124,11 +124,11 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
     alone = [name for name in _ALONE if options.get(name)]
     if alone:
         raise ValueError(f"{alone[0]} is for results that are made at once; run fastds evaluate on an archive")
-    own = {name: chosen.pop(name) for name in ("dtype", "threads", "model") if name in chosen}
+    own = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
     of_files = ("missing", "units", "stop") if task == "nowcast" else _READING  # start is that of a forecast
     reading = {name: chosen.pop(name) for name in of_files if name in chosen}
-    form = {"options": chosen, "reading": reading, "progress": True} | _given(options, _ARCHIVE)
-    made = compute_archive(task, options.input, options.output, **{"model": options.model} | own | form)
+    form = {"model": options.model, "progress": True} | own | _given(options, _ARCHIVE)
+    made = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
     print(_with_options(made.summary(), set(options.keys())))
 
 

@@ -39,15 +39,17 @@ def test_parameters(key):
 
 @pytest.mark.parametrize("name", GIGA_MACS)
 def test_multiply_adds(name, monkeypatch):
-    """Batch 1, 160 x 160, 9 steps, on the reference graph without tensors."""
+    """Batch 1, 160 x 160, 9 steps, of which all but the first are alike, on the reference graph without tensors."""
     monkeypatch.setattr(reference, "attention", lambda q, k, v, window: v)  # the paper leaves its core uncounted
     monkeypatch.setattr(reference, "sample", lambda x, flow, align_corners: x)
     for network, run, expected in ((MSRNN, reference.ms_rnn, 0), (DBRNN, reference.db_rnn, 1)):
         with torch.device("meta"):
-            model, frames = network(name), torch.zeros(1, 5, 1, 160, 160)
-            reference.MACS[0] = 0
-            run(model, frames, 5)
-        assert reference.MACS[0] == pytest.approx(1e9 * GIGA_MACS[name][expected], rel=1e-3)
+            model, frames, found = network(name), torch.zeros(1, 1, 1, 160, 160), []
+            for steps in (1, 2):
+                reference.MACS[0] = 0
+                run(model, frames, steps)
+                found.append(reference.MACS[0])
+        assert found[0] + 8 * (found[1] - found[0]) == pytest.approx(1e9 * GIGA_MACS[name][expected], rel=1e-3)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 5])

@@ -6,11 +6,11 @@ dimension above all. An op must refuse that, or compute what its reference compu
 """
 
 import functools
-import os
 import warnings
 
 import pytest
 import torch
+from forked import in_a_child
 from fuzz.registered import OPS, agrees, call, changes, detached, recorded
 
 from fastds import ops
@@ -125,26 +125,6 @@ def leaves(tensors):
 
 def test_every_registered_op_is_recorded(native):
     assert set(recording()) == set(OPS)
-
-
-def in_a_child(work):
-    """What a forked child prints, or how it died; a crash of it fails one test and not all."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            torch.set_num_threads(1)  # the threads of the parent are not there
-            with os.fdopen(writer, "w", buffering=1) as out:
-                work(out)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        said = lines.read().splitlines()
-    _, status = os.waitpid(child, 0)
-    return said, os.waitstatus_to_exitcode(status)
 
 
 def faults(op, args, out):

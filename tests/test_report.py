@@ -239,7 +239,9 @@ def test_learning_curves(folder, tmp_path, capfd):
     words = (
         f"train radar --data.path={tmp_path}/data --output={tmp_path}/run --data.epoch_samples=2 --data.batch_size=2"
     )
-    words += f" --data.crop=16 --threads=1 --progress=false --report={tmp_path}/run/page.html"
+    words += " --model.options.num_features=8 --model.options.offset_groups=2 --model.options.extractor_blocks=1"
+    words += " --model.options.reconstruction_blocks=1 --data.crop=16 --threads=1 --progress=false"
+    words += f" --report={tmp_path}/run/page.html"
     for steps in (2, 4, 4):  # the last has nothing to do
         assert main([*words.split(), f"--max_steps={steps}"]) == 0, capfd.readouterr().err
         page = parsed(tmp_path / "run" / "page.html")

@@ -15,16 +15,16 @@ from fastds.studies.radar import BASELINES, TEST_BLOCKS, as_method, errors, test
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection; inputs of floored means, of plain ones
     "radar_fmi_20160928_5min.nc": (0.54, 0.95, 0.56, 0.97),
-    "radar_knmi_20100826_5min.nc": (0.25, 0.95, 0.27, 0.98),
-    "radar_mch_20160711_5min.nc": (0.20, 0.87, 0.23, 0.90),
-    "radar_opera_20180824_15min.nc": (0.58, 0.94, 0.61, 0.96),
-    "radar_bom_melbourne_20180616_6min.nc": (0.23, 0.97, 0.25, 0.96),
-    "radar_dpc_north_20250416_5min.nc": (0.47, 0.95, 0.49, 0.96),
-    "radar_dpc_sardinia_20250416_5min.nc": (0.39, 0.92, 0.41, 0.92),
-    "radar_dwd_yw_20170816_5min.nc": (0.56, 0.95, 0.60, 0.97),
-    "radar_dwd_yw_crop_20180514_5min.nc": (0.53, 0.94, 0.58, 0.95),
-    "radar_meteonet_nw_20180312_5min.nc": (0.41, 0.87, 0.50, 0.90),
-    "radar_unica_xband_20250416_5min.nc": (0.88, 0.98, 0.92, 0.96),
+    "radar_knmi_20100826_5min.nc": (0.27, 0.95, 0.28, 0.98),
+    "radar_mch_20160711_5min.nc": (0.18, 0.85, 0.20, 0.89),
+    "radar_opera_20180824_15min.nc": (0.58, 0.93, 0.61, 0.96),
+    "radar_bom_melbourne_20180616_6min.nc": (0.19, 0.96, 0.20, 0.94),
+    "radar_dpc_north_20250416_5min.nc": (0.38, 0.93, 0.41, 0.94),
+    "radar_dpc_sardinia_20250416_5min.nc": (0.36, 0.92, 0.39, 0.92),
+    "radar_dwd_yw_20170816_5min.nc": (0.54, 0.95, 0.58, 0.96),
+    "radar_dwd_yw_crop_20180514_5min.nc": (0.59, 0.95, 0.64, 0.94),
+    "radar_meteonet_nw_20180312_5min.nc": (0.38, 0.85, 0.51, 0.93),
+    "radar_unica_xband_20250416_5min.nc": (0.91, 0.98, 0.93, 0.95),
 }
 test_block.__test__ = False
 
@@ -56,7 +56,7 @@ def test_card_of_radar_weights(name):
 def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
     for mode, most in (("dbz", MOST[file][:2]), ("plain_dbz", MOST[file][2:])):
         block = test_block(data_dir, file, mode=mode)
-        block.samples = block.samples[:: max(1, len(block.samples) - 1)]  # the first and the last triple
+        block.samples = block.samples[:1]
         ours = errors(block, as_method(small, 15.0))["mse_total"]
         for share, name in zip(most, ("trilinear", "advection"), strict=True):
             assert ours <= share * errors(block, BASELINES[name])["mse_total"], (mode, name)

@@ -18,6 +18,7 @@ from fastds.tasks.humidity import run as humidity_run
 from fastds.tasks.nowcast import run as nowcast_run
 from fastds.tasks.radar import evaluation as radar_evaluation
 from fastds.tasks.radar import run as radar_run
+from fastds.tasks.radar.job import RadarJob
 from fastds.tasks.verbs import UnknownOptionError
 
 TEMPERATURE = {"name": "t", "standard_name": "air_temperature", "units": "K"}
@@ -115,7 +116,7 @@ def test_downscale_does_what_the_task_of_the_card_does(event, tmp_path, task):
 
 def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
     seen = []
-    monkeypatch.setattr(radar_run, "_run", lambda model, *a, **k: (seen.append(model.card.name), (xr.Dataset(), 0))[1])
+    monkeypatch.setattr(RadarJob, "at_once", lambda job, *a: seen.append(job.model.card.name) or xr.Dataset())
     monkeypatch.setattr(fields_run, "_run", lambda model, *a, **k: (seen.append(model), (xr.Dataset(), 0))[1])
     fastds.downscale(None, coarsen_dataset(event))
     fastds.downscale(None, gridded(TEMPERATURE), grid=0.5)

@@ -6,9 +6,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from fastds.archive.request import Request, stamp_of
 from fastds.tasks.common.pieces import Piece
+
+
+class Wanted(NamedTuple):
+    """What a request computes, and its files with size and time of change, as they are now."""
+
+    told: dict
+    files: dict[str, list[int]]
+
+    @classmethod
+    def by(cls, request: Request) -> Wanted:
+        """What a request wants; looks at every file, which takes its time on a network."""
+        return cls(request.told(), {os.path.abspath(file): stamp_of(file) for file in request.files})
 
 
 class Manifest:
@@ -42,9 +55,9 @@ class Manifest:
         else:
             self.done.add(Piece(*(tuple(pair) for pair in entry["piece"])))
 
-    def begin(self, request: Request, steps: int, length: int) -> None:
+    def begin(self, wanted: Wanted, steps: int, length: int) -> None:
         """Say what is computed from here on, in pieces of so many steps, in a store of this length."""
-        self.told, self.files, self.steps, self.length = request.told(), stamps(request), steps, length
+        (self.told, self.files), self.steps, self.length = wanted, steps, length
         self._add({"told": self.told, "files": self.files, "steps": steps, "length": length})
 
     def add(self, piece: Piece) -> None:
@@ -58,14 +71,13 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
 
-    def is_of(self, request: Request) -> bool:
+    def is_of(self, wanted: Wanted) -> bool:
         """Whether it tells of the same computation of the same files."""
-        return self.told == request.told() and self.files == stamps(request)
+        return (self.told, self.files) == wanted
 
-    def grows_to(self, request: Request) -> bool:
-        """Whether the request is the same with more files."""
-        now = stamps(request)
-        return self.told == request.told() and all(now.get(file) == stamp for file, stamp in self.files.items())
+    def grows_to(self, wanted: Wanted) -> bool:
+        """Whether the same is wanted of more files."""
+        return self.told == wanted.told and self.files.items() <= wanted.files.items()
 
     def move(self, store: Path) -> None:
         """Take the name that belongs to a store that was renamed."""
@@ -77,8 +89,3 @@ class Manifest:
         """Forget everything."""
         self.path.unlink(missing_ok=True)
         self.told, self.done = None, set()
-
-
-def stamps(request: Request) -> dict[str, list[int]]:
-    """Files of a request with size and time of change."""
-    return {os.path.abspath(file): stamp_of(file) for file in request.files}

@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastds._outputs import put_in_place
-from fastds.archive.manifest import Manifest
+from fastds.archive.manifest import Manifest, Wanted
 from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
 from fastds.archive.workers import Made, makers
 from fastds.data.formats.opening import Source, files_of
-from fastds.data.io.packing import STORED
+from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
 from fastds.data.reading import Reading
 from fastds.tasks.common.inference import Report, check_target, read_as
 from fastds.tasks.common.pieces import steps_at_once
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import resolved
+from fastds.tasks.common.settings import check_count, resolved
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind
@@ -78,12 +78,13 @@ def compute_archive(
     job = job_of(request)
     if not job.dim:
         raise ValueError("an archive has several times or forecasts; leave out workers, scheduler and append for one")
-    folder, manifest = _place(target, request, append)
+    wanted = Wanted.by(request)
+    folder, manifest = _place(target, wanted, append)
     store = Store(folder, job)
     if folder == target:
-        _grow(store, manifest, request)
+        _grow(store, manifest, wanted)
     else:
-        _begin(store, manifest, request, steps_at_once(job, _MANY if scheduler else workers))
+        _begin(store, manifest, request, wanted, steps_at_once(job, _MANY if scheduler else workers))
     pieces = job.pieces(manifest.steps)
     todo = [piece for piece in pieces if piece not in manifest.done]
     with makers(workers if todo else 1, scheduler if todo else None) as (maker, who):
@@ -104,31 +105,29 @@ def _checked(source: Source, target: Path, workers: int | None, scheduler: str |
     check_target(source, target)
     if target.suffix != ".zarr":
         raise ValueError(f"the output of an archive is a Zarr store, whose name ends in .zarr, got {target}")
-    if dtype not in STORED:
-        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
+    check_stored(dtype)
     if workers is not None and scheduler is not None:
         raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if workers is not None and not 1 <= workers <= most:
-        raise ValueError(f"workers must be a whole number from 1 to {most} on this machine, got {workers}")
+    if workers is not None:
+        check_count("workers", workers)
     return workers or 1
 
 
-def _place(target: Path, request: Request, append: bool) -> tuple[Path, Manifest]:
+def _place(target: Path, wanted: Wanted, append: bool) -> tuple[Path, Manifest]:
     """The folder that is worked on, target itself where that is complete or grows, and its manifest."""
     part = target.with_name(target.name + ".part")
     if target.exists() and not part.exists() and Manifest(part).told:
         Manifest(part).move(target)  # the run was killed behind its last step but one
     manifest = Manifest(target)
-    if target.exists() and (append or manifest.is_of(request)):
+    if target.exists() and (append or manifest.is_of(wanted)):
         return target, manifest
     return part, Manifest(part)
 
 
-def _begin(store: Store, manifest: Manifest, request: Request, steps: int) -> None:
+def _begin(store: Store, manifest: Manifest, request: Request, wanted: Wanted, steps: int) -> None:
     """Make an empty store, or find that of a killed run; steps: of a new piece."""
     if store.path.exists() and manifest.told is not None:
-        if not manifest.is_of(request):
+        if not manifest.is_of(wanted):
             raise ValueError(
                 f"{store.path} is unfinished and of other files or options: repeat that command to go on with it, or "
                 "remove the folder"
@@ -136,14 +135,14 @@ def _begin(store: Store, manifest: Manifest, request: Request, steps: int) -> No
         return
     manifest.remove()
     store.create(dataset_of(request), request.dtype)
-    manifest.begin(request, steps, store.length)
+    manifest.begin(wanted, steps, store.length)
 
 
-def _grow(store: Store, manifest: Manifest, request: Request) -> None:
-    """Make a complete store longer where the request has more files."""
-    if manifest.is_of(request):
+def _grow(store: Store, manifest: Manifest, wanted: Wanted) -> None:
+    """Make a complete store longer where more files are wanted."""
+    if manifest.is_of(wanted):
         return
-    if not manifest.grows_to(request):
+    if not manifest.grows_to(wanted):
         raise ValueError(
             f"{store.path} cannot be continued: it has no manifest, or was made with other options, or of files that "
             "have changed or are not among these; without append it is made anew"
@@ -154,7 +153,7 @@ def _grow(store: Store, manifest: Manifest, request: Request) -> None:
             "append it is made anew"
         )
     store.grow(manifest.length)
-    manifest.begin(request, manifest.steps, store.length)
+    manifest.begin(wanted, manifest.steps, store.length)
 
 
 def _make(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import xarray as xr
 
 from fastds.data.grid.times import text_of
 from fastds.data.io.packing import packing
-from fastds.tasks.common.pieces import Job, Piece
+from fastds.tasks.common.pieces import Job, Piece, outline
 
 if TYPE_CHECKING:
     import zarr
@@ -99,11 +100,10 @@ class Store:
             return xr.open_zarr(self.path, chunks=None)
 
     def _outline(self) -> xr.Dataset:
-        """The job's result without values."""
+        """The job's result without values, which to_zarr leaves unwritten where dask holds them."""
         import dask.array as da
 
-        shapes = {name: shape for name, (_, shape) in self.job.variables.items()}
-        return self.job.result({name: da.zeros(shape, np.float32, chunks=-1) for name, shape in shapes.items()})
+        return outline(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
 
 
 def _coded(variable: xr.Variable, array: zarr.Array) -> np.ndarray:

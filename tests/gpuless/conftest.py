@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from _pytest.runner import runtestprotocol
+from forked import in_a_child
 from gpuless.emu import emulated  # noqa: F401  a fixture
 from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
@@ -35,28 +35,16 @@ def pytest_runtest_protocol(item, nextitem):
     forks, which other tests make."""
     if "fake_cuda" not in item.fixturenames:
         return None
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            torch.set_num_threads(1)  # the threads of the parent are not there
-            to_json = item.config.hook.pytest_report_to_serializable
-            reports = [
-                to_json(config=item.config, report=r) for r in runtestprotocol(item, log=False, nextitem=nextitem)
-            ]
-            with os.fdopen(writer, "w") as out:
-                json.dump(reports, out, default=str)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        said = lines.read()
-    _, status = os.waitpid(child, 0)
+
+    def reported(out):
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        to_json = item.config.hook.pytest_report_to_serializable
+        json.dump([to_json(config=item.config, report=report) for report in reports], out, default=str)
+
+    said, status = in_a_child(reported)
     assert status == 0, f"{item.nodeid}: the fork ended with {status}"
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for data in json.loads(said):
+    for data in json.loads("".join(said)):
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
         item.ihook.pytest_runtest_logreport(report=report)
     item.session._setupstate.teardown_exact(nextitem)  # what the test before it left for this one

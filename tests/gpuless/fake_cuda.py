@@ -26,6 +26,9 @@ from torch.utils._pytree import tree_leaves
 from fastds import models
 from fastds.ops.core import native
 
+with FakeTensorMode():
+    pass  # imports 900 modules: here, and not again in the fork of every test
+
 # A torch without CUDA has no guard of CUDA devices, which indexing asks for even where tensors are fake.
 GUARD = """#include <c10/core/impl/DeviceGuardImplInterface.h>
 static c10::impl::DeviceGuardImplRegistrar guard(

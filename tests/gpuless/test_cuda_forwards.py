@@ -11,6 +11,9 @@ from fastds import models
 from fastds.models.cuda_graph import as_captured, frozen
 from fastds.models.registry import PRESETS
 
+# Every cell of recurrent networks runs in one of them here, and in two modules in the training; the rest is alike.
+RUN = [n for n in models.available() if n[:3] not in ("db-", "ms-") or "convgru" in n or n[:3] + n[-6:] == "ms--small"]
+RUN += ["ms-lstm"]
 NOWCASTERS = ("DBRNN", "MSRNN", "StagedRNN", "SimVP", "MLCastConvGRU")
 # Of the presets that differ in size alone, training takes one.
 TRAINED = [n for n in models.available() if not n.endswith(("-small", "-s", "-parity256")) and not n.startswith("ms-")]
@@ -28,9 +31,9 @@ def arguments(name, model, device="cuda"):
         static = draw(c["static_channels"], 16, 20) if c["static_channels"] else None
         return draw(1, 2, c["in_channels"], 16, 20), static, draw(1, 1, 2, 2, 16, 20)
     if kind == "LagrangianRNN":
-        return draw(1, 3, 1, 32, 32), 3, draw(1, 2, 32, 32)
+        return draw(1, 3, 1, 32, 32), 2, draw(1, 2, 32, 32)
     if kind in NOWCASTERS:
-        return draw(1, 5, 1, 32, 32), 3
+        return draw(1, getattr(model, "frames", 2), 1, 32, 32), 2
     if kind == "INRDownscaler":
         return draw(1, c["in_channels"], 12, 16), (20, 31)
     if kind == "FixedRatioDownscaler":
@@ -38,7 +41,7 @@ def arguments(name, model, device="cuda"):
     return (draw(1, 2, c.get("channels") or c["in_channels"], 8, 8),)
 
 
-@pytest.mark.parametrize("name", models.available())
+@pytest.mark.parametrize("name", RUN)
 def test_forward_stays_on_the_device(name, fake_cuda):
     model = on_cuda(name)
     given, model = arguments(name, model), frozen(model, torch.bfloat16)

@@ -3,6 +3,7 @@
 
 import contextlib
 import re
+import tempfile
 import warnings
 
 import numpy as np
@@ -68,9 +69,11 @@ def _merged(path) -> xr.Dataset:
     """One dataset of the hypercubes that cfgrib finds; scalar levels are left out, each variable tells its own."""
     import cfgrib
 
-    with warnings.catch_warnings():  # cfgrib merges trial by trial and warns at each of xarray's future defaults
+    # cfgrib merges trial by trial: by an index it reads the file once. It warns at each future default of xarray.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        parts = cfgrib.open_datasets(path, backend_kwargs={"indexpath": "", "time_dims": ["valid_time"]})
+        how = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"]}
+        parts = cfgrib.open_datasets(path, backend_kwargs=how)
     count = {}
     for part in parts:
         for name in part.data_vars:

@@ -3,7 +3,6 @@
 
 import dataclasses
 import datetime
-import importlib.util
 import os
 import pathlib
 import re
@@ -16,6 +15,7 @@ from fastds._outputs import replacing
 from fastds.data.grid.grids import METRES, grid_mappings
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import rain_units
+from fastds.data.packages import require
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 
 VALIDATOR = "0.4.0"
@@ -111,8 +111,7 @@ def _archivable(dataset: xr.Dataset, path: str | os.PathLike, var: str | None) -
     if pathlib.Path(path).suffix != ".zarr":
         raise ValueError(f"{path}: archives are Zarr stores, and their names end in .zarr")
     for package in ("zarr", "pyproj"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"archives need the package {package}: python -m pip install {package}")
+        require(package, "archives")
     any_law = (200.0, 1.6)  # so that rain is taken unnamed; nothing is converted by it
     source = to_reflectivity(dataset, var, z_r=any_law)
     names = grid_mappings(source.dataset, source.raw)

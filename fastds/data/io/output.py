@@ -87,7 +87,19 @@ def fine_values(
         raise ValueError(f"z must have the shape {expected} for an input {source.shape}, got {z.shape}")
     if source.kind == "amount" and time_factor % 2:
         raise ValueError(f"time_factor must be even for amounts, got {time_factor}")
-    return _values(source, z, factor, time_factor, out)
+    if source.kind == "reflectivity":
+        return z
+    shape = output_shape(source, factor, time_factor)
+    out = np.empty(shape, np.float32) if out is None else out
+    if out.shape != shape:
+        raise ValueError(f"out must have the shape {shape}, got {out.shape}")
+    if source.kind == "amount":
+        _fill_amounts(source, z, factor, time_factor, out)
+        return out
+    millimetres, seconds = rain_units(source.units)
+    for number, frame in enumerate(z):
+        out[number] = source.to_rate(frame) * np.float32(seconds / (millimetres * 3600.0))
+    return out
 
 
 def fine_dataset(source: ReflectivityInput, values: Any, factor: int = 2, time_factor: int = 2) -> xr.Dataset:
@@ -162,22 +174,9 @@ def coarsen_with_weak_echo(z: np.ndarray, factor: int, *, mode: str, floor: floa
     return np.where(np.isnan(strong) | (strong > floor), strong, weak).astype(np.float32)
 
 
-def _values(
-    source: ReflectivityInput, z: np.ndarray, factor: int, time_factor: int, out: np.ndarray | None
-) -> np.ndarray:
-    """z in the units of the source's variable, frame by frame into out."""
-    if source.kind == "reflectivity":
-        return z
-    shape = output_shape(source, factor, time_factor)
-    out = np.empty(shape, np.float32) if out is None else out
-    if out.shape != shape:
-        raise ValueError(f"out must have the shape {shape}, got {out.shape}")
-    millimetres, seconds = rain_units(source.units)
-    if source.kind == "rate":
-        for number, frame in enumerate(z):
-            out[number] = source.to_rate(frame) * np.float32(seconds / (millimetres * 3600.0))
-        return out
-    start = 0
+def _fill_amounts(source: ReflectivityInput, z: np.ndarray, factor: int, time_factor: int, out: np.ndarray) -> None:
+    """The amounts of the source, distributed by z over the cells and intervals of out."""
+    (millimetres, seconds), start = rain_units(source.units), 0
     for segment in source.segments:
         frames = time_factor * (segment.stop - segment.start - 1) + 1
         for number in range(segment.start, segment.stop):
@@ -188,7 +187,6 @@ def _values(
             per = millimetres if seconds is None else millimetres * hours * 3600.0 / time_factor / seconds
             out[time_factor * number : time_factor * (number + 1)] = short / np.float32(per)
         start += frames
-    return out
 
 
 def _times(source: ReflectivityInput, time_factor: int) -> tuple[np.ndarray, np.ndarray | None]:

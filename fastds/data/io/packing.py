@@ -11,6 +11,12 @@ STORED = ("input", "float32")
 FINER = 8
 
 
+def check_stored(dtype: str) -> None:
+    """ValueError for what is none of STORED."""
+    if dtype not in STORED:
+        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
+
+
 def packed_like(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
     """The dataset with its floating fields as integers where the source holds the same variable, in the same units, so.
 

@@ -104,8 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
         training = importlib.import_module(f"fastds.tasks.{task}.training")
         quieten_lightning()
         best = training.train(config)
-        if verdict(best):
-            print(verdict(best))
+        said = verdict(best)
+        if said:
+            print(said)
         if config.report is not None and os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes
             _write_report(config, best)
         return best

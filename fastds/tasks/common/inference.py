@@ -24,7 +24,7 @@ from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.files import check_format
 from fastds.data.io.mlcast import Origin, check_mlcast, save_mlcast
-from fastds.data.io.packing import STORED, packed_like
+from fastds.data.io.packing import check_stored, packed_like
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load
 
@@ -124,8 +124,7 @@ def file_to_file(
     """
     target = Path(target)
     check_field_target(source, target)
-    if dtype not in STORED:
-        raise ValueError(f"dtype must be {' or '.join(STORED)}, got {dtype!r}")
+    check_stored(dtype)
     with opened(source, var, **reading) as dataset:
         if origin is not None:
             check_mlcast(dataset, target, var)

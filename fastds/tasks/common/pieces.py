@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,16 @@ class Piece:
     steps: tuple[int, int]
     reads: tuple[int, int]
     outputs: tuple[int, int]
+
+
+def cut(start: int, stop: int, steps: int) -> list[tuple[int, int]]:
+    """Ranges (first, behind the last) of at most so many steps."""
+    return [(first, min(first + steps, stop)) for first in range(start, stop, steps)]
+
+
+def apart(count: int, steps: int) -> list[Piece]:
+    """Pieces of steps that need no others and give one each."""
+    return [Piece(some, some, some) for some in cut(0, count, steps)]
 
 
 class Job(Protocol):
@@ -59,9 +69,14 @@ class Job(Protocol):
         """What is done, for the user."""
 
 
-def outline(job: Job) -> xr.Dataset:
-    """The result with zeros, which take no memory, before anything is computed: its coordinates and attributes."""
-    return job.result({name: np.broadcast_to(np.float32(0), shape) for name, (_, shape) in job.variables.items()})
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that take no memory."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def outline(job: Job, zeros: Callable = _zeros) -> xr.Dataset:
+    """The result before anything is computed: its coordinates and attributes. zeros: makes its values of a shape."""
+    return job.result({name: zeros(shape) for name, (_, shape) in job.variables.items()})
 
 
 def steps_at_once(job: Job, workers: int = 1) -> int:

@@ -35,13 +35,19 @@ def check_settings(threads: int | None, precision: str | None = None, device: st
     """ValueError for a precision or a device that is not there or a number of threads that is none."""
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-    most = max(64, 4 * (os.cpu_count() or 1))
-    if threads is not None and (int(threads) != threads or not 1 <= threads <= most):
-        raise ValueError(f"threads must be a whole number from 1 to {most} on this machine, got {threads!r}")
+    if threads is not None:
+        check_count("threads", threads)
     if device not in (None, *DEVICES):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
+
+
+def check_count(name: str, value: int) -> None:
+    """ValueError for a number of threads or processes that is none, or more than this machine can want."""
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if int(value) != value or not 1 <= value <= most:
+        raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
 
 
 def settle(

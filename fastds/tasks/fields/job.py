@@ -16,7 +16,7 @@ import xarray as xr
 from fastds.data import add_history, open_dataset
 from fastds.data.grid.grids import scalar_coordinates
 from fastds.tasks.common.inference import Report, store
-from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
@@ -43,7 +43,7 @@ class FieldsJob:
             self.target = target_by_scale(self.own, scale)
         else:
             self.target = target_by_spacing(self.own, grid)
-        self.dataset, self.static = dataset, static
+        self.dataset = dataset
         self.method, self.note = pick_method(model, dataset, self.own, static)
         self.computed = settle(self.method.model, threads, precision, device)
         check_inside(self.own, *self.target)
@@ -59,9 +59,7 @@ class FieldsJob:
 
     def pieces(self, steps: int) -> list[Piece]:
         """See Job: every field is by itself."""
-        count = self.dataset.sizes[self.dim]
-        ranges = ((start, min(start + steps, count)) for start in range(0, count, steps))
-        return [Piece(steps, steps, steps) for steps in ranges]
+        return apart(self.dataset.sizes[self.dim], steps)
 
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""

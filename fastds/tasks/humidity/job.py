@@ -20,7 +20,7 @@ from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_fiel
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.common.inference import Report, loaded
-from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import computing, device_of, settle
 from fastds.tasks.fields.geometry import geometry
@@ -55,9 +55,7 @@ class HumidityJob:
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces of whole sequences."""
-        count = self.field.shape[0]
-        ranges = ((start, min(start + steps, count)) for start in range(0, count, steps))
-        return [Piece(steps, steps, steps) for steps in ranges]
+        return apart(self.field.shape[0], steps)
 
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""

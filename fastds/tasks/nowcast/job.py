@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate, to_reflectivity
@@ -23,7 +24,7 @@ from fastds.tasks.common.inference import (
     store,
     warn_outside,
 )
-from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings, check_settings, computing, settle
 from fastds.tasks.nowcast.forecasts import PERIOD, QUANTITIES, REFERENCE, forecast_dataset, forecast_values
@@ -82,12 +83,12 @@ class Options:
 
 
 class NowcastJob:
-    """A method and a radar field, see fastds.tasks.common.pieces.Job. A step is one forecast."""
+    """A method and a radar field, see fastds.tasks.common.pieces.Job. A step is one forecast; model as in `nowcast`."""
 
-    note = ""  # about the choice of the method
     least = 1
 
-    def __init__(self, method: Method, source: ReflectivityInput, options: Options):
+    def __init__(self, model: nn.Module | str | os.PathLike | None, source: ReflectivityInput, options: Options):
+        method, self.note = pick_method(model)
         method = method if options.block is None else method.in_blocks(options.block)
         self.method = method = method.smoothed() if options.smooth else method
         self.options, self.source, card = options, source, method.card
@@ -120,9 +121,8 @@ class NowcastJob:
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces of so many forecasts."""
-        pieces, count = [], len(self.starts)
-        for first in range(0, count, steps):
-            some = first, min(first + steps, count)
+        pieces = []
+        for some in cut(0, len(self.starts), steps):
             frames = [frame for start in self.starts[slice(*some)] for frame in start.frames]
             pieces.append(Piece(some, (min(frames), max(frames) + 1), some))
         return pieces
@@ -173,7 +173,7 @@ class NowcastJob:
         count, leads = len(self.starts), self.leads
         said = f"{count} forecast{'s' * (count > 1)} of {len(leads)} fields every {leads[0] / 60:g} min"
         notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
-        return Report(self.method.name, self.settings, [note for note in notes if note])
+        return Report(self.method.name, self.settings, notes)
 
 
 def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:
@@ -239,7 +239,4 @@ def _settings(method: Method, factor: int, interval: float, options: Options, co
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastJob:
     """The job of a model by its name or file; options as in Options."""
     chosen = Options(**options)
-    method, note = pick_method(model)
-    job = NowcastJob(method, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)
-    job.note = note
-    return job
+    return NowcastJob(model, to_reflectivity(dataset, chosen.var, z_r=chosen.z_r), chosen)

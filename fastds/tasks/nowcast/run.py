@@ -25,7 +25,6 @@ from fastds.tasks.common.inference import (
 from fastds.tasks.common.pieces import is_lazy, lazy
 from fastds.tasks.nowcast.forecasts import by_valid_time, check_by_valid_time
 from fastds.tasks.nowcast.job import NowcastJob, Options
-from fastds.tasks.nowcast.methods import Method, pick_method
 
 
 def nowcast(
@@ -52,8 +51,7 @@ def nowcast(
         TypeError for an option that is not there. Warns (UserWarning) where grid spacing or interval lie outside the
         range in the model's card.
     """
-    method, _ = pick_method(model)
-    return _run(method, dataset, Options(**options), progress, folder=None)[0]
+    return _run(model, dataset, Options(**options), progress, folder=None)[0]
 
 
 def nowcast_file(
@@ -87,9 +85,7 @@ def nowcast_file(
     chosen = Options(**options)
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
-        method, note = pick_method(model)
-        out, report = _run(method, dataset, chosen, progress, folder, check)
-        report.notes.insert(0, note)
+        out, report = _run(model, dataset, chosen, progress, folder, check)
         return out if origin is None else by_valid_time(out), report
 
     def check(source: ReflectivityInput, starts: list, leads: np.ndarray) -> None:
@@ -121,18 +117,17 @@ def plan(source: ReflectivityInput) -> str:
     """What `nowcast` would make of a radar field by the default method, for the user.
 
     Raises: ValueError where no forecast can start."""
-    method, note = pick_method()
-    job = NowcastJob(method, source, Options())
+    job = NowcastJob(None, source, Options())
     leads, start = job.leads, text_of(job.starts[0].time)
     steps = f"{len(leads)} fields every {leads[0] / 60:g} min from {start}"
-    return "; ".join(text for text in (steps, note, job.settings.get("fastds_resolution")) if text)
+    return "; ".join(text for text in (steps, job.note, job.settings.get("fastds_resolution")) if text)
 
 
-def _run(method: Method, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
+def _run(model, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):
     """The forecasts and the report; folder: where large ones are kept in a file, None: in memory; check: called with
     the source, the starts and the leads before anything is computed. Several forecasts from fields of dask stay
     lazy."""
-    job = NowcastJob(method, to_reflectivity(dataset, options.var, z_r=options.z_r), options)
+    job = NowcastJob(model, to_reflectivity(dataset, options.var, z_r=options.z_r), options)
     if check is not None:
         check(job.source, [start.time for start in job.starts], np.array(job.leads))
     out = lazy(job) if folder is None and job.dim and is_lazy(dataset) else job.at_once(progress, folder)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
@@ -22,7 +21,7 @@ from fastds.tasks.common.inference import (
     store,
     warn_outside,
 )
-from fastds.tasks.common.pieces import Piece
+from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
@@ -33,7 +32,6 @@ TIME_FACTORS = (2, 4)
 class RadarJob:
     """A model and a dataset's radar field, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
 
-    note = ""  # about the choice of the model
     least = 4  # a pair of frames is computed twice where two pieces meet
 
     def __init__(
@@ -43,7 +41,7 @@ class RadarJob:
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
         check_settings(threads, precision, device)
-        self.model = model if isinstance(model, nn.Module) else pick_model(model)[0]
+        self.model, self.note = pick_model(model)
         _check_model(self.model)
         needed = self.model.config.get("static_channels", 0)
         if static is not None or needed:
@@ -61,8 +59,7 @@ class RadarJob:
         """Pieces within segments; a frame needs those beside it."""
         pieces, outputs = [], 0
         for segment in self.source.segments:
-            for start in range(segment.start, segment.stop, steps):
-                stop = min(start + steps, segment.stop)
+            for start, stop in cut(segment.start, segment.stop, steps):
                 reads = max(start - 1, segment.start), min(stop + 1, segment.stop)
                 made = self.time_factor * (stop - start)
                 if stop == segment.stop and self.source.kind != "amount":
@@ -104,7 +101,7 @@ class RadarJob:
     def report(self) -> Report:
         """See Job."""
         notes = [self.note, *self.source.notes, *self.tiled.notes()]
-        return Report(self.model.card.name, self.tiled.settings(), [note for note in notes if note])
+        return Report(self.model.card.name, self.tiled.settings(), notes)
 
 
 def _radar_field(dataset, var, z_r) -> ReflectivityInput:
@@ -123,9 +120,7 @@ def _radar_field(dataset, var, z_r) -> ReflectivityInput:
 
 
 def _check_model(model) -> None:
-    card, config = getattr(model, "card", None), getattr(model, "config", {})
-    if card is None:
-        raise ValueError("model must have a card with its normalisation; load it with fastds.load")
+    card, config = model.card, getattr(model, "config", {})
     if card.input_steps is not None:
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
     if card.floor_dbz is None or card.ceiling_dbz is None:
@@ -151,7 +146,4 @@ def warn_outside_card(card, source: ReflectivityInput, motion_px: float | None) 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarJob:
     """The job of a model by its name or file; options as in fastds.tasks.radar.run.downscale."""
-    chosen, note = pick_model(model)
-    job = RadarJob(chosen, dataset, **options)
-    job.note = note
-    return job
+    return RadarJob(model, dataset, **options)

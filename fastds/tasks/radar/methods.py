@@ -44,10 +44,12 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
     """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
 
     Names are those of BASELINES, too. Where several shipped weights match, "fczsm-small" is taken if it is among them
-    and the others are named. Raises ValueError with the list of candidates where that settles nothing; what fastds.load
-    raises.
+    and the others are named. Raises ValueError with the list of candidates where that settles nothing, and for a module
+    without a card; what fastds.load raises.
     """
     if isinstance(model, nn.Module):
+        if getattr(model, "card", None) is None:
+            raise ValueError("model must have a card with its normalisation; load it with fastds.load")
         return model, f"model {model.card.name}"
     if isinstance(model, str) and model in BASELINES:
         return Baseline(model), f"method {model}, which needs no weights"

@@ -63,7 +63,6 @@ def downscale(
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
     Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
     """
-    model = model if isinstance(model, nn.Module) else pick_model(model)[0]
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device}
     return _run(model, dataset, progress=progress, **options)[0]
@@ -105,12 +104,7 @@ def downscale_file(
             fits = functools.partial(check_truth, source=source, var=var, z_r=z_r, time_factor=time_factor)
             check_truth_file(truth, fits, var, **reading)
 
-        chosen, note = pick_model(model)
-        out, report = _run(
-            chosen, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options
-        )
-        report.notes.insert(0, note)
-        return out, report
+        return _run(model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options)
 
     return file_to_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
 
