@@ -4,7 +4,7 @@
 Listed benchmarks show what was tuned; a sweep shows what a user meets. Every shape is drawn from wide distributions
 (channels 1 to 1024, maps 5 to 500 pixels, batch 1 to 16, log-uniform, at most 2^23 numbers a map), in both memory
 formats, forward and training step. Ours and the peers run in turn in one process on the same tensors; each peer may
-use the layout it likes best. Prints the distribution of (time of the best peer) / (our time) and every loser.
+use the layout it likes best; freed memory is kept by all (`fastds.keep_freed_memory()`). Prints the distribution of (time of the best peer) / (our time) and every loser.
 --save puts the rows into bench/results/sweeps and draws the distribution beside them.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from bench import in_turn
 from bench.conftest import cpu_name
 from bench.report import SLOW, SPREAD, spread, table
-from fastds import ops
+from fastds import keep_freed_memory, ops
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
 MOST_NUMBERS = 1 << 23  # in one map
@@ -336,6 +336,7 @@ def main() -> None:
     in_turn.SECONDS = options.seconds
     from fastds.info import info
 
+    keep_freed_memory()
     rows, load = [], os.getloadavg()[0]
     for number, (case, layout, mode) in enumerate(drawn(options.op, options.shapes, options.seed), 1):
         rows.append(measure(case, layout, mode, getattr(torch, options.dtype)))

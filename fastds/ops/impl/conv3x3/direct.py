@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import dense, empty_map
+from fastds.ops.core.layout import dense, empty_map, plain
 from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3 import reference
 
@@ -27,6 +27,7 @@ def _for_onednn(x: Tensor) -> Tensor:
 
 
 def _conv2d(x, weight, bias, padding_mode):
+    weight = dense(weight)  # torch would rearrange it, more slowly
     if padding_mode == "zeros":
         return F.conv2d(_for_onednn(x), weight, bias, padding=1)
     return F.conv2d(_for_onednn(reference.pad(x, padding_mode)), weight, bias)
@@ -118,7 +119,7 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
     source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
     padding, grad = 1 if padding_mode == "zeros" else 0, _for_onednn(grad.to(x.dtype))
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad, source, weight.to(x.dtype), weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        grad, source, dense(weight.to(x.dtype)), weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
         [wanted_x, wanted_weight, wanted_bias],
     )  # fmt: skip
     if wanted_x:
@@ -137,7 +138,7 @@ def grad_x(grad, weight, padding_mode, dtype):
 def grad_weight(grad, x, x2, padding_mode, dtype):
     source = _source(x, x2)
     like = torch.empty((1, 1, 1, 1), dtype=x.dtype, device=grad.device).expand(grad.shape[1], source.shape[1], 3, 3)
-    return _gradients(grad, source, like, padding_mode, False, True)[1].to(dtype).contiguous()
+    return plain(_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
 
 
 def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:
@@ -156,7 +157,7 @@ def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, al
     if want_source:
         grad_x, grad_x2 = (dense(part) for part in of_source.tensor_split([x.shape[1]], 1))
     if wanted[1]:
-        grad_weight = grad_weight.to(weight.dtype).contiguous()
+        grad_weight = plain(grad_weight.to(weight.dtype))
     if wanted[2]:
         grad_bias = grad_bias.to(weight.dtype)
     return [grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None]
