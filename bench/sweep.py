@@ -4,7 +4,8 @@
 Listed benchmarks show what was tuned; a sweep shows what a user meets. Every shape is drawn from wide distributions
 (channels 1 to 1024, maps 5 to 500 pixels, batch 1 to 16, log-uniform, at most 2^23 numbers a map), in both memory
 formats, forward and training step. Ours and the peers run in turn in one process on the same tensors; each peer may
-use the layout it likes best; freed memory is kept by all (`fastds.keep_freed_memory()`). Prints the distribution of (time of the best peer) / (our time) and every loser.
+use the layout it likes best; freed memory is kept (`fastds.keep_freed_memory()`). Prints the distribution of (time of
+the best peer) / (our time) and every loser.
 --save puts the rows into bench/results/sweeps and draws the distribution beside them.
 """
 
