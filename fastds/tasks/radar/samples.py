@@ -59,7 +59,7 @@ class RadarData(SampleData):
         c = self.config
         train, validation = time_blocks(c)
         events = synthetic_events(c.synthetic_events, self.seed)
-        statics = self._statics([block.path for block in train]) if c.statics else None
+        statics = self.statics_of([block.path for block in train]) if c.statics else None
         shared = dict(
             crop=c.crop,
             floor=c.floor,
@@ -106,7 +106,7 @@ class RadarData(SampleData):
         self.dynamic_variables = found[0].variables
         return found
 
-    def _statics(self, paths: list[str]) -> list[np.ndarray]:
+    def statics_of(self, paths: list[str]) -> list[np.ndarray]:
         """The maps (S, H, W) of every file, normalised as static_variables says, which is set where it is empty: by
         mean and standard deviation over all of them."""
         maps = []

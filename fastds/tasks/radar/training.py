@@ -27,8 +27,9 @@ class RadarModule(SupervisedModule):
     """Trains a model that maps two coarse fields to three fine ones, as config says.
 
     Batches: x (B, 2, 1 + D, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) and static (B, S, h, w)
-    where the model needs them; x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above the
-    floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total over val_mse_trilinear).
+    where the model needs them; x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above
+    the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total over
+    val_mse_trilinear).
     """
 
     def __init__(self, model: torch.nn.Module, config: TrainingConfig):
@@ -141,8 +142,8 @@ def train(config: TrainingConfig) -> pathlib.Path:
     model = build_model(config)
     module = RadarModule(model, config)
     static = model.config.get("static_channels", 0), model.card.static_variables
-    others = {"in_channels": model.config["in_channels"], "devices": config.devices, "progress": config.progress}
-    data = RadarData(config.data, needs_flow(model), config.seed, *static, **others)
+    others = {"in_channels": model.config.get("in_channels", 1), "devices": config.devices}
+    data = RadarData(config.data, needs_flow(model), config.seed, *static, **others, progress=config.progress)
     data.setup()
     model.card.static_variables = data.static_variables
     if data.dynamic_variables:
