@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies share: budgets, folders that a killed run goes on with, intervals, tables, curves."""
+"""What studies share: budgets, folders that a killed run goes on with, intervals, tables."""
 
 import csv
 import json
@@ -93,15 +93,3 @@ def test_tables_for_programs_and_people(tmp_path):
     text = (tmp_path / "scores.md").read_text()
     assert text.startswith("Scores\n\n| method | MSE | paper |\n") and "| a | 0.33 [0.25, 0.50] | 2.0 |" in text
     assert [column.header for column in table.rich().columns] == ["method", "MSE", "paper"]
-
-
-def test_curves_of_a_run_that_was_killed(tmp_path):
-    """Steps that were taken again count as they were the last time; columns that a part has not are left out."""
-    pytest.importorskip("lightning", reason="training extra is not installed")
-    from fastds.studies.common.curves import write_curves
-
-    (tmp_path / "csv").mkdir()
-    (tmp_path / "csv" / "metrics.0.csv").write_text("epoch,loss,step\n0,5.0,0\n0,4.0,1\n0,3.0,2\n")
-    (tmp_path / "csv" / "metrics.csv").write_text("epoch,loss,step,val\n1,3.5,2,\n1,,2,9.0\n1,2.0,3,\n1,2.0,4,1.0\n")
-    write_curves(tmp_path, tmp_path / "curves.csv", ("loss", "val"), 4)
-    assert (tmp_path / "curves.csv").read_text().split() == ["step,loss,val", "0,5.0,", "1,4.0,", "2,3.5,9.0", "3,2.0,"]

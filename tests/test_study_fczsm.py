@@ -256,7 +256,7 @@ def test_tables_of_files_and_samples():
 
 def outputs(folder):
     """What a study leaves that a kill must not change, by name."""
-    kinds = ("*.md", "*.csv", "*.txt", "*.png", "scores/*", "curves/*", "runs/*/*.safetensors")
+    kinds = ("*.md", "*.csv", "*.txt", "*.png", "scores/*", "runs/*/*.safetensors", "runs/*/*.csv")
     found = (p for kind in kinds for p in folder.glob(kind) if p.name[0] != ".")  # a kill leaves hidden parts
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 

@@ -20,7 +20,6 @@ from fastds.studies.fczsm.samples import TestBlock, path_of
 from fastds.studies.fczsm.scores import FLOOR_DBZ
 
 TIMES = ("t1", "t2", "t3")
-COLUMNS = ("loss", "val_mse_total")
 # Method -> (3, H, W) dBZ.
 Fields = Mapping[str, np.ndarray]
 
@@ -62,7 +61,7 @@ def draw_figures(
 
 
 def _loss(curves: Mapping[str, pathlib.Path]):
-    figure = training_curves(curves, ("val_mse_total",))
+    figure = training_curves(curves, ("error",))
     axes = figure.axes[0]
     axes.set_ylabel("validation MSE (dBZ$^2$)")
     for line, name in zip(axes.lines, curves, strict=True):

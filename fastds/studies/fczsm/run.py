@@ -15,7 +15,6 @@ import numpy as np
 from fastds import models
 from fastds.report import Page, check_report
 from fastds.studies.common.budget import PAPER
-from fastds.studies.common.curves import write_curves
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.fczsm import figures, samples, tables
 from fastds.studies.fczsm.config import StudyConfig, parse_arguments
@@ -59,7 +58,7 @@ def run_study(config: StudyConfig) -> pathlib.Path:
         table.write(folder, name)
     (folder / "notes.txt").write_text("\n".join(run.notes()) + "\n")
     run.say("figures")
-    curves = {name: run.curves(name) for name in run.trained}
+    curves = {name: run.curve(name) for name in run.trained}
     block, sample = figures.most_echo(run.blocks)
     fields = {name: run.fields(name, sample) for name in run.names}
     figures.draw_figures(folder, curves, fields, sample, f"{block.name}: truth, methods, and their differences")
@@ -155,13 +154,9 @@ class _Run:
         weights = self._weights(name, c.seeds[0])
         return with_prediction(name, weights, c.threads, c.device, lambda predict: predict(sample).numpy())
 
-    def curves(self, name: str) -> pathlib.Path:
-        """The CSV of the curves of a method's first seed."""
-        seed = self.config.seeds[0]
-        target = self.folder.path / "curves" / f"{name}-{seed}.csv"
-        target.parent.mkdir(exist_ok=True)
-        write_curves(self._folder(name, seed), target, figures.COLUMNS, self.steps)
-        return target
+    def curve(self, name: str) -> pathlib.Path:
+        """The CSV of the validation errors of a method's first seed."""
+        return self._folder(name, self.config.seeds[0]) / "validation.csv"
 
     def notes(self) -> list[str]:
         """What stands below the tables."""

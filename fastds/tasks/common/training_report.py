@@ -24,7 +24,7 @@ _NO_CURVES = ("epoch", "step")
 
 def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig) -> None:
     """Write a report of the training whose best weights are the file `best`, from the logs beside it."""
-    logs = logs_of(best.parent / "csv")
+    logs = _logs(best.parent / "csv")
     charts = [_chart(column, logs) for column in _columns(logs) if not column.startswith("lr-")]
     told = facts(best, dict(flat(dataclasses.asdict(config))), {})
     title = f"Training of {config.model.name}"
@@ -37,7 +37,7 @@ def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig
     ).write(path)
 
 
-def logs_of(folder: Path) -> dict[str, Path]:
+def _logs(folder: Path) -> dict[str, Path]:
     """Logs of the run and of those it resumed, in the order of time."""
     earlier = [folder / f"metrics.{k}.csv" for k in range(len(list(folder.glob("metrics.*.csv"))))]
     paths = [path for path in (*earlier, folder / "metrics.csv") if path.exists()]
