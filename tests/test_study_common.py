@@ -74,10 +74,17 @@ def test_verdicts():
 
 
 def test_estimates_draw_blocks():
-    """Two blocks of equal numbers: the interval is their range however many samples they have."""
-    values, labels = np.repeat([1.0, 3.0], 50), np.repeat([4, 9], 50)[:, None]
-    assert Estimate.of(values, labels) == (2.0, 1.0, 3.0)
+    """Of five blocks, one of them unlike the others, the interval is wide however many samples they have."""
+    values, labels = np.repeat([1.0, 1.0, 1.0, 1.0, 6.0], 50), np.repeat([4, 9, 2, 3, 5], 50)[:, None]
+    found = Estimate.of(values, labels)
+    assert found.mean == 2.0 and found.low == 1.0 and found.high >= 3.0
     assert Estimate.of(np.full(5, 0.7), np.arange(5)[:, None]) == pytest.approx((0.7, 0.7, 0.7))
+
+
+def test_few_blocks_have_no_interval_and_decide_nothing():
+    found = Estimate.of(np.array([-1.0, -1.0, -1.0, -1.0]), np.arange(4)[:, None])
+    assert found.mean == -1.0 and np.isnan([found.low, found.high]).all()
+    assert found.text() == "-1.000" and found.verdict(-1.0) == "undecided"
 
 
 def test_tables_for_programs_and_people(tmp_path):

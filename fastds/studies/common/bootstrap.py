@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
+FEWEST = 5  # blocks that an interval can be drawn from
 
 
 def interval(difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
@@ -29,7 +30,7 @@ def interval(difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, see
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95 % interval, NaN where there is none."""
+    """A mean and its 95 % interval, NaN where there are too few blocks for one."""
 
     mean: float
     low: float
@@ -37,16 +38,19 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray, labels: np.ndarray) -> Estimate:
-        """The mean of one number per sample; labels (samples, kinds): what is drawn, see interval."""
-        return cls(float(np.mean(values)), *interval(np.asarray(values), labels))
+        """The mean of one number per sample; labels (samples, 1): the block of each, see interval."""
+        few = len(np.unique(labels)) < FEWEST
+        return cls(float(np.mean(values)), *((np.nan, np.nan) if few else interval(np.asarray(values), labels)))
 
     def text(self, digits: int = 3, sign: str = "") -> str:
-        """As 0.730 [0.701, 0.762]; sign: "+" for differences."""
+        """As 0.730 [0.701, 0.762], or 0.730 alone; sign: "+" for differences."""
         form = f"{sign}.{digits}f"
+        if np.isnan(self.low):
+            return f"{self.mean:{form}}"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
     def verdict(self, expected: float) -> str:
         """Whether a difference agrees with an expected one, by whether the interval leaves out zero."""
-        if self.low <= 0 <= self.high:
+        if not (self.low > 0 or self.high < 0):
             return "undecided"
         return "agrees" if (self.mean < 0) == (expected < 0) else "opposite"

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from fastds.studies.common.budget import PAPER
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
 
@@ -93,8 +95,6 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
     )  # fmt: skip
 
 
-def width_of(name: str, options: dict[str, Any]) -> int:
-    """Feature maps of the first level of a trained network."""
-    return (
-        options.get("num_features") or options.get("width") or {"unet": 64, "unet3d": 72}.get(METHODS[name].preset, 64)
-    )
+def width_of(model: nn.Module) -> int:
+    """Feature maps of the first level of a network."""
+    return model.config.get("num_features") or model.config["width"]
