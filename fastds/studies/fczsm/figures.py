@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from fastds import data as fd
 from fastds.metrics.errors import CEILING_DBZ
@@ -42,9 +43,10 @@ def _shown(z: np.ndarray) -> np.ndarray:
 
 
 def draw_figures(
-    folder: pathlib.Path, curves: Mapping[str, pathlib.Path], fields: Fields, sample: dict, title: str
+    folder: pathlib.Path, curves: Mapping[str, pathlib.Path], fields: Fields, sample: dict, grid: MapGrid, title: str
 ) -> None:
-    """Write figure-NUMBER.png by the paper's numbers. curves: method -> CSV; fields: of the sample, titled so."""
+    """Write figure-NUMBER.png by the paper's numbers. curves: method -> CSV; fields: of the sample, on a grid, titled
+    so."""
     truth = _truth(sample)
     first, last = (_shown(z) for z in fd.restore(sample["x"][:, 0], FLOOR_DBZ, CEILING_DBZ).numpy())
     drawn = {name: np.where(np.isnan(truth), np.nan, np.clip(z, FLOOR_DBZ, CEILING_DBZ)) for name, z in fields.items()}
@@ -52,15 +54,24 @@ def draw_figures(
         trained = [name for name in names if name in curves]
         if trained:
             save_png(_loss({name: curves[name] for name in trained}), folder / f"figure-{number}.png")
-        chosen = [name for name in dict.fromkeys(("trilinear", *names)) if name in drawn]
+        chosen = {name: drawn[name] for name in dict.fromkeys(("trilinear", *names)) if name in drawn}
         if chosen:
-            rows = {"truth": list(_shown(truth)), **{name: list(_shown(drawn[name])) for name in chosen}}
-            apart = {name: list(drawn[name] - truth) for name in chosen}
-            figure = field_panel(rows, TIMES, differences=apart, inputs=[first, None, last], unit="pixels", title=title)
-            save_png(figure, folder / f"figure-{panel}.png")
+            save_png(_panel(chosen, truth, [first, None, last], grid, title), folder / f"figure-{panel}.png")
 
 
-def _loss(curves: Mapping[str, pathlib.Path]):
+def _panel(fields: Fields, truth: np.ndarray, inputs: list[np.ndarray | None], grid: MapGrid, title: str) -> Figure:
+    """The truth and the fields of each time, and their differences beside them."""
+
+    def from_south(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:  # first row at the bottom
+        return [None if z is None else grid.up(z)[::-1] for z in maps]
+
+    rows = {"truth": from_south(_shown(truth)), **{name: from_south(_shown(z)) for name, z in fields.items()}}
+    differences = {name: from_south(z - truth) for name, z in fields.items()}
+    inputs = from_south(inputs)
+    return field_panel(rows, TIMES, differences=differences, inputs=inputs, unit="pixels", title=title)
+
+
+def _loss(curves: Mapping[str, pathlib.Path]) -> Figure:
     figure = training_curves(curves, ("error",))
     axes = figure.axes[0]
     axes.set_ylabel("validation MSE (dBZ$^2$)")
@@ -82,11 +93,15 @@ def charts(curves: Mapping[str, pathlib.Path]) -> list[Chart]:
     return found
 
 
-def maps(config: DataConfig, block: TestBlock, fields: Fields, sample: dict) -> Maps:
-    """Fields of the sample for a page."""
+def grid_of(config: DataConfig, block: TestBlock) -> MapGrid:
+    """Where the window of a block lies."""
     with fd.open_dataset(path_of(config, block.name)) as dataset:
-        raw = fd.to_reflectivity(dataset, config.var).raw[..., *block.window]
-        drawn = Maps(MapGrid.of(raw), ["truth", *fields], radar_style())
+        return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *block.window])
+
+
+def maps(grid: MapGrid, fields: Fields, sample: dict) -> Maps:
+    """Fields of the sample for a page."""
+    drawn = Maps(grid, ["truth", *fields], radar_style())
     shown = {name: _shown(z) for name, z in {"truth": _truth(sample), **fields}.items()}
     for k, time in enumerate(TIMES):
         drawn.add(time, {name: z[k] for name, z in shown.items()})

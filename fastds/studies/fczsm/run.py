@@ -131,12 +131,13 @@ class FczsmStudy:
             weights = self.runs.weights(name, seed)
             return with_prediction(name, weights, c.threads, c.device, lambda predict: predict(sample).numpy())
 
-        made = {name: fields(name) for name in self.names}
-        figures.draw_figures(self.folder.path, curves, made, sample, f"{block.name}: truth, methods, differences")
+        made, grid = {name: fields(name) for name in self.names}, figures.grid_of(c.data, block)
+        title = f"{block.name}: truth, methods, differences"
+        figures.draw_figures(self.folder.path, curves, made, sample, grid, title)
         if c.report is not None:
             told = facts(None, dict(flat(dataclasses.asdict(c))), {})
             told.pop("Model")
-            rich, maps = [table.rich() for table in shown], figures.maps(c.data, block, made, sample)
+            rich, maps = [table.rich() for table in shown], figures.maps(grid, made, sample)
             title = "FC-ZSM and what it is compared with"
             Page(title, told, rich, self.notes(), maps, figures.charts(curves)).write(c.report)
 
