@@ -161,8 +161,8 @@ def test_missing_entry(file):
 
 
 def test_other_architecture(file):
-    with pytest.raises(ValueError, match=r"holds weights of 'UNet'; this version knows \[.*'FCZSM'"):
-        models.load(rewritten(file, architecture="UNet"))
+    with pytest.raises(ValueError, match=r"holds weights of 'ResNet'; this version knows \[.*'FCZSM'"):
+        models.load(rewritten(file, architecture="ResNet"))
 
 
 def test_other_weights_than_configured(file):

@@ -159,6 +159,11 @@ def test_meteonet(raw, tmp_path):
         z = dataset.reflectivity
         assert z.attrs["no_echo_value"] == -10.0 and (float(z.min()), float(z.max())) == (-10.0, 29.0)
         assert float(z.isnull().mean()) == pytest.approx(1479141 / z.size)
+        ends = {"probability": (0, 38, "%"), "measurement_height": (180, 3190, "m")}
+        for name, (low, high, units) in ends.items():
+            found = dataset[name]
+            assert (float(found.min()), float(found.max()), found.attrs["units"]) == (low, high, units)
+            assert found.dims == z.dims and bool(found.isnull().any())
     rain = "rainfall_SE_2016_08.3.npz"
     with pytest.raises(FileNotFoundError, match="tells no coordinates; MeteoNet has them in radar_coords_SE.npz"):
         open_dataset(raw / "meteonet" / rain)

@@ -56,6 +56,7 @@ def test_ops_say_returns_gradients_and_errors(op):
         "tasks.humidity.config",
         "studies.fields.run",
         "studies.radar",
+        "studies.fczsm.config",
         "studies.nowcast",
         "studies.humidity",
         "studies.command",

@@ -38,6 +38,8 @@ CASES = {
     "HumidityGenerator": ("wgan-gp-small", TINY_GAN, FRAMES),
     "INRDownscaler": ("inr-small", {**TINY_INR, "in_channels": 2, "static_channels": 1}, {}),
     "SRCNN": ("srcnn", {}, {}),
+    "UNet": ("unet", {"width": 2}, {}),
+    "UNet3D": ("unet3d", {"width": 2}, {}),
 }
 
 

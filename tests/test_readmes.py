@@ -24,6 +24,7 @@ FENCE = re.compile(r"^(<!-- ci -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.D
 # What a test shortens: minutes of training and benchmarks. pip and sanitizer builds are left to .ci/run and to hand.
 SHORTER = (
     (r"--max_minutes=\d+", "--max_steps=2 --threads=1"),
+    (r"--budget=\d+min", "--max_steps=2 --threads=1 --data.test_samples=2"),
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
     (r"^pytest tests/(\S+).*$", r"test -f tests/\1"),  # this run collects it
     (r"--calls \d+", "--calls 60"),  # one of each op and kind

@@ -85,7 +85,7 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
         others = "val_mse", "val_mse_reference", "val_mse_trilinear", "val_mse_noise_free", "val_mse_bicubic"
         values = dict.fromkeys(others, torch.tensor(1.0)) | {name: torch.tensor(sign * score)}
         shown = {"sanity_checking": False, "state": SimpleNamespace(fn="fit"), "is_global_zero": True}
-        trainer = SimpleNamespace(**shown, callback_metrics=values)
+        trainer = SimpleNamespace(**shown, global_step=tag, callback_metrics=values)
         config = SimpleNamespace(model=SimpleNamespace(card={}))
         plain = {key: float(value) for key, value in values.items()}
         module = SimpleNamespace(model=network, exported=network, config=config, validation_scores=lambda: plain)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
+from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.models.db_rnn.sim_vp import SimVP
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
@@ -28,6 +29,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "HumidityGenerator": HumidityGenerator,
     "SRCNN": SRCNN,
     "SRResNet": SRResNet,
+    "UNet": UNet,
+    "UNet3D": UNet3D,
 }
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
@@ -82,6 +85,9 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         {"width": 32, "blocks": 8},
         "Baseline: the generator of SRGAN, as large as wgan-gp-small.",
     ),
+    "unet": ("UNet", {}, "U-Net, 64 to 1024 channels, which FC-ZSM is compared with."),
+    "unet-32": ("UNet", {"width": 32}, "The same with 32 to 512 channels."),
+    "unet3d": ("UNet3D", {}, "U-Net of space and time, which FC-ZSM is compared with."),
     "wgan-gp": ("HumidityGenerator", {}, "Generator of the humidity WGAN-GP, x8."),
     "wgan-gp-small": (
         "HumidityGenerator",

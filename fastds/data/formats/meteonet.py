@@ -16,6 +16,11 @@ _NAME = re.compile(r"(rainfall|reflectivity)_(?:new_|old_)?([A-Z]{2})_")
 _MINUTES = 5.0
 # Codes of missing and of no detection: rain in 1/100 mm, old reflectivity in dBZ, new one in 1/10 dBZ.
 _RAIN_MISSING, _OLD_MISSING, _NEW_MISSING, _NEW_NO_ECHO = -1, 255, -200, -100
+# Of the new product: array in the archive -> name and attributes.
+_BESIDE = {
+    "prob": ("probability", {"long_name": "probability of rain", "units": "%"}),
+    "height": ("measurement_height", {"long_name": "height of the measurement", "units": "m"}),
+}
 _STATE_BYTES = 10  # of a pickled datetime: year in two, month, day, hour, minute, second, microseconds in three
 
 
@@ -25,7 +30,8 @@ def recognises(contents: Contents) -> bool:
 
 
 def read(contents: Contents) -> xr.Dataset:
-    """Read rain amounts of 5 minutes, or reflectivity of the old (0: below 8 dBZ) or new product.
+    """Read rain amounts of 5 minutes, or reflectivity of the old (0: below 8 dBZ) or new product; with the latter the
+    probability of rain in % and the height of the measurement in m, `probability` and `measurement_height`.
 
     Latitudes and longitudes come from radar_coords_ZONE.npz in the same folder. The dates, which numpy pickled, are
     taken from the bytes of the pickle; nothing is unpickled.
@@ -38,20 +44,35 @@ def read(contents: Contents) -> xr.Dataset:
         raise ValueError(f"{contents.path}: the name must tell product and zone, such as rainfall_NW_2016_08.3.npz")
     with np.load(contents.path) as archive:
         codes = archive["data"]
+        beside = {name: archive[key] for key, (name, _) in _BESIDE.items() if f"{key}.npy" in contents.members}
     times = _dates(contents.path)
     if codes.ndim != 3 or len(times) != len(codes):
         raise ValueError(f"{contents.path} has {len(times)} dates for data of the shape {codes.shape}")
     named = {"title": f"MeteoNet {match[1]} {match[2]}", "institution": "Meteo-France"}
-    fields = _fields(match[1], codes, new="prob.npy" in contents.members)
+    fields = {**_fields(match[1], codes, new="prob.npy" in contents.members), **_fields_beside(beside)}
     return maps.geographic_map(fields, times, _coordinates(contents.path, match[2], codes.shape[1:]), **named)
 
 
 def _fields(product: str, codes: np.ndarray, new: bool) -> maps.Fields:
     if product == "rainfall":
-        return maps.rainfall_amount(np.where(codes == _RAIN_MISSING, np.nan, codes / 100.0), _MINUTES)
+        return maps.rainfall_amount(_values(codes, codes == _RAIN_MISSING, 100), _MINUTES)
     if new:
-        return maps.reflectivity(np.where(codes == _NEW_MISSING, np.nan, codes / 10.0), _NEW_NO_ECHO / 10.0)
-    return maps.reflectivity(np.where(codes == _OLD_MISSING, np.nan, codes), 0.0)
+        return maps.reflectivity(_values(codes, codes == _NEW_MISSING, 10), _NEW_NO_ECHO / 10.0)
+    return maps.reflectivity(_values(codes, codes == _OLD_MISSING), 0.0)
+
+
+def _fields_beside(codes: dict[str, np.ndarray]) -> maps.Fields:
+    """What the new product has beside the reflectivity; negative codes are missing or without echo."""
+    attrs = dict(_BESIDE.values())
+    return {name: (_values(found, found < 0), attrs[name]) for name, found in codes.items()}
+
+
+def _values(codes: np.ndarray, missing: np.ndarray, parts: int = 1) -> np.ndarray:
+    """Codes in so many parts of the unit as float32, NaN where missing: a part of a month has a billion of them."""
+    values = codes.astype(np.float32)
+    values /= parts
+    values[missing] = np.nan
+    return values
 
 
 def _dates(path: pathlib.Path) -> np.ndarray:

@@ -15,6 +15,7 @@ from fastds.data.grid import times
 from fastds.data.grid.plausible import MEND_FIRST
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
+from fastds.data.samples.dynamic_fields import DynamicFields
 
 _ATTEMPTS = 24
 _MISSING_CODE = np.uint8(255)
@@ -105,7 +106,8 @@ class RadarTriples(torch.utils.data.Dataset):
             triple) from frames coarsened in dBZ.
         statics: None, or per source its static maps (S, H, W), normalised; the sample gets their means over coarse
             pixels.
-    Sample: dict of x (2, 1, h, w), y (3, 1, 2h, 2w) float32 in [0, 1] with missing -> 0; valid (3, 1, 2h, 2w) bool:
+        dynamics: None, or per source its DynamicFields, D more channels of x.
+    Sample: dict of x (2, 1 + D, h, w), y (3, 1, 2h, 2w) float32 in [0, 1] with missing -> 0; valid (3, 1, 2h, 2w) bool:
         the fine pixel is valid and so are the input blocks above it; flow (1, 2, 2, h, w) if asked for; static (S, h,
         w) where there are statics.
     Deterministic by (seed, index); safe in DataLoader workers (call `cache_flow()` before they start).
@@ -128,9 +130,10 @@ class RadarTriples(torch.utils.data.Dataset):
         augment: bool = True,
         flow: Callable[[np.ndarray], np.ndarray] | None = None,
         statics: Sequence[np.ndarray] | None = None,
+        dynamics: Sequence[DynamicFields] | None = None,
         seed: int = 0,
     ):
-        self.statics = statics
+        self.statics, self.dynamics = statics, dynamics
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
         check_not_missing(self.stores)
         self.crop, self.samples, self.modes, self.seed = int(crop), int(samples), tuple(modes), int(seed)
@@ -172,14 +175,16 @@ class RadarTriples(torch.utils.data.Dataset):
         mode = str(rng.choice(self.modes))
         z, row, column = self._draw_crop(rng, store, scale, triple)
         sample = make_sample(z, scale=scale, mode=mode, floor=self.floor, ceiling=self.ceiling)
+        side = 2 * scale * self.crop
+        window = tuple(slice(2 * scale * first, 2 * scale * first + side) for first in (row, column))
+        if self.dynamics is not None:
+            further = self.dynamics[number].coarse(triple[::2], 2 * scale, *window)
+            sample["x"] = np.concatenate([sample["x"], further], 1)
         if self.flow is not None:
             whole = self._coarse_flow(number, scale, triple)
             sample["flow"] = whole[:, :, row : row + self.crop, column : column + self.crop].astype(np.float32)[None]
         if self.statics is not None:
-            side = 2 * scale * self.crop
-            first = 2 * scale * row, 2 * scale * column
-            window = self.statics[number][:, first[0] : first[0] + side, first[1] : first[1] + side]
-            sample["static"] = preparation.coarsen(window, 2 * scale)
+            sample["static"] = preparation.coarsen(self.statics[number][:, *window], 2 * scale)
         if self.augment:
             sample = augment(sample, *rng.integers(0, 2, 4).astype(bool))
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
@@ -232,7 +237,8 @@ class EvaluationTriples(torch.utils.data.Dataset):
     project's files.
 
     Args: source, floor, ceiling, flow as in RadarTriples; interval: multiple of the cadence; scale: coarsening of the
-        truth; every: starts only at multiples of `every` intervals; mode: of the coarsening.
+        truth; every: starts only at multiples of `every` intervals; mode: of the coarsening; static, dynamic: the
+        static maps and the DynamicFields of the source, or None.
     Sample: as in RadarTriples, with whole frames.
     """
 
@@ -248,8 +254,11 @@ class EvaluationTriples(torch.utils.data.Dataset):
         floor: float = preparation.FLOOR_DBZ,
         ceiling: float = preparation.CEILING_DBZ,
         flow: Callable[[np.ndarray], np.ndarray] | None = None,
+        static: np.ndarray | None = None,
+        dynamic: DynamicFields | None = None,
     ):
         self.store = source if isinstance(source, FrameStore) else FrameStore(source)
+        self.static, self.dynamic = static, dynamic
         self.index = self.store.triples(interval, every)
         self.floor, self.ceiling, self.flow = floor, ceiling, flow
         self.scale, self.mode, self.multiple = scale, mode, multiple * scale
@@ -263,6 +272,12 @@ class EvaluationTriples(torch.utils.data.Dataset):
         z = preparation.cut_to_multiple(self.store.dbz(self.index[number]), self.multiple)
         sample = make_sample(z, scale=self.scale, mode=self.mode, floor=self.floor, ceiling=self.ceiling)
         sample["valid"] = sample["valid"] & self.valid
+        factor, rows, columns = 2 * self.scale, *(slice(0, n) for n in z.shape[1:])
+        if self.dynamic is not None:
+            further = self.dynamic.coarse(self.index[number][::2], factor, rows, columns)
+            sample["x"] = np.concatenate([sample["x"], further], 1)
+        if self.static is not None:
+            sample["static"] = preparation.coarsen(self.static[:, rows, columns], factor)
         if self.flow is not None:
             sample["flow"] = np.asarray(self.flow(sample["x"][:, 0]), dtype=np.float32)[None]
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
+from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.precip_lstm import PrecipLSTM
 from fastds.models.db_rnn.sim_vp import SimVP
@@ -120,6 +121,12 @@ def _fczsm(model: FCZSM, *, frames: int = _PAIR) -> Signature:
     return Signature(call, inputs, text)
 
 
+def _unet(model: UNet | UNet3D) -> Signature:
+    inputs = {"x": Input(("batch", _PAIR, model.config["in_channels"], "height", "width"))}
+    text = "x: 2 fields, normalised as the card says, no missing values"
+    return Signature(_Call(model, lambda model, x: model(x)), inputs, text)
+
+
 def _nowcaster(model: nn.Module, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
     _check_nowcaster(model)
     frames = frames or model.card.input_steps or getattr(model, "frames", _KNOWN)
@@ -204,6 +211,7 @@ def _super_resolution(model: nn.Module) -> Signature:
 
 _FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., Signature]], ...] = (
     ((FCZSM,), _fczsm),
+    ((UNet, UNet3D), _unet),
     ((LagrangianRNN,), _lagrangian),
     ((MSRNN, DBRNN, StagedRNN, SimVP, MLCastConvGRU), _nowcaster),
     ((HumidityGenerator,), _generator),

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-DRAWS = 2000
+from fastds.studies.common.bootstrap import interval
+from fastds.studies.common.tables import markdown
+
 OURS = "inr-small"
 # What inr-small, its variants and trained weights are compared with.
 REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per point", "liif", "lte", "edsr-x2", OURS)
@@ -42,28 +44,6 @@ def drawn(run: dict) -> np.ndarray:
     return np.asarray(run["crops"])[:, :2] // [run.get("together", 1), 1]
 
 
-def interval(difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of one number per crop, drawing times and latitude bands, its labels, with replacement.
-
-    Both are drawn independently and a crop counts as often as its time and its band were drawn together: crops of one
-    time or one band are not independent of each other.
-    """
-    rng = np.random.default_rng(seed)
-    weight = np.ones((draws, len(labels)))
-    for column in labels.T:
-        kinds, index = np.unique(column, return_inverse=True)
-        counts = rng.multinomial(len(kinds), np.full(len(kinds), 1 / len(kinds)), draws)
-        weight *= counts[:, index]
-    means = weight @ difference / weight.sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines) + "\n"
-
-
 def _absolute(methods: dict, names: list[str]) -> str:
     rows = []
     for method, runs in methods.items():
@@ -74,7 +54,7 @@ def _absolute(methods: dict, names: list[str]) -> str:
             cells = [f"{v:.2f} ({np.sqrt(m):.4g})" for v, m in zip(db, pooled, strict=True)]
             rows.append([method, scale, *cells, f"{db.mean():.2f}", f"{(10 * np.log10(ranges / pooled)).mean():.2f}"])
     head = ["method", "factor", *(f"{n}: dB (RMSE)" for n in names), "mean dB", "dB of mean MSE"]
-    return "PSNR, mean over the crops and then the variables:\n\n" + _table(head, rows)
+    return "PSNR, mean over the crops and then the variables:\n\n" + markdown(head, rows)
 
 
 def _differences(methods: dict, names: list[str], ours: str) -> str:
@@ -89,7 +69,7 @@ def _differences(methods: dict, names: list[str], ours: str) -> str:
             seeds = ", ".join(f"{e.mean():+.2f}" for e in each)
             rows.append([f"{ours} - {other}", scale, _with_interval(mean.mean(1), labels), *cells, seeds])
     head = ["difference", "factor", "mean dB [95 %]", *names, "mean of each seed"]
-    return f"{ours}, differences in dB:\n\n" + _table(head, rows)
+    return f"{ours}, differences in dB:\n\n" + markdown(head, rows)
 
 
 def _paired(ours: list[dict], theirs: list[dict]) -> Iterable[tuple[dict, dict]]:
@@ -111,7 +91,7 @@ def _costs(methods: dict) -> str:
         for name, runs in methods.items()
         if "seed" in runs[0]
     ]
-    return "Cost:\n\n" + _table(["method", "seeds", "steps", "parameters", "CPU minutes a run"], rows)
+    return "Cost:\n\n" + markdown(["method", "seeds", "steps", "parameters", "CPU minutes a run"], rows)
 
 
 def _minutes(runs: list[dict]) -> float:

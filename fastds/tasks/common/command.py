@@ -28,7 +28,7 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Task -> what is trained. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
 TASKS = {
-    "radar": "FC-ZSM on radar files",
+    "radar": "FC-ZSM and U-Nets on radar files",
     "fields": "arbitrary-scale networks (INR) on latitude-longitude fields",
     "humidity": "WGAN-GP on gridded fields, humidity",
     "nowcast": "DB-RNN and its family on radar files",

@@ -19,6 +19,7 @@ from fastds.tasks.common.checkpoints import CheckpointFile, LastCheckpoint, Stop
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
 from fastds.tasks.common.settings import check_settings
+from fastds.tasks.common.tables import write_csv
 from fastds.tasks.common.training_progress import TrainingProgress
 
 
@@ -156,7 +157,8 @@ def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> No
 
 
 class ExportBest(callbacks.Callback):
-    """Writes last.safetensors at every validation and best.safetensors at the lowest error so far.
+    """Writes last.safetensors at every validation and best.safetensors at the lowest error so far, and the errors by
+    step as validation.csv, which is the same after a kill: the errors are part of the checkpoint.
 
     First in the list of callbacks, so that it sees the averaged weights. Subclasses give validated(trainer, module):
     the network to save, the metrics for its card, and its error.
@@ -165,6 +167,7 @@ class ExportBest(callbacks.Callback):
     def __init__(self, folder: pathlib.Path):
         self.folder, self.best = folder, float("inf")
         self.start: dict = {}  # scores of the weights that the training started from
+        self.errors: dict[int, float] = {}  # by step
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -174,13 +177,16 @@ class ExportBest(callbacks.Callback):
             self.start = network.card.metrics.get("validation", {})
         if self.start:
             network.card.metrics = {**network.card.metrics, "start": self.start}
+        self.errors[trainer.global_step] = error
+        write_csv(self.folder / "validation.csv", ["step", "error"], [[str(k), str(v)] for k, v in self.errors.items()])
         models.save(network, self.folder / "last.safetensors")
         if error < self.best:
             self.best = error
             models.save(network, self.folder / "best.safetensors")
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "start": self.start}
+        return {"best": self.best, "start": self.start, "errors": self.errors}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.start = state["best"], state.get("start", {})
+        self.errors = dict(state.get("errors", {}))

@@ -14,7 +14,7 @@ class ModelConfig(config.ModelConfig):
     """The network.
 
     Args:
-        name: a name of fastds.models.available(), of an FC-ZSM.
+        name: a name of fastds.models.available(), of an FC-ZSM or a U-Net.
         input_gain: of fresh weights: factor of the first convolution, see training.scale_initial_weights; 1 leaves all
             weights alone.
     """
@@ -38,6 +38,9 @@ class DataConfig:
         var: name of the reflectivity variable; None finds it.
         statics: maps for a network with static_channels, such as fczsm-s: FILE.nc:VARIABLE for each of its channels, on
             any grid that covers the files; not with synthetic events, which lie nowhere.
+        dynamics: further variables of the files, such as {probability: [0, 100]}: the ends of the range, in its units,
+            that become 0 and 1; one for each channel beyond the first of a network with in_channels, such as fczsm-d;
+            not with synthetic events, which have none.
         crop: side of a coarse training crop, pixels.
         scales: coarsenings of the truth to draw from.
         intervals: multiples of the cadence to draw from.
@@ -57,6 +60,7 @@ class DataConfig:
     weights: list[float] = dataclasses.field(default_factory=list)
     var: str | None = None
     statics: list[str] = dataclasses.field(default_factory=list)
+    dynamics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     crop: int = 48
     scales: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 4])
     intervals: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3])
@@ -72,7 +76,7 @@ class DataConfig:
 
 @dataclasses.dataclass
 class TrainingConfig(config.SupervisedConfig):
-    """A training run of FC-ZSM.
+    """A training run of FC-ZSM or of a U-Net.
 
     Args:
         data: the samples.

@@ -130,8 +130,8 @@ def _check_model(model) -> None:
         )
     if config.get("in_channels", 1) != 1:
         raise ValueError(
-            f"model {card.name} needs {config['in_channels']} variables; a file of one radar field can only feed a "
-            "model of one variable"
+            f"model {card.name} needs {config['in_channels']} variables; fields are downscaled by models of one, those "
+            "of several are trained and compared (fastds study fczsm)"
         )
 
 

@@ -17,7 +17,7 @@ BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
 # Taken where several shipped weights match and none is named.
 DEFAULT_MODEL = "fczsm-small"
 FLOOR_DBZ, CEILING_DBZ = 0.0, 70.0
-_VARIABLE = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
+VARIABLE = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
 
 
 class Baseline(nn.Module):
@@ -32,7 +32,7 @@ class Baseline(nn.Module):
         self.name, self.config = name, {"in_channels": 1, "scale": 2, "num_features": 4, **moves}
         self.card = ModelCard(
             name=name, floor_dbz=FLOOR_DBZ, ceiling_dbz=CEILING_DBZ, space_factor=2, time_factor=2,
-            input_variables=[_VARIABLE], output_variables=[_VARIABLE],
+            input_variables=[VARIABLE], output_variables=[VARIABLE],
         )  # fmt: skip
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device
 

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from fastds import data as fd
+from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.models.baselines import optical_flow
 from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
 from fastds.tasks.common.tables import tracked
@@ -21,6 +22,7 @@ class RadarData(SampleData):
         static_channels: S, how many of config.statics the network reads. static_variables: of the card of weights that
             are trained on, whose normalisation is kept.
         seed: of the samples; sample i of a run depends on (seed, i) only.
+        in_channels: of the network, one more than there are config.dynamics.
         devices: see SampleData.
         progress: say how far the optical flow is, which is computed before the training.
     """
@@ -32,16 +34,23 @@ class RadarData(SampleData):
         seed: int = 0,
         static_channels: int = 0,
         static_variables: list[dict] = (),
+        in_channels: int = 1,
         devices: int = 1,
         progress: bool = False,
     ):
         super().__init__(config, seed, devices)
         self.progress = progress
-        self.flow, self.static_variables = flow, list(static_variables)
+        self.flow, self.static_variables, self.dynamic_variables = flow, list(static_variables), []
         if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
             raise ValueError(
                 f"data.statics: the network reads {static_channels} static maps and {len(config.statics)} were given, "
                 f"with {config.synthetic_events} synthetic events; expected FILE.nc:VARIABLE per map and none of those"
+            )
+        if len(config.dynamics) != in_channels - 1 or (config.dynamics and config.synthetic_events):
+            raise ValueError(
+                f"data.dynamics: the network reads {in_channels - 1} variables beside the reflectivity and "
+                f"{len(config.dynamics)} were given, with {config.synthetic_events} synthetic events; expected "
+                "{VARIABLE: [low, high], ...} and none of those"
             )
 
     def setup(self, stage: str | None = None) -> None:
@@ -50,7 +59,7 @@ class RadarData(SampleData):
         c = self.config
         train, validation = time_blocks(c)
         events = synthetic_events(c.synthetic_events, self.seed)
-        statics = self._statics([block.path for block in train]) if c.statics else None
+        statics = self.statics_of([block.path for block in train]) if c.statics else None
         shared = dict(
             crop=c.crop,
             floor=c.floor,
@@ -62,6 +71,7 @@ class RadarData(SampleData):
         weights = source_weights(c.weights, len(train), len(events))
         self.training = fd.RadarTriples(
             [*train, *events],
+            dynamics=self._dynamics(train),
             samples=c.epoch_samples,
             scales=tuple(c.scales),
             intervals=tuple(c.intervals),
@@ -72,6 +82,7 @@ class RadarData(SampleData):
         )
         self.validation = fd.RadarTriples(
             validation,
+            dynamics=self._dynamics(validation),
             samples=c.validation_samples,
             scales=(1,),
             intervals=(1,),
@@ -84,7 +95,18 @@ class RadarData(SampleData):
             for samples in (self.training, self.validation):
                 samples.cache_flow(lambda keys: tracked(keys, self.progress, "pairs of fields", "optical flow"))
 
-    def _statics(self, paths: list[str]) -> list[np.ndarray]:
+    def _dynamics(self, blocks: list[fd.TimeBlock]) -> list[DynamicFields] | None:
+        """The fields of every block, which dynamic_variables tells of."""
+        if not self.config.dynamics:
+            return None
+        try:
+            found = [DynamicFields(b.path, self.config.dynamics, slice(b.start, b.stop), b.var) for b in blocks]
+        except ValueError as error:
+            raise ValueError(f"data.dynamics: {error}") from None
+        self.dynamic_variables = found[0].variables
+        return found
+
+    def statics_of(self, paths: list[str]) -> list[np.ndarray]:
         """The maps (S, H, W) of every file, normalised as static_variables says, which is set where it is empty: by
         mean and standard deviation over all of them."""
         maps = []

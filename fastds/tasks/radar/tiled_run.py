@@ -66,10 +66,10 @@ class TiledRun:
         if static is None and self.static is not None:  # a trial of the reach, over no place on earth
             static = x.new_zeros(len(self.static), *x.shape[-2:])
         device = self.computed.device
-        flow = flow.to(device) if self.uses_flow else None
-        static = None if static is None else static.to(device)
+        given = {"static": static, "flow": flow if self.uses_flow else None}
+        given = {name: tensor.to(device) for name, tensor in given.items() if tensor is not None}
         with self.computed.autocast():
-            return self.model(x.to(device), static, flow).float().cpu()
+            return self.model(x.to(device), **given).float().cpu()
 
     def _choose(self, tile, halo) -> tuple[int | None, int]:
         """Core side (None: the whole grid at once) and halo; the reach is measured only where there are seams."""
@@ -172,5 +172,5 @@ class TiledRun:
 
 def _pixel_bytes(model) -> float:
     """Working memory of a forward pass per coarse pixel of a pair of frames, from the network's width."""
-    features, scale = model.config.get("num_features", 64), model.config.get("scale", 2)
+    features, scale = model.config.get("num_features") or model.config.get("width", 64), model.config.get("scale", 2)
     return 4.0 * features * (60 + scale**2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of FC-ZSM: its loss on valid pixels, the run and the exported weights."""
+"""The training of FC-ZSM and U-Nets: its loss on valid pixels, the run and the exported weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from torch import Tensor
 
 from fastds import models
 from fastds.models.baselines import advection, trilinear
+from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.tasks.common.lightning_extra import L, callbacks
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
 from fastds.tasks.radar.config import TrainingConfig
+from fastds.tasks.radar.methods import VARIABLE
 from fastds.tasks.radar.samples import RadarData
 
+NETWORKS = (models.FCZSM, UNet, UNet3D)
 _METHODS = {"trilinear": "trilinear interpolation", "advection": "advection"}
 
 
 class RadarModule(SupervisedModule):
     """Trains a model that maps two coarse fields to three fine ones, as config says.
 
-    Batches: x (B, 2, 1, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) and static (B, S, h, w) where
-    the model needs them; x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above the
-    floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total over val_mse_trilinear).
+    Batches: x (B, 2, 1 + D, h, w), y and valid (B, 3, 1, r*h, r*w), flow (B, 1, 2, 2, h, w) and static (B, S, h, w)
+    where the model needs them; x and y normalised to [0, 1]. Logged: loss, learning rate, val_mse_total (dBZ^2 above
+    the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total over
+    val_mse_trilinear).
     """
 
     def __init__(self, model: torch.nn.Module, config: TrainingConfig):
@@ -50,7 +54,7 @@ class RadarModule(SupervisedModule):
     def _trilinear_mse(self, batch: dict, count: Tensor) -> Tensor:
         with torch.no_grad():
             r = batch["y"].shape[-1] // batch["x"].shape[-1]
-            return self._mse(trilinear(batch["x"], r), batch, count)
+            return self._mse(trilinear(batch["x"][:, :, :1], r), batch, count)
 
     def _mse(self, prediction: Tensor, batch: dict, count: Tensor) -> Tensor:
         """(B,) dBZ^2 on valid pixels."""
@@ -65,7 +69,7 @@ class RadarModule(SupervisedModule):
         self.log("val_mse_trilinear", self._trilinear_mse(batch, count).mean(), **shared)
         if "flow" in batch:
             r = batch["y"].shape[-1] // batch["x"].shape[-1]
-            moved = advection(batch["x"], r, batch["flow"])
+            moved = advection(batch["x"][:, :, :1], r, batch["flow"])
             self.log("val_mse_advection", self._mse(moved, batch, count).mean(), **shared)
 
     def on_validation_epoch_end(self) -> None:
@@ -108,10 +112,10 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     """Create the network with its card, or load config.model.start."""
     c = config.model
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
-    if not isinstance(model, models.FCZSM) or model.config["in_channels"] != 1:
+    if not isinstance(model, NETWORKS):
         raise ValueError(
-            f"model.name: {c.start or c.name!r} cannot be trained on files of one radar field, which takes an FCZSM of "
-            "one channel, such as fczsm, fczsm-s or fczsm-small"
+            f"model.name: {c.start or c.name!r} cannot be trained on radar files, which takes an FC-ZSM or a U-Net, "
+            "such as fczsm, fczsm-d, fczsm-s, fczsm-small, unet or unet3d"
         )
     if not c.start and c.input_gain != 1.0:
         scale_initial_weights(model, c.input_gain)
@@ -138,9 +142,11 @@ def train(config: TrainingConfig) -> pathlib.Path:
     model = build_model(config)
     module = RadarModule(model, config)
     static = model.config.get("static_channels", 0), model.card.static_variables
-    processes = {"devices": config.devices, "progress": config.progress}
-    data = RadarData(config.data, needs_flow(model), config.seed, *static, **processes)
+    others = {"in_channels": model.config.get("in_channels", 1), "devices": config.devices}
+    data = RadarData(config.data, needs_flow(model), config.seed, *static, **others, progress=config.progress)
     data.setup()
     model.card.static_variables = data.static_variables
+    if data.dynamic_variables:
+        model.card.input_variables = [VARIABLE, *data.dynamic_variables]
     further = [callbacks.LearningRateMonitor("step"), *averaging(config)]
     return run(config, module, data, ExportWeights, further=further)

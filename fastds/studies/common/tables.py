@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of a study: as CSV for programs, as Markdown and on a page for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fastds._outputs import replacing
+from fastds.studies.common.bootstrap import Estimate
+from fastds.tasks.common.tables import score_table, write_csv
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n"
+
+
+@dataclasses.dataclass
+class ResultTable:
+    """A table of a study.
+
+    Attributes: title; heads, of the columns; rows of texts and Estimates; digits, of estimates where they are read;
+    sign: "+" where they are differences.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str | Estimate, ...]]
+    digits: int = 3
+    sign: str = ""
+
+    def texts(self) -> list[list[str]]:
+        """The rows as they are read, an estimate with its interval."""
+        return [[c if isinstance(c, str) else c.text(self.digits, self.sign) for c in row] for row in self.rows]
+
+    def markdown(self) -> str:
+        """Title and table."""
+        return f"{self.title}\n\n{markdown(self.heads, self.texts())}"
+
+    def write(self, folder: pathlib.Path, name: str) -> None:
+        """Write folder/name.md and folder/name.csv, in which an estimate is three columns of six digits."""
+        with replacing(folder / f"{name}.md") as temporary:
+            temporary.write_text(self.markdown(), encoding="utf-8")
+        numbers = {k for row in self.rows for k, cell in enumerate(row) if isinstance(cell, Estimate)}
+        heads = [[h, f"{h} low", f"{h} high"] if k in numbers else [h] for k, h in enumerate(self.heads)]
+        lines = [sum((_cells(c, k in numbers) for k, c in enumerate(row)), []) for row in self.rows]
+        write_csv(folder / f"{name}.csv", sum(heads, []), lines)
+
+    def rich(self) -> Table:
+        """For a terminal or a page."""
+        table = score_table(self.title, self.heads)
+        for row in self.texts():
+            table.add_row(*row)
+        return table
+
+
+def _cells(cell: str | Estimate, wide: bool) -> list[str]:
+    if isinstance(cell, Estimate):
+        return [f"{number:.6g}" for number in cell]
+    return [cell, "", ""] if wide else [cell]

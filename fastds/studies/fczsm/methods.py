@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from fastds.studies.common.budget import PAPER
+from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes: preset, of the network, None: nothing to train; published: MSE total, t2, t1 + t3 (of an unknown unit),
+    SSIM, None where the paper has no such row; dynamic, static: whether it reads such channels.
+    """
+
+    preset: str | None
+    published: tuple[float, float, float, float] | None
+    dynamic: bool = False
+    static: bool = False
+
+
+METHODS = {
+    "trilinear": Method(None, (2.452, 5.886, 0.735, 0.895)),
+    "bicubic": Method(None, None),
+    "advection": Method(None, None),
+    "UNet": Method("unet", (1.027, 2.054, 0.514, 0.931)),
+    "UNet3D": Method("unet3d", (0.855, 1.769, 0.398, 0.953)),
+    "ZSM": Method("fczsm", (0.730, 1.456, 0.367, 0.958)),
+    "ZSM-D": Method("fczsm-d", (0.696, 1.359, 0.365, 0.960), dynamic=True),
+    "ZSM-S": Method("fczsm-s", (0.676, 1.333, 0.347, 0.960), static=True),
+    "ZSM-DS": Method("fczsm-ds", (0.675, 1.318, 0.354, 0.960), dynamic=True, static=True),
+}
+# What the paper finds better, and than what.
+ORDER = (
+    ("UNet", "trilinear"), ("UNet3D", "UNet"), ("ZSM", "UNet3D"), ("ZSM-D", "ZSM"), ("ZSM-S", "ZSM"),
+    ("ZSM-DS", "ZSM"), ("ZSM-S", "ZSM-D"), ("ZSM-DS", "ZSM-S"), ("ZSM", "advection"),
+)  # fmt: skip
+# Figures by the paper's numbers of curves, and of maps with their differences.
+FIGURES = {
+    "07": (("UNet", "UNet3D", "ZSM"), "08-09"),
+    "10": (("ZSM", "ZSM-D", "ZSM-S", "ZSM-DS"), "11-12"),
+}
+# In the small: a thirtieth to an eightieth of the paper's parameters.
+_SMALL = {
+    "fczsm": {
+        "num_features": 16, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 3,
+        "lstm_alignment": "plain",
+    },
+    "unet": {"width": 12},
+    "unet3d": {"width": 8},
+}  # fmt: skip
+_VALIDATIONS = 8  # of a training in the small
+PAPER_STEPS, _PASS = 240_000, 6000  # 40 passes over 6000 samples, one by one
+
+
+def network_options(name: str, budget: str, dynamics: int, statics: int) -> dict[str, Any]:
+    """Arguments of the network beyond its preset's. dynamics, statics: how many maps of each kind there are."""
+    method = METHODS[name]
+    options = {} if budget == PAPER else dict(_SMALL[method.preset.split("-")[0]])
+    if method.dynamic:
+        options["in_channels"] = 1 + dynamics
+    if method.static:
+        options["static_channels"] = statics
+    return options
+
+
+def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
+    """The training of a method; data: where the samples are from. run: further options of the training."""
+    paper, method = budget == PAPER, METHODS[name]
+    batch = 1 if paper else 4
+    data = dataclasses.replace(
+        data,
+        statics=data.statics if method.static else [],
+        dynamics=data.dynamics if method.dynamic else {},
+        scales=[1],
+        intervals=[1],
+        modes=["dbz"],
+        crop=data.crop if not paper else 200,
+        batch_size=batch,
+        epoch_samples=_PASS if paper else batch * max(1, -(-steps // _VALIDATIONS)),
+        validation_samples=32,
+        workers=0,
+    )
+    options = network_options(name, budget, len(data.dynamics), len(data.statics))
+    model = ModelConfig(method.preset, options, input_gain=1.0 if paper else 10.0)
+    return TrainingConfig(
+        data, model, loss="mse", max_steps=steps, learning_rate=1e-5 if paper else 2e-3,
+        ema_decay=0.0, warmup_steps=0 if paper else min(50, steps // 10 + 1), **run,
+    )  # fmt: skip
+
+
+def width_of(model: nn.Module) -> int:
+    """Feature maps of the first level of a network."""
+    return model.config.get("num_features") or model.config["width"]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of a method on every test sample, and its fields of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from fastds import data as fd
+from fastds import metrics, models
+from fastds.metrics.errors import CEILING_DBZ
+from fastds.studies.fczsm.methods import METHODS
+from fastds.studies.fczsm.samples import TestBlock, quietly
+from fastds.tasks.common.settings import computing, settle
+from fastds.tasks.radar.methods import BASELINES
+
+FLOOR_DBZ = 15.0
+SCORES = ("mse_total", "mse_t2", "mse_t13", "ssim")
+# A sample -> (3, H, W) dBZ.
+Predict = Callable[[dict[str, Tensor]], Tensor]
+
+
+def score(predict: Predict, blocks: list[TestBlock]) -> dict[str, list[float]]:
+    """The scores of radar_errors by name, one number for each sample of all blocks."""
+    found = [
+        metrics.radar_errors(predict(s), _dbz(s["y"])[:, 0], s["valid"][:, 0], FLOOR_DBZ)
+        for block in blocks
+        for s in block.samples
+    ]
+    return {name: [row[name] for row in found] for name in SCORES}
+
+
+def labels_of(blocks: list[TestBlock]) -> np.ndarray:
+    """(samples, 1): the number of the block of time of each, which no two files share."""
+    keys = [(k, part) for k, block in enumerate(blocks) for part in block.blocks]
+    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1, 1)
+
+
+def with_prediction(
+    name: str, weights: str | os.PathLike | None, threads: int | None, device: str, use: Callable[[Predict], object]
+) -> object:
+    """What use(predict) returns, predict being the method; weights: of a network, None: there are none."""
+    if METHODS[name].preset is None:
+        with computing(None, settle(None, threads)):
+            return use(lambda sample: _dbz(BASELINES[name](sample["x"][None, :, :1], 2)[0, :, 0]))
+    model = quietly(lambda: models.load(weights))
+    settings = settle(model, threads, "fp32", device)
+
+    def predict(sample: dict[str, Tensor]) -> Tensor:
+        given = {"x": sample["x"][:, : model.config["in_channels"]]}
+        if METHODS[name].static:
+            given["static"] = sample["static"]
+        y = model(**{key: z[None].to(settings.device) for key, z in given.items()})
+        return _dbz(y[0, :, 0].float().cpu())
+
+    with computing(model, settings):
+        return use(predict)
+
+
+def _dbz(x: Tensor) -> Tensor:
+    return fd.restore(x, FLOOR_DBZ, CEILING_DBZ)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the study: scores beside the paper's, the paper's order, scores by file, the test samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.tables import ResultTable
+from fastds.studies.fczsm.methods import METHODS, ORDER
+from fastds.studies.fczsm.samples import TestBlock
+from fastds.studies.fczsm.scores import SCORES, labels_of
+
+# Method -> score -> one number for each test sample, the mean over the seeds.
+Results = Mapping[str, Mapping[str, np.ndarray]]
+_HEADS = ("MSE", "MSE t2", "MSE t1+t3", "SSIM")
+
+
+def score_rows(results: Results, blocks: list[TestBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
+    """The paper's tables 1 and 2. sizes: method -> width and parameters."""
+    labels, rows = labels_of(blocks), []
+    for name, method in METHODS.items():
+        width, parameters = sizes.get(name, (0, 0))
+        size = (str(width), f"{parameters:,}") if width else ("-", "-")
+        found = results.get(name)
+        ours = [Estimate.of(found[s], labels) for s in SCORES] if found else ["not run"] + ["-"] * (len(SCORES) - 1)
+        published = method.published
+        paper = [f"{v:.3f}" for v in published] if published else ["-"] * len(SCORES)
+        rows.append(
+            (name, *size, *ours, _reduction(results, name), *paper, _percent(published and published[0], 2.452))
+        )
+    heads = ("method", "width", "parameters", *_HEADS, "reduction %")
+    heads += tuple(f"paper: {head}" for head in (*_HEADS, "reduction %"))
+    return ResultTable("Scores above 15 dBZ, MSE in dBZ^2, with 95 % intervals over blocks of time", heads, rows)
+
+
+def _reduction(results: Results, name: str) -> str:
+    if name not in results or "trilinear" not in results:
+        return "-"
+    return _percent(results[name]["mse_total"].mean(), results["trilinear"]["mse_total"].mean())
+
+
+def _percent(value: float | None, trilinear: float) -> str:
+    return "-" if value is None or value == trilinear else f"{100 * (value / trilinear - 1):+.1f}"
+
+
+def order_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
+    """Every step of the paper's order: by how much one method's MSE is below another's, as shares of trilinear's."""
+    labels, rows = labels_of(blocks), []
+    for better, other in ORDER:
+        if better not in results or other not in results:
+            continue
+        unit = 100 / results["trilinear"]["mse_total"].mean()
+        ours = Estimate.of(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
+        told = [METHODS[name].published for name in (better, other)]
+        paper = 100 * (told[0][0] - told[1][0]) / 2.452 if all(told) else None
+        verdict = "not in the paper" if paper is None else ours.verdict(paper)
+        rows.append((f"{better} less {other}", "-" if paper is None else f"{paper:+.2f}", ours, verdict))
+    title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
+    return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")
+
+
+def file_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
+    """MSE by file."""
+    rows, start = [], 0
+    for block in blocks:
+        stop = start + len(block.samples)
+        rows.append((block.name, *(f"{found['mse_total'][start:stop].mean():.3f}" for found in results.values())))
+        start = stop
+    return ResultTable("MSE by file, dBZ^2", ("file", *results), rows)
+
+
+def sample_rows(blocks: list[TestBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
+    """What was trained, validated and tested on."""
+    rows = []
+    for block in blocks:
+        rows_, columns = block.window
+        parts = [f"{first} to {stop - 1}" for first, stop in files[block.name].values()]
+        size = f"{rows_.stop - rows_.start} x {columns.stop - columns.start}"
+        counts = str(len(block.samples)), str(len(set(block.blocks)))
+        rows.append((block.name, *parts, *counts, size, f"{100 * block.echo:.1f}"))
+    heads = ("file", "training", "validation", "test", "test samples", "blocks of time", "window", "echo %")
+    return ResultTable("Frames of every file, and the test samples", heads, rows)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What studies share: budgets, folders that a killed run goes on with, intervals, tables."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from fastds.studies.common import budget
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.budget import budget_seconds, seconds_a_call, steps_within
+from fastds.studies.common.folder import StudyFolder
+from fastds.studies.common.tables import ResultTable
+
+
+def test_budgets():
+    assert [budget_seconds(text) for text in ("45min", "90 s", "2h", "paper")] == [2700.0, 90.0, 7200.0, None]
+    with pytest.raises(ValueError, match="budget must be a duration such as 45min or the word paper, got 'soon'"):
+        budget_seconds("soon")
+
+
+def test_steps_fill_the_budget():
+    """What is left of the reserve and of the fixed time, by the time of a step of every training."""
+    assert steps_within(1000.0, 2.0, 280.0) == int((0.88 * 1000 - 280) / 2)
+    with pytest.raises(ValueError, match="budget must be at least 3min on this machine"):
+        steps_within(120.0, 5.0, 50.0)
+    assert steps_within(60 * 2.85, 5.0, 50.0) == 20
+
+
+def test_the_first_call_is_not_measured(monkeypatch):
+    """The clock is moved by the calls themselves: 9 s the first, 2 s each of the others."""
+    now, durations = [0.0], iter([9.0] + 20 * [2.0])
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+
+    def call():
+        now[0] += next(durations)
+
+    assert seconds_a_call(call, least=5.0) == 2.0 and now[0] == 9 + 3 * 2
+    now[0] = 0.0
+    assert seconds_a_call(call, least=0.0) == 2.0 and now[0] == 3 * 2  # two are measured at least
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": (1, 2.5)}
+
+    folder = tmp_path / "study"
+    for _ in range(2):
+        assert StudyFolder(folder, {"steps": 4}).once("scores/a-0", make) == {"x": [1, 2.5]}
+    assert made == [1] and json.loads((folder / "scores" / "a-0.json").read_text()) == {"x": [1, 2.5]}
+    with pytest.raises(ValueError, match="holds a study of other options: steps was 4 and is 5; output=FOLDER begins"):
+        StudyFolder(folder, {"steps": 5})
+
+
+def test_a_study_that_cannot_begin_leaves_nothing(tmp_path):
+    def fails():
+        raise ValueError("no time")
+
+    with pytest.raises(ValueError, match="no time"):
+        StudyFolder(tmp_path / "study", {"steps": 4}).once("plan", fails)
+    assert not (tmp_path / "study").exists()
+    StudyFolder(tmp_path / "study", {"steps": 5})
+
+
+def test_verdicts():
+    lower, around = Estimate(-1.0, -2.0, -0.5), Estimate(-1.0, -2.0, 0.5)
+    assert [lower.verdict(-3.0), lower.verdict(3.0), around.verdict(-3.0)] == ["agrees", "opposite", "undecided"]
+    assert Estimate(1.0, 0.5, 2.0).verdict(-1.0) == "opposite" and Estimate(1.0, 0.5, 2.0).verdict(2.0) == "agrees"
+    assert lower.text(2, "+") == "-1.00 [-2.00, -0.50]" and Estimate(1, 1, 1).text(1, "+") == "+1.0 [+1.0, +1.0]"
+
+
+def test_estimates_draw_blocks():
+    """Of five blocks, one of them unlike the others, the interval is wide however many samples they have."""
+    values, labels = np.repeat([1.0, 1.0, 1.0, 1.0, 6.0], 50), np.repeat([4, 9, 2, 3, 5], 50)[:, None]
+    found = Estimate.of(values, labels)
+    assert found.mean == 2.0 and found.low == 1.0 and found.high >= 3.0
+    assert Estimate.of(np.full(5, 0.7), np.arange(5)[:, None]) == pytest.approx((0.7, 0.7, 0.7))
+
+
+def test_few_blocks_have_no_interval_and_decide_nothing():
+    found = Estimate.of(np.array([-1.0, -1.0, -1.0, -1.0]), np.arange(4)[:, None])
+    assert found.mean == -1.0 and np.isnan([found.low, found.high]).all()
+    assert found.text() == "-1.000" and found.verdict(-1.0) == "undecided"
+
+
+def test_tables_for_programs_and_people(tmp_path):
+    rows = [("a", Estimate(1 / 3, 0.25, 0.5), "2.0"), ("b", "not run", "-")]
+    table = ResultTable("Scores", ("method", "MSE", "paper"), rows, digits=2)
+    table.write(tmp_path, "scores")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["method", "MSE", "MSE low", "MSE high", "paper"],
+            ["a", "0.333333", "0.25", "0.5", "2.0"],
+            ["b", "not run", "", "", "-"],
+        ]
+    text = (tmp_path / "scores.md").read_text()
+    assert text.startswith("Scores\n\n| method | MSE | paper |\n") and "| a | 0.33 [0.25, 0.50] | 2.0 |" in text
+    assert [column.header for column in table.rich().columns] == ["method", "MSE", "paper"]
