@@ -117,9 +117,11 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False):
     """Gradients of source, weight and bias by the library, in the dtype of x."""
     source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
-    padding, grad = 1 if padding_mode == "zeros" else 0, _for_onednn(grad.to(x.dtype))
+    padding, grad, weight = 1 if padding_mode == "zeros" else 0, _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
+    if wanted_x:
+        weight = dense(weight)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad, source, dense(weight.to(x.dtype)), weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
         [wanted_x, wanted_weight, wanted_bias],
     )  # fmt: skip
     if wanted_x:
