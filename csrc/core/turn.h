@@ -90,7 +90,7 @@ FASTDS_HD void turn_part(const T* from, int64_t from_row, int64_t rows, int64_t 
 
 // to[c * to_row + r] = from[r * from_row + c]; uint16_t or uint32_t.
 template <class T>
-inline void turn(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
+__attribute__((noinline)) void turn(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
     constexpr int64_t most = kTurn * sizeof(uint32_t) / sizeof(T);
     for (int64_t r = 0; r < rows; r += most)
         for (int64_t c = 0; c < columns; c += kTurn) {
