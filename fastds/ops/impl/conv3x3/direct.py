@@ -26,8 +26,13 @@ def _for_onednn(x: Tensor) -> Tensor:
     return x if channels > 1 else x.as_strided(x.shape, (height * width, 1, width, 1))
 
 
+def _rearranged(weight: Tensor) -> Tensor:
+    """The weight in the layout that oneDNN's maps have, to which torch would bring it more slowly."""
+    return dense(weight) if weight.is_cpu and weight.dtype != torch.float64 else weight
+
+
 def _conv2d(x, weight, bias, padding_mode):
-    weight = dense(weight)  # torch would rearrange it, more slowly
+    weight = _rearranged(weight)
     if padding_mode == "zeros":
         return F.conv2d(_for_onednn(x), weight, bias, padding=1)
     return F.conv2d(_for_onednn(reference.pad(x, padding_mode)), weight, bias)
@@ -119,7 +124,7 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
     source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
     padding, grad, weight = 1 if padding_mode == "zeros" else 0, _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
     if wanted_x:
-        weight = dense(weight)
+        weight = _rearranged(weight)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
         [wanted_x, wanted_weight, wanted_bias],
