@@ -28,11 +28,14 @@ EXPECTED_SKIPS = [
     "this build has the engine for every instruction set",
     "no Linux with transparent huge pages",
     "no chromium on this machine",
+    "matrix tiles come with avx512",
 ]
 if not shutil.which("nvcc") and not shutil.which("nvcc", path="/usr/local/cuda/bin"):
     EXPECTED_SKIPS += ["no nvcc on this machine"]
 if not CPU.exists() or "avx512_bf16" not in CPU.read_text().split():  # not asked of the build, which may lack it
     EXPECTED_SKIPS += ["avx512 is not available", "this machine cannot run avx512"]
+if not CPU.exists() or "amx_bf16" not in CPU.read_text().split():
+    EXPECTED_SKIPS += ["no matrix tiles in this processor"]
 
 
 def unexpected(reason):
