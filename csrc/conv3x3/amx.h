@@ -15,15 +15,14 @@ namespace {
 
 constexpr int kSums = 16;
 
+FASTDS_HD int64_t steps_of(int64_t channels) { return (channels + kTileDepth - 1) / kTileDepth; }
+
 // Numbers of bfloat16 in a tile's row of V: whole steps, and an odd number of cache lines, which fall into different sets.
-FASTDS_HD int64_t pixel_row(int64_t channels) {
-    const int64_t steps = (channels + kTileDepth - 1) / kTileDepth;
-    return (steps | 1) * kTileDepth;
-}
+FASTDS_HD int64_t pixel_row(int64_t channels) { return (steps_of(channels) | 1) * kTileDepth; }
 
 // Packed filters: for every two vectors of columns (or the last one), every step and every tap, their tiles B.
 FASTDS_HD int64_t packed_pairs(int64_t inputs, int64_t vectors) {
-    return 9 * round_up(inputs, kTileDepth) * vectors * kTileColumns / 2;
+    return 9 * steps_of(inputs) * kTileDepth * vectors * kTileColumns / 2;
 }
 
 #if defined(__AVX512BF16__)
@@ -89,7 +88,7 @@ inline void copy_block(const Conv3x3Call& call, int64_t first, int64_t count, co
 
 // The channels of V that the last step reads beyond those of the sources; copies do not touch them.
 inline void clear_rest(int64_t channels, int64_t rows, BFloat16* v, int64_t row, int64_t plane) {
-    const int64_t end = round_up(channels, kTileDepth);
+    const int64_t end = steps_of(channels) * kTileDepth;
     for (int p = 0; channels < end && p < kPoints; p++)
         for (int64_t i = 0; i < rows; i++) __builtin_memset(v + p * plane + i * row + channels, 0, (end - channels) * sizeof(BFloat16));
 }
@@ -97,39 +96,13 @@ inline void clear_rest(int64_t channels, int64_t rows, BFloat16* v, int64_t row,
 // One step of one output: Rows x Columns tiles (1 or 2 each) of M (+)= V * packed.
 template <int Rows, int Columns>
 FASTDS_HD void add_step(const BFloat16* v, int64_t row, int64_t plane, const BFloat16* packed, bool first, float* m, int64_t m_row) {
-    const int64_t stride = row * sizeof(BFloat16), m_stride = m_row * sizeof(float);
-    if (first) {
-        zero_tile<0>();
-        if (Columns > 1) zero_tile<1>();
-        if (Rows > 1) zero_tile<2>();
-        if (Rows > 1 && Columns > 1) zero_tile<3>();
-    } else {
-        load_tile<0>(m, m_stride);
-        if (Columns > 1) load_tile<1>(m + kTileColumns, m_stride);
-        if (Rows > 1) load_tile<2>(m + kTileRows * m_row, m_stride);
-        if (Rows > 1 && Columns > 1) load_tile<3>(m + kTileRows * m_row + kTileColumns, m_stride);
-    }
+    using Sums = TileSums<Rows, Columns>;
+    constexpr int64_t tile = kTileDepth * kTileColumns;
+    Sums::begin(m, m_row, first);
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; tap++) {
-        const BFloat16* a = v + (tap / 3 * 6 + tap % 3) * plane;
-        load_tile<4>(a, stride);
-        load_tile<6>(packed, 64);
-        multiply_tiles<0, 4, 6>();
-        if (Columns > 1) {
-            load_tile<7>(packed + kTileDepth * kTileColumns, 64);
-            multiply_tiles<1, 4, 7>();
-        }
-        if (Rows > 1) {
-            load_tile<5>(a + kTileRows * row, stride);
-            multiply_tiles<2, 5, 6>();
-            if (Columns > 1) multiply_tiles<3, 5, 7>();
-        }
-        packed += Columns * kTileDepth * kTileColumns;
-    }
-    store_tile<0>(m, m_stride);
-    if (Columns > 1) store_tile<1>(m + kTileColumns, m_stride);
-    if (Rows > 1) store_tile<2>(m + kTileRows * m_row, m_stride);
-    if (Rows > 1 && Columns > 1) store_tile<3>(m + kTileRows * m_row + kTileColumns, m_stride);
+    for (int tap = 0; tap < 9; tap++, packed += Columns * tile)
+        Sums::add(v + (tap / 3 * 6 + tap % 3) * plane, row * sizeof(BFloat16), packed, kTileLine, tile * sizeof(BFloat16));
+    Sums::end(m, m_row);
 }
 
 template <int Rows, int Columns>
@@ -143,7 +116,7 @@ inline void sum_products(const BFloat16* v, int64_t row, int64_t plane, const BF
 // M of `count` tiles and of the vectors of columns [begin, end), begin even; m: of column vector `begin`.
 inline void multiply_pixels(const Conv3x3Call& call, int64_t count, const BFloat16* v, int64_t row, int64_t plane, float* m,
                             int64_t m_row, int64_t m_plane, Range vectors) {
-    const int64_t inputs = call.sources.channels(), steps = (inputs + kTileDepth - 1) / kTileDepth;
+    const int64_t steps = steps_of(call.sources.channels());
     const BFloat16* packed = reinterpret_cast<const BFloat16*>(call.packed);
     for (int64_t vector = vectors.begin; vector < vectors.end; vector += 2) {
         const auto sums = vector + 1 < vectors.end

@@ -15,7 +15,6 @@ constexpr int64_t kSharedBytes = 256 << 10;
 inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
                       const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, intptr_t bias, int bias_dtype,
                       const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx) {
-    FASTDS_CHECK(!amx || has_amx(), "conv3x3: no matrix tiles here");
     Conv3x3Call call{};
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, source_shuffle, sign);
@@ -28,8 +27,7 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
-    call.amx = amx;
-    FASTDS_CHECK(!amx || call.sources.dtype == bf16, "conv3x3: matrix tiles take bfloat16");
+    call.amx = to_amx(amx, call.sources);
     return call;
 }
 
@@ -82,8 +80,9 @@ inline void register_conv3x3(py::module_& m) {
             const Conv3x3GradWeight call =
                 make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
             float* work = static_cast<float*>(pointer(workspace));
-            const bool fits = call.sources.dtype == bf16 && call.gradients.dtype == bf16 && call.dtype != f16;
-            FASTDS_CHECK(!amx || (has_amx() && fits), "conv3x3: no matrix tiles for this");
+            to_amx(amx, call.sources);
+            to_amx(amx, call.gradients);
+            FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: no gradient in float16 from matrix tiles");
             py::gil_scoped_release release;
             const int64_t needed = amx ? FASTDS_DISPATCH_VECTOR(conv3x3_amx_grad_weight_bytes, call)
                                        : FASTDS_DISPATCH_VECTOR(conv3x3_grad_weight_bytes, call);

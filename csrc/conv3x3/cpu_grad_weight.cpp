@@ -274,13 +274,7 @@ void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) 
                               work + c * at.d_row + column);
         }
     });
-    if (call.grad_bias == nullptr) return;
-    const ColumnMap map{outputs, call.shuffle};
-    for (int64_t column = 0; column < outputs; column++) {
-        float sum = work[at.bias + column];
-        for (int64_t lane = 1; lane < at.lanes; lane++) sum += work[at.bias + lane * at.d_row + column];
-        static_cast<T*>(call.grad_bias)[map.output(column)] = store<T>(sum);
-    }
+    finish_bias<T>(call, work + at.bias, at.lanes, at.d_row);
 }
 
 }  // namespace

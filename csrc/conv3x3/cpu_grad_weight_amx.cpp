@@ -164,38 +164,12 @@ void stage_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t fi
 // sums (+)= G X of Rows x Columns matrix tiles and one step.
 template <int Rows, int Columns>
 void add_products(const Layout& at, const BFloat16* g, const BFloat16* x, bool fresh, float* sums) {
-    const int64_t stride = at.inputs * sizeof(float), x_stride = 2 * at.inputs * sizeof(BFloat16);
-    float* below = sums + kTileRows * at.inputs;
-    if (fresh) {
-        zero_tile<0>();
-        zero_tile<1>();
-        zero_tile<2>();
-        zero_tile<3>();
-    } else {
-        load_tile<0>(sums, stride);
-        if (Columns > 1) load_tile<1>(sums + kTileColumns, stride);
-        if (Rows > 1) load_tile<2>(below, stride);
-        if (Rows > 1 && Columns > 1) load_tile<3>(below + kTileColumns, stride);
-    }
-    for (int q = 0; q < kSums; q++) {
-        const BFloat16 *a = g + q * at.g_plane, *b = x + (q / 4 * 6 + q % 4) * at.x_plane;
-        load_tile<4>(a, 64);
-        load_tile<6>(b, x_stride);
-        multiply_tiles<0, 4, 6>();
-        if (Columns > 1) {
-            load_tile<7>(b + 2 * kTileColumns, x_stride);
-            multiply_tiles<1, 4, 7>();
-        }
-        if (Rows > 1) {
-            load_tile<5>(a + kTileRows * kTileDepth, 64);
-            multiply_tiles<2, 5, 6>();
-            if (Columns > 1) multiply_tiles<3, 5, 7>();
-        }
-    }
-    store_tile<0>(sums, stride);
-    if (Columns > 1) store_tile<1>(sums + kTileColumns, stride);
-    if (Rows > 1) store_tile<2>(below, stride);
-    if (Rows > 1 && Columns > 1) store_tile<3>(below + kTileColumns, stride);
+    using Sums = TileSums<Rows, Columns>;
+    const int64_t x_stride = 2 * at.inputs * sizeof(BFloat16);
+    Sums::begin(sums, at.inputs, fresh);
+    for (int q = 0; q < kSums; q++)
+        Sums::add(g + q * at.g_plane, kTileLine, x + (q / 4 * 6 + q % 4) * at.x_plane, x_stride, kTileLine);
+    Sums::end(sums, at.inputs);
 }
 
 struct Staged {
@@ -294,12 +268,7 @@ void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) 
             for (int64_t c = 0; c < call.sources.channels(); c += kL)
                 finish_filters<T>(call, at, work + column * at.inputs + c, map.output(column), c);
     });
-    if (call.grad_bias == nullptr) return;
-    for (int64_t column = 0; column < map.columns; column++) {
-        float sum = 0.f;
-        for (int64_t lane = 0; lane < at.lanes; lane++) sum += work[at.bias + lane * at.outputs + column];
-        static_cast<T*>(call.grad_bias)[map.output(column)] = store<T>(sum);
-    }
+    finish_bias<T>(call, work + at.bias, at.lanes, at.outputs);
 }
 
 }  // namespace

@@ -55,7 +55,7 @@ template <class T>
 void pack_pixels(const Conv3x3Weight& w, bool adjoint, int64_t shuffle, BFloat16* packed, int threads) {
     const T* data = static_cast<const T*>(w.data);
     const ColumnMap outputs{w.O, shuffle}, map = adjoint ? ColumnMap{w.C, 1} : outputs;
-    const int64_t inputs = adjoint ? w.O : w.C, steps = (inputs + kTileDepth - 1) / kTileDepth;
+    const int64_t inputs = adjoint ? w.O : w.C, steps = steps_of(inputs);
     const int64_t vectors = (map.columns + kTileColumns - 1) / kTileColumns, tile = kTileDepth * kTileColumns;
     parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {

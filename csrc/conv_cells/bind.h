@@ -67,8 +67,7 @@ inline PlannedCell make_cell(const py::kwargs& given) {
     call.bias = pointer(keywords.take<intptr_t>("bias", 0));
     call.bias_dtype = to_dtype(keywords.take<int>("bias_dtype", 0));
     call.shuffle = 1;
-    call.amx = keywords.take<bool>("amx", false);
-    FASTDS_CHECK(!call.amx || (has_amx() && call.sources.dtype == bf16), "conv_gates: no matrix tiles for this");
+    call.amx = to_amx(keywords.take<bool>("amx"), call.sources);
     keywords.end();
     planned.plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, true, threads);
     return planned;

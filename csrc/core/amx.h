@@ -9,7 +9,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16;  // pixels, summed channels and outputs of a product
+// Of a product: lines of A and of the sum, what is summed, columns of B and of the sum. Of a tile in memory: bytes of a line.
+constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileLine = 64;
 
 // What the instruction LDTILECFG reads.
 struct alignas(64) TileConfig {
@@ -42,6 +43,50 @@ template <int Sum, int A, int B>
 inline __attribute__((always_inline)) void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
 }
+
+// Sums of Rows x Columns tiles, 1 or 2 each, in the registers 0 to 3. In memory `row` floats lie between their lines.
+template <int Rows, int Columns>
+struct TileSums {
+    static inline __attribute__((always_inline)) void begin(const float* sums, int64_t row, bool zero) {
+        const int64_t stride = row * sizeof(float);
+        const float* below = sums + kTileRows * row;
+        if (zero) {
+            zero_tile<0>();
+            if (Columns > 1) zero_tile<1>();
+            if (Rows > 1) zero_tile<2>();
+            if (Rows > 1 && Columns > 1) zero_tile<3>();
+        } else {
+            load_tile<0>(sums, stride);
+            if (Columns > 1) load_tile<1>(sums + kTileColumns, stride);
+            if (Rows > 1) load_tile<2>(below, stride);
+            if (Rows > 1 && Columns > 1) load_tile<3>(below + kTileColumns, stride);
+        }
+    }
+    // a: tiles one below the other; right: bytes from the first tile of B to the second.
+    static inline __attribute__((always_inline)) void add(const void* a, int64_t a_stride, const void* b, int64_t b_stride,
+                                                          int64_t right) {
+        load_tile<4>(a, a_stride);
+        load_tile<6>(b, b_stride);
+        multiply_tiles<0, 4, 6>();
+        if (Columns > 1) {
+            load_tile<7>(static_cast<const char*>(b) + right, b_stride);
+            multiply_tiles<1, 4, 7>();
+        }
+        if (Rows > 1) {
+            load_tile<5>(static_cast<const char*>(a) + kTileRows * a_stride, a_stride);
+            multiply_tiles<2, 5, 6>();
+            if (Columns > 1) multiply_tiles<3, 5, 7>();
+        }
+    }
+    static inline __attribute__((always_inline)) void end(float* sums, int64_t row) {
+        const int64_t stride = row * sizeof(float);
+        float* below = sums + kTileRows * row;
+        store_tile<0>(sums, stride);
+        if (Columns > 1) store_tile<1>(sums + kTileColumns, stride);
+        if (Rows > 1) store_tile<2>(below, stride);
+        if (Rows > 1 && Columns > 1) store_tile<3>(below + kTileColumns, stride);
+    }
+};
 #else  // never called
 inline void configure_tiles() {}
 inline void release_tiles() {}

@@ -9,23 +9,19 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-template <int Bytes>
-struct Bits16Or32 {
-    using type = uint32_t;
-};
-template <>
-struct Bits16Or32<2> {
-    using type = uint16_t;
-};
-
 template <class T>
 inline void turn_numbers(const T* from, int64_t from_row, int64_t rows, int64_t columns, T* to, int64_t to_row) {
-    if constexpr (sizeof(T) == 8) {
+    const auto turn_as = [&](auto bits) {
+        using Bits = decltype(bits);
+        turn(reinterpret_cast<const Bits*>(from), from_row, rows, columns, reinterpret_cast<Bits*>(to), to_row);
+    };
+    if constexpr (sizeof(T) == 2) {
+        turn_as(uint16_t{});
+    } else if constexpr (sizeof(T) == 4) {
+        turn_as(uint32_t{});
+    } else {
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = 0; c < columns; c++) to[c * to_row + r] = from[r * from_row + c];
-    } else {
-        using Bits = typename Bits16Or32<sizeof(T)>::type;
-        turn(reinterpret_cast<const Bits*>(from), from_row, rows, columns, reinterpret_cast<Bits*>(to), to_row);
     }
 }
 
@@ -55,14 +51,15 @@ struct Planes {
     void read(const int64_t* pixel, int64_t count) const {
         const int64_t size = d.Ho * d.Wo;
         for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
-            const int64_t first = 2 * samples * b * size + at;
-            if (offset_item == sizeof(T)) {
-                T* rows = reinterpret_cast<T*>(&offset[0]);
-                turn_numbers(static_cast<const T*>(tensors.offset) + first, size, 2 * samples, n, rows + p * 2 * samples, 2 * samples);
-            } else {
-                float* rows = reinterpret_cast<float*>(&offset[0]);
-                turn_numbers(static_cast<const float*>(tensors.offset) + first, size, 2 * samples, n, rows + p * 2 * samples, 2 * samples);
-            }
+            const auto read_offsets = [&](auto zero) {
+                using S = decltype(zero);
+                const S* from = static_cast<const S*>(tensors.offset) + 2 * samples * b * size + at;
+                turn_numbers(from, size, 2 * samples, n, reinterpret_cast<S*>(&offset[0]) + p * 2 * samples, 2 * samples);
+            };
+            if (offset_item == sizeof(T))
+                read_offsets(T{});
+            else
+                read_offsets(float{});
             if (tensors.mask != nullptr)
                 turn_numbers(static_cast<const T*>(tensors.mask) + samples * b * size + at, size, samples, n, &mask[p * samples], samples);
         });

@@ -12,10 +12,9 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3.costs import cheapest
+from fastds.ops.impl.conv3x3.costs import ENGINES, cheapest
 
 ALGORITHMS = ("auto", "winograd", "amx", "product", "direct")
-ENGINES = ("winograd", "amx")  # algorithms of csrc/conv3x3
 _algorithm = Switch("auto")
 _weight_gradients = Switch(True)
 _rows: ContextVar[int | None] = ContextVar("rows", default=None)

@@ -9,6 +9,7 @@ import functools
 
 import torch
 
+ENGINES = ("winograd", "amx")  # algorithms of csrc/conv3x3, whose output stage may have gates
 MOST_NEIGHBOURHOODS = 1 << 24  # numbers of the matrix that the product makes, 64 MB
 CACHED_WEIGHTS = 1 << 22  # numbers of transformed weights; more of them come from memory
 
@@ -117,7 +118,7 @@ def cheapest(
 
     def seconds(name: str) -> float:
         terms = TERMS[name](batch, inputs, outputs, height, width)
-        apart = gated and name not in ("winograd", "amx")
+        apart = gated and name not in ENGINES
         behind = PASS[0] + PASS[1] * outputs * batch * height * width if apart else 0.0
         return behind + sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
 
