@@ -44,6 +44,9 @@ def test_permutation_is_exact(r, channels, native):
         y = pixel_shuffle(x, r)
         assert y.dtype == dtype and y.is_contiguous(memory_format=CL)
         assert torch.equal(y, F.pixel_shuffle(x, r)) and torch.equal(pixel_unshuffle(y, r), x)
+        y = pixel_shuffle(x.contiguous(), r)
+        assert y.is_contiguous() and (channels == 1 or pixel_unshuffle(y, r).is_contiguous())
+        assert torch.equal(y, F.pixel_shuffle(x, r)) and torch.equal(pixel_unshuffle(y, r), x)
 
 
 @pytest.mark.parametrize("act", ACTS, ids=str)
@@ -98,13 +101,15 @@ def test_paths_by_size(dtype, r, channels, size, native):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CL], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_by_places(dtype, layout, isa):
-    """Rows of several chunks, the last of them shorter, with any factor and number of channels."""
-    for r, (channels, width) in itertools.product((2, 3, 5, 7), ((1, 131), (3, 101), (12, 67), (40, 50))):
+def test_by_places_and_planes(dtype, layout, isa):
+    """Any factor and number of channels: rows of several chunks, the last of them shorter; rows of a vector or less."""
+    shapes = ((1, 131), (3, 101), (12, 67), (40, 50), (2, 32), (2, 5))
+    for r, (channels, width) in itertools.product(FACTORS, shapes):
         x, bias = problem(r, channels, (3, width), dtype=dtype, layout=layout)
         assert torch.equal(pixel_shuffle(x, r), F.pixel_shuffle(x, r))
         given = x.requires_grad_(), bias.requires_grad_()
         y = pixel_shuffle(*given[:1], r, bias, "leaky_relu", 0.25)
+        assert y.is_contiguous(memory_format=layout)
         exact = F.pixel_shuffle(F.leaky_relu(x.double() + bias.double()[:, None, None], 0.25), r)
         torch.testing.assert_close(y.double(), exact.to(dtype).double())
         grad = torch.randn(y.shape).to(dtype)
@@ -129,7 +134,7 @@ def test_strided_inputs(layout, native):
     x = {"contiguous": x, "sliced": x[:, :, 1::2, ::3], "expanded": x[:1].expand(3, -1, -1, -1),
          "transposed": x.transpose(2, 3)}[layout]  # fmt: skip
     y = pixel_shuffle(x, 2, bias, "relu")
-    assert y.is_contiguous(memory_format=CL)
+    assert y.is_contiguous(memory_format=torch.contiguous_format if layout == "contiguous" else CL)
     torch.testing.assert_close(y, loops(x, 2, bias, "relu", 0))
     torch.testing.assert_close(pixel_unshuffle(y, 2), F.pixel_unshuffle(y, 2))
 

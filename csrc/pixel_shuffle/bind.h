@@ -30,17 +30,17 @@ inline void register_pixel_shuffle(py::module_& m) {
             const PixelShuffleForward tensors{pointer(x), pointer(bias), pointer(y), planes};
             FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_forward, params, tensors, threads);
         },
-        "y from x; bias 0: a plain permutation; planes: x is NCHW");
+        "y from x; bias 0: a plain permutation; planes: both are NCHW");
     bind(
         m, "pixel_shuffle_backward",
-        [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials,
+        [](intptr_t grad_y, intptr_t y, intptr_t grad_x, intptr_t grad_bias, intptr_t partials, bool planes,
            const PixelShuffleParams& params, int threads) {
             py::gil_scoped_release release;
             const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
-                                               pointer(partials)};
+                                               pointer(partials), planes};
             FASTDS_DISPATCH_TYPED(params.dtype == f64, pixel_shuffle_backward, params, tensors, threads);
         },
-        "The gradients whose address is not 0; y is 0 without activation");
+        "The gradients whose address is not 0; y is 0 without activation; planes: all maps are NCHW");
 #if FASTDS_BUILD_CUDA
     bind(m, "pixel_shuffle_forward_cuda", [](intptr_t x, intptr_t bias, intptr_t y, const PixelShuffleParams& params,
                                            int device, intptr_t stream) {
@@ -53,7 +53,7 @@ inline void register_pixel_shuffle(py::module_& m) {
              const PixelShuffleParams& params, int device, intptr_t stream) {
               py::gil_scoped_release release;
               const PixelShuffleBackward tensors{pointer(grad_y), pointer(y), pointer(grad_x), pointer(grad_bias),
-                                                 pointer(partials)};
+                                                 pointer(partials), false};
               pixel_shuffle_backward_cuda(params, tensors, device, pointer(stream));
           });
 #endif

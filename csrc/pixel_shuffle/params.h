@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // pixel_shuffle: (B, C*r*r, H, W) <-> (B, C, r*H, r*W), channels_last, with bias and activation in the same pass.
 //
-// Every tensor is dense NHWC, x of the CPU's forward may be dense NCHW. Coarse channel c*r*r + i*r + j is channel c of sub-pixel (i, j). Vectors over the coarse
-// channels (bias and its gradient) are in the compute type and ordered sub-pixel first: element (i*r + j)*C + c.
+// Every tensor is dense NHWC; on the CPU all of a call may be dense NCHW. Coarse channel c*r*r + i*r + j is channel c of
+// sub-pixel (i, j). Vectors over the coarse channels (bias and its gradient) are in the compute type; those of the
+// kernels lie sub-pixel first, element (i*r + j)*C + c, which a caller of the CUDA functions sees to.
 #pragma once
 #include <stdint.h>
 
@@ -24,7 +25,7 @@ struct PixelShuffleForward {
     const void* x;
     const void* bias;  // null: a plain permutation, without activation
     void* y;
-    bool planes;  // x is NCHW; on the CPU
+    bool planes;  // x and y are NCHW; on the CPU
 };
 
 struct PixelShuffleBackward {
@@ -33,6 +34,7 @@ struct PixelShuffleBackward {
     void* grad_x;     // null: not wanted
     void* grad_bias;  // null: not wanted
     void* partials;   // pixel_shuffle_partials(params) * C*r*r elements of the compute type; null without grad_bias
+    bool planes;      // all maps are NCHW; on the CPU
 };
 
 FASTDS_PER_ISA(void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads))

@@ -10,19 +10,62 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Of the sequence a, b, c: the elements J, J + 3, J + 6, ...
-template <int J, class V, int... I>
-FASTDS_HD V every_third(const V& a, const V& b, const V& c, LaneList<I...>) {
+template <int N>
+struct Width {
+    static constexpr int value = N;
+};
+
+// Whether values of a type are permuted in registers. Double precision is for checking, and without AVX-512 there is no
+// permutation of 16-bit lanes.
+#if defined(__AVX512BW__)
+template <class T>
+constexpr bool kHasLanes = sizeof(T) <= 4;
+#elif defined(__AVX2__)
+template <class T>
+constexpr bool kHasLanes = sizeof(T) == 4;
+#else
+template <class T>
+constexpr bool kHasLanes = false;
+#endif
+
+// Odd factors take their lanes from two vectors at once, then from one more at a time: what step K does not take stays.
+//
+// Of the sequence v[0], v[1], ...: the elements J, J + R, J + 2R, ...
+template <int J, int K, int R, class V, int... I>
+FASTDS_HD V every(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     constexpr int N = sizeof...(I);
-    const V ab = __builtin_shufflevector(a, b, (3 * I + J < 2 * N ? 3 * I + J : 0)...);
-    return __builtin_shufflevector(ab, c, (3 * I + J < 2 * N ? I : 3 * I + J - N)...);
+    if constexpr (K == R) {
+        return before;
+    } else {
+        constexpr auto from = [](int i) { return R * i + J; };
+        return every<J, K + 1>(
+            v, V(__builtin_shufflevector(before, v[K], (from(I) / N == K ? N + from(I) % N : K == 1 ? from(I) % N : I)...)),
+            lanes);
+    }
 }
-// a0 b0 c0 a1 b1 c1 ...: third number Part of it.
-template <int Part, class V, int... I>
-FASTDS_HD V in_turn(const V& a, const V& b, const V& c, LaneList<I...>) {
+// v[0][0], v[1][0], ..., v[0][1], ...: vector number Part of that sequence.
+template <int Part, int K, int R, class V, int... I>
+FASTDS_HD V in_turn(const V (&v)[R], const V& before, LaneList<I...> lanes) {
     constexpr int N = sizeof...(I);
-    const V ab = __builtin_shufflevector(a, b, ((Part * N + I) % 3 < 2 ? (Part * N + I) % 3 * N + (Part * N + I) / 3 : 0)...);
-    return __builtin_shufflevector(ab, c, ((Part * N + I) % 3 < 2 ? I : N + (Part * N + I) / 3)...);
+    if constexpr (K == R) {
+        return before;
+    } else {
+        constexpr auto at = [](int i) { return Part * N + i; };
+        return in_turn<Part, K + 1>(
+            v, V(__builtin_shufflevector(before, v[K], (at(I) % R == K ? N + at(I) / R : K == 1 ? at(I) / R : I)...)), lanes);
+    }
+}
+
+// All R of them.
+template <int R, class V, int... J, int... I>
+FASTDS_HD void split_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
+    const V results[R] = {every<J, 1>(v, v[0], lanes)...};
+    for (int k = 0; k < R; k++) v[k] = results[k];
+}
+template <int R, class V, int... J, int... I>
+FASTDS_HD void join_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
+    const V results[R] = {in_turn<J, 1>(v, v[0], lanes)...};
+    for (int k = 0; k < R; k++) v[k] = results[k];
 }
 
 // a, then b, in one vector of twice the lanes.
@@ -37,13 +80,9 @@ FASTDS_HD void deinterleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == 1 || R == 1) {
         return;  // one element per vector is in place already
-    } else if constexpr (R == 3) {
-        const V a = v[0], b = v[1], c = v[2];
-        v[0] = every_third<0>(a, b, c, L{});
-        v[1] = every_third<1>(a, b, c, L{});
-        v[2] = every_third<2>(a, b, c, L{});
+    } else if constexpr (R % 2 == 1) {
+        split_odd(v, lanes_of<R>{}, L{});
     } else {
-        static_assert(R % 2 == 0, "radix 1, 2, 3, 4 or 8");
         V even[R / 2], odd[R / 2];
         for (int k = 0; k < R / 2; k++) {
             even[k] = every_second<0>(v[2 * k], v[2 * k + 1], L{});
@@ -64,13 +103,9 @@ FASTDS_HD void interleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == 1 || R == 1) {
         return;
-    } else if constexpr (R == 3) {
-        const V a = v[0], b = v[1], c = v[2];
-        v[0] = in_turn<0>(a, b, c, L{});
-        v[1] = in_turn<1>(a, b, c, L{});
-        v[2] = in_turn<2>(a, b, c, L{});
+    } else if constexpr (R % 2 == 1) {
+        join_odd(v, lanes_of<R>{}, L{});
     } else {
-        static_assert(R % 2 == 0, "radix 1, 2, 3, 4 or 8");
         V even[R / 2], odd[R / 2];
         for (int k = 0; k < R / 2; k++) {
             even[k] = v[2 * k];

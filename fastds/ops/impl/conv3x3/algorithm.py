@@ -74,7 +74,7 @@ def input_gradients_only() -> Iterator[None]:
 
 def winograd_refusal(x: Tensor) -> str | None:
     """Why the engine cannot take tensors like x, or None."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the engine runs on the CPU, x is on {x.device}"
     if x.dtype == torch.float64:
         return "the engine calculates in float32"

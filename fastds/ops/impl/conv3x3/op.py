@@ -220,7 +220,7 @@ class _GradWeight(torch.autograd.Function):
 
 def refusal(tensor: Tensor, *_) -> str | None:
     """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
-    return native.missing() if tensor.device.type == "cpu" else None
+    return native.missing() if tensor.is_cpu else None
 
 
 CONV3X3 = define(

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope, check_tensor, is_count, number
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import dense, empty_map, plain
+from fastds.ops.core.layout import CHANNELS_LAST, empty_map, laid_out, output_format, plain, turned
 from fastds.ops.core.registry import define
 from fastds.ops.impl.pixel_shuffle import reference
 
@@ -61,11 +61,14 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _sub_pixel_first(vector: Tensor, r: int, dtype: torch.dtype) -> Tensor:
-    """(C*r*r,) in the order of coarse channels -> the order of the kernels, sub-pixel first."""
-    vector = vector.detach().to(dtype)
-    one_order = r == 1 or len(vector) == r * r
-    return plain(vector if one_order else vector.view(-1, r * r).t())
+def _added(x: Tensor, r: int, bias: Tensor | None, act: str, on_cuda: bool) -> Tensor | None:
+    """What the kernel adds before the activation, None for a permutation alone; CUDA's in the order of its kernels,
+    sub-pixel first."""
+    dtype = _compute_dtype(x.dtype)
+    if bias is None:
+        return None if act == "none" else torch.zeros(x.shape[1], dtype=dtype, device=x.device)
+    bias = plain(bias if bias.dtype == dtype else bias.detach().to(dtype))
+    return turned(bias.view(-1, r * r)).view(-1) if on_cuda else bias
 
 
 def _params(coarse_shape, dtype, r, act, negative_slope):
@@ -74,21 +77,21 @@ def _params(coarse_shape, dtype, r, act, negative_slope):
     return native.module().PixelShuffleParams(native.DTYPE_CODES[dtype], *sizes, r, ACT[act], negative_slope)
 
 
+def _layout(like: Tensor) -> torch.memory_format:
+    """Of all maps of a call: on the CPU contiguous where `like` is contiguous, else channels_last."""
+    return output_format(like) if like.is_cpu and not native.runs_on_cuda(like) else CHANNELS_LAST
+
+
 def _forward(x, r, bias, act, negative_slope):
-    y = _fake(x, r, bias, act, negative_slope)
-    on_cuda = native.runs_on_cuda(x)
-    planes = not on_cuda and x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
-    coarse = x if planes else dense(x)
-    ordered = None  # the permutation alone
-    if bias is not None:
-        ordered = _sub_pixel_first(bias, r, _compute_dtype(x.dtype))
-    elif act != "none":
-        ordered = torch.zeros(x.shape[1], dtype=_compute_dtype(x.dtype), device=x.device)
+    y, layout = _fake(x, r, bias, act, negative_slope), _layout(x)
+    coarse, on_cuda = laid_out(x, layout), native.runs_on_cuda(x)
+    added = _added(x, r, bias, act, on_cuda)
     params = _params(x.shape, x.dtype, r, act, negative_slope)
-    addresses = (coarse.data_ptr(), native.address(ordered), y.data_ptr())
+    addresses = (coarse.data_ptr(), native.address(added), y.data_ptr())
     if on_cuda:
         native.module().pixel_shuffle_forward_cuda(*addresses, params, *native.cuda_launch(x))
     else:
+        planes = layout != CHANNELS_LAST
         native.module().pixel_shuffle_forward(*addresses, planes, params, torch.get_num_threads())
     return y
 
@@ -96,7 +99,7 @@ def _forward(x, r, bias, act, negative_slope):
 def _fake(x, r, bias, act, negative_slope):
     batch, channels, height, width = x.shape
     shape = (batch, channels // (r * r), height * r, width * r)
-    return empty_map(shape, x.dtype, x)
+    return empty_map(shape, x.dtype, x, _layout(x))
 
 
 def _coarse_shape(fine_shape, r):
@@ -105,31 +108,35 @@ def _coarse_shape(fine_shape, r):
 
 
 def _backward(grad_y, y, r, negative_slope, bias_dtype, wanted):
-    module, dtype = native.module(), grad_y.dtype
-    grad, result = (None if t is None else dense(t) for t in (grad_y, y))
-    shape = _coarse_shape(grad_y.shape, r)
+    module, dtype, layout = native.module(), grad_y.dtype, _layout(grad_y if y is None else y)
+    grad, result = (None if t is None else laid_out(t, layout) for t in (grad_y, y))
+    shape, on_cuda = _coarse_shape(grad_y.shape, r), native.runs_on_cuda(grad_y)
     params = _params(shape, dtype, r, "none" if y is None else "leaky_relu", negative_slope)
     grad_x = sums = partials = None
     if wanted[0]:
-        grad_x = empty_map(shape, dtype, grad_y)
+        grad_x = empty_map(shape, dtype, grad_y, layout)
     if wanted[1]:
-        sums = torch.empty((r * r, shape[1] // (r * r)), dtype=_compute_dtype(dtype), device=grad_y.device)
-        pieces = params.partials if native.runs_on_cuda(grad_y) else params.cpu_partials
+        sums = torch.empty(shape[1], dtype=_compute_dtype(dtype), device=grad_y.device)
+        pieces = params.partials if on_cuda else params.cpu_partials
         partials = torch.empty((pieces, sums.numel()), dtype=sums.dtype, device=grad_y.device)
     addresses = [native.address(t) for t in (grad, result, grad_x, sums, partials)]
-    if not native.runs_on_cuda(grad_y):
-        module.pixel_shuffle_backward(*addresses, params, torch.get_num_threads())
+    if not on_cuda:
+        module.pixel_shuffle_backward(*addresses, layout != CHANNELS_LAST, params, torch.get_num_threads())
     elif grad_y.numel():
         module.pixel_shuffle_backward_cuda(*addresses, params, *native.cuda_launch(grad_y))
     elif sums is not None:
         sums.zero_()
     grads = [] if grad_x is None else [grad_x]
-    return grads if sums is None else [*grads, sums.t().reshape(-1).to(bias_dtype)]
+    if sums is None:
+        return grads
+    sums = turned(sums.view(r * r, -1)).view(-1) if on_cuda else sums
+    return [*grads, sums.to(bias_dtype)]
 
 
 def _backward_fake(grad_y, y, r, negative_slope, bias_dtype, wanted):
     shape, device = _coarse_shape(grad_y.shape, r), grad_y.device
-    grads = [empty_map(shape, grad_y.dtype, grad_y)] if wanted[0] else []
+    layout = _layout(grad_y if y is None else y)
+    grads = [empty_map(shape, grad_y.dtype, grad_y, layout)] if wanted[0] else []
     return [*grads, torch.empty(shape[1], dtype=bias_dtype, device=device)] if wanted[1] else grads
 
 
@@ -216,14 +223,15 @@ def pixel_shuffle(
     y[b, c, r*h + i, r*w + j] = act(x[b, c*r*r + i*r + j, h, w] + bias[c*r*r + i*r + j])
 
     Args:
-        x: (B, C*r^2, H, W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
-        r: factor in space, 1 to 8; 1, 2, 3, 4 and 8 are permuted in registers.
+        x: (B, C*r^2, H, W), float32, bfloat16, float16 or float64; any strides.
+        r: factor in space, 1 to 8.
         bias: (C*r^2,), unit of x, dtype of x or float32, or None.
         act: None, "relu" or "leaky_relu".
         negative_slope: of leaky_relu, >= 0.
 
     Returns:
-        (B, C, r*H, r*W), dtype of x, channels_last. The channel order is that of torch.nn.PixelShuffle.
+        (B, C, r*H, r*W), dtype of x, on the CPU contiguous where x is contiguous, else channels_last. The channel order
+        is that of torch.nn.PixelShuffle.
 
     Gradients: x and bias, to any order. Deterministic, and independent of the number of threads, bit for bit. Under
     autocast x takes its dtype, the bias may stay in float32.
@@ -245,11 +253,11 @@ def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
     y[b, c*r*r + i*r + j, h, w] = x[b, c, r*h + i, r*w + j]
 
     Args:
-        x: (B, C, r*H, r*W), float32, bfloat16, float16 or float64; any strides, fastest in channels_last.
+        x: (B, C, r*H, r*W), float32, bfloat16, float16 or float64; any strides.
         r: factor in space, 1 to 8.
 
     Returns:
-        (B, C*r^2, H, W), dtype of x, channels_last.
+        (B, C*r^2, H, W), dtype of x, on the CPU contiguous where x is contiguous, else channels_last.
 
     Gradients: x, to any order. Deterministic.
 

@@ -7,15 +7,20 @@ from torch import Tensor
 from fastds.ops.impl.conv3x3.reference import activate, channels_last, shuffled, unshuffled
 
 
+def _as(like: Tensor, result: Tensor) -> Tensor:
+    """Contiguous where `like` is, else channels_last; vmap knows no question for channels_last."""
+    return result.contiguous() if like.is_contiguous() else channels_last(result)
+
+
 def pixel_shuffle(x, r, bias=None, act="none", negative_slope=0.1) -> Tensor:
     """shuffle_r(act(x + bias)) of fastds.ops.pixel_shuffle."""
     y = x if bias is None else x + bias[:, None, None]
-    return channels_last(shuffled(activate(y, act, negative_slope), r).to(x.dtype))
+    return _as(x, shuffled(activate(y, act, negative_slope), r).to(x.dtype))
 
 
 def pixel_unshuffle(x, r) -> Tensor:
     """Coarse channel c*r*r + i*r + j at (h, w) = x at channel c, (r*h + i, r*w + j)."""
-    return channels_last(unshuffled(x, r))
+    return _as(x, unshuffled(x, r))
 
 
 def activation_gradient(grad_y, y, negative_slope) -> Tensor:

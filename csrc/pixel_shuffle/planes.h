@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// Planes (NCHW): a row of sub-pixels is r rows of coarse pixels, of r planes, element by element in turn.
+#pragma once
+#include "core/buffer.h"
+#include "pixel_shuffle/calculate.h"
+#include "pixel_shuffle/permute.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// The first `count` elements of a vector, from memory and to it; count may be less than 0 or exceed N.
+template <int N, class U>
+FASTDS_HD Vec<U, N> load_some(const U* from, int64_t count) {
+    Vec<U, N> v{};
+    if (count >= N) {
+        __builtin_memcpy(&v, from, sizeof(v));
+        return v;
+    }
+#if defined(__AVX512BW__)
+    if constexpr (sizeof(U) == 4) return (Vec<U, N>)_mm512_maskz_loadu_epi32(count > 0 ? (1u << count) - 1 : 0, from);
+    if constexpr (sizeof(U) == 2) return (Vec<U, N>)_mm512_maskz_loadu_epi16(count > 0 ? (1u << count) - 1 : 0, from);
+#endif
+    for (int64_t k = 0; k < count; k++) v[k] = from[k];
+    return v;
+}
+template <int N, class U>
+FASTDS_HD void store_some(U* to, const Vec<U, N>& v, int64_t count) {
+    if (count >= N) {
+        __builtin_memcpy(to, &v, sizeof(v));
+        return;
+    }
+#if defined(__AVX512BW__)
+    if constexpr (sizeof(U) == 4) return _mm512_mask_storeu_epi32(to, count > 0 ? (1u << count) - 1 : 0, (__m512i)v);
+    if constexpr (sizeof(U) == 2) return _mm512_mask_storeu_epi16(to, count > 0 ? (1u << count) - 1 : 0, (__m512i)v);
+#endif
+    for (int64_t k = 0; k < count; k++) to[k] = v[k];
+}
+
+// R rows of W elements, `pitch` apart, and one row in which their elements take turns; each(v, j): what becomes of a vector
+// v of row j on the way there. U: the bits that values are moved as.
+template <int R, class U, class Each>
+void weave(const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
+    constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
+    for (int64_t w = 0; w < W; w += N) {
+        Vec<U, N> v[R];
+#pragma GCC unroll 8
+        for (int j = 0; j < R; j++) v[j] = each(load_some<N>(rows + j * pitch + w, W - w), j);
+        interleave<R, N>(v);
+#pragma GCC unroll 8
+        for (int k = 0; k < R; k++) store_some<N>(to + w * R + k * N, v[k], (W - w) * R - k * N);
+    }
+}
+template <int R, class U>
+void unweave(const U* from, int64_t pitch, int64_t W, U* rows) {
+    constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
+    for (int64_t w = 0; w < W; w += N) {
+        Vec<U, N> v[R];
+#pragma GCC unroll 8
+        for (int k = 0; k < R; k++) v[k] = load_some<N>(from + w * R + k * N, (W - w) * R - k * N);
+        deinterleave<R, N>(v);
+#pragma GCC unroll 8
+        for (int j = 0; j < R; j++) store_some<N>(rows + j * pitch + w, v[j], W - w);
+    }
+}
+
+// Calls use(Width<r>); without lanes use(Width<0>).
+template <class T, class Use>
+FASTDS_HD void for_factor(int r, const Use& use) {
+    if constexpr (!kHasLanes<T>) return use(Width<0>{});
+    switch (r) {
+        case 1: return use(Width<1>{});
+        case 2: return use(Width<2>{});
+        case 3: return use(Width<3>{});
+        case 4: return use(Width<4>{});
+        case 5: return use(Width<5>{});
+        case 6: return use(Width<6>{});
+        case 7: return use(Width<7>{});
+        default: return use(Width<8>{});
+    }
+}
+
+// Short rows are woven together, as they lie in a plane, and then laid where they belong.
+FASTDS_HD int64_t rows_together(const PixelShuffleParams& p) {
+    const int64_t fitting = p.W >= 32 ? 1 : 64 / (p.W > 0 ? p.W : 1);
+    return fitting < p.H ? fitting : p.H;
+}
+
+template <bool Plain, class T>
+class ForwardPlanes {
+    using A = compute_t<T>;
+    using U = bits_t<T>;
+    static constexpr bool kStaged = !Plain && (sizeof(A) != sizeof(T) || !kHasLanes<T>);  // calculated, then woven
+
+  public:
+    ForwardPlanes(const Problem<T>& problem, const PixelShuffleForward& tensors)
+        : own_(problem),
+          t_(tensors),
+          together_(rows_together(problem.p)),
+          pitch_(together_ * problem.p.W + kLanes<A>),
+          calculated_(kStaged ? problem.p.r * pitch_ : 1),
+          woven_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 1) {}
+
+    // The rows of coarse pixels [h, h + count), at most rows_together(), of sub-pixel row i of a channel of an image.
+    void rows(int64_t image_channel, int64_t i, int64_t h, int64_t count) const {
+        const PixelShuffleParams& p = own_.p;
+        const int64_t plane = p.H * p.W, run = p.r * p.W;
+        const T* coarse = static_cast<const T*>(t_.x) + (image_channel * p.r + i) * p.r * plane + h * p.W;
+        T* fine = static_cast<T*>(t_.y) + ((image_channel * p.H + h) * p.r + i) * run;
+        const A* added = Plain ? nullptr : static_cast<const A*>(t_.bias) + (image_channel % p.C * p.r + i) * p.r;
+        T* to = together_ > 1 ? static_cast<T*>(woven_) : fine;
+        if constexpr (kStaged) {
+            for (int64_t j = 0; j < p.r; j++)
+                calculate<false, true>(own_, coarse + j * plane, added + j, count * p.W, calculated_ + j * pitch_);
+            weave_rows(calculated_, pitch_, count * p.W, added, to);
+        } else {
+            weave_rows(coarse, plane, count * p.W, added, to);
+        }
+        for (int64_t k = 0; together_ > 1 && k < count; k++)
+            __builtin_memcpy(fine + k * p.r * run, woven_ + k * run, run * sizeof(T));
+    }
+
+  private:
+    void weave_rows(const T* rows, int64_t pitch, int64_t W, const A* added, T* to) const {
+        const int64_t r = own_.p.r;
+        for_factor<T>(own_.p.r, [=, act = own_.act](auto factor) {
+            constexpr int R = decltype(factor)::value;
+            if constexpr (R == 0) {
+                for (int64_t k = 0; k < W * r; k++) to[k] = rows[k % r * pitch + k / r];
+            } else {
+                const auto each = [=](auto v, int j) __attribute__((always_inline)) {
+                    if constexpr (Plain || kStaged)
+                        return v;
+                    else
+                        return activate(decltype(v)(v + added[j]), act);
+                };
+                weave<R>((const U*)rows, pitch, W, (U*)to, each);
+            }
+        });
+    }
+
+    const Problem<T> own_;
+    const PixelShuffleForward t_;
+    const int64_t together_, pitch_;
+    const Buffer<T> calculated_, woven_;
+};
+
+template <bool Plain, class T>
+void forward_planes(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
+    const PixelShuffleParams& p = problem.p;
+    const int64_t together = rows_together(p), groups = p.H > 0 ? (p.H + together - 1) / together : 0;
+    parallel_for(p.B * p.C * p.r * groups, threads, [=](int64_t begin, int64_t end) {
+        const ForwardPlanes<Plain, T> planes(problem, t);
+        const int64_t H = problem.p.H, r = problem.p.r;
+        for (int64_t task = begin; task < end; task++) {
+            const int64_t h = task % groups * together, count = H - h < together ? H - h : together;
+            planes.rows(task / groups / r, task / groups % r, h, count);
+        }
+    });
+}
+
+// The backward pass of one thread.
+template <class T>
+class BackwardPlanes {
+    using A = compute_t<T>;
+    using U = bits_t<T>;
+
+  public:
+    BackwardPlanes(const Problem<T>& problem, const PixelShuffleBackward& tensors)
+        : own_(problem),
+          t_(tensors),
+          together_(rows_together(problem.p)),
+          lanes_(problem.p.r * kLanes<A>),
+          calculated_(together_ * problem.p.r * problem.p.W),
+          totals_(lanes_) {}
+
+    // Rows [begin, end) of coarse pixels, counted through the batch, of the planes of channel c and sub-pixel row i; sums,
+    // where not null, becomes the gradient of their biases.
+    void rows(int64_t begin, int64_t end, int64_t c, int64_t i, A* sums) const {
+        const PixelShuffleParams& p = own_.p;
+        __builtin_memset(totals_, 0, lanes_ * sizeof(A));
+        for (int64_t row = begin; row < end;) {
+            const int64_t image_channel = row / p.H * p.C + c, h = row % p.H;
+            int64_t count = end - row < p.H - h ? end - row : p.H - h;
+            if (count > together_) count = together_;
+            const T* grad = gradients(((image_channel * p.H + h) * p.r + i) * p.r * p.W, count, sums != nullptr);
+            T* coarse = static_cast<T*>(t_.grad_x) + ((image_channel * p.r + i) * p.r * p.H + h) * p.W;
+            if (t_.grad_x != nullptr) unweave_rows(grad, count * p.W, coarse);
+            row += count;
+        }
+        for (int64_t j = 0; sums != nullptr && j < p.r; j++) {
+            A sum = 0;
+            for (int64_t k = j; k < lanes_; k += p.r) sum += totals_[k];
+            sums[(i * p.r + j) * p.C + c] = sum;
+        }
+    }
+
+  private:
+    // Gradients of `count` rows of sub-pixels before bias and activation, side by side; r vectors of a row are summed on top of
+    // each other.
+    const T* gradients(int64_t fine, int64_t count, bool summed) const {
+        const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
+        if (y == nullptr && !summed && together_ == 1) return grad_y + fine;
+        const int64_t run = own_.p.r * own_.p.W;
+        T* to = calculated_;
+        for (int64_t n = 0; n < count; n++, fine += own_.p.r * run, to += run)
+            for (int64_t k = 0; k < run; k += lanes_)
+                calculate_gradient<T>(own_, grad_y + fine + k, y ? y + fine + k : nullptr,
+                                      run - k < lanes_ ? run - k : lanes_, summed ? static_cast<A*>(totals_) : nullptr, to + k);
+        return calculated_;
+    }
+
+    void unweave_rows(const T* from, int64_t W, T* rows) const {
+        const int64_t r = own_.p.r, plane = own_.p.H * own_.p.W;
+        for_factor<T>(own_.p.r, [=](auto factor) {
+            constexpr int R = decltype(factor)::value;
+            if constexpr (R == 0)
+                for (int64_t k = 0; k < W * r; k++) rows[k % r * plane + k / r] = from[k];
+            else
+                unweave<R>((const U*)from, plane, W, (U*)rows);
+        });
+    }
+
+    const Problem<T> own_;
+    const PixelShuffleBackward t_;
+    const int64_t together_, lanes_;
+    const Buffer<T> calculated_;
+    const Buffer<A> totals_;
+};
+
+template <class T>
+void backward_planes(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
+    using A = compute_t<T>;
+    const PixelShuffleParams& p = problem.p;
+    const int64_t image_rows = p.B * p.H, pieces = pixel_shuffle_cpu_partials(p), channels = p.C * p.r * p.r;
+    parallel_for(p.C * p.r * pieces, threads, [=](int64_t begin, int64_t end) {
+        const BackwardPlanes<T> planes(problem, t);
+        for (int64_t task = begin; task < end; task++) {
+            const int64_t piece = task % pieces, i = task / pieces % problem.p.r, c = task / pieces / problem.p.r;
+            A* sums = t.grad_bias == nullptr ? nullptr : static_cast<A*>(t.partials) + piece * channels;
+            planes.rows(image_rows * piece / pieces, image_rows * (piece + 1) / pieces, c, i, sums);
+        }
+    });
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
