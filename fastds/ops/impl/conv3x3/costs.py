@@ -75,6 +75,26 @@ COSTS = {
         "product": (0.00024, 4.8e-10, 2.2e-11, 1e-09, 6.3e-10),
         "direct": (0.00014, 1.8e-09, 1.9e-11, 0, 1.2e-09),
     },
+    ("amd", "float32", False): {
+        "winograd": (1.4e-05, 6e-11, 5.1e-12, 5.9e-11, 5e-11, 1.9e-10),
+        "product": (4.6e-05, 2.6e-10, 1.2e-11, 4e-10, 6e-11),
+        "direct": (3.7e-05, 6.5e-10, 4.6e-12, 1e-10, 7.5e-12),
+    },
+    ("amd", "float32", True): {
+        "winograd": (3.1e-05, 2.3e-10, 1.2e-11, 5e-11, 1.4e-10, 3.1e-10),
+        "product": (0.00016, 6.8e-10, 2.3e-11, 8.2e-10, 4e-10),
+        "direct": (7.6e-05, 1.7e-09, 9.8e-12, 0, 5.5e-10),
+    },
+    ("amd", "bfloat16", False): {
+        "winograd": (1.4e-05, 4.9e-11, 4.9e-12, 4.5e-11, 4.5e-11, 1.7e-10),
+        "product": (7.4e-05, 3.5e-11, 3.3e-12, 1.6e-10, 0),
+        "direct": (4.7e-05, 4.8e-10, 2.4e-12, 3.6e-11, 1e-11),
+    },
+    ("amd", "bfloat16", True): {
+        "winograd": (3.6e-05, 2.1e-10, 1.1e-11, 4e-11, 1.2e-10, 3.1e-10),
+        "product": (0.00028, 2.9e-10, 6.5e-12, 4.7e-10, 5.7e-12),
+        "direct": (0.00012, 1.6e-09, 5.3e-12, 8.6e-11, 2.4e-10),
+    },
     ("amx", "bfloat16", False): {
         "winograd": (1.6e-05, 1.8e-10, 7.2e-12, 6e-11, 7.2e-11, 2.8e-10),
         "amx": (2.1e-05, 2.1e-10, 6.4e-13, 2.9e-11, 7e-11),
@@ -92,9 +112,14 @@ COSTS = {
 
 @functools.cache
 def machine(isa: str, dtype: torch.dtype) -> str:
-    """The rows of COSTS: those of the instruction set, or "amx" where torch's kernels have tiles for bfloat16."""
-    tiles = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-    return "amx" if tiles and isa == "avx512" and dtype == torch.bfloat16 else isa
+    """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "amd" for
+    AVX-512 of AMD, where torch's matrix products take longer and the engine less."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    if isa != "avx512":
+        return isa
+    if has.get("amx_bf16") and dtype == torch.bfloat16:
+        return "amx"
+    return "amd" if "AMD" in has.get("cpu_name", "") else isa
 
 
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
