@@ -8,10 +8,10 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-template <int N>
-FASTDS_HD void turn_square(Vec<float, N> (&rows)[N]) {
+template <int N, class V>
+FASTDS_HD void turn_square(V (&rows)[N]) {
     for (int round = 1; round < N; round *= 2) {
-        Vec<float, N> next[N];
+        V next[N];
 #pragma GCC unroll 8
         for (int i = 0; i < N / 2; i++) {
             next[2 * i] = alternate<0>(rows[i], rows[i + N / 2], lanes_of<N>{});

@@ -2,6 +2,7 @@
 // deform_conv2d forward: panels of output pixels are gathered into columns that stay in L2, and multiplied with the packed
 // weights there. Parallel over panels; every output element is one sum in one order, whatever the thread count.
 #include "core/parallel.h"
+#include "core/turn.h"
 #include "deform_conv2d/planes.h"
 
 namespace fastds {
@@ -13,9 +14,12 @@ constexpr int64_t kPanelBytes = 64 << 10, kPlanarPanelBytes = 192 << 10;
 
 constexpr int64_t kSumSteps = 128;  // of the product go into one sum; the sums are summed: long sums lose digits
 
-inline int64_t panel_pixels(int64_t column_bytes, bool planar) {
+// Of `total` pixels; fewer where else a thread would have none, or much less than another.
+inline int64_t panel_pixels(int64_t column_bytes, bool planar, int64_t total, int threads) {
     const int64_t fits = (planar ? kPlanarPanelBytes : kPanelBytes) / column_bytes / kTileRowsMultiple * kTileRowsMultiple;
-    return fits < kTileRowsMultiple ? kTileRowsMultiple : fits > 96 ? 96 : fits;
+    const int64_t most = fits < kTileRowsMultiple ? kTileRowsMultiple : fits > 96 ? 96 : fits;
+    const int64_t share = round_up((total + threads - 1) / threads, kTileRowsMultiple);
+    return share < most ? share : most;
 }
 
 template <class A, int MR, int NV>
@@ -67,6 +71,43 @@ inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Store
     });
 }
 
+// Weights of the output channels of one group as `multiply` reads them; place: of every weight of a channel in the sum.
+template <class Step, class T>
+void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, int64_t terms, const int64_t* place,
+                  int threads) {
+    constexpr int64_t kWorthAThread = 1 << 14;
+    using A = typename Step::A;
+    const int64_t padded = round_up(terms, Step::terms);
+    threads = out * terms < kWorthAThread ? 1 : threads;
+    parallel_for(column_blocks<A>(out).blocks, threads, [=](int64_t begin, int64_t end) {
+        int64_t block = 0;
+        for_column_blocks<A>(out, [&](auto width, int64_t column) __attribute__((noinline)) {
+            constexpr int L = kLanes<A>;
+            constexpr int64_t lanes = decltype(width)::value * L;
+            const int64_t number = block++;
+            if (number < begin || number >= end) return;
+            typename Step::Stored* to = packed + column * padded;
+            if (padded > terms) __builtin_memset(to + (padded - Step::terms) * lanes, 0, Step::terms * lanes * sizeof(*to));
+            for (int64_t j = 0; j < lanes; j += L)
+                for (int64_t k = 0; k < terms; k += L) {
+                    Vec<A> rows[L];
+                    const int64_t count = terms - k < L ? terms - k : L;
+                    for (int i = 0; i < L; i++)
+                        rows[i] = load_first<L>(weight + (column + j + i) * terms + k, column + j + i < out ? count : 0);
+                    turn_square<L>(rows);
+                    for (int64_t i = 0; i < count; i++) {
+                        const int64_t t = place[k + i];
+                        typename Step::Stored* at = to + (t / Step::terms * lanes + j) * Step::terms + t % Step::terms;
+                        if constexpr (Step::terms == 1)
+                            store_vec<L>(at, rows[i]);
+                        else
+                            for (int n = 0; n < L; n++) at[n * Step::terms] = store<typename Step::Stored>(rows[i][n]);
+                    }
+                }
+        });
+    });
+}
+
 template <class Step, class T>
 void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int threads) {
     using A = typename Step::A;
@@ -81,27 +122,25 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const Buffer<Column> packed(d.groups * group_size);
     const Buffer<A> bias(d.O);
     for (int64_t o = 0; o < d.O; o++) bias[o] = tensors.bias ? load(static_cast<const T*>(tensors.bias)[o]) : A(0);
-    const Buffer<int64_t> source(K * in);  // of each term of the product, in the weights of an output channel
+    const Buffer<int64_t> place(K * in);  // in the sum, of each weight of an output channel
     for (int64_t term = 0; term < K * in; term++) {
         const int64_t c = by_group ? term / (K * per_group) * per_group + term % per_group : term % in;
         const int64_t k = by_group ? term / per_group % K : term / in;
-        source[term] = c * K + k;
+        place[c * K + k] = term;
     }
     for (int64_t g = 0; g < d.groups; g++)
-        pack<Step>(packed + g * group_size, out, K * in, [&](int64_t term, int64_t o) {
-            return store<Column>(load(weight[(g * out + o) * in * K + source[term]]));
-        });
+        pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, threads);
 
     const Plan<A> plan(d, 0, d.offset_groups, by_group);
     const Image image(d, d.x_h, d.x_w);
     const int64_t column_row = round_up(K * d.C, 16);
-    const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar);
+    const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar, total, threads);
     // Several neighbouring panels a task, since they read the same part of x.
     const int64_t panels = (total + panel - 1) / panel, run = panels / (8 * threads) + 1;
     parallel_tasks((panels + run - 1) / run, threads, [&](const auto& next) {
         const Samples<A> samples(plan.padded);
         const Buffer<Column> columns(panel * column_row + 16);
-        const Buffer<int64_t> pixel(panel), place(panel);  // place: where the pixel's outputs go
+        const Buffer<int64_t> pixel(panel), target(panel);  // target: where the pixel's outputs go
         const Planes<T> planes(d, tensors, panel);
         PixelWalk walk(d, 0, d.Ho, d.W * d.C * sizeof(T));
         Prefetch<A> prefetch(plan, image, sizeof(T), x, tensors.offset, tensors.mask, walk);
@@ -115,7 +154,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                 const PixelWalk begin = walk;
                 for (int64_t p = 0; p < n; p++, walk.next()) {
                     pixel[p] = (walk.b * d.Ho + walk.i) * d.Wo + walk.j;
-                    place[p] = d.planar ? p : pixel[p];
+                    target[p] = d.planar ? p : pixel[p];
                 }
                 if (d.planar) planes.read(pixel, n);
                 walk = begin;
@@ -127,7 +166,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                 }
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)
-                    multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, place,
+                    multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, target,
                                          (d.planar ? planes.y : y) + g * out, prefetch);
                 if (d.planar) planes.write(pixel, n);
             }
