@@ -10,7 +10,6 @@ FASTDS_DEBUG=0|1|asan|tsan; and CXX, which is setuptools' own.
 
 import importlib.util
 import os
-import platform
 import re
 import runpy
 import shlex
@@ -88,7 +87,9 @@ def find_cxx():
 
 
 def find_isas(cxx):
-    if platform.machine() not in {"x86_64", "AMD64"}:
+    """Those the compiler makes code for. It may be a cross compiler; on 64-bit Arm the baseline is NEON."""
+    target = subprocess.run([*cxx, "-dumpmachine"], capture_output=True, text=True).stdout
+    if not target.startswith("x86_64"):
         return ["baseline"]
     known = ["baseline"]
     for isa in ("avx2", "avx512"):

@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+from collections import defaultdict
 
 import numpy as np
 
@@ -149,15 +150,17 @@ def spread(ratios: list[float]) -> tuple[str, ...]:
 
 
 def sweeps() -> str:
-    """A line for every saved sweep and mode."""
-    header = ("op", "dtype", "mode", *SPREAD, "seed", "machine")
+    """A line for every saved sweep, mode and layout."""
+    header = ("op", "dtype", "mode", "layout", *SPREAD, "seed", "machine")
     lines = []
     for path in sorted((RESULTS / "sweeps").glob("*.json")):
         result = json.loads(path.read_text())
         machine = f"{result['device']}, {result['isa']}, {result['threads']} threads, load {result['load']:.0f}"
-        for mode in sorted({row["mode"] for row in result["rows"]}):
-            found = spread([row["ratio"] for row in result["rows"] if row["mode"] == mode])
-            lines.append((result["op"], result["dtype"], mode, *found, str(result["seed"]), machine))
+        ratios = defaultdict(list)
+        for row in result["rows"]:
+            ratios[row["mode"], row["layout"]].append(row["ratio"])
+        for kind in sorted(ratios):
+            lines.append((result["op"], result["dtype"], *kind, *spread(ratios[kind]), str(result["seed"]), machine))
     return f"## Shapes drawn at random\n\n{table(header, lines)}"
 
 

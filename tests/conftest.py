@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def native():
     return _native.module()
 
 
-ISAS = ["baseline", "avx2", "avx512"]
+ISAS = ["neon"] if platform.machine() == "aarch64" else ["baseline", "avx2", "avx512"]
 
 
 def has(native, isa):

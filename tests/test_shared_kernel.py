@@ -53,8 +53,8 @@ def test_float32_paths(channels, size, monkeypatch):
     monkeypatch.setattr(shared, "_library", lambda *args: calls.append(1) or library(*args))
     got = penalty_gradients(chain, tensors(torch.float32, channels, size, batch=1))
     expected = penalty_gradients(own_kernels, tensors(torch.float64, channels, size, batch=1))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a.double(), b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
+    for a, b in zip(got, expected, strict=True):  # all passes by Winograd, as on AMD: 1.2e-4; by torch: 3e-5
+        torch.testing.assert_close(a.double(), b, atol=2e-4 * float(b.abs().max()), rtol=2e-4)
     if torch.backends.mkldnn.is_available():
         assert bool(calls) == (channels == 128)
 

@@ -142,7 +142,7 @@ void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, Ran
         switch (vectors.end - vectors.begin) {
             case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
             case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
-#if defined(__AVX512F__)
+#if FASTDS_MANY_REGISTERS
             case 3: add_products<3>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
             case 4: add_products<4>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
 #endif

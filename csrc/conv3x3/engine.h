@@ -80,7 +80,7 @@ inline void multiply_block(int64_t vectors, const float* v, int64_t v_row, const
     switch (vectors) {
         case 1: return multiply_columns<1>(v, v_row, packed, inputs, tiles, m, m_row);
         case 2: return multiply_columns<2>(v, v_row, packed, inputs, tiles, m, m_row);
-#if defined(__AVX512F__)
+#if FASTDS_MANY_REGISTERS
         case 3: return multiply_columns<3>(v, v_row, packed, inputs, tiles, m, m_row);
         case 4: return multiply_columns<4>(v, v_row, packed, inputs, tiles, m, m_row);
 #endif

@@ -31,7 +31,7 @@ struct Row {
         }
         // The last values of a row that is no multiple of a vector are calculated in copies.
         alignas(64) float last[operands][kL], last_pre[Gates][kL];
-        char* real[operands];
+        char* real[operands] = {};
         int64_t i = 0, end = n / kL * kL;
         while (true) {
             if (i < end) vectors(cell, data, pre, plane, i, end, options);

@@ -3,7 +3,7 @@
 //
 // One tile keeps MR x NV vectors of the result in registers and walks the sum: per step it loads NV vectors of B and multiplies
 // them with MR broadcast values of A. MR and NV fill the register file and need fewer loads than multiplications, so that the
-// multipliers are the limit: 6 x 4 vectors on AVX-512 (24 of 32 registers), 6 x 2 with 16 registers.
+// multipliers are the limit: 6 x 4 vectors with 32 registers, 6 x 2 with 16.
 #pragma once
 #include "core/simd.h"
 
@@ -11,7 +11,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-#if defined(__AVX512F__)
+#if FASTDS_MANY_REGISTERS
 constexpr int kTileVectors = 4;
 constexpr int tile_rows(int nv) { return nv == 4 ? 6 : nv == 3 ? 8 : 12; }
 #else
@@ -99,7 +99,7 @@ FASTDS_HD void for_column_blocks(int64_t columns, const F& f) {
         switch (next - vector) {
             case 1: f(Width<1>{}, column); break;
             case 2: f(Width<2>{}, column); break;
-#if defined(__AVX512F__)
+#if FASTDS_MANY_REGISTERS
             case 3: f(Width<3>{}, column); break;
             case 4: f(Width<4>{}, column); break;
 #endif

@@ -40,7 +40,12 @@ bool tiles_granted() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-    return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+#if defined(__aarch64__)
+    const char* lowest = "neon";  // every such processor has it
+#else
+    const char* lowest = "baseline";
+#endif
+    return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : lowest;
 }
 
 // AVX2 machines with FMA all have F16C. The AVX-512 objects use BF16 dot products freely, so a machine with AVX-512 but
@@ -72,7 +77,7 @@ void set_isa(const char* name) {
         selected = candidate;
         return;
     }
-    throw std::invalid_argument(std::string("set_isa: expected auto, baseline, avx2 or avx512, got '") + name + "'");
+    throw std::invalid_argument(std::string("set_isa: expected auto, baseline, avx2, avx512 or, on Arm, neon, got '") + name + "'");
 }
 
 bool has_amx() {

@@ -22,13 +22,13 @@
 
 namespace fastds {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512 };  // on 64-bit Arm the baseline is called neon
 
 // The instruction set that FASTDS_DISPATCH uses: the best one this machine and this build have, or the forced one.
 Isa isa();
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
-void set_isa(const char* name);  // "auto", "baseline", "avx2", "avx512"
+void set_isa(const char* name);  // "auto" or one of isa_name()
 bool has_amx();  // matrix tiles for bfloat16, beside isa() avx512
 void need_vectors(const char* function);  // throws std::runtime_error where isa() is baseline
 

@@ -22,6 +22,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// Vector registers: AVX-512 and NEON have 32, the others 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define FASTDS_MANY_REGISTERS 1
+#else
+#define FASTDS_MANY_REGISTERS 0
+#endif
+
 template <class A>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
 
@@ -86,10 +93,17 @@ FASTDS_HD Vec<float, N> load_vec(const Half* p) {
     if constexpr (N == 8) return (Vec<float, N>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
     if constexpr (N == 4) return (Vec<float, N>)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)p));
 #endif
-    Vec<float, N> v;
-    if constexpr (N > 1)
+    if constexpr (N > 1) {
+#if defined(__aarch64__)
+        Vec<__fp16, N> halves;
+        __builtin_memcpy(&halves, p, sizeof(halves));
+        return __builtin_convertvector(halves, Vec<float, N>);
+#else
+        Vec<float, N> v{};
         for (int i = 0; i < N; i++) v[i] = load(p[i]);
-    return v;
+        return v;
+#endif
+    }
 }
 
 template <int N, class A, typename IsElement<A>::yes = 0>
@@ -133,7 +147,12 @@ FASTDS_HD void store_vec(Half* p, Vec<float, N> v) {
         if constexpr (N == 8) return _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, 0));
         if constexpr (N == 4) return _mm_storel_epi64((__m128i*)p, _mm_cvtps_ph((__m128)v, 0));
 #endif
+#if defined(__aarch64__)
+        const auto halves = __builtin_convertvector(v, Vec<__fp16, N>);
+        __builtin_memcpy(p, &halves, sizeof(halves));
+#else
         for (int i = 0; i < N; i++) p[i] = store<Half>(v[i]);
+#endif
     }
 }
 

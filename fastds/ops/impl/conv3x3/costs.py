@@ -113,10 +113,11 @@ COSTS = {
 @functools.cache
 def machine(isa: str, dtype: torch.dtype) -> str:
     """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "amd" for
-    AVX-512 of AMD, where torch's matrix products take longer and the engine less."""
+    AVX-512 of AMD, where torch's matrix products take longer and the engine less; for NEON, which nobody has measured,
+    those of AVX2."""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     if isa != "avx512":
-        return isa
+        return "avx2" if isa == "neon" else isa
     if has.get("amx_bf16") and dtype == torch.bfloat16:
         return "amx"
     return "amd" if "AMD" in has.get("cpu_name", "") else isa

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The kernels on 64-bit Arm without such a machine: a cross compiler builds _fastds, and qemu runs the tests of instruction
+# sets with Debian's Python and PyPI's wheels for Arm. `tests/aarch64.sh FOLDER [pytest's arguments]`; FOLDER keeps what was
+# fetched. On Debian 12, as root, after: apt install g++-aarch64-linux-gnu qemu-user-static
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+root=$folder/root site=$folder/site tree=$folder/tree
+
+if [ ! -d "$root" ]; then
+  dpkg --add-architecture arm64 && apt-get -qq update
+  mkdir -p "$folder/debs"
+  packages=(libc6 libgcc-s1 libstdc++6 libgomp1 zlib1g libexpat1 libssl3 libffi8 liblzma5 libbz2-1.0 libsqlite3-0 libuuid1 libcrypt1
+    python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib)
+  (cd "$folder/debs" && apt-get -qq download "${packages[@]/%/:arm64}")
+  for package in "$folder"/debs/*.deb; do dpkg -x "$package" "$root.part"; done
+  mv "$root.part" "$root"
+fi
+
+if [ ! -d "$site" ]; then
+  platforms=()
+  for version in 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${version}_aarch64"); done
+  # The newest torch for Arm on PyPI that needs no CUDA.
+  python -m pip install -q --target "$site.part" --only-binary=:all: --python-version 3.11 "${platforms[@]}" \
+    --platform manylinux2014_aarch64 torch==2.10.0 numpy xarray h5netcdf h5py matplotlib pillow jinja2 rich \
+    'jsonargparse[signatures]' safetensors opencv-python-headless pytest scipy ninja pybind11
+  mv "$site.part" "$site"
+fi
+
+CXX=aarch64-linux-gnu-g++ FASTDS_CUDA=0 SETUPTOOLS_EXT_SUFFIX=.cpython-311-aarch64-linux-gnu.so \
+  python setup.py -q build_ext --build-temp "$folder/build" --build-lib "$folder/lib"
+mkdir -p "$tree"
+git ls-files -z | xargs -0 cp --parents -t "$tree"
+cp "$folder"/lib/_fastds*.so "$tree"
+
+cd "$tree"
+export PYTHONPATH=$tree:$site PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1 FASTDS_REQUIRE_NATIVE=1
+# qemu tells nothing of its guest's huge pages.
+qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" -m pytest -p no:cacheprovider -k "neon and not huge_pages" \
+  "${@:-tests}"
