@@ -21,7 +21,8 @@ def _rounded(channels: int, to: int) -> int:
 def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
     tiles, wide = batch * -(-height // 4) * -(-width // 4), _rounded(outputs, 16)
     weights = 36 * inputs * wide
-    return 1, weights, weights * tiles, 36 * inputs * tiles, 36 * wide * tiles, max(0, weights - CACHED_WEIGHTS)
+    read = 36 * _rounded(inputs, 16) * tiles  # a vector is transformed whatever it holds
+    return 1, weights, weights * tiles, read, 36 * wide * tiles, max(0, weights - CACHED_WEIGHTS)
 
 
 def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
@@ -76,22 +77,22 @@ COSTS = {
         "direct": (0.00014, 1.8e-09, 1.9e-11, 0, 1.2e-09),
     },
     ("amd", "float32", False): {
-        "winograd": (1.4e-05, 6e-11, 5.1e-12, 5.9e-11, 5e-11, 1.9e-10),
+        "winograd": (1.4e-05, 5.9e-11, 5.4e-12, 5.6e-11, 3.5e-11, 1.9e-10),
         "product": (4.6e-05, 2.6e-10, 1.2e-11, 4e-10, 6e-11),
         "direct": (3.7e-05, 6.5e-10, 4.6e-12, 1e-10, 7.5e-12),
     },
     ("amd", "float32", True): {
-        "winograd": (3.1e-05, 2.3e-10, 1.2e-11, 5e-11, 1.4e-10, 3.1e-10),
+        "winograd": (3.1e-05, 2.3e-10, 1.2e-11, 5.7e-11, 1.2e-10, 3.1e-10),
         "product": (0.00016, 6.8e-10, 2.3e-11, 8.2e-10, 4e-10),
         "direct": (7.6e-05, 1.7e-09, 9.8e-12, 0, 5.5e-10),
     },
     ("amd", "bfloat16", False): {
-        "winograd": (1.4e-05, 4.9e-11, 4.9e-12, 4.5e-11, 4.5e-11, 1.7e-10),
+        "winograd": (1.5e-05, 4.8e-11, 5.1e-12, 4.5e-11, 3.3e-11, 1.6e-10),
         "product": (7.4e-05, 3.5e-11, 3.3e-12, 1.6e-10, 0),
         "direct": (4.7e-05, 4.8e-10, 2.4e-12, 3.6e-11, 1e-11),
     },
     ("amd", "bfloat16", True): {
-        "winograd": (3.6e-05, 2.1e-10, 1.1e-11, 4e-11, 1.2e-10, 3.1e-10),
+        "winograd": (3.6e-05, 2.1e-10, 1.1e-11, 4.8e-11, 1.1e-10, 3.1e-10),
         "product": (0.00028, 2.9e-10, 6.5e-12, 4.7e-10, 5.7e-12),
         "direct": (0.00012, 1.6e-09, 5.3e-12, 8.6e-11, 2.4e-10),
     },
