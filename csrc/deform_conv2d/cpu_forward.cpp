@@ -115,6 +115,8 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo, total = d.B * pixels;
     const T *x = static_cast<const T*>(tensors.x), *weight = static_cast<const T*>(tensors.weight);
     T* y = static_cast<T*>(tensors.y);
+    constexpr int64_t kWorthAThread = 1 << 18;  // multiplications; fewer are done before another thread is awake
+    if (total * K * d.C * (4 + out) < kWorthAThread) threads = 1;
 
     const int64_t per_group = d.C / d.offset_groups;
     const bool by_group = d.groups == 1;  // else the channels of a convolution group have to lie side by side
