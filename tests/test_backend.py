@@ -96,7 +96,7 @@ def test_refusals_by_device(device, reason, native, monkeypatch):
     assert _native.refusal({"cpu": "f"}, tensor) is None
 
     class Elsewhere:
-        dtype = torch.float32
+        dtype, is_cpu = torch.float32, False
 
     Elsewhere.device = torch.device(device)
     assert reason in _native.refusal({"cuda": "null_op_cuda"}, Elsewhere)

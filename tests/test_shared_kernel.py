@@ -45,16 +45,17 @@ def test_derivatives_of_both_orders():
     assert gradcheck(chain, inputs) and gradgradcheck(chain, inputs)
 
 
-# Channels and size at which oneDNN by name, and at which the Winograd engine carries the steps.
+# Channels and size at which oneDNN by name, and at which the Winograd engine carries the steps; not on every processor.
 @pytest.mark.parametrize("channels,size", [(128, (4, 4)), (16, (24, 28))], ids=["library", "engine"])
 def test_float32_paths(channels, size, monkeypatch):
     calls = []
     library = shared._library
     monkeypatch.setattr(shared, "_library", lambda *args: calls.append(1) or library(*args))
+    monkeypatch.setattr(shared, "_library_pays", lambda x, outputs, channels: channels == 128)
     got = penalty_gradients(chain, tensors(torch.float32, channels, size, batch=1))
     expected = penalty_gradients(own_kernels, tensors(torch.float64, channels, size, batch=1))
-    for a, b in zip(got, expected, strict=True):  # all passes by Winograd, as on AMD: 1.2e-4; by torch: 3e-5
-        torch.testing.assert_close(a.double(), b, atol=2e-4 * float(b.abs().max()), rtol=2e-4)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
     if torch.backends.mkldnn.is_available():
         assert bool(calls) == (channels == 128)
 
