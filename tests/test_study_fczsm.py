@@ -14,6 +14,8 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import cli, models
 from fastds.data import open_dataset, save_dataset
+from fastds.studies.common.bootstrap import labels_of
+from fastds.studies.common.radar import find_files, parts_of
 from fastds.studies.fczsm import methods, plan, run, samples, scores, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
@@ -48,42 +50,24 @@ def words(folder, output, **options):
 # ---- parts and samples
 
 
-def test_parts_follow_each_other_without_a_common_frame():
-    assert samples.parts_of(40, "a") == {"train": [0, 22], "validation": [24, 28], "test": [30, 40]}
-    assert samples.parts_of(13, "a") == {"train": [0, 3], "validation": [5, 8], "test": [10, 13]}
-    with pytest.raises(ValueError, match="a has 12 times, too few to train, validate and test on: at least 13"):
-        samples.parts_of(12, "a")
-
-
 def test_files_that_cannot_be_used_are_left_out(folder, tmp_path):
     config = DataConfig(str(folder))
     first, second = (f"reflectivity_new_NW_2018_03.{k}.npz" for k in (1, 2))
-    assert samples.find_files(config) == {first: samples.parts_of(20, ""), second: samples.parts_of(17, "")}
-    assert list(samples.find_files(dataclasses.replace(config, files=[second]))) == [second]
-    assert list(samples.find_files(dataclasses.replace(config, path=str(folder / first)))) == [first]
+    assert find_files(config, 64, 3) == {first: parts_of(20, "", 3), second: parts_of(17, "", 3)}
+    assert list(find_files(dataclasses.replace(config, files=[second]), 64, 3)) == [second]
+    assert list(find_files(dataclasses.replace(config, path=str(folder / first)), 64, 3)) == [first]
     for change, message in (({"files": ["no.nc"]}, "data.files: no such file"), ({"path": "no"}, "data.path: no such")):
         with pytest.raises(FileNotFoundError, match=message):
-            samples.find_files(dataclasses.replace(config, **change))
+            find_files(dataclasses.replace(config, **change), 64, 3)
     with open_dataset(folder / first) as dataset:
         small = dataset[["reflectivity"]].isel(latitude=slice(0, 60)).load()
         save_dataset(dataset[["reflectivity"]].load(), tmp_path / "radar.nc")
     save_dataset(small, tmp_path / "small.nc")
     with pytest.warns(UserWarning, match=r"small.nc \(the grid of small.nc is \(60, 64\), a sample needs 64 pixels"):
-        assert list(samples.find_files(DataConfig(str(tmp_path)))) == ["radar.nc"]
+        assert list(find_files(DataConfig(str(tmp_path)), 64, 3)) == ["radar.nc"]
     assert samples.without_dynamics(config, [first]) == ""
     missing = samples.without_dynamics(dataclasses.replace(config, path=str(tmp_path)), ["radar.nc"])
     assert missing == "radar.nc has no probability and no measurement_height"
-
-
-def test_the_window_has_most_echo():
-    y, valid = torch.zeros(3, 1, 48, 40), torch.ones(3, 1, 48, 40, dtype=torch.bool)
-    y[:, 0, 14:26, 21:33] = 0.5
-    sample = {"y": y, "valid": valid}
-    assert samples.window_of([sample, sample], 16) in [(slice(12, 28), slice(k, k + 16)) for k in (20,)]
-    valid[:, :, 20:] = False  # echo that does not count
-    rows, _ = samples.window_of([sample], 16)
-    assert rows.start <= 12 and rows.stop >= 20
-    assert samples.window_of([sample], 400) == (slice(0, 48), slice(0, 40))
 
 
 def test_test_samples_are_of_the_last_part(folder):
@@ -137,31 +121,25 @@ def test_every_method_is_trained_alike(budget):
         assert dataclasses.replace(config.data, statics=[], dynamics={}) == made["ZSM"].data
 
 
-def test_steps_of_the_plan(monkeypatch):
-    """Given, the paper's, or by what was measured: 1000 s less a reserve and what is fixed."""
+def test_costs_of_a_study(monkeypatch):
+    """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
     data, block = TrainingData("x", crop=32), samples.TestBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
-    config = StudyConfig(DataConfig("x"), seeds=[0, 1])
-    assert plan.make_plan(dataclasses.replace(config, max_steps=7), ["ZSM"], data, [])["steps"] == 7
-    assert plan.make_plan(dataclasses.replace(config, budget="paper"), ["ZSM"], data, [])["steps"] == 240_000
     seconds = {"ZSM": 2.0, "UNet": 0.5}
     monkeypatch.setattr(plan, "_seconds_of_samples", lambda *args: (3.0, 0.0))
     monkeypatch.setattr(plan, "_seconds_of", lambda config, name, *args: (seconds[name], 4))
     monkeypatch.setattr(plan, "_scoring", lambda blocks: 1.0)
-    found = plan.make_plan(dataclasses.replace(config, budget="3000s"), ["ZSM", "UNet"], data, [block])
+    found = plan.measure(StudyConfig(DataConfig("x")), ["ZSM", "UNet"], data, [block])
     fixed = sum(7.0 + (8 * 32 + 1 / 16) * 0.4 * s / 4 for s in seconds.values())
-    expected = (0.88 * 3000 - 2 * fixed - 20 - 2 * len(METHODS)) / (2 * 2.5)
-    assert found["seconds_a_step"] == seconds and abs(found["steps"] - expected) < 2
+    assert found.a_step == seconds and found.fixed == pytest.approx(fixed + len(METHODS))
 
 
 def test_measured_methods_are_those_trained(folder):
     """The plan of real trainings has a step for each."""
-    config = StudyConfig(DataConfig(str(folder)), budget="4h", device="cpu")
-    data = samples.training_data(config.data, samples.find_files(config.data), 32)
+    config = StudyConfig(DataConfig(str(folder)), device="cpu")
+    data = samples.training_data(config.data, find_files(config.data, 64, 3), 32)
     block = samples.test_block(config.data, "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True)
-    found = plan.make_plan(config, ["UNet", "ZSM-D"], data, [block])
-    assert set(found["seconds_a_step"]) == {"UNet", "ZSM-D"} and found["steps"] > 1000
-    with pytest.raises(ValueError, match="budget must be at least .*min on this machine"):
-        plan.make_plan(dataclasses.replace(config, budget="1s"), ["UNet"], data, [block])
+    found = plan.measure(config, ["UNet", "ZSM-D"], data, [block])
+    assert set(found.a_step) == {"UNet", "ZSM-D"} and 0 < found.a_step["UNet"] < 2 and 0 < found.fixed < 600
 
 
 # ---- scores and tables
@@ -214,7 +192,7 @@ def results_of(**means):
 
 
 def test_blocks_of_time_are_not_shared_by_files():
-    assert scores.labels_of(blocks_of(4, 3)).tolist() == [[0], [1], [2], [2], [3], [4], [4]]
+    assert labels_of(block.blocks for block in blocks_of(4, 3)).tolist() == [[0], [1], [2], [2], [3], [4], [4]]
 
 
 def test_the_table_of_scores():
@@ -246,7 +224,7 @@ def test_tables_of_files_and_samples():
     found = results_of(trilinear=2.0, ZSM=0.5)
     blocks = blocks_of(4, 3)
     assert tables.file_rows(found, blocks).texts() == [["0.nc", "2.005", "0.505"], ["1.nc", "1.993", "0.493"]]
-    parts = {f"{k}.nc": samples.parts_of(13, "") for k in range(2)}
+    parts = {f"{k}.nc": parts_of(13, "", 3) for k in range(2)}
     row = tables.sample_rows(blocks, parts).texts()[0]
     assert row == ["0.nc", "0 to 2", "5 to 7", "10 to 12", "4", "3", "8 x 8", "25.0"]
 

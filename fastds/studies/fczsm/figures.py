@@ -15,9 +15,10 @@ from fastds import data as fd
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.plot import field_panel, save_png, training_curves
 from fastds.report import Chart, MapGrid, Maps, radar_style
+from fastds.studies.common.radar import path_of
 from fastds.studies.fczsm.config import DataConfig
 from fastds.studies.fczsm.methods import FIGURES
-from fastds.studies.fczsm.samples import TestBlock, path_of
+from fastds.studies.fczsm.samples import TestBlock
 from fastds.studies.fczsm.scores import FLOOR_DBZ
 
 TIMES = ("t1", "t2", "t3")

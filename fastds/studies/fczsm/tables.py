@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.bootstrap import Estimate, labels_of
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm.methods import METHODS, ORDER
 from fastds.studies.fczsm.samples import TestBlock
-from fastds.studies.fczsm.scores import SCORES, labels_of
+from fastds.studies.fczsm.scores import SCORES
 
 # Method -> score -> one number for each test sample, the mean over the seeds.
 Results = Mapping[str, Mapping[str, np.ndarray]]
@@ -20,7 +20,7 @@ _HEADS = ("MSE", "MSE t2", "MSE t1+t3", "SSIM")
 
 def score_rows(results: Results, blocks: list[TestBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
     """The paper's tables 1 and 2. sizes: method -> width and parameters."""
-    labels, rows = labels_of(blocks), []
+    labels, rows = labels_of(block.blocks for block in blocks), []
     for name, method in METHODS.items():
         width, parameters = sizes.get(name, (0, 0))
         size = (str(width), f"{parameters:,}") if width else ("-", "-")
@@ -48,7 +48,7 @@ def _percent(value: float | None, trilinear: float) -> str:
 
 def order_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
     """Every step of the paper's order: by how much one method's MSE is below another's, as shares of trilinear's."""
-    labels, rows = labels_of(blocks), []
+    labels, rows = labels_of(block.blocks for block in blocks), []
     for better, other in ORDER:
         if better not in results or other not in results:
             continue

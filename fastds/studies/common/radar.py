@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar files of a study: which of them, their parts in time, and the part of the field that is tested on."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import warnings
+
+import torch
+from torch import Tensor
+
+from fastds import data as fd
+from fastds.studies.command import Files
+from fastds.tasks.common.folders import usable_files
+
+_GAP = 2  # frames between the parts, which then share none
+_TEST, _VALIDATION = 0.25, 0.1
+
+
+@dataclasses.dataclass
+class RadarFiles(Files):
+    """The radar files, each of which is trained, validated and tested on, one after the other in time.
+
+    Args:
+        path: a file or a folder of them.
+        files: names of files in the folder; none: all *.nc and *.npz that can be used.
+        var: name of the reflectivity variable; None finds it.
+        test_samples: at most so many of each file, evenly spread.
+        window: side of the part of each file that is tested on, the one with most echo; pixels.
+        block: time that the bootstrap draws at once.
+    """
+
+    files: list[str] = dataclasses.field(default_factory=list)
+    var: str | None = None
+    test_samples: int = 24
+    window: int = 400
+    block: str = "30min"
+
+    def check(self, multiple: int) -> None:
+        """Raises: ValueError for no test samples or a window that is no such multiple of pixels."""
+        if self.test_samples < 1 or self.window < 32 or self.window % multiple:
+            raise ValueError(
+                f"data.test_samples must be positive and data.window a multiple of {multiple} from 32 on, got "
+                f"{self.test_samples} and {self.window}"
+            )
+
+
+def parts_of(frames: int, name: str, least: int) -> dict[str, list[int]]:
+    """Frames [start, stop) to train, validate and test on, in this order, with a gap between them; least: of each."""
+    test, validation = (max(least, round(share * frames)) for share in (_TEST, _VALIDATION))
+    train = frames - test - validation - 2 * _GAP
+    if train < least:
+        raise ValueError(
+            f"{name} has {frames} times, too few to train, validate and test on: at least {3 * least + 2 * _GAP}"
+        )
+    first = train + _GAP
+    return {
+        "train": [0, train], "validation": [first, first + validation], "test": [first + validation + _GAP, frames]
+    }  # fmt: skip
+
+
+def find_files(config: RadarFiles, side: int, least: int) -> dict[str, dict[str, list[int]]]:
+    """Name of every file -> its parts of at least `least` frames. side: pixels that a sample needs.
+
+    Raises: FileNotFoundError, ValueError where none can be used.
+    """
+
+    def parts(file: pathlib.Path) -> dict[str, list[int]]:
+        with fd.open_dataset(file) as dataset:
+            frames, *grid = fd.to_reflectivity(dataset, config.var).shape
+        if min(grid) < side:
+            raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
+        return parts_of(frames, file.name, least)
+
+    root = pathlib.Path(config.path)
+    if not root.exists():
+        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+    if root.is_file():
+        return {root.name: parts(root)}
+    if not config.files:
+        return {file.name: found for file, found in usable_files(root, parts).items()}
+    missing = [name for name in config.files if not (root / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"data.files: no such file: {root / missing[0]}")
+    return {name: parts(root / name) for name in config.files}
+
+
+def path_of(config: RadarFiles, name: str) -> pathlib.Path:
+    """A file of find_files."""
+    root = pathlib.Path(config.path)
+    return root if root.is_file() else root / name
+
+
+def training_blocks(files: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+    """data.blocks of a training: the parts of every file that it may see."""
+    return {name: {key: part[key] for key in ("train", "validation")} for name, part in files.items()}
+
+
+def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
+    """The square with most echo (H, W), on every such pixel; all of a smaller field."""
+    sums = torch.nn.functional.pad(echo.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    height, width = (min(side, n) for n in echo.shape)
+    tops, lefts = (torch.arange(0, n - m + 1, every) for n, m in zip(echo.shape, (height, width), strict=True))
+    corner = [sums[r][:, c] for r in (tops, tops + height) for c in (lefts, lefts + width)]
+    best = int((corner[3] - corner[1] - corner[2] + corner[0]).argmax())
+    top, left = int(tops[best // len(lefts)]), int(lefts[best % len(lefts)])
+    return slice(top, top + height), slice(left, left + width)
+
+
+def quietly(call):
+    """What call returns, without its warnings, which the study has shown before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call()
