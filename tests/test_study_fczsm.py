@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 from fastds import cli, models
 from fastds.data import open_dataset, save_dataset
 from fastds.studies.common.bootstrap import labels_of
-from fastds.studies.common.radar import find_files, parts_of
+from fastds.studies.common.radar import TestBlock, find_files, parts_of, sample_rows
 from fastds.studies.fczsm import methods, plan, run, samples, scores, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
@@ -123,7 +123,7 @@ def test_every_method_is_trained_alike(budget):
 
 def test_costs_of_a_study(monkeypatch):
     """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
-    data, block = TrainingData("x", crop=32), samples.TestBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
+    data, block = TrainingData("x", crop=32), TestBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
     seconds = {"ZSM": 2.0, "UNet": 0.5}
     monkeypatch.setattr(plan, "_seconds_of_samples", lambda *args: (3.0, 0.0))
     monkeypatch.setattr(plan, "_seconds_of", lambda config, name, *args: (seconds[name], 4))
@@ -177,7 +177,7 @@ def test_networks_get_their_channels(folder, tmp_path):
 def blocks_of(*counts):
     """Test blocks of so many samples, each in a block of time of its own but for the last two of a file."""
     return [
-        samples.TestBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
+        TestBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
         for k, n in enumerate(counts)
     ]
 
@@ -225,7 +225,7 @@ def test_tables_of_files_and_samples():
     blocks = blocks_of(4, 3)
     assert tables.file_rows(found, blocks).texts() == [["0.nc", "2.005", "0.505"], ["1.nc", "1.993", "0.493"]]
     parts = {f"{k}.nc": parts_of(13, "", 3) for k in range(2)}
-    row = tables.sample_rows(blocks, parts).texts()[0]
+    row = sample_rows(blocks, parts).texts()[0]
     assert row == ["0.nc", "0 to 2", "5 to 7", "10 to 12", "4", "3", "8 x 8", "25.0"]
 
 

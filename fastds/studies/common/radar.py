@@ -6,12 +6,15 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fastds import data as fd
+from fastds.report import MapGrid
 from fastds.studies.command import Files
+from fastds.studies.common.tables import ResultTable
 from fastds.tasks.common.folders import usable_files
 
 _GAP = 2  # frames between the parts, which then share none
@@ -106,6 +109,46 @@ def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
     best = int((corner[3] - corner[1] - corner[2] + corner[0]).argmax())
     top, left = int(tops[best // len(lefts)]), int(lefts[best % len(lefts)])
     return slice(top, top + height), slice(left, left + width)
+
+
+@dataclasses.dataclass
+class TestBlock:
+    """Samples of the last part of a file.
+
+    Attributes: name of the file; samples, dicts with y and valid, in the window (rows, columns of the file's pixels);
+    blocks: number of the block of time of each; echo: share of the valid pixels with echo.
+    """
+
+    name: str
+    samples: list[dict[str, Tensor]]
+    blocks: list[int]
+    window: tuple[slice, slice]
+    echo: float
+
+
+def most_echo(blocks: list[TestBlock], above: float = 0.0) -> tuple[TestBlock, dict[str, Tensor]]:
+    """The test sample whose fields are drawn, and its block: that with the largest share of y above a value."""
+    samples = [(block, sample) for block in blocks for sample in block.samples]
+    return max(samples, key=lambda found: float((found[1]["y"] > above).float().mean()))
+
+
+def grid_of(config: RadarFiles, block: TestBlock) -> MapGrid:
+    """Where the window of a block lies."""
+    with fd.open_dataset(path_of(config, block.name)) as dataset:
+        return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *block.window])
+
+
+def sample_rows(blocks: list[TestBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
+    """What was trained, validated and tested on."""
+    rows = []
+    for block in blocks:
+        rows_, columns = block.window
+        parts = [f"{first} to {stop - 1}" for first, stop in files[block.name].values()]
+        size = f"{rows_.stop - rows_.start} x {columns.stop - columns.start}"
+        counts = str(len(block.samples)), str(len(set(block.blocks)))
+        rows.append((block.name, *parts, *counts, size, f"{100 * block.echo:.1f}"))
+    heads = ("file", "training", "validation", "test", "test samples", "blocks of time", "window", "echo %")
+    return ResultTable("Frames of every file, and the test samples", heads, rows)
 
 
 def quietly(call):

@@ -10,10 +10,9 @@ import torch
 from fastds import metrics
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
-from fastds.studies.common.radar import quietly
+from fastds.studies.common.radar import TestBlock, quietly
 from fastds.studies.fczsm.config import StudyConfig
 from fastds.studies.fczsm.methods import METHODS, training_config
-from fastds.studies.fczsm.samples import TestBlock
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.samples import RadarData

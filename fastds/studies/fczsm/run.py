@@ -14,14 +14,13 @@ from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.plan import Costs
-from fastds.studies.common.radar import find_files, quietly
+from fastds.studies.common.radar import TestBlock, find_files, grid_of, most_echo, quietly, sample_rows
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm import figures, samples, tables
 from fastds.studies.fczsm.config import StudyConfig, parse_arguments
 from fastds.studies.fczsm.methods import METHODS, PAPER_STEPS, training_config, width_of
 from fastds.studies.fczsm.plan import measure
-from fastds.studies.fczsm.samples import TestBlock
 from fastds.studies.fczsm.scores import SCORES, score, with_prediction
 from fastds.tasks.radar.training import train
 
@@ -87,18 +86,18 @@ class FczsmStudy(PaperStudy):
             "scores": tables.score_rows(means, self.blocks, sizes),
             "order": tables.order_rows(means, self.blocks),
             "files": tables.file_rows(means, self.blocks),
-            "samples": tables.sample_rows(self.blocks, self.files),
+            "samples": sample_rows(self.blocks, self.files),
         }
 
     def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> tuple[Maps, list[Chart]]:
         seed = self.config.seeds[0]
         curves = {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
-        block, sample = figures.most_echo(self.blocks)
+        block, sample = most_echo(self.blocks)
 
         def fields(name: str) -> np.ndarray:
             return self._predicting(name, self.runs.weights(name, seed), lambda predict: predict(sample).numpy())
 
-        made, grid = {name: fields(name) for name in self.names}, figures.grid_of(self.config.data, block)
+        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
         title = f"{block.name}: truth, methods, differences"
         figures.draw_figures(self.folder.path, curves, made, sample, grid, title)
         return figures.maps(grid, made, sample), figures.charts(curves)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 
@@ -13,7 +11,7 @@ from fastds import metrics
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.report import evenly
-from fastds.studies.common.radar import path_of, training_blocks, window_of
+from fastds.studies.common.radar import TestBlock, path_of, training_blocks, window_of
 from fastds.studies.fczsm.config import DataConfig
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.samples import RadarData
@@ -21,21 +19,6 @@ from fastds.tasks.radar.samples import RadarData
 LEAST = 3  # frames of a sample
 CROP = 32  # coarse pixels of a training sample, but with the paper's budget
 MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
-
-
-@dataclasses.dataclass
-class TestBlock:
-    """Samples of the last part of a file.
-
-    Attributes: name of the file; samples, dicts as of EvaluationTriples, in the window (rows, columns of fine pixels);
-    blocks: number of the block of time of each; echo: share of the valid pixels above 15 dBZ.
-    """
-
-    name: str
-    samples: list[dict[str, torch.Tensor]]
-    blocks: list[int]
-    window: tuple[slice, slice]
-    echo: float
 
 
 def without_dynamics(config: DataConfig, names: list[str]) -> str:

@@ -11,9 +11,8 @@ from torch import Tensor
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.studies.common.radar import quietly
+from fastds.studies.common.radar import TestBlock, quietly
 from fastds.studies.fczsm.methods import METHODS
-from fastds.studies.fczsm.samples import TestBlock
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.radar.methods import BASELINES
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate, labels_of
+from fastds.studies.common.radar import TestBlock
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm.methods import METHODS, ORDER
-from fastds.studies.fczsm.samples import TestBlock
 from fastds.studies.fczsm.scores import SCORES
 
 # Method -> score -> one number for each test sample, the mean over the seeds.
@@ -70,16 +70,3 @@ def file_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
         rows.append((block.name, *(f"{found['mse_total'][start:stop].mean():.3f}" for found in results.values())))
         start = stop
     return ResultTable("MSE by file, dBZ^2", ("file", *results), rows)
-
-
-def sample_rows(blocks: list[TestBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
-    """What was trained, validated and tested on."""
-    rows = []
-    for block in blocks:
-        rows_, columns = block.window
-        parts = [f"{first} to {stop - 1}" for first, stop in files[block.name].values()]
-        size = f"{rows_.stop - rows_.start} x {columns.stop - columns.start}"
-        counts = str(len(block.samples)), str(len(set(block.blocks)))
-        rows.append((block.name, *parts, *counts, size, f"{100 * block.echo:.1f}"))
-    heads = ("file", "training", "validation", "test", "test samples", "blocks of time", "window", "echo %")
-    return ResultTable("Frames of every file, and the test samples", heads, rows)
