@@ -17,6 +17,7 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
+    "db-rnn": ("fastds.studies.db_rnn.run", "the tables and figures of the DB-RNN paper, on radar files of your own"),
     "fields": (_FIELDS, "arbitrary-scale networks and baselines, by a configuration of your own: --config FILE"),
     "fields-500hPa": (_FIELDS, "the same on ERA5 fields of 500 hPa"),
     "fields-eraint": (_FIELDS, "the same on ERA-Interim fields of 500 hPa"),
