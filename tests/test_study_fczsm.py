@@ -1,50 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of FC-ZSM: parts of the files, samples, plan, tables by hand; a whole study, killed and not."""
+"""The study of FC-ZSM: parts of the files, samples, plan, tables by hand."""
 
 import dataclasses
-import signal
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
-from meteonet_files import make_radar
+from study_cases import make_meteonet
 
 pytest.importorskip("lightning", reason="training extra is not installed")
 
-from fastds import cli, models
+from fastds import models
 from fastds.data import open_dataset, save_dataset
 from fastds.studies.common.bootstrap import labels_of
 from fastds.studies.common.radar import TestBlock, find_files, parts_of, sample_rows
-from fastds.studies.fczsm import methods, plan, run, samples, scores, tables
+from fastds.studies.fczsm import methods, plan, samples, scores, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.radar.config import DataConfig as TrainingData
 
-BASELINES = ["trilinear", "bicubic", "advection"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two archives of MeteoNet, and in masks/ the static maps."""
-    folder = tmp_path_factory.mktemp("meteonet")
-    for part, (frames, seed) in enumerate(((20, 3), (17, 8)), 1):
-        make_radar(folder, frames=frames, seed=seed, part=part)
-    (folder / "masks").mkdir()
-    lat = ("latitude", 50.05 - 0.05 * np.arange(18), {"units": "degrees_north", "standard_name": "latitude"})
-    lon = ("longitude", -3.05 + 0.05 * np.arange(18), {"units": "degrees_east", "standard_name": "longitude"})
-    height = (("latitude", "longitude"), np.random.default_rng(0).random((18, 18), np.float32), {"units": "m"})
-    xr.Dataset({"height": height}, {"latitude": lat, "longitude": lon}).to_netcdf(
-        folder / "masks" / "relief.nc", engine="h5netcdf"
-    )
-    return folder
-
-
-def words(folder, output, **options):
-    """The command line of a tiny study."""
-    chosen = {"run": "[UNet,ZSM-DS]", "max_steps": 3, "threads": 1, "progress": "false", "data.test_samples": 2}
-    chosen |= {"data.path": folder, "data.statics": f"[{folder}/masks/relief.nc:height]", "output": output} | options
-    return ["study", "fczsm", *(f"--{key}={value}" for key, value in chosen.items())]
+    return make_meteonet(tmp_path_factory.mktemp("meteonet"))
 
 
 # ---- parts and samples
@@ -227,101 +205,3 @@ def test_tables_of_files_and_samples():
     parts = {f"{k}.nc": parts_of(13, "", 3) for k in range(2)}
     row = sample_rows(blocks, parts).texts()[0]
     assert row == ["0.nc", "0 to 2", "5 to 7", "10 to 12", "4", "3", "8 x 8", "25.0"]
-
-
-# ---- the command
-
-
-def outputs(folder):
-    """What a study leaves that a kill must not change, by name."""
-    kinds = ("*.md", "*.csv", "*.txt", "*.png", "scores/*", "runs/*/*.safetensors", "runs/*/*.csv")
-    found = (p for kind in kinds for p in folder.glob(kind) if p.name[0] != ".")  # a kill leaves hidden parts
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
-
-
-@pytest.fixture(scope="module")
-def whole(folder, tmp_path_factory):
-    """The folder of a study that nothing interrupts, and its page beside it."""
-    output = tmp_path_factory.mktemp("study") / "whole"
-    assert cli.main(words(folder, output, report=output.with_suffix(".html"))) == 0
-    return output
-
-
-def test_a_study_is_complete(whole):
-    found = outputs(whole)
-    figures = {f"figure-{n}.png" for n in ("07", "08-09", "10", "11-12")}
-    assert figures <= set(found) and all(found[name].startswith(b"\x89PNG") for name in figures)
-    lines = found["scores.csv"].decode().splitlines()
-    assert [line.split(",")[0] for line in lines[1:]] == list(METHODS)
-    ran = [line.split(",")[0] for line in lines[1:] if "not run" not in line]
-    assert ran == [*BASELINES, "UNet", "ZSM-DS"]
-    assert {n for n in found if n.startswith("scores/")} == {f"scores/{name}-0.json" for name in ran}
-    assert models.load_card(whole / "runs" / "ZSM-DS-0" / "best.safetensors").static_variables[0]["name"] == "height"
-    notes = found["notes.txt"].decode()
-    assert "in 3 steps on the same samples" in notes and "over the 2 blocks of time" in notes
-    page = whole.with_suffix(".html").read_text()
-    assert "ZSM-DS less" not in page and all(text in page for text in ("UNet less trilinear", "0.675", "Figure 7"))
-
-
-def test_a_finished_study_trains_nothing(folder, whole, monkeypatch, capsys):
-    """And gives the same; with more methods those are trained alone."""
-    before, trained = outputs(whole), []
-    monkeypatch.setattr(run, "train", lambda config: trained.append(config.model.name))
-    assert cli.main(words(folder, whole)) == 0 and not trained and outputs(whole) == before
-    assert "| ZSM-DS | 16 | 2" in capsys.readouterr().out
-    assert cli.main(words(folder, whole, max_steps=4)) == 2
-    assert "--output" in (said := capsys.readouterr().err) and "max_steps was 3 and is 4" in said
-
-
-KILLED = """
-import os, signal, sys
-import fastds._outputs as outputs
-from fastds.cli import main
-from fastds.tasks.common.training import TimedModule
-left, rename, step = [int(sys.argv.pop(1))], outputs.put_in_place, TimedModule.on_train_batch_start
-def counted(before):
-    def call(*arguments):
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return before(*arguments)
-    return call
-outputs.put_in_place, TimedModule.on_train_batch_start = counted(rename), counted(step)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_killed_anywhere_it_ends_the_same(folder, whole, tmp_path):
-    """SIGKILL before a file gets its name or a step is taken, again and again, at moments further and further on."""
-    import forked
-
-    output, ends = tmp_path / "killed", []
-    for moment in (1, 9, 12, 7, 1000):
-        done = forked.run(KILLED, moment, *words(folder, output))
-        ends.append(done.returncode)
-        if done.returncode != -signal.SIGKILL:
-            break
-    assert ends[-1] == 0 and len(ends) == 5, (ends, done.stderr)
-    found, expected = outputs(output), outputs(whole)
-    assert found.keys() == expected.keys() and [n for n in found if found[n] != expected[n]] == []
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"budget": "soon"}, "--budget must be a duration such as 45min or the word paper, got 'soon'"),
-        ({"run": "[LSTM]"}, "run must name some of trilinear, bicubic, advection, UNet, UNet3D, ZSM"),
-        ({"seeds": "[]"}, "seeds must be one number or more, got none"),
-        ({"max_steps": 0}, "--max_steps must be positive, got 0"),
-        ({"data.window": 30}, "--data.window a multiple of 4 from 32 on, got 2 and 30"),
-        ({"data.path": "none"}, "--data.path: no such file or folder: none"),
-        ({"data.block": "long"}, "--data.block must be a duration with its unit"),
-        ({"data.statics": "[none.nc:z]"}, "none.nc"),
-        ({"report": "page.txt"}, "report must be a file that ends in .html"),
-    ],
-)
-def test_errors_are_one_sentence(folder, tmp_path, capsys, options, sentence):
-    assert cli.main(words(folder, tmp_path / "o", **options)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.startswith("fastds study: ") and said.count("\n") == 1
-    assert not (tmp_path / "o").exists()

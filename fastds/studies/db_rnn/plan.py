@@ -11,7 +11,7 @@ from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
 from fastds.studies.common.radar import TestBlock, quietly
 from fastds.studies.db_rnn.config import StudyConfig
-from fastds.studies.db_rnn.methods import METHODS, VALIDATED, preset, training_config
+from fastds.studies.db_rnn.methods import METHODS, VALIDATED, training_config
 from fastds.studies.db_rnn.scores import score
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
@@ -23,7 +23,7 @@ _STEPS = 100  # of a training that is only measured
 
 def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestBlock]) -> Costs:
     """Costs of methods; data: their samples; blocks: of the test."""
-    training = training_config(names[0], config.ablation, config.budget, _STEPS, data, config.data.z_r).data
+    training = training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
     began = time.perf_counter()
     samples = NowcastData(training, moving=False)
     quietly(samples.setup)
@@ -40,12 +40,13 @@ def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: l
 
 
 def _seconds_of(config: StudyConfig, name: str, data: TrainingData, batch: dict) -> float:
-    """Seconds of a step without its samples."""
-    training = training_config(name, config.ablation, config.budget, _STEPS, data, config.data.z_r)
-    if METHODS[name].kind == "staged":  # without a trained forecaster, as long as with one
-        training.stage, training.model.name = None, preset(name, config.ablation)[0].removesuffix("-s")
+    """Seconds of a step without its samples; of a staged network, of which one half is trained behind the other, those
+    of the MS network and a forward more."""
+    staged = METHODS[name].kind == "staged"
+    trained = name.removesuffix("-S") if staged else name
+    training = training_config(trained, config.ablation, config.budget, _STEPS, data, config.data.z_r)
     module = NowcastModule(build_model(training), training).to(next(iter(batch.values())).device)
-    return seconds_of_step(module, batch) * (1 + FORWARD * (METHODS[name].kind == "staged"))
+    return seconds_of_step(module, batch) * (1 + FORWARD * staged)
 
 
 def _scoring(blocks: list[TestBlock], z_r: list[float]) -> float:

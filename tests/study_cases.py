@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small files for the studies of papers, and the command line of a tiny study of each."""
+
+import numpy as np
+import xarray as xr
+from meteonet_files import make_radar
+
+from fastds import data
+
+
+def make_meteonet(folder):
+    """Two archives of MeteoNet, and in masks/ the static maps."""
+    for part, (frames, seed) in enumerate(((20, 3), (17, 8)), 1):
+        make_radar(folder, frames=frames, seed=seed, part=part)
+    (folder / "masks").mkdir()
+    lat = ("latitude", 50.05 - 0.05 * np.arange(18), {"units": "degrees_north", "standard_name": "latitude"})
+    lon = ("longitude", -3.05 + 0.05 * np.arange(18), {"units": "degrees_east", "standard_name": "longitude"})
+    height = (("latitude", "longitude"), np.random.default_rng(0).random((18, 18), np.float32), {"units": "m"})
+    xr.Dataset({"height": height}, {"latitude": lat, "longitude": lon}).to_netcdf(
+        folder / "masks" / "relief.nc", engine="h5netcdf"
+    )
+    return folder
+
+
+def make_events(folder):
+    """Two rain events, of which one is too short."""
+    for name, frames, seed in (("rain", 38, 3), ("short", 20, 4)):
+        event = data.synthetic_event(seed=seed, frames=frames, shape=(64, 64), cadence_minutes=6.0)
+        data.save_dataset(event[["reflectivity"]], folder / f"{name}.nc")
+    return folder
+
+
+# Study -> what makes its files, and its options.
+CASES = {
+    "fczsm": (
+        make_meteonet,
+        {"run": "[UNet,ZSM-DS]", "data.test_samples": 2, "data.statics": "[FOLDER/masks/relief.nc:height]"},
+    ),
+    "db-rnn": (
+        make_events,
+        {"run": "[MS-ConvLSTM-S]", "data.test_samples": 2, "data.scale": 1, "data.window": 32, "data.block": "6min"},
+    ),
+}
+
+
+def words(name, folder, output, **options):
+    """The command line of a tiny study."""
+    chosen = {"max_steps": 3, "threads": 1, "progress": "false", "data.path": folder, "output": output}
+    chosen |= CASES[name][1] | options
+    return ["study", name, *(f"--{key}={value}".replace("FOLDER", str(folder)) for key, value in chosen.items())]
+
+
+def outputs(folder):
+    """What a study leaves that a kill must not change, by name."""
+    kinds = ("*.md", "*.csv", "*.txt", "*.png", "scores/*", "runs/*/*.safetensors", "runs/*/*.csv")
+    found = (p for kind in kinds for p in folder.glob(kind) if p.name[0] != ".")  # a kill leaves hidden parts
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
