@@ -30,6 +30,35 @@ def make_events(folder):
     return folder
 
 
+def make_humidity(folder):
+    """Waves of humidity, and a training configuration of tiny networks on them."""
+    rows, columns = np.arange(24.0)[:, None], np.arange(61.0)
+    waves = np.stack([np.sin(1.1 * rows + 0.3 * t) * np.cos(0.9 * columns - t) for t in range(5)])
+    attrs = {"standard_name": "relative_humidity", "units": "%"}
+    fields = xr.Dataset({"r": (("time", "latitude", "longitude"), 50 + 30 * waves, attrs)})
+    fields.to_netcdf(folder / "rh.nc", engine="h5netcdf")
+    (folder / "tiny.yaml").write_text(TINY_HUMIDITY)
+    return folder
+
+
+TINY_HUMIDITY = """
+model:
+  name: wgan-gp-small
+  options: {scale: 2, width: 8, post_width: 8, pre_blocks: 1, post_blocks: 1, reduction: 4}
+critic: {options: {width: 4, down_blocks: 1, post_blocks: 0, reduction: 2}}
+data:
+  path: .
+  sources: {rh.nc: {train: [[0, 24, 0, 24]], validation: [[0, 24, 24, 36]], test: [[0, 23, 48, 61]]}}
+  steps: 2
+  crop: 8
+  batch_size: 2
+  epoch_samples: 8
+  validation_samples: 4
+loss: {content: crps}
+optimiser: {warmup_epochs: 1}
+"""
+
+
 # Study -> what makes its files, and its options.
 CASES = {
     "fczsm": (
@@ -39,6 +68,10 @@ CASES = {
     "db-rnn": (
         make_events,
         {"run": "[MS-ConvLSTM-S]", "data.test_samples": 2, "data.scale": 1, "data.window": 32, "data.block": "6min"},
+    ),
+    "wgan-gp": (
+        make_humidity,
+        {"run": "[SRCNN,WGAN-GP]", "training": "FOLDER/tiny.yaml", "data.tile": 11, "members": 2},
     ),
 }
 

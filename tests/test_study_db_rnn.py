@@ -14,7 +14,7 @@ from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
 from fastds.metrics import NowcastScores
 from fastds.studies.common.bootstrap import labels_of
-from fastds.studies.common.radar import TestBlock
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
 from fastds.studies.db_rnn.config import DataConfig, StudyConfig
 from fastds.studies.db_rnn.methods import CELLS, METHODS, SCORES
@@ -101,7 +101,7 @@ def blocks_of(fields):
     """A test block of the truths (samples, 5, 1, H, W), each in a block of time of its own."""
     valid = torch.ones(fields.shape[1:], dtype=torch.bool)
     found = [{"y": y, "valid": valid} for y in fields]
-    return [TestBlock("a.nc", found, list(range(len(fields))), (slice(0, 8), slice(0, 8)), 0.5)]
+    return [TestedBlock("a.nc", found, list(range(len(fields))), (slice(0, 8), slice(0, 8)), 0.5)]
 
 
 def test_scores_are_those_of_all_samples_together():

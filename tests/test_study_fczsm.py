@@ -13,7 +13,7 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 from fastds import models
 from fastds.data import open_dataset, save_dataset
 from fastds.studies.common.bootstrap import labels_of
-from fastds.studies.common.radar import TestBlock, find_files, parts_of, sample_rows
+from fastds.studies.common.radar import TestedBlock, find_files, parts_of, sample_rows
 from fastds.studies.fczsm import methods, plan, samples, scores, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
@@ -101,7 +101,7 @@ def test_every_method_is_trained_alike(budget):
 
 def test_costs_of_a_study(monkeypatch):
     """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
-    data, block = TrainingData("x", crop=32), TestBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
+    data, block = TrainingData("x", crop=32), TestedBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
     seconds = {"ZSM": 2.0, "UNet": 0.5}
     monkeypatch.setattr(plan, "_seconds_of_samples", lambda *args: (3.0, 0.0))
     monkeypatch.setattr(plan, "_seconds_of", lambda config, name, *args: (seconds[name], 4))
@@ -155,7 +155,7 @@ def test_networks_get_their_channels(folder, tmp_path):
 def blocks_of(*counts):
     """Test blocks of so many samples, each in a block of time of its own but for the last two of a file."""
     return [
-        TestBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
+        TestedBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
         for k, n in enumerate(counts)
     ]
 

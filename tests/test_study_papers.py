@@ -25,6 +25,12 @@ EXPECTED = {
         {"figure-maps-ConvLSTM", "figure-validation-ConvLSTM", "figure-leads-ConvLSTM-CSI-30"},
         ("MS-ConvLSTM-S less MS-ConvLSTM", "0.285", "CSI 30 mm/h by lead"),
     ),
+    "wgan-gp": (
+        {*(f"{name}{how}" for name in ("Lanczos", "bilinear", "bicubic") for how in ("", "-misaligned"))}
+        | {"SRCNN", "WGAN-GP"},
+        {"figure-08", "figure-09-mse", "figure-09-tcc", "figure-10"},
+        ("WGAN-GP less SRCNN", "36.185", "Figure 9"),
+    ),
 }
 
 
@@ -101,7 +107,7 @@ ALL = [
     ({"run": "[LSTM]"}, "run must name some of "),
     ({"seeds": "[]"}, "seeds must be one number or more, got none"),
     ({"max_steps": 0}, "--max_steps must be positive, got 0"),
-    ({"data.path": "none"}, "--data.path: no such file"),
+    ({"data.path": "none"}, "no such file"),
     ({"report": "page.txt"}, "report must be a file that ends in .html"),
 ]
 RADAR = [
@@ -117,6 +123,12 @@ WRONG = {
         ({"data.z_r": "[200]"}, "--data.z_r two positive numbers, got 1 and [200.0]"),
         ({"ablation": "GRU"}, "ablation must be one of ConvLSTM, "),
         ({"data.files": "[short.nc]"}, "short.nc has 20 times, too few to train, validate and test on: at least 34"),
+    ],
+    "wgan-gp": [
+        *ALL,
+        ({"members": 1}, "members must be at least 2 and data.tile at least 11, got 1 and 11"),
+        ({"data.tile": 64}, "--data.path: the training names no test region of 2 times and 64 x 64 points"),
+        ({"training": "none"}, "none"),
     ],
 }
 

@@ -19,6 +19,11 @@ def labels_of(blocks: Iterable[Sequence[int]]) -> np.ndarray:
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1, 1)
 
 
+def too_few(labels: np.ndarray) -> bool:
+    """Whether there are too few blocks of any kind for an interval."""
+    return min(len(np.unique(column)) for column in labels.T) < FEWEST
+
+
 def told_of(labels: np.ndarray) -> str:
     """The sentence below tables of Estimates."""
     return (
@@ -46,6 +51,7 @@ def drawn(labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
 def interval(difference: np.ndarray, labels: np.ndarray, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of one number per sample; labels and draws: see drawn."""
     weight = drawn(labels, draws, seed)
+    weight = weight[weight.sum(1) > 0]  # of several kinds a draw may have no sample
     low, high = np.percentile(weight @ difference / weight.sum(1), [2.5, 97.5])
     return float(low), float(high)
 
@@ -59,16 +65,16 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray, labels: np.ndarray) -> Estimate:
-        """The mean of one number per sample; labels (samples, 1): the block of each, see interval."""
-        few = len(np.unique(labels)) < FEWEST
-        return cls(float(np.mean(values)), *((np.nan, np.nan) if few else interval(np.asarray(values), labels)))
+        """The mean of one number per sample; labels: (samples, kinds), the blocks of each, see drawn."""
+        mean = float(np.mean(values))
+        return cls(mean, *((np.nan, np.nan) if too_few(labels) else interval(np.asarray(values), labels)))
 
     @classmethod
     def by(cls, statistic: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> Estimate:
         """What statistic, weights (draws, samples) -> (draws,), makes of all samples, and its interval; draws for which
         it is not defined (NaN) are left out, and where half of them are, there is no interval."""
         mean = float(statistic(np.ones((1, len(labels))))[0])
-        if len(np.unique(labels)) < FEWEST or np.isnan(mean):
+        if too_few(labels) or np.isnan(mean):
             return cls(mean, np.nan, np.nan)
         values = statistic(drawn(labels))
         if np.isnan(values).mean() > 0.5:

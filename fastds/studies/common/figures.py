@@ -48,3 +48,27 @@ def radar_panel(
 def without_echo(z: np.ndarray, floor: float) -> np.ndarray:
     """Reflectivity as it is drawn: at the floor, within the lattice of 0.5 dBZ, there is no echo."""
     return np.where(z < floor + 0.5, 0.0, z)
+
+
+def field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: str, title: str) -> Figure:
+    """The truth and the fields (H, W) above their differences from it. label: quantity and unit; title: of all."""
+    count, (height, width) = 1 + len(fields), truth.shape
+    side = 2.2
+    figure = Figure(figsize=(side * count + 0.8, 2 * side * height / width + 1.2), layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False, sharex=True, sharey=True)
+    limits = {"vmin": float(np.nanmin(truth)), "vmax": float(np.nanmax(truth))}
+    limit = float(np.nanpercentile([np.abs(z - truth) for z in fields.values()], 99)) or 1.0
+    shown = shown_difference = None
+    for column, (name, z) in enumerate({"truth": truth, **fields}.items()):
+        shown = axes[0, column].imshow(z, cmap="viridis", **limits)
+        axes[0, column].set_title(name, fontsize=8)
+        if column:
+            shown_difference = axes[1, column].imshow(z - truth, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes[1, column].set_title(f"rms {np.sqrt(np.nanmean((z - truth) ** 2)):.3g}", fontsize=8)
+    axes[1, 0].set_visible(False)
+    for one in axes.flat:
+        one.tick_params(labelsize=6)
+    figure.colorbar(shown, ax=axes[0], label=label)
+    figure.colorbar(shown_difference, ax=axes[1], label="difference")
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from fastds.studies.common.budget import PAPER, budget_seconds, seconds_a_call, steps_within
 from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.quiet import quietly
 from fastds.tasks.common.training import SupervisedModule
 
 FORWARD = 0.4  # of the time of a step, which has the gradients, too
 START = 4.0  # seconds before and after a training, beside the reading of its files
+_SHORT = (8, 24)  # steps of trainings that are only measured
 _DRAWING = 20.0  # seconds of tables, figures and page
 
 
@@ -49,3 +52,19 @@ def seconds_of_step(module: SupervisedModule, batch: dict) -> float:
         return float(loss.detach())
 
     return seconds_a_call(step)
+
+
+def seconds_of_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:
+    """Costs by two short trainings of each network, train(name, steps, folder), with as many validations as the whole
+    one has."""
+    a_step, fixed = {}, 0.0
+    for name in networks:
+        spent = []
+        for steps in _SHORT:
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                quietly(lambda n=name, s=steps, f=folder: train(n, s, f))
+                spent.append(time.perf_counter() - began)
+        a_step[name] = max((spent[1] - spent[0]) / (_SHORT[1] - _SHORT[0]), 1e-3)
+        fixed += max(spent[0] - _SHORT[0] * a_step[name], 0.0) + START
+    return Costs(a_step, fixed)

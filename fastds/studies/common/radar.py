@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import warnings
 from collections.abc import Mapping
 
 import torch
@@ -112,7 +111,7 @@ def window_of(echo: Tensor, side: int, every: int = 4) -> tuple[slice, slice]:
 
 
 @dataclasses.dataclass
-class TestBlock:
+class TestedBlock:
     """Samples of the last part of a file.
 
     Attributes: name of the file; samples, dicts with y and valid, in the window (rows, columns of the file's pixels);
@@ -126,19 +125,19 @@ class TestBlock:
     echo: float
 
 
-def most_echo(blocks: list[TestBlock], above: float = 0.0) -> tuple[TestBlock, dict[str, Tensor]]:
+def most_echo(blocks: list[TestedBlock], above: float = 0.0) -> tuple[TestedBlock, dict[str, Tensor]]:
     """The test sample whose fields are drawn, and its block: that with the largest share of y above a value."""
     samples = [(block, sample) for block in blocks for sample in block.samples]
     return max(samples, key=lambda found: float((found[1]["y"] > above).float().mean()))
 
 
-def grid_of(config: RadarFiles, block: TestBlock) -> MapGrid:
+def grid_of(config: RadarFiles, block: TestedBlock) -> MapGrid:
     """Where the window of a block lies."""
     with fd.open_dataset(path_of(config, block.name)) as dataset:
         return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *block.window])
 
 
-def sample_rows(blocks: list[TestBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
+def sample_rows(blocks: list[TestedBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
     """What was trained, validated and tested on."""
     rows = []
     for block in blocks:
@@ -149,10 +148,3 @@ def sample_rows(blocks: list[TestBlock], files: Mapping[str, Mapping[str, list[i
         rows.append((block.name, *parts, *counts, size, f"{100 * block.echo:.1f}"))
     heads = ("file", "training", "validation", "test", "test samples", "blocks of time", "window", "echo %")
     return ResultTable("Frames of every file, and the test samples", heads, rows)
-
-
-def quietly(call):
-    """What call returns, without its warnings, which the study has shown before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return call()

@@ -9,7 +9,8 @@ import torch
 
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
-from fastds.studies.common.radar import TestBlock, quietly
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.config import StudyConfig
 from fastds.studies.db_rnn.methods import METHODS, VALIDATED, training_config
 from fastds.studies.db_rnn.scores import score
@@ -21,7 +22,7 @@ from fastds.tasks.nowcast.training import NowcastModule, build_model
 _STEPS = 100  # of a training that is only measured
 
 
-def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestBlock]) -> Costs:
+def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestedBlock]) -> Costs:
     """Costs of methods; data: their samples; blocks: of the test."""
     training = training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
     began = time.perf_counter()
@@ -49,8 +50,8 @@ def _seconds_of(config: StudyConfig, name: str, data: TrainingData, batch: dict)
     return seconds_of_step(module, batch) * (1 + FORWARD * staged)
 
 
-def _scoring(blocks: list[TestBlock], z_r: list[float]) -> float:
+def _scoring(blocks: list[TestedBlock], z_r: list[float]) -> float:
     """Seconds of the scores of one method."""
-    one = TestBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
+    one = TestedBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
     a_pixel = seconds_a_call(lambda: score(lambda s: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
     return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)

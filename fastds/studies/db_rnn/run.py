@@ -17,7 +17,8 @@ from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.plan import Costs
-from fastds.studies.common.radar import find_files, grid_of, most_echo, path_of, quietly, sample_rows
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import find_files, grid_of, most_echo, path_of, sample_rows
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.db_rnn import figures, samples

@@ -7,7 +7,7 @@ from fastds import data as fd
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.report import evenly
-from fastds.studies.common.radar import TestBlock, path_of, training_blocks, window_of
+from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
 from fastds.studies.db_rnn.config import DataConfig
 from fastds.studies.db_rnn.methods import FUTURE, KNOWN
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
@@ -20,7 +20,7 @@ def training_data(config: DataConfig, files: dict[str, dict[str, list[int]]]) ->
     return TrainingData(config.path, training_blocks(files), var=config.var, scales=[config.scale])
 
 
-def test_block(config: DataConfig, name: str, part: list[int]) -> TestBlock:
+def test_block(config: DataConfig, name: str, part: list[int]) -> TestedBlock:
     """The test samples of a file, dicts of x (m, 1, h, w), y and valid (n, 1, h, w) in the window; part: its frames."""
     block = fd.TimeBlock(str(path_of(config, name)), *part, var=config.var)
     windows = RadarWindows(block, known=KNOWN, future=FUTURE, scale=config.scale)
@@ -38,4 +38,4 @@ def test_block(config: DataConfig, name: str, part: list[int]) -> TestBlock:
         raise ValueError(f"data.path: {name} has no valid pixels in its last part")
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
     window = tuple(slice(s.start * config.scale, s.stop * config.scale) for s in (rows, columns))
-    return TestBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)
+    return TestedBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)

@@ -14,7 +14,8 @@ from torch import Tensor
 from fastds import models
 from fastds.data import RAIN_THRESHOLDS, normalised_rates
 from fastds.metrics import NowcastScores, mean_of_defined
-from fastds.studies.common.radar import TestBlock, quietly
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.methods import FUTURE, METHODS, SCORES
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.nowcast.methods import BASELINES
@@ -24,7 +25,7 @@ PIXELS = 160**2  # of the paper's fields, to which B-MSE and B-MAE, sums over a 
 Predict = Callable[[dict[str, Tensor]], Tensor]
 
 
-def score(predict: Predict, blocks: list[TestBlock], z_r: Sequence[float]) -> dict[str, Any]:
+def score(predict: Predict, blocks: list[TestedBlock], z_r: Sequence[float]) -> dict[str, Any]:
     """By test sample: counts (samples, n, thresholds, 4) of NowcastScores, errors (samples, n, 2), sums of B-MSE and
     B-MAE, and pixels (samples, n)."""
     thresholds = normalised_rates(RAIN_THRESHOLDS, tuple(z_r))

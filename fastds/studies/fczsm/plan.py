@@ -10,7 +10,8 @@ import torch
 from fastds import metrics
 from fastds.studies.common.budget import seconds_a_call
 from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
-from fastds.studies.common.radar import TestBlock, quietly
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.fczsm.config import StudyConfig
 from fastds.studies.fczsm.methods import METHODS, training_config
 from fastds.tasks.common.settings import resolved
@@ -21,7 +22,7 @@ from fastds.tasks.radar.training import RadarModule, build_model
 _STEPS = 100  # of a training that is only measured
 
 
-def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestBlock]) -> Costs:
+def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestedBlock]) -> Costs:
     """Costs of methods; data: their samples; blocks: of the test."""
     setup, a_sample = _seconds_of_samples(config, names, data)
     steps = {name: _seconds_of(config, name, data, a_sample) for name in names}
@@ -53,7 +54,7 @@ def _seconds_of(config: StudyConfig, name: str, data: TrainingData, a_sample: fl
     return seconds_of_step(module, batch) + size * a_sample, size
 
 
-def _fixed(a_step: float, batch: int, setup: float, a_sample: float, blocks: list[TestBlock], crop: int) -> float:
+def _fixed(a_step: float, batch: int, setup: float, a_sample: float, blocks: list[TestedBlock], crop: int) -> float:
     """Seconds of a training beside its steps: files, validations, and the forwards of the test."""
     a_forward = FORWARD * (a_step - batch * a_sample) / batch  # of one crop
     validations = 8 * 32 * (a_forward + a_sample)
@@ -61,7 +62,7 @@ def _fixed(a_step: float, batch: int, setup: float, a_sample: float, blocks: lis
     return START + setup + validations + crops * a_forward
 
 
-def _scoring(blocks: list[TestBlock]) -> float:
+def _scoring(blocks: list[TestedBlock]) -> float:
     """Seconds of the scores of one method."""
     sample = blocks[0].samples[0]
     y, valid = sample["y"][:, 0], sample["valid"][:, 0]

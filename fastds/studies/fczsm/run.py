@@ -14,7 +14,8 @@ from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
 from fastds.studies.common.plan import Costs
-from fastds.studies.common.radar import TestBlock, find_files, grid_of, most_echo, quietly, sample_rows
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock, find_files, grid_of, most_echo, sample_rows
 from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm import figures, samples, tables
@@ -56,7 +57,7 @@ class FczsmStudy(PaperStudy):
             elif method.static and not config.data.statics:
                 yield name, "data.statics names no maps"
 
-    def _test_blocks(self, config: StudyConfig, names: list[str]) -> list[TestBlock]:
+    def _test_blocks(self, config: StudyConfig, names: list[str]) -> list[TestedBlock]:
         data, methods = config.data, [METHODS[name] for name in names]
         maps = samples.static_maps(data, list(self.files)) if any(m.static for m in methods) else {}
         further = any(m.dynamic for m in methods)

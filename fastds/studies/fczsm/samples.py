@@ -11,7 +11,7 @@ from fastds import metrics
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.samples.dynamic_fields import DynamicFields
 from fastds.report import evenly
-from fastds.studies.common.radar import TestBlock, path_of, training_blocks, window_of
+from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
 from fastds.studies.fczsm.config import DataConfig
 from fastds.tasks.radar.config import DataConfig as TrainingData
 from fastds.tasks.radar.samples import RadarData
@@ -50,7 +50,7 @@ def static_maps(config: DataConfig, names: list[str]) -> dict[str, np.ndarray]:
 
 def test_block(
     config: DataConfig, name: str, part: list[int], static: np.ndarray | None, with_dynamics: bool
-) -> TestBlock:
+) -> TestedBlock:
     """The test samples of a file, part: its frames; static: its maps or None."""
     path = path_of(config, name)
     dynamic = DynamicFields(path, config.dynamics, slice(*part), config.var) if with_dynamics else None
@@ -69,7 +69,7 @@ def test_block(
     count = sum(int(s["valid"].sum()) for s in samples)
     if not count:
         raise ValueError(f"data.path: {name} has no valid pixels in its last part")
-    return TestBlock(name, samples, [int(s // length) for s in seconds], (rows, columns), wet / count)
+    return TestedBlock(name, samples, [int(s // length) for s in seconds], (rows, columns), wet / count)
 
 
 def _cut(sample: dict[str, torch.Tensor], rows: slice, columns: slice) -> dict[str, torch.Tensor]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.studies.common.radar import TestBlock, quietly
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.radar.methods import BASELINES
@@ -22,7 +23,7 @@ SCORES = ("mse_total", "mse_t2", "mse_t13", "ssim")
 Predict = Callable[[dict[str, Tensor]], Tensor]
 
 
-def score(predict: Predict, blocks: list[TestBlock]) -> dict[str, list[float]]:
+def score(predict: Predict, blocks: list[TestedBlock]) -> dict[str, list[float]]:
     """The scores of radar_errors by name, one number for each sample of all blocks."""
     found = [
         metrics.radar_errors(predict(s), _dbz(s["y"])[:, 0], s["valid"][:, 0], FLOOR_DBZ)

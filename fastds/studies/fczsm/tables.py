@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate, labels_of
-from fastds.studies.common.radar import TestBlock
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.fczsm.methods import METHODS, ORDER
 from fastds.studies.fczsm.scores import SCORES
@@ -18,7 +18,7 @@ Results = Mapping[str, Mapping[str, np.ndarray]]
 _HEADS = ("MSE", "MSE t2", "MSE t1+t3", "SSIM")
 
 
-def score_rows(results: Results, blocks: list[TestBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
+def score_rows(results: Results, blocks: list[TestedBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
     """The paper's tables 1 and 2. sizes: method -> width and parameters."""
     labels, rows = labels_of(block.blocks for block in blocks), []
     for name, method in METHODS.items():
@@ -46,7 +46,7 @@ def _percent(value: float | None, trilinear: float) -> str:
     return "-" if value is None or value == trilinear else f"{100 * (value / trilinear - 1):+.1f}"
 
 
-def order_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
+def order_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
     """Every step of the paper's order: by how much one method's MSE is below another's, as shares of trilinear's."""
     labels, rows = labels_of(block.blocks for block in blocks), []
     for better, other in ORDER:
@@ -62,7 +62,7 @@ def order_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
     return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")
 
 
-def file_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
+def file_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
     """MSE by file."""
     rows, start = [], 0
     for block in blocks:
