@@ -59,6 +59,17 @@ optimiser: {warmup_epochs: 1}
 """
 
 
+def make_waves(folder):
+    """Waves of two variables, as columns enough for every part."""
+    rows, columns, g = np.arange(168.0)[:, None], np.arange(216.0), np.random.default_rng(0)
+    waves = np.stack([np.sin(0.6 * rows + 0.3 * t) * np.cos(0.5 * columns - t) for t in range(2)])
+    waves += 0.05 * g.standard_normal(waves.shape)
+    dims = ("time", "latitude", "longitude")
+    fields = {"t": (dims, 280 + 5 * waves, {"units": "K"}), "u": (dims, 10 * waves**2, {"units": "m s-1"})}
+    xr.Dataset(fields).to_netcdf(folder / "waves.nc", engine="h5netcdf")
+    return folder
+
+
 # Study -> what makes its files, and its options.
 CASES = {
     "fczsm": (
@@ -72,6 +83,11 @@ CASES = {
     "wgan-gp": (
         make_humidity,
         {"run": "[SRCNN,WGAN-GP]", "training": "FOLDER/tiny.yaml", "data.tile": 11, "members": 2},
+    ),
+    "inr": (
+        make_waves,
+        {"run": "[EDSR-x2,ours-mask]", "data.path": "FOLDER/waves.nc", "data.variables": "[t,u]", "data.crop": 32}
+        | {"data.per_cell": 1},
     ),
 }
 

@@ -31,6 +31,11 @@ EXPECTED = {
         {"figure-08", "figure-09-mse", "figure-09-tcc", "figure-10"},
         ("WGAN-GP less SRCNN", "36.185", "Figure 9"),
     ),
+    "inr": (
+        {"bilinear", "bicubic", "bicubic-0.75", "EDSR-x2", "ours-mask"},
+        {"figure-maps", "figure-validation", "figure-factors-clean", "figure-factors-degraded"},
+        ("ours-mask", "PSNR above bicubic interpolation", "from degraded fields"),
+    ),
 }
 
 
@@ -126,9 +131,15 @@ WRONG = {
     ],
     "wgan-gp": [
         *ALL,
-        ({"members": 1}, "members must be at least 2 and data.tile at least 11, got 1 and 11"),
+        ({"members": 1}, "members must be at least 2 and --data.tile at least 11, got 1 and 11"),
         ({"data.tile": 64}, "--data.path: the training names no test region of 2 times and 64 x 64 points"),
         ({"training": "none"}, "none"),
+    ],
+    "inr": [
+        *ALL,
+        ({"data.crop": 8}, "--data.crop must be at least 32, --data.per_cell and --data.together positive, got 8, 1 and 1"),
+        ({"data.crop": 64}, "--data.crop: test region of 168 x 38 is smaller than the crops of 64 x 64"),
+        ({"data.variables": "[w]"}, "--data.variables: 'w' is not in "),
     ],
 }
 

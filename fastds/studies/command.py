@@ -19,6 +19,7 @@ STUDIES = {
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
     "db-rnn": ("fastds.studies.db_rnn.run", "the tables and figures of the DB-RNN paper, on radar files of your own"),
     "wgan-gp": ("fastds.studies.wgan_gp.run", "the tables and figures of the humidity WGAN-GP paper, on your fields"),
+    "inr": ("fastds.studies.inr.run", "arbitrary-scale networks of the INR paper and their rivals, on your fields"),
     "fields": (_FIELDS, "arbitrary-scale networks and baselines, by a configuration of your own: --config FILE"),
     "fields-500hPa": (_FIELDS, "the same on ERA5 fields of 500 hPa"),
     "fields-eraint": (_FIELDS, "the same on ERA-Interim fields of 500 hPa"),

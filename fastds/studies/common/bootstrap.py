@@ -20,8 +20,8 @@ def labels_of(blocks: Iterable[Sequence[int]]) -> np.ndarray:
 
 
 def too_few(labels: np.ndarray) -> bool:
-    """Whether there are too few blocks of any kind for an interval."""
-    return min(len(np.unique(column)) for column in labels.T) < FEWEST
+    """Whether there are too few blocks for an interval."""
+    return len(np.unique(labels, axis=0)) < FEWEST
 
 
 def told_of(labels: np.ndarray) -> str:

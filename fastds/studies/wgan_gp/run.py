@@ -117,7 +117,7 @@ class WganGpStudy(PaperStudy):
             f"{self.config.training}, generator, critic and losses of which differ by method as the table says, seeds "
             f"{', '.join(map(str, self.config.seeds))}; weights of the lowest validation error. Factor {self.scale} "
             f"from {'first points' if self.align == 'grid' else 'means'} of blocks.",
-            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {FEWEST} of "
-            "either there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
+            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {FEWEST} such "
+            "blocks there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
             "The paper's numbers are of its own region, level and factor 8: compare the order, not numbers.",
         ]
