@@ -13,6 +13,7 @@ from fastds.studies.common import budget
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.budget import budget_seconds, seconds_a_call, steps_within
 from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.figures import field_maps
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
 from fastds.studies.common.radar import parts_of, window_of
@@ -150,3 +151,14 @@ def test_the_window_has_most_echo():
     echo[14:26, 21:33] = 1
     assert window_of(echo, 16) == (slice(12, 28), slice(20, 36))
     assert window_of(echo, 400) == (slice(0, 48), slice(0, 40))
+
+
+def test_fields_are_drawn_above_their_errors():
+    """The truth first; differences on one scale, with their root mean square as title."""
+    truth = np.arange(12.0).reshape(3, 4)
+    figure = field_maps({"a": truth + 2, "b": truth - 1}, truth, "humidity (%)", "one day")
+    maps = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
+    assert list(maps) == ["truth", "a", "b", "rms 2", "rms 1"]
+    np.testing.assert_array_equal(maps["rms 1"].get_array(), np.full((3, 4), -1.0))
+    assert maps["rms 1"].get_clim() == maps["rms 2"].get_clim() == (-2.0, 2.0)
+    assert maps["b"].get_clim() == (0.0, 11.0)

@@ -137,7 +137,10 @@ WRONG = {
     ],
     "inr": [
         *ALL,
-        ({"data.crop": 8}, "--data.crop must be at least 32, --data.per_cell and --data.together positive, got 8, 1 and 1"),
+        (
+            {"data.crop": 8},
+            "--data.crop must be at least 32, --data.per_cell and --data.together positive",
+        ),
         ({"data.crop": 64}, "--data.crop: test region of 168 x 38 is smaller than the crops of 64 x 64"),
         ({"data.variables": "[w]"}, "--data.variables: 'w' is not in "),
     ],
