@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
+from fastds.plot import save_png
 from fastds.report import Chart, Maps, Page, check_report
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.folder import StudyFolder
@@ -66,8 +67,12 @@ class PaperStudy:
         """The tables by the names of their files, the most important first; results: method -> scores by seed."""
         raise NotImplementedError
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> tuple[Maps | None, list[Chart]]:
-        """Write the figures of the first seed as PNG into the folder; what of them a page shows."""
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        """Write figures of fields of the first seed as PNG into the folder; the same for a page."""
+        raise NotImplementedError
+
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        """The line figures by the names of their files."""
         raise NotImplementedError
 
     def notes(self) -> list[str]:
@@ -80,6 +85,16 @@ class PaperStudy:
     def run_options(self) -> dict[str, Any]:
         """Options of every training."""
         return {"threads": self.config.threads, "device": self.config.device, "progress": self.config.progress}
+
+    @property
+    def curves(self) -> dict[str, pathlib.Path]:
+        """The validation errors of the first seed: method -> CSV."""
+        seed = self.config.seeds[0]
+        return {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+
+    def of_first_seed(self, name: str) -> pathlib.Path | None:
+        """The weights of a method that are drawn."""
+        return self.runs.weights(name, self.config.seeds[0])
 
     def run(self) -> pathlib.Path:
         """Train and score what has no result yet, write tables, notes, figures and page; the path of the first table.
@@ -96,12 +111,14 @@ class PaperStudy:
             table.write(folder, name)
         (folder / "notes.txt").write_text("\n".join(notes) + "\n", encoding="utf-8")
         self.runs.say("figures")
-        maps, charts = self.draw(results)
+        maps, charts = self.draw(results), self.charts(results)
+        for name, chart in charts.items():
+            save_png(chart.draw(), folder / f"{name}.png")
         if self.config.report is not None:
             told = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
             told.pop("Model")
             tables = [table.rich() for table in shown.values()]
-            Page(self.title, told, tables, notes, maps, charts).write(self.config.report)
+            Page(self.title, told, tables, notes, maps, list(charts.values())).write(self.config.report)
         print("\n".join([table.markdown() for table in shown.values()] + notes))
         return folder / f"{next(iter(shown))}.md"
 

@@ -12,7 +12,6 @@ import numpy as np
 from fastds import models
 from fastds.data import FrameStore, TimeBlock, normalised_rates
 from fastds.models.db_rnn.discriminator import variant_of
-from fastds.plot import save_png
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
@@ -124,21 +123,19 @@ class DbRnnStudy(PaperStudy):
         made = tables(self._sums(results), self.labels, sizes, self.minutes)
         return made | {"samples": sample_rows(self.blocks, self.files)}
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> tuple[Maps, list[Chart]]:
-        seed, folder = self.config.seeds[0], self.folder.path
-        curves = {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        return figures.line_charts(self.curves, self._sums(results), self.minutes)
+
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         block, sample = most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
 
         def fields(name: str) -> np.ndarray:
-            return self._predicting(name, self.runs.weights(name, seed), lambda p: figures.in_dbz(p(sample)))
+            return self._predicting(name, self.of_first_seed(name), lambda p: figures.in_dbz(p(sample)))
 
         made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
         title = f"{block.name}: truth, forecasts, differences"
-        figures.draw_maps(folder, made, sample, self.minutes, grid, title)
-        charts = figures.line_charts(curves, self._sums(results), self.minutes)
-        for name, chart in charts.items():
-            save_png(chart.draw(), folder / f"{name}.png")
-        return figures.maps(grid, made, sample, self.minutes), list(charts.values())
+        figures.draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
+        return figures.maps(grid, made, sample, self.minutes)
 
     def notes(self) -> list[str]:
         paper = self.config.budget == PAPER

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable
+from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.db_rnn.methods import ABLATION, METHODS, ORDER, ORDERED, SCORES, published
 from fastds.studies.db_rnn.scores import Sums
 
@@ -57,10 +57,7 @@ def order_rows(results: Mapping[str, Sums], labels: np.ndarray) -> ResultTable:
             ours = Estimate.by(lambda w, p=pair, s=score: p[0].mean(s, w) - p[1].mean(s, w), labels)
             told = [published(name)[score] for name in (better, other)]
             paper = None if None in told else told[0] - told[1]
-            verdict = "not in the paper" if paper is None else ours.verdict(paper)
-            digits = 1 if score == "B-MAE" else 3
-            told = "-" if paper is None else f"{paper:+.{digits}f}"
-            rows.append((f"{better} less {other}", score, told, ours, verdict))
+            rows.append((f"{better} less {other}", score, *beside_paper(ours, paper, 1 if score == "B-MAE" else 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, digits=3, sign="+")
 

@@ -30,33 +30,28 @@ def _truth(sample: dict[str, torch.Tensor]) -> np.ndarray:
     return torch.where(sample["valid"], truth, torch.nan)[:, 0].numpy()
 
 
-def draw_figures(
-    folder: pathlib.Path, curves: Mapping[str, pathlib.Path], fields: Fields, sample: dict, grid: MapGrid, title: str
-) -> None:
-    """Write figure-NUMBER.png by the paper's numbers. curves: method -> CSV; fields: of the sample, on a grid, titled
-    so."""
+def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid, title: str) -> None:
+    """Write figure-NUMBER.png of the paper's numbers; fields: of the sample, on a grid, titled so."""
     truth = _truth(sample)
     first, last = fd.restore(sample["x"][:, 0], FLOOR_DBZ, CEILING_DBZ).numpy()
     drawn = {name: np.clip(z, FLOOR_DBZ, CEILING_DBZ) for name, z in fields.items()}
-    for number, (names, panel) in FIGURES.items():
-        trained = {name: curves[name] for name in names if name in curves}
-        if trained:
-            save_png(validation_curves(trained, _LOSS), folder / f"figure-{number}.png")
+    for names, panel in FIGURES.values():
         chosen = {name: drawn[name] for name in dict.fromkeys(("trilinear", *names)) if name in drawn}
         if chosen:
             figure = radar_panel(chosen, truth, TIMES, [first, None, last], grid, title, FLOOR_DBZ)
             save_png(figure, folder / f"figure-{panel}.png")
 
 
-def charts(curves: Mapping[str, pathlib.Path]) -> list[Chart]:
-    """The curves for a page."""
+def charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
+    """The curves of the loss by the names of their files; curves: method -> CSV."""
     titles = {"07": "Figure 7: validation MSE of the networks", "10": "Figure 10: of the variants"}
-    found = []
+    found = {}
     for number, (names, _) in FIGURES.items():
         trained = {name: curves[name] for name in names if name in curves}
         if trained:
             alt = f"Validation MSE by step of {', '.join(trained)}"
-            found.append(Chart(titles[number], alt, functools.partial(validation_curves, trained, _LOSS)))
+            draw = functools.partial(validation_curves, trained, _LOSS)
+            found[f"figure-{number}"] = Chart(titles[number], alt, draw)
     return found
 
 

@@ -90,18 +90,19 @@ class FczsmStudy(PaperStudy):
             "samples": sample_rows(self.blocks, self.files),
         }
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> tuple[Maps, list[Chart]]:
-        seed = self.config.seeds[0]
-        curves = {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        return figures.charts(self.curves)
+
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         block, sample = most_echo(self.blocks)
 
         def fields(name: str) -> np.ndarray:
-            return self._predicting(name, self.runs.weights(name, seed), lambda predict: predict(sample).numpy())
+            return self._predicting(name, self.of_first_seed(name), lambda predict: predict(sample).numpy())
 
         made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
         title = f"{block.name}: truth, methods, differences"
-        figures.draw_figures(self.folder.path, curves, made, sample, grid, title)
-        return figures.maps(grid, made, sample), figures.charts(curves)
+        figures.draw_maps(self.folder.path, made, sample, grid, title)
+        return figures.maps(grid, made, sample)
 
     def notes(self) -> list[str]:
         paper = self.config.budget == PAPER

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate, labels_of
 from fastds.studies.common.radar import TestedBlock
-from fastds.studies.common.tables import ResultTable
+from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.fczsm.methods import METHODS, ORDER
 from fastds.studies.fczsm.scores import SCORES
 
@@ -56,8 +56,7 @@ def order_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
         ours = Estimate.of(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
         told = [METHODS[name].published for name in (better, other)]
         paper = 100 * (told[0][0] - told[1][0]) / 2.452 if all(told) else None
-        verdict = "not in the paper" if paper is None else ours.verdict(paper)
-        rows.append((f"{better} less {other}", "-" if paper is None else f"{paper:+.2f}", ours, verdict))
+        rows.append((f"{better} less {other}", *beside_paper(ours, paper, 2)))
     title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")
 

@@ -135,26 +135,22 @@ class InrStudy(PaperStudy):
             "variables": tables.variable_rows(means, self.data.variables, units),
         }
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> tuple[Maps, list[Chart]]:
-        seed, folder = self.config.seeds[0], self.folder.path
-        charts = self._charts(results, seed)
-        for name, chart in charts.items():
-            save_png(chart.draw(), folder / f"{name}.png")
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         roughest = max(range(len(self.crops)), key=lambda k: float(self._crop(k)[0, 0].std()))
         coarse, fine = coarse_and_fine(self._crop(roughest), SCALES[_DRAWN])
         truth = fine[0, 0].numpy()
 
         def field(name: str) -> np.ndarray:
-            weights = self.runs.weights(name, seed)
-            return self._predicting(name, weights, lambda p: p(coarse, tuple(fine.shape[2:]))[0, 0].numpy())
+            size = tuple(fine.shape[2:])
+            return self._predicting(name, self.of_first_seed(name), lambda p: p(coarse, size)[0, 0].numpy())
 
         drawn = [name for name in self.names if METHODS[name].factor in ("", _DRAWN)]
         made, label = {name: field(name) for name in drawn}, self._label()
-        save_png(field_maps(made, truth, label, f"x{_DRAWN} from area means"), folder / "figure-maps.png")
+        save_png(field_maps(made, truth, label, f"x{_DRAWN} from area means"), self.folder.path / "figure-maps.png")
         style = field_style(label, float(truth.min()), float(truth.max()))
         maps = Maps(MapGrid.of(xr.DataArray(truth, dims=("y", "x"))), ["truth", *made], style)
         maps.add(f"x{_DRAWN}", {"truth": truth, **made})
-        return maps, list(charts.values())
+        return maps
 
     def _crop(self, number: int) -> Tensor:
         """(1, C, H, W) of a test crop."""
@@ -166,13 +162,11 @@ class InrStudy(PaperStudy):
         first = describe(self.data)[0]
         return f"{first['name']} ({first.get('units', '')})"
 
-    def _charts(self, results: Mapping[str, list[dict[str, Any]]], seed: int) -> dict[str, Chart]:
-        """The line figures by the names of their files."""
-        curves = {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         found = {}
-        if curves:
-            draw = functools.partial(validation_curves, curves, "loss against bicubic (dB)")
-            found["figure-validation"] = Chart("Validation", f"Validation error of {', '.join(curves)}", draw)
+        if self.curves:
+            draw = functools.partial(validation_curves, self.curves, "loss against bicubic (dB)")
+            found["figure-validation"] = Chart("Validation", f"Validation error of {', '.join(self.curves)}", draw)
         for protocol, decibel in self._decibel(results).items():
             gains = {
                 name: {f: float((db[f] - decibel["bicubic"][f]).mean()) for f in db} for name, db in decibel.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable
+from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.inr.methods import FACTORS, METHODS, ORDER
 
 PROTOCOLS = {"clean": "from area means (protocol A)", "degraded": "from degraded fields (protocol B)"}
@@ -48,17 +48,12 @@ def order_rows(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], la
         for factor in (f for f in FACTORS if f in found[better] and f in found[other]):
             ours = Estimate.of(found[better][factor] - found[other][factor], labels)
             told = least if factor == "2" else None
-            paper = "-" if told is None else f"{told:+.2f}"
-            verdict = "not in the paper" if told is None else _verdict(ours, told)
-            rows.append((f"{better} less {other}", protocol, f"x{factor}", paper, ours, verdict))
-    title = "Differences of PSNR in dB; agrees or opposite: the interval leaves out zero"
+            *cells, verdict = beside_paper(ours, told, 2)
+            verdict = "reproduced" if told is not None and ours.low > told else verdict
+            rows.append((f"{better} less {other}", protocol, f"x{factor}", *cells, verdict))
+    title = "Differences of PSNR in dB; agrees or opposite: the interval leaves out zero; reproduced: it is all above"
     heads = ("difference", "protocol", "factor", "paper", "ours", "verdict")
     return ResultTable(title, heads, rows, digits=2, sign="+")
-
-
-def _verdict(ours: Estimate, least: float) -> str:
-    """Of a difference that should be at least so large: reproduced where the interval is above that."""
-    return "reproduced" if ours.low > least else ours.verdict(least)
 
 
 def variable_rows(errors: Errors, variables: list[str], units: list[str]) -> ResultTable:

@@ -88,27 +88,26 @@ class WganGpStudy(PaperStudy):
             "samples": tables.sample_rows(self.regions),
         }
 
-    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> tuple[Maps, list[Chart]]:
-        seed, folder = self.config.seeds[0], self.folder.path
-        curves = {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
-        charts = figures.charts(curves, self._means(results, "one"), self.regions)
-        for name, chart in charts.items():
-            save_png(chart.draw(), folder / f"{name}.png")
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        return figures.charts(self.curves, self._means(results, "one"), self.regions)
+
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         chosen = brightest(self.regions)
         truth = self.regions[chosen[0]].days[chosen[1], 0].numpy()
 
         def fields(name: str) -> np.ndarray:
-            weights = self.runs.weights(name, seed)
+            weights = self.of_first_seed(name)
             return self._predicting(name, weights, lambda predict: one_field(predict, self.regions, chosen).numpy())
 
         made = {name: fields(name) for name in self.names if METHODS[name].aligned}
         save_png(
-            field_maps(made, truth, "relative humidity (%)", self.regions[chosen[0]].name), folder / "figure-10.png"
+            field_maps(made, truth, _LABEL, self.regions[chosen[0]].name),
+            self.folder.path / "figure-10.png",
         )
         grid = MapGrid.of(xr.DataArray(truth, dims=("y", "x")))
         maps = Maps(grid, ["truth", *made], field_style(_LABEL, 0.0, 100.0))
         maps.add(f"day {chosen[1] + 1}", {"truth": truth, **made})
-        return maps, list(charts.values())
+        return maps
 
     def notes(self) -> list[str]:
         days, tiles = (len(np.unique(column)) for column in self.labels.T)

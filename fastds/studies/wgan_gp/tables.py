@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable
+from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.wgan_gp.methods import METHODS, ORDER, SCORES, published
 from fastds.studies.wgan_gp.samples import Region
 
@@ -41,10 +41,7 @@ def order_rows(results: Results, labels: np.ndarray) -> ResultTable:
             ours = Estimate.of(results[better][score] - results[other][score], labels)
             told = [published(name)[score] for name in (better, other)]
             paper = None if None in told else told[0] - told[1]
-            verdict = "not in the paper" if paper is None else ours.verdict(paper)
-            rows.append(
-                (f"{better} less {other}", score.upper(), "-" if paper is None else f"{paper:+.3f}", ours, verdict)
-            )
+            rows.append((f"{better} less {other}", score.upper(), *beside_paper(ours, paper, 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, sign="+")
 
