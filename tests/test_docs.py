@@ -57,7 +57,6 @@ def test_ops_say_returns_gradients_and_errors(op):
         "studies.fields.run",
         "studies.radar",
         "studies.common.config",
-        "studies.common.radar",
         "studies.fczsm.config",
         "studies.db_rnn.config",
         "studies.wgan_gp.config",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that the study of every paper has."""
+"""The options that the studies of papers share."""
 
 import dataclasses
 from collections.abc import Collection
 
+from fastds.studies.command import Files
 from fastds.studies.common.budget import budget_seconds
 
 
@@ -44,3 +45,31 @@ class PaperConfig:
             raise ValueError("seeds must be one number or more, got none")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps must be positive, got {self.max_steps}")
+
+
+@dataclasses.dataclass
+class RadarFiles(Files):
+    """The radar files, each of which is trained, validated and tested on, one after the other in time.
+
+    Args:
+        path: a file or a folder of them.
+        files: names of files in the folder; none: all *.nc and *.npz that can be used.
+        var: name of the reflectivity variable; None finds it.
+        test_samples: at most so many of each file, evenly spread.
+        window: side of the part of each file that is tested on, the one with most echo; pixels.
+        block: time that the bootstrap draws at once.
+    """
+
+    files: list[str] = dataclasses.field(default_factory=list)
+    var: str | None = None
+    test_samples: int = 24
+    window: int = 400
+    block: str = "30min"
+
+    def check(self, multiple: int) -> None:
+        """Raises: ValueError for no test samples or a window that is no such multiple of pixels."""
+        if self.test_samples < 1 or self.window < 32 or self.window % multiple:
+            raise ValueError(
+                f"data.test_samples must be positive and data.window a multiple of {multiple} from 32 on, got "
+                f"{self.test_samples} and {self.window}"
+            )

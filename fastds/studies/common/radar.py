@@ -12,40 +12,12 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds.report import MapGrid
-from fastds.studies.command import Files
+from fastds.studies.common.config import RadarFiles
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.common.folders import usable_files
 
 _GAP = 2  # frames between the parts, which then share none
 _TEST, _VALIDATION = 0.25, 0.1
-
-
-@dataclasses.dataclass
-class RadarFiles(Files):
-    """The radar files, each of which is trained, validated and tested on, one after the other in time.
-
-    Args:
-        path: a file or a folder of them.
-        files: names of files in the folder; none: all *.nc and *.npz that can be used.
-        var: name of the reflectivity variable; None finds it.
-        test_samples: at most so many of each file, evenly spread.
-        window: side of the part of each file that is tested on, the one with most echo; pixels.
-        block: time that the bootstrap draws at once.
-    """
-
-    files: list[str] = dataclasses.field(default_factory=list)
-    var: str | None = None
-    test_samples: int = 24
-    window: int = 400
-    block: str = "30min"
-
-    def check(self, multiple: int) -> None:
-        """Raises: ValueError for no test samples or a window that is no such multiple of pixels."""
-        if self.test_samples < 1 or self.window < 32 or self.window % multiple:
-            raise ValueError(
-                f"data.test_samples must be positive and data.window a multiple of {multiple} from 32 on, got "
-                f"{self.test_samples} and {self.window}"
-            )
 
 
 def parts_of(frames: int, name: str, least: int) -> dict[str, list[int]]:

@@ -3,8 +3,7 @@
 
 import dataclasses
 
-from fastds.studies.common.config import PaperConfig
-from fastds.studies.common.radar import RadarFiles
+from fastds.studies.common.config import PaperConfig, RadarFiles
 from fastds.studies.db_rnn.methods import CELLS, METHODS
 from fastds.tasks.common.command import read_command_line
 
