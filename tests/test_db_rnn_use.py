@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from fastds import models
 from fastds.models.db_rnn import CELLS, DBRNN, MSRNN, Discriminator, StagedRNN
+from fastds.models.db_rnn.discriminator import variant_of
 from fastds.models.db_rnn.losses import (
     ABLATIONS,
     Weights,
@@ -177,7 +178,7 @@ def test_discriminator(variant, parameters):
     assert sum(p.numel() for p in critic.parameters()) == parameters
     assert critic(torch.rand(2, 1, 160, 160)).shape == (2, 1)
     cell = {"S": "trajgru", "M": "predrnn", "L": "mim"}[variant]
-    assert sum(p.numel() for p in Discriminator.for_cell(cell).parameters()) == parameters
+    assert sum(p.numel() for p in Discriminator(variant_of(cell)).parameters()) == parameters
     with pytest.raises(ValueError, match=r"expected \(N, 1, 160, 160\)"):
         critic(torch.rand(2, 1, 64, 64))
     for arguments, words in (

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fastds.plot import (
     REFLECTIVITY_LEVELS,
     difference_style,
+    draw_by_factor,
     draw_daily_series,
     draw_difference,
     draw_field,
@@ -248,3 +249,11 @@ def test_plot_leaves_matplotlib_alone():
         "assert 'matplotlib.pyplot' not in sys.modules; assert dict.__eq__(matplotlib.rcParams.copy(), before)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_method_is_drawn_at_the_factors_it_knows():
+    """At their places among all, in their order."""
+    figure = draw_by_factor(("2", "2x3", "4"), {"any": {"4": 3.0, "2": 1.0, "2x3": 2.0}, "one": {"4": 5.0}}, "gain")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"any": [[0, 1], [1, 2], [2, 3]], "one": [[2, 5]]}
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2", "2x3", "4"]

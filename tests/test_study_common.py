@@ -2,15 +2,21 @@
 """What studies share: budgets, folders that a killed run goes on with, intervals, tables."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from fastds.studies.common import budget
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.budget import budget_seconds, seconds_a_call, steps_within
+from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.figures import field_maps
 from fastds.studies.common.folder import StudyFolder
+from fastds.studies.common.plan import Costs, make_plan
+from fastds.studies.common.radar import parts_of, window_of
 from fastds.studies.common.tables import ResultTable
 
 
@@ -100,3 +106,59 @@ def test_tables_for_programs_and_people(tmp_path):
     text = (tmp_path / "scores.md").read_text()
     assert text.startswith("Scores\n\n| method | MSE | paper |\n") and "| a | 0.33 [0.25, 0.50] | 2.0 |" in text
     assert [column.header for column in table.rich().columns] == ["method", "MSE", "paper"]
+
+
+def test_steps_of_the_plan():
+    """Given, the paper's, or by what was measured: 3000 s less a reserve and what is fixed, for two seeds."""
+    config, costs = PaperConfig(seeds=[0, 1], budget="3000s"), Costs({"a": 2.0, "b": 0.5}, 100.0)
+    never = lambda names: pytest.fail("measured")  # noqa: E731
+    assert make_plan(dataclasses.replace(config, max_steps=7), ["a"], 90, never)["steps"] == 7
+    assert make_plan(dataclasses.replace(config, budget="paper"), ["a"], 90, never)["steps"] == 90
+    assert make_plan(config, [], 90, never)["steps"] == 90
+    found = make_plan(config, ["a", "b"], 90, lambda names: costs)
+    assert found["seconds_a_step"] == costs.a_step
+    assert abs(found["steps"] - (0.88 * 3000 - 2 * 100 - 20) / (2 * 2.5)) < 2
+    with pytest.raises(ValueError, match="budget must be at least .*min on this machine"):
+        make_plan(dataclasses.replace(config, budget="60s"), ["a", "b"], 90, lambda names: costs)
+
+
+def test_a_statistic_is_drawn_by_blocks():
+    """A ratio of sums: each of five blocks has its own, and one sample that outweighs the others."""
+    hits, events = np.array([1, 1, 1, 1, 90.0]), np.array([2, 2, 2, 2, 100.0])
+    found = Estimate.by(lambda w: (w @ hits) / (w @ events), np.arange(5)[:, None])
+    assert found.mean == pytest.approx(94 / 108) and found.low == pytest.approx(0.5) and 0.87 < found.high < 0.9
+    assert np.isnan(Estimate.by(lambda w: w @ hits[:4], np.arange(4)[:, None]).low)
+    with np.errstate(invalid="ignore"):
+        none = Estimate.by(lambda w: (w @ (0 * hits)) / (w @ (0 * hits)), np.arange(5)[:, None])
+    assert np.isnan(none).all()
+
+
+# ---- radar files
+
+
+def test_parts_follow_each_other_without_a_common_frame():
+    assert parts_of(40, "a", 3) == {"train": [0, 22], "validation": [24, 28], "test": [30, 40]}
+    assert parts_of(13, "a", 3) == {"train": [0, 3], "validation": [5, 8], "test": [10, 13]}
+    with pytest.raises(ValueError, match="a has 12 times, too few to train, validate and test on: at least 13"):
+        parts_of(12, "a", 3)
+    assert parts_of(44, "a", 10) == {"train": [0, 19], "validation": [21, 31], "test": [33, 44]}
+    with pytest.raises(ValueError, match="at least 34"):
+        parts_of(33, "a", 10)
+
+
+def test_the_window_has_most_echo():
+    echo = torch.zeros(48, 40)
+    echo[14:26, 21:33] = 1
+    assert window_of(echo, 16) == (slice(12, 28), slice(20, 36))
+    assert window_of(echo, 400) == (slice(0, 48), slice(0, 40))
+
+
+def test_fields_are_drawn_above_their_errors():
+    """The truth first; differences on one scale, with their root mean square as title."""
+    truth = np.arange(12.0).reshape(3, 4)
+    figure = field_maps({"a": truth + 2, "b": truth - 1}, truth, "humidity (%)", "one day")
+    maps = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.images}
+    assert list(maps) == ["truth", "a", "b", "rms 2", "rms 1"]
+    np.testing.assert_array_equal(maps["rms 1"].get_array(), np.full((3, 4), -1.0))
+    assert maps["rms 1"].get_clim() == maps["rms 2"].get_clim() == (-2.0, 2.0)
+    assert maps["b"].get_clim() == (0.0, 11.0)

@@ -1,89 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The study of FC-ZSM: parts of the files, samples, plan, tables by hand; a whole study, killed and not."""
+"""The study of FC-ZSM: parts of the files, samples, plan, tables by hand."""
 
 import dataclasses
-import signal
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
-from meteonet_files import make_radar
+from study_cases import make_meteonet
 
 pytest.importorskip("lightning", reason="training extra is not installed")
 
-from fastds import cli, models
+from fastds import models
 from fastds.data import open_dataset, save_dataset
-from fastds.studies.fczsm import methods, plan, run, samples, scores, tables
+from fastds.studies.common.bootstrap import labels_of
+from fastds.studies.common.radar import TestedBlock, find_files, parts_of, sample_rows
+from fastds.studies.fczsm import methods, plan, samples, scores, tables
 from fastds.studies.fczsm.config import DataConfig, StudyConfig
 from fastds.studies.fczsm.methods import METHODS
 from fastds.tasks.radar.config import DataConfig as TrainingData
 
-BASELINES = ["trilinear", "bicubic", "advection"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two archives of MeteoNet, and in masks/ the static maps."""
-    folder = tmp_path_factory.mktemp("meteonet")
-    for part, (frames, seed) in enumerate(((20, 3), (17, 8)), 1):
-        make_radar(folder, frames=frames, seed=seed, part=part)
-    (folder / "masks").mkdir()
-    lat = ("latitude", 50.05 - 0.05 * np.arange(18), {"units": "degrees_north", "standard_name": "latitude"})
-    lon = ("longitude", -3.05 + 0.05 * np.arange(18), {"units": "degrees_east", "standard_name": "longitude"})
-    height = (("latitude", "longitude"), np.random.default_rng(0).random((18, 18), np.float32), {"units": "m"})
-    xr.Dataset({"height": height}, {"latitude": lat, "longitude": lon}).to_netcdf(
-        folder / "masks" / "relief.nc", engine="h5netcdf"
-    )
-    return folder
-
-
-def words(folder, output, **options):
-    """The command line of a tiny study."""
-    chosen = {"run": "[UNet,ZSM-DS]", "max_steps": 3, "threads": 1, "progress": "false", "data.test_samples": 2}
-    chosen |= {"data.path": folder, "data.statics": f"[{folder}/masks/relief.nc:height]", "output": output} | options
-    return ["study", "fczsm", *(f"--{key}={value}" for key, value in chosen.items())]
+    return make_meteonet(tmp_path_factory.mktemp("meteonet"))
 
 
 # ---- parts and samples
 
 
-def test_parts_follow_each_other_without_a_common_frame():
-    assert samples.parts_of(40, "a") == {"train": [0, 22], "validation": [24, 28], "test": [30, 40]}
-    assert samples.parts_of(13, "a") == {"train": [0, 3], "validation": [5, 8], "test": [10, 13]}
-    with pytest.raises(ValueError, match="a has 12 times, too few to train, validate and test on: at least 13"):
-        samples.parts_of(12, "a")
-
-
 def test_files_that_cannot_be_used_are_left_out(folder, tmp_path):
     config = DataConfig(str(folder))
     first, second = (f"reflectivity_new_NW_2018_03.{k}.npz" for k in (1, 2))
-    assert samples.find_files(config) == {first: samples.parts_of(20, ""), second: samples.parts_of(17, "")}
-    assert list(samples.find_files(dataclasses.replace(config, files=[second]))) == [second]
-    assert list(samples.find_files(dataclasses.replace(config, path=str(folder / first)))) == [first]
+    assert find_files(config, 64, 3) == {first: parts_of(20, "", 3), second: parts_of(17, "", 3)}
+    assert list(find_files(dataclasses.replace(config, files=[second]), 64, 3)) == [second]
+    assert list(find_files(dataclasses.replace(config, path=str(folder / first)), 64, 3)) == [first]
     for change, message in (({"files": ["no.nc"]}, "data.files: no such file"), ({"path": "no"}, "data.path: no such")):
         with pytest.raises(FileNotFoundError, match=message):
-            samples.find_files(dataclasses.replace(config, **change))
+            find_files(dataclasses.replace(config, **change), 64, 3)
     with open_dataset(folder / first) as dataset:
         small = dataset[["reflectivity"]].isel(latitude=slice(0, 60)).load()
         save_dataset(dataset[["reflectivity"]].load(), tmp_path / "radar.nc")
     save_dataset(small, tmp_path / "small.nc")
     with pytest.warns(UserWarning, match=r"small.nc \(the grid of small.nc is \(60, 64\), a sample needs 64 pixels"):
-        assert list(samples.find_files(DataConfig(str(tmp_path)))) == ["radar.nc"]
+        assert list(find_files(DataConfig(str(tmp_path)), 64, 3)) == ["radar.nc"]
     assert samples.without_dynamics(config, [first]) == ""
     missing = samples.without_dynamics(dataclasses.replace(config, path=str(tmp_path)), ["radar.nc"])
     assert missing == "radar.nc has no probability and no measurement_height"
-
-
-def test_the_window_has_most_echo():
-    y, valid = torch.zeros(3, 1, 48, 40), torch.ones(3, 1, 48, 40, dtype=torch.bool)
-    y[:, 0, 14:26, 21:33] = 0.5
-    sample = {"y": y, "valid": valid}
-    assert samples.window_of([sample, sample], 16) in [(slice(12, 28), slice(k, k + 16)) for k in (20,)]
-    valid[:, :, 20:] = False  # echo that does not count
-    rows, _ = samples.window_of([sample], 16)
-    assert rows.start <= 12 and rows.stop >= 20
-    assert samples.window_of([sample], 400) == (slice(0, 48), slice(0, 40))
 
 
 def test_test_samples_are_of_the_last_part(folder):
@@ -137,31 +99,25 @@ def test_every_method_is_trained_alike(budget):
         assert dataclasses.replace(config.data, statics=[], dynamics={}) == made["ZSM"].data
 
 
-def test_steps_of_the_plan(monkeypatch):
-    """Given, the paper's, or by what was measured: 1000 s less a reserve and what is fixed."""
-    data, block = TrainingData("x", crop=32), samples.TestBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
-    config = StudyConfig(DataConfig("x"), seeds=[0, 1])
-    assert plan.make_plan(dataclasses.replace(config, max_steps=7), ["ZSM"], data, [])["steps"] == 7
-    assert plan.make_plan(dataclasses.replace(config, budget="paper"), ["ZSM"], data, [])["steps"] == 240_000
+def test_costs_of_a_study(monkeypatch):
+    """Files 3 s, and 4 s around a training; validations and forwards of the test as shares of a step; scores 1 s."""
+    data, block = TrainingData("x", crop=32), TestedBlock("a", [{"x": torch.zeros(2, 1, 8, 8)}], [0], (), 0.5)
     seconds = {"ZSM": 2.0, "UNet": 0.5}
     monkeypatch.setattr(plan, "_seconds_of_samples", lambda *args: (3.0, 0.0))
     monkeypatch.setattr(plan, "_seconds_of", lambda config, name, *args: (seconds[name], 4))
     monkeypatch.setattr(plan, "_scoring", lambda blocks: 1.0)
-    found = plan.make_plan(dataclasses.replace(config, budget="3000s"), ["ZSM", "UNet"], data, [block])
+    found = plan.measure(StudyConfig(DataConfig("x")), ["ZSM", "UNet"], data, [block])
     fixed = sum(7.0 + (8 * 32 + 1 / 16) * 0.4 * s / 4 for s in seconds.values())
-    expected = (0.88 * 3000 - 2 * fixed - 20 - 2 * len(METHODS)) / (2 * 2.5)
-    assert found["seconds_a_step"] == seconds and abs(found["steps"] - expected) < 2
+    assert found.a_step == seconds and found.fixed == pytest.approx(fixed + len(METHODS))
 
 
 def test_measured_methods_are_those_trained(folder):
     """The plan of real trainings has a step for each."""
-    config = StudyConfig(DataConfig(str(folder)), budget="4h", device="cpu")
-    data = samples.training_data(config.data, samples.find_files(config.data), 32)
+    config = StudyConfig(DataConfig(str(folder)), device="cpu")
+    data = samples.training_data(config.data, find_files(config.data, 64, 3), 32)
     block = samples.test_block(config.data, "reflectivity_new_NW_2018_03.1.npz", [12, 20], None, True)
-    found = plan.make_plan(config, ["UNet", "ZSM-D"], data, [block])
-    assert set(found["seconds_a_step"]) == {"UNet", "ZSM-D"} and found["steps"] > 1000
-    with pytest.raises(ValueError, match="budget must be at least .*min on this machine"):
-        plan.make_plan(dataclasses.replace(config, budget="1s"), ["UNet"], data, [block])
+    found = plan.measure(config, ["UNet", "ZSM-D"], data, [block])
+    assert set(found.a_step) == {"UNet", "ZSM-D"} and 0 < found.a_step["UNet"] < 2 and 0 < found.fixed < 600
 
 
 # ---- scores and tables
@@ -199,7 +155,7 @@ def test_networks_get_their_channels(folder, tmp_path):
 def blocks_of(*counts):
     """Test blocks of so many samples, each in a block of time of its own but for the last two of a file."""
     return [
-        samples.TestBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
+        TestedBlock(f"{k}.nc", [{}] * n, [*range(n - 1), n - 2], (slice(0, 8), slice(4, 12)), 0.25)
         for k, n in enumerate(counts)
     ]
 
@@ -214,7 +170,7 @@ def results_of(**means):
 
 
 def test_blocks_of_time_are_not_shared_by_files():
-    assert scores.labels_of(blocks_of(4, 3)).tolist() == [[0], [1], [2], [2], [3], [4], [4]]
+    assert labels_of(block.blocks for block in blocks_of(4, 3)).tolist() == [[0], [1], [2], [2], [3], [4], [4]]
 
 
 def test_the_table_of_scores():
@@ -246,104 +202,6 @@ def test_tables_of_files_and_samples():
     found = results_of(trilinear=2.0, ZSM=0.5)
     blocks = blocks_of(4, 3)
     assert tables.file_rows(found, blocks).texts() == [["0.nc", "2.005", "0.505"], ["1.nc", "1.993", "0.493"]]
-    parts = {f"{k}.nc": samples.parts_of(13, "") for k in range(2)}
-    row = tables.sample_rows(blocks, parts).texts()[0]
+    parts = {f"{k}.nc": parts_of(13, "", 3) for k in range(2)}
+    row = sample_rows(blocks, parts).texts()[0]
     assert row == ["0.nc", "0 to 2", "5 to 7", "10 to 12", "4", "3", "8 x 8", "25.0"]
-
-
-# ---- the command
-
-
-def outputs(folder):
-    """What a study leaves that a kill must not change, by name."""
-    kinds = ("*.md", "*.csv", "*.txt", "*.png", "scores/*", "runs/*/*.safetensors", "runs/*/*.csv")
-    found = (p for kind in kinds for p in folder.glob(kind) if p.name[0] != ".")  # a kill leaves hidden parts
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
-
-
-@pytest.fixture(scope="module")
-def whole(folder, tmp_path_factory):
-    """The folder of a study that nothing interrupts, and its page beside it."""
-    output = tmp_path_factory.mktemp("study") / "whole"
-    assert cli.main(words(folder, output, report=output.with_suffix(".html"))) == 0
-    return output
-
-
-def test_a_study_is_complete(whole):
-    found = outputs(whole)
-    figures = {f"figure-{n}.png" for n in ("07", "08-09", "10", "11-12")}
-    assert figures <= set(found) and all(found[name].startswith(b"\x89PNG") for name in figures)
-    lines = found["scores.csv"].decode().splitlines()
-    assert [line.split(",")[0] for line in lines[1:]] == list(METHODS)
-    ran = [line.split(",")[0] for line in lines[1:] if "not run" not in line]
-    assert ran == [*BASELINES, "UNet", "ZSM-DS"]
-    assert {n for n in found if n.startswith("scores/")} == {f"scores/{name}-0.json" for name in ran}
-    assert models.load_card(whole / "runs" / "ZSM-DS-0" / "best.safetensors").static_variables[0]["name"] == "height"
-    notes = found["notes.txt"].decode()
-    assert "in 3 steps on the same samples" in notes and "over the 2 blocks of time" in notes
-    page = whole.with_suffix(".html").read_text()
-    assert "ZSM-DS less" not in page and all(text in page for text in ("UNet less trilinear", "0.675", "Figure 7"))
-
-
-def test_a_finished_study_trains_nothing(folder, whole, monkeypatch, capsys):
-    """And gives the same; with more methods those are trained alone."""
-    before, trained = outputs(whole), []
-    monkeypatch.setattr(run, "train", lambda config: trained.append(config.model.name))
-    assert cli.main(words(folder, whole)) == 0 and not trained and outputs(whole) == before
-    assert "| ZSM-DS | 16 | 2" in capsys.readouterr().out
-    assert cli.main(words(folder, whole, max_steps=4)) == 2
-    assert "--output" in (said := capsys.readouterr().err) and "max_steps was 3 and is 4" in said
-
-
-KILLED = """
-import os, signal, sys
-import fastds._outputs as outputs
-from fastds.cli import main
-from fastds.tasks.common.training import TimedModule
-left, rename, step = [int(sys.argv.pop(1))], outputs.put_in_place, TimedModule.on_train_batch_start
-def counted(before):
-    def call(*arguments):
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return before(*arguments)
-    return call
-outputs.put_in_place, TimedModule.on_train_batch_start = counted(rename), counted(step)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_killed_anywhere_it_ends_the_same(folder, whole, tmp_path):
-    """SIGKILL before a file gets its name or a step is taken, again and again, at moments further and further on."""
-    import forked
-
-    output, ends = tmp_path / "killed", []
-    for moment in (1, 9, 12, 7, 1000):
-        done = forked.run(KILLED, moment, *words(folder, output))
-        ends.append(done.returncode)
-        if done.returncode != -signal.SIGKILL:
-            break
-    assert ends[-1] == 0 and len(ends) == 5, (ends, done.stderr)
-    found, expected = outputs(output), outputs(whole)
-    assert found.keys() == expected.keys() and [n for n in found if found[n] != expected[n]] == []
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"budget": "soon"}, "--budget must be a duration such as 45min or the word paper, got 'soon'"),
-        ({"run": "[LSTM]"}, "run must name some of trilinear, bicubic, advection, UNet, UNet3D, ZSM"),
-        ({"seeds": "[]"}, "seeds must be one number or more, got none"),
-        ({"max_steps": 0}, "--max_steps must be positive, got 0"),
-        ({"data.window": 30}, "--data.window a multiple of 4 from 32 on, got 2 and 30"),
-        ({"data.path": "none"}, "--data.path: no such file or folder: none"),
-        ({"data.block": "long"}, "--data.block must be a duration with its unit"),
-        ({"data.statics": "[none.nc:z]"}, "none.nc"),
-        ({"report": "page.txt"}, "report must be a file that ends in .html"),
-    ],
-)
-def test_errors_are_one_sentence(folder, tmp_path, capsys, options, sentence):
-    assert cli.main(words(folder, tmp_path / "o", **options)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.startswith("fastds study: ") and said.count("\n") == 1
-    assert not (tmp_path / "o").exists()

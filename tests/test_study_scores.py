@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers of the studies, by hand: scores of the radar and the nowcast study, crops, tables, the paper's rows."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -287,29 +285,6 @@ def test_tables_of_the_study():
 
 
 # ---- humidity
-
-
-def test_rows_of_the_humidity_study():
-    """Tables 3 and 4 of the paper: what each variant changes."""
-    config = humidity_training(["--config", "wgan-gp-small", "--data.path", "data"])
-    found = humidity.variants(config)
-    assert list(found) == ["SRCNN", "SRGAN", "GAN", "no residual blocks", "no CBAM", "WGAN-GP"]
-    assert found["WGAN-GP"] is config
-    scale = models.create(config.model.name, **config.model.options).config["scale"]
-    align = "grid" if config.data.coarsening == "decimate" else "center"
-    srcnn, srgan, gan = (found[name] for name in ("SRCNN", "SRGAN", "GAN"))
-    assert (srcnn.model.name, srcnn.model.options) == ("srcnn", {"scale": scale, "align": align})
-    loss = srcnn.loss
-    assert (loss.content, loss.noise_free_weight, loss.adversarial_weight, loss.critic_steps) == ("mse", 0.0, 0.0, 0)
-    assert (srgan.model.name, srgan.model.options) == ("srgan-small", {"scale": scale})
-    assert (srgan.critic.name, srgan.critic.options) == ("srgan", {"width": 16})
-    assert (srgan.loss.adversary, srgan.loss.content, srgan.loss.noise_free_weight) == ("gan", "l1", 0.0)
-    assert dataclasses.replace(gan, loss=config.loss) == config and gan.loss.adversary == "gan"
-    assert gan.loss.content == config.loss.content
-    for name, flag in (("no residual blocks", "use_resblocks"), ("no CBAM", "use_cbam")):
-        for part in ("model", "critic"):
-            changed, before = getattr(found[name], part), getattr(config, part)
-            assert changed.name == before.name and changed.options == before.options | {flag: False}
 
 
 def test_regions_of_the_humidity_study(monkeypatch):

@@ -151,7 +151,9 @@ def test_study_trains_every_row(folder):
     (table,) = study.compare(config, epochs=1, members=2)
     rows = ["no noise", "one member", "ensemble mean"]
     trained = ["SRCNN", "SRGAN"] + [
-        f"{name}, {row}" for name in ("GAN", "no residual blocks", "no CBAM", "WGAN-GP") for row in rows
+        f"{name}, {row}"
+        for name in ("GAN", "no-residual-blocks", "no-CBAM", "sequential-kernels", "WGAN-GP")
+        for row in rows
     ]
     untrained = {"lanczos", "bilinear", "bicubic", "static residual map", "per-location ridge"}
     assert list(table)[-len(trained) :] == trained and untrained <= set(table)

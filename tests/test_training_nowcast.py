@@ -3,6 +3,7 @@
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,6 +268,26 @@ def test_paper_losses(event):
         epoch_0 = Weights(1.0, 0.01, 0.0, 0.0)
         expected = generator_loss(*outputs, truth, epoch_0) if len(outputs) == 2 else pixel_loss(outputs[0], truth)
         torch.testing.assert_close(module.loss(outputs, batch), expected)
+
+
+def test_the_discriminator_and_the_epochs_of_the_loss_are_chosen(event):
+    """The variant by its name, else by the cell; the epochs by how much of the steps is done, else by samples."""
+    network, data = DBRNN(cell="predrnn", hidden=4), samples(event, crop=32, batch_size=2, epoch_samples=4)
+
+    def module(**options):
+        loss = LossConfig(kind="db-rnn", ablation="adversarial", **options)
+        return NowcastModule(network, tiny(event, data=data, max_steps=40, loss=loss))
+
+    widths = {name: module(discriminator=name).discriminator.hidden.out_features for name in "SML"}
+    assert widths == {"S": 10, "M": 10, "L": 16}
+    channels = {name: module(discriminator=name).discriminator.convs[2].weight.shape[0] for name in ("S", None)}
+    assert channels == {"S": 20, None: 32}, "of PredRNN the paper's is M"
+    by_steps, by_samples = module(epochs=50), module()
+    for each in (by_steps, by_samples):
+        each._trainer = SimpleNamespace(global_step=10)
+    assert by_steps.epoch() == 12 and by_samples.epoch() == 5
+    with pytest.raises(ValueError, match="loss.discriminator must be one of S, M, L, got 'XL'"):
+        LossConfig(discriminator="XL")
 
 
 # ---- runs

@@ -2,6 +2,7 @@
 """Figures for radar fields: maps in dBZ, differences, training curves, spectra, scores; pyplot is never touched."""
 
 from fastds.plot.curves import (
+    draw_by_factor,
     draw_by_lead,
     draw_daily_series,
     draw_errors_by_intensity,
@@ -15,6 +16,7 @@ from fastds.plot.style import REFLECTIVITY_LEVELS, difference_style, reflectivit
 __all__ = [
     "REFLECTIVITY_LEVELS",
     "difference_style",
+    "draw_by_factor",
     "draw_by_lead",
     "draw_daily_series",
     "draw_difference",

@@ -97,6 +97,25 @@ def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]]
     return figure
 
 
+def draw_by_factor(factors: Sequence[str], curves: Mapping[str, Mapping[str, float]], score: str) -> Figure:
+    """Draw a score of several methods by factor and return the Figure.
+
+    factors: names, in their order. curves: label -> factor -> number; a method may know some factors only. score: its
+    name and unit.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for label, values in curves.items():
+        known = [k for k, factor in enumerate(factors) if factor in values]
+        axes.plot(known, [values[factors[k]] for k in known], label=label, linewidth=1.0, marker=".", markersize=6)
+    axes.set_xticks(range(len(factors)), factors)
+    axes.set_xlabel("factor")
+    axes.set_ylabel(score)
+    axes.grid(True, linewidth=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    return figure
+
+
 def draw_errors_by_intensity(
     intensity: Sequence[float], bias: Mapping[str, Sequence[float]], rmse: Mapping[str, Sequence[float]]
 ) -> Figure:

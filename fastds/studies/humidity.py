@@ -10,8 +10,9 @@ import torch
 
 from fastds import models
 from fastds.studies.command import Files
+from fastds.studies.wgan_gp.methods import variants
 from fastds.tasks.common.command import read_command_line
-from fastds.tasks.humidity.config import CriticConfig, ModelConfig, TrainingConfig
+from fastds.tasks.humidity.config import TrainingConfig
 from fastds.tasks.humidity.config import parse_arguments as parse_training
 from fastds.tasks.humidity.evaluation import evaluate_region, format_table
 from fastds.tasks.humidity.samples import read_regions
@@ -66,41 +67,6 @@ def study(config: StudyConfig) -> str | None:
     return config.json
 
 
-def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
-    """The rows of the paper's tables 3 and 4 that are trained: name -> configuration, config itself last.
-
-    SRCNN: squared error alone. SRGAN: its generator and discriminator in small, absolute error, the GAN's losses. GAN:
-    config's networks with the GAN's losses. The last two ablations are of both networks.
-    """
-    scale = models.create(config.model.name, **config.model.options).config["scale"]
-    align = "grid" if config.data.coarsening == "decimate" else "center"
-    alone = dataclasses.replace(
-        config.loss, content="mse", noise_free_weight=0.0, adversarial_weight=0.0, critic_steps=0
-    )
-    gan = dataclasses.replace(config.loss, adversary="gan")
-    plain_gan = dataclasses.replace(gan, content="l1", noise_free_weight=0.0)
-
-    def changed(part: ModelConfig | CriticConfig, name: str, options: dict) -> ModelConfig | CriticConfig:
-        return dataclasses.replace(part, name=name, options=options)
-
-    def without(flag: str) -> TrainingConfig:
-        parts = {"model": config.model, "critic": config.critic}
-        return dataclasses.replace(
-            config, **{name: changed(part, part.name, part.options | {flag: False}) for name, part in parts.items()}
-        )
-
-    srcnn = changed(config.model, "srcnn", {"scale": scale, "align": align})
-    srgan = changed(config.model, "srgan-small", {"scale": scale}), changed(config.critic, "srgan", {"width": 16})
-    return {
-        "SRCNN": dataclasses.replace(config, model=srcnn, loss=alone),
-        "SRGAN": dataclasses.replace(config, model=srgan[0], critic=srgan[1], loss=plain_gan),
-        "GAN": dataclasses.replace(config, loss=gan),
-        "no residual blocks": without("use_resblocks"),
-        "no CBAM": without("use_cbam"),
-        "WGAN-GP": config,
-    }
-
-
 def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:
     """Train every variant into a folder of its own under config.output, for the same samples, and score all.
 
@@ -109,7 +75,7 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
     networks = {}
     for name, variant in variants(config).items():
         optimiser = dataclasses.replace(variant.optimiser, epochs=epochs)
-        folder = str(pathlib.Path(config.output) / name.lower().replace(" ", "-"))
+        folder = str(pathlib.Path(config.output) / name.lower())
         bounds = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
         networks[name] = models.load(train(dataclasses.replace(variant, output=folder, **bounds)))
     return score(networks, config, members, seed)

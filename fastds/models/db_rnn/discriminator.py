@@ -8,9 +8,13 @@ from fastds.nn.convolutions import Conv3x3
 
 SLOPE = 0.01
 VARIANTS = {"S": ((16, 20, 20), 10), "M": ((16, 20, 32), 10), "L": ((16, 32, 32), 16)}  # channels, width of the head
-# Which variant the paper pairs with a cell; the smallest with cells it does not name.
-VARIANT_OF = {"predrnn": "M", "predrnn++": "M", "mim": "L", "motionrnn": "L", "preciplstm": "L"}
+_VARIANT_OF = {"predrnn": "M", "predrnn++": "M", "mim": "L", "motionrnn": "L", "preciplstm": "L"}
 POOLS = (4, 4, 2)
+
+
+def variant_of(cell: str) -> str:
+    """The variant that the paper trains DB networks of this cell against, the smallest for cells it does not name."""
+    return _VARIANT_OF.get(cell, "S")
 
 
 class Discriminator(nn.Module):
@@ -36,11 +40,6 @@ class Discriminator(nn.Module):
         self.convs = nn.ModuleList(Conv3x3(i, o) for i, o in zip((1, *channels), channels, strict=False))
         self.hidden = nn.Linear(channels[-1] * (size[0] // 32) * (size[1] // 32), width)
         self.head = nn.Linear(width, 1)
-
-    @classmethod
-    def for_cell(cls, cell: str, size: tuple[int, int] = (160, 160)) -> "Discriminator":
-        """The variant that the paper trains DB networks of this cell against."""
-        return cls(VARIANT_OF.get(cell, "S"), size)
 
     def forward(self, frames: Tensor) -> Tensor:
         if frames.dim() != 4 or tuple(frames.shape[1:]) != (1, *self.size):

@@ -22,6 +22,13 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def beside_paper(ours: Estimate, paper: float | None, digits: int) -> tuple[str, Estimate, str]:
+    """Cells of a difference: what the paper has (None: nothing), ours, and whether they agree."""
+    if paper is None:
+        return "-", ours, "not in the paper"
+    return f"{paper:+.{digits}f}", ours, ours.verdict(paper)
+
+
 @dataclasses.dataclass
 class ResultTable:
     """A table of a study.

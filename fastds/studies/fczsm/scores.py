@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import numpy as np
 from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.metrics.errors import CEILING_DBZ
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock
 from fastds.studies.fczsm.methods import METHODS
-from fastds.studies.fczsm.samples import TestBlock, quietly
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.radar.methods import BASELINES
 
@@ -23,7 +23,7 @@ SCORES = ("mse_total", "mse_t2", "mse_t13", "ssim")
 Predict = Callable[[dict[str, Tensor]], Tensor]
 
 
-def score(predict: Predict, blocks: list[TestBlock]) -> dict[str, list[float]]:
+def score(predict: Predict, blocks: list[TestedBlock]) -> dict[str, list[float]]:
     """The scores of radar_errors by name, one number for each sample of all blocks."""
     found = [
         metrics.radar_errors(predict(s), _dbz(s["y"])[:, 0], s["valid"][:, 0], FLOOR_DBZ)
@@ -31,12 +31,6 @@ def score(predict: Predict, blocks: list[TestBlock]) -> dict[str, list[float]]:
         for s in block.samples
     ]
     return {name: [row[name] for row in found] for name in SCORES}
-
-
-def labels_of(blocks: list[TestBlock]) -> np.ndarray:
-    """(samples, 1): the number of the block of time of each, which no two files share."""
-    keys = [(k, part) for k, block in enumerate(blocks) for part in block.blocks]
-    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1, 1)
 
 
 def with_prediction(

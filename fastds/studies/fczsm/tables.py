@@ -7,20 +7,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastds.studies.common.bootstrap import Estimate
-from fastds.studies.common.tables import ResultTable
+from fastds.studies.common.bootstrap import Estimate, labels_of
+from fastds.studies.common.radar import TestedBlock
+from fastds.studies.common.tables import ResultTable, beside_paper
 from fastds.studies.fczsm.methods import METHODS, ORDER
-from fastds.studies.fczsm.samples import TestBlock
-from fastds.studies.fczsm.scores import SCORES, labels_of
+from fastds.studies.fczsm.scores import SCORES
 
 # Method -> score -> one number for each test sample, the mean over the seeds.
 Results = Mapping[str, Mapping[str, np.ndarray]]
 _HEADS = ("MSE", "MSE t2", "MSE t1+t3", "SSIM")
 
 
-def score_rows(results: Results, blocks: list[TestBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
+def score_rows(results: Results, blocks: list[TestedBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:
     """The paper's tables 1 and 2. sizes: method -> width and parameters."""
-    labels, rows = labels_of(blocks), []
+    labels, rows = labels_of(block.blocks for block in blocks), []
     for name, method in METHODS.items():
         width, parameters = sizes.get(name, (0, 0))
         size = (str(width), f"{parameters:,}") if width else ("-", "-")
@@ -46,9 +46,9 @@ def _percent(value: float | None, trilinear: float) -> str:
     return "-" if value is None or value == trilinear else f"{100 * (value / trilinear - 1):+.1f}"
 
 
-def order_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
+def order_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
     """Every step of the paper's order: by how much one method's MSE is below another's, as shares of trilinear's."""
-    labels, rows = labels_of(blocks), []
+    labels, rows = labels_of(block.blocks for block in blocks), []
     for better, other in ORDER:
         if better not in results or other not in results:
             continue
@@ -56,13 +56,12 @@ def order_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
         ours = Estimate.of(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
         told = [METHODS[name].published for name in (better, other)]
         paper = 100 * (told[0][0] - told[1][0]) / 2.452 if all(told) else None
-        verdict = "not in the paper" if paper is None else ours.verdict(paper)
-        rows.append((f"{better} less {other}", "-" if paper is None else f"{paper:+.2f}", ours, verdict))
+        rows.append((f"{better} less {other}", *beside_paper(ours, paper, 2)))
     title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")
 
 
-def file_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
+def file_rows(results: Results, blocks: list[TestedBlock]) -> ResultTable:
     """MSE by file."""
     rows, start = [], 0
     for block in blocks:
@@ -70,16 +69,3 @@ def file_rows(results: Results, blocks: list[TestBlock]) -> ResultTable:
         rows.append((block.name, *(f"{found['mse_total'][start:stop].mean():.3f}" for found in results.values())))
         start = stop
     return ResultTable("MSE by file, dBZ^2", ("file", *results), rows)
-
-
-def sample_rows(blocks: list[TestBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:
-    """What was trained, validated and tested on."""
-    rows = []
-    for block in blocks:
-        rows_, columns = block.window
-        parts = [f"{first} to {stop - 1}" for first, stop in files[block.name].values()]
-        size = f"{rows_.stop - rows_.start} x {columns.stop - columns.start}"
-        counts = str(len(block.samples)), str(len(set(block.blocks)))
-        rows.append((block.name, *parts, *counts, size, f"{100 * block.echo:.1f}"))
-    heads = ("file", "training", "validation", "test", "test samples", "blocks of time", "window", "echo %")
-    return ResultTable("Frames of every file, and the test samples", heads, rows)

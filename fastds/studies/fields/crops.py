@@ -59,7 +59,7 @@ def crop_errors(
     result = []
     shave = [int(-(-s // 1)) + 6 for s in scale]
     for first in range(0, len(crops), _AT_ONCE):
-        windows = [_window(fields[c.time], c, size) for c in crops[first:][:_AT_ONCE]]
+        windows = [cut_crop(fields[c.time], c, size) for c in crops[first:][:_AT_ONCE]]
         x, y = coarse_and_fine(torch.stack(windows), scale)
         if degrade is not None:
             x = degrade(y, tuple(x.shape[2:]), first)
@@ -68,6 +68,7 @@ def crop_errors(
     return result
 
 
-def _window(field: Tensor, crop: Crop, size: int | None) -> Tensor:
+def cut_crop(field: Tensor, crop: Crop, size: int | None) -> Tensor:
+    """The part (C, size, size) of a field (C, H, W); size None: all."""
     stop = [None, None] if size is None else [crop.row + size, crop.column + size]
     return field[:, crop.row : stop[0], crop.column : stop[1]]

@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from fastds.models.db_rnn.discriminator import VARIANTS
 from fastds.models.db_rnn.losses import ABLATIONS
 from fastds.tasks.common import config
 from fastds.tasks.common.command import read_command_line
@@ -83,6 +84,8 @@ class LossConfig:
             RainLoss.
         ablation: of networks with two outputs: "fixed", "scheduled", "gdl" or "adversarial", see
             fastds.models.db_rnn.losses.ABLATIONS.
+        discriminator: of "adversarial": "S", "M" or "L"; None: the paper's for the network's cells.
+        epochs: of the ablations that change with the epoch, over the whole run; None: epochs of data.epoch_samples.
         csi_weight: of "rain".
         csi_width: of "rain": width of the soft threshold in dBZ.
         rates: mm/h, of CSI.
@@ -93,6 +96,8 @@ class LossConfig:
 
     kind: str = "rain"
     ablation: str = "fixed"
+    discriminator: str | None = None
+    epochs: int | None = None
     csi_weight: float = 1.0
     csi_width: float = 1.5
     rates: list[float] = dataclasses.field(default_factory=lambda: [0.5, 2.0, 5.0])
@@ -105,6 +110,8 @@ class LossConfig:
             raise ValueError(f"loss.kind must be one of {', '.join(LOSSES)}, got {self.kind!r}")
         if self.ablation not in ABLATIONS:
             raise ValueError(f"loss.ablation must be one of {', '.join(ABLATIONS)}, got {self.ablation!r}")
+        if self.discriminator not in (None, *VARIANTS):
+            raise ValueError(f"loss.discriminator must be one of {', '.join(VARIANTS)}, got {self.discriminator!r}")
         if self.kind == "rain" and self.ablation in ("gdl", "adversarial"):
             raise ValueError(f"loss.ablation {self.ablation!r} belongs to the sums over pixels of loss.kind 'db-rnn'")
 

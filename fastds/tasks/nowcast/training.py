@@ -13,7 +13,7 @@ from fastds import data as fd
 from fastds import models
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
-from fastds.models.db_rnn.discriminator import Discriminator
+from fastds.models.db_rnn.discriminator import Discriminator, variant_of
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
@@ -68,7 +68,8 @@ class NowcastModule(SupervisedModule):
         self.discriminator = self.discriminator_optimiser = self._judged = None
         self._similarities = []
         if config.loss.ablation == "adversarial":
-            self.discriminator = Discriminator.for_cell(self.network.config["cell"], (c.crop, c.crop))
+            variant = config.loss.discriminator or variant_of(self.network.config["cell"])
+            self.discriminator = Discriminator(variant, (c.crop, c.crop))
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), _DISCRIMINATOR_RATE)
 
     @property
@@ -105,6 +106,8 @@ class NowcastModule(SupervisedModule):
 
     def epoch(self) -> int:
         """Epochs so far, by steps: Lightning's count is one too high after a resume."""
+        if self.config.loss.epochs is not None:
+            return int(self.config.loss.epochs * self.done(self.global_step))
         return self.global_step // max(1, self.config.data.epoch_samples // self.config.data.batch_size)
 
     def loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that studies share: curves of the validation, radar fields beside the truth and their differences."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fastds.plot import field_panel, training_curves
+from fastds.report import MapGrid
+
+
+def validation_curves(curves: Mapping[str, pathlib.Path], score: str) -> Figure:
+    """The validation error by step. curves: method -> validation.csv of its run; score: name and unit of the error."""
+    figure = training_curves(curves, ("error",))
+    axes = figure.axes[0]
+    axes.set_ylabel(score)
+    for line, name in zip(axes.lines, curves, strict=True):
+        line.set_label(name)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def radar_panel(
+    fields: Mapping[str, np.ndarray], truth: np.ndarray, times: Sequence[str], inputs: Sequence, grid: MapGrid,
+    title: str, floor: float,
+) -> Figure:  # fmt: skip
+    """The truth and the fields (times, H, W) in dBZ of each time, with their differences; NaN of the truth is missing.
+
+    inputs: what was known, None for a time without. floor: at it, within the lattice of 0.5 dBZ, there is no echo.
+    """
+
+    def from_south(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:  # first row at the bottom
+        return [None if z is None else grid.up(z)[::-1] for z in maps]
+
+    def shown(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:
+        return from_south(None if z is None else without_echo(z, floor) for z in maps)
+
+    kept = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
+    rows = {"truth": shown(truth), **{name: shown(z) for name, z in kept.items()}}
+    differences = {name: from_south(z - truth) for name, z in kept.items()}
+    return field_panel(rows, times, differences=differences, inputs=shown(inputs), unit="pixels", title=title)
+
+
+def without_echo(z: np.ndarray, floor: float) -> np.ndarray:
+    """Reflectivity as it is drawn: at the floor, within the lattice of 0.5 dBZ, there is no echo."""
+    return np.where(z < floor + 0.5, 0.0, z)
+
+
+def field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: str, title: str) -> Figure:
+    """The truth and the fields (H, W) above their differences from it. label: quantity and unit; title: of all."""
+    count, (height, width) = 1 + len(fields), truth.shape
+    side = 2.2
+    figure = Figure(figsize=(side * count + 0.8, 2 * side * height / width + 1.2), layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False, sharex=True, sharey=True)
+    limits = {"vmin": float(np.nanmin(truth)), "vmax": float(np.nanmax(truth))}
+    limit = float(np.nanpercentile([np.abs(z - truth) for z in fields.values()], 99)) or 1.0
+    shown = shown_difference = None
+    for column, (name, z) in enumerate({"truth": truth, **fields}.items()):
+        shown = axes[0, column].imshow(z, cmap="viridis", **limits)
+        axes[0, column].set_title(name, fontsize=8)
+        if column:
+            shown_difference = axes[1, column].imshow(z - truth, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes[1, column].set_title(f"rms {np.sqrt(np.nanmean((z - truth) ** 2)):.3g}", fontsize=8)
+    axes[1, 0].set_visible(False)
+    for one in axes.flat:
+        one.tick_params(labelsize=6)
+    figure.colorbar(shown, ax=axes[0], label=label)
+    figure.colorbar(shown_difference, ax=axes[1], label="difference")
+    figure.suptitle(title, fontsize=10)
+    return figure

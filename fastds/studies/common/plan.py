@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many steps every training of a study takes: the same for all, as many as the budget has time for."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastds.studies.common.budget import PAPER, budget_seconds, seconds_a_call, steps_within
+from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.quiet import quietly
+from fastds.tasks.common.training import SupervisedModule
+
+FORWARD = 0.4  # of the time of a step, which has the gradients, too
+START = 4.0  # seconds before and after a training, beside the reading of its files
+_SHORT = (8, 24)  # steps of trainings that are only measured
+_DRAWING = 20.0  # seconds of tables, figures and page
+
+
+class Costs(NamedTuple):
+    """Seconds of a step by method, and of everything beside the steps for one seed: files, validations, scores."""
+
+    a_step: dict[str, float]
+    fixed: float
+
+
+def make_plan(
+    config: PaperConfig, networks: list[str], paper_steps: int, measure: Callable[[list[str]], Costs]
+) -> dict:
+    """{"steps": of every training, "seconds_a_step": by method, where they were measured}.
+
+    networks: the methods that are trained. paper_steps: of the paper. measure: how long they take.
+    Raises: ValueError for a budget that is too short.
+    """
+    if config.max_steps is not None or config.budget == PAPER or not networks:
+        return {"steps": config.max_steps or paper_steps, "seconds_a_step": {}}
+    began, seeds = time.perf_counter(), len(config.seeds)
+    costs = measure(networks)
+    fixed = seeds * costs.fixed + _DRAWING + time.perf_counter() - began
+    steps = steps_within(budget_seconds(config.budget), seeds * sum(costs.a_step.values()), fixed)
+    return {"steps": steps, "seconds_a_step": {name: round(second, 4) for name, second in costs.a_step.items()}}
+
+
+def seconds_of_step(module: SupervisedModule, batch: dict) -> float:
+    """Seconds of loss and gradients of a batch."""
+
+    def step() -> float:
+        loss = module.loss(module(batch), batch)
+        loss.backward()
+        return float(loss.detach())
+
+    return seconds_a_call(step)
+
+
+def seconds_of_trainings(train: Callable[[str, int, str], object], networks: list[str]) -> Costs:
+    """Costs by two short trainings of each network, train(name, steps, folder), with as many validations as the whole
+    one has."""
+    a_step, fixed = {}, 0.0
+    for name in networks:
+        spent = []
+        for steps in _SHORT:
+            with tempfile.TemporaryDirectory() as folder:
+                began = time.perf_counter()
+                quietly(lambda n=name, s=steps, f=folder: train(n, s, f))
+                spent.append(time.perf_counter() - began)
+        a_step[name] = max((spent[1] - spent[0]) / (_SHORT[1] - _SHORT[0]), 1e-3)
+        fixed += max(spent[0] - _SHORT[0] * a_step[name], 0.0) + START
+    return Costs(a_step, fixed)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of a paper: every method trained and scored once, then tables, notes, figures and a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastds.plot import save_png
+from fastds.report import Chart, Maps, Page, check_report
+from fastds.studies.common.config import PaperConfig
+from fastds.studies.common.folder import StudyFolder
+from fastds.studies.common.plan import Costs, make_plan
+from fastds.studies.common.runs import Runs
+from fastds.studies.common.tables import ResultTable
+from fastds.tasks.common.command import quieten_lightning
+from fastds.tasks.common.reports import facts, flat
+
+# Options that no result depends on, or that may grow in a later run.
+_FREE = ("output", "progress", "report", "threads", "device", "run", "seeds")
+
+
+class PaperStudy:
+    """A study in its folder; what has a result there is not done again, so that a killed one goes on.
+
+    A subclass reads its files, calls this __init__ and gives costs, train, score, tables, draw and notes.
+
+    Args:
+        config: the options.
+        names: of the methods that are scored, in the order of the tables.
+        networks: those methods that are trained.
+        basis: what results depend on beside the options, plain data.
+    Attributes: of the class: name, of the command; title, of the page; paper_steps, of each training with the budget
+        paper. Of the object: folder; steps of each training; seconds a step by method, where they were measured; runs.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper_steps: ClassVar[int]
+
+    def __init__(self, config: PaperConfig, names: Sequence[str], networks: Collection[str], basis: dict[str, Any]):
+        self.config, self.names = config, list(names)
+        options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
+        self.folder = StudyFolder(config.output, options | basis)
+        trained = [name for name in names if name in networks]
+        plan = self.folder.once("plan", lambda: make_plan(config, trained, self.paper_steps, self.costs))
+        self.steps, self.seconds = plan["steps"], plan["seconds_a_step"]
+        self.runs = Runs(self.name, self.folder, trained, config.seeds, self.train, self.score, config.progress)
+
+    # ---- what a study gives
+
+    def costs(self, networks: list[str]) -> Costs:
+        """How long trainings and the rest take on this machine."""
+        raise NotImplementedError
+
+    def train(self, name: str, seed: int, output: pathlib.Path) -> object:
+        """Train a method into a folder, or go on there."""
+        raise NotImplementedError
+
+    def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
+        """The scores of a method, plain data."""
+        raise NotImplementedError
+
+    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+        """The tables by the names of their files, the most important first; results: method -> scores by seed."""
+        raise NotImplementedError
+
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        """Write figures of fields of the first seed as PNG into the folder; the same for a page."""
+        raise NotImplementedError
+
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        """The line figures by the names of their files."""
+        raise NotImplementedError
+
+    def notes(self) -> list[str]:
+        """What stands below the tables."""
+        raise NotImplementedError
+
+    # ---- what all share
+
+    @property
+    def run_options(self) -> dict[str, Any]:
+        """Options of every training."""
+        return {"threads": self.config.threads, "device": self.config.device, "progress": self.config.progress}
+
+    @property
+    def curves(self) -> dict[str, pathlib.Path]:
+        """The validation errors of the first seed: method -> CSV."""
+        seed = self.config.seeds[0]
+        return {name: self.runs.run_folder(name, seed) / "validation.csv" for name in self.runs.networks}
+
+    def of_first_seed(self, name: str) -> pathlib.Path | None:
+        """The weights of a method that are drawn."""
+        return self.runs.weights(name, self.config.seeds[0])
+
+    def run(self) -> pathlib.Path:
+        """Train and score what has no result yet, write tables, notes, figures and page; the path of the first table.
+
+        Deterministic for given options and number of threads, killed or not; with a budget in time from the moment on
+        that plan.json is there, which holds the number of steps.
+        """
+        results = {name: self.runs.scores(name) for name in self.names}
+        shown, folder = self.tables(results), self.folder.path
+        notes = self.notes()
+        if self.seconds:
+            notes.append("Seconds a step: " + ", ".join(f"{n} {s:.3g}" for n, s in self.seconds.items()) + ".")
+        for name, table in shown.items():
+            table.write(folder, name)
+        (folder / "notes.txt").write_text("\n".join(notes) + "\n", encoding="utf-8")
+        self.runs.say("figures")
+        maps, charts = self.draw(results), self.charts(results)
+        for name, chart in charts.items():
+            save_png(chart.draw(), folder / f"{name}.png")
+        if self.config.report is not None:
+            told = facts(None, dict(flat(dataclasses.asdict(self.config))), {})
+            told.pop("Model")
+            tables = [table.rich() for table in shown.values()]
+            Page(self.title, told, tables, notes, maps, list(charts.values())).write(self.config.report)
+        print("\n".join([table.markdown() for table in shown.values()] + notes))
+        return folder / f"{next(iter(shown))}.md"
+
+
+def run_paper_study(kind: type[PaperStudy], config: PaperConfig) -> pathlib.Path:
+    """What the command of a study does; returns the path of its first table."""
+    if config.report is not None:
+        check_report(config.report, made=config.output)
+    quieten_lightning()
+    return kind(config).run()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of the study: forecasts of one start, scores by lead, curves of the validation."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from fastds import data as fd
+from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
+from fastds.plot import draw_by_lead, save_png
+from fastds.report import Chart, MapGrid, Maps, radar_style
+from fastds.studies.common.figures import radar_panel, validation_curves, without_echo
+from fastds.studies.db_rnn.methods import ABLATION, CELLS, FUTURE
+from fastds.studies.db_rnn.scores import Sums
+
+_DRAWN = (0, 2, 4)  # leads of the maps
+_ECHO_DBZ = 5.0  # the colours begin here
+_ERROR = "validation error (1: persistence)"
+_CURVES = ("CSI 5", "CSI 30")
+
+
+def in_dbz(x: torch.Tensor) -> np.ndarray:
+    """(n, 1, H, W) on the scale of the networks -> (n, H, W) dBZ."""
+    return fd.restore(x, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ)[:, 0].numpy()
+
+
+def groups(names: Iterable[str]) -> dict[str, list[str]]:
+    """The methods of every figure, by what they share: a cell, or none; extrapolation is in each."""
+    kinds = {cell: [f"MS-{cell}", f"MS-{cell}-S", f"DB-{cell}"] for cell in CELLS}
+    kinds |= {"others": ["persistence", "SimVP", "MS-LSTM", "PredRNN-V2"], "ablation": list(ABLATION)}
+    found = {kind: [name for name in group if name in names] for kind, group in kinds.items()}
+    return {kind: ["extrapolation", *group] for kind, group in found.items() if group}
+
+
+def draw_maps(
+    folder: pathlib.Path, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str], grid: MapGrid, title: str
+) -> None:
+    """Write figure-maps-GROUP.png: forecasts (n, H, W) in dBZ from one start, the last known field beside the truth."""
+    truth = np.where(sample["valid"][:, 0].numpy(), in_dbz(sample["y"]), np.nan)
+    last = in_dbz(sample["x"])[-1]
+    times = [f"+{minutes[k]} min" for k in _DRAWN]
+    for kind, names in groups(fields).items():
+        chosen = {name: fields[name][list(_DRAWN)] for name in names}
+        figure = radar_panel(chosen, truth[list(_DRAWN)], times, [last, None, None], grid, title, _ECHO_DBZ)
+        save_png(figure, folder / f"figure-maps-{kind}.png")
+
+
+def line_charts(
+    curves: Mapping[str, pathlib.Path], results: Mapping[str, Sums], minutes: list[str]
+) -> dict[str, Chart]:
+    """The line figures by the names of their files. curves: method -> CSV."""
+    found, leads = {}, [float(m) for m in minutes]
+    for kind, names in groups(results).items():
+        chosen = {name: curves[name] for name in names if name in curves}
+        if chosen:
+            draw = functools.partial(validation_curves, chosen, _ERROR)
+            alt = f"Validation error by step of {', '.join(chosen)}"
+            found[f"figure-validation-{kind}"] = Chart(f"Validation error, {kind}", alt, draw)
+        for score in _CURVES:
+            lines = {name: results[name].by_lead(score, np.ones((1, results[name].samples)))[0] for name in names}
+            draw = functools.partial(draw_by_lead, leads, lines, f"{score} mm/h")
+            alt = f"{score} by lead of {', '.join(names)}"
+            found[f"figure-leads-{kind}-{score.replace(' ', '-')}"] = Chart(f"{score} mm/h by lead, {kind}", alt, draw)
+    return found
+
+
+def maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:
+    """Forecasts of the sample for a page."""
+    truth = np.where(sample["valid"][:, 0].numpy(), in_dbz(sample["y"]), np.nan)
+    drawn = Maps(grid, ["truth", *fields], radar_style())
+    shown = {name: without_echo(z, _ECHO_DBZ) for name, z in {"truth": truth, **fields}.items()}
+    for k in range(FUTURE):
+        drawn.add(f"+{minutes[k]} min", {name: z[k] for name, z in shown.items()})
+    return drawn

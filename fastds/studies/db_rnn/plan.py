@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the trainings of the study and the rest of it take on this machine."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from fastds.studies.common.budget import seconds_a_call
+from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import TestedBlock
+from fastds.studies.db_rnn.config import StudyConfig
+from fastds.studies.db_rnn.methods import METHODS, VALIDATED, training_config
+from fastds.studies.db_rnn.scores import score
+from fastds.tasks.common.settings import resolved
+from fastds.tasks.nowcast.config import DataConfig as TrainingData
+from fastds.tasks.nowcast.samples import NowcastData
+from fastds.tasks.nowcast.training import NowcastModule, build_model
+
+_STEPS = 100  # of a training that is only measured
+
+
+def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: list[TestedBlock]) -> Costs:
+    """Costs of methods; data: their samples; blocks: of the test."""
+    training = training_config("SimVP", config.ablation, config.budget, _STEPS, data, config.data.z_r).data
+    began = time.perf_counter()
+    samples = NowcastData(training, moving=False)
+    quietly(samples.setup)
+    setup, number = time.perf_counter() - began, iter(range(10_000))
+    a_sample = seconds_a_call(lambda: samples.training[next(number)], most=20)
+    batch = [samples.training[k] for k in range(training.batch_size)]
+    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolved(config.device)) for key in batch[0]}
+    steps = {name: _seconds_of(config, name, data, batch) for name in names}
+    tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks) / training.crop**2
+    crops = 8 * VALIDATED + tested  # forwards of validations and test
+    scoring = _scoring(blocks, config.data.z_r)
+    fixed = sum(START + setup + scoring + crops * FORWARD * s / training.batch_size for s in steps.values())
+    return Costs({name: s + training.batch_size * a_sample for name, s in steps.items()}, fixed + 2 * scoring)
+
+
+def _seconds_of(config: StudyConfig, name: str, data: TrainingData, batch: dict) -> float:
+    """Seconds of a step without its samples; of a staged network, of which one half is trained behind the other, those
+    of the MS network and a forward more."""
+    staged = METHODS[name].kind == "staged"
+    trained = name.removesuffix("-S") if staged else name
+    training = training_config(trained, config.ablation, config.budget, _STEPS, data, config.data.z_r)
+    module = NowcastModule(build_model(training), training).to(next(iter(batch.values())).device)
+    return seconds_of_step(module, batch) * (1 + FORWARD * staged)
+
+
+def _scoring(blocks: list[TestedBlock], z_r: list[float]) -> float:
+    """Seconds of the scores of one method."""
+    one = TestedBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
+    a_pixel = seconds_a_call(lambda: score(lambda s: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
+    return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)

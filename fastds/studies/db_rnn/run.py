@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fastds study db-rnn`: every method of the paper's tables, trained and scored on the same samples."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastds import models
+from fastds.data import FrameStore, TimeBlock, normalised_rates
+from fastds.models.db_rnn.discriminator import variant_of
+from fastds.report import Chart, Maps
+from fastds.studies.common.bootstrap import labels_of, told_of
+from fastds.studies.common.budget import PAPER
+from fastds.studies.common.plan import Costs
+from fastds.studies.common.quiet import quietly
+from fastds.studies.common.radar import find_files, grid_of, most_echo, path_of, sample_rows
+from fastds.studies.common.study import PaperStudy, run_paper_study
+from fastds.studies.common.tables import ResultTable
+from fastds.studies.db_rnn import figures, samples
+from fastds.studies.db_rnn.config import StudyConfig, parse_arguments
+from fastds.studies.db_rnn.methods import (
+    CELLS,
+    CROP,
+    FUTURE,
+    METHODS,
+    PAPER_STEPS,
+    network_options,
+    preset,
+    training_config,
+)
+from fastds.studies.db_rnn.plan import measure
+from fastds.studies.db_rnn.scores import Sums, score, with_prediction
+from fastds.studies.db_rnn.tables import tables
+from fastds.tasks.nowcast.training import train
+
+__all__ = ["StudyConfig", "parse_arguments", "study"]
+_HEAVY = 10.0  # mm/h: the start with most of it is drawn
+
+
+def study(config: StudyConfig) -> pathlib.Path:
+    """What `fastds study db-rnn` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    return run_paper_study(DbRnnStudy, config)
+
+
+def needed(run: list[str], ablation: str) -> list[str]:
+    """The methods of a study that asks for some; a staged network needs its forecaster, and the ablation's row with the
+    discriminator that the paper gives its cells is the DB network of the main table."""
+    wanted = set(run or METHODS)
+    wanted |= {name.removesuffix("-S") for name in wanted if METHODS[name].kind == "staged"}
+    wanted |= {f"DB-{ablation}"} if own_row(ablation) in wanted else set()
+    return [name for name, method in METHODS.items() if name in wanted or not method.kind]
+
+
+def own_row(ablation: str) -> str:
+    """The row of the ablation that is a row of the main table."""
+    return f"DB-discriminator-{variant_of(CELLS[ablation])}"
+
+
+class DbRnnStudy(PaperStudy):
+    """A study of the paper's methods. Attributes: files and their parts; data, the samples of the trainings; blocks of
+    the test and their labels; minutes of the leads."""
+
+    name, title, paper_steps = "db-rnn", "DB-RNN and what it is compared with", PAPER_STEPS
+
+    def __init__(self, config: StudyConfig):
+        self.files = find_files(config.data, CROP * config.data.scale, samples.LEAST)
+        self.data = samples.training_data(config.data, self.files)
+        self.blocks = [samples.test_block(config.data, name, part["test"]) for name, part in self.files.items()]
+        self.labels = labels_of(block.blocks for block in self.blocks)
+        self.minutes = self._minutes(config)
+        names = [name for name in needed(config.run, config.ablation) if name != own_row(config.ablation)]
+        networks = [name for name in names if METHODS[name].kind]
+        super().__init__(config, names, networks, {"files": self.files})
+
+    def _minutes(self, config: StudyConfig) -> list[str]:
+        """Of the leads of the first file; others may have other steps."""
+        cadence = FrameStore(
+            TimeBlock(str(path_of(config.data, next(iter(self.files)))), 0, 3, config.data.var)
+        ).cadence
+        return [f"{cadence * k / 60:g}" for k in range(1, FUTURE + 1)]
+
+    def costs(self, networks: list[str]) -> Costs:
+        return measure(self.config, networks, self.data, self.blocks)
+
+    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        c = self.config
+        options = self.run_options | {"seed": seed, "output": str(output)}
+        start = self._forecaster(name, seed, output) if METHODS[name].kind == "staged" else None
+        train(training_config(name, c.ablation, c.budget, self.steps, self.data, c.data.z_r, start, **options))
+
+    def _forecaster(self, name: str, seed: int, output: pathlib.Path) -> str:
+        """The file of a staged network whose forecaster is the trained MS network of its cell."""
+        trained = quietly(lambda: models.load(self.runs.weights(name.removesuffix("-S"), seed)))
+        staged = models.create(preset(name, "")[0], **network_options(name, "", self.config.budget))
+        staged.forecaster.load_state_dict(trained.state_dict())
+        staged.card = trained.card
+        output.mkdir(parents=True, exist_ok=True)
+        models.save(staged, output / "start.safetensors")
+        return str(output / "start.safetensors")
+
+    def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
+        found = self._predicting(name, weights, lambda predict: score(predict, self.blocks, self.config.data.z_r))
+        if weights is None:
+            return found
+        model = quietly(lambda: models.load(weights))
+        width = model.config.get("hidden") or model.config["spatial"]
+        return found | {"width": width, "parameters": sum(p.numel() for p in model.parameters())}
+
+    def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
+        return with_prediction(name, weights, self.config.threads, self.config.device, use)
+
+    def _sums(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Sums]:
+        sums = {name: Sums(found) for name, found in results.items()}
+        whole = f"DB-{self.config.ablation}"
+        return sums | ({own_row(self.config.ablation): sums[whole]} if whole in sums else {})
+
+    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+        sizes = {n: (one[0]["width"], one[0]["parameters"]) for n, one in results.items() if "width" in one[0]}
+        made = tables(self._sums(results), self.labels, sizes, self.minutes)
+        return made | {"samples": sample_rows(self.blocks, self.files)}
+
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        return figures.line_charts(self.curves, self._sums(results), self.minutes)
+
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        block, sample = most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
+
+        def fields(name: str) -> np.ndarray:
+            return self._predicting(name, self.of_first_seed(name), lambda p: figures.in_dbz(p(sample)))
+
+        made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
+        title = f"{block.name}: truth, forecasts, differences"
+        figures.draw_maps(self.folder.path, made, sample, self.minutes, grid, title)
+        return figures.maps(grid, made, sample, self.minutes)
+
+    def notes(self) -> list[str]:
+        paper = self.config.budget == PAPER
+        small = "" if paper else "; networks in the small, those of the paper are 24 wide and SimVP 64"
+        twice = ", DB networks in twice as many as in the paper" if paper else ", DB networks in as many as others"
+        return [
+            f"Every network is trained in {self.steps} steps on the same samples{twice} (the paper's losses, AdamW "
+            "with warm-up and cosine decay, weights of the lowest validation error); a staged network's deblurrer "
+            "takes as many again on the forecasts of the MS network. "
+            f"Seeds {', '.join(map(str, self.config.seeds))}{small}.",
+            f"Scores are means over the {FUTURE} frames to forecast; the paper's are those of HKO-7 and, as its public "
+            "code has it, means that include the four forecasts of known frames.",
+            f"Losses and discriminators are tried on {self.config.ablation}; the paper's numbers are of PrecipLSTM. "
+            f"{own_row(self.config.ablation)} is DB-{self.config.ablation}.",
+            f"{told_of(self.labels)} Rain rates by Z = {self.config.data.z_r[0]:g} R^{self.config.data.z_r[1]:g}.",
+        ]

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The samples of the trainings and of the test."""
+
+from __future__ import annotations
+
+from fastds import data as fd
+from fastds.data.grid.variables import duration_seconds
+from fastds.data.samples.radar_windows import RadarWindows
+from fastds.report import evenly
+from fastds.studies.common.radar import TestedBlock, path_of, training_blocks, window_of
+from fastds.studies.db_rnn.config import DataConfig
+from fastds.studies.db_rnn.methods import FUTURE, KNOWN
+from fastds.tasks.nowcast.config import DataConfig as TrainingData
+
+LEAST = KNOWN + FUTURE  # frames of a sample
+
+
+def training_data(config: DataConfig, files: dict[str, dict[str, list[int]]]) -> TrainingData:
+    """The samples of every training."""
+    return TrainingData(config.path, training_blocks(files), var=config.var, scales=[config.scale])
+
+
+def test_block(config: DataConfig, name: str, part: list[int]) -> TestedBlock:
+    """The test samples of a file, dicts of x (m, 1, h, w), y and valid (n, 1, h, w) in the window; part: its frames."""
+    block = fd.TimeBlock(str(path_of(config, name)), *part, var=config.var)
+    windows = RadarWindows(block, known=KNOWN, future=FUTURE, scale=config.scale)
+    chosen = evenly(len(windows), config.test_samples)
+    seconds = windows.store.seconds[windows.index[chosen, KNOWN - 1]]
+    length = duration_seconds(config.block, "data.block")
+    samples = [dict(windows[k]) for k in chosen]
+    for sample in samples:
+        sample["known"], sample["valid"] = sample["valid"][:KNOWN], sample["valid"][KNOWN:]
+    echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))
+    rows, columns = window_of(echo, config.window // config.scale)
+    samples = [{key: z[..., rows, columns].contiguous() for key, z in sample.items()} for sample in samples]
+    count = sum(int(s["valid"].sum()) for s in samples)
+    if not count:
+        raise ValueError(f"data.path: {name} has no valid pixels in its last part")
+    wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
+    window = tuple(slice(s.start * config.scale, s.stop * config.scale) for s in (rows, columns))
+    return TestedBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods that the paper compares, what its abstract says of them, and how each is trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from fastds.models.inr.dpfa import KINDS
+from fastds.studies.common.budget import PAPER
+from fastds.studies.fields.run import INTERPOLATIONS, SCALES
+from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes: preset of the network, "" of interpolations; dpfa: kind of the aggregation, None of other networks;
+    factor: the only one it knows, "" of all; degraded: share of its training samples from the degradation pipeline.
+    """
+
+    preset: str = ""
+    dpfa: str | None = None
+    factor: str = ""
+    degraded: float = 0.0
+
+
+METHODS = {
+    **{name: Method() for name in INTERPOLATIONS},
+    **{f"EDSR-x{factor}": Method(f"edsr-x{factor}", factor=factor) for factor in ("2", "3", "4")},
+    **{name: Method(name.lower()) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")},
+    "ours": Method("inr", "deform"),
+    **{f"ours-{kind}": Method("inr", kind) for kind in KINDS if kind != "deform"},
+    "ours-degraded": Method("inr", "deform", degraded=0.5),
+}
+NETWORKS = [name for name, method in METHODS.items() if method.preset]
+FACTORS = tuple(SCALES)
+# Pairs, and by how many dB the abstract has the first above the second at x2, at least.
+ORDER = (
+    ("ours", "EDSR-x2", 0.7), ("ours", "EDSR-x3", None), ("ours", "EDSR-x4", None),
+    *(("ours", name, 0.48) for name in ("MetaSR", "LIIF", "LTE", "CiaoSR")),
+    ("ours", "bicubic", None), *(("ours", f"ours-{kind}", None) for kind in KINDS if kind != "deform"),
+    ("ours", "ours-degraded", None),
+)  # fmt: skip
+_ENCODER = {"channels": 32, "blocks": 8}
+_DECODER = {"width": 64, "heads": 4, "key_width": 8}
+_VALIDATIONS = 4  # of a training in the small
+PAPER_STEPS = 200_000  # the abstract has no number of steps; that of LIIF with its batch
+
+
+def network_options(name: str, budget: str) -> dict[str, Any]:
+    """Arguments of the network beyond its preset's."""
+    method = METHODS[name]
+    options = {} if budget == PAPER else {"encoder_options": _ENCODER}
+    if method.dpfa is None:
+        return options
+    if budget != PAPER:
+        options |= {"decoder_options": _DECODER, "dpfa_count": 2}
+    return options | {"dpfa": method.dpfa}
+
+
+def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
+    """The training of a method; data: where the samples are from. run: further options of the training."""
+    paper, method = budget == PAPER, METHODS[name]
+    factors = [2.0] * 2 if not method.factor else [float(method.factor)] * 2
+    data = dataclasses.replace(
+        data,
+        crop=48 if paper else 32,
+        queries=2304 if paper else 128,
+        batch_size=16 if paper else 8,
+        epoch_samples=16_000 if paper else 8 * max(1, -(-steps // _VALIDATIONS)),
+        scales=factors if method.factor else [1.0, 4.0],
+        test_scales=factors[:1],
+        degraded=method.degraded,
+    )
+    model = ModelConfig(method.preset, network_options(name, budget))
+    return TrainingConfig(
+        data, model, max_steps=steps, learning_rate=1e-4 if paper else 3e-3,
+        warmup_steps=min(100, steps // 10 + 1), ema_decay=0.999 if paper else 0.98, **run,
+    )  # fmt: skip

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the fields to train, validate and test on, and the test crops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from torch import Tensor
+
+from fastds.studies.fields.crops import Crop, draw_crops
+from fastds.studies.inr.config import DataConfig
+from fastds.tasks.fields.config import DataConfig as TrainingData
+from fastds.tasks.fields.samples import load_fields
+
+_GAP = 8  # columns between the parts, and between the last one and the first column
+_TRAIN, _VALIDATION = 5 / 9, 7 / 45
+
+
+def parts_of(columns: int) -> dict[str, list[int]]:
+    """Columns [first, stop) to train, validate and test on."""
+    train, validation = round(_TRAIN * columns), round(_VALIDATION * columns)
+    first = train + _GAP
+    test = first + validation + _GAP
+    return {"train": [0, train], "validation": [first, first + validation], "test": [test, columns - _GAP]}
+
+
+def training_data(config: DataConfig) -> TrainingData:
+    """The samples of every training, and its test columns."""
+    data = TrainingData(config.path, config.variables, level=config.level, vectors=config.vectors)
+    return dataclasses.replace(data, **parts_of(load_fields(data).shape[3]))
+
+
+def test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Crop]]:
+    """The test fields (T, C, H, W) in their units, and crops of them. Raises: ValueError where these do not fit."""
+    fields = data.part(load_fields(data), data.test)
+    try:
+        return fields, draw_crops(tuple(fields.shape), config.crop, config.per_cell, seed=0)
+    except ValueError as error:
+        raise ValueError(f"data.crop: {error}") from None
+
+
+def labels_of(crops: list[Crop], together: int) -> np.ndarray:
+    """(crops, 2): the group of times and the latitude band of each."""
+    return np.array([(crop.time // together, crop.band) for crop in crops])

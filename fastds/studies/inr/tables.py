@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the study: PSNR by factor, the paper's differences, errors by variable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.tables import ResultTable, beside_paper
+from fastds.studies.inr.methods import FACTORS, METHODS, ORDER
+
+PROTOCOLS = {"clean": "from area means (protocol A)", "degraded": "from degraded fields (protocol B)"}
+# Method -> factor -> (crops, variables) mean squared errors, the mean over the seeds.
+Errors = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def decibel(errors: np.ndarray, value_range: np.ndarray) -> np.ndarray:
+    """PSNR of every crop, mean over the variables: (seeds, crops, variables) squared errors -> (crops,), mean over the
+    seeds; value_range: (variables,), of the training fields."""
+    return (10 * np.log10(np.square(value_range) / errors)).mean((0, 2))
+
+
+def psnr_rows(
+    protocol: str, results: Mapping[str, Mapping[str, np.ndarray]], labels: np.ndarray, sizes: Mapping[str, int]
+) -> ResultTable:
+    """PSNR of every method and factor. results: method -> factor -> dB of each crop; sizes: parameters."""
+    rows = []
+    for name in METHODS:
+        found = results.get(name)
+        if found is None:
+            rows.append((name, "-", "not run", *["-"] * (len(FACTORS) - 1)))
+            continue
+        cells = [Estimate.of(found[f], labels) if f in found else "-" for f in FACTORS]
+        rows.append((name, f"{sizes[name]:,}" if name in sizes else "-", *cells))
+    title = f"PSNR in dB {PROTOCOLS[protocol]}, mean over crops and variables"
+    return ResultTable(title, ("method", "parameters", *(f"x{f}" for f in FACTORS)), rows, digits=2)
+
+
+def order_rows(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], labels: np.ndarray) -> ResultTable:
+    """Differences of PSNR by protocol and factor beside the abstract's, which are of x2 and at least so large."""
+    rows = []
+    for (better, other, least), protocol in ((pair, p) for pair in ORDER for p in PROTOCOLS):
+        found = results[protocol]
+        if better not in found or other not in found:
+            continue
+        for factor in (f for f in FACTORS if f in found[better] and f in found[other]):
+            ours = Estimate.of(found[better][factor] - found[other][factor], labels)
+            told = least if factor == "2" else None
+            *cells, verdict = beside_paper(ours, told, 2)
+            verdict = "reproduced" if told is not None and ours.low > told else verdict
+            rows.append((f"{better} less {other}", protocol, f"x{factor}", *cells, verdict))
+    title = "Differences of PSNR in dB; agrees or opposite: the interval leaves out zero; reproduced: it is all above"
+    heads = ("difference", "protocol", "factor", "paper", "ours", "verdict")
+    return ResultTable(title, heads, rows, digits=2, sign="+")
+
+
+def variable_rows(errors: Errors, variables: list[str], units: list[str]) -> ResultTable:
+    """Root mean squared errors of the clean protocol in the units of the variables."""
+    rows = []
+    for name, found in errors.items():
+        for factor, mse in found.items():
+            rows.append((name, f"x{factor}", *(f"{np.sqrt(m):.4g}" for m in mse.mean(0))))
+    heads = ("method", "factor", *(f"{v} ({u})" for v, u in zip(variables, units, strict=True)))
+    return ResultTable("Root mean squared errors from area means", heads, rows)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `fastds study wgan-gp`."""
+
+import dataclasses
+
+from fastds.studies.command import Files
+from fastds.studies.common.config import PaperConfig
+from fastds.studies.wgan_gp.methods import NETWORKS
+from fastds.tasks.common.command import read_command_line
+
+
+@dataclasses.dataclass
+class DataConfig(Files):
+    """The files of the training.
+
+    Args:
+        tile: side of the parts of a test region that are scored by themselves, grid points.
+    """
+
+    tile: int = 32
+
+
+@dataclasses.dataclass
+class StudyConfig(PaperConfig):
+    """Every method of the paper's tables, trained for the same samples in as many steps, and scored on the same days.
+
+    Args:
+        data: the files.
+        training: name or file of a training configuration that names generator, critic, loss and the regions to train,
+            validate and test on; the paper's is wgan-gp.
+        members: of the ensembles.
+    """
+
+    data: DataConfig
+    training: str = "wgan-gp-small"
+    members: int = 8
+    output: str = dataclasses.field(default="study-wgan-gp", kw_only=True)
+
+    def __post_init__(self):
+        self.check(NETWORKS)
+        if self.members < 2 or self.data.tile < 11:
+            raise ValueError(
+                f"members must be at least 2 and data.tile at least 11, got {self.members} and {self.data.tile}"
+            )
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study wgan-gp`, into a StudyConfig."""
+    about = "The tables and figures of the humidity WGAN-GP on fields of your own."
+    return read_command_line(StudyConfig, arguments, "fastds study wgan-gp", about, {})

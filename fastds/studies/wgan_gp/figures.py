@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of the study after the paper's 8 to 10: curves of the training, scores by day, fields."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastds.plot import draw_daily_series
+from fastds.report import Chart
+from fastds.studies.common.figures import validation_curves
+from fastds.studies.wgan_gp.samples import Region
+
+_DAILY = {"mse": "MSE (squared %)", "ssim": "SSIM", "acc": "ACC", "tcc": "TCC"}
+
+
+def by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
+    """The mean over the tiles of each day of one number for each sample."""
+    found, start = [], 0
+    for region in regions:
+        part = np.reshape(values[start : start + len(region)], (len(region.days), len(region.tiles)))
+        found += part.mean(1).tolist()
+        start += len(region)
+    return found
+
+
+def charts(
+    curves: Mapping[str, pathlib.Path], results: Mapping[str, Mapping[str, np.ndarray]], regions: list[Region]
+) -> dict[str, Chart]:
+    """The line figures by the names of their files. curves: method -> CSV."""
+    found, days = {}, list(range(1, sum(len(region.days) for region in regions) + 1))
+    if curves:
+        draw = functools.partial(validation_curves, curves, "validation CRPS of two members (%)")
+        found["figure-08"] = Chart("Figure 8: validation error", f"Validation error of {', '.join(curves)}", draw)
+    shown = [name for name in results if not name.endswith("misaligned")]
+    for score, label in _DAILY.items():
+        lines = {name: by_day(results[name][score], regions) for name in shown}
+        draw = functools.partial(draw_daily_series, days, lines, label)
+        found[f"figure-09-{score}"] = Chart(f"Figure 9: {label} by day", f"{label} of {', '.join(lines)}", draw)
+    return found

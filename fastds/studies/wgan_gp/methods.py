@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of the paper's tables, what it says of them, and how each is trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastds import models
+from fastds.studies.common.budget import PAPER
+from fastds.tasks.humidity.config import CriticConfig, ModelConfig, TrainingConfig
+
+SCORES = ("mse", "mae", "ssim", "psnr", "acc", "tcc")
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes: interpolation: how a field is interpolated, "" of networks; aligned: by the convention that is true for
+    the coarse fields, else by the other; published: SCORES, None where the paper prints none.
+    """
+
+    interpolation: str = ""
+    aligned: bool = True
+    published: tuple[float | None, ...] = (None,) * len(SCORES)
+
+
+_KERNELS = {
+    "Lanczos": (99.889, 5.432, 0.593, 27.394, 0.890, 0.741),
+    "bilinear": (114.449, 5.592, 0.601, 26.669, 0.879, 0.747),
+    "bicubic": (122.472, 5.762, 0.593, 26.418, 0.871, 0.728),
+}
+METHODS = {
+    **{name: Method(name.lower(), True, scores) for name, scores in _KERNELS.items()},
+    **{f"{name}-misaligned": Method(name.lower(), False) for name in _KERNELS},
+    "SRCNN": Method(published=(50.143, 3.499, 0.699, 29.973, 0.904, 0.819)),
+    "SRGAN": Method(published=(38.611, 2.863, 0.749, 31.494, 0.948, 0.848)),
+    "GAN": Method(published=(37.362, 2.755, 0.752, 31.640, 0.948, 0.860)),
+    "no-residual-blocks": Method(published=(None, None, 0.537, 25.747, 0.866, 0.692)),
+    "no-CBAM": Method(published=(None, None, 0.753, 31.483, 0.948, 0.861)),
+    "sequential-kernels": Method(),
+    "WGAN-GP": Method(published=(36.185, 2.698, 0.766, 31.832, 0.951, 0.866)),
+}
+NETWORKS = [name for name, method in METHODS.items() if not method.interpolation]
+# What the paper finds better, and than what.
+ORDER = (
+    ("SRCNN", "Lanczos"), ("SRCNN", "bicubic"), ("SRGAN", "SRCNN"), ("GAN", "SRGAN"), ("WGAN-GP", "GAN"),
+    ("WGAN-GP", "SRGAN"), ("WGAN-GP", "SRCNN"), ("WGAN-GP", "Lanczos"), ("WGAN-GP", "no-residual-blocks"),
+    ("WGAN-GP", "no-CBAM"), ("WGAN-GP", "sequential-kernels"), ("bicubic", "bicubic-misaligned"),
+)  # fmt: skip
+_VALIDATIONS = 8  # of a training in the small
+PAPER_STEPS = 200 * (365 // 16)  # 200 epochs of 365 days, 16 a step
+
+
+def published(name: str) -> Mapping[str, float | None]:
+    """What the paper prints of a method, by score."""
+    return dict(zip(SCORES, METHODS[name].published, strict=True))
+
+
+def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
+    """The rows of the paper's tables that are trained: name -> configuration, config itself last.
+
+    SRCNN: squared error alone. SRGAN: its generator and discriminator in small, absolute error, the GAN's losses. GAN:
+    config's networks with the GAN's losses. The ablations without a part are of both networks; sequential-kernels has
+    its kernels of 2 and 3 one after the other in place of two branches.
+    """
+    scale = scale_of(config)
+    align = "grid" if config.data.coarsening == "decimate" else "center"
+    alone = dataclasses.replace(
+        config.loss, content="mse", noise_free_weight=0.0, adversarial_weight=0.0, critic_steps=0
+    )
+    gan = dataclasses.replace(config.loss, adversary="gan")
+    plain_gan = dataclasses.replace(gan, content="l1", noise_free_weight=0.0)
+
+    def changed(part: ModelConfig | CriticConfig, name: str, options: dict) -> ModelConfig | CriticConfig:
+        return dataclasses.replace(part, name=name, options=options)
+
+    def with_option(**option: Any) -> TrainingConfig:
+        parts = {"model": config.model, "critic": config.critic}
+        return dataclasses.replace(
+            config, **{name: changed(part, part.name, part.options | option) for name, part in parts.items()}
+        )
+
+    srcnn = changed(config.model, "srcnn", {"scale": scale, "align": align})
+    srgan = changed(config.model, "srgan-small", {"scale": scale}), changed(config.critic, "srgan", {"width": 16})
+    return {
+        "SRCNN": dataclasses.replace(config, model=srcnn, loss=alone),
+        "SRGAN": dataclasses.replace(config, model=srgan[0], critic=srgan[1], loss=plain_gan),
+        "GAN": dataclasses.replace(config, loss=gan),
+        "no-residual-blocks": with_option(use_resblocks=False),
+        "no-CBAM": with_option(use_cbam=False),
+        "sequential-kernels": with_option(mixing="sequential"),
+        "WGAN-GP": config,
+    }
+
+
+def scale_of(config: TrainingConfig) -> int:
+    """The factor of a training's generator."""
+    return models.create(config.model.name, **config.model.options).config["scale"]
+
+
+def training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
+    """The training of a method; base: of the generator. run: further options of the training."""
+    config = variants(base)[name]
+    batch = config.data.batch_size
+    epoch = config.data.epoch_samples if budget == PAPER else batch * max(1, -(-steps // _VALIDATIONS))
+    data = dataclasses.replace(config.data, epoch_samples=epoch)
+    optimiser = dataclasses.replace(config.optimiser, epochs=None)
+    return dataclasses.replace(config, data=data, optimiser=optimiser, max_steps=steps, max_minutes=None, **run)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fastds study wgan-gp`: every method of the paper's tables, trained and scored on the same samples."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from fastds import models
+from fastds.plot import save_png
+from fastds.report import Chart, MapGrid, Maps, field_style
+from fastds.studies.common.bootstrap import FEWEST
+from fastds.studies.common.figures import field_maps
+from fastds.studies.common.plan import Costs, seconds_of_trainings
+from fastds.studies.common.study import PaperStudy, run_paper_study
+from fastds.studies.common.tables import ResultTable
+from fastds.studies.wgan_gp import figures, tables
+from fastds.studies.wgan_gp.config import StudyConfig, parse_arguments
+from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, PAPER_STEPS, scale_of, training_config
+from fastds.studies.wgan_gp.samples import labels_of, test_regions
+from fastds.studies.wgan_gp.scores import brightest, one_field, score, with_prediction
+from fastds.tasks.humidity.config import parse_arguments as parse_training
+from fastds.tasks.humidity.training import train
+
+__all__ = ["StudyConfig", "parse_arguments", "study"]
+_LABEL = "relative humidity (%)"
+
+
+def study(config: StudyConfig) -> pathlib.Path:
+    """What `fastds study wgan-gp` does. Raises: FileNotFoundError, ValueError for files or options that do not fit."""
+    return run_paper_study(WganGpStudy, config)
+
+
+class WganGpStudy(PaperStudy):
+    """A study of the paper's methods. Attributes: base, the training of the generator; scale, align: of the coarse
+    fields; regions of the test and labels of their samples."""
+
+    name, title, paper_steps = "wgan-gp", "Humidity WGAN-GP and what it is compared with", PAPER_STEPS
+
+    def __init__(self, config: StudyConfig):
+        self.base = parse_training(["--config", config.training, "--data.path", config.data.path])
+        self.scale = scale_of(self.base)
+        self.align = "grid" if self.base.data.coarsening == "decimate" else "center"
+        self.regions = test_regions(self.base.data, self.scale, config.data.tile)
+        self.labels = labels_of(self.regions)
+        names = [name for name in METHODS if name not in NETWORKS or name in (config.run or NETWORKS)]
+        super().__init__(config, names, NETWORKS, {})
+
+    def costs(self, networks: list[str]) -> Costs:
+        options = self.run_options | {"progress": False}
+
+        def training(name: str, steps: int, output: str) -> None:
+            train(training_config(name, self.base, self.config.budget, steps, output=output, **options))
+
+        return seconds_of_trainings(training, networks)
+
+    def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        options = self.run_options | {"seed": seed, "output": str(output)}
+        train(training_config(name, self.base, self.config.budget, self.steps, **options))
+
+    def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
+        found = self._predicting(name, weights, lambda predict: score(predict, self.regions, self.base.data.range))
+        if weights is None:
+            return found
+        return found | {"parameters": sum(p.numel() for p in models.load(weights).parameters())}
+
+    def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
+        c = self.config
+        return with_prediction(name, weights, self.scale, self.align, c.members, c.threads, c.device, use)
+
+    @staticmethod
+    def _means(results: Mapping[str, list[dict[str, Any]]], kind: str) -> dict[str, dict[str, np.ndarray]]:
+        """Means over the seeds of "one" or "mean", where there is such."""
+        found = {name: [one[kind] for one in runs if kind in one] for name, runs in results.items()}
+        return {name: {s: np.mean([o[s] for o in one], 0) for s in one[0]} for name, one in found.items() if one}
+
+    def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
+        one, sizes = self._means(results, "one"), {n: r[0]["parameters"] for n, r in results.items() if n in NETWORKS}
+        return {
+            "scores": tables.score_rows(one, self.labels, sizes),
+            "order": tables.order_rows(one, self.labels),
+            "ensembles": tables.ensemble_rows(self._means(results, "mean"), self.labels, self.config.members),
+            "regions": tables.region_rows(one, self.regions),
+            "samples": tables.sample_rows(self.regions),
+        }
+
+    def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
+        return figures.charts(self.curves, self._means(results, "one"), self.regions)
+
+    def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
+        chosen = brightest(self.regions)
+        truth = self.regions[chosen[0]].days[chosen[1], 0].numpy()
+
+        def fields(name: str) -> np.ndarray:
+            weights = self.of_first_seed(name)
+            return self._predicting(name, weights, lambda predict: one_field(predict, self.regions, chosen).numpy())
+
+        made = {name: fields(name) for name in self.names if METHODS[name].aligned}
+        save_png(
+            field_maps(made, truth, _LABEL, self.regions[chosen[0]].name),
+            self.folder.path / "figure-10.png",
+        )
+        grid = MapGrid.of(xr.DataArray(truth, dims=("y", "x")))
+        maps = Maps(grid, ["truth", *made], field_style(_LABEL, 0.0, 100.0))
+        maps.add(f"day {chosen[1] + 1}", {"truth": truth, **made})
+        return maps
+
+    def notes(self) -> list[str]:
+        days, tiles = (len(np.unique(column)) for column in self.labels.T)
+        return [
+            f"Every network is trained in {self.steps} steps on the same samples by the training "
+            f"{self.config.training}, generator, critic and losses of which differ by method as the table says, seeds "
+            f"{', '.join(map(str, self.config.seeds))}; weights of the lowest validation error. Factor {self.scale} "
+            f"from {'first points' if self.align == 'grid' else 'means'} of blocks.",
+            f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {FEWEST} such "
+            "blocks there are none. Misaligned: interpolated as if coarse values stood elsewhere in their blocks.",
+            "The paper's numbers are of its own region, level and factor 8: compare the order, not numbers.",
+        ]

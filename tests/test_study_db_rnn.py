@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of DB-RNN: samples, trainings alike, scores and tables by hand, costs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from study_cases import make_events
+
+pytest.importorskip("lightning", reason="training extra is not installed")
+
+from fastds import models
+from fastds.data import RAIN_THRESHOLDS, normalised_rates, open_dataset
+from fastds.metrics import NowcastScores
+from fastds.studies.common.bootstrap import labels_of
+from fastds.studies.common.radar import TestedBlock
+from fastds.studies.db_rnn import methods, plan, run, samples, scores, tables
+from fastds.studies.db_rnn.config import DataConfig, StudyConfig
+from fastds.studies.db_rnn.methods import CELLS, METHODS, SCORES
+from fastds.tasks.nowcast.config import DataConfig as TrainingData
+
+Z_R = [200.0, 1.6]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = make_events(tmp_path_factory.mktemp("events"))
+    return DataConfig(str(folder), ["rain.nc"], test_samples=2, window=32, block="6min", scale=1)
+
+
+def test_test_samples_are_of_the_last_part(config):
+    block = samples.test_block(config, "rain.nc", [27, 38])
+    assert len(block.samples) == 2 and block.blocks == [4, 5]  # the times of the last known fields, 4 and 5 steps in
+    with open_dataset(f"{config.path}/rain.nc") as dataset:
+        z = dataset.reflectivity.values[27:37, *block.window].clip(0, 60) / 60
+    sample = block.samples[0]
+    np.testing.assert_allclose(torch.cat([sample["x"], sample["y"]])[:, 0], np.nan_to_num(z), atol=1e-6)
+    assert sample["x"].shape == (5, 1, 32, 32) and sample["known"].shape == sample["x"].shape
+    coarse = samples.test_block(dataclasses.replace(config, scale=2), "rain.nc", [27, 38])
+    assert coarse.samples[0]["y"].shape == (5, 1, 16, 16)
+    assert [s.stop - s.start for s in coarse.window] == [32, 32]
+
+
+# ---- trainings
+
+
+def test_what_a_study_needs():
+    """A staged network its forecaster; the ablation's row of the paper's discriminator is the DB network."""
+    base = ["persistence", "extrapolation"]
+    assert run.needed(["MS-MIM-S"], "ConvLSTM") == [*base, "MS-MIM", "MS-MIM-S"]
+    assert run.needed(["DB-discriminator-S"], "ConvLSTM") == [*base, "DB-ConvLSTM", "DB-discriminator-S"]
+    assert run.needed(["DB-discriminator-S"], "MIM") == [*base, "DB-discriminator-S"]
+    assert run.needed([], "MIM") == list(METHODS) and len(METHODS) == 2 + 3 * 7 + 3 + 6
+
+
+@pytest.mark.parametrize("budget", ["45min", "paper"])
+def test_every_method_is_trained_alike(budget):
+    data, start = TrainingData("x", scales=[2]), "a.safetensors"
+    made = {
+        name: methods.training_config(name, "MIM", budget, 80, data, Z_R, start if m.kind == "staged" else None, seed=3)
+        for name, m in METHODS.items()
+        if m.kind
+    }
+    first = made["MS-ConvLSTM"]
+    for name, config in made.items():
+        kind = METHODS[name].kind
+        same = {"model": first.model, "loss": first.loss, "stage": None, "max_steps": 80}
+        assert dataclasses.replace(config, **same) == first
+        assert config.max_steps == (160 if (kind, budget) == ("db", "paper") else 80)
+        assert config.stage == ("deblurrer" if kind == "staged" else None)
+        assert config.loss.kind == "db-rnn" and config.loss.epochs == 50
+        assert config.loss.ablation == (METHODS[name].ablation if kind == "db" else "fixed")
+    cells = [made[f"DB-{cell}"].model.name for cell in CELLS]
+    assert cells == [f"db-{name}" for name in CELLS.values()] and made["DB-gdl"].model.name == "db-mim"
+    parameters = {
+        name: sum(p.numel() for p in models.create(made[name].model.name, **made[name].model.options).parameters())
+        for name in ("MS-ConvLSTM", "DB-PredRNN", "SimVP", "MS-LSTM")
+    }
+    if budget == "paper":
+        assert list(parameters.values())[:2] == [250_057, 1_014_194] and first.data.crop == 160
+        assert parameters["MS-LSTM"] == 1_067_257 and 38.8e6 < parameters["SimVP"] < 39e6
+    else:
+        assert list(parameters.values())[:3] == [28_057, 113_810, 693_665] and first.data.epoch_samples == 20
+
+
+def test_costs_of_a_study(config):
+    """A staged network's step is that of its forecaster and a forward."""
+    study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
+    data = samples.training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
+    block = samples.test_block(study.data, "rain.nc", [27, 38])
+    found = plan.measure(study, ["MS-ConvLSTM", "MS-ConvLSTM-S"], data, [block])
+    assert set(found.a_step) == {"MS-ConvLSTM", "MS-ConvLSTM-S"} and min(found.a_step.values()) > 0
+    assert 0 < found.fixed < 600
+
+
+# ---- scores and tables
+
+
+def blocks_of(fields):
+    """A test block of the truths (samples, 5, 1, H, W), each in a block of time of its own."""
+    valid = torch.ones(fields.shape[1:], dtype=torch.bool)
+    found = [{"y": y, "valid": valid} for y in fields]
+    return [TestedBlock("a.nc", found, list(range(len(fields))), (slice(0, 8), slice(0, 8)), 0.5)]
+
+
+def test_scores_are_those_of_all_samples_together():
+    """Sums of the samples with their weights make what NowcastScores makes of them."""
+    g = torch.Generator().manual_seed(0)
+    truth, forecast = (0.3 + 0.5 * torch.rand(3, 5, 1, 8, 8, generator=g) for _ in range(2))
+    given = iter(forecast)
+    found = scores.Sums([scores.score(lambda sample: next(given), blocks_of(truth), Z_R)])
+    weights, index = np.array([[1.0, 1, 1], [2, 0, 1]]), ([0, 1, 2], [0, 0, 2])
+    for draw, chosen in enumerate(index):
+        expected = NowcastScores(normalised_rates(RAIN_THRESHOLDS, tuple(Z_R)), 5)
+        expected.add(forecast[chosen], truth[chosen])
+        means = expected.means()
+        for k, name in enumerate(SCORES[:10]):
+            value = means[("csi", "hss")[k // 5]][k % 5]
+            np.testing.assert_allclose(found.mean(name, weights)[draw], value, rtol=1e-12)
+        for name, key in (("B-MSE", "b_mse"), ("B-MAE", "b_mae")):  # of 64 pixels, brought to 160 x 160
+            assert found.mean(name, weights)[draw] == pytest.approx(means[key] * 400, rel=1e-12)
+
+
+def sums_of(*heavy):
+    """Forecasts of five samples with so many hits of ten at the two highest rates, and all hits below."""
+    counts = np.zeros((len(heavy), 5, 5, 4))
+    counts[:, :, :, 0] = 10
+    for k, hits in enumerate(heavy):
+        counts[k, :, 3:] = [hits, 10 - hits, 0, 50]
+    errors = np.ones((len(heavy), 5, 2)) * (10 - np.array(heavy))[:, None, None]
+    return scores.Sums([{"counts": counts, "errors": errors, "pixels": np.full((len(heavy), 5), 60)}])
+
+
+def test_the_order_is_told_by_score():
+    results = {"MS-MIM": sums_of(2, 2, 2, 2, 2), "DB-MIM": sums_of(4, 4, 4, 4, 4), "extrapolation": sums_of(*5 * [6])}
+    table = tables.order_rows(results, labels_of([range(5)]))
+    rows = {row[:2]: row[2:] for row in map(tuple, table.texts())}
+    assert rows["DB-MIM less MS-MIM", "CSI 30"] == ("+0.049", "+0.200 [+0.200, +0.200]", "agrees")
+    assert rows["DB-MIM less MS-MIM", "CSI 5"][2] == "undecided"
+    assert rows["DB-MIM less MS-MIM", "B-MAE"][0] == "-36.9"
+    assert rows["DB-MIM less extrapolation", "CSI 10"] == ("-", "-0.200 [-0.200, -0.200]", "not in the paper")
+
+
+def test_tables_are_complete():
+    results = {"MS-MIM": sums_of(2, 3, 2, 4, 2), "DB-gdl": sums_of(4, 4, 4, 4, 4)}
+    made = tables.tables(results, labels_of([range(5)]), {"MS-MIM": (8, 100705)}, list("abcde"))
+    assert list(made) == ["csi", "order", "hss", "errors", "ablation", "leads"]
+    rows = {row[0]: row for row in made["csi"].texts()}
+    assert len(rows) == len(METHODS) - 6 and all(len(row) == len(made["csi"].heads) for row in made["csi"].rows)
+    assert rows["MS-MIM"][1:3] == ["8", "100,705"] and rows["MS-MIM"][7].startswith("0.260 [")
+    assert rows["MS-MIM"][8:] == ["0.676", "0.624", "0.536", "0.408", "0.233"]
+    assert rows["DB-MIM"][3] == "not run" and rows["DB-MIM"][-1] == "0.282" and rows["MS-MIM-S"][-1] == "-"
+    ablation = {row[0]: row for row in made["ablation"].texts()}
+    assert ablation["DB-gdl"][3] == "0.400 [0.400, 0.400]" and ablation["DB-gdl"][5] == "0.443"
+    assert ["MS-MIM", "CSI 30", *5 * ["0.260"]] in made["leads"].texts()
+
+
+def test_the_paper_is_quoted_with_its_headline():
+    """DB above MS at every threshold of every cell; the means that the abstract rests on."""
+    for cell in CELLS:
+        ms, db = (methods.published(f"{kind}-{cell}") for kind in ("MS", "DB"))
+        assert all(db[s] > ms[s] for s in SCORES[:10]) and all(db[s] < ms[s] for s in SCORES[10:])
+    assert methods.published("SimVP")["CSI 30"] == 0.161 and methods.published("persistence")["CSI 30"] is None

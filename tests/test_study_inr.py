@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of arbitrary-scale downscaling: parts of the fields, trainings alike, tables by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training extra is not installed")
+
+from study_cases import make_waves
+
+from fastds import models
+from fastds.studies.fields.crops import Crop
+from fastds.studies.inr import methods, samples, tables
+from fastds.studies.inr.config import DataConfig
+from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, ORDER
+from fastds.tasks.fields.config import DataConfig as TrainingData
+from fastds.tasks.fields.samples import load_fields
+
+
+def test_parts_follow_each_other_with_gaps():
+    """Of 360 columns those of the study of fields at 500 hPa; eight columns lie between any two, across 180 W, too."""
+    assert samples.parts_of(360) == {"train": [0, 200], "validation": [208, 264], "test": [272, 352]}
+    assert samples.parts_of(216) == {"train": [0, 120], "validation": [128, 162], "test": [170, 208]}
+
+
+def test_crops_are_of_the_test_columns(tmp_path):
+    config = DataConfig(f"{make_waves(tmp_path)}/waves.nc", variables=["t", "u"], crop=32, per_cell=1)
+    data = samples.training_data(config)
+    assert (data.train, data.validation, data.test) == ([0, 120], [128, 162], [170, 208])
+    fields, crops = samples.test_crops(config, data)
+    assert torch.equal(fields, load_fields(data)[..., 170:208]) and len(crops) == 2 * 4
+    given = [Crop(0, 1, 0, 0), Crop(3, 2, 5, 5), Crop(4, 2, 0, 0)]
+    assert samples.labels_of(given, 2).tolist() == [[0, 1], [1, 2], [2, 2]]
+
+
+@pytest.mark.parametrize("budget", ["45min", "paper"])
+def test_every_method_is_trained_alike(budget):
+    data = TrainingData("x", train=[0, 20], validation=[30, 40])
+    made = {name: methods.training_config(name, budget, 80, data, seed=3) for name in NETWORKS}
+    first = made["ours"]
+    for name, config in made.items():
+        factor = METHODS[name].factor
+        assert config.data.scales == ([float(factor)] * 2 if factor else [1.0, 4.0])
+        assert config.data.test_scales == [float(factor or 2)]
+        assert config.data.degraded == (0.5 if name == "ours-degraded" else 0.0)
+        samples_of_all = {"scales": [], "test_scales": [], "degraded": 0.0}
+        ours, theirs = (dataclasses.replace(c.data, **samples_of_all) for c in (first, config))
+        assert ours == theirs and dataclasses.replace(config, data=first.data, model=first.model) == first
+        model = models.create(config.model.name, in_channels=2, **config.model.options)
+        encoder = model.config["encoder_options"]
+        assert encoder == first.model.options.get("encoder_options")
+        if METHODS[name].dpfa:
+            assert model.config["dpfa"] == METHODS[name].dpfa
+    assert {c.dpfa for c in METHODS.values()} == {None, "deform", "mask", "modconv", "film", "none"}
+
+
+# ---- tables
+
+
+def test_psnr_by_hand():
+    """Two seeds, two crops, two variables of ranges 10 and 1: the means of 20 and 40 dB, and of 30 and 10 dB."""
+    errors = np.array([[[1.0, 1e-4], [0.1, 0.1]], [[1.0, 1e-4], [0.1, 0.1]]])
+    np.testing.assert_allclose(tables.decibel(errors, np.array([10.0, 1.0])), [30.0, 20.0])
+    with_seeds = np.array([errors[0], errors[0] * 10])
+    np.testing.assert_allclose(tables.decibel(with_seeds, np.array([10.0, 1.0])), [25.0, 15.0])
+
+
+def results_of(**gains):
+    """dB of eight crops, the same of every factor that a method knows, by a pattern that all share."""
+    pattern = 30 + np.arange(8.0)
+    named = {name.replace("_", "-"): gain for name, gain in gains.items()}
+    return {n: {f: pattern + g for f in FACTORS if METHODS[n].factor in ("", f)} for n, g in named.items()}
+
+
+LABELS = np.array([(t, b) for t in range(4) for b in range(2)])
+
+
+def test_the_order_is_told_by_protocol_and_factor():
+    results = {p: results_of(ours=0.6, EDSR_x2=0.1, LTE=0.1, bicubic=-1.0) for p in tables.PROTOCOLS}
+    rows = {row[:3]: row[3:] for row in map(tuple, tables.order_rows(results, LABELS).texts())}
+    assert rows["ours less EDSR-x2", "clean", "x2"] == ("+0.70", "+0.50 [+0.50, +0.50]", "agrees")
+    assert rows["ours less LTE", "degraded", "x2"] == ("+0.48", "+0.50 [+0.50, +0.50]", "reproduced")
+    assert rows["ours less LTE", "clean", "x4"] == ("-", "+0.50 [+0.50, +0.50]", "not in the paper")
+    assert ("ours less EDSR-x2", "clean", "x3") not in rows
+    assert len(rows) == 2 * (1 + len(FACTORS) + len(FACTORS))
+
+
+def test_tables_are_complete():
+    table = tables.psnr_rows("clean", results_of(ours=0.6, EDSR_x2=0.1), LABELS, {"ours": 1234})
+    rows = {row[0]: row for row in table.texts()}
+    assert list(rows) == list(METHODS) and all(len(row) == len(table.heads) for row in table.rows)
+    assert rows["ours"][1] == "1,234" and rows["ours"][3].startswith("34.10 [")
+    assert rows["EDSR-x2"][2:] == ["-", rows["EDSR-x2"][3], *4 * ["-"]] and rows["LIIF"][2] == "not run"
+    errors = {"ours": {"2": np.array([[4.0, 1.0], [0.0, 1.0]])}}
+    rows = tables.variable_rows(errors, ["t", "u"], ["K", "m s-1"]).texts()
+    assert rows == [["ours", "x2", "1.414", "1"]]
+    assert all(name in METHODS for better, other, _ in ORDER for name in (better, other))

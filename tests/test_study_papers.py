@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of every paper as a command: complete, finished, killed anywhere, and wrong options."""
+
+import signal
+
+import pytest
+
+pytest.importorskip("lightning", reason="training extra is not installed")
+
+import forked
+from study_cases import CASES, outputs, words
+
+from fastds import cli
+from fastds.tasks.common import run_folder
+
+# What a tiny study leaves: scores of methods, figures, texts of the page.
+EXPECTED = {
+    "fczsm": (
+        {"trilinear", "bicubic", "advection", "UNet", "ZSM-DS"},
+        {"figure-07", "figure-08-09", "figure-10", "figure-11-12"},
+        ("UNet less trilinear", "0.675", "Figure 7"),
+    ),
+    "db-rnn": (
+        {"persistence", "extrapolation", "MS-ConvLSTM", "MS-ConvLSTM-S"},
+        {"figure-maps-ConvLSTM", "figure-validation-ConvLSTM", "figure-leads-ConvLSTM-CSI-30"},
+        ("MS-ConvLSTM-S less MS-ConvLSTM", "0.285", "CSI 30 mm/h by lead"),
+    ),
+    "wgan-gp": (
+        {*(f"{name}{how}" for name in ("Lanczos", "bilinear", "bicubic") for how in ("", "-misaligned"))}
+        | {"SRCNN", "WGAN-GP"},
+        {"figure-08", "figure-09-mse", "figure-09-tcc", "figure-10"},
+        ("WGAN-GP less SRCNN", "36.185", "Figure 9"),
+    ),
+    "inr": (
+        {"bilinear", "bicubic", "bicubic-0.75", "EDSR-x2", "ours-mask"},
+        {"figure-maps", "figure-validation", "figure-factors-clean", "figure-factors-degraded"},
+        ("ours-mask", "PSNR above bicubic interpolation", "from degraded fields"),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """A study, its files, and the folder of a run that nothing interrupts, with its page beside it."""
+    name = request.param
+    folder = CASES[name][0](tmp_path_factory.mktemp(name))
+    output = tmp_path_factory.mktemp("study") / "whole"
+    assert cli.main(words(name, folder, output, report=output.with_suffix(".html"))) == 0
+    return name, folder, output
+
+
+def test_a_study_is_complete(case):
+    name, _, whole = case
+    ran, figures, texts = EXPECTED[name]
+    found = outputs(whole)
+    assert {f"{figure}.png" for figure in figures} <= set(found)
+    assert all(content.startswith(b"\x89PNG") for path, content in found.items() if path.endswith(".png"))
+    assert {n for n in found if n.startswith("scores/")} == {f"scores/{method}-0.json" for method in ran}
+    tables = [n for n in found if n.endswith(".md")]
+    assert len(tables) >= 4 and all(f"{n[:-3]}.csv" in found for n in tables)
+    assert "in 3 steps on the same samples" in found["notes.txt"].decode()
+    page = whole.with_suffix(".html").read_text()
+    assert all(text in page for text in texts)
+
+
+def test_a_finished_study_trains_nothing(case, monkeypatch, capsys):
+    """And gives the same; other options are refused."""
+    name, folder, whole = case
+    before = outputs(whole)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "fit", lambda *arguments: pytest.fail("trained again"))
+        assert cli.main(words(name, folder, whole)) == 0 and outputs(whole) == before
+    capsys.readouterr()
+    assert cli.main(words(name, folder, whole, max_steps=4)) == 2
+    assert "--output" in (said := capsys.readouterr().err) and "max_steps was 3 and is 4" in said
+
+
+KILLED = """
+import os, signal, sys
+import fastds._outputs as outputs
+from fastds.cli import main
+from fastds.tasks.common.training import TimedModule
+left, rename, step = [int(sys.argv.pop(1))], outputs.put_in_place, TimedModule.on_train_batch_start
+def counted(before):
+    def call(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before(*arguments)
+    return call
+outputs.put_in_place, TimedModule.on_train_batch_start = counted(rename), counted(step)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_anywhere_it_ends_the_same(case, tmp_path):
+    """SIGKILL before a file gets its name or a step is taken, again and again, at moments further and further on."""
+    name, folder, whole = case
+    output, ends = tmp_path / "killed", []
+    for moment in (1, 9, 12, 1000):
+        done = forked.run(KILLED, moment, *words(name, folder, output))
+        ends.append(done.returncode)
+        if done.returncode != -signal.SIGKILL:
+            break
+    assert ends == [-signal.SIGKILL] * 3 + [0], (ends, done.stderr)
+    found, expected = outputs(output), outputs(whole)
+    assert found.keys() == expected.keys() and [n for n in found if found[n] != expected[n]] == []
+
+
+ALL = [
+    ({"budget": "soon"}, "--budget must be a duration such as 45min or the word paper, got 'soon'"),
+    ({"run": "[LSTM]"}, "run must name some of "),
+    ({"seeds": "[]"}, "seeds must be one number or more, got none"),
+    ({"max_steps": 0}, "--max_steps must be positive, got 0"),
+    ({"data.path": "none"}, "no such file"),
+    ({"report": "page.txt"}, "report must be a file that ends in .html"),
+]
+RADAR = [
+    ({"data.window": 30}, "--data.window a multiple of "),
+    ({"data.block": "long"}, "--data.block must be a duration with its unit"),
+    ({"data.files": "[no.nc]"}, "--data.files: no such file"),
+]
+WRONG = {
+    "fczsm": [*ALL, *RADAR, ({"data.statics": "[none.nc:z]"}, "none.nc")],
+    "db-rnn": [
+        *ALL,
+        *RADAR,
+        ({"data.z_r": "[200]"}, "--data.z_r two positive numbers, got 1 and [200.0]"),
+        ({"ablation": "GRU"}, "ablation must be one of ConvLSTM, "),
+        ({"data.files": "[short.nc]"}, "short.nc has 20 times, too few to train, validate and test on: at least 34"),
+    ],
+    "wgan-gp": [
+        *ALL,
+        ({"members": 1}, "members must be at least 2 and --data.tile at least 11, got 1 and 11"),
+        ({"data.tile": 64}, "--data.path: the training names no test region of 2 times and 64 x 64 points"),
+        ({"training": "none"}, "none"),
+    ],
+    "inr": [
+        *ALL,
+        (
+            {"data.crop": 8},
+            "--data.crop must be at least 32, --data.per_cell and --data.together positive",
+        ),
+        ({"data.crop": 64}, "--data.crop: test region of 168 x 38 is smaller than the crops of 64 x 64"),
+        ({"data.variables": "[w]"}, "--data.variables: 'w' is not in "),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The files of every study."""
+    return {name: make(tmp_path_factory.mktemp(name)) for name, (make, _) in CASES.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"), [(name, *wrong) for name, every in WRONG.items() for wrong in every]
+)
+def test_errors_are_one_sentence(folders, tmp_path, capsys, name, options, sentence):
+    assert cli.main(words(name, folders[name], tmp_path / "o", **options)) == 2
+    *warnings, said = capsys.readouterr().err.splitlines()
+    assert sentence in said and said.startswith("fastds study: ") and all(w.startswith("warning: ") for w in warnings)
+    assert not (tmp_path / "o").exists()
