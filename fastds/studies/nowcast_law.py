@@ -14,7 +14,8 @@ from torch import Tensor
 from fastds import models
 from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
-from fastds.models.ensembles import ErrorLaw, Surroundings
+from fastds.models import ModelCard
+from fastds.models.ensembles import ErrorLaw, Surroundings, echo
 from fastds.studies.command import Files
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
@@ -24,7 +25,9 @@ from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import coarse_fields
 
 METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
-QUANTILES = 15  # of a distribution, in its score
+NODES = torch.linspace(-3.6, 3.6, 25)  # of n, in the scores of a distribution
+WEIGHTS = torch.softmax(-NODES.square() / 2, 0)
+_MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
 _EVERY = 5  # pixels of a field from one that is learned from to the next
 _LEADS = 5  # of a start
 _SHIFTS = (-5.0, 8.0)  # dB that the echo of every second start is raised by
@@ -58,6 +61,15 @@ BLOCKS = (
     Block("radar_knmi_20100826_5min.nc", frames=(70, 92), every=3),
     Block("radar_fmi_20160928_5min.nc", frames=(14, 30), every=3),
 )
+
+CARD = {
+    "name": "nowcast-errors",
+    "description": "The law of a nowcast's errors at a pixel, from what is known around it; members are drawn from it.",
+    "licence": "Apache-2.0 as the package; fitted to open data under CC BY 4.0 and data for tests, see training_data.",
+    "training_data": [f"{block.file} of ../shared/data" for block in {block.file: block for block in BLOCKS}.values()],
+    "grid_spacing_m": (1000.0, 2000.0),
+    "cadence_s": (300.0, 900.0),
+}
 
 
 class Sample(NamedTuple):
@@ -118,18 +130,26 @@ def _of_block(
                 yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
 
 
-def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """CRPS (N,) of the law in dB and in mm/h, from QUANTILES quantiles of it; differentiable.
+class Scores(NamedTuple):
+    """Of a law at pixels (N,): CRPS in dB and in mm/h, and the squared error of the mean rain in (mm/h)^2."""
 
-    least: (N,). The weakest echo is a soft threshold, so that it has a gradient.
-    """
-    m, s = law(features)
-    places = (torch.arange(QUANTILES) + 0.5) / QUANTILES
-    z = m[:, None] + s[:, None] * torch.special.ndtri(places)
+    echo: Tensor
+    rain: Tensor
+    mean: Tensor
+
+
+def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
+    """Scores by a sum over NODES; differentiable. least: (N,); it is a soft threshold, so that it has a gradient."""
+    z = echo(tuple(part[:, None] for part in law(features)), NODES)
     wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
     z = z.clamp(0, 60)
-    rain = reflectivity_to_rate_torch(z, z_r)
-    return _crps(z * wet, truth), _crps(rain * wet, torch.where(truth > 0, reflectivity_to_rate_torch(truth, z_r), 0.0))
+    rain, seen = reflectivity_to_rate_torch(z, z_r) * wet, rain_of(truth, z_r)
+    return Scores(_crps(z * wet, truth), _crps(rain, seen), ((rain * WEIGHTS).sum(1) - seen).square())
+
+
+def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
+    """mm/h of echo in dBZ, 0 = none."""
+    return torch.where(z > 0, reflectivity_to_rate_torch(z, z_r), 0.0)
 
 
 def reflectivity_to_rate_torch(z: Tensor, z_r: tuple[float, float]) -> Tensor:
@@ -139,10 +159,9 @@ def reflectivity_to_rate_torch(z: Tensor, z_r: tuple[float, float]) -> Tensor:
 
 
 def _crps(x: Tensor, truth: Tensor) -> Tensor:
-    """Of a distribution given by equally likely, sorted values (N, q)."""
-    count = x.shape[1]
-    place = torch.arange(1 - count, count, 2, dtype=x.dtype)
-    return (x - truth[:, None]).abs().mean(1) - (place * x).sum(1) / count**2
+    """Of a distribution given by growing values (N, nodes) at NODES."""
+    place = 2 * WEIGHTS.cumsum(0) - WEIGHTS - 1
+    return ((x - truth[:, None]).abs() * WEIGHTS).sum(1) - (x * WEIGHTS * place).sum(1)
 
 
 class _Pool:
@@ -153,11 +172,11 @@ class _Pool:
         self.truth = torch.cat([part.truth for part in parts])
         self.least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
         self.z_r = parts[0].z_r
-        rain = torch.where(self.truth > 0, reflectivity_to_rate_torch(self.truth, self.z_r), 0.0)
-        self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03
+        rain = rain_of(self.truth, self.z_r)
+        self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03, float(rain.var()) / _MEAN_WEIGHT
 
     def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
-        """CRPS in dB and in mm/h, each over the mean of the block's echo."""
+        """CRPS in dB and in mm/h, each over the mean of the block's echo, and a share of the error of the mean."""
         parts = score(law, self.features[:, index], self.truth[index], self.least[index], self.z_r)
         return sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
 
@@ -176,5 +195,54 @@ def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int
         loss.backward()
         optimiser.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """The fit of the law that members of ensemble nowcasts are drawn from, on radars that no study tests on.
+
+    Args:
+        data: the folder with the radar files.
+        output: the weights file to write.
+        steps: of the fit.
+        seed: of samples and weights.
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: Files
+    output: str = "nowcast-errors.safetensors"
+    steps: int = 2000
+    seed: int = 0
+    threads: int | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study nowcast-law`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The law of a nowcast's errors.", {})
+
+
+def study(config: StudyConfig) -> str:
+    """What `fastds study nowcast-law` does: fits the law, writes it with its scores by block, returns the file."""
+    with computing(None, settle(None, config.threads)):
+        blocks = samples(config.data.path, seed=config.seed)
+    torch.manual_seed(config.seed)
+    law = ErrorLaw()
+    losses = fit(law, blocks, config.steps, config.seed)
+    law.card = ModelCard(**CARD)
+    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
+        f"{block.file}, every {block.stride}": _told(law, parts) for block, parts in zip(BLOCKS, blocks, strict=True)
+    }
+    models.save(law, config.output)
+    return config.output
+
+
+def _told(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
+    """Scores of the law on the pixels it was fitted to."""
+    with torch.no_grad():
+        found = [score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts]
+    return {
+        "crps dB": round(float(torch.cat([one.echo for one in found]).mean()), 3),
+        "crps mm/h": round(float(torch.cat([one.rain for one in found]).mean()), 4),
+    }

@@ -15,8 +15,8 @@ from fastds.data.grid.times import text_of
 from fastds.models import ModelCard, load
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings
-from fastds.tasks.nowcast.scores import WET_RATE
+from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
+from fastds.tasks.nowcast.windows import WET_RATE
 
 LAW = "nowcast-errors"  # the shipped law
 _RANGE_DB = 60.0  # of the fields that the motion is estimated of
@@ -45,7 +45,7 @@ def least_echo(last: np.ndarray, z_r: tuple[float, float]) -> float:
 class Ensemble:
     """Members around a method's mean forecast.
 
-    A member is the law's z = m + s n at every pixel with noise n, and no echo where z is below the weakest echo of the
+    A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of the
     last field: dry is dry, and the distribution of the members at a pixel is the law's, whose mean is the forecast of
     rain.
 
@@ -74,7 +74,7 @@ class Ensemble:
         noise = MovingNoise.around(around)
         for member in range(members):
             numbers = noise.draw(_numbers(self.seed, member, start), workers=torch.get_num_threads())
-            fields = (m + s * torch.from_numpy(n) for (m, s), n in zip(laws, numbers, strict=True))
+            fields = (echo(law, torch.from_numpy(n)) for law, n in zip(laws, numbers, strict=True))
             yield np.stack([self._echo(field, least) for field in fields])
 
     def _echo(self, field: Tensor, least: float) -> np.ndarray:
