@@ -96,7 +96,10 @@ def _nowcast_parser() -> ArgumentParser:
         "--smooth", action="store_true", help="least squared error; default: with the intensities of the last field"
     )
     parser.add_argument(
-        "--members", type=int, metavar="N", help="ensemble of N forecasts, a dimension realization; default: one forecast"
+        "--members",
+        type=int,
+        metavar="N",
+        help="ensemble of N forecasts, a dimension realization; default: one forecast",
     )
     parser.add_argument("--seed", type=int, help="of the members; default: 0. Member k is the same for every N")
     parser.add_argument(

@@ -235,7 +235,7 @@ def _rates(options) -> dict:
     if options.probability is None:
         return {}
     if options.report:
-        raise ValueError("report draws forecasts, and --probability leaves none: give --members alone")
+        raise ValueError("--report draws forecasts, and --probability leaves none: give --members")
     try:
         return {"probability": [float(rate) for rate in options.probability.split(",")]}
     except ValueError:

@@ -107,9 +107,11 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             job = NowcastJob(model, to_reflectivity(start.dataset), Options(steps=len(start.truth), **options))
-            return next(iter(job.at_once(False, None).data_vars.values())).values
+            (name,) = job.variables
+            return job.at_once(False, None)[name].values
 
-    from pysteps import nowcasts
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
+        from pysteps import nowcasts
 
     def peer(name: str, **options: Any) -> Callable[[Start], np.ndarray]:
         return lambda start: _pysteps(nowcasts.get_method(name), start, **options)
@@ -198,8 +200,8 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
     pairs = tuple(f"{score}: {name}" for score in ("spread/skill", "rank", "largest", "mean") for name in ENSEMBLES)
     return [
         ResultTable(
-            "CRPS in mm/h (of single fields the mean absolute error), mean over starts, and the difference members less "
-            "STEPS with its interval",
+            "CRPS in mm/h (of single fields the mean absolute error), mean over starts, and members less STEPS with "
+            "its interval",
             ("minutes", "starts", *ENSEMBLES, "difference", *names[1:2], *names[3:]), crps, 4, "+",
         ),
         ResultTable(
@@ -208,7 +210,8 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
         ),
         ResultTable(
             "CSI of the mean and FSS (of ensembles of their probabilities) at 2 mm/h, and mean rain over the truth's",
-            ("minutes", *(f"{s}: {n}" for s in ("CSI", "FSS") for n in names), *(f"rain: {n}" for n in ENSEMBLES)), skill,
+            ("minutes", *(f"{s}: {n}" for s in ("CSI", "FSS") for n in names), *(f"rain: {n}" for n in ENSEMBLES)),
+            skill,
         ),
         ResultTable("Seconds of the processor a start", names, [tuple(map(_seconds, found.values()))]),
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastds import models
-from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
+from fastds.data import open_dataset, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
 from fastds.models.ensembles import ErrorLaw, Surroundings, echo
@@ -241,7 +241,9 @@ def study(config: StudyConfig) -> str:
 def _told(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
     """Scores of the law on the pixels it was fitted to."""
     with torch.no_grad():
-        found = [score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts]
+        found = [
+            score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts
+        ]
     return {
         "crps dB": round(float(torch.cat([one.echo for one in found]).mean()), 3),
         "crps mm/h": round(float(torch.cat([one.rain for one in found]).mean()), 4),

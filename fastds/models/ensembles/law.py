@@ -16,7 +16,7 @@ class ErrorLaw(nn.Module):
     """z = m + s h(n) with n standard normal; echo z dB above the floor where that is no less than the weakest there is,
     else none.
 
-        (a, b, c, d) = perceptron(features);  m = f - 3 + 10 a;  s = sqrt(v + 4) exp(b), dB;  g, e = softplus(c, d - 1.5)
+        (a, b, c, d) = perceptron(features);  m = f - 3 + 10 a;  s = sqrt(v + 4) exp(b);  g, e = softplus(c, d - 1.5)
         h(n) = n for -1 <= n <= 1.5;  above 1.5 + (n - 1.5) / (1 + g (n - 1.5)): heavy rain has an end;  below
         -1 + (1 + e) (n + 1): echo ends suddenly
 

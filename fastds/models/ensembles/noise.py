@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noise with the texture of the observed echo, which lives longer the larger it is and moves with the air."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy import fft
+from scipy.ndimage import gaussian_filter1d
 
 from fastds.models.ensembles.surroundings import Surroundings
 
 _LEAST, _MOST = 0.05, 0.995  # correlation of a scale from step to step
 _KEPT = 0.02  # share of a scale's power that noise has even where the forecast lacks none
+_STEP = 4.0  # most that a round changes a power by
 _MARGIN = 16  # pixels beyond the grid, at least, after which noise repeats
 
 
@@ -31,21 +33,31 @@ class MovingNoise:
     Source: after Bowler, Pierce and Seed 2006 (STEPS); every wavenumber is a level of its cascade.
     """
 
-    def __init__(
-        self, last: np.ndarray, before: np.ndarray, mean: np.ndarray, rows: np.ndarray, columns: np.ndarray
-    ):
+    def __init__(self, last: np.ndarray, before: np.ndarray, mean: np.ndarray, rows: np.ndarray, columns: np.ndarray):
         self.shape = tuple(fft.next_fast_len(size + _MARGIN, real=True) for size in last.shape)
         self.rings = _Rings(self.shape)
         now, then = (self._transform(field) for field in (last, before))
-        power, former = (self.rings.mean(np.abs(part) ** 2) for part in (now, then))
-        shared = self.rings.mean((now * then.conj()).real) / np.sqrt(np.maximum(power * former, 1e-12))
+        self.power, former = (np.maximum(self.rings.mean(np.abs(part) ** 2), 1e-12) for part in (now, then))
+        shared = self.rings.mean((now * then.conj()).real) / np.sqrt(self.power * former)
         similar = shared.clip(_LEAST, _MOST)[self.rings.index]
         self.similar, self.fresh = (part.astype(np.float32) for part in (similar, np.sqrt(1 - similar**2)))
-        observed, power = np.abs(now) ** 2, np.maximum(power, 1e-12)
-        self.filters = [self._filter(observed, 1 - self._power(field) / power) for field in mean]
+        observed, lacking = np.abs(now), (1 - self._power(field) / self.power for field in mean)
+        self.filters = [self._scaled(observed * np.sqrt(part.clip(_KEPT, 1))[self.rings.index]) for part in lacking]
         self.rows, self.columns = (
             np.mod(part, size).astype(np.int32) for part, size in zip((rows, columns), self.shape, strict=True)
         )
+
+    def match(self, member: Callable[[int, np.ndarray], np.ndarray], rounds: int = 3) -> None:
+        """Give members the observed power at every scale, which thresholds take from large ones and give to small ones:
+        multiply A_k^2 by the observed power over that of a member drawn on trial, each round.
+
+        member: (k, noise (H, W)) -> field k of the member that has this noise, the unit of the fields.
+        """
+        for number in range(rounds):
+            for lead, noise in enumerate(self.draw([number])):
+                ratio = self.power / np.maximum(self._power(member(lead, noise)), 1e-12)
+                ratio = gaussian_filter1d(np.log(ratio.clip(1 / _STEP, _STEP)), 1.0, mode="nearest")
+                self.filters[lead] = self._scaled(self.filters[lead] * np.exp(0.5 * ratio)[self.rings.index])
 
     @classmethod
     def around(cls, around: Surroundings) -> "MovingNoise":
@@ -72,16 +84,12 @@ class MovingNoise:
     def _power(self, field: np.ndarray) -> np.ndarray:
         return self.rings.mean(np.abs(self._transform(field)) ** 2)
 
-    def _filter(self, observed: np.ndarray, lacking: np.ndarray) -> np.ndarray:
-        """Amplitudes with which irfft2 makes noise of variance one of complex numbers of variance two. A mode of the
-        first or last column has no partner: half of its number is not seen."""
-        amplitude = np.sqrt(observed * lacking.clip(_KEPT, 1)[self.rings.index])
-        amplitude[0, 0] = 0
+    def _scaled(self, amplitude: np.ndarray) -> np.ndarray:
+        """Amplitudes with which irfft2 makes noise of variance one of complex numbers of variance two. Of the few modes
+        that have no partner one half is not seen. None at the mean."""
+        amplitude = np.where(self.rings.lengths > 0, amplitude, 0.0)
         total = (amplitude**2 * self.rings.counts).sum()
-        if total == 0:  # a field without any echo
-            return amplitude.astype(np.float32)
-        scale = np.where(self.rings.counts == 1, 1.0, np.sqrt(0.5)) * np.prod(self.shape)
-        return (amplitude * scale / np.sqrt(total)).astype(np.float32)
+        return (amplitude * np.prod(self.shape) / np.sqrt(2 * max(total, 1e-12))).astype(np.float32)
 
 
 class _Rings:
@@ -89,8 +97,8 @@ class _Rings:
 
     def __init__(self, shape: tuple[int, int]):
         rows, columns = fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None]
-        count = min(shape)
-        self.index = np.minimum((np.hypot(rows, columns) * count).round().astype(int), count // 2)
+        count, self.lengths = min(shape), np.hypot(rows, columns)
+        self.index = np.minimum((self.lengths * count).round().astype(int), count // 2)
         self.counts = np.full(self.index.shape, 2.0)
         self.counts[:, 0] = 1
         if shape[1] % 2 == 0:

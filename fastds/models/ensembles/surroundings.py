@@ -61,7 +61,9 @@ class Surroundings:
         both = (self.valid & ~known[-2].isnan()).float()
         self.before = warp(filled[:1, None], paths[:1])[0, 0]
         change = (self.last - self.before).square() * both
-        self.weights = {width: local_mean(self.valid.float()[None], width)[0].clamp(min=_LEAST_WEIGHT) for width in WIDTHS}
+        self.weights = {
+            width: local_mean(self.valid.float()[None], width)[0].clamp(min=_LEAST_WEIGHT) for width in WIDTHS
+        }
         parts = torch.stack([self.last * self.valid, self.last.square() * self.valid, change])
         self.moments = {width: local_mean(parts, width) / self.weights[width] for width in WIDTHS}
         gaps = torch.from_numpy(distance_transform_edt(~self.valid.numpy())).float()

@@ -24,7 +24,12 @@ NAMES = {
     "crps": "CRPS mm/h", "spread_skill": "spread/skill", "outliers": "outliers", "flatness": "rank histogram, largest",
     "rain": "mean rain / truth's", "wet": "wet area / truth's",
 }  # fmt: skip
-BY_RATE = {"reliability": "reliability, largest error", "calibration": "reliability, mean error", "fss": "FSS", "csi": "CSI of mean"}
+BY_RATE = {
+    "reliability": "reliability, largest error",
+    "calibration": "reliability, mean error",
+    "fss": "FSS",
+    "csi": "CSI of mean",
+}
 _COLUMNS = 8  # leads shown
 
 
@@ -37,8 +42,8 @@ class EnsembleRows:
         rows: score -> array. (n,): crps (fair, mm/h), spread_skill, outliers (share of the truth outside all members),
             flatness (of the rank histogram the largest difference from flat, over flat), rain and wet (mean rain, and
             area of at least WET_RATE, of the members over the truth's). (n, RATES): reliability, the largest difference
-            between forecast probability and frequency, over probabilities of at least FEWEST of the pixels; calibration,
-            its mean over all pixels; fss of the probabilities; csi of the members' mean rain.
+            between forecast probability and frequency, over probabilities of at least FEWEST of the pixels;
+            calibration, its mean over all pixels; fss of the probabilities; csi of the members' mean rain.
         ranks: (n, M + 1), rank histogram.
     """
 
@@ -72,8 +77,8 @@ class EnsembleRows:
     def sentences(self) -> list[str]:
         """What stands below the tables."""
         return [
-            f"Of the ensemble: rain below {WET_RATE:g} mm/h counts as none; CRPS is fair and compares with the MAE of a "
-            "single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share of "
+            f"Of the ensemble: rain below {WET_RATE:g} mm/h counts as none; CRPS is fair and compares with the MAE of "
+            "a single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share of "
             f"the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: largest share over "
             "the right one, less 1; reliability: difference between forecast probability and frequency, largest over "
             f"probabilities that at least {FEWEST:.1%} of the pixels have; FSS of the probabilities."

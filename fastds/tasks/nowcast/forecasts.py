@@ -35,7 +35,9 @@ def members_of(count: int) -> xr.Variable:
 def thresholds_of(rates: Sequence[float]) -> xr.Variable:
     """The coordinate of rain rates that may be reached."""
     attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}
-    return xr.Variable((THRESHOLD,), np.array(rates, float), {**attrs, "spp__relative_to_threshold": "greater_than_or_equal_to"})
+    return xr.Variable(
+        (THRESHOLD,), np.array(rates, float), {**attrs, "spp__relative_to_threshold": "greater_than_or_equal_to"}
+    )
 
 
 def forecast_values(
@@ -144,8 +146,8 @@ def is_forecast(dataset: xr.Dataset) -> bool:
 class Forecasts:
     """The forecasts of a dataset.
 
-    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,) times; leads (n,) seconds; z_r (a, b); name of the model;
-    factor, cells of the observations along a cell; floor and ceiling, dBZ, between which the model works.
+    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,)
+    times; leads (n,) seconds; z_r (a, b); name of the model; factor, cells of the observations along a cell; floor and ceiling, dBZ, between which the model works.
     Raises: ValueError for a dataset that nowcast did not write.
     """
 

@@ -114,7 +114,9 @@ class Options:
         if not rates or not all(0 < rate < math.inf for rate in rates) or sorted(set(rates)) != rates:
             raise ValueError(f"probability must be growing rain rates in mm/h such as 1,5,10, got {self.probability!r}")
         if self.quantity != "rate":
-            raise ValueError(f"quantity must be rate with probability, whose thresholds are mm/h, got {self.quantity!r}")
+            raise ValueError(
+                f"quantity must be rate with probability, whose thresholds are mm/h, got {self.quantity!r}"
+            )
 
     @property
     def drawn(self) -> int:
@@ -192,8 +194,8 @@ class NowcastJob:
         return z[0] if self.first is None else z
 
     def _forecasts(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
-        """Forecasts (members or thresholds or one, starts, leads, h, w) in dBZ or shares, NaN where the last known field
-        is missing."""
+        """Forecasts (members or thresholds or one, starts, leads, h, w) in dBZ, or shares; NaN where the last known
+        field is missing."""
         ((_, shape),) = self.variables.values()
         count = 1 if self.first is None else self.first.size
         z = store((count, len(starts), *shape[-3:]), folder)

@@ -45,9 +45,8 @@ def least_echo(last: np.ndarray, z_r: tuple[float, float]) -> float:
 class Ensemble:
     """Members around a method's mean forecast.
 
-    A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of the
-    last field: dry is dry, and the distribution of the members at a pixel is the law's, whose mean is the forecast of
-    rain.
+    A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of
+    the last field: dry is dry, and the distribution of the members at a pixel is the law's.
 
     Args: card: of the method, for the floor and ceiling of echo. seed: of all; member k of a start is the same whatever
     the number of members and the other starts. z_r: (a, b) of rain rates.
@@ -71,15 +70,16 @@ class Ensemble:
         known = known_echo(z, self.floor)
         around = Surroundings(known, torch.from_numpy(mean) - self.floor, paths_of(known, steps))
         laws = [self.law(around.features(lead, least - self.floor)) for lead in range(steps)]
-        noise = MovingNoise.around(around)
-        for member in range(members):
-            numbers = noise.draw(_numbers(self.seed, member, start), workers=torch.get_num_threads())
-            fields = (echo(law, torch.from_numpy(n)) for law, n in zip(laws, numbers, strict=True))
-            yield np.stack([self._echo(field, least) for field in fields])
 
-    def _echo(self, field: Tensor, least: float) -> np.ndarray:
-        z = (field + self.floor).clamp(max=self.ceiling)
-        return torch.where(z < least, self.floor, z).numpy()
+        def field(lead: int, numbers: np.ndarray) -> np.ndarray:
+            z = (echo(laws[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
+            return torch.where((z < least) | ~around.valid, self.floor, z).numpy()
+
+        noise = MovingNoise.around(around)
+        noise.match(lambda lead, numbers: field(lead, numbers) - self.floor)
+        for member in range(members):
+            drawn = noise.draw(_numbers(self.seed, member, start), workers=torch.get_num_threads())
+            yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
 
 def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
