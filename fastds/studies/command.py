@@ -15,8 +15,8 @@ _FIELDS = "fastds.studies.fields.run"
 STUDIES = {
     "radar": ("fastds.studies.radar", "errors of a model on the test radars, beside its baselines"),
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
-    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the law that members of nowcasts are drawn from"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
+    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the law that members of nowcasts are drawn from"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
     "fields": (_FIELDS, "arbitrary-scale networks and baselines, by a configuration of your own: --config FILE"),
     "fields-500hPa": (_FIELDS, "the same on ERA5 fields of 500 hPa"),

@@ -20,6 +20,7 @@ from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
 from fastds.tasks.nowcast.job import NowcastJob, Options
+from fastds.tasks.nowcast.methods import pick_method
 from fastds.tasks.nowcast.starts import coarse_fields
 from fastds.tasks.nowcast.windows import WET_RATE
 
@@ -103,6 +104,9 @@ def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
 def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray]]:
     """Name -> forecasts (M, n, h, w) in mm/h of a start."""
 
+    method, _ = pick_method(model)
+    smooth = method.mean() is not method  # where it has such forecasts
+
     def own(start: Start, **options: Any) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -119,7 +123,7 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
     own_options = {"n_ens_members": members, "kmperpixel": 1.0, "precip_thr": 10 * np.log10(WET_RATE), "seed": 1}
     return {
         OURS: lambda start: own(start, members=members),
-        MEAN: lambda start: _single(own(start, smooth=True)),
+        MEAN: lambda start: _single(own(start, smooth=smooth)),
         STEPS: peer("steps", **own_options),
         SPROG: peer("sprog", precip_thr=own_options["precip_thr"]),
         EXTRAPOLATION: peer("extrapolation"),
@@ -194,7 +198,8 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
         judged = ("spread_skill", "flatness", "reliability", "calibration")
         parts = [np.atleast_2d(rows[name].rows[score])[0] for score in judged for name in ENSEMBLES]
         calibration.append((lead, *(f"{part[_RATE if len(part) > 1 else 0]:.3f}" for part in parts)))
-        fields = [f"{row.rows[score][0, _RATE]:.3f}" for score in ("csi", "fss") for row in rows.values()]
+        skills = [(s, rows) for s in ("csi", "fss")] + [("csi_matched", {name: rows[name] for name in ENSEMBLES})]
+        fields = [f"{row.rows[score][0, _RATE]:.3f}" for score, some in skills for row in some.values()]
         skill.append((lead, *fields, *(f"{rows[name].rows['rain'][0]:.2f}" for name in ENSEMBLES)))
     names = tuple(found)
     pairs = tuple(f"{score}: {name}" for score in ("spread/skill", "rank", "largest", "mean") for name in ENSEMBLES)
@@ -210,7 +215,10 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
         ),
         ResultTable(
             "CSI of the mean and FSS (of ensembles of their probabilities) at 2 mm/h, and mean rain over the truth's",
-            ("minutes", *(f"{s}: {n}" for s in ("CSI", "FSS") for n in names), *(f"rain: {n}" for n in ENSEMBLES)),
+            (
+                "minutes", *(f"{s}: {n}" for s in ("CSI", "FSS") for n in names),
+                *(f"{s}: {n}" for s in ("CSI, matched", "rain") for n in ENSEMBLES),
+            ),
             skill,
         ),
         ResultTable("Seconds of the processor a start", names, [tuple(map(_seconds, found.values()))]),

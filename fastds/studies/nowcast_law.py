@@ -31,6 +31,7 @@ _MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's vari
 _EVERY = 5  # pixels of a field from one that is learned from to the next
 _LEADS = 5  # of a start
 _SHIFTS = (-5.0, 8.0)  # dB that the echo of every second start is raised by
+_LEAD = -6  # place of log(k + 1) among the features
 _WIDTH = 0.5  # dB, of the soft threshold of the weakest echo
 
 
@@ -172,8 +173,15 @@ class _Pool:
         self.truth = torch.cat([part.truth for part in parts])
         self.least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
         self.z_r = parts[0].z_r
+        leads = torch.expm1(self.features[_LEAD].double())
+        self.shares = (1 / leads).cumsum(0)
         rain = rain_of(self.truth, self.z_r)
         self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03, float(rain.var()) / _MEAN_WEIGHT
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """So many pixels, of lead k with a weight of 1 / k: the early ones, whose errors are small, count as well."""
+        places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
+        return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
 
     def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
         """CRPS in dB and in mm/h, each over the mean of the block's echo, and a share of the error of the mean."""
@@ -189,8 +197,7 @@ def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int
     optimiser = torch.optim.Adam(law.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        draws = (torch.randint(len(pool.truth), (batch,), generator=generator) for pool in pools)
-        loss = sum(pool.loss(law, index) for pool, index in zip(pools, draws, strict=True)) / len(pools)
+        loss = sum(pool.loss(law, pool.draw(batch, generator)) for pool in pools) / len(pools)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ RATES = (0.5, 2.0, 5.0)  # mm/h, of reliability and FSS
 FEWEST = 1e-3  # share of the pixels that a forecast probability must have to be judged by its largest error
 # Score: its name in the tables.
 NAMES = {
-    "crps": "CRPS mm/h", "spread_skill": "spread/skill", "outliers": "outliers", "flatness": "rank histogram, largest",
+    "crps": "CRPS mm/h", "spread_skill": "spread/skill", "outliers": "outliers", "flatness": "rank histogram from flat",
     "rain": "mean rain / truth's", "wet": "wet area / truth's",
 }  # fmt: skip
 BY_RATE = {
@@ -29,6 +30,7 @@ BY_RATE = {
     "calibration": "reliability, mean error",
     "fss": "FSS",
     "csi": "CSI of mean",
+    "csi_matched": "CSI of matched mean",
 }
 _COLUMNS = 8  # leads shown
 
@@ -43,7 +45,8 @@ class EnsembleRows:
             flatness (of the rank histogram the largest difference from flat, over flat), rain and wet (mean rain, and
             area of at least WET_RATE, of the members over the truth's). (n, RATES): reliability, the largest difference
             between forecast probability and frequency, over probabilities of at least FEWEST of the pixels;
-            calibration, its mean over all pixels; fss of the probabilities; csi of the members' mean rain.
+            calibration, its mean over all pixels; fss of the probabilities; csi of the members' mean rain, and
+            csi_matched of that matched to the members: where it is highest, on the area that they have in the mean.
         ranks: (n, M + 1), rank histogram.
     """
 
@@ -78,10 +81,11 @@ class EnsembleRows:
         """What stands below the tables."""
         return [
             f"Of the ensemble: rain below {WET_RATE:g} mm/h counts as none; CRPS is fair and compares with the MAE of "
-            "a single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share of "
-            f"the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: largest share over "
-            "the right one, less 1; reliability: difference between forecast probability and frequency, largest over "
-            f"probabilities that at least {FEWEST:.1%} of the pixels have; FSS of the probabilities."
+            "a single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share "
+            f"of the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: its largest "
+            "difference from flat; reliability: difference between forecast probability and frequency, largest over "
+            f"probabilities that at least {FEWEST:.1%} of the pixels have; FSS of the probabilities; matched mean: "
+            "where the mean is highest, on the area that the members have."
         ]
 
 
@@ -94,7 +98,7 @@ class EnsembleSums:
     def __init__(self, members: int, leads: Sequence[float]):
         self.members, self.leads = members, np.asarray(leads, float)
         shapes = {"scores": (4,), "ranks": (members + 1,), "rain": (4,)}
-        shapes |= {"reliability": (len(RATES), members + 1, 2), "windows": (len(RATES), 2), "hits": (len(RATES), 2)}
+        shapes |= {"reliability": (len(RATES), members + 1, 2), "windows": (len(RATES), 2), "hits": (len(RATES), 4)}
         self.sums = {name: np.zeros((len(self.leads), *shape)) for name, shape in shapes.items()}
 
     def add(self, lead: int, members: np.ndarray, truth: np.ndarray) -> None:
@@ -113,8 +117,10 @@ class EnsembleSums:
         sums["rain"][lead] += [float(part.double().sum()) for part in parts]
         for column, rate in enumerate(RATES):
             sums["reliability"][lead, column] += reliability_counts(x[:, valid], y[valid], rate).numpy()
-            forecast, happened = mean >= rate, y >= rate
-            sums["hits"][lead, column] += [float((forecast & happened).sum()), float((forecast | happened).sum())]
+            happened = y >= rate
+            events = mean >= rate, mean >= _highest(mean, int((x >= rate).sum()) / self.members)
+            hits = (part for event in events for part in (event & happened, event | happened))
+            sums["hits"][lead, column] += [float(part.sum()) for part in hits]
             fields = torch.stack([(x >= rate).sum(0), happened.int() * self.members])
             p, t = window_shares(fields) / self.members
             sums["windows"][lead, column] += [float((p - t).square().sum()), float((p.square() + t.square()).sum())]
@@ -131,11 +137,17 @@ class EnsembleSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             error = np.abs(happened / points - np.arange(self.members + 1) / self.members)
             rows["rain"], rows["wet"] = (sums["rain"][:, (0, 2)] / sums["rain"][:, (1, 3)]).T
-            rows["csi"] = sums["hits"][..., 0] / sums["hits"][..., 1]
+            rows["csi"], rows["csi_matched"] = (sums["hits"][..., k] / sums["hits"][..., k + 1] for k in (0, 2))
             rows["fss"] = 1 - sums["windows"][..., 0] / sums["windows"][..., 1]
             rows["calibration"] = (np.where(points > 0, error, 0) * points).sum(-1) / total[..., 0]
         rows["reliability"] = np.where(points >= FEWEST * total, error, 0).max(-1)
         return EnsembleRows(self.members, self.leads, rows, ranks)
+
+
+def _highest(field: torch.Tensor, count: float) -> float:
+    """The value that the highest pixels of a field, so many, have at least; infinite for none."""
+    count = round(count)
+    return float(field.flatten().kthvalue(field.numel() - count + 1).values) if count else math.inf
 
 
 def _scores(sums: np.ndarray, ranks: np.ndarray) -> EnsembleScores:

@@ -146,8 +146,9 @@ def is_forecast(dataset: xr.Dataset) -> bool:
 class Forecasts:
     """The forecasts of a dataset.
 
-    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,)
-    times; leads (n,) seconds; z_r (a, b); name of the model; factor, cells of the observations along a cell; floor and ceiling, dBZ, between which the model works.
+    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,) times; leads (n,)
+    seconds; z_r (a, b); name of the model; factor, cells of the observations along a cell; floor and ceiling, dBZ,
+    between which the model works.
     Raises: ValueError for a dataset that nowcast did not write.
     """
 
