@@ -135,8 +135,9 @@ def study(config: StudyConfig) -> str | None:
 def _ensembles(config: StudyConfig) -> str:
     if config.members < 2 or config.window < 64:
         raise ValueError(f"members must be at least 2 and window 64, got {config.members} and {config.window}")
-    if config.against is not None or config.smooth:
-        raise ValueError("members are compared with those of pysteps: leave out against and smooth")
+    for name, given in (("against", config.against is not None), ("smooth", config.smooth)):
+        if given:
+            raise ValueError(f"{name} must be left out with members={config.members}")
     from fastds.studies.nowcast_ensembles import compare
 
     output = config.output or "study-nowcast"
