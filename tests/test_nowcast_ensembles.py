@@ -50,12 +50,13 @@ def texture(seed, size=(150, 130), width=3.0):
     return (field / field.std()).astype(np.float32)
 
 
-def noise_of(last, before=None, steps=3, shift=0, **options):
+def noise_of(last, before=None, steps=3, shift=0):
     """Noise around a forecast that knows nothing, of air that moves by so many rows a step."""
     rows, columns = np.mgrid[: last.shape[0], : last.shape[1]]
     rows = np.stack([rows - shift * (k + 1) for k in range(steps)])
     mean = np.zeros((steps, *last.shape), np.float32)
-    return MovingNoise(last, last if before is None else before, mean, rows, np.stack([columns] * steps), **options)
+    fields = last, last if before is None else before, mean
+    return MovingNoise(np.ones(last.shape, bool), *fields, rows, np.stack([columns] * steps))
 
 
 def test_noise_is_standard_normal_everywhere_and_has_the_spectrum_of_the_field():
@@ -80,6 +81,20 @@ def test_noise_moves_with_the_air_and_large_scales_live_longer():
     correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in (smooth, rough)]
     assert correlations[0] > 0.85 and correlations[1] < 0.4
     assert abs(np.corrcoef(np.stack(drawn)[:, 0].ravel(), np.stack(drawn)[:, 1].ravel())[0, 1]) < correlations[0] - 0.1
+
+
+def test_pixels_that_do_not_count_leave_no_trace_in_the_texture():
+    """A disc of a smooth field in a field of single pixels."""
+    rows, columns = np.mgrid[:150, :130]
+    disc = np.hypot(rows - 70, columns - 60) < 55
+    smooth, mean = texture(1, width=5.0), np.zeros((1, 150, 130), np.float32)
+    last = np.where(disc, smooth, 50 * texture(2, width=0.5)).astype(np.float32)
+    drawn = [
+        next(MovingNoise(valid, field, field, mean, rows[None], columns[None]).draw([1]))
+        for valid, field in ((disc, last), (np.ones_like(disc), smooth))
+    ]
+    fine = [np.square(np.diff(field, axis=0)).mean() for field in drawn]
+    assert fine[0] < 2 * fine[1]
 
 
 def test_noise_of_a_number_of_workers_has_the_same_bits():

@@ -113,5 +113,8 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     assert "a.nc: 1 starts" in said and "| 15 | 1 |" in said and "CRPS of the members over that of STEPS" in said
     assert len(list((tmp_path / "study" / "scores").iterdir())) == 5 and (tmp_path / "study" / "table-1.csv").exists()
     assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
-    assert main([*words.split(), "--against=x"]) == 2 and "--against must be left out with --members=3" in capsys.readouterr().err
+    assert (
+        main([*words.split(), "--against=x"]) == 2
+        and "--against must be left out with --members=3" in capsys.readouterr().err
+    )
     assert main([*words.split(), "--members=1"]) == 2 and "--members must be at least 2" in capsys.readouterr().err

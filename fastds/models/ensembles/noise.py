@@ -26,6 +26,7 @@ class MovingNoise:
     noise like any other, and it is taken from the nearest pixel, which leaves its spectrum as it is.
 
     Args:
+        valid: (H, W), the pixels whose echo counts.
         last, before: (H, W), the last known field, and the one before moved with the air; without NaN.
         mean: (n, H, W), the forecast, the same unit.
         rows, columns: (n, H, W), the pixels of the last field whose echo arrives, see Surroundings.
@@ -33,7 +34,16 @@ class MovingNoise:
     Source: after Bowler, Pierce and Seed 2006 (STEPS); every wavenumber is a level of its cascade.
     """
 
-    def __init__(self, last: np.ndarray, before: np.ndarray, mean: np.ndarray, rows: np.ndarray, columns: np.ndarray):
+    def __init__(
+        self,
+        valid: np.ndarray,
+        last: np.ndarray,
+        before: np.ndarray,
+        mean: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+    ):
+        self.valid = valid
         self.shape = tuple(fft.next_fast_len(size + _MARGIN, real=True) for size in last.shape)
         self.rings = _Rings(self.shape)
         now, then = (self._transform(field) for field in (last, before))
@@ -62,7 +72,7 @@ class MovingNoise:
     @classmethod
     def around(cls, around: Surroundings) -> "MovingNoise":
         """The noise of a forecast, its fields and its motion."""
-        fields = (around.last, around.before, around.mean, around.rows, around.columns)
+        fields = around.valid, around.last, around.before, around.mean, around.rows, around.columns
         return cls(*(field.numpy() for field in fields))
 
     def draw(self, seed: Sequence[int], workers: int | None = None) -> Iterator[np.ndarray]:
@@ -78,7 +88,7 @@ class MovingNoise:
 
     def _transform(self, field: np.ndarray) -> np.ndarray:
         plane = np.zeros(self.shape, np.float32)
-        plane[: field.shape[0], : field.shape[1]] = field - field.mean()
+        plane[: field.shape[0], : field.shape[1]] = np.where(self.valid, field - field[self.valid].mean(), 0)
         return fft.rfft2(plane)
 
     def _power(self, field: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ class Ensemble:
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
             z = (echo(laws[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
-            return torch.where((z < least) | ~around.valid, self.floor, z).numpy()
+            return torch.where(z < least, self.floor, z).numpy()
 
         noise = MovingNoise.around(around)
         noise.match(lambda lead, numbers: field(lead, numbers) - self.floor)
