@@ -95,6 +95,18 @@ def _nowcast_parser() -> ArgumentParser:
     parser.add_argument(
         "--smooth", action="store_true", help="least squared error; default: with the intensities of the last field"
     )
+    parser.add_argument(
+        "--members",
+        type=int,
+        metavar="N",
+        help="ensemble of N forecasts, a dimension realization; default: one forecast",
+    )
+    parser.add_argument("--seed", type=int, help="of the members; default: 0. Member k is the same for every N")
+    parser.add_argument(
+        "--probability", metavar="RATES",
+        help="rain rates in mm/h, such as 1,5,10: write the shares of the members that reach them, not the members, of "
+        "which N are drawn, default: 24, and one is in memory; for both, run it twice with the same --seed",
+    )  # fmt: skip
     parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
     _add_computing(parser)

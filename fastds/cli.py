@@ -97,9 +97,10 @@ def _nowcast(options) -> None:
     _check_files(options, "truth")
     report = _report(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
+    names += ("members", "seed")
     names += ("threads", "precision", "device", "picture", "truth", "dtype", "stop")
     read = _given(options, ("var", "missing", "units")) | _law(options)
-    chosen = _given(options, names) | read
+    chosen = _given(options, names) | read | _rates(options)
     form = _form(options, "nowcast")
     if _archive(options):
         _compute_archive("nowcast", options, chosen)
@@ -227,6 +228,19 @@ def _law(options) -> dict:
     if not min(a, b) > 0:
         raise ValueError(f"--z-r must be two positive numbers A B, got {a:g} {b:g}")
     return {"z_r": (float(a), float(b))}
+
+
+def _rates(options) -> dict:
+    """The option --probability as an argument, where it was given."""
+    if options.probability is None:
+        return {}
+    if options.report:
+        raise ValueError("--report draws forecasts, and --probability leaves none: give --members")
+    try:
+        return {"probability": [float(rate) for rate in options.probability.split(",")]}
+    except ValueError:
+        wanted = "--probability must be growing rain rates in mm/h such as 1,5,10"
+        raise ValueError(f"{wanted}, got {options.probability!r}") from None
 
 
 def _form(options, task: str) -> dict:

@@ -165,6 +165,19 @@ def smoothed(printed):
     assert kept.rainfall_rate.mean() > 1.1 * smooth.rainfall_rate.mean()
 
 
+def drawn(printed):
+    out, other = (xr.open_dataset(name).rainfall_rate for name in ("drawn.nc", "other.nc"))
+    assert out.shape == (3, 2, 40, 44) and "1 ensemble of 3 members, of 2 fields every 5 min" in printed
+    assert out.realization.size == 3 and not out.equals(other)
+
+
+def reached(printed):
+    out, members = xr.open_dataset("reached.nc"), xr.open_dataset("drawn.nc").rainfall_rate
+    there = members.isel(realization=0, drop=True).notnull()
+    shares = (members >= out.threshold).mean("realization").where(there)
+    xr.testing.assert_allclose(out.probability_of_rainfall_rate_above_threshold, shares.transpose("threshold", ...))
+
+
 def stations(printed):
     rows = list(csv.DictReader(Path("a.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == ["A", "B"] * 2
@@ -264,6 +277,10 @@ RUNS = {
     ),
     f"nowcast known.nc kept.nc --model moving.safetensors {READING} --steps 2": lambda printed: None,
     f"nowcast known.nc smooth.nc --model moving.safetensors {READING} --steps 2 --smooth": smoothed,
+    f"nowcast known.nc other.nc --model extrapolation {READING} --steps 2 --members 3": lambda printed: None,
+    f"nowcast known.nc drawn.nc --model extrapolation {READING} --steps 2 --members 3 --seed 4": drawn,
+    f"nowcast known.nc reached.nc --model extrapolation {READING} --steps 2 --members 3 --seed 4 "
+    "--probability 0.5,2": reached,
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1 --device cpu "
     "--precision fp32": stations,
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --outside nan --start {SECOND} --stop {SECOND}": (

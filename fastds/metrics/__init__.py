@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How good a field is: squared errors, structure, hits, scales, correlations, ensembles, scores by lead."""
 
-from fastds.metrics.ensembles import crps, rank_histogram, spread, spread_skill
+from fastds.metrics.ensembles import crps, rank_histogram, reliability_counts, spread, spread_skill
 from fastds.metrics.errors import EVALUATION_FLOORS, error_sums, interior, mse_total, radar_errors, ssim
 from fastds.metrics.fields import detail_ratio, latitude_weights, power_spectrum, psnr, spectral_ratio
 from fastds.metrics.gridded import EnsembleScores, FieldScores
@@ -30,6 +30,7 @@ __all__ = [
     "psnr",
     "radar_errors",
     "rank_histogram",
+    "reliability_counts",
     "spectral_ratio",
     "spread",
     "spread_skill",

@@ -73,3 +73,14 @@ def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0, weights: Tenso
     weights = weights.expand(truth.shape).flatten()
     counts = torch.bincount(ranks.flatten(), weights, minlength=members.shape[0] + 1)
     return (counts / counts.sum()).tolist()
+
+
+def reliability_counts(members: Tensor, truth: Tensor, threshold: float) -> Tensor:
+    """(M + 1, 2): at how many points 0 ... M members reach a threshold, and at how many of these the truth does.
+
+    Forecast probability k / M is reliable where the second over the first is k / M, too. members: (M >= 2, ...), truth:
+    (...), one unit without NaN. Source: Murphy 1973.
+    """
+    _check(members, truth)
+    reached, happened = (members >= threshold).sum(0).flatten(), (truth >= threshold).flatten()
+    return torch.stack([torch.bincount(part, minlength=len(members) + 1) for part in (reached, reached[happened])], 1)

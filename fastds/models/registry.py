@@ -10,6 +10,7 @@ from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
 from fastds.models.db_rnn.sim_vp import SimVP
+from fastds.models.ensembles import ErrorLaw
 from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
@@ -17,6 +18,7 @@ from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 # Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "DBRNN": db_rnn.DBRNN,
+    "ErrorLaw": ErrorLaw,
     "FCZSM": FCZSM,
     "FixedRatioDownscaler": FixedRatioDownscaler,
     "INRDownscaler": INRDownscaler,
@@ -55,6 +57,7 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         },
         "Small enough for any machine; its weights are shipped.",
     ),
+    "nowcast-errors": ("ErrorLaw", {}, "The law of a nowcast's errors, which members are drawn from."),
     "inr": ("INRDownscaler", {}, "Arbitrary-scale downscaling: EDSR encoder with DPFA, attention decoder."),
     "inr-parity256": (
         "INRDownscaler",

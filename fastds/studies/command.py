@@ -16,6 +16,7 @@ STUDIES = {
     "radar": ("fastds.studies.radar", "errors of a model on the test radars, beside its baselines"),
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
+    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the law that members of nowcasts are drawn from"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
     "db-rnn": ("fastds.studies.db_rnn.run", "the tables and figures of the DB-RNN paper, on radar files of your own"),
     "wgan-gp": ("fastds.studies.wgan_gp.run", "the tables and figures of the humidity WGAN-GP paper, on your fields"),

@@ -94,6 +94,9 @@ class StudyConfig:
         against: another model, compared with in place of the baselines, by CSI start by start.
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the scores by lead of every file; None: none. Not with against.
+        members: of ensembles, which are compared with pysteps' STEPS, S-PROG and extrapolation instead; output is then
+            the folder that keeps the scores of every start, none: study-nowcast.
+        window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
     """
 
     data: Files
@@ -104,6 +107,8 @@ class StudyConfig:
     against: str | None = None
     threads: int | None = None
     report: str | None = None
+    members: int | None = None
+    window: int = 256
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
@@ -117,12 +122,32 @@ def study(config: StudyConfig) -> str | None:
         if config.against is not None:
             raise ValueError(f"report must be left out with against={config.against}")
         check_report(config.report)
+    if config.members is not None:
+        return _ensembles(config)
     scores: dict[str, NowcastTable] = {}
     with computing(None, settle(None, config.threads)):
         table(config.data.path, config.model, config.starts, config.smooth, config.output, config.against, scores)
     if config.report is not None:
         _write_report(config, scores)
     return config.output
+
+
+def _ensembles(config: StudyConfig) -> str:
+    if config.members < 2 or config.window < 64:
+        raise ValueError(f"members must be at least 2 and window 64, got {config.members} and {config.window}")
+    for name, given in (("against", config.against is not None), ("smooth", config.smooth)):
+        if given:
+            raise ValueError(f"{name} must be left out with members={config.members}")
+    from fastds.studies.nowcast_ensembles import compare
+
+    output = config.output or "study-nowcast"
+    with computing(None, settle(None, config.threads)):
+        tables = compare(config.data.path, config.model, config.members, config.starts, config.window, output)
+    for table in tables:
+        print(f"\n{table.markdown()}")
+    if config.report is not None:
+        write_study("Ensembles on the test radars", config, [table.rich() for table in tables])
+    return output
 
 
 def _write_report(config: StudyConfig, scores: dict[str, NowcastTable]) -> None:

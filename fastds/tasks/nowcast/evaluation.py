@@ -16,6 +16,8 @@ from fastds.data import (
     RAIN_THRESHOLDS,
     ReflectivityInput,
     normalised_rates,
+    rate_to_reflectivity,
+    reflectivity_to_rate,
     to_reflectivity,
 )
 from fastds.data.grid.times import text_of
@@ -23,6 +25,7 @@ from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
 from fastds.tasks.common.radar_files import check_quietly, differ, open_reflectivity
 from fastds.tasks.common.tables import tracked
+from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.methods import BASELINES, baseline
 from fastds.tasks.nowcast.scores import Comparison, NowcastTable
@@ -47,7 +50,8 @@ def evaluate(
 
     Scores are those of the DB-RNN paper on reflectivity between 0 and 60 dBZ, with the Z-R law of the forecasts, FSS
     and the CSI of nearby events in windows of 9 cells, and the power of the forecast over that of the truth by
-    wavelength. Pixels count that are missing neither in the truth nor in the forecast.
+    wavelength; of members these of their mean rain and of the first of them, and CRPS, spread, ranks and reliability.
+    Pixels count that are missing neither in the truth nor in the forecast.
 
     Args:
         prediction: as fastds.nowcast gives it, with one start or several.
@@ -67,7 +71,9 @@ def evaluate(
     forecasts = Forecasts(prediction)
     names = _installed() if baselines is None else list(baselines)
     name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
-    comparison = Comparison([*names, name], forecasts.leads, forecasts.z_r)
+    rows = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
+    comparison = Comparison([*names, *rows], forecasts.leads, forecasts.z_r)
+    sums = EnsembleSums(forecasts.count, forecasts.leads) if forecasts.count > 1 else None
     methods = {key: baseline(key) for key in names}
     known = max((method.known for method in methods.values()), default=1)
     fields = _Fields(forecasts, truth, truth if observed is None else observed, known, var, z_r)
@@ -75,21 +81,35 @@ def evaluate(
     if report is not None:
         from fastds.tasks.nowcast.report import EvaluationReport
 
-        page = EvaluationReport(report, forecasts, fields.sources, name, model)
+        page = EvaluationReport(report, forecasts, fields.sources, rows[0], model)
     for number, before, after in tracked(fields, progress):
         predicted = forecasts.fields(number)
         made = {key: method(before[-method.known :], len(after)) for key, method in methods.items()}
-        comparison.add(np.where(np.isnan(predicted), np.nan, after), {**made, name: np.nan_to_num(predicted)})
+        made[rows[0]] = predicted
+        if forecasts.count:
+            made[rows[1]] = _add_members(sums, forecasts, number, after)
+        valid = {key: np.nan_to_num(fields) for key, fields in made.items()}
+        comparison.add(np.where(np.isnan(predicted), np.nan, after), valid)
         if page is not None:
-            page.add(number, before, after, {**made, name: predicted})
+            page.add(number, before, after, made)
     if not comparison.starts:
         raise _no_start(known, forecasts.leads, forecasts.starts, fields.lines[1])
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
-    table = comparison.table(notes * bool(left_out))
+    table = comparison.table(notes * bool(left_out), None if sums is None else sums.rows())
     if page is not None:
         page.write(table)
     return table
+
+
+def _add_members(sums: EnsembleSums | None, forecasts: Forecasts, number: int, after: np.ndarray) -> np.ndarray:
+    """Score the members of a start (none of a single one), and return the first of them in dBZ."""
+    members = forecasts.members(number)
+    if sums is not None:
+        for lead, truth in enumerate(after):
+            rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
+            sums.add(lead, members[:, lead], rain)
+    return rate_to_reflectivity(members[0], forecasts.z_r)
 
 
 def check_truth(

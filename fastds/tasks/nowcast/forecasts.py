@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastds.data.grid.grids import grid_mappings, scalar_coordinates
 from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
 from fastds.data.io.output import STALE_GLOBAL_ATTRIBUTES
 from fastds.data.radar.reflectivity import z_r_law
+from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.nowcast.starts import Start
 
 REFERENCE, PERIOD = "forecast_reference_time", "forecast_period"
@@ -21,13 +23,28 @@ QUANTITIES = {
     "rate": ("rainfall_rate", {"standard_name": "rainfall_rate", "units": "mm h-1"}),
     "reflectivity": ("reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}),
 }
+THRESHOLD, PROBABILITY = "threshold", "probability_of_rainfall_rate_above_threshold"
+_PROBABILITY_ATTRS = {"units": "1", "long_name": "share of the members with at least this rain rate"}
+
+
+def members_of(count: int) -> xr.Variable:
+    """The coordinate of so many members."""
+    return xr.Variable((MEMBER,), np.arange(count, dtype=np.int32), {"standard_name": MEMBER})
+
+
+def thresholds_of(rates: Sequence[float]) -> xr.Variable:
+    """The coordinate of rain rates that may be reached."""
+    attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}
+    return xr.Variable(
+        (THRESHOLD,), np.array(rates, float), {**attrs, "spp__relative_to_threshold": "greater_than_or_equal_to"}
+    )
 
 
 def forecast_values(
     source: ReflectivityInput, z: np.ndarray, *, quantity: str, law: tuple[float, float], floor: float
 ) -> np.ndarray:
-    """Forecasts z (starts, leads, h, w) in dBZ, values <= floor = no echo, in units of the quantity; changes z."""
-    for field in z.reshape(-1, *z.shape[2:]):
+    """Forecasts z (..., h, w) in dBZ, values <= floor = no echo, in units of the quantity; changes z."""
+    for field in z.reshape(-1, *z.shape[-2:]):
         dry = field <= floor
         field[...] = np.where(dry, 0.0 if quantity == "rate" else source.no_echo, _wet(field, quantity, law))
     return z
@@ -42,6 +59,7 @@ def forecast_dataset(
     quantity: str,
     law: tuple[float, float],
     factor: int,
+    first: xr.Variable | None = None,
 ) -> xr.Dataset:
     """The Dataset of forecasts, values (starts, leads, h, w) in units of the quantity, NaN = missing, of dask, too.
 
@@ -49,11 +67,14 @@ def forecast_dataset(
     (forecast_reference_time, forecast_period, y, x), with the two-dimensional time.
 
     leads: seconds. quantity: of QUANTITIES. law: (a, b) of Z = a R^b. factor: cells of the source along a cell's side.
+    first: the coordinate of a dimension of values before all others, members_of or thresholds_of; None: there is none.
     """
     raw, one = source.raw, len(starts) == 1
     name, attrs = QUANTITIES[quantity]
     attrs = {**attrs, "zr_a": law[0], "zr_b": law[1]}
-    if quantity == "reflectivity":
+    if first is not None and first.dims == (THRESHOLD,):
+        name, attrs = PROBABILITY, {**_PROBABILITY_ATTRS, "zr_a": law[0], "zr_b": law[1]}
+    elif quantity == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount":
         attrs["cell_methods"] = f"{source.dims[0] if one else 'time'}: mean"
@@ -63,8 +84,11 @@ def forecast_dataset(
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(
         scalar_coordinates(raw) | _times(source, starts, leads)
     )
-    dims = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:])
-    out[name] = xr.Variable(dims, values[0] if one else values, attrs, {"_FillValue": np.float32("nan")})
+    dims, lead = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:]), ()
+    if first is not None:
+        out, lead = out.assign_coords({first.dims[0]: first}), first.dims
+    values = values[(slice(None),) * len(lead) + (0,)] if one else values
+    out[name] = xr.Variable((*lead, *dims), values, attrs, {"_FillValue": np.float32("nan")})
     stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used
     kept = {key: value for key, value in source.dataset.attrs.items() if key not in stale}
     return out.assign_attrs({"Conventions": "CF-1.8", **kept})
@@ -122,16 +146,20 @@ def is_forecast(dataset: xr.Dataset) -> bool:
 class Forecasts:
     """The forecasts of a dataset.
 
-    Attributes: dataset; variable (DataArray); starts (S,) times; leads (n,) seconds; z_r (a, b); name of the model;
-    factor, cells of the observations along a cell; floor and ceiling, dBZ, between which the model works.
+    Attributes: dataset; variable (DataArray); count: of members, 0 where there are none; starts (S,) times; leads (n,)
+    seconds; z_r (a, b); name of the model; factor, cells of the observations along a cell; floor and ceiling, dBZ,
+    between which the model works.
     Raises: ValueError for a dataset that nowcast did not write.
     """
 
     def __init__(self, dataset: xr.Dataset):
         names = [name for name, _ in QUANTITIES.values() if name in dataset.data_vars]
+        if PROBABILITY in dataset.data_vars:
+            raise ValueError("the file holds probabilities, which are not forecasts of one field: make members")
         if not is_forecast(dataset) or not names or "fastds_coarsening" not in dataset.attrs:
             raise ValueError("the file holds no forecasts that fastds nowcast wrote")
         self.dataset, self.variable = dataset, dataset[names[0]]
+        self.count = self.variable.sizes.get(MEMBER, 0)
         self.starts = dataset[REFERENCE].values.reshape(-1)
         leads = dataset[PERIOD].values
         self.leads = np.array([to_seconds(lead) for lead in leads]) if leads.dtype.kind == "m" else leads.astype(float)
@@ -141,7 +169,22 @@ class Forecasts:
         self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])
 
     def fields(self, number: int) -> np.ndarray:
-        """The forecasts (n, h, w) of one start in dBZ, NaN where missing."""
-        part = self.variable if self.variable.ndim == 3 else self.variable[number]
-        values = part.values.astype(np.float32)
+        """The forecasts (n, h, w) of one start in dBZ, NaN where missing; of members their mean rain."""
+        if not self.count:
+            return self._in_dbz(self._start(number))
+        rain = self.members(number).mean(0, dtype=np.float64).astype(np.float32)
+        return rate_to_reflectivity(rain, self.z_r)
+
+    def members(self, number: int) -> np.ndarray:
+        """The members (M, n, h, w) of one start in mm/h, NaN where missing."""
+        values = self._start(number)
+        if self.variable.name != "reflectivity":
+            return values
+        return reflectivity_to_rate(values, self.z_r, self.floor)
+
+    def _start(self, number: int) -> np.ndarray:
+        part = self.variable if REFERENCE not in self.variable.dims else self.variable.isel({REFERENCE: number})
+        return part.values.astype(np.float32)
+
+    def _in_dbz(self, values: np.ndarray) -> np.ndarray:
         return values if self.variable.name == "reflectivity" else rate_to_reflectivity(values, self.z_r)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import xarray as xr
 from torch import nn
 
 import fastds
-from fastds.data import ReflectivityInput, add_history, reflectivity_to_rate, to_reflectivity
+from fastds.data import ReflectivityInput, add_history, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.common.inference import (
     TOLERANCE,
@@ -27,11 +27,28 @@ from fastds.tasks.common.inference import (
 from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings, check_settings, computing, settle
-from fastds.tasks.nowcast.forecasts import PERIOD, QUANTITIES, REFERENCE, forecast_dataset, forecast_values
+from fastds.tasks.common.tables import counted
+from fastds.tasks.nowcast.forecasts import (
+    PERIOD,
+    PROBABILITY,
+    QUANTITIES,
+    REFERENCE,
+    forecast_dataset,
+    forecast_values,
+    members_of,
+    thresholds_of,
+)
+from fastds.tasks.nowcast.members import LAW, Ensemble, exceedance
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
 
 STEPS = 12
+MEMBERS = 24  # that probabilities are counted of
+
+
+def _check_whole(name: str, value, least: int) -> None:
+    if value is not None and (int(value) != value or value < least):
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +70,10 @@ class Options:
         block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
         smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
             moving air else take from the last field.
+        members: of an ensemble around the mean forecast, along a new first dimension `realization`; None: one forecast.
+        seed: of the members; None: 0. Member k of a start is the same whatever the number of members.
+        probability: rain rates in mm/h; the share of the members that reach each is given in place of the members, of
+            which then 24 are drawn where no number is given.
         threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
     """
 
@@ -67,6 +88,9 @@ class Options:
     interval: str | None = None
     block: int | None = None
     smooth: bool = False
+    members: int | None = None
+    seed: int | None = None
+    probability: Sequence[float] | None = None
     threads: int | None = None
     precision: str | None = None
     device: str | None = None
@@ -77,9 +101,27 @@ class Options:
             raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
             raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
-        for name, value in (("steps", self.steps), ("coarsen", self.coarsen), ("block", self.block)):
-            if value is not None and (int(value) != value or value < 1):
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        for name in ("steps", "coarsen", "block", "members"):
+            _check_whole(name, getattr(self, name), 1)
+        _check_whole("seed", self.seed, 0)
+        if self.seed is not None and not self.drawn:
+            raise ValueError(f"seed is that of members, give the argument members or probability, got {self.seed}")
+        if self.probability is not None:
+            self._check_probability()
+
+    def _check_probability(self) -> None:
+        rates = list(self.probability)
+        if not rates or not all(0 < rate < math.inf for rate in rates) or sorted(set(rates)) != rates:
+            raise ValueError(f"probability must be growing rain rates in mm/h such as 1,5,10, got {self.probability!r}")
+        if self.quantity != "rate":
+            raise ValueError(
+                f"quantity must be rate with probability, whose thresholds are mm/h, got {self.quantity!r}"
+            )
+
+    @property
+    def drawn(self) -> int:
+        """How many members are drawn, 0 for a single forecast."""
+        return self.members or (0 if self.probability is None else MEMBERS)
 
 
 class NowcastJob:
@@ -90,7 +132,8 @@ class NowcastJob:
     def __init__(self, model: nn.Module | str | os.PathLike | None, source: ReflectivityInput, options: Options):
         method, self.note = pick_method(model)
         method = method if options.block is None else method.in_blocks(options.block)
-        self.method = method = method.smoothed() if options.smooth else method
+        method = method.smoothed() if options.smooth else method
+        self.method = method = method.mean() if options.drawn else method
         self.options, self.source, card = options, source, method.card
         self.computed = settle(method.model, options.threads, options.precision, options.device)
         self.law, origin = z_r_law(source.dataset, source.raw, options.z_r)
@@ -108,11 +151,15 @@ class NowcastJob:
         if spacing is None and card.grid_spacing_m is not None:
             notes = [*notes, "the file does not tell its grid spacing, so it was not brought to that of the model"]
         self.notes = notes
-        name, _ = QUANTITIES[options.quantity]
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
-        self.variables = {name: ((REFERENCE, PERIOD, *source.dims[1:]), shape)}
+        self.first, self.ensemble = _first(options), None
+        lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
+        if options.drawn:
+            self.ensemble = Ensemble(method.card, options.seed or 0, self.law)
+        name = QUANTITIES[options.quantity][0] if options.probability is None else PROBABILITY
+        self.variables = {name: ((*lead, REFERENCE, PERIOD, *source.dims[1:]), (*lead.values(), *shape))}
         ranges = (
             ("grid spacing", None if spacing is None else self.factor * spacing, card.grid_spacing_m, "m"),
             ("interval between fields", interval, card.cadence_s, "s"),
@@ -136,33 +183,49 @@ class NowcastJob:
         return self.result({name: self._values(self.starts, progress, folder) for name in self.variables})
 
     def _values(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
-        """The forecasts of some starts (starts, leads, h, w)."""
+        """The forecasts of some starts ([members or thresholds,] starts, leads, h, w)."""
         self.source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=5)
         z = self._forecasts(starts, progress, folder)
-        if np.isnan(z[:, 0]).all() and self.method.known > 1:  # of one field all of it are missing, which check says
+        if np.isnan(z[0, :, 0]).all() and self.method.known > 1:  # of one field all of it are missing, which check says
             warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 4)
-        form = {"quantity": self.options.quantity, "law": self.law, "floor": self.method.card.floor_dbz}
-        return forecast_values(self.source, z, **form)
+        if self.options.probability is None:
+            form = {"quantity": self.options.quantity, "law": self.law, "floor": self.method.card.floor_dbz}
+            forecast_values(self.source, z, **form)
+        return z[0] if self.first is None else z
 
     def _forecasts(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
-        """As _values, in dBZ, NaN where the last known field is missing."""
+        """Forecasts (members or thresholds or one, starts, leads, h, w) in dBZ, or shares; NaN where the last known
+        field is missing."""
         ((_, shape),) = self.variables.values()
-        z = store((len(starts), *shape[1:]), folder)
+        count = 1 if self.first is None else self.first.size
+        z = store((count, len(starts), *shape[-3:]), folder)
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
         with computing(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
                 known = coarse_fields(self.source, list(start.frames), self.factor, self.method.card.floor_dbz)
                 with self.computed.autocast():
-                    z[number] = self.method(known, shape[1])
-                z[number][:, np.isnan(known[-1])] = np.nan
+                    forecast = self.method(known, len(self.leads))
+                for place, fields in enumerate(self._drawn(known, forecast, start)):
+                    z[place, number] = fields
+                    z[place, number][:, np.isnan(known[-1])] = np.nan
                 if advance is not None:
                     advance()
         return z
 
+    def _drawn(self, known: np.ndarray, forecast: np.ndarray, start: Start) -> Iterable[np.ndarray]:
+        """The forecast, its members, or how many of them reach the thresholds, each (leads, h, w)."""
+        if self.ensemble is None:
+            return [forecast]
+        members = self.ensemble.draw(known, forecast, start.time, self.options.drawn)
+        if self.options.probability is None:
+            return members
+        reached = rate_to_reflectivity(np.array(self.options.probability), self.law)
+        return exceedance(members, self.options.drawn, reached)
+
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
         (forecasts,) = values.values()
-        form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor}
+        form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor, "first": self.first}
         out = forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
         return add_history(
             out.assign_attrs(self.settings), f"fastds {fastds.__version__} nowcast with {self.method.name}"
@@ -171,7 +234,9 @@ class NowcastJob:
     def report(self) -> Report:
         """See Job."""
         count, leads = len(self.starts), self.leads
-        said = f"{count} forecast{'s' * (count > 1)} of {len(leads)} fields every {leads[0] / 60:g} min"
+        said = counted(count, "forecast" if self.ensemble is None else "ensemble")
+        said += f" of {self.options.drawn} members," * bool(self.ensemble) + f" of {len(leads)} fields"
+        said += f" every {leads[0] / 60:g} min"
         notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
         return Report(self.method.name, self.settings, notes)
 
@@ -233,7 +298,16 @@ def _settings(method: Method, factor: int, interval: float, options: Options, co
     }
     if method.card.licence:
         settings["fastds_model_licence"] = method.card.licence
+    if options.drawn:
+        settings |= {"fastds_members": options.drawn, "fastds_seed": options.seed or 0, "fastds_errors": LAW}
     return settings
+
+
+def _first(options: Options) -> xr.Variable | None:
+    """The coordinate of the dimension before those of a single forecast, or None."""
+    if options.probability is not None:
+        return thresholds_of(options.probability)
+    return members_of(options.members) if options.members else None
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> NowcastJob:

@@ -26,6 +26,7 @@ BASELINES = {
     "extrapolation": (extrapolation, 2),
     "pysteps": (pysteps_extrapolation, 3),
 }
+STILL = ("persistence", "blurred-persistence")  # those that move nothing
 # Taken where no method is named and several nowcasters are shipped, or none.
 DEFAULT_MODEL, FALLBACK = "nowcast-small", "extrapolation"
 # Forecasts of networks less than this above the floor are no echo: least squared error makes networks hedge, so that
@@ -75,8 +76,23 @@ class Method:
         """
         return self._with("smooth", True, "gives its forecasts no intensities that could be left out")
 
+    def mean(self) -> Method:
+        """The method as members are drawn around it: of least squared error where it has such forecasts.
+
+        Raises ValueError for a method that moves nothing or takes one field, whose change cannot be seen.
+        """
+        if self.name in STILL or self.known < 2:
+            raise ValueError(
+                f"method {self.name} {'moves nothing' if self.name in STILL else 'takes one field'}, and members need "
+                "the motion of two fields; leave out the arguments members and probability, or take extrapolation"
+            )
+        return self.smoothed() if self._takes("smooth") else self
+
+    def _takes(self, option: str) -> bool:
+        return self.model is not None and option in inspect.signature(self.model.forecast).parameters
+
     def _with(self, option: str, value, refusal: str) -> Method:
-        if self.model is None or option not in inspect.signature(self.model.forecast).parameters:
+        if not self._takes(option):
             raise ValueError(f"method {self.name} {refusal}; leave out the argument {option}")
         return dataclasses.replace(self, function=functools.partial(self.model.forecast, **{option: value}))
 

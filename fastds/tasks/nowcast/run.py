@@ -44,7 +44,8 @@ def nowcast(
         progress: show a progress bar. options: see fastds.tasks.nowcast.run.Options.
 
     Returns: a new Dataset over (time, y, x), or with every over (forecast_reference_time, forecast_period, y, x), with
-        the settings in its attributes; several forecasts are lazy where dask holds the dataset's field. Deterministic
+        members over (realization, ...), with probability over (threshold, ...), with the settings in its attributes;
+        several forecasts are lazy where dask holds the dataset's field. Deterministic
         for given settings.
 
     Raises: ValueError for data, settings or models that do not fit, too few fields, and gaps before the start;
@@ -83,6 +84,10 @@ def nowcast_file(
             raise ValueError("picture needs the start of the forecast, which is left out in MLCast's form")
         check_target(source, Path(picture))
     chosen = Options(**options)
+    if origin is not None and chosen.drawn:
+        raise ValueError("MLCast's form has one field a time: leave out the arguments members and probability")
+    if chosen.probability is not None and (picture is not None or truth is not None):
+        raise ValueError("leave out the arguments picture and truth, which need members, with probability")
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         out, report = _run(model, dataset, chosen, progress, folder, check)

@@ -11,28 +11,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
 from fastds.tasks.common.tables import ScoreTables, counted, number_text, score_table, write_csv
+from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
+from fastds.tasks.nowcast.windows import WET_RATE, window_shares
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # Wavelengths, cells.
 BANDS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0))
-# Side of the windows of FSS and of nearby events, cells.
-WINDOW = 9
 _BY_THRESHOLD = ("csi", "hss", "pod", "far", "csi_near", "fss")
 _NAMES = {"csi_near": "CSI near"}
 # Score: rates in mm/h of its table by lead.
 _BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 10.0, 30.0)}
 _ERRORS = ("b_mse", "b_mae", "mse", "mae")
-# Ratios of the forecast to the truth, 1 without bias. Rain above WET_RATE is a wet area, mm/h.
+# Ratios of the forecast to the truth, 1 without bias.
 _BIASES = {"wet": "Wet area", "rain": "Mean rain"}
-WET_RATE = 0.1
 _COLUMNS = 8  # leads shown
 
 
@@ -48,7 +46,8 @@ class NowcastTable(ScoreTables):
             defined.
         leads: (n,) seconds. z_r: (a, b) of the rain rates. starts, pixels: number of starts, of valid pixels a field.
         counts: method -> (starts, n, thresholds, 4), TP, FN, FP and TN from every start.
-        notes: sentences below the table.
+        notes: sentences below the table. ensemble: scores of the members, where the last two rows are the mean of some
+            and one of them.
     """
 
     rows: dict[str, dict[str, np.ndarray]]
@@ -58,6 +57,7 @@ class NowcastTable(ScoreTables):
     pixels: int
     counts: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
+    ensemble: EnsembleRows | None = None
 
     def means(self, method: str, score: str) -> np.ndarray:
         """One score of a method averaged over leads: (thresholds,), (bands,) or a number; undefined leads left out."""
@@ -75,6 +75,8 @@ class NowcastTable(ScoreTables):
                         [method, f"{lead / 60:g}", score, label, f"{value:.6g}"]
                         for label, value in zip(labels, values, strict=True)
                     ]
+        if self.ensemble is not None:
+            lines += self.ensemble.lines(list(self.rows)[-2])
         write_csv(path, ["method", "lead_min", "score", "at", "value"], lines)
 
     @property
@@ -89,6 +91,7 @@ class NowcastTable(ScoreTables):
             for score, rates in _BY_LEAD.items()
         }
         return [
+            *([] if self.ensemble is None else self.ensemble.tables()),
             self._skill(),
             self._errors(),
             self._by_lead("MSE in dBZ²", None, {"": ("mse", 0)}),
@@ -105,7 +108,7 @@ class NowcastTable(ScoreTables):
             "0-60 dBZ = 0-1, as in the DB-RNN paper; FSS, and CSI of events nearby, in windows of 9 cells. Wet area: "
             f"at least {WET_RATE:g} mm/h."
         )
-        return [said, *self.notes]
+        return [said, *([] if self.ensemble is None else self.ensemble.sentences()), *self.notes]
 
     def _skill(self) -> Table:
         heads = ("method", "score", *(f"{rate:g}" for rate in RAIN_THRESHOLDS))
@@ -203,7 +206,7 @@ class Comparison:
             ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
             self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
 
-    def table(self, notes: Sequence[str] = ()) -> NowcastTable:
+    def table(self, notes: Sequence[str] = (), ensemble: EnsembleRows | None = None) -> NowcastTable:
         """The scores of every method by lead."""
         rows = {}
         for name, scores in self.scores.items():
@@ -218,7 +221,7 @@ class Comparison:
             rows[name] = row
         pixels = round(next(iter(self.scores.values())).pixels.mean() / max(self.starts, 1))
         counts = {name: np.array(parts) for name, parts in self.counts.items()}
-        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes))
+        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes), ensemble)
 
 
 def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:
@@ -234,17 +237,9 @@ def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np
 def _window_sums(y, x, valid, thresholds: Sequence[float]) -> np.ndarray:
     """(n, thresholds, 4), over windows inside the grid: sums of (f_y - f_x)^2 and f_y^2 + f_x^2, f the shares of
     events, and numbers of windows with an event in both fields and in either."""
-    window = min(WINDOW, *x.shape[-2:])
     sums = []
     for threshold in thresholds:
-        p, t = (_window_shares((z >= threshold) & valid, window) for z in (y, x))
+        p, t = (window_shares((z >= threshold) & valid) for z in (y, x))
         parts = (p - t).square(), p.square() + t.square(), (p > 0) & (t > 0), (p > 0) | (t > 0)
         sums.append(torch.stack([part.sum((1, 2)).double() for part in parts], -1))
     return torch.stack(sums, 1).numpy()
-
-
-def _window_shares(events: torch.Tensor, window: int) -> torch.Tensor:
-    """Shares of events (n, H, W) in every window inside the grid, exact differences of counts from the corner."""
-    counts = F.pad(events.cumsum(-2, dtype=torch.int32).cumsum(-1, dtype=torch.int32), (1, 0, 1, 0))
-    rows = counts[:, window:] - counts[:, :-window]
-    return (rows[..., window:] - rows[..., :-window]).double() / window**2

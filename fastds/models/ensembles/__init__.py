@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ensembles of nowcasts: the law of a forecast's errors, and noise of the observed texture that moves with the air."""
+
+from fastds.models.ensembles.law import ErrorLaw, echo
+from fastds.models.ensembles.noise import MovingNoise
+from fastds.models.ensembles.surroundings import Surroundings
+
+__all__ = ["ErrorLaw", "MovingNoise", "Surroundings", "echo"]

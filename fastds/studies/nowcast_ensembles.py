@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ensemble nowcasts beside those of pysteps on the test radars: `fastds study nowcast --members 24`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.folder import StudyFolder
+from fastds.studies.common.tables import ResultTable
+from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
+from fastds.tasks.nowcast.job import NowcastJob, Options
+from fastds.tasks.nowcast.methods import pick_method
+from fastds.tasks.nowcast.starts import coarse_fields
+from fastds.tasks.nowcast.windows import WET_RATE
+
+
+class Radar(NamedTuple):
+    """A file: frames from one start to the next, and fields that are forecast."""
+
+    every: int
+    steps: int
+
+
+# Of these nothing was trained, and no law was fitted to them.
+RADARS = {
+    "radar_mch_20160711_5min.nc": Radar(4, 12),
+    "radar_bom_melbourne_20180616_6min.nc": Radar(3, 10),
+    "radar_opera_20180824_15min.nc": Radar(2, 8),
+    "radar_dwd_yw_crop_20180516_5min.nc": Radar(20, 12),
+    "radar_dwd_yw_20170816_5min.nc": Radar(3, 6),
+    "radar_meteonet_nw_20180312_5min.nc": Radar(3, 12),
+}
+OURS, MEAN, STEPS, SPROG, EXTRAPOLATION = "members", "their mean forecast", "STEPS", "S-PROG", "extrapolation"
+ENSEMBLES = (OURS, STEPS)
+MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
+_KNOWN, _RATE = 5, RATES.index(2.0)
+_DRY_DB = -15.0  # of pysteps' fields where it does not rain
+
+
+class Start(NamedTuple):
+    """What is forecast from: the dataset up to the start, and for pysteps the last three fields in mm/h on the cells of
+    the forecast; cadence in minutes; truth (n, h, w) in mm/h, NaN = missing."""
+
+    dataset: xr.Dataset
+    rain: np.ndarray
+    cadence: float
+    truth: np.ndarray
+
+
+def compare(path: str, model: str, members: int, starts: int | None, window: int, output: str) -> list[ResultTable]:
+    """The tables of all radars together, and CRPS by radar. Scores of every start are kept in the folder output, and
+    only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
+    that is forecast, pixels."""
+    folder = StudyFolder(output, {"model": model, "members": members, "window": window})
+    found: dict[str, list[tuple[str, dict]]] = {name: [] for name in (OURS, MEAN, STEPS, SPROG, EXTRAPOLATION)}
+    for file, radar in RADARS.items():
+        with open_dataset(pathlib.Path(path) / file) as dataset:
+            dataset = _window(dataset, window).load()
+        count = dataset.sizes["time"] - radar.steps
+        for frame in list(range(_KNOWN - 1, count, radar.every))[:starts]:
+            start = _start(dataset, model, frame, radar.steps)
+            for name, make in _methods(model, members).items():
+                place = f"scores/{file.removesuffix('.nc')}-{frame}-{name.replace(' ', '-')}"
+                found[name].append((file, folder.once(place, lambda make=make, start=start: _score(make, start))))
+        print(f"{file}: {len([one for one, _ in found[OURS] if one == file])} starts", flush=True)
+    tables = [*_by_lead(found), _crps_by_radar(found)]
+    for number, table in enumerate(tables):
+        table.write(folder.path, f"table-{number + 1}")
+    return tables
+
+
+def _window(dataset: xr.Dataset, side: int) -> xr.Dataset:
+    """The square with most echo."""
+    source = to_reflectivity(dataset)
+    echo = np.mean([source.frames([k])[0] > 0 for k in range(0, source.shape[0], 4)], 0)
+    sums = np.pad(echo.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    h, w = (min(side, size) for size in echo.shape)
+    inside = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    top, left = np.unravel_index(inside.argmax(), inside.shape)
+    return dataset.isel({source.dims[1]: slice(top, top + h), source.dims[2]: slice(left, left + w)})
+
+
+def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
+    known = dataset.isel(time=slice(0, frame + 1))
+    job = NowcastJob(model, to_reflectivity(known), Options(steps=steps))
+    frames = list(range(frame - 2, frame + 1 + steps))
+    z = coarse_fields(to_reflectivity(dataset), frames, job.factor, 0.0)
+    rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.law, 0.0))
+    truth = np.where(np.isnan(rain[2]), np.nan, rain[3:])
+    return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, truth)
+
+
+def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray]]:
+    """Name -> forecasts (M, n, h, w) in mm/h of a start."""
+
+    method, _ = pick_method(model)
+    smooth = method.mean() is not method  # where it has such forecasts
+
+    def own(start: Start, **options: Any) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            job = NowcastJob(model, to_reflectivity(start.dataset), Options(steps=len(start.truth), **options))
+            (name,) = job.variables
+            return job.at_once(False, None)[name].values
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
+        from pysteps import nowcasts
+
+    def peer(name: str, **options: Any) -> Callable[[Start], np.ndarray]:
+        return lambda start: _pysteps(nowcasts.get_method(name), start, **options)
+
+    own_options = {"n_ens_members": members, "kmperpixel": 1.0, "precip_thr": 10 * np.log10(WET_RATE), "seed": 1}
+    return {
+        OURS: lambda start: own(start, members=members),
+        MEAN: lambda start: _single(own(start, smooth=smooth)),
+        STEPS: peer("steps", **own_options),
+        SPROG: peer("sprog", precip_thr=own_options["precip_thr"]),
+        EXTRAPOLATION: peer("extrapolation"),
+    }
+
+
+def _single(fields: np.ndarray) -> np.ndarray:
+    """A single forecast as two equal members, whose CRPS is its mean absolute error."""
+    return np.stack([fields, fields])
+
+
+def _pysteps(method: Callable, start: Start, **options: Any) -> np.ndarray:
+    """Forecasts (M, n, h, w) in mm/h of a method of pysteps, as its examples call it: Lucas-Kanade motion of the last
+    three fields, in dB of mm/h. What comes from outside is dry."""
+    from pysteps import motion
+
+    rain = np.where(start.rain < WET_RATE, 0, start.rain)
+    decibel = np.where(rain > 0, 10 * np.log10(np.maximum(rain, WET_RATE)), _DRY_DB).astype(float)
+    if "kmperpixel" in options:
+        options = {**options, "timestep": start.cadence}
+    several = "precip_thr" in options
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        velocity = motion.get_method("lucaskanade")(decibel)
+        made = method(decibel if several else decibel[-1], velocity, len(start.truth), **options)
+    made = np.nan_to_num(made, nan=_DRY_DB)
+    rates = np.where(made >= 10 * np.log10(WET_RATE), 10 ** (made / 10), 0).astype(np.float32)
+    return rates if rates.ndim == 4 else _single(rates)
+
+
+def _score(make: Callable[[Start], np.ndarray], start: Start) -> dict:
+    """What the scores of a method from one start are summed up of, and the processor's seconds that it took."""
+    began = time.process_time()
+    fields = make(start)
+    seconds = time.process_time() - began
+    sums = EnsembleSums(len(fields), 60 * start.cadence * np.arange(1, len(start.truth) + 1))
+    for lead, truth in enumerate(start.truth):
+        sums.add(lead, fields[:, lead], truth)
+    return {
+        "seconds": seconds,
+        "members": len(fields),
+        "minutes": (sums.leads / 60).tolist(),
+        **{name: part.tolist() for name, part in sums.sums.items()},
+    }
+
+
+def _rows(starts: list[dict], minutes: float) -> EnsembleRows | None:
+    """The scores at one lead, summed over starts; None where none has that lead."""
+    total = None
+    for one in starts:
+        if minutes in one["minutes"]:
+            lead = one["minutes"].index(minutes)
+            total = total or EnsembleSums(one["members"], [60 * minutes])
+            for name, part in total.sums.items():
+                part += np.array(one[name])[lead]
+    return None if total is None else total.rows()
+
+
+def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
+    """CRPS, calibration, skill at 2 mm/h and seconds over all starts of all radars."""
+    crps, calibration, skill = [], [], []
+    for minutes in MINUTES:
+        rows = {name: _rows([one for _, one in starts], minutes) for name, starts in found.items()}
+        if rows[OURS] is None:
+            continue
+        own, steps = (_crps_of(found[name], minutes) for name in ENSEMBLES)
+        labels = np.arange(len(own))[:, None]
+        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in (MEAN, SPROG, EXTRAPOLATION))
+        difference = Estimate.of(own - steps, labels)
+        lead = f"{minutes:g}"
+        crps.append((lead, str(len(own)), f"{own.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
+        judged = ("spread_skill", "flatness", "reliability", "calibration")
+        parts = [np.atleast_2d(rows[name].rows[score])[0] for score in judged for name in ENSEMBLES]
+        calibration.append((lead, *(f"{part[_RATE if len(part) > 1 else 0]:.3f}" for part in parts)))
+        skills = [(s, rows) for s in ("csi", "fss")] + [("csi_matched", {name: rows[name] for name in ENSEMBLES})]
+        fields = [f"{row.rows[score][0, _RATE]:.3f}" for score, some in skills for row in some.values()]
+        skill.append((lead, *fields, *(f"{rows[name].rows['rain'][0]:.2f}" for name in ENSEMBLES)))
+    names = tuple(found)
+    pairs = tuple(f"{score}: {name}" for score in ("spread/skill", "rank", "largest", "mean") for name in ENSEMBLES)
+    return [
+        ResultTable(
+            "CRPS in mm/h (of single fields the mean absolute error), mean over starts, and members less STEPS with "
+            "its interval",
+            ("minutes", "starts", *ENSEMBLES, "difference", *names[1:2], *names[3:]), crps, 4, "+",
+        ),
+        ResultTable(
+            "Spread over skill, largest difference of the rank histogram from flat, and difference of forecast "
+            "probability and frequency at 2 mm/h, largest and mean", ("minutes", *pairs), calibration,
+        ),
+        ResultTable(
+            "CSI of the mean and FSS (of ensembles of their probabilities) at 2 mm/h, and mean rain over the truth's",
+            (
+                "minutes", *(f"{s}: {n}" for s in ("CSI", "FSS") for n in names),
+                *(f"{s}: {n}" for s in ("CSI, matched", "rain") for n in ENSEMBLES),
+            ),
+            skill,
+        ),
+        ResultTable("Seconds of the processor a start", names, [tuple(map(_seconds, found.values()))]),
+    ]  # fmt: skip
+
+
+def _crps_of(starts: list[tuple[str, dict]], minutes: float) -> np.ndarray:
+    """CRPS of every start that has this lead."""
+    rows = [_rows([one], minutes) for _, one in starts]
+    return np.array([row.rows["crps"][0] for row in rows if row is not None])
+
+
+def _seconds(starts: list[tuple[str, dict]]) -> str:
+    return f"{np.mean([one['seconds'] for _, one in starts]):.1f}"
+
+
+def _crps_by_radar(found: Mapping[str, list[tuple[str, dict]]]) -> ResultTable:
+    """CRPS of the members over that of STEPS."""
+    lines = []
+    for file in RADARS:
+        pairs = [[part for part in found[name] if part[0] == file] for name in ENSEMBLES]
+        ratios = (
+            _crps_of(pairs[0], m).mean() / _crps_of(pairs[1], m).mean() if len(_crps_of(pairs[0], m)) else np.nan
+            for m in MINUTES
+        )
+        lines.append((file, str(len(pairs[0])), *("-" if np.isnan(ratio) else f"{ratio:.3f}" for ratio in ratios)))
+    return ResultTable(
+        "CRPS of the members over that of STEPS by radar and minutes", ("file", "starts", *map(str, MINUTES)), lines
+    )

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fit of the law of a nowcast's errors: `fastds study nowcast-law --data.path FOLDER --output LAW.safetensors`."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastds import models
+from fastds.data import open_dataset, to_reflectivity
+from fastds.data.radar.reflectivity import z_r_law
+from fastds.models import ModelCard
+from fastds.models.ensembles import ErrorLaw, Surroundings, echo
+from fastds.studies.command import Files
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.settings import computing, settle
+from fastds.tasks.common.tables import tracked
+from fastds.tasks.nowcast.members import known_echo, least_echo, paths_of
+from fastds.tasks.nowcast.methods import Method, pick_method
+from fastds.tasks.nowcast.starts import coarse_fields
+
+METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
+NODES = torch.linspace(-3.6, 3.6, 25)  # of n, in the scores of a distribution
+WEIGHTS = torch.softmax(-NODES.square() / 2, 0)
+_MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
+_EVERY = 5  # pixels of a field from one that is learned from to the next
+_LEADS = 5  # of a start
+_SHIFTS = (-5.0, 8.0)  # dB that the echo of every second start is raised by
+_LEAD = -6  # place of log(k + 1) among the features
+_WIDTH = 0.5  # dB, of the soft threshold of the weakest echo
+
+
+class Block(NamedTuple):
+    """Frames of a file.
+
+    Attributes: file; frames: first and behind the last; stride: frames of the file between two; factor: of the coarser
+    grid; every: frames from start to start; steps: most leads.
+    """
+
+    file: str
+    frames: tuple[int, int | None] = (0, None)
+    stride: int = 1
+    factor: int = 1
+    every: int = 9
+    steps: int = 24
+
+
+# What the law is fitted to: events that fastds study nowcast does not test on, and none that trained nowcast-small.
+BLOCKS = (
+    Block("radar_dpc_north_20250416_5min.nc", every=10),
+    Block("radar_dpc_north_20250416_5min.nc", stride=3, factor=2, every=3, steps=8),
+    Block("radar_dpc_sardinia_20250416_5min.nc", every=10),
+    Block("radar_dwd_yw_crop_20180513_5min.nc"),
+    Block("radar_dwd_yw_crop_20180513_5min.nc", stride=3, every=4, steps=8),
+    Block("radar_dwd_yw_crop_20180514_5min.nc"),
+    Block("radar_dwd_dx_sw_20080602_5min.nc", every=3),
+    Block("radar_knmi_20100826_5min.nc", frames=(70, 92), every=3),
+    Block("radar_fmi_20160928_5min.nc", frames=(14, 30), every=3),
+)
+
+CARD = {
+    "name": "nowcast-errors",
+    "description": "The law of a nowcast's errors at a pixel, from what is known around it; members are drawn from it.",
+    "licence": "Apache-2.0 as the package; fitted to open data under CC BY 4.0 and data for tests, see training_data.",
+    "training_data": [f"{block.file} of ../shared/data" for block in {block.file: block for block in BLOCKS}.values()],
+    "grid_spacing_m": (1000.0, 2000.0),
+    "cadence_s": (300.0, 900.0),
+}
+
+
+class Sample(NamedTuple):
+    """Pixels of some leads of a start: features (FEATURES, N), truth (N,) dB above the floor, least echo, Z-R law."""
+
+    features: Tensor
+    truth: Tensor
+    least: float
+    z_r: tuple[float, float]
+
+
+def samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[list[Sample]]:
+    """Of every block the samples of all its starts, forwards and backwards in time, so that no event teaches that rain
+    grows; every second with its echo raised."""
+    methods = [_method(name) for name in METHODS]
+    return [
+        [
+            sample
+            for backwards in (False, True)
+            for sample in _of_block(pathlib.Path(folder), block, backwards, methods, np.random.default_rng(seed))
+        ]
+        for block in tracked(blocks, True, "blocks", "forecasting")
+    ]
+
+
+def _method(name: str) -> Method:
+    method, _ = pick_method(name)
+    return method if method.model is None else method.smoothed()
+
+
+def _of_block(
+    folder: pathlib.Path, block: Block, backwards: bool, methods: Sequence[Method], rng: np.random.Generator
+) -> Iterator[Sample]:
+    with open_dataset(folder / block.file) as dataset:
+        source = to_reflectivity(dataset)
+        law, _ = z_r_law(dataset, source.raw)
+        frames = range(source.shape[0])[slice(*block.frames, block.stride)]
+        z = coarse_fields(source, list(frames), block.factor, 0.0)
+    z = z[::-1] if backwards else z
+    most = max(method.known for method in methods)
+    for number, start in enumerate(range(most - 1, len(z) - 2, block.every)):
+        shift = float(rng.uniform(*_SHIFTS)) if number % 2 else 0.0
+        part = z[start - most + 1 : start + 1 + block.steps]
+        part = np.where(part > 0, (part + shift).clip(0, 60), part)
+        leads = np.sort(rng.choice(len(part) - most, min(_LEADS, len(part) - most), replace=False))
+        least = least_echo(part[most - 1], law)
+        if np.isnan(part[most - 1]).all() or not (part[most - 1] >= least).any():
+            continue
+        for method in methods:
+            known = known_echo(part[most - method.known : most], 0.0)
+            mean = torch.from_numpy(method(part[most - method.known : most], int(leads[-1]) + 1))
+            around = Surroundings(known, mean, paths_of(known, len(mean)))
+            for lead in leads:
+                truth = torch.from_numpy(part[most + lead]).clamp(0, 60)
+                chosen = (around.valid & ~truth.isnan())[::_EVERY, ::_EVERY]
+                features = around.features(int(lead), least)[:, ::_EVERY, ::_EVERY][:, chosen]
+                truth = truth[::_EVERY, ::_EVERY][chosen]
+                yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
+
+
+class Scores(NamedTuple):
+    """Of a law at pixels (N,): CRPS in dB and in mm/h, and the squared error of the mean rain in (mm/h)^2."""
+
+    echo: Tensor
+    rain: Tensor
+    mean: Tensor
+
+
+def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
+    """Scores by a sum over NODES; differentiable. least: (N,); it is a soft threshold, so that it has a gradient."""
+    z = echo(tuple(part[:, None] for part in law(features)), NODES)
+    wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
+    z = z.clamp(0, 60)
+    rain, seen = reflectivity_to_rate_torch(z, z_r) * wet, rain_of(truth, z_r)
+    return Scores(_crps(z * wet, truth), _crps(rain, seen), ((rain * WEIGHTS).sum(1) - seen).square())
+
+
+def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
+    """mm/h of echo in dBZ, 0 = none."""
+    return torch.where(z > 0, reflectivity_to_rate_torch(z, z_r), 0.0)
+
+
+def reflectivity_to_rate_torch(z: Tensor, z_r: tuple[float, float]) -> Tensor:
+    """R = (10^(z / 10) / a)^(1 / b)."""
+    a, b = z_r
+    return torch.exp((z * (math.log(10) / 10) - math.log(a)) / b)
+
+
+def _crps(x: Tensor, truth: Tensor) -> Tensor:
+    """Of a distribution given by growing values (N, nodes) at NODES."""
+    place = 2 * WEIGHTS.cumsum(0) - WEIGHTS - 1
+    return ((x - truth[:, None]).abs() * WEIGHTS).sum(1) - (x * WEIGHTS * place).sum(1)
+
+
+class _Pool:
+    """The pixels of a block, all of its samples after one another."""
+
+    def __init__(self, parts: Sequence[Sample]):
+        self.features = torch.cat([part.features for part in parts], 1)
+        self.truth = torch.cat([part.truth for part in parts])
+        self.least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
+        self.z_r = parts[0].z_r
+        leads = torch.expm1(self.features[_LEAD].double())
+        self.shares = (1 / leads).cumsum(0)
+        rain = rain_of(self.truth, self.z_r)
+        self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03, float(rain.var()) / _MEAN_WEIGHT
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """So many pixels, of lead k with a weight of 1 / k: the early ones, whose errors are small, count as well."""
+        places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
+        return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
+
+    def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
+        """CRPS in dB and in mm/h, each over the mean of the block's echo, and a share of the error of the mean."""
+        parts = score(law, self.features[:, index], self.truth[index], self.least[index], self.z_r)
+        return sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
+
+
+def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
+    """Fit a law by the CRPS of so many pixels of every block in each step, Adam, cosine decay; returns the losses.
+    Deterministic for one number of threads."""
+    pools = [_Pool(parts) for parts in blocks if parts]
+    generator, losses = torch.Generator().manual_seed(seed), []
+    optimiser = torch.optim.Adam(law.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        loss = sum(pool.loss(law, pool.draw(batch, generator)) for pool in pools) / len(pools)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """The fit of the law that members of ensemble nowcasts are drawn from, on radars that no study tests on.
+
+    Args:
+        data: the folder with the radar files.
+        output: the weights file to write.
+        steps: of the fit.
+        seed: of samples and weights.
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: Files
+    output: str = "nowcast-errors.safetensors"
+    steps: int = 2000
+    seed: int = 0
+    threads: int | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study nowcast-law`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The law of a nowcast's errors.", {})
+
+
+def study(config: StudyConfig) -> str:
+    """What `fastds study nowcast-law` does: fits the law, writes it with its scores by block, returns the file."""
+    with computing(None, settle(None, config.threads)):
+        blocks = samples(config.data.path, seed=config.seed)
+    torch.manual_seed(config.seed)
+    law = ErrorLaw()
+    losses = fit(law, blocks, config.steps, config.seed)
+    law.card = ModelCard(**CARD)
+    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)} | {
+        f"{block.file}, every {block.stride}": _told(law, parts) for block, parts in zip(BLOCKS, blocks, strict=True)
+    }
+    models.save(law, config.output)
+    return config.output
+
+
+def _told(law: ErrorLaw, parts: Sequence[Sample]) -> dict[str, float]:
+    """Scores of the law on the pixels it was fitted to."""
+    with torch.no_grad():
+        found = [
+            score(law, part.features, part.truth, torch.full_like(part.truth, part.least), part.z_r) for part in parts
+        ]
+    return {
+        "crps dB": round(float(torch.cat([one.echo for one in found]).mean()), 3),
+        "crps mm/h": round(float(torch.cat([one.rain for one in found]).mean()), 4),
+    }

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of ensemble nowcasts by lead: their sums over starts, and the tables of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fastds.metrics import EnsembleScores, reliability_counts
+from fastds.tasks.common.tables import number_text, score_table
+from fastds.tasks.nowcast.windows import WET_RATE, window_shares
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RATES = (0.5, 2.0, 5.0)  # mm/h, of reliability and FSS
+FEWEST = 1e-3  # share of the pixels that a forecast probability must have to be judged by its largest error
+# Score: its name in the tables.
+NAMES = {
+    "crps": "CRPS mm/h", "spread_skill": "spread/skill", "outliers": "outliers", "flatness": "rank histogram from flat",
+    "rain": "mean rain / truth's", "wet": "wet area / truth's",
+}  # fmt: skip
+BY_RATE = {
+    "reliability": "reliability, largest error",
+    "calibration": "reliability, mean error",
+    "fss": "FSS",
+    "csi": "CSI of mean",
+    "csi_matched": "CSI of matched mean",
+}
+_COLUMNS = 8  # leads shown
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleRows:
+    """Scores of an ensemble by lead.
+
+    Attributes:
+        members: M. leads: (n,) seconds.
+        rows: score -> array. (n,): crps (fair, mm/h), spread_skill, outliers (share of the truth outside all members),
+            flatness (of the rank histogram the largest difference from flat, over flat), rain and wet (mean rain, and
+            area of at least WET_RATE, of the members over the truth's). (n, RATES): reliability, the largest difference
+            between forecast probability and frequency, over probabilities of at least FEWEST of the pixels;
+            calibration, its mean over all pixels; fss of the probabilities; csi of the members' mean rain, and
+            csi_matched of that matched to the members: where it is highest, on the area that they have in the mean.
+        ranks: (n, M + 1), rank histogram.
+    """
+
+    members: int
+    leads: np.ndarray
+    rows: dict[str, np.ndarray]
+    ranks: np.ndarray
+
+    def lines(self, method: str) -> list[list[str]]:
+        """Of a CSV file: method, lead in minutes, score, rate in mm/h, value."""
+        return [
+            [method, f"{lead / 60:g}", f"ensemble {score}", label, f"{value:.6g}"]
+            for score in (*NAMES, *BY_RATE)
+            for lead, values in zip(self.leads, self.rows[score].reshape(len(self.leads), -1), strict=True)
+            for label, value in zip([f"{r:g}" for r in RATES] if score in BY_RATE else [""], values, strict=True)
+        ]
+
+    def tables(self) -> list[Table]:
+        """As they are printed."""
+        every = -(-len(self.leads) // _COLUMNS)
+        chosen = np.arange(every - 1, len(self.leads), every)
+        heads = ("score", "mm/h", *(f"{self.leads[k] / 60:g}" for k in chosen))
+        table = score_table(f"Ensemble of {self.members} members by lead in minutes", heads)
+        for score, name in NAMES.items():
+            table.add_row(name, "", *map(number_text, self.rows[score][chosen]))
+        for score, name in BY_RATE.items():
+            for column, rate in enumerate(RATES):
+                table.add_row(name, f"{rate:g}", *map(number_text, self.rows[score][chosen, column]))
+        return [table]
+
+    def sentences(self) -> list[str]:
+        """What stands below the tables."""
+        return [
+            f"Of the ensemble: rain below {WET_RATE:g} mm/h counts as none; CRPS is fair and compares with the MAE of "
+            "a single field in mm/h; spread/skill: 1 is right, below 1 the members differ too little; outliers: share "
+            f"of the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: its largest "
+            "difference from flat; reliability: difference between forecast probability and frequency, largest over "
+            f"probabilities that at least {FEWEST:.1%} of the pixels have; FSS of the probabilities; matched mean: "
+            "where the mean is highest, on the area that the members have."
+        ]
+
+
+class EnsembleSums:
+    """What is added up of an ensemble of M members over starts. leads: seconds.
+
+    Attributes: sums: name -> array (n, ...), those of several starts may be added.
+    """
+
+    def __init__(self, members: int, leads: Sequence[float]):
+        self.members, self.leads = members, np.asarray(leads, float)
+        shapes = {"scores": (4,), "ranks": (members + 1,), "rain": (4,)}
+        shapes |= {"reliability": (len(RATES), members + 1, 2), "windows": (len(RATES), 2), "hits": (len(RATES), 4)}
+        self.sums = {name: np.zeros((len(self.leads), *shape)) for name, shape in shapes.items()}
+
+    def add(self, lead: int, members: np.ndarray, truth: np.ndarray) -> None:
+        """One field of a start: members (M >= 2, h, w) and truth (h, w) in mm/h, NaN = missing."""
+        valid = torch.from_numpy(~(np.isnan(truth) | np.isnan(members).any(0)))
+        if not valid.any():
+            return
+        x, y = (torch.from_numpy(np.where(part < WET_RATE, 0, part)) for part in (members, truth))
+        scores = EnsembleScores()
+        scores.add(x, torch.where(valid, y, torch.nan), torch.ones(y.shape))
+        x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)
+        mean, sums = x.double().mean(0), self.sums
+        parts = mean, y, (x > 0).double().mean(0), y > 0
+        sums["scores"][lead] += scores.sums
+        sums["ranks"][lead] += scores.ranks
+        sums["rain"][lead] += [float(part.double().sum()) for part in parts]
+        for column, rate in enumerate(RATES):
+            sums["reliability"][lead, column] += reliability_counts(x[:, valid], y[valid], rate).numpy()
+            happened = y >= rate
+            events = mean >= rate, mean >= _highest(mean, int((x >= rate).sum()) / self.members)
+            hits = (part for event in events for part in (event & happened, event | happened))
+            sums["hits"][lead, column] += [float(part.sum()) for part in hits]
+            fields = torch.stack([(x >= rate).sum(0), happened.int() * self.members])
+            p, t = window_shares(fields) / self.members
+            sums["windows"][lead, column] += [float((p - t).square().sum()), float((p.square() + t.square()).sum())]
+
+    def rows(self) -> EnsembleRows:
+        """The scores by lead."""
+        sums = self.sums
+        found = [_scores(*parts) for parts in zip(sums["scores"], sums["ranks"], strict=True)]
+        means, ranks = [scores.means() for scores in found], np.array([scores.rank_histogram() for scores in found])
+        rows = {name: np.array([mean[name] for mean in means]) for name in ("crps", "spread_skill", "outliers")}
+        rows["flatness"] = np.abs(ranks * (self.members + 1) - 1).max(-1)
+        points, happened = np.moveaxis(sums["reliability"], -1, 0)
+        total = points.sum(-1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error = np.abs(happened / points - np.arange(self.members + 1) / self.members)
+            rows["rain"], rows["wet"] = (sums["rain"][:, (0, 2)] / sums["rain"][:, (1, 3)]).T
+            rows["csi"], rows["csi_matched"] = (sums["hits"][..., k] / sums["hits"][..., k + 1] for k in (0, 2))
+            rows["fss"] = 1 - sums["windows"][..., 0] / sums["windows"][..., 1]
+            rows["calibration"] = (np.where(points > 0, error, 0) * points).sum(-1) / total[..., 0]
+        rows["reliability"] = np.where(points >= FEWEST * total, error, 0).max(-1)
+        return EnsembleRows(self.members, self.leads, rows, ranks)
+
+
+def _highest(field: torch.Tensor, count: float) -> float:
+    """The value that the highest pixels of a field, so many, have at least; infinite for none."""
+    count = round(count)
+    return float(field.flatten().kthvalue(field.numel() - count + 1).values) if count else math.inf
+
+
+def _scores(sums: np.ndarray, ranks: np.ndarray) -> EnsembleScores:
+    scores = EnsembleScores()
+    scores.sums, scores.ranks = sums, ranks
+    return scores

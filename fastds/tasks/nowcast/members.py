@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Members of an ensemble nowcast: the law of the method's errors, drawn with noise of the observed texture."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastds.data import rate_to_reflectivity
+from fastds.data.grid.times import text_of
+from fastds.models import ModelCard, load
+from fastds.models.baselines.extrapolation import fill_missing, trajectories
+from fastds.models.db_rnn.lagrangian import backward_flow
+from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
+from fastds.tasks.nowcast.windows import WET_RATE
+
+LAW = "nowcast-errors"  # the shipped law
+_RANGE_DB = 60.0  # of the fields that the motion is estimated of
+_WEAKEST = 0.02  # share of the wet pixels that the weakest echo leaves out: single pixels
+
+
+def known_echo(z: np.ndarray, floor: float) -> Tensor:
+    """Known fields in dBZ as dB above the floor, no echo = 0, NaN where missing."""
+    return torch.from_numpy(np.asarray(z - floor, np.float32)).clamp(0, _RANGE_DB)
+
+
+def paths_of(known: Tensor, steps: int) -> Tensor:
+    """Where what arrives after 1 ... n steps is now, (n, 2, H, W) pixels, by the motion that networks in the frame of
+    the moving air use; known: as known_echo gives it."""
+    frames = fill_missing(known[None, :, None] / _RANGE_DB)
+    return trajectories(backward_flow(frames), steps)[0]
+
+
+def least_echo(last: np.ndarray, z_r: tuple[float, float]) -> float:
+    """The weakest echo of a field (H, W) in dBZ, at least that of WET_RATE."""
+    least = float(rate_to_reflectivity(np.float64(WET_RATE), z_r))
+    wet = last[last > 0]
+    return max(least, float(np.quantile(wet, _WEAKEST))) if wet.size else least
+
+
+class Ensemble:
+    """Members around a method's mean forecast.
+
+    A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of
+    the last field: dry is dry, and the distribution of the members at a pixel is the law's.
+
+    Args: card: of the method, for the floor and ceiling of echo. seed: of all; member k of a start is the same whatever
+    the number of members and the other starts. z_r: (a, b) of rain rates.
+    """
+
+    def __init__(self, card: ModelCard, seed: int, z_r: tuple[float, float]):
+        self.floor, self.ceiling = float(card.floor_dbz), float(card.ceiling_dbz)
+        self.seed, self.z_r, self.law = seed, z_r, _law()
+
+    def draw(self, z: np.ndarray, mean: np.ndarray, start: object, members: int) -> Iterator[np.ndarray]:
+        """Members (steps, H, W) in dBZ, floor = no echo, one after the other; in memory are the law's fields and one.
+
+        z: known fields (known >= 2, H, W) in dBZ, NaN = missing. mean: the forecast (steps, H, W). start: the time of
+        the last known field.
+        """
+        steps, valid = len(mean), ~np.isnan(z[-1])
+        least = least_echo(z[-1], self.z_r)
+        if not (z[-1][valid] >= least).any():
+            yield from (np.full(mean.shape, self.floor, np.float32) for _ in range(members))
+            return
+        known = known_echo(z, self.floor)
+        around = Surroundings(known, torch.from_numpy(mean) - self.floor, paths_of(known, steps))
+        laws = [self.law(around.features(lead, least - self.floor)) for lead in range(steps)]
+
+        def field(lead: int, numbers: np.ndarray) -> np.ndarray:
+            z = (echo(laws[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
+            return torch.where(z < least, self.floor, z).numpy()
+
+        noise = MovingNoise.around(around)
+        noise.match(lambda lead, numbers: field(lead, numbers) - self.floor)
+        for member in range(members):
+            drawn = noise.draw(_numbers(self.seed, member, start), workers=torch.get_num_threads())
+            yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
+
+
+def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
+    """Shares (thresholds, steps, H, W) of so many members (steps, H, W) that reach thresholds, of their unit."""
+    counts = 0
+    for fields in members:
+        counts = counts + np.stack([fields >= np.float32(threshold) for threshold in thresholds]).astype(np.uint16)
+    return (counts / np.float32(count)).astype(np.float32)
+
+
+def _numbers(seed: int, member: int, start: object) -> list[int]:
+    """What a member's noise is drawn from: its start in place of its number, which other files would change."""
+    return [seed, member, int.from_bytes(text_of(start).encode())]
+
+
+@functools.cache
+def _law() -> ErrorLaw:
+    return load(LAW)

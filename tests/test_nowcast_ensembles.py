@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ensemble nowcasts: texture, dryness, the mean, the same numbers whatever is computed beside them, files, messages."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy.ndimage import gaussian_filter
+from test_verbs import nowcaster
+
+import fastds
+from fastds import cli
+from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
+from fastds.metrics import crps, fss, reliability_counts, spectral_ratio
+from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
+from fastds.models.ensembles.surroundings import FEATURES, WIDTHS, local_mean
+from fastds.tasks.nowcast.members import least_echo
+
+LEAST = 0.1  # mm/h: members know no weaker rain
+
+
+@pytest.fixture(scope="module")
+def event():
+    """Fields of 96 x 110 pixels every 5 minutes, with a hole, one pixel of which is missing in the last field alone."""
+    event = synthetic_event(3, frames=14, shape=(96, 110))[["reflectivity", "crs"]].copy(deep=True)
+    event["reflectivity"][:, 50:60, 70:80] = np.nan
+    event["reflectivity"][6, 3, 5] = np.nan
+    return event
+
+
+@pytest.fixture(scope="module")
+def known(event):
+    return event.isel(time=slice(0, 7))
+
+
+@pytest.fixture(scope="module")
+def ensemble(known):
+    return fastds.nowcast("extrapolation", known, steps=3, members=3, seed=5)
+
+
+def rain(dataset):
+    return dataset.rainfall_rate.values
+
+
+# ---- noise
+
+
+def texture(seed, size=(150, 130), width=3.0):
+    field = gaussian_filter(np.random.default_rng(seed).standard_normal(size), width)
+    return (field / field.std()).astype(np.float32)
+
+
+def noise_of(last, before=None, steps=3, shift=0):
+    """Noise around a forecast that knows nothing, of air that moves by so many rows a step."""
+    rows, columns = np.mgrid[: last.shape[0], : last.shape[1]]
+    rows = np.stack([rows - shift * (k + 1) for k in range(steps)])
+    mean = np.zeros((steps, *last.shape), np.float32)
+    fields = last, last if before is None else before, mean
+    return MovingNoise(np.ones(last.shape, bool), *fields, rows, np.stack([columns] * steps))
+
+
+def test_noise_is_standard_normal_everywhere_and_has_the_spectrum_of_the_field():
+    last = texture(1)
+    fields = np.stack([np.stack(list(noise_of(last, shift=7).draw([0, k]))) for k in range(40)])
+    assert fields.dtype == np.float32 and abs(fields.mean()) < 0.02
+    assert fields.std((0, 2, 3)) == pytest.approx(1, abs=0.03)
+    for edge in (fields[..., :5, :], fields[..., -5:, :], fields[..., :5], fields[..., -5:]):
+        assert edge.std() == pytest.approx(1, abs=0.06)
+    truth = torch.from_numpy(last).expand(40, -1, -1)
+    ratios = spectral_ratio(torch.from_numpy(fields[:, -1]), truth, -99.0, ((8, 16), (16, 32), (32, 64)))
+    assert all(0.6 < ratio < 1.6 for ratio in ratios.values()), ratios
+
+
+def test_noise_moves_with_the_air_and_large_scales_live_longer():
+    large, small = texture(1, width=8.0), texture(2, width=1.5)
+    noise = noise_of(large + small, large + texture(3, width=1.5), shift=4)
+    drawn = [np.stack(list(noise.draw([0, k]))) for k in range(12)]
+    first, second = np.stack(drawn)[:, 0, :-4], np.stack(drawn)[:, 1, 4:]
+    smooth = [gaussian_filter(part, (0, 6, 6)) for part in (first, second)]
+    rough = [part - gaussian_filter(part, (0, 3, 3)) for part in (first, second)]
+    correlations = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in (smooth, rough)]
+    assert correlations[0] > 0.85 and correlations[1] < 0.4
+    assert abs(np.corrcoef(np.stack(drawn)[:, 0].ravel(), np.stack(drawn)[:, 1].ravel())[0, 1]) < correlations[0] - 0.1
+
+
+def test_pixels_that_do_not_count_leave_no_trace_in_the_texture():
+    """A disc of a smooth field in a field of single pixels."""
+    rows, columns = np.mgrid[:150, :130]
+    disc = np.hypot(rows - 70, columns - 60) < 55
+    smooth, mean = texture(1, width=5.0), np.zeros((1, 150, 130), np.float32)
+    last = np.where(disc, smooth, 50 * texture(2, width=0.5)).astype(np.float32)
+    drawn = [
+        next(MovingNoise(valid, field, field, mean, rows[None], columns[None]).draw([1]))
+        for valid, field in ((disc, last), (np.ones_like(disc), smooth))
+    ]
+    fine = [np.square(np.diff(field, axis=0)).mean() for field in drawn]
+    assert fine[0] < 2 * fine[1]
+
+
+def test_noise_of_a_number_of_workers_has_the_same_bits():
+    one, four = (np.stack(list(noise_of(texture(1)).draw([3], workers=workers))) for workers in (1, 4))
+    assert np.array_equal(one, four)
+
+
+def test_thresholds_do_not_change_the_power_by_scale():
+    """A member that is dry below a threshold has too much power at small scales until it is matched."""
+
+    def member(lead, noise):
+        return np.where(noise > 0, 12 + 8 * noise, 0).astype(np.float32)
+
+    last = member(0, texture(4, width=4.0))
+
+    def worst(noise):
+        made = np.stack([member(0, next(noise.draw([9, k]))) for k in range(6)])
+        truth = torch.from_numpy(last).expand(6, -1, -1)
+        ratios = spectral_ratio(torch.from_numpy(made), truth, -99.0, ((2, 4), (4, 8), (8, 16), (16, 32), (32, 64)))
+        return np.abs(np.log(list(ratios.values()))).max()
+
+    noise = noise_of(last, steps=1)
+    before = worst(noise)
+    noise.match(member)
+    assert before > 0.5 and worst(noise) < 0.6 * before
+
+
+# ---- law
+
+
+def test_windows_are_means():
+    x = torch.rand(2, 60, 75, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(local_mean(torch.full_like(x, 3.0), 8), torch.full_like(x, 3.0), atol=1e-5)
+    expected = gaussian_filter(x[0].numpy(), 4, mode="nearest")
+    inside = slice(12, -12), slice(12, -12)
+    np.testing.assert_allclose(local_mean(x, 4)[0][inside], expected[inside], atol=0.02)
+
+
+def test_echo_is_growing_in_the_noise():
+    law = tuple(torch.tensor(v) for v in (3.0, 2.0, 0.7, 0.4))
+    z = echo(law, torch.linspace(-4, 4, 81))
+    assert (z.diff() > 0).all() and echo(law, torch.tensor(0.5)) == 4.0
+    assert echo(law, torch.tensor(3.0)) == pytest.approx(3 + 2 * (1.5 + 1.5 / (1 + 0.7 * 1.5)))
+    assert echo(law, torch.tensor(-2.0)) == pytest.approx(3 + 2 * (-1 - 1.4))
+
+
+def test_a_new_law_is_the_forecast_and_what_it_lacks():
+    features = torch.rand(FEATURES, 5, generator=torch.Generator().manual_seed(1))
+    m, s, g, e = ErrorLaw(8)(features)
+    lacking = (10 * features[2 + 3 * len(WIDTHS) + 1]).square()
+    assert torch.allclose(m, 20 * features[0] - 3) and torch.allclose(s, (lacking + 4).sqrt())
+    assert torch.allclose(g, torch.nn.functional.softplus(torch.tensor(-1.5)).expand(5)) and torch.equal(g, e)
+
+
+def test_air_from_outside_brings_no_stripes():
+    """A line of echo along the edge where the air comes in: far from the edge nothing of it is left but a mean."""
+    z = torch.zeros(2, 128, 128)
+    z[:, ::8, :] = 40.0  # stripes along the flow
+    paths = torch.zeros(12, 2, 128, 128)
+    paths[:, 1] = 8.0 * torch.arange(1, 13).view(-1, 1, 1)  # from the right
+    around = Surroundings(z, z[-1:].repeat(12, 1, 1), paths)
+    features = around.features(11, 7.0)
+    contrast = [features[0][:, columns].std(0) for columns in (slice(0, 20), slice(108, 128))]
+    assert contrast[0].min() > 0.5 and contrast[1].max() < 0.05 * contrast[0].min()
+
+
+# ---- members
+
+
+def test_members_are_dry_or_wet_and_missing_where_the_last_field_is(known, ensemble):
+    values, hole = rain(ensemble), np.isnan(known.reflectivity.values[-1])
+    assert ensemble.rainfall_rate.dims == ("realization", "time", "y", "x") and values.shape == (3, 3, 96, 110)
+    assert ensemble.realization.attrs["standard_name"] == "realization" and hole[3, 5]
+    assert np.array_equal(np.isnan(values), np.broadcast_to(hole, values.shape))
+    there = values[:, :, ~hole]
+    assert (there[there < LEAST * 0.999] == 0).all() and (there == 0).any() and (there > 0).any()
+    assert [ensemble.attrs[f"fastds_{key}"] for key in ("members", "seed", "errors")] == [3, 5, "nowcast-errors"]
+
+
+@pytest.mark.parametrize("members", [{"members": 2}, {"probability": [1.0]}])
+def test_nothing_comes_of_no_echo(known, members):
+    dry = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), -32.0))
+    out = next(v for v in fastds.nowcast("extrapolation", dry, steps=2, **members).data_vars.values() if v.ndim == 4)
+    assert (out.values[~np.isnan(out.values)] == 0).all()
+
+
+def test_where_there_is_no_rain_for_miles_members_are_dry():
+    z = np.full((3, 200, 240), -32.0, np.float32)
+    z[:, 30:60, 30:60] = 30 + 5 * texture(1, (30, 30))
+    event = synthetic_event(3, frames=3, shape=(200, 240))[["reflectivity"]]
+    event["reflectivity"].values[:] = z
+    values = rain(fastds.nowcast("extrapolation", event, steps=3, members=4))
+    assert (values[..., 40:50, 40:50] > 0).mean() > 0.8 and (values[..., 150:, 150:] > 0).mean() < 0.005
+
+
+def test_members_have_the_observed_texture_and_rain(event):
+    """Power by scale within .35 to 2 of the truth's, where the mean forecast has lost nearly all, and no bias."""
+    truth = reflectivity_to_rate(event.reflectivity.values[5:9].clip(0), no_echo=0.0)
+    made = rain(fastds.nowcast("nowcast-small", event.isel(time=slice(0, 5)), steps=4, members=8))
+    hole = np.isnan(made[0, 0])
+
+    def power(fields):
+        z = [
+            np.where(hole | (field < LEAST), 0, 10 * np.log10(200 * np.maximum(field, LEAST) ** 1.6))
+            for field in fields
+        ]
+        return torch.from_numpy(np.stack(z))
+
+    for lead in (1, 3):
+        wanted = power(truth[lead : lead + 1]).expand(8, -1, -1)
+        ratios = spectral_ratio(power(made[:, lead]), wanted, 0.0, ((2, 4), (4, 8), (8, 16), (16, 32)))
+        assert all(0.35 < ratio < 2.0 for ratio in ratios.values()), (lead, ratios)
+    assert 0.75 < np.nanmean(made) / np.nanmean(np.where(hole, np.nan, truth)) < 1.33
+
+
+def test_a_member_depends_on_seed_start_and_number_alone(known, event, ensemble, monkeypatch):
+    def again(**options):
+        return rain(fastds.nowcast("extrapolation", known, **{"steps": 3, "members": 3, "seed": 5, **options}))
+
+    def same(a, b):
+        return np.array_equal(a, b, equal_nan=True)
+
+    assert same(again(), rain(ensemble)) and same(again(threads=1), again(threads=2))
+    assert same(again(members=2), rain(ensemble)[:2]) and not same(again(seed=6)[0], rain(ensemble)[0])
+    assert not same(rain(ensemble)[0], rain(ensemble)[1])
+    late = {"start": str(known.time.values[6]), "every": "10min"}
+    hindcasts = fastds.nowcast("extrapolation", event, steps=3, members=2, seed=5, **late)
+    assert hindcasts.rainfall_rate.dims[:3] == ("realization", "forecast_reference_time", "forecast_period")
+    assert same(rain(hindcasts)[:, 0], rain(ensemble)[:2]) and hindcasts.sizes["forecast_reference_time"] == 4
+    later = known.assign_coords(time=known.time + np.timedelta64(1, "h"))
+    assert not same(rain(fastds.nowcast("extrapolation", later, steps=3, members=1, seed=5))[0], rain(ensemble)[0])
+
+
+def test_probabilities_are_shares_of_the_members(known, ensemble):
+    """Of all thresholds between members' values; the drier ones are the likelier."""
+    rates = [0.5, 2.25, 5.0]
+    out = fastds.nowcast("extrapolation", known, steps=3, members=3, seed=5, probability=rates)
+    field = out.probability_of_rainfall_rate_above_threshold
+    assert field.dims == ("threshold", "time", "y", "x") and field.attrs["units"] == "1"
+    assert list(out.threshold.values) == rates and out.threshold.attrs["units"] == "mm h-1"
+    expected = np.stack([(rain(ensemble) >= rate).mean(0) for rate in rates])
+    there = ~np.isnan(rain(ensemble)[0])
+    assert np.array_equal(np.isnan(field.values), np.broadcast_to(~there, field.shape))
+    np.testing.assert_allclose(field.values[:, there], expected[:, there], atol=1e-6)
+    assert fastds.nowcast("extrapolation", known, steps=1, probability=[1.0]).attrs["fastds_members"] == 24
+
+
+@pytest.mark.parametrize("what", [{"members": 2, "seed": 1}, {"members": 2, "probability": [1.0]}])
+def test_pieces_and_archives_have_the_bits_of_all_at_once(event, what, tmp_path, monkeypatch):
+    pytest.importorskip("dask", reason="lazy results need dask")
+    options = {"steps": 2, "every": "15min", **what}
+    expected = fastds.nowcast("extrapolation", event, **options)
+    (name,) = (key for key, value in expected.data_vars.items() if value.ndim == 5)
+    monkeypatch.setattr("fastds.tasks.common.pieces.steps_at_once", lambda job, workers=1: 1)
+    lazy = fastds.nowcast("extrapolation", event.chunk(time=1), **options)
+    assert np.array_equal(lazy[name], expected[name], equal_nan=True)
+    pytest.importorskip("zarr", reason="archives need Zarr")
+    monkeypatch.setattr("fastds.archive.run.steps_at_once", lambda job, workers=1: 1)
+    save_dataset(event, tmp_path / "in.nc")
+    words = f"nowcast {tmp_path}/in.nc {tmp_path}/out.zarr --model extrapolation --steps 2 --every 15min --workers 1"
+    words += " --members 2" + (" --seed 1" if "seed" in what else " --probability 1")
+    assert cli.main(words.split()) == 0
+    stored = xr.open_zarr(tmp_path / "out.zarr")
+    assert np.array_equal(stored[name], expected[name], equal_nan=True)
+
+
+def test_a_network_that_rolls_over_fields_has_members_too(known):
+    values = rain(fastds.nowcast(nowcaster(), known, steps=2, members=2, coarsen=1))
+    assert values.shape == (2, 2, 96, 110) and not np.array_equal(values[0], values[1], equal_nan=True)
+
+
+# ---- scores
+
+
+def test_members_are_scored_against_what_came(event, tmp_path):
+    made = fastds.nowcast("extrapolation", event.isel(time=slice(0, 10)), steps=2, every="10min", members=4)
+    save_dataset(made, tmp_path / "members.nc")
+    table = fastds.evaluate(made, event, baselines=["persistence"])
+    assert list(table.rows) == ["persistence", "extrapolation, mean", "extrapolation, one member"]
+    starts = [list(event.time.values).index(time) for time in made.forecast_reference_time.values]
+    values = np.where(rain(made) < LEAST, 0, rain(made))
+    for lead in (0, 1):
+        z = event.reflectivity.values[[start + 1 + lead for start in starts]]
+        truth = reflectivity_to_rate(z, no_echo=0.0)
+        truth = np.where(truth < LEAST, 0, truth)
+        x, valid = values[:, :, lead], ~(np.isnan(z) | np.isnan(values[0, :, lead]))
+        members, truth = torch.from_numpy(x[:, valid]), torch.from_numpy(truth[valid]).float()
+        row = {name: part[lead] for name, part in table.ensemble.rows.items()}
+        assert row["crps"] == pytest.approx(crps(members, truth), rel=1e-4)
+        assert row["rain"] == pytest.approx(float(members.double().mean() / truth.double().mean()), rel=1e-4)
+        counts = reliability_counts(members, truth, 2.0).double()
+        error = (counts[:, 1] / counts[:, 0] - torch.arange(5) / 4).abs()
+        judged = counts[:, 0] >= 1e-3 * counts[:, 0].sum()
+        assert row["reliability"][1] == pytest.approx(float(error[judged].max()), abs=1e-6)
+        hits = [
+            ((members.double().mean(0) >= 2) & (truth >= 2)).sum(),
+            ((members.double().mean(0) >= 2) | (truth >= 2)).sum(),
+        ]
+        assert row["csi"][1] == pytest.approx(float(hits[0] / hits[1]), abs=1e-6)
+    table.to_csv(tmp_path / "t.csv")
+    assert "ensemble crps" in (tmp_path / "t.csv").read_text()
+    assert "Ensemble of 4 members" in str([part.title for part in table.tables()])
+    assert any("CRPS is fair" in sentence for sentence in table.sentences())
+
+
+def test_reliability_is_counted():
+    members = torch.tensor([[0.0, 3.0, 1.0, 4.0], [2.0, 3.0, 0.0, 0.0]])
+    truth = torch.tensor([2.0, 1.0, 5.0, 2.0])
+    assert reliability_counts(members, truth, 2.0).tolist() == [[1, 1], [2, 2], [1, 0]]
+
+
+def test_windows_of_probabilities_score_as_fields_do(event):
+    """Of two equal members the FSS is that of the field."""
+    from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
+
+    pytest.importorskip("scores", reason="FSS by the package scores")
+    truth, field = (reflectivity_to_rate(np.nan_to_num(event.reflectivity.values[k]), no_echo=0.0) for k in (5, 4))
+    sums = EnsembleSums(2, [300.0])
+    sums.add(0, np.stack([field, field]), truth)
+    expected = fss(torch.from_numpy(field), torch.from_numpy(truth), 2.0, 9)
+    assert sums.rows().rows["fss"][0, 1] == pytest.approx(expected, abs=0.02)
+
+
+# ---- options
+
+
+BAD = {
+    "--members 0": "--members must be a whole number >= 1, got 0",
+    "--seed 3": "--seed is that of members, give the option --members or --probability, got 3",
+    "--members 2 --seed -1": "--seed must be a whole number >= 0, got -1",
+    "--probability 5,1": "--probability must be growing rain rates in mm/h such as 1,5,10, got [5.0, 1.0]",
+    "--probability rain": "--probability must be growing rain rates in mm/h such as 1,5,10, got 'rain'",
+    "--probability 1 --quantity reflectivity": "--quantity must be rate with probability, whose thresholds are mm/h",
+    "--members 2 --model persistence": "method persistence moves nothing, and members need the motion of two fields",
+    "--probability 1 --picture out.png": "leave out the options --picture and --truth, which need members, with",
+    "--probability 1 --report out.html": "--report draws forecasts, and --probability leaves none",
+    "--members 2 --to mlcast --license CC0-1.0 --creator A<a@b.org> --identifier DE-A-b": "MLCast's form has one field",
+    "--members two": "--members must be a whole number, got 'two'",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_what_cannot_be_asked_for_is_said_in_a_sentence(event, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_dataset(event, "in.nc")
+    target = "out.zarr" if "mlcast" in words else "out.nc"
+    model = "" if "--model" in words else "--model extrapolation"
+    assert cli.main(f"nowcast in.nc {target} {model} {words}".split()) == 2
+    said = capsys.readouterr().err
+    assert BAD[words] in said and said.count("\n") == 1 and not (tmp_path / target).exists()
+
+
+def test_probabilities_are_not_evaluated(known, event):
+    made = fastds.nowcast("extrapolation", known, steps=1, probability=[1.0])
+    with pytest.raises(ValueError, match="the file holds probabilities, which are not forecasts of one field: make"):
+        fastds.evaluate(made, event)
+
+
+def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
+    field = np.zeros((50, 50), np.float32)
+    assert least_echo(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
+    field[:20] = np.linspace(12, 40, 1000).reshape(20, 50)
+    assert least_echo(field, (200.0, 1.6)) == pytest.approx(12.56, abs=0.01)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds study nowcast --members and nowcast-law: a fit that learns, scores by hand, tables of peers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="studies belong to the training extra")
+
+from fastds import models
+from fastds.cli import main
+from fastds.data import save_dataset, synthetic_event
+from fastds.metrics import crps
+from fastds.models.ensembles import ErrorLaw
+from fastds.models.ensembles.surroundings import FEATURES
+from fastds.studies import nowcast_ensembles, nowcast_law
+from fastds.studies.nowcast_law import Block, Sample, fit, samples, score
+from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
+
+LAW = (200.0, 1.6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("radars")
+    save_dataset(synthetic_event(3, frames=14, shape=(80, 96))[["reflectivity", "crs"]], folder / "a.nc")
+    return folder
+
+
+def made(count=3000, seed=0):
+    """Pixels whose echo is 25 dB and a normal error of 5, and a forecast of 20."""
+    generator = torch.Generator().manual_seed(seed)
+    features = 0.1 * torch.randn(FEATURES, count, generator=generator)
+    features[0], features[-6] = 1.0, math.log(2)
+    return Sample(features, (25 + 5 * torch.randn(count, generator=generator)).clamp(0, 60), 7.0, LAW)
+
+
+def test_the_score_is_the_crps_of_members():
+    torch.manual_seed(0)
+    law, sample = ErrorLaw(4), made(400)
+    least = torch.full((400,), sample.least)
+    found = score(law, sample.features, sample.truth, least, LAW)
+    m, s, g, e = (part[:, None] for part in law(sample.features))
+    noise = torch.randn(400, 4000, generator=torch.Generator().manual_seed(1))
+    z = m + s * noise.clamp(-1, 1.5) + s * (noise - 1.5).clamp(min=0) / (1 + g * (noise - 1.5).clamp(min=0))
+    z = z - s * (1 + e) * (-1 - noise).clamp(min=0)
+    members = torch.where(z < sample.least, 0.0, z.clamp(0, 60)).detach()
+    assert found.echo.mean().item() == pytest.approx(crps(members.T, sample.truth), rel=0.03)
+
+
+def test_a_fit_learns_what_is_there():
+    torch.manual_seed(0)
+    law = ErrorLaw(4)
+    losses = fit(law, [[made()]], 150, batch=500)
+    m, s, _, _ = law(made(200, seed=9).features)
+    assert np.mean(losses[-10:]) < 0.6 * losses[0]
+    assert m.mean().item() == pytest.approx(25, abs=1.0) and s.mean().item() == pytest.approx(5, abs=1.2)
+
+
+def test_samples_are_the_pixels_of_both_methods_forwards_and_backwards(folder):
+    (found,) = samples(folder, [Block("a.nc", every=6, steps=3)])
+    assert all(part.features.shape == (FEATURES, part.truth.numel()) for part in found)
+    leads = {round(math.exp(float(part.features[-6, 0])) - 1) for part in found}
+    assert leads == {1, 2, 3} and len(found) == 2 * 2 * (3 + 3)
+    assert all(((part.truth == 0) | (part.truth >= part.least)).all() for part in found)
+
+
+def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(nowcast_law, "BLOCKS", (Block("a.nc", every=8, steps=2),))
+    monkeypatch.setattr(nowcast_law.samples, "__defaults__", (nowcast_law.BLOCKS, 0))
+    target = tmp_path / "law.safetensors"
+    assert (
+        main(["study", "nowcast-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]) == 0
+    )
+    law = models.load(target)
+    assert isinstance(law, ErrorLaw) and law.card.name == "nowcast-errors" and law.card.metrics["loss"] > 0
+    assert f"wrote {target}" in capsys.readouterr().out
+
+
+def test_the_shipped_law_says_what_it_was_fitted_to():
+    card = models.load_card("nowcast-errors")
+    assert card.licence and len(card.training_data) == len({block.file for block in nowcast_law.BLOCKS})
+    assert not {block.file for block in nowcast_law.BLOCKS} & set(nowcast_ensembles.RADARS)
+
+
+# ---- beside pysteps
+
+
+def test_scores_of_starts_add_up():
+    generator = np.random.default_rng(0)
+    members, truth = generator.gamma(0.5, 2.0, (2, 5, 1, 20, 24)), generator.gamma(0.5, 2.0, (2, 20, 24))
+    parts = []
+    together = EnsembleSums(5, [300.0])
+    for x, y in zip(members.astype(np.float32), truth.astype(np.float32), strict=True):
+        together.add(0, x[:, 0], y)
+        start = nowcast_ensembles.Start(None, None, 5.0, y[None])
+        parts.append(json.loads(json.dumps(nowcast_ensembles._score(lambda start, x=x: x, start))))
+    found, expected = nowcast_ensembles._rows(parts, 5.0), together.rows()
+    for name, values in expected.rows.items():
+        np.testing.assert_allclose(found.rows[name], values, rtol=1e-9)
+    assert nowcast_ensembles._rows(parts, 10.0) is None
+
+
+def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
+    monkeypatch.setattr(nowcast_ensembles, "RADARS", {"a.nc": nowcast_ensembles.Radar(3, 3)})
+    words = f"study nowcast --data.path={folder} --model=extrapolation --members=3 --window=64 --starts=1 --threads=1"
+    assert main([*words.split(), f"--output={tmp_path / 'study'}", f"--report={tmp_path / 'r.html'}"]) == 0
+    said = capsys.readouterr().out
+    assert "a.nc: 1 starts" in said and "| 15 | 1 |" in said and "CRPS of the members over that of STEPS" in said
+    assert len(list((tmp_path / "study" / "scores").iterdir())) == 5 and (tmp_path / "study" / "table-1.csv").exists()
+    assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
+    assert (
+        main([*words.split(), "--against=x"]) == 2
+        and "--against must be left out with --members=3" in capsys.readouterr().err
+    )
+    assert main([*words.split(), "--members=1"]) == 2 and "--members must be at least 2" in capsys.readouterr().err
