@@ -103,15 +103,15 @@ def _dims(input, offset, weight, mask, stride, padding, dilation, groups, offset
     """Sizes and element strides for _fastds; strides of a missing mask are never read."""
     mask_stride = (0, 0, 0, 0) if mask is None else mask.stride()
     return _made_dims(
-        native.module(), input.dtype, input.shape, input.stride(), offset.dtype, offset.shape, offset.stride(), mask_stride, weight.shape,
-        tuple(stride), tuple(padding), tuple(dilation), groups, offset_groups, planar,
+        native.module(), input.dtype, input.shape, input.stride(), offset.dtype, offset.shape, offset.stride(),
+        mask_stride, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups, offset_groups, planar,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
 def _made_dims(
-    module, dtype, shape, x_stride, offset_dtype, offset_shape, offset_stride, mask_stride, weight_shape, stride, padding,
-    dilation, groups, offset_groups, planar,
+    module, dtype, shape, x_stride, offset_dtype, offset_shape, offset_stride, mask_stride, weight_shape, stride,
+    padding, dilation, groups, offset_groups, planar,
 ):  # fmt: skip
     """Kept, for it takes 9 us, a quarter of a small call."""
 
