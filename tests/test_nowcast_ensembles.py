@@ -358,3 +358,10 @@ def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
     assert least_echo(field, (200.0, 1.6)) == pytest.approx(10 * np.log10(200 * 0.1**1.6), abs=1e-4)
     field[:20] = np.linspace(12, 40, 1000).reshape(20, 50)
     assert least_echo(field, (200.0, 1.6)) == pytest.approx(12.56, abs=0.01)
+    assert least_echo(field + 30, (200.0, 1.6)) == 20.0
+
+
+def test_even_rain_stays(known):
+    even = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), 35.0))
+    values = rain(fastds.nowcast("extrapolation", even, steps=2, members=2))
+    assert np.nanmin(values[:, 0]) > 1 and 3 < np.nanmean(values[:, 0]) < 8  # 35 dBZ are 5.6 mm/h

@@ -108,7 +108,7 @@ class Surroundings:
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """Of two fields' pixels, from .3 to .99; .3 where one does not vary."""
+    """Of two fields' pixels, from .3 to .99; where one does not vary, .99 of equal ones, else .3."""
     if a.numel() < 2 or not (a.std() > 0 and b.std() > 0):
-        return 0.3
+        return 0.99 if torch.equal(a, b) else 0.3
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1].clamp(0.3, 0.99))

@@ -20,6 +20,7 @@ from fastds.tasks.nowcast.windows import WET_RATE
 
 LAW = "nowcast-errors"  # the shipped law
 _RANGE_DB = 60.0  # of the fields that the motion is estimated of
+_MOST = 20.0  # dBZ, of a weakest echo: fields that are wet everywhere show none
 _WEAKEST = 0.02  # share of the wet pixels that the weakest echo leaves out: single pixels
 
 
@@ -36,10 +37,10 @@ def paths_of(known: Tensor, steps: int) -> Tensor:
 
 
 def least_echo(last: np.ndarray, z_r: tuple[float, float]) -> float:
-    """The weakest echo of a field (H, W) in dBZ, at least that of WET_RATE."""
+    """The weakest echo of a field (H, W) in dBZ, at least that of WET_RATE and at most _MOST."""
     least = float(rate_to_reflectivity(np.float64(WET_RATE), z_r))
     wet = last[last > 0]
-    return max(least, float(np.quantile(wet, _WEAKEST))) if wet.size else least
+    return max(least, min(_MOST, float(np.quantile(wet, _WEAKEST)))) if wet.size else least
 
 
 class Ensemble:
