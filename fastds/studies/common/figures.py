@@ -13,9 +13,10 @@ from fastds.plot import field_panel, training_curves
 from fastds.report import MapGrid
 
 
-def validation_curves(curves: Mapping[str, pathlib.Path], score: str) -> Figure:
-    """The validation error by step. curves: method -> validation.csv of its run; score: name and unit of the error."""
-    figure = training_curves(curves, ("error",))
+def validation_curves(curves: Mapping[str, pathlib.Path], score: str, log_y: bool = True) -> Figure:
+    """The validation error by step. curves: method -> validation.csv of its run; score: name and unit of the error;
+    log_y: on a logarithmic axis, for errors that are positive."""
+    figure = training_curves(curves, ("error",), log_y=log_y)
     axes = figure.axes[0]
     axes.set_ylabel(score)
     for line, name in zip(axes.lines, curves, strict=True):
