@@ -13,9 +13,10 @@ from fastds.plot import field_panel, training_curves
 from fastds.report import MapGrid
 
 
-def validation_curves(curves: Mapping[str, pathlib.Path], score: str) -> Figure:
-    """The validation error by step. curves: method -> validation.csv of its run; score: name and unit of the error."""
-    figure = training_curves(curves, ("error",))
+def validation_curves(curves: Mapping[str, pathlib.Path], score: str, log_y: bool = True) -> Figure:
+    """The validation error by step. curves: method -> validation.csv of its run; score: name and unit of the error;
+    log_y: on a logarithmic axis, for errors that are positive."""
+    figure = training_curves(curves, ("error",), log_y=log_y)
     axes = figure.axes[0]
     axes.set_ylabel(score)
     for line, name in zip(axes.lines, curves, strict=True):
@@ -25,12 +26,13 @@ def validation_curves(curves: Mapping[str, pathlib.Path], score: str) -> Figure:
 
 
 def radar_panel(
-    fields: Mapping[str, np.ndarray], truth: np.ndarray, times: Sequence[str], inputs: Sequence, grid: MapGrid,
-    title: str, floor: float,
+    fields: Mapping[str, np.ndarray], truth: np.ndarray, times: Sequence[str], grid: MapGrid, title: str, floor: float,
+    inputs: Sequence[np.ndarray | None] | None = None,
 ) -> Figure:  # fmt: skip
     """The truth and the fields (times, H, W) in dBZ of each time, with their differences; NaN of the truth is missing.
 
-    inputs: what was known, None for a time without. floor: at it, within the lattice of 0.5 dBZ, there is no echo.
+    floor: at it, within the lattice of 0.5 dBZ, there is no echo. inputs: what was known at these times, None where
+    nothing was.
     """
 
     def from_south(maps: Iterable[np.ndarray | None]) -> list[np.ndarray | None]:  # first row at the bottom
@@ -42,7 +44,8 @@ def radar_panel(
     kept = {name: np.where(np.isnan(truth), np.nan, z) for name, z in fields.items()}
     rows = {"truth": shown(truth), **{name: shown(z) for name, z in kept.items()}}
     differences = {name: from_south(z - truth) for name, z in kept.items()}
-    return field_panel(rows, times, differences=differences, inputs=shown(inputs), unit="pixels", title=title)
+    known = None if inputs is None else shown(inputs)
+    return field_panel(rows, times, differences=differences, inputs=known, unit="pixels", title=title)
 
 
 def without_echo(z: np.ndarray, floor: float) -> np.ndarray:

@@ -40,13 +40,12 @@ def groups(names: Iterable[str]) -> dict[str, list[str]]:
 def draw_maps(
     folder: pathlib.Path, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str], grid: MapGrid, title: str
 ) -> None:
-    """Write figure-maps-GROUP.png: forecasts (n, H, W) in dBZ from one start, the last known field beside the truth."""
+    """Write figure-maps-GROUP.png: forecasts (n, H, W) in dBZ from one start."""
     truth = np.where(sample["valid"][:, 0].numpy(), in_dbz(sample["y"]), np.nan)
-    last = in_dbz(sample["x"])[-1]
     times = [f"+{minutes[k]} min" for k in _DRAWN]
     for kind, names in groups(fields).items():
         chosen = {name: fields[name][list(_DRAWN)] for name in names}
-        figure = radar_panel(chosen, truth[list(_DRAWN)], times, [last, None, None], grid, title, _ECHO_DBZ)
+        figure = radar_panel(chosen, truth[list(_DRAWN)], times, grid, title, _ECHO_DBZ)
         save_png(figure, folder / f"figure-maps-{kind}.png")
 
 

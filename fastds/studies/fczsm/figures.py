@@ -38,7 +38,7 @@ def draw_maps(folder: pathlib.Path, fields: Fields, sample: dict, grid: MapGrid,
     for names, panel in FIGURES.values():
         chosen = {name: drawn[name] for name in dict.fromkeys(("trilinear", *names)) if name in drawn}
         if chosen:
-            figure = radar_panel(chosen, truth, TIMES, [first, None, last], grid, title, FLOOR_DBZ)
+            figure = radar_panel(chosen, truth, TIMES, grid, title, FLOOR_DBZ, [first, None, last])
             save_png(figure, folder / f"figure-{panel}.png")
 
 

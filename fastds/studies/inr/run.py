@@ -165,7 +165,7 @@ class InrStudy(PaperStudy):
     def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
         found = {}
         if self.curves:
-            draw = functools.partial(validation_curves, self.curves, "loss against bicubic (dB)")
+            draw = functools.partial(validation_curves, self.curves, "PSNR below bicubic's (dB)", log_y=False)
             found["figure-validation"] = Chart("Validation", f"Validation error of {', '.join(self.curves)}", draw)
         for protocol, decibel in self._decibel(results).items():
             gains = {

@@ -113,7 +113,7 @@ class WganGpStudy(PaperStudy):
         days, tiles = (len(np.unique(column)) for column in self.labels.T)
         return [
             f"Every network is trained in {self.steps} steps on the same samples by the training "
-            f"{self.config.training}, generator, critic and losses of which differ by method as the table says, seeds "
+            f"{self.config.training}, with generator, critic and losses of its method; seeds "
             f"{', '.join(map(str, self.config.seeds))}; weights of the lowest validation error. Factor {self.scale} "
             f"from {'first points' if self.align == 'grid' else 'means'} of blocks.",
             f"Intervals draw the {days} days and the {tiles} tiles of the test, not seeds; of fewer than {FEWEST} such "
