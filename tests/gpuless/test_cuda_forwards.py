@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastds import models
 from fastds.models.cuda_graph import as_captured, frozen
+from fastds.models.ensembles.surroundings import FEATURES
 from fastds.models.registry import PRESETS
 
 # Every cell of recurrent networks runs in one of them here, and in two modules in the training; the rest is alike.
@@ -36,6 +37,8 @@ def arguments(name, model, device="cuda"):
         return draw(1, getattr(model, "frames", 2), 1, 32, 32), 2
     if kind == "INRDownscaler":
         return draw(1, c["in_channels"], 12, 16), (20, 31)
+    if kind == "ErrorLaw":
+        return (draw(FEATURES, 16, 20),)
     if kind == "FixedRatioDownscaler":
         return (draw(1, c["in_channels"], 12, 16),)
     return (draw(1, 2, c.get("channels") or c["in_channels"], 8, 8),)
