@@ -7,19 +7,24 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// act(x + bias) of `count` elements; what follows them in `to` is overwritten, too. One: a single bias for all of them.
-template <bool Plain, bool One, class T>
+// act(x + bias) of `count` elements, a plain copy where bias is null; what follows them in `to` is overwritten, too. One: a
+// single bias for all of them.
+template <bool One, class T>
 FASTDS_HD void calculate(const Problem<T>& problem, const T* x, const compute_t<T>* bias, int64_t count, T* to) {
     using A = compute_t<T>;
     constexpr int L = kLanes<A>;
-    if constexpr (Plain) {
+    if (bias == nullptr) {
         __builtin_memcpy(to, x, count * sizeof(T));
-    } else {
-        for (int64_t k = 0; k < count; k += L) {
-            const auto added = One ? broadcast<A, L>(*bias) : load_vec<L>(bias + (One ? 0 : k));
-            store_vec<L>(to + k, activate(Vec<A, L>(load_first<L>(x + k, count - k) + added), problem.act));
-        }
+        return;
     }
+    const auto each = [=, one = *bias, act = problem.act](const Vec<A, L>& v, int64_t k) __attribute__((always_inline)) {
+        const auto added = One ? broadcast<A, L>(one) : load_vec<L>(bias + k);
+        store_vec<L>(to + k, activate(Vec<A, L>(v + added), act));
+    };
+    int64_t k = 0;
+#pragma GCC unroll 4
+    for (; k + L <= count; k += L) each(load_vec<L>(x + k), k);
+    if (k < count) each(load_first<L>(x + k, count - k), k);
 }
 
 // Gradients of a run of sub-pixels before bias and activation; sums, where not null, take them on top of what they hold.

@@ -37,8 +37,8 @@ FASTDS_HD void store_some(U* to, const Vec<U, N>& v, int64_t count) {
     for (int64_t k = 0; k < count; k++) to[k] = v[k];
 }
 
-// R rows of W elements, `pitch` apart, and one row in which their elements take turns; each(v, j): what becomes of a vector
-// v of row j on the way there. U: the bits that values are moved as.
+// R rows of W elements, `pitch` apart, and one row in which their elements take turns; each(v, j): what becomes of a vector v
+// of row j on the way there.
 template <int R, class U, class Each>
 void weave(const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
@@ -64,10 +64,9 @@ void unweave(const U* from, int64_t pitch, int64_t W, U* rows) {
     }
 }
 
-// Calls use(Width<r>); without lanes use(Width<0>).
-template <class T, class Use>
+// Calls use(Width<r>).
+template <class Use>
 FASTDS_HD void for_factor(int r, const Use& use) {
-    if constexpr (!kHasLanes<T>) return use(Width<0>{});
     switch (r) {
         case 1: return use(Width<1>{});
         case 2: return use(Width<2>{});
@@ -80,17 +79,33 @@ FASTDS_HD void for_factor(int r, const Use& use) {
     }
 }
 
+// The same for any factor.
+template <class U, class Each>
+__attribute__((noinline)) void weave_rows(int r, const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
+    if constexpr (kHasLanes<U>)
+        for_factor(r, [=](auto factor) { weave<decltype(factor)::value>(rows, pitch, W, to, each); });
+    else
+        for (int64_t k = 0; k < W * r; k++) to[k] = rows[k % r * pitch + k / r];
+}
+template <class U>
+__attribute__((noinline)) void unweave_rows(int r, const U* from, int64_t pitch, int64_t W, U* rows) {
+    if constexpr (kHasLanes<U>)
+        for_factor(r, [=](auto factor) { unweave<decltype(factor)::value>(from, pitch, W, rows); });
+    else
+        for (int64_t k = 0; k < W * r; k++) rows[k % r * pitch + k / r] = from[k];
+}
+
 // Short rows are woven together, as they lie in a plane, and then laid where they belong.
 FASTDS_HD int64_t rows_together(const PixelShuffleParams& p) {
     const int64_t fitting = p.W >= 32 ? 1 : 64 / (p.W > 0 ? p.W : 1);
     return fitting < p.H ? fitting : p.H;
 }
 
-template <bool Plain, class T>
+template <class T>
 class ForwardPlanes {
     using A = compute_t<T>;
     using U = bits_t<T>;
-    static constexpr bool kStaged = !Plain && (sizeof(A) != sizeof(T) || !kHasLanes<T>);  // calculated, then woven
+    static constexpr bool kStaged = sizeof(A) != sizeof(T) || !kHasLanes<T>;  // calculated, then woven
 
   public:
     ForwardPlanes(const Problem<T>& problem, const PixelShuffleForward& tensors)
@@ -98,59 +113,46 @@ class ForwardPlanes {
           t_(tensors),
           together_(rows_together(problem.p)),
           pitch_(together_ * problem.p.W + kLanes<A>),
-          calculated_(kStaged ? problem.p.r * pitch_ : 1),
-          woven_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 1) {}
+          calculated_(kStaged && tensors.bias != nullptr ? problem.p.r * pitch_ : 0),
+          woven_(together_ > 1 ? together_ * problem.p.W * problem.p.r : 0) {}
 
     // The rows of coarse pixels [h, h + count), at most rows_together(), of sub-pixel row i of a channel of an image.
     void rows(int64_t image_channel, int64_t i, int64_t h, int64_t count) const {
         const PixelShuffleParams& p = own_.p;
         const int64_t plane = p.H * p.W, run = p.r * p.W;
         const T* coarse = static_cast<const T*>(t_.x) + (image_channel * p.r + i) * p.r * plane + h * p.W;
+        const A* bias = static_cast<const A*>(t_.bias) + (image_channel % p.C * p.r + i) * p.r;
         T* fine = static_cast<T*>(t_.y) + ((image_channel * p.H + h) * p.r + i) * run;
-        const A* added = Plain ? nullptr : static_cast<const A*>(t_.bias) + (image_channel % p.C * p.r + i) * p.r;
         T* to = together_ > 1 ? static_cast<T*>(woven_) : fine;
-        if constexpr (kStaged) {
+        const auto as_it_is = [](auto v, int) __attribute__((always_inline)) { return v; };
+        if (t_.bias == nullptr) {
+            weave_rows(p.r, (const U*)coarse, plane, count * p.W, (U*)to, as_it_is);
+        } else if constexpr (kStaged) {
             for (int64_t j = 0; j < p.r; j++)
-                calculate<false, true>(own_, coarse + j * plane, added + j, count * p.W, calculated_ + j * pitch_);
-            weave_rows(calculated_, pitch_, count * p.W, added, to);
+                calculate<true>(own_, coarse + j * plane, bias + j, count * p.W, calculated_ + j * pitch_);
+            weave_rows(p.r, (const U*)static_cast<T*>(calculated_), pitch_, count * p.W, (U*)to, as_it_is);
         } else {
-            weave_rows(coarse, plane, count * p.W, added, to);
+            weave_rows(p.r, coarse, plane, count * p.W, to, [bias, act = own_.act](auto v, int j) __attribute__((always_inline)) {
+                return activate(decltype(v)(v + bias[j]), act);
+            });
         }
         for (int64_t k = 0; together_ > 1 && k < count; k++)
             __builtin_memcpy(fine + k * p.r * run, woven_ + k * run, run * sizeof(T));
     }
 
   private:
-    void weave_rows(const T* rows, int64_t pitch, int64_t W, const A* added, T* to) const {
-        const int64_t r = own_.p.r;
-        for_factor<T>(own_.p.r, [=, act = own_.act](auto factor) {
-            constexpr int R = decltype(factor)::value;
-            if constexpr (R == 0) {
-                for (int64_t k = 0; k < W * r; k++) to[k] = rows[k % r * pitch + k / r];
-            } else {
-                const auto each = [=](auto v, int j) __attribute__((always_inline)) {
-                    if constexpr (Plain || kStaged)
-                        return v;
-                    else
-                        return activate(decltype(v)(v + added[j]), act);
-                };
-                weave<R>((const U*)rows, pitch, W, (U*)to, each);
-            }
-        });
-    }
-
     const Problem<T> own_;
     const PixelShuffleForward t_;
     const int64_t together_, pitch_;
     const Buffer<T> calculated_, woven_;
 };
 
-template <bool Plain, class T>
+template <class T>
 void forward_planes(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
     const PixelShuffleParams& p = problem.p;
     const int64_t together = rows_together(p), groups = p.H > 0 ? (p.H + together - 1) / together : 0;
     parallel_for(p.B * p.C * p.r * groups, threads, [=](int64_t begin, int64_t end) {
-        const ForwardPlanes<Plain, T> planes(problem, t);
+        const ForwardPlanes<T> planes(problem, t);
         const int64_t H = problem.p.H, r = problem.p.r;
         for (int64_t task = begin; task < end; task++) {
             const int64_t h = task % groups * together, count = H - h < together ? H - h : together;
@@ -185,7 +187,7 @@ class BackwardPlanes {
             if (count > together_) count = together_;
             const T* grad = gradients(((image_channel * p.H + h) * p.r + i) * p.r * p.W, count, sums != nullptr);
             T* coarse = static_cast<T*>(t_.grad_x) + ((image_channel * p.r + i) * p.r * p.H + h) * p.W;
-            if (t_.grad_x != nullptr) unweave_rows(grad, count * p.W, coarse);
+            if (t_.grad_x != nullptr) unweave_rows(p.r, (const U*)grad, p.H * p.W, count * p.W, (U*)coarse);
             row += count;
         }
         for (int64_t j = 0; sums != nullptr && j < p.r; j++) {
@@ -208,17 +210,6 @@ class BackwardPlanes {
                 calculate_gradient<T>(own_, grad_y + fine + k, y ? y + fine + k : nullptr,
                                       run - k < lanes_ ? run - k : lanes_, summed ? static_cast<A*>(totals_) : nullptr, to + k);
         return calculated_;
-    }
-
-    void unweave_rows(const T* from, int64_t W, T* rows) const {
-        const int64_t r = own_.p.r, plane = own_.p.H * own_.p.W;
-        for_factor<T>(own_.p.r, [=](auto factor) {
-            constexpr int R = decltype(factor)::value;
-            if constexpr (R == 0)
-                for (int64_t k = 0; k < W * r; k++) rows[k % r * plane + k / r] = from[k];
-            else
-                unweave<R>((const U*)from, plane, W, (U*)rows);
-        });
     }
 
     const Problem<T> own_;

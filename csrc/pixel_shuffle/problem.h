@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the CPU passes share: where rows of coarse pixels and of sub-pixels lie, and how results are stored.
 #pragma once
+#include "core/simd.h"
 #include "pixel_shuffle/math.h"
 
 namespace fastds {
@@ -68,10 +69,6 @@ struct Problem {
     int64_t coarse(int64_t row) const { return row * p.W * p.C * p.r * p.r; }
     int64_t fine(int64_t row) const { return row * p.r * row_stride; }
 };
-
-// Lanes of one block that fit one vector of compute values.
-template <class T, int N>
-constexpr int kStep = N < kLanes<compute_t<T>> ? N : kLanes<compute_t<T>>;
 
 }  // namespace
 }  // namespace FASTDS_ISA

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sub-pixels of some coarse pixels of a row, and back, as bits. Three ways: blocks of channels permuted in registers, runs of
+// a single channel copied, and for any other factor and number of channels elements fetched by a list of their places.
+#pragma once
+#include "core/buffer.h"
+#include "pixel_shuffle/blocks.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// to[k] = from[places[k]]; `from` may be read two bytes past the end.
+template <class U>
+FASTDS_HD void fetch(const U* from, const int32_t* places, int64_t count, U* to) {
+    int64_t k = 0;
+#if defined(__AVX512F__)
+    for (; sizeof(U) <= 4 && k + 16 <= count; k += 16) {
+        const __m512i at = _mm512_loadu_si512(places + k);
+        if constexpr (sizeof(U) == 4)
+            _mm512_storeu_si512(to + k, _mm512_i32gather_epi32(at, from, 4));
+        else
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + k),
+                                _mm512_cvtepi32_epi16(_mm512_i32gather_epi32(at, from, 2)));
+    }
+#endif
+    for (; k < count; k++) to[k] = from[places[k]];
+}
+
+// A single channel: coarse pixels of R runs of R elements, which keep their order within a run.
+template <int R, class U>
+void runs_to_fine(const U* coarse, int64_t pixels, U* fine, int64_t fine_row) {
+    for (int64_t w = 0; w < pixels; w++)
+        for (int i = 0; i < R; i++) __builtin_memcpy(fine + i * fine_row + w * R, coarse + (w * R + i) * R, R * sizeof(U));
+}
+template <int R, class U>
+void runs_to_coarse(const U* fine, int64_t fine_row, int64_t pixels, U* coarse) {
+    for (int64_t w = 0; w < pixels; w++)
+        for (int i = 0; i < R; i++) __builtin_memcpy(coarse + (w * R + i) * R, fine + i * fine_row + w * R, R * sizeof(U));
+}
+
+enum class Way { copy, blocks, runs, places };
+
+template <class U>
+Way way_of(const PixelShuffleParams& p) {
+    if (p.r == 1) return Way::copy;
+    if (p.r > 4 && p.r < 8) return Way::places;
+    if (p.C == 1) return Way::runs;
+    return kHasLanes<U> && p.C >= kQuarter<U> ? Way::blocks : Way::places;
+}
+
+// Calls use(Width<r>) for the factors with blocks and runs.
+template <class Use>
+FASTDS_HD void for_power(int r, const Use& use) {
+    switch (r) {
+        case 2: return use(Width<2>{});
+        case 3: return use(Width<3>{});
+        case 4: return use(Width<4>{});
+        case 8: return use(Width<8>{});
+    }
+}
+
+// Coarse pixels of a row to sub-pixels.
+template <class U>
+class ToFine {
+  public:
+    ToFine(const PixelShuffleParams& p, bool streamed, int64_t most)
+        : C_(p.C), r_(p.r), streamed_(streamed), way_(way_of<U>(p)), places_(way_ == Way::places ? most * r_ * C_ : 0) {
+        for (int64_t k = 0; way_ == Way::places && k < most * r_ * C_; k++) {
+            const int64_t w = k / C_ / r_, j = k / C_ % r_, c = k % C_;
+            places_[k] = static_cast<int32_t>((w * C_ + c) * r_ * r_ + j);
+        }
+    }
+
+    // Whether what lies behind the coarse pixels is read, too.
+    bool needs_room() const { return way_ == Way::places; }
+
+    void operator()(const U* coarse, int64_t pixels, U* fine, int64_t fine_row) const {
+        switch (way_) {
+            case Way::copy: __builtin_memcpy(fine, coarse, pixels * C_ * sizeof(U)); break;
+            case Way::runs:
+                for_power(r_, [=](auto r) { runs_to_fine<decltype(r)::value>(coarse, pixels, fine, fine_row); });
+                break;
+            case Way::blocks:
+                if constexpr (kHasLanes<U>)
+                    for_power(r_, [=](auto r) {
+                        blocks_to_fine<decltype(r)::value>(C_, streamed_, coarse, pixels, fine, fine_row);
+                    });
+                break;
+            case Way::places:
+                for (int i = 0; i < r_; i++) fetch<U>(coarse + i * r_, places_, pixels * r_ * C_, fine + i * fine_row);
+        }
+    }
+
+  private:
+    const int64_t C_;
+    const int r_;
+    const bool streamed_;
+    const Way way_;
+    const Buffer<int32_t> places_;
+};
+
+// The way back; fine_row: elements from a row of sub-pixels to the next.
+template <class U>
+class ToCoarse {
+  public:
+    ToCoarse(const PixelShuffleParams& p, bool streamed, int64_t most, int64_t fine_row)
+        : C_(p.C),
+          r_(p.r),
+          fine_row_(fine_row),
+          streamed_(streamed),
+          way_(way_of<U>(p)),
+          places_(way_ == Way::places ? most * r_ * r_ * C_ : 0) {
+        for (int64_t k = 0; way_ == Way::places && k < most * r_ * r_ * C_; k++) {
+            const int64_t w = k / (C_ * r_ * r_), c = k / (r_ * r_) % C_, i = k / r_ % r_, j = k % r_;
+            places_[k] = static_cast<int32_t>(i * fine_row + (w * r_ + j) * C_ + c);
+        }
+    }
+
+    void operator()(const U* fine, int64_t pixels, U* coarse) const {
+        switch (way_) {
+            case Way::copy: __builtin_memcpy(coarse, fine, pixels * C_ * sizeof(U)); break;
+            case Way::runs:
+                for_power(r_, [=](auto r) { runs_to_coarse<decltype(r)::value>(fine, fine_row_, pixels, coarse); });
+                break;
+            case Way::blocks:
+                if constexpr (kHasLanes<U>)
+                    for_power(r_, [=](auto r) {
+                        blocks_to_coarse<decltype(r)::value>(C_, streamed_, fine, fine_row_, pixels, coarse);
+                    });
+                break;
+            case Way::places: fetch<U>(fine, places_, pixels * r_ * r_ * C_, coarse);
+        }
+    }
+
+  private:
+    const int64_t C_;
+    const int r_;
+    const int64_t fine_row_;
+    const bool streamed_;
+    const Way way_;
+    const Buffer<int32_t> places_;
+};
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
