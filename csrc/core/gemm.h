@@ -74,6 +74,15 @@ FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
         for (int j = 0; j < NV; j++) acc[i][j] = Vec<A>{};
 }
 
+// Results go through memory where what follows has branches: a loop over them is a fraction of the code.
+template <class A, int MR, int NV>
+FASTDS_HD void store_tile(A* to, const Vec<A> (&acc)[MR][NV]) {
+#pragma GCC unroll 12
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) __builtin_memcpy(to + (i * NV + j) * kLanes<A>, &acc[i][j], kVectorBytes);
+}
+
 // Columns are cut into blocks of up to kTileVectors vectors as equal as possible (9 vectors: 3 + 3 + 3).
 struct ColumnBlocks {
     int64_t vectors, blocks;

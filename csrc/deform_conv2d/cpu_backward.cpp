@@ -73,15 +73,12 @@ void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, in
                     clear<A>(acc);
                     prefetch.fetch(2);
                     multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
-                    const int64_t rows = out - o < MR ? out - o : MR;
-#pragma GCC unroll 12
-                    for (int m = 0; m < MR; m++) {
-                        if (m >= rows) break;
-#pragma GCC unroll 4
-                        for (int j = 0; j < NV; j++)
-                            add_first<lanes>(to + (o + m) * row + column + j * lanes, acc[m][j],
-                                             part.run_columns - column - j * lanes);
-                    }
+                    A sums[MR * NV * lanes];
+                    store_tile(sums, acc);
+                    for (int64_t m = 0; m < MR && o + m < out; m++)
+                        for (int64_t c = 0; c < NV * lanes; c += lanes)
+                            add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
+                                             part.run_columns - column - c);
                 }
             });
         }

@@ -30,12 +30,26 @@ FASTDS_HD void add_tile(Vec<A> (&to)[MR][NV], const Vec<A> (&from)[MR][NV]) {
         for (int j = 0; j < NV; j++) to[i][j] += from[i][j];
 }
 
+// Sums of a tile of output pixels and channels, in rows of row_length, and the bias to y, from element `first` of a pixel on.
+template <class T, class A>
+void write_tile(const A* sums, int64_t row_length, int64_t rows, const A* bias, int64_t channels, const int64_t* pixel, int64_t O,
+                void* y, int64_t first) {
+    constexpr int L = kLanes<A>;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t c = 0; c < row_length; c += L)
+            store_first<L>(static_cast<T*>(y) + pixel[i] * O + first + c, Vec<A>(load_vec<L>(sums + i * row_length + c) + load_vec<L>(bias + c)),
+                           channels - c);
+}
+
+template <class A>
+using WriteTile = void (*)(const A*, int64_t, int64_t, const A*, int64_t, const int64_t*, int64_t, void*, int64_t);
+
 // y = columns * packed weights + bias for the `n` pixels of a panel and one group of convolution channels; y + pixel[p] * O is
-// the output of pixel p.
-template <class Step, class T>
+// the output of pixel p, from element `first` on.
+template <class Step>
 inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Stored* columns, int64_t column_row, int64_t n,
-                           const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel, T* y,
-                           Prefetch<typename Step::A>& prefetch) {
+                           const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel,
+                           WriteTile<typename Step::A> write, void* y, int64_t first, Prefetch<typename Step::A>& prefetch) {
     using A = typename Step::A;
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups;
     // With one group the taps of a pixel follow each other without a gap, and pairs may straddle them.
@@ -57,15 +71,9 @@ inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Store
                 clear<A>(acc);
                 summed = 0;
             }
-            const int64_t rows = n - r < MR ? n - r : MR;
-#pragma GCC unroll 12
-            for (int i = 0; i < MR; i++) {
-                if (i >= rows) break;
-#pragma GCC unroll 4
-                for (int j = 0; j < NV; j++)
-                    store_first<lanes>(y + pixel[r + i] * d.O + column + j * lanes,
-                                       total[i][j] + load_vec<lanes>(bias + column + j * lanes), out - column - j * lanes);
-            }
+            A sums[MR * NV * lanes];
+            store_tile(sums, total);
+            write(sums, NV * lanes, n - r < MR ? n - r : MR, bias + column, out - column, pixel + r, d.O, y, first + column);
         }
         packed += runs * steps * b_step;
     });
@@ -79,31 +87,32 @@ void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, i
     using A = typename Step::A;
     const int64_t padded = round_up(terms, Step::terms);
     threads = out * terms < kWorthAThread ? 1 : threads;
+    const auto pack_block = [=](int64_t column, int64_t lanes) __attribute__((noinline)) {
+        constexpr int L = kLanes<A>;
+        typename Step::Stored* to = packed + column * padded;
+        if (padded > terms) __builtin_memset(to + (padded - Step::terms) * lanes, 0, Step::terms * lanes * sizeof(*to));
+        for (int64_t j = 0; j < lanes; j += L)
+            for (int64_t k = 0; k < terms; k += L) {
+                Vec<A> rows[L];
+                const int64_t count = terms - k < L ? terms - k : L;
+                for (int i = 0; i < L; i++)
+                    rows[i] = load_first<L>(weight + (column + j + i) * terms + k, column + j + i < out ? count : 0);
+                turn_square<L>(rows);
+                for (int64_t i = 0; i < count; i++) {
+                    const int64_t t = place[k + i];
+                    typename Step::Stored* at = to + (t / Step::terms * lanes + j) * Step::terms + t % Step::terms;
+                    if constexpr (Step::terms == 1)
+                        store_vec<L>(at, rows[i]);
+                    else
+                        for (int n = 0; n < L; n++) at[n * Step::terms] = store<typename Step::Stored>(rows[i][n]);
+                }
+            }
+    };
     parallel_for(column_blocks<A>(out).blocks, threads, [=](int64_t begin, int64_t end) {
         int64_t block = 0;
-        for_column_blocks<A>(out, [&](auto width, int64_t column) __attribute__((noinline)) {
-            constexpr int L = kLanes<A>;
-            constexpr int64_t lanes = decltype(width)::value * L;
+        for_column_blocks<A>(out, [&](auto width, int64_t column) {
             const int64_t number = block++;
-            if (number < begin || number >= end) return;
-            typename Step::Stored* to = packed + column * padded;
-            if (padded > terms) __builtin_memset(to + (padded - Step::terms) * lanes, 0, Step::terms * lanes * sizeof(*to));
-            for (int64_t j = 0; j < lanes; j += L)
-                for (int64_t k = 0; k < terms; k += L) {
-                    Vec<A> rows[L];
-                    const int64_t count = terms - k < L ? terms - k : L;
-                    for (int i = 0; i < L; i++)
-                        rows[i] = load_first<L>(weight + (column + j + i) * terms + k, column + j + i < out ? count : 0);
-                    turn_square<L>(rows);
-                    for (int64_t i = 0; i < count; i++) {
-                        const int64_t t = place[k + i];
-                        typename Step::Stored* at = to + (t / Step::terms * lanes + j) * Step::terms + t % Step::terms;
-                        if constexpr (Step::terms == 1)
-                            store_vec<L>(at, rows[i]);
-                        else
-                            for (int n = 0; n < L; n++) at[n * Step::terms] = store<typename Step::Stored>(rows[i][n]);
-                    }
-                }
+            if (number >= begin && number < end) pack_block(column, decltype(width)::value * kLanes<A>);
         });
     });
 }
@@ -169,7 +178,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)
                     multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, target,
-                                         (d.planar ? planes.y : y) + g * out, prefetch);
+                                         write_tile<T, A>, d.planar ? planes.y : y, g * out, prefetch);
                 if (d.planar) planes.write(pixel, n);
             }
         }

@@ -25,7 +25,10 @@ FASTDS_HD void for_channels(int64_t n, const F& f) {
         if (n - c >= 8) f(Lanes<8>{}, c), c += 8;
     if constexpr (kLanes<A> > 4)
         if (n - c >= 4) f(Lanes<4>{}, c), c += 4;
-    for (; c < n; c++) f(Lanes<1>{}, c);
+    for (; c < n; c++) {
+        __asm__ volatile("");  // at most three: GCC would make vectors of them
+        f(Lanes<1>{}, c);
+    }
 }
 
 template <bool B>

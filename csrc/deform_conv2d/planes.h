@@ -48,7 +48,7 @@ struct Planes {
         }
     }
 
-    void read(const int64_t* pixel, int64_t count) const {
+    __attribute__((noinline)) void read(const int64_t* pixel, int64_t count) const {
         const int64_t size = d.Ho * d.Wo;
         for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
             const auto read_offsets = [&](auto zero) {
@@ -93,7 +93,7 @@ struct Planes {
         }
     }
 
-    void write(const int64_t* pixel, int64_t count) const {
+    __attribute__((noinline)) void write(const int64_t* pixel, int64_t count) const {
         const int64_t size = d.Ho * d.Wo;
         for_runs(pixel, count, [&](int64_t p, int64_t n, int64_t b, int64_t at) {
             turn_numbers(&y[p * d.O], d.O, n, d.O, static_cast<T*>(tensors.y) + d.O * b * size + at, size);

@@ -149,7 +149,7 @@ FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, const Ima
 
 // Gradients of the offsets and the mask of a pixel from the products; offset points at the first pair of the plan's samples.
 template <class A, class T, class S>
-inline void write_sample_gradients(const Plan<A>& plan, const Samples<A>& s, const A* products, S* offset, T* mask) {
+__attribute__((noinline)) void write_sample_gradients(const Plan<A>& plan, const Samples<A>& s, const A* products, S* offset, T* mask) {
     constexpr int N = kLanes<A>;
     using V = Vec<A>;
     using C = compute_t<S>;

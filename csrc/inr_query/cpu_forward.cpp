@@ -70,17 +70,13 @@ struct Trunk {
                 Vec<A> acc[MR][NV];
                 clear<A>(acc);
                 multiply<Step>(acc, x + r * stride, stride, Step::terms, packed, b_step, steps);
-                const int64_t rows = n - r < MR ? n - r : MR;
-#pragma GCC unroll 12
-                for (int i = 0; i < MR; i++) {
-                    if (i >= rows) break;
-#pragma GCC unroll 4
-                    for (int j = 0; j < NV; j++) {
-                        const Vec<A> sum = acc[i][j] + load_vec<lanes>(b + column + j * lanes);
-                        store_first<lanes>(y + (r + i) * stride + column + j * lanes, relu_if<A, lanes>(relu, sum),
-                                           out - column - j * lanes);
+                A sums[MR * NV * lanes];
+                store_tile(sums, acc);
+                for (int64_t i = 0; i < MR && r + i < n; i++)
+                    for (int64_t c = 0; c < NV * lanes; c += lanes) {
+                        const Vec<A> sum = load_vec<lanes>(sums + i * NV * lanes + c) + load_vec<lanes>(b + column + c);
+                        store_first<lanes>(y + (r + i) * stride + column + c, relu_if<A, lanes>(relu, sum), out - column - c);
                     }
-                }
             }
             packed += steps * b_step;
         });

@@ -198,7 +198,7 @@ struct Attention {
 // sin and cos of the phase of corner j at frequencies n .. n+N-1. Frequency maps hold (row, column) pairs.
 template <int N, class A, class T>
 FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const Place<A>& p, const T* frequency, int j, int64_t n) {
-    Vec<A, N> along_y, along_x;
+    Vec<A, N> along_y{}, along_x{};
     if constexpr (N == 1) {
         along_y = A(load(frequency[2 * n]));
         along_x = A(load(frequency[2 * n + 1]));
