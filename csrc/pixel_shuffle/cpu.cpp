@@ -113,31 +113,33 @@ void backward_rows(const Problem<T>& problem, const PixelShuffleBackward& t, int
     });
 }
 
+int64_t elements(const PixelShuffleParams& p) { return p.B * p.C * p.r * p.r * p.H * p.W; }
+
 template <class T>
 void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
     using A = compute_t<T>;
+    const int64_t C = problem.p.C, sub_pixels = problem.p.r * problem.p.r, channels = C * sub_pixels;
+    if (t.grad_bias != nullptr) __builtin_memset(t.grad_bias, 0, channels * sizeof(A));
+    if (elements(problem.p) == 0) return;
     if (t.planes)
         backward_planes(problem, t, threads);
     else
         backward_rows(problem, t, threads);
     if (t.grad_bias == nullptr) return;
-    const int64_t C = problem.p.C, sub_pixels = problem.p.r * problem.p.r, channels = C * sub_pixels;
     const A* partials = static_cast<const A*>(t.partials);
     A* grad_bias = static_cast<A*>(t.grad_bias);
-    __builtin_memset(grad_bias, 0, channels * sizeof(A));
     for (int64_t piece = 0; piece < pixel_shuffle_cpu_partials(problem.p); piece++, partials += channels)
         for (int64_t o = 0; o < channels; o++) grad_bias[o % C * sub_pixels + o / C] += partials[o];
 }
 
 // Fewer elements are moved before another thread is awake.
 constexpr int64_t kWorthAThread = 1 << 13;
-int worth(const PixelShuffleParams& p, int threads) {
-    return p.B * p.C * p.r * p.r * p.H * p.W < kWorthAThread ? 1 : threads;
-}
+int worth(const PixelShuffleParams& p, int threads) { return elements(p) < kWorthAThread ? 1 : threads; }
 
 }  // namespace
 
 void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int threads) {
+    if (elements(params) == 0) return;
     threads = worth(params, threads);
     FASTDS_KERNEL_DTYPE_SWITCH(params.dtype, {
         const Problem<scalar> problem(params);

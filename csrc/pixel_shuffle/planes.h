@@ -97,7 +97,7 @@ __attribute__((noinline)) void unweave_rows(int r, const U* from, int64_t pitch,
 
 // Short rows are woven together, as they lie in a plane, and then laid where they belong.
 FASTDS_HD int64_t rows_together(const PixelShuffleParams& p) {
-    const int64_t fitting = p.W >= 32 ? 1 : 64 / (p.W > 0 ? p.W : 1);
+    const int64_t fitting = p.W >= 32 ? 1 : 64 / p.W;
     return fitting < p.H ? fitting : p.H;
 }
 
@@ -150,7 +150,7 @@ class ForwardPlanes {
 template <class T>
 void forward_planes(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
     const PixelShuffleParams& p = problem.p;
-    const int64_t together = rows_together(p), groups = p.H > 0 ? (p.H + together - 1) / together : 0;
+    const int64_t together = rows_together(p), groups = (p.H + together - 1) / together;
     parallel_for(p.B * p.C * p.r * groups, threads, [=](int64_t begin, int64_t end) {
         const ForwardPlanes<T> planes(problem, t);
         const int64_t H = problem.p.H, r = problem.p.r;
