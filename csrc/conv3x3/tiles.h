@@ -118,10 +118,10 @@ FASTDS_HD void load_column(const Pixels<T, N>& data, const Pixels<T, N>& sign, i
 #pragma GCC unroll 6
     for (int r = 0; r < N; r++) {
         const T* at = Inside ? top + r * data.h : data.at[r * N + c] + channel;
-        d[r] = count == kL ? load_vec<kL>(at) : load_lanes(at, count);
+        d[r] = load_some(at, count);
         if (!Signed) continue;
         const T* sign_at = Inside ? sign_top + r * sign.h : sign.at[r * N + c] + channel;
-        d[r] = activation_gradient(d[r], count == kL ? load_vec<kL>(sign_at) : load_lanes(sign_at, count), slope);
+        d[r] = activation_gradient(d[r], load_some(sign_at, count), slope);
     }
     if (!Inside || c < N - 4) return;
     top = opaque(top + 4 * data.w);
@@ -185,9 +185,7 @@ inline void transform_view(const Conv3x3View& view, const Tile& tile, const Inpu
             [&](int c, V(&d)[6]) { load_column<Inside, Signed>(data, sign, c, channel, count, slope, d); }, transform,
             out + channel, plane);
     };
-    int64_t channel = 0;
-    for (; channel + kL <= view.channels; channel += kL) vector(channel, kL);
-    if (channel < view.channels) vector(channel, static_cast<int>(view.channels - channel));
+    for_vectors<!kMasksAreFree || (Inside && Signed)>(view.channels, vector);
 }
 
 // Transforms all channels of one tile; out[p * plane + channel]. The last vector of a view writes past its channels, where the
