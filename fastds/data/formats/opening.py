@@ -26,7 +26,7 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
     """Open fields as an xarray.Dataset (time, y, x) with times, fill values and coordinates decoded.
 
     A format is told by its content: NetCDF-4 and -3, Zarr, GRIB (MRMS, too), ODIM and KNMI HDF5, RADOLAN and DX,
-    Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz. Missing values are NaN, no echo is the attribute
+    Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz, GeoTIFF. Missing values are NaN, no echo is the attribute
     no_echo_value. encoding["format"] names the reader, encoding["files"] counts.
 
     Args:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import xarray as xr
 
-from fastds.data.formats import cf, dpc, dx, fmi, grib, knmi, mch, meteonet, nimrod, odim, radolan
+from fastds.data.formats import cf, dpc, dx, fmi, geotiff, grib, knmi, mch, meteonet, nimrod, odim, radolan
 from fastds.data.formats.contents import Contents
 
 
@@ -29,6 +29,7 @@ FORMATS = (
     Format("MeteoNet npz", meteonet.recognises, meteonet.read),
     Format("FMI PGM", fmi.recognises, fmi.read),
     Format("MeteoSwiss GIF", mch.recognises, mch.read),
+    Format("GeoTIFF", geotiff.recognises, geotiff.read),
     Format("Nimrod", nimrod.recognises, nimrod.read),
     Format("DWD DX", dx.recognises, dx.read),
     Format("RADOLAN", lambda contents: radolan.is_radolan(contents.path), lambda c: radolan.open_radolan(c.path)),
@@ -41,8 +42,6 @@ _ELSEWHERE = (
     (b"ARCHIVE2", "a NEXRAD level II volume", "xradar reads it and wradlib grids it"),
     (b"<volume", "a Rainbow volume", "xradar reads it and wradlib grids it"),
     (b"BUFR", "BUFR", "ecCodes reads it (bufr_dump)"),
-    (b"II*\x00", "a TIFF image", "gdal_translate -of netCDF converts it"),
-    (b"MM\x00*", "a TIFF image", "gdal_translate -of netCDF converts it"),
     (
         b"\x89PNG",
         "a PNG image",

@@ -226,6 +226,8 @@ def _candidates_sentence(dataset: xr.Dataset) -> str:
     sentence = f"candidates: {_list(dataset, fields)}"
     if any(rain_kind(dataset[name]) for name in fields):
         sentence += "; rain is converted by Z-R when it is named with the argument var"
+    if any(not dataset[name].attrs.get("units") for name in fields):
+        sentence += "; units that a file does not tell are given with the argument units"
     return sentence
 
 
