@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranges in the card of weights, made of the samples that they were trained on:
+`fastds study input-ranges --data.path FOLDER --model fczsm-small --output FILE`."""
+
+import dataclasses
+import importlib
+
+from torch import nn
+
+from fastds import models
+from fastds.studies.command import Files
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.training import SampleData
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """Writes weights again with the ranges of statistics of their training samples in the card; the numbers of the
+    weights stay.
+
+    Args:
+        data: the folder, or the file, of the training.
+        model: a shipped name or a safetensors file.
+        training: name or file of the configuration it was trained by; none: that of its name.
+        output: the weights file to write.
+        samples: of the training that are looked at.
+    """
+
+    data: Files
+    model: str = "fczsm-small"
+    training: str | None = None
+    output: str = "ranges.safetensors"
+    samples: int = 400
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study input-ranges`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study input-ranges", "Ranges of training inputs.", {})
+
+
+def study(config: StudyConfig) -> str:
+    """What `fastds study input-ranges` does: prints the ranges, returns config.output."""
+    if config.samples < 2:
+        raise ValueError(f"samples must be at least 2, got {config.samples}")
+    model = models.load(config.model)
+    data = training_data(model, config.training or model.card.name, config.data.path)
+    model.card.input_ranges = data.input_ranges(config.samples)
+    for what, (low, high) in model.card.input_ranges.items():
+        print(f"{what:20} {low:10.5g} to {high:.5g}")
+    models.save(model, config.output)
+    return config.output
+
+
+def training_data(model: nn.Module, training: str, path: str) -> SampleData:
+    """The samples of a training configuration, given by its name or file."""
+    task = model.card.task
+    options = importlib.import_module(f"fastds.tasks.{task}.config")
+    config = options.parse_arguments(["--config", training, "--data.path", path])
+    data = importlib.import_module(f"fastds.tasks.{task}.samples")
+    if task == "radar":
+        made = data.RadarData(config.data, flow=False, seed=config.seed)
+    elif task == "nowcast":
+        made = data.NowcastData(config.data, moving=False, seed=config.seed)
+    elif task == "humidity":
+        made = data.HumidityData(config.data, model.config["scale"], config.seed, start=lambda: 0)
+    else:
+        made = data.FieldData(config.data, seed=config.seed)
+    made.setup("fit")
+    return made
