@@ -32,6 +32,9 @@ class ModelCard:
         cadence_s: (shortest, longest) input interval, seconds.
         motion_px: (smallest, largest) motion per input interval, pixels of the input grid.
         input_ranges: by statistic of the inputs its range [low, high] in the training samples, see fastds.tasks.domain.
+        training_hours: of one process. seeds: of the trainings that it was chosen from.
+        limits: where it does not win or is not meant for, sentences.
+        picture: file of a picture of what it does, beside the sources.
         metrics: scores by name.
         fastds_version: that wrote the file.
     """
@@ -56,6 +59,10 @@ class ModelCard:
     cadence_s: tuple[float, float] | None = None
     motion_px: tuple[float, float] | None = None
     input_ranges: dict = field(default_factory=dict)
+    training_hours: float | None = None
+    seeds: list[int] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    picture: str = ""
     metrics: dict = field(default_factory=dict)
     fastds_version: str = ""
 

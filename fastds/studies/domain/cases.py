@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastds import data as fd
 from fastds import metrics
+from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
 from fastds.models.baselines import advection, interpolate, trilinear
 from fastds.studies.common.radar import window_of
@@ -64,7 +65,7 @@ def radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
         store = fd.FrameStore(fd.TimeBlock(str(folder / file), start, stop))
         spacing, cadence = _grid(folder / file)
         for interval, scale in COARSER:
-            for mode in fd.COARSENING_MODES if (interval, scale) == (1, 1) else ("dbz", "plain_dbz"):
+            for mode in COARSENING_MODES if (interval, scale) == (1, 1) else ("dbz", "plain_dbz"):
                 if min(store.shape[1:]) < 32 * scale or not len(store.triples(interval)):
                     continue
                 triples = fd.EvaluationTriples(store, interval=interval, scale=scale, mode=mode)

@@ -10,13 +10,15 @@ from torch import nn
 from fastds import models
 from fastds.studies.command import Files
 from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.config import RunConfig
+from fastds.tasks.common.run_folder import fill_card
 from fastds.tasks.common.training import SampleData
 
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Writes weights again with the ranges of statistics of their training samples in the card; the numbers of the
-    weights stay.
+    """Writes weights again with the ranges of statistics of their training samples in the card, and with the fields of
+    the card that their training configuration has and they lack; the numbers of the weights stay.
 
     Args:
         data: the folder, or the file, of the training.
@@ -43,19 +45,24 @@ def study(config: StudyConfig) -> str:
     if config.samples < 2:
         raise ValueError(f"samples must be at least 2, got {config.samples}")
     model = models.load(config.model)
-    data = training_data(model, config.training or model.card.name, config.data.path)
-    model.card.input_ranges = data.input_ranges(config.samples)
-    for what, (low, high) in model.card.input_ranges.items():
+    card, training = model.card, training_of(model, config.training or model.card.name, config.data.path)
+    fill_card(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
+    card.input_ranges = training_data(model, training).input_ranges(config.samples)
+    for what, (low, high) in card.input_ranges.items():
         print(f"{what:20} {low:10.5g} to {high:.5g}")
     models.save(model, config.output)
     return config.output
 
 
-def training_data(model: nn.Module, training: str, path: str) -> SampleData:
-    """The samples of a training configuration, given by its name or file."""
+def training_of(model: nn.Module, name: str, path: str) -> RunConfig:
+    """A configuration of the training of a model's task, given by its name or file."""
+    options = importlib.import_module(f"fastds.tasks.{model.card.task}.config")
+    return options.parse_arguments(["--config", name, "--data.path", path])
+
+
+def training_data(model: nn.Module, config: RunConfig) -> SampleData:
+    """The samples of a training."""
     task = model.card.task
-    options = importlib.import_module(f"fastds.tasks.{task}.config")
-    config = options.parse_arguments(["--config", training, "--data.path", path])
     data = importlib.import_module(f"fastds.tasks.{task}.samples")
     if task == "radar":
         made = data.RadarData(config.data, flow=False, seed=config.seed)

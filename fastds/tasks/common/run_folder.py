@@ -173,7 +173,7 @@ class ExportBest(callbacks.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         network, network.card.metrics, error = self.validated(trainer, module)
-        network.card.input_ranges = self.input_ranges
+        network.card.input_ranges, network.card.seeds = self.input_ranges, [module.config.seed]
         if trainer.state.fn == "validate":  # by itself, before the first step
             self.start = network.card.metrics.get("validation", {})
         if self.start:

@@ -87,10 +87,10 @@ def domain_of(
 ) -> Domain:
     """Judge inputs.
 
-    ranges: hand-written ones, of which the inside counts nothing and the outside by its ratio to the end. named: the
-    same, of what is warned of and does not count. inputs: statistics of each input looked at, of which the median counts, against
-    card.input_ranges: those of the flow by their ratio to the upper end, the others by their distance from the middle
-    of the range over half its width, of gradients in logarithms.
+    ranges: hand-written ones, of which the inside counts nothing and the outside by its ratio to the end. inputs:
+    statistics of each input looked at, of which the median counts, against card.input_ranges: those of the flow by
+    their ratio to the upper end, the others by their distance from the middle of the range over half its width, of
+    gradients in logarithms. named: as ranges, of what is warned of and does not count.
     """
     told, inputs = _compared(ranges), list(inputs)
     for what, limits in card.input_ranges.items():
