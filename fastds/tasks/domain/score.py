@@ -143,7 +143,7 @@ def _beyond(value: float, low: float, high: float) -> float:
 
 def _size(what: str, value: float, low: float, high: float) -> float:
     if what in _UPWARD:
-        return value / high
+        return value / high if high > 0 else math.inf
     if _logarithmic(what) and low > 0:
         if not value > 0:
             return math.inf
