@@ -203,7 +203,9 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small",
         "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
         "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of",
-        "warning    the grid spacing of 500 m is outside the range that fczsm-small was trained for",
+        "warning    the grid spacing of 500 m and the cadence of 300 s are outside the ranges that fczsm-small was "
+        "trained for, 2000 to 8000 m and 600 to 1800 s: expect larger errors",
+        "out of domain 4.00 (1: the ends of the training)",
     ):
         assert text in said, said
 

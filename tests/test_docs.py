@@ -63,6 +63,8 @@ def test_ops_say_returns_gradients_and_errors(op):
         "studies.inr.config",
         "studies.nowcast",
         "studies.humidity",
+        "studies.domain.run",
+        "studies.domain.ranges",
         "studies.command",
     ],
 )

@@ -121,9 +121,3 @@ def test_echo_is_near_within_so_many_pixels():
     expected = torch.zeros_like(mask)
     expected[2:7, 3:8] = expected[:3, 9:] = True
     assert torch.equal(refinement._dilate(mask, 2), expected)
-    values = torch.arange(10.0)
-    assert [refinement._thin(values, n).tolist() for n in (10, 5, 4)] == [
-        list(range(10)),
-        [0, 2, 4, 6, 8],
-        [0, 3, 6, 9],
-    ]

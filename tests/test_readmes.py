@@ -43,6 +43,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 LEFT_OUT = ("python -m pip install", "FASTDS_DEBUG=", "LD_PRELOAD=", "PYTHONPATH=build/")
 LEFT_OUT += ("fastds study nowcast",)  # of the test radars by name: test_study_ensembles.py
+LEFT_OUT += ("fastds study domain", "fastds study input-ranges")  # of public files by name: test_study_domain.py
 LEFT_OUT += ("python -m fastds.models.mlcast", "mlcast train")  # they need mlcast: test_mlcast_train.py runs them
 
 

@@ -226,6 +226,7 @@ def test_run_exports(event, tmp_path):
     train(tiny(event, tmp_path))
     last, fresh = models.load(tmp_path / "last.safetensors"), models.create("fczsm-small", **TINY)
     assert last.config["num_features"] == 8 and last.card.floor_dbz == 15.0 and "validation" in last.card.metrics
+    assert set(last.card.input_ranges) == {"flow disagreement", "flow residual"} and last.card.seeds == [0]
     assert any(not torch.equal(p, q) for p, q in zip(last.parameters(), fresh.parameters(), strict=True))
     assert not torch.are_deterministic_algorithms_enabled(), "the choice of the trainer outlives it"
     made = {"best.safetensors", "checkpoints", "csv", "tensorboard", "config.yaml"}

@@ -51,6 +51,7 @@ def test_training_learns_and_exports(path, tmp_path):
     best = train(config(path, tmp_path, max_steps=100, warmup_steps=5))
     model = models.load(best)
     assert model.card.metrics["validation"]["val_gain_db"] > 1.0
+    assert {name.split()[-1] for name in model.card.input_ranges} == {"mean", "gradient", "slope"}
     assert abs(model.mean[0] - 280) < 2 and model.config["in_channels"] == 2
     truth = load_fields(config(path, tmp_path).data)[:1, :, :, 60:]
     x, y = coarse_and_fine(truth, 2.0)

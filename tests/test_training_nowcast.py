@@ -300,6 +300,7 @@ def test_training_reduces_the_loss_below_extrapolation(event, tmp_path):
     )  # fmt: skip
     model = models.load(train(config))
     scores = model.card.metrics["validation"]
+    assert set(model.card.input_ranges) == {"flow disagreement", "flow residual"}
     assert scores["val_mse"] < 0.96 * scores["val_mse_reference"] and scores["val_error"] < 0.98
     assert isinstance(model, LagrangianRNN) and (model.card.floor_dbz, model.card.ceiling_dbz) == (0.0, 60.0)
 

@@ -86,16 +86,17 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
         values = dict.fromkeys(others, torch.tensor(1.0)) | {name: torch.tensor(sign * score)}
         shown = {"sanity_checking": False, "state": SimpleNamespace(fn="fit"), "is_global_zero": True}
         trainer = SimpleNamespace(**shown, global_step=tag, callback_metrics=values)
-        config = SimpleNamespace(model=SimpleNamespace(card={}))
+        config = SimpleNamespace(model=SimpleNamespace(card={}), seed=7)
         plain = {key: float(value) for key, value in values.items()}
         module = SimpleNamespace(model=network, exported=network, config=config, validation_scores=lambda: plain)
         callback.on_validation_epoch_end(trainer, module)
+        assert (network.card.input_ranges, network.card.seeds) == ({"mean": [1.0, 2.0]}, [7])
         return saved["last.safetensors"], saved.get("best.safetensors")
 
-    callback = export(tmp_path)
+    callback = export(tmp_path, {"mean": [1.0, 2.0]})
     found = [validate(callback, k, score) for k, score in enumerate((math.nan, 3.0, 1.0, 2.0))]
     assert found == [(0, None), (1, 1), (2, 2), (3, 2)]
-    again = export(tmp_path)
+    again = export(tmp_path, {"mean": [1.0, 2.0]})
     again.load_state_dict(callback.state_dict())
     assert [validate(again, k, score) for k, score in ((4, 1.5), (5, 0.5))] == [(4, 2), (5, 5)]
 

@@ -2,6 +2,7 @@
 """What a user must know of trained weights, kept inside the weights file."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -30,6 +31,10 @@ class ModelCard:
         grid_spacing_m: (smallest, largest) spacing of the input grid in the training data, metres.
         cadence_s: (shortest, longest) input interval, seconds.
         motion_px: (smallest, largest) motion per input interval, pixels of the input grid.
+        input_ranges: by statistic of the inputs its range [low, high] in the training samples, see fastds.tasks.domain.
+        training_hours: of one process. seeds: of the trainings that it was chosen from.
+        limits: where it does not win or is not meant for, sentences.
+        picture: file of a picture of what it does, beside the sources.
         metrics: scores by name.
         fastds_version: that wrote the file.
     """
@@ -53,6 +58,11 @@ class ModelCard:
     grid_spacing_m: tuple[float, float] | None = None
     cadence_s: tuple[float, float] | None = None
     motion_px: tuple[float, float] | None = None
+    input_ranges: dict = field(default_factory=dict)
+    training_hours: float | None = None
+    seeds: list[int] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    picture: str = ""
     metrics: dict = field(default_factory=dict)
     fastds_version: str = ""
 
@@ -105,7 +115,18 @@ class ModelCard:
         for f in fields(cls):
             if f.name in values and not _is_a(values[f.name], get_type_hints(cls)[f.name]):
                 raise ValueError(f"the model card's {f.name} is {values[f.name]!r:.80}, expected {f.type}")
+        for name, limits in values.get("input_ranges", {}).items():
+            if not _is_range(limits):
+                raise ValueError(
+                    f"the model card's input_ranges has {limits!r:.80} for {name}, expected two growing numbers"
+                )
         return cls(**values)
+
+
+def _is_range(value: object) -> bool:
+    """Whether a value read from JSON is two finite growing numbers."""
+    pair = isinstance(value, list) and len(value) == 2 and all(_is_a(end, float) for end in value)
+    return pair and -math.inf < value[0] < value[1] < math.inf
 
 
 def _is_a(value: object, kind: object) -> bool:

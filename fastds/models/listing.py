@@ -7,11 +7,13 @@ import dataclasses
 import textwrap
 
 from fastds.models.checkpoint import WEIGHTS, available, load, load_card
+from fastds.models.leaderboard import LEADERBOARD, read, table
 from fastds.models.registry import PRESETS
 
 _USAGE = """usage: fastds models            the weights in the package
        fastds models --presets  all networks that `fastds train` and fastds.models.create take
-       fastds models NAME       the card of weights, by name or path, or the sentence of a preset"""
+       fastds models NAME       the card of weights, by name or path, or the sentence of a preset
+       fastds models --leaderboard [FILE]  scores of networks and methods, see fastds/models/README.md"""
 
 
 def shipped() -> str:
@@ -45,9 +47,9 @@ def card(name: str) -> str:
             f"{name!r} is no file, no weights of the package ({', '.join(available(pretrained=True))}) and none of the "
             f"{len(PRESETS)} presets"
         ) from None
-    return "\n".join(
-        line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)
-    )
+    lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
+    scored = [row for row in read() if row.model == fields["name"]]
+    return "\n".join([*lines, *_lines("leaderboard", [f"{r.data}: {r.score} {r.text()}" for r in scored] or None)])
 
 
 def _lines(key: str, value, indent: str = "") -> list[str]:
@@ -57,17 +59,19 @@ def _lines(key: str, value, indent: str = "") -> list[str]:
     if isinstance(value, list) and value and isinstance(value[0], str | dict):
         items = [v if isinstance(v, str) else ", ".join(f"{k} {x}" for k, x in v.items()) for v in value]
         return [f"{indent}{key}:", *(f"{indent}  {item}" for item in items)]
-    return [f"{indent}{key}: {value}"]
+    return [] if value is None else [f"{indent}{key}: {value}"]
 
 
 def main(arguments: list[str]) -> None:
-    """Prints one of the three. Raises: ValueError, FileNotFoundError for what is neither weights nor a preset."""
+    """Prints one of them. Raises: ValueError, FileNotFoundError for what is neither weights nor a preset."""
     if arguments in (["-h"], ["--help"]):
         print(_USAGE)
     elif not arguments:
         print(shipped())
     elif arguments == ["--presets"]:
         print(presets())
+    elif arguments[0] == "--leaderboard" and len(arguments) < 3:
+        print(table(read(arguments[1] if arguments[1:] else LEADERBOARD)))
     elif len(arguments) == 1:
         print(card(arguments[0]))
     else:

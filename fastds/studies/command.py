@@ -17,6 +17,8 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the law that members of nowcasts are drawn from"),
+    "domain": ("fastds.studies.domain.run", "whether a network's error grows with the score of its inputs"),
+    "input-ranges": ("fastds.studies.domain.ranges", "the ranges in a card that inputs are scored by"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
     "db-rnn": ("fastds.studies.db_rnn.run", "the tables and figures of the DB-RNN paper, on radar files of your own"),
     "wgan-gp": ("fastds.studies.wgan_gp.run", "the tables and figures of the humidity WGAN-GP paper, on your fields"),

@@ -10,6 +10,7 @@ import torch
 
 from fastds import models
 from fastds.studies.command import Files
+from fastds.studies.report import write_rows
 from fastds.studies.wgan_gp.methods import variants
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.humidity.config import TrainingConfig
@@ -33,6 +34,7 @@ class StudyConfig:
         output: folder of the trainings.
         threads: of torch; None leaves them as they are.
         json: file for all numbers.
+        leaderboard: a file of rows, see fastds/models/README.md, that the scores of model are added to; None: none.
     """
 
     data: Files
@@ -44,6 +46,7 @@ class StudyConfig:
     output: str = "study-humidity"
     threads: int | None = None
     json: str | None = None
+    leaderboard: str | None = None
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
@@ -53,6 +56,8 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 def study(config: StudyConfig) -> str | None:
     """What `fastds study humidity` does: prints the tables, returns the JSON file, where one was asked for."""
+    if config.leaderboard is not None and config.model is None:
+        raise ValueError("leaderboard needs the argument model, whose scores are added")
     training = parse_training(["--config", config.training, "--data.path", config.data.path])
     if config.model is None:
         training = dataclasses.replace(training, output=config.output, threads=config.threads, progress=False)
@@ -62,9 +67,22 @@ def study(config: StudyConfig) -> str | None:
             torch.set_num_threads(config.threads)
         tables = score({"generator": models.load(config.model)}, training, config.members, config.seed)
     print("\n\n".join(format_table(table) for table in tables))
+    if config.leaderboard is not None:
+        write_rows(config, models.load_card(config.model).name, leaderboard_rows(tables, config.training))
     if config.json:
         pathlib.Path(config.json).write_text(json.dumps(tables, indent=1))
     return config.json
+
+
+def leaderboard_rows(tables: list[dict[str, dict]], training: str) -> list[dict]:
+    """PSNR of the ensemble's mean and of the field without noise less bicubic interpolation's, of every test region."""
+    rows = []
+    for number, found in enumerate(tables, 1):
+        for name in ("ensemble mean", "no noise"):
+            gain = found[f"generator, {name}"]["psnr"] - found["bicubic"]["psnr"]
+            told = {"task": "humidity", "data": f"test region {number} of {training}", "better": "higher"}
+            rows.append(told | {"score": f"PSNR less bicubic's in dB, {name}", "value": round(gain, 4)})
+    return rows
 
 
 def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 0) -> list[dict[str, dict]]:

@@ -13,7 +13,7 @@ from fastds import models
 from fastds.data import RAIN_THRESHOLDS, open_dataset
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.report import write_study
+from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import counted
@@ -97,6 +97,8 @@ class StudyConfig:
         members: of ensembles, which are compared with pysteps' STEPS, S-PROG and extrapolation instead; output is then
             the folder that keeps the scores of every start, none: study-nowcast.
         window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
+        leaderboard: a file of rows, see fastds/models/README.md, that the scores are added to; None: none. Not with
+            against or members.
     """
 
     data: Files
@@ -109,6 +111,7 @@ class StudyConfig:
     report: str | None = None
     members: int | None = None
     window: int = 256
+    leaderboard: str | None = None
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
@@ -124,18 +127,37 @@ def study(config: StudyConfig) -> str | None:
         check_report(config.report)
     if config.members is not None:
         return _ensembles(config)
+    if config.leaderboard is not None and config.against is not None:
+        raise ValueError(f"leaderboard must be left out with against={config.against}")
     scores: dict[str, NowcastTable] = {}
     with computing(None, settle(None, config.threads)):
-        table(config.data.path, config.model, config.starts, config.smooth, config.output, config.against, scores)
+        options = config.starts, config.smooth, config.output, config.against, scores
+        results = table(config.data.path, config.model, *options)
+    if config.leaderboard is not None:
+        write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
     if config.report is not None:
         _write_report(config, scores)
     return config.output
 
 
+def leaderboard_rows(results: dict[str, dict]) -> list[dict]:
+    """Of every file, with its summary, the squared error over extrapolation's and CSI at 2 mm/h less its, of means over
+    leads."""
+    rows = []
+    for file, found in results.items():
+        shared = {"task": "nowcast", "data": file, "cases": found["starts"]}
+        mse = {"score": "squared error in dBZ over extrapolation's", "better": "lower"}
+        csi = {"score": "CSI at 2 mm/h less extrapolation's", "better": "higher"}
+        rows.append(shared | mse | {"value": round(found["mse"] / found["mse of extrapolation"], 4)})
+        rows.append(shared | csi | {"value": round(found["csi 2"] - found["csi 2 of extrapolation"], 4)})
+    return rows
+
+
 def _ensembles(config: StudyConfig) -> str:
     if config.members < 2 or config.window < 64:
         raise ValueError(f"members must be at least 2 and window 64, got {config.members} and {config.window}")
-    for name, given in (("against", config.against is not None), ("smooth", config.smooth)):
+    left_out = {"against": config.against is not None, "leaderboard": config.leaderboard is not None}
+    for name, given in (left_out | {"smooth": config.smooth}).items():
         if given:
             raise ValueError(f"{name} must be left out with members={config.members}")
     from fastds.studies.nowcast_ensembles import compare

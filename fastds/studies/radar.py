@@ -7,6 +7,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -18,7 +19,8 @@ from fastds.metrics.errors import CEILING_DBZ
 from fastds.models.baselines import advection
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.report import write_study
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import number_text, score_table
@@ -146,6 +148,7 @@ class StudyConfig:
         ssim: compute the model's structural similarity, too (slow).
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the table; None: none.
+        leaderboard: a file of rows, see fastds/models/README.md, that errors over advection's are added to; None: none.
     """
 
     data: Files
@@ -156,6 +159,7 @@ class StudyConfig:
     ssim: bool = False
     threads: int | None = None
     report: str | None = None
+    leaderboard: str | None = None
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
@@ -171,6 +175,24 @@ def study(config: StudyConfig) -> None:
         results = table(config.data.path, config.model, config.floors, config.files, config.modes, config.ssim)
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results)])
+    if config.leaderboard is not None:
+        write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
+
+
+def leaderboard_rows(results: dict) -> list[dict]:
+    """The error over advection's of every file, and its mean over the files of a floor and way of coarsening with an
+    interval by drawing files."""
+    rows, means = [], {}
+    for (file, floor, mode), row in results.items():
+        found = row["model"]["mse_total"] / row["advection"]["mse_total"]
+        score = f"squared error above {floor:g} dBZ over advection's, coarsened by {mode}"
+        rows.append({"data": file, "score": score, "value": round(found, 4)})
+        means.setdefault(score, []).append(found)
+    for score, found in means.items():
+        labels = np.arange(len(found)).reshape(-1, 1)
+        mean = Estimate.of(np.array(found), labels)
+        rows.append({"data": "mean of the test radars", "score": score, "value": mean, "cases": len(found)})
+    return [{"task": "radar", "better": "lower"} | row for row in rows]
 
 
 def _score_table(results: dict) -> Table:

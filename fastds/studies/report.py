@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML report of a study: its tables, curves and options."""
+"""What studies write: an HTML report of tables, curves and options, and rows of a leaderboard."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastds._outputs import is_command
+from fastds.models import leaderboard
 from fastds.report import Chart, Page
+from fastds.studies.common.bootstrap import Estimate
 from fastds.tasks.common.reports import facts, flat
 
 if TYPE_CHECKING:
@@ -20,3 +26,25 @@ def write_study(
     """Write the page config.report. title, tables, notes, charts: see Page; config: a StudyConfig with a model."""
     told = facts(config.model, dict(flat(dataclasses.asdict(config))), {})
     Page(title, told, tables, notes, charts=charts).write(config.report)
+
+
+def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows of a model to the file config.leaderboard; values are numbers, or Estimates with their intervals."""
+    told = command_line(config)
+    made = [leaderboard.Row(model=model, command=told, **(row | _value(row["value"]))) for row in rows]
+    leaderboard.add(config.leaderboard, made)
+    print(f"added {len(made)} rows to {config.leaderboard}")
+
+
+def command_line(config: Any) -> str:
+    """The command that a study was started by, with files of the machine by their names alone."""
+    words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
+    words = [word.replace(config.data.path, "FOLDER") for word in words]
+    return shlex.join(["fastds", *(word for word in words if not word.startswith("--leaderboard"))])
+
+
+def _value(value: float | Estimate) -> dict[str, float | None]:
+    if not isinstance(value, Estimate):
+        return {"value": value}
+    low, high = (None if math.isnan(end) else round(end, 4) for end in value[1:])
+    return {"value": round(value.mean, 4), "low": low, "high": high}

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks share when they run a network over data: the model, large arrays, files, the range a model was trained
-for."""
+"""What the tasks share when they run a network over data: the model, large arrays, files."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ import errno
 import math
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
@@ -30,8 +28,6 @@ from fastds.models import ModelCard, load
 
 # Fields larger than this are kept in a file while a command runs.
 MAPPED_BYTES = 256 << 20
-# The range of a card is judged where a warning would be true beyond doubt.
-TOLERANCE = 1.05
 
 
 @dataclasses.dataclass
@@ -190,19 +186,3 @@ def mean_spacing_m(source: ReflectivityInput) -> float | None:
     """Geometric mean of the grid spacing along y and x, metres; None where the coordinates do not tell."""
     spacing = grid_spacing_m(source.raw)
     return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])
-
-
-def warn_outside(card: ModelCard, values: Iterable[tuple], stacklevel: int) -> None:
-    """Warn (UserWarning) where the data lie outside the range the model was trained for.
-
-    values: (what, value or None, (lowest, highest) or None, unit).
-    """
-    for what, value, limits, unit in values:
-        if value is None or limits is None or limits[0] / TOLERANCE <= value <= limits[1] * TOLERANCE:
-            continue
-        warnings.warn(
-            f"the {what} of {value:.4g} {unit} is outside the range that {card.name} was trained for, "
-            f"{limits[0]:g} to {limits[1]:g} {unit}: expect larger errors",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )

@@ -71,7 +71,7 @@ def run(
     checkpoint is written.
     """
     output = make_folder(config)
-    best = export(output)
+    best = export(output, data.input_ranges())
     chosen = {
         "accelerator": config.device,
         "devices": config.devices,
@@ -161,11 +161,11 @@ class ExportBest(callbacks.Callback):
     step as validation.csv, which is the same after a kill: the errors are part of the checkpoint.
 
     First in the list of callbacks, so that it sees the averaged weights. Subclasses give validated(trainer, module):
-    the network to save, the metrics for its card, and its error.
+    the network to save, the metrics for its card, and its error. input_ranges: for its card.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self.folder, self.best = folder, float("inf")
+    def __init__(self, folder: pathlib.Path, input_ranges: dict[str, list[float]] | None = None):
+        self.folder, self.input_ranges, self.best = folder, input_ranges or {}, float("inf")
         self.start: dict = {}  # scores of the weights that the training started from
         self.errors: dict[int, float] = {}  # by step
 
@@ -173,6 +173,7 @@ class ExportBest(callbacks.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         network, network.card.metrics, error = self.validated(trainer, module)
+        network.card.input_ranges, network.card.seeds = self.input_ranges, [module.config.seed]
         if trainer.state.fn == "validate":  # by itself, before the first step
             self.start = network.card.metrics.get("validation", {})
         if self.start:

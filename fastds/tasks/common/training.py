@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastds.tasks.common.config import RunConfig, SupervisedConfig
 from fastds.tasks.common.lightning_extra import L
+from fastds.tasks.domain.score import ranges_of
 
+_LOOKED_AT = 64  # samples whose statistics make the ranges of a card
 _PATIENCE = 5  # steps in a row whose loss or gradient may be not finite
 
 
@@ -65,6 +67,14 @@ class SampleData(L.LightningDataModule):
         self.start = start or (lambda: self.trainer.global_step * config.batch_size)
         self.validation_batch = config.batch_size
         self.training = self.validation = None
+
+    def statistics(self, sample: dict) -> dict[str, float]:
+        """Of the input of a training sample, see fastds.tasks.domain.statistics; none by default."""
+        return {}
+
+    def input_ranges(self, samples: int = _LOOKED_AT) -> dict[str, list[float]]:
+        """The ranges of the statistics of so many training samples, for a card."""
+        return ranges_of(self.statistics(self.training[i]) for i in range(min(samples, len(self.training))))
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size

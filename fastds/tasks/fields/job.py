@@ -107,6 +107,7 @@ class FieldsJob:
         """Attributes that say how the file was made; the factor is a number, or one for rows and one for columns."""
         rows, columns = self.method.factor(*self.target)
         settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.computed.attributes()
+        settings |= self.method.domain.attributes()
         card = getattr(self.method.model, "card", None)
         if card is not None and card.licence:
             settings["fastds_model_licence"] = card.licence

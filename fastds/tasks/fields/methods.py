@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -30,6 +31,8 @@ from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.inr_query.points import from_index, from_latlon
 from fastds.tasks.common.inference import check_static, loaded
 from fastds.tasks.common.settings import device_of
+from fastds.tasks.domain.score import Domain, domain_of, evenly
+from fastds.tasks.domain.statistics import of_fields
 from fastds.tasks.fields.geometry import Geometry
 
 DEFAULT_MODEL, FALLBACK = "inr-small", "bicubic"
@@ -65,9 +68,7 @@ class Fields:
 
     def fields(self) -> Iterator[tuple[dict, Tensor]]:
         """({leading dimension: index}, (1, C, H, W) float32), read one after another; what is implausible is NaN."""
-        for at in self._places():
-            fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
-            yield at, torch.from_numpy(np.stack(fields))[None]
+        return ((at, self._field(at)) for at in self._places())
 
     def check(self, stacklevel: int) -> None:
         """Warn (UserWarning) where values of a variable are implausible or all missing. Raises: ValueError where more
@@ -77,6 +78,11 @@ class Fields:
             said = f"every value of variable {n} is missing, and so is the output"
             form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
             check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
+
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """How far the fields lie from what a network was trained on; warns (UserWarning) where they lie outside."""
+        return Domain(self.name)
 
     def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
         """How many times finer a grid of coordinates is, along rows and columns; of a single one `most`."""
@@ -88,6 +94,11 @@ class Fields:
     def _places(self) -> Iterator[dict]:
         for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
             yield dict(zip(self.lead, index, strict=True))
+
+    def _field(self, at: dict) -> Tensor:
+        """(1, C, H, W) float32 at an index of the leading dimensions; what is implausible is NaN."""
+        fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
+        return torch.from_numpy(np.stack(fields))[None]
 
     def _values(self, name: str, at: dict) -> np.ndarray:
         """(H, W) float32 of a variable at an index of its leading dimensions."""
@@ -134,6 +145,16 @@ class FieldModel(Fields):
         self.predicted, self.most = list(model.predicted), model.max_scale
         self.static, self.origin = self._static(static)
         model.set_periodic(grid.periodic)
+
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """See Fields; by some fields evenly over all."""
+        card, places = self.model.card, list(self._places())
+        looked_at = [places[k] for k in evenly(len(places))] if card.input_ranges else []
+        wanted = [variable["name"] for variable in card.input_variables]
+        found = domain_of(card, inputs=[of_fields(self._field(at)[0], wanted) for at in looked_at])
+        found.warn(stacklevel=4)
+        return found
 
     def _static(self, static) -> tuple[Tensor | None, str]:
         """The maps (1, S, H, W) that the model reads and where they came from."""

@@ -103,7 +103,7 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     """What `downscale` would make of a dataset by a network or method of this name, for the user. Raises: ValueError
     where it does not fit. The model says which variables it takes; var does not matter."""
     method, _ = pick_method(name, dataset, geometry(dataset))
-    return f"{', '.join(method.names)} at any scale"
+    return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", method.domain.text())))
 
 
 def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
@@ -135,7 +135,8 @@ def query(
             the names lat and lon (others are kept); or a CSV file of such columns.
         outside: of a regional domain, "error", "nan" or "clamp".
 
-    Returns: rows {columns of the point, leading coordinates, name: model value, name_bilinear: interpolated value}.
+    Returns: rows {columns of the point, leading coordinates, name: model value, name_bilinear: interpolated value,
+        fastds_out_of_domain and, where something is outside, fastds_out_of_domain_by: see fastds.tasks.domain.score}.
 
     Raises: ValueError: data, model or points that do not fit.
     """
@@ -145,6 +146,7 @@ def query(
         grid = geometry(dataset)
         fields = FieldModel(model, dataset, grid, static)
         fields.check(stacklevel=3)
+        judged = fields.domain.attributes()
         where = from_latlon(
             latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside
         )
@@ -159,7 +161,7 @@ def query(
                 row = station | at
                 for k, c in enumerate(fields.predicted):
                     row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(plain[q, c])}
-                rows.append(row)
+                rows.append(row | judged)
     return rows
 
 

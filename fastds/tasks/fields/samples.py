@@ -15,6 +15,7 @@ from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
 from fastds.tasks.common.training import SampleData
+from fastds.tasks.domain.statistics import of_fields
 from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import scored_margin
 
@@ -119,3 +120,7 @@ class FieldData(SampleData):
                 f"data: {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
                 f"validation, at least {least} rows and columns are needed for data.test_scales {config.test_scales}"
             )
+
+    def statistics(self, sample: dict) -> dict[str, float]:
+        """See SampleData."""
+        return of_fields(sample["x"], self.config.variables)

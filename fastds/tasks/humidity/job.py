@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import xarray as xr
 import fastds
 from fastds.data import add_history, refine_grid
 from fastds.data.grid.grids import scalar_coordinates
-from fastds.data.grid.plausible import plausible_values
+from fastds.data.grid.plausible import plausible_values, without_missing
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
@@ -23,6 +24,8 @@ from fastds.tasks.common.inference import Report, loaded
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import computing, device_of, settle
+from fastds.tasks.domain.score import Domain, domain_of, evenly
+from fastds.tasks.domain.statistics import texture
 from fastds.tasks.fields.geometry import geometry
 
 # Columns beyond the seam. 8, 32 and half a turn leave the same difference to a rolled field, 0.02 to 0.07 % of humidity
@@ -47,7 +50,6 @@ class HumidityJob:
         self.members, self.seed, self.level = members, seed, level
         self.humid = _is_humidity(model, self.field)
         self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
-        warn_of_level(model.card, self.field)
         dims = (("realization",) if members else ()) + self.field.dims
         count, *plane = self.field.shape
         shape = *((members,) if members else ()), count, *(n * model.config["scale"] for n in plane)
@@ -93,10 +95,15 @@ class HumidityJob:
         out = out.assign_attrs(dict(self.dataset.attrs) | self._settings())
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """How far the field lies from what the model was trained on; warns where it lies outside."""
+        return humidity_domain(self.model.card, self.field)
+
     def _settings(self) -> dict:
         """Attributes that say how the file was made."""
         card = self.model.card
-        settings = {
+        settings = self.domain.attributes() | {
             "fastds_task": "humidity", "fastds_model": card.name, "fastds_scale": self.model.config["scale"],
             "fastds_coarsening": card.coarsening, **self.computed.attributes(),
         }  # fmt: skip
@@ -166,17 +173,22 @@ def _goes_round(dataset: xr.Dataset, field: xr.DataArray) -> bool:
     return grid.names[1] == field.dims[-1] and grid.periodic
 
 
-def warn_of_level(card: ModelCard, field: xr.DataArray) -> None:
-    """Warn (UserWarning) of a field at another pressure than the card names."""
-    trained = [level for variable in card.input_variables for level in variable.get("levels_hPa", [])]
-    level = pressure_hpa(field)
-    if trained and level is not None and min(abs(level - known) for known in trained) > 0.5:
-        named = " and ".join(f"{known:g}" for known in trained)
-        warnings.warn(
-            f"variable {field.name} is at {level:g} hPa, {card.name} was trained at {named} hPa: expect larger errors",
-            UserWarning,
-            stacklevel=4,
-        )
+def humidity_domain(card: ModelCard, field: xr.DataArray) -> Domain:
+    """A field (time, y, x) against a model's card, by some times evenly over all; warns (UserWarning) where it lies
+    outside."""
+    looked_at = evenly(len(field)) if card.input_ranges else []
+    fields = (torch.from_numpy(without_missing(field[k].values, field.attrs)) for k in looked_at)
+    found = judge(card, pressure_hpa(field), [texture(values) for values in fields])
+    found.warn(stacklevel=4)
+    return found
+
+
+def judge(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]]) -> Domain:
+    """Fields against a model's card; pressure: of all of them, hPa; inputs: texture of each. Another pressure is named
+    and does not count: the error at other levels is told by their texture, see fastds/studies/README.md."""
+    levels = [level for variable in card.input_variables for level in variable.get("levels_hPa", [])]
+    limits = (min(levels), max(levels)) if levels else None
+    return domain_of(card, inputs=inputs, named=[("pressure", pressure, limits, "hPa")])
 
 
 def _draw(

@@ -17,7 +17,7 @@ from fastds.models import load_card
 from fastds.tasks.common.inference import Report, check_truth_file, file_to_file, loaded
 from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.humidity.job import HumidityJob, warn_of_level
+from fastds.tasks.humidity.job import HumidityJob, humidity_domain
 
 
 def downscale(
@@ -54,7 +54,7 @@ def downscale(
     Raises:
         ValueError: another model, members below 1, missing values, humidity far outside [0, 105] % or a fraction, or
         a variable or level that is missing or ambiguous. Warns (UserWarning) where humidity is cut to [0, 105] %, and
-        of a field at another pressure than the model was trained at.
+        of pressure and statistics of a field outside the ranges in the model's card.
     """
     computed = {"threads": threads, "precision": precision, "device": device}
     return _run(loaded(model), dataset, members, seed, var, level, computed, progress)
@@ -98,15 +98,15 @@ def downscale_file(
 
 def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     """What `downscale` would make of a dataset by the weights of this name, for the user. Raises: ValueError where they
-    do not fit; warns of another pressure than that of the training."""
+    do not fit; warns of fields outside the ranges of the training."""
     card = load_card(name)
     field = choose_field(dataset, var)
     wanted = {str(v.get("standard_name")) for v in card.input_variables}
     found = str(field.attrs.get("standard_name", "no standard_name"))
     if found not in wanted:
         raise ValueError(f"variable {field.name} is {found}, the model was trained for {', '.join(sorted(wanted))}")
-    warn_of_level(card, field)
-    return f"{field.name} at {card.space_factor} times the resolution"
+    told = f"{field.name} at {card.space_factor} times the resolution", humidity_domain(card, field).text()
+    return "; ".join(filter(None, told))
 
 
 def _run(model, dataset, members, seed, var, level, computed, progress, check=None) -> xr.Dataset:

@@ -14,6 +14,7 @@ from fastds.data.grid.plausible import MEND_FIRST, plausible_values
 from fastds.data.samples.fields import check_values, choose_field, coarsen_fields, days, split_days
 from fastds.tasks.common.folders import usable_files
 from fastds.tasks.common.training import SampleData
+from fastds.tasks.domain.statistics import texture
 from fastds.tasks.humidity.config import DataConfig
 
 ROLES = ("train", "validation", "test")
@@ -144,6 +145,10 @@ class HumidityData(SampleData):
         self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed
+
+    def statistics(self, sample: dict) -> dict[str, float]:
+        """See SampleData."""
+        return texture(sample["coarse"] * self.config.range + self.config.offset)
 
     def loader(self, samples: Dataset, **options) -> DataLoader:
         # A loader draws a number when it starts: from a generator of its own, so a resumed run sees the same noise.

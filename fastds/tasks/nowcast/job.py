@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import warnings
@@ -11,23 +12,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, add_history, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
+from fastds.data import prepare as scale_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
+from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
-    TOLERANCE,
     Report,
     mean_spacing_m,
     store,
-    warn_outside,
 )
 from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings, check_settings, computing, settle
 from fastds.tasks.common.tables import counted
+from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
+from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.nowcast.forecasts import (
     PERIOD,
     PROBABILITY,
@@ -160,11 +164,7 @@ class NowcastJob:
             self.ensemble = Ensemble(method.card, options.seed or 0, self.law)
         name = QUANTITIES[options.quantity][0] if options.probability is None else PROBABILITY
         self.variables = {name: ((*lead, REFERENCE, PERIOD, *source.dims[1:]), (*lead.values(), *shape))}
-        ranges = (
-            ("grid spacing", None if spacing is None else self.factor * spacing, card.grid_spacing_m, "m"),
-            ("interval between fields", interval, card.cadence_s, "s"),
-        )
-        warn_outside(card, ranges, stacklevel=4)
+        self.spacing, self.interval = None if spacing is None else self.factor * spacing, interval
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces of so many forecasts."""
@@ -228,7 +228,7 @@ class NowcastJob:
         form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor, "first": self.first}
         out = forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
         return add_history(
-            out.assign_attrs(self.settings), f"fastds {fastds.__version__} nowcast with {self.method.name}"
+            out.assign_attrs(self._told()), f"fastds {fastds.__version__} nowcast with {self.method.name}"
         )
 
     def report(self) -> Report:
@@ -238,7 +238,31 @@ class NowcastJob:
         said += f" of {self.options.drawn} members," * bool(self.ensemble) + f" of {len(leads)} fields"
         said += f" every {leads[0] / 60:g} min"
         notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
-        return Report(self.method.name, self.settings, notes)
+        return Report(self.method.name, self._told(), notes)
+
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """How far the last known fields lie from what the network was trained on; warns where they lie outside."""
+        card, inputs = self.method.card, []
+        for k in evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
+            z = coarse_fields(self.source, list(self.starts[k].frames[-2:]), self.factor, card.floor_dbz)
+            inputs.append(of_echo(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz)))
+        found = judge(card, self.spacing, self.interval, inputs)
+        found.warn(stacklevel=5)
+        return found
+
+    def _told(self) -> dict:
+        """Attributes that say how the file was made."""
+        return self.settings | self.domain.attributes()
+
+
+def judge(card: ModelCard, spacing: float | None, interval: float, inputs: list[dict[str, float]]) -> Domain:
+    """Last known fields against a network's card; spacing: of the forecast's grid, metres; inputs: of_echo of each."""
+    ranges = (
+        ("grid spacing", spacing, card.grid_spacing_m, "m"),
+        ("interval between fields", interval, card.cadence_s, "s"),
+    )
+    return domain_of(card, ranges, inputs)
 
 
 def _coarser(source: ReflectivityInput, factor: int, spacing: float | None, interval: float) -> str:

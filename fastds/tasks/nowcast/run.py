@@ -49,8 +49,8 @@ def nowcast(
         for given settings.
 
     Raises: ValueError for data, settings or models that do not fit, too few fields, and gaps before the start;
-        TypeError for an option that is not there. Warns (UserWarning) where grid spacing or interval lie outside the
-        range in the model's card.
+        TypeError for an option that is not there. Warns (UserWarning) where grid spacing, interval or statistics of
+        motion lie outside the ranges in the model's card.
     """
     return _run(model, dataset, Options(**options), progress, folder=None)[0]
 
@@ -125,7 +125,8 @@ def plan(source: ReflectivityInput) -> str:
     job = NowcastJob(None, source, Options())
     leads, start = job.leads, text_of(job.starts[0].time)
     steps = f"{len(leads)} fields every {leads[0] / 60:g} min from {start}"
-    return "; ".join(text for text in (steps, job.note, job.settings.get("fastds_resolution")) if text)
+    told = steps, job.note, job.settings.get("fastds_resolution"), job.domain.text()
+    return "; ".join(filter(None, told))
 
 
 def _run(model, dataset: xr.Dataset, options: Options, progress: bool, folder, check=None):

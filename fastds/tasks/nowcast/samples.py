@@ -12,6 +12,7 @@ from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
 from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
 from fastds.tasks.common.training import SampleData
+from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.nowcast.config import DataConfig
 
 _ATTEMPTS = 24
@@ -196,6 +197,18 @@ class NowcastData(SampleData):
     def __init__(self, config: DataConfig, moving: bool, seed: int = 0, devices: int = 1):
         super().__init__(config, seed, devices)
         self.moving = moving
+
+    def statistics(self, sample: dict) -> dict[str, float]:
+        """See SampleData; of the last two known fields."""
+        return of_echo(sample["frames"][self.config.known - 2 : self.config.known, 0])
+
+    def input_ranges(self, *samples: int) -> dict[str, list[float]]:
+        """See SampleData; of crops that stay where they are, as those of a forecast do."""
+        if not self.moving or self.config.known < 2:
+            return super().input_ranges(*samples) if self.config.known > 1 else {}
+        fixed = NowcastData(self.config, moving=False, seed=self.seed, devices=self.devices)
+        fixed.setup()
+        return fixed.input_ranges(*samples)
 
     def setup(self, stage: str | None = None) -> None:
         if self.training is not None:

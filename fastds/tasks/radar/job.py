@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 import fastds
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
+from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import is_latitude
 from fastds.data.io.output import fine_dataset, fine_values
+from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
     Report,
     check_static,
     mean_spacing_m,
     store,
-    warn_outside,
 )
 from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
+from fastds.tasks.domain.score import Domain, domain_of, evenly
+from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
 
@@ -85,7 +90,6 @@ class RadarJob:
         """The fine values of the source, or of a part of it."""
         with computing(self.model, self.settings):
             z = self.tiled.run(source, progress, folder)
-        warn_outside_card(self.model.card, source, self.tiled.refiner.motion_px)
         if source.kind == "reflectivity":
             return z
         scale, factor = self.tiled.scale, self.time_factor
@@ -96,12 +100,21 @@ class RadarJob:
         out = fine_dataset(self.source, values[self.source.source_name], self.tiled.scale, self.time_factor)
         said = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
         said += "" if self.maps is None else f"; {self.maps.origin}"
-        return add_history(out.assign_attrs(self.tiled.settings()), said)
+        return add_history(out.assign_attrs(self._told()), said)
 
     def report(self) -> Report:
         """See Job."""
         notes = [self.note, *self.source.notes, *self.tiled.notes()]
-        return Report(self.model.card.name, self.tiled.settings(), notes)
+        return Report(self.model.card.name, self._told(), notes)
+
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """How far the field lies from what the model was trained on; warns where it lies outside."""
+        return radar_domain(self.model.card, self.source)
+
+    def _told(self) -> dict:
+        """Attributes that say how the file was made."""
+        return self.tiled.settings() | self.domain.attributes()
 
 
 def _radar_field(dataset, var, z_r) -> ReflectivityInput:
@@ -135,13 +148,27 @@ def _check_model(model) -> None:
         )
 
 
-def warn_outside_card(card, source: ReflectivityInput, motion_px: float | None) -> None:
+def radar_domain(card: ModelCard, source: ReflectivityInput) -> Domain:
+    """A radar field against a model's card, by some pairs of frames evenly over all; warns (UserWarning) where it lies
+    outside."""
+    pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
+    looked_at = [pairs[k] for k in evenly(len(pairs))] if card.motion_px or card.input_ranges else []
+    frames = (torch.from_numpy(source.frames(list(pair))) for pair in looked_at)
+    inputs = [of_echo(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
+    found = judge(card, mean_spacing_m(source), source.cadence, inputs)
+    found.warn(stacklevel=4)
+    return found
+
+
+def judge(card: ModelCard, spacing: float | None, cadence: float, inputs: list[dict[str, float]]) -> Domain:
+    """Pairs of frames against a model's card; spacing: of the grid, metres; inputs: of_echo of each pair."""
+    motion = [found["motion"] for found in inputs if found]
     ranges = (
-        ("grid spacing", mean_spacing_m(source), card.grid_spacing_m, "m"),
-        ("cadence", source.cadence, card.cadence_s, "s"),
-        ("motion per input step", motion_px, card.motion_px, "pixels"),
+        ("grid spacing", spacing, card.grid_spacing_m, "m"),
+        ("cadence", cadence, card.cadence_s, "s"),
+        ("motion per input step", float(np.median(motion)) if motion else None, card.motion_px, "pixels"),
     )
-    warn_outside(card, ranges, stacklevel=4)
+    return domain_of(card, ranges, inputs)
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarJob:

@@ -45,8 +45,7 @@ class FrameRefiner:
 
     network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
     list of Tile over the coarse grid. after_tile: called after each tile of each pair. static: see run_tiles.
-    Attributes: `motion_px`, the largest 95th percentile of the displacement over echo, coarse pixels per input step;
-    `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
+    Attributes: `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class FrameRefiner:
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
         # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
         self.low = min(floor, WEAKEST_DBZ)
-        self.motion_px = 0.0
         self.observe = None
 
     def refine(self, frames: Iterable[np.ndarray], time_factor: int = 2) -> Iterator[np.ndarray]:
@@ -108,9 +106,7 @@ class FrameRefiner:
         echo = (x > 0).any(0)
         flow, motion = _flow(x), 0.0
         if echo.any():
-            speed = torch.hypot(*flow[0].unbind(1))[:, echo]
-            self.motion_px = max(self.motion_px, torch.quantile(_thin(speed), 0.95).item())
-            motion = speed.max().item()
+            motion = torch.hypot(*flow[0].unbind(1))[:, echo].max().item()
         if self.observe is not None:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
@@ -213,9 +209,3 @@ def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """True within `radius` pixels of a true pixel, in rows and columns, (H, W) bool."""
     around = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * radius + 1, 2 * radius + 1))
     return torch.from_numpy(cv2.dilate(mask.numpy().astype(np.uint8), around)) > 0
-
-
-def _thin(values: torch.Tensor, limit: int = 1_000_000) -> torch.Tensor:
-    """At most `limit` of the values, evenly taken: torch.quantile refuses large inputs."""
-    values = values.flatten()
-    return values[:: max(1, -(-values.numel() // limit))]

@@ -24,7 +24,7 @@ from fastds.tasks.common.inference import (
 )
 from fastds.tasks.common.pieces import is_lazy, lazy
 from fastds.tasks.radar.evaluation import check_truth
-from fastds.tasks.radar.job import RadarJob, warn_outside_card
+from fastds.tasks.radar.job import RadarJob, radar_domain
 from fastds.tasks.radar.methods import pick_model
 
 
@@ -61,7 +61,7 @@ def downscale(
     progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
     dask holds the dataset's field.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
-    Warns (UserWarning) where grid spacing, cadence or motion lie outside the range in the model's card.
+    Warns (UserWarning) where grid spacing, cadence or statistics of motion lie outside the ranges in the model's card.
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device}
@@ -113,8 +113,9 @@ def plan(source: ReflectivityInput) -> str:
     """What `downscale` would make of a radar field by the shipped weights, for the user; warns outside their range."""
     model, note = pick_model()
     frames, height, width = output_shape(source)
-    warn_outside_card(model.card, source, None)
-    return f"{source.source_name} to {frames} fields of {height} x {width}; {note}"
+    made = f"{source.source_name} to {frames} fields of {height} x {width}"
+    told = made, note, radar_domain(model.card, source).text()
+    return "; ".join(filter(None, told))
 
 
 def _run(model, dataset, *, progress=False, folder=None, check=None, **options):

@@ -10,6 +10,7 @@ from fastds.models.baselines import optical_flow
 from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.common.training import SampleData
+from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.radar.config import DataConfig
 
 
@@ -94,6 +95,10 @@ class RadarData(SampleData):
         if self.flow:
             for samples in (self.training, self.validation):
                 samples.cache_flow(lambda keys: tracked(keys, self.progress, "pairs of fields", "optical flow"))
+
+    def statistics(self, sample: dict) -> dict[str, float]:
+        """See SampleData."""
+        return of_echo(sample["x"][:, 0])
 
     def _dynamics(self, blocks: list[fd.TimeBlock]) -> list[DynamicFields] | None:
         """The fields of every block, which dynamic_variables tells of."""

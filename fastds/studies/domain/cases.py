@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases that no training saw: errors of a network over those of the simple method, and the score of the inputs."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastds import data as fd
+from fastds import metrics
+from fastds.data.radar.preparation import COARSENING_MODES
+from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
+from fastds.models.baselines import advection, interpolate, trilinear
+from fastds.studies.common.radar import window_of
+from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors
+from fastds.tasks.common.inference import mean_spacing_m
+from fastds.tasks.domain.score import Domain, domain_of
+from fastds.tasks.domain.statistics import of_echo, of_fields, texture
+from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, scored_margin
+from fastds.tasks.humidity import job as humidity
+from fastds.tasks.humidity.evaluation import sample
+from fastds.tasks.nowcast import job as nowcast
+from fastds.tasks.nowcast.methods import pick_method
+from fastds.tasks.nowcast.starts import coarse_fields
+from fastds.tasks.radar import job as radar
+
+RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
+# Radars that nowcast-small was not trained on.
+_TRAINED = ("radar_fmi_20160928_5min.nc", "radar_knmi_20100826_5min.nc")
+FORECAST = [f for f in RADARS if f not in _TRAINED]
+FORECAST += ["radar_dwd_yw_crop_20180516_5min.nc", "radar_dwd_dx_sw_20080602_5min.nc"]
+# Multiples of a file's cadence and of its grid spacing.
+COARSER = ((1, 1), (2, 1), (3, 1), (6, 1), (1, 2), (1, 4), (2, 2), (3, 4))
+_SIDE, _SAMPLES, _LEADS = 96, 3, 6
+_ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
+_NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
+# File, variable of relative humidity, levels (None: the only one), rows and columns that no training saw.
+HUMIDITY = (
+    (_ERA5, "r", (None,), np.s_[:176, 280:360]),
+    ("meteonet_arpege_2m_NW_01deg_20180501_1h.nc", "r2m", (None,), np.s_[:56, 48:80]),
+    ("era5_surface_025deg_conus_19950714T12.nc", "r2m", (None,), np.s_[:, :]),
+    ("ecmwf_rh_plev_04deg_global_20240101T00.nc", "r", (925, 850, 500), np.s_[:, :]),
+    (_NAM, "r_isobaricInhPa", tuple(range(1000, 50, -50)), np.s_[:, :]),
+)
+
+
+class Case(NamedTuple):
+    """label; block, of cases that are not independent; domain of the inputs; ratio, error over the simple method's."""
+
+    label: str
+    block: str
+    domain: Domain
+    ratio: float
+
+
+def radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Of FC-ZSM: squared error above 15 dBZ over advection's, of a network without flow over trilinear's."""
+    simple = advection if network.config.get("residual") == "advection" else trilinear
+    for file, (start, stop, _) in RADARS.items():
+        store = fd.FrameStore(fd.TimeBlock(str(folder / file), start, stop))
+        spacing, cadence = _grid(folder / file)
+        for interval, scale in COARSER:
+            for mode in COARSENING_MODES if (interval, scale) == (1, 1) else ("dbz", "plain_dbz"):
+                if min(store.shape[1:]) < 32 * scale or not len(store.triples(interval)):
+                    continue
+                triples = fd.EvaluationTriples(store, interval=interval, scale=scale, mode=mode)
+                found = [_radar_errors(network, simple, triples, k) for k in _places(len(triples))]
+                found = [one for one in found if one is not None]
+                if found:
+                    inputs, own, theirs = zip(*found, strict=True)
+                    size = None if spacing is None else 2 * scale * spacing
+                    domain = radar.judge(network.card, size, 2 * interval * cadence, list(inputs))
+                    yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(own) / sum(theirs))
+
+
+def _radar_errors(network: nn.Module, simple: Callable, triples, place: int):
+    """Statistics of the input, squared error of the network and of the simple method, in the window with most echo;
+    None where there is hardly any."""
+    one = triples[place]
+    window = window_of((one["x"] > 0).float().sum((0, 1)), _SIDE)
+    fine = tuple(slice(2 * part.start, 2 * part.stop) for part in window)
+    x, y = one["x"][..., *window], one["y"][..., *fine]
+    valid = metrics.interior(one["valid"][..., *fine].all(0, keepdim=True), MARGIN).expand_as(y)
+    if (x > 0).float().mean() < 0.01:
+        return None
+    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid}])
+    own, theirs = (errors(block, method)["mse_total"] for method in (as_method(network, 15.0), simple))
+    return of_echo(x[:, 0]), own, theirs
+
+
+def nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Of nowcasters: squared error in dBZ over extrapolation's, mean of the first six leads."""
+    methods = [pick_method(network)[0], pick_method("extrapolation")[0]]
+    known, (low, high) = methods[0].known, (network.card.floor_dbz, network.card.ceiling_dbz)
+    for file in FORECAST:
+        spacing, cadence = _grid(folder / file)
+        with fd.open_dataset(folder / file) as dataset:
+            source = fd.to_reflectivity(dataset)
+            for interval, scale in COARSER:
+                steps = min(_LEADS, source.shape[0] // interval - known)
+                if steps < 2:
+                    continue
+                sums, inputs = np.zeros(2), []
+                for first in _places(source.shape[0] - (known + steps - 1) * interval):
+                    frames = [first + k * interval for k in range(known + steps)]
+                    z = coarse_fields(source, frames, scale, low)
+                    echo = torch.from_numpy(np.nan_to_num(z[:known])) > low
+                    z = z[:, *window_of(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
+                    seen = of_echo(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))
+                    valid = np.isfinite(z).all(0)
+                    if min(z.shape[1:]) < 16 or not seen or not valid.any():
+                        continue
+                    inputs.append(seen)
+                    made = (np.asarray(method(z[:known], steps)).clip(low, high) for method in methods)
+                    sums += [np.square(y - z[known:])[:, valid].mean() for y in made]
+                if inputs:
+                    size = None if spacing is None else scale * spacing
+                    domain = nowcast.judge(network.card, size, interval * cadence, inputs)
+                    yield Case(f"{file}, {interval} x {scale}", file, domain, sums[0] / sums[1])
+
+
+def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Of humidity generators: squared error without noise over bicubic interpolation's."""
+    card, scale = network.card, network.config["scale"]
+    for file, name, levels, where in HUMIDITY:
+        for level in levels:
+            with fd.open_dataset(folder / file) as dataset:
+                field = choose_field(dataset, name, level)
+                pressure = pressure_hpa(field)
+                whole = torch.from_numpy(field.values[:2, *where].astype(np.float32)).clamp(0, 105)
+            for coarser in (1, 2, 4):
+                rows, columns = (n // (coarser * scale) * coarser * scale for n in whole.shape[1:])
+                if min(rows, columns) < 8 * coarser * scale:
+                    continue
+                fine = coarsen_fields(whole[:, :rows, :columns], coarser, "mean")
+                coarse = coarsen_fields(fine, scale, card.coarsening)
+                x = (coarse - card.offset) / card.range
+                own = card.physical(sample(network, x[None, :, None], noise="zero")[0, :, 0])
+                ratio = _mse(own, fine) / _mse(interpolate(coarse, scale, "bicubic", "center"), fine)
+                domain = humidity.judge(card, pressure, [texture(one) for one in coarse])
+                at = "" if pressure is None else f" at {pressure:g} hPa"
+                yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
+
+
+def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+    """Of arbitrary-scale networks of r, t, u and z: squared errors over bicubic's, geometric mean of the variables."""
+    names = [variable["name"] for variable in network.card.input_variables]
+    for label, whole in _four_variables(folder):
+        for coarser in (1, 2):
+            fine = torch.nn.functional.avg_pool2d(whole, coarser)
+            for scale in (1.5, 2.0, 3.0, 4.0):
+                if min(fine.shape[2:]) < 12 * scale:
+                    continue
+                x, truth = coarse_and_fine(fine, scale)
+                size, edge = tuple(truth.shape[2:]), scored_margin(scale) - 2
+                inner = (..., slice(edge, -edge), slice(edge, -edge))
+                made = (network(x, size=size), resize_bicubic(x, size))
+                own, plain = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
+                ratio = float((own / plain).log().mean().exp())
+                domain = domain_of(network.card, inputs=[of_fields(x[0], names)])
+                yield Case(f"{label}, cells of {coarser}, x{scale:g}", label, domain, ratio)
+
+
+def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:
+    """Labels and fields (1, 4, H, W): parts of ERA5 that no training saw, and NAM at 19 levels."""
+    with fd.open_dataset(folder / _ERA5) as dataset:
+        era5 = np.stack([dataset[name].squeeze().values for name in "rtuz"], 1).astype(np.float32)
+    for time, first in ((1, 10), (3, 63), (5, 116)):
+        part = era5[time : time + 1, :, first : first + 53, 272:360]
+        yield f"ERA5 at 500 hPa, rows from {first}", torch.from_numpy(part.copy())
+    with fd.open_dataset(folder / _NAM) as dataset:
+        fields = [
+            dataset[f"{name}_isobaricInhPa"] * factor
+            for name, factor in (("r", 1), ("t", 1), ("u", 1), ("gh", 9.80665))
+        ]
+        for level in HUMIDITY[-1][2]:
+            part = np.stack([field.sel(isobaricInhPa=level).values for field in fields])[None]
+            yield f"NAM at {level} hPa", torch.from_numpy(part.astype(np.float32))
+
+
+CASES = {"radar": radar_cases, "nowcast": nowcast_cases, "humidity": humidity_cases, "fields": field_cases}
+
+
+def _grid(path: pathlib.Path) -> tuple[float | None, float]:
+    """Spacing in metres and cadence in seconds of a radar file."""
+    with fd.open_dataset(path) as dataset:
+        source = fd.to_reflectivity(dataset)
+        return mean_spacing_m(source), source.cadence
+
+
+def _places(count: int) -> list[int]:
+    """At most _SAMPLES of so many, evenly taken."""
+    return sorted({round(k) for k in np.linspace(0, count - 1, _SAMPLES)}) if count > 0 else []
+
+
+def _mse(ours: Tensor, truth: Tensor) -> float:
+    return float((ours - truth).square().mean())

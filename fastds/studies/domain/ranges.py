@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranges in the card of weights, made of the samples that they were trained on:
+`fastds study input-ranges --data.path FOLDER --model fczsm-small --output FILE`."""
+
+import dataclasses
+import importlib
+
+from torch import nn
+
+from fastds import models
+from fastds.studies.command import Files
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.config import RunConfig
+from fastds.tasks.common.run_folder import fill_card
+from fastds.tasks.common.training import SampleData
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """Writes weights again with the ranges of statistics of their training samples in the card, and with the fields of
+    the card that their training configuration has and they lack; the numbers of the weights stay.
+
+    Args:
+        data: the folder, or the file, of the training.
+        model: a shipped name or a safetensors file.
+        training: name or file of the configuration it was trained by; none: that of its name.
+        output: the weights file to write.
+        samples: of the training that are looked at.
+    """
+
+    data: Files
+    model: str = "fczsm-small"
+    training: str | None = None
+    output: str = "ranges.safetensors"
+    samples: int = 400
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study input-ranges`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study input-ranges", "Ranges of training inputs.", {})
+
+
+def study(config: StudyConfig) -> str:
+    """What `fastds study input-ranges` does: prints the ranges, returns config.output."""
+    if config.samples < 2:
+        raise ValueError(f"samples must be at least 2, got {config.samples}")
+    model = models.load(config.model)
+    card, training = model.card, training_of(model, config.training or model.card.name, config.data.path)
+    fill_card(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
+    card.input_ranges = training_data(model, training).input_ranges(config.samples)
+    for what, (low, high) in card.input_ranges.items():
+        print(f"{what:20} {low:10.5g} to {high:.5g}")
+    models.save(model, config.output)
+    return config.output
+
+
+def training_of(model: nn.Module, name: str, path: str) -> RunConfig:
+    """A configuration of the training of a model's task, given by its name or file."""
+    options = importlib.import_module(f"fastds.tasks.{model.card.task}.config")
+    return options.parse_arguments(["--config", name, "--data.path", path])
+
+
+def training_data(model: nn.Module, config: RunConfig) -> SampleData:
+    """The samples of a training."""
+    task = model.card.task
+    data = importlib.import_module(f"fastds.tasks.{task}.samples")
+    if task == "radar":
+        made = data.RadarData(config.data, flow=False, seed=config.seed)
+    elif task == "nowcast":
+        made = data.NowcastData(config.data, moving=False, seed=config.seed)
+    elif task == "humidity":
+        made = data.HumidityData(config.data, model.config["scale"], config.seed, start=lambda: 0)
+    else:
+        made = data.FieldData(config.data, seed=config.seed)
+    made.setup("fit")
+    return made

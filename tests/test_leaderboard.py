@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The leaderboard: rows that studies add, one sentence for a bad one, what `fastds models` prints of it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from fastds import models
+from fastds.cli import main
+from fastds.models import leaderboard
+from fastds.models.leaderboard import Row, add, read, table
+from fastds.studies import humidity, nowcast, radar, report
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.domain import run as domain
+from fastds.studies.domain.cases import Case
+from fastds.tasks.domain.score import Departure, Domain
+
+ROW = {
+    "task": "radar", "model": "mine", "data": "a.nc", "score": "error", "better": "lower", "value": 0.9,
+    "command": "fastds study radar", "low": 0.8, "high": 1.0, "cases": 3,
+}  # fmt: skip
+
+
+def test_rows_are_added_replaced_and_read_again(tmp_path):
+    file = tmp_path / "board.json"
+    add(file, [Row(**ROW), Row(**ROW | {"model": "other", "value": 0.85})])
+    add(file, [Row(**ROW | {"value": 0.95})])
+    assert {row.model: row.value for row in read(file)} == {"mine": 0.95, "other": 0.85}
+    assert file.read_text().count("\n") == 4  # a line a row, so that two people's rows merge
+    assert [p.name for p in tmp_path.iterdir()] == ["board.json"]
+
+
+def test_the_best_row_comes_first():
+    lower = [Row(**ROW), Row(**ROW | {"model": "best", "value": 0.85, "low": None, "high": None, "cases": None})]
+    assert table(lower).splitlines() == [
+        "radar, a.nc: error (lower is better)",
+        "  best                     0.85",
+        "  mine                     0.9 [0.8, 1], 3 cases",
+    ]
+    higher = [Row(**ROW | {"better": "higher"}), Row(**ROW | {"better": "higher", "model": "best", "value": 1.0})]
+    assert table(higher).splitlines()[1].split()[0] == "best"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"value": "x"}, "row 2: value must be a number, got 'x'"),
+        ({"value": float("nan")}, "row 2: value must be a number, got nan"),
+        ({"cases": 0}, "row 2: cases must be a whole number above 0, got 0"),
+        ({"cases": 1.5}, "row 2: cases must be a whole number above 0, got 1.5"),
+        ({"data": ""}, "row 2: data must be a text, got ''"),
+        ({"task": "rain"}, "row 2: task must be one of radar, nowcast, fields, humidity, got 'rain'"),
+        ({"better": "most"}, "row 2: better must be one of lower, higher, got 'most'"),
+        ({"low": 0.95}, "row 2: low and high must enclose value 0.9, got 0.95 and 1.0"),
+        ({"low": None}, "row 2: low and high must enclose value 0.9, got None and 1.0"),
+        ({"speed": 1}, "row 2: there is no key 'speed'; the keys are task, model"),
+        ({"command": ...}, "row 2: the key command is missing"),
+        ([], "row 2: expected an object with the keys task, model"),
+    ],
+)
+def test_a_bad_row_is_one_sentence(tmp_path, capsys, change, sentence):
+    bad = change if isinstance(change, list) else {k: v for k, v in (ROW | change).items() if v is not ...}
+    (tmp_path / "board.json").write_text(json.dumps([ROW, bad]))
+    assert main(["models", "--leaderboard", str(tmp_path / "board.json")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+    with pytest.raises(ValueError, match="row 2"):
+        add(tmp_path / "board.json", [Row(**ROW)])
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("{}", "a list of rows, got dict"), ("[", "is not JSON")])
+def test_what_is_no_leaderboard_is_refused(tmp_path, text, sentence):
+    (tmp_path / "board.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        read(tmp_path / "board.json")
+
+
+def test_a_study_with_a_bad_row_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="the row of mine: value must be a number"):
+        add(tmp_path / "board.json", [Row(**ROW | {"value": float("nan")})])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_rows(capsys):
+    rows = read()
+    assert rows and len({row.key for row in rows}) == len(rows)
+    shipped = models.available(pretrained=True)
+    assert {row.model for row in rows} <= set(shipped) and not any("/work" in row.command for row in rows)
+    assert main(["models", "--leaderboard"]) == 0
+    assert all(row.text() in capsys.readouterr().out for row in rows[:1])
+
+
+def test_a_card_shows_its_rows_limits_and_training(capsys):
+    assert main(["models", "inr-small"]) == 0
+    said = capsys.readouterr().out
+    assert "leaderboard:" in said and "limits:" in said and "seeds: [0]" in said and "input_ranges:" in said
+    assert "picture: fastds/models/pictures/inr-small.png" in said
+    assert main(["models", "fczsm-small"]) == 0
+    assert "training_hours: 2.6" in capsys.readouterr().out
+
+
+# ---- what studies add
+
+
+def config(tmp_path, study, **options):
+    return study.StudyConfig(data=radar.Files("/data/folder"), leaderboard=str(tmp_path / "board.json"), **options)
+
+
+def test_radar_rows(tmp_path, capsys):
+    results = {
+        (f"{k}.nc", 15.0, mode): {"model": {"mse_total": value}, "advection": {"mse_total": 2.0}}
+        for mode in ("dbz", "linear_z")
+        for k, value in enumerate((1.6, 1.8, 2.0, 1.7, 1.9))
+    }
+    report.write_rows(config(tmp_path, radar), "net", radar.leaderboard_rows(results))
+    rows = {(row.data, row.score): row for row in read(tmp_path / "board.json")}
+    assert len(rows) == 12 and "added 12 rows" in capsys.readouterr().out
+    score = "squared error above 15 dBZ over advection's, coarsened by dbz"
+    assert rows["1.nc", score].value == 0.9 and rows["1.nc", score].low is None
+    mean = rows["mean of the test radars", score]
+    assert mean.value == pytest.approx(0.9) and 0.8 < mean.low < mean.value < mean.high < 1 and mean.cases == 5
+
+
+def test_humidity_rows_and_their_refusal(tmp_path):
+    table = {"generator, ensemble mean": {"psnr": 23.0}, "generator, no noise": {"psnr": 22.5}, "bicubic": {"psnr": 22}}
+    found = {row["score"]: row["value"] for row in humidity.leaderboard_rows([table], "small")}
+    assert found == {"PSNR less bicubic's in dB, ensemble mean": 1.0, "PSNR less bicubic's in dB, no noise": 0.5}
+    with pytest.raises(ValueError, match="leaderboard needs the argument model"):
+        humidity.study(config(tmp_path, humidity))
+
+
+@pytest.mark.parametrize("other", [{"against": "b"}, {"members": 4}])
+def test_nowcast_rows_are_of_one_model_and_its_forecasts(tmp_path, other):
+    with pytest.raises(ValueError, match="leaderboard must be left out with"):
+        nowcast.study(config(tmp_path, nowcast, **other))
+
+
+def cases(noise=0.0):
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0, 3, 60)
+    made = []
+    for k, size in enumerate(scores):
+        what = Departure("grid spacing", 1.0, 2.0, 3.0, "m", float(size))
+        made.append(Case(f"case {k}", f"file {k % 6}", Domain("net", (what,)), float(size + noise * rng.normal())))
+    return made
+
+
+def test_errors_that_grow_with_the_score_are_found_and_others_not(tmp_path):
+    exact, none = (domain.leaderboard_row("radar", cases(noise)) for noise in (0.0, 100.0))
+    assert exact["value"].mean == pytest.approx(1) and exact["value"].low == pytest.approx(1)
+    assert abs(none["value"].mean) < 0.5 and none["value"].low < 0 < none["value"].high
+    report.write_rows(config(tmp_path, domain), "net", [exact])
+    (row,) = read(tmp_path / "board.json")
+    assert (row.value, row.low, row.high, row.cases) == (1.0, 1.0, 1.0, 60)
+    text = domain.summary(cases()).markdown()
+    assert "Of 6 files" in text and "1.00 [1.00, 1.00]" in text
+    outside = sum(case.domain.score > 1.05 for case in cases())
+    assert f"| median error, outside | {outside} |" in text
+    assert domain.case_table(cases()).rows[-1][2] == "grid spacing"
+
+
+def test_the_command_of_a_row_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "is_command", lambda: True)
+    words = ["study", "radar", "--data.path=/data/folder", "--leaderboard=/data/board.json", "--floors=[15]"]
+    monkeypatch.setattr(sys, "argv", ["fastds", *words])
+    assert report.command_line(config(tmp_path, radar)) == "fastds study radar --data.path=FOLDER '--floors=[15]'"
+
+
+def test_estimates_without_an_interval():
+    assert report._value(Estimate(0.5, np.nan, np.nan)) == {"value": 0.5, "low": None, "high": None}
+    assert leaderboard.LEADERBOARD.name == "leaderboard.json"
