@@ -111,7 +111,7 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             job = NowcastJob(model, to_reflectivity(start.dataset), Options(steps=len(start.truth), **options))
-            (name,) = job.variables
+            name = next(iter(job.variables))
             return job.at_once(False, None)[name].values
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
