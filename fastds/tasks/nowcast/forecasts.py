@@ -27,8 +27,8 @@ THRESHOLD, PROBABILITY = "threshold", "probability_of_rainfall_rate_above_thresh
 # 1 where the air of a forecast was outside what was observed at its start.
 OUTSIDE = "from_outside"
 _OUTSIDE_ATTRS = {
-    "long_name": "the air comes from outside the observed area, by the motion of the last fields: the forecast rests on "
-    "no observation there",
+    "long_name": "the air comes from outside the observed area, by the motion of the last fields, and the forecast "
+    "rests on no observation",
     "units": "1",
     "flag_values": np.array([0, 1], np.float32),
     "flag_meanings": "observed not_observed",
