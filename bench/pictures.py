@@ -2,7 +2,7 @@
 """The pictures of the READMEs, one per shipped network, of held-out fields: `python -m bench.pictures DATA_FOLDER`.
 
 Radar pictures show a synthetic event; fields and humidity show ERA5 at 500 hPa, longitudes no training saw (contains
-modified Copernicus Climate Change Service information).
+modified Copernicus Climate Change Service information). The ensemble needs pysteps.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 import fastds
-from fastds.data import coarsen_dataset, open_dataset, synthetic_event
+from fastds.data import coarsen_dataset, open_dataset, rate_to_reflectivity, reflectivity_to_rate, synthetic_event
 from fastds.models.baselines import interpolate
 from fastds.plot import draw_field, save_png
 from fastds.tasks.nowcast.run import nowcast as nowcast_dataset
@@ -65,6 +65,25 @@ def nowcast() -> None:
     row("nowcast-small", "Synthetic rain (dBZ)", panels | {"observed, +30 min": event[name].values[16]}, draw_field)
 
 
+def ensemble() -> None:
+    """Two members and their mean beside a member of pysteps' STEPS."""
+    from pysteps import motion, nowcasts
+
+    event = synthetic_event(seed=11, frames=17, shape=(192, 192))
+    known = event.isel(time=slice(0, 11))
+    options = {"steps": 6, "coarsen": 1, "interval": "5min", "members": 24}
+    members = nowcast_dataset("nowcast-small", known, **options).rainfall_rate.values[:, 5]
+    rain = reflectivity_to_rate(event.reflectivity.values[[8, 9, 10, 16]])
+    decibel = np.where(rain[:3] < 0.1, -15.0, 10 * np.log10(np.maximum(rain[:3], 0.1)))
+    velocity = motion.get_method("lucaskanade")(decibel)
+    threshold = {"precip_thr": -10.0, "kmperpixel": 1.0, "timestep": 5, "seed": 1}
+    steps = nowcasts.get_method("steps")(decibel, velocity, 6, n_ens_members=2, **threshold)[0, -1]
+    panels = {"last field": rain[2], "member 1, +30 min": members[0], "member 2": members[1]}
+    panels |= {"mean of 24": members.mean(0), "STEPS, a member": 10 ** (steps / 10), "observed, +30 min": rain[3]}
+    dbz = {name: rate_to_reflectivity(np.where(field < 0.1, 0, field)) for name, field in panels.items()}
+    row("nowcast-ensemble", "Synthetic rain (dBZ)", dbz, draw_field)
+
+
 def filled(levels, colours):
     def draw(axes, values):
         return axes.imshow(values, vmin=levels[0], vmax=levels[1], cmap=colours, interpolation="nearest")
@@ -101,6 +120,7 @@ def main() -> None:
     folder = parser.parse_args().data
     radar()
     nowcast()
+    ensemble()
     gridded(folder)
 
 

@@ -12,8 +12,9 @@ import fastds
 from fastds import cli
 from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps, fss, reliability_counts, spectral_ratio
+from fastds.models.baselines.rims import local_mean
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
-from fastds.models.ensembles.surroundings import FEATURES, WIDTHS, local_mean
+from fastds.models.ensembles.surroundings import FEATURES, WIDTHS
 from fastds.tasks.nowcast.members import least_echo
 
 LEAST = 0.1  # mm/h: members know no weaker rain
@@ -170,8 +171,28 @@ def test_members_are_dry_or_wet_and_missing_where_the_last_field_is(known, ensem
     assert ensemble.realization.attrs["standard_name"] == "realization" and hole[3, 5]
     assert np.array_equal(np.isnan(values), np.broadcast_to(hole, values.shape))
     there = values[:, :, ~hole]
-    assert (there[there < LEAST * 0.999] == 0).all() and (there == 0).any() and (there > 0).any()
+    assert ensemble.attrs["fastds_dry_below_mm_h"] == LEAST == pytest.approx(there[there > 0].min(), rel=0.05)
+    assert ensemble.attrs["fastds_dry_below_dBZ"] == pytest.approx(10 * np.log10(200 * LEAST**1.6))
+    assert (there[there < LEAST * 0.999] == 0).all() and (there == 0).any()
     assert [ensemble.attrs[f"fastds_{key}"] for key in ("members", "seed", "errors")] == [3, 5, "nowcast-errors"]
+
+
+def test_the_file_says_where_it_rests_on_no_observation(known):
+    """Air that comes from the west by 4 pixels a step: after k steps it is not observed in the first 4 k columns, and
+    as far behind the hole."""
+    z = np.stack([texture(1, (96, 140), 4.0)[:, 30 - 4 * k : 140 - 4 * k] for k in range(5)]) * 10 + 25
+    z[:, 50:60, 70:80] = np.nan
+    drift = known.isel(time=slice(0, 5))
+    drift = drift.assign(reflectivity=drift.reflectivity.copy(data=z.astype(np.float32)))
+    for options in ({}, {"members": 2}, {"probability": [1.0]}):
+        made = fastds.nowcast("extrapolation", drift, steps=3, **options)
+        (field,), mask = made.filter_by_attrs(ancillary_variables="from_outside").data_vars, made.from_outside
+        assert field.startswith(("rainfall_rate", "probability"))
+        assert mask.dims == ("time", "y", "x") and mask.attrs["flag_meanings"] == "observed not_observed"
+        for k in (1, 2, 3):
+            assert mask.values[k - 1, :, : 4 * k - 1].all() and not mask.values[k - 1, :40, 4 * k + 1 :].any()
+            assert mask.values[k - 1, 52:58, 71 + 4 * k : 79 + 4 * k].all()
+    assert "from_outside" not in fastds.nowcast("persistence", drift, steps=1)
 
 
 @pytest.mark.parametrize("members", [{"members": 2}, {"probability": [1.0]}])
@@ -364,4 +385,4 @@ def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
 def test_even_rain_stays(known):
     even = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), 35.0))
     values = rain(fastds.nowcast("extrapolation", even, steps=2, members=2))
-    assert np.nanmin(values[:, 0]) > 1 and 3 < np.nanmean(values[:, 0]) < 8  # 35 dBZ are 5.6 mm/h
+    assert np.nanmin(values[:, 0]) > 1 and 3 < np.nanmean(values[:, 0]) < 10  # 35 dBZ are 5.6 mm/h; no event is even

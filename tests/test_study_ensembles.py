@@ -111,7 +111,11 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     assert main([*words.split(), f"--output={tmp_path / 'study'}", f"--report={tmp_path / 'r.html'}"]) == 0
     said = capsys.readouterr().out
     assert "a.nc: 1 starts" in said and "| 15 | 1 |" in said and "CRPS of the members over that of STEPS" in said
-    assert len(list((tmp_path / "study" / "scores").iterdir())) == 5 and (tmp_path / "study" / "table-1.csv").exists()
+    assert (
+        "| minutes | starts | members | STEPS | difference | their mean forecast | S-PROG | extrapolation | ANVIL |"
+        in said
+    )
+    assert len(list((tmp_path / "study" / "scores").iterdir())) == 6 and (tmp_path / "study" / "table-1.csv").exists()
     assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
     assert (
         main([*words.split(), "--against=x"]) == 2

@@ -41,7 +41,8 @@ RADARS = {
     "radar_dwd_yw_20170816_5min.nc": Radar(3, 6),
     "radar_meteonet_nw_20180312_5min.nc": Radar(3, 12),
 }
-OURS, MEAN, STEPS, SPROG, EXTRAPOLATION = "members", "their mean forecast", "STEPS", "S-PROG", "extrapolation"
+OURS, MEAN, STEPS = "members", "their mean forecast", "STEPS"
+SINGLES = (SPROG, EXTRAPOLATION, ANVIL) = ("S-PROG", "extrapolation", "ANVIL")
 ENSEMBLES = (OURS, STEPS)
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
 _KNOWN, _RATE = 5, RATES.index(2.0)
@@ -63,7 +64,7 @@ def compare(path: str, model: str, members: int, starts: int | None, window: int
     only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
     that is forecast, pixels."""
     folder = StudyFolder(output, {"model": model, "members": members, "window": window})
-    found: dict[str, list[tuple[str, dict]]] = {name: [] for name in (OURS, MEAN, STEPS, SPROG, EXTRAPOLATION)}
+    found: dict[str, list[tuple[str, dict]]] = {name: [] for name in (OURS, MEAN, STEPS, *SINGLES)}
     for file, radar in RADARS.items():
         with open_dataset(pathlib.Path(path) / file) as dataset:
             dataset = _window(dataset, window).load()
@@ -111,7 +112,7 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             job = NowcastJob(model, to_reflectivity(start.dataset), Options(steps=len(start.truth), **options))
-            (name,) = job.variables
+            name = next(iter(job.variables))
             return job.at_once(False, None)[name].values
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
@@ -127,6 +128,7 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
         STEPS: peer("steps", **own_options),
         SPROG: peer("sprog", precip_thr=own_options["precip_thr"]),
         EXTRAPOLATION: peer("extrapolation"),
+        ANVIL: peer("anvil", ar_order=1),  # of three fields
     }
 
 
@@ -137,20 +139,22 @@ def _single(fields: np.ndarray) -> np.ndarray:
 
 def _pysteps(method: Callable, start: Start, **options: Any) -> np.ndarray:
     """Forecasts (M, n, h, w) in mm/h of a method of pysteps, as its examples call it: Lucas-Kanade motion of the last
-    three fields, in dB of mm/h. What comes from outside is dry."""
+    three fields, in dB of mm/h; ANVIL takes mm/h. What comes from outside is dry."""
     from pysteps import motion
 
     rain = np.where(start.rain < WET_RATE, 0, start.rain)
     decibel = np.where(rain > 0, 10 * np.log10(np.maximum(rain, WET_RATE)), _DRY_DB).astype(float)
     if "kmperpixel" in options:
         options = {**options, "timestep": start.cadence}
-    several = "precip_thr" in options
+    several, linear = len(options) > 0, "ar_order" in options
+    given = rain.astype(float) if linear else decibel
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         velocity = motion.get_method("lucaskanade")(decibel)
-        made = method(decibel if several else decibel[-1], velocity, len(start.truth), **options)
-    made = np.nan_to_num(made, nan=_DRY_DB)
-    rates = np.where(made >= 10 * np.log10(WET_RATE), 10 ** (made / 10), 0).astype(np.float32)
+        made = method(given if several else given[-1], velocity, len(start.truth), **options)
+    made = np.nan_to_num(made, nan=0.0 if linear else _DRY_DB)
+    rates = made if linear else np.where(made >= 10 * np.log10(WET_RATE), 10 ** (made / 10), 0)
+    rates = rates.astype(np.float32)
     return rates if rates.ndim == 4 else _single(rates)
 
 
@@ -191,7 +195,7 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
             continue
         own, steps = (_crps_of(found[name], minutes) for name in ENSEMBLES)
         labels = np.arange(len(own))[:, None]
-        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in (MEAN, SPROG, EXTRAPOLATION))
+        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in (MEAN, *SINGLES))
         difference = Estimate.of(own - steps, labels)
         lead = f"{minutes:g}"
         crps.append((lead, str(len(own)), f"{own.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))

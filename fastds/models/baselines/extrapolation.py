@@ -10,6 +10,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from fastds.models.baselines.advection import optical_flow, warp
+from fastds.models.baselines.rims import from_outside, trusted_motion
 from fastds.models.cuda_graph import capturing
 
 # Candidates for the growth of the blur, pixels per step.
@@ -63,10 +64,11 @@ def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
     Args:
         x: (B, N, C, h, w), N >= 2 fields normalised to [0, 1]; NaN where missing; channel 0 gives the motion.
         steps: number of fields to forecast.
-        flow: (B, 2, h, w), see trajectories; None: dense inverse search between the last two fields.
+        flow: (B, 2, h, w), see trajectories; None: dense inverse search between the last two fields, see
+            trusted_motion.
 
-    Returns: (B, steps, C, h, w). Missing pixels take the nearest value before they move, and what comes from outside
-        the grid is the value at its edge. Differentiable in x for a given flow and x without missing values.
+    Returns: (B, steps, C, h, w). What comes from missing pixels or from outside the grid goes from the nearest value to
+        the mean around it, see from_outside. Differentiable in x for a given flow and x without missing values.
 
     Raises: ValueError, TypeError for x, steps or flow of another kind.
 
@@ -75,13 +77,14 @@ def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
     _check(x, steps, 2)
     fields = fill_missing(x)
     if flow is None:
-        flow = optical_flow(fields[:, -2:])[:, 0, 1]
+        flow = trusted_motion(optical_flow(fields[:, -2:])[:, 0, 1], ~x[:, -1, 0].isnan())
     b, c, h, w = fields[:, -1].shape
     if tuple(flow.shape) != (b, 2, h, w):
         raise ValueError(f"flow must have shape {(b, 2, h, w)} to go with x, got {tuple(flow.shape)}")
     paths = trajectories(flow, steps)
     last = fields[:, -1:].expand(-1, steps, -1, -1, -1)
-    return warp(last.flatten(0, 1), paths.flatten(0, 1)).reshape(b, steps, c, h, w)
+    moved = warp(last.flatten(0, 1), paths.flatten(0, 1)).reshape(b, steps, c, h, w)
+    return from_outside(moved, x[:, -1], paths)
 
 
 def trajectories(flow: Tensor, steps: int) -> Tensor:
@@ -105,7 +108,7 @@ def pysteps_extrapolation(x: Tensor, steps: int) -> Tensor:
     """Extrapolation by the package pysteps: Lucas-Kanade motion of all known fields, semi-Lagrangian advection.
 
     x, steps and returns as extrapolation; what pysteps leaves missing, because it comes from outside, is 0: dry,
-    where extrapolation repeats the edge.
+    where extrapolation takes the mean echo near the edge.
 
     Raises: ImportError where pysteps is not installed.
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastds.models.baselines.advection import optical_flow, warp
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
+from fastds.models.baselines.rims import from_outside, trusted_motion
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.network import DBRNN, MSRNN, NowcastModel
 
@@ -15,11 +16,13 @@ _SHARES = (1 / 6, 5 / 6)  # of the flows of the last pairs of frames in the mean
 
 def backward_flow(frames: Tensor) -> Tensor:
     """Displacement (B, 2, H, W) from each pixel to where its echo was one step before, pixels: the weighted mean of the
-    optical flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1].
+    optical flows of the last two pairs of frames (B, m >= 2, 1, H, W) in [0, 1], NaN where missing, as trusted_motion
+    takes it near the rim of the last frame.
     """
-    flows = optical_flow(frames[:, -(len(_SHARES) + 1) :])[:, :, 1]
+    flows = optical_flow(fill_missing(frames[:, -(len(_SHARES) + 1) :]))[:, :, 1]
     shares = flows.new_tensor(_SHARES[-flows.shape[1] :]).view(-1, 1, 1, 1)
-    return (flows * (shares / shares.sum())).sum(1)  # not a product, which autocast would round
+    flow = (flows * (shares / shares.sum())).sum(1)  # not a product, which autocast would round
+    return trusted_motion(flow, ~frames[:, -1, 0].isnan())
 
 
 def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float) -> Tensor:
@@ -53,7 +56,8 @@ class LagrangianRNN(NowcastModel):
 
         d_k = trajectories(backward_flow(x), ...)[k - 1], where what is at p was k steps ago, less p
         l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, of a residual network
-        y_k(p) = l_{m+k}(p + d_k(p)); forecast() gives l_{m+k} the distribution of l_m before, see match_above
+        y_k(p) = l_{m+k}(p + d_k(p)); forecast() gives l_{m+k} the distribution of l_m before, see match_above, and y_k
+        what is expected from outside the observed area, see from_outside
 
     The output layers start at zero: without training the forecast is extrapolation along this flow.
 
@@ -88,32 +92,33 @@ class LagrangianRNN(NowcastModel):
 
     def forward(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> Tensor:
         """Forecast n frames; flow (B, 2, H, W) as backward_flow gives it, None computes it."""
-        return self._roll(frames, steps, flow, matched=False)
+        return self._roll(frames, steps, flow, matched=False)[0]
 
     def with_flow(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> tuple:
         """The arguments of forward, missing values filled, with the flow that it would compute."""
         self._check_frames(frames)
-        frames = fill_missing(frames)
-        return frames, steps, backward_flow(frames) if flow is None else flow
+        return fill_missing(frames), steps, backward_flow(frames) if flow is None else flow
 
     @torch.no_grad()
     def forecast(self, frames: Tensor, steps: int, flow: Tensor | None = None, smooth: bool = False) -> Tensor:
         """The n frames after the known ones, matched to the last known one unless `smooth`, clipped to [0, 1];
         arguments as forward. Known frames without any echo give forecasts without any. Not differentiable.
         """
-        y = self._roll(frames, steps, flow, matched=self.match_above is not None and not smooth).clamp(0, 1)
+        y, paths = self._roll(frames, steps, flow, matched=self.match_above is not None and not smooth)
+        y = from_outside(y, frames[:, -1], paths).clamp(0, 1)
         return torch.where((frames > 0).flatten(1).any(1).view(-1, 1, 1, 1, 1), y, 0)  # NaN > 0 is False
 
-    def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> Tensor:
+    def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> tuple[Tensor, Tensor]:
+        """Forecasts, and the displacements (B, n, 2, H, W) of their air."""
         self._check_frames(frames)
         valid, known = ~frames[:, -1].isnan(), frames.shape[1]
-        frames = fill_missing(frames)
         paths = trajectories(backward_flow(frames) if flow is None else flow, max(steps, known - 1))
+        frames = fill_missing(frames)
         moved = [warp(frames[:, j], paths[:, known - 2 - j]) for j in range(known - 1)]
         still = self.network.roll(torch.stack([*moved, frames[:, -1]], 1), steps)[-1][:, -steps:].to(frames.dtype)
         if matched:
             still = match_intensities(still, frames[:, -1], valid, self.match_above)
-        return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1)
+        return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1), paths[:, :steps]
 
     @staticmethod
     def _check_frames(frames: Tensor) -> None:

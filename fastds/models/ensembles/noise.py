@@ -29,7 +29,7 @@ class MovingNoise:
         valid: (H, W), the pixels whose echo counts.
         last, before: (H, W), the last known field, and the one before moved with the air; without NaN.
         mean: (n, H, W), the forecast, the same unit.
-        rows, columns: (n, H, W), the pixels of the last field whose echo arrives, see Surroundings.
+        rows, columns: (n, H, W), the pixels of the last field whose echo arrives, see Origins.
 
     Source: after Bowler, Pierce and Seed 2006 (STEPS); every wavenumber is a level of its cascade.
     """
@@ -72,7 +72,8 @@ class MovingNoise:
     @classmethod
     def around(cls, around: Surroundings) -> "MovingNoise":
         """The noise of a forecast, its fields and its motion."""
-        fields = around.valid, around.last, around.before, around.mean, around.rows, around.columns
+        origins = around.origins
+        fields = around.valid, around.last, around.before, around.mean, origins.rows, origins.columns
         return cls(*(field.numpy() for field in fields))
 
     def draw(self, seed: Sequence[int], workers: int | None = None) -> Iterator[np.ndarray]:

@@ -24,6 +24,15 @@ QUANTITIES = {
     "reflectivity": ("reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}),
 }
 THRESHOLD, PROBABILITY = "threshold", "probability_of_rainfall_rate_above_threshold"
+# 1 where the air of a forecast was outside what was observed at its start.
+OUTSIDE = "from_outside"
+_OUTSIDE_ATTRS = {
+    "long_name": "the air comes from outside the observed area, by the motion of the last fields, and the forecast "
+    "rests on no observation",
+    "units": "1",
+    "flag_values": np.array([0, 1], np.float32),
+    "flag_meanings": "observed not_observed",
+}
 _PROBABILITY_ATTRS = {"units": "1", "long_name": "share of the members with at least this rain rate"}
 
 
@@ -60,6 +69,7 @@ def forecast_dataset(
     law: tuple[float, float],
     factor: int,
     first: xr.Variable | None = None,
+    outside: Any = None,
 ) -> xr.Dataset:
     """The Dataset of forecasts, values (starts, leads, h, w) in units of the quantity, NaN = missing, of dask, too.
 
@@ -68,6 +78,7 @@ def forecast_dataset(
 
     leads: seconds. quantity: of QUANTITIES. law: (a, b) of Z = a R^b. factor: cells of the source along a cell's side.
     first: the coordinate of a dimension of values before all others, members_of or thresholds_of; None: there is none.
+    outside: (starts, leads, h, w), 1 where the air comes from outside the observed area, else 0; None: not told.
     """
     raw, one = source.raw, len(starts) == 1
     name, attrs = QUANTITIES[quantity]
@@ -89,6 +100,9 @@ def forecast_dataset(
         out, lead = out.assign_coords({first.dims[0]: first}), first.dims
     values = values[(slice(None),) * len(lead) + (0,)] if one else values
     out[name] = xr.Variable((*lead, *dims), values, attrs, {"_FillValue": np.float32("nan")})
+    if outside is not None:
+        out[name].attrs["ancillary_variables"] = OUTSIDE
+        out[OUTSIDE] = xr.Variable(dims, outside[0] if one else outside, dict(_OUTSIDE_ATTRS))
     stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used
     kept = {key: value for key, value in source.dataset.attrs.items() if key not in stale}
     return out.assign_attrs({"Conventions": "CF-1.8", **kept})
@@ -131,6 +145,9 @@ def check_by_valid_time(starts: int, steps: int) -> None:
 
 def by_valid_time(dataset: xr.Dataset) -> xr.Dataset:
     """Forecasts of one start, or of one lead, over (time, y, x) alone; attributes say the start or the lead."""
+    dataset = dataset.drop_vars(OUTSIDE, errors="ignore")
+    for variable in dataset.data_vars.values():
+        variable.attrs.pop("ancillary_variables", None)
     if dataset[REFERENCE].ndim == 0:
         return dataset.assign_attrs(fastds_start=text_of(dataset[REFERENCE].values))
     lead = float(dataset[PERIOD].values[0])

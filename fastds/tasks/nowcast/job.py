@@ -33,6 +33,7 @@ from fastds.tasks.common.tables import counted
 from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.nowcast.forecasts import (
+    OUTSIDE,
     PERIOD,
     PROBABILITY,
     QUANTITIES,
@@ -42,7 +43,7 @@ from fastds.tasks.nowcast.forecasts import (
     members_of,
     thresholds_of,
 )
-from fastds.tasks.nowcast.members import LAW, Ensemble, exceedance
+from fastds.tasks.nowcast.members import LAW, Ensemble, exceedance, from_outside, weakest_echo
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
 
@@ -163,7 +164,10 @@ class NowcastJob:
         if options.drawn:
             self.ensemble = Ensemble(method.card, options.seed or 0, self.law)
         name = QUANTITIES[options.quantity][0] if options.probability is None else PROBABILITY
-        self.variables = {name: ((*lead, REFERENCE, PERIOD, *source.dims[1:]), (*lead.values(), *shape))}
+        dims = REFERENCE, PERIOD, *source.dims[1:]
+        self.variables = {name: ((*lead, *dims), (*lead.values(), *shape))}
+        if method.moves:
+            self.variables[OUTSIDE] = dims, shape
         self.spacing, self.interval = None if spacing is None else self.factor * spacing, interval
 
     def pieces(self, steps: int) -> list[Piece]:
@@ -176,29 +180,30 @@ class NowcastJob:
 
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""
-        return {name: self._values(self.starts[slice(*piece.steps)], False, None) for name in self.variables}
+        return self._values(self.starts[slice(*piece.steps)], False, None)
 
     def at_once(self, progress: bool, folder) -> xr.Dataset:
         """The whole result; folder: where large fields are kept in a file, None: in memory."""
-        return self.result({name: self._values(self.starts, progress, folder) for name in self.variables})
+        return self.result(self._values(self.starts, progress, folder))
 
-    def _values(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
-        """The forecasts of some starts ([members or thresholds,] starts, leads, h, w)."""
+    def _values(self, starts: list[Start], progress: bool, folder) -> dict[str, np.ndarray]:
+        """The forecasts of some starts ([members or thresholds,] starts, leads, h, w), and where they rest on no
+        observation."""
         self.source.check(sorted({frame for start in starts for frame in start.frames}), stacklevel=5)
-        z = self._forecasts(starts, progress, folder)
+        z, outside = self._forecasts(starts, progress, folder)
         if np.isnan(z[0, :, 0]).all() and self.method.known > 1:  # of one field all of it are missing, which check says
             warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 4)
         if self.options.probability is None:
             form = {"quantity": self.options.quantity, "law": self.law, "floor": self.method.card.floor_dbz}
             forecast_values(self.source, z, **form)
-        return z[0] if self.first is None else z
+        return dict(zip(self.variables, (z[0] if self.first is None else z, *outside), strict=True))
 
-    def _forecasts(self, starts: list[Start], progress: bool, folder) -> np.ndarray:
+    def _forecasts(self, starts: list[Start], progress: bool, folder) -> tuple[np.ndarray, list[np.ndarray]]:
         """Forecasts (members or thresholds or one, starts, leads, h, w) in dBZ, or shares; NaN where the last known
-        field is missing."""
-        ((_, shape),) = self.variables.values()
+        field is missing. Where their air comes from outside (starts, leads, h, w), of methods that move echo."""
+        (_, shape), *further = self.variables.values()
         count = 1 if self.first is None else self.first.size
-        z = store((count, len(starts), *shape[-3:]), folder)
+        z, outside = (store((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
         with computing(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
@@ -208,9 +213,11 @@ class NowcastJob:
                 for place, fields in enumerate(self._drawn(known, forecast, start)):
                     z[place, number] = fields
                     z[place, number][:, np.isnan(known[-1])] = np.nan
+                for mask in outside:
+                    mask[number] = from_outside(known, self.method.card.floor_dbz, len(self.leads))
                 if advance is not None:
                     advance()
-        return z
+        return z, list(outside)
 
     def _drawn(self, known: np.ndarray, forecast: np.ndarray, start: Start) -> Iterable[np.ndarray]:
         """The forecast, its members, or how many of them reach the thresholds, each (leads, h, w)."""
@@ -224,8 +231,9 @@ class NowcastJob:
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
-        (forecasts,) = values.values()
+        forecasts, outside = next(iter(values.values())), values.get(OUTSIDE)
         form = {"quantity": self.options.quantity, "law": self.law, "factor": self.factor, "first": self.first}
+        form["outside"] = outside
         out = forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
         return add_history(
             out.assign_attrs(self._told()), f"fastds {fastds.__version__} nowcast with {self.method.name}"
@@ -305,6 +313,7 @@ def _steps(options: Options, interval: float) -> int:
 
 def _settings(method: Method, factor: int, interval: float, options: Options, computed: Settings, law, origin: str):
     """Attributes that say how the file was made."""
+    dry_below = weakest_echo(law) if options.drawn else method.dry_below
     settings = {
         "fastds_version": fastds.__version__,
         "fastds_model": method.name,
@@ -316,8 +325,8 @@ def _settings(method: Method, factor: int, interval: float, options: Options, co
         **computed.attributes(),
         "fastds_floor_dBZ": float(method.card.floor_dbz),
         "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
-        "fastds_dry_below_dBZ": method.dry_below,
-        "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(method.dry_below, law)), 4),
+        "fastds_dry_below_dBZ": dry_below,
+        "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(dry_below, law)), 4),
         "fastds_z_r": f"Z = {law[0]:g} R^{law[1]:g}, {origin}",
     }
     if method.card.licence:

@@ -13,7 +13,8 @@ from torch import Tensor
 from fastds.data import rate_to_reflectivity
 from fastds.data.grid.times import text_of
 from fastds.models import ModelCard, load
-from fastds.models.baselines.extrapolation import fill_missing, trajectories
+from fastds.models.baselines.extrapolation import trajectories
+from fastds.models.baselines.rims import Origins
 from fastds.models.db_rnn.lagrangian import backward_flow
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
 from fastds.tasks.nowcast.windows import WET_RATE
@@ -32,13 +33,25 @@ def known_echo(z: np.ndarray, floor: float) -> Tensor:
 def paths_of(known: Tensor, steps: int) -> Tensor:
     """Where what arrives after 1 ... n steps is now, (n, 2, H, W) pixels, by the motion that networks in the frame of
     the moving air use; known: as known_echo gives it."""
-    frames = fill_missing(known[None, :, None] / _RANGE_DB)
-    return trajectories(backward_flow(frames), steps)[0]
+    return trajectories(backward_flow(known[None, :, None] / _RANGE_DB), steps)[0]
+
+
+def from_outside(z: np.ndarray, floor: float, steps: int) -> np.ndarray:
+    """1 where the air of a forecast (steps, H, W) comes from outside the pixels of the last known field of z (known, H,
+    W) in dBZ that are not missing, else 0."""
+    known = known_echo(z, floor)
+    origins = Origins.of(paths_of(known, steps), ~known[-1].isnan())
+    return (origins.distance > 0).float().numpy()
+
+
+def weakest_echo(z_r: tuple[float, float]) -> float:
+    """The echo of WET_RATE, dBZ: no member has weaker one."""
+    return float(rate_to_reflectivity(np.float64(WET_RATE), z_r))
 
 
 def least_echo(last: np.ndarray, z_r: tuple[float, float]) -> float:
-    """The weakest echo of a field (H, W) in dBZ, at least that of WET_RATE and at most _MOST."""
-    least = float(rate_to_reflectivity(np.float64(WET_RATE), z_r))
+    """The weakest echo of a field (H, W) in dBZ, at least weakest_echo and at most _MOST."""
+    least = weakest_echo(z_r)
     wet = last[last > 0]
     return max(least, min(_MOST, float(np.quantile(wet, _WEAKEST)))) if wet.size else least
 

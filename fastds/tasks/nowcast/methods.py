@@ -62,6 +62,11 @@ class Method:
         """Reflectivity below which a forecast is no echo, dBZ; extrapolation keeps the weak echo that was observed."""
         return float(self.card.floor_dbz) + (DRY_DB if self.model is not None else 0.0)
 
+    @property
+    def moves(self) -> bool:
+        """Whether it moves echo by the motion of several fields."""
+        return self.name not in STILL and self.known > 1
+
     def in_blocks(self, block: int) -> Method:
         """The method started anew from its own forecasts after every `block` fields, for long leads.
 
@@ -81,7 +86,7 @@ class Method:
 
         Raises ValueError for a method that moves nothing or takes one field, whose change cannot be seen.
         """
-        if self.name in STILL or self.known < 2:
+        if not self.moves:
             raise ValueError(
                 f"method {self.name} {'moves nothing' if self.name in STILL else 'takes one field'}, and members need "
                 "the motion of two fields; leave out the arguments members and probability, or take extrapolation"

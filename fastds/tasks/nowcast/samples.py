@@ -158,8 +158,7 @@ def follow(x: Tensor, valid: Tensor, known: int, corner: list[int], crop: int) -
     Returns:
         Fields and valid (T, 1, crop, crop); what lies outside the given fields is not valid.
     """
-    inputs = fill_missing(x[None, :known])
-    flow = backward_flow(inputs)
+    flow, inputs = backward_flow(x[None, :known]), fill_missing(x[None, :known])
     back, ahead = trajectories(flow, known - 1)[0], trajectories(-flow, max(len(x) - known, 1))[0]
     shifts = torch.cat([back.flip(0), torch.zeros_like(back[:1]), ahead[: len(x) - known]])
     rows, columns = (slice(c, c + crop) for c in corner)

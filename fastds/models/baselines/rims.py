@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not observed: the motion near the rim of the observed area, and the echo that comes from outside it."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+_RIM = 8  # pixels from missing ones within which motion is not trusted; from twice that on it is
+_AROUND = 16  # pixels, of the window that motion is taken from there
+_MEMORY = 32.0  # pixels from the observed area over which the edge is forgotten
+_WIDE = 64  # pixels, of the window that the mean echo is taken from
+_LEAST_WEIGHT = 1e-3
+
+
+def local_mean(x: Tensor, width: int) -> Tensor:
+    """Means of fields in a Gaussian window, edges repeated.
+
+    Computed on cells of width / 2 pixels and interpolated, so that a wide window costs no more than a narrow one.
+
+    Args:
+        x: (B, H, W). width: standard deviation, pixels, even.
+
+    Returns: (B, H, W).
+    """
+    cell, (h, w) = width // 2, x.shape[-2:]
+    coarse = F.avg_pool2d(F.pad(x[:, None], (0, -w % cell, 0, -h % cell), mode="replicate"), cell)
+    places = torch.arange(-6, 7, dtype=x.dtype)
+    kernel = torch.exp(-places.square() / 8)
+    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
+    with torch.autocast(x.device.type, enabled=False):
+        coarse = F.conv2d(F.pad(coarse, (0, 0, 6, 6), mode="replicate"), kernel)
+        coarse = F.conv2d(F.pad(coarse, (6, 6, 0, 0), mode="replicate"), kernel.transpose(2, 3))
+    size = [n * cell for n in coarse.shape[-2:]]
+    return F.interpolate(coarse, size, mode="bilinear", align_corners=False)[:, 0, :h, :w]
+
+
+def known_weight(valid: Tensor, width: int) -> Tensor:
+    """Share (H, W) of a Gaussian window that is known, what means over known pixels are divided by; valid: (H, W)."""
+    return local_mean(valid.float()[None], width)[0].clamp(min=_LEAST_WEIGHT)
+
+
+def trusted_motion(flow: Tensor, valid: Tensor) -> Tensor:
+    """Motion that near the rim of the observed area, and outside it, is the mean of the motion further inside.
+
+    Echo that enters looks to any flow like echo that grows out of the rim, which would be drawn out to a fan.
+
+    Args: flow: (B, 2, H, W), pixels. valid: (B, H, W) bool, pixels that were observed.
+
+    Returns: (B, 2, H, W); flow itself where the nearest missing pixel is 16 pixels away or more, and where no pixel is.
+    """
+    return torch.stack([_trusted(*part) for part in zip(flow, valid, strict=True)])
+
+
+def _trusted(flow: Tensor, valid: Tensor) -> Tensor:
+    if valid.all():
+        return flow
+    gaps = torch.from_numpy(distance_transform_edt(valid.cpu().numpy())).float()
+    trust = ((gaps - _RIM) / _RIM).clamp(0, 1)
+    if not trust.any():
+        return flow
+    motion = flow.cpu()
+    parts = torch.cat([motion * trust, trust[None]])
+    parts = local_mean(parts, _AROUND) + _LEAST_WEIGHT * parts.mean((1, 2), keepdim=True)
+    return torch.lerp(parts[:2] / parts[2], motion, trust).to(flow)
+
+
+class Origins(NamedTuple):
+    """Where the air of a forecast was at the start.
+
+    Attributes: rows, columns: (n, H, W), pixels of the last known field, which may lie outside the grid. place: the
+    nearest of the grid, H W numbered by rows. distance: from the nearest pixel that was observed, 0 where it was.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    place: Tensor
+    distance: Tensor
+
+    @classmethod
+    def of(cls, paths: Tensor, valid: Tensor) -> "Origins":
+        """By displacements (n, 2, H, W) in pixels as trajectories gives them; valid: (H, W) bool, what was observed."""
+        h, w = valid.shape
+        rows = (torch.arange(h, device=paths.device).view(-1, 1) + paths[:, 0]).round().long()
+        columns = (torch.arange(w, device=paths.device) + paths[:, 1]).round().long()
+        inside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+        place = inside[0] * w + inside[1]
+        beyond = torch.hypot((rows - inside[0]).float(), (columns - inside[1]).float())
+        gaps = torch.full((h, w), float(h + w))
+        if valid.any():
+            gaps = torch.from_numpy(distance_transform_edt(~valid.cpu().numpy())).float()
+        return cls(rows, columns, place, beyond + gaps.to(place.device).flatten()[place])
+
+
+def from_outside(forecast: Tensor, last: Tensor, paths: Tensor) -> Tensor:
+    """A forecast in which echo that comes from outside the observed area is what is expected there.
+
+        y' = e y + (1 - e) M;  e = exp(-distance / 32)
+
+    distance is that of the air's origin from the nearest observed pixel, M the mean of the observed echo around that
+    place in a Gaussian window of 64 pixels. What was not observed is not drawn out to stripes.
+
+    Args: forecast: (B, n, C, H, W). last: (B, C, H, W), the last known field, NaN where missing. paths: (B, n, 2, H,
+    W), see Origins.
+
+    Returns: (B, n, C, H, W).
+    """
+    out = []
+    for fields, field, moved in zip(forecast, last, paths, strict=True):
+        valid = ~field.isnan()
+        origins = Origins.of(moved, valid[0])
+        echo = torch.where(valid, field, 0.0).float().cpu()
+        mean = (local_mean(echo, _WIDE) / known_weight(valid[0].cpu(), _WIDE)).to(fields)
+        arriving = mean.flatten(1)[:, origins.place].movedim(0, 1)
+        out.append(torch.lerp(arriving, fields, torch.exp(-origins.distance / _MEMORY).to(fields)[:, None]))
+    return torch.stack(out)
