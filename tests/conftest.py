@@ -6,9 +6,7 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in the command: a busy machine makes no test ten times slower
-if workers := int(
-    os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)
-):  # tests of threads ask for theirs
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # tests of threads ask for theirs
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
 
 import pytest
