@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write fields to NetCDF-4 and Zarr."""
 
+import logging
 import os
 import pathlib
 import threading
@@ -63,7 +64,11 @@ def _write_zarr(dataset: xr.Dataset, path: pathlib.Path) -> None:
     encoding = {name: _plain_encoding(v) for name, v in dataset.variables.items()}
     with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
         warnings.filterwarnings("ignore", "Consolidated metadata")
-        dataset.to_zarr(path, mode="w", encoding=encoding)
+        try:
+            dataset.to_zarr(path, mode="w", encoding=encoding)
+        except OSError:  # of the other chunks under way each would be told of later, on a full disk
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
 
 
 def _write_netcdf(dataset: xr.Dataset, path: pathlib.Path) -> None:

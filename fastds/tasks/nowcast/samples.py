@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar files to training sequences: crops fixed on the ground, or moving with the air."""
 
+import warnings
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -206,7 +208,9 @@ class NowcastData(SampleData):
         if not self.moving or self.config.known < 2:
             return super().input_ranges(*samples) if self.config.known > 1 else {}
         fixed = NowcastData(self.config, moving=False, seed=self.seed, devices=self.devices)
-        fixed.setup()
+        with warnings.catch_warnings():  # files that are left out were told of before
+            warnings.simplefilter("ignore", UserWarning)
+            fixed.setup()
         return fixed.input_ranges(*samples)
 
     def setup(self, stage: str | None = None) -> None:
