@@ -78,6 +78,13 @@ def test_scale_and_units_of_the_band_and_other_lengths(tmp_path):
         assert str(found.time.values[0])[:16] == "2024-05-01T12:30"
 
 
+def test_other_units_stay_as_they_are(tmp_path):
+    y, x = np.arange(3.0, 0, -1), np.arange(4.0)
+    path = write(tmp_path / "202405011230.tif", np.ones((3, 4), np.float32), y, x, units="m s-1")
+    with open_dataset(path) as found:
+        assert found["band_1"].attrs["units"] == "m s-1"
+
+
 def test_an_untold_quantity_needs_units(tmp_path, capsys):
     echo = np.zeros((16, 16), np.float32)
     echo[4:12, 4:12] = 30

@@ -36,9 +36,10 @@ void write_tile(const A* sums, int64_t row_length, int64_t rows, const A* bias, 
                 void* y, int64_t first) {
     constexpr int L = kLanes<A>;
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < row_length; c += L)
-            store_first<L>(static_cast<T*>(y) + pixel[i] * O + first + c, Vec<A>(load_vec<L>(sums + i * row_length + c) + load_vec<L>(bias + c)),
-                           channels - c);
+        for (int64_t c = 0; c < row_length; c += L) {
+            const Vec<A> sum = load_vec<L>(sums + i * row_length + c) + load_vec<L>(bias + c);
+            store_first<L>(static_cast<T*>(y) + pixel[i] * O + first + c, sum, channels - c);
+        }
 }
 
 template <class A>

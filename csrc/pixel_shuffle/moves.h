@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sub-pixels of some coarse pixels of a row, and back, as bits. Three ways: blocks of channels permuted in registers, runs of
-// a single channel copied, and for any other factor and number of channels elements fetched by a list of their places.
+// Sub-pixels of some coarse pixels of a row, and back, as bits. Factor 1 is a copy. Else blocks of channels are permuted in
+// registers, runs of a single channel copied, and for any other factor and number of channels elements fetched by a list of
+// their places.
 #pragma once
 #include "core/buffer.h"
 #include "pixel_shuffle/blocks.h"

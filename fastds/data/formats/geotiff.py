@@ -10,6 +10,7 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.grid.variables import is_dbz, rain_units
 from fastds.data.packages import require
 
 _MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -71,13 +72,10 @@ def _fields(image: Any, tags: dict[str, str]) -> maps.Fields:
     missing = float(tags["nodata"]) if "nodata" in tags else image.nodata
     values = scale * codes.astype(np.float64) + offset
     values[~np.isfinite(values) | (codes == missing)] = np.nan
-    units = (image.units[0] or "").replace(" ", "").lower()
-    if units == "dbz" or "reflectivity" in tags.get("quantity", "").lower():
-        fields = maps.reflectivity(values, scale * float(tags.get("undetect", "nan")) + offset)
-        if "undetect" not in tags:
-            del fields["reflectivity"][1]["no_echo_value"]
-        return fields
-    if units in {"mm/h", "mmh-1", "mm/hr", "kgm-2h-1"}:
+    units = image.units[0]
+    if is_dbz(units) or "reflectivity" in tags.get("quantity", "").lower():
+        return maps.reflectivity(values, scale * float(tags["undetect"]) + offset if "undetect" in tags else None)
+    if rain_units(units) == (1.0, 3600.0):
         return maps.rainfall_rate(values)
     return {_FIELD: (values, {"long_name": image.descriptions[0] or _FIELD} | ({"units": units} if units else {}))}
 

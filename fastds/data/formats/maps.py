@@ -14,10 +14,10 @@ Fields = Mapping[str, tuple[np.ndarray, dict[str, Any]]]
 Coordinates = tuple[np.ndarray, np.ndarray]
 
 
-def reflectivity(values: np.ndarray, no_echo: float) -> Fields:
-    """The field `reflectivity`, dBZ; no_echo: the value where nothing was detected."""
+def reflectivity(values: np.ndarray, no_echo: float | None) -> Fields:
+    """The field `reflectivity`, dBZ; no_echo: the value where nothing was detected, None where it is not told."""
     attrs = {"standard_name": "equivalent_reflectivity_factor", "long_name": "radar reflectivity", "units": "dBZ"}
-    return {"reflectivity": (values, attrs | {"no_echo_value": no_echo})}
+    return {"reflectivity": (values, attrs if no_echo is None else attrs | {"no_echo_value": no_echo})}
 
 
 def rainfall_rate(values: np.ndarray) -> Fields:

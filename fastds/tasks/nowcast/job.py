@@ -43,7 +43,7 @@ from fastds.tasks.nowcast.forecasts import (
     members_of,
     thresholds_of,
 )
-from fastds.tasks.nowcast.members import LAW, Ensemble, exceedance, from_outside, weakest_echo
+from fastds.tasks.nowcast.members import LAW, Ensemble, exceedance, from_outside, known_echo, paths_of, weakest_echo
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
 
@@ -204,26 +204,30 @@ class NowcastJob:
         (_, shape), *further = self.variables.values()
         count = 1 if self.first is None else self.first.size
         z, outside = (store((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
+        floor, steps = self.method.card.floor_dbz, len(self.leads)
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
         with computing(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
-                known = coarse_fields(self.source, list(start.frames), self.factor, self.method.card.floor_dbz)
+                known = coarse_fields(self.source, list(start.frames), self.factor, floor)
                 with self.computed.autocast():
-                    forecast = self.method(known, len(self.leads))
-                for place, fields in enumerate(self._drawn(known, forecast, start)):
+                    forecast = self.method(known, steps)
+                paths = paths_of(known_echo(known, floor), steps) if self.method.moves else None
+                for place, fields in enumerate(self._drawn(known, paths, forecast, start)):
                     z[place, number] = fields
                     z[place, number][:, np.isnan(known[-1])] = np.nan
                 for mask in outside:
-                    mask[number] = from_outside(known, self.method.card.floor_dbz, len(self.leads))
+                    mask[number] = from_outside(known[-1], paths)
                 if advance is not None:
                     advance()
         return z, list(outside)
 
-    def _drawn(self, known: np.ndarray, forecast: np.ndarray, start: Start) -> Iterable[np.ndarray]:
+    def _drawn(
+        self, known: np.ndarray, paths: torch.Tensor | None, forecast: np.ndarray, start: Start
+    ) -> Iterable[np.ndarray]:
         """The forecast, its members, or how many of them reach the thresholds, each (leads, h, w)."""
         if self.ensemble is None:
             return [forecast]
-        members = self.ensemble.draw(known, forecast, start.time, self.options.drawn)
+        members = self.ensemble.draw(known, paths, forecast, start.time, self.options.drawn)
         if self.options.probability is None:
             return members
         reached = rate_to_reflectivity(np.array(self.options.probability), self.law)

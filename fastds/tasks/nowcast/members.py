@@ -36,11 +36,10 @@ def paths_of(known: Tensor, steps: int) -> Tensor:
     return trajectories(backward_flow(known[None, :, None] / _RANGE_DB), steps)[0]
 
 
-def from_outside(z: np.ndarray, floor: float, steps: int) -> np.ndarray:
-    """1 where the air of a forecast (steps, H, W) comes from outside the pixels of the last known field of z (known, H,
-    W) in dBZ that are not missing, else 0."""
-    known = known_echo(z, floor)
-    origins = Origins.of(paths_of(known, steps), ~known[-1].isnan())
+def from_outside(last: np.ndarray, paths: Tensor) -> np.ndarray:
+    """1 where the air of a forecast (steps, H, W) comes from outside the pixels of the last known field (H, W) that are
+    not missing, else 0; paths: as paths_of gives them."""
+    origins = Origins.of(paths, torch.from_numpy(~np.isnan(last)))
     return (origins.distance > 0).float().numpy()
 
 
@@ -70,19 +69,18 @@ class Ensemble:
         self.floor, self.ceiling = float(card.floor_dbz), float(card.ceiling_dbz)
         self.seed, self.z_r, self.law = seed, z_r, _law()
 
-    def draw(self, z: np.ndarray, mean: np.ndarray, start: object, members: int) -> Iterator[np.ndarray]:
+    def draw(self, z: np.ndarray, paths: Tensor, mean: np.ndarray, start: object, members: int) -> Iterator[np.ndarray]:
         """Members (steps, H, W) in dBZ, floor = no echo, one after the other; in memory are the law's fields and one.
 
-        z: known fields (known >= 2, H, W) in dBZ, NaN = missing. mean: the forecast (steps, H, W). start: the time of
-        the last known field.
+        z: known fields (known >= 2, H, W) in dBZ, NaN = missing. paths: as paths_of gives them. mean: the forecast
+        (steps, H, W). start: the time of the last known field.
         """
         steps, valid = len(mean), ~np.isnan(z[-1])
         least = least_echo(z[-1], self.z_r)
         if not (z[-1][valid] >= least).any():
             yield from (np.full(mean.shape, self.floor, np.float32) for _ in range(members))
             return
-        known = known_echo(z, self.floor)
-        around = Surroundings(known, torch.from_numpy(mean) - self.floor, paths_of(known, steps))
+        around = Surroundings(known_echo(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
         laws = [self.law(around.features(lead, least - self.floor)) for lead in range(steps)]
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
