@@ -61,7 +61,7 @@ class FixedRatioDownscaler(nn.Module):
         mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
         f = self.encoder((x - mean) / std, lambda i, f: f)
         for conv, r in zip(self.up, self.steps, strict=True):
-            f = F.pixel_shuffle(conv(f), r)
+            f = conv(f, shuffle=r)
         y = self.last(f).to(x.dtype) * std
         return y + bilinear(x, self.scale, self.periodic_x) if self.skip else y + mean
 
