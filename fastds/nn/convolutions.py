@@ -144,9 +144,7 @@ class BorderConv(Conv3x3):
         super().__init__(in_channels, out_channels)
         self.padding_mode = padding_mode
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, act: str | None = None, shuffle: int = 1
-    ) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, act: str | None = None, shuffle: int = 1) -> Tensor:
         options = {"residual": residual, "act": act, "shuffle": shuffle, "padding_mode": self.padding_mode}
         return conv3x3(x, self.weight, self.bias, **options)
 
