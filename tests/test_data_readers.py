@@ -92,9 +92,15 @@ def rising(folder, count=4):
     return folder
 
 
-def test_files_folders_patterns_and_archives_are_opened_as_they_come(tmp_path):
+def test_files_folders_patterns_and_archives_are_opened_as_they_come(tmp_path, monkeypatch):
     folder = rising(tmp_path / "radar")
-    expected = open_radolan(sorted(folder.iterdir())).reflectivity
+    later = open_radolan(sorted(folder.iterdir())).reflectivity
+    assert later.chunks == ((1,) * 4, (900,), (900,))  # none of them in memory
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        expected = open_radolan(sorted(folder.iterdir())).reflectivity
+    assert expected.chunks is None
+    np.testing.assert_array_equal(later, expected)
     with tarfile.open(tmp_path / "radar.tar", "w") as archive:
         for file in sorted(folder.iterdir()):
             data = gzip.decompress(file.read_bytes())

@@ -2,6 +2,7 @@
 """RADOLAN composites of the German weather service in their binary format."""
 
 import datetime
+import importlib.util
 import os
 import pathlib
 import re
@@ -39,14 +40,15 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
     Args:
         paths: a file or a list of them: plain, .gz, .bz2, or .tar, .tar.gz, .tar.bz2 with several inside.
         forecasts: take forecasts (RV), too, at the times they stand for; False: only observations, of lead 0.
-    Returns: xarray.Dataset with `reflectivity` or `rainfall_amount` (time, y, x), as to_reflectivity takes it; in
-        memory. Warns (UserWarning) about forecasts that are left out.
+    Returns: xarray.Dataset with `reflectivity` or `rainfall_amount` (time, y, x), as to_reflectivity takes it; of
+        several files lazy where dask is installed, but for those in a .tar. Warns (UserWarning) about forecasts that are left out.
     Raises: FileNotFoundError; ValueError for other content, unknown products or grids, files that do not go together,
         and nothing but forecasts.
     Source: DWD, RADOLAN/RADVOR composite format, version 2.5.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    fields = [_decode(name, data) for path in paths for name, data in _contents(pathlib.Path(path))]
+    later = len(paths) > 1 and importlib.util.find_spec("dask") is not None
+    fields = [field for path in paths for field in _fields(pathlib.Path(path), later)]
     if not fields:
         raise ValueError("no RADOLAN file was given")
     fields = fields if forecasts else _observations(fields)
@@ -60,6 +62,25 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
     fields.sort(key=lambda field: field[0]["time"])
     times = np.array([header["time"] for header, _ in fields], "datetime64[ns]")
     return _dataset(fields[0][0], times, np.stack([values for _, values in fields]))
+
+
+def _fields(path: pathlib.Path, later: bool) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Header and values of every composite in a path; later: the values of a file of one are read again when they are
+    asked for."""
+    alone = not (path.is_file() and tarfile.is_tarfile(path))
+    for name, data in _contents(path):
+        header, values = _decode(name, data)
+        if later and alone:
+            import dask
+            import dask.array as da
+
+            values = da.from_delayed(dask.delayed(_values)(path), values.shape, values.dtype)
+        yield header, values
+
+
+def _values(path: pathlib.Path) -> np.ndarray:
+    """The values of a file of one composite."""
+    return _decode(*next(_contents(path)))[1]
 
 
 def _observations(fields: list[tuple[dict[str, Any], np.ndarray]]) -> list[tuple[dict[str, Any], np.ndarray]]:
