@@ -153,6 +153,7 @@ def _evaluate_parser() -> ArgumentParser:
     _add_reading(parser)
     _add_z_r(parser)
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
+    _add_workers(parser, "archives")
     _add_report(parser)
     return parser
 
@@ -239,11 +240,15 @@ def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
     parser.add_argument("--stop", metavar="TIME", help="last time that is read")
 
 
-def _add_archive(parser: ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, metavar="N", help="archives, OUT.zarr: processes that share the work")
+def _add_workers(parser: ArgumentParser, where: str) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help=f"{where}: processes that share the work")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="archives: or file, of a dask scheduler whose workers are taken"
     )
+
+
+def _add_archive(parser: ArgumentParser) -> None:
+    _add_workers(parser, "archives, OUT.zarr")
     parser.add_argument(
         "--append", action="store_true", help="archives: compute only what files bring that are new since OUT.zarr"
     )

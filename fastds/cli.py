@@ -144,14 +144,18 @@ def _query(options) -> None:
 
 def _evaluate(options) -> None:
     from fastds.tasks.common.inference import check_target
-    from fastds.tasks.verbs import evaluate
 
     files = options.prediction, options.truth
     if options.csv:
         for file in files:
             check_target(file, options.csv)
     report = _report(options, *files, options.input, options.csv)
-    table = evaluate(*files, progress=True, **_given(options, ("input",)), **_reading(options), **report)
+    chosen = _given(options, ("input", "workers", "scheduler")) | _reading(options) | report
+    if "workers" in chosen or "scheduler" in chosen:
+        from fastds.archive.evaluation import evaluate_archive as evaluate
+    else:
+        from fastds.tasks.verbs import evaluate
+    table = evaluate(*files, progress=True, **chosen)
     table.print()
     if options.csv:
         table.to_csv(options.csv)

@@ -13,11 +13,15 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastds.archive.request import Request, job_of
 from fastds.archive.store import Store
 from fastds.data.packages import require
 from fastds.tasks.common.pieces import Piece, computed
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
 
@@ -62,6 +66,13 @@ def makers(workers: int, scheduler: str | None) -> Iterator[tuple[Callable[..., 
     if scheduler is None and workers == 1:
         yield _here, "1 process"
         return
+    with cluster(workers, scheduler) as (client, count, who):
+        yield _Far(client, count), who
+
+
+@contextlib.contextmanager
+def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, str]]:
+    """A dask client, how many workers it has, and a sentence about them; arguments and errors as in makers."""
     require("distributed", "several workers")
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
@@ -69,13 +80,13 @@ def makers(workers: int, scheduler: str | None) -> Iterator[tuple[Callable[..., 
     if scheduler is not None:
         with Client(**{"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}) as client:
             count = len(client.scheduler_info(n_workers=-1)["workers"])
-            yield _Far(client, max(count, 1)), f"{count} workers of {scheduler}"
+            yield client, max(count, 1), f"{count} workers of {scheduler}"
         return
     limit = MEMORY_LIMIT // workers
     form = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
     form |= {"dashboard_address": None, "silence_logs": logging.ERROR}
-    with LocalCluster(processes=True, **form) as cluster, Client(cluster) as client:
-        yield _Far(client, workers), f"{workers} workers of at most {limit / 1e9:.1f} GB each"
+    with LocalCluster(processes=True, **form) as local, Client(local) as client:
+        yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
 
 
 def _here(request: Request, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:

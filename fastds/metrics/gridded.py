@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of gridded fields and ensembles, summed field by field: weighted means over the cells that count."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -45,6 +47,13 @@ class FieldScores:
         self.correlations.append(weighted_correlation(p, t, w))
         self.power += _fine_power(prediction, truth)
 
+    def __iadd__(self, other: FieldScores) -> FieldScores:
+        """Add the fields of another."""
+        self.fields, self.cells = self.fields + other.fields, self.cells + other.cells
+        self.sums, self.power = self.sums + other.sums, self.power + other.power
+        self.correlations += other.correlations
+        return self
+
     def means(self) -> dict[str, float]:
         """The scores over all fields, NaN where one is not defined.
 
@@ -77,6 +86,11 @@ class EnsembleScores:
         error = float((w * (x.mean(0) - t).square()).sum())
         self.sums += [total, total * crps(x, t, w), total * spread(x, w) ** 2, error * m / (m + 1)]
         self.ranks = self.ranks + total * np.array(rank_histogram(x, t, weights=w))
+
+    def __iadd__(self, other: EnsembleScores) -> EnsembleScores:
+        """Add the fields of another."""
+        self.sums, self.ranks = self.sums + other.sums, self.ranks + other.ranks
+        return self
 
     def means(self) -> dict[str, float]:
         """crps, fair; spread; spread_skill; outliers, the share of the truth outside all members (see rank_histogram,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of nowcasts by lead: contingency tables at rain rates, errors weighted by the rain that fell."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,6 +84,12 @@ class NowcastScores:
             sums = [weight * error.square(), weight * error, error.square(), error]
             self.sums[frame] += [part.sum().item() for part in sums]
             self.pixels[frame] += x.numel()
+
+    def __iadd__(self, other: NowcastScores) -> NowcastScores:
+        """Add the samples of another with the same arguments."""
+        self.counts, self.sums = self.counts + other.counts, self.sums + other.sums
+        self.pixels, self.samples = self.pixels + other.pixels, self.samples + other.samples
+        return self
 
     def _count(self, frame: int, x: Tensor, y: Tensor) -> None:
         for i, threshold in enumerate(self.thresholds):

@@ -21,6 +21,7 @@ from fastds.tasks.nowcast.forecasts import is_forecast
 if TYPE_CHECKING:
     import xarray as xr
 
+    from fastds.tasks.common.scoring import Elsewhere
     from fastds.tasks.fields.scores import FieldTable
     from fastds.tasks.nowcast.scores import NowcastTable
     from fastds.tasks.radar.scores import EvaluationTable
@@ -127,16 +128,29 @@ def evaluate(prediction: Data, truth: Data, **options: Any) -> EvaluationTable |
             but z_r) or fastds.tasks.nowcast.evaluation.evaluate (and baselines); missing, units, start and stop of
             truth and input as in downscale.
 
-    Returns: a table with rows, print(), to_csv(path) and to_html(path).
+    Returns: a table with rows, print(), to_csv(path) and to_html(path). Many files: also
+        fastds.archive.evaluation.evaluate_archive, by several processes.
 
     Raises: UnknownOptionError for another option; what those functions raise.
     """
+    return evaluated(prediction, truth, None, **options)
+
+
+def evaluated(
+    prediction: Data, truth: Data, elsewhere: Callable[[str], Elsewhere] | None, **options: Any
+) -> EvaluationTable | FieldTable | NowcastTable:
+    """evaluate; elsewhere: what makes the scores, of the task; None: this process."""
     given, reading = options.pop("input", None), _reading(options, *READING)
     with opened(prediction) as p, opened(truth, **reading) as t, opened(given, **reading) as source:
         task = evaluating_task(p, options.get("var"))
-        run, name = task_function(task, "evaluate"), "observed" if task == "nowcast" else "coarse"
-        check_options(run, task, options, {"input", "model"}, {name})
-        return run(p, t, **{name: source}, **options)
+        run, name = task_function(task, "evaluate"), given_name(task)
+        check_options(run, task, options, {"input", "model"}, {name, "elsewhere"})
+        return run(p, t, **{name: source}, elsewhere=elsewhere and elsewhere(task), **options)
+
+
+def given_name(task: str) -> str:
+    """What evaluate of a task calls the input."""
+    return "observed" if task == "nowcast" else "coarse"
 
 
 def evaluating_task(prediction: xr.Dataset, var: str | None = None) -> str:

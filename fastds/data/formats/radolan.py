@@ -41,7 +41,8 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
         paths: a file or a list of them: plain, .gz, .bz2, or .tar, .tar.gz, .tar.bz2 with several inside.
         forecasts: take forecasts (RV), too, at the times they stand for; False: only observations, of lead 0.
     Returns: xarray.Dataset with `reflectivity` or `rainfall_amount` (time, y, x), as to_reflectivity takes it; of
-        several files lazy where dask is installed, but for those in a .tar. Warns (UserWarning) about forecasts that are left out.
+        several files lazy where dask is installed, but for those in a .tar. Warns (UserWarning) about forecasts that
+        are left out.
     Raises: FileNotFoundError; ValueError for other content, unknown products or grids, files that do not go together,
         and nothing but forecasts.
     Source: DWD, RADOLAN/RADVOR composite format, version 2.5.

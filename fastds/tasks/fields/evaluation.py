@@ -15,9 +15,38 @@ from fastds.data.samples.degradation import area_mean
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, bilinear_at
 from fastds.ops import GridSpec
-from fastds.tasks.common.tables import tracked
-from fastds.tasks.fields.pairs import TRUTH, Pairs
+from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
+from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import FieldTable, Scores
+
+
+class Scoring:
+    """Fields by every method, and their scores; see fastds.tasks.common.scoring.Scoring. Arguments as in evaluate."""
+
+    def __init__(
+        self,
+        prediction: xr.Dataset,
+        truth: xr.Dataset,
+        *,
+        coarse: xr.Dataset | None = None,
+        var: str | None = None,
+    ):
+        self.pairs = Pairs(prediction, truth, coarse, var)
+        self.name = name_of(prediction, self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def item(self, number: int) -> Pair:
+        """See Scoring."""
+        return self.pairs[number]
+
+    def scores(self, pair: Pair) -> Sums:
+        """See Scoring: by variable."""
+        field = self.pairs.sources[TRUTH][pair.name].field
+        score = Scores(field, self.pairs.grid.latitude, self.pairs.members, self.name)
+        score.add(pair)
+        return Sums({pair.name: score})
 
 
 def evaluate(
@@ -29,6 +58,7 @@ def evaluate(
     progress: bool = False,
     report: str | os.PathLike | None = None,
     model: str | os.PathLike | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> FieldTable:
     """Compare downscaled fields, or ensembles of them, and interpolation of the coarse fields with the truth.
 
@@ -38,26 +68,22 @@ def evaluate(
         coarse: what was downscaled; None: truth averaged, or thinned, as the attributes of the prediction tell.
         var: the only variable; None: all that all datasets have. progress: show a progress bar.
         report: an HTML page to write, with the scores and maps. model: name or file of the weights whose card it tells;
-            None: as prediction names them.
+            None: as prediction names them. elsewhere: see fastds.tasks.common.scoring.
 
     Returns: the FieldTable, over the cells that are missing in no field of any row.
 
     Raises: ValueError where grids, units, variables or times do not fit.
     """
-    pairs = Pairs(prediction, truth, coarse, var)
+    scoring = Scoring(prediction, truth, coarse=coarse, var=var)
+    pairs, name = scoring.pairs, scoring.name
     pairs.check()
-    name = name_of(prediction, pairs)
     page = None
     if report is not None:
         from fastds.tasks.fields.report import EvaluationReport
 
         page = EvaluationReport(report, pairs, truth, coarse, name, model)
+    sums = added_up(scoring, "fields", progress, None if page is None else page.add, elsewhere)
     fields = {key: source.field for key, source in pairs.sources[TRUTH].items()}
-    sums = {key: Scores(field, pairs.grid.latitude, pairs.members, name) for key, field in fields.items()}
-    for pair in tracked(pairs, progress, "fields"):
-        sums[pair.name].add(pair)
-        if page is not None:
-            page.add(pair)
     table = FieldTable(
         rows={key: score.rows() for key, score in sums.items()},
         units={key: str(field.attrs.get("units", "")) for key, field in fields.items()},

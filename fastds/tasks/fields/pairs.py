@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -154,21 +154,25 @@ class Pairs:
     def __len__(self) -> int:
         return sum(len(self.places(name)) for name in self.names)
 
-    def __iter__(self) -> Iterator[Pair]:
-        for name in self.names:
-            methods = self._methods(name)
-            for at in self.places(name):
-                made, truth = (self.sources[what][name].values(at) for what in (self.called, TRUTH))
-                coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
-                baselines = {key: self._finer(method, coarse) for key, method in methods.items()}
-                yield Pair(name, at, truth, made.reshape(-1, *truth.shape), baselines, coarse)
+    def __getitem__(self, number: int) -> Pair:
+        name, at = self._all_places[number]
+        made, truth = (self.sources[what][name].values(at) for what in (self.called, TRUTH))
+        coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
+        baselines = {key: self._finer(method, coarse) for key, method in self._methods[name].items()}
+        return Pair(name, at, truth, made.reshape(-1, *truth.shape), baselines, coarse)
 
-    def _methods(self, name: str) -> dict[str, Interpolation]:
+    @functools.cached_property
+    def _all_places(self) -> list[tuple[str, dict[str, int]]]:
+        return [(name, at) for name in self.names for at in self.places(name)]
+
+    @functools.cached_property
+    def _methods(self) -> dict[str, dict[str, Interpolation]]:
+        """The baselines of every variable, by name."""
         if COARSE not in self.sources:
-            return {}
-        dataset = self.sources[COARSE][name].field.to_dataset(name=name)
+            return {name: {} for name in self.names}
         grid = dataclasses.replace(self.coarse_grid, names=self.grid.names)
-        return {method: Interpolation(method, dataset, grid) for method in METHODS}
+        coarse = {name: source.field.to_dataset(name=name) for name, source in self.sources[COARSE].items()}
+        return {name: {m: Interpolation(m, dataset, grid) for m in METHODS} for name, dataset in coarse.items()}
 
     def _finer(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
         out = np.empty((self.grid.latitude.numel(), self.grid.longitude.numel()), np.float32)

@@ -61,6 +61,15 @@ class Scores:
             self.sums.setdefault(key, FieldScores(self.wet)).add(z, truth, self.weights)
         self.seen += truth.numel()
 
+    def __iadd__(self, other: Scores) -> Scores:
+        """Add the fields of another of the same variable."""
+        for key, scores in other.sums.items():
+            self.sums.setdefault(key, FieldScores(self.wet))
+            self.sums[key] += scores
+        self.ensemble += other.ensemble
+        self.seen += other.seen
+        return self
+
     def rows(self) -> dict[str, dict[str, float]]:
         """method -> score -> number, the ensemble's beside those of its mean."""
         rows = {key: sums.means() for key, sums in self.sums.items()}

@@ -125,6 +125,11 @@ class EnsembleSums:
             p, t = window_shares(fields) / self.members
             sums["windows"][lead, column] += [float((p - t).square().sum()), float((p.square() + t.square()).sum())]
 
+    def __iadd__(self, other: EnsembleSums) -> EnsembleSums:
+        """Add the starts of another of as many members and leads."""
+        self.sums = {name: values + other.sums[name] for name, values in self.sums.items()}
+        return self
+
     def rows(self) -> EnsembleRows:
         """The scores by lead."""
         sums = self.sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,14 +24,73 @@ from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
 from fastds.tasks.common.radar_files import check_quietly, differ, open_reflectivity
+from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.methods import BASELINES, baseline
-from fastds.tasks.nowcast.scores import Comparison, NowcastTable
+from fastds.tasks.nowcast.scores import Compared, Comparison, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, coarse_fields
 
 _NAMES = ("the observed file", "TRUTH")
+
+
+class Scoring:
+    """Starts, the forecasts of every method from them and their scores; see fastds.tasks.common.scoring.Scoring.
+    Arguments as in evaluate."""
+
+    def __init__(
+        self,
+        prediction: xr.Dataset,
+        truth: xr.Dataset,
+        *,
+        observed: xr.Dataset | None = None,
+        var: str | None = None,
+        z_r: tuple[float, float] | None = None,
+        baselines: Sequence[str] | None = None,
+    ):
+        self.forecasts = forecasts = Forecasts(prediction)
+        names = _installed() if baselines is None else list(baselines)
+        name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
+        self.own = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
+        self.methods = {key: baseline(key) for key in names}
+        self.known = max((method.known for method in self.methods.values()), default=1)
+        self.fields = _Fields(forecasts, truth, truth if observed is None else observed, self.known, var, z_r)
+
+    def __len__(self) -> int:
+        return len(self.forecasts.starts)
+
+    def item(self, number: int) -> Compared | None:
+        """See Scoring."""
+        observed = self.fields.around(number)
+        if observed is None:
+            return None
+        before, after = observed
+        made = {key: method(before[-method.known :], len(after)) for key, method in self.methods.items()}
+        made[self.own[0]] = self.forecasts.fields(number)
+        members = self.forecasts.members(number) if self.forecasts.count else None
+        if members is not None:
+            made[self.own[1]] = rate_to_reflectivity(members[0], self.forecasts.z_r)
+        return Compared(number, before, after, made, members)
+
+    def scores(self, start: Compared) -> Sums:
+        """See Scoring: of all methods, and of the members."""
+        forecasts = self.forecasts
+        comparison = Comparison(list(start.made), forecasts.leads, forecasts.z_r)
+        valid = {key: np.nan_to_num(fields) for key, fields in start.made.items()}
+        comparison.add(np.where(np.isnan(start.made[self.own[0]]), np.nan, start.after), valid)
+        sums = Sums(comparison=comparison)
+        if forecasts.count > 1:
+            sums["members"] = self._members(start)
+        return sums
+
+    def _members(self, start: Compared) -> EnsembleSums:
+        forecasts = self.forecasts
+        sums = EnsembleSums(forecasts.count, forecasts.leads)
+        for lead, truth in enumerate(start.after):
+            rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
+            sums.add(lead, start.members[:, lead], rain)
+        return sums
 
 
 def evaluate(
@@ -45,6 +104,7 @@ def evaluate(
     progress: bool = False,
     report: str | os.PathLike | None = None,
     model: str | os.PathLike | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> NowcastTable:
     """Compare forecasts, and the baselines from the same starts, with the fields that came.
 
@@ -62,54 +122,29 @@ def evaluate(
         baselines: names of fastds.tasks.nowcast.methods.BASELINES; None: all, pysteps where it is installed.
         progress: show a progress bar.
         report: an HTML page to write, with the scores, maps and curves. model: name or file of the weights whose card
-            it tells; None: as prediction names them.
+            it tells; None: as prediction names them. elsewhere: see fastds.tasks.common.scoring.
 
     Returns: the NowcastTable, of starts with all fields.
 
     Raises: ValueError where grids do not fit or no start has all its fields.
     """
-    forecasts = Forecasts(prediction)
-    names = _installed() if baselines is None else list(baselines)
-    name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
-    rows = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
-    comparison = Comparison([*names, *rows], forecasts.leads, forecasts.z_r)
-    sums = EnsembleSums(forecasts.count, forecasts.leads) if forecasts.count > 1 else None
-    methods = {key: baseline(key) for key in names}
-    known = max((method.known for method in methods.values()), default=1)
-    fields = _Fields(forecasts, truth, truth if observed is None else observed, known, var, z_r)
+    scoring = Scoring(prediction, truth, observed=observed, var=var, z_r=z_r, baselines=baselines)
+    forecasts, fields = scoring.forecasts, scoring.fields
     page = None
     if report is not None:
         from fastds.tasks.nowcast.report import EvaluationReport
 
-        page = EvaluationReport(report, forecasts, fields.sources, rows[0], model)
-    for number, before, after in tracked(fields, progress):
-        predicted = forecasts.fields(number)
-        made = {key: method(before[-method.known :], len(after)) for key, method in methods.items()}
-        made[rows[0]] = predicted
-        if forecasts.count:
-            made[rows[1]] = _add_members(sums, forecasts, number, after)
-        valid = {key: np.nan_to_num(fields) for key, fields in made.items()}
-        comparison.add(np.where(np.isnan(predicted), np.nan, after), valid)
-        if page is not None:
-            page.add(number, before, after, made)
-    if not comparison.starts:
-        raise _no_start(known, forecasts.leads, forecasts.starts, fields.lines[1])
+        page = EvaluationReport(report, forecasts, fields.sources, scoring.own[0], model)
+    sums = added_up(scoring, "starts", progress, None if page is None else page.add, elsewhere)
+    if not sums:
+        raise _no_start(scoring.known, forecasts.leads, forecasts.starts, fields.lines[1])
+    comparison, members = sums["comparison"], sums.get("members")
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
-    table = comparison.table(notes * bool(left_out), None if sums is None else sums.rows())
+    table = comparison.table(notes * bool(left_out), None if members is None else members.rows())
     if page is not None:
         page.write(table)
     return table
-
-
-def _add_members(sums: EnsembleSums | None, forecasts: Forecasts, number: int, after: np.ndarray) -> np.ndarray:
-    """Score the members of a start (none of a single one), and return the first of them in dBZ."""
-    members = forecasts.members(number)
-    if sums is not None:
-        for lead, truth in enumerate(after):
-            rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
-            sums.add(lead, members[:, lead], rain)
-    return rate_to_reflectivity(members[0], forecasts.z_r)
 
 
 def check_truth(
@@ -170,8 +205,7 @@ def window_scores(
 
 
 class _Fields:
-    """Numbers of the starts, the known fields before them and the true ones after them, in dBZ on the forecasts'
-    grid."""
+    """The known fields before starts and the true ones after them, in dBZ on the forecasts' grid."""
 
     def __init__(
         self,
@@ -189,20 +223,17 @@ class _Fields:
         for source, what in zip(self.sources, _NAMES, strict=True):
             _check_grid(forecasts, source, what)
 
-    def __len__(self) -> int:
-        return len(self.forecasts.starts)
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        interval = self.forecasts.leads[0]
-        back = interval * np.arange(1 - self.known, 1)
-        for number, start in enumerate(self.forecasts.starts):
-            wanted = (back, self.forecasts.leads)
-            places = [
-                [line.find(line.seconds_at(start) + shift) for shift in shifts]
-                for line, shifts in zip(self.lines, wanted, strict=True)
-            ]
-            if all(None not in part for part in places):
-                yield number, *(self._read(source, part) for source, part in zip(self.sources, places, strict=True))
+    def around(self, number: int) -> list[np.ndarray] | None:
+        """The fields before and after a start, None where one is missing."""
+        forecasts = self.forecasts
+        shifts = forecasts.leads[0] * np.arange(1 - self.known, 1), forecasts.leads
+        found = []
+        for source, line, some in zip(self.sources, self.lines, shifts, strict=True):
+            places = [line.find(line.seconds_at(forecasts.starts[number]) + shift) for shift in some]
+            if None in places:
+                return None
+            found.append((source, places))
+        return [self._read(*one) for one in found]
 
     def _read(self, source, places: list[int]) -> np.ndarray:
         return coarse_fields(source, places, self.forecasts.factor, self.forecasts.floor)

@@ -26,7 +26,7 @@ from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.scores import NowcastTable
+from fastds.tasks.nowcast.scores import Compared, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, coarse_fields
 
 _BASELINES = ("extrapolation", "persistence")  # the first that was made is beside the forecast on the maps
@@ -56,18 +56,19 @@ class EvaluationReport:
         self.curves = Curves(None if spacing is None else forecasts.factor * spacing / 1e3)
         self.heaviest, self.drawn = -1.0, None
 
-    def add(self, number: int, before: np.ndarray, after: np.ndarray, made: Mapping[str, np.ndarray]) -> None:
-        """One start: fields (n, h, w) in dBZ, NaN = missing, observed before and after it and of every method."""
-        there = ~np.isnan(made[self.name])
+    def add(self, start: Compared) -> None:
+        """One start."""
+        after, there = start.after, ~np.isnan(start.made[self.name])
         valid = torch.from_numpy(there & ~np.isnan(after))
-        fields = {name: torch.from_numpy(np.where(there, z, np.nan)) for name, z in made.items()}
+        fields = {name: torch.from_numpy(np.where(there, z, np.nan)) for name, z in start.made.items()}
         truth = torch.from_numpy(after)
         self.curves.add_errors(fields, truth, valid)
         last = {name: torch.where(valid[-1], z[-1], torch.nan) for name, z in {**fields, "truth": truth}.items()}
         self.curves.add_spectra(last)
         heavy = float(np.sum(reflectivity_to_rate(after, self.forecasts.z_r) >= _HEAVY))
         if heavy > self.heaviest:
-            self.heaviest, self.drawn = heavy, (number, before, after, {name: z.numpy() for name, z in fields.items()})
+            self.heaviest = heavy
+            self.drawn = start.number, start.before, after, {name: z.numpy() for name, z in fields.items()}
 
     def write(self, table: NowcastTable) -> None:
         """Write the page with the scores."""

@@ -174,6 +174,18 @@ def _name(score: str) -> str:
     return _NAMES.get(score, score.upper())
 
 
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What is compared from one start, by its number: fields (n, h, w) in dBZ on the forecasts' grid, NaN = missing,
+    observed before and after it, and made by every method; of an ensemble also members (M, n, h, w) in mm/h."""
+
+    number: int
+    before: np.ndarray
+    after: np.ndarray
+    made: dict[str, np.ndarray]
+    members: np.ndarray | None
+
+
 class Comparison:
     """Sums of the scores of several methods, all for the same truth.
 
@@ -205,6 +217,17 @@ class Comparison:
             self.rain[name] += [_rain_sums(field, valid.numpy(), self.z_r) for field in (z, truth)]
             ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
             self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
+
+    def __iadd__(self, other: Comparison) -> Comparison:
+        """Add the starts of another of the same methods and leads."""
+        self.starts += other.starts
+        for name in self.scores:
+            self.scores[name] += other.scores[name]
+            self.counts[name] += other.counts[name]
+            self.windows[name] = self.windows[name] + other.windows[name]
+            self.rain[name] = self.rain[name] + other.rain[name]
+            self.power[name] += other.power[name]
+        return self
 
     def table(self, notes: Sequence[str] = (), ensemble: EnsembleRows | None = None) -> NowcastTable:
         """The scores of every method by lead."""

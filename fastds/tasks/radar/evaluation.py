@@ -9,10 +9,10 @@ import xarray as xr
 
 from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
 from fastds.tasks.common.radar_files import check_quietly, differ
-from fastds.tasks.common.tables import tracked
+from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.methods import BASELINES
-from fastds.tasks.radar.pairs import SPACE_FACTOR, Pairs, whole_seconds
+from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
 _NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: python -m pip install torchmetrics scores"
@@ -46,6 +46,37 @@ def check_truth(
     check_quietly(fields)
 
 
+class Scoring:
+    """Pairs of input frames, their fine frames by every method, and the scores of these; see
+    fastds.tasks.common.scoring.Scoring. Arguments as in evaluate."""
+
+    def __init__(
+        self,
+        prediction: xr.Dataset,
+        truth: xr.Dataset,
+        *,
+        coarse: xr.Dataset | None = None,
+        var: str | None = None,
+        z_r: tuple[float, float] | None = None,
+    ):
+        self.pairs = Pairs(prediction, truth, coarse, var, z_r)
+        self.name = f"{self.pairs.name} (PRED)" if self.pairs.name in BASELINES else self.pairs.name
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def item(self, number: int) -> Pair:
+        """See Scoring."""
+        return self.pairs[number]
+
+    def scores(self, pair: Pair) -> Sums:
+        """See Scoring: by method."""
+        sums = Sums({method: scores.Scores() for method in (*BASELINES, self.name)})
+        for method, score in sums.items():
+            score.add(pair, pair.prediction if method == self.name else None, BASELINES.get(method))
+        return sums
+
+
 def evaluate(
     prediction: xr.Dataset,
     truth: xr.Dataset,
@@ -56,6 +87,7 @@ def evaluate(
     progress: bool = False,
     report: str | os.PathLike | None = None,
     model: str | os.PathLike | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> EvaluationTable:
     """Compare downscaled fields and the baselines with the truth, pair of input frames by pair of input frames.
 
@@ -64,26 +96,22 @@ def evaluate(
     coarse: the dataset that was downscaled; None: truth averaged 2 x 2 as by coarsen_dataset, at every second time.
     var, z_r: as in fastds.data.to_reflectivity, for all datasets. progress: show a progress bar.
     report: an HTML page to write, with the scores, maps and curves; model: name or file of the weights whose card it
-    tells, None: as prediction names them.
+    tells, None: as prediction names them. elsewhere: see fastds.tasks.common.scoring.
     Returns the EvaluationTable. Raises ValueError where grids or times do not fit or no pair of frames is common to
     all.
     """
-    source = Pairs(prediction, truth, coarse, var, z_r)
+    scoring = Scoring(prediction, truth, coarse=coarse, var=var, z_r=z_r)
     page = None
     if report is not None:
         from fastds.tasks.radar.report import EvaluationReport
 
-        page = EvaluationReport(report, source, model)
-    name = f"{source.name} (PRED)" if source.name in BASELINES else source.name
-    sums = {method: scores.Scores() for method in (*BASELINES, name)}
-    for pair in tracked(source, progress, "pairs"):
-        for method, score in sums.items():
-            score.add(pair, pair.prediction if method == name else None, BASELINES.get(method))
-        if page is not None:
-            page.add(pair, BASELINES)
+        page = EvaluationReport(report, scoring.pairs, model)
+    sums = added_up(scoring, "pairs", progress, None if page is None else page.add, elsewhere)
     rows = {method: score.means() for method, score in sums.items()}
-    notes = tuple(source.notes if scores.HAS_TORCHMETRICS and scores.HAS_SCORES else [*source.notes, _NEEDS_VERIFY])
-    table = EvaluationTable(rows, sums[name].count, round(sums[name].pixels / max(sums[name].count, 1)), notes)
+    notes = scoring.pairs.notes
+    notes = tuple(notes if scores.HAS_TORCHMETRICS and scores.HAS_SCORES else [*notes, _NEEDS_VERIFY])
+    own = sums[scoring.name]
+    table = EvaluationTable(rows, own.count, round(own.pixels / max(own.count, 1)), notes)
     if page is not None:
         page.write(table)
     return table

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -104,25 +104,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __iter__(self) -> Iterator[Pair]:
-        for outer, in_prediction, in_truth in self.pairs:
-            prediction, truth = (
-                torch.from_numpy(s.frames(i)) for s, i in ((self.fine, in_prediction), (self.truth, in_truth))
-            )
-            if self.coarse is None:
-                coarse = coarsen_with_weak_echo(
-                    truth[[0, -1]].numpy(),
-                    SPACE_FACTOR,
-                    mode="dbz",
-                    floor=EVALUATION_FLOORS[0],
-                    no_echo=self.truth.no_echo,
-                )
-                coarse = torch.from_numpy(coarse)
-            else:
-                coarse = torch.from_numpy(self.coarse.frames(list(outer)))
-            there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
-            valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
-            yield Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth])
+    def __getitem__(self, number: int) -> Pair:
+        outer, in_prediction, in_truth = self.pairs[number]
+        prediction, truth = (
+            torch.from_numpy(s.frames(i)) for s, i in ((self.fine, in_prediction), (self.truth, in_truth))
+        )
+        if self.coarse is None:
+            form = {"mode": "dbz", "floor": EVALUATION_FLOORS[0], "no_echo": self.truth.no_echo}
+            coarse = coarsen_with_weak_echo(truth[[0, -1]].numpy(), SPACE_FACTOR, **form)
+        else:
+            coarse = self.coarse.frames(list(outer))
+        coarse = torch.from_numpy(coarse)
+        there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
+        valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
+        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth])
 
 
 def whole_seconds(times) -> list[int]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from typing import Unpack
 
 import torch
@@ -16,6 +15,7 @@ from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly,
 from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
+from fastds.tasks.radar.methods import BASELINES
 from fastds.tasks.radar.pairs import Pair, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
@@ -44,9 +44,9 @@ class EvaluationReport:
             self.maps.notes.append(f"Maps and spectra of {len(self.shown)} of {len(source)} pairs of input times.")
         self.number = 0
 
-    def add(self, pair: Pair, baselines: Mapping[str, Callable]) -> None:
+    def add(self, pair: Pair) -> None:
         """One pair of input times, in the order of the source."""
-        made = {name: pair.baseline(method, _FLOOR) for name, method in baselines.items()} | {
+        made = {name: pair.baseline(method, _FLOOR) for name, method in BASELINES.items()} | {
             self.name: pair.prediction
         }
         valid = pair.valid.expand(pair.truth.shape)

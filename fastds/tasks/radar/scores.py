@@ -51,6 +51,17 @@ class Scores:
         self._skill(pair, fields[low])
         self._detail(pair, fields[high], high)
 
+    def __iadd__(self, other: Scores) -> Scores:
+        """Add the pairs of another."""
+        self.count, self.pixels = self.count + other.count, self.pixels + other.pixels
+        self.hits, self.recoarsened = self.hits + other.hits, self.recoarsened + other.recoarsened
+        for key, (total, weight) in other.weighted.items():
+            known = self.weighted.get(key, (0.0, 0))
+            self.weighted[key] = known[0] + total, known[1] + weight
+        for key, values in other.plain.items():
+            self.plain.setdefault(key, []).extend(values)
+        return self
+
     def _errors(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
         last = len(pair.truth) - 1
         pixels = int(pair.valid.sum())

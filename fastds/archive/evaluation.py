@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate an archive by several workers: each scores some items, and their scores are added up in order."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import importlib
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastds.archive.workers import cluster
+from fastds.data.packages import require
+from fastds.data.reading import Data, are_paths, opened
+from fastds.tasks.common.scoring import Scoring, Sums, scores_of
+from fastds.tasks.common.settings import check_count, computing, settle
+from fastds.tasks.verbs import READING, evaluated, given_name
+
+if TYPE_CHECKING:
+    from fastds.tasks.common.tables import ScoreTables
+
+_AHEAD = 3  # tasks that wait at the scheduler for each worker
+_OWN = "var", "z_r", "baselines"  # options that items depend on
+_MOST_ITEMS = 8  # of a task
+_TASKS_A_WORKER = 4  # at least, so that all end at about the same time
+
+
+def evaluate_archive(
+    prediction: Data,
+    truth: Data,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> ScoreTables:
+    """What fastds.evaluate gives of files, scored by several processes.
+
+    Args:
+        prediction, truth: files, as in fastds.evaluate; options: its others but report, which is of one process.
+        workers: processes on this machine, 1: this one. scheduler: address or file of a dask scheduler, whose workers are taken
+            instead.
+        threads: of torch in each worker; None: the cores of this machine shared by its workers.
+
+    Returns: the table, with the bits that one process gives with as many threads.
+
+    Raises: ValueError for data that are no files and for options that do not go together; OSError where no scheduler
+        answers; what fastds.evaluate raises.
+    """
+    require("distributed", "several workers")
+    for name, data in (("prediction", prediction), ("truth", truth), ("input", options.get("input"))):
+        if data is not None and not are_paths(data):
+            raise ValueError(f"{name} must be files, which workers open, got a {type(data).__name__}")
+    if options.get("report") is not None:
+        raise ValueError("report is written by one process: leave out workers and scheduler")
+    if (workers is None) == (scheduler is None):
+        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
+    if workers is not None:
+        check_count("workers", workers)
+        if workers == 1:
+            return evaluated(prediction, truth, None, **options)
+        threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    files = tuple(_names(data) for data in (prediction, truth, options.get("input")))
+    reading, own = (tuple((name, options[name]) for name in some if name in options) for some in (READING, _OWN))
+    request = _Request(files, reading, own, threads)
+    with cluster(workers or 0, scheduler) as (client, count, _):
+        return evaluated(prediction, truth, lambda task: _Far(client, count, request, task), **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What a worker opens: prediction, truth and input, how the latter two are read, and options of the task's
+    Scoring; threads: of torch."""
+
+    files: tuple[tuple[str, ...] | str | None, ...]
+    reading: tuple[tuple[str, Any], ...]
+    options: tuple[tuple[str, Any], ...]
+    threads: int | None
+
+
+def _names(data: Data | None) -> tuple[str, ...] | str | None:
+    if data is None:
+        return None
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else tuple(map(os.fspath, data))
+
+
+class _Far:
+    """See fastds.tasks.common.scoring.Elsewhere: the workers of a dask client, a few tasks ahead for each."""
+
+    def __init__(self, client, workers: int, request: _Request, task: str):
+        self.client, self.workers, self.request, self.task = client, workers, request, task
+
+    def __call__(self, count: int) -> Iterator[Sums]:
+        size = max(1, min(_MOST_ITEMS, math.ceil(count / (_TASKS_A_WORKER * self.workers))))
+        parts = (range(first, min(first + size, count)) for first in range(0, count, size))
+        waiting = collections.deque(map(self._submit, itertools.islice(parts, _AHEAD * self.workers)))
+        while waiting:
+            yield from waiting.popleft().result()
+            waiting.extend(map(self._submit, itertools.islice(parts, 1)))
+
+    def _submit(self, numbers: Iterable[int]):
+        return self.client.submit(_scores, self.request, self.task, numbers, pure=False)
+
+
+def _scores(request: _Request, task: str, numbers: Iterable[int]) -> list[Sums]:
+    """The scores of some items, one by one; this process has warned of the files already."""
+    with warnings.catch_warnings(), computing(None, settle(None, request.threads)):
+        warnings.simplefilter("ignore")
+        scoring = _opened(request, task)
+        return [scores_of(scoring, number) for number in numbers]
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(request: _Request, task: str) -> Scoring:
+    """The items of a request, opened once in every process and kept."""
+    reading, options = dict(request.reading), dict(request.options)
+    prediction, truth, given = request.files
+    datasets = opened(prediction), *(opened(data, options.get("var"), **reading) for data in (truth, given))
+    p, t, source = (dataset.__enter__() for dataset in datasets)
+    module = importlib.import_module(f"fastds.tasks.{task}.evaluation")
+    return module.Scoring(p, t, **{given_name(task): source}, **options)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluations by two workers hold the bits of one process: of radar fields, ensembles and nowcasts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_pieces import fields
+from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator
+
+import fastds
+from fastds.archive.evaluation import evaluate_archive
+from fastds.cli import main
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+
+distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Of two processes, one thread each."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def radar(folder):
+    """A file that is finer by a method, the truth and what it was made of."""
+    truth = synthetic_event(5, 11, (32, 40))[["reflectivity", "crs"]]
+    coarse = coarsen_dataset(truth)
+    return fastds.downscale("trilinear", coarse), truth, coarse
+
+
+def temperature(folder):
+    truth = fields(TEMPERATURE, 6)
+    return fastds.downscale(field_model(), truth, scale=1.0), truth, None
+
+
+def humidity(folder):
+    coarse = fields(HUMIDITY, 4)
+    truth = fastds.downscale("bicubic", coarse, scale=2)
+    return fastds.downscale(generator(), coarse, members=3), truth, coarse
+
+
+def hindcasts(folder):
+    """The last starts have no truth after them."""
+    truth = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
+    made = fastds.nowcast("extrapolation", truth, steps=2, every="5min", coarsen=1, members=2)
+    return made, truth.isel(time=slice(0, 10)), None
+
+
+def same(ours, theirs):
+    """Whether tables, and what they hold, are equal bit for bit, NaN included."""
+    if dataclasses.is_dataclass(theirs):
+        return all(same(value, getattr(theirs, name)) for name, value in vars(ours).items())
+    if isinstance(theirs, dict):
+        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, (float, np.ndarray)):
+        return np.array_equal(ours, theirs, equal_nan=True)
+    return ours == theirs
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", [radar, temperature, humidity, hindcasts])
+def test_two_workers_give_the_bits_of_one_process(case, tmp_path, scheduler, one_thread):
+    names = [tmp_path / name for name in ("made.nc", "truth.nc", "input.nc")]
+    for dataset, name in zip(case(tmp_path), names, strict=True):
+        if dataset is not None:
+            save_dataset(dataset, name)
+    given = {"input": names[2]} if names[2].exists() else {}
+    expected = fastds.evaluate(*names[:2], **given)
+    found = evaluate_archive(*names[:2], scheduler=scheduler, threads=1, **given)
+    assert type(found) is type(expected) and same(found, expected)
+    assert len(vars(found)) > 3 and found.rows
+
+
+def test_the_command(tmp_path, scheduler, capsys):
+    made, truth, coarse = radar(tmp_path)
+    for dataset, name in ((made, "made.nc"), (truth, "truth.nc"), (coarse, "input.nc")):
+        save_dataset(dataset, tmp_path / name)
+    words = ["evaluate", *(str(tmp_path / name) for name in ("made.nc", "truth.nc"))]
+    words += ["--input", str(tmp_path / "input.nc")]
+    assert main([*words, "--scheduler", scheduler, "--csv", str(tmp_path / "far.csv")]) == 0
+    assert main([*words, "--csv", str(tmp_path / "here.csv")]) == 0
+    assert (tmp_path / "far.csv").read_text() == (tmp_path / "here.csv").read_text()
+    capsys.readouterr()
+    for more, sentence in (
+        (["--workers", "0"], "--workers must be a whole number from 1 to"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], "give one of the options --workers and --scheduler"),
+        (["--workers", "2", "--report", str(tmp_path / "r.html")], "--report is written by one process"),
+    ):
+        assert main([*words, *more]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_workers_need_files():
+    with pytest.raises(ValueError, match="truth must be files, which workers open, got a Dataset"):
+        evaluate_archive("made.nc", synthetic_event(5, 3, (32, 32)), workers=2)
