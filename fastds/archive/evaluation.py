@@ -43,8 +43,8 @@ def evaluate_archive(
 
     Args:
         prediction, truth: files, as in fastds.evaluate; options: its others but report, which is of one process.
-        workers: processes on this machine, 1: this one. scheduler: address or file of a dask scheduler, whose workers are taken
-            instead.
+        workers: processes on this machine, 1: this one. scheduler: address or file of a dask scheduler, whose workers
+            are taken instead.
         threads: of torch in each worker; None: the cores of this machine shared by its workers.
 
     Returns: the table, with the bits that one process gives with as many threads.
@@ -52,24 +52,29 @@ def evaluate_archive(
     Raises: ValueError for data that are no files and for options that do not go together; OSError where no scheduler
         answers; what fastds.evaluate raises.
     """
-    require("distributed", "several workers")
-    for name, data in (("prediction", prediction), ("truth", truth), ("input", options.get("input"))):
-        if data is not None and not are_paths(data):
-            raise ValueError(f"{name} must be files, which workers open, got a {type(data).__name__}")
-    if options.get("report") is not None:
-        raise ValueError("report is written by one process: leave out workers and scheduler")
-    if (workers is None) == (scheduler is None):
-        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
+    _check(workers, scheduler, options | {"prediction": prediction, "truth": truth})
+    if workers == 1:
+        return evaluated(prediction, truth, None, **options)
     if workers is not None:
-        check_count("workers", workers)
-        if workers == 1:
-            return evaluated(prediction, truth, None, **options)
         threads = threads or max(1, (os.cpu_count() or 1) // workers)
     files = tuple(_names(data) for data in (prediction, truth, options.get("input")))
     reading, own = (tuple((name, options[name]) for name in some if name in options) for some in (READING, _OWN))
     request = _Request(files, reading, own, threads)
     with cluster(workers or 0, scheduler) as (client, count, _):
         return evaluated(prediction, truth, lambda task: _Far(client, count, request, task), **options)
+
+
+def _check(workers: int | None, scheduler: str | None, options: dict[str, Any]) -> None:
+    require("distributed", "several workers")
+    for name in ("prediction", "truth", "input"):
+        if options.get(name) is not None and not are_paths(options[name]):
+            raise ValueError(f"{name} must be files, which workers open, got a {type(options[name]).__name__}")
+    if options.get("report") is not None:
+        raise ValueError("report is written by one process: leave out workers and scheduler")
+    if (workers is None) == (scheduler is None):
+        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
+    if workers is not None:
+        check_count("workers", workers)
 
 
 @dataclasses.dataclass(frozen=True)
