@@ -131,3 +131,11 @@ def test_training_takes_the_frames_to_forecast():
 def test_wrong_arguments(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_weights_lie_as_the_maps_do(tmp_path):
+    """Else every convolution rearranges them first, which is a third of a forward pass."""
+    model = models.create("simvp", **SMALL)
+    models.save(model, tmp_path / "w.safetensors")
+    for made in (model, models.load(tmp_path / "w.safetensors")):
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in made.parameters() if w.dim() == 4)
