@@ -70,6 +70,10 @@ def pytest_collection_finish():
     gc.set_threshold(10_000, 10, 10)
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # nanobind complains of what is left at the end
+
+
 def pytest_report_header():
     rows = info()
     names = ("native module", "instruction sets", "torch", "threads")
