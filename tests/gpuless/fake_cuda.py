@@ -74,8 +74,8 @@ def fake_cuda(monkeypatch):
 
 def on_cuda(name, **options):
     """A network of models.create with fake CUDA tensors for parameters and buffers; Module.to cannot move fake ones."""
-    with unset_fake_temporarily(), torch.device("meta"):
-        model = models.create(name, **options)
+    with unset_fake_temporarily():
+        model = models.create(name, **options).to("meta")
     for module in model.modules():
         for name, p in module._parameters.items():
             if p is not None:

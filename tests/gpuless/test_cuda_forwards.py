@@ -57,8 +57,7 @@ def test_forward_stays_on_the_device(name, fake_cuda):
 def test_training_step_stays_on_the_device(name, monkeypatch):
     autocast = torch.autocast  # which knows no meta tensors
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if kind == "meta" else kind, *a, **k))
-    with torch.device("meta"):
-        model = models.create(name).train()
+    model = models.create(name).train().to("meta")
     for module in model.modules():
         if hasattr(module, "recompute"):
             module.recompute = False  # it knows maps by their addresses, which meta tensors have not

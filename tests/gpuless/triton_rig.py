@@ -158,8 +158,12 @@ def untouched(guarded, width=4096):
     return bool(same.all())
 
 
-# opcheck imports torch._dynamo.
-_IMPORTS = "import pytest, torch._dynamo, triton, fastds.info"
+# What takes seconds: opcheck imports torch._dynamo, a FakeTensorMode 900 modules.
+_IMPORTS = """
+import fastds.models, pytest, torch._dynamo, torch._subclasses, triton
+with torch._subclasses.FakeTensorMode():
+    pass
+"""
 _PYTEST = "import os, sys, pytest; os.chdir(sys.argv.pop(1)); sys.exit(pytest.main(sys.argv[1:]))"
 
 
