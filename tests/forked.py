@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forks of this process, and the command `fastds` in forks of one in which everything is imported: each saves four
-seconds.
+"""Forks of this process, and programs in forks of one in which everything is imported: each saves four seconds.
 
 A fork is a process of its own: signals, exit status and what it does at its end are those of a fresh one.
 """
@@ -16,14 +15,18 @@ from pathlib import Path
 
 import torch
 
-# It computes nothing before it forks: OpenMP's threads would be missing in the children.
-SERVER = """
-import json, os, signal, sys
+# What the command `fastds` needs.
+COMMAND = """
+import sys
 sys.argv[0] = "fastds"
 import fastds.cli, lightning
 from fastds.tasks.common import command, training
 import fastds.tasks.fields.training, fastds.tasks.humidity.training
 import fastds.tasks.nowcast.training, fastds.tasks.radar.training
+"""
+# It computes nothing before it forks: OpenMP's threads would be missing in the children.
+SERVER = """
+import json, os, signal, sys
 requests = os.fdopen(os.dup(0))
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 for line in requests:
@@ -37,20 +40,23 @@ for line in requests:
         exec(code, {"__name__": "__main__"})
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os._exit(0)  # without what libraries say at the end
 """
 
 
 @functools.cache
-def _server():
-    command = [sys.executable, "-W", "ignore", "-c", SERVER]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _server(imports, *variables):
+    command, environment = [sys.executable, "-W", "ignore", "-c", imports + SERVER], os.environ | dict(variables)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     atexit.register(process.communicate)  # the end of its input ends it
     return process
 
 
-def run(code, *words):
-    """Runs Python code as the command, its arguments sys.argv[1:]; returns the finished process."""
-    server = _server()
+def run(code, *words, imports=COMMAND, **variables):
+    """Runs Python code where these imports are done, its arguments sys.argv[1:]; returns the finished process.
+
+    variables: of the environment in which the imports are done."""
+    server = _server(imports, *variables.items())
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps([code, list(map(str, words)), folder]), file=server.stdin, flush=True)
         status = int(server.stdout.readline())

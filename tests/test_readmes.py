@@ -23,8 +23,9 @@ READMES = sorted(p for p in ROOT.rglob("README.md") if not {"build", ".git"} & s
 FENCE = re.compile(r"^(<!-- ci -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a test shortens: minutes of training and benchmarks. pip and sanitizer builds are left to .ci/run and to hand.
 SHORTER = (
+    (r"(train humidity .*)--max_minutes=\d+", r"\1--max_steps=2 --threads=1 --data.validation_samples=4"),
     (r"--max_minutes=\d+", "--max_steps=2 --threads=1"),
-    (r"--budget=\d+min", "--max_steps=2 --threads=1 --data.test_samples=2"),
+    (r"(study fczsm .*)--budget=\d+min", r"\1--max_steps=2 --threads=1 --data.test_samples=2 --run=[UNet]"),
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
     (r"^pytest tests/(\S+).*$", r"test -f tests/\1"),  # this run collects it
     (r"--calls \d+", "--calls 60"),  # one of each op and kind
@@ -130,7 +131,7 @@ def test_commands(readme, text, files, monkeypatch, capfd):
         if module:
             done = forked.run(MODULE, files, module[1], *shlex.split(module[2]))
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        elif typed or not re.fullmatch(r"fastds [^|&;<>$*?`]*", line):
+        elif typed or not re.fullmatch(r"fastds [^|&;<>$*?`]*", re.sub("'.*?'", "", line)):
             run(["bash", "-c", line], files)
             typed = False
         else:

@@ -6,9 +6,9 @@ import io
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -163,7 +163,8 @@ def test_what_was_run_is_told(downscaled):
 
 def test_the_command_is_told(folder):
     words = ["downscale", "in.nc", "again.nc", "--truth", "truth.nc", "--report", "again.html"]
-    done = subprocess.run([sys.executable, "-m", "fastds", *words], cwd=folder, capture_output=True, text=True)
+    code = f"import os, sys; from fastds.cli import main; os.chdir({str(folder)!r}); sys.exit(main())"
+    done = forked.run(code, *words)
     assert done.returncode == 0, done.stderr
     assert f"fastds {' '.join(words)}" in parsed(folder / "again.html").texts("dd")
 

@@ -29,6 +29,16 @@ MOST = {  # total squared error above 15 dBZ: of trilinear, of advection; inputs
 test_block.__test__ = False
 
 
+def first_sample(folder, file, *options, **named):
+    """The test block of a file with its first sample alone."""
+    start, stop, _ = TEST_BLOCKS[file]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(TEST_BLOCKS, file, (start, stop, 1000))
+        block = test_block(folder, file, *options, **named)
+    assert len(block.samples) == 1
+    return block
+
+
 @pytest.fixture(scope="module")
 def small():
     return models.load("fczsm-small")
@@ -55,8 +65,7 @@ def test_card_of_radar_weights(name):
 @pytest.mark.parametrize("file", TEST_BLOCKS)
 def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
     for mode, most in (("dbz", MOST[file][:2]), ("plain_dbz", MOST[file][2:])):
-        block = test_block(data_dir, file, mode=mode)
-        block.samples = block.samples[:1]
+        block = first_sample(data_dir, file, mode=mode)
         ours = errors(block, as_method(small, 15.0))["mse_total"]
         for share, name in zip(most, ("trilinear", "advection"), strict=True):
             assert ours <= share * errors(block, BASELINES[name])["mse_total"], (mode, name)
@@ -64,16 +73,14 @@ def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
 
 def test_errors_with_weak_echo(small, data_dir):
     """Above 0 dBZ: dry pixels are dry, and not at the network's floor."""
-    block = test_block(data_dir, "radar_mch_20160711_5min.nc", 0.0)
-    block.samples = block.samples[:1]
+    block = first_sample(data_dir, "radar_mch_20160711_5min.nc", 0.0)
     ours = errors(block, as_method(small, 0.0))["mse_total"]
     assert ours <= 1.1 * errors(block, BASELINES["advection"])["mse_total"]
 
 
 @pytest.mark.skipif(winograd_refusal(torch.zeros(1)) is not None, reason="the engine runs in the native module")
 def test_errors_do_not_depend_on_the_algorithm_of_the_convolutions(small, data_dir):
-    block = test_block(data_dir, "radar_mch_20160711_5min.nc")
-    block.samples = block.samples[:1]
+    block = first_sample(data_dir, "radar_mch_20160711_5min.nc")
     found = {}
     for algorithm in ("direct", "winograd"):
         with fastds.convolution(algorithm):
@@ -84,7 +91,6 @@ def test_errors_do_not_depend_on_the_algorithm_of_the_convolutions(small, data_d
 def test_weights_without_flow_beat_interpolation(data_dir):
     model = models.load("fczsm-small-pure")
     assert not model.config["flow_guided"] and model.config["residual"] is None
-    block = test_block(data_dir, "radar_mch_20160711_5min.nc")
-    block.samples = block.samples[:1]
+    block = first_sample(data_dir, "radar_mch_20160711_5min.nc")
     ours = errors(block, as_method(model, 15.0))["mse_total"]
     assert ours <= 0.8 * errors(block, BASELINES["trilinear"])["mse_total"]

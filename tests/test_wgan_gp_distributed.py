@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,17 @@ def problem():
     critic = HumidityCritic(width=4, down_blocks=1, post_blocks=1, reduction=2).double()
     real, fake = (torch.randn(4, 2, 1, 8, 8, dtype=torch.float64) for _ in range(2))
     return CriticLoss(critic), real, fake, torch.rand(4, dtype=torch.float64)
+
+
+# Two processes that have nothing computed yet.
+RANKS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from test_wgan_gp_distributed import rank_main
+other = os.fork()
+rank_main(int(not other), *sys.argv[2:])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0)
+"""
 
 
 def rank_main(rank, store, folder):
@@ -42,9 +54,8 @@ needs_gloo = pytest.mark.skipif(
 
 @needs_gloo
 def test_two_ranks_equal_one_process(tmp_path):
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path / "store"), str(tmp_path)] for rank in range(2)]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait() for process in processes] == [0, 0]
+    done = forked.run(RANKS, os.path.dirname(__file__), tmp_path / "store", tmp_path)
+    assert done.returncode == 0, done.stderr
     loss, real, fake, epsilon = problem()
     loss(real, fake, None, epsilon)[0].backward()
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -82,7 +93,3 @@ def test_command_on_two_processes(tmp_path):
     one, two = (train(tmp_path, devices, *plain) for devices in (1, 2))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), *sys.argv[2:])

@@ -86,6 +86,20 @@ def _run(command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[-6000:]}")
 
 
+def _pybind11(flags):
+    """A header with pybind11, compiled for these flags: else each module spends most of its time on it."""
+    command = [*compiler(), *FLAGS, *flags, "-x", "c++-header"]
+    key = repr((command, pybind11.__version__, sys.version)).encode()
+    header = BUILD / f"pybind11_{hashlib.sha256(key).hexdigest()[:16]}.h"
+    compiled = header.with_suffix(".h.gch")
+    if not compiled.exists():
+        header.write_text("#include <pybind11/pybind11.h>\n")
+        fresh = header.with_suffix(f".{os.getpid()}")
+        _run([*command, header, "-o", fresh])
+        fresh.rename(compiled)
+    return header
+
+
 def _units(folder, name):
     """(object, command) for the bindings of a folder and each of its .cu; names hold the hash of all that goes in."""
     op = folder.name
@@ -106,7 +120,7 @@ def _units(folder, name):
         return target, [*command, "-x", "c++", "-c", source, "-o"]
 
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
-    yield unit("module.cpp", python, text.encode())
+    yield unit("module.cpp", [*python, "-include", _pybind11(python)], text.encode())
     for path in sorted(folder.glob("*.cu")):
         flags = ["-g1", *(["-O0", *SANITIZERS] if sanitizing() else ["-O1"])]
         yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())

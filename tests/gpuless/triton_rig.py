@@ -16,21 +16,20 @@ Interpret. In a test module of its own under tests/gpuless:
 
     pytestmark = pytest.mark.interpreted
 
-Its tests run in one subprocess with TRITON_INTERPRET=1, on CPU tensors, and each reports its own result. In the
+Its tests run in one process with TRITON_INTERPRET=1, on CPU tensors, and each reports its own result. In the
 interpreter tl.dot on bfloat16 is garbage: test float32 and float16, bfloat16 only where the kernel casts first. All
 memory that a kernel must not touch is real memory there: guard() surrounds a tensor with NaN to see stray reads, and
 with it stray writes. Keep the problems tiny: one program of one tile takes some milliseconds for each tile operation.
 """
 
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -159,8 +158,17 @@ def untouched(guarded, width=4096):
     return bool(same.all())
 
 
+# What takes seconds: opcheck imports torch._dynamo, a FakeTensorMode 900 modules.
+_IMPORTS = """
+import fastds.models, pytest, torch._dynamo, torch._subclasses, triton
+with torch._subclasses.FakeTensorMode():
+    pass
+"""
+_PYTEST = "import os, sys, pytest; os.chdir(sys.argv.pop(1)); sys.exit(pytest.main(sys.argv[1:]))"
+
+
 def interpret(root, path, names):
-    """Runs tests of one module in a fresh process under the interpreter.
+    """Runs tests of one module in a process of its own under the interpreter.
 
     Returns:
         {test name: ("passed", "failure", "error" or "skipped", text)}; the name "" holds why a test is missing.
@@ -170,9 +178,9 @@ def interpret(root, path, names):
         selected = [f"{path}::{name}" for name in names]
         options = ["-q", "-o", "addopts=", "--import-mode=importlib", f"--junitxml={report}"]
         options += ["-c", f"{root}/pyproject.toml", f"--rootdir={root}", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *options, *selected]
-        environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        run = forked.run(
+            _PYTEST, root, *options, *selected, imports=_IMPORTS, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES=""
+        )
         outcomes = {"": f"no report; pytest said:\n{(run.stdout + run.stderr)[-4000:]}"}
         if report.exists():
             for case in ElementTree.parse(report).iter("testcase"):
