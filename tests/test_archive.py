@@ -162,6 +162,17 @@ def test_files_of_tomorrow_are_appended(files, whole, monkeypatch, first):
         assert dataset.sizes["time"] == 21
 
 
+def test_an_append_tells_how_far_all_inputs_lie_from_the_training(files):
+    model = radar_model()
+    model.card.input_ranges = {"flow residual": [0.0, 1.0]}
+    models.save(model, files / "w.safetensors")
+    scores = []
+    for target, names in (("out.zarr", ["0.nc"]), ("out.zarr", ["0.nc", "1.nc"]), ("new.zarr", ["0.nc", "1.nc"])):
+        archive(files, names, target, model=str(files / "w.safetensors"), append=True)
+        scores.append(stored(files / target).attrs["fastds_out_of_domain"])
+    assert scores[0] != scores[1] == scores[2]
+
+
 def test_an_append_that_is_killed_goes_on(files, whole, monkeypatch):
     names = [f"{number}.nc" for number in range(6)]
     archive(files, names[:3])
@@ -284,6 +295,17 @@ def test_integers_where_the_input_has_packed_ones(files, event):  # noqa: F811
     found, plain = stored(files / "out.zarr").reflectivity, stored(files / "float.zarr").reflectivity
     assert found.encoding["dtype"] == np.int32 and found.encoding["scale_factor"] == 0.0625
     assert float(abs(found - plain).max()) <= 0.0313 and ((plain == -32) == (found == -32)).all()
+
+
+def test_integers_are_rounded_as_in_a_file(files, monkeypatch, event):  # noqa: F811
+    """A value whose distance from no echo is rounded in float32 to the middle between two steps."""
+    packed, tie = event.copy(), np.float32(21.46875) - np.float32(1e-6)
+    packed["reflectivity"].encoding = {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}
+    save_dataset(packed.isel(time=slice(0, 2)), files / "packed.nc")
+    known = RadarJob.compute
+    monkeypatch.setattr(RadarJob, "compute", lambda *a: {k: np.full_like(v, tie) for k, v in known(*a).items()})
+    archive(files, "packed.nc", dtype="input")
+    assert (stored(files / "out.zarr").reflectivity == 21.4375).all()
 
 
 CASES = {

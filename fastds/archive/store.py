@@ -71,8 +71,8 @@ class Store:
             return same and all(expected[name].equals(found[name]) for name in expected.coords)
 
     def grow(self, before: int) -> None:
-        """Make it, of which so many steps are there, as long as the job's result, with its coordinates; new fields are
-        missing until they are written."""
+        """Make it, of which so many steps are there, as long as the job's result, with its coordinates and what that
+        tells of all inputs; new fields are missing until they are written."""
         import zarr
 
         outline, dim = self._outline(), self.job.dim
@@ -85,13 +85,21 @@ class Store:
             if name not in self.job.variables:
                 new = (slice(None),) * axis + (slice(before, None),)
                 array[new] = _coded(variable[new], array)
+        kept = {name: value for name, value in group.attrs.items() if not name.startswith("fastds_")}
+        told = {name: value for name, value in outline.attrs.items() if name.startswith("fastds_")}
+        group.attrs.put(kept | told)
         with _quietly():
             zarr.consolidate_metadata(self.path)
 
     def write(self, first: int, values: Mapping[str, np.ndarray]) -> None:
         """Write the values of a piece that begins at `first` along job.dim."""
-        dims = {name: self.job.variables[name][0] for name in values}
-        part = xr.Dataset({name: (dims[name], array) for name, array in values.items()})
+        import zarr
+
+        group = zarr.open_group(self.path, mode="r")
+        packed = {name for name in values if group[name].dtype.kind == "i"}
+        # Integers are rounded in the precision of what is given: float64, as those of a file are.
+        fields = {name: array.astype(np.float64) if name in packed else array for name, array in values.items()}
+        part = xr.Dataset({name: (self.job.variables[name][0], array) for name, array in fields.items()})
         with _quietly():
             part.to_zarr(self.path, region={self.job.dim: slice(first, first + part.sizes[self.job.dim])})
 
