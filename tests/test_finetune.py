@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds finetune: weights trained further, never worse on what is held out, and what their card says."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -89,15 +91,14 @@ def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
     assert "no validation was better than the first: the weights are those it started from" in scores(best)
 
 
-def test_the_shipped_configuration_is_taken_without_its_own_files():
-    card = models.load_card("fczsm-small")
-    words = _arguments("fczsm-small", card, "mine", "out", 7.0, 1e-4)
-    from fastds.tasks.radar.config import parse_arguments
-
-    config = parse_arguments(words)
-    assert (config.data.crop, config.loss, config.data.scales) == (44, "relative_mse", [1, 1, 2])
+@pytest.mark.parametrize("name, crop, scales", [("fczsm-small", 44, [1, 1, 2]), ("nowcast-small", 56, [1, 1, 2, 4])])
+def test_the_shipped_configuration_is_taken_without_its_own_files(name, crop, scales):
+    card = models.load_card(name)
+    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
+    config = options.parse_arguments(_arguments(name, card, "mine", "out", 7.0, 1e-4))
+    assert (config.data.crop, config.data.scales) == (crop, scales)
     assert (config.data.blocks, config.data.weights, config.data.synthetic_events) == ({}, [], 0)
-    assert (config.data.path, config.model.start, config.max_minutes) == ("mine", "fczsm-small", 7.0)
+    assert (config.data.path, config.model.start, config.max_minutes) == ("mine", name, 7.0)
 
 
 @pytest.mark.parametrize("task", ["nowcast", "fields"])

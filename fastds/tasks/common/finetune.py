@@ -68,7 +68,7 @@ def _arguments(model: str, card: ModelCard, data, output, minutes: float, learni
     }
     bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=null"]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
-    return [*named, *(emptied if card.task == "radar" else []), *files, *bounds, f"--model.start={model}",
+    return [*named, *(emptied if card.task in ("radar", "nowcast") else []), *files, *bounds, f"--model.start={model}",
             f"--model.card={json.dumps(told)}"]  # fmt: skip
 
 
