@@ -25,6 +25,7 @@ def files(tmp_path):
         save_dataset(synthetic_event(seed, 24, (96, 96))[["reflectivity"]], tmp_path / "mine" / f"{seed}.nc")
     model = radar_model()
     model.card.training_data, model.card.licence = ["an event"], "CC0"
+    model.card.description = "A test: small."
     models.save(model, tmp_path / "w.safetensors")
     return tmp_path
 
@@ -56,6 +57,7 @@ def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys)
     assert f"squared error in dBZ^2 on the validation samples {after:.4g}, " in said
     assert after <= before and card.name == "tiny-finetuned" and card.licence == "CC0"
     assert card.training_data == ["an event", "trained further on mine"]
+    assert card.description == "tiny trained further on mine. A test: small."
     trained, given = (models.load(files / name).state_dict() for name in ("run/last.safetensors", "w.safetensors"))
     moved = [float((trained[name] - given[name]).abs().max()) for name in given]
     assert 0 < max(moved) < 1e-2  # from these weights on, by four small steps
@@ -91,13 +93,21 @@ def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
     assert "no validation was better than the first: the weights are those it started from" in scores(best)
 
 
-@pytest.mark.parametrize("name, crop, scales", [("fczsm-small", 44, [1, 1, 2]), ("nowcast-small", 56, [1, 1, 2, 4])])
-def test_the_shipped_configuration_is_taken_without_its_own_files(name, crop, scales):
+@pytest.mark.parametrize(
+    "name, own, without",
+    [
+        ("fczsm-small", {"crop": 44, "scales": [1, 1, 2]}, {"blocks": {}, "weights": [], "synthetic_events": 0}),
+        ("nowcast-small", {"crop": 56, "fewest": 4}, {"blocks": {}, "weights": [], "synthetic_events": 0}),
+        ("inr-small", {"variables": ["r", "t", "u", "z"], "vectors": [2, -1]}, {"train": [], "validation": []}),
+        ("wgan-gp-small-x2", {"coarsening": "mean", "crop": 32}, {"sources": {}}),
+        ("wgan-gp-small-x8", {"coarsening": "mean", "crop": 64}, {"sources": {}}),
+    ],
+)
+def test_the_shipped_configuration_is_taken_without_its_own_files(name, own, without):
     card = models.load_card(name)
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     config = options.parse_arguments(_arguments(name, card, "mine", "out", 7.0, 1e-4))
-    assert (config.data.crop, config.data.scales) == (crop, scales)
-    assert (config.data.blocks, config.data.weights, config.data.synthetic_events) == ({}, [], 0)
+    assert {key: getattr(config.data, key) for key in own | without} == own | without
     assert (config.data.path, config.model.start, config.max_minutes) == ("mine", name, 7.0)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import pathlib
 
@@ -47,6 +46,7 @@ def finetune(
         raise ValueError(f"the card of {model} does not tell what the weights are for, so they cannot be trained")
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
     config = options.parse_arguments(_arguments(str(model), card, data, output, minutes, learning_rate))
+    config.model.card = _told(card, pathlib.Path(data).name)
     config.threads, config.device, config.progress = threads, device, progress
     training = importlib.import_module(f"fastds.tasks.{card.task}.training")
     quieten_lightning()
@@ -57,19 +57,32 @@ def finetune(
         torch.set_num_threads(before)
 
 
+# What the shipped configurations of a task say of their own files.
+_OWN_FILES = {
+    "radar": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
+    "nowcast": ("--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"),
+    "fields": ("--data.train=[]", "--data.validation=[]"),
+    "humidity": ("--data.sources={}",),
+}
+
+
 def _arguments(model: str, card: ModelCard, data, output, minutes: float, learning_rate: float) -> list[str]:
-    """The options of the training: those of the shipped configuration of this name, on the data given."""
-    named = ["--config", card.name] if card.name in configurations(card.task) else []
-    emptied = ["--data.blocks={}", "--data.weights=[]", "--data.synthetic_events=0"]
-    told = {
-        "name": f"{card.name}-finetuned",
-        "description": f"{card.name} trained further on {pathlib.Path(data).name}. {card.description}".strip(),
-        "training_data": [*card.training_data, f"trained further on {pathlib.Path(data).name}"],
-    }
+    """The options of the training: those of the shipped configuration that made the weights, on the data given."""
+    # wgan-gp-small made wgan-gp-small-x2, and weights that were trained further have its name and more.
+    names = [name for name in configurations(card.task) if f"{card.name}-".startswith(f"{name}-")]
+    named = ["--config", max(names, key=len)] if names else []
     bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=null"]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
-    return [*named, *(emptied if card.task in ("radar", "nowcast") else []), *files, *bounds, f"--model.start={model}",
-            f"--model.card={json.dumps(told)}"]  # fmt: skip
+    return [*named, *_OWN_FILES[card.task], *files, *bounds, f"--model.start={model}"]
+
+
+def _told(card: ModelCard, files: str) -> dict:
+    """What the card of the result says of its training on files of this name."""
+    return {
+        "name": f"{card.name}-finetuned",
+        "description": f"{card.name} trained further on {files}. {card.description}".strip(),
+        "training_data": [*card.training_data, f"trained further on {files}"],
+    }
 
 
 def scores(weights: str | os.PathLike) -> str:
