@@ -58,8 +58,8 @@ def test_every_new_spelling_works():
     config = parse("humidity", "--learning_rate=1", "--critic.learning_rate=2", "--ema_decay=0.5", "--model=srcnn")
     assert (config.learning_rate, config.critic.learning_rate, config.ema_decay) == (1, 2, 0.5)
     assert parse("humidity", "--loss.noise_free_weight=3").loss.noise_free_weight == 3
-    model = parse("humidity", "--model.options={scale: 2}", "--model.card={licence: CC0}").model
-    assert model.options == {"scale": 2} and model.card == {"licence": "CC0"}
+    model = parse("humidity", "--model.options={scale: 2}", "--model.card={licence: 'CC: 0', seeds: [1]}").model
+    assert model.options == {"scale": 2} and model.card == {"licence": "CC: 0", "seeds": [1]}
     config = parse(
         "nowcast", "--model=db-convgru", "--model.options={hidden: 4}", "--model.start=w", "--stage=deblurrer"
     )
@@ -73,6 +73,8 @@ def test_bounds_of_every_training(task):
         ("--max_minutes=0", "max_steps and max_minutes must be positive"),
         ("--ema_decay=1", "ema_decay must lie in"),
         ("--devices=7", "devices must be positive and divide data.batch_size"),
+        ("--model.card.limit=a", "model.card: the model card has unknown content"),
+        ("--model.card.limits=a", "model.card: the model card's limits is 'a', expected"),
     ):
         with pytest.raises(ValueError, match=message):
             parse(task, wrong)
