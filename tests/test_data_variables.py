@@ -31,6 +31,11 @@ def with_units(event, units, standard_name="rainfall_rate", name="rain", value=1
         ("kg.m-2.s-1", (1.0, 1.0)),
         ("m s-1", (1000.0, 1.0)),
         ("mm/day", (1.0, 86400.0)),
+        ("mm/5min", (1.0, 300.0)),
+        ("mm / 15 min", (1.0, 900.0)),
+        ("mm (10 min)-1", (1.0, 600.0)),
+        ("kg m-2 (5 min)-1", (1.0, 300.0)),
+        ("mm 5min", None),
         ("kg m-2", (1.0, None)),
         ("mm", (1.0, None)),
         ("m", (1000.0, None)),
@@ -130,7 +135,14 @@ def test_a_coordinate_is_no_field(event):
 
 @pytest.mark.parametrize(
     ("units", "factor"),
-    [("mm h-1", 1.0), ("kg m-2 s-1", 3600.0), ("m s-1", 3.6e6), ("mm day-1", 1.0 / 24.0), ("mm min-1", 60.0)],
+    [
+        ("mm h-1", 1.0),
+        ("kg m-2 s-1", 3600.0),
+        ("m s-1", 3.6e6),
+        ("mm day-1", 1.0 / 24.0),
+        ("mm min-1", 60.0),
+        ("mm/5min", 12.0),
+    ],
 )
 def test_rates_become_reflectivity(event, units, factor):
     mm_per_hour = 10.0

@@ -34,6 +34,7 @@ _TIME_S = {
     "days": 86400.0,
 }
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([a-z]+)$")
+_COUNTED = re.compile(r"(?:(/)|\s)\s*\(?\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)?(-1)?$")  # "/5min", " (5 min)-1"
 _TOKEN = re.compile(r"^([a-z]+)(-?\d+)?$")
 
 
@@ -45,9 +46,11 @@ def is_dbz(units: object) -> bool:
 def rain_units(units: object) -> tuple[float, float | None] | None:
     """Millimetres (= kg m-2) and seconds of a unit of rain.
 
-    "mm h-1" -> (1, 3600), "kg m-2 s-1" -> (1, 1), "kg m-2" -> (1, None), "m" -> (1000, None); None for anything else.
+    "mm h-1" -> (1, 3600), "mm/5min" -> (1, 300), "kg m-2 s-1" -> (1, 1), "kg m-2" -> (1, None), "m" -> (1000, None);
+    None for anything else.
     A value v is v * millimetres / seconds in mm s-1 (a rate), or v * millimetres in mm (an amount, seconds None).
     """
+    units, count = _one_of_many(units)
     powers = _powers(units)
     if powers is None:
         return None
@@ -61,7 +64,16 @@ def rain_units(units: object) -> tuple[float, float | None] | None:
         return None
     if not times:
         return millimetres, None
-    return (millimetres, _TIME_S[times[0]]) if len(times) == 1 and powers[times[0]] == -1 else None
+    return (millimetres, count * _TIME_S[times[0]]) if len(times) == 1 and powers[times[0]] == -1 else None
+
+
+def _one_of_many(units: object) -> tuple[object, float]:
+    """A rate over several minutes, "mm/5min" or "mm (5 min)-1", as one over a minute and how many they are: "mm/min",
+    5."""
+    match = _COUNTED.search(units.strip().lower()) if isinstance(units, str) else None
+    if match is None or bool(match[1]) == bool(match[4]):
+        return units, 1.0
+    return f"{units.strip().lower()[: match.start()]}/{match[3]}", float(match[2])
 
 
 def interval_seconds(text: str) -> float | None:
