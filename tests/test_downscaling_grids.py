@@ -275,6 +275,11 @@ def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=
         (lambda d: d.drop_vars("latitude"), ("--scale", "2"), "expected one latitude coordinate"),
         (lambda d: d.assign_coords(latitude=d.latitude + 100), ("--scale", "2"), "swapped with longitude?"),
         (
+            lambda d: d.assign_coords(latitude=d.latitude.assign_attrs(units="radians")),
+            ("--scale", "2"),
+            "latitude has units 'radians', expected degrees",
+        ),
+        (
             lambda d: d.assign_coords(longitude=d.longitude + 100).rename(latitude="longitude", longitude="latitude"),
             ("--scale", "2"),
             "expected one latitude coordinate",

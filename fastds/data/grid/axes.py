@@ -62,9 +62,18 @@ def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> 
         if dim in variable.coords:
             name, values, attrs = f"coordinate {dim}", variable[dim].values, variable[dim].attrs
             if is_latitude(attrs):
+                check_degrees(name, attrs)
                 check_latitudes(name, values)
             if is_longitude(attrs):
+                check_degrees(name, attrs)
                 check_longitudes(name, unwrap(values, attrs))
+
+
+def check_degrees(name: str, attrs: Mapping[str, Any]) -> None:
+    """ValueError for a latitude or longitude in radians, which would lie near 0 N, 0 E on cells of a few metres."""
+    units = str(attrs.get("units", "")).strip()
+    if units.lower() in ("rad", "radian", "radians"):
+        raise ValueError(f"{name} has units {units!r}, expected degrees: multiply it by 180 / pi first")
 
 
 def check_latitudes(name: str, values: np.ndarray) -> None:

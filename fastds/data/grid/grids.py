@@ -6,7 +6,7 @@ from collections.abc import Hashable
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.axes import is_latitude, is_longitude, unwrap
+from fastds.data.grid.axes import check_degrees, is_latitude, is_longitude, unwrap
 
 EARTH_RADIUS_M = 6_371_000.0
 METRES = {
@@ -248,7 +248,9 @@ def _resample(
 
 
 def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray] | tuple[None, None]:
-    """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None)."""
+    """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None).
+
+    Raises: ValueError where they are in radians."""
     found = {}
     for name, coordinate in field.coords.items():
         named = "standard_name" not in coordinate.attrs
@@ -256,6 +258,8 @@ def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
             found.setdefault("lat", coordinate)
         elif is_longitude(coordinate.attrs) or (named and name in ("lon", "longitude")):
             found.setdefault("lon", coordinate)
+    for coordinate in found.values():
+        check_degrees(f"coordinate {coordinate.name}", coordinate.attrs)
     lat, lon = found.get("lat"), found.get("lon")
     if lat is None or lon is None or lat.ndim != lon.ndim or lat.ndim not in (1, 2):
         return None, None

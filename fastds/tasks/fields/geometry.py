@@ -10,7 +10,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds.data.grid.axes import FULL_CIRCLE, check_latitudes, check_longitudes, is_latitude, is_longitude
+from fastds.data.grid.axes import (
+    FULL_CIRCLE,
+    check_degrees,
+    check_latitudes,
+    check_longitudes,
+    is_latitude,
+    is_longitude,
+)
 from fastds.ops.impl.inr_query.points import spacing
 
 MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
@@ -68,6 +75,7 @@ def geometry(dataset: xr.Dataset) -> Geometry:
         ]
         if len(names) != 1:
             raise ValueError(f"expected one {kind} coordinate along a dimension, found {names or 'none'}")
+        check_degrees(names[0], dataset[names[0]].attrs)
         found.append(names[0])
     latitude, longitude = (torch.from_numpy(dataset[n].values.astype("float64")) for n in found)
     check_latitudes(found[0], latitude.numpy())
