@@ -219,6 +219,23 @@ def test_check_of_fields(data_dir, capsys):
     assert "cannot     nowcast: no variable of reflectivity was found" in said
 
 
+def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):
+    """A grid across Greenwich in longitudes of 0 to 360 degrees, and a time that is there twice; radians."""
+    radar = event[["reflectivity"]].isel(time=[0, 1, 1, 2], y=slice(0, 40), x=slice(0, 40))
+    east = {"standard_name": "longitude", "units": "degrees_east"}
+    north = {"standard_name": "latitude", "units": "degrees_north"}
+    radar = radar.drop_vars(set(radar.coords) - {"time"}).assign_coords(
+        y=("y", 50 + 0.02 * np.arange(40), north), x=("x", (359.8 + 0.02 * np.arange(40)) % 360, east)
+    )
+    save_dataset(radar, tmp_path / "a.nc")
+    save_dataset(radar.assign_coords(y=np.deg2rad(radar.y).assign_attrs(north | {"units": "rad"})), tmp_path / "b.nc")
+    assert main(["check", str(tmp_path / "a.nc"), str(tmp_path / "b.nc")]) == 2
+    said = capsys.readouterr().out
+    assert "to 2024-06-01T12:10:00, 1 of them repeated, every 5 min" in said
+    assert "grid       50.00 to 50.78 N, 359.80 to 0.58 E, cells of" in said
+    assert "cannot be read: coordinate y has units 'rad', expected degrees: multiply it by 180 / pi first" in said
+
+
 def test_check_of_what_nothing_takes(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     (tmp_path / "notes").write_text("a bar")

@@ -75,7 +75,9 @@ def choose_level(field: xr.DataArray, level: float | None = None) -> xr.DataArra
         raise ValueError(f"level {level:g} was asked for, but variable {field.name!r} has no vertical dimension")
     values = [float(v) for v in field[vertical].values]
     if level is None and len(values) > 1:
-        raise ValueError(f"variable {field.name!r} has {len(values)} levels, name one of {values} with level")
+        raise ValueError(
+            f"variable {field.name!r} has {len(values)} levels, name one of {values} with the argument level"
+        )
     if level is not None and level not in values:
         raise ValueError(f"variable {field.name!r} has no level {level:g}; there are: {values}")
     return field.isel({vertical: values.index(level if level is not None else values[0])})

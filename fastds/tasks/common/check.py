@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from fastds.data import grid_spacing_m, opened, to_reflectivity
 from fastds.data.formats.opening import Source
+from fastds.data.grid.axes import FULL_CIRCLE
 from fastds.data.grid.grids import grid_mappings, latitude_longitude
 from fastds.data.grid.times import regular_segments, text_of
 from fastds.models import available, load_card
@@ -78,11 +79,13 @@ def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
 
 
 def _times(times: np.ndarray) -> str:
-    if len(times) < 2:
-        return text_of(times[0])
+    different = np.unique(times)
     ends = f"{len(times)}, {text_of(times[0])} to {text_of(times[-1])}"
+    if len(different) < 2:
+        return text_of(times[0]) if len(times) == 1 else ends
+    ends += f", {len(times) - len(different)} of them repeated" * (len(different) < len(times))
     try:
-        segments, cadence, _ = regular_segments(np.sort(times))
+        segments, cadence, _ = regular_segments(different)
     except ValueError as error:
         return f"{ends}; {error}"
     return f"{ends}, every {cadence / 60:g} min" + (f", {len(segments) - 1} gaps" if len(segments) > 1 else "")
@@ -95,9 +98,16 @@ def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
     lat, lon = latitude_longitude(field)
     if lat is not None:
         kind += f"{' ' * bool(kind)}{float(lat.min()):.2f} to {float(lat.max()):.2f} N"
-        kind += f", {float(lon.min()):.2f} to {float(lon.max()):.2f} E"
+        west, east = _west_and_east(lon.values)
+        kind += f", {west:.2f} to {east:.2f} E"
     cells = "" if spacing is None or None in spacing else f", cells of {spacing[0]:.0f} x {spacing[1]:.0f} m"
     return (kind.replace("_", " ") or "no coordinates that tell a place") + cells
+
+
+def _west_and_east(longitude: np.ndarray) -> tuple[float, float]:
+    """The ends of longitudes; where they jump by 360 degrees the western one is the larger number."""
+    turned = np.unwrap(longitude, period=FULL_CIRCLE) if longitude.ndim == 1 else longitude
+    return float(longitude.flat[np.argmin(turned)]), float(longitude.flat[np.argmax(turned)])
 
 
 def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
