@@ -42,6 +42,14 @@ def test_values_come_back(values, packing, attrs, dtype):
     assert np.array_equal(back == lowest, values == lowest)
 
 
+def test_codes_are_counted_in_the_step_and_from_the_origin_that_are_stored():
+    """Those of ERA5 are no float32; rounding them leaves the values in place."""
+    packing = {"dtype": np.dtype("int16"), "scale_factor": 0.000769426, "add_offset": 251.23456789}
+    values = np.float32(np.linspace(226.3, 276.4, 40))
+    back = read(packed_like(fields(values, units="K"), fields([0.0] * 4, packing, units="K")))
+    assert np.abs(back.astype(np.float64) - values).max() <= 0.000769426 / 16 * 1.001
+
+
 @pytest.mark.parametrize(
     "source,values",
     [

@@ -44,7 +44,7 @@ def packing(variable: xr.DataArray, source: xr.DataArray) -> dict | None:
     source has floating numbers or other units."""
     if not _alike(variable, source):
         return None
-    step, origin = _step(source), float(variable.attrs.get("no_echo_value") or 0.0)
+    step, origin = _step(source), _stored(variable.attrs.get("no_echo_value") or 0.0)
     return _how(step, origin, np.int32) | {"dtype": "int32"}
 
 
@@ -54,7 +54,12 @@ def _alike(variable: xr.DataArray, source: xr.DataArray) -> bool:
 
 
 def _step(source: xr.DataArray) -> float:
-    return abs(float(source.encoding["scale_factor"])) / FINER
+    return _stored(abs(float(source.encoding["scale_factor"])) / FINER)
+
+
+def _stored(value: float) -> float:
+    """As a file holds a step or an origin, in float32: codes are counted in what they are read with."""
+    return float(np.float32(value))
 
 
 def _how(step: float, origin: float, dtype: type) -> dict:
@@ -69,7 +74,7 @@ def _packed(variable: xr.DataArray, source: xr.DataArray) -> xr.Variable:
     origin = variable.attrs.get("no_echo_value")
     if origin is None:
         origin = 0.0 if low <= 0.0 <= high else source.encoding.get("add_offset", 0.0)
-    origin = float(origin)
+    origin = _stored(origin)
     reach = max((abs(float(v) - origin) for v in (low, high) if np.isfinite(v)), default=0.0) / step + 1
     dtype = next((t for t in (np.int16, np.int32) if reach < np.iinfo(t).max), None)
     if dtype is None:
