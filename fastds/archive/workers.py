@@ -84,7 +84,9 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
         return
     limit = MEMORY_LIMIT // workers
     form = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
-    form |= {"dashboard_address": None, "silence_logs": logging.ERROR}
+    # No dashboard; the port of the scheduler's own pages is any that is free, so that two archives go side by side.
+    form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
+    form |= {"silence_logs": logging.ERROR}
     with LocalCluster(processes=True, **form) as local, Client(local) as client:
         yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
 
