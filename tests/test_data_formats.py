@@ -319,8 +319,22 @@ def test_times_are_chosen(halves):
         assert dataset.sizes["time"] == 2
     with pytest.raises(ValueError, match="no time lies between start 2030-01-01 and stop None; the fields reach from"):
         open_dataset(folder / "a.nc", start="2030-01-01")
-    with pytest.raises(ValueError, match="stop must be a date and time such as 2024-06-01T12:00, got 'soon'"):
-        open_dataset(folder / "a.nc", stop="soon")
+    with open_dataset(folder / "*.nc", start=times[1] + "+00:00", stop=times[4][:16] + "Z") as dataset:
+        np.testing.assert_array_equal(dataset.time, event.time[1:5])
+    for date in ("soon", "02:00", "06.01.2024", "2024-06-31"):
+        with pytest.raises(ValueError, match=f"stop must be a date and time such as 2024-06-01T12:00, got '{date}'"):
+            open_dataset(folder / "a.nc", stop=date)
+
+
+def test_times_of_other_calendars_are_chosen_and_joined(halves):
+    """30 February is a date of models whose months have 30 days."""
+    event, folder = halves
+    times = xr.date_range("2020-02-30", periods=6, freq="5min", calendar="360_day", use_cftime=True)
+    other = event.isel(time=slice(0, 6)).assign_coords(time=times)
+    for name, part in (("x.nc", other.isel(time=slice(3, 6))), ("y.nc", other.isel(time=slice(0, 3)))):
+        save_dataset(part, folder / name)
+    with open_dataset(folder / "[xy].nc", start="2020-02-30T00:05", stop="2020-02-30") as dataset:
+        assert [str(time) for time in dataset.time.values[[0, -1]]] == ["2020-02-30 00:05:00", "2020-02-30 00:25:00"]
 
 
 def test_files_that_do_not_go_together(halves, raw, tmp_path):

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pandas
 import xarray as xr
 
 from fastds.data.formats import radolan
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import Format, format_of, refusal
+from fastds.data.grid.times import utc_text
 
 _ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
 _SAME_GRID = 1e-3  # cells
@@ -128,7 +128,8 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
         combine_attrs="override",
     )
     joined.set_close(lambda: [part.close() for part in parts])
-    return joined.sortby("time") if np.any(np.diff(joined["time"].values) <= np.timedelta64(0)) else joined
+    times = joined["time"].values
+    return joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
 
 
 def _lazily(form: Format, contents: Contents) -> xr.Dataset:
@@ -216,15 +217,23 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
         raise ValueError(
             f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
         )
-    for name, value in (("start", start), ("stop", stop)):
-        try:
-            pandas.Timestamp(value)
-        except ValueError:
-            raise ValueError(f"{name} must be a date and time such as 2024-06-01T12:00, got {value!r}") from None
-    limits = slice(start, stop)
-    kept = dataset.sortby("time").sel(time=limits)
+    dataset = dataset.sortby("time")
+    limits = (value and _limit(dataset, name, value) for name, value in (("start", start), ("stop", stop)))
+    kept = dataset.sel(time=slice(*limits))
     if not kept.sizes["time"]:
         first, last = (str(dataset["time"].values[k])[:19] for k in (0, -1))
         raise ValueError(f"no time lies between start {start} and stop {stop}; the fields reach from {first} to {last}")
     kept.set_close(dataset.close)  # a selection does not close what it is of
     return kept
+
+
+def _limit(dataset: xr.Dataset, name: str, date: str) -> str:
+    """A date in UTC as times are selected by it. Raises: ValueError unless it is one in the calendar of the times."""
+    text = utc_text(date)
+    try:
+        if text is not None:
+            dataset["time"].sel(time=slice(text, None))
+            return text
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name} must be a date and time such as 2024-06-01T12:00, got {date!r}")

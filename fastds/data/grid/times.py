@@ -2,6 +2,7 @@
 """Times of a file: intervals, sequences, gaps, encoding."""
 
 import datetime
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from fastds.data.grid.variables import interval_seconds, rain_units, time_method
 
+_ISO = re.compile(r"(\d{4}(?:-\d\d?(?:-\d\d?(?:[T ]\d\d?(?::\d\d(?::\d\d(?:\.\d+)?)?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
 # Times within this share of the cadence are the same.
 JITTER = 0.10
 _GAP = 1.5
@@ -215,6 +217,20 @@ def _microseconds_since(times: np.ndarray, reference: str, calendar: str) -> tup
         reference, start = "1970-01-01", pandas.Timestamp("1970-01-01")
     start = start.tz_convert(None) if start.tzinfo else start
     return reference, (times.astype("datetime64[us]") - start.to_datetime64().astype("datetime64[us]")).astype(np.int64)
+
+
+def utc_text(date: object) -> str | None:
+    """The text of a date and time of ISO 8601, such as 2020-06-01T12:00 or 2020-06, in UTC, without its offset; None
+    for any other: 01.06.2020 may be January. The date may be one of another calendar."""
+    found = _ISO.fullmatch(str(date).strip())
+    if found is None:
+        return None
+    if found[2] in (None, "Z"):
+        return found[1]
+    try:
+        return pandas.Timestamp(found[0]).tz_convert(None).isoformat()
+    except ValueError:
+        return None
 
 
 def text_of(time: Any) -> str:

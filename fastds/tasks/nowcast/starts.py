@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 
 from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
-from fastds.data.grid.times import JITTER, seconds_since_first, text_of, to_seconds
+from fastds.data.grid.times import JITTER, seconds_since_first, text_of, to_seconds, utc_text
 from fastds.data.grid.variables import duration_seconds
 
 
@@ -48,15 +48,15 @@ class Timeline:
 
         Raises: ValueError for text that is no date.
         """
-        first = self.times[0]
+        first, date = self.times[0], utc_text(text)
         try:
+            if date is None:
+                raise ValueError
             if self.times.dtype.kind == "O":
-                parts = [int(part) for part in re.split("[-T: ]", text.removesuffix("Z"))]
-                return self.seconds_at(type(first)(*parts))
-            date = pandas.Timestamp(text)
+                return self.seconds_at(type(first)(*(int(part) for part in re.split("[-T: ]", date))))
+            return self.seconds_at(pandas.Timestamp(date).to_datetime64())
         except (TypeError, ValueError):
             raise ValueError(f"start must be a date such as {text_of(first)}, got {text!r}") from None
-        return self.seconds_at((date.tz_convert(None) if date.tzinfo else date).to_datetime64())
 
     def seconds_at(self, time) -> float:
         """Seconds of a time after the first."""
