@@ -184,9 +184,16 @@ def test_archives_need_a_projection(event, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_several_files_are_converted_at_once(event, tmp_path):
-    names = [str(save_dataset(event.isel(time=slice(k, k + 2)), tmp_path / f"{k}.nc")) for k in (0, 2, 4)]
+def test_several_files_are_converted_at_once(event, tmp_path, capsys):
+    """Each counts days since its own first time."""
+    names = []
+    for k in range(event.sizes["time"]):
+        part = event.isel(time=[k])
+        part["time"].encoding = {"units": f"days since {part.time.values[0]}", "dtype": "int64"}
+        names.append(str(save_dataset(part, tmp_path / f"{k}.nc")))
+    capsys.readouterr()
     assert main(["convert", *names, str(tmp_path / "all.nc")]) == 0
+    assert "units" not in capsys.readouterr().err
     with open_dataset(tmp_path / "all.nc") as joined:
         np.testing.assert_array_equal(joined.reflectivity, event.reflectivity)
 

@@ -127,6 +127,9 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
         join="override",
         combine_attrs="override",
     )
+    for variable in joined.variables.values():
+        if "calendar" in variable.encoding:  # days may do for the times of the first file, not for all
+            variable.encoding = {}
     joined.set_close(lambda: [part.close() for part in parts])
     times = joined["time"].values
     return joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
