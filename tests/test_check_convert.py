@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from test_verbs import TEMPERATURE, gridded
 
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
@@ -217,11 +218,21 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         assert text in said, said
 
 
+def test_check_of_fields_that_no_network_takes(tmp_path, capsys):
+    """They are interpolated, but for those of other dimensions, which are named."""
+    temperature = gridded(TEMPERATURE)
+    save_dataset(temperature.assign(terrain=temperature.t[0, :, :].drop_vars("time")), tmp_path / "t.nc")
+    assert main(["check", str(tmp_path / "t.nc")]) == 0
+    assert "can        downscale --scale 2: t at any scale; method bicubic: the shipped" in capsys.readouterr().out
+    assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
+    assert "not in the result: terrain" in capsys.readouterr().out
+
+
 def test_check_of_fields(data_dir, capsys):
     name = data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
     assert main(["check", str(name)]) == 0
     said = capsys.readouterr().out
-    assert "can        downscale --model inr-small --scale 2: r, t, u, z at any scale" in said
+    assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small was chosen" in said
     assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
     assert "cannot     nowcast: no variable of reflectivity was found" in said
 

@@ -20,7 +20,7 @@ from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
-from fastds.tasks.fields.methods import Fields, check_inside, pick_method
+from fastds.tasks.fields.methods import Fields, check_inside, names_of_fields, pick_method
 
 
 class FieldsJob:
@@ -117,7 +117,10 @@ class FieldsJob:
         """See Job."""
         size = " x ".join(str(axis.numel()) for axis in self.target)
         names = ", ".join(map(str, self.variables))
-        return Report(self.method.name, {}, [f"{self.note}: {names} on {size} points"])
+        others = [name for name in names_of_fields(self.dataset, self.own) if name not in self.method.names]
+        notes = [f"{self.note}: {names} on {size} points"]
+        notes += [f"not in the result: {', '.join(others)}"] if others else []
+        return Report(self.method.name, {}, notes)
 
 
 def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:

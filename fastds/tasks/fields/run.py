@@ -99,11 +99,11 @@ def downscale_file(
     return file_to_file(source, target, make, dtype=dtype, **reading)
 
 
-def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
-    """What `downscale` would make of a dataset by a network or method of this name, for the user. Raises: ValueError
-    where it does not fit. The model says which variables it takes; var does not matter."""
-    method, _ = pick_method(name, dataset, geometry(dataset))
-    return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", method.domain.text())))
+def plan(model: str | None, dataset: xr.Dataset) -> str:
+    """What `downscale` would make of a dataset by a network or method of this name, None: by its choice, for the user.
+    Raises: ValueError where it does not fit."""
+    method, note = pick_method(model, dataset, geometry(dataset))
+    return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", note, method.domain.text())))
 
 
 def _run(model, dataset, *, progress=False, folder=None, check=None, **options):
