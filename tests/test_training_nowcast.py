@@ -423,7 +423,7 @@ def test_refused_configurations(event, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stage": "forecaster"}, "stage must be given for a StagedRNN"),
+        ({"stage": "forecaster"}, "stage must be given for .* -s, forecaster or deblurrer, and for no other, got"),
         ({"loss": LossConfig(ablation="scheduled")}, "is for networks that deblur"),
         ({"data": {"crop": 80}}, "smaller than data.crop 80"),
         (

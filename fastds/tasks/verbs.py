@@ -207,10 +207,13 @@ def check_options(
     _check(options, (known | further) - without, task)
 
 
+_TOLD_BY_OTHERS = {"progress", "origin"}  # the command gives origin, by --to and what that needs
+
+
 def _check(options: Mapping, known: set[str], task: str) -> None:
     for name in options:
         if name not in known:
-            takes = f"takes the arguments {', '.join(sorted(known - {'progress'}))}"
+            takes = f"takes the arguments {', '.join(sorted(known - _TOLD_BY_OTHERS))}"
             raise UnknownOptionError(f"{name} is no argument for {task}, which {takes}")
 
 

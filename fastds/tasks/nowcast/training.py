@@ -21,7 +21,7 @@ from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
-from fastds.tasks.nowcast.config import TrainingConfig
+from fastds.tasks.nowcast.config import STAGES, TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
 
@@ -55,7 +55,9 @@ class NowcastModule(SupervisedModule):
         options = (self.thresholds, floors, width, config.loss.csi_weight, 1.0 / self.range_dbz, c.future)
         self.rain_losses = torch.nn.ModuleList(RainLoss(*options) for _ in range(2))  # one per output
         if (config.stage is not None) != isinstance(model, StagedRNN):
-            raise ValueError(f"stage must be given for a StagedRNN and for no other, got {config.stage!r}")
+            stages = " or ".join(STAGES)
+            wanted = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
+            raise ValueError(f"{wanted}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
         if config.loss.ablation != "fixed" and not self.deblurs:
             raise ValueError(f"loss.ablation {config.loss.ablation!r} is for networks that deblur (DBRNN)")
