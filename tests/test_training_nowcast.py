@@ -433,8 +433,9 @@ def test_refused_configurations(event, change, message):
         ({"data": {"weights": [1.0, 2.0]}}, "one number per training file"),
         ({"data": {"path": "nowhere.nc"}}, "no such file"),
         ({"model": ModelConfig(card={"colour": "blue"})}, "model.card has no field 'colour'"),
+        ({"model": ModelConfig(card={"limits": "a"})}, "model.card: the model card's limits is 'a', expected"),
     ],
-    ids=["stage", "ablation", "crop", "short", "weights", "path", "card"],
+    ids=["stage", "ablation", "crop", "short", "weights", "path", "card", "limits"],
 )
 def test_refused_runs(event, tmp_path, change, message):
     config = tiny(event, tmp_path, **{k: v for k, v in change.items() if k != "data"})

@@ -2,7 +2,6 @@
 """The options that every training has: its network, its bounds, its folder."""
 
 import dataclasses
-import json
 from typing import Any
 
 # A field of a card. As Any, text with a colon would be read as a dict.
@@ -81,20 +80,10 @@ class RunConfig:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
             )
-        self._check_card()
         if self.max_minutes is None and not self.ends():
             self.max_minutes = MINUTES
         if self.devices > 1 and self.max_minutes is not None:
             raise ValueError("max_minutes is for one process, others have clocks of their own: give max_steps")
-
-    def _check_card(self) -> None:
-        """ValueError for a card that weights written after hours could not be read with."""
-        from fastds.models import ModelCard
-
-        try:
-            ModelCard.from_json(json.dumps(self.model.card))
-        except ValueError as error:
-            raise ValueError(f"model.card: {error}") from None
 
     def ends(self) -> bool:
         """Whether a number of steps ends the run."""

@@ -149,11 +149,16 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
 
 
 def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> None:
-    """Set fields of a model's card. Raises: ValueError, naming the argument, for one it has not."""
+    """Set fields of a model's card. Raises: ValueError, naming the argument, for one it has not, and for values that
+    weights could not be read back with."""
     for key, value in values.items():
         if key not in {field.name for field in dataclasses.fields(card)}:
             raise ValueError(f"{argument} has no field {key!r}")
         setattr(card, key, value)
+    try:
+        ModelCard.from_json(card.to_json())
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
 
 
 class ExportBest(callbacks.Callback):
