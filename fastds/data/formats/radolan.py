@@ -68,10 +68,9 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
 def _fields(path: pathlib.Path, later: bool) -> Iterator[tuple[dict[str, Any], Any]]:
     """Header and values of every composite in a path; later: the values of a file of one are read again when they are
     asked for."""
-    alone = not (path.is_file() and tarfile.is_tarfile(path))
     for name, data in _contents(path):
         header, values = _decode(name, data)
-        if later and alone:
+        if later and name == path.name:  # those in a .tar have the names of both
             import dask
             import dask.array as da
 
