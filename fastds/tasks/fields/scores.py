@@ -15,6 +15,7 @@ import xarray as xr
 from fastds.data.grid.times import most_frequent_step, seconds_since_first
 from fastds.data.grid.variables import rain_kind, rain_units
 from fastds.metrics import EnsembleScores, FieldScores, latitude_weights
+from fastds.tasks.common.scoring import Sums
 from fastds.tasks.common.tables import ScoreTables, counted, score_table, write_csv
 from fastds.tasks.fields.pairs import Pair
 
@@ -45,7 +46,7 @@ class Scores:
             members,
             name,
         )
-        self.sums: dict[str, FieldScores] = {}
+        self.sums = Sums()  # by method
         self.ensemble = EnsembleScores()
         self.seen = 0
 
@@ -63,9 +64,7 @@ class Scores:
 
     def __iadd__(self, other: Scores) -> Scores:
         """Add the fields of another of the same variable."""
-        for key, scores in other.sums.items():
-            self.sums.setdefault(key, FieldScores(self.wet))
-            self.sums[key] += scores
+        self.sums += other.sums
         self.ensemble += other.ensemble
         self.seen += other.seen
         return self

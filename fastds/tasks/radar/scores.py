@@ -15,6 +15,7 @@ import torch
 from fastds.data import coarsen, coarsen_mask
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, fss, radar_errors, spectral_ratio
+from fastds.tasks.common.scoring import Sums
 from fastds.tasks.common.tables import ScoreTables, number_text, score_table, write_csv
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair
 
@@ -33,8 +34,8 @@ class Scores:
 
     def __init__(self):
         self.count, self.pixels = 0, 0
-        self.weighted: dict[str, float] = {}
-        self.plain: dict[str, list[float]] = {}
+        self.weighted = Sums()  # key: (2,), weighted sum and weight
+        self.plain = Sums()  # key: list of values
         self.hits = np.zeros((len(THRESHOLDS_DBZ), 2))
         self.recoarsened = np.zeros(2)
 
@@ -55,11 +56,8 @@ class Scores:
         """Add the pairs of another."""
         self.count, self.pixels = self.count + other.count, self.pixels + other.pixels
         self.hits, self.recoarsened = self.hits + other.hits, self.recoarsened + other.recoarsened
-        for key, (total, weight) in other.weighted.items():
-            known = self.weighted.get(key, (0.0, 0))
-            self.weighted[key] = known[0] + total, known[1] + weight
-        for key, values in other.plain.items():
-            self.plain.setdefault(key, []).extend(values)
+        self.weighted += other.weighted
+        self.plain += other.plain
         return self
 
     def _errors(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
@@ -90,8 +88,7 @@ class Scores:
         self.recoarsened += [error.square().sum().item(), error.numel()]
 
     def _weigh(self, key: str, value: float, pixels: int) -> None:
-        total, weight = self.weighted.get(key, (0.0, 0))
-        self.weighted[key] = (total + value * pixels, weight + pixels)
+        self.weighted += Sums({key: np.array([value * pixels, pixels])})
 
     def means(self) -> dict[str, float]:
         """The scores over all pairs; NaN where a score is not defined."""
@@ -100,7 +97,7 @@ class Scores:
         for floor in EVALUATION_FLOORS:
             for key in ("mse_total", "mse_t2", "mse_t13", "ssim"):
                 total, weight = self.weighted.get(f"{key}_{floor:g}", (nan, 1))
-                out[f"{key}_{floor:g}"] = total / weight
+                out[f"{key}_{floor:g}"] = float(total / weight)
         for (hits, events), q in zip(self.hits, THRESHOLDS_DBZ, strict=True):
             out[f"csi_{q:g}"] = hits / events if events else nan
         for key in (*(f"fss_{q:g}" for q in THRESHOLDS_DBZ), "spectrum"):
