@@ -11,17 +11,18 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator
 
 import fastds
 from fastds.archive.evaluation import evaluate_archive
+from fastds.archive.workers import cluster
 from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 
-distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
+pytest.importorskip("distributed", reason="several workers need the package distributed")
 
 
 @pytest.fixture(scope="module")
 def scheduler():
     """Of two processes, one thread each."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        yield cluster.scheduler_address
+    with cluster(2, None) as (client, *_):
+        yield client.scheduler.address
 
 
 @pytest.fixture
@@ -32,25 +33,25 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def radar(folder):
+def radar():
     """A file that is finer by a method, the truth and what it was made of."""
     truth = synthetic_event(5, 11, (32, 40))[["reflectivity", "crs"]]
     coarse = coarsen_dataset(truth)
     return fastds.downscale("trilinear", coarse), truth, coarse
 
 
-def temperature(folder):
+def temperature():
     truth = fields(TEMPERATURE, 6)
     return fastds.downscale(field_model(), truth, scale=1.0), truth, None
 
 
-def humidity(folder):
+def humidity():
     coarse = fields(HUMIDITY, 4)
     truth = fastds.downscale("bicubic", coarse, scale=2)
     return fastds.downscale(generator(), coarse, members=3), truth, coarse
 
 
-def hindcasts(folder):
+def hindcasts():
     """The last starts have no truth after them."""
     truth = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
     made = fastds.nowcast("extrapolation", truth, steps=2, every="5min", coarsen=1, members=2)
@@ -72,7 +73,7 @@ def same(ours, theirs):
 @pytest.mark.parametrize("case", [radar, temperature, humidity, hindcasts])
 def test_two_workers_give_the_bits_of_one_process(case, tmp_path, scheduler, one_thread):
     names = [tmp_path / name for name in ("made.nc", "truth.nc", "input.nc")]
-    for dataset, name in zip(case(tmp_path), names, strict=True):
+    for dataset, name in zip(case(), names, strict=True):
         if dataset is not None:
             save_dataset(dataset, name)
     given = {"input": names[2]} if names[2].exists() else {}
@@ -83,7 +84,7 @@ def test_two_workers_give_the_bits_of_one_process(case, tmp_path, scheduler, one
 
 
 def test_the_command(tmp_path, scheduler, capsys):
-    made, truth, coarse = radar(tmp_path)
+    made, truth, coarse = radar()
     for dataset, name in ((made, "made.nc"), (truth, "truth.nc"), (coarse, "input.nc")):
         save_dataset(dataset, tmp_path / name)
     words = ["evaluate", *(str(tmp_path / name) for name in ("made.nc", "truth.nc"))]

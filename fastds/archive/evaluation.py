@@ -14,17 +14,17 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastds.archive.workers import cluster
+from fastds.archive.workers import AHEAD, check_workers, cluster, threads_of
 from fastds.data.packages import require
 from fastds.data.reading import Data, are_paths, opened
+from fastds.tasks.common.pieces import cut
 from fastds.tasks.common.scoring import Scoring, Sums, scores_of
-from fastds.tasks.common.settings import check_count, computing, settle
+from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.verbs import READING, evaluated, given_name
 
 if TYPE_CHECKING:
     from fastds.tasks.common.tables import ScoreTables
 
-_AHEAD = 3  # tasks that wait at the scheduler for each worker
 _OWN = "var", "z_r", "baselines"  # options that items depend on
 _MOST_ITEMS = 8  # of a task
 _TASKS_A_WORKER = 4  # at least, so that all end at about the same time
@@ -55,10 +55,9 @@ def evaluate_archive(
     _check(workers, scheduler, options | {"prediction": prediction, "truth": truth})
     if workers == 1:
         return evaluated(prediction, truth, None, **options)
-    if workers is not None:
-        threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = threads_of(threads, workers, scheduler)
     files = tuple(_names(data) for data in (prediction, truth, options.get("input")))
-    reading, own = (tuple((name, options[name]) for name in some if name in options) for some in (READING, _OWN))
+    reading, own = ({name: options[name] for name in some if name in options} for some in (READING, _OWN))
     request = _Request(files, reading, own, threads)
     with cluster(workers or 0, scheduler) as (client, count, _):
         return evaluated(prediction, truth, lambda task: _Far(client, count, request, task), **options)
@@ -71,10 +70,9 @@ def _check(workers: int | None, scheduler: str | None, options: dict[str, Any]) 
             raise ValueError(f"{name} must be files, which workers open, got a {type(options[name]).__name__}")
     if options.get("report") is not None:
         raise ValueError("report is written by one process: leave out workers and scheduler")
-    if (workers is None) == (scheduler is None):
-        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
-    if workers is not None:
-        check_count("workers", workers)
+    if workers is None and scheduler is None:
+        raise ValueError("give one of the arguments workers and scheduler, got None and None")
+    check_workers(workers, scheduler)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +81,12 @@ class _Request:
     Scoring; threads: of torch."""
 
     files: tuple[tuple[str, ...] | str | None, ...]
-    reading: tuple[tuple[str, Any], ...]
-    options: tuple[tuple[str, Any], ...]
+    reading: dict[str, Any]
+    options: dict[str, Any]
     threads: int | None
+
+    def __hash__(self) -> int:
+        return hash(self.files)
 
 
 def _names(data: Data | None) -> tuple[str, ...] | str | None:
@@ -102,8 +103,8 @@ class _Far:
 
     def __call__(self, count: int) -> Iterator[Sums]:
         size = max(1, min(_MOST_ITEMS, math.ceil(count / (_TASKS_A_WORKER * self.workers))))
-        parts = (range(first, min(first + size, count)) for first in range(0, count, size))
-        waiting = collections.deque(map(self._submit, itertools.islice(parts, _AHEAD * self.workers)))
+        parts = itertools.starmap(range, cut(0, count, size))
+        waiting = collections.deque(map(self._submit, itertools.islice(parts, AHEAD * self.workers)))
         while waiting:
             yield from waiting.popleft().result()
             waiting.extend(map(self._submit, itertools.islice(parts, 1)))
@@ -123,9 +124,9 @@ def _scores(request: _Request, task: str, numbers: Iterable[int]) -> list[Sums]:
 @functools.lru_cache(maxsize=1)
 def _opened(request: _Request, task: str) -> Scoring:
     """The items of a request, opened once in every process and kept."""
-    reading, options = dict(request.reading), dict(request.options)
-    prediction, truth, given = request.files
-    datasets = opened(prediction), *(opened(data, options.get("var"), **reading) for data in (truth, given))
+    prediction, *others = request.files
+    var = request.options.get("var")
+    datasets = opened(prediction), *(opened(data, var, **request.reading) for data in others)
     p, t, source = (dataset.__enter__() for dataset in datasets)
     module = importlib.import_module(f"fastds.tasks.{task}.evaluation")
-    return module.Scoring(p, t, **{given_name(task): source}, **options)
+    return module.Scoring(p, t, **{given_name(task): source}, **request.options)

@@ -12,7 +12,7 @@ from fastds._outputs import put_in_place
 from fastds.archive.manifest import Manifest, Wanted
 from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
-from fastds.archive.workers import Made, makers
+from fastds.archive.workers import Made, check_workers, makers, threads_of
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
@@ -20,7 +20,7 @@ from fastds.data.reading import Reading
 from fastds.tasks.common.inference import Report, check_target, read_as
 from fastds.tasks.common.pieces import steps_at_once
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import check_count, resolved
+from fastds.tasks.common.settings import resolved
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind
@@ -68,8 +68,7 @@ def compute_archive(
     require("dask", "archives")
     target, workers = Path(target), _checked(source, Path(target), workers, scheduler, dtype)
     files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
-    if threads is None and scheduler is None:
-        threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = threads_of(threads, workers, scheduler)
     options = dict(options or {})
     if scheduler is None and "device" in options:  # a run that goes on elsewhere must not take another one
         options["device"] = resolved(options["device"])
@@ -106,11 +105,7 @@ def _checked(source: Source, target: Path, workers: int | None, scheduler: str |
     if target.suffix != ".zarr":
         raise ValueError(f"the output of an archive is a Zarr store, whose name ends in .zarr, got {target}")
     check_stored(dtype)
-    if workers is not None and scheduler is not None:
-        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
-    if workers is not None:
-        check_count("workers", workers)
-    return workers or 1
+    return check_workers(workers, scheduler)
 
 
 def _place(target: Path, wanted: Wanted, append: bool) -> tuple[Path, Manifest]:

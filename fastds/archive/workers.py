@@ -19,11 +19,12 @@ from fastds.archive.request import Request, job_of
 from fastds.archive.store import Store
 from fastds.data.packages import require
 from fastds.tasks.common.pieces import Piece, computed
+from fastds.tasks.common.settings import check_count
 
 if TYPE_CHECKING:
     from distributed import Client
 
-_AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
+AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,23 @@ def make(request: Request, store: Path, piece: Piece) -> Made:
     words = tuple(sorted({" ".join(str(w.message).split()) for w in said if issubclass(w.category, UserWarning)}))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Made(piece, error, words, time.monotonic() - began, peak, str(os.getpid()))
+
+
+def check_workers(workers: int | None, scheduler: str | None) -> int:
+    """The number of processes on this machine, 1 unless it is given. Raises: ValueError for what cannot be."""
+    if workers is not None and scheduler is not None:
+        raise ValueError(f"give one of the arguments workers and scheduler, got {workers} and {scheduler}")
+    if workers is not None:
+        check_count("workers", workers)
+    return workers or 1
+
+
+def threads_of(threads: int | None, workers: int | None, scheduler: str | None) -> int | None:
+    """Threads of torch in each worker; None given: the cores of this machine shared by its workers, and torch's own in
+    those of a scheduler."""
+    if threads is not None or scheduler is not None:
+        return threads
+    return max(1, (os.cpu_count() or 1) // (workers or 1))
 
 
 @contextlib.contextmanager
@@ -99,7 +117,7 @@ class _Far:
     """Pieces handed to a dask client, a few ahead for every worker."""
 
     def __init__(self, client, workers: int):
-        self.client, self.ahead = client, _AHEAD * workers
+        self.client, self.ahead = client, AHEAD * workers
 
     def __call__(self, request: Request, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
         from distributed import as_completed
