@@ -70,13 +70,15 @@ def same(ours, theirs):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("case", [radar, temperature, humidity, hindcasts])
-def test_two_workers_give_the_bits_of_one_process(case, tmp_path, scheduler, one_thread):
+@pytest.mark.parametrize(
+    ("case", "options"), [(radar, {}), (temperature, {}), (humidity, {}), (hindcasts, {"baselines": ["persistence"]})]
+)
+def test_two_workers_give_the_bits_of_one_process(case, options, tmp_path, scheduler, one_thread):
     names = [tmp_path / name for name in ("made.nc", "truth.nc", "input.nc")]
     for dataset, name in zip(case(), names, strict=True):
         if dataset is not None:
             save_dataset(dataset, name)
-    given = {"input": names[2]} if names[2].exists() else {}
+    given = options | ({"input": names[2]} if names[2].exists() else {})
     expected = fastds.evaluate(*names[:2], **given)
     found = evaluate_archive(*names[:2], scheduler=scheduler, threads=1, **given)
     assert type(found) is type(expected) and same(found, expected)
