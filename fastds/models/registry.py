@@ -69,7 +69,7 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         {
             "encoder_options": {"channels": 32, "blocks": 8},
             "dpfa_count": 2,
-            "decoder_options": {"width": 64, "heads": 4, "key_width": 8},
+            "decoder_options": {"width": 64, "heads": 4, "key_width": 8, "hidden": 1, "slope": True},
         },
         "Arbitrary-scale downscaling for any machine.",
     ),
