@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
+# Of glibc, which other C libraries do not read.
+_ONE_HEAP = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
 WORTH = 12.0  # seconds of work that are worth the start of workers, which takes about a third of it
 
 
@@ -130,8 +132,21 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
     # No dashboard; the port of the scheduler's own pages is any that is free, so that two archives go side by side.
     form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     form |= {"silence_logs": logging.ERROR}
-    with LocalCluster(processes=True, **form) as local, Client(local, set_as_default=False) as client:
+    with _keeping_freed_memory():
+        local = LocalCluster(processes=True, **form)
+    with local, Client(local, set_as_default=False) as client:
         yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
+
+
+@contextlib.contextmanager
+def _keeping_freed_memory() -> Iterator[None]:
+    """Workers that are started in the block keep freed memory, of all threads in one heap, as the commands do, see
+    fastds.memory; dask's own setting returns every tensor to the system at once."""
+    import dask
+
+    key = "distributed.nanny.pre-spawn-environ"
+    with dask.config.set({key: dask.config.get(key) | _ONE_HEAP}):
+        yield
 
 
 class _Packed:
