@@ -402,6 +402,12 @@ def test_little_work_starts_no_workers(files, whole, monkeypatch):
     assert same(stored(files / "out.zarr"), whole)
 
 
+def test_one_long_piece_starts_no_workers(files, monkeypatch):
+    monkeypatch.setattr(workers, "cluster", lambda *_: pytest.fail("workers were started"))
+    monkeypatch.setattr(workers, "WORTH", 0)
+    assert any("1 pieces of" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
+
+
 def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch):
     """It ends when a worker has made the others."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")

@@ -98,20 +98,21 @@ def made_of(
 
 
 def _by_workers_if_worth(job: Job, store: Path, pieces: Sequence[Piece], workers: int) -> Iterator[Made]:
-    """The first piece, by this process, tells how long the others take; one that takes long goes on beside the
-    workers."""
+    """The first piece, by this process, tells how long the others take. Another, or the first one where it takes long,
+    is made here while the workers start."""
     packed, (first, *others) = _Packed(job), pieces
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
         begun = aside.submit(make, job, store, first)
-        ended, _ = concurrent.futures.wait([begun], WORTH)
-        yield from (one.result() for one in ended)
-        if ended and begun.result().seconds * len(others) < WORTH:
-            yield from (make(job, store, piece) for piece in others)
-            return
+        ended, _ = concurrent.futures.wait([begun], WORTH if others else None)
+        if ended:
+            yield begun.result()
+            if len(others) < 2 or begun.result().seconds * len(others) <= WORTH:
+                yield from (make(job, store, piece) for piece in others)
+                return
+            begun = aside.submit(make, job, store, others.pop(0))
         with cluster(workers, None) as found:
             yield from by_workers(found, packed, store, others)
-        if not ended:
-            yield begun.result()
+        yield begun.result()
 
 
 @contextlib.contextmanager

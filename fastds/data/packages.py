@@ -19,9 +19,9 @@ def require(package: str, what: str) -> None:
 def import_pyproj() -> ModuleType:
     """The package pyproj with the PROJ library that it brings.
 
-    ecCodes, where it was loaded before (by xarray, for GRIB), has put a PROJ of its own in front of all libraries. Where
-    pyproj finds its functions there, it knows no projections, and the process ends with a double free. So its libraries
-    are told to look among their own first. Raises: ImportError without pyproj."""
+    ecCodes, where it was loaded before (by xarray, for GRIB), has put a PROJ of its own in front of all libraries.
+    Where pyproj finds its functions there, it knows no projections, and the process ends with a double free. So its
+    libraries are told to look among their own first. Raises: ImportError without pyproj."""
     if "pyproj" in sys.modules or "gribapi" not in sys.modules:
         return importlib.import_module("pyproj")
     flags = sys.getdlopenflags()
