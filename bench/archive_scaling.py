@@ -13,12 +13,12 @@ import numpy as np
 
 from fastds.archive.manifest import Manifest
 from fastds.archive.run import compute_archive
-from fastds.archive.workers import Made, makers
+from fastds.archive.workers import Made, by_workers, cluster
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.tasks.common.pieces import Piece
 
 
-def nothing(request, store, piece: Piece) -> Made:
+def nothing(job, store, piece: Piece) -> Made:
     """A piece that costs nothing but its way through the scheduler."""
     return Made(piece)
 
@@ -29,11 +29,11 @@ def scheduler_rate(workers: int, count: int = 2000) -> float:
 
     kept, module.make = module.make, nothing
     try:
-        with makers(workers, None) as (maker, _):
+        with cluster(workers, None) as found:
             pieces = [Piece((k, k + 1), (k, k + 1), (k, k + 1)) for k in range(count)]
-            list(maker(None, Path("."), pieces[:50]))
+            list(by_workers(found, None, Path("."), pieces[:50]))
             began = time.perf_counter()
-            list(maker(None, Path("."), pieces))
+            list(by_workers(found, None, Path("."), pieces))
             return count / (time.perf_counter() - began)
     finally:
         module.make = kept

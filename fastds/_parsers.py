@@ -3,11 +3,16 @@
 
 from jsonargparse import ArgumentParser
 
+from fastds._version import __version__
+
 
 def parser_of_all() -> ArgumentParser:
     """The parser of the command with all its subcommands."""
     parser = ArgumentParser(
-        prog="fastds", exit_on_error=False, description="Downscale and nowcast weather fields with deep networks."
+        prog="fastds",
+        exit_on_error=False,
+        version=__version__,
+        description="Downscale and nowcast weather fields with deep networks.",
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
     for name, make, text in (

@@ -4,10 +4,12 @@
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
 import sys
+import time
 
 import forked
 import numpy as np
@@ -33,7 +35,6 @@ dask = pytest.importorskip("dask", reason="archives need the package dask")
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(run, "steps_at_once", lambda job, workers=1: job.least)
-    request.job_of.cache_clear()
     request.dataset_of.cache_clear()
 
 
@@ -93,11 +94,11 @@ def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
 def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypatch, killed_after):
     known, computed = workers.make, []
 
-    def make(request, store, piece):
+    def make(job, store, piece):
         if len(computed) == killed_after and stop:
             raise KeyboardInterrupt
         computed.append(piece)
-        return known(request, store, piece)
+        return known(job, store, piece)
 
     monkeypatch.setattr(workers, "make", make)
     stop = True
@@ -117,7 +118,7 @@ def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypat
     stop = False
     report = archive(files)
     assert len(computed) == len(set(computed)) == 5 and same(stored(files / "out.zarr"), whole)
-    assert any(f"{5 - killed_after} computed by" in note for note in report.notes)
+    assert any(f"{5 - killed_after} computed by 1 process" in note or "5 were there" in note for note in report.notes)
     if killed_after == 5:
         small.undo()
 
@@ -180,11 +181,11 @@ def test_an_append_that_is_killed_goes_on(files, whole, monkeypatch):
     archive(files, names[:3])
     known, computed = workers.make, []
 
-    def make(request, store, piece):
+    def make(job, store, piece):
         if len(computed) == 1 and len(computed) == stop:
             raise KeyboardInterrupt
         computed.append(piece)
-        return known(request, store, piece)
+        return known(job, store, piece)
 
     stop = 1
     with monkeypatch.context() as context:
@@ -394,10 +395,65 @@ def test_workers_of_a_scheduler(files, event):  # noqa: F811
         archive(files, target="third.zarr", scheduler="tcp://127.0.0.1:9")
 
 
+def test_little_work_starts_no_workers(files, whole, monkeypatch):
+    monkeypatch.setattr(workers, "cluster", lambda *_: pytest.fail("workers were started"))
+    report = archive(files, workers=2)
+    assert any("5 computed by 1 process" in note for note in report.notes)
+    assert same(stored(files / "out.zarr"), whole)
+
+
+def test_one_long_piece_starts_no_workers(files, monkeypatch):
+    monkeypatch.setattr(workers, "cluster", lambda *_: pytest.fail("workers were started"))
+    monkeypatch.setattr(workers, "WORTH", 0)
+    assert any("1 pieces of" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
+
+
+def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch):
+    """It ends when a worker has made the others."""
+    distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
+    known, done, latest = workers.make, files / "done", time.monotonic() + 60
+
+    def make(job, store, piece):
+        if piece.steps[0] > 0:
+            (done / str(piece.steps[0])).mkdir(parents=True)
+        while piece.steps[0] == 0 and len(list(done.glob("*"))) < 4 and time.monotonic() < latest:
+            time.sleep(0.01)
+        return known(job, store, piece)
+
+    @contextlib.contextmanager
+    def cluster(count, scheduler):
+        form = {"processes": False, "protocol": "tcp", "dashboard_address": None, "threads_per_worker": 1}
+        local = distributed.LocalCluster(n_workers=1, **form)
+        with local, distributed.Client(local, set_as_default=False) as client:
+            yield client, 1, "a worker"
+
+    monkeypatch.setattr(workers, "make", make)
+    monkeypatch.setattr(workers, "WORTH", 0.01)
+    monkeypatch.setattr(workers, "cluster", cluster)
+    report = archive(files, workers=2)
+    assert any("4 computed by a worker, 1 computed by 1 process" in note for note in report.notes)
+    assert same(stored(files / "out.zarr"), whole)
+
+
+def test_workers_open_no_files_again(files, monkeypatch):
+    """What they get of a job computes with the same bits, and reads nothing but the fields of its pieces."""
+    asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
+    job = request.job_of(asked)
+    there = pickle.dumps(workers._Packed(job))
+    monkeypatch.setattr("fastds.data.formats.opening.Contents", lambda path: pytest.fail(f"opened {path}"))
+    for number in (0, 4, 5):
+        os.remove(files / "in" / f"{number}.nc")
+    piece = job.pieces(4)[1]
+    (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there), job))
+    assert piece.reads == (3, 6) and np.array_equal(values, expected)
+
+
 # The command, killed when its manifest, the first word, has a piece.
 KILLED = """
 import os, pathlib, signal, sys, threading, time
+from fastds.archive import workers
 from fastds.cli import main
+workers.WORTH = 0
 manifest = pathlib.Path(sys.argv.pop(1))
 def kill():
     while not manifest.exists() or manifest.read_text().count("\\n") < 2:
@@ -409,9 +465,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
-def test_two_workers_killed_and_started_again_give_the_same_bits(files, whole, capsys):
+def test_two_workers_killed_and_started_again_give_the_same_bits(files, whole, capsys, monkeypatch):
     """kill -9 as soon as a piece is done; then to the end, with nothing computed twice."""
     pytest.importorskip("distributed", reason="several workers need the package distributed")
+    monkeypatch.setattr(workers, "WORTH", 0)
     words = ["downscale", str(files / "in"), str(files / "out.zarr"), "--model", "trilinear", "--dtype", "float32"]
     words += ["--workers", "2"]
     manifest = files / "out.zarr.part.manifest"

@@ -2,6 +2,7 @@
 """Evaluations by two workers hold the bits of one process: of radar fields, ensembles and nowcasts."""
 
 import dataclasses
+import resource
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from fastds.archive.evaluation import evaluate_archive
 from fastds.archive.workers import cluster
 from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.memory import refusal
 
-pytest.importorskip("distributed", reason="several workers need the package distributed")
+distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def page_faults():
+    """Of 20 arrays of 2 MB, one after another, after a first one."""
+    counts = []
+    for _ in range(21):
+        np.ones(1 << 18)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return counts[-1] - counts[0]
+
+
+@pytest.mark.skipif(refusal() is not None, reason="memory of glibc")
+def test_workers_keep_freed_memory(scheduler):
+    """A fresh array has 512 pages, which cost more than what is computed with them."""
+    with distributed.Client(scheduler, set_as_default=False) as client:
+        assert client.submit(page_faults).result() < 1024
 
 
 def radar():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastds
 from fastds import models
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
@@ -51,6 +52,12 @@ def test_evaluate_writes_a_csv(folder, tmp_path, capsys):
     truth = f"{folder}/truth.nc"
     assert main(["evaluate", truth, truth, "--input", f"{folder}/in.nc", "--csv", f"{tmp_path}/t.csv"]) == 0
     assert "prediction" in capsys.readouterr().out and (tmp_path / "t.csv").read_text().startswith("method,")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fastds {fastds.__version__}\n"
 
 
 WEIGHTS = ["--model", "{folder}/tiny.safetensors"]

@@ -184,6 +184,17 @@ def test_a_process_that_reads_grib_ends_well(data_dir):
     assert run.returncode == 0, run.stderr
 
 
+def test_projections_after_eccodes_was_loaded_by_others():
+    """The process that has two PROJ libraries tells places and ends well."""
+    pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
+    pytest.importorskip("pyproj", reason="projections need the package pyproj")
+    program = "import eccodes; from fastds.data.formats.maps import project; print(*project('EPSG:32632', 9.0, 48.0))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    x, y = map(float, run.stdout.split())
+    assert x == pytest.approx(500_000.0) and y == pytest.approx(5_316_300.22)
+
+
 @pytest.mark.parametrize("name", ["event.nc", "event.zarr"])
 def test_fields_of_dask_are_written(event, tmp_path, name):
     pytest.importorskip("dask", reason="lazy fields need dask")

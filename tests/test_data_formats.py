@@ -340,7 +340,7 @@ def test_times_of_other_calendars_are_chosen_and_joined(halves):
 def test_files_that_do_not_go_together(halves, raw, tmp_path):
     event, folder = halves
     shutil.copy(raw / FMI, folder / "c.pgm.gz")
-    with pytest.raises(ValueError, match="holds files of the formats FMI PGM, NetCDF-4; a pattern such as"):
+    with pytest.raises(ValueError, match="holds files of the formats FMI PGM, NetCDF-4; a pattern or a list takes"):
         open_dataset(folder)
     (folder / "c.pgm.gz").write_bytes(b"no fields at all")
     with pytest.warns(UserWarning, match="no fields are in c.pgm.gz"):
@@ -352,7 +352,9 @@ def test_files_that_do_not_go_together(halves, raw, tmp_path):
     with pytest.raises(ValueError, match=r"a\.nc and .*c\.nc are on different grids: x differs"):
         open_dataset(folder)
     save_dataset(event.rename(reflectivity="z"), folder / "c.nc")
-    with pytest.raises(ValueError, match=r"a\.nc has the variables .*reflectivity.*, .*c\.nc has .*z"):
+    with pytest.raises(
+        ValueError, match=r"a\.nc has the variables .*reflectivity.*, .*c\.nc has .*z.*; a pattern or a list"
+    ):
         open_dataset(folder)
     with pytest.raises(FileNotFoundError, match="the list of files is empty"):
         open_dataset([])

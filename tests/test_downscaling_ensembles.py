@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 
+import fastds
 from fastds import cli, models
 from fastds.tasks.humidity import job
 from fastds.tasks.humidity.run import downscale, downscale_file
@@ -84,6 +85,18 @@ def test_sequences_of_eight_are_seen_alone_and_have_noise_of_their_own():
     noisy = downscale(model, long, members=1)["r"].values[0]
     parts = [noisy[:3], noisy[8:11], noisy[16:]]
     assert all(np.abs(a - b).mean() > 0.01 for a, b in ((parts[0], parts[1]), (parts[1], parts[2])))
+
+
+@pytest.mark.parametrize("dates", ["datetime64", "cftime"])
+def test_noise_depends_on_the_time_and_not_on_its_place_in_the_file(dates):
+    model, whole = generator(), coarse(16)
+    if dates == "cftime":
+        pytest.importorskip("cftime", reason="dates of other calendars are cftime's")
+        whole = whole.convert_calendar("noleap")
+    first, later = (downscale(model, whole.isel(time=part), members=2)["r"] for part in (slice(16), slice(8, 16)))
+    assert np.array_equal(first[:, 8:], later)
+    moved = whole.assign_coords(time=whole.time.values + (whole.time.values[1] - whole.time.values[0]))
+    assert not np.isclose(first, downscale(model, moved, members=2)["r"]).all((0, 2, 3)).any()
 
 
 def test_decimated_points_stay_where_they_are():
@@ -247,6 +260,33 @@ def test_a_field_round_the_globe_has_no_seam(name):
     assert abs(steps[0] - steps[1:].mean()) < 3 * steps[1:].std(), (steps[0], steps[1:].mean(), steps[1:].std())
 
 
+def poles(field):
+    """A globe with rows at both poles, 45 degrees apart."""
+    rows = ("latitude", 90.0 - 45.0 * np.arange(5), {"units": "degrees_north"})
+    return field.isel(latitude=slice(5)).assign_coords(latitude=rows)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("kind", "expected"), [("mean", np.arange(84.375, -90, -11.25)), ("decimate", None)])
+def test_no_row_lies_beyond_a_pole(kind, expected, order):
+    """Half of the cells at the poles, and so half of their finer rows, are on no globe."""
+    model, data = generator(4, kind), poles(globe()).isel(latitude=slice(None, None, order))
+    region = data.assign_coords(latitude=data.latitude * 0.5)
+    out, whole = (downscale(model, field, members=2) for field in (data, region))
+    expected = 90.0 - 11.25 * np.arange(17) if expected is None else expected
+    np.testing.assert_allclose(out.latitude, expected[::order], atol=1e-9)
+    rows = slice(None, 17) if kind == "decimate" else slice(2, 18)
+    assert out.r.shape == (2, 3, len(expected), 160) and np.isfinite(out.r).all()
+    np.testing.assert_allclose(out.r, whole.r[:, :, rows], atol=1e-3)
+
+
+def test_a_globe_with_both_poles_is_scored(capsys):
+    data = poles(globe())
+    made = downscale(generator(), data, members=2)
+    fastds.evaluate(made, made.isel(realization=0, drop=True), input=data).print()
+    assert "bicubic" in capsys.readouterr().out
+
+
 def test_the_noise_goes_round_the_globe():
     """It is the same beyond either side, and that of a field of this size."""
     model = generator()
@@ -254,8 +294,9 @@ def test_the_noise_goes_round_the_globe():
     part = torch.from_numpy(globe()["r"].values / 100).float()[None, :, None]
     fine = downscale(model, globe(), members=1, seed=4)["r"].values[0]
     whole = torch.arange(-16, 56) % 40
+    numbers = [step[0] for step in job._seeds(globe()["r"], 0, 1, 4)]
     with torch.no_grad():
-        y = model(part[..., whole], noise=model.draw(part, "random", 4)[..., whole])[0, :, 0, :, 32:-32]
+        y = model(part[..., whole], noise=job._noise(model, part, numbers)[..., whole])[0, :, 0, :, 32:-32]
     np.testing.assert_allclose(fine, model.card.physical(y).clamp(0, 105), atol=0.05)
 
 

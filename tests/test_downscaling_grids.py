@@ -11,6 +11,7 @@ import xarray as xr
 from fastds.cli import main
 from fastds.models import create, load, save
 from fastds.tasks.fields import methods, run
+from fastds.tasks.fields.points import read_points
 from fastds.tasks.fields.run import downscale, downscale_file, query
 
 VARIABLES = [
@@ -296,6 +297,7 @@ def test_bad_grids_are_refused(tmp_path, capsys, change, arguments, message):
         ("lat,lon\n45.0,30.0\n", "outside the domain"),
         ("lat,lon\n120.0,45.0\n", "swapped"),
         ("lat,lon\nfive,45.0\n", "a coordinate is no number"),
+        ("lat;lon\n45,2;9,1\n", "a coordinate is no number such as 45.2: could not convert string to float: '45,2'"),
         ("x,y\n1,2\n", "columns lat and lon, found x, y"),
     ],
 )
@@ -341,6 +343,14 @@ def test_command_refuses_before_it_writes(tmp_path, capsys):
 def test_a_coarser_grid_is_said_to_be_no_mean():
     with pytest.warns(UserWarning, match="coarser than the input"):
         downscale(model(), dataset(np.arange(40.0, 30.0, -1.0), np.arange(10.0, 22.0)), scale=0.5)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_columns_of_stations_are_apart_by_semicolons_or_tabs(tmp_path, mark):
+    (tmp_path / "p.csv").write_text("name,lat,lon\nA,45.2,110\nB,10,1e2\n".replace(",", mark))
+    rows, latitude, longitude = read_points(tmp_path / "p.csv")
+    assert latitude == [45.2, 10.0] and longitude == [110.0, 100.0]
+    assert rows[1] == {"name": "B", "lat": "10", "lon": "1e2"}
 
 
 def test_stations_are_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):

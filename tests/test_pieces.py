@@ -113,6 +113,21 @@ def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
     assert [piece.outputs for piece in line] == [(0, 5), (5, 10), (10, 12)] and line[1].reads == (5, 10)
 
 
+def test_a_piece_reads_every_field_once(event):
+    read = []
+
+    def seen(values, block_info=None):
+        read.append(block_info[0]["array-location"][0][0])
+        return values
+
+    once = event.chunk(time=1)
+    once["reflectivity"] = once.reflectivity.copy(data=once.reflectivity.data.map_blocks(seen, dtype=np.float32))
+    job = RadarJob("trilinear", once)
+    piece = job.pieces(4)[2]
+    job.compute(piece)
+    assert sorted(read) == list(range(*piece.reads))
+
+
 def test_pieces_are_as_large_as_memory_and_workers_let_them(event):
     job = RadarJob(radar_model(), event)
     assert pieces.steps_at_once(job) == pieces.MOST_STEPS

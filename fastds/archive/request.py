@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of an archive, in a form that goes to other processes and into the manifest."""
+"""What is asked of an archive, in a form that goes into the manifest."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def stamp_of(file: str | os.PathLike) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-@functools.lru_cache(maxsize=1)
 def job_of(request: Request) -> Job:
-    """The job of a request, opened once in every process and kept. Raises what open_dataset and the task raise."""
+    """The job of a request. Raises what open_dataset and the task raise."""
     return importlib.import_module(f"fastds.tasks.{request.task}.job").prepare(
         request.model, dataset_of(request), threads=request.threads, **request.options
     )
@@ -63,7 +62,7 @@ def job_of(request: Request) -> Job:
 
 @functools.lru_cache(maxsize=1)
 def dataset_of(request: Request) -> xr.Dataset:
-    """The dataset of a request's files, which stay open."""
+    """The dataset of a request's files, opened once and kept open."""
     files = request.files[0] if len(request.files) == 1 else list(request.files)
     return opened(files, request.options.get("var"), **request.reading).__enter__()
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,7 +14,7 @@ from fastds._outputs import put_in_place
 from fastds.archive.manifest import Manifest, Wanted
 from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
-from fastds.archive.workers import Made, check_workers, makers, threads_of
+from fastds.archive.workers import Made, check_workers, made_of, threads_of
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
@@ -86,8 +88,8 @@ def compute_archive(
         _begin(store, manifest, request, wanted, steps_at_once(job, _MANY if scheduler else workers))
     pieces = job.pieces(manifest.steps)
     todo = [piece for piece in pieces if piece not in manifest.done]
-    with makers(workers if todo else 1, scheduler if todo else None) as (maker, who):
-        made = _make(maker(request, folder.absolute(), todo), len(todo), store, manifest, keep_going, progress)
+    with contextlib.closing(made_of(job, folder.absolute(), todo, workers, scheduler)) as makes:
+        made = _make(makes, len(todo), store, manifest, keep_going, progress)
     failed = [f"{store.times(one.piece)}: {one.error}" for one in made if one.error]
     if folder != target:
         put_in_place(folder, target)
@@ -95,7 +97,7 @@ def compute_archive(
     _warn(made)
     report = job.report()
     report.notes[:0] = read_as(dataset_of(request))
-    report.notes += [*_told(len(pieces), made, manifest.steps, who), *_some([*left_out, *failed]), f"wrote {target}"]
+    report.notes += [*_told(len(pieces), made, manifest.steps), *_some([*left_out, *failed]), f"wrote {target}"]
     return report
 
 
@@ -175,11 +177,11 @@ def _warn(made: list[Made]) -> None:
         warnings.warn(sentence, UserWarning, stacklevel=3)
 
 
-def _told(count: int, made: list[Made], steps: int, who: str) -> list[str]:
+def _told(count: int, made: list[Made], steps: int) -> list[str]:
     """Sentences about the pieces and what they took."""
-    there = count - len(made)
-    kept = f", {there} were there" if there else ""
-    notes = [f"{count} pieces of at most {steps} steps: {len(made)} computed by {who}{kept}"]
+    parts = [f"{some} computed by {who}" for who, some in collections.Counter(one.by for one in made).items()]
+    parts += [f"{count - len(made)} were there"] * (len(made) < count)
+    notes = [f"{count} pieces of at most {steps} steps: {', '.join(parts)}"]
     if made:
         seconds, peak = sum(one.seconds for one in made) / len(made), max(one.peak_bytes for one in made)
         notes.append(f"{seconds:.2f} s a piece; the largest process took {peak / 1e9:.1f} GB")

@@ -1,37 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pieces of a request, computed in this process or by workers of dask.distributed."""
+"""The pieces of a job, computed in this process or by workers of dask.distributed."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
 import logging
 import os
+import pickle
 import resource
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastds.archive.request import Request, job_of
 from fastds.archive.store import Store
 from fastds.data.packages import require
-from fastds.tasks.common.pieces import Piece, computed
+from fastds.tasks.common.pieces import Job, Piece, computed
 from fastds.tasks.common.settings import check_count
 
 if TYPE_CHECKING:
     from distributed import Client
 
 AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
+# Of glibc, which other C libraries do not read.
+_ONE_HEAP = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
+WORTH = 12.0  # seconds of work that are worth the start of workers, which takes about a third of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
     """A piece that was computed and written, or failed.
 
-    Attributes: error: a sentence, where it failed. said: warnings. seconds; peak_bytes of the worker's memory; worker.
+    Attributes: error: a sentence, where it failed. said: warnings. seconds; peak_bytes of the process's memory. by: who
+        made it, in words.
     """
 
     piece: Piece
@@ -39,22 +44,21 @@ class Made:
     said: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_bytes: int = 0
-    worker: str = ""
+    by: str = "1 process"
 
 
-def make(request: Request, store: Path, piece: Piece) -> Made:
+def make(job: Job, store: Path, piece: Piece) -> Made:
     """Compute a piece and write it to the store; what a user can mend is no exception but an error in words."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         began, error = time.monotonic(), ""
         try:
-            job = job_of(request)
             Store(store, job).write(piece.outputs[0], computed(job, piece))
         except (ValueError, OSError, ImportError, MemoryError) as failure:
             error = " ".join(str(failure).split()) or type(failure).__name__
     words = tuple(sorted({" ".join(str(w.message).split()) for w in said if issubclass(w.category, UserWarning)}))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Made(piece, error, words, time.monotonic() - began, peak, str(os.getpid()))
+    return Made(piece, error, words, time.monotonic() - began, peak)
 
 
 def check_workers(workers: int | None, scheduler: str | None) -> int:
@@ -74,29 +78,53 @@ def threads_of(threads: int | None, workers: int | None, scheduler: str | None) 
     return max(1, (os.cpu_count() or 1) // (workers or 1))
 
 
-@contextlib.contextmanager
-def makers(workers: int, scheduler: str | None) -> Iterator[tuple[Callable[..., Iterator[Made]], str]]:
-    """A function (request, store, pieces) -> Made after Made, in any order, and a sentence about who computes.
+def made_of(
+    job: Job, store: Path, pieces: Sequence[Piece], workers: int = 1, scheduler: str | None = None
+) -> Iterator[Made]:
+    """Compute pieces of a job, and write them to the store, in any order.
 
-    workers: processes on this machine, 1: this one. scheduler: address or file of a dask scheduler instead.
+    workers: processes on this machine, 1: this one; several start where there is work enough that this is worth it.
+    scheduler: address or file of a dask scheduler instead.
 
     Raises: OSError where no scheduler answers."""
-    if scheduler is None and workers == 1:
-        yield _here, "1 process"
-        return
-    with cluster(workers, scheduler) as (client, count, who):
-        yield _Far(client, count), who
+    if scheduler is not None and pieces:
+        with cluster(workers, scheduler) as found:
+            yield from by_workers(found, _Packed(job), store, pieces)
+    elif workers == 1 or not pieces:
+        yield from (make(job, store, piece) for piece in pieces)
+    else:
+        require("distributed", "several workers")
+        yield from _by_workers_if_worth(job, store, pieces, workers)
+
+
+def _by_workers_if_worth(job: Job, store: Path, pieces: Sequence[Piece], workers: int) -> Iterator[Made]:
+    """The first piece, by this process, tells how long the others take. Another, or the first one where it takes long,
+    is made here while the workers start."""
+    packed, (first, *others) = _Packed(job), pieces
+    with concurrent.futures.ThreadPoolExecutor(1) as aside:
+        begun = aside.submit(make, job, store, first)
+        ended, _ = concurrent.futures.wait([begun], WORTH if others else None)
+        if ended:
+            yield begun.result()
+            if len(others) < 2 or begun.result().seconds * len(others) <= WORTH:
+                yield from (make(job, store, piece) for piece in others)
+                return
+            begun = aside.submit(make, job, store, others.pop(0))
+        with cluster(workers, None) as found:
+            yield from by_workers(found, packed, store, others)
+        yield begun.result()
 
 
 @contextlib.contextmanager
 def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, str]]:
-    """A dask client, how many workers it has, and a sentence about them; arguments and errors as in makers."""
+    """A dask client, how many workers it has, and a sentence about them; arguments and errors as in made_of."""
     require("distributed", "several workers")
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
 
     if scheduler is not None:
-        with Client(**{"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}) as client:
+        place = {"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}
+        with Client(**place, set_as_default=False) as client:  # this process reads what it reads by itself
             count = len(client.scheduler_info(n_workers=-1)["workers"])
             yield client, max(count, 1), f"{count} workers of {scheduler}"
         return
@@ -105,31 +133,50 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
     # No dashboard; the port of the scheduler's own pages is any that is free, so that two archives go side by side.
     form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     form |= {"silence_logs": logging.ERROR}
-    with LocalCluster(processes=True, **form) as local, Client(local) as client:
+    with _keeping_freed_memory():
+        local = LocalCluster(processes=True, **form)
+    with local, Client(local, set_as_default=False) as client:
         yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
 
 
-def _here(request: Request, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
-    return (make(request, store, piece) for piece in pieces)
+@contextlib.contextmanager
+def _keeping_freed_memory() -> Iterator[None]:
+    """Workers that are started in the block keep freed memory, of all threads in one heap, as the commands do, see
+    fastds.memory; dask's own setting returns every tensor to the system at once."""
+    import dask
+
+    key = "distributed.nanny.pre-spawn-environ"
+    with dask.config.set({key: dask.config.get(key) | _ONE_HEAP}):
+        yield
 
 
-class _Far:
-    """Pieces handed to a dask client, a few ahead for every worker."""
+class _Packed:
+    """A job as it is when this is made; what another process gets of it is the job."""
 
-    def __init__(self, client, workers: int):
-        self.client, self.ahead = client, AHEAD * workers
+    def __init__(self, job: Job):
+        import cloudpickle  # of dask
 
-    def __call__(self, request: Request, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
-        from distributed import as_completed
+        self.packed = cloudpickle.dumps(job)
 
-        waiting = iter(pieces)
-        held = self.client.scatter(request, broadcast=True, hash=False)
+    def __reduce__(self):
+        return pickle.loads, (self.packed,)
 
-        def submit(piece: Piece):
-            return self.client.submit(make, held, store, piece, pure=False)
 
-        running = as_completed([submit(piece) for piece in itertools.islice(waiting, self.ahead)])
-        for future in running:
-            yield future.result()
-            for piece in itertools.islice(waiting, 1):
-                running.add(submit(piece))
+def by_workers(
+    found: tuple[Client, int, str], job: Job | _Packed, store: Path, pieces: Iterable[Piece]
+) -> Iterator[Made]:
+    """Pieces handed to the workers of a cluster, a few ahead for each."""
+    from distributed import as_completed
+
+    (client, count, who), waiting = found, iter(pieces)
+    held = client.scatter(job, broadcast=True, hash=False)
+
+    def submit(piece: Piece):
+        return client.submit(make, held, store, piece, pure=False)
+
+    first = [submit(piece) for piece in itertools.islice(waiting, AHEAD * count)]
+    running = as_completed(first, loop=client.loop)
+    for future in running:
+        yield dataclasses.replace(future.result(), by=who)
+        for piece in itertools.islice(waiting, 1):
+            running.add(submit(piece))

@@ -11,7 +11,7 @@ import xarray as xr
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
 from fastds.data.grid.variables import is_dbz, rain_units
-from fastds.data.packages import require
+from fastds.data.packages import import_pyproj, require
 
 _MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _FIELD = "band_1"  # of a quantity that the file does not tell
@@ -33,7 +33,7 @@ def read(contents: Contents) -> xr.Dataset:
     one that is turned, and where no time is told."""
     require("rasterio", "GeoTIFF images")
     require("pyproj", "projections of radar grids")
-    import pyproj  # noqa: F401  before rasterio, which brings a PROJ of its own
+    import_pyproj()  # before rasterio, which brings a PROJ of its own
     import rasterio
 
     try:

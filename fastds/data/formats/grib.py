@@ -11,7 +11,7 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
-from fastds.data.packages import require
+from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
 _MRMS_CENTRE = "161"
@@ -37,7 +37,7 @@ def read(contents: Contents) -> xr.Dataset:
     """
     require("cfgrib", "GRIB files")
     with contextlib.suppress(ImportError):
-        import pyproj  # noqa: F401  after ecCodes, which brings a PROJ of its own, it ends the process with a double free
+        import_pyproj()  # whoever loads it after ecCodes, and not by this function, gets a double free
     with contents.unpacked() as path:
         try:
             dataset = _open(path)

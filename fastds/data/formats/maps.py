@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.packages import require
+from fastds.data.packages import import_pyproj, require
 
 Fields = Mapping[str, tuple[np.ndarray, dict[str, Any]]]
 Coordinates = tuple[np.ndarray, np.ndarray]
@@ -54,9 +54,7 @@ def project(proj4: str, longitude: float, latitude: float) -> tuple[float, float
 
 def _pyproj() -> Any:
     require("pyproj", "projections of radar grids")
-    import pyproj
-
-    return pyproj
+    return import_pyproj()
 
 
 def projected_map(

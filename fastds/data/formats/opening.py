@@ -54,7 +54,9 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
         raise ValueError(refusal(unknown[0]))
     names = sorted({form.name for form in forms})
     if len(names) > 1:
-        raise ValueError(f"{path} holds files of the formats {', '.join(names)}; a pattern such as *.h5 takes some")
+        raise ValueError(
+            f"{path} holds files of the formats {', '.join(names)}; a pattern or a list takes files of one kind"
+        )
     dataset = between(_read(forms[0], contents), start, stop)
     dataset.encoding.update(format=forms[0].name, files=len(contents))
     return dataset
@@ -197,7 +199,8 @@ def check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, p
     """ValueError where two parts differ in variables or grid, naming both files."""
     if set(expected.data_vars) != set(part.data_vars):
         sets = (", ".join(map(str, d.data_vars)) for d in (expected, part))
-        raise ValueError(f"{first} has the variables {next(sets)}, {path} has {next(sets)}")
+        said = f"{first} has the variables {next(sets)}, {path} has {next(sets)}"
+        raise ValueError(f"{said}; a pattern or a list takes files of one kind")
     for name, axis in expected.coords.items():
         if axis.ndim != 1 or name == "time":
             continue

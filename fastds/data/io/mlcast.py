@@ -15,7 +15,7 @@ from fastds._outputs import replacing
 from fastds.data.grid.grids import METRES, grid_mappings
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import rain_units
-from fastds.data.packages import require
+from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 
 VALIDATOR = "0.4.0"
@@ -134,9 +134,7 @@ def _kept(dataset: xr.Dataset) -> dict[str, str]:
 
 def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Dataset:
     """What does not depend on time: x, y, latitudes, longitudes, the grid mapping and the missing times."""
-    import pyproj
-
-    dims = source.dims[-2:]
+    pyproj, dims = import_pyproj(), source.dims[-2:]
     crs = pyproj.CRS.from_cf(source.dataset[mapping].attrs)
     y, x = (METRES[unit] * source.raw[dim].values.astype(float) for dim, unit in zip(dims, units, strict=True))
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)

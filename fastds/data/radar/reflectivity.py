@@ -163,8 +163,8 @@ class ReflectivityInput:
         return self.raw.attrs["units"]
 
     def part(self, steps: slice) -> "ReflectivityInput":
-        """Some consecutive frames of one segment; what was found out about all of them stays as it is."""
-        raw, bounds = self.raw[steps], None if self.bounds is None else self.bounds[steps]
+        """Some consecutive frames of one segment, read at once; what was found out about all of them stays as it is."""
+        raw, bounds = self.raw[steps].compute(), None if self.bounds is None else self.bounds[steps]
         return dataclasses.replace(
             self, raw=raw, times=self.times[steps], bounds=bounds, segments=(slice(0, raw.shape[0]),)
         )

@@ -83,11 +83,11 @@ def steps_at_once(job: Job, workers: int = 1) -> int:
     """How many steps a piece has where memory and overhead both stay small and every worker gets some, a multiple of
     job.least."""
     bytes_a_step = sum(4 * math.prod(shape) / shape[dims.index(job.dim)] for dims, shape in job.variables.values())
-    steps = int(min(MOST_STEPS, PIECE_BYTES / max(bytes_a_step, 1)))
+    multiples = int(min(MOST_STEPS, PIECE_BYTES / max(bytes_a_step, 1))) // job.least
     if workers > 1:
         last = max(piece.steps[1] for piece in job.pieces(MOST_STEPS))
-        steps = min(steps, math.ceil(last / (_PIECES_A_WORKER * workers)))
-    return max(job.least, steps - steps % job.least)
+        multiples = min(multiples, math.ceil(last / (_PIECES_A_WORKER * workers * job.least)))
+    return job.least * max(1, multiples)
 
 
 def lazy(job: Job) -> xr.Dataset:

@@ -4,7 +4,7 @@
 A tile is its core plus a halo on each side, clipped at the border of the domain. Core origins and halos are multiples
 of 16 coarse pixels, so that the strided levels of a network fall on the same pixels as on the whole grid. Tiled equals
 untiled where the halo covers the network's reach; the optical flow is always cut from the flow of whole frames.
-Measured with fczsm-small on an FMI composite, tiles of 128, halo 32: 0.001 dBZ at most, and 0.04 dBZ in the outermost
+Measured with fczsm-small on seven radars, tiles of 32 to 96, halo 48: 0.01 dBZ at most, and 0.15 dBZ in the outermost
 20 fine pixels of the domain, where the network responds to distant echo.
 """
 

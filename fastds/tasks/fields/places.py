@@ -28,7 +28,10 @@ def on_grid(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, wha
         steps = index.diff().abs()
         apart = bool(((steps != 1) & (steps != n - 1)).any())  # n - 1: over the seam of a globe
         if away > _NEAR or apart or int(index.min()) < 0 or int(index.max()) >= n:
-            raise ValueError(f"the grids differ: {called} has {_span(kind, grid)}, {what} has {_span(kind, own)}")
+            raise ValueError(
+                f"the grids differ: {called} has {_span(kind, grid)}, {what} has {_span(kind, own)}; "
+                f"`fastds downscale {what} NEW.nc --like {called} --model bicubic` makes one that fits"
+            )
         places[name] = _slice(index.long().numpy())
     field = field.isel(places)
     return field.rename({a: b for a, b in zip(own.names, grid.names, strict=True) if a != b})

@@ -10,10 +10,13 @@ Points = str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, floa
 
 
 def _rows(path: str | os.PathLike) -> list[dict]:
-    """The rows of a CSV file. Raises: ValueError for another encoding than UTF-8 and rows of another length."""
+    """The rows of a CSV file, whose columns are apart by the first of comma, semicolon and tab that its head has.
+    Raises: ValueError for another encoding than UTF-8 and rows of another length."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            head = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=next((mark for mark in ",;\t" if mark in head), ","))
             for row in (rows := list(reader)):
                 if None in row or None in row.values():
                     count = sum(value is not None for name, value in row.items() if name is not None)
@@ -51,5 +54,5 @@ def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
     try:
         latitude, longitude = ([float(s[name]) for s in stations] for name in pair)
     except ValueError as error:
-        raise ValueError(f"{where}: a coordinate is no number: {error}") from None
+        raise ValueError(f"{where}: a coordinate is no number such as 45.2: {error}") from None
     return stations, latitude, longitude

@@ -15,8 +15,10 @@ import xarray as xr
 
 import fastds
 from fastds.data import add_history, refine_grid
+from fastds.data.grid.axes import is_latitude
 from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.plausible import plausible_values, without_missing
+from fastds.data.grid.times import text_of
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
@@ -51,8 +53,10 @@ class HumidityJob:
         self.humid = _is_humidity(model, self.field)
         self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
         dims = (("realization",) if members else ()) + self.field.dims
-        count, *plane = self.field.shape
-        shape = *((members,) if members else ()), count, *(n * model.config["scale"] for n in plane)
+        self.rows = _rows_on_globe(self.field, model.config["scale"], model.card.coarsening)
+        count, _, columns = self.field.shape
+        fine = count, self.rows.stop - self.rows.start, columns * model.config["scale"]
+        shape = *((members,) if members else ()), *fine
         self.variables = {self.field.name: (dims, shape)}
 
     def pieces(self, steps: int) -> list[Piece]:
@@ -61,26 +65,32 @@ class HumidityJob:
 
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""
-        return {self.field.name: self._values(self.field[slice(*piece.steps)], piece.steps[0], False)}
+        return {self.field.name: self._values(slice(*piece.steps), False)}
 
     def at_once(self, progress: bool) -> dict[str, np.ndarray]:
         """The values of the whole result."""
-        return {self.field.name: self._values(self.field, 0, progress)}
+        return {self.field.name: self._values(slice(None), progress)}
 
-    def _values(self, field: xr.DataArray, first: int, progress: bool) -> np.ndarray:
-        """The fine values of some steps; first: the number of the first of them."""
+    def _values(self, steps: slice, progress: bool) -> np.ndarray:
+        """The fine values of some steps, whole sequences."""
+        field = self.field[steps]
+        seeds = _seeds(field, steps.start or 0, self.members, self.seed)
         values = plausible_values(field, stacklevel=5)
         check_values(values, f"variable {field.name}")
         if self.humid:
             values = _cut_humidity(values, field.name)
         with computing(self.model, self.computed), self.computed.autocast():
-            fine = _draw(self.model, values, self.members, self.seed, progress, self.wrapped, first)
+            fine = _draw(self.model, values, seeds, progress, self.wrapped)
+        fine = (fine if self.members else fine[0])[..., self.rows, :]
         return fine.clip(*HUMIDITY_RANGE) if self.humid else fine
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
         field, scale, card = self.field, self.model.config["scale"], self.model.card
         out = refine_grid(self.dataset, field, scale)
+        if card.coarsening == "decimate":
+            out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
+        out = out.isel({field.dims[1]: self.rows}, missing_dims="ignore")
         attrs = {key: value for key, value in field.attrs.items() if key != "missing_value"}
         dims, _ = self.variables[field.name]
         out = out.assign({field.name: (dims, values[field.name], attrs)})
@@ -90,8 +100,6 @@ class HumidityJob:
         if self.members:
             numbers = np.arange(self.members, dtype="int32")
             out = out.assign_coords(realization=("realization", numbers, {"standard_name": "realization"}))
-        if card.coarsening == "decimate":
-            out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
         out = out.assign_attrs(dict(self.dataset.attrs) | self._settings())
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
@@ -173,6 +181,18 @@ def _goes_round(dataset: xr.Dataset, field: xr.DataArray) -> bool:
     return grid.names[1] == field.dims[-1] and grid.periodic
 
 
+def _rows_on_globe(field: xr.DataArray, scale: int, coarsening: str) -> slice:
+    """The finer rows of a field whose centres do not lie beyond a pole, as those of cells at the poles do."""
+    rows, latitude = field.shape[1], field.coords.get(field.dims[1])
+    if latitude is None or not is_latitude(latitude.attrs) or rows < 2:
+        return slice(0, rows * scale)
+    values, places = latitude.values.astype("float64"), np.arange(scale) / scale
+    offsets = places if coarsening == "decimate" else places + (1 / scale - 1) / 2
+    fine = values[:, None] + (values[-1] - values[0]) / (rows - 1) * offsets
+    first, *_, last = np.flatnonzero(np.abs(fine.ravel()) <= 90 + 1e-6)
+    return slice(int(first), int(last) + 1)
+
+
 def humidity_domain(card: ModelCard, field: xr.DataArray) -> Domain:
     """A field (time, y, x) against a model's card, by some times evenly over all; warns (UserWarning) where it lies
     outside."""
@@ -191,29 +211,48 @@ def judge(card: ModelCard, pressure: float | None, inputs: list[dict[str, float]
     return domain_of(card, inputs=inputs, named=[("pressure", pressure, limits, "hPa")])
 
 
-def _draw(
-    model, values: np.ndarray, members: int | None, seed: int, progress: bool, wrapped: int = 0, first: int = 0
-) -> np.ndarray:
-    """The fine fields ([members,] time, H, W) of coarse ones (time, h, w); wrapped: columns of the other side that the
-    network sees beyond either side, 0 for fields that do not go round the globe; first: the number of the first field,
-    of which the noise depends."""
+def _seeds(field: xr.DataArray, first: int, members: int | None, seed: int) -> list[list[int]]:
+    """Seeds of the noise of every step, one for each member: they depend on seed + member and the time alone, or on the
+    number of a step that has no time; first: that of the first step."""
+    time = field.dims[0]
+    names = [text_of(t) for t in field[time].values] if time in field.coords else range(first, first + len(field))
+    return [[_seed(seed + m, str(name)) for m in range(members or 0)] for name in names]
+
+
+def _seed(number: int, name: str) -> int:
+    """A seed of torch that depends on all bits of a number and a name."""
+    mixed = np.random.SeedSequence([number % 2**64, int.from_bytes(name.encode(), "big")])
+    return int(mixed.generate_state(1, np.uint64)[0])
+
+
+def _draw(model, values: np.ndarray, seeds: list[list[int]], progress: bool, wrapped: int = 0) -> np.ndarray:
+    """The fine fields (members, time, H, W) of coarse ones (time, h, w), one without noise where there are no members.
+
+    seeds: see _seeds. wrapped: columns of the other side that the network sees beyond either side, 0 for fields that do
+    not go round the globe."""
     card, scale = model.card, model.config["scale"]
     x = torch.from_numpy((values - card.offset) / card.range)[None, :, None]
-    fine = np.empty((members or 1, len(values), *(n * scale for n in values.shape[1:])), np.float32)
+    members = [list(numbers) for numbers in zip(*seeds, strict=True)] or [None]
+    fine = np.empty((len(members), len(values), *(n * scale for n in values.shape[1:])), np.float32)
     starts = range(0, len(values), SEQUENCE)
-    with progress_bar(progress, len(starts) * (members or 1), "downscaling", "sequences") as advance:
+    with progress_bar(progress, len(starts) * len(members), "downscaling", "sequences") as advance:
         for start in starts:
             part = x[:, start : start + SEQUENCE]
-            for m in range(members or 1):
-                # Different numbers for every sequence and member, the same for any number of members.
-                noise = model.draw(part, "random", seed + m + 1_000_003 * (first + start)) if members else "zero"
+            for made, numbers in zip(fine, members, strict=True):
+                noise = "zero" if numbers is None else _noise(model, part, numbers[start : start + SEQUENCE])
                 given = round_the_globe(part, wrapped).to(device_of(model))
                 y = model(given, noise=round_the_globe(noise, wrapped))[0, :, 0].float().cpu()
                 y = y[..., wrapped * scale : y.shape[-1] - wrapped * scale]
-                fine[m, start : start + part.shape[1]] = card.physical(y).numpy()
+                made[start : start + part.shape[1]] = card.physical(y).numpy()
                 if advance is not None:
                     advance()
-    return fine if members else fine[0]
+    return fine
+
+
+def _noise(model, part: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+    """The noise of a sequence (1, T, C, h, w), of which every step has its own seed."""
+    steps = zip(part.split(1, dim=1), seeds, strict=True)
+    return torch.cat([model.draw(step, "random", number) for step, number in steps], dim=1)
 
 
 def round_the_globe(x: torch.Tensor | str, columns: int) -> torch.Tensor | str:

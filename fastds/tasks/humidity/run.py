@@ -39,7 +39,8 @@ def downscale(
         model: a generator with offset, range and coarsening in its card, or the name or path of its weights.
         dataset: coarse fields over (time, y, x), in the unit the model was trained for.
         members: number of members, along a new first dimension `realization`; None: one field without noise.
-        seed: of the first member; member k has seed + k, and every sequence of steps its own numbers.
+        seed: of the first member; the noise of member k at a time depends on seed + k and the time, whatever other
+            members and times there are.
         var, level: variable and value of its vertical coordinate where the file does not tell, see choose_field.
         threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
         progress: show a progress bar.
