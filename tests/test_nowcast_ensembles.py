@@ -173,7 +173,7 @@ def test_a_balanced_law_has_the_mean_rain_of_a_field_and_its_shape_stays(factor)
     found = expected_rain(law, rain_of)
     assert found[valid].mean().item() == pytest.approx(target[valid].mean().item(), rel=0.03)
     assert all(torch.equal(a, b) for a, b in zip(shape, EXAMPLE[1:], strict=True))
-    assert (m - EXAMPLE[0]).diff(dim=0).abs().max() < 0.2  # smooth
+    assert (m - EXAMPLE[0]).std() < 1e-5  # by one number
 
 
 def test_one_strong_pixel_makes_no_drizzle_around():

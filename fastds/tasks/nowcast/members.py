@@ -59,8 +59,8 @@ class Ensemble:
     """Members around a method's mean forecast.
 
     A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of
-    the last field: dry is dry, and the distribution of the members at a pixel is the law's. In means over some hundred
-    pixels their rain is that of the last field, moved: m is raised or lowered smoothly, see balanced.
+    the last field: dry is dry, and the distribution of the members at a pixel is the law's. The mean of their rain is
+    that of the last field, moved: m is raised or lowered everywhere, see balanced.
 
     Args: card: of the method, for the floor and ceiling of echo. seed: of all; member k of a start is the same whatever
     the number of members and the other starts. z_r: (a, b) of rain rates.
