@@ -41,8 +41,12 @@ def balanced(
     Args: law: m, s, g and e (H, W). target: (H, W) mm/h. valid: (H, W) bool, the pixels whose rain counts, some. rain:
     as in expected_rain. slope: dB for ten times the rain, 10 b of Z = a R^b.
     """
-    (m, *shape), wanted, raised = law, target[valid].mean() + _LEAST, torch.zeros(())
+
+    def mean(field: Tensor) -> float:
+        return float(field[valid].numpy().mean(dtype=float)) + _LEAST  # the same bits with any number of threads
+
+    (m, *shape), wanted, raised = law, mean(target), 0.0
     for _ in range(_ROUNDS):
-        given = expected_rain((m + raised, *shape), rain)[valid].mean() + _LEAST
-        raised = (raised + slope * torch.log10(wanted / given)).clamp(-_MOST, _MOST)
+        given = mean(expected_rain((m + raised, *shape), rain))
+        raised = min(max(raised + slope * math.log10(wanted / given), -_MOST), _MOST)
     return m + raised, *shape
