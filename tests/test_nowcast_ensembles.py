@@ -13,7 +13,7 @@ from fastds import cli
 from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps, fss, reliability_counts, spectral_ratio
 from fastds.models.baselines.rims import local_mean
-from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
+from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, expected_rain, rain_rate
 from fastds.models.ensembles.surroundings import FEATURES, WIDTHS
 from fastds.tasks.nowcast.members import least_echo
 
@@ -148,6 +148,51 @@ def test_a_new_law_is_the_forecast_and_what_it_lacks():
     lacking = (10 * features[2 + 3 * len(WIDTHS) + 1]).square()
     assert torch.allclose(m, 20 * features[0] - 3) and torch.allclose(s, (lacking + 4).sqrt())
     assert torch.allclose(g, torch.nn.functional.softplus(torch.tensor(-1.5)).expand(5)) and torch.equal(g, e)
+
+
+EXAMPLE = tuple(part * torch.ones(96, 110) for part in (torch.linspace(5, 25, 110), 6.0, 0.2, 0.3))
+
+
+def rain_of(z):
+    return torch.where(z < 7.0, 0.0, rain_rate(z, (200.0, 1.6)))
+
+
+def test_the_mean_rain_of_a_law_is_that_of_its_members():
+    z = echo(EXAMPLE, torch.randn(400, 96, 110, generator=torch.Generator().manual_seed(0)))
+    found = expected_rain(EXAMPLE, rain_of)
+    assert found.mean().item() == pytest.approx(rain_of(z).mean().item(), rel=0.03)
+    assert rain_rate(torch.tensor(35.0), (200.0, 1.6)) == pytest.approx(float(reflectivity_to_rate(35.0)), rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_a_balanced_law_has_the_mean_rain_of_a_field_and_its_shape_stays(factor):
+    valid = torch.ones(96, 110, dtype=torch.bool)
+    valid[:20, :30] = False
+    target = torch.where(valid, factor * expected_rain(EXAMPLE, rain_of), 1e3)
+    m, *shape = law = balanced(EXAMPLE, target, valid, rain_of, 16.0)
+    found = expected_rain(law, rain_of)
+    assert found[valid].mean().item() == pytest.approx(target[valid].mean().item(), rel=0.03)
+    assert all(torch.equal(a, b) for a, b in zip(shape, EXAMPLE[1:], strict=True))
+    assert (m - EXAMPLE[0]).std() < 1e-5  # by one number
+
+
+def test_one_strong_pixel_makes_no_drizzle_around():
+    dry = tuple(part * torch.ones(128, 128) for part in (torch.tensor(-20.0), 3.0, 0.2, 0.3))
+    target = torch.zeros(128, 128)
+    target[64, 64] = 200.0
+    m = balanced(dry, target, torch.ones(128, 128, dtype=torch.bool), rain_of, 16.0)[0]
+    assert (m - dry[0]).max() <= 6.0 and (echo((m, *dry[1:]), torch.tensor(3.0)) < 7.0).all()
+
+
+def test_a_field_moves_with_the_forecast():
+    z = torch.zeros(2, 96, 96)
+    z[:, 40:56, 40:56] = 30.0
+    z[:, 0] = 10.0
+    paths = torch.zeros(1, 2, 96, 96)
+    paths[:, 0] = -10.0  # from above
+    moved = Surroundings(z, z[-1:], paths).moved(z[-1], 0)
+    assert (moved[50:66, 40:56] == 30).all() and (moved[20:50] == 0).all() and (moved[10] == 10).all()
+    assert (moved[0] > 0).all() and (moved[0] < 4).all()  # a mean: from outside
 
 
 def test_air_from_outside_brings_no_stripes():
@@ -384,5 +429,18 @@ def test_the_weakest_echo_is_that_of_the_field_and_of_a_tenth_of_a_millimetre():
 
 def test_even_rain_stays(known):
     even = known.assign(reflectivity=known.reflectivity.where(known.reflectivity.isnull(), 35.0))
-    values = rain(fastds.nowcast("extrapolation", even, steps=2, members=2))
-    assert np.nanmin(values[:, 0]) > 1 and 3 < np.nanmean(values[:, 0]) < 10  # 35 dBZ are 5.6 mm/h; no event is even
+    values = rain(fastds.nowcast("extrapolation", even, steps=3, members=2))
+    for field in np.moveaxis(values, 1, 0):  # no event is even
+        assert np.nanmean(field) == pytest.approx(float(reflectivity_to_rate(35.0)), rel=0.1)
+
+
+def test_members_in_widespread_rain_have_the_mean_of_the_single_forecast(data_dir):
+    window = {"time": slice(24, 29), "latitude": slice(100, 300), "longitude": slice(120, 320)}
+    with xr.open_dataset(data_dir / "radar_dpc_sardinia_20250416_5min.nc", engine="h5netcdf") as dataset:
+        known = dataset.isel(window).load()
+    single, members = (
+        rain(fastds.nowcast("nowcast-small", known, steps=4, **options)) for options in ({}, {"members": 4})
+    )
+    assert np.nanmean(single) > 0.5
+    for lead in (0, 3):
+        assert np.nanmean(members[:, lead]) == pytest.approx(np.nanmean(single[lead]), rel=0.12)

@@ -2,7 +2,6 @@
 """The fit of the law of a nowcast's errors: `fastds study nowcast-law --data.path FOLDER --output LAW.safetensors`."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from fastds import models
 from fastds.data import open_dataset, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
-from fastds.models.ensembles import ErrorLaw, Surroundings, echo
+from fastds.models.ensembles import ErrorLaw, Surroundings, echo, rain_rate
 from fastds.studies.command import Files
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
@@ -143,19 +142,13 @@ def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tu
     z = echo(tuple(part[:, None] for part in law(features)), NODES)
     wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
     z = z.clamp(0, 60)
-    rain, seen = reflectivity_to_rate_torch(z, z_r) * wet, rain_of(truth, z_r)
+    rain, seen = rain_rate(z, z_r) * wet, rain_of(truth, z_r)
     return Scores(_crps(z * wet, truth), _crps(rain, seen), ((rain * WEIGHTS).sum(1) - seen).square())
 
 
 def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
     """mm/h of echo in dBZ, 0 = none."""
-    return torch.where(z > 0, reflectivity_to_rate_torch(z, z_r), 0.0)
-
-
-def reflectivity_to_rate_torch(z: Tensor, z_r: tuple[float, float]) -> Tensor:
-    """R = (10^(z / 10) / a)^(1 / b)."""
-    a, b = z_r
-    return torch.exp((z * (math.log(10) / 10) - math.log(a)) / b)
+    return torch.where(z > 0, rain_rate(z, z_r), 0.0)
 
 
 def _crps(x: Tensor, truth: Tensor) -> Tensor:

@@ -40,6 +40,13 @@ class Surroundings:
         self.shifts = paths.square().sum(1).sqrt().flatten(1).median(1).values
         self.average = float(self.last[self.valid].mean()) if self.valid.any() else 0.0
 
+    def moved(self, field: Tensor, lead: int) -> Tensor:
+        """(H, W): a field of the last time, without NaN, where a forecast has moved it; what comes from outside, at a
+        distance, is its mean in the widest window, as in features."""
+        distance, place = self.origins.distance[lead], self.origins.place[lead]
+        mean = local_mean((field * self.valid)[None], WIDTHS[-1])[0] / self.weights[WIDTHS[-1]]
+        return torch.lerp(mean.flatten()[place], field.flatten()[place], torch.exp(-distance / WIDTHS[0]))
+
     def features(self, lead: int, least: float) -> Tensor:
         """(FEATURES, H, W) of one forecast field, numbers of about 1.
 

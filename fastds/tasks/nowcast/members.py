@@ -16,7 +16,7 @@ from fastds.models import ModelCard, load
 from fastds.models.baselines.extrapolation import trajectories
 from fastds.models.baselines.rims import Origins
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, echo
+from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, rain_rate
 from fastds.tasks.nowcast.windows import WET_RATE
 
 LAW = "nowcast-errors"  # the shipped law
@@ -59,7 +59,8 @@ class Ensemble:
     """Members around a method's mean forecast.
 
     A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of
-    the last field: dry is dry, and the distribution of the members at a pixel is the law's.
+    the last field: dry is dry, and the distribution of the members at a pixel is the law's. The mean of their rain is
+    that of the last field, moved: m is raised or lowered everywhere, see balanced.
 
     Args: card: of the method, for the floor and ceiling of echo. seed: of all; member k of a start is the same whatever
     the number of members and the other starts. z_r: (a, b) of rain rates.
@@ -75,13 +76,13 @@ class Ensemble:
         z: known fields (known >= 2, H, W) in dBZ, NaN = missing. paths: as paths_of gives them. mean: the forecast
         (steps, H, W). start: the time of the last known field.
         """
-        steps, valid = len(mean), ~np.isnan(z[-1])
+        valid = ~np.isnan(z[-1])
         least = least_echo(z[-1], self.z_r)
         if not (z[-1][valid] >= least).any():
             yield from (np.full(mean.shape, self.floor, np.float32) for _ in range(members))
             return
         around = Surroundings(known_echo(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
-        laws = [self.law(around.features(lead, least - self.floor)) for lead in range(steps)]
+        laws = self._laws(around, least)
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
             z = (echo(laws[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
@@ -92,6 +93,21 @@ class Ensemble:
         for member in range(members):
             drawn = noise.draw(_numbers(self.seed, member, start), workers=torch.get_num_threads())
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
+
+    def _laws(self, around: Surroundings, least: float) -> list[tuple[Tensor, ...]]:
+        """The law of every lead, with the mean rain of the last field where it has moved to."""
+
+        def rain(z: Tensor) -> Tensor:
+            z = (z + self.floor).clamp(max=self.ceiling)
+            return torch.where(z < least, 0.0, rain_rate(z, self.z_r))
+
+        last, slope = rain(around.last), 10 * self.z_r[1]
+        return [
+            balanced(
+                self.law(around.features(lead, least - self.floor)), around.moved(last, lead), around.valid, rain, slope
+            )
+            for lead in range(len(around.mean))
+        ]
 
 
 def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
