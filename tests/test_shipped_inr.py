@@ -55,5 +55,5 @@ def test_command_to_a_quarter_degree_of_the_globe(data_dir, tmp_path, capsys):
         for pole, one_degree_off in ((0, 4), (-1, -5)):
             assert rows[pole].std() < 0.25 * rows[one_degree_off].std(), name
             error = abs(rows[pole].mean() - coarse[name].values[0, pole].mean())
-            # Humidity is cut to 105 %, which lowers the spread beside the pole: 2.832 against 2.818 with a factor 0.05.
-            assert error < 0.5 * rows[pole].std() + 0.055 * rows[one_degree_off].std(), name
+            # Humidity, the largest: 0.11 in the north, 0.10 in the south.
+            assert error < 0.15 * rows[one_degree_off].std(), name
