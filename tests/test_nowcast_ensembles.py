@@ -169,18 +169,21 @@ def test_a_balanced_law_has_the_mean_rain_of_a_field_and_its_shape_stays(factor)
     valid = torch.ones(96, 110, dtype=torch.bool)
     valid[:20, :30] = False
     target = torch.where(valid, factor * expected_rain(EXAMPLE, rain_of), 1e3)
-    m, *shape = law = balanced(EXAMPLE, target, valid, rain_of, 16.0)
+    m, *shape = law = balanced(EXAMPLE, target, torch.ones(96, 110), valid, rain_of, 16.0)
     found = expected_rain(law, rain_of)
     assert found[valid].mean().item() == pytest.approx(target[valid].mean().item(), rel=0.03)
     assert all(torch.equal(a, b) for a, b in zip(shape, EXAMPLE[1:], strict=True))
     assert (m - EXAMPLE[0]).std() < 1e-5  # by one number
+    half = torch.where(valid, 0.5, 1.0)  # known of what counts
+    fewer = balanced(EXAMPLE, target, half, valid, rain_of, 16.0)[0]
+    assert torch.allclose(fewer - EXAMPLE[0], (m - EXAMPLE[0]) / 2, atol=1e-4)
 
 
 def test_one_strong_pixel_makes_no_drizzle_around():
     dry = tuple(part * torch.ones(128, 128) for part in (torch.tensor(-20.0), 3.0, 0.2, 0.3))
     target = torch.zeros(128, 128)
     target[64, 64] = 200.0
-    m = balanced(dry, target, torch.ones(128, 128, dtype=torch.bool), rain_of, 16.0)[0]
+    m = balanced(dry, target, torch.ones(128, 128), torch.ones(128, 128, dtype=torch.bool), rain_of, 16.0)[0]
     assert (m - dry[0]).max() <= 6.0 and (echo((m, *dry[1:]), torch.tensor(3.0)) < 7.0).all()
 
 

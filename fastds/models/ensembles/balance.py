@@ -27,26 +27,31 @@ def expected_rain(law: tuple[Tensor, ...], rain: Callable[[Tensor], Tensor]) -> 
 
 
 def balanced(
-    law: tuple[Tensor, ...], target: Tensor, valid: Tensor, rain: Callable[[Tensor], Tensor], slope: float
+    law: tuple[Tensor, ...],
+    target: Tensor,
+    known: Tensor,
+    valid: Tensor,
+    rain: Callable[[Tensor], Tensor],
+    slope: float,
 ) -> tuple[Tensor, ...]:
-    """The law with m + d in place of m, so that its rain has the mean of a field.
+    """The law with m + k d in place of m: with k = 1 its rain has the mean of a field.
 
         mean expected_rain = mean target over valid pixels,  -6 dB <= d <= 6 dB, one number;
-        d <- d + slope log10((mean target + .001) / (mean expected_rain + .001)), three times
+        d <- d + slope log10((mean target + .001) / (mean expected_rain + .001)), three times;  k = mean known
 
     A law of dB that was fitted to some events has too much or too little rain in others: R is a power of Z, so that its
     mean depends on every dB of spread. One d for the field: of d that vary with means in windows of 64 to 256 pixels,
     the wider had the lower CRPS (DPC north and Sardinia).
 
-    Args: law: m, s, g and e (H, W). target: (H, W) mm/h. valid: (H, W) bool, the pixels whose rain counts, some. rain:
-    as in expected_rain. slope: dB for ten times the rain, 10 b of Z = a R^b.
+    Args: law: m, s, g and e (H, W). target: (H, W) mm/h. known: (H, W), how sure it is, 0 to 1. valid: (H, W) bool, the
+    pixels whose rain counts, some. rain: as in expected_rain. slope: dB for ten times the rain, 10 b of Z = a R^b.
     """
 
     def mean(field: Tensor) -> float:
-        return float(field[valid].numpy().mean(dtype=float)) + _LEAST  # the same bits with any number of threads
+        return float(field[valid].numpy().mean(dtype=float))  # the same bits with any number of threads
 
-    (m, *shape), wanted, raised = law, mean(target), 0.0
+    (m, *shape), wanted, raised = law, mean(target) + _LEAST, 0.0
     for _ in range(_ROUNDS):
-        given = mean(expected_rain((m + raised, *shape), rain))
+        given = mean(expected_rain((m + raised, *shape), rain)) + _LEAST
         raised = min(max(raised + slope * math.log10(wanted / given), -_MOST), _MOST)
-    return m + raised, *shape
+    return m + mean(known) * raised, *shape

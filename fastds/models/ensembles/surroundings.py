@@ -43,9 +43,14 @@ class Surroundings:
     def moved(self, field: Tensor, lead: int) -> Tensor:
         """(H, W): a field of the last time, without NaN, where a forecast has moved it; what comes from outside, at a
         distance, is its mean in the widest window, as in features."""
-        distance, place = self.origins.distance[lead], self.origins.place[lead]
+        place = self.origins.place[lead]
         mean = local_mean((field * self.valid)[None], WIDTHS[-1])[0] / self.weights[WIDTHS[-1]]
-        return torch.lerp(mean.flatten()[place], field.flatten()[place], torch.exp(-distance / WIDTHS[0]))
+        return torch.lerp(mean.flatten()[place], field.flatten()[place], self.known(lead))
+
+    def known(self, lead: int) -> Tensor:
+        """(H, W): how well what a forecast moves to a pixel is known, 1 where it was observed, less with its distance
+        from there."""
+        return torch.exp(-self.origins.distance[lead] / WIDTHS[0])
 
     def features(self, lead: int, least: float) -> Tensor:
         """(FEATURES, H, W) of one forecast field, numbers of about 1.

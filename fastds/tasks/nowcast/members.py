@@ -60,7 +60,7 @@ class Ensemble:
 
     A member is the law's z = m + s h(n) at every pixel with noise n, and no echo where z is below the weakest echo of
     the last field: dry is dry, and the distribution of the members at a pixel is the law's. The mean of their rain is
-    that of the last field, moved: m is raised or lowered everywhere, see balanced.
+    that of the last field, moved, as far as it was observed: m is raised or lowered everywhere, see balanced.
 
     Args: card: of the method, for the floor and ceiling of echo. seed: of all; member k of a start is the same whatever
     the number of members and the other starts. z_r: (a, b) of rain rates.
@@ -102,12 +102,11 @@ class Ensemble:
             return torch.where(z < least, 0.0, rain_rate(z, self.z_r))
 
         last, slope = rain(around.last), 10 * self.z_r[1]
-        return [
-            balanced(
-                self.law(around.features(lead, least - self.floor)), around.moved(last, lead), around.valid, rain, slope
-            )
-            for lead in range(len(around.mean))
-        ]
+        laws = []
+        for lead in range(len(around.mean)):
+            law, target = self.law(around.features(lead, least - self.floor)), around.moved(last, lead)
+            laws.append(balanced(law, target, around.known(lead), around.valid, rain, slope))
+        return laws
 
 
 def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
