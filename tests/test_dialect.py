@@ -89,7 +89,7 @@ def test_shipped_configurations_keep_their_values():
     assert (large.optimiser.epochs, large.max_minutes, large.loss.noise_free_weight) == (26, 75, 1.0)
     assert small.model.options == {"scale": 2} and small.critic.options["down_blocks"] == 2
     inr, nowcast = parse("fields", "--config", "inr-small"), parse("nowcast", "--config", "nowcast-small")
-    assert (inr.learning_rate, inr.ema_decay, inr.max_steps) == (1.5e-3, 0.995, 3000)
+    assert (inr.learning_rate, inr.ema_decay, inr.max_steps) == (1.5e-3, 0.995, 8000)
     assert len(inr.model.card["output_variables"]) == 4 and nowcast.model.card["cadence_s"] == [300.0, 900.0]
     assert (nowcast.learning_rate, nowcast.warmup_steps, nowcast.weight_decay) == (2e-3, 40, 0.3)
 
