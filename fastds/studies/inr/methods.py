@@ -43,7 +43,7 @@ ORDER = (
     ("ours", "ours-degraded", None),
 )  # fmt: skip
 _ENCODER = {"channels": 32, "blocks": 8}
-_DECODER = {"width": 64, "heads": 4, "key_width": 8}
+_DECODER = {"width": 64, "heads": 4, "key_width": 8, "hidden": 1, "slope": True}  # of inr-small
 _VALIDATIONS = 4  # of a training in the small
 PAPER_STEPS = 200_000  # the abstract has no number of steps; that of LIIF with its batch
 
