@@ -9,6 +9,8 @@ import threading
 # Parameters of mallopt and what glibc's own adaption of them ends at, from its malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _LARGEST_THRESHOLD, _DEFAULT_MMAPS, _NEVER = 32 << 20, 65536, 2**31 - 1
+# What a process that is started with these keeps of its memory, all threads from one heap; see keep_freed_memory.
+KEEPING_ENVIRONMENT = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": _NEVER}
 _PROBE_BYTES = 64 << 20  # above every threshold
 
 

@@ -28,7 +28,7 @@ ARROWS = {
     "plot": {"data", "metrics", "_outputs"},
     "report": {"data", "metrics", "plot", "_outputs", "_version"},
     "tasks": {"data", "metrics", "models", "nn", "ops", "plot", "report", "_outputs", "_version", "memory", "info"},
-    "archive": {"data", "tasks", "_outputs", "_version"},
+    "archive": {"data", "tasks", "_outputs", "_version", "memory"},
     "studies": {"data", "metrics", "models", "plot", "report", "tasks", "_outputs"},
 }
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PYTHON}

@@ -193,7 +193,7 @@ def test_a_field_moves_with_the_forecast():
     z[:, 0] = 10.0
     paths = torch.zeros(1, 2, 96, 96)
     paths[:, 0] = -10.0  # from above
-    moved = Surroundings(z, z[-1:], paths).moved(z[-1], 0)
+    (moved,) = Surroundings(z, z[-1:], paths).moved(z[-1])
     assert (moved[50:66, 40:56] == 30).all() and (moved[20:50] == 0).all() and (moved[10] == 10).all()
     assert (moved[0] > 0).all() and (moved[0] < 4).all()  # a mean: from outside
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fastds.archive.store import Store
 from fastds.data.packages import require
+from fastds.memory import KEEPING_ENVIRONMENT
 from fastds.tasks.common.pieces import Job, Piece, computed
 from fastds.tasks.common.settings import check_count
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 AHEAD = 3  # pieces that wait at the scheduler for each worker, so that none is idle
-# Of glibc, which other C libraries do not read.
-_ONE_HEAP = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
 WORTH = 12.0  # seconds of work that are worth the start of workers, which takes about a third of it
 
 
@@ -141,12 +140,12 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
 
 @contextlib.contextmanager
 def _keeping_freed_memory() -> Iterator[None]:
-    """Workers that are started in the block keep freed memory, of all threads in one heap, as the commands do, see
-    fastds.memory; dask's own setting returns every tensor to the system at once."""
+    """Workers that are started in the block keep freed memory, as the commands do; dask's own setting returns every
+    tensor to the system at once."""
     import dask
 
     key = "distributed.nanny.pre-spawn-environ"
-    with dask.config.set({key: dask.config.get(key) | _ONE_HEAP}):
+    with dask.config.set({key: dask.config.get(key) | KEEPING_ENVIRONMENT}):
         yield
 
 

@@ -14,7 +14,7 @@ from fastds import models
 from fastds.data import open_dataset, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
-from fastds.models.ensembles import ErrorLaw, Surroundings, echo, rain_rate
+from fastds.models.ensembles import ErrorLaw, Surroundings, echo, quadrature, rain_rate
 from fastds.studies.command import Files
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
@@ -24,8 +24,7 @@ from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import coarse_fields
 
 METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
-NODES = torch.linspace(-3.6, 3.6, 25)  # of n, in the scores of a distribution
-WEIGHTS = torch.softmax(-NODES.square() / 2, 0)
+NODES, WEIGHTS = quadrature(25)  # in the scores of a distribution
 _MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
 _EVERY = 5  # pixels of a field from one that is learned from to the next
 _LEADS = 5  # of a start

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastds.models.ensembles.law import echo
+from fastds.models.ensembles.law import echo, quadrature
 
-_NODES = torch.linspace(-3.6, 3.6, 13)  # of n
-_WEIGHTS = torch.softmax(-_NODES.square() / 2, 0)
+_NODES, _WEIGHTS = quadrature(13)
 _LEAST = 1e-3  # mm/h that both means are raised by
 _ROUNDS, _MOST = 3, 6.0  # dB that echo is raised or lowered by, at most
 

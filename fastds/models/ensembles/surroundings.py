@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known around a pixel of a forecast: the echo that arrives there, and moments of it and of the forecast."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -40,17 +42,17 @@ class Surroundings:
         self.shifts = paths.square().sum(1).sqrt().flatten(1).median(1).values
         self.average = float(self.last[self.valid].mean()) if self.valid.any() else 0.0
 
-    def moved(self, field: Tensor, lead: int) -> Tensor:
-        """(H, W): a field of the last time, without NaN, where a forecast has moved it; what comes from outside, at a
-        distance, is its mean in the widest window, as in features."""
-        place = self.origins.place[lead]
+    def moved(self, field: Tensor) -> Iterator[Tensor]:
+        """(H, W) by lead: a field of the last time, without NaN, where a forecast has moved it; what comes from
+        outside, at a distance, is its mean in the widest window, as in features."""
         mean = local_mean((field * self.valid)[None], WIDTHS[-1])[0] / self.weights[WIDTHS[-1]]
-        return torch.lerp(mean.flatten()[place], field.flatten()[place], self.known(lead))
+        for lead, place in enumerate(self.origins.place):
+            yield torch.lerp(mean.flatten()[place], field.flatten()[place], self.known(lead))
 
-    def known(self, lead: int) -> Tensor:
+    def known(self, lead: int, width: int = WIDTHS[0]) -> Tensor:
         """(H, W): how well what a forecast moves to a pixel is known, 1 where it was observed, less with its distance
-        from there."""
-        return torch.exp(-self.origins.distance[lead] / WIDTHS[0])
+        from there in widths of a window."""
+        return torch.exp(-self.origins.distance[lead] / width)
 
     def features(self, lead: int, least: float) -> Tensor:
         """(FEATURES, H, W) of one forecast field, numbers of about 1.
@@ -60,11 +62,11 @@ class Surroundings:
         Where the echo comes from outside the known pixels, at a distance, all windows of the last field are wider than
         that distance, and the forecast is their mean: nothing that is known at the edge is drawn out to stripes.
         """
-        distance, place = self.origins.distance[lead], self.origins.place[lead]
+        place = self.origins.place[lead]
         widest = self.moments[WIDTHS[-1]].flatten(1)[:, place]
 
         def nearby(values: Tensor, width: int) -> Tensor:
-            return torch.lerp(widest[: len(values)], values, torch.exp(-distance / width))
+            return torch.lerp(widest[: len(values)], values, self.known(lead, width))
 
         moved = [nearby(self.moments[width].flatten(1)[:, place], width) for width in WIDTHS]
         first, second, change = (torch.stack(part) for part in zip(*moved, strict=True))

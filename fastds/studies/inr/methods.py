@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from fastds.models.inr.dpfa import KINDS
+from fastds.models.registry import PRESETS
 from fastds.studies.common.budget import PAPER
 from fastds.studies.fields.run import INTERPOLATIONS, SCALES
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
@@ -42,21 +43,19 @@ ORDER = (
     ("ours", "bicubic", None), *(("ours", f"ours-{kind}", None) for kind in KINDS if kind != "deform"),
     ("ours", "ours-degraded", None),
 )  # fmt: skip
-_ENCODER = {"channels": 32, "blocks": 8}
-_DECODER = {"width": 64, "heads": 4, "key_width": 8, "hidden": 1, "slope": True}  # of inr-small
+_SMALL = "inr-small"  # ours in the small, whose encoder the others get
 _VALIDATIONS = 4  # of a training in the small
 PAPER_STEPS = 200_000  # the abstract has no number of steps; that of LIIF with its batch
 
 
-def network_options(name: str, budget: str) -> dict[str, Any]:
-    """Arguments of the network beyond its preset's."""
-    method = METHODS[name]
-    options = {} if budget == PAPER else {"encoder_options": _ENCODER}
-    if method.dpfa is None:
-        return options
-    if budget != PAPER:
-        options |= {"decoder_options": _DECODER, "dpfa_count": 2}
-    return options | {"dpfa": method.dpfa}
+def network(name: str, budget: str) -> ModelConfig:
+    """The network of a method: a preset, and the options that differ from it."""
+    preset, dpfa, *_ = METHODS[name]
+    options = {} if dpfa is None else {"dpfa": dpfa}
+    if budget == PAPER:
+        return ModelConfig(preset, options)
+    options |= {"encoder_options": PRESETS[_SMALL][1]["encoder_options"]}
+    return ModelConfig(preset if dpfa is None else _SMALL, options)
 
 
 def training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
@@ -73,8 +72,7 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
         test_scales=factors[:1],
         degraded=method.degraded,
     )
-    model = ModelConfig(method.preset, network_options(name, budget))
     return TrainingConfig(
-        data, model, max_steps=steps, learning_rate=1e-4 if paper else 3e-3,
+        data, network(name, budget), max_steps=steps, learning_rate=1e-4 if paper else 3e-3,
         warmup_steps=min(100, steps // 10 + 1), ema_decay=0.999 if paper else 0.98, **run,
     )  # fmt: skip

@@ -101,10 +101,9 @@ class Ensemble:
             z = (z + self.floor).clamp(max=self.ceiling)
             return torch.where(z < least, 0.0, rain_rate(z, self.z_r))
 
-        last, slope = rain(around.last), 10 * self.z_r[1]
-        laws = []
-        for lead in range(len(around.mean)):
-            law, target = self.law(around.features(lead, least - self.floor)), around.moved(last, lead)
+        laws, slope = [], 10 * self.z_r[1]
+        for lead, target in enumerate(around.moved(rain(around.last))):
+            law = self.law(around.features(lead, least - self.floor))
             laws.append(balanced(law, target, around.known(lead), around.valid, rain, slope))
         return laws
 
