@@ -27,16 +27,21 @@ from fastds.ops.impl.conv3x3.costs import TERMS, machine
 from fastds.ops.impl.conv3x3.op import CONV3X3_BACKWARD
 
 MOST_FLOPS, MOST_NUMBERS, MOST_NEIGHBOURHOODS = 3e10, 1 << 23, 1 << 26
+MOST_FEW = 32  # channels of the smaller side that planes are measured for
 
 
 def drawn(count: int, seed: int):
-    """(batch, inputs, outputs, height, width): half as in bench.sweep, half of many channels on small maps."""
+    """(batch, inputs, outputs, height, width): a third as in bench.sweep, a third of many channels on small maps, the
+    others of few inputs or outputs."""
     rng, found = random.Random(seed), 0
     while found < count:
         (batch, height, width), inputs, outputs = maps(rng), channels(rng), channels(rng)
-        if found % 2:
+        if found % 3 == 1:
             inputs, outputs = log_uniform(rng, 64, 1024), log_uniform(rng, 64, 2048)
             height, width = log_uniform(rng, 3, 40), log_uniform(rng, 3, 40)
+        elif found % 3 == 2:
+            few = log_uniform(rng, 1, MOST_FEW)
+            inputs, outputs = (few, outputs) if rng.random() < 0.5 else (inputs, few)
         points = batch * height * width
         if points * max(inputs, outputs) <= MOST_NUMBERS and 18 * points * inputs * outputs <= MOST_FLOPS:
             found += 1
@@ -52,6 +57,8 @@ def measured(shape, dtype: torch.dtype, backward: bool) -> dict[str, float]:
     algorithms = ["winograd", "direct"]
     if amx_refusal(x, dtype) is None:
         algorithms.append("amx")
+    if min(inputs, outputs) <= MOST_FEW:
+        algorithms.append("planes")
     if 9 * inputs * batch * height * width <= MOST_NEIGHBOURHOODS:
         algorithms.append("product")
 

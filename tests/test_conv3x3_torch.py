@@ -17,7 +17,7 @@ from fastds.ops.impl.conv3x3.reference import conv3x3_grad_weight
 
 pytestmark = pytest.mark.usefixtures("native")
 
-ALGORITHMS = ["winograd", "product", "direct"]
+ALGORITHMS = ["winograd", "planes", "product", "direct"]
 SMALL = [
     Problem(B=1, C1=2, C2=1, O=4, H=5, W=3, act=None),
     Problem(B=1, C1=2, C2=0, O=4, H=3, W=4, act="leaky_relu", shuffle=2),
@@ -446,8 +446,11 @@ def test_explain():
         ("amx", (1, 64, 64, 200, 200), torch.bfloat16, False, "amx"),
         ("avx512", (1, 64, 64, 200, 200), torch.bfloat16, False, "winograd"),
         ("avx2", (1, 1024, 1024, 5, 5), torch.bfloat16, False, "winograd"),
+        ("avx512", (1, 3, 3, 300, 300), torch.float16, True, "planes"),
         # torch's backward takes a thousand times as long
-        ("avx512", (1, 3, 3, 300, 300), torch.float16, True, "winograd"),
+        ("avx512", (1, 64, 64, 300, 300), torch.float16, True, "winograd"),
+        ("avx2", (1, 16, 1, 400, 400), torch.float32, False, "planes"),
+        ("amd", (2, 256, 4, 64, 64), torch.bfloat16, False, "winograd"),
         ("avx512", (16, 256, 256, 300, 300), torch.float16, True, "winograd"),  # the product's matrix: 13 GB
     ],
     ids=str,
@@ -456,6 +459,14 @@ def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
     monkeypatch.setattr(costs, "machine", lambda isa, dtype: kind)
     costs.cheapest.cache_clear()
     assert costs.cheapest("any", dtype, backward, *shape) == expected
+    costs.cheapest.cache_clear()
+
+
+def test_auto_knows_that_planes_need_no_channels_last(monkeypatch):
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "amd")
+    costs.cheapest.cache_clear()
+    shape = torch.bfloat16, False, 4, 64, 4, 160, 42
+    assert [costs.cheapest("any", *shape, contiguous=apart) for apart in (False, True)] == ["winograd", "planes"]
     costs.cheapest.cache_clear()
 
 

@@ -48,6 +48,16 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
     return call;
 }
 
+// address, dtype, channels, strides of batch, channel, row and pixel in elements
+using MapArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+inline Conv3x3Map to_map(const MapArgs& t) {
+    const auto [address, dtype, channels, b, c, h, w] = t;
+    FASTDS_CHECK(channels > 0 && (c == 1 || w == 1), "conv3x3: neither pixels nor channels lie side by side");
+    FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
+    return {pointer(address), to_dtype(dtype), channels, b, c, h, w};
+}
+
 }  // namespace conv3x3_bind
 
 inline void register_conv3x3(py::module_& m) {
@@ -94,6 +104,47 @@ inline void register_conv3x3(py::module_& m) {
             return needed;
         },
         "The weight gradient, with the bias gradient beside it; the numbers do not depend on threads. Workspace as conv3x3_run");
+    bind(
+        m, "conv3x3_planes",
+        [](const GeometryArgs& geometry, const std::vector<MapArgs>& sources, intptr_t filters, int64_t outputs, int64_t stride_o,
+           int64_t stride_i, bool adjoint, intptr_t bias, intptr_t residual, intptr_t y, int y_dtype, int act, float negative_slope,
+           int threads, intptr_t workspace, int64_t bytes) {
+            FASTDS_CHECK(sources.size() == 1 || sources.size() == 2, "conv3x3: expected one or two sources");
+            Conv3x3Planes call{};
+            call.geometry = to_geometry(geometry);
+            for (const MapArgs& source : sources) call.source[call.sources++] = to_map(source);
+            call.filters = static_cast<const float*>(pointer(filters));
+            call.outputs = outputs;
+            call.stride_o = stride_o;
+            call.stride_i = stride_i;
+            call.adjoint = adjoint;
+            call.bias = static_cast<const float*>(pointer(bias));
+            call.residual = pointer(residual);
+            call.y = pointer(y);
+            call.y_dtype = to_dtype(y_dtype);
+            FASTDS_CHECK(call.y_dtype != f64 && outputs > 0, "conv3x3: no outputs, or in float64");
+            call.act = act;
+            call.negative_slope = negative_slope;
+            call.threads = threads;
+            py::gil_scoped_release release;
+            const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_planes_bytes, call);
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_planes, call, static_cast<float*>(pointer(workspace)));
+            return needed;
+        },
+        "A convolution of few outputs, forward or (adjoint) grad_x. Workspace as conv3x3_run");
+    bind(
+        m, "conv3x3_few_grad_weight",
+        [](const GeometryArgs& geometry, const MapArgs& few, const MapArgs& many, bool gradients, int dtype, intptr_t grad_weight,
+           int threads, intptr_t workspace, int64_t bytes) {
+            const Conv3x3FewGradWeight call{to_geometry(geometry), to_map(few), to_map(many), gradients, to_dtype(dtype),
+                                            pointer(grad_weight), threads};
+            FASTDS_CHECK(call.many.c == 1 && call.dtype != f64, "conv3x3: channels apart, or a gradient in float64");
+            py::gil_scoped_release release;
+            const int64_t needed = FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight_bytes, call);
+            if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv3x3_few_grad_weight, call, static_cast<float*>(pointer(workspace)));
+            return needed;
+        },
+        "The weight gradient of a convolution with few channels on one side. Workspace as conv3x3_run");
     bind(
         m, "conv3x3_packed_size",
         [](int64_t O, int64_t C, bool adjoint, bool amx) {

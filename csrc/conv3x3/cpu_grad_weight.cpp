@@ -256,7 +256,7 @@ void finish_filters(const Conv3x3GradWeight& call, const Layout& at, Range input
     for (int64_t first = 0; first < numbers; first += kL) {
         V square[kL];
         for (int i = 0; i < kL; i++) square[i] = load_vec<kL>(taps[0][0] + (first + i) * kL);
-        turn_square(square);
+        turn_rows(square);
         for (int64_t i = 0; i < columns.end - columns.begin; i++) {
             const int64_t filter = outputs.output(columns.begin + i) * call.sources.channels() + inputs.begin;
             store_first<kL>(static_cast<T*>(call.grad_weight) + filter * 9 + first, square[i], numbers - first);

@@ -151,7 +151,7 @@ void stage_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t fi
                     const auto bits = [](V v) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v)); };
                     rows[i] = (V)_mm512_or_si512(bits(even), _mm512_slli_epi32(bits(odd), 16));
                 }
-                turn_square(rows);
+                turn_rows(rows);
                 BFloat16* out = g + q * at.g_plane + (output + channel) * kTileDepth;
                 for (int i = 0; i < n; i++) __builtin_memcpy(out + i * kTileDepth, &rows[i], sizeof(V));
             }
@@ -255,7 +255,7 @@ void finish_filters(const Conv3x3GradWeight& call, const Layout& at, const float
     V taps[kL] = {};
     for (int tap = 0; tap < 9; tap++)
         for (int64_t lane = 0; lane < at.lanes; lane++) taps[tap] += load_vec<kL>(sums + lane * at.lane + tap * at.sum_plane);
-    turn_square(taps);
+    turn_rows(taps);
     T* out = static_cast<T*>(call.grad_weight) + (output * inputs + input) * 9;
     for (int64_t i = 0; i < least(kL, inputs - input); i++) store_first<kL>(out + i * 9, taps[i], 9);
 }

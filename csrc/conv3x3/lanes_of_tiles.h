@@ -9,10 +9,6 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// `count` items as parts of at most `most`, as equal as possible.
-inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
-inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
-
 constexpr int64_t kLaneBytes = 700 << 10;  // of the sums of a lane at most
 
 // A power of two that follows from the shape alone; bytes: of the sums of one.

@@ -92,6 +92,40 @@ struct Conv3x3Cell {
     bool dense;        // pixels of all its tensors follow each other without gaps
 };
 
+// A map whose pixels or whose channels lie side by side: w or c is 1. Strides in elements.
+struct Conv3x3Map {
+    const void* data;
+    DType dtype;
+    int64_t channels, b, c, h, w;
+};
+
+// A convolution of few outputs, for which each output is a plane that products of planes are added to; forward or grad_x.
+struct Conv3x3Planes {
+    Conv3x3Geometry geometry;
+    int sources;  // 1 or 2, side by side
+    Conv3x3Map source[2];
+    const float* filters;  // filter of output o and input i at o * stride_o + i * stride_i, its nine taps dense
+    int64_t outputs, stride_o, stride_i;
+    bool adjoint;          // taps from the last to the first
+    const float* bias;     // null: none
+    const void* residual;  // as y, added before the activation; null: none
+    void* y;               // dense, channels_last
+    DType y_dtype;
+    int act;
+    float negative_slope;
+    int threads;
+};
+
+// The weight gradient of a convolution with few channels on one side, of which `few` is the map, `many` that of the other side.
+struct Conv3x3FewGradWeight {
+    Conv3x3Geometry geometry;
+    Conv3x3Map few, many;  // the channels of many lie side by side
+    bool gradients;        // few is the gradient of the outputs, many the input; else few is the input
+    DType dtype;
+    void* grad_weight;  // (outputs, inputs, 3, 3), dense
+    int threads;
+};
+
 // Columns that a pass works on, and where its planes lie; functions of shape and threads, never of the result.
 struct Conv3x3Plan {
     int64_t block_tiles, blocks;   // tiles transformed at once at most, number of such blocks
@@ -115,6 +149,11 @@ FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* wo
 // The same on matrix tiles, of sources and gradients in bfloat16.
 FASTDS_PER_ISA(int64_t conv3x3_amx_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_amx_grad_weight(const Conv3x3GradWeight& call, float* workspace))
+// Few outputs, or a weight gradient with few channels on one side.
+FASTDS_PER_ISA(int64_t conv3x3_planes_bytes(const Conv3x3Planes& call))
+FASTDS_PER_ISA(void conv3x3_planes(const Conv3x3Planes& call, float* workspace))
+FASTDS_PER_ISA(int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call))
+FASTDS_PER_ISA(void conv3x3_few_grad_weight(const Conv3x3FewGradWeight& call, float* workspace))
 // clang-format on
 
 }  // namespace fastds

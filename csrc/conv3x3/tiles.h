@@ -18,6 +18,10 @@ struct Range {
     int64_t begin, end;
 };
 
+// `count` items as parts of at most `most`, as equal as possible.
+inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
+inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
+
 constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // of M, made at once
 
 // Matrices far beyond the L2 cache: they are read in parts, for more tiles at once.

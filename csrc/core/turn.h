@@ -8,14 +8,16 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
+// N rows, a power of two, as their columns one after the other.
 template <int N, class V>
-FASTDS_HD void turn_square(V (&rows)[N]) {
+FASTDS_HD void turn_rows(V (&rows)[N]) {
+    using Lanes = lanes_of<sizeof(V) / sizeof(rows[0][0])>;
     for (int round = 1; round < N; round *= 2) {
         V next[N];
 #pragma GCC unroll 8
         for (int i = 0; i < N / 2; i++) {
-            next[2 * i] = alternate<0>(rows[i], rows[i + N / 2], lanes_of<N>{});
-            next[2 * i + 1] = alternate<1>(rows[i], rows[i + N / 2], lanes_of<N>{});
+            next[2 * i] = alternate<0>(rows[i], rows[i + N / 2], Lanes{});
+            next[2 * i + 1] = alternate<1>(rows[i], rows[i + N / 2], Lanes{});
         }
 #pragma GCC unroll 16
         for (int i = 0; i < N; i++) rows[i] = next[i];
@@ -79,7 +81,7 @@ FASTDS_HD void turn_part(const T* from, int64_t from_row, int64_t rows, int64_t 
     TurnRow square[kTurn];
 #pragma GCC unroll 16
     for (int i = 0; i < kTurn; i++) square[i] = square_row<Whole>(from, from_row, i, rows, columns);
-    turn_square(square);
+    turn_rows(square);
     if (Whole) {
 #pragma GCC unroll 16
         for (int i = 0; i < kTurn; i++) __builtin_memcpy(to + i * to_row, &square[i], sizeof(TurnRow));

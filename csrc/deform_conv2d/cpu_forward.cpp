@@ -98,7 +98,7 @@ void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, i
                 const int64_t count = terms - k < L ? terms - k : L;
                 for (int i = 0; i < L; i++)
                     rows[i] = load_first<L>(weight + (column + j + i) * terms + k, column + j + i < out ? count : 0);
-                turn_square<L>(rows);
+                turn_rows<L>(rows);
                 for (int64_t i = 0; i < count; i++) {
                     const int64_t t = place[k + i];
                     typename Step::Stored* at = to + (t / Step::terms * lanes + j) * Step::terms + t % Step::terms;

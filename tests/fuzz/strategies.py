@@ -118,7 +118,7 @@ def conv3x3(d):
     outputs = d.int(1, 20 // (r * r)) * r * r
     weight = d.filters(outputs, inputs + more)
     out = d.pick((None, None, torch.float32)) if d.dtype != "float64" and not d.autocast else None
-    algorithm = d.pick((None, "auto", "direct", "product", "winograd")) if d.dtype != "float64" else None
+    algorithm = d.pick((None, "auto", "direct", "planes", "product", "winograd")) if d.dtype != "float64" else None
     return {
         "x": d.image(inputs),
         "weight": weight,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How 3x3 convolutions are computed: by the engine (Winograd transforms, or matrix tiles of the processor), as one
-matrix product, directly by the library, or by what measures faster."""
+"""How 3x3 convolutions are computed: by the engine (Winograd transforms, or matrix tiles of the processor), plane by
+plane, as one matrix product, directly by the library, or by what measures faster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3.costs import ENGINES, cheapest
 
-ALGORITHMS = ("auto", "winograd", "amx", "product", "direct")
+ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct")
 _algorithm = Switch("auto")
 _weight_gradients = Switch(True)
 _rows: ContextVar[int | None] = ContextVar("rows", default=None)
@@ -34,8 +34,9 @@ def convolution(algorithm: str) -> Iterator[None]:
 
     Args:
         algorithm: "auto", what measures faster for each shape; "winograd", the engine of fastds for every tensor on a
-            CPU; "amx", the same with sums of products on the processor's matrix tiles, for bfloat16; "product", one
-            matrix product over all pixels; "direct", torch's own convolution, whose numbers parity checks want.
+            CPU; "amx", the same with sums of products on the processor's matrix tiles, for bfloat16;
+            "planes", sums of shifted planes, for few channels; "product", one matrix product over all pixels; "direct",
+            torch's own convolution, whose numbers parity checks want.
 
     Raises:
         ValueError: another name.
@@ -102,16 +103,17 @@ def chosen(
         gated: gates follow, which the engine computes in its output stage.
 
     Raises:
-        RuntimeError: "winograd" or "amx" is asked for, but cannot run.
+        RuntimeError: "winograd", "amx" or "planes" is asked for, but cannot run.
     """
     if algorithm in ("direct", "product"):
         return algorithm
     reason = amx_refusal(x, dtype) if algorithm == "amx" else winograd_refusal(x)
-    if algorithm in ENGINES:
+    if algorithm in (*ENGINES, "planes"):
         if reason is not None:
             raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was asked for, but {reason}")
         return algorithm
     if reason is not None or (isa := native.module().isa()) == "baseline":
         return "direct"
     batch, _, height, width = x.shape
-    return cheapest(isa, dtype, backward, batch, channels, outputs, _rows.get() or height, width, gated)
+    contiguous = x.shape[1] > 1 and x.stride(1) != 1
+    return cheapest(isa, dtype, backward, batch, channels, outputs, _rows.get() or height, width, gated, contiguous)

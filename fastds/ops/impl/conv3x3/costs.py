@@ -2,7 +2,8 @@
 """What the algorithms of conv3x3 cost on a CPU: the rule of "auto".
 
 Seconds = sum of COSTS times TERMS, fitted by `python -m bench.fit_conv3x3` on two cores; with more of them all
-algorithms gain alike.
+algorithms gain alike. Those of planes were measured on AMD alone; for other machines they are taken to be slower by the
+factor by which the products of the engine are.
 """
 
 import functools
@@ -42,69 +43,88 @@ def _direct(batch: int, inputs: int, outputs: int, height: int, width: int) -> t
     return 1, weights, products, inputs * points, outputs * points
 
 
+def _planes(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
+    points, few, many = batch * height * width, min(inputs, outputs), _rounded(max(inputs, outputs), 16)
+    weights, run = 9 * inputs * outputs, batch * _rounded(height * (width + 2), 16)
+    # Of the outputs and of the inputs' gradient, and of the weight's gradient, whose vectors are of the side with more.
+    return 1, weights, weights * run, 9 * few * many * points, inputs * points, outputs * points
+
+
 # What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for Winograd
-# weights read from memory.
-TERMS = {"winograd": _winograd, "amx": _amx, "product": _product, "direct": _direct}
+# weights read from memory; for planes two kinds of multiplications.
+TERMS = {"winograd": _winograd, "amx": _amx, "planes": _planes, "product": _product, "direct": _direct}
 COSTS = {
     ("avx2", "float32", False): {
         "winograd": (1.6e-05, 1.3e-10, 1.1e-11, 0, 1.2e-10, 3.8e-10),
+        "planes": (1.7e-05, 1.5e-09, 1.2e-11, 0, 3.3e-10, 2.4e-10),
         "product": (3.6e-05, 1.4e-10, 1.1e-11, 5.8e-10, 1.1e-09),
         "direct": (2.5e-05, 6.3e-10, 8.6e-12, 0, 3e-11),
     },
     ("avx2", "float32", True): {
         "winograd": (4e-05, 4.7e-10, 2.6e-11, 0, 2.3e-10, 1.3e-09),
+        "planes": (4.8e-05, 2.5e-09, 2.6e-11, 2.7e-12, 5.2e-10, 5.7e-10),
         "product": (0.00017, 6.4e-10, 2e-11, 1e-09, 3.6e-10),
         "direct": (4.9e-05, 2.2e-09, 1.8e-11, 0, 1e-09),
     },
     ("avx512", "float32", False): {
         "winograd": (1.7e-05, 1.4e-10, 6.4e-12, 9.8e-11, 9e-11, 4e-10),
+        "planes": (1.7e-05, 5.2e-10, 6.3e-12, 0, 2.5e-10, 1.3e-10),
         "product": (4e-05, 1.6e-10, 7.2e-12, 5.4e-10, 1.1e-09),
         "direct": (2.6e-05, 6.3e-10, 6.2e-12, 1.2e-10, 0),
     },
     ("avx512", "float32", True): {
         "winograd": (4.4e-05, 4.7e-10, 1.6e-11, 1e-10, 2.6e-10, 1.2e-09),
+        "planes": (4.1e-05, 1.1e-09, 9.8e-12, 6.4e-12, 2.8e-10, 3.6e-10),
         "product": (0.00018, 6.8e-10, 1.3e-11, 1.2e-09, 5.3e-10),
         "direct": (5e-05, 2e-09, 1.3e-11, 0, 1.1e-09),
     },
     ("avx512", "bfloat16", False): {
         "winograd": (1.8e-05, 1.5e-10, 6.1e-12, 9.1e-11, 7.8e-11, 3.1e-10),
+        "planes": (2e-05, 1.2e-09, 6.1e-12, 0, 2.6e-10, 1.2e-10),
         "product": (5.4e-05, 1.1e-10, 1.1e-11, 3.9e-10, 7.9e-10),
         "direct": (5.1e-05, 5.9e-10, 8.9e-12, 2.4e-10, 0),
     },
     ("avx512", "bfloat16", True): {
         "winograd": (4.9e-05, 4.2e-10, 1.7e-11, 4.1e-11, 2.4e-10, 9.9e-10),
+        "planes": (5.4e-05, 2.3e-09, 1.2e-11, 6e-12, 2.4e-10, 5.7e-10),
         "product": (0.00024, 4.8e-10, 2.2e-11, 1e-09, 6.3e-10),
         "direct": (0.00014, 1.8e-09, 1.9e-11, 0, 1.2e-09),
     },
     ("amd", "float32", False): {
-        "winograd": (1.4e-05, 5.9e-11, 5.4e-12, 5.6e-11, 3.5e-11, 1.9e-10),
-        "product": (4.6e-05, 2.6e-10, 1.2e-11, 4e-10, 6e-11),
-        "direct": (3.7e-05, 6.5e-10, 4.6e-12, 1e-10, 7.5e-12),
+        "winograd": (1.6e-05, 5.1e-11, 5.3e-12, 4.8e-11, 4.3e-11, 1.7e-10),
+        "planes": (1.4e-05, 4.3e-10, 5.2e-12, 0, 2.1e-10, 1.1e-10),
+        "product": (4.9e-05, 2.7e-10, 1.1e-11, 5.3e-10, 3.6e-10),
+        "direct": (4.5e-05, 6.5e-10, 4.5e-12, 9.8e-11, 0),
     },
     ("amd", "float32", True): {
-        "winograd": (3.1e-05, 2.3e-10, 1.2e-11, 5.7e-11, 1.2e-10, 3.1e-10),
-        "product": (0.00016, 6.8e-10, 2.3e-11, 8.2e-10, 4e-10),
-        "direct": (7.6e-05, 1.7e-09, 9.8e-12, 0, 5.5e-10),
+        "winograd": (4e-05, 2.4e-10, 1.3e-11, 3.7e-11, 1.9e-10, 2.8e-10),
+        "planes": (3.3e-05, 9.1e-10, 8e-12, 5.2e-12, 2.3e-10, 2.9e-10),
+        "product": (0.00017, 6.7e-10, 2.3e-11, 1e-09, 1e-09),
+        "direct": (9.6e-05, 1.7e-09, 9.4e-12, 0, 8.4e-10),
     },
     ("amd", "bfloat16", False): {
-        "winograd": (1.5e-05, 4.8e-11, 5.1e-12, 4.5e-11, 3.3e-11, 1.6e-10),
-        "product": (7.4e-05, 3.5e-11, 3.3e-12, 1.6e-10, 0),
-        "direct": (4.7e-05, 4.8e-10, 2.4e-12, 3.6e-11, 1e-11),
+        "winograd": (1.5e-05, 4.4e-11, 5e-12, 4.5e-11, 4.4e-11, 1.6e-10),
+        "planes": (1.6e-05, 9.9e-10, 5e-12, 0, 2.1e-10, 9.9e-11),
+        "product": (7.5e-05, 7.3e-11, 3.1e-12, 2.6e-10, 1.2e-10),
+        "direct": (5.3e-05, 5.3e-10, 2.3e-12, 8.1e-11, 0),
     },
     ("amd", "bfloat16", True): {
-        "winograd": (3.6e-05, 2.1e-10, 1.1e-11, 4.8e-11, 1.1e-10, 3.1e-10),
-        "product": (0.00028, 2.9e-10, 6.5e-12, 4.7e-10, 5.7e-12),
-        "direct": (0.00012, 1.6e-09, 5.3e-12, 8.6e-11, 2.4e-10),
+        "winograd": (4.1e-05, 2.3e-10, 1.2e-11, 3.3e-11, 1.7e-10, 2.7e-10),
+        "planes": (3.8e-05, 1.6e-09, 8.7e-12, 4.2e-12, 1.7e-10, 4e-10),
+        "product": (0.00025, 3.7e-10, 6.1e-12, 5.9e-10, 4.8e-10),
+        "direct": (0.00014, 1.6e-09, 5.4e-12, 2.2e-11, 3.4e-10),
     },
     ("amx", "bfloat16", False): {
         "winograd": (1.6e-05, 1.8e-10, 7.2e-12, 6e-11, 7.2e-11, 2.8e-10),
         "amx": (2.1e-05, 2.1e-10, 6.4e-13, 2.9e-11, 7e-11),
+        "planes": (2.3e-05, 1.4e-09, 7.2e-12, 0, 3e-10, 1.4e-10),
         "product": (8.8e-05, 1.3e-10, 1.3e-12, 3.6e-10, 8.9e-10),
         "direct": (5.8e-05, 7.3e-10, 8.4e-13, 7.9e-11, 6.3e-11),
     },
     ("amx", "bfloat16", True): {
         "winograd": (4.6e-05, 5.4e-10, 1.8e-11, 0, 2.6e-10, 8.5e-10),
         "amx": (5.5e-05, 1.3e-09, 1.8e-12, 1e-10, 7.6e-12),
+        "planes": (5.7e-05, 2.4e-09, 1.3e-11, 6.3e-12, 2.5e-10, 6e-10),
         "product": (0.00032, 6.9e-10, 3.7e-12, 1.2e-09, 6.2e-10),
         "direct": (0.00016, 2.4e-09, 2.6e-12, 1.8e-10, 3.4e-10),
     },
@@ -124,6 +144,8 @@ def machine(isa: str, dtype: torch.dtype) -> str:
     return "amd" if "AMD" in has.get("cpu_name", "") else isa
 
 
+# Maps in contiguous memory, which only planes are made from, are brought to channels_last: the call, bytes.
+TURN = (5e-6, 8e-11)
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
 PASS = (1e-5, 2e-10)
 
@@ -131,9 +153,11 @@ PASS = (1e-5, 2e-10)
 @functools.lru_cache(maxsize=4096)
 def cheapest(
     isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int,
-    gated: bool = False,
+    gated: bool = False, contiguous: bool = False,
 ) -> str:  # fmt: skip
-    """The algorithm that costs least. dtype: that of the arithmetic, float32 or less; gated: PASS follows."""
+    """The algorithm that costs least.
+
+    dtype: that of the arithmetic, float32 or less; gated: PASS follows; contiguous: TURN goes before."""
     kind, half = machine(isa, dtype), dtype == torch.float16
     if dtype == torch.bfloat16 and kind == "avx2":
         return "winograd"  # torch's kernels take up to 700 times as long there
@@ -143,10 +167,15 @@ def cheapest(
     if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
         names.discard("product")
 
+    points = batch * height * width
+
     def seconds(name: str) -> float:
         terms = TERMS[name](batch, inputs, outputs, height, width)
-        apart = gated and name not in ENGINES
-        behind = PASS[0] + PASS[1] * outputs * batch * height * width if apart else 0.0
-        return behind + sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
+        total = sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
+        if gated and name not in ENGINES:
+            total += PASS[0] + PASS[1] * outputs * points
+        if contiguous and name != "planes":
+            total += TURN[0] + TURN[1] * dtype.itemsize * inputs * points
+        return total
 
     return min(sorted(names), key=seconds)

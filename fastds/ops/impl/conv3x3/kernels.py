@@ -4,10 +4,10 @@
 import torch
 
 from fastds.ops.core.layout import dense, empty_map, nhwc
-from fastds.ops.impl.conv3x3 import direct, engine, product, reference
+from fastds.ops.impl.conv3x3 import direct, engine, planes, product, reference
 from fastds.ops.impl.conv3x3.algorithm import chosen
 
-BY_TORCH = {"direct": direct, "product": product}
+BESIDE_THE_ENGINE = {"direct": direct, "planes": planes, "product": product}
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
@@ -15,8 +15,8 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
     algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
-    if algorithm in BY_TORCH:
-        return BY_TORCH[algorithm].forward(*args)
+    if algorithm in BESIDE_THE_ENGINE:
+        return BESIDE_THE_ENGINE[algorithm].forward(*args)
     return engine.forward(*args, algorithm == "amx")
 
 
@@ -30,8 +30,8 @@ def grad_x(grad, weight, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
     algorithm = chosen(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
-    if algorithm in BY_TORCH:
-        return BY_TORCH[algorithm].grad_x(grad, weight, padding_mode, dtype)
+    if algorithm in BESIDE_THE_ENGINE:
+        return BESIDE_THE_ENGINE[algorithm].grad_x(grad, weight, padding_mode, dtype)
     options = (padding_mode, 1, None, 0.0, [weight.shape[1]], dtype, [None], False, algorithm == "amx")
     return _engine_grad_x(dense(grad), weight, *options)[0]
 
@@ -51,8 +51,8 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
     algorithm = chosen(algorithm, x, channels, grad.shape[1], x.dtype, True)
-    if algorithm in BY_TORCH:
-        return BY_TORCH[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
+    if algorithm in BESIDE_THE_ENGINE:
+        return BESIDE_THE_ENGINE[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
     sources = [nhwc(t) for t in (x, x2) if t is not None]
     return engine.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False, algorithm == "amx")[0]
 
@@ -74,8 +74,8 @@ def backward(
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in backward_fake(*args)]
-    if algorithm in BY_TORCH:
-        grads = BY_TORCH[algorithm].backward(*args)
+    if algorithm in BESIDE_THE_ENGINE:
+        grads = BESIDE_THE_ENGINE[algorithm].backward(*args)
         for k, addend in ((0, add_x), (3, add_x2)):
             grads[k] = grads[k] if addend is None else grads[k].add_(addend)
     else:

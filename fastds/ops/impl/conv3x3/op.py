@@ -301,10 +301,10 @@ def conv3x3(
             "circular_x" (columns wrap, as longitude does; outer rows are repeated).
         shuffle: r, 1 to 8: the channels become r x r sub-pixels as in torch.nn.PixelShuffle; r^2 divides O.
         out_dtype: dtype of x (None) or float32.
-        algorithm: "winograd", "amx" (sums of products on the processor's matrix tiles, for bfloat16), "product" (one
-            matrix product over all pixels), "direct" (torch's convolution), "auto" (what a model of their costs takes),
-            or None for that of the enclosing fastds.convolution(...), "auto"
-            without one.
+        algorithm: "winograd", "amx" (sums of products on the processor's matrix tiles, for bfloat16), "planes" (sums of
+            shifted planes, for few channels), "product" (one matrix product over all pixels), "direct" (torch's
+            convolution), "auto" (what a model of their costs takes), or None for that of the enclosing
+            fastds.convolution(...), "auto" without one.
 
     Returns:
         (B, O / r^2, r*H, r*W), out_dtype, channels_last.
@@ -319,8 +319,8 @@ def conv3x3(
     Raises:
         TypeError: a dtype that is not allowed.
         ValueError: a shape, device or option that does not fit.
-        RuntimeError: "winograd" for tensors outside a CPU or in float64; "amx" for others than bfloat16, or where the
-            processor has no such tiles.
+        RuntimeError: "winograd" or "planes" for tensors outside a CPU or in float64; "amx" for others than bfloat16,
+            or where the processor has no such tiles.
 
     Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks; 0, +-sqrt(1/2), +-sqrt(2)
     and infinity as its points.

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+// Convolutions of few outputs. An output is a run of numbers that shifted runs of the inputs, times one tap each, are added to:
+// no lane is idle however few the outputs are, and inputs in contiguous memory are read as they lie.
+#include "conv3x3/planes.h"
+#include "core/parallel.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int kRunOutputs = 4;             // that are added to at once
+constexpr int64_t kBandFloats = 48 << 10;  // of a thread's planes: they stay in its caches
+constexpr int64_t kBandBytes = 256 << 10;  // of channels that lie side by side, kPlanes of which are read at a time
+constexpr int64_t kTasksPerThread = 4, kLeastRows = 4;
+
+// Where a thread's numbers lie.
+struct Layout {
+    Band band;
+    int64_t bands;                 // of an image
+    int64_t sums, pixels, floats;  // behind the inputs' planes: planes of the outputs, and a row by pixels
+
+    explicit Layout(const Conv3x3Planes& call) : band(call.geometry, rows_of(call)) {
+        const Conv3x3Geometry& g = call.geometry;
+        bands = parts_of(g.Ho, band.rows);
+        sums = kPlanes * band.plane;
+        pixels = sums + call.outputs * band.plane;
+        floats = pixels + round_up(g.W > g.Wo ? g.W : g.Wo, kL) * (kPlanes > call.outputs ? kPlanes : call.outputs) + 16;
+    }
+
+    // Of a band. The numbers do not depend on it.
+    static int64_t rows_of(const Conv3x3Planes& call) {
+        const Conv3x3Geometry& g = call.geometry;
+        int64_t rows = parts_of(g.B * g.Ho, call.threads * kTasksPerThread);
+        for (int i = 0; i < call.sources; i++) {
+            const Conv3x3Map& map = call.source[i];
+            if (map.w != 1) rows = least(rows, kBandBytes / (g.W * map.channels * (map.dtype == f32 ? 4 : 2)));
+        }
+        rows = rows > kLeastRows ? rows : kLeastRows;
+        rows = least(rows, least(g.Ho, kBandFloats / ((kPlanes + call.outputs) * (g.Wo + 2))));
+        return rows > 1 ? rows : 1;
+    }
+};
+
+// sums[o][i] += sum over inputs and taps of filter * plane[i + dy * row + dx], for NV vectors of NO outputs.
+template <int NO, int NV>
+inline void add_run(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters,
+                    float* sums) {
+    V acc[NO][NV] = {};
+    const int64_t step = call.adjoint ? -1 : 1;
+    for (int64_t c = 0; c < inputs; c++) {
+        const float* tap = filters + c * call.stride_i + (call.adjoint ? 8 : 0);
+        for (int dy = 0; dy < 3; dy++)
+#pragma GCC unroll 3
+            for (int dx = 0; dx < 3; dx++, tap += step) {
+                const float* at = planes + c * band.plane + dy * band.row + dx;
+                V v[NV];
+#pragma GCC unroll 6
+                for (int j = 0; j < NV; j++) v[j] = load_vec<kL>(at + j * kL);
+#pragma GCC unroll 4
+                for (int o = 0; o < NO; o++) {
+                    const V f = broadcast<float, kL>(tap[o * call.stride_o]);
+#pragma GCC unroll 6
+                    for (int j = 0; j < NV; j++) acc[o][j] += f * v[j];
+                }
+            }
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < NO; o++)
+#pragma GCC unroll 6
+        for (int j = 0; j < NV; j++) {
+            float* at = sums + o * band.plane + j * kL;
+            store_vec<kL>(at, load_vec<kL>(at) + acc[o][j]);
+        }
+}
+
+template <int NO>
+void add_runs(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters, float* sums) {
+    const int64_t run = band.run();
+    int64_t i = 0;
+    for (; i + (kRunVectors - 1) * kL < run; i += kRunVectors * kL)
+        add_run<NO, kRunVectors>(call, band, planes + i, inputs, filters, sums + i);
+    if (kRunVectors > 3)
+        for (; i + 2 * kL < run; i += 3 * kL) add_run<NO, 3>(call, band, planes + i, inputs, filters, sums + i);
+    for (; i < run; i += kL) add_run<NO, 1>(call, band, planes + i, inputs, filters, sums + i);
+}
+
+void add_inputs(const Conv3x3Planes& call, const Band& band, const float* planes, int64_t inputs, const float* filters, float* sums) {
+    for (int64_t o = 0; o < call.outputs; o += kRunOutputs) {
+        const float* of_outputs = filters + o * call.stride_o;
+        float* at = sums + o * band.plane;
+        switch (least(call.outputs - o, kRunOutputs)) {
+            case 1: add_runs<1>(call, band, planes, inputs, of_outputs, at); break;
+            case 2: add_runs<2>(call, band, planes, inputs, of_outputs, at); break;
+            case 3: add_runs<3>(call, band, planes, inputs, of_outputs, at); break;
+            default: add_runs<4>(call, band, planes, inputs, of_outputs, at);
+        }
+    }
+}
+
+FASTDS_HD V activated(const Conv3x3Planes& call, V v) {
+    if (call.act == act_relu) return v < 0.f ? V{} : v;
+    return call.act == act_leaky_relu ? (v < 0.f ? v * call.negative_slope : v) : v;
+}
+
+// A row of y from that of the sums.
+template <class T>
+void finish_row(const Conv3x3Planes& call, const Band& band, const float* sums, float* pixels, int64_t at) {
+    const int64_t width = call.geometry.Wo, numbers = width * call.outputs;
+    T* y = static_cast<T*>(call.y) + at;
+    const T* residual = call.residual == nullptr ? nullptr : static_cast<const T*>(call.residual) + at;
+    if (call.outputs > 1) {
+        turn_pixels(sums, band.plane, call.outputs, width, pixels);
+        sums = pixels;
+    }
+    for_vectors<true>(numbers, [&](int64_t i, int count) {
+        const V sum = load_some(sums + i, count);
+        const V v = activated(call, residual == nullptr ? sum : sum + load_some(residual + i, count));
+        count == kL ? store_vec<kL>(y + i, v) : store_lanes(y + i, v, count);
+    });
+}
+
+template <class T>
+void run_band(const Conv3x3Planes& call, const Layout& at, int64_t b, int64_t first, float* scratch) {
+    const Conv3x3Geometry& g = call.geometry;
+    Band band = at.band;
+    band.rows = least(band.rows, g.Ho - first);
+    float *sums = scratch + at.sums, *pixels = scratch + at.pixels;
+    for (int64_t o = 0; o < call.outputs; o++) {
+        const V bias = broadcast<float, kL>(call.bias == nullptr ? 0.f : call.bias[o]);
+        for (int64_t i = 0; i < band.run(); i += kL) store_vec<kL>(sums + o * band.plane + i, bias);
+    }
+    const float* filters = call.filters;
+    for (int s = 0; s < call.sources; s++)
+        for (int64_t c = 0; c < call.source[s].channels; c += kPlanes) {
+            const Range channels{c, least(c + kPlanes, call.source[s].channels)};
+            lay_out(g, call.source[s], channels, b, first, band, pixels, scratch);
+            add_inputs(call, band, scratch, channels.end - c, filters, sums);
+            filters += (channels.end - c) * call.stride_i;
+        }
+    for (int64_t r = 0; r < band.rows; r++)
+        finish_row<T>(call, band, sums + r * band.row, pixels, (b * g.Ho + first + r) * g.Wo * call.outputs);
+}
+
+template <class T>
+void run(const Conv3x3Planes& call, float* workspace) {
+    const Layout at(call);
+    const int64_t tasks = call.geometry.B * at.bands;
+    parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; thread++) {
+            const Range part = part_of(tasks, call.threads, thread);
+            for (int64_t task = part.begin; task < part.end; task++)
+                run_band<T>(call, at, task / at.bands, task % at.bands * at.band.rows, workspace + thread * at.floats);
+        }
+    });
+}
+
+// ---- the weight gradient with few channels on one side
+
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
+
+constexpr int kFew = FASTDS_MANY_REGISTERS ? 3 : 1;  // channels whose nine sums stay in registers
+constexpr int64_t kManyBytes = 256 << 10;            // of a band of `many`, which is read once for every vector of its channels
+constexpr int64_t kSummedPixels = 1024;              // that are added up in registers: longer chains lose digits
+constexpr int64_t kLanesOfSums = 32;                 // sums that are made apart; the numbers depend on it, not on threads
+
+// Where a lane's numbers lie: planes of a band of `few`, what turns its rows, and the sums (few, tap, many).
+struct FewLayout {
+    Band band;
+    int64_t bands, lanes, turned, sums, columns, floats;
+
+    explicit FewLayout(const Conv3x3FewGradWeight& call) : band(call.geometry, rows_of(call)) {
+        const Conv3x3Geometry& g = call.geometry;
+        bands = parts_of(g.Ho, band.rows);
+        lanes = least(g.B * bands, kLanesOfSums);
+        columns = round_up(call.many.channels, kL);
+        turned = call.few.channels * band.plane;
+        sums = round_up(turned + round_up(g.W, kL) * kPlanes, kL);
+        floats = sums + call.few.channels * 9 * columns;
+    }
+
+    static int64_t rows_of(const Conv3x3FewGradWeight& call) {
+        const int64_t width = call.geometry.W, item = call.many.dtype == f32 ? 4 : 2;
+        const int64_t rows = least(least(kManyBytes / (width * call.many.channels * item), kSummedPixels / width), call.geometry.Ho);
+        return rows > 1 ? rows : 1;
+    }
+};
+
+// sums[f][tap][0:kL] += sum over pixels of many[0:kL] * plane f at the tap, for NF planes.
+template <int NF, class T>
+inline void add_pixels(const Conv3x3Map& many, const T* pixels, int count, const Band& band, int64_t width, const float* planes,
+                       float* sums, int64_t columns) {
+    V acc[NF][9] = {};
+    for (int64_t r = 0; r < band.rows; r++)
+        for (int64_t x = 0; x < width; x++) {
+            const V v = load_some(pixels + r * many.h + x * many.w, count);
+            const float* at = planes + r * band.row + x;
+#pragma GCC unroll 3
+            for (int f = 0; f < NF; f++)
+#pragma GCC unroll 9
+                for (int tap = 0; tap < 9; tap++)
+                    acc[f][tap] += v * broadcast<float, kL>(at[f * band.plane + tap / 3 * band.row + tap % 3]);
+        }
+#pragma GCC unroll 3
+    for (int f = 0; f < NF; f++)
+#pragma GCC unroll 9
+        for (int tap = 0; tap < 9; tap++) {
+            float* at = sums + (f * 9 + tap) * columns;
+            store_vec<kL>(at, load_vec<kL>(at) + acc[f][tap]);
+        }
+}
+
+template <class T>
+void add_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const Band& band, int64_t b, int64_t first, float* work) {
+    const T* rows = static_cast<const T*>(call.many.data) + b * call.many.b + first * call.many.h;
+    for_vectors<true>(call.many.channels, [&](int64_t m, int count) {
+        for (int64_t f = 0; f < call.few.channels; f += kFew) {
+            const float* planes = work + f * band.plane;
+            float* sums = work + at.sums + f * 9 * at.columns + m;
+            const auto add = [&](auto few) {
+                add_pixels<decltype(few)::value>(call.many, rows + m, count, band, call.geometry.W, planes, sums, at.columns);
+            };
+            switch (least(call.few.channels - f, kFew)) {
+                case 1: add(Count<1>{}); break;
+                case 2: add(Count<(kFew < 2 ? kFew : 2)>{}); break;
+                default: add(Count<kFew>{});
+            }
+        }
+    });
+}
+
+void run_few_lane(const Conv3x3FewGradWeight& call, const FewLayout& at, int64_t lane, float* work) {
+    __builtin_memset(work + at.sums, 0, (at.floats - at.sums) * sizeof(float));
+    const Range tasks = part_of(call.geometry.B * at.bands, at.lanes, lane);
+    for (int64_t task = tasks.begin; task < tasks.end; task++) {
+        const int64_t b = task / at.bands, first = task % at.bands * at.band.rows;
+        Band band = at.band;
+        band.rows = least(band.rows, call.geometry.Ho - first);
+        for (int64_t c = 0; c < call.few.channels; c += kPlanes)
+            lay_out(call.geometry, call.few, {c, least(c + kPlanes, call.few.channels)}, b, first, band, work + at.turned,
+                    work + c * band.plane);
+        switch (call.many.dtype) {
+            case f32: add_few<float>(call, at, band, b, first, work); break;
+            case f16: add_few<Half>(call, at, band, b, first, work); break;
+            case bf16: add_few<BFloat16>(call, at, band, b, first, work); break;
+            case f64: break;
+        }
+    }
+}
+
+// The lanes' sums into grad_weight.
+template <class T>
+void finish_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const float* work) {
+    const int64_t few = call.few.channels, many = call.many.channels;
+    T* filters = static_cast<T*>(call.grad_weight);
+    parallel_for(few * 9, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            const int64_t f = row / 9, tap = row % 9;
+            for (int64_t m = 0; m < many; m += kL) {
+                V sum = {};
+                for (int64_t lane = 0; lane < at.lanes; lane++)
+                    sum += load_vec<kL>(work + lane * at.floats + at.sums + row * at.columns + m);
+                T numbers[kL];
+                store_vec<kL>(numbers, sum);
+                // A gradient stands where its output does: seen from the input, the taps go backwards.
+                for (int64_t i = m; i < least(m + kL, many); i++)
+                    filters[call.gradients ? (f * many + i) * 9 + 8 - tap : (i * few + f) * 9 + tap] = numbers[i - m];
+            }
+        }
+    });
+}
+
+}  // namespace
+
+int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call) {
+    const FewLayout at(call);
+    return at.lanes * at.floats * static_cast<int64_t>(sizeof(float));
+}
+
+void conv3x3_few_grad_weight(const Conv3x3FewGradWeight& call, float* workspace) {
+    const FewLayout at(call);
+    parallel_for(at.lanes, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t lane = begin; lane < end; lane++) run_few_lane(call, at, lane, workspace + lane * at.floats);
+    });
+    switch (call.dtype) {
+        case f32: return finish_few<float>(call, at, workspace);
+        case f16: return finish_few<Half>(call, at, workspace);
+        case bf16: return finish_few<BFloat16>(call, at, workspace);
+        case f64: break;
+    }
+}
+
+int64_t conv3x3_planes_bytes(const Conv3x3Planes& call) {
+    return call.threads * Layout(call).floats * static_cast<int64_t>(sizeof(float));
+}
+
+void conv3x3_planes(const Conv3x3Planes& call, float* workspace) {
+    switch (call.y_dtype) {
+        case f32: return run<float>(call, workspace);
+        case f16: return run<Half>(call, workspace);
+        case bf16: return run<BFloat16>(call, workspace);
+        case f64: break;
+    }
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

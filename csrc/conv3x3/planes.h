@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of a map as planes of floats, a plane a channel, with what stands outside the map around them. A plane is one long run of
+// numbers: the neighbours of number i, in rows of `row` numbers, are i + dy * row + dx, and a loop over the run needs no tail for
+// every row. What it makes of the numbers between two rows is thrown away.
+#pragma once
+#include "conv3x3/tiles.h"
+#include "core/turn.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kPlanes = 16;                             // channels that are laid out at once
+constexpr int kRunVectors = FASTDS_MANY_REGISTERS ? 6 : 3;  // of a run, that are worked on at once
+
+// Planes of the rows of a band.
+struct Band {
+    int64_t rows;   // of outputs
+    int64_t row;    // numbers of a row
+    int64_t plane;  // numbers of a plane, with those that a last vector reads behind it: an odd number of cache lines
+
+    Band(const Conv3x3Geometry& g, int64_t rows)
+        : rows(rows), row(g.Wo + 2), plane(round_up((rows + 2) * row + 2 + kRunVectors * kL, 16) | 16) {}
+    int64_t run() const { return rows * row; }
+};
+
+template <class T>
+void widen(const T* from, int64_t n, float* to) {
+    int64_t i = 0;
+    for (; i + kL <= n; i += kL) store_vec<kL>(to + i, load_vec<kL>(from + i));
+    for (; i < n; i++) to[i] = load(from[i]);
+}
+
+// N rows of a vector as that many vectors of pixels, or back; N is a power of two.
+template <int N>
+FASTDS_HD void unturn(V (&rows)[N]) {
+    for (int round = 1; round < N; round *= 2) {
+        V next[N];
+#pragma GCC unroll 4
+        for (int i = 0; i < N / 2; i++) {
+            next[i] = every_second<0>(rows[2 * i], rows[2 * i + 1], lanes_of<kL>{});
+            next[i + N / 2] = every_second<1>(rows[2 * i], rows[2 * i + 1], lanes_of<kL>{});
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < N; i++) rows[i] = next[i];
+    }
+}
+
+// to[c * plane + x] = from[x * N + c]; reads and writes whole vectors, some numbers behind the last.
+template <int N>
+void unturn_pixels(const float* from, int64_t width, float* to, int64_t plane) {
+    for (int64_t x = 0; x < width; x += kL) {
+        V rows[N];
+#pragma GCC unroll 8
+        for (int i = 0; i < N; i++) rows[i] = load_vec<kL>(from + x * N + i * kL);
+        unturn(rows);
+#pragma GCC unroll 8
+        for (int i = 0; i < N; i++) store_vec<kL>(to + i * plane + x, rows[i]);
+    }
+}
+
+// to[x * count + c] = from[c * plane + x], 1 < count <= N; reads and writes whole vectors, some numbers behind the last.
+template <int N>
+void turn_pixels(const float* from, int64_t plane, int64_t count, int64_t width, float* to) {
+    for (int64_t x = 0; x < width; x += kL) {
+        V rows[N];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) rows[i] = i < count ? load_vec<kL>(from + i * plane + x) : V{};
+        turn_rows(rows);
+        float numbers[N * kL];
+        float* next = count == N ? to + x * N : numbers;
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i++) store_vec<kL>(next + i * kL, rows[i]);
+        // Whatever is written behind a pixel is written over by the next.
+        for (int pixel = 0; count < N && pixel < kL; pixel++)
+            __builtin_memcpy(to + (x + pixel) * count, numbers + pixel * N, N * sizeof(float));
+    }
+}
+
+inline void turn_pixels(const float* from, int64_t plane, int64_t count, int64_t width, float* to) {
+    if (count == 2) return turn_pixels<2>(from, plane, count, width, to);
+    if (count <= 4) return turn_pixels<4>(from, plane, count, width, to);
+    if (count <= 8) return turn_pixels<8>(from, plane, count, width, to);
+    turn(reinterpret_cast<const uint32_t*>(from), plane, count, width, reinterpret_cast<uint32_t*>(to), count);
+}
+
+// Row of `width` pixels, `count` channels of which lie side by side, into as many planes; work: kPlanes * width numbers and more.
+template <class T>
+void turn_row(const T* from, int64_t pixel, int64_t width, int64_t count, float* work, float* to, int64_t plane) {
+    if (pixel == count && (count == 2 || count == 4 || count == 8)) {
+        widen(from, width * count, work);
+        if (count == 2) return unturn_pixels<2>(work, width, to, plane);
+        return count == 4 ? unturn_pixels<4>(work, width, to, plane) : unturn_pixels<8>(work, width, to, plane);
+    }
+    if constexpr (sizeof(T) == sizeof(float)) {
+        turn(reinterpret_cast<const uint32_t*>(from), pixel, width, count, reinterpret_cast<uint32_t*>(to), plane);
+    } else {
+        uint16_t* rows = reinterpret_cast<uint16_t*>(work);
+        turn(reinterpret_cast<const uint16_t*>(from), pixel, width, count, rows, width);
+        for (int64_t c = 0; c < count; c++) widen(reinterpret_cast<const T*>(rows) + c * width, width, to + c * plane);
+    }
+}
+
+// The outer columns of a row whose inner numbers stand.
+inline void continue_row(const Conv3x3Geometry& g, float* row) {
+    for (int64_t side = 0; side < 2; side++)
+        for (int i = 0; i < g.pad_w; i++) {
+            const int64_t column = side == 0 ? i - g.pad_w : g.W + i, from = continued(column, g.W, g.mode_w);
+            row[column] = from < 0 ? 0.f : row[from];
+        }
+}
+
+// Channels [channels.begin, channels.end) of image b, output rows from `first` on; work: see turn_row.
+template <class T>
+void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,
+             float* work, float* to) {
+    const int64_t count = channels.end - channels.begin;
+    const T* image = static_cast<const T*>(map.data) + b * map.b + channels.begin * map.c;
+    for (int64_t r = 0; r < band.rows + 2; r++) {
+        const int64_t y = continued(first + r - g.pad_h, g.H, g.mode_h);
+        float* row = to + r * band.row;
+        if (y < 0) {
+            for (int64_t c = 0; c < count; c++) __builtin_memset(row + c * band.plane, 0, band.row * sizeof(float));
+            continue;
+        }
+        const T* source = image + y * map.h;
+        if (map.w != 1 && map.c == 1)
+            turn_row(source, map.w, g.W, count, work, row + g.pad_w, band.plane);
+        else
+            for (int64_t c = 0; c < count; c++) widen(source + c * map.c, g.W, row + g.pad_w + c * band.plane);
+        for (int64_t c = 0; c < count; c++) continue_row(g, row + g.pad_w + c * band.plane);
+    }
+}
+
+inline void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,
+                    float* work, float* to) {
+    switch (map.dtype) {
+        case f32: return lay_out<float>(g, map, channels, b, first, band, work, to);
+        case f16: return lay_out<Half>(g, map, channels, b, first, band, work, to);
+        case bf16: return lay_out<BFloat16>(g, map, channels, b, first, band, work, to);
+        case f64: break;
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
