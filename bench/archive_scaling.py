@@ -17,6 +17,8 @@ from fastds.archive.workers import Made, by_workers, cluster
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.tasks.common.pieces import Piece
 
+EVENT = 48  # fields, of which a synthetic event is held at a time
+
 
 def nothing(job, store, piece: Piece) -> Made:
     """A piece that costs nothing but its way through the scheduler."""
@@ -37,6 +39,15 @@ def scheduler_rate(workers: int, count: int = 2000) -> float:
             return count / (time.perf_counter() - began)
     finally:
         module.make = kept
+
+
+def write_files(folder: Path, count: int) -> None:
+    """One field a file, of an event that comes again and again."""
+    event = coarsen_dataset(synthetic_event(1, 2 * EVENT, (256, 256))[["reflectivity", "crs"]])
+    length = EVENT * (event.time[1] - event.time[0])
+    for k in range(count):
+        field = event.isel(time=slice(k % EVENT, k % EVENT + 1))
+        save_dataset(field.assign_coords(time=field.time + k // EVENT * length), folder / f"{k:04}.nc")
 
 
 def measured(folder: Path, workers: int) -> tuple[int, float, float]:
@@ -68,9 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
-        coarse = coarsen_dataset(synthetic_event(1, 2 * options.files, (256, 256))[["reflectivity", "crs"]])
-        for k in range(options.files):
-            save_dataset(coarse.isel(time=slice(k, k + 1)), folder / "in" / f"{k:04}.nc")
+        write_files(folder / "in", options.files)
         walls = {}
         for workers in (1, 2):
             count, seconds, walls[workers] = measured(folder, workers)
