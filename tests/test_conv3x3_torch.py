@@ -446,6 +446,7 @@ def test_explain():
         ("amx", (1, 64, 64, 200, 200), torch.bfloat16, False, "amx"),
         ("avx512", (1, 64, 64, 200, 200), torch.bfloat16, False, "winograd"),
         ("avx2", (1, 1024, 1024, 5, 5), torch.bfloat16, False, "winograd"),
+        ("avx2", (1, 16, 1, 400, 400), torch.bfloat16, False, "planes"),
         ("avx512", (1, 3, 3, 300, 300), torch.float16, True, "planes"),
         # torch's backward takes a thousand times as long
         ("avx512", (1, 64, 64, 300, 300), torch.float16, True, "winograd"),

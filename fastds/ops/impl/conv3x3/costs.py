@@ -159,11 +159,11 @@ def cheapest(
 
     dtype: that of the arithmetic, float32 or less; gated: PASS follows; contiguous: TURN goes before."""
     kind, half = machine(isa, dtype), dtype == torch.float16
-    if dtype == torch.bfloat16 and kind == "avx2":
-        return "winograd"  # torch's kernels take up to 700 times as long there
-    # Those of torch for float16 take as long as in float32, but a thousand times as long backward.
-    costs = COSTS[kind, "float32" if half else str(dtype).removeprefix("torch."), backward]
-    names = set(costs) - ({"direct"} if half and backward else set())
+    slow = dtype == torch.bfloat16 and kind == "avx2"
+    costs = COSTS[kind, "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
+    # Those of torch for float16 take as long as in float32, but a thousand times as long backward; for bfloat16 with
+    # AVX2 up to 700 times as long.
+    names = set(costs) - ({"direct", "product"} if slow else {"direct"} if half and backward else set())
     if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
         names.discard("product")
 

@@ -314,7 +314,8 @@ def conv3x3(
     (most infinities as NaN), and a value that dwarfs its neighbours costs them digits there: fill missing values.
 
     Gradients: x, weight, bias, x2 and residual, to any order. Deterministic, and independent of the number of threads,
-    bit for bit, where the engine runs. Under autocast x, x2 and residual take its dtype; weight and bias stay float32.
+    bit for bit, where the engine or planes run. Under autocast x, x2 and residual take its dtype; weight and bias stay
+    float32.
 
     Raises:
         TypeError: a dtype that is not allowed.
