@@ -92,8 +92,10 @@ def test_every_instruction_set(isa, dtype, native):
     check(inputs(SHAPES[0], dtype), dtype, "winograd" if native.conv3x3_available() else "auto")
 
 
-def test_threads_do_not_change_a_bit():
-    tensors = inputs((2, 24, 24, 33, 21))
+@pytest.mark.parametrize("shape", [(2, 24, 24, 33, 21), (1, 64, 70, 9, 14)], ids=["", "shared"])
+def test_threads_do_not_change_a_bit(shape):
+    """In the second the threads share the few tiles, each reads a part of the filters."""
+    tensors = inputs(shape)
 
     def run():
         got = conv_lstm_cell(*tensors)

@@ -64,6 +64,9 @@ int64_t most_amx_tiles(int64_t inputs, int64_t block_vectors) {
     return tiles >= 128 ? 128 : tiles >= 64 ? 64 : 32;
 }
 
+// Few tiles, less than one block a thread, and filters that do not fit into its first cache.
+constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128;
+
 }  // namespace
 
 Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
@@ -79,11 +82,14 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     // Of the widest column block.
     plan.group_tiles = call.amx ? kTileRows : tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
-    plan.threads = static_cast<int>(least(threads, groups > 0 ? groups : 1));
+    const bool shares = !call.amx && threads > 1 && tiles > 0 && tiles <= kSharedTiles && inputs * outputs >= kSharedFilters;
+    plan.sharing = shares ? threads : 1;
+    plan.threads = shares ? 1 : static_cast<int>(least(threads, groups > 0 ? groups : 1));
+    if (shares) plan.block_vectors = vectors;
     plan.blocks = round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);
     plan.block_tiles = groups > 0 ? (groups + plan.blocks - 1) / plan.blocks * plan.group_tiles : 1;
     plan.store = static_cast<int>(choose_store(call, plan.block_vectors == vectors));
-    const Layout at(call, plan.block_tiles, plan.block_vectors);
+    const Layout at(call, plan.block_tiles, plan.block_vectors, plan.sharing);
     plan.thread_floats = at.floats;
     plan.bytes = (plan.threads * at.floats + round_up(outputs, 16)) * static_cast<int64_t>(sizeof(float));
     return plan;

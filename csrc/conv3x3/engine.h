@@ -4,7 +4,8 @@
 // call.amx the planes are the pixels themselves, see amx.h.
 //
 // Planes in the workspace of a thread: V[p][tile][channel] and M[p][tile][column]. When all outputs are made in one pass, M
-// lies one plane before V: product p overwrites transformed input p - 1, which nobody needs any more.
+// lies one plane before V: product p overwrites transformed input p - 1, which nobody needs any more. Where tiles are few and
+// filters many, whose reading takes the time, the threads share a block: each reads a part of the filters.
 #pragma once
 #include "conv3x3/amx.h"
 #include "conv3x3/output.h"
@@ -16,9 +17,9 @@ namespace {
 
 struct Layout {
     int64_t v_row, v_plane, m_row, m_plane, v, m;  // floats; v and m: where the planes begin
-    int64_t zeros, staging, floats;
+    int64_t zeros, staging, staging_row, floats;
 
-    Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors) {
+    Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors, int sharing) {
         const int64_t rows = round_up(block_tiles, call.amx ? kTileRows : kTileRowsMultiple);
         const int64_t columns = columns_of(call).columns, vectors = (columns + kL - 1) / kL;
         v_row = call.amx ? pixel_row(call.sources.channels()) / 2 : source_columns(call.sources);
@@ -30,7 +31,7 @@ struct Layout {
             v = 0;
             m = kPoints * v_plane;
             zeros = m + kSums * m_plane;
-        } else if (block_vectors >= vectors) {
+        } else if (block_vectors >= vectors && sharing == 1) {
             v_plane = m_plane = v_plane > m_plane ? v_plane : m_plane;
             m = 0;
             v = m_plane;
@@ -41,7 +42,17 @@ struct Layout {
             zeros = m + kPoints * m_plane;
         }
         staging = round_up(zeros + round_up(widest(call.sources), kL), 16);
-        floats = staging + round_up(16 * columns, 16);
+        staging_row = round_up(16 * columns, 16);
+        floats = staging + sharing * staging_row;
+    }
+
+    // Of one of the threads that share a block, and works on its tiles from `tile` on.
+    Layout of_thread(int64_t thread, int64_t tile) const {
+        Layout own = *this;
+        own.v += tile * v_row;
+        own.m += tile * m_row;
+        own.staging += thread * staging_row;
+        return own;
     }
 };
 
@@ -126,6 +137,17 @@ inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t f
     }
 }
 
+// M of one block of columns at one point; first: the vector of columns that M begins with.
+inline void multiply_plane(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, int64_t p, int64_t block,
+                           int64_t first) {
+    const int64_t inputs = call.sources.channels();
+    const ColumnBlocks cut = column_blocks<float>(columns_of(call).columns);
+    const Range vectors = part_of(cut.vectors, cut.blocks, block);
+    multiply_block(vectors.end - vectors.begin, scratch + at.v + p * at.v_plane, at.v_row,
+                   call.packed + p * packed_plane(inputs, cut) + vectors.begin * kL * inputs, inputs, count,
+                   scratch + at.m + p * at.m_plane + (vectors.begin - first) * kL, at.m_row);
+}
+
 // M of these vectors of columns, whole blocks of them.
 inline void multiply_planes(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, Range vectors) {
 #if defined(__AVX512BF16__)
@@ -133,18 +155,13 @@ inline void multiply_planes(const Conv3x3Call& call, const Layout& at, int64_t c
         return multiply_pixels(call, count, reinterpret_cast<const BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane,
                                scratch + at.m, at.m_row, at.m_plane, vectors);
 #endif
-    const int64_t inputs = call.sources.channels();
     const ColumnBlocks cut = column_blocks<float>(columns_of(call).columns);
-    for (int p = 0; p < kPoints; p++) {
-        const float *v = scratch + at.v + p * at.v_plane, *packed = call.packed + p * packed_plane(inputs, cut);
-        float* m = scratch + at.m + p * at.m_plane;
+    for (int64_t p = 0; p < kPoints; p++)
         for (int64_t block = 0; block < cut.blocks; block++) {
-            const int64_t vector = cut.vectors * block / cut.blocks, end = cut.vectors * (block + 1) / cut.blocks;
-            if (vector >= vectors.begin && end <= vectors.end)
-                multiply_block(end - vector, v, at.v_row, packed + vector * kL * inputs, inputs, count,
-                               m + (vector - vectors.begin) * kL, at.m_row);
+            const Range part = part_of(cut.vectors, cut.blocks, block);
+            if (part.begin >= vectors.begin && part.end <= vectors.end)
+                multiply_plane(call, at, count, scratch, p, block, vectors.begin);
         }
-    }
 }
 
 // Where the pass ends that begins with this vector of columns: after whole blocks, and at most block_vectors.
@@ -184,9 +201,37 @@ inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t bloc
 #endif
 }
 
+// All tiles, by all threads together.
+inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scratch) {
+    const Conv3x3Call& call = stage.call;
+    const Layout at(call, plan.block_tiles, plan.block_vectors, plan.sharing);
+    const int64_t tiles = call.geometry.tiles(), outputs = columns_of(call).columns;
+    begin_thread(call, at, plan.block_tiles, scratch);
+    // work(layout, first tile, their number), by every thread for a part of the tiles
+    const auto share_tiles = [&](const auto& work) {
+        parallel_for(plan.sharing, plan.sharing, [&](int64_t begin, int64_t end) {
+            for (int64_t thread = begin; thread < end; thread++) {
+                const Range part = part_of(tiles, plan.sharing, thread);
+                if (part.begin < part.end) work(at.of_thread(thread, part.begin), part.begin, part.end - part.begin);
+            }
+            stream_fence();
+        });
+    };
+    share_tiles([&](const Layout& own, int64_t first, int64_t count) { transform_block(call, own, first, count, scratch); });
+    const int64_t blocks = column_blocks<float>(outputs).blocks;
+    parallel_for(kPoints * blocks, plan.sharing, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; task++)
+            multiply_plane(call, at, tiles, scratch, task / blocks, task % blocks, 0);
+    });
+    share_tiles([&](const Layout& own, int64_t first, int64_t count) {
+        stage.finish(stage, own, first, count, scratch, Range{0, outputs});
+    });
+}
+
 // The workspace is 64-byte aligned and has plan.bytes bytes.
 inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* workspace) {
-    const Layout at(stage.call, plan.block_tiles, plan.block_vectors);
+    if (plan.sharing > 1) return run_shared(stage, plan, workspace);
+    const Layout at(stage.call, plan.block_tiles, plan.block_vectors, plan.sharing);
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;

@@ -133,6 +133,7 @@ struct Conv3x3Plan {
     int64_t block_vectors;         // output vectors per pass over the 36 products
     int64_t thread_floats, bytes;  // workspace
     int threads, store;            // store: how outputs are written, see output.h
+    int sharing;                   // threads that work on each block together, where tiles are few and filters many; else 1
 };
 
 // clang-format off
