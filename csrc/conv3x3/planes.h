@@ -24,11 +24,10 @@ struct Band {
     int64_t run() const { return rows * row; }
 };
 
+// As floats; writes whole vectors, zeros behind the last number.
 template <class T>
 void widen(const T* from, int64_t n, float* to) {
-    int64_t i = 0;
-    for (; i + kL <= n; i += kL) store_vec<kL>(to + i, load_vec<kL>(from + i));
-    for (; i < n; i++) to[i] = load(from[i]);
+    for (int64_t i = 0; i < n; i += kL) store_vec<kL>(to + i, load_some(from + i, static_cast<int>(least(n - i, kL))));
 }
 
 // N rows of a vector as that many vectors of pixels, or back; N is a power of two.
@@ -101,19 +100,28 @@ void turn_row(const T* from, int64_t pixel, int64_t width, int64_t count, float*
     }
 }
 
-// The outer columns of a row whose inner numbers stand.
-inline void continue_row(const Conv3x3Geometry& g, float* row) {
-    for (int64_t side = 0; side < 2; side++)
-        for (int i = 0; i < g.pad_w; i++) {
-            const int64_t column = side == 0 ? i - g.pad_w : g.W + i, from = continued(column, g.W, g.mode_w);
-            row[column] = from < 0 ? 0.f : row[from];
-        }
-}
+// The columns around a row, and those whose numbers they have, -1 for zeros.
+struct Margin {
+    int count = 0;
+    int64_t column[4], from[4];
+
+    explicit Margin(const Conv3x3Geometry& g) {
+        for (int i = 1; i <= g.pad_w; i++)
+            for (int64_t outside = -i; outside < g.W + i; outside += g.W + 2 * i - 1) {
+                column[count] = outside;
+                from[count++] = continued(outside, g.W, g.mode_w);
+            }
+    }
+    void fill(float* row) const {
+        for (int i = 0; i < count; i++) row[column[i]] = from[i] < 0 ? 0.f : row[from[i]];
+    }
+};
 
 // Channels [channels.begin, channels.end) of image b, output rows from `first` on; work: see turn_row.
 template <class T>
 void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,
              float* work, float* to) {
+    const Margin margin(g);
     const int64_t count = channels.end - channels.begin;
     const T* image = static_cast<const T*>(map.data) + b * map.b + channels.begin * map.c;
     for (int64_t r = 0; r < band.rows + 2; r++) {
@@ -128,7 +136,7 @@ void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, in
             turn_row(source, map.w, g.W, count, work, row + g.pad_w, band.plane);
         else
             for (int64_t c = 0; c < count; c++) widen(source + c * map.c, g.W, row + g.pad_w + c * band.plane);
-        for (int64_t c = 0; c < count; c++) continue_row(g, row + g.pad_w + c * band.plane);
+        for (int64_t c = 0; c < count; c++) margin.fill(row + g.pad_w + c * band.plane);
     }
 }
 
