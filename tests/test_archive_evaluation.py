@@ -83,7 +83,13 @@ def same(ours, theirs):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("case", "options"), [(radar, {}), (temperature, {}), (humidity, {}), (hindcasts, {"baselines": ["persistence"]})]
+    ("case", "options"),
+    [
+        (radar, {}),
+        (temperature, {"start": "2019-01-01T03:00", "var": "t"}),
+        (humidity, {}),
+        (hindcasts, {"baselines": ["persistence"]}),
+    ],
 )
 def test_two_workers_give_the_bits_of_one_process(case, options, tmp_path, scheduler, one_thread):
     names = [tmp_path / name for name in ("made.nc", "truth.nc", "input.nc")]

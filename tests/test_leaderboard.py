@@ -131,6 +131,13 @@ def test_humidity_rows_and_their_refusal(tmp_path):
         humidity.study(config(tmp_path, humidity))
 
 
+def test_nowcast_rows():
+    found = {"starts": 3, "mse": 8.0, "mse of extrapolation": 10.0, "csi 2": 0.5, "csi 2 of extrapolation": 0.45}
+    error, skill = nowcast.leaderboard_rows({"a.nc": found})
+    assert (error["value"], error["better"], error["cases"], error["data"]) == (0.8, "lower", 3, "a.nc")
+    assert (skill["value"], skill["better"], skill["cases"], skill["data"]) == (0.05, "higher", 3, "a.nc")
+
+
 @pytest.mark.parametrize("other", [{"against": "b"}, {"members": 4}])
 def test_nowcast_rows_are_of_one_model_and_its_forecasts(tmp_path, other):
     with pytest.raises(ValueError, match="leaderboard must be left out with"):
