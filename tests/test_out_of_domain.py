@@ -183,9 +183,9 @@ def test_motion_per_step_is_that_of_most_pairs():
 
 def test_nowcasts():
     model, known = nowcaster(), synthetic_event(3, frames=12, shape=(40, 44))
-    model.card.input_ranges = {"flow disagreement": [0.0, 1e-3]}
+    model.card.input_ranges = {"flow disagreement": [0.0, 0.1]}
     out, said = seen(lambda: fastds.nowcast(model, known, steps=2))
-    assert out.attrs["fastds_out_of_domain"] > 1 and len(said) == 1 and "flow disagreement" in said[0]
+    assert 1 < out.attrs["fastds_out_of_domain"] < 99 and len(said) == 1 and "flow disagreement" in said[0]
     assert "fastds_out_of_domain" not in fastds.nowcast("extrapolation", known, steps=2).attrs
     before = known.reflectivity.copy()
     before.values[-3] = before.values[-3, ::-1]  # by the last two of three fields that the network gets
