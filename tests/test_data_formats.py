@@ -12,6 +12,7 @@ import xarray as xr
 
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.data.formats import grib
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import format_of
 
@@ -144,6 +145,23 @@ def test_mrms(raw, tmp_path):
     shutil.copy(raw / "mrms" / name, tmp_path / "rain.grib2.gz")
     with pytest.raises(ValueError, match="the name of an MRMS file must tell a product of rain or reflectivity"):
         open_dataset(tmp_path / "rain.grib2.gz")
+
+
+@pytest.mark.parametrize(
+    ("product", "field", "codes", "expected"),
+    [
+        ("PrecipRate", RAIN, [-3.0, -1.0, 0.0, 2.5], [np.nan, np.nan, 0.0, 2.5]),
+        ("MultiSensor_QPE_24H_Pass2", AMOUNT, [-3.0, -1.0, 0.0, 2.5], [np.nan, np.nan, 0.0, 2.5]),
+        ("MergedReflectivityQCComposite", ECHO, [-999.0, -99.0, -5.0, 30.0], [np.nan, -32.0, -5.0, 30.0]),
+    ],
+)
+def test_codes_of_mrms(product, field, codes, expected):
+    """-1 and -3: no radar sees the place; of reflectivity -99 is no echo and -999 no radar."""
+    axes = {"latitude": [40.0, 39.9], "longitude": [260.0, 260.1], "time": np.datetime64("2025-06-01", "ns")}
+    dataset = xr.Dataset({"unknown": (("latitude", "longitude"), np.reshape(codes, (2, 2)))}, axes)
+    made = grib._mrms(dataset, Contents(f"MRMS_{product}_00.00_20250601-000000.grib2.gz"))
+    np.testing.assert_array_equal(made[field].values.ravel(), expected)
+    assert ("time: sum (interval: 1440 min)" in str(made[field].attrs)) == (field == AMOUNT)
 
 
 def test_meteonet(raw, tmp_path):
