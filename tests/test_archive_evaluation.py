@@ -53,8 +53,11 @@ def radar():
 
 
 def temperature():
+    """On the grid of the truth, with an error that grows with time, and behind another variable."""
     truth = fields(TEMPERATURE, 6)
-    return fastds.downscale(field_model(), truth, scale=1.0), truth, None
+    made = fastds.downscale(field_model(), truth, scale=1.0)
+    made = made.assign(t=made.t.copy(data=made.t + np.arange(6, dtype="f4")[:, None, None]))
+    return *(dataset.assign(a=dataset.t.copy(data=truth.t))[["a", "t"]] for dataset in (made, truth)), None
 
 
 def humidity():
