@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
@@ -109,6 +110,14 @@ def test_classes_of_meteoswiss(raw, data_dir):
         # The middle of the national grid is the observatory of Bern.
         proj = pyproj.Proj(pyproj.CRS.from_cf(dataset.crs.attrs))
         np.testing.assert_allclose(proj(600e3, 200e3, inverse=True), (7.4386, 46.9511), atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(641, 710), (640, 709)])
+def test_other_sizes_are_not_of_meteoswiss(tmp_path, shape):
+    path = tmp_path / MCH.split("/")[1]
+    Image.fromarray(np.zeros(shape, np.uint8), "P").save(path, comment=b"Meteoswiss")
+    with pytest.raises(ValueError, match="must be a palette image of 640 x 710 pixels, got "):
+        open_dataset(path)
 
 
 def test_a_single_radar_lies_in_the_composite_made_of_it(raw, data_dir):

@@ -29,6 +29,8 @@ def test_rows_are_added_replaced_and_read_again(tmp_path):
     add(file, [Row(**ROW | {"value": 0.95})])
     assert {row.model: row.value for row in read(file)} == {"mine": 0.95, "other": 0.85}
     assert file.read_text().count("\n") == 4  # a line a row, so that two people's rows merge
+    add(file, [Row(**ROW | {"data": "0.nc"})])
+    assert [(row.data, row.model) for row in read(file)] == [("0.nc", "mine"), ("a.nc", "mine"), ("a.nc", "other")]
     assert [p.name for p in tmp_path.iterdir()] == ["board.json"]
 
 
