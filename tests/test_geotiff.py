@@ -86,7 +86,9 @@ def test_other_units_stay_as_they_are(tmp_path):
         assert found["band_1"].attrs["units"] == "m s-1"
 
 
-@pytest.mark.parametrize("form", [{}, {"ENDIANNESS": "BIG"}, {"BIGTIFF": "YES"}, {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}])
+@pytest.mark.parametrize(
+    "form", [{}, {"ENDIANNESS": "BIG"}, {"BIGTIFF": "YES"}, {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}]
+)
 def test_the_tag_of_the_time_comes_before_the_name(tmp_path, form):
     """In all four kinds of TIFF, which begin with other bytes."""
     y, x, codes = np.arange(3.0, 0, -1), np.arange(4.0), np.arange(12, dtype=np.uint16).reshape(3, 4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_verbs import HUMIDITY, TEMPERATURE, generator, gridded, nowcaster, radar_model
+from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, nowcaster, radar_model
 
 import fastds
 from fastds import models
@@ -16,6 +16,7 @@ from fastds.data import coarsen_dataset, synthetic_event
 from fastds.models import ModelCard
 from fastds.tasks.domain.score import domain_of, evenly, ranges_of
 from fastds.tasks.domain.statistics import of_echo, of_fields, texture
+from fastds.tasks.humidity import job as humidity_job
 from fastds.tasks.radar.job import judge
 
 
@@ -198,6 +199,24 @@ def test_humidity():
     model.card.input_ranges = {"mean": [-100.0, -90.0]}
     out, said = seen(lambda: fastds.downscale(model, field))
     assert out.attrs["fastds_out_of_domain_by"] == "mean" and len(said) == 1 and "the mean of" in said[0]
+
+
+def test_levels_between_those_of_the_training_are_inside():
+    card = ModelCard(input_variables=[{"name": "r", "levels_hPa": [500.0, 850.0]}])
+    outside = {level: [one.what for one in humidity_job.judge(card, level, []).outside] for level in (300, 700, 1000)}
+    assert outside == {300: ["pressure"], 700: [], 1000: ["pressure"]}
+
+
+@pytest.mark.parametrize(("make", "variable", "options"), [
+    (generator, HUMIDITY, {}), (field_model, TEMPERATURE, {"scale": 2}),
+])  # fmt: skip
+def test_a_last_time_that_is_others_changes_the_score(make, variable, options):
+    model, fields = make(), gridded(variable)
+    model.card.input_ranges = {"mean": [0.0, 1000.0], "t mean": [0.0, 1000.0]}
+    other = fields.copy(deep=True)
+    other[variable["name"]][-1] -= 10
+    scores = [fastds.downscale(model, data, **options).attrs["fastds_out_of_domain"] for data in (fields, other)]
+    assert scores[1] - scores[0] == pytest.approx(0.01, abs=1e-3)  # half of 10 of 500
 
 
 def test_fields_and_queries():
