@@ -467,7 +467,11 @@ def test_twice_the_work_is_counted_as_twice_the_multiplications(name, longer):
     _, weights, products, *_ = costs.TERMS[name](*lengths)
     lengths[longer] *= 2
     more = costs.TERMS[name](*lengths)
-    assert more[2] == pytest.approx(2 * products, rel=0.04) and more[1] == weights * (1 + (longer in (1, 2)))
+    assert (
+        products > 0
+        and more[2] == pytest.approx(2 * products, rel=0.04)
+        and more[1] == weights * (1 + (longer in (1, 2)))
+    )
 
 
 def test_costs_have_rows_for_every_machine(native):
