@@ -53,8 +53,11 @@ def radar():
 
 
 def temperature():
+    """On the grid of the truth, with an error that grows with time, and behind another variable."""
     truth = fields(TEMPERATURE, 6)
-    return fastds.downscale(field_model(), truth, scale=1.0), truth, None
+    made = fastds.downscale(field_model(), truth, scale=1.0)
+    made = made.assign(t=made.t.copy(data=made.t + np.arange(6, dtype="f4")[:, None, None]))
+    return *(dataset.assign(a=dataset.t.copy(data=truth.t))[["a", "t"]] for dataset in (made, truth)), None
 
 
 def humidity():
@@ -83,7 +86,13 @@ def same(ours, theirs):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("case", "options"), [(radar, {}), (temperature, {}), (humidity, {}), (hindcasts, {"baselines": ["persistence"]})]
+    ("case", "options"),
+    [
+        (radar, {}),
+        (temperature, {"start": "2019-01-01T03:00", "var": "t"}),
+        (humidity, {}),
+        (hindcasts, {"baselines": ["persistence"]}),
+    ],
 )
 def test_two_workers_give_the_bits_of_one_process(case, options, tmp_path, scheduler, one_thread):
     names = [tmp_path / name for name in ("made.nc", "truth.nc", "input.nc")]

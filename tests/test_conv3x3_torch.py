@@ -436,6 +436,21 @@ def test_explain():
     assert fastds.explain("conv3x3", *arguments)["native"] == "chosen"
 
 
+@pytest.mark.parametrize("name", costs.TERMS)
+@pytest.mark.parametrize("longer", range(5), ids=["batch", "inputs", "outputs", "height", "width"])
+def test_twice_the_work_is_counted_as_twice_the_multiplications(name, longer):
+    """Of lengths that no algorithm rounds up; columns beyond the field are few."""
+    lengths = [1, 64, 64, 32, 32]
+    _, weights, products, *_ = costs.TERMS[name](*lengths)
+    lengths[longer] *= 2
+    more = costs.TERMS[name](*lengths)
+    assert (
+        products > 0
+        and more[2] == pytest.approx(2 * products, rel=0.04)
+        and more[1] == weights * (1 + (longer in (1, 2)))
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "dtype", "backward", "expected"),  # shape: batch, inputs, outputs, height, width
     [

@@ -9,9 +9,11 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.data.formats import grib
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import format_of
 
@@ -110,6 +112,14 @@ def test_classes_of_meteoswiss(raw, data_dir):
         np.testing.assert_allclose(proj(600e3, 200e3, inverse=True), (7.4386, 46.9511), atol=2e-3)
 
 
+@pytest.mark.parametrize("shape", [(641, 710), (640, 709)])
+def test_other_sizes_are_not_of_meteoswiss(tmp_path, shape):
+    path = tmp_path / MCH.split("/")[1]
+    Image.fromarray(np.zeros(shape, np.uint8), "P").save(path, comment=b"Meteoswiss")
+    with pytest.raises(ValueError, match="must be a palette image of 640 x 710 pixels, got "):
+        open_dataset(path)
+
+
 def test_a_single_radar_lies_in_the_composite_made_of_it(raw, data_dir):
     """The bins of DX within 60 km, where neighbours are told apart; the map fits best where it is."""
     with open_dataset(raw / DX) as dataset, open_dataset(data_dir / "radar_dwd_dx_sw_20080602_5min.nc") as other:
@@ -144,6 +154,23 @@ def test_mrms(raw, tmp_path):
     shutil.copy(raw / "mrms" / name, tmp_path / "rain.grib2.gz")
     with pytest.raises(ValueError, match="the name of an MRMS file must tell a product of rain or reflectivity"):
         open_dataset(tmp_path / "rain.grib2.gz")
+
+
+@pytest.mark.parametrize(
+    ("product", "field", "codes", "expected"),
+    [
+        ("PrecipRate", RAIN, [-3.0, -1.0, 0.0, 2.5], [np.nan, np.nan, 0.0, 2.5]),
+        ("MultiSensor_QPE_24H_Pass2", AMOUNT, [-3.0, -1.0, 0.0, 2.5], [np.nan, np.nan, 0.0, 2.5]),
+        ("MergedReflectivityQCComposite", ECHO, [-999.0, -99.0, -5.0, 30.0], [np.nan, -32.0, -5.0, 30.0]),
+    ],
+)
+def test_codes_of_mrms(product, field, codes, expected):
+    """-1 and -3: no radar sees the place; of reflectivity -99 is no echo and -999 no radar."""
+    axes = {"latitude": [40.0, 39.9], "longitude": [260.0, 260.1], "time": np.datetime64("2025-06-01", "ns")}
+    dataset = xr.Dataset({"unknown": (("latitude", "longitude"), np.reshape(codes, (2, 2)))}, axes)
+    made = grib._mrms(dataset, Contents(f"MRMS_{product}_00.00_20250601-000000.grib2.gz"))
+    np.testing.assert_array_equal(made[field].values.ravel(), expected)
+    assert ("time: sum (interval: 1440 min)" in str(made[field].attrs)) == (field == AMOUNT)
 
 
 def test_meteonet(raw, tmp_path):
@@ -319,7 +346,8 @@ def test_times_are_chosen(halves):
         assert dataset.sizes["time"] == 2
     with pytest.raises(ValueError, match="no time lies between start 2030-01-01 and stop None; the fields reach from"):
         open_dataset(folder / "a.nc", start="2030-01-01")
-    with open_dataset(folder / "*.nc", start=times[1] + "+00:00", stop=times[4][:16] + "Z") as dataset:
+    ahead = str(event.time.values[1] + np.timedelta64(2, "h"))[:19] + "+02:00"
+    with open_dataset(folder / "*.nc", start=ahead, stop=times[4][:16] + "Z") as dataset:
         np.testing.assert_array_equal(dataset.time, event.time[1:5])
     for date in ("soon", "02:00", "06.01.2024", "2024-06-31"):
         with pytest.raises(ValueError, match=f"stop must be a date and time such as 2024-06-01T12:00, got '{date}'"):

@@ -11,7 +11,7 @@ import fastds
 from fastds import models
 from fastds.cli import main
 from fastds.data import coarsen_dataset, synthetic_event
-from fastds.tasks.common.settings import Settings, computing, settle
+from fastds.tasks.common.settings import Settings, check_count, computing, settle
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 NETWORK = torch.nn.Linear(1, 1)
@@ -22,6 +22,14 @@ ABSENT = "--device must be cpu or auto on this machine, where torch finds no GPU
 def gpu_there(request, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param)
     return request.param
+
+
+@pytest.mark.parametrize(("cores", "most"), [(2, 64), (100, 400)])
+def test_threads_may_be_four_times_the_cores(monkeypatch, cores, most):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    check_count("threads", most)
+    with pytest.raises(ValueError, match=f"threads must be a whole number from 1 to {most} on this machine, got"):
+        check_count("threads", most + 1)
 
 
 def test_what_is_chosen(gpu_there):

@@ -17,12 +17,13 @@ DPC = "raw/dpc/VMI_1744834500000.h5"
 TAGS = {"Quantity": "Corrected reflectivity", "Gain": "0.5", "Offset": "-32", "Nodata": "255", "Undetect": "0"}
 
 
-def write(path, codes, y, x, crs="EPSG:4326", tags=None, transform=None, **band):
-    """An image of codes (H, W), or bands of them, whose pixels have these centres."""
+def write(path, codes, y, x, crs="EPSG:4326", tags=None, transform=None, form=None, **band):
+    """An image of codes (H, W), or bands of them, whose pixels have these centres; form: options of GDAL."""
     dy, dx = y[1] - y[0], x[1] - x[0]
     grid = transform or rasterio.Affine(dx, 0.0, x[0] - dx / 2, 0.0, dy, y[0] - dy / 2)
     bands = codes.reshape(-1, *codes.shape[-2:])
     options = {"count": len(bands), "height": len(y), "width": len(x), "dtype": codes.dtype.name, "crs": crs}
+    options |= form or {}
     with rasterio.open(path, "w", driver="GTiff", transform=grid, compress="lzw", nodata=band.pop("nodata", None),
                        **options) as image:  # fmt: skip
         image.write(bands)
@@ -83,6 +84,18 @@ def test_other_units_stay_as_they_are(tmp_path):
     path = write(tmp_path / "202405011230.tif", np.ones((3, 4), np.float32), y, x, units="m s-1")
     with open_dataset(path) as found:
         assert found["band_1"].attrs["units"] == "m s-1"
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"ENDIANNESS": "BIG"}, {"BIGTIFF": "YES"}, {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}]
+)
+def test_the_tag_of_the_time_comes_before_the_name(tmp_path, form):
+    """In all four kinds of TIFF, which begin with other bytes."""
+    y, x, codes = np.arange(3.0, 0, -1), np.arange(4.0), np.arange(12, dtype=np.uint16).reshape(3, 4)
+    tags = {"Observation time": "202405011225"}
+    with open_dataset(write(tmp_path / "202405011230.tif", codes, y, x, tags=tags, form=form)) as found:
+        assert str(found.time.values[0])[:16] == "2024-05-01T12:25"
+        np.testing.assert_array_equal(found["band_1"][0], codes)
 
 
 def test_an_untold_quantity_needs_units(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="state does not fit metasr with the EDSR encoder: 'imnet.layers.2.weight'"):
         from_published({k: v for k, v in published("metasr").items() if not k.startswith("imnet.layers.2")})
     state["imnet.layers.0.weight"] = torch.zeros(WIDTH, C + 4)  # without feature unfolding
-    with pytest.raises(ValueError, match="expected 9 \\* 8 \\+ 4"):
+    with pytest.raises(ValueError, match="reads 12 values, expected 9 \\* 8 \\+ 4"):
         from_published(state)
     with pytest.raises(ValueError, match="without DPFA"):
         to_published(create("inr-small"))

@@ -29,6 +29,8 @@ def test_rows_are_added_replaced_and_read_again(tmp_path):
     add(file, [Row(**ROW | {"value": 0.95})])
     assert {row.model: row.value for row in read(file)} == {"mine": 0.95, "other": 0.85}
     assert file.read_text().count("\n") == 4  # a line a row, so that two people's rows merge
+    add(file, [Row(**ROW | {"data": "0.nc"})])
+    assert [(row.data, row.model) for row in read(file)] == [("0.nc", "mine"), ("a.nc", "mine"), ("a.nc", "other")]
     assert [p.name for p in tmp_path.iterdir()] == ["board.json"]
 
 
@@ -129,6 +131,13 @@ def test_humidity_rows_and_their_refusal(tmp_path):
     assert found == {"PSNR less bicubic's in dB, ensemble mean": 1.0, "PSNR less bicubic's in dB, no noise": 0.5}
     with pytest.raises(ValueError, match="leaderboard needs the argument model"):
         humidity.study(config(tmp_path, humidity))
+
+
+def test_nowcast_rows():
+    found = {"starts": 3, "mse": 8.0, "mse of extrapolation": 10.0, "csi 2": 0.5, "csi 2 of extrapolation": 0.45}
+    error, skill = nowcast.leaderboard_rows({"a.nc": found})
+    assert (error["value"], error["better"], error["cases"], error["data"]) == (0.8, "lower", 3, "a.nc")
+    assert (skill["value"], skill["better"], skill["cases"], skill["data"]) == (0.05, "higher", 3, "a.nc")
 
 
 @pytest.mark.parametrize("other", [{"against": "b"}, {"members": 4}])

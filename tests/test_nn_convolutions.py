@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastds.nn import Conv1x1, Conv3x3, ResidualBlock, SubPixel
+from fastds.nn import Conv1x1, Conv3x3, ResidualBlock, SubPixel, chunks
 from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
 
 
@@ -134,3 +134,18 @@ def test_first_weights_of_summands(kind, size):
         for values in (part, bias):
             ends = values.min().item(), values.max().item(), values.mean().item()
             assert ends == pytest.approx((-bound, bound, 0), rel=0.01, abs=0.05 * bound)
+
+
+# ---- pieces
+
+
+def test_pieces_are_as_large_as_the_working_set(monkeypatch):
+    """Frames of 64 KB, and bands of four rows, or of as many as fit; each reads the rows around it."""
+    x = torch.zeros(20, 16, 32, 32)
+    for bytes_at_once, frames in ((0, 1), (1 << 18, 4), ((1 << 18) + 1, 4)):
+        monkeypatch.setattr(chunks, "WORKING_SET", bytes_at_once)
+        with torch.no_grad():
+            assert chunks.frames_at_once(x) == frames and chunks.frames_at_once(x, channels=32) == max(1, frames // 2)
+        assert chunks.frames_at_once(x) is None  # with gradients all at once
+    assert chunks.row_bands(20, 1 << 15, 2) == [(0, 8, 0, 10), (8, 16, 6, 18), (16, 20, 14, 20)]
+    assert [band[:2] for band in chunks.row_bands(9, 1 << 18, 0)] == [(0, 4), (4, 8), (8, 9)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_verbs import HUMIDITY, TEMPERATURE, generator, gridded, nowcaster, radar_model
+from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, nowcaster, radar_model
 
 import fastds
 from fastds import models
@@ -16,6 +16,8 @@ from fastds.data import coarsen_dataset, synthetic_event
 from fastds.models import ModelCard
 from fastds.tasks.domain.score import domain_of, evenly, ranges_of
 from fastds.tasks.domain.statistics import of_echo, of_fields, texture
+from fastds.tasks.humidity import job as humidity_job
+from fastds.tasks.radar.job import judge
 
 
 def seen(make):
@@ -39,6 +41,7 @@ def test_texture_of_a_plane_and_of_noise():
     )
     assert texture(torch.full((9, 9), 3.0)) == {"mean": 3.0, "gradient": 0.0}
     assert set(texture(torch.rand(3, 3))) == {"mean", "gradient"}
+    assert set(texture((x + y) % 4)) == {"mean", "gradient"}  # pixels 4 apart are equal
 
 
 def test_missing_pixels_do_not_count():
@@ -172,12 +175,23 @@ def test_radar():
     assert lazy.attrs["fastds_out_of_domain"] == outside.attrs["fastds_out_of_domain"] and again == said
 
 
+def test_motion_per_step_is_that_of_most_pairs():
+    card = ModelCard(motion_px=(0.5, 2.0))
+    inputs = [{"motion": 1.0}, {}, {"motion": 9.0}, {"motion": 1.5}]
+    assert judge(card, None, 300.0, inputs).score == 0 and judge(card, None, 300.0, inputs[2:3]).score == 4.5
+    assert judge(card, None, 300.0, [{}]).score is None
+
+
 def test_nowcasts():
     model, known = nowcaster(), synthetic_event(3, frames=12, shape=(40, 44))
-    model.card.input_ranges = {"flow disagreement": [0.0, 1e-3]}
+    model.card.input_ranges = {"flow disagreement": [0.0, 0.1]}
     out, said = seen(lambda: fastds.nowcast(model, known, steps=2))
-    assert out.attrs["fastds_out_of_domain"] > 1 and len(said) == 1 and "flow disagreement" in said[0]
+    assert 1 < out.attrs["fastds_out_of_domain"] < 99 and len(said) == 1 and "flow disagreement" in said[0]
     assert "fastds_out_of_domain" not in fastds.nowcast("extrapolation", known, steps=2).attrs
+    before = known.reflectivity.copy()
+    before.values[-3] = before.values[-3, ::-1]  # by the last two of three fields that the network gets
+    again, _ = seen(lambda: fastds.nowcast(model, known.assign(reflectivity=before), steps=2))
+    assert again.attrs["fastds_out_of_domain"] == out.attrs["fastds_out_of_domain"]
 
 
 def test_humidity():
@@ -185,6 +199,24 @@ def test_humidity():
     model.card.input_ranges = {"mean": [-100.0, -90.0]}
     out, said = seen(lambda: fastds.downscale(model, field))
     assert out.attrs["fastds_out_of_domain_by"] == "mean" and len(said) == 1 and "the mean of" in said[0]
+
+
+def test_levels_between_those_of_the_training_are_inside():
+    card = ModelCard(input_variables=[{"name": "r", "levels_hPa": [500.0, 850.0]}])
+    outside = {level: [one.what for one in humidity_job.judge(card, level, []).outside] for level in (300, 700, 1000)}
+    assert outside == {300: ["pressure"], 700: [], 1000: ["pressure"]}
+
+
+@pytest.mark.parametrize(("make", "variable", "options"), [
+    (generator, HUMIDITY, {}), (field_model, TEMPERATURE, {"scale": 2}),
+])  # fmt: skip
+def test_a_last_time_that_is_others_changes_the_score(make, variable, options):
+    model, fields = make(), gridded(variable)
+    model.card.input_ranges = {"mean": [0.0, 1000.0], "t mean": [0.0, 1000.0]}
+    other = fields.copy(deep=True)
+    other[variable["name"]][-1] -= 10
+    scores = [fastds.downscale(model, data, **options).attrs["fastds_out_of_domain"] for data in (fields, other)]
+    assert scores[1] - scores[0] == pytest.approx(0.01, abs=1e-3)  # half of 10 of 500
 
 
 def test_fields_and_queries():

@@ -130,6 +130,12 @@ def test_numbers_are_those_of_the_table(request, kind):
     assert page.texts("caption") == [rich.title for rich in table.tables()]
 
 
+@pytest.mark.parametrize("kind", ["downscaled", "forecast"])
+def test_a_page_that_shows_everything_says_nothing_of_parts(request, kind):
+    path, _ = request.getfixturevalue(kind)
+    assert not re.search(r"(Maps|spectra) of \d+ of \d+", path.read_text())
+
+
 def test_frames_of_downscaled_fields(downscaled):
     path, _ = downscaled
     page = parsed(path)

@@ -40,6 +40,12 @@ def test_cases(name, expected, few, data_dir):
     assert len(found) == expected and len({case.label for case in found}) == expected
     for case in found:
         assert 0.2 < case.ratio < 1.2 and 0 < case.domain.score < 3 and case.block in case.label.split(", cells")[0]
+    seen = [{one.what: one.value for one in case.domain.departures} for case in (found[0], found[-1])]
+    if network.card.task in ("radar", "nowcast"):  # of input grids, which a network of radar makes finer
+        finer = 2 if network.card.task == "radar" else 1
+        assert [one["grid spacing"] / (1000 * finer) for one in seen] == pytest.approx([1, 4], rel=0.05)
+        times = [one.get("cadence", one.get("interval between fields")) for one in seen]
+        assert times == [300 * finer] * 2
 
 
 def test_a_foreign_level_has_a_large_score_and_error(data_dir):

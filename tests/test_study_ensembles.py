@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="studies belong to the training extra")
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import save_dataset, synthetic_event
+from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.surroundings import FEATURES
@@ -102,6 +102,34 @@ def test_scores_of_starts_add_up():
     for name, values in expected.rows.items():
         np.testing.assert_allclose(found.rows[name], values, rtol=1e-9)
     assert nowcast_ensembles._rows(parts, 10.0) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"precip_thr": -10.0}, {"ar_order": 1}])
+def test_peers_get_rain_in_their_unit_and_give_it_back(options):
+    """A peer that keeps the last field: in dB of mm/h, and for ANVIL in mm/h; what it leaves missing is dry."""
+    pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
+    rain = np.random.default_rng(0).gamma(0.5, 2.0, (3, 40, 48))
+
+    def peer(fields, velocity, steps, **given):
+        assert velocity.shape == (2, 40, 48) and fields.ndim == (3 if given else 2)
+        made = np.stack([fields if fields.ndim == 2 else fields[-1]] * steps)
+        made[:, 5] = np.nan
+        return made
+
+    start = nowcast_ensembles.Start(None, rain, 5.0, np.zeros((2, 40, 48)))
+    found = nowcast_ensembles._pysteps(peer, start, **options)
+    expected = np.where(rain[-1] < 0.1, 0, rain[-1])
+    expected[5] = 0
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (2, 2, 40, 48)), rtol=1e-5)
+
+
+def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
+    law, sample = ErrorLaw(4), made(50)
+    pool, least = nowcast_law._Pool([sample]), torch.full((50,), sample.least)
+    echo, rain, mean = (part.mean() for part in score(law, sample.features, sample.truth, least, LAW))
+    rates = reflectivity_to_rate(sample.truth.numpy(), no_echo=0.0)
+    expected = echo / (sample.truth.mean() + 0.3) + rain / (rates.mean() + 0.03) + 0.1 * mean / rates.var(ddof=1)
+    assert pool.loss(law, torch.arange(50)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monkeypatch, capsys):

@@ -87,9 +87,11 @@ def test_every_method_is_trained_alike(budget):
         expected = [31_031_299, 34_234_057, 8_737_073, 8_738_225, 9_476_465, 9_477_617]
         assert list(parameters.values()) == expected
         assert {(c.learning_rate, c.data.crop, c.data.batch_size) for c in made.values()} == {(1e-5, 200, 1)}
+        assert {c.warmup_steps for c in made.values()} == {0}
     else:
         assert parameters["UNet"] == 1_092_195 and parameters["UNet3D"] == 423_561 and parameters["ZSM"] == 233_041
         assert {c.data.epoch_samples for c in made.values()} == {40}
+        assert {c.warmup_steps for c in made.values()} == {9}  # a tenth of the training
     for name, config in made.items():
         m = METHODS[name]
         assert config.data.statics == (data.statics if m.static else []) and config.loss == "mse"

@@ -5,6 +5,7 @@ import functools
 import io
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
 from fastds import data, models
+from fastds.tasks.common.checkpoints import LastCheckpoint
 from fastds.tasks.common.command import main
 
 SAMPLES = {"batch_size": 2, "epoch_samples": 8, "validation_samples": 4}  # epochs of 4 steps
@@ -157,6 +159,16 @@ def test_a_signal_during_the_validation_waits_for_its_end(files, tmp_path):
 def test_a_signal_in_the_last_step_lets_the_run_end(files, tmp_path):
     done = signalled(arguments(files, "radar", tmp_path / "o", max_steps=3), signal.SIGINT, 2)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"wrote {tmp_path}/o/best.safetensors", done.stderr
+
+
+@pytest.mark.parametrize("somewhere", [True, False])
+def test_a_signal_to_one_of_several_processes_ends_all(tmp_path, somewhere):
+    """After a step each asks the others; one that got no signal itself ends as by SIGTERM."""
+    asked = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: asked.append((own, all)) or somewhere)
+    callback = LastCheckpoint(tmp_path)
+    assert callback._stops(SimpleNamespace(world_size=2, strategy=strategy)) == somewhere
+    assert asked == [(False, False)] and callback._number == (signal.SIGTERM if somewhere else 0)
 
 
 class Harm:

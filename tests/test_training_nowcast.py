@@ -191,6 +191,20 @@ def test_where_hardly_anything_is_measured_the_crop_with_most_of_it(event, tmp_p
         assert place == min(drawn, key=lambda p: p[1]) != drawn[0]
 
 
+def test_ranges_of_inputs_are_of_the_last_known_fields_of_crops_on_the_ground(event):
+    """As a forecast gets them: in the frame of the air hardly anything moves."""
+    moving, fixed = (NowcastData(samples(event), moving=moving, seed=1) for moving in (True, False))
+    for part in (moving, fixed):
+        part.setup()
+    assert moving.input_ranges(6) == fixed.input_ranges(6) != {}
+    assert moving.input_ranges(6) != fixed.input_ranges(8)
+    sample = fixed.training[0]
+    found = fixed.statistics(sample)
+    sample["frames"][[0, 3, 4, 5]] = 0
+    assert found and fixed.statistics(sample) == found
+    assert NowcastData(samples(event, known=1), moving=False).input_ranges() == {}
+
+
 def test_the_second_network_of_two_is_validated(event):
     module, batch = NowcastModule(DBRNN(hidden=4), tiny(event)), batch_of()
     module.on_validation_epoch_start()
