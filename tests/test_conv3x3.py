@@ -286,15 +286,16 @@ def test_gradients_larger_than_the_caches():
         assert (part - exact).abs().max() <= 2e-5 * exact.abs().max()
 
 
-# The last has so few tiles and so many filters that the threads share its tiles.
+# The last two have so few tiles and so many filters that the threads share the tiles.
 @pytest.mark.parametrize(
     ("algorithm", "sizes"),
     [
         ("winograd", {"B": 2, "C1": 40, "C2": 9, "O": 72, "H": 37, "W": 30}),
         ("planes", {"B": 2, "C1": 40, "C2": 9, "O": 72, "H": 37, "W": 30}),
         ("winograd", {"B": 2, "C1": 128, "C2": 9, "O": 264, "H": 9, "W": 14}),
+        ("winograd", {"B": 1, "C1": 128, "C2": 9, "O": 144, "H": 18, "W": 21}),
     ],
-    ids=["winograd", "planes", "shared"],
+    ids=["winograd", "planes", "shared", "shared by more than a block"],
 )
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_bits_do_not_depend_on_threads(isa, threads, algorithm, sizes):

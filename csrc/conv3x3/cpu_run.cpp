@@ -86,7 +86,7 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     plan.sharing = shares ? threads : 1;
     plan.threads = shares ? 1 : static_cast<int>(least(threads, groups > 0 ? groups : 1));
     if (shares) plan.block_vectors = vectors;
-    plan.blocks = round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);
+    plan.blocks = shares ? 1 : round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);
     plan.block_tiles = groups > 0 ? (groups + plan.blocks - 1) / plan.blocks * plan.group_tiles : 1;
     plan.store = static_cast<int>(choose_store(call, plan.block_vectors == vectors));
     const Layout at(call, plan.block_tiles, plan.block_vectors, plan.sharing);
