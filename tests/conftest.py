@@ -88,6 +88,12 @@ def threads_of_torch():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def two_threads(threads_of_torch):
+    """Kernels share their work, as they do for users; else a process of the tests computes by one thread."""
+    torch.set_num_threads(2)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Every test starts from the same random state; FASTDS_TEST_SEED tries another."""

@@ -52,7 +52,7 @@ def isa(isa, native):
 
 
 @pytest.mark.parametrize("part", range(10))
-def test_samples(isa, part):
+def test_samples(isa, two_threads, part):
     """Values of 10 seeded problems per part, gradients of every third; 100 per instruction set, each its own."""
     for index, problem in enumerate(sampled(10, 100 * len(isa) + part)):
         backward = index % 3 == 0
@@ -65,7 +65,7 @@ def test_samples(isa, part):
 
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 @pytest.mark.parametrize("part", range(4))
-def test_planes(isa, part, side):
+def test_planes(isa, two_threads, part, side):
     """Few channels on one side, of every count to 20, in either layout, gradients of all."""
     layout = (torch.channels_last, torch.contiguous_format)[part % 2]
     for index, problem in enumerate(sampled(5, 1000 + 10 * part + len(isa))):
@@ -78,7 +78,7 @@ def test_planes(isa, part, side):
         check_gradients(problem, tensors, y)
 
 
-def test_planes_of_large_maps(isa):
+def test_planes_of_large_maps(isa, two_threads):
     """In bands, the last of them shorter; sums of many pixels stay exact to float32."""
     problem = Problem(B=2, C1=18, C2=3, O=3, H=131, W=203, padding_mode="circular_x")
     tensors = leaves(problem)
@@ -114,7 +114,7 @@ def test_gradients_of_small_fields(isa, size, padding_mode):
 
 
 @pytest.mark.parametrize("height", [12, 37], ids=["one stretch", "two stretches"])
-def test_gradients_of_wide_layers(isa, height):
+def test_gradients_of_wide_layers(isa, two_threads, height):
     """Their sums of the weight gradient are larger than the caches and are written and fetched in other ways."""
     problem = Problem(B=1, C1=176, C2=0, O=176, H=height, W=38)
     tensors = leaves(problem)

@@ -64,7 +64,7 @@ def check(tensors, dtype, algorithm="winograd", **options):
 @pytest.mark.parametrize("algorithm", ["winograd", "direct", "auto"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients(shape, dtype, algorithm):
+def test_values_and_gradients(shape, dtype, algorithm, two_threads):
     check(inputs(shape, dtype), dtype, algorithm)
 
 

@@ -60,7 +60,7 @@ def check(tensors, dtype, algorithm="winograd", bias=True):
 @pytest.mark.parametrize("algorithm", ["winograd", "direct", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients(shape, dtype, algorithm):
+def test_values_and_gradients(shape, dtype, algorithm, two_threads):
     check(inputs(shape, dtype), dtype, algorithm)
 
 

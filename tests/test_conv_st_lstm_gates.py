@@ -103,7 +103,7 @@ def test_source_that_the_gates_read_too(name, place, mask):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", STAGES)
-def test_values_and_gradients(name, shape, dtype, algorithm):
+def test_values_and_gradients(name, shape, dtype, algorithm, two_threads):
     check(name, inputs(name, shape, dtype), dtype, algorithm)
 
 

@@ -43,7 +43,7 @@ def compare(problem, tensors, function=deform_conv2d):
 
 @pytest.mark.parametrize("problem", **by_id(PROBLEMS))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_value_and_gradients(problem, dtype):
+def test_value_and_gradients(problem, dtype, two_threads):
     compare(problem, problem.tensors(dtype))
 
 
