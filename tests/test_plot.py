@@ -251,6 +251,11 @@ def test_plot_leaves_matplotlib_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_no_two_lines_look_the_same():
+    figure = draw_by_factor(("2", "4"), {f"method {k}": {"2": k, "4": k} for k in range(25)}, "gain")
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) == 25
+
+
 def test_a_method_is_drawn_at_the_factors_it_knows():
     """At their places among all, in their order."""
     figure = draw_by_factor(("2", "2x3", "4"), {"any": {"4": 3.0, "2": 1.0, "2x3": 2.0}, "one": {"4": 5.0}}, "gain")

@@ -8,8 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from cycler import cycler
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Lines beyond the tenth, whose colours come again, are dashed."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
+    return figure, axes
 
 
 def training_curves(
@@ -23,8 +33,7 @@ def training_curves(
     logs: label -> path of a metrics.csv as Lightning's CSVLogger writes it (empty cells are left out). columns: the
     columns to draw where a log has them. x: "step" or "epoch". log_y: logarithmic ordinate. Raises ValueError where no
     log holds any of them."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.4, 4.0)
     found = set()
     for label, path in logs.items():
         with open(path, newline="") as file:
@@ -52,8 +61,7 @@ def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit:
 
     curves: label -> (wavenumber in cycles per `unit`, power in dB^2); wavenumber 0 is left out.
     """
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.0, 4.0)
     for label, (wavenumber, power) in curves.items():
         wavenumber, power = np.asarray(wavenumber, float), np.asarray(power, float)
         keep = (wavenumber > 0) & (power > 0)
@@ -72,8 +80,7 @@ def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], sco
     days: dates or numbers. curves: label -> one number a day, as fastds.metrics.daily_series gives them. score: its
     name and unit. Raises ValueError for a curve of another length.
     """
-    figure = Figure(figsize=(8.0, 3.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(8.0, 3.4)
     for label, values in curves.items():
         if len(values) != len(days):
             raise ValueError(f"curves[{label!r}] has {len(values)} values for {len(days)} days")
@@ -90,8 +97,7 @@ def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]]
 
     minutes: leads. curves: label -> one number a lead, NaN where it is not defined. score: its name and unit.
     """
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.0, 4.0)
     _lines(axes, minutes, curves, "lead (min)", score)
     axes.legend(fontsize=8)
     return figure
@@ -103,8 +109,7 @@ def draw_by_factor(factors: Sequence[str], curves: Mapping[str, Mapping[str, flo
     factors: names, in their order. curves: label -> factor -> number; a method may know some factors only. score: its
     name and unit.
     """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.4, 4.4)
     for label, values in curves.items():
         known = [k for k, factor in enumerate(factors) if factor in values]
         axes.plot(known, [values[factors[k]] for k in known], label=label, linewidth=1.0, marker=".", markersize=6)
@@ -146,8 +151,7 @@ def draw_rank_histogram(shares: Mapping[str, Sequence[float]]) -> Figure:
 
     shares: label -> shares as fastds.metrics.rank_histogram gives them.
     """
-    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(6.0, 3.4)
     for label, values in shares.items():
         line = axes.step(range(len(values)), values, where="mid", label=label, linewidth=1.2)[0]
         axes.axhline(1 / len(values), color=line.get_color(), linewidth=0.6, linestyle=":")
