@@ -91,8 +91,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
 
 
 def limited(size, code, *arguments):
-    """A process whose files cannot grow beyond a size: the system refuses as it does on a full disk."""
-    command = [sys.executable, "-W", "ignore", "-c", LIMITED.format(size=size, code=code), *map(str, arguments)]
+    """A process whose files cannot grow beyond a size: the system refuses as it does on a full disk. Of modules it
+    would leave cut bytecode, which Python 3.11 reads."""
+    command = [sys.executable, "-B", "-W", "ignore", "-c", LIMITED.format(size=size, code=code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
