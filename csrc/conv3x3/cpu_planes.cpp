@@ -33,7 +33,7 @@ struct Layout {
         int64_t rows = parts_of(g.B * g.Ho, call.threads * kTasksPerThread);
         for (int i = 0; i < call.sources; i++) {
             const Conv3x3Map& map = call.source[i];
-            if (map.w != 1) rows = least(rows, kBandBytes / (g.W * map.channels * (map.dtype == f32 ? 4 : 2)));
+            if (map.w != 1) rows = least(rows, kBandBytes / row_bytes(map, g.W));
         }
         rows = rows > kLeastRows ? rows : kLeastRows;
         rows = least(rows, least(g.Ho, kBandFloats / ((kPlanes + call.outputs) * (g.Wo + 2))));
@@ -97,11 +97,6 @@ void add_inputs(const Conv3x3Planes& call, const Band& band, const float* planes
     }
 }
 
-FASTDS_HD V activated(const Conv3x3Planes& call, V v) {
-    if (call.act == act_relu) return v < 0.f ? V{} : v;
-    return call.act == act_leaky_relu ? (v < 0.f ? v * call.negative_slope : v) : v;
-}
-
 // A row of y from that of the sums.
 template <class T>
 void finish_row(const Conv3x3Planes& call, const Band& band, const float* sums, float* pixels, int64_t at) {
@@ -114,8 +109,9 @@ void finish_row(const Conv3x3Planes& call, const Band& band, const float* sums, 
     }
     for_vectors<true>(numbers, [&](int64_t i, int count) {
         const V sum = load_some(sums + i, count);
-        const V v = activated(call, residual == nullptr ? sum : sum + load_some(residual + i, count));
-        count == kL ? store_vec<kL>(y + i, v) : store_lanes(y + i, v, count);
+        const V v = residual == nullptr ? sum : sum + load_some(residual + i, count);
+        const V result = activate(v, call.act, call.negative_slope);
+        count == kL ? store_vec<kL>(y + i, result) : store_lanes(y + i, result, count);
     });
 }
 
@@ -156,11 +152,6 @@ void run(const Conv3x3Planes& call, float* workspace) {
 
 // ---- the weight gradient with few channels on one side
 
-template <int N>
-struct Count {
-    static constexpr int value = N;
-};
-
 constexpr int kFew = FASTDS_MANY_REGISTERS ? 3 : 1;  // channels whose nine sums stay in registers
 constexpr int64_t kManyBytes = 256 << 10;            // of a band of `many`, which is read once for every vector of its channels
 constexpr int64_t kSummedPixels = 1024;              // that are added up in registers: longer chains lose digits
@@ -182,8 +173,8 @@ struct FewLayout {
     }
 
     static int64_t rows_of(const Conv3x3FewGradWeight& call) {
-        const int64_t width = call.geometry.W, item = call.many.dtype == f32 ? 4 : 2;
-        const int64_t rows = least(least(kManyBytes / (width * call.many.channels * item), kSummedPixels / width), call.geometry.Ho);
+        const int64_t width = call.geometry.W;
+        const int64_t rows = least(least(kManyBytes / row_bytes(call.many, width), kSummedPixels / width), call.geometry.Ho);
         return rows > 1 ? rows : 1;
     }
 };
@@ -223,9 +214,9 @@ void add_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const Band& 
                 add_pixels<decltype(few)::value>(call.many, rows + m, count, band, call.geometry.W, planes, sums, at.columns);
             };
             switch (least(call.few.channels - f, kFew)) {
-                case 1: add(Count<1>{}); break;
-                case 2: add(Count<(kFew < 2 ? kFew : 2)>{}); break;
-                default: add(Count<kFew>{});
+                case 1: add(Width<1>{}); break;
+                case 2: add(Width<(kFew < 2 ? kFew : 2)>{}); break;
+                default: add(Width<kFew>{});
             }
         }
     });

@@ -72,12 +72,6 @@ struct StoreStage {
     const float* bias;  // one per column, padded to whole vectors
     T* staging;         // of one tile's 16 pixels
 
-    FASTDS_HD V activate(V v) const {
-        if (call.act == act_relu) return v < 0.f ? V{} : v;
-        if (call.act == act_leaky_relu) return v < 0.f ? v * call.negative_slope : v;
-        return v;
-    }
-
     // Calls f(view, its first column, from, to) for the views that columns [column, column + count) fall into: lanes [from, to).
     template <class F>
     static FASTDS_HD void for_views(const Conv3x3Views& views, int64_t column, int count, const F& f) {
@@ -136,7 +130,7 @@ struct StoreStage {
 #pragma GCC unroll 4
             for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
-                for (int c = 0; c < 4; c++) y[r][c] = activate(y[r][c]);
+                for (int c = 0; c < 4; c++) y[r][c] = activate(y[r][c], call.act, call.negative_slope);
         }
     }
 

@@ -24,13 +24,15 @@ struct Band {
     int64_t run() const { return rows * row; }
 };
 
+inline int64_t row_bytes(const Conv3x3Map& map, int64_t width) { return width * map.channels * (map.dtype == f32 ? 4 : 2); }
+
 // As floats; writes whole vectors, zeros behind the last number.
 template <class T>
 void widen(const T* from, int64_t n, float* to) {
     for (int64_t i = 0; i < n; i += kL) store_vec<kL>(to + i, load_some(from + i, static_cast<int>(least(n - i, kL))));
 }
 
-// N rows of a vector as that many vectors of pixels, or back; N is a power of two.
+// The inverse of turn_rows: columns one after the other as N rows.
 template <int N>
 FASTDS_HD void unturn(V (&rows)[N]) {
     for (int round = 1; round < N; round *= 2) {

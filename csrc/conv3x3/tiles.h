@@ -109,6 +109,12 @@ FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3
     }
 }
 
+FASTDS_HD V activate(V v, int act, float slope) {
+    if (act == act_relu) return v < 0.f ? V{} : v;
+    if (act == act_leaky_relu) return v < 0.f ? v * slope : v;
+    return v;
+}
+
 // `value`, or slope * value where the activation's output is not positive.
 FASTDS_HD V activation_gradient(V value, V output, float slope) { return output > 0.f ? value : value * slope; }
 
