@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of the READMEs, one per shipped network, of held-out fields: `python -m bench.pictures DATA_FOLDER`.
 
-Radar pictures show a synthetic event; fields and humidity show ERA5 at 500 hPa, longitudes no training saw (contains
-modified Copernicus Climate Change Service information). The ensemble needs pysteps.
+Radar pictures show a synthetic event; fields and humidity show ERA5 at 500 hPa, longitudes no training saw, and at 2 m
+(contains modified Copernicus Climate Change Service information). The ensemble needs pysteps.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from fastds.tasks.nowcast.run import nowcast as nowcast_dataset
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fastds" / "models" / "pictures"
 ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
+CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 HELD_OUT = slice(280, 340)  # columns of ERA5: 100 E to 159 E
 
 
@@ -101,6 +102,15 @@ def gridded(folder: pathlib.Path) -> None:
     panels = {"input, 4 degrees": coarse, "bicubic": interpolate(coarse[0], 4)[None], "inr-small": ours, "truth": fine}
     panels = {k: v[0, 2].numpy() for k, v in panels.items()}
     row("inr-small", "Zonal wind at 500 hPa (m/s)", panels, filled((-30, 60), "RdYlBu_r"))
+
+    with open_dataset(folder / CONUS) as dataset:
+        fine = torch.from_numpy(dataset.t2m.values.astype("f4"))[:, None, :100, 20:180]
+    coarse = torch.nn.functional.avg_pool2d(fine, 4)
+    with torch.no_grad():
+        ours = fastds.load("inr-any")(coarse, scale=4)
+    panels = {"input, 1 degree": coarse, "bicubic": interpolate(coarse[0], 4)[None], "inr-any": ours, "truth": fine}
+    panels = {k: v[0, 0].numpy() - 273.15 for k, v in panels.items()}
+    row("inr-any", "Temperature at 2 m, United States (°C)", panels, filled((5, 36), "RdYlBu_r"))
 
     generator = fastds.load("wgan-gp-small-x2")
     fine = fields[4:, 0, 20:80, HELD_OUT]

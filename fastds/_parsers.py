@@ -133,7 +133,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("input", metavar="IN.nc", help="the model's variables over latitude and longitude")
     parser.add_argument("--points", metavar="CSV", required=True, help="columns lat and lon, degrees; others are kept")
     parser.add_argument("--output", "--out", metavar="CSV", required=True, help="file to write")
-    parser.add_argument("--model", help="shipped name or file of an arbitrary-scale model; default: inr-small")
+    parser.add_argument("--model", help="name or file of an arbitrary-scale model; default: inr-small or inr-any")
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
     _add_computing(parser)
     _add_static(parser)

@@ -218,12 +218,14 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         assert text in said, said
 
 
-def test_check_of_fields_that_no_network_takes(tmp_path, capsys):
-    """They are interpolated, but for those of other dimensions, which are named."""
+def test_check_of_fields_that_inr_small_does_not_take(tmp_path, capsys):
+    """inr-any takes them, but for those of other dimensions, which are named."""
     temperature = gridded(TEMPERATURE)
     save_dataset(temperature.assign(terrain=temperature.t[0, :, :].drop_vars("time")), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
-    assert "can        downscale --scale 2: t at any scale; method bicubic: the shipped" in capsys.readouterr().out
+    assert (
+        "can        downscale --scale 2: t at any scale; model inr-any was chosen: inr-small" in capsys.readouterr().out
+    )
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
     assert "not in the result: terrain" in capsys.readouterr().out
 

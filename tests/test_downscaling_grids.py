@@ -10,7 +10,7 @@ import xarray as xr
 
 from fastds.cli import main
 from fastds.models import create, load, save
-from fastds.tasks.fields import methods, run
+from fastds.tasks.fields import networks, run
 from fastds.tasks.fields.points import read_points
 from fastds.tasks.fields.run import downscale, downscale_file, query
 
@@ -135,7 +135,7 @@ def test_ascending_latitudes_and_the_other_longitude_convention():
 
 def test_windows_change_nothing(monkeypatch):
     whole = downscale(model(trained=True), region(), scale=2.67)
-    monkeypatch.setattr("fastds.tasks.fields.methods.WINDOW_QUERIES", 500)
+    monkeypatch.setattr("fastds.tasks.fields.networks.WINDOW_QUERIES", 500)
     assert np.array_equal(downscale(model(trained=True), region(), scale=2.67).t, whole.t)
 
 
@@ -164,7 +164,7 @@ def test_targets_outside_a_region_are_refused():
 def test_how_many_times_finer_a_grid_is():
     """By its spacing; a grid of one row or column, and stations, count as the finest that the model knows."""
     m = model()
-    fields = methods.FieldModel(m, region(), run.geometry(region()))
+    fields = networks.FieldModel(m, region(), run.geometry(region()))
     assert fields.factor(torch.arange(50, 40, -0.125), torch.arange(5, 19, 0.2)) == pytest.approx((4.0, 2.5))
     assert fields.factor(torch.tensor([45.1]), torch.tensor([7.0])) == (m.max_scale, m.max_scale)
 
@@ -235,7 +235,7 @@ def test_commands(tmp_path, capsys):
     capsys.readouterr()
     assert main(["downscale", str(coarse), str(out), "--scale", "2"]) == 0
     said = capsys.readouterr().out
-    assert "method bicubic" in said and "needs the variable r" in said, "the default is inr-small, of other variables"
+    assert "model inr-any" in said and "needs the variable r" in said, "the default is inr-small, of other variables"
 
 
 def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=None):

@@ -136,3 +136,37 @@ def test_what_cannot_be_trained_is_refused(tmp_path, capsys):
     assert "'no-such' is neither a file nor one of the shipped weights" in capsys.readouterr().err
     assert main(["finetune", "fczsm-small", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "o")]) == 2
     assert "no such file or folder" in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monkeypatch):
+    """Whatever its files hold, but for fields with missing values, which are named."""
+    (tmp_path / "mine").mkdir()
+    rng = np.random.default_rng(4)
+    dims = ("latitude", "longitude")
+    good, holed = (xr.Dataset({name: (dims, rng.normal(size=(90, 260)).astype("f4"))}) for name in ("snow", "soil"))
+    holed.soil[3, 3] = np.nan
+    for data, name in ((good.assign(n=3.0), "a.nc"), (holed, "b.nc")):
+        data.to_netcdf(tmp_path / "mine" / name, engine="h5netcdf")
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    from fastds.tasks.fields import config, training
+
+    read = config.parse_arguments
+
+    def parsed(arguments):
+        found = read(arguments)
+        found.max_steps, found.data.epoch_samples, found.data.queries = 2, 16, 50
+        return found
+
+    monkeypatch.setattr(config, "parse_arguments", parsed)
+    sources = []
+    known = training.FieldData
+    monkeypatch.setattr(training, "FieldData", lambda *a: sources.append(known(*a)) or sources[-1])
+    with pytest.warns(UserWarning, match="soil of .*b.nc is left out: .*missing values"):
+        best = finetune("inr-any", tmp_path / "mine", tmp_path / "run", minutes=1, threads=1)
+    assert [tuple(block.usable.shape) for block in sources[0].training.blocks] == [(1, 1, 90, 195)]
+    card = models.load_card(best)
+    assert card.any_variable and card.name == "inr-any-finetuned" and card.training_data[-1].endswith("mine")
+    assert card.metrics["validation"]["val_gain_db"] >= card.metrics["start"]["val_gain_db"]
+    (tmp_path / "mine" / "a.nc").unlink()
+    with pytest.raises(ValueError, match="data.each: .*mine has no field without missing values on a regular grid"):
+        finetune("inr-any", tmp_path / "mine", tmp_path / "again")

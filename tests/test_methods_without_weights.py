@@ -84,18 +84,62 @@ def test_humidity_stays_within_its_range_and_missing_values_stay_near():
 
 
 def test_a_file_of_one_variable_has_an_answer(tmp_path, capsys):
-    """The shipped network does not take it, so it is interpolated, and that is said."""
+    """inr-small does not take it, so it is that of inr-any, and that is said; a plane stays one."""
     save_dataset(region(), tmp_path / "t.nc")
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
     said = capsys.readouterr().out
-    assert "method bicubic: the shipped inr-small does not take this file (the model needs the variable r" in said
+    assert "model inr-any was chosen: inr-small does not take this file (the model needs the variable r" in said
     with open_dataset(tmp_path / "o.nc") as out:
-        assert out.t2m.shape == (24, 30)
-        xr.testing.assert_equal(out.t2m, fastds.downscale("bicubic", region(), scale=2).t2m)
+        assert out.t2m.shape == (24, 30) and out.attrs["fastds_model"] == "inr-any"
+        xr.testing.assert_equal(out.t2m, fastds.downscale("inr-any", region(), scale=2).t2m)
+        inside = out.t2m[4:-4, 4:-4]
+        np.testing.assert_allclose(inside, 220.0 + inside.latitude + 0.5 * inside.longitude, atol=0.2)
     with pytest.raises(ValueError, match="there is no field over latitude and longitude"):
         fastds.downscale(None, region().assign(t2m=region().t2m.astype(str)), scale=2)
     with pytest.raises(ValueError, match="method bicubic reads no static maps"):
         fastds.downscale("bicubic", region(), scale=2, static=["h.nc"])
+
+
+def test_every_variable_by_itself():
+    """As if it were alone in the file: in other units, with a missing value in its neighbour, at points, too."""
+    rng = np.random.default_rng(5)
+    both = region(rng.normal(size=(12, 15)))
+    both["p"] = both.t2m.copy(data=1e5 + 500 * rng.normal(size=(12, 15)).astype("f4"))
+    both.t2m.attrs, both.p.attrs = {"units": "1"}, {"units": "Pa"}
+    fine = fastds.downscale(None, both, scale=2)
+    for name in ("t2m", "p"):
+        alone = fastds.downscale("inr-any", both[[name]], scale=2)[name]
+        np.testing.assert_allclose(fine[name], alone, rtol=1e-6, atol=1e-5)
+    both.t2m[3, 3] = np.nan
+    xr.testing.assert_equal(fastds.downscale(None, both, scale=2).p, fine.p)
+    rows = fastds.query(None, both[["p"]], [(20.0, 110.0), (24.5, 117.0)])
+    assert len(rows) == 2 and all(abs(row["p"] - row["p_bilinear"]) < 2000 for row in rows)
+    assert all(row["p"] != row["p_bilinear"] for row in rows)
+
+
+def test_the_order_of_the_axes_does_not_matter():
+    """North or south first, east or west first: the same values at the same places, at points, too."""
+    x = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
+    turned = x.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
+    fine, other = (fastds.downscale("inr-any", d, scale=2).t2m for d in (x, turned))
+    assert other.latitude[0] > other.latitude[-1] and fine.latitude[0] < fine.latitude[-1]
+    xr.testing.assert_allclose(fine, other.sortby("latitude").sortby("longitude"), rtol=0, atol=1e-4)
+    points = [(13.1, 121.0), (27.3, 104.6)]
+    for a, b in zip(*(fastds.query("inr-any", d, points) for d in (x, turned)), strict=True):
+        assert abs(a["t2m"] - b["t2m"]) < 1e-4 and abs(a["t2m_bilinear"] - b["t2m_bilinear"]) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["bicubic", "lanczos", "inr-any"])
+def test_rain_is_never_negative_and_dry_is_dry(method):
+    values = np.zeros((20, 24))
+    values[6:9, 5:12] = 12.0
+    rain = region(values, 20, 24).rename(t2m="tp")
+    rain.tp.attrs = {"units": "kg m-2", "standard_name": "precipitation_amount"}
+    fine = fastds.downscale(method, rain, scale=4).tp
+    assert float(fine.min()) == 0.0 and float(fine.max()) > 10.0
+    assert (fine[56:, :] == 0.0).all() and (fine[:, 72:] == 0.0).all()
+    rain["tp"] = rain.tp - 1.0  # of what may be negative, such as degrees, nothing is cut
+    assert float(fastds.downscale(method, rain, scale=4).tp.min()) < -1.0
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def run(command, folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The files that commands name: IN.nc, TRUTH.nc, FOLDER and ARCHIVE of radar files, ERA5.nc, ERA5-FINE.nc,
+    """The files that commands name: IN.nc, TRUTH.nc, FOLDER and ARCHIVE of radar files, ERA5.nc, ERA5-FINE.nc, T2M.nc,
     STATIONS.csv."""
     folder = tmp_path_factory.mktemp("readme")
     truth = synthetic_event(seed=3, frames=13, shape=(96, 96))
@@ -78,6 +78,7 @@ def files(tmp_path_factory):
         save_dataset(coarsen_dataset(truth).isel(time=part), folder / "ARCHIVE" / f"{number}.nc")
     save_dataset(_fields(2.0), folder / "ERA5.nc")
     save_dataset(_fields(1.0), folder / "ERA5-FINE.nc")
+    save_dataset(_fields(4.0)[["t"]], folder / "T2M.nc")
     (folder / "STATIONS.csv").write_text("name,lat,lon\nA,10.5,20.25\nB,-33.0,151.2\n")
     for name in ("bench", "tests"):
         (folder / name).symlink_to(ROOT / name)

@@ -265,3 +265,97 @@ def test_an_interrupt_reaches_the_caller(path, tmp_path, monkeypatch):
     monkeypatch.setattr(FieldModule, "training_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(config(path, tmp_path, max_steps=75))
+
+
+@pytest.fixture(scope="module")
+def folder(path):
+    """Beside the waves a file of another grid with one map and a part that is flat."""
+    height = torch.sin(0.7 * torch.arange(50.0))[:, None] * torch.cos(torch.arange(150.0))[None]
+    height[:, :40] = 7.0
+    xr.Dataset({"h": (("latitude", "longitude"), (500 * height).numpy())}).to_netcdf(
+        path.parent / "map.nc", engine="h5netcdf"
+    )
+    return path.parent
+
+
+def config_of_each(folder, output, each=("waves.nc:t", "map.nc:h"), **options):
+    run = config(folder, output)
+    small = {"crop": 12, "halo": 1, "queries": 200, "scales": [1.5, 2.5], "batch_size": 4, "epoch_samples": 100}
+    data = DataConfig(str(folder), each=list(each), test_scales=[1.5], **small)
+    model = ModelConfig(name="inr-any", options=run.model.options)
+    return TrainingConfig(data, model, output=str(output), learning_rate=4e-3, **options)
+
+
+def test_one_network_of_any_variable(folder, tmp_path):
+    """Trained on variables of two files and grids; its card names none, and so it takes one in other units."""
+    torch.manual_seed(0)
+    run = config_of_each(folder, tmp_path, max_steps=100, warmup_steps=5, ema_decay=0.0)
+    data = FieldData(run.data)
+    assert [tuple(block.usable.shape) for block in data.training.blocks] == [(4, 1, 40, 67), (1, 1, 50, 112)]
+    assert [tuple(field.shape) for field in data.validation] == [(1, 50, 30)]  # 18 columns of waves are too few
+    model = models.load(train(run))
+    assert model.card.any_variable and model.card.task == "fields" and set(model.card.input_ranges) == {"slope"}
+    truth = load_fields(config(folder / "waves.nc", tmp_path).data)[:1, :1, :, 60:]
+    x, y = coarse_and_fine(1e4 * (truth - 280), 1.5)
+    with torch.no_grad():
+        error = (model(x, scale=1.5) - y)[..., 8:-8, 8:-8].square().mean()
+    bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic")
+    assert error < (bicubic - y)[..., 8:-8, 8:-8].square().mean()
+
+
+def test_loss_of_any_variable_by_hand(folder, tmp_path):
+    """Every sample counts by its error over that of bilinear interpolation; a flat one by what rounding leaves."""
+    run = config_of_each(folder, tmp_path)
+    run.data.each = ["map.nc:h"]
+    data = FieldData(run.data, seed=4)
+    samples = [data.training[i] for i in range(60)]
+    flat = next(s for s in samples if s["x"].min() == s["x"].max())
+    rough = next(s for s in samples if s["x"].std() > 100)
+    module, by_hand = FieldModule(torch.nn.Linear(1, 1), run, data), []
+    for s in (flat, rough):
+        x, base, t = s["x"][0].double(), s["base"].long(), s["frac"].double()
+        (top, left), (bottom, right) = ((base + k).clamp(0, 11).T for k in (0, 1))
+        above, below = (x[row, left] * (1 - t[:, 1]) + x[row, right] * t[:, 1] for row in (top, bottom))
+        plain = above * (1 - t[:, 0]) + below * t[:, 0]
+        scale = (plain - s["target"][:, 0]).abs().mean() + 1e-6 * x.abs().max()
+        by_hand.append(float((0.01 + 0 * plain).mean() / scale))
+    assert by_hand[0] == pytest.approx(0.01 / (1e-6 * 3500), rel=0.1)  # the area mean is rounded, too
+    batch = torch.utils.data.default_collate([flat, rough])
+    found = module.loss(batch["target"] + 0.01, batch)
+    assert float(found) == pytest.approx(sum(by_hand) / 2, rel=0.02)  # 0.01 on top of 3500 is rounded
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"each": ["none.nc:t"]}, "data.each: 'none.nc:t' is not FILE.nc:VARIABLE of the folder"),
+        ({"each": ["t"]}, "data.each: 't' is not FILE.nc:VARIABLE"),
+        ({"each": ["waves.nc:rain"]}, "data.each: 'rain' is not in .*waves.nc, which has"),
+        ({"each": ["waves.nc:t"]}, "data.each: no last fifth of columns has the 24 rows and columns"),
+        ({"crop": 30}, r"fields of \(40, 67\) are too small for crop 30 and halo 1 at factor 1.5"),
+    ],
+)
+def test_refusals_of_each(folder, tmp_path, change, message):
+    run = config_of_each(folder, tmp_path, max_steps=1)
+    for key, value in change.items():
+        setattr(run.data, key, value)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(run)
+
+
+@pytest.mark.parametrize("option", [{"variables": ["t"]}, {"level": 500.0}, {"train": [0, 5], "validation": [7, 9]}])
+def test_options_of_one_file_are_refused_beside_each(option):
+    with pytest.raises(ValueError, match=f"data.{next(iter(option))} cannot be given with data.each"):
+        DataConfig("x", each=["a.nc:t"], **option)
+    with pytest.raises(ValueError, match="data.degraded needs one range of values, give 0 with data.each"):
+        DataConfig("x", each=["a.nc:t"], degraded=0.5)
+
+
+def test_whole_factors(path):
+    """With whole_factors=1 every factor is one, 2 at least; a field too small for 2 keeps its own."""
+    data = config(path, "").data
+    data.whole_factors, data.scales = 1.0, [1.2, 2.9]
+    factors = torch.stack([FieldData(data).training[i]["factor"] for i in range(20)])
+    assert set(factors.flatten().tolist()) == {2.0}  # 40 rows take 2.86 at most
+    data.crop, data.halo = 24, 0
+    assert {float(FieldData(data).training[i]["factor"][0]) for i in range(20)} - {1.0, 2.0}

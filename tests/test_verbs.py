@@ -121,7 +121,7 @@ def test_downscale_without_a_model_takes_the_shipped_ones(event, monkeypatch):
     monkeypatch.setattr(fields_run, "_run", lambda model, *a, **k: (seen.append(model), (xr.Dataset(), 0))[1])
     fastds.downscale(None, coarsen_dataset(event))
     fastds.downscale(None, gridded(TEMPERATURE), grid=0.5)
-    assert seen == ["fczsm-small", None]  # which fields.methods.pick_method takes for inr-small, or bicubic
+    assert seen == ["fczsm-small", None]  # which fields.methods.pick_method takes for inr-small, or inr-any
 
 
 def test_options_of_another_task_are_named(event):

@@ -24,7 +24,7 @@ class Accessor:
         return function("nowcast")(model, self._data, **options)
 
     def query(self, points: Any, model: Any = None, **options: Any) -> list[dict]:
-        """Values at points, see fastds.query. model: None: inr-small."""
+        """Values at points, see fastds.query. model: None: the shipped one that takes them."""
         return function("query")(model, self._data, points, **options)
 
     def evaluate(self, truth: Any, **options: Any) -> Any:

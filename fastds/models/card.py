@@ -19,7 +19,7 @@ class ModelCard:
         description, licence: free text; licence of the weights.
         training_data: sources, with their licences.
         input_variables, output_variables: list of {"name", "standard_name", "units"}, in channel order; an input may
-            have "levels_hPa", a list of the pressures it was trained at.
+            have "levels_hPa", a list of the pressures it was trained at. [{"name": "any"}]: one variable of any kind.
         static_variables: the same of static maps; with "mean" and "std", their normalisation, where the weights hold
             none.
         floor_dbz, ceiling_dbz: normalisation x = (z - floor) / (ceiling - floor), in dBZ.
@@ -77,6 +77,11 @@ class ModelCard:
         if self.coarsening is not None:
             return "humidity"
         return "fields" if self.input_variables else ""
+
+    @property
+    def any_variable(self) -> bool:
+        """Whether the model takes one variable of any kind and units."""
+        return self.input_variables == [{"name": "any"}]
 
     @property
     def lost_to(self) -> str:

@@ -73,6 +73,17 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         },
         "Arbitrary-scale downscaling for any machine.",
     ),
+    "inr-any": (
+        "INRDownscaler",
+        {
+            "in_channels": 1,
+            "contrast_window": 9,
+            "encoder_options": {"channels": 32, "blocks": 8},
+            "dpfa_count": 2,
+            "decoder_options": {"width": 64, "heads": 4, "key_width": 8, "hidden": 1, "slope": True},
+        },
+        "inr-small for one variable of any kind, in units of its local variation.",
+    ),
     "liif": ("INRDownscaler", {"decoder": "liif", "dpfa": "none"}, "Baseline: LIIF on the same encoder."),
     "lte": ("INRDownscaler", {"decoder": "lte", "dpfa": "none"}, "Baseline: LTE on the same encoder."),
     "ciaosr": ("INRDownscaler", {"decoder": "ciaosr", "dpfa": "none"}, "Baseline: CiaoSR, local, on the same encoder."),

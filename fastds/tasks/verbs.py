@@ -43,7 +43,7 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
 
     Args:
         model: as fastds.load gives it, a shipped name or a weights file. None: the shipped weights for reflectivity,
-            with scale, grid or like those for fields, inr-small.
+            with scale, grid or like those for fields: inr-small where it takes them, else inr-any.
         data: a Dataset, a DataArray or a file.
         options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, device,
             time_factor, static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads,
@@ -97,8 +97,9 @@ def query(
     """Values of latitude-longitude fields at points, by the model and by bilinear interpolation.
 
     Args:
-        model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small.
-        data: a Dataset, a DataArray or a file of the model's variables.
+        model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small where it takes the data, else
+            inr-any.
+        data: a Dataset, a DataArray or a file of the model's variables, for inr-any of any.
         points: pairs (latitude, longitude), columns lat and lon by name, or a CSV file of them.
         options: outside, static, threads, precision and device of fastds.tasks.fields.run.query; missing, units, start
             and stop as in downscale.

@@ -214,9 +214,9 @@ ORDER = "ascending"
 ONE_AT_LEAST = "has the length|coordinate along a dimension"
 HOLDS = {
     "no variables": Kind(changed(lambda d: d.drop_vars(list(d.data_vars))), NO_FIELD),
-    "other units": Kind(attributes(units="furlong"), UNITS, TRAINED),
-    "no units": Kind(attributes(units=None), UNITS, ("humidity", "train humidity", "train fields")),
-    "units of a number": Kind(in_file(_units_of_a_number), UNITS, TRAINED),
+    "other units": Kind(attributes(units="furlong"), UNITS, (*TRAINED, "query")),
+    "no units": Kind(attributes(units=None), UNITS, ("humidity", "query", "train humidity", "train fields")),
+    "units of a number": Kind(in_file(_units_of_a_number), UNITS, (*TRAINED, "query")),
     "all missing": Kind(values(lambda v: v * np.nan), MISSING, MAY, MISSING),
     "infinite": Kind(values(lambda v: v * 0 + np.inf), MISSING + "|plausible|infinit", MAY, MISSING),
     "mostly 1e30": Kind(at_places(1e30, 0.7), "plausible|more than half"),
@@ -265,7 +265,7 @@ RADAR = HOLDS | {
     "kelvin": Kind(attributes(units="K"), "units"),
 }
 FIELDS = HOLDS | {
-    "a variable is absent": Kind(without("t"), "variable", ("humidity", "train humidity")),
+    "a variable is absent": Kind(without("t"), "variable", ("humidity", "query", "train humidity")),
     "no latitude": Kind(changed(lambda d: d.rename(latitude="a").drop_vars("a")), "latitude", ("humidity", *TRAINED)),
     "latitudes beyond a pole": Kind(coordinate(-2, lambda y: y + 80), "latitude"),
     "longitudes twice around": Kind(coordinate(-1, lambda x: x * 40), "longitude"),

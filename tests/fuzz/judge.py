@@ -177,6 +177,8 @@ def _refused(case: Case, arguments: dict, change: str):
     except (TypeError, ValueError) as error:
         return None if _names_an_argument(case, str(error)) else ("unclear", f"{change}: {_short(error)}")
     except Exception as error:
+        if isinstance(error, RuntimeError) and "was asked for, but" in str(error):
+            return None  # an algorithm that is there, but not for these tensors or this machine
         return "unclear", f"{change}: {_short(error)}"
     if any(t.device.type == "meta" for t in results):
         return None

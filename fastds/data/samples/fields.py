@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences and crops of gridded fields as training samples."""
 
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
@@ -215,10 +216,11 @@ class FieldCrops(Dataset):
 
     A fine window of (crop + 2 halo) s pixels becomes (crop + 2 halo) coarse ones, of which the halo is cut; `queries`
     fine pixels in the rest are the targets. The factor s is uniform in `scales`, per axis with probability
-    `anisotropic`.
+    `anisotropic`, with probability `whole` rounded to 2, 3, ... where these are in `scales`.
 
     Args:
-        blocks: where windows come from. mean, std: (C,) normalisation. degradation: of fine to coarse.
+        blocks: where windows come from, each as often, of any sizes. mean, std: (C,) normalisation. degradation: of
+            fine to coarse.
         crop, halo: coarse pixels. queries: targets per sample. scales: smallest and largest factor.
         flips: mirror windows at random; channels in `vectors` = (u, v) change sign with the axis they point along.
 
@@ -229,16 +231,19 @@ class FieldCrops(Dataset):
     def __init__(
         self, blocks: list[FieldBlock], mean: Tensor, std: Tensor, degradation: Degradation, *, crop: int = 32,
         halo: int = 4, queries: int = 1024, scales: tuple[float, float] = (1.0, 4.0), anisotropic: float = 0.2,
-        flips: bool = True, vectors: tuple[int | None, int | None] = (None, None), samples: int = 1000, seed: int = 0,
+        whole: float = 0.0, flips: bool = True, vectors: tuple[int | None, int | None] = (None, None),
+        samples: int = 1000, seed: int = 0,
     ):  # fmt: skip
         self.blocks, self.degradation, self.crop, self.halo = blocks, degradation, crop, halo
         self.mean, self.std = (t[:, None, None] for t in (mean, std))
-        self.queries, self.scales, self.anisotropic = queries, scales, anisotropic
+        self.queries, self.scales, self.anisotropic, self.whole = queries, scales, anisotropic, whole
         self.flips, self.vectors, self.samples, self.seed = flips, vectors, samples, seed
-        largest = min(min(b.usable.shape[2:]) for b in blocks) / (crop + 2 * halo)
-        if largest < scales[0]:
-            raise ValueError(f"fields are too small for crop {crop} and halo {halo} at factor {scales[0]}")
-        self.largest = largest
+        for block in blocks:
+            if self._largest(block) < scales[0]:
+                size = tuple(block.usable.shape[2:])
+                raise ValueError(
+                    f"fields of {size} are too small for crop {crop} and halo {halo} at factor {scales[0]}"
+                )
 
     def __len__(self) -> int:
         return self.samples
@@ -246,8 +251,10 @@ class FieldCrops(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         g = torch.Generator().manual_seed((self.seed << 32) + index)
         whole = self.crop + 2 * self.halo
-        sizes = self._window(g, whole)
+        drawn, isotropic = torch.rand(2, generator=g), torch.rand((), generator=g) >= self.anisotropic
         chosen = self.blocks[int(torch.randint(len(self.blocks), (), generator=g))]
+        in_whole = self.whole > 0 and bool(torch.rand((), generator=g) < self.whole)
+        sizes = self._window(drawn[:1].expand(2) if isotropic else drawn, chosen, in_whole)
         block, static = chosen.usable, chosen.usable_static
         at = [int(torch.randint(n - m + 1, (), generator=g)) for n, m in zip(block.shape[2:], sizes, strict=True)]
         time = int(torch.randint(block.shape[0], (), generator=g))
@@ -269,13 +276,17 @@ class FieldCrops(Dataset):
             sample["static"] = area_mean(static, (whole, whole))[:, keep, keep]
         return sample
 
-    def _window(self, g: torch.Generator, whole: int) -> tuple[int, int]:
-        """Fine rows and columns for a factor per axis, the true factor being their ratio to `whole`."""
-        low, high = self.scales[0], min(self.scales[1], self.largest)
-        drawn = (low + (high - low) * torch.rand(2, generator=g)).tolist()
-        if torch.rand((), generator=g) >= self.anisotropic:
-            drawn[1] = drawn[0]
-        return tuple(int(round(whole * s)) for s in drawn)
+    def _largest(self, block: FieldBlock) -> float:
+        """The factor at which a window is all of a block."""
+        return min(block.usable.shape[2:]) / (self.crop + 2 * self.halo)
+
+    def _window(self, drawn: Tensor, block: FieldBlock, in_whole: bool) -> tuple[int, int]:
+        """Fine rows and columns for numbers in [0, 1) per axis; their ratio to the coarse ones is the true factor."""
+        low, high = self.scales[0], min(self.scales[1], self._largest(block))
+        factors = low + (high - low) * drawn
+        if in_whole and high >= 2:
+            factors = factors.round().clamp(max(2, math.ceil(low)), math.floor(high))
+        return tuple(int(round((self.crop + 2 * self.halo) * s)) for s in factors.tolist())
 
     def _places(self, g: torch.Generator, m: int, whole: int) -> tuple[Tensor, Tensor]:
         """Fine pixels at random inside the part that is kept, and their coarse index coordinates there."""

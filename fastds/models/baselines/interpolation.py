@@ -125,9 +125,14 @@ def _by_phases(x: Tensor, r: int, method: str, align: str) -> Tensor:
     return fine.transpose(1, 2).flatten(1, 2).unflatten(0, x.shape[:-2])
 
 
-def bilinear_at(x: Tensor, where: GridSpec | PointSpec, edge: tuple[str, str] = ("clamp", "clamp")) -> Tensor:
-    """Bilinear interpolation of (B, C, H, W) at any points: (B, Q, C); `where` and `edge` as inr_query has them."""
-    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge)
+def bilinear_at(
+    x: Tensor,
+    where: GridSpec | PointSpec,
+    edge: tuple[str, str] = ("clamp", "clamp"),
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Bilinear interpolation of (B, C, H, W) at any points: (B, Q, C); the rest as inr_query has it."""
+    return inr_query(torch.zeros_like(x), where, skip=x, ensemble="early_area", act="none", edge=edge, mask=mask)
 
 
 def check_sequence(x: Tensor, r: int) -> None:

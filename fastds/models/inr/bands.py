@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastds.models.baselines.interpolation import bilinear_at
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.conv3x3.algorithm import chosen_for
 from fastds.ops.impl.inr_query.points import Axis
@@ -46,19 +47,17 @@ _TILE = 4  # rows of a tile of the convolution engine: bands on its tiles give t
 
 class Encoded(NamedTuple):
     """What a decoder needs of a field: features (B, C, H, W), skip field in physical units or None, mask of
-    valid pixels or None."""
+    valid pixels or None, spread (B, O, H, W), the units of what the decoder adds to the skip field, or None."""
 
     features: Tensor
     skip: Tensor | None
     mask: Tensor | None
+    spread: Tensor | None = None
 
     def rows(self, first: int, stop: int) -> "Encoded":
         """The same of some rows."""
-        skip, mask = self.skip, self.mask
-        return Encoded(
-            self.features[:, :, first:stop], skip if skip is None else skip[:, :, first:stop],
-            mask if mask is None else mask[:, first:stop],
-        )  # fmt: skip
+        maps = (None if t is None else t[..., first:stop, :] for t in self)
+        return Encoded(*maps)
 
 
 def decode(
@@ -72,7 +71,12 @@ def decode(
     """decoder's values (B, Q, O) at `where`; without gradients, grids in bands of BAND_ROWS with maps of their own."""
 
     def query(part: Encoded, where: GridSpec | PointSpec, cell: Tensor) -> Tensor:
-        return decoder.query(decoder.prepare(part.features), where, cell, part.skip, edge, part.mask, gain=gain)
+        maps = decoder.prepare(part.features)
+        if part.spread is None:
+            return decoder.query(maps, where, cell, part.skip, edge, part.mask, gain=gain)
+        added = decoder.query(maps, where, cell, None, edge, part.mask, gain=gain)
+        plain, spread = bilinear_at(torch.cat([part.skip, part.spread], 1), where, edge, part.mask).chunk(2, 2)
+        return torch.addcmul(plain, spread, added)
 
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return query(encoded, where, cell)

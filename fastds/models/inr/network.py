@@ -14,6 +14,7 @@ from fastds.models.card import ModelCard
 from fastds.models.cuda_graph import capturing
 from fastds.models.inr import bands
 from fastds.models.inr.bands import POLES, Encoded, across_poles
+from fastds.models.inr.contrast import local_contrast
 from fastds.models.inr.decoders import DECODERS
 from fastds.models.inr.dpfa import DPFA, KINDS, ScaleEmbedding
 from fastds.models.inr.encoders import ENCODERS
@@ -43,6 +44,9 @@ class INRDownscaler(Downscales, nn.Module):
         vector_channels: channels of x that change sign across a pole (u, v).
         mask_channel: the encoder also gets a channel that says which pixels are valid.
         skip: add the bilinearly interpolated input.
+        contrast_window: k, odd: the encoder sees every pixel less the mean of the k x k around it, in units of their
+            spread, and what the decoder adds is in units of that spread: y is then the same function of a field in any
+            units. 0: by mean and std. Needs skip.
         max_scale: largest trained factor; the cell that the network sees is never smaller.
         compat: "liif" pads convolutions with zeros and weighs corners by areas, as published checkpoints expect; at
             the last whole row and column the areas vanish (fastds.ops.inr_query).
@@ -71,6 +75,7 @@ class INRDownscaler(Downscales, nn.Module):
         vector_channels: list[int] | None = None,
         mask_channel: bool = False,
         skip: bool = True,
+        contrast_window: int = 0,
         max_scale: float = 4.0,
         compat: str | None = None,
     ):
@@ -85,6 +90,9 @@ class INRDownscaler(Downscales, nn.Module):
         self.predicted = list(range(in_channels)) if predicted is None else list(predicted)
         if not self.predicted or any(not 0 <= c < in_channels for c in self.predicted):
             raise ValueError(f"predicted must name channels of 0..{in_channels - 1}, got {predicted!r}")
+        if contrast_window and (contrast_window % 2 == 0 or contrast_window < 3 or not skip):
+            raise ValueError(f"contrast_window must be 0 or an odd size from 3 on, with skip, got {contrast_window!r}")
+        self.contrast_window = contrast_window
         self.in_channels, self.static_channels, self.mask_channel = in_channels, static_channels, mask_channel
         self.periodic_x, self.registration, self.pole = periodic_x, registration, pole
         self.vector_channels, self.skip, self.max_scale = list(vector_channels or ()), skip, float(max_scale)
@@ -154,8 +162,12 @@ class INRDownscaler(Downscales, nn.Module):
         """What is made once per field: x (B, C, H, W), factor (B, 2) scale per axis, static (B or 1, S, H, W)."""
         valid = self._check(x, static)
         mean, std = (t.to(x.dtype)[:, None, None] for t in (self.mean, self.std))
+        spread = mask = None
+        if self.contrast_window:
+            mean, std = local_contrast(x, valid, self.contrast_window, self.periodic_x)
+            spread = self._of_predicted(std, 1)
+            std = torch.where(std > 0, std, 1)
         z = (x - mean) / std
-        mask = None
         if valid is not None:
             z = torch.where(valid, z, 0)
             mask = self._of_predicted(valid, 1).all(1)
@@ -167,7 +179,7 @@ class INRDownscaler(Downscales, nn.Module):
             parts.append((torch.ones_like(z[:, :1]) if valid is None else valid.all(1, keepdim=True)).to(z.dtype))
         f = self._features(torch.cat(parts, 1), factor)
         skip = self._of_predicted(x, 1) if self.skip else None
-        return Encoded(f, skip, mask)
+        return Encoded(f, skip, mask, spread)
 
     def _features(self, z: Tensor, factor: Tensor) -> Tensor:
         e = None if self.embedding is None else self.embedding(factor.clamp(max=self.max_scale).to(self.mean.dtype))
@@ -185,7 +197,7 @@ class INRDownscaler(Downscales, nn.Module):
     def decode(self, encoded: Encoded, where: GridSpec | PointSpec, cell: Tensor) -> Tensor:
         """Values (B, Q, O) at `where`; cell (B, 2) or (B, Q, 2): 2 / s per axis, the size of a query in half pixels."""
         cell = cell.clamp(min=2 / self.max_scale)
-        gain = self._of_predicted(self.std, 0)
+        gain = None if self.contrast_window else self._of_predicted(self.std, 0)
         y = bands.decode(self.decoder, encoded, where, cell, self.edge, gain)
         return y if self.skip else y + self._of_predicted(self.mean, 0)
 

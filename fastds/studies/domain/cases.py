@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from fastds.studies.common.radar import window_of
 from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.domain.score import Domain, domain_of
-from fastds.tasks.domain.statistics import of_echo, of_fields, texture
+from fastds.tasks.domain.statistics import of_echo, of_fields, slope_of, texture
 from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, scored_margin
 from fastds.tasks.humidity import job as humidity
 from fastds.tasks.humidity.evaluation import sample
@@ -148,11 +149,13 @@ def humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
 
 
 def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Of arbitrary-scale networks of r, t, u and z: squared errors over bicubic's, geometric mean of the variables."""
+    """Of arbitrary-scale networks of r, t, u and z: squared errors over bicubic's, geometric mean of the variables; of
+    one of any variable of each of these."""
     names = [variable["name"] for variable in network.card.input_variables]
     for label, whole in _four_variables(folder):
-        for coarser in (1, 2):
-            fine = torch.nn.functional.avg_pool2d(whole, coarser)
+        apart = dict(zip("rtuz", whole.split(1, 1), strict=True)) if network.card.any_variable else {"": whole}
+        for (variable, fields), coarser in itertools.product(apart.items(), (1, 2)):
+            fine = torch.nn.functional.avg_pool2d(fields, coarser)
             for scale in (1.5, 2.0, 3.0, 4.0):
                 if min(fine.shape[2:]) < 12 * scale:
                     continue
@@ -162,8 +165,11 @@ def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 made = (network(x, size=size), resize_bicubic(x, size))
                 own, plain = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
                 ratio = float((own / plain).log().mean().exp())
-                domain = domain_of(network.card, inputs=[of_fields(x[0], names)])
-                yield Case(f"{label}, cells of {coarser}, x{scale:g}", label, domain, ratio)
+                found = slope_of(x[0]) if network.card.any_variable else of_fields(x[0], names)
+                what = f"{variable} of {label}" if variable else label
+                yield Case(
+                    f"{what}, cells of {coarser}, x{scale:g}", label, domain_of(network.card, inputs=[found]), ratio
+                )
 
 
 def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:

@@ -73,7 +73,8 @@ def _arguments(model: str, card: ModelCard, data, output, minutes: float, learni
     named = ["--config", max(names, key=len)] if names else []
     bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=null"]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
-    return [*named, *_OWN_FILES[card.task], *files, *bounds, f"--model.start={model}"]
+    each = ['--data.each=["*"]'] if card.any_variable else []
+    return [*named, *_OWN_FILES[card.task], *each, *files, *bounds, f"--model.start={model}"]
 
 
 def _told(card: ModelCard, files: str) -> dict:

@@ -34,6 +34,11 @@ def of_fields(fields: Tensor, names: list[str]) -> dict[str, float]:
     return {f"{name} {key}": value for name, one in found.items() for key, value in one.items()}
 
 
+def slope_of(fields: Tensor) -> dict[str, float]:
+    """The slope alone, which has no units, of a variable (..., H, W) of any kind."""
+    return {name: value for name, value in texture(fields).items() if name == "slope"}
+
+
 def of_echo(x: Tensor) -> dict[str, float]:
     """Motion of two fields of echo (2, H, W) in [0, 1], 0 = none; empty where one of them has none.
 

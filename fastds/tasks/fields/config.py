@@ -26,8 +26,11 @@ class DataConfig:
     """The samples.
 
     Args:
-        path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude).
+        path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude); with `each` their folder.
         variables: stacked as channels in this order.
+        each: FILE.nc:VARIABLE of the folder in place of `variables`: all times and levels of each are samples of one
+            channel, for a network that takes any variable; "*": every field of the file or folder. The first three
+            quarters of the columns train, the last fifth validates.
         units: expected ones, checked where given.
         level: value of the vertical coordinate, where there are several.
         statics: maps that the encoder reads beside (orography): variables over (latitude, longitude) of the same file,
@@ -42,6 +45,7 @@ class DataConfig:
         queries: fine pixels of a sample that are its targets.
         scales: smallest and largest factor.
         anisotropic: probability of a factor per axis.
+        whole_factors: probability of a whole factor, 2 at least.
         flips: mirror samples at random.
         vectors: channels of (u, v), wind components along x and y that flips turn round; -1 = absent, none: empty.
         degraded: probability of the degradation pipeline.
@@ -52,6 +56,7 @@ class DataConfig:
 
     path: str
     variables: list[str] = dataclasses.field(default_factory=lambda: ["r", "t", "u", "z"])
+    each: list[str] = dataclasses.field(default_factory=list)
     units: list[str] = dataclasses.field(default_factory=list)
     level: float | None = None
     statics: list[str] = dataclasses.field(default_factory=list)
@@ -64,6 +69,7 @@ class DataConfig:
     queries: int = 1024
     scales: list[float] = dataclasses.field(default_factory=lambda: [1.0, 4.0])
     anisotropic: float = 0.2
+    whole_factors: float = 0.0
     flips: bool = True
     vectors: list[int] = dataclasses.field(default_factory=list)
     degraded: float = 0.0
@@ -80,10 +86,23 @@ class DataConfig:
             raise ValueError(
                 f"data.vectors must name two channels below {len(self.variables)}, -1 for none, got {self.vectors}"
             )
+        if self.each:
+            self._check_each()
         splits = {"training": self.train, "validation": self.validation, "test": self.test}
         for (one, a), (other, b) in itertools.combinations(((k, v) for k, v in splits.items() if v), 2):
             if max(a[0], b[0]) < min(a[1], b[1]):
                 raise ValueError(f"data: {one} {a} and {other} {b} of {self.split} overlap")
+
+    def _check_each(self):
+        """Raises ValueError for options that are of variables in one file."""
+        default = {f.name: f for f in dataclasses.fields(self)}
+        for name in ("variables", "units", "level", "statics", "split", "train", "validation", "test", "vectors"):
+            field = default[name]
+            usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if getattr(self, name) != usual:
+                raise ValueError(f"data.{name} cannot be given with data.each, got {getattr(self, name)!r}")
+        if self.degraded:
+            raise ValueError(f"data.degraded needs one range of values, give 0 with data.each, got {self.degraded}")
 
     def limits(self, size: int) -> tuple[list[int], list[int]]:
         """Train and validation as given, or the first three quarters and the last fifth of `size` columns or times."""

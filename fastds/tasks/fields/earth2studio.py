@@ -53,8 +53,9 @@ class Downscaling(nn.Module):
     ):
         super().__init__()
         self.model = loaded(model)
-        if not isinstance(self.model, INRDownscaler):
-            raise ValueError(f"model is a {type(self.model).__name__}, expected an INRDownscaler such as inr-small")
+        if not isinstance(self.model, INRDownscaler) or self.model.card.any_variable:
+            what = f"{type(self.model).__name__} {self.model.card.name}".strip()
+            raise ValueError(f"model is a {what}, expected an INRDownscaler of named variables such as inr-small")
         self.wanted, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
         self.variables = np.array([f"{variable['name']}{level}" for variable in self.wanted])
         self.axes = {"lat": np.asarray(latitude), "lon": np.asarray(longitude)}

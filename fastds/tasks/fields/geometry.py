@@ -60,6 +60,19 @@ class Geometry:
         return (latitude - self.latitude[0]) / self.steps[0], (near - self.longitude[0]) / self.steps[1]
 
 
+def upright(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.Dataset, Geometry]:
+    """The dataset with rows from north to south and columns from west to east, and its grid: a network gives a mirrored
+    field another answer, and the order of a file's axes must not matter."""
+    rows, columns = grid.steps
+    mirrored = {
+        name: slice(None, None, -1) for name, wrong in zip(grid.names, (rows > 0, columns < 0), strict=True) if wrong
+    }
+    if not mirrored:
+        return dataset, grid
+    dataset = dataset.isel(mirrored)
+    return dataset, geometry(dataset)
+
+
 def geometry(dataset: xr.Dataset) -> Geometry:
     """The grid of a dataset with one latitude and one longitude coordinate.
 

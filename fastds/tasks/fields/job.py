@@ -20,7 +20,8 @@ from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
-from fastds.tasks.fields.methods import Fields, check_inside, names_of_fields, pick_method
+from fastds.tasks.fields.methods import check_inside, pick_method
+from fastds.tasks.fields.variables import Fields, names_of_fields
 
 
 class FieldsJob:
@@ -64,7 +65,7 @@ class FieldsJob:
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""
         part = copy.copy(self.method)
-        part.dataset = self.dataset.isel({self.dim: slice(*piece.steps)})
+        part.dataset = self.method.dataset.isel({self.dim: slice(*piece.steps)})
         return self._values(part, False, None)
 
     def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:

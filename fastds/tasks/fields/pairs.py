@@ -15,9 +15,10 @@ import xarray as xr
 from fastds.data.grid.variables import same_units
 from fastds.models.baselines.interpolation import METHODS
 from fastds.tasks.fields.geometry import Geometry, geometry
-from fastds.tasks.fields.methods import Interpolation, names_of_fields
+from fastds.tasks.fields.methods import Interpolation
 from fastds.tasks.fields.places import MEMBER, on_grid, same_places
 from fastds.tasks.fields.sources import Source, coarser
+from fastds.tasks.fields.variables import names_of_fields
 
 TRUTH, COARSE = "TRUTH", "COARSE"
 

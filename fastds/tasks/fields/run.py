@@ -20,7 +20,6 @@ from fastds.tasks.common.inference import (
     check_target,
     check_truth_file,
     file_to_file,
-    loaded,
 )
 from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.common.settings import computing, settle
@@ -28,7 +27,7 @@ from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import geometry
 from fastds.tasks.fields.job import FieldsJob
-from fastds.tasks.fields.methods import DEFAULT_MODEL, FieldModel, pick_method
+from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
 
 
@@ -49,7 +48,7 @@ def downscale(
 
     Args:
         model: INRDownscaler, or the name or path of its weights, or bilinear, bicubic or lanczos; None: inr-small where
-            it takes the dataset, else bicubic.
+            it takes the dataset, else inr-any, which takes every variable by itself.
         dataset: fields (..., latitude, longitude).
         scale: factor > 0. grid: spacing of the new grid, degrees. like: dataset, or file, whose coordinates are taken.
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
@@ -140,12 +139,18 @@ def query(
 
     Raises: ValueError: data, model or points that do not fit.
     """
-    model, (stations, latitude, longitude) = loaded(DEFAULT_MODEL if model is None else model), read_points(points)
-    settings = settle(model, threads, precision, device)
-    with computing(model, settings):
-        grid = geometry(dataset)
-        fields = FieldModel(model, dataset, grid, static)
-        fields.check(stacklevel=3)
+    options = {"threads": threads, "precision": precision, "device": device}
+    return _query(model, dataset, points, outside, static, **options)[0]
+
+
+def _query(model, dataset, points, outside, static, **options) -> tuple[list[dict], str, str]:
+    """The rows of query, the name of the model and a sentence about it; options: of settle."""
+    stations, latitude, longitude = read_points(points)
+    fields, note = pick_network(model, dataset, geometry(dataset), static)
+    grid = fields.grid
+    settings = settle(fields.model, **options)
+    with computing(fields.model, settings):
+        fields.check(stacklevel=4)
         judged = fields.domain.attributes()
         where = from_latlon(
             latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside
@@ -154,7 +159,7 @@ def query(
         rows = []
         for label, x in fields.fields():
             with settings.autocast():
-                y = fields.decode(fields.encode(x, factor), where, factor)[0]
+                y = fields.at(x, where, factor)
             plain = bilinear_at(x, where, fields.model.edge)[0]
             at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
             for q, station in enumerate(stations):
@@ -162,7 +167,7 @@ def query(
                 for k, c in enumerate(fields.predicted):
                     row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(plain[q, c])}
                 rows.append(row | judged)
-    return rows
+    return rows, fields.name, note
 
 
 def query_file(
@@ -183,10 +188,8 @@ def query_file(
     reading: see fastds.data.reading."""
     check_target(source, target)
     check_target(points, target)
-    model = loaded(DEFAULT_MODEL if model is None else model)
+    options = {"threads": threads, "precision": precision, "device": device}
     with opened(source, **reading) as dataset:
-        rows = query(
-            model, dataset, points, outside=outside, static=static, threads=threads, precision=precision, device=device
-        )  # fmt: skip
+        rows, name, note = _query(model, dataset, points, outside, static, **options)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
-    return Report(model.card.name, {}, [f"wrote {target}: {len(rows)} rows"])
+    return Report(name, {}, [note, f"wrote {target}: {len(rows)} rows"])

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import pathlib
+import warnings
+from collections.abc import Iterator
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from fastds.data.formats.opening import open_dataset
@@ -15,7 +18,7 @@ from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
 from fastds.tasks.common.training import SampleData
-from fastds.tasks.domain.statistics import of_fields
+from fastds.tasks.domain.statistics import of_fields, slope_of
 from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import scored_margin
 
@@ -42,14 +45,62 @@ def load_fields(config: DataConfig) -> Tensor:
             field = choose_level(field, config.level)
             if field.ndim != 3 or not field.shape[0]:
                 raise ValueError(f"{name} has the shape {field.shape}, expected (time, latitude, longitude)")
-            check_rows_and_columns(field, *field.dims[1:])
-            check_spacing(field)
-            values = plausible_values(field, f" of {config.path}", MEND_FIRST)
-            stack.append(torch.from_numpy(values))
-    fields = torch.stack(stack, 1)
-    if not torch.isfinite(fields).all():
-        raise ValueError(f"{config.path}: expected fields without missing values")
-    return fields
+            stack.append(_values(field, config.path))
+    return torch.stack(stack, 1)
+
+
+def load_each(config: DataConfig) -> dict[str, Tensor]:
+    """(T, 1, H, W) float32 of each FILE.nc:VARIABLE of config.each, all its times and levels; for ["*"] of every field
+    of the file or folder, but for those that do not fit, of which a UserWarning tells.
+
+    Raises: FileNotFoundError; ValueError for a missing variable, dimensions that do not fit or missing values.
+    """
+    everything, found = config.each == ["*"], {}
+    for path, name in _every_field(pathlib.Path(config.path)) if everything else _named_fields(config):
+        with open_dataset(path) as dataset:
+            if name not in dataset:
+                raise ValueError(f"data.each: {name!r} is not in {path}, which has {sorted(dataset.data_vars)}")
+            try:
+                values = _values(dataset[name], path)
+            except ValueError as error:
+                if not everything:
+                    raise
+                warnings.warn(f"{name} of {path} is left out: {error}", stacklevel=2)
+                continue
+            found[f"{path.name}:{name}"] = values.reshape(-1, 1, *values.shape[-2:])
+    if not found:
+        raise ValueError(f"data.each: {config.path} has no field without missing values on a regular grid")
+    return found
+
+
+def _named_fields(config: DataConfig) -> Iterator[tuple[pathlib.Path, str]]:
+    """File and variable of each FILE.nc:VARIABLE."""
+    for source in config.each:
+        file, _, name = source.rpartition(":")
+        path = pathlib.Path(config.path) / file
+        if not file or not path.is_file():
+            raise FileNotFoundError(f"data.each: {source!r} is not FILE.nc:VARIABLE of the folder {config.path}")
+        yield path, name
+
+
+def _every_field(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """File and variable of all fields of a file or of the NetCDF files of a folder."""
+    if not path.exists():
+        raise FileNotFoundError(f"data.path: no such file or folder: {path}")
+    for file in sorted(path.glob("*.nc")) if path.is_dir() else [path]:
+        with open_dataset(file) as dataset:
+            names = [str(n) for n, v in dataset.data_vars.items() if v.ndim >= 2 and v.dtype.kind in "fiu"]
+        yield from ((file, name) for name in names)
+
+
+def _values(field: xr.DataArray, path: str | pathlib.Path) -> Tensor:
+    """(..., latitude, longitude) float32. Raises: ValueError for an uneven grid, implausible or missing values."""
+    check_rows_and_columns(field, *field.dims[-2:])
+    check_spacing(field)
+    values = torch.from_numpy(plausible_values(field, f" of {path}", MEND_FIRST))
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{path}: expected fields without missing values, {field.name} has some")
+    return values
 
 
 def describe(config: DataConfig) -> list[dict]:
@@ -92,35 +143,74 @@ class FieldData(SampleData):
     def __init__(self, config: DataConfig, seed: int = 0, devices: int = 1):
         super().__init__(config, seed, devices)
         self.validation_batch = 1
+        self.static_variables, self.validation_static = [], None
+        blocks = self._each() if config.each else [self._one()]
+        value_range = None if config.each else self._limits(blocks[0])
+        degradation = Degradation(DegradationConfig(probability=config.degraded), value_range)
+        vectors = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
+        self.training = FieldCrops(
+            blocks, self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
+            scales=tuple(config.scales), anisotropic=config.anisotropic, whole=config.whole_factors,
+            flips=config.flips, vectors=vectors, samples=config.epoch_samples, seed=seed,
+        )  # fmt: skip
+
+    def _one(self) -> FieldBlock:
+        """The training part of the variables of one file; the rest of it becomes the validation."""
+        config = self.config
         fields = load_fields(config)
         trained, validated = config.limits(fields.shape[0 if config.split == "time" else 3])
         train = config.part(fields, trained)
         maps = load_statics(config)
-        self.static_variables = [] if maps is None else maps.variables
         static = None if maps is None else torch.from_numpy(maps.values)
         block = FieldBlock(train, (0, train.shape[3]), config.static_part(static, trained))
-        if static is not None:
+        if maps is not None:
+            self.static_variables = maps.variables
             self.static_std, self.static_mean = torch.std_mean(block.usable_static, (1, 2))
         self.mean, self.std = statistics([block])
-        flat = block.usable.transpose(0, 1).flatten(1)
-        self.value_range = flat.amax(1) - flat.amin(1)
-        limits = (torch.stack([flat.amin(1), flat.amax(1)], 1) - self.mean[:, None]) / self.std[:, None]
-        degradation = Degradation(DegradationConfig(probability=config.degraded), limits)
-        vectors = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
-        self.training = FieldCrops(
-            [block], self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
-            scales=tuple(config.scales), anisotropic=config.anisotropic, flips=config.flips, vectors=vectors,
-            samples=config.epoch_samples, seed=seed,
-        )  # fmt: skip
         self.validation = config.part(fields, validated)
         self.validation_static = config.static_part(static, validated)
-        least = 2 * scored_margin(max(config.test_scales)) + 8
-        if min(train.shape) < 1 or len(self.validation) < 1 or min(self.validation.shape[2:]) < least:
+        if min(train.shape) < 1 or len(self.validation) < 1 or not self._large_enough(self.validation):
             raise ValueError(
                 f"data: {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
-                f"validation, at least {least} rows and columns are needed for data.test_scales {config.test_scales}"
+                f"validation, at least {self._least} rows and columns are needed for data.test_scales "
+                f"{config.test_scales}"
             )
+        return block
+
+    def _limits(self, block: FieldBlock) -> Tensor:
+        """(C, 2) smallest and largest normalised value of a block."""
+        flat = block.usable.transpose(0, 1).flatten(1)
+        low, high = flat.amin(1), flat.amax(1)
+        self.value_range = high - low
+        return (torch.stack([low, high], 1) - self.mean[:, None]) / self.std[:, None]
+
+    def _each(self) -> list[FieldBlock]:
+        """The training part of every source; of what is large enough for it the first and last field validate."""
+        self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
+        blocks, self.validation = [], []
+        for fields in load_each(self.config).values():
+            trained, validated = self.config.limits(fields.shape[3])
+            blocks.append(FieldBlock(fields[..., : trained[1]], (0, trained[1])))
+            held_out = fields[..., slice(*validated)]
+            if self._large_enough(held_out):
+                self.validation += [held_out[k] for k in sorted({0, len(held_out) - 1})]
+        if not self.validation:
+            raise ValueError(
+                f"data.each: no last fifth of columns has the {self._least} rows and columns that the validation needs "
+                f"for data.test_scales {self.config.test_scales}"
+            )
+        return blocks
+
+    def _large_enough(self, fields: Tensor) -> bool:
+        return min(fields.shape[2:]) >= self._least
+
+    @property
+    def _least(self) -> int:
+        """Rows and columns that the validation needs."""
+        return 2 * scored_margin(max(self.config.test_scales)) + 8
 
     def statistics(self, sample: dict) -> dict[str, float]:
-        """See SampleData."""
+        """See SampleData; of variables of any kind the slope alone, which has no units."""
+        if self.config.each:
+            return slope_of(sample["x"])
         return of_fields(sample["x"], self.config.variables)

@@ -13,7 +13,7 @@ import xarray as xr
 from fastds.data.grid.plausible import check_packing, check_plausible, stored_as_codes, within, without_missing
 from fastds.data.samples.degradation import area_mean
 from fastds.tasks.fields.geometry import Geometry
-from fastds.tasks.fields.methods import limits_of
+from fastds.tasks.fields.variables import kind_of, limits_of
 
 
 class Source:
@@ -21,7 +21,7 @@ class Source:
 
     def __init__(self, field: xr.DataArray, what: str, names: tuple[str, str]):
         check_packing(field)
-        self.field, self.what, self.names, self.limits = field, what, names, limits_of(field)
+        self.field, self.what, self.names, self.limits = field, what, names, limits_of(*kind_of(field))
         self._block: dict = {}
         self._held = field
 

@@ -7,6 +7,7 @@ import pathlib
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
@@ -21,12 +22,13 @@ from fastds.tasks.fields.samples import FieldData, describe
 
 
 class FieldModule(SupervisedModule):
-    """L1 on random fine pixels; every variable counts by its error relative to that of bilinear interpolation."""
+    """L1 on random fine pixels; every variable, with data.each every sample, counts by its error relative to that of
+    bilinear interpolation."""
 
     def __init__(self, model: torch.nn.Module, config: TrainingConfig, data: FieldData):
         super().__init__(model, config)
         self.value_range = data.value_range
-        self.register_buffer("error_scale", bilinear_errors(data))
+        self.register_buffer("error_scale", None if config.data.each else typical_error(data))
         self.register_buffer("static", data.validation_static, persistent=False)
 
     def forward(self, batch: dict) -> Tensor:
@@ -34,7 +36,11 @@ class FieldModule(SupervisedModule):
         return self.model.query(batch["x"], PointSpec(batch["base"], batch["frac"]), batch["factor"], **static)
 
     def loss(self, prediction: Tensor, batch: dict) -> Tensor:
-        return ((prediction - batch["target"]).abs() / self.error_scale).mean()
+        scale = self.error_scale
+        if scale is None:  # a flat sample has only errors of rounding
+            rounding = 1e-6 * batch["x"].abs().amax((2, 3)) + torch.finfo(prediction.dtype).tiny
+            scale = (bilinear_error(batch) + rounding)[:, None]
+        return ((prediction - batch["target"]).abs() / scale).mean()
 
     def validation_step(self, truth: Tensor, batch_index: int) -> None:
         values = scores(self.model, truth, self.config.data.test_scales, self.value_range, self.static)
@@ -43,14 +49,15 @@ class FieldModule(SupervisedModule):
         self.log_dict(values, batch_size=1, sync_dist=self.trainer.world_size > 1)
 
 
-def bilinear_errors(data: FieldData, samples: int = 64) -> Tensor:
+def bilinear_error(batch: dict) -> Tensor:
+    """(B, C) mean absolute error of bilinear interpolation of every sample."""
+    plain = bilinear_at(batch["x"], PointSpec(batch["base"], batch["frac"]))
+    return (plain - batch["target"]).abs().mean(1)
+
+
+def typical_error(data: FieldData, samples: int = 64) -> Tensor:
     """(C,) mean absolute error of bilinear interpolation on training samples."""
-    total = 0
-    for i in range(samples):
-        s = data.training[i]
-        plain = bilinear_at(s["x"][None], PointSpec(s["base"][None], s["frac"][None]))[0]
-        total = total + (plain - s["target"]).abs().mean(0)
-    return total / samples
+    return bilinear_error(default_collate([data.training[i] for i in range(samples)])).mean(0)
 
 
 class ExportWeights(ExportBest):
@@ -66,7 +73,7 @@ class ExportWeights(ExportBest):
 def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
     """Create the network with the normalisation of the data and its card, or load config.model.start, which keeps its
     own normalisation. Raises: ValueError for weights of another number of variables or static maps."""
-    c, variables = config.model, config.data.variables
+    c, variables = config.model, ["any"] if config.data.each else config.data.variables
     wanted = {"in_channels": len(variables)}
     wanted |= {"static_channels": len(config.data.statics)} if config.data.statics else {}
     if c.start:
@@ -83,7 +90,9 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
         if config.data.statics:
             model.static_mean.copy_(data.static_mean), model.static_std.copy_(data.static_std)
     fill_card(model.card, c.card)
-    if [v.get("name") for v in model.card.input_variables] != variables:
+    if config.data.each:
+        model.card.input_variables = model.card.output_variables = [{"name": "any"}]
+    elif [v.get("name") for v in model.card.input_variables] != variables:
         model.card.input_variables = describe(config.data)
         predicted = getattr(model, "predicted", range(len(variables)))
         model.card.output_variables = [model.card.input_variables[c] for c in predicted]

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network of any variable on fields that no training saw: `fastds study any-variable --data.path FOLDER`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastds import data as fd
+from fastds import models
+from fastds.models.baselines.interpolation import weights_at
+from fastds.studies.command import Files
+from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.tables import markdown
+from fastds.studies.report import write_rows
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.settings import computing, settle
+from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic_torch, scored_margin
+
+_CONUS = "era5_surface_025deg_conus_19950714T12.nc"
+_NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
+_ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
+_EAST = np.s_[:, 288:360]  # columns that validate a training on this file
+# Label, file, variables, of all times and levels some, rows and columns. All but ERA5's are of files that no training
+# configuration names.
+SOURCES = (
+    ("ERA5 0.25°, United States", _CONUS, ("t2m", "d2m", "u10", "v10", "sp", "r2m"), (0,), np.s_[:, :]),
+    ("ERA5 0.25°, British Isles", "era5_t2m_025deg_uk_201903_1h.grib", ("t2m",), (12, 300, 600), np.s_[:, :]),
+    ("AROME 0.025°, France", "meteonet_arome_tp_NW_0025deg_20180501_1h.nc", ("tp",), (5, 10, 18), np.s_[:, :]),
+    ("AROME 0.025°, France", "meteonet_arome_tp_NW_0025deg_20180501_1h.nc", ("orography",), (0,), np.s_[:, :]),
+    ("NAM, levels", _NAM, tuple(f"{v}_isobaricInhPa" for v in ("t", "r", "u", "gh")), (3, 10, 16), np.s_[:, :]),
+    ("ERA5 1°, 500 hPa, east", _ERA5, ("r", "t", "u", "z"), (0, 3, 6), _EAST),
+)
+_BLOCK = 16  # fine pixels a side of what the bootstrap draws
+
+Resize = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """Errors of a network and of interpolation on area means of fields.
+
+    Args:
+        data: the folder with the files of fields.
+        model: a shipped name or a safetensors file, of a network of one variable.
+        scales: factors.
+        threads: of torch; None leaves them as they are.
+        leaderboard: a file of rows, see fastds/models/README.md, that gains are added to; None: none.
+    """
+
+    data: Files
+    model: str = "inr-any"
+    scales: list[float] = dataclasses.field(default_factory=lambda: [1.5, 2.0, 3.0, 4.0])
+    threads: int | None = None
+    leaderboard: str | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study any-variable`, into a StudyConfig."""
+    about = "Errors of a network of any variable on fields that no training saw."
+    return read_command_line(StudyConfig, arguments, "fastds study any-variable", about, {})
+
+
+def study(config: StudyConfig) -> None:
+    """What `fastds study any-variable` does: prints the gains over bicubic interpolation, writes config.leaderboard."""
+    network = models.load(config.model).eval()
+    if network.in_channels != 1:
+        raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
+    gains = {}
+    with computing(network, settle(network, config.threads)), torch.inference_mode():
+        for (label, name), fields in sources(pathlib.Path(config.data.path)):
+            gains[label, name] = {scale: gain(network, fields, scale) for scale in config.scales}
+    print(
+        f"Gain of PSNR over bicubic interpolation in dB, 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points; in"
+    )
+    print("the last column over the best of four interpolations, at the worst factor:\n")
+    head = ["fields", "variable", *(f"{scale:g}" for scale in config.scales), "least"]
+    print(markdown(head, [[*key, *_cells(row)] for key, row in gains.items()]))
+    if config.leaderboard is not None:
+        write_rows(config, network.card.name, list(leaderboard_rows(gains)))
+
+
+def _cells(row: dict[float, tuple[Estimate, float] | None]) -> list[str]:
+    found = [one for one in row.values() if one is not None]
+    cells = ["" if one is None else one[0].text(2, "+") for one in row.values()]
+    return [*cells, f"{min(least for _, least in found):+.2f}"]
+
+
+def leaderboard_rows(gains: dict) -> Iterator[dict]:
+    """The mean gain over all fields at each factor, with an interval by drawing fields."""
+    for scale in next(iter(gains.values())):
+        found = [row[scale][0].mean for row in gains.values() if row[scale] is not None]
+        value = Estimate.of(np.array(found), np.arange(len(found))[:, None])
+        score = f"gain of PSNR over bicubic at factor {scale:g}, dB"
+        row = {"task": "fields", "data": "mean of fields no training saw", "better": "higher"}
+        yield row | {"score": score, "value": value, "cases": len(found)}
+
+
+def sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """((label, variable), fields (T, 1, H, W)) of SOURCES, those with missing values left out."""
+    for label, file, names, which, where in SOURCES:
+        with fd.open_dataset(folder / file) as dataset:
+            for name in names:
+                values = dataset[name].values.astype(np.float32)
+                values = values.reshape(-1, *values.shape[-2:])[list(which)][:, *where]
+                values = values[np.isfinite(values).all((1, 2))]
+                if len(values):
+                    yield (label, name), torch.from_numpy(values)[:, None]
+
+
+def gain(network: nn.Module, fields: Tensor, scale: float) -> tuple[Estimate, float] | None:
+    """Of area means by `scale`: the gain of PSNR over bicubic interpolation (a = -0.5) with its interval, and that over
+    the best of four interpolations, dB; None where the fields are too small."""
+    if min(fields.shape[2:]) < 2 * scored_margin(scale) + _BLOCK:
+        return None
+    x, truth = coarse_and_fine(fields, scale)
+    size = tuple(truth.shape[2:])
+    own = _errors(network(x, size=size), truth, scale)
+    plain = {name: _errors(method(x, size), truth, scale) for name, method in INTERPOLATIONS.items()}
+
+    def decibel(weight: np.ndarray) -> np.ndarray:
+        return 10 * np.log10((weight @ plain["bicubic"]) / (weight @ own))
+
+    least = 10 * np.log10(min(errors.sum() for errors in plain.values()) / own.sum())
+    return Estimate.by(decibel, np.arange(len(own))[:, None]), float(least)
+
+
+def _errors(made: Tensor, truth: Tensor, scale: float) -> np.ndarray:
+    """Squared errors of blocks of fine pixels, mean over the times."""
+    margin = scored_margin(scale)
+    squared = (made - truth).double().square().mean((0, 1))[margin:-margin, margin:-margin]
+    return F.avg_pool2d(squared[None], _BLOCK).flatten().numpy()
+
+
+def _separable(method: str) -> Resize:
+    def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+        rows, columns = (
+            torch.from_numpy(weights_at((np.arange(fine) + 0.5) * (n / fine) - 0.5, n, method).toarray())
+            for fine, n in zip(size, x.shape[2:], strict=True)
+        )
+        return (rows @ x.double() @ columns.T).float()
+
+    return resize
+
+
+INTERPOLATIONS: dict[str, Resize] = {name: _separable(name) for name in ("bilinear", "bicubic", "lanczos")}
+INTERPOLATIONS["bicubic, a = -0.75"] = resize_bicubic_torch

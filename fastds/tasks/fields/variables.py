@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Variables of a dataset on a latitude-longitude grid, read one field after another."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from fastds.data.grid.plausible import (
+    check_packing,
+    check_plausible,
+    plausible_range,
+    stored_as_codes,
+    within,
+    without_missing,
+)
+from fastds.data.grid.times import check_dates
+from fastds.data.grid.variables import same_units
+from fastds.data.samples.fields import HUMIDITY_RANGE
+from fastds.tasks.domain.score import Domain
+from fastds.tasks.fields.geometry import Geometry
+
+Kind = tuple[str | None, str | None]  # standard name and units of a variable
+
+
+class Fields:
+    """Variables of a dataset on a grid, read one field after another.
+
+    Args:
+        dataset: fields (..., latitude, longitude). grid: its geometry.
+        names: of the variables, of the same dimensions. kinds: their standard names and units, None where not told.
+
+    Attributes: lead, their leading dimensions; name, what the user calls the method; predicted, which of names the
+    method makes; origin of static maps; most, how many times finer it makes fields; model, a network or None.
+
+    Raises: ValueError: leading dimensions without a field or with missing dates.
+    """
+
+    model: nn.Module | None = None
+    name, origin, most = "", "", 1.0
+
+    def __init__(self, dataset: xr.Dataset, grid: Geometry, names: list[str], kinds: list[Kind]):
+        self.dataset, self.grid, self.names, self.kinds = dataset, grid, names, kinds
+        self.limits = [limits_of(*kind) for kind in kinds]
+        self.predicted: list[int] = list(range(len(names)))
+        self.lead = [d for d in dataset[names[0]].dims if d not in grid.names]
+        empty = [d for d in self.lead if dataset.sizes[d] == 0]
+        if empty:
+            raise ValueError(f"there is no field: dimension {empty[0]} of variable {names[0]} has length 0")
+        for d in self.lead:
+            if d in dataset.coords and dataset[d].dtype.kind == "M":
+                check_dates(dataset[d])
+
+    def fields(self) -> Iterator[tuple[dict, Tensor]]:
+        """({leading dimension: index}, (1, C, H, W) float32), read one after another; what is implausible is NaN."""
+        return ((at, self._field(at)) for at in self._places())
+
+    def check(self, stacklevel: int) -> None:
+        """Warn (UserWarning) where values of a variable are implausible or all missing. Raises: ValueError where more
+        than half are implausible."""
+        for n, limits in zip(self.names, self.limits, strict=True):
+            variable, values = self.dataset[n], (self._values(n, at) for at in self._places())
+            said = f"every value of variable {n} is missing, and so is the output"
+            form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
+            check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
+
+    @functools.cached_property
+    def domain(self) -> Domain:
+        """How far the fields lie from what a network was trained on; warns (UserWarning) where they lie outside."""
+        return Domain(self.name)
+
+    def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
+        """How many times finer a grid of coordinates is, along rows and columns; of a single one `most`."""
+        return tuple(
+            abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.most
+            for s, t in zip(self.grid.steps, (latitude, longitude), strict=True)
+        )
+
+    def bounds(self, channel: int, field: Tensor) -> tuple[float, float]:
+        """What the finer values of a field (H, W) cannot be beyond: HUMIDITY_RANGE for relative humidity in %; 0 below
+        where no value is negative and one in a hundred is zero (rain, radiation, cover)."""
+        standard_name, units = self.kinds[channel]
+        if standard_name == "relative_humidity" and same_units(units, "%"):
+            return HUMIDITY_RANGE
+        never_negative = not (field < 0).any() and float((field == 0).sum()) >= 0.01 * field.numel()
+        return 0.0 if never_negative else -math.inf, math.inf
+
+    def _places(self) -> Iterator[dict]:
+        for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
+            yield dict(zip(self.lead, index, strict=True))
+
+    def _field(self, at: dict) -> Tensor:
+        """(1, C, H, W) float32 at an index of the leading dimensions; what is implausible is NaN."""
+        fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
+        return torch.from_numpy(np.stack(fields))[None]
+
+    def _values(self, name: str, at: dict) -> np.ndarray:
+        """(H, W) float32 of a variable at an index of its leading dimensions."""
+        field = self.dataset[name].isel(at).transpose(*self.grid.names)
+        return without_missing(field.values, field.attrs)
+
+
+def alike(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
+    """Names and kinds of the fields that have the dimensions of the first one.
+
+    Raises: ValueError where there is none, or one is packed by a scale_factor that loses it."""
+    names = names_of_fields(dataset, grid)
+    if not names:
+        raise ValueError(f"there is no field over {' and '.join(grid.names)}")
+    names = [n for n in names if set(dataset[n].dims) == set(dataset[names[0]].dims)]
+    for n in names:
+        check_packing(dataset[n])
+    return names, [kind_of(dataset[n]) for n in names]
+
+
+def find(dataset: xr.Dataset, wanted: dict) -> str:
+    """The variable of a dataset that a card wants."""
+    for name, variable in dataset.data_vars.items():
+        if name == wanted["name"] or variable.attrs.get("standard_name") == wanted.get("standard_name", "-"):
+            units = variable.attrs.get("units", "")
+            check_packing(variable)
+            if not same_units(units, wanted["units"]):
+                raise ValueError(f"variable {name} is in {str(units)!r}, the model was trained on {wanted['units']!r}")
+            return str(name)
+    raise ValueError(
+        f"the model needs the variable {wanted['name']} ({wanted.get('standard_name', '')}), "
+        f"the file has {', '.join(map(str, dataset.data_vars)) or 'none'}"
+    )
+
+
+def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
+    """Its variables of numbers on the grid."""
+    return [n for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"]
+
+
+def kind_of(field: xr.DataArray) -> Kind:
+    """What the attributes of a variable tell."""
+    return field.attrs.get("standard_name"), field.attrs.get("units")
+
+
+def limits_of(standard_name: str | None, units: str | None) -> tuple[float, float] | None:
+    """The plausible range of a kind of variable, None where nothing tells."""
+    return None if units is None else plausible_range(standard_name, units)
