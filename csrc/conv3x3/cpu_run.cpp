@@ -82,8 +82,9 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     // Of the widest column block.
     plan.group_tiles = call.amx ? kTileRows : tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
-    const bool shares = !call.amx && threads > 1 && tiles > 0 && tiles <= kSharedTiles && inputs * outputs >= kSharedFilters;
-    plan.sharing = shares ? threads : 1;
+    const bool few = threads > 1 && tiles <= kSharedTiles && inputs * outputs >= kSharedFilters;
+    const bool shares = !call.amx && tiles > 0 && (few || call.packed == nullptr);
+    plan.sharing = shares ? threads : 0;
     plan.threads = shares ? 1 : static_cast<int>(least(threads, groups > 0 ? groups : 1));
     if (shares) plan.block_vectors = vectors;
     plan.blocks = shares ? 1 : round_up((tiles + most_tiles - 1) / most_tiles, plan.threads);

@@ -5,9 +5,11 @@
 //
 // Planes in the workspace of a thread: V[p][tile][channel] and M[p][tile][column]. When all outputs are made in one pass, M
 // lies one plane before V: product p overwrites transformed input p - 1, which nobody needs any more. Where tiles are few and
-// filters many, whose reading takes the time, the threads share a block: each reads a part of the filters.
+// filters many, whose reading takes the time, the threads share a block: each reads a part of the filters. Where these are too
+// many to be kept packed, it packs that part piece by piece.
 #pragma once
 #include "conv3x3/amx.h"
+#include "conv3x3/filters.h"
 #include "conv3x3/output.h"
 #include "core/parallel.h"
 
@@ -15,9 +17,13 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
+// Filters that are packed at once: with the sums they go into they fit into an L2 cache of 1 MB.
+constexpr int64_t kPieceInputs = 32, kPieceVectors = kTileVectors, kPiecePlane = kPieceInputs * kPieceVectors * kL + 16;
+constexpr int64_t kPieceFloats = kPoints * kPiecePlane;
+
 struct Layout {
     int64_t v_row, v_plane, m_row, m_plane, v, m;  // floats; v and m: where the planes begin
-    int64_t zeros, staging, staging_row, floats;
+    int64_t zeros, staging, staging_row, pieces, floats;
 
     Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors, int sharing) {
         const int64_t rows = round_up(block_tiles, call.amx ? kTileRows : kTileRowsMultiple);
@@ -31,7 +37,7 @@ struct Layout {
             v = 0;
             m = kPoints * v_plane;
             zeros = m + kSums * m_plane;
-        } else if (block_vectors >= vectors && sharing == 1) {
+        } else if (block_vectors >= vectors && sharing == 0) {
             v_plane = m_plane = v_plane > m_plane ? v_plane : m_plane;
             m = 0;
             v = m_plane;
@@ -43,7 +49,8 @@ struct Layout {
         }
         staging = round_up(zeros + round_up(widest(call.sources), kL), 16);
         staging_row = round_up(16 * columns, 16);
-        floats = staging + sharing * staging_row;
+        pieces = staging + (sharing > 0 ? sharing : 1) * staging_row;
+        floats = pieces + (call.packed == nullptr ? sharing * kPieceFloats : 0);
     }
 
     // Of one of the threads that share a block, and works on its tiles from `tile` on.
@@ -78,22 +85,24 @@ inline void multiply_rows(const float* v, int64_t v_row, const float* packed, in
 // Long sums are cut so that the rows of `packed` in play stay in the L1 cache.
 constexpr int64_t kStepInputs = 128;
 
+// add: to what M holds.
 template <int NV>
 inline void multiply_columns(const float* v, int64_t v_row, const float* packed, int64_t inputs, int64_t tiles, float* m,
-                             int64_t m_row) {
-    multiply_rows<NV, false>(v, v_row, packed, least(kStepInputs, inputs), tiles, m, m_row);
-    for (int64_t k = kStepInputs; k < inputs; k += kStepInputs)
-        multiply_rows<NV, true>(v + k, v_row, packed + k * NV * kL, least(kStepInputs, inputs - k), tiles, m, m_row);
+                             int64_t m_row, bool add) {
+    for (int64_t k = 0; k < inputs; k += kStepInputs) {
+        const auto multiply = k > 0 || add ? multiply_rows<NV, true> : multiply_rows<NV, false>;
+        multiply(v + k, v_row, packed + k * NV * kL, least(kStepInputs, inputs - k), tiles, m, m_row);
+    }
 }
 
 inline void multiply_block(int64_t vectors, const float* v, int64_t v_row, const float* packed, int64_t inputs, int64_t tiles,
-                           float* m, int64_t m_row) {
+                           float* m, int64_t m_row, bool add) {
     switch (vectors) {
-        case 1: return multiply_columns<1>(v, v_row, packed, inputs, tiles, m, m_row);
-        case 2: return multiply_columns<2>(v, v_row, packed, inputs, tiles, m, m_row);
+        case 1: return multiply_columns<1>(v, v_row, packed, inputs, tiles, m, m_row, add);
+        case 2: return multiply_columns<2>(v, v_row, packed, inputs, tiles, m, m_row, add);
 #if FASTDS_MANY_REGISTERS
-        case 3: return multiply_columns<3>(v, v_row, packed, inputs, tiles, m, m_row);
-        case 4: return multiply_columns<4>(v, v_row, packed, inputs, tiles, m, m_row);
+        case 3: return multiply_columns<3>(v, v_row, packed, inputs, tiles, m, m_row, add);
+        case 4: return multiply_columns<4>(v, v_row, packed, inputs, tiles, m, m_row, add);
 #endif
     }
 }
@@ -145,7 +154,7 @@ inline void multiply_plane(const Conv3x3Call& call, const Layout& at, int64_t co
     const Range vectors = part_of(cut.vectors, cut.blocks, block);
     multiply_block(vectors.end - vectors.begin, scratch + at.v + p * at.v_plane, at.v_row,
                    call.packed + p * packed_plane(inputs, cut) + vectors.begin * kL * inputs, inputs, count,
-                   scratch + at.m + p * at.m_plane + (vectors.begin - first) * kL, at.m_row);
+                   scratch + at.m + p * at.m_plane + (vectors.begin - first) * kL, at.m_row, false);
 }
 
 // M of these vectors of columns, whole blocks of them.
@@ -201,6 +210,34 @@ inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t bloc
 #endif
 }
 
+// M of a block of columns, vectors of them, from filters that are packed into `piece`.
+inline void multiply_columns_of(const Conv3x3Call& call, const Layout& at, const PackedMaps& maps, Range vectors, float* piece,
+                                float* scratch) {
+    const int64_t tiles = call.geometry.tiles(), first = vectors.begin * kL, width = vectors.end - vectors.begin;
+    for (int64_t i = 0; i < maps.inputs; i += kPieceInputs) {
+        const Range inputs{i, least(i + kPieceInputs, maps.inputs)};
+        for (int64_t k = 0; k < width; k++)
+            pack_vector(call.filters, maps, vectors.begin + k, inputs, piece + k * kL, width * kL, kPiecePlane);
+        for (int64_t p = 0; p < kPoints; p++)
+            multiply_block(width, scratch + at.v + p * at.v_plane + i, at.v_row, piece + p * kPiecePlane,
+                           inputs.end - inputs.begin, tiles, scratch + at.m + p * at.m_plane + first, at.m_row, i > 0);
+    }
+}
+
+// M of all tiles; each thread packs its columns of the filters, some inputs at a time. The sums are those of packed filters.
+inline void multiply_pieces(const Conv3x3Call& call, const Layout& at, int threads, float* scratch) {
+    const PackedMaps maps(call.filters);
+    const int64_t vectors = parts_of(maps.columns.columns, kL), blocks = parts_of(vectors, kPieceVectors);
+    parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; thread++) {
+            float* piece = scratch + at.pieces + thread * kPieceFloats;
+            const Range own = part_of(blocks, threads, thread);
+            for (int64_t block = own.begin; block < own.end; block++)
+                multiply_columns_of(call, at, maps, part_of(vectors, blocks, block), piece, scratch);
+        }
+    });
+}
+
 // All tiles, by all threads together.
 inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scratch) {
     const Conv3x3Call& call = stage.call;
@@ -219,10 +256,13 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
     };
     share_tiles([&](const Layout& own, int64_t first, int64_t count) { transform_block(call, own, first, count, scratch); });
     const int64_t blocks = column_blocks<float>(outputs).blocks;
-    parallel_for(kPoints * blocks, plan.sharing, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; task++)
-            multiply_plane(call, at, tiles, scratch, task / blocks, task % blocks, 0);
-    });
+    if (call.packed == nullptr)
+        multiply_pieces(call, at, plan.sharing, scratch);
+    else
+        parallel_for(kPoints * blocks, plan.sharing, [&](int64_t begin, int64_t end) {
+            for (int64_t task = begin; task < end; task++)
+                multiply_plane(call, at, tiles, scratch, task / blocks, task % blocks, 0);
+        });
     share_tiles([&](const Layout& own, int64_t first, int64_t count) {
         stage.finish(stage, own, first, count, scratch, Range{0, outputs});
     });
@@ -230,7 +270,7 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
 
 // The workspace is 64-byte aligned and has plan.bytes bytes.
 inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* workspace) {
-    if (plan.sharing > 1) return run_shared(stage, plan, workspace);
+    if (plan.sharing > 0) return run_shared(stage, plan, workspace);
     const Layout at(stage.call, plan.block_tiles, plan.block_vectors, plan.sharing);
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {

@@ -47,10 +47,25 @@ struct Conv3x3Geometry {
     FASTDS_HD int64_t tiles() const { return B * tiles_h() * tiles_w(); }
 };
 
+// weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w.
+struct Conv3x3Weight {
+    const void* data;
+    DType dtype;
+    int64_t O, C, stride_o, stride_c, stride_h, stride_w;
+};
+
+// A weight for forward or (adjoint) grad_x; shuffle is the factor of the convolution's output.
+struct Conv3x3Filters {
+    Conv3x3Weight weight;
+    bool adjoint;
+    int64_t shuffle;
+};
+
 struct Conv3x3Call {
     Conv3x3Geometry geometry;
     Conv3x3Views sources, sinks;
-    const float* packed;  // conv3x3_pack_weight
+    const float* packed;  // conv3x3_pack_weight; null: the engine packs `filters` part by part
+    Conv3x3Filters filters;
     const void* bias;     // O values of bias_dtype in the order of the weight, or null
     DType bias_dtype;
     // Added to the sinks before shuffle and activation, side by side as many channels; count 0 or a view without data: nothing.
@@ -59,13 +74,6 @@ struct Conv3x3Call {
     int act;
     float negative_slope;  // of act, or of the activation that the sources' sign belongs to
     bool amx;              // sums of products on matrix tiles; sources of bfloat16, filters packed for it
-};
-
-// weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w.
-struct Conv3x3Weight {
-    const void* data;
-    DType dtype;
-    int64_t O, C, stride_o, stride_c, stride_h, stride_w;
 };
 
 struct Conv3x3GradWeight {
@@ -133,7 +141,7 @@ struct Conv3x3Plan {
     int64_t block_vectors;         // output vectors per pass over the 36 products
     int64_t thread_floats, bytes;  // workspace
     int threads, store;            // store: how outputs are written, see output.h
-    int sharing;                   // threads that work on each block together, where tiles are few and filters many; else 1
+    int sharing;                   // threads that work on the only block together, where tiles are few and filters many; else 0
 };
 
 // clang-format off
@@ -142,9 +150,8 @@ FASTDS_PER_ISA(Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int 
 FASTDS_PER_ISA(void conv3x3_run(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace))
 FASTDS_PER_ISA(void conv3x3_run_cell(const Conv3x3Call& call, const Conv3x3Plan& plan, const Conv3x3Cell& cell, float* workspace))
 FASTDS_PER_ISA(bool conv3x3_one_pass(int64_t inputs, int64_t outputs))
-// For forward (adjoint = false) or grad_x; shuffle is the factor of the convolution's output.
 FASTDS_PER_ISA(int64_t conv3x3_packed_size(const Conv3x3Weight& weight, bool adjoint, bool amx))
-FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Weight& weight, bool adjoint, int64_t shuffle, bool amx, float* packed, int threads))
+FASTDS_PER_ISA(void conv3x3_pack_weight(const Conv3x3Filters& filters, bool amx, float* packed, int threads))
 FASTDS_PER_ISA(int64_t conv3x3_grad_weight_bytes(const Conv3x3GradWeight& call))
 FASTDS_PER_ISA(void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* workspace))
 // The same on matrix tiles, of sources and gradients in bfloat16.

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// G g G^T of filters: rows of the (inputs x outputs) matrices that the engine multiplies with.
+#pragma once
+#include <type_traits>
+
+#include "conv3x3/tiles.h"
+#include "core/turn.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// What the packed rows and columns stand for: inputs and outputs, in the adjoint the other way round.
+struct PackedMaps {
+    int64_t inputs;
+    ColumnMap outputs, columns;
+
+    explicit PackedMaps(const Conv3x3Filters& f)
+        : inputs(f.adjoint ? f.weight.O : f.weight.C),
+          outputs{f.weight.O, f.shuffle},
+          columns(f.adjoint ? ColumnMap{f.weight.C, 1} : outputs) {}
+};
+
+constexpr int64_t kGathered = 32, kAhead = 32;  // rows
+constexpr int64_t kLine = 64;                    // bytes of a cache line
+
+// The taps of some rows for one vector of columns: taps[(row * 9 + tap) * kL + lane], zeros in lanes behind the last column.
+template <class T>
+void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t vector, Range rows, T* taps) {
+    using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+    const Conv3x3Weight& w = filters.weight;
+    const int64_t base = vector * kL, count = rows.end - rows.begin, lanes = least(kL, maps.columns.columns - base);
+    const int64_t first = maps.columns.output(base), step = lanes > 1 ? maps.columns.output(base + 1) - first : 1;
+    const bool even = maps.columns.output(base + lanes - 1) == first + (lanes - 1) * step;  // not so at the end of a sub-pixel
+    const int64_t lane_stride = filters.adjoint ? w.stride_c : w.stride_o, lane = step * lane_stride;
+    const auto row_of = [&](int64_t row) {
+        const int64_t at = filters.adjoint ? maps.outputs.output(row) * w.stride_o : row * w.stride_c;
+        return static_cast<const T*>(w.data) + at;
+    };
+    const auto tap_of = [&](int64_t tap) { return tap / 3 * w.stride_h + tap % 3 * w.stride_w; };
+    const bool dense = w.stride_w == 1 && w.stride_h == 3;
+    const auto exchange = [&](const T* from, int64_t columns, T* to, int64_t to_row) {
+        turn(reinterpret_cast<const Bits*>(from + first * lane_stride), lane, lanes, columns, reinterpret_cast<Bits*>(to),
+             to_row);
+    };
+    // `columns` numbers of each lane some rows later: filters of many inputs lie pages apart.
+    const auto fetch_ahead = [&](int64_t offset, int64_t columns) {
+        if (rows.begin + kAhead >= maps.inputs) return;
+        for (int64_t k = 0; k < lanes; k++)
+            for (int64_t i = 0; i < columns; i += kLine / static_cast<int64_t>(sizeof(T)))
+                __builtin_prefetch(row_of(rows.begin + kAhead) + first * lane_stride + k * lane + offset + i);
+    };
+    if (lanes < kL) __builtin_memset(taps, 0, count * 9 * kL * sizeof(T));
+    if (even && !filters.adjoint && w.stride_c == 1) {  // rows side by side
+        for (int64_t tap = 0; tap < 9; tap++) {
+            fetch_ahead(tap_of(tap), count);
+            exchange(row_of(rows.begin) + tap_of(tap), count, taps + tap * kL, 9 * kL);
+        }
+    } else if (even && !filters.adjoint && dense && w.stride_c == 9) {  // rows and taps
+        fetch_ahead(0, 9 * count);
+        exchange(row_of(rows.begin), 9 * count, taps, kL);
+    } else if (even && dense) {  // taps
+        for (int64_t i = 0; i < count; i++) exchange(row_of(rows.begin + i), 9, taps + 9 * i * kL, kL);
+    } else if (even && lane == 1) {  // lanes
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t tap = 0; tap < 9; tap++) {
+                const T* from = row_of(rows.begin + i) + first * lane_stride + tap_of(tap);
+                __builtin_memcpy(taps + (9 * i + tap) * kL, from, (lanes == kL ? kL : lanes) * sizeof(T));
+            }
+    } else {
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t k = 0; k < lanes; k++) {
+                const T* filter = row_of(rows.begin + i) + maps.columns.output(base + k) * lane_stride;
+                for (int64_t tap = 0; tap < 9; tap++) taps[(9 * i + tap) * kL + k] = filter[tap_of(tap)];
+            }
+    }
+}
+
+// One vector of columns of these inputs; rows lie `step` floats apart, points `plane`.
+template <class T>
+void pack_vector(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t vector, Range inputs, float* out, int64_t step,
+                 int64_t plane) {
+    T taps[kGathered * 9 * kL];
+    for (int64_t i = inputs.begin; i < inputs.end; i++, out += step) {
+        const int64_t row = (i - inputs.begin) % kGathered;
+        if (row == 0) gather_taps(filters, maps, vector, {i, least(i + kGathered, inputs.end)}, taps);
+        V half[6][3];
+        for (int c = 0; c < 3; c++) {
+            V g[3], u[6];
+            for (int r = 0; r < 3; r++) {
+                const int tap = r * 3 + c;
+                g[r] = load_some(taps + (row * 9 + (filters.adjoint ? 8 - tap : tap)) * kL, kL);
+            }
+            transform_weight(g, u);
+            for (int r = 0; r < 6; r++) half[r][c] = u[r];
+        }
+        for (int r = 0; r < 6; r++) {
+            V u[6];
+            transform_weight(half[r], u);
+            for (int c = 0; c < 6; c++) store_vec<kL>(out + (r * 6 + c) * plane, u[c]);
+        }
+    }
+}
+
+inline void pack_vector(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t vector, Range inputs, float* out,
+                        int64_t step, int64_t plane) {
+    switch (filters.weight.dtype) {
+        case f32: return pack_vector<float>(filters, maps, vector, inputs, out, step, plane);
+        case f16: return pack_vector<Half>(filters, maps, vector, inputs, out, step, plane);
+        case bf16: return pack_vector<BFloat16>(filters, maps, vector, inputs, out, step, plane);
+        case f64: return;
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters of the engine, packed and kept, or packed piece by piece where they are many and tiles are few."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastds.ops import conv3x3
+from fastds.ops.impl.conv3x3 import engine
+
+pytestmark = pytest.mark.usefixtures("native")
+
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+# Batch, inputs, outputs, height, width, shuffle: odd channels, several pieces of inputs, sub-pixels ending in a vector.
+SHAPES = [
+    (2, 33, 70, 8, 7, 1),
+    (1, 64, 36, 5, 9, 3),
+    (2, 200, 130, 4, 4, 1),
+    (1, 17, 5, 16, 16, 1),
+    (1, 70, 260, 9, 9, 2),
+]
+
+
+@pytest.fixture
+def isa(isa, native):
+    """Those with an engine: an x86 build has none for "baseline"."""
+    if not native.conv3x3_available():
+        pytest.skip("no engine for this instruction set in this build")
+    return isa
+
+
+def weight_of(kind, outputs, inputs, dtype):
+    """Dense in one layout or the other, a part of a larger weight, or with its taps the other way round."""
+    whole = (torch.randn(outputs, inputs + 3, 3, 3) / (3 * inputs**0.5)).to(dtype)
+    part = whole[:, 2 : inputs + 2]
+    if kind == "part":
+        return part
+    if kind == "turned":
+        return part.mT.contiguous().mT
+    return part.contiguous(memory_format=CHANNELS_LAST if kind == "channels_last" else CONTIGUOUS)
+
+
+def value_and_gradient(x, weight, bias, shuffle):
+    y = conv3x3(x, weight, bias, shuffle=shuffle, act="relu", algorithm="winograd")
+    return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "part", "turned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_packed_piece_by_piece(isa, two_threads, monkeypatch, dtype, kind):
+    """The bits of filters that are kept, with two threads and one; nothing is kept; and right in both directions."""
+    for batch, inputs, outputs, height, width, shuffle in SHAPES:
+        x = torch.randn(batch, inputs, height, width).to(dtype).requires_grad_()
+        weight, bias = weight_of(kind, outputs, inputs, dtype), torch.randn(outputs).to(dtype)
+        expected = value_and_gradient(x, weight, bias, shuffle)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "KEPT_WEIGHT_BYTES", 0)
+            patch.setattr(engine, "packed", None)
+            found = value_and_gradient(x, weight, bias, shuffle)
+            torch.set_num_threads(1)
+            alone = value_and_gradient(x, weight, bias, shuffle)
+            torch.set_num_threads(2)
+        for one, two, three in zip(expected, found, alone, strict=True):
+            assert torch.equal(one, two) and torch.equal(one, three), (inputs, outputs, shuffle)
+        exact = F.conv2d(x.detach().double(), weight.double(), bias.double(), padding=1)
+        exact = F.pixel_shuffle(exact.relu(), shuffle)
+        slack = 2e-5 if dtype == torch.float32 else 2**-8 if dtype == torch.bfloat16 else 2**-11
+        torch.testing.assert_close(found[0].double(), exact, rtol=slack, atol=3e-5)
+
+
+def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch):
+    """More than a quarter of what may be kept, for 32 tiles at most."""
+    calls = []
+    known = engine.packed
+    monkeypatch.setattr(engine, "packed", lambda *args: calls.append(args) or known(*args))
+    monkeypatch.setattr(engine, "KEPT_WEIGHT_BYTES", 4 * 144 * 40 * 40)
+    for channels, side, kept in ((40, 8, True), (41, 8, False), (41, 23, True)):
+        calls.clear()
+        weight = torch.randn(channels, channels, 3, 3)
+        conv3x3(torch.randn(1, channels, side, side), weight, algorithm="winograd")
+        assert bool(calls) == kept, (channels, side)
+
+
+def test_filters_that_do_not_fit_are_refused(native):
+    """The module itself, as csrc relies on it."""
+    described = (64, 0, 8, 8, 72, 9, 3, 1, False, 1)
+    geometry, map_of = (
+        (1, 4, 4, 4, 4, 1, 1, 0, 0),
+        lambda channels: (64, 0, channels, 16 * channels, 4 * channels, channels),
+    )
+    for filters, address, said in (
+        ([described], 64, "filters twice, or not at all"),
+        ([], 0, "filters twice, or not at all"),
+        ([(64, 0, 8, 9, 72, 9, 3, 1, False, 1)], 0, "filters do not fit the maps"),
+        ([(64, 0, 8, 8, 72, 9, 3, 1, False, 3)], 0, "no kernel for these filters"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            native.conv3x3_run(
+                geometry, [map_of(8)], 1, 0, [map_of(8)], 1, address, filters, 0, 0, [], 0, 0.0, False, 1, 0, 0
+            )
