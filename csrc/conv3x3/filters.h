@@ -44,23 +44,26 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t 
              to_row);
     };
     // `columns` numbers of each lane some rows later: filters of many inputs lie pages apart.
-    const auto fetch_ahead = [&](int64_t offset, int64_t columns) {
-        if (rows.begin + kAhead >= maps.inputs) return;
+    const auto fetch_ahead = [&](int64_t row, int64_t offset, int64_t columns) {
+        if (row + kAhead >= maps.inputs) return;
         for (int64_t k = 0; k < lanes; k++)
             for (int64_t i = 0; i < columns; i += kLine / static_cast<int64_t>(sizeof(T)))
-                __builtin_prefetch(row_of(rows.begin + kAhead) + first * lane_stride + k * lane + offset + i);
+                __builtin_prefetch(row_of(row + kAhead) + first * lane_stride + k * lane + offset + i);
     };
     if (lanes < kL) __builtin_memset(taps, 0, count * 9 * kL * sizeof(T));
     if (even && !filters.adjoint && w.stride_c == 1) {  // rows side by side
         for (int64_t tap = 0; tap < 9; tap++) {
-            fetch_ahead(tap_of(tap), count);
+            fetch_ahead(rows.begin, tap_of(tap), count);
             exchange(row_of(rows.begin) + tap_of(tap), count, taps + tap * kL, 9 * kL);
         }
     } else if (even && !filters.adjoint && dense && w.stride_c == 9) {  // rows and taps
-        fetch_ahead(0, 9 * count);
+        fetch_ahead(rows.begin, 0, 9 * count);
         exchange(row_of(rows.begin), 9 * count, taps, kL);
     } else if (even && dense) {  // taps
-        for (int64_t i = 0; i < count; i++) exchange(row_of(rows.begin + i), 9, taps + 9 * i * kL, kL);
+        for (int64_t i = 0; i < count; i++) {
+            fetch_ahead(rows.begin + i, 0, 9);
+            exchange(row_of(rows.begin + i), 9, taps + 9 * i * kL, kL);
+        }
     } else if (even && lane == 1) {  // lanes
         for (int64_t i = 0; i < count; i++)
             for (int64_t tap = 0; tap < 9; tap++) {

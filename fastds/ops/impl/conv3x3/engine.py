@@ -78,8 +78,8 @@ def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Te
 def filters_of(weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tuple[int, int, int]) -> tuple:
     """What conv3x3_run takes as filters for maps of (batch, height, width), and what keeps their address valid.
 
-    Packed filters are kept between calls. Those of few tiles that would take more than a quarter of what may be kept are
-    packed by the engine as it goes: MLCast's network, which has more than can be kept, takes 0.30 s in place of 0.73.
+    Packed filters are kept between calls. Those of few tiles that would take more than a quarter of what may be kept
+    are packed by the engine as it goes: MLCast's network, which has more than that, takes 0.30 s in place of 0.73.
     """
     tiles = size[0] * -(-size[1] // 4) * -(-size[2] // 4)
     if amx or tiles > FEW_TILES or PACKED_BYTES * weight.shape[0] * weight.shape[1] <= KEPT_WEIGHT_BYTES // 4:
