@@ -15,6 +15,11 @@ from pathlib import Path
 
 import torch
 
+# What takes most of the time of `import fastds`, which itself is left to the fork.
+TORCH = """
+import gc, torch
+gc.freeze()  # else every child copies all objects when it ends
+"""
 # What the command `fastds` needs.
 COMMAND = """
 import sys
@@ -46,7 +51,7 @@ os._exit(0)  # without what libraries say at the end
 
 @functools.cache
 def _server(imports, *variables):
-    command, environment = [sys.executable, "-W", "ignore", "-c", imports + SERVER], os.environ | dict(variables)
+    command, environment = [sys.executable, "-P", "-W", "ignore", "-c", imports + SERVER], os.environ | dict(variables)
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     atexit.register(process.communicate)  # the end of its input ends it
     return process

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choice of implementation: context, environment variable, explain, warnings, and how _fastds is loaded."""
 
-import os
 import shutil
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -18,13 +17,24 @@ from fastds.ops.core.backends import Backend, choose
 from fastds.ops.core.registry import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
-HIDE_NATIVE = "import sys; sys.modules['_fastds'] = None\n"
+HIDE_NATIVE = "sys.modules['_fastds'] = None\n"
 
 
-def python(code, **environment):
-    """Runs code in a fresh interpreter outside the checkout; returns the finished process."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("FASTDS_")} | environment
-    return subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+# A process as a user starts it: of the variables of fastds those given alone, and warnings are shown.
+FRESH = """
+import os, sys, warnings
+for name in [name for name in os.environ if name.startswith("FASTDS_")]:
+    del os.environ[name]
+os.environ.update({environment!r})
+sys.path[:0] = {path!r}
+warnings.simplefilter("default", RuntimeWarning)
+"""
+
+
+def python(code, *path, **environment):
+    """Runs code where fastds is not imported yet, with folders to look for it first; returns the finished process."""
+    fresh = FRESH.format(environment=environment, path=list(map(str, path)))
+    return forked.run(fresh + code, imports=forked.TORCH)
 
 
 @pytest.fixture
@@ -145,11 +155,11 @@ def checkout(tmp_path, native):
 
 def test_module_of_other_sources_stops(checkout):
     code = "import fastds, fastds.kernels; print(fastds.__file__)"
-    run = python(code, PYTHONPATH=str(checkout))
+    run = python(code, checkout)
     assert run.returncode == 0 and run.stdout.startswith(str(checkout)), run.stderr
     with (checkout / "csrc" / "null_op" / "math.h").open("a") as file:
         file.write("// changed\n")
-    run = python(code, PYTHONPATH=str(checkout))
+    run = python(code, checkout)
     assert run.returncode != 0
     assert "was built from other sources" in run.stderr and "python setup.py build_ext --inplace" in run.stderr
 
@@ -157,7 +167,7 @@ def test_module_of_other_sources_stops(checkout):
 def test_installed_package_needs_no_sources(checkout):
     shutil.rmtree(checkout / "csrc")
     shutil.move(checkout / "kernels", checkout / "fastds" / "kernels")
-    run = python("import fastds, fastds.kernels; print(fastds.kernels.__file__)", PYTHONPATH=str(checkout))
+    run = python("import fastds, fastds.kernels; print(fastds.kernels.__file__)", checkout)
     assert run.returncode == 0 and run.stdout.startswith(str(checkout)) and not run.stderr, run.stderr
 
 

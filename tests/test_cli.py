@@ -3,9 +3,8 @@
 
 import os
 import re
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -134,10 +133,12 @@ def test_module_runs_and_help_imports_nothing_heavy():
         "heavy = {'xarray', 'matplotlib', 'cv2', 'lightning', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    text = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    done = forked.run(code, imports=forked.TORCH)
+    assert done.returncode == 0, done.stderr
     for command in ("downscale", "nowcast", "query", "evaluate", "demo", "train", "study", "models", "info"):
-        assert command in text
-    run = subprocess.run([sys.executable, "-m", "fastds", "downscale"], capture_output=True, text=True)
+        assert command in done.stdout
+    module = "import runpy; runpy.run_module('fastds', run_name='__main__', alter_sys=True)"
+    run = forked.run(module, "downscale", imports=forked.TORCH)
     assert run.returncode == 2 and "Traceback" not in run.stderr
 
 

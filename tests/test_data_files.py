@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-import subprocess
-import sys
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -180,7 +179,7 @@ def test_a_process_that_reads_grib_ends_well(data_dir):
     program = (
         f"from fastds.data import open_dataset; open_dataset({str(path)!r}).load(); import pyproj; pyproj.CRS(4326)"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = forked.run(program, imports=forked.TORCH)
     assert run.returncode == 0, run.stderr
 
 
@@ -189,7 +188,7 @@ def test_projections_after_eccodes_was_loaded_by_others():
     pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     pytest.importorskip("pyproj", reason="projections need the package pyproj")
     program = "import eccodes; from fastds.data.formats.maps import project; print(*project('EPSG:32632', 9.0, 48.0))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    run = forked.run(program, imports=forked.TORCH)
     assert run.returncode == 0, run.stderr
     x, y = map(float, run.stdout.split())
     assert x == pytest.approx(500_000.0) and y == pytest.approx(5_316_300.22)

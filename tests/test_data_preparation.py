@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -144,4 +143,5 @@ def test_twenty_percent_rule():
 def test_files_grids_and_preparation_do_not_load_torch_datasets():
     loaded = "'fastds.data.samples.radar_triples' in sys.modules"
     code = f"import sys, fastds.data; assert not {loaded}; fastds.data.RadarTriples; assert {loaded}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = forked.run(code, imports=forked.TORCH)
+    assert done.returncode == 0, done.stderr

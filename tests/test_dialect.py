@@ -3,9 +3,8 @@
 
 import dataclasses
 import importlib
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from fastds.cli import main
@@ -161,8 +160,7 @@ def test_training_without_lightning_says_how_to_install_it(tmp_path):
         "import sys; sys.modules['lightning'] = None; from fastds.cli import main\n"
         "for task in sys.argv[2:]: print(main(['train', task, '--data.path=x', '--output=' + sys.argv[1]]))"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path), *TASKS]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = forked.run(code, tmp_path, *TASKS, imports=forked.TORCH)
     said = done.stderr.splitlines()
     assert done.stdout.split() == len(TASKS) * ["2"] and len(said) == len(TASKS), done.stderr
     assert all(line.startswith("fastds train: training needs Lightning") and "'.[train]'" in line for line in said)

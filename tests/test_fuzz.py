@@ -2,11 +2,9 @@
 """A small, fixed budget of the campaign `python -m tests.fuzz`, and that its judge sees what is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from fuzz import judge
@@ -77,16 +75,22 @@ def test_a_call_can_be_made_again():
     assert case_of(1, "conv3x3", "valid", 7) == case_of(1, "conv3x3", "valid", 7) != case_of(2, "conv3x3", "valid", 7)
 
 
+MODULE = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("tests.fuzz", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_killed_campaign_goes_on(tmp_path, native):
     """A child that dies is one line; the line that a kill cut off is made again."""
     log = tmp_path / "log.jsonl"
     name = {"seed": 0, "op": "null_op", "kind": "valid"}
     lines = [name | {"number": 3, "outcome": "crashed", "what": "-11"}, name | {"stop": 5, "faults": {"crashed": 1}}]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"seed": 0, "op": "nu')
-    command = [sys.executable, "-m", "tests.fuzz", "--calls", "24", "--ops", "null_op", "--log", str(log)]
     root = Path(__file__).resolve().parent.parent
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    run = subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    words = ["--calls", "24", "--ops", "null_op", "--log", log]
+    run = forked.run(MODULE, root, *words, imports=forked.TORCH)
     made, counts = resumed(log, 0)
     assert made == {("null_op", kind): 8 for kind in KINDS}, run.stderr
     assert counts["null_op", "valid", "crashed"] == 1 and run.returncode == 1

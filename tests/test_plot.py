@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures: colours of single values, places of cells, labels, and no global matplotlib state."""
 
-import subprocess
-import sys
-
+import forked
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -248,7 +246,8 @@ def test_plot_leaves_matplotlib_alone():
         "import sys, matplotlib; before = matplotlib.rcParams.copy(); import fastds.plot;"
         "assert 'matplotlib.pyplot' not in sys.modules; assert dict.__eq__(matplotlib.rcParams.copy(), before)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = forked.run(code, imports=forked.TORCH)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_two_lines_look_the_same():

@@ -248,7 +248,7 @@ def test_learning_curves(folder, tmp_path, capfd):
     )
     words += " --model.options.num_features=8 --model.options.offset_groups=2 --model.options.extractor_blocks=1"
     words += " --model.options.reconstruction_blocks=1 --data.crop=16 --threads=1 --progress=false"
-    words += f" --report={tmp_path}/run/page.html"
+    words += f" --data.validation_samples=4 --report={tmp_path}/run/page.html"
     for steps in (2, 4, 4):  # the last has nothing to do
         assert main([*words.split(), f"--max_steps={steps}"]) == 0, capfd.readouterr().err
         page = parsed(tmp_path / "run" / "page.html")
@@ -349,7 +349,8 @@ def test_large_fields_are_drawn_smaller():
 
 
 def test_many_frames_are_thinned(folder, tmp_path):
-    truth = synthetic_event(5, 61, (32, 32))[["reflectivity"]]
+    truth = synthetic_event(5, 5, (32, 32))[["reflectivity"]].isel(time=np.arange(61) % 5)
+    truth = truth.assign_coords(time=truth.time.values[0] + np.arange(61) * np.timedelta64(5, "m"))
     fastds.evaluate(truth, truth, report=tmp_path / "many.html")
     page = parsed(tmp_path / "many.html")
     shown = sum(frame["alt"].startswith("truth") for frame in page.all("img", "frame"))

@@ -2,9 +2,8 @@
 """Files and options that once ended in a traceback: one sentence and status 2 each."""
 
 import re
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import xarray as xr
@@ -122,8 +121,7 @@ def test_damaged_files_say_nothing_after_the_sentence(folder, tmp_path):
             damaged[place] ^= 1 << int(rng.integers(8))
         files.append(tmp_path / f"{number}.nc")
         files[-1].write_bytes(damaged)
-    words = [sys.executable, "-W", "ignore", "-c", FLIPPED, *map(str, files)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = forked.run(FLIPPED, *files, imports=forked.TORCH)
     lines = done.stderr.splitlines()
     assert done.returncode == 0 and all(x.startswith(("fastds nowcast: ", "warning: ")) for x in lines), done.stderr
     assert sum("cannot be read" in line for line in lines) > 5

@@ -1,42 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights in the package: size, card, and errors on radar blocks that no training saw."""
 
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fastds
 
 pytest.importorskip("lightning", reason="the evaluation table belongs to the training extra")
 
 from fastds import models
+from fastds.metrics import interior
 from fastds.models.checkpoint import WEIGHTS
 from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
-from fastds.studies.radar import BASELINES, TEST_BLOCKS, as_method, errors, test_block
+from fastds.studies.radar import BASELINES, MARGIN, TEST_BLOCKS, as_method, errors, test_block
 
 MOST = {  # total squared error above 15 dBZ: of trilinear, of advection; inputs of floored means, of plain ones
-    "radar_fmi_20160928_5min.nc": (0.54, 0.95, 0.56, 0.97),
-    "radar_knmi_20100826_5min.nc": (0.27, 0.95, 0.28, 0.98),
-    "radar_mch_20160711_5min.nc": (0.18, 0.85, 0.20, 0.89),
-    "radar_opera_20180824_15min.nc": (0.58, 0.93, 0.61, 0.96),
-    "radar_bom_melbourne_20180616_6min.nc": (0.19, 0.96, 0.20, 0.94),
-    "radar_dpc_north_20250416_5min.nc": (0.38, 0.93, 0.41, 0.94),
-    "radar_dpc_sardinia_20250416_5min.nc": (0.36, 0.92, 0.39, 0.92),
-    "radar_dwd_yw_20170816_5min.nc": (0.54, 0.95, 0.58, 0.96),
+    "radar_fmi_20160928_5min.nc": (0.58, 0.95, 0.59, 0.97),
+    "radar_knmi_20100826_5min.nc": (0.30, 0.95, 0.30, 0.97),
+    "radar_mch_20160711_5min.nc": (0.18, 0.84, 0.19, 0.89),
+    "radar_opera_20180824_15min.nc": (0.54, 0.94, 0.57, 0.96),
+    "radar_bom_melbourne_20180616_6min.nc": (0.17, 0.96, 0.17, 0.94),
+    "radar_dpc_north_20250416_5min.nc": (0.39, 0.94, 0.41, 0.95),
+    "radar_dpc_sardinia_20250416_5min.nc": (0.32, 0.94, 0.34, 0.92),
+    "radar_dwd_yw_20170816_5min.nc": (0.54, 0.95, 0.57, 0.96),
     "radar_dwd_yw_crop_20180514_5min.nc": (0.59, 0.95, 0.64, 0.94),
     "radar_meteonet_nw_20180312_5min.nc": (0.38, 0.85, 0.51, 0.93),
-    "radar_unica_xband_20250416_5min.nc": (0.91, 0.98, 0.93, 0.95),
+    "radar_unica_xband_20250416_5min.nc": (0.91, 0.99, 0.93, 0.94),
 }
+SIDE = 160
 test_block.__test__ = False
 
 
+def rainiest(sample):
+    """The 160 x 160 coarse pixels of a sample with most rain, where a radar is larger."""
+    wet = (sample["x"] > 0).float().mean(dim=(0, 1))[None, None]
+    rows, columns = (min(SIDE, n) for n in wet.shape[-2:])
+    if (rows, columns) == wet.shape[-2:]:
+        return sample
+    share = F.avg_pool2d(wet, (rows, columns), stride=8)[0, 0]
+    top, left = (8 * int(k) for k in divmod(int(share.argmax()), share.shape[1]))
+
+    def part(z, scale):
+        return z[..., scale * top : scale * (top + rows), scale * left : scale * (left + columns)]
+
+    cut = {"x": part(sample["x"], 1), "y": part(sample["y"], 2)}
+    return sample | cut | {"valid": interior(part(sample["valid"], 2), MARGIN)}
+
+
 def first_sample(folder, file, *options, **named):
-    """The test block of a file with its first sample alone."""
+    """The test block of a file with the rainiest part of its first sample alone."""
     start, stop, _ = TEST_BLOCKS[file]
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(TEST_BLOCKS, file, (start, stop, 1000))
         block = test_block(folder, file, *options, **named)
-    assert len(block.samples) == 1
-    return block
+    (sample,) = block.samples
+    return dataclasses.replace(block, samples=[rainiest(sample)])
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FASTDS_REQUIRE_NATIVE=1 fails a test that skips for a reason which tests/conftest.py does not accept."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 CONFTEST = Path(__file__).parent / "conftest.py"
 SKIPS = """
@@ -21,15 +20,22 @@ def test_vectors():
 """
 
 
+PYTEST = """
+import os, sys
+os.environ["FASTDS_REQUIRE_NATIVE"] = "1"
+os.chdir(sys.argv[-1])
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
 def test_unexpected_skips_fail_where_nothing_may_be_missing(tmp_path, native):
     has_avx512 = "avx512" in native.build_info()["isa_usable"]
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
     (tmp_path / "test_one.py").write_text(SKIPS)
     (tmp_path / "test_two.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
     options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", tmp_path]
-    command = [sys.executable, "-P", "-m", "pytest", *options, tmp_path]
-    environment = os.environ | {"FASTDS_REQUIRE_NATIVE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = forked.run(PYTEST, *options, tmp_path, imports=forked.TORCH)
     assert done.returncode != 0 and f"{1 if has_avx512 else 2} skipped" in done.stdout
     assert ("forbids: Skipped: avx512 is not available" in done.stdout) == has_avx512
     assert "forbids: Skipped: no radar files" in done.stdout

@@ -39,11 +39,16 @@ EXPECTED = {
 }
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The files of every study."""
+    return {name: make(tmp_path_factory.mktemp(name)) for name, (make, _) in CASES.items()}
+
+
 @pytest.fixture(scope="module", params=CASES)
-def case(request, tmp_path_factory):
+def case(request, folders, tmp_path_factory):
     """A study, its files, and the folder of a run that nothing interrupts, with its page beside it."""
-    name = request.param
-    folder = CASES[name][0](tmp_path_factory.mktemp(name))
+    name, folder = request.param, folders[request.param]
     output = tmp_path_factory.mktemp("study") / "whole"
     assert cli.main(words(name, folder, output, report=output.with_suffix(".html"))) == 0
     return name, folder, output
@@ -145,12 +150,6 @@ WRONG = {
         ({"data.variables": "[w]"}, "--data.variables: 'w' is not in "),
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The files of every study."""
-    return {name: make(tmp_path_factory.mktemp(name)) for name, (make, _) in CASES.items()}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds.downscale, nowcast, query and evaluate: the card names the task, options that do not fit are named."""
 
-import subprocess
-import sys
-
+import forked
 import numpy as np
 import pytest
 import torch
@@ -220,5 +218,5 @@ def test_verbs_are_imported_at_first_use_and_run_without_lightning():
         "    except ImportError as error: assert 'fastds-weather[train]' in str(error) and '.[train]' in str(error)\n"
         "    else: raise AssertionError(task)\n"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = forked.run(code, imports=forked.TORCH)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What needs no extra works without any of them."""
 
-import subprocess
-import sys
+import forked
 
 HIDDEN = """
 import sys
@@ -17,8 +16,7 @@ sys.modules.update(dict.fromkeys(EXTRAS))
 
 
 def run(code):
-    words = [sys.executable, "-W", "ignore", "-c", HIDDEN + code]
-    return subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return forked.run(HIDDEN + code, imports=forked.TORCH)
 
 
 def test_help_and_every_name_that_completion_offers():
