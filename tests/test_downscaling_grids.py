@@ -11,6 +11,7 @@ import xarray as xr
 from fastds.cli import main
 from fastds.models import create, load, save
 from fastds.tasks.fields import networks, run
+from fastds.tasks.fields.geometry import geometry, target_by_scale
 from fastds.tasks.fields.points import read_points
 from fastds.tasks.fields.run import downscale, downscale_file, query
 
@@ -215,6 +216,16 @@ def test_points_in_either_convention():
         assert a["time"] == b["time"] and abs(a["t"] - b["t"]) < 1e-3
         assert abs(a["t"] - a["t_bilinear"]) < 1e-3  # untrained
     assert abs(rows[0]["t"] - float(coarse.t[0, 0, 0])) < 1e-3
+
+
+@pytest.mark.parametrize("rows", [9, 10])
+def test_outer_rows_at_the_poles_stay_there(rows):
+    """n points from pole to pole become s (n - 1) + 1; columns that go round become s times as many."""
+    latitude, longitude = np.linspace(90, -90, rows), np.arange(0, 360, 30.0)
+    axes = {"latitude": ("latitude", latitude), "longitude": ("longitude", longitude)}
+    rows_of, columns_of = target_by_scale(geometry(xr.Dataset(coords=axes)), 2.0)
+    assert rows_of.shape == (2 * (rows - 1) + 1,) and columns_of.shape == (24,)
+    np.testing.assert_allclose(rows_of, np.linspace(90, -90, 2 * rows - 1), atol=1e-9)
 
 
 def test_commands(tmp_path, capsys):

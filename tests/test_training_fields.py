@@ -50,7 +50,9 @@ def test_training_learns_and_exports(path, tmp_path):
     torch.manual_seed(0)
     best = train(config(path, tmp_path, max_steps=100, warmup_steps=5))
     model = models.load(best)
-    assert model.card.metrics["validation"]["val_gain_db"] > 1.0
+    scores = model.card.metrics["validation"]
+    gains = [scores[f"model/psnr/x2/{c}"] - scores[f"bicubic/psnr/x2/{c}"] for c in (0, 1)]
+    assert scores["val_gain_db"] == pytest.approx(sum(gains) / 2, abs=1e-4) and scores["val_gain_db"] > 1.0
     assert {name.split()[-1] for name in model.card.input_ranges} == {"mean", "gradient", "slope"}
     assert abs(model.mean[0] - 280) < 2 and model.config["in_channels"] == 2
     truth = load_fields(config(path, tmp_path).data)[:1, :, :, 60:]
