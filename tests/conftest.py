@@ -162,6 +162,14 @@ def isa(request, native):
 
 
 @pytest.fixture
+def engine_isa(isa, native):
+    """Those with an engine of conv3x3: an x86 build has none for "baseline"."""
+    if not native.conv3x3_available():
+        pytest.skip("no engine for this instruction set in this build")
+    return isa
+
+
+@pytest.fixture
 def each_isa(native):
     """`for isa in each_isa():` forces one after the other, where a test's reference takes longer than the kernel."""
 

@@ -43,18 +43,10 @@ def check_gradients(problem, tensors, y):
         assert excess.max() <= 1, f"{problem}: gradient {tuple(grad.shape)} {excess.max():.2f} times the bound"
 
 
-@pytest.fixture
-def isa(isa, native):
-    """Those with an engine: an x86 build has none for "baseline"."""
-    if not native.conv3x3_available():
-        pytest.skip("no engine for this instruction set in this build")
-    return isa
-
-
 @pytest.mark.parametrize("part", range(10))
-def test_samples(isa, two_threads, part):
+def test_samples(engine_isa, two_threads, part):
     """Values of 10 seeded problems per part, gradients of every third; 100 per instruction set, each its own."""
-    for index, problem in enumerate(sampled(10, 100 * len(isa) + part)):
+    for index, problem in enumerate(sampled(10, 100 * len(engine_isa) + part)):
         backward = index % 3 == 0
         tensors = leaves(problem) if backward else problem.tensors()
         y = problem.run(tensors)
@@ -65,10 +57,10 @@ def test_samples(isa, two_threads, part):
 
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 @pytest.mark.parametrize("part", range(4))
-def test_planes(isa, two_threads, part, side):
+def test_planes(engine_isa, two_threads, part, side):
     """Few channels on one side, of every count to 20, in either layout, gradients of all."""
     layout = (torch.channels_last, torch.contiguous_format)[part % 2]
-    for index, problem in enumerate(sampled(5, 1000 + 10 * part + len(isa))):
+    for index, problem in enumerate(sampled(5, 1000 + 10 * part + len(engine_isa))):
         few = 5 * part + index + 1
         problem = replace(problem, C1=few) if side == "inputs" else replace(problem, O=few, shuffle=1)
         given = problem.tensors(layout=layout)
@@ -78,7 +70,7 @@ def test_planes(isa, two_threads, part, side):
         check_gradients(problem, tensors, y)
 
 
-def test_planes_of_large_maps(isa, two_threads):
+def test_planes_of_large_maps(engine_isa, two_threads):
     """In bands, the last of them shorter; sums of many pixels stay exact to float32."""
     problem = Problem(B=2, C1=18, C2=3, O=3, H=131, W=203, padding_mode="circular_x")
     tensors = leaves(problem)
@@ -87,7 +79,7 @@ def test_planes_of_large_maps(isa, two_threads):
     check_gradients(problem, tensors, y)
 
 
-def test_planes_keep_missing_values_where_they_are(isa):
+def test_planes_keep_missing_values_where_they_are(engine_isa):
     x, weight = torch.ones(1, 3, 20, 20), torch.ones(2, 3, 3, 3)
     x[0, 1, 9, 11] = float("nan")
     y = conv3x3(x, weight, act="relu", algorithm="planes")
@@ -99,7 +91,7 @@ def test_planes_keep_missing_values_where_they_are(isa):
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("act", [None, "relu", "leaky_relu"], ids=str)
 @pytest.mark.parametrize("shuffle", [1, 2], ids=["plain", "shuffled"])
-def test_epilogues_and_paddings(isa, padding_mode, act, shuffle):
+def test_epilogues_and_paddings(engine_isa, padding_mode, act, shuffle):
     problem = Problem(act=act, padding_mode=padding_mode, shuffle=shuffle)
     tensors = problem.tensors()
     check_values(problem, problem.run(tensors), problem.expected(tensors))
@@ -107,14 +99,14 @@ def test_epilogues_and_paddings(isa, padding_mode, act, shuffle):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (4, 4), (5, 13)], ids=str)
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
-def test_gradients_of_small_fields(isa, size, padding_mode):
+def test_gradients_of_small_fields(engine_isa, size, padding_mode):
     problem = Problem(H=size[0], W=size[1], padding_mode=padding_mode, shuffle=2)
     tensors = leaves(problem)
     check_gradients(problem, tensors, problem.run(tensors))
 
 
 @pytest.mark.parametrize("height", [12, 37], ids=["one stretch", "two stretches"])
-def test_gradients_of_wide_layers(isa, two_threads, height):
+def test_gradients_of_wide_layers(engine_isa, two_threads, height):
     """Their sums of the weight gradient are larger than the caches and are written and fetched in other ways."""
     problem = Problem(B=1, C1=176, C2=0, O=176, H=height, W=38)
     tensors = leaves(problem)
@@ -123,7 +115,7 @@ def test_gradients_of_wide_layers(isa, two_threads, height):
 
 @pytest.mark.parametrize("outputs", [40, 64], ids=["staged", "aligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_outputs_larger_than_the_caches(isa, outputs, dtype):
+def test_outputs_larger_than_the_caches(engine_isa, outputs, dtype):
     """These are stored past the caches, by another path."""
     problem = Problem(B=1, C1=16, C2=0, O=outputs, H=515, W=257, act="relu", dtype=dtype)
     tensors = problem.tensors()
@@ -131,13 +123,13 @@ def test_outputs_larger_than_the_caches(isa, outputs, dtype):
 
 
 @pytest.mark.parametrize("channels,outputs", [(64, 64), (48, 96), (128, 64), (256, 264), (24, 24), (16, 16), (1, 1)])
-def test_error_on_unit_variance_input(isa, channels, outputs):
+def test_error_on_unit_variance_input(engine_isa, channels, outputs):
     problem = Problem(B=1, C1=channels, C2=0, O=outputs, H=50, W=51, bias=False, residual=False)
     tensors = problem.tensors()
     assert relative_error(problem.run(tensors), problem.expected(tensors)) <= 2e-5
 
 
-def test_large_outputs_ask_for_huge_pages(isa):
+def test_large_outputs_ask_for_huge_pages(engine_isa):
     """Of the system, whose list of this process's mappings says so; a block this large is a mapping of its own."""
     smaps, settings = Path("/proc/self/smaps"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not smaps.exists() or not settings.exists() or "[never]" in settings.read_text():
@@ -151,7 +143,7 @@ def test_large_outputs_ask_for_huge_pages(isa):
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("mean", [0.0, 100.0])
-def test_error_scales_with_filters_and_inputs(isa, scale, mean):
+def test_error_scales_with_filters_and_inputs(engine_isa, scale, mean):
     """Beyond unit variance the error stays below 3e-6 of the largest sum of |weight| * |x| on a tile and around it."""
     problem = Problem(C1=48, C2=0, O=33, H=21, W=22, bias=False, residual=False)
     x, weight, *rest = problem.tensors()
@@ -163,7 +155,7 @@ def test_error_scales_with_filters_and_inputs(isa, scale, mean):
     assert (error <= 3e-6 * F.max_pool2d(size, 13, 1, 6)).all()
 
 
-def test_missing_values_stay_in_their_tiles(isa):
+def test_missing_values_stay_in_their_tiles(engine_isa):
     problem = Problem(B=1, C1=16, C2=0, O=16, H=20, W=20, bias=False, residual=False)
     x, *rest = problem.tensors()
     for value in (float("nan"), float("inf")):
@@ -215,7 +207,7 @@ def strided(x):
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "planes"])
-def test_strides(isa, algorithm):
+def test_strides(engine_isa, algorithm):
     problem = Problem()
     x, weight, bias, x2, residual = problem.tensors()
 
@@ -252,7 +244,7 @@ def test_gradient_with_every_stride(algorithm, channels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("padding_mode", ["zeros", "circular_x"])
 @pytest.mark.parametrize("sources", [(24, 24), (5, 40), (33, 0)], ids=str)
-def test_what_is_added_to_gradients(isa, sources, padding_mode, dtype):
+def test_what_is_added_to_gradients(engine_isa, sources, padding_mode, dtype):
     problem = Problem(C1=sources[0], C2=sources[1], O=40, dtype=dtype)
     x, weight, _, x2, grad = problem.tensors()
     strided = torch.randn_like(torch.cat([x, x], 1))[:, : x.shape[1]]
@@ -298,7 +290,7 @@ def test_gradients_larger_than_the_caches():
     ids=["winograd", "planes", "shared", "shared by more than a block"],
 )
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_bits_do_not_depend_on_threads(isa, threads, algorithm, sizes):
+def test_bits_do_not_depend_on_threads(engine_isa, threads, algorithm, sizes):
     problem = Problem(**sizes, act="leaky_relu", shuffle=2)
 
     def run(threads):

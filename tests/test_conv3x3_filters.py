@@ -21,14 +21,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture
-def isa(isa, native):
-    """Those with an engine: an x86 build has none for "baseline"."""
-    if not native.conv3x3_available():
-        pytest.skip("no engine for this instruction set in this build")
-    return isa
-
-
 def weight_of(kind, outputs, inputs, dtype):
     """Dense in one layout or the other, a part of a larger weight, or with its taps the other way round."""
     whole = (torch.randn(outputs, inputs + 3, 3, 3) / (3 * inputs**0.5)).to(dtype)
@@ -47,7 +39,7 @@ def value_and_gradient(x, weight, bias, shuffle):
 
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "part", "turned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_packed_piece_by_piece(isa, two_threads, monkeypatch, dtype, kind):
+def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind):
     """The bits of filters that are kept, with two threads and one; nothing is kept; and right in both directions."""
     for batch, inputs, outputs, height, width, shuffle in SHAPES:
         x = torch.randn(batch, inputs, height, width).to(dtype).requires_grad_()

@@ -60,6 +60,11 @@ def test_gains_by_hand(folder, capsys):
     assert row["value"] == pytest.approx(np.mean([float(line.split("|")[3].split()[0]) for line in lines]), abs=0.006)
 
 
+def test_fields_too_small_for_every_factor_leave_their_row_empty(folder, capsys):
+    assert main(["study", "any-variable", f"--data.path={folder}", "--scales=[40]"]) == 0
+    assert "| waves | a |  |  |" in capsys.readouterr().out
+
+
 def test_networks_of_several_variables_are_refused(folder, capsys):
     assert main(["study", "any-variable", f"--data.path={folder}", "--model=inr-small"]) == 2
     assert "model inr-small reads 4 variables, expected a network of one" in capsys.readouterr().err

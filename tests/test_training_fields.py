@@ -160,6 +160,14 @@ def test_a_killed_run_leaves_its_last_epoch(path, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 50
 
 
+def refused(run, change, message):
+    """A run with other options of its data is refused with this message."""
+    for key, value in change.items():
+        setattr(run.data, key, value)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(run)
+
+
 @pytest.mark.parametrize(
     "change,message",
     [
@@ -174,10 +182,7 @@ def test_a_killed_run_leaves_its_last_epoch(path, tmp_path, monkeypatch):
 )
 def test_refusals(path, tmp_path, change, message):
     run = config(path, tmp_path, max_steps=1)
-    for key, value in change.items():
-        setattr(run.data, key, value)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(run)
+    refused(run, change, message)
 
 
 def test_overlapping_splits_are_refused():
@@ -339,10 +344,7 @@ def test_loss_of_any_variable_by_hand(folder, tmp_path):
 )
 def test_refusals_of_each(folder, tmp_path, change, message):
     run = config_of_each(folder, tmp_path, max_steps=1)
-    for key, value in change.items():
-        setattr(run.data, key, value)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(run)
+    refused(run, change, message)
 
 
 @pytest.mark.parametrize("option", [{"variables": ["t"]}, {"level": 500.0}, {"train": [0, 5], "validation": [7, 9]}])

@@ -9,6 +9,8 @@ from typing import get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+ANY = "any"  # the name of an input variable of any kind and units
+
 
 @dataclass
 class ModelCard:
@@ -81,7 +83,7 @@ class ModelCard:
     @property
     def any_variable(self) -> bool:
         """Whether the model takes one variable of any kind and units."""
-        return self.input_variables == [{"name": "any"}]
+        return self.input_variables == [{"name": ANY}]
 
     @property
     def lost_to(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.variables import rain_units, same_units
+from fastds.data.grid.variables import field_names, rain_units, same_units
 
 # Standard name, units, smallest and largest value. Wide on purpose: what lies outside is a code, another unit or
 # damage, never weather. Rain is compared in mm and mm h-1, whatever its units.
@@ -71,7 +71,7 @@ def declared(
         return dataset
     if missing is not None and not math.isfinite(missing):
         raise ValueError(f"missing must be a finite number, got {missing!r}")
-    fields = [name for name, v in dataset.data_vars.items() if v.ndim >= 2 and v.dtype.kind in "fiu"]
+    fields = field_names(dataset)
     if var is not None and var not in dataset.variables:
         raise ValueError(f"there is no variable {var!r} in the file, which has {', '.join(map(str, fields)) or 'none'}")
     chosen = fields if var is None else [var]

@@ -150,7 +150,7 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
         if var not in dataset.variables:
             raise ValueError(f"there is no variable {var!r} in the file; {_candidates_sentence(dataset)}")
         return var, _kind_or_refuse(dataset[var]), [f"variable {var} was asked for"]
-    fields = [name for name in dataset.data_vars if _is_field(dataset[name])]
+    fields = field_names(dataset)
     by_standard_name = [name for name in fields if _standard_name(dataset[name]).startswith(_REFLECTIVITY_PREFIX)]
     by_name = [name for name in fields if str(name).lower() in _REFLECTIVITY_NAMES]
     by_units = [name for name in fields if is_dbz(dataset[name].attrs.get("units"))]
@@ -215,6 +215,11 @@ def _is_field(variable: xr.DataArray) -> bool:
     return variable.dtype.kind in "fiu" and variable.ndim >= 2
 
 
+def field_names(dataset: xr.Dataset) -> list[Hashable]:
+    """The variables of numbers over two dimensions or more."""
+    return [name for name in dataset.data_vars if _is_field(dataset[name])]
+
+
 def _standard_name(variable: xr.DataArray) -> str:
     return str(variable.attrs.get("standard_name", ""))
 
@@ -232,7 +237,7 @@ def _wrong_units(variable: xr.DataArray) -> str:
 
 
 def _candidates_sentence(dataset: xr.Dataset) -> str:
-    fields = [name for name in dataset.data_vars if _is_field(dataset[name])]
+    fields = field_names(dataset)
     if not fields:
         return "the file holds no field over (time, y, x)"
     sentence = f"candidates: {_list(dataset, fields)}"

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing
 from fastds.data.grid.times import check_dates, text_of
+from fastds.data.grid.variables import field_names
 from fastds.data.radar.preparation import Array
 from fastds.data.samples.degradation import Degradation, area_mean
 
@@ -95,7 +96,7 @@ def pressure_hpa(field: xr.DataArray) -> float | None:
 
 
 def _only_field(dataset: xr.Dataset) -> Hashable:
-    fields = [name for name in dataset.data_vars if dataset[name].ndim >= 2 and dataset[name].dtype.kind in "fiu"]
+    fields = field_names(dataset)
     humid = [name for name in fields if dataset[name].attrs.get("standard_name") == "relative_humidity"]
     for found in (humid, fields):
         if len(found) == 1:

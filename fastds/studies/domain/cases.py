@@ -21,7 +21,7 @@ from fastds.studies.common.radar import window_of
 from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.domain.score import Domain, domain_of
-from fastds.tasks.domain.statistics import of_echo, of_fields, slope_of, texture
+from fastds.tasks.domain.statistics import of_echo, of_fields, texture
 from fastds.tasks.fields.evaluation import coarse_and_fine, resize_bicubic, scored_margin
 from fastds.tasks.humidity import job as humidity
 from fastds.tasks.humidity.evaluation import sample
@@ -165,11 +165,9 @@ def field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
                 made = (network(x, size=size), resize_bicubic(x, size))
                 own, plain = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)
                 ratio = float((own / plain).log().mean().exp())
-                found = slope_of(x[0]) if network.card.any_variable else of_fields(x[0], names)
                 what = f"{variable} of {label}" if variable else label
-                yield Case(
-                    f"{what}, cells of {coarser}, x{scale:g}", label, domain_of(network.card, inputs=[found]), ratio
-                )
+                domain = domain_of(network.card, inputs=[of_fields(x[0], names)])
+                yield Case(f"{what}, cells of {coarser}, x{scale:g}", label, domain, ratio)
 
 
 def _four_variables(folder: pathlib.Path) -> Iterator[tuple[str, Tensor]]:

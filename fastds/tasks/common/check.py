@@ -16,6 +16,7 @@ from fastds.data.formats.opening import Source
 from fastds.data.grid.axes import FULL_CIRCLE
 from fastds.data.grid.grids import grid_mappings, latitude_longitude
 from fastds.data.grid.times import regular_segments, text_of
+from fastds.data.grid.variables import field_names
 from fastds.models import available, load_card
 from fastds.tasks.verbs import DOWNSCALING, task_function
 
@@ -68,7 +69,7 @@ def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
             yield name, str(dataset.attrs[name])
     if "time" in dataset.variables:
         yield "times", _times(np.atleast_1d(dataset["time"].values))
-    fields = [field for field in dataset.data_vars.values() if field.ndim >= 2 and field.dtype.kind in "fiu"]
+    fields = [dataset[name] for name in field_names(dataset)]
     for variable in fields[:_MOST]:
         sizes = ", ".join(f"{dim} {size}" for dim, size in variable.sizes.items())
         yield "variable", f"{variable.name} [{variable.attrs.get('units', 'no units')}] {sizes}"

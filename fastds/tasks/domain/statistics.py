@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastds.models.baselines import optical_flow, warp
+from fastds.models.card import ANY
 
 LAG = 4  # pixels of the longer differences
 _WINDOW = 512  # side of the part of a radar field that is looked at, pixels
@@ -29,14 +30,12 @@ def texture(fields: Tensor) -> dict[str, float]:
 
 
 def of_fields(fields: Tensor, names: list[str]) -> dict[str, float]:
-    """The texture of variables (..., C, H, W) by name: "t mean", "t gradient", "t slope"."""
+    """The texture of variables (..., C, H, W) by name: "t mean", "t gradient", "t slope"; of a variable of any kind the
+    "slope" alone, which has no units."""
     found = {name: texture(fields[..., c, :, :]) for c, name in enumerate(names)}
+    if names == [ANY]:
+        return {key: value for key, value in found[ANY].items() if key == "slope"}
     return {f"{name} {key}": value for name, one in found.items() for key, value in one.items()}
-
-
-def slope_of(fields: Tensor) -> dict[str, float]:
-    """The slope alone, which has no units, of a variable (..., H, W) of any kind."""
-    return {name: value for name, value in texture(fields).items() if name == "slope"}
 
 
 def of_echo(x: Tensor) -> dict[str, float]:

@@ -6,6 +6,7 @@ import itertools
 
 from torch import Tensor
 
+from fastds.models.card import ANY
 from fastds.tasks.common import config
 from fastds.tasks.common.command import read_command_line
 
@@ -95,14 +96,17 @@ class DataConfig:
 
     def _check_each(self):
         """Raises ValueError for options that are of variables in one file."""
-        default = {f.name: f for f in dataclasses.fields(self)}
+        usual = DataConfig(self.path)
         for name in ("variables", "units", "level", "statics", "split", "train", "validation", "test", "vectors"):
-            field = default[name]
-            usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            if getattr(self, name) != usual:
+            if getattr(self, name) != getattr(usual, name):
                 raise ValueError(f"data.{name} cannot be given with data.each, got {getattr(self, name)!r}")
         if self.degraded:
             raise ValueError(f"data.degraded needs one range of values, give 0 with data.each, got {self.degraded}")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the network's channels."""
+        return [ANY] if self.each else self.variables
 
     def limits(self, size: int) -> tuple[list[int], list[int]]:
         """Train and validation as given, or the first three quarters and the last fifth of `size` columns or times."""

@@ -18,7 +18,7 @@ from fastds.ops.impl.inr_query.points import from_index
 from fastds.tasks.common.inference import check_static
 from fastds.tasks.common.settings import device_of
 from fastds.tasks.domain.score import Domain, domain_of, evenly
-from fastds.tasks.domain.statistics import of_fields, slope_of
+from fastds.tasks.domain.statistics import of_fields
 from fastds.tasks.fields.geometry import Geometry, upright
 from fastds.tasks.fields.variables import Fields, Kind, alike, find
 
@@ -69,13 +69,11 @@ class FieldModel(Fields):
         """See Fields; by some fields evenly over all."""
         card, places = self.model.card, list(self._places())
         looked_at = [places[k] for k in evenly(len(places))] if card.input_ranges else []
-        found = domain_of(card, inputs=[one for at in looked_at for one in self._statistics(self._field(at)[0])])
+        names = [variable["name"] for variable in card.input_variables]
+        fields = [self._field(at)[0] for at in looked_at]
+        found = domain_of(card, inputs=[of_fields(x[group], names) for x in fields for group in self.groups])
         found.warn(stacklevel=4)
         return found
-
-    def _statistics(self, fields: Tensor) -> list[dict[str, float]]:
-        """Of fields (C, H, W) that are an input, what the card has ranges of."""
-        return [of_fields(fields, [variable["name"] for variable in self.model.card.input_variables])]
 
     def _static(self, static) -> tuple[Tensor | None, str]:
         """The maps (1, S, H, W) that the model reads and where they came from."""
@@ -142,6 +140,3 @@ class AnyVariableModel(FieldModel):
     @property
     def groups(self) -> list[list[int]]:
         return [[channel] for channel in range(len(self.names))]
-
-    def _statistics(self, fields: Tensor) -> list[dict[str, float]]:
-        return [slope_of(field) for field in fields]

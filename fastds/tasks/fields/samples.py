@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ from torch import Tensor
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing
 from fastds.data.grid.plausible import MEND_FIRST, plausible_values
+from fastds.data.grid.variables import field_names
 from fastds.data.io.statics import StaticMaps, static_maps
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.data.samples.fields import FieldBlock, FieldCrops, choose_level, statistics
 from fastds.tasks.common.training import SampleData
-from fastds.tasks.domain.statistics import of_fields, slope_of
+from fastds.tasks.domain.statistics import of_fields
 from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import scored_margin
 
@@ -49,48 +51,44 @@ def load_fields(config: DataConfig) -> Tensor:
     return torch.stack(stack, 1)
 
 
-def load_each(config: DataConfig) -> dict[str, Tensor]:
+def load_each(config: DataConfig) -> list[Tensor]:
     """(T, 1, H, W) float32 of each FILE.nc:VARIABLE of config.each, all its times and levels; for ["*"] of every field
     of the file or folder, but for those that do not fit, of which a UserWarning tells.
 
     Raises: FileNotFoundError; ValueError for a missing variable, dimensions that do not fit or missing values.
     """
-    everything, found = config.each == ["*"], {}
-    for path, name in _every_field(pathlib.Path(config.path)) if everything else _named_fields(config):
+    everything, found = config.each == ["*"], []
+    for path, names in _files_of(config):
         with open_dataset(path) as dataset:
-            if name not in dataset:
-                raise ValueError(f"data.each: {name!r} is not in {path}, which has {sorted(dataset.data_vars)}")
-            try:
-                values = _values(dataset[name], path)
-            except ValueError as error:
-                if not everything:
-                    raise
-                warnings.warn(f"{name} of {path} is left out: {error}", stacklevel=2)
-                continue
-            found[f"{path.name}:{name}"] = values.reshape(-1, 1, *values.shape[-2:])
+            for name in field_names(dataset) if everything else names:
+                if name not in dataset:
+                    raise ValueError(f"data.each: {name!r} is not in {path}, which has {sorted(dataset.data_vars)}")
+                try:
+                    values = _values(dataset[name], path)
+                except ValueError as error:
+                    if not everything:
+                        raise
+                    warnings.warn(f"{name} of {path} is left out: {error}", stacklevel=2)
+                    continue
+                found.append(values.reshape(-1, 1, *values.shape[-2:]))
     if not found:
         raise ValueError(f"data.each: {config.path} has no field without missing values on a regular grid")
     return found
 
 
-def _named_fields(config: DataConfig) -> Iterator[tuple[pathlib.Path, str]]:
-    """File and variable of each FILE.nc:VARIABLE."""
-    for source in config.each:
-        file, _, name = source.rpartition(":")
-        path = pathlib.Path(config.path) / file
-        if not file or not path.is_file():
-            raise FileNotFoundError(f"data.each: {source!r} is not FILE.nc:VARIABLE of the folder {config.path}")
-        yield path, name
-
-
-def _every_field(path: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    """File and variable of all fields of a file or of the NetCDF files of a folder."""
-    if not path.exists():
-        raise FileNotFoundError(f"data.path: no such file or folder: {path}")
-    for file in sorted(path.glob("*.nc")) if path.is_dir() else [path]:
-        with open_dataset(file) as dataset:
-            names = [str(n) for n, v in dataset.data_vars.items() if v.ndim >= 2 and v.dtype.kind in "fiu"]
-        yield from ((file, name) for name in names)
+def _files_of(config: DataConfig) -> Iterator[tuple[pathlib.Path, list[str]]]:
+    """Each file of config.each with the variables that are named of it; of "*" none are."""
+    folder = pathlib.Path(config.path)
+    if config.each == ["*"]:
+        if not folder.exists():
+            raise FileNotFoundError(f"data.path: no such file or folder: {folder}")
+        yield from ((path, []) for path in (sorted(folder.glob("*.nc")) if folder.is_dir() else [folder]))
+        return
+    for file, sources in itertools.groupby(config.each, lambda source: source.rpartition(":")[0]):
+        first, *others = sources
+        if not file or not (folder / file).is_file():
+            raise FileNotFoundError(f"data.each: {first!r} is not FILE.nc:VARIABLE of the folder {config.path}")
+        yield folder / file, [source.rpartition(":")[2] for source in (first, *others)]
 
 
 def _values(field: xr.DataArray, path: str | pathlib.Path) -> Tensor:
@@ -145,8 +143,7 @@ class FieldData(SampleData):
         self.validation_batch = 1
         self.static_variables, self.validation_static = [], None
         blocks = self._each() if config.each else [self._one()]
-        value_range = None if config.each else self._limits(blocks[0])
-        degradation = Degradation(DegradationConfig(probability=config.degraded), value_range)
+        degradation = Degradation(DegradationConfig(probability=config.degraded), self.limits)
         vectors = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
         self.training = FieldCrops(
             blocks, self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
@@ -167,6 +164,10 @@ class FieldData(SampleData):
             self.static_variables = maps.variables
             self.static_std, self.static_mean = torch.std_mean(block.usable_static, (1, 2))
         self.mean, self.std = statistics([block])
+        flat = block.usable.transpose(0, 1).flatten(1)
+        low, high = flat.amin(1), flat.amax(1)
+        self.value_range = high - low
+        self.limits = (torch.stack([low, high], 1) - self.mean[:, None]) / self.std[:, None]
         self.validation = config.part(fields, validated)
         self.validation_static = config.static_part(static, validated)
         if min(train.shape) < 1 or len(self.validation) < 1 or not self._large_enough(self.validation):
@@ -177,18 +178,12 @@ class FieldData(SampleData):
             )
         return block
 
-    def _limits(self, block: FieldBlock) -> Tensor:
-        """(C, 2) smallest and largest normalised value of a block."""
-        flat = block.usable.transpose(0, 1).flatten(1)
-        low, high = flat.amin(1), flat.amax(1)
-        self.value_range = high - low
-        return (torch.stack([low, high], 1) - self.mean[:, None]) / self.std[:, None]
-
     def _each(self) -> list[FieldBlock]:
         """The training part of every source; of what is large enough for it the first and last field validate."""
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
+        self.limits = None  # nothing is degraded
         blocks, self.validation = [], []
-        for fields in load_each(self.config).values():
+        for fields in load_each(self.config):
             trained, validated = self.config.limits(fields.shape[3])
             blocks.append(FieldBlock(fields[..., : trained[1]], (0, trained[1])))
             held_out = fields[..., slice(*validated)]
@@ -210,7 +205,5 @@ class FieldData(SampleData):
         return 2 * scored_margin(max(self.config.test_scales)) + 8
 
     def statistics(self, sample: dict) -> dict[str, float]:
-        """See SampleData; of variables of any kind the slope alone, which has no units."""
-        if self.config.each:
-            return slope_of(sample["x"])
-        return of_fields(sample["x"], self.config.variables)
+        """See SampleData."""
+        return of_fields(sample["x"], self.config.names)

@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
+from fastds.models.card import ANY
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
@@ -73,7 +74,7 @@ class ExportWeights(ExportBest):
 def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
     """Create the network with the normalisation of the data and its card, or load config.model.start, which keeps its
     own normalisation. Raises: ValueError for weights of another number of variables or static maps."""
-    c, variables = config.model, ["any"] if config.data.each else config.data.variables
+    c, variables = config.model, config.data.names
     wanted = {"in_channels": len(variables)}
     wanted |= {"static_channels": len(config.data.statics)} if config.data.statics else {}
     if c.start:
@@ -91,7 +92,7 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
             model.static_mean.copy_(data.static_mean), model.static_std.copy_(data.static_std)
     fill_card(model.card, c.card)
     if config.data.each:
-        model.card.input_variables = model.card.output_variables = [{"name": "any"}]
+        model.card.input_variables = model.card.output_variables = [{"name": ANY}]
     elif [v.get("name") for v in model.card.input_variables] != variables:
         model.card.input_variables = describe(config.data)
         predicted = getattr(model, "predicted", range(len(variables)))

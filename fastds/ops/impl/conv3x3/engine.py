@@ -16,7 +16,7 @@ from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
 KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
-PACKED_BYTES = 16 * 9  # four times 9 numbers of float32, of each filter
+PACKED_BYTES = 16  # for each number of a weight: 36 of float32 for 9
 FEW_TILES = 32  # of 4 x 4 outputs, whose products with many filters take less time than reading these
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
 
@@ -81,19 +81,12 @@ def filters_of(weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tup
     Packed filters are kept between calls. Those of few tiles that would take more than a quarter of what may be kept
     are packed by the engine as it goes: MLCast's network, which has more than that, takes 0.30 s in place of 0.73.
     """
-    tiles = size[0] * -(-size[1] // 4) * -(-size[2] // 4)
-    if amx or tiles > FEW_TILES or PACKED_BYTES * weight.shape[0] * weight.shape[1] <= KEPT_WEIGHT_BYTES // 4:
+    kept_anyway = amx or PACKED_BYTES * weight.numel() <= KEPT_WEIGHT_BYTES // 4
+    if kept_anyway or size[0] * -(-size[1] // 4) * -(-size[2] // 4) > FEW_TILES:
         kept = packed(weight, adjoint, shuffle, amx)
         return kept.data_ptr(), [], kept
-    described = (
-        weight.data_ptr(),
-        native.DTYPE_CODES[weight.dtype],
-        *weight.shape[:2],
-        *weight.stride(),
-        adjoint,
-        shuffle,
-    )
-    return 0, [described], weight
+    kind = native.DTYPE_CODES[weight.dtype]
+    return 0, [(weight.data_ptr(), kind, *weight.shape[:2], *weight.stride(), adjoint, shuffle)], weight
 
 
 def in_workspace(function, *args) -> None:
