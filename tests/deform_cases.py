@@ -71,6 +71,7 @@ PROBLEMS = [
     Problem("depthwise", 2, 10, 10, 5, 7, groups=10, G=5),
     Problem("depthwise_x2", 1, 4, 8, 5, 7, groups=4, G=1),
     Problem("channels8", 1, 32, 17, 6, 11, G=4),
+    Problem("channels8_one_group", 1, 8, 5, 6, 11, G=1),
     Problem("channels16", 1, 32, 32, 6, 11, G=2),
     Problem("channels5", 1, 35, 65, 5, 11, G=7),
     Problem("channels41", 1, 41, 19, 5, 7, G=1),

@@ -122,6 +122,18 @@ def test_contiguous_maps_give_the_same_bits(native, isa, dtype, wide_offset, mas
     assert y.is_contiguous() and torch.equal(y, run(torch.channels_last))
 
 
+def test_a_slice_beside_whole_maps():
+    """One map alone whose pixels do not follow each other: offsets, or the mask."""
+    problem = Problem("slices", 1, 4, 5, 6, 7, G=1)
+    tensors = problem.tensors(torch.float32)
+    grad_y = torch.randn(1, 5, 6, 7)
+    expected = gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
+    for i in (1, 4):
+        changed = [views("channel_slice", t) if n == i else t for n, t in enumerate(tensors)]
+        got = gradients(lambda t: problem.run(deform_conv2d, t), changed, grad_y)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 LAYOUTS = ["contiguous", "channel_slice", "every_other_pixel", "every_other_channel", "transposed", "misaligned"]
 
 

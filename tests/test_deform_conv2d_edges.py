@@ -240,3 +240,14 @@ def test_explain(native):
         assert fastds.explain("deform_conv2d", x, offset, weight, mask=mask)["reference"] == "chosen"
     refused = fastds.explain("deform_conv2d", x.int(), offset, weight)
     assert refused["native"].startswith("refused: ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [3, 5, 21])
+def test_an_infinite_mask_stays_infinite(channels, dtype):
+    """Vectors reach beyond an odd number of channels; what lies there, 0 times infinity, counts nowhere."""
+    x, weight = torch.ones(1, channels, 4, 5, dtype=dtype), torch.ones(2, channels, 3, 3, dtype=dtype)
+    offset, mask = torch.full((1, 18, 4, 5), 0.25), torch.ones(1, 9, 4, 5, dtype=dtype)
+    mask[0, 8, 1, 2] = torch.inf
+    y = deform_conv2d(x, offset, weight, padding=1, mask=mask)
+    assert not y.isnan().any() and y[:, :, 1, 2].isinf().all() and y.isinf().sum() == 2

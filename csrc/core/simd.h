@@ -173,6 +173,40 @@ FASTDS_HD Vec<compute_t<T>, N> load_first(const T* p, int64_t count) {
     return load_vec<N>(lanes);
 }
 
+// Loads of the first lanes of vectors, for loops in which their number, 0 to N, does not change. `quick`: one instruction.
+template <class T, int N>
+struct FirstLanes {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    static constexpr bool quick = sizeof(T) <= 4;
+    explicit FirstLanes(int64_t count) : lanes((1u << count) - 1) {}
+    const uint32_t lanes;
+#elif defined(__AVX2__)
+    static constexpr bool quick = sizeof(T) == 4 && N <= 8;
+    explicit FirstLanes(int64_t count) {
+        for (int i = 0; i < N; i++) lanes[i] = i < count ? -1 : 0;
+    }
+    Vec<int32_t, N> lanes;
+#else
+    static constexpr bool quick = false;
+    explicit FirstLanes(int64_t) {}
+#endif
+    FASTDS_HD Vec<compute_t<T>, N> load(const T* p) const {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+        if constexpr (sizeof(T) == 4) {
+            if constexpr (N == 16) return (Vec<float, N>)_mm512_maskz_loadu_ps(lanes, p);
+            if constexpr (N == 8) return (Vec<float, N>)_mm256_maskz_loadu_ps(lanes, p);
+            if constexpr (N == 4) return (Vec<float, N>)_mm_maskz_loadu_ps(lanes, p);
+        } else {
+            const __m256i bits = _mm256_maskz_loadu_epi16(lanes, p);
+            return load_vec<N>((const T*)&bits);
+        }
+#elif defined(__AVX2__)
+        if constexpr (N == 8) return (Vec<float, N>)_mm256_maskload_ps(p, (__m256i)lanes);
+        if constexpr (N == 4) return (Vec<float, N>)_mm_maskload_ps(p, (__m128i)lanes);
+#endif
+    }
+};
+
 // The first `count` lanes only; count may exceed N.
 template <int N, class T>
 FASTDS_HD void store_first(T* p, Vec<compute_t<T>, N> v, int64_t count) {

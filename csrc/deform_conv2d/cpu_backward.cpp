@@ -147,7 +147,8 @@ struct Backward {
         const int64_t chunk = partial / split.bands, band = partial % split.bands;
         const int64_t first = slice * split.slice_groups;
         const int64_t groups = d.offset_groups - first < split.slice_groups ? d.offset_groups - first : split.slice_groups;
-        const Plan<A> plan(d, first, groups, false);
+        const bool follow = groups == d.offset_groups && maps_follow(d, t.mask);
+        const Plan<A> plan(d, first, groups, false, column_row, follow ? longest_run(groups * K) : 1);
         const Image x(d, d.x_h, d.x_w);
         const Scratch<T> scratch(plan, column_row);
         const int64_t channels = groups * plan.per_group;
@@ -236,31 +237,34 @@ struct Backward {
         const T* x = static_cast<const T*>(t.x) + walk.b * d.x_b + plan.first * plan.per_group;
         const Samples<A>& samples = scratch.samples;
         A *columns = scratch.columns, *products = scratch.products;
-        for (int64_t p = 0; p < n; p++, columns += column_row, walk.next()) {
+        for (int64_t p = 0, run; p < n; p += run, columns += run * column_row, walk.advance(run)) {
+            run = walk.run(plan.longest_run < n - p ? plan.longest_run : n - p);
             if (!column_grads && t.grad_weight == nullptr) continue;
-            const RowRange rows = locate<true, T>(plan, row_of<T>(plan, t.offset, t.mask, walk), walk, image, grad_x.image, samples);
+            const SampleRow row = row_of<T>(plan, t.offset, t.mask, walk);
+            const RowRange rows = locate<true, T>(plan, row, walk, run, image, grad_x.image, samples);
             if (t.grad_x != nullptr) {
                 grad_x.touch(rows);
-                scatter<A>(plan, samples, columns, grad_x);
+                scatter<A>(plan, samples, run, columns, grad_x);
             }
             if (sample_grads) {
-                take_products(plan, samples, image, x, columns, products);
-                write_gradients(plan, samples, pixel(walk), products);
+                take_products(plan, samples, run, image, x, columns, products);
+                write_gradients(plan, samples, run, pixel(walk), products);
             } else if (t.grad_weight != nullptr) {
-                gather<A>(plan, samples, image, x, columns);
+                gather<A>(plan, samples, run, image, x, columns);
             }
         }
     }
 
-    void write_gradients(const Plan<A>& plan, const Samples<A>& samples, int64_t pixel, const A* products) const {
+    // pixel: the first of the run.
+    void write_gradients(const Plan<A>& plan, const Samples<A>& samples, int64_t run, int64_t pixel, const A* products) const {
         const int64_t q = (pixel * d.offset_groups + plan.first) * K;
         T* mask = t.grad_mask != nullptr ? static_cast<T*>(t.grad_mask) + q : nullptr;
         if (d.offset_dtype == d.dtype) {
             T* offset = t.grad_offset != nullptr ? static_cast<T*>(t.grad_offset) + 2 * q : nullptr;
-            write_sample_gradients(plan, samples, products, offset, mask);
+            write_sample_gradients(samples, run * plan.samples, products, offset, mask);
         } else {
             float* offset = t.grad_offset != nullptr ? static_cast<float*>(t.grad_offset) + 2 * q : nullptr;
-            write_sample_gradients(plan, samples, products, offset, mask);
+            write_sample_gradients(samples, run * plan.samples, products, offset, mask);
         }
     }
 

@@ -143,9 +143,9 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     for (int64_t g = 0; g < d.groups; g++)
         pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, threads);
 
-    const Plan<A> plan(d, 0, d.offset_groups, by_group);
+    const int64_t column_row = round_up(K * d.C, Step::terms);
+    const Plan<A> plan(d, 0, d.offset_groups, by_group, column_row, maps_follow(d, tensors.mask) ? longest_run(d.offset_groups * K) : 1);
     const Image image(d, d.x_h, d.x_w);
-    const int64_t column_row = round_up(K * d.C, 16);
     const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar, total, threads);
     // Several neighbouring panels a task, since they read the same part of x.
     const int64_t panels = (total + panel - 1) / panel, run = panels / (8 * threads) + 1;
@@ -170,11 +170,14 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                 }
                 if (d.planar) planes.read(pixel, n);
                 walk = begin;
-                for (int64_t p = 0; p < n; p++, walk.next()) {
-                    if (d.planar) planes.fetch(pixel, n, p);
+                for (int64_t p = 0, run; p < n; p += run, walk.advance(run)) {
+                    run = walk.run(plan.longest_run < n - p ? plan.longest_run : n - p);
+                    if (d.planar) planes.fetch(pixel, n, p, p + run);
                     const SampleRow row = d.planar ? planes.row(p) : row_of<T>(plan, tensors.offset, tensors.mask, walk);
-                    locate<false, T>(plan, row, walk, image, image, samples);
-                    gather<A>(plan, samples, image, x + walk.b * d.x_b, columns + p * column_row);
+                    locate<false, T>(plan, row, walk, run, image, image, samples);
+                    gather<A>(plan, samples, run, image, x + walk.b * d.x_b, columns + p * column_row);
+                    if (K * d.C % Step::terms != 0)  // a pair reads one number more
+                        for (int64_t i = p; i < p + run; i++) columns[i * column_row + K * d.C] = Column{};
                 }
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)

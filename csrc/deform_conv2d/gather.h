@@ -38,8 +38,7 @@ struct Border {
 
 // Calls f(Border<b>, q) for every sample, or every `kStep`-th; b: corners may lie outside the grid.
 template <int kStep = 1, class A, class F>
-FASTDS_HD void for_samples(const Plan<A>& plan, const Samples<A>& s, const F& f) {
-    const int64_t samples = plan.samples;
+FASTDS_HD void for_samples(int64_t samples, const Samples<A>& s, const F& f) {
     for (int64_t begin = 0; begin < samples; begin += kLanes<A>) {
         const int64_t end = begin + kLanes<A> < samples ? begin + kLanes<A> : samples;
         if (s.border[begin / kLanes<A>]) {
@@ -87,17 +86,41 @@ FASTDS_HD Vec<A, N> blend(const A* weights, const Vec<A, N> (&v)[4]) {
     return (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
 }
 
-// One row of columns: mask * sampled value at plan.column[q] + channel, and up to a vector of garbage after the last. x: the
-// image at the first channel of the plan.
+// The channels of a sample in vectors of N. Of the last one `rest` lanes count, 0 to N - 1; the others get zeros.
+template <int N, bool kWhole, class A, class T, class Out>
+FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t samples, const Image image, const T* x, Out* columns) {
+    const int64_t channels = plan.per_group, whole = kWhole ? channels / N * N : 0;
+    const FirstLanes<T, N> rest(channels - whole);
+    const int64_t step[4] = {0, image.right, image.below, image.below + image.right};
+    for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        const T* corner = x + s.at[q];
+        Out* out = columns + plan.column[q];
+        const auto store_blend = [&](Vec<A, N> (&v)[4], int64_t c) FASTDS_INLINE {
+            if constexpr (decltype(border)::value) keep_inside<N, A>(s.inside + 4 * q, v);
+            store_vec<N>(out + c, blend<N, A>(s.weights + 4 * q, v));
+        };
+        Vec<A, N> v[4];
+        for (int64_t c = 0; c < whole; c += N) {
+            for (int n = 0; n < 4; n++) v[n] = load_vec<N>(corner + step[n] + c);
+            store_blend(v, c);
+        }
+        if (kWhole && channels == whole) return;
+        for (int n = 0; n < 4; n++) v[n] = rest.load(corner + step[n] + whole);
+        store_blend(v, whole);
+    });
+}
+
+// The columns of a run of pixels: mask * sampled value at plan.column[q] + channel, and up to a vector of garbage after the last.
+// x: the image at the first channel of the plan.
 template <class A, class T, class Out>
-FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, const Image image, const T* x, Out* columns) {
-    const int64_t *at = s.at, *column = plan.column;
+FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, Out* columns) {
+    const int64_t *at = s.at, *column = plan.column, samples = run * plan.samples;
     const A* weights = s.weights;
 #if defined(__AVX512F__)
-    // Eight channels fill half a vector: two samples at a time.
+    // Eight channels fill half a vector: two samples at a time. No gap is between the columns of their pixels.
     if constexpr (kLanes<A> == 16)
         if (plan.by_group && plan.per_group == 8)
-            return for_samples<2>(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
+            return for_samples<2>(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
                 const T *a = x + at[q], *b = x + at[q + 1];
                 const int64_t step[4] = {0, image.right, image.below, image.below + image.right};
                 Vec<A> v[4], w[4];
@@ -111,9 +134,16 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, const Image imag
                 store_vec<16>(columns + 8 * q, Vec<A>((w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3])));
             });
 #endif
+    if constexpr (FirstLanes<T, kLanes<A>>::quick)
+        if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // what a vector has too much the next sample writes over
+            constexpr int N = kLanes<A>, eight = N < 8 ? N : 8;
+            if (plan.per_group <= 4) return gather_vectors<4, false>(plan, s, samples, image, x, columns);
+            if (plan.per_group <= eight) return gather_vectors<eight, false>(plan, s, samples, image, x, columns);
+            return gather_vectors<N, true>(plan, s, samples, image, x, columns);
+        }
     with_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
         const int64_t channels = decltype(known)::value ? decltype(known)::value : plan.per_group;
-        for_samples(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
             const T* corner = x + at[q];
             Out* out = columns + column[q];
             for_channels<A>(channels, [&](auto lanes, int64_t c) FASTDS_INLINE {

@@ -34,8 +34,11 @@ struct PixelWalk {
         i = row_begin + position / (end - begin);
         j = begin + position % (end - begin);
     }
-    void next() {
-        if (++j < end) return;
+    void next() { advance(1); }
+    // By pixels of one row of the strip.
+    void advance(int64_t pixels) {
+        j += pixels;
+        if (j < end) return;
         j = begin;
         if (++i < row_end) return;
         i = row_begin;
@@ -44,6 +47,9 @@ struct PixelWalk {
         end = begin + strip < columns ? begin + strip : columns;
         j = begin;
     }
+    // Of at most `most` pixels from here on, those in this row of the strip.
+    int64_t run(int64_t most) const { return end - j < most ? end - j : most; }
+
     int64_t row_begin, row_end, columns, strip;
     int64_t b = 0, i = 0, j = 0, begin = 0, end = 0;
 };

@@ -70,26 +70,26 @@ struct Planes {
                 tensors.mask ? reinterpret_cast<const char*>(&mask[p * samples]) : nullptr};
     }
 
-    // The p-th of `count` shares of the lines that write() fills and that the next panel reads: pieces of many planes, which the
-    // processor does not see coming. As if all pixels lay in one image.
-    FASTDS_HD void fetch(const int64_t* pixel, int64_t count, int64_t p) const {
+    // The shares p to last, of `count`, of the lines that write() fills and that the next panel reads: pieces of many planes, which
+    // the processor does not see coming. As if all pixels lay in one image.
+    FASTDS_HD void fetch(const int64_t* pixel, int64_t count, int64_t p, int64_t last) const {
         const int64_t size = d.Ho * d.Wo, b = pixel[0] / size, at = pixel[0] % size, left = size - at;
-        fetch_planes<1>(static_cast<const char*>(tensors.y), sizeof(T), d.O, b, at, count < left ? count : left, p, count);
+        fetch_planes<1>(static_cast<const char*>(tensors.y), sizeof(T), d.O, b, at, count < left ? count : left, p, last, count);
         const int64_t n = count < left - count ? count : left - count;  // of the next panel
-        fetch_planes<0>(static_cast<const char*>(tensors.offset), offset_item, 2 * samples, b, at + count, n, p, count);
+        fetch_planes<0>(static_cast<const char*>(tensors.offset), offset_item, 2 * samples, b, at + count, n, p, last, count);
         if (tensors.mask != nullptr)
-            fetch_planes<0>(static_cast<const char*>(tensors.mask), sizeof(T), samples, b, at + count, n, p, count);
+            fetch_planes<0>(static_cast<const char*>(tensors.mask), sizeof(T), samples, b, at + count, n, p, last, count);
     }
 
-    // Of n numbers from `at` on in every plane of image b: the planes of the p-th share.
+    // Of n numbers from `at` on in every plane of image b: the planes of the shares p to last.
     template <int Written>
     FASTDS_HD void fetch_planes(const char* maps, int64_t item, int64_t planes, int64_t b, int64_t at, int64_t n, int64_t p,
-                                int64_t shares) const {
+                                int64_t last, int64_t shares) const {
         const int64_t size = d.Ho * d.Wo;
-        for (int64_t plane = planes * p / shares; n > 0 && plane < planes * (p + 1) / shares; plane++) {
-            const char *from = maps + ((planes * b + plane) * size + at) * item, *last = from + n * item - 1;
-            for (; from < last; from += 64) __builtin_prefetch(from, Written);
-            __builtin_prefetch(last, Written);
+        for (int64_t plane = planes * p / shares; n > 0 && plane < planes * last / shares; plane++) {
+            const char *from = maps + ((planes * b + plane) * size + at) * item, *end = from + n * item - 1;
+            for (; from < end; from += 64) __builtin_prefetch(from, Written);
+            __builtin_prefetch(end, Written);
         }
     }
 

@@ -10,28 +10,43 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
+// Pixels of a row whose `samples` each are located together, so that few lanes idle.
+inline int64_t longest_run(int64_t samples) {
+    constexpr int64_t kSamples = 128;
+    return samples < kSamples ? kSamples / samples : 1;
+}
+
+// The offsets and the masks of neighbouring pixels follow each other.
+inline bool maps_follow(const DeformConv2dDims& d, const void* mask) {
+    const int64_t samples = d.offset_groups * d.kh * d.kw;
+    return d.planar || (d.offset_w == 2 * samples && (mask == nullptr || d.mask_w == samples));
+}
+
 // What is the same for all pixels of a call, for `groups` offset groups from `first` on and their channels. Sample q of a pixel
-// is tap q % K of group q / K.
+// is tap q % K of group q / K; those of a run of pixels of a row follow each other.
 template <class A>
 struct Plan {
-    Plan(const DeformConv2dDims& dims, int64_t first, int64_t groups, bool by_group)
+    // column_row: elements of a row of columns, the columns of a pixel.
+    Plan(const DeformConv2dDims& dims, int64_t first, int64_t groups, bool by_group, int64_t column_row, int64_t longest_run)
         : d(dims), K(d.kh * d.kw), first(first), groups(groups), per_group(d.C / d.offset_groups), by_group(by_group), samples(groups * K),
-          padded(round_up(samples, kLanes<A>)), tap_y(padded), tap_x(padded), channel(padded), column(padded) {
+          longest_run(longest_run), padded(round_up(longest_run * samples, kLanes<A>)), tap_y(padded), tap_x(padded), channel(padded),
+          column(padded) {
         for (int64_t q = 0; q < padded; q++) {
-            const int64_t k = q % K;
+            const int64_t pixel = q / samples, group = q % samples / K, k = q % K;
             tap_y[q] = static_cast<A>(k / d.kw * d.dil_h - d.pad_h);
-            tap_x[q] = static_cast<A>(k % d.kw * d.dil_w - d.pad_w);
-            channel[q] = q < samples ? static_cast<int32_t>(q / K * per_group) : 0;
-            column[q] = by_group ? q * per_group : k * groups * per_group + q / K * per_group;
+            tap_x[q] = static_cast<A>(pixel * d.stride_w + k % d.kw * d.dil_w - d.pad_w);
+            channel[q] = pixel < longest_run ? static_cast<int32_t>(group * per_group) : 0;
+            column[q] = pixel * column_row + (by_group ? group * K + k : k * groups + group) * per_group;
         }
     }
     const DeformConv2dDims& d;
     const int64_t K, first, groups, per_group;  // per_group: channels of one offset group
     const bool by_group;                        // columns are (group, tap, channel of the group), else (tap, channel)
-    const int64_t samples, padded;              // of one pixel
-    const Buffer<A> tap_y, tap_x;               // the undeformed tap, relative to the pixel's index times the stride
+    const int64_t samples;                      // of one pixel
+    const int64_t longest_run, padded;          // pixels, and their samples in whole vectors
+    const Buffer<A> tap_y, tap_x;               // the undeformed tap, relative to the run's first pixel's index times the stride
     const Buffer<int32_t> channel;              // first channel of the sample, counted from the plan's first
-    const Buffer<int64_t> column;               // its place in a row of columns
+    const Buffer<int64_t> column;               // its place in the columns of the run
 };
 
 // The plan's channels of an image: strides in elements between rows and pixels, channels contiguous.
@@ -109,7 +124,7 @@ struct BitsOf<double> {
 template <class A>
 using Bits = typename BitsOf<A>::type;
 
-// The samples of one pixel, in blocks of a vector. All four corners of a cell lie in the grid: samples at its border take the
+// The samples of a run of pixels, in blocks of a vector. All four corners of a cell lie in the grid: samples at its border take the
 // nearest such cell, with the weights moved to the corners that are meant, and the others switched off by `inside`.
 template <class A>
 struct Samples {
@@ -263,12 +278,14 @@ FASTDS_HD SampleRow row_of(const Plan<A>& plan, const void* offset, const void* 
     return row;
 }
 
-// From the offsets and the mask of an output pixel to its samples. Returns the rows that they touch in the gradient of x.
+// From the offsets and the mask of a run of output pixels to their samples; row: of the first pixel, the others' follow it.
+// Returns the rows that they touch in the gradient of x.
 template <bool kBackward, class T, class A>
-FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const PixelWalk& pixel, const Image& image, const Image& grad,
-                          const Samples<A>& s) {
+FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const PixelWalk& pixel, int64_t run, const Image& image,
+                          const Image& grad, const Samples<A>& s) {
     constexpr int N = kLanes<A>;
     const DeformConv2dDims& d = plan.d;
+    const int64_t samples = run * plan.samples;
     const T* m = reinterpret_cast<const T*>(row.mask);
     const A last_y = static_cast<A>(d.H - 1), last_x = static_cast<A>(d.W - 1);
     const A pixel_y = static_cast<A>(pixel.i * d.stride_h), pixel_x = static_cast<A>(pixel.j * d.stride_w);
@@ -277,17 +294,17 @@ FASTDS_HD RowRange locate(const Plan<A>& plan, const SampleRow& row, const Pixel
     block.home_x = pixel_x < last_x ? pixel_x : last_x;
     block.mask = Vec<A>{} + 1;
     TouchedRows<N> touched;
-    for (int64_t q = 0; q < plan.samples; q += N) {
+    for (int64_t q = 0; q < samples; q += N) {
         Vec<A> y, x;
         if (d.offset_dtype == d.dtype) {
-            read_offsets<A>(reinterpret_cast<const T*>(row.offset) + 2 * q, plan.samples - q, y, x);
+            read_offsets<A>(reinterpret_cast<const T*>(row.offset) + 2 * q, samples - q, y, x);
         } else {
-            read_offsets<A>(reinterpret_cast<const float*>(row.offset) + 2 * q, plan.samples - q, y, x);
+            read_offsets<A>(reinterpret_cast<const float*>(row.offset) + 2 * q, samples - q, y, x);
         }
         block.q = q;
         block.y = (pixel_y + load_vec<N>(plan.tap_y + q)) + y;
         block.x = (pixel_x + load_vec<N>(plan.tap_x + q)) + x;
-        if (m != nullptr) block.mask = load_first<N>(m + q, plan.samples - q);
+        if (m != nullptr) block.mask = load_first<N>(m + q, samples - q);
         if (all_lanes((block.y >= 0) & (block.y < last_y) & (block.x >= 0) & (block.x < last_x))) {
             locate_block<kBackward, false>(plan, image, grad, block, s, touched);
         } else {

@@ -41,14 +41,14 @@ FASTDS_HD void add(A* p, Vec<A, N> w, Vec<A, N> v) {
 
 // grad_x += weights * columns, the gradients of the masked samples. Not inlined: it is the same for all storage types.
 template <class A>
-__attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, const A* columns, const GradImage<A>& grad_x) {
+__attribute__((noinline)) void scatter(const Plan<A>& plan, const Samples<A>& s, int64_t run, const A* columns, const GradImage<A>& grad_x) {
     const int64_t *at = s.at_grad, *column = plan.column;
     const A* weights = s.weights;
     A* data = grad_x.data;
     const int64_t below = grad_x.image.below, right = grad_x.image.right;
     with_channels(plan.per_group, [&](auto known) FASTDS_INLINE {
         const int64_t channels = decltype(known)::value ? decltype(known)::value : plan.per_group;
-        for_samples(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        for_samples(run * plan.samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
             A *corner = data + at[q], *lower = corner + below;
             const A* grad = columns + column[q];
             for_channels<A>(channels, [&](auto lanes, int64_t c) FASTDS_INLINE {
@@ -127,12 +127,13 @@ struct CornerProducts {
 
 // products[4q + n] = <gradient of sample q, corner n>; the columns become the masked samples.
 template <class A, class T>
-FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, const Image image, const T* x, A* columns, A* products) {
+FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, A* columns,
+                             A* products) {
     constexpr int widest = kLanes<A> > 4 ? kLanes<A> : 4, eight = widest > 8 ? 8 : widest;
     const int64_t *at = s.at, *column = plan.column;
     const A* weights = s.weights;
     const auto loop = [&](auto start, int64_t channels) FASTDS_INLINE {
-        for_samples(plan, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        for_samples(run * plan.samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
             const CornerProducts<decltype(border)::value, A, T> sample{x + at[q],       image, s.inside + 4 * q, weights + 4 * q,
                                                                        columns + column[q], channels};
             store_vec<4>(products + 4 * q, sample.template sums<decltype(start)::value>());
@@ -147,14 +148,14 @@ FASTDS_HD void take_products(const Plan<A>& plan, const Samples<A>& s, const Ima
     return loop(Lanes<1>{}, channels);
 }
 
-// Gradients of the offsets and the mask of a pixel from the products; offset points at the first pair of the plan's samples.
+// Gradients of the offsets and the mask of all samples from the products; offset points at the pair of the first sample.
 template <class A, class T, class S>
-__attribute__((noinline)) void write_sample_gradients(const Plan<A>& plan, const Samples<A>& s, const A* products, S* offset, T* mask) {
+__attribute__((noinline)) void write_sample_gradients(const Samples<A>& s, int64_t samples, const A* products, S* offset, T* mask) {
     constexpr int N = kLanes<A>;
     using V = Vec<A>;
     using C = compute_t<S>;
     using L = lanes_of<N>;
-    for (int64_t q = 0; q < plan.samples; q += N) {
+    for (int64_t q = 0; q < samples; q += N) {
         const A* p = products + 4 * q;
         V d02[2], d13[2];
         for (int n = 0; n < 2; n++) {
@@ -172,7 +173,7 @@ __attribute__((noinline)) void write_sample_gradients(const Plan<A>& plan, const
             swap_where(moved_x, d2, d3);
         }
         const V ly = load_vec<N>(s.ly + q), lx = load_vec<N>(s.lx + q), m = load_vec<N>(s.mask + q);
-        const int64_t count = plan.samples - q;
+        const int64_t count = samples - q;
         if (mask != nullptr) {
             store_first<N>(mask + q, V(grad_of_mask(d0, d1, d2, d3, ly, lx)), count);
         }
