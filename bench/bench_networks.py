@@ -7,6 +7,7 @@ torch and OpenVINO's inference precision. Inputs are those of the export's own c
 in the plain network. A training step is mean squared error, backward and Adam, against plain torch.
 
 FASTDS_BENCH_SECONDS: contenders whose one call takes longer are left out (default 20).
+FASTDS_BENCH_FOLDER: where exported files stay, for the next run (default: a folder of this run).
 """
 
 import functools
@@ -80,7 +81,7 @@ def inputs_of(given, size: int) -> tuple[torch.Tensor, ...]:
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
     """Of the exported files, for the fresh processes, too, in which memory is measured."""
-    os.environ[FOLDER] = str(tmp_path_factory.mktemp("networks"))
+    os.environ.setdefault(FOLDER, str(tmp_path_factory.mktemp("networks")))
 
 
 def exported(name: str) -> Path:

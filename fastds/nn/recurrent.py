@@ -10,6 +10,7 @@ from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import autocast_dtype, cast
 from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
+from fastds.ops.impl.conv3x3.shared import share
 
 
 def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -92,11 +93,11 @@ class ConvLSTMCell(nn.Module):
             return torch.stack(every, 1), state
         shares = per_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
         from_h, _ = _for_steps(maps[0], (weight[:, self.in_channels :], None))
-        for share in shares:
+        for of_x in shares:
             if state is None:
-                state = lstm_gates(share, zero_state(share, self.hidden_channels, state_dtype(share)))
+                state = lstm_gates(of_x, zero_state(of_x, self.hidden_channels, state_dtype(of_x)))
             else:
-                state = lstm_gates(convolve(state[0], from_h, residual=share), state[1])
+                state = lstm_gates(convolve(state[0], from_h, residual=of_x), state[1])
             every.append(state[0])
         return torch.stack(every, 1), state
 
@@ -172,7 +173,7 @@ def gru_sequence(
         return every
     shares = (convolve(x, conv.weight[:, :n].contiguous(), conv.bias) for conv in convolutions)
     parameters = _for_steps(maps[0], *((conv.weight[:, n:], None) for conv in convolutions))
-    for now in zip(*(per_time(share, x.shape[0] // times, times) for share in shares), strict=True):
+    for now in zip(*(per_time(part, x.shape[0] // times, times) for part in shares), strict=True):
         if h is None:
             h = first_state(*now, hidden, options)
         else:
@@ -190,7 +191,9 @@ def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[
             dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
             if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) not in ENGINES:
                 weight, bias = cast(weight, dtype), cast(bias, dtype)
-        found += [weight.contiguous(), bias]
+            found += share(weight.contiguous(), bias, maps, current())
+        else:
+            found += [weight.contiguous(), bias]
     return found
 
 

@@ -23,7 +23,7 @@ from fastds.ops.core.arguments import (
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define
-from fastds.ops.impl.conv3x3 import direct, kernels, reference
+from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current, weight_gradients_wanted
 
 __all__ = ["conv3x3"]
@@ -153,6 +153,10 @@ class _Conv3x3(torch.autograd.Function):
 def _fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
     options = (negative_slope, padding_mode, shuffle, algorithm)
     plain = y is None and shuffle == 1  # then residual's gradient is grad_y itself
+    node = shared.node_of(weight) if plain and wanted[1] and padding_mode == "zeros" else None
+    if node is not None:
+        shared.defer(node, grad_y, x, x2)
+        wanted = [wanted[0], False, False, *wanted[3:]]
     asked = [*wanted[:4], wanted[4] and not plain]
     grads = iter(CONV3X3_BACKWARD.trusted(grad_y, x, weight, x2, y, *options, asked) if any(asked) else ())
     grads = [next(grads) if want else None for want in asked]

@@ -20,7 +20,7 @@ from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.core.registry import define, vector_jacobian
 from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3 import engine, kernels
+from fastds.ops.impl.conv3x3 import engine, kernels, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, ENGINES, chosen, current
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
 from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
@@ -244,11 +244,15 @@ class ConvPassOps:
         if pre is None:
             pre = c.compute(call.algorithm, CONV3X3.trusted)
         want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
+        node = shared.node_of(c.weight) if want_weight else None
         want_pass = self._inputs(any(wanted[:5]), wanted[5:])
         inputs = self._inputs(pre, call.others)
         parts = iter(self.ops.backward.trusted(*grads, *inputs, *call.options, list(want_pass)))
         of_pass = [next(parts) if want else None for want in want_pass]
         grad_pre = of_pass.pop(self.at)
+        if node is not None:
+            shared.defer(node, grad_pre, c.x, c.x2)
+            want_weight = want_bias = False
         asked = [want_x, want_weight, want_bias, want_x2, False]
         added = [None, None]
         for source, other in same:

@@ -19,7 +19,7 @@ from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_t
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import empty_map
 from fastds.ops.core.registry import define
-from fastds.ops.impl.conv3x3 import kernels
+from fastds.ops.impl.conv3x3 import kernels, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, weight_gradients_wanted
 from fastds.ops.impl.conv3x3.op import differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
@@ -329,6 +329,27 @@ def _backward_by(ways: Ways):
     return run_backward
 
 
+def _with_shared_weights(grad, kept: Kept, options, wanted: Inputs) -> Inputs:
+    """Gradients by kernels; those of weights that the steps of a sequence share are left to the weights' own nodes."""
+    nodes = [shared.node_of(weight) for weight in (kept.gates_weight, kept.candidate_weight)]
+    if None in nodes or not (wanted.gates_weight and wanted.candidate_weight):
+        return _by_kernels(grad, kept, options, wanted)
+    weights = ("gates_weight", "gates_bias", "candidate_weight", "candidate_bias")
+    asked = wanted._replace(**dict.fromkeys(weights, False), gates_share=True, candidate_share=True)
+    found = _by_kernels(grad, kept, options, asked)
+    shared.defer(nodes[0], found.gates_share, *sources(kept.x, kept.h))
+    shared.defer(nodes[1], found.candidate_share, *sources(kept.x, kept.reset))
+    return found._replace(
+        gates_share=found.gates_share if wanted.gates_share else None,
+        candidate_share=found.candidate_share if wanted.candidate_share else None,
+    )
+
+
+def _by_kernels(grad, kept: Kept, options, wanted: Inputs) -> Inputs:
+    found = iter(STEP_BACKWARD.trusted(grad, *kept, *options, list(wanted)))
+    return Inputs(*(next(found) if want else None for want in wanted))
+
+
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, *args):
@@ -351,8 +372,8 @@ class _Step(torch.autograd.Function):
             return None, *_gradients(BY_GRAPHS, *arguments), *unwanted
         if grads.h is None or not any(wanted):
             return (None,) * len(ctx.needs_input_grad)
-        found = iter(STEP_BACKWARD.trusted(grads.h, *ctx.saved_tensors, *ctx.options, list(wanted)))
-        return None, *(next(found) if want else None for want in wanted), *unwanted
+        arguments = (grads.h, Kept(*ctx.saved_tensors), ctx.options, wanted)
+        return None, *_with_shared_weights(*arguments), *unwanted
 
 
 # ---- registration
