@@ -104,7 +104,7 @@ def openvino(x: torch.Tensor, dtype: torch.dtype):
 
 
 def build(batch: int, mode: str, peer: str, dtype: torch.dtype):
-    """The callable to time: the forecasts, or the loss and the gradients in one vector."""
+    """The callable to time: the forecasts, or the loss and the gradients."""
     x, truth = sample(batch)
     if peer == "onnxruntime":
         return onnxruntime(x)
@@ -125,7 +125,7 @@ def build(batch: int, mode: str, peer: str, dtype: torch.dtype):
         loss = F.mse_loss(run().float(), truth)
         loss.backward()
         optimiser.step()
-        return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+        return loss.detach(), *(p.grad for p in model.parameters())
 
     return step
 
