@@ -22,6 +22,12 @@ inline int64_t panel_pixels(int64_t column_bytes, bool planar, int64_t total, in
     return share < most ? share : most;
 }
 
+// Of one thread, about: those of pixels, samples and multiplications.
+inline int64_t nanoseconds(const DeformConv2dDims& d) {
+    const int64_t K = d.kh * d.kw;
+    return d.B * d.Ho * d.Wo * (10 + 3 * K * d.offset_groups + K * d.C * (d.O / d.groups) / 60);
+}
+
 template <class A, int MR, int NV>
 FASTDS_HD void add_tile(Vec<A> (&to)[MR][NV], const Vec<A> (&from)[MR][NV]) {
 #pragma GCC unroll 12
@@ -125,8 +131,8 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo, total = d.B * pixels;
     const T *x = static_cast<const T*>(tensors.x), *weight = static_cast<const T*>(tensors.weight);
     T* y = static_cast<T*>(tensors.y);
-    constexpr int64_t kWorthAThread = 1 << 18;  // multiplications; fewer are done before another thread is awake
-    if (total * K * d.C * (4 + out) < kWorthAThread) threads = 1;
+    constexpr int64_t kWorthAThread = 5000;
+    if (nanoseconds(d) < kWorthAThread) threads = 1;
 
     const int64_t per_group = d.C / d.offset_groups;
     const bool by_group = d.groups == 1;  // else the channels of a convolution group have to lie side by side
