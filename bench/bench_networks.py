@@ -145,7 +145,7 @@ def torch_network(peer: str, model: torch.nn.Module):
 
 
 def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
-    """The callable to time: the output, or the loss and all gradients."""
+    """The callable to time: the output, or the loss and all gradients in one vector."""
     if peer == "onnxruntime":
         return onnxruntime(name, size)
     if peer == "openvino":
@@ -166,7 +166,7 @@ def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
         loss = run().square().mean()
         loss.backward()
         optimiser.step()
-        return loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)
+        return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     return step
 
