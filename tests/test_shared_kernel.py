@@ -10,7 +10,6 @@ import fastds
 from fastds.models.wgan_gp import CriticLoss, HumidityCritic
 from fastds.models.wgan_gp import shared_kernel as shared
 from fastds.models.wgan_gp.shared_kernel import SharedKernel
-from fastds.ops.impl.conv3x3.algorithm import input_gradients_only
 
 
 def chain(x, weight, bias, residual, steps=3):
@@ -60,17 +59,12 @@ def test_float32_paths(channels, size, monkeypatch):
         assert bool(calls) == (channels == 128)
 
 
-@pytest.mark.parametrize("only", [False, True], ids=["pairs unused", "input gradients only"])
-def test_pairs_of_a_pass_that_did_not_want_them_are_dropped(only):
+def test_a_pass_that_does_not_reach_the_kernel():
     x, weight, bias, residual = tensors()
     expected = penalty_gradients(own_kernels, (x, weight, bias, residual))
     y = chain(x, weight, bias, residual)
     for _ in range(2):  # the graph is kept, and walked twice
-        if only:
-            with input_gradients_only():
-                (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        else:
-            (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         loss = gradient.square().sum() + y.square().sum()
         got = torch.autograd.grad(loss, (x, weight, bias, residual), retain_graph=True)
         for a, b in zip(got, expected, strict=True):
@@ -101,15 +95,6 @@ def test_frozen_kernel_and_no_gradients():
     torch.testing.assert_close(got, expected)
     with torch.no_grad():
         torch.testing.assert_close(chain(x, weight, bias, residual), own_kernels(x, weight, bias, residual))
-
-
-def test_input_gradients_only_is_for_weights():
-    x, weight = torch.randn(1, 3, 5, 5).requires_grad_(), torch.randn(4, 3, 3, 3).requires_grad_()
-    y = fastds.ops.conv3x3(x, weight)
-    with input_gradients_only():
-        given = torch.autograd.grad(y.sum(), (x, weight), retain_graph=True, allow_unused=True)
-    assert given[0] is not None and given[1] is None
-    assert torch.autograd.grad(y.sum(), weight)[0] is not None
 
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])

@@ -6,7 +6,7 @@ import torch
 
 from fastds.nn import ConvGRUCell, ConvLSTMCell
 from fastds.ops import conv3x3
-from fastds.ops.impl.conv3x3 import kernels, shared
+from fastds.ops.impl.conv3x3 import shared
 
 pytestmark = pytest.mark.usefixtures("native")
 INPUTS = {"share of x in every step": 3, "shares of x at once": 40}  # channels; the second by hoisting_pays
@@ -94,7 +94,7 @@ def test_passes_that_do_not_reach_the_weight(cell, unshared, monkeypatch):
     expected, total = unshared(gradients, cell, x), loss(cell, x)
     weights = [node for node in nodes(total) if isinstance(node, shared._Shared._backward_cls)]
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "grad_weight", None)
+        patch.setattr(shared, "_settle", None)
         (of_x,) = torch.autograd.grad(total, [x], retain_graph=True)
     assert_same([of_x], expected[:1])
     for _ in range(2):
@@ -132,7 +132,7 @@ def test_other_convolutions_of_the_same_weight():
         return torch.autograd.grad(total, [x, *leaves])
 
     leaves = [weight, bias]
-    assert_same(both(*shared.share(weight, bias, x, "auto")), both(weight, bias))
+    assert_same(both(shared.share(weight), bias), both(weight, bias))
 
 
 def test_derivatives_of_gradients(cell, unshared):

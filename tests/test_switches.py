@@ -10,7 +10,7 @@ import fastds
 from fastds.models.db_rnn.pred_rnn_v2 import PredRNNV2, memory_similarities
 from fastds.ops.core.backends import forced
 from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3.algorithm import current, input_gradients_only, weight_gradients_wanted
+from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import recomputed_gates, recomputes
 
 SECONDS = 30
@@ -18,7 +18,6 @@ SECONDS = 30
 SWITCHES = {  # block, what it asks for, what is in force, outside any block
     "backend": (lambda: fastds.backend("reference"), "reference", forced, None),
     "convolution": (lambda: fastds.convolution("direct"), "direct", current, "auto"),
-    "input_gradients_only": (input_gradients_only, False, weight_gradients_wanted, True),
     "recomputed_gates": (recomputed_gates, True, recomputes, False),
 }
 every_switch = pytest.mark.parametrize("name", SWITCHES)
@@ -95,11 +94,11 @@ def test_the_last_that_was_entered_is_in_force():
 def test_other_threads_see_a_block():
     """Autograd runs the backward of a device in a thread of its own."""
     seen = []
-    with input_gradients_only():
-        thread = threading.Thread(target=lambda: seen.append(weight_gradients_wanted()))
+    with recomputed_gates():
+        thread = threading.Thread(target=lambda: seen.append(recomputes()))
         thread.start()
         thread.join()
-    assert seen == [False]
+    assert seen == [True]
 
 
 @pytest.fixture
@@ -158,7 +157,7 @@ def test_similarities_of_equal_lists_are_told_apart():
     second.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("name", ["convolution", "recomputed_gates", "input_gradients_only"])
+@pytest.mark.parametrize("name", ["convolution", "recomputed_gates"])
 def test_blocks_inside_a_compiled_function(name):
     """Networks enter blocks in their forward."""
     block, asked, value, default = SWITCHES[name]

@@ -10,7 +10,7 @@ from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import autocast_dtype, cast
 from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
-from fastds.ops.impl.conv3x3.shared import share
+from fastds.ops.impl.conv3x3.shared import share_where_it_pays
 
 
 def zero_state(x: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -191,9 +191,8 @@ def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[
             dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
             if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) not in ENGINES:
                 weight, bias = cast(weight, dtype), cast(bias, dtype)
-            found += share(weight.contiguous(), bias, maps, current())
-        else:
-            found += [weight.contiguous(), bias]
+            weight = share_where_it_pays(weight.contiguous(), maps)
+        found += [weight.contiguous(), bias]
     return found
 
 

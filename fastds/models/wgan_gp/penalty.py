@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from fastds.models.wgan_gp.mixed_conv import kernels_kept
-from fastds.ops.impl.conv3x3.algorithm import input_gradients_only
 
 ADVERSARIES = ("wgan_gp", "gan")
 
@@ -80,8 +79,7 @@ def gradient_penalty(
         score = critic(x) if coarse is None else critic(x, coarse.to(dtype))
         # Scores of different samples do not mix, so the gradient of their sum holds each sample's own.
         score = score if score.ndim == 1 else score.mean(1)
-        with input_gradients_only():
-            (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
         norms = gradient.flatten(1).norm(dim=1)
         return (norms - 1).square().mean(), norms.detach()
 

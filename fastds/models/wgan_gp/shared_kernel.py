@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One 3x3 kernel for several convolutions of a graph: prepared once, and one gradient of it for all of them together.
 
-They are the steps of a sequence, or a critic's passes over its samples. The convolutions leave their (gradient, input)
-pairs in a list; the node through which they all got the kernel, which autograd runs last, convolves them in one batch.
-That holds in every backward pass, so derivatives of any order are exact.
+They are the steps of a sequence, or a critic's passes over its samples. The gradient is that of a weight they share,
+fastds/ops/impl/conv3x3/shared.py.
 
 Kernels prepared for oneDNN take 5 % off a training step of the humidity WGAN-GP. They need private functions of torch;
 where those are missing conv3x3 runs.
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
-from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current, weight_gradients_wanted
+from fastds.ops.core.registry import reached, transforms_active
+from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
 from fastds.ops.impl.conv3x3.direct import bias_gradient
-from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3
+from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_X, conv3x3
+from fastds.ops.impl.conv3x3.shared import defer, node_of, share
 
 _PREPARES = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
@@ -26,11 +26,10 @@ _GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
 
 
 class _Kernel:
-    """What the convolutions share: the kernel as oneDNN wants it, in both directions, and pairs of a backward pass."""
+    """What the convolutions share: the kernel as oneDNN wants it, in both directions."""
 
     def __init__(self):
         self.forwards = self.backwards = None
-        self.task, self.pairs = None, []
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         """conv(x, weight) + bias + residual, without a graph."""
@@ -49,20 +48,6 @@ class _Kernel:
         if self.backwards is None:
             self.backwards = _prepared(weight.detach().flip(2, 3).transpose(0, 1), grad)
         return _library(grad, self.backwards)
-
-    def add(self, grad: Tensor, x: Tensor) -> None:
-        """Note a pair for the gradient of the kernel; dropped at the end of the pass where nobody takes it."""
-        if not weight_gradients_wanted():
-            return
-        task = torch._C._current_graph_task_id()
-        if task != self.task:  # a pass that failed leaves its pairs behind
-            self.task, self.pairs = task, []
-            torch.autograd.Variable._execution_engine.queue_callback(self.take)
-        self.pairs.append((grad, x))
-
-    def take(self) -> list[tuple[Tensor, Tensor]]:
-        pairs, self.task, self.pairs = self.pairs, None, []
-        return pairs
 
 
 def _library_pays(x: Tensor, outputs: int, channels: int) -> bool:
@@ -86,23 +71,6 @@ def _library(x: Tensor, prepared: Tensor, bias: Tensor | None = None) -> Tensor:
     return dense(y)
 
 
-class _Share(torch.autograd.Function):
-    """The weight itself; its gradient is that of all pairs."""
-
-    @staticmethod
-    def forward(ctx, weight, kernel):
-        ctx.kernel, ctx.dtype = kernel, weight.dtype
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx, _):
-        pairs = ctx.kernel.take()
-        if not pairs:
-            return None, None
-        grad, x = (torch.cat(side) for side in zip(*pairs, strict=True))
-        return CONV3X3_GRAD_WEIGHT.trusted(grad, x, None, "zeros", ctx.dtype, current()), None
-
-
 class _Step(torch.autograd.Function):
     """conv(x, weight) + bias + residual."""
 
@@ -115,12 +83,13 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x, weight), kernel = ctx.saved_tensors, ctx.kernel
-        if ctx.needs_input_grad[1]:
-            kernel.add(grad, x)
-        grad_x = _grad_x(grad, weight, x.dtype, kernel) if ctx.needs_input_grad[0] else None
-        wants_bias = ctx.needs_input_grad[2] and weight_gradients_wanted()
-        grad_bias = bias_gradient(grad, weight.dtype) if wants_bias else None
-        return grad_x, None, grad_bias, grad if ctx.needs_input_grad[3] else None, None
+        want_x, _, _, want_residual, _ = ctx.needs_input_grad
+        want_weight, want_bias = reached(ctx, weight, 1, 2)
+        if want_weight:
+            defer(node_of(weight), grad, x)
+        grad_x = _grad_x(grad, weight, x.dtype, kernel) if want_x else None
+        grad_bias = bias_gradient(grad, weight.dtype) if want_bias else None
+        return grad_x, None, grad_bias, grad if want_residual else None, None
 
 
 class _StepGradX(torch.autograd.Function):
@@ -136,7 +105,7 @@ class _StepGradX(torch.autograd.Function):
     def backward(ctx, cotangent):
         (grad, weight), kernel = ctx.saved_tensors, ctx.kernel
         if ctx.needs_input_grad[1]:
-            kernel.add(grad, cotangent)
+            defer(node_of(weight), grad, cotangent)
         return _step(cotangent, weight, None, None, kernel) if ctx.needs_input_grad[0] else None, None, None, None
 
 
@@ -165,7 +134,7 @@ class SharedKernel:
     def __init__(self, weight: Tensor):
         self.alone = torch.compiler.is_compiling() or transforms_active()
         self.kernel = _Kernel()
-        self.weight = weight if self.alone else _Share.apply(weight, self.kernel)
+        self.weight = weight if self.alone else share(weight)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         if self.alone:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
-from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv3x3.algorithm import weight_gradients_wanted
+from fastds.ops.core.registry import reached, transforms_active
 from fastds.ops.impl.conv3x3.direct import bias_gradient
 
 
@@ -28,7 +27,7 @@ def strided_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int)
     Returns:
         (B, O, ceil(H/stride), ceil(W/stride)).
 
-    Gradients: all, to any order; none of weight and bias inside input_gradients_only().
+    Gradients: all, to any order.
     """
     if transforms_active() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.conv2d(x, weight, bias, stride, 1)
@@ -46,8 +45,7 @@ class _Conv(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        if not weight_gradients_wanted():
-            wanted[1] = wanted[2] = False
+        wanted[1:] = reached(ctx, weight, 1, 2)
         grad_x, grad_weight = _gradients(grad, x, weight, ctx.stride, wanted[0], wanted[1])
         return grad_x, grad_weight, bias_gradient(grad, grad.dtype) if wanted[2] else None, None
 

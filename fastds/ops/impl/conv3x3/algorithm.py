@@ -16,7 +16,6 @@ from fastds.ops.impl.conv3x3.costs import ENGINES, cheapest
 
 ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct")
 _algorithm = Switch("auto")
-_weight_gradients = Switch(True)
 _rows: ContextVar[int | None] = ContextVar("rows", default=None)
 
 
@@ -55,22 +54,6 @@ def chosen_for(rows: int) -> Iterator[None]:
         yield
     finally:
         _rows.reset(before)
-
-
-def weight_gradients_wanted() -> bool:
-    """False inside input_gradients_only."""
-    return _weight_gradients.value
-
-
-@contextmanager
-def input_gradients_only() -> Iterator[None]:
-    """No gradients of weights and biases from the backward passes of conv3x3 inside the block, in all threads.
-
-    For torch.autograd.grad(..., inputs) with inputs before the convolutions: autograd does not tell a convolution that
-    its weight's gradient will be thrown away. Graphs made in the block keep their derivatives in the weights.
-    """
-    with _weight_gradients.set(False):
-        yield
 
 
 def winograd_refusal(x: Tensor) -> str | None:

@@ -22,9 +22,9 @@ from fastds.ops.core.arguments import (
     number,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define
+from fastds.ops.core.registry import define, reached
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current, weight_gradients_wanted
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current
 
 __all__ = ["conv3x3"]
 
@@ -142,8 +142,10 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:6])
-        if not weight_gradients_wanted():
-            wanted[1] = wanted[2] = False
+        wanted[1:3] = reached(ctx, weight, 2, 3)
+        if wanted[1] and y is None and ctx.options[:3] == (0.0, "zeros", 1) and (node := shared.node_of(weight)):
+            shared.defer(node, grad_y, x, x2)
+            wanted[1] = False
         grads = (differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
             grad_y, x, weight, x2, y, *ctx.options, wanted
         )
@@ -153,10 +155,6 @@ class _Conv3x3(torch.autograd.Function):
 def _fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
     options = (negative_slope, padding_mode, shuffle, algorithm)
     plain = y is None and shuffle == 1  # then residual's gradient is grad_y itself
-    node = shared.node_of(weight) if plain and wanted[1] and padding_mode == "zeros" else None
-    if node is not None:
-        shared.defer(node, grad_y, x, x2)
-        wanted = [wanted[0], False, False, *wanted[3:]]
     asked = [*wanted[:4], wanted[4] and not plain]
     grads = iter(CONV3X3_BACKWARD.trusted(grad_y, x, weight, x2, y, *options, asked) if any(asked) else ())
     grads = [next(grads) if want else None for want in asked]
@@ -196,7 +194,10 @@ class _GradX(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_grad = _linear(cotangent, weight, None, mode, grad.dtype, algorithm)
         if ctx.needs_input_grad[2]:
-            grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, cotangent, None, mode, weight.dtype, algorithm)
+            if mode == "zeros" and (node := shared.node_of(weight)):
+                shared.defer(node, grad, cotangent)
+            else:
+                grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, cotangent, None, mode, weight.dtype, algorithm)
         return None, grad_grad, grad_weight, None, None, None
 
 

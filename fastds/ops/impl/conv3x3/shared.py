@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A weight that the steps of a sequence share: its gradient is calculated for several steps at once.
+"""A weight that several convolutions of a graph share, the steps of a sequence: one gradient for several of them.
 
-The gradient of a weight of 1024 x 2048 channels is 75 MB. On 8 x 8 pixels writing it, and adding it to that of the step
-before, takes longer than what there is to multiply.
+Their backward passes leave what that gradient is made of to the node through which all got the weight, which autograd
+runs last. The gradient of a weight of 1024 x 2048 channels is 75 MB: on 8 x 8 pixels writing it, and adding it to that
+of the step before, takes longer than what there is to multiply. In every backward pass the sums are the same, so
+derivatives of any order are exact.
 """
 
 from dataclasses import dataclass, field
@@ -11,58 +13,59 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.registry import observed
-from fastds.ops.impl.conv3x3 import kernels
-from fastds.ops.impl.conv3x3.direct import bias_gradient
+from fastds.ops.impl.conv3x3.algorithm import current
 
 _PIXELS = 4096  # of all maps whose gradients are calculated at once; more of them are no cheaper
 
 
 @dataclass
 class Pending:
-    """What the convolutions of one backward pass have left to do, and the sums of what is done."""
+    """What the convolutions of one backward pass have left to do, and the sum of what is done."""
 
     steps: list[tuple[Tensor, ...]] = field(default_factory=list)  # (gradient of the result, x, x2 where there is one)
     pixels: int = 0
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    total: Tensor | None = None
 
 
 class _Shared(torch.autograd.Function):
-    """weight and bias as they are; `pending` of the node is what each backward pass, by its number, has left to do."""
+    """The weight as it is; `pending` of the node is what each backward pass, by its number, has left to do."""
 
     @staticmethod
-    def forward(ctx, weight, bias, algorithm):
+    def forward(ctx, weight):
         ctx.set_materialize_grads(False)
-        ctx.pending, ctx.algorithm, ctx.dtype = {}, algorithm, weight.dtype
-        return weight.view_as(weight), None if bias is None else bias.view_as(bias)
+        ctx.pending, ctx.algorithm, ctx.dtype = {}, current(), weight.dtype
+        return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx, of_weight, of_bias):
+    def backward(ctx, grad):
         pending = ctx.pending.pop(torch._C._current_graph_task_id(), None)
-        if pending is not None:
-            _settle(ctx, pending)
-            of_weight, of_bias = _sum(of_weight, pending.weight), _sum(of_bias, pending.bias)
-        return of_weight, of_bias if ctx.needs_input_grad[1] else None, None
+        if pending is None:
+            return grad
+        _settle(ctx, pending)
+        return _sum(grad, pending.total)
 
 
-def share(weight: Tensor, bias: Tensor | None, maps: Tensor, algorithm: str) -> tuple[Tensor, Tensor | None]:
-    """weight and bias for several convolutions of maps like `maps` (B, C, H, W), of which some have their gradients
-    calculated at once, where that pays: measured on a CPU."""
+def share(weight: Tensor) -> Tensor:
+    """The weight, for several convolutions."""
+    return _Shared.apply(weight)
+
+
+def share_where_it_pays(weight: Tensor, maps: Tensor) -> Tensor:
+    """The same where it takes less time, measured on a CPU, for convolutions of maps like `maps` (B, C, H, W)."""
     pixels = maps.shape[0] * maps.shape[2] * maps.shape[3]
     trains = torch.is_grad_enabled() and weight.requires_grad
-    if not trains or not maps.is_cpu or not 0 < 8 * pixels <= _PIXELS or observed(weight, maps):
-        return weight, bias
-    return _Shared.apply(weight, bias, algorithm)
+    pays = trains and maps.is_cpu and 0 < 8 * pixels <= _PIXELS and not observed(weight, maps)
+    return share(weight) if pays else weight
 
 
 def node_of(weight: Tensor):
-    """The node of a weight that `share` gave, or None; to be kept by the node of a convolution with that weight."""
+    """The node of a weight that is shared, or None."""
     node = weight.grad_fn
     return node if isinstance(node, _Shared._backward_cls) else None
 
 
-def defer(node, grad: Tensor, x: Tensor, x2: Tensor | None) -> None:
-    """Leaves the gradients of weight and bias to the node of the weight; grad: of conv3x3([x; x2], weight) + bias.
+def defer(node, grad: Tensor, x: Tensor, x2: Tensor | None = None) -> None:
+    """Leaves to the weight's node its gradient from y = conv3x3([x; x2], weight), of which grad is the gradient.
 
     To be called in a backward pass. Nothing is done if that pass does not reach the weight.
     """
@@ -80,12 +83,10 @@ def _settle(node, pending: Pending) -> None:
     if not pending.steps:
         return
     grad, x, *x2 = (torch.cat(maps) for maps in zip(*pending.steps, strict=True))
-    of_weight = kernels.grad_weight(grad, x, x2[0] if x2 else None, "zeros", node.dtype, node.algorithm)
-    pending.weight = _sum(pending.weight, of_weight)
-    if node.needs_input_grad[1]:
-        pending.bias = _sum(pending.bias, bias_gradient(grad, node.dtype))
-    pending.steps, pending.pixels = [], 0
+    settings = ("zeros", node.dtype, node.algorithm)
+    found = torch.ops.fastds.conv3x3_grad_weight(grad, x, x2[0] if x2 else None, *settings)
+    pending.steps, pending.pixels, pending.total = [], 0, _sum(pending.total, found)
 
 
 def _sum(total: Tensor | None, addend: Tensor | None) -> Tensor | None:
-    return addend if total is None else total if addend is None else total.add_(addend)
+    return addend if total is None else total if addend is None else total + addend

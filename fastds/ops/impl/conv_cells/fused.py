@@ -18,7 +18,7 @@ from fastds.ops.core import buffer_pool, native, triton_loader
 from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc, plain
-from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.registry import define, reached, vector_jacobian
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3 import engine, kernels, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, ENGINES, chosen, current
@@ -252,7 +252,7 @@ class ConvPassOps:
         grad_pre = of_pass.pop(self.at)
         if node is not None:
             shared.defer(node, grad_pre, c.x, c.x2)
-            want_weight = want_bias = False
+            want_weight = False
         asked = [want_x, want_weight, want_bias, want_x2, False]
         added = [None, None]
         for source, other in same:
@@ -300,7 +300,8 @@ class ConvPassOps:
                 if all(g is None for g in grads):
                     return (None,) * len(ctx.needs_input_grad)
                 *tensors, pre = ctx.saved_tensors
-                call, wanted = ops._named((*tensors, *ctx.settings)), ctx.needs_input_grad[1 : 1 + ops.tensors]
+                call, wanted = ops._named((*tensors, *ctx.settings)), list(ctx.needs_input_grad[1 : 1 + ops.tensors])
+                wanted[2:4] = reached(ctx, call.convolution.weight, 3, 4)
                 if torch.is_grad_enabled():
                     results = ops._differentiable_gradients(call, grads, wanted)
                 else:

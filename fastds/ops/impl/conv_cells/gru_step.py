@@ -18,9 +18,9 @@ from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import empty_map
-from fastds.ops.core.registry import define
+from fastds.ops.core.registry import define, reached
 from fastds.ops.impl.conv3x3 import kernels, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, weight_gradients_wanted
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS
 from fastds.ops.impl.conv3x3.op import differentiable_gradients
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
 from fastds.ops.impl.conv_cells.fused import Convolution, ConvPassOps, Names, engine_of, run_engine
@@ -334,8 +334,7 @@ def _with_shared_weights(grad, kept: Kept, options, wanted: Inputs) -> Inputs:
     nodes = [shared.node_of(weight) for weight in (kept.gates_weight, kept.candidate_weight)]
     if None in nodes or not (wanted.gates_weight and wanted.candidate_weight):
         return _by_kernels(grad, kept, options, wanted)
-    weights = ("gates_weight", "gates_bias", "candidate_weight", "candidate_bias")
-    asked = wanted._replace(**dict.fromkeys(weights, False), gates_share=True, candidate_share=True)
+    asked = wanted._replace(gates_weight=False, candidate_weight=False, gates_share=True, candidate_share=True)
     found = _by_kernels(grad, kept, options, asked)
     shared.defer(nodes[0], found.gates_share, *sources(kept.x, kept.h))
     shared.defer(nodes[1], found.candidate_share, *sources(kept.x, kept.reset))
@@ -362,18 +361,16 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        wanted, grads = Inputs(*ctx.needs_input_grad[1 : 1 + _TENSORS]), Results(*grads)
-        if not weight_gradients_wanted():
-            weights = ("gates_weight", "gates_bias", "candidate_weight", "candidate_bias")
-            wanted = wanted._replace(**dict.fromkeys(weights, False))
+        wanted, grads, kept = Inputs(*ctx.needs_input_grad[1 : 1 + _TENSORS]), Results(*grads), Kept(*ctx.saved_tensors)
+        of_gates, of_candidate = reached(ctx, kept.gates_weight, 3, 4), reached(ctx, kept.candidate_weight, 5, 6)
+        wanted = Inputs(wanted.h, wanted.x, *of_gates, *of_candidate, *wanted[6:])
         unwanted = _SETTINGS * (None,)
         if torch.is_grad_enabled() or any(g is not None for g in grads[1:]):
-            arguments = (grads, Kept(*ctx.saved_tensors), Options(*ctx.options), wanted)
+            arguments = (grads, kept, Options(*ctx.options), wanted)
             return None, *_gradients(BY_GRAPHS, *arguments), *unwanted
         if grads.h is None or not any(wanted):
             return (None,) * len(ctx.needs_input_grad)
-        arguments = (grads.h, Kept(*ctx.saved_tensors), ctx.options, wanted)
-        return None, *_with_shared_weights(*arguments), *unwanted
+        return None, *_with_shared_weights(grads.h, kept, ctx.options, wanted), *unwanted
 
 
 # ---- registration

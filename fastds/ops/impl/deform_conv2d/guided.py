@@ -15,7 +15,7 @@ from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend, forced
 from fastds.ops.core.layout import dense, empty_map, laid_out, nhwc, output_format
-from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.registry import define, reached, vector_jacobian
 from fastds.ops.impl.deform_conv2d.op import autocast, check, group_counts, triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
 
@@ -182,6 +182,7 @@ class _GuidedDeformConv2d(torch.autograd.Function):
         if y is not None:
             grad_y = torch.where(y >= 0, grad_y, ctx.slope * grad_y)
         wanted = list(ctx.needs_input_grad[1:6])
+        wanted[2:4] = reached(ctx, tensors[2], 3, 4)
         grads = iter(GUIDED_DEFORM_CONV2D_BACKWARD.trusted(grad_y, *tensors, *ctx.options, wanted))
         return (None, *(next(grads) if want else None for want in wanted), None, None, None)
 

@@ -14,7 +14,7 @@ from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, laid_out, nhwc, output_format, plain
-from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.registry import define, reached, vector_jacobian
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 __all__ = ["deform_conv2d"]
@@ -299,6 +299,7 @@ class _DeformConv2d(torch.autograd.Function):
     def backward(ctx, grad_y):
         input, offset, weight, mask = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[i] for i in (1, 2, 3, 4, 8)]
+        wanted[2:4] = reached(ctx, weight, 3, 4)
         arguments = (grad_y, input, offset, weight, *ctx.geometry, mask, wanted)
         grads = iter(DEFORM_CONV2D_BACKWARD.trusted(*arguments))
         grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (next(grads) if want else None for want in wanted)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backward passes that do not reach the weights calculate no gradients of them; those that do are complete."""
+
+import pytest
+import torch
+
+from fastds import ops
+from fastds.models.wgan_gp import strided_conv
+from fastds.ops.core import registry
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+def map_of(channels):
+    return torch.randn(1, channels, 6, 7)
+
+
+def weight_of(outputs, inputs):
+    return torch.randn(outputs, inputs, 3, 3)
+
+
+CASES = {  # op, tensors; the first is x, the weight is the only one with four outputs
+    "conv3x3": (ops.conv3x3, [map_of(3), weight_of(4, 3), torch.randn(4)]),
+    "conv_lstm_cell": (lambda *t: ops.conv_lstm_cell(*t)[0], [map_of(3), map_of(1), map_of(1), weight_of(4, 4)]),
+    "conv_gru_cell": (
+        lambda x, h, weight, other: ops.conv_gru_cell(x, h, weight, None, other, None),
+        [map_of(3), map_of(2), weight_of(4, 5), weight_of(2, 5)],
+    ),
+    "deform_conv2d": (
+        lambda x, offset, weight: ops.deform_conv2d(x, offset, weight, padding=1),
+        [map_of(3), map_of(18), weight_of(4, 3)],
+    ),
+    "strided_conv3x3": (lambda *t: strided_conv.strided_conv3x3(*t, 2), [map_of(3), weight_of(4, 3), torch.randn(4)]),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    function, tensors = CASES[request.param]
+    return function, [t.clone().requires_grad_() for t in tensors]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Shapes of all that the backward ops and torch's convolution make, where small weights are asked for, too."""
+    monkeypatch.setattr(registry, "_WORTH_ASKING", 0)
+    shapes, trusted, library = [], registry.Op.trusted, strided_conv._library
+
+    def seen(results):
+        shapes.extend(
+            tuple(t.shape) for t in (results if isinstance(results, list | tuple) else [results]) if t is not None
+        )
+        return results
+
+    monkeypatch.setattr(registry.Op, "trusted", lambda self, *args: seen(trusted(self, *args)))
+    monkeypatch.setattr(strided_conv, "_library", lambda *args: seen(library(*args)))
+    return shapes
+
+
+def weights_in(shapes):
+    return [shape for shape in shapes if shape[-2:] == (3, 3)]
+
+
+@pytest.mark.parametrize("create_graph", [False, True], ids=["values", "graph"])
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "calculated weight"])
+def test_no_gradients_of_weights(case, made, create_graph, leaf):
+    function, tensors = case
+    y = function(*(tensors if leaf else [tensors[0], *(t * 1 for t in tensors[1:])])).square().sum()
+    (alone,) = torch.autograd.grad(y, tensors[:1], retain_graph=True, create_graph=create_graph)
+    assert not weights_in(made)
+    together = torch.autograd.grad(y, tensors, retain_graph=True, create_graph=create_graph)
+    assert weights_in(made) and torch.equal(alone, together[0])
+    y.backward(inputs=tensors[1:])
+    for given, expected in zip(tensors[1:], together[1:], strict=True):
+        torch.testing.assert_close(given.grad, expected)
+
+
+def test_a_pass_to_all(case):
+    function, tensors = case
+    y = function(*tensors).square().sum()
+    expected = torch.autograd.grad(y, tensors, retain_graph=True)
+    y.backward()
+    for t, grad in zip(tensors, expected, strict=True):
+        assert torch.equal(t.grad, grad)
