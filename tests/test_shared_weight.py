@@ -176,3 +176,13 @@ def test_autocast(cell, unshared, dtype):
         return torch.autograd.grad(total, list(cell.parameters()))
 
     assert_same(autocast_gradients(), unshared(autocast_gradients), 1e-2)
+
+
+def test_compiled_autograd(cell, unshared):
+    """A compiled backward pass, in which every node has to give what it promised."""
+    from torch._dynamo import compiled_autograd
+
+    cell, x = cell(3), frames(3)
+    with compiled_autograd._enable(lambda graph: graph):
+        loss(cell, x).backward()
+    assert_same([x.grad, *(p.grad for p in cell.parameters())], unshared(gradients, cell, x))

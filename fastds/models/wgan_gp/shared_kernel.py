@@ -16,8 +16,8 @@ from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import reached, transforms_active
 from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
 from fastds.ops.impl.conv3x3.direct import bias_gradient
-from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_X, conv3x3
-from fastds.ops.impl.conv3x3.shared import defer, node_of, share
+from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3
+from fastds.ops.impl.conv3x3.shared import left_to_node, share
 
 _PREPARES = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
@@ -85,11 +85,10 @@ class _Step(torch.autograd.Function):
         (x, weight), kernel = ctx.saved_tensors, ctx.kernel
         want_x, _, _, want_residual, _ = ctx.needs_input_grad
         want_weight, want_bias = reached(ctx, weight, 1, 2)
-        if want_weight:
-            defer(node_of(weight), grad, x)
+        grad_weight = _grad_weight(grad, x, weight) if want_weight else None
         grad_x = _grad_x(grad, weight, x.dtype, kernel) if want_x else None
         grad_bias = bias_gradient(grad, weight.dtype) if want_bias else None
-        return grad_x, None, grad_bias, grad if want_residual else None, None
+        return grad_x, grad_weight, grad_bias, grad if want_residual else None, None
 
 
 class _StepGradX(torch.autograd.Function):
@@ -104,14 +103,20 @@ class _StepGradX(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent):
         (grad, weight), kernel = ctx.saved_tensors, ctx.kernel
-        if ctx.needs_input_grad[1]:
-            defer(node_of(weight), grad, cotangent)
-        return _step(cotangent, weight, None, None, kernel) if ctx.needs_input_grad[0] else None, None, None, None
+        of_grad = _step(cotangent, weight, None, None, kernel) if ctx.needs_input_grad[0] else None
+        return of_grad, _grad_weight(grad, cotangent, weight) if ctx.needs_input_grad[1] else None, None, None
 
 
 def _step(x, weight, bias, residual, kernel):
     args = (x, weight, bias, residual)
     return _Step.apply(*args, kernel) if torch.is_grad_enabled() else kernel.convolve(*args)
+
+
+def _grad_weight(grad, x, weight):
+    """None where it is left to the weight's node."""
+    if left_to_node(weight, grad, x):
+        return None
+    return CONV3X3_GRAD_WEIGHT.trusted(grad, x, None, "zeros", weight.dtype, current())
 
 
 def _grad_x(grad, weight, dtype, kernel):

@@ -143,9 +143,8 @@ class _Conv3x3(torch.autograd.Function):
         x, weight, x2, y = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:6])
         wanted[1:3] = reached(ctx, weight, 2, 3)
-        if wanted[1] and y is None and ctx.options[:3] == (0.0, "zeros", 1) and (node := shared.node_of(weight)):
-            shared.defer(node, grad_y, x, x2)
-            wanted[1] = False
+        if wanted[1] and y is None and ctx.options[:3] == (0.0, "zeros", 1):
+            wanted[1] = not shared.left_to_node(weight, grad_y, x, x2)
         grads = (differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(
             grad_y, x, weight, x2, y, *ctx.options, wanted
         )
@@ -193,11 +192,8 @@ class _GradX(torch.autograd.Function):
         grad_grad = grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_grad = _linear(cotangent, weight, None, mode, grad.dtype, algorithm)
-        if ctx.needs_input_grad[2]:
-            if mode == "zeros" and (node := shared.node_of(weight)):
-                shared.defer(node, grad, cotangent)
-            else:
-                grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, cotangent, None, mode, weight.dtype, algorithm)
+        if ctx.needs_input_grad[2] and not (mode == "zeros" and shared.left_to_node(weight, grad, cotangent)):
+            grad_weight = CONV3X3_GRAD_WEIGHT.trusted(grad, cotangent, None, mode, weight.dtype, algorithm)
         return None, grad_grad, grad_weight, None, None, None
 
 

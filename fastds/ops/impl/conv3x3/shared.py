@@ -7,6 +7,7 @@ of the step before, takes longer than what there is to multiply. In every backwa
 derivatives of any order are exact.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -59,23 +60,25 @@ def share_where_it_pays(weight: Tensor, maps: Tensor) -> Tensor:
 
 
 def node_of(weight: Tensor):
-    """The node of a weight that is shared, or None."""
-    node = weight.grad_fn
-    return node if isinstance(node, _Shared._backward_cls) else None
+    """In a backward pass the node of a weight that is shared, to which its gradient can be left, or None."""
+    compiled = sys.modules.get("torch._dynamo.compiled_autograd")
+    if compiled is not None and compiled.in_compiled_autograd_region:
+        return None  # every node has to give what it promised
+    return weight.grad_fn if isinstance(weight.grad_fn, _Shared._backward_cls) else None
 
 
-def defer(node, grad: Tensor, x: Tensor, x2: Tensor | None = None) -> None:
-    """Leaves to the weight's node its gradient from y = conv3x3([x; x2], weight), of which grad is the gradient.
-
-    To be called in a backward pass. Nothing is done if that pass does not reach the weight.
-    """
-    if not torch._C._will_engine_execute_node(node):
-        return
+def left_to_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | None = None) -> bool:
+    """Leaves to the node of a shared weight its gradient from y = conv3x3([x; x2], weight), of which grad is the
+    gradient; False where there is no such node. Nothing is kept if the backward pass does not reach the weight."""
+    node = node_of(weight)
+    if node is None or not torch._C._will_engine_execute_node(node):
+        return node is not None
     pending = node.pending.setdefault(torch._C._current_graph_task_id(), Pending())
     pending.steps.append((grad, x) if x2 is None else (grad, x, x2))
     pending.pixels += grad.shape[0] * grad.shape[2] * grad.shape[3]
     if pending.pixels >= _PIXELS:
         _settle(node, pending)
+    return True
 
 
 def _settle(node, pending: Pending) -> None:

@@ -244,15 +244,12 @@ class ConvPassOps:
         if pre is None:
             pre = c.compute(call.algorithm, CONV3X3.trusted)
         want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
-        node = shared.node_of(c.weight) if want_weight else None
         want_pass = self._inputs(any(wanted[:5]), wanted[5:])
         inputs = self._inputs(pre, call.others)
         parts = iter(self.ops.backward.trusted(*grads, *inputs, *call.options, list(want_pass)))
         of_pass = [next(parts) if want else None for want in want_pass]
         grad_pre = of_pass.pop(self.at)
-        if node is not None:
-            shared.defer(node, grad_pre, c.x, c.x2)
-            want_weight = False
+        want_weight = want_weight and not shared.left_to_node(c.weight, grad_pre, c.x, c.x2)
         asked = [want_x, want_weight, want_bias, want_x2, False]
         added = [None, None]
         for source, other in same:

@@ -331,13 +331,13 @@ def _backward_by(ways: Ways):
 
 def _with_shared_weights(grad, kept: Kept, options, wanted: Inputs) -> Inputs:
     """Gradients by kernels; those of weights that the steps of a sequence share are left to the weights' own nodes."""
-    nodes = [shared.node_of(weight) for weight in (kept.gates_weight, kept.candidate_weight)]
-    if None in nodes or not (wanted.gates_weight and wanted.candidate_weight):
+    weights = kept.gates_weight, kept.candidate_weight
+    if None in map(shared.node_of, weights) or not (wanted.gates_weight and wanted.candidate_weight):
         return _by_kernels(grad, kept, options, wanted)
     asked = wanted._replace(gates_weight=False, candidate_weight=False, gates_share=True, candidate_share=True)
     found = _by_kernels(grad, kept, options, asked)
-    shared.defer(nodes[0], found.gates_share, *sources(kept.x, kept.h))
-    shared.defer(nodes[1], found.candidate_share, *sources(kept.x, kept.reset))
+    shared.left_to_node(kept.gates_weight, found.gates_share, *sources(kept.x, kept.h))
+    shared.left_to_node(kept.candidate_weight, found.candidate_share, *sources(kept.x, kept.reset))
     return found._replace(
         gates_share=found.gates_share if wanted.gates_share else None,
         candidate_share=found.candidate_share if wanted.candidate_share else None,
