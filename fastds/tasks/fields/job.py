@@ -23,7 +23,7 @@ from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
 from fastds.tasks.fields.methods import check_inside, pick_method
-from fastds.tasks.fields.variables import Fields, names_of_fields
+from fastds.tasks.fields.variables import Fields, on_grid, with_fields
 
 
 class FieldsJob:
@@ -32,8 +32,8 @@ class FieldsJob:
     least = 1
 
     def __init__(
-        self, model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, precision=None,
-        device=None,
+        self, model, dataset, *, scale=None, grid=None, like=None, var=None, static=None, threads=None,
+        precision=None, device=None,
     ):  # fmt: skip
         if sum(v is not None for v in (scale, grid, like)) != 1:
             raise ValueError("give exactly one of the arguments scale, grid and like")
@@ -46,7 +46,7 @@ class FieldsJob:
             self.target = target_by_scale(self.own, scale)
         else:
             self.target = target_by_spacing(self.own, grid)
-        self.dataset = dataset
+        self.dataset = dataset = with_fields(dataset, self.own, var)
         self.method, self.note = pick_method(model, dataset, self.own, static)
         self.computed = settle(self.method.model, threads, precision, device)
         check_inside(self.own, *self.target)
@@ -136,7 +136,7 @@ class FieldsJob:
         """See Job."""
         size = " x ".join(str(axis.numel()) for axis in self.target)
         names = ", ".join(map(str, self.variables))
-        others = [name for name in names_of_fields(self.dataset, self.own) if name not in self.method.names]
+        others = [name for name in on_grid(self.dataset, self.own) if name not in self.method.names]
         notes = [f"{self.note}: {names} on {size} points"]
         notes += [f"not in the result: {', '.join(others)}"] if others else []
         return Report(self.method.name, {}, notes)

@@ -39,7 +39,7 @@ class Interpolation(Fields):
     """Every variable of a dataset on the grid by bilinear, bicubic or Lanczos interpolation, see
     fastds.models.baselines.interpolation; columns go round the globe, beyond the outer rows their values are repeated.
 
-    Of variables of other dimensions than the first those are left out. Values stay within Fields.bounds. Missing values
+    Variables of other dimensions than `alike` takes are left out. Values stay within Fields.bounds. Missing values
     spread over the reach of the kernel.
 
     Raises: ValueError for a dataset without such a field.

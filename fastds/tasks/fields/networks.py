@@ -129,7 +129,7 @@ class FieldModel(Fields):
 
 
 class AnyVariableModel(FieldModel):
-    """A network of one channel that takes any variable: every variable of the first one's dimensions, each by itself.
+    """A network of one channel that takes any variable: every variable that alike takes, each by itself.
 
     Arguments and errors: as FieldModel.
     """
