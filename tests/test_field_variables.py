@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 import fastds
+from fastds import models
 from fastds.cli import main
 from fastds.data import save_dataset
 
@@ -79,3 +80,12 @@ def test_an_archive_of_one_variable(path):
     assert main(["downscale", *words]) == 0
     with xr.open_zarr(out) as found:
         assert [*found.data_vars] == ["t"] and found.sizes["time"] == 2
+
+
+def test_the_file_of_weights_is_told(path, capsys):
+    own = models.load("inr-any")
+    models.save(own, path.parent / "own.safetensors")
+    words = ["downscale", str(path), str(path.parent / "out.nc"), "--scale", "2", "--model"]
+    assert main([*words, f"{path.parent}/own.safetensors"]) == 0 and main([*words, "inr-any"]) == 0
+    said = capsys.readouterr().out
+    assert f"model inr-any ({path.parent}/own.safetensors): tp, t" in said and "model inr-any: tp, t" in said

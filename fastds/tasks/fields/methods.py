@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastds.models.baselines.interpolation import METHODS, weights_at
 from fastds.models.inr import INRDownscaler
 from fastds.ops.impl.inr_query.points import from_latlon
-from fastds.tasks.common.inference import loaded
+from fastds.tasks.common.inference import loaded, named
 from fastds.tasks.fields.geometry import Geometry
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.variables import Fields, alike
@@ -82,8 +82,9 @@ def pick_network(
 
     Raises: as FieldModel and fastds.load."""
     if model is not None or static is not None:
-        method = _set_up(loaded(DEFAULT_MODEL if model is None else model), dataset, grid, static)
-        return method, f"model {method.name or 'without a name'}"
+        model = DEFAULT_MODEL if model is None else model
+        method = _set_up(loaded(model), dataset, grid, static)
+        return method, named(method.model, model)
     try:
         return _set_up(loaded(DEFAULT_MODEL), dataset, grid), f"model {DEFAULT_MODEL} was chosen"
     except ValueError as error:
