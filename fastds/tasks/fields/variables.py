@@ -91,6 +91,19 @@ class Fields:
         never_negative = not (field < 0).any() and float((field == 0).sum()) >= 0.01 * field.numel()
         return 0.0 if never_negative else -math.inf, math.inf
 
+    def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
+        where the field is at the nearest point, of two the southern and eastern: coasts stay where they are."""
+        missing = torch.isnan(field).numpy()
+        if missing.any():
+            height, width = missing.shape
+            i, j = (
+                (np.ceil(at - 0.5) if turned else np.floor(at + 0.5)).astype(np.int64)
+                for at, turned in zip((rows, columns), self.grid.turned, strict=True)
+            )
+            j = j % width if self.grid.periodic else j.clip(0, width - 1)
+            values[missing[i.clip(0, height - 1), j]] = np.nan
+
     def _places(self) -> Iterator[dict]:
         for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
             yield dict(zip(self.lead, index, strict=True))
