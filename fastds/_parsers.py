@@ -53,9 +53,11 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument(
         "--model",
         help="shipped weights, a .safetensors file, or trilinear, bicubic, advection (radar), bilinear, bicubic, "
-        "lanczos (fields); default: the shipped network that takes IN, for fields else bicubic",
+        "lanczos (fields); default: the shipped network that takes IN",
     )
-    parser.add_argument("--var", help="variable to downscale, where its attributes do not tell")
+    parser.add_argument(
+        "--var", help="variable to downscale, where its attributes do not tell; of fields, the only one"
+    )
     parser.add_argument("--tile", type=int, help="side of a tile in input pixels, a multiple of 16; default: by memory")
     parser.add_argument(
         "--halo", type=int, help="border read around a tile, a multiple of 16; default: network's reach"
@@ -135,6 +137,7 @@ def _query_parser() -> ArgumentParser:
     parser.add_argument("--output", "--out", metavar="CSV", required=True, help="file to write")
     parser.add_argument("--model", help="name or file of an arbitrary-scale model; default: inr-small or inr-any")
     parser.add_argument("--outside", choices=["error", "nan", "clamp"], default="error", help="points off a region")
+    parser.add_argument("--var", help="the only variable to read")
     _add_computing(parser)
     _add_static(parser)
     _add_reading(parser)

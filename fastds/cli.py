@@ -137,7 +137,8 @@ def _query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
     chosen = {
-        name: options[name] for name in ("model", "outside", "static", "threads", "precision", "device", *_READING)
+        name: options[name]
+        for name in ("model", "outside", "var", "static", "threads", "precision", "device", *_READING)
     }
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 

@@ -342,7 +342,6 @@ def test_command_refuses_before_it_writes(tmp_path, capsys):
         "--time-factor=2",
         "--members=2",
         "--seed=1",
-        "--var=t",
     ):
         assert f"{option.split('=')[0]} is no option for fields, which takes the options" in refusal(
             tmp_path / "o.nc", option

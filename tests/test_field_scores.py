@@ -159,18 +159,18 @@ def test_cells_that_are_missing_anywhere_are_left_out_of_all_rows_and_counted():
     assert (table.cells, table.left_out) == (640, 3) and "3 of 640 cells are left out" in " ".join(table.sentences())
     assert table.rows["t"]["prediction"]["mae"] == pytest.approx(1, abs=1e-4)
     assert table.rows["t"]["bicubic"]["mae"] != full.rows["t"]["bicubic"]["mae"]
-    coarse.t[0, 4, 4] = np.nan  # bilinear: 4 x 4 cells about the block; Lanczos reaches three points: 12 x 12
+    coarse.t[0, 4, 4] = np.nan  # its block of 2 x 2 cells, of all methods
     with pytest.warns(UserWarning, match="999"):
-        assert fastds.evaluate(made, truth, input=coarse).left_out == 2 + 12 * 12
+        assert fastds.evaluate(made, truth, input=coarse).left_out == 3 + 2 * 2
 
 
 def test_a_missing_cell_of_the_truth_is_a_missing_cell_of_the_input_that_is_made_of_it():
-    """So Lanczos misses 12 x 12 cells about its block."""
+    """So are the 2 x 2 cells of its block."""
     truth = smooth(16, 20, 1)
     made = truth.assign(t=truth.t + 1).assign_attrs(fastds_scale=2)
     truth.t[0, 8, 9] = np.nan
     table = fastds.evaluate(made, truth)
-    assert table.left_out == 12 * 12 and table.rows["t"]["prediction"]["mae"] == pytest.approx(1, abs=1e-4)
+    assert table.left_out == 2 * 2 and table.rows["t"]["prediction"]["mae"] == pytest.approx(1, abs=1e-4)
 
 
 # ---- commands, files, pages

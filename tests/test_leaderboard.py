@@ -94,6 +94,14 @@ def test_the_shipped_rows(capsys):
     assert all(row.text() in capsys.readouterr().out for row in rows[:1])
 
 
+def test_weights_of_a_user_have_no_rows_of_the_weights_of_their_name(tmp_path, capsys):
+    own = models.create("inr-small")
+    models.save(own, tmp_path / "best.safetensors")
+    assert main(["models", str(tmp_path / "best.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "name: inr-small" in said and "leaderboard" not in said
+
+
 def test_a_card_shows_its_rows_limits_and_training(capsys):
     assert main(["models", "inr-small"]) == 0
     said = capsys.readouterr().out

@@ -71,16 +71,45 @@ def test_like_takes_the_grid_of_another_and_refuses_places_outside():
         fastds.downscale("bilinear", region(), like=other.assign_coords(latitude=other.latitude + 40))
 
 
-def test_humidity_stays_within_its_range_and_missing_values_stay_near():
+def test_humidity_stays_within_its_range():
     values = np.zeros((12, 15))
     values[:, 7:] = 100.0
     humid = region(values)
     humid.t2m.attrs = {"units": "%", "standard_name": "relative_humidity"}
     fine = fastds.downscale("lanczos", humid, scale=4).t2m
     assert float(fine.min()) >= 0.0 and 100.0 < float(fine.max()) <= 105.0
-    humid.t2m[3, 3] = np.nan
-    lost = fastds.downscale("bilinear", humid, scale=2).t2m.isnull()
-    assert 0 < int(lost.sum()) <= 16
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "lanczos", "inr-any"])
+@pytest.mark.parametrize("scale", [2, 3])
+def test_a_coast_stays_where_it_is(method, scale):
+    """What lies in a missing cell is missing, the rest is not, and the order of the axes does not matter."""
+    land = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
+    land.t2m[2:8, :6], land.t2m[10, 12], land.t2m[4, 3] = np.nan, np.nan, 250
+    fine = fastds.downscale(method, land, scale=scale).t2m
+    nearest = land.t2m.sel(latitude=fine.latitude, longitude=fine.longitude, method="nearest")
+    assert np.array_equal(fine.isnull(), nearest.isnull()) and abs(fine - 250).max() < 6
+    turned = fastds.downscale(method, land.isel(latitude=slice(None, None, -1)), scale=scale).t2m
+    xr.testing.assert_allclose(fine, turned.sortby("latitude"), rtol=0, atol=1e-4)
+    if method == "inr-any":
+        points = [(float(fine.latitude[i]), float(fine.longitude[j])) for i, j in ((5, 4), (9, 7), (9, 20))]
+        rows = fastds.query(method, land, points)
+        expected = [fine.sel(latitude=y, longitude=x).isnull().item() for y, x in points]
+        assert [np.isnan(row["t2m"]) for row in rows] == expected and True in expected and False in expected
+
+
+def test_a_coast_at_the_seam_of_a_globe_does_not_depend_on_the_convention():
+    lat, lon = np.arange(80.0, -81.0, -10.0), np.arange(0.0, 360.0, 10.0)
+    x = xr.Dataset(
+        {"t": (("lat", "lon"), np.random.default_rng(1).normal(size=(17, 36)).astype("f4"), {"units": "K"})},
+        {"lat": ("lat", lat, {"units": "degrees_north"}), "lon": ("lon", lon, {"units": "degrees_east"})},
+    )
+    x.t[5:9, :3] = np.nan
+    turned = x.assign_coords(lon=("lon", (lon + 180) % 360 - 180, x.lon.attrs)).sortby("lon")
+    for method in ("lanczos", "inr-any"):
+        fine = (fastds.downscale(method, data, scale=2).t for data in (x, turned))
+        a, b = (y.assign_coords(lon=y.lon % 360).sortby("lon") for y in fine)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-2 if method == "inr-any" else 1e-6)
 
 
 def test_a_file_of_one_variable_has_an_answer(tmp_path, capsys):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import zarr
 
 _SIDE = 2048  # of the largest chunk
-_FINEST = {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
+_FINEST = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 
 
 class Store:
@@ -44,8 +44,8 @@ class Store:
             encoding[name] |= how or {}
             encoding[name]["fill_value"] = encoding[name]["_FillValue"]
         for name, variable in outline.variables.items():
-            if variable.dtype.kind == "M":
-                encoding[name] = _FINEST  # later times may be finer than these
+            if _are_dates(variable):
+                encoding[name] = _FINEST | {"calendar": _calendar(variable)}  # later times may be finer than these
         with _quietly():
             outline.drop_encoding().to_zarr(self.path, mode="w", compute=False, encoding=encoding)
 
@@ -108,10 +108,12 @@ class Store:
             return xr.open_zarr(self.path, chunks=None)
 
     def _outline(self) -> xr.Dataset:
-        """The job's result without values, which to_zarr leaves unwritten where dask holds them."""
+        """The job's result without values: to_zarr leaves unwritten what dask holds, as it may all else that a job
+        takes from files."""
         import dask.array as da
 
-        return outline(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
+        result = outline(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
+        return result.assign({n: v.compute() for n, v in result.variables.items() if n not in self.job.variables})
 
 
 def _coded(variable: xr.Variable, array: zarr.Array) -> np.ndarray:
@@ -122,6 +124,11 @@ def _coded(variable: xr.Variable, array: zarr.Array) -> np.ndarray:
 
 def _are_dates(variable: xr.Variable) -> bool:
     return variable.dtype.kind in "MO"
+
+
+def _calendar(dates: xr.Variable) -> str:
+    """Of datetime64, or of cftime."""
+    return dates.values.flat[0].calendar if dates.dtype.kind == "O" and dates.size else "proleptic_gregorian"
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ def card(name: str) -> str:
             f"{len(PRESETS)} presets"
         ) from None
     lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
-    scored = [row for row in read() if row.model == fields["name"]]
+    # Weights of a user may have the name of the preset that they were trained as: these scores are not theirs.
+    scored = [row for row in read() if name in available(pretrained=True) and row.model == fields["name"]]
     return "\n".join([*lines, *_lines("leaderboard", [f"{r.data}: {r.score} {r.text()}" for r in scored] or None)])
 
 

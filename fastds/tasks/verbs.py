@@ -46,9 +46,9 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
             with scale, grid or like those for fields: inr-small where it takes them, else inr-any.
         data: a Dataset, a DataArray or a file.
         options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, device,
-            time_factor, static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, static, threads,
-            precision, device, progress) or fastds.tasks.humidity.run.downscale (members, seed, var, level, threads,
-            precision, device, progress), as the model's card says; and missing, units, start and stop, see
+            time_factor, static, progress), fastds.tasks.fields.run.downscale (scale, grid, like, var, static,
+            threads, precision, device, progress) or fastds.tasks.humidity.run.downscale (members, seed, var, level,
+            threads, precision, device, progress), as the model's card says; and missing, units, start and stop, see
             fastds.data.reading.
 
     Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
@@ -101,8 +101,8 @@ def query(
             inr-any.
         data: a Dataset, a DataArray or a file of the model's variables, for inr-any of any.
         points: pairs (latitude, longitude), columns lat and lon by name, or a CSV file of them.
-        options: outside, static, threads, precision and device of fastds.tasks.fields.run.query; missing, units, start
-            and stop as in downscale.
+        options: outside, var, static, threads, precision and device of fastds.tasks.fields.run.query; missing, units,
+            start and stop as in downscale.
 
     Returns: one row for each field and point, a dict.
 

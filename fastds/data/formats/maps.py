@@ -27,7 +27,8 @@ def rainfall_rate(values: np.ndarray) -> Fields:
 
 def rainfall_amount(values: np.ndarray, minutes: float) -> Fields:
     """The field `rainfall_amount`, kg m-2 (mm), each the sum over the `minutes` before its time."""
-    attrs = {"standard_name": "rainfall_amount", "long_name": f"rain amount of {minutes:g} minutes", "units": "kg m-2"}
+    said = "rain amount of the interval before the time"  # how long that is changes in a result, with cell_methods
+    attrs = {"standard_name": "rainfall_amount", "long_name": said, "units": "kg m-2"}
     return {"rainfall_amount": (values, attrs | {"cell_methods": f"time: sum (interval: {minutes:g} min)"})}
 
 

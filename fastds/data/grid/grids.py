@@ -106,6 +106,13 @@ def scalar_coordinates(field: xr.DataArray) -> dict[Hashable, xr.Variable]:
     }
 
 
+def without_geotransform(mapping: xr.Variable) -> xr.Variable:
+    """A copy of a grid mapping variable without the attribute GeoTransform that GDAL writes, which is of one grid."""
+    mapping = mapping.copy()
+    mapping.attrs.pop("GeoTransform", None)
+    return mapping
+
+
 def _regrid(dataset: xr.Dataset, field: xr.DataArray, offsets: np.ndarray | None, factor: int) -> xr.Dataset:
     y, x = field.dims[-2:]
     coords, bounds = {}, {}

@@ -8,36 +8,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.grids import coarsen_grid, grid_mappings, refine_grid, scalar_coordinates
+from fastds.data.grid.grids import coarsen_grid, refine_grid, scalar_coordinates
+from fastds.data.grid.kept import field_attributes, global_attributes, kept_attributes, with_bounds
 from fastds.data.grid.plausible import stored_kind
 from fastds.data.grid.times import refine_time, split_intervals, time_encoding
 from fastds.data.grid.variables import rain_units
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, interval_ends, split_amount, to_reflectivity
-
-_STORAGE_ATTRIBUTES = (
-    "valid_min",
-    "valid_max",
-    "valid_range",
-    "actual_range",
-    "missing_value",
-    "flag_values",
-    "flag_masks",
-    "flag_meanings",
-    "undetect",
-    "_Undetect",
-    "no_rain_value",
-    "ancillary_variables",
-    "cell_measures",
-    "comment",
-    "_ChunkSizes",
-)
-STALE_GLOBAL_ATTRIBUTES = (
-    "cadence_minutes",
-    "time_coverage_resolution",
-    "geospatial_lat_resolution",
-    "geospatial_lon_resolution",
-)
 
 
 def output_frames(source: ReflectivityInput, time_factor: int = 2) -> int:
@@ -112,16 +89,10 @@ def fine_dataset(source: ReflectivityInput, values: Any, factor: int = 2, time_f
     result = _add_time(refine_grid(source.dataset, source.raw, factor), source, times, bounds, time_factor)
     raw = source.raw
     variable = xr.Variable(raw.dims, values, _attributes(source, time_factor), {"_FillValue": _fill_value(raw)})
-    mappings = grid_mappings(source.dataset, raw)
-    if mappings:
-        variable.attrs["grid_mapping"] = (
-            raw.attrs.get("grid_mapping") or raw.encoding.get("grid_mapping") or mappings[0]
-        )
     result[source.source_name] = variable
     scalars = scalar_coordinates(raw)
     result = result.assign_coords({name: value for name, value in scalars.items() if name not in result.variables})
-    kept = {key: value for key, value in source.dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES}
-    return result.assign_attrs({"Conventions": "CF-1.8", **kept})
+    return result.assign_attrs({"Conventions": "CF-1.8", **global_attributes(source.dataset)})
 
 
 def add_history(dataset: xr.Dataset, text: str) -> xr.Dataset:
@@ -156,11 +127,11 @@ def coarsen_dataset(
     z = preparation.cut_to_multiple(source.frames(slice(None, None, every)), factor)
     values = coarsen_with_weak_echo(z, factor, mode=mode, floor=floor, no_echo=source.no_echo)
     out = coarsen_grid(dataset, raw, factor)
-    out = out.assign_coords({source.dims[0]: raw[source.dims[0]].variable})
-    attrs = {**{k: v for k, v in raw.attrs.items() if k not in _STORAGE_ATTRIBUTES}, "no_echo_value": source.no_echo}
+    out = out.assign(with_bounds(dataset, raw[source.dims[0]]))
+    attrs = field_attributes(dataset, raw) | {"no_echo_value": source.no_echo}
     out[source.source_name] = xr.Variable(raw.dims, values, attrs)
     out = out.assign_coords(scalar_coordinates(raw))
-    return out.assign_attrs({key: value for key, value in dataset.attrs.items() if key not in STALE_GLOBAL_ATTRIBUTES})
+    return out.assign_attrs(global_attributes(dataset))
 
 
 def coarsen_with_weak_echo(z: np.ndarray, factor: int, *, mode: str, floor: float, no_echo: float) -> np.ndarray:
@@ -204,7 +175,7 @@ def _add_time(
 ) -> xr.Dataset:
     name = source.dims[0]
     old = source.raw[name]
-    attrs = {key: value for key, value in old.attrs.items() if key not in _STORAGE_ATTRIBUTES}
+    attrs = kept_attributes(old)
     bounds_name = attrs.pop("bounds", None) or old.encoding.get("bounds")
     if bounds is None and bounds_name in source.dataset.variables:
         bounds = _instant_bounds(source, bounds_name, times, time_factor)
@@ -232,7 +203,7 @@ def _instant_bounds(
 
 
 def _attributes(source: ReflectivityInput, time_factor: int) -> dict[str, Any]:
-    attrs = {key: value for key, value in source.raw.attrs.items() if key not in _STORAGE_ATTRIBUTES}
+    attrs = field_attributes(source.dataset, source.raw)
     if source.kind == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount" and "interval:" in str(attrs.get("cell_methods", "")):

@@ -116,7 +116,7 @@ def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Calla
     source = functools.cache(lambda: _radar(dataset, var))
     yield "downscale", lambda: task_function("radar", "plan")(source())
     yield "nowcast", lambda: task_function("nowcast", "plan")(source())
-    yield "downscale --scale 2", lambda: task_function("fields", "plan")(None, dataset)
+    yield "downscale --scale 2", lambda: task_function("fields", "plan")(None, dataset, var)
     for name in available(pretrained=True):
         task = load_card(name).task
         if task in DOWNSCALING and task not in ("radar", "fields"):

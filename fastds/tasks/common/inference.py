@@ -98,6 +98,12 @@ def loaded(model: nn.Module | str | os.PathLike) -> nn.Module:
     return model if isinstance(model, nn.Module) else load(model)
 
 
+def named(model: nn.Module, given: nn.Module | str | os.PathLike) -> str:
+    """A sentence about a model that was given as itself, or by its name or file."""
+    name = f"model {model.card.name or 'without a name'}"
+    return name if isinstance(given, nn.Module) or str(given) == model.card.name else f"{name} ({given})"
+
+
 def file_to_file(
     source: str | os.PathLike,
     target: str | os.PathLike,

@@ -45,6 +45,12 @@ class Geometry:
         return spacing(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
 
     @property
+    def turned(self) -> tuple[bool, bool]:
+        """Whether rows go from south to north, and columns from east to west."""
+        rows, columns = self.steps
+        return rows > 0, columns < 0
+
+    @property
     def periodic(self) -> bool:
         return abs(abs(self.steps[1]) * self.longitude.numel() - FULL_CIRCLE) < 1e-3
 
@@ -63,10 +69,7 @@ class Geometry:
 def upright(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.Dataset, Geometry]:
     """The dataset with rows from north to south and columns from west to east, and its grid: a network gives a mirrored
     field another answer, and the order of a file's axes must not matter."""
-    rows, columns = grid.steps
-    mirrored = {
-        name: slice(None, None, -1) for name, wrong in zip(grid.names, (rows > 0, columns < 0), strict=True) if wrong
-    }
+    mirrored = {name: slice(None, None, -1) for name, wrong in zip(grid.names, grid.turned, strict=True) if wrong}
     if not mirrored:
         return dataset, grid
     dataset = dataset.isel(mirrored)

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from fastds.data import add_history, open_dataset
-from fastds.data.grid.grids import scalar_coordinates
+from fastds.data.grid.grids import grid_mappings, scalar_coordinates, without_geotransform
+from fastds.data.grid.kept import bounds_of, field_attributes, global_attributes, kept_attributes, with_bounds
 from fastds.tasks.common.inference import Report, store
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
 from fastds.tasks.fields.methods import check_inside, pick_method
-from fastds.tasks.fields.variables import Fields, names_of_fields
+from fastds.tasks.fields.variables import Fields, on_grid, with_fields
 
 
 class FieldsJob:
@@ -30,8 +32,8 @@ class FieldsJob:
     least = 1
 
     def __init__(
-        self, model, dataset, *, scale=None, grid=None, like=None, static=None, threads=None, precision=None,
-        device=None,
+        self, model, dataset, *, scale=None, grid=None, like=None, var=None, static=None, threads=None,
+        precision=None, device=None,
     ):  # fmt: skip
         if sum(v is not None for v in (scale, grid, like)) != 1:
             raise ValueError("give exactly one of the arguments scale, grid and like")
@@ -44,7 +46,7 @@ class FieldsJob:
             self.target = target_by_scale(self.own, scale)
         else:
             self.target = target_by_spacing(self.own, grid)
-        self.dataset = dataset
+        self.dataset = dataset = with_fields(dataset, self.own, var)
         self.method, self.note = pick_method(model, dataset, self.own, static)
         self.computed = settle(self.method.model, threads, precision, device)
         check_inside(self.own, *self.target)
@@ -90,19 +92,35 @@ class FieldsJob:
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
         method, given = self.method, self.dataset
-        result = xr.Dataset(attrs=dict(given.attrs))
+        first = given[method.names[0]]
+        mappings = {name: without_geotransform(given[name].variable) for name in grid_mappings(given, first)}
+        result = xr.Dataset(mappings, attrs=global_attributes(given))
         for name, (dims, _) in self.variables.items():
-            attrs = {key: value for key, value in given[name].attrs.items() if key != "missing_value"}
-            result[name] = (dims, values[name], attrs)
-        latitude, longitude = self.target
-        for name, axis in zip(self.own.names, (latitude, self.convention.written(longitude)), strict=True):
-            result[name] = (name, axis.numpy(), dict(given[name].attrs))
-        for d in method.lead:
-            if d in given.coords:
-                result[d] = given[d]
-        result = result.assign_coords(scalar_coordinates(given[method.names[0]])).assign_attrs(self._settings())
+            result[name] = (dims, values[name], field_attributes(given, given[name]))
+        for name, axis in zip(self.own.names, self.target, strict=True):
+            result = result.assign(self._axis(name, axis))
+        kept = [*(d for d in method.lead if d in given.coords), *scalar_coordinates(first)]
+        for name in kept:
+            result = result.assign(with_bounds(given, first[name]))
+        result = result.set_coords(kept).assign_attrs(self._settings())
         said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
         return add_history(result, "; ".join(filter(None, (said, method.origin))))
+
+    def _axis(self, name: str, axis: Tensor) -> dict[str, xr.Variable]:
+        """A coordinate of the new grid, with the bounds of its cells where that of the dataset has some."""
+        given, bounds = self.dataset[name], bounds_of(self.dataset, name)
+        attrs = {key: value for key, value in kept_attributes(given).items() if key != "bounds"}
+        written = (self.convention.written(axis) if name == self.own.names[1] else axis).numpy()
+        if bounds is None or axis.numel() < 2:
+            return {name: xr.Variable(name, written, attrs)}
+        half = float(axis[-1] - axis[0]) / (axis.numel() - 1) / 2
+        edges = np.stack([written - half, written + half], 1)
+        edges = edges.clip(-90, 90) if name == self.own.names[0] else edges
+        pairs = self.dataset[bounds]
+        return {
+            name: xr.Variable(name, written, attrs | {"bounds": bounds}),
+            bounds: xr.Variable((name, pairs.dims[-1]), edges, pairs.attrs),
+        }
 
     def _settings(self) -> dict:
         """Attributes that say how the file was made; the factor is a number, or one for rows and one for columns."""
@@ -118,7 +136,7 @@ class FieldsJob:
         """See Job."""
         size = " x ".join(str(axis.numel()) for axis in self.target)
         names = ", ".join(map(str, self.variables))
-        others = [name for name in names_of_fields(self.dataset, self.own) if name not in self.method.names]
+        others = [name for name in on_grid(self.dataset, self.own) if name not in self.method.names]
         notes = [f"{self.note}: {names} on {size} points"]
         notes += [f"not in the result: {', '.join(others)}"] if others else []
         return Report(self.method.name, {}, notes)

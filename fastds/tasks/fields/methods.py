@@ -8,16 +8,18 @@ import os
 import numpy as np
 import torch
 import xarray as xr
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import METHODS, weights_at
 from fastds.models.inr import INRDownscaler
 from fastds.ops.impl.inr_query.points import from_latlon
-from fastds.tasks.common.inference import loaded
+from fastds.tasks.common.inference import loaded, named
 from fastds.tasks.fields.geometry import Geometry
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.variables import Fields, alike
 
+_REACH = 4  # columns beyond a seam; no kernel reaches farther
 DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # the second takes any variable
 
 
@@ -39,8 +41,8 @@ class Interpolation(Fields):
     """Every variable of a dataset on the grid by bilinear, bicubic or Lanczos interpolation, see
     fastds.models.baselines.interpolation; columns go round the globe, beyond the outer rows their values are repeated.
 
-    Of variables of other dimensions than the first those are left out. Values stay within Fields.bounds. Missing values
-    spread over the reach of the kernel.
+    Variables of other dimensions than `alike` takes are left out. Values stay within Fields.bounds. Missing values take
+    the nearest ones to be interpolated; what lies in a missing cell is missing.
 
     Raises: ValueError for a dataset without such a field.
     """
@@ -52,12 +54,25 @@ class Interpolation(Fields):
     def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
         """(1, C, H, W) at a grid of coordinates, into one (H', W') array per variable; places outside a regional domain
         have the values of its border."""
-        u, v = self.grid.positions(latitude, longitude)
-        rows = weights_at(u.numpy(), x.shape[2], self.name)
-        columns = weights_at(v.numpy(), x.shape[3], self.name, periodic=self.grid.periodic)
+        u, v = (at.numpy() for at in self.grid.positions(latitude, longitude))
+        rows = weights_at(u, x.shape[2], self.name)
+        columns = weights_at(v, x.shape[3], self.name, periodic=self.grid.periodic)
         for channel, values in enumerate(out):
-            fine = rows @ (columns @ x[0, channel].numpy().astype(np.float64).T).T
-            values[:] = fine.clip(*self.bounds(channel, x[0, channel]))
+            field = x[0, channel]
+            fine = rows @ (columns @ self._whole(field.numpy()).astype(np.float64).T).T
+            values[:] = fine.clip(*self.bounds(channel, field))
+            self.lose_missing(field, u[:, None], v, values)
+
+    def _whole(self, field: np.ndarray) -> np.ndarray:
+        """(H, W) with the nearest values in the place of missing ones, of two as near the northern and western."""
+        missing = np.isnan(field)
+        if not missing.any() or missing.all():
+            return field
+        upright = tuple(slice(None, None, -1 if turned else 1) for turned in self.grid.turned)
+        beyond = min(_REACH, field.shape[1]) if self.grid.periodic else 0
+        wide = np.pad(field[upright], ((0, 0), (beyond, beyond)), "wrap")
+        nearest = distance_transform_edt(np.isnan(wide), return_distances=False, return_indices=True)
+        return wide[tuple(nearest)][:, beyond : wide.shape[1] - beyond][upright]
 
 
 def pick_method(
@@ -82,8 +97,9 @@ def pick_network(
 
     Raises: as FieldModel and fastds.load."""
     if model is not None or static is not None:
-        method = _set_up(loaded(DEFAULT_MODEL if model is None else model), dataset, grid, static)
-        return method, f"model {method.name or 'without a name'}"
+        model = DEFAULT_MODEL if model is None else model
+        method = _set_up(loaded(model), dataset, grid, static)
+        return method, named(method.model, model)
     try:
         return _set_up(loaded(DEFAULT_MODEL), dataset, grid), f"model {DEFAULT_MODEL} was chosen"
     except ValueError as error:

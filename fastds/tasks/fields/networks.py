@@ -109,7 +109,11 @@ class FieldModel(Fields):
     def at(self, x: Tensor, where: PointSpec, factor: tuple[float, float]) -> Tensor:
         """Values (Q, predicted) of fields (1, C, H, W) at points."""
         made = (self.decode(self.encode(x[:, group], factor), where, factor, x, group) for group in self.groups)
-        return torch.cat(list(made), 2)[0]
+        y = torch.cat(list(made), 2)[0]
+        rows, columns = (where.base + where.frac.double())[0].numpy().T
+        for k, channel in enumerate(self.predicted):
+            self.lose_missing(x[0, channel], rows, columns, y[:, k].numpy())
+        return y
 
     def onto(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
         """(1, C, H, W) at a grid of coordinates, decoded in windows of rows into one (H', W') array per variable."""
@@ -126,10 +130,12 @@ class FieldModel(Fields):
                 y = self.decode(encoded, where, factor, x, group)[0].unflatten(0, (-1, v.numel()))
                 for channel, values in enumerate(targets):
                     values[first : first + rows] = y[..., channel]
+            for channel, values in zip(self._made_of(group), targets, strict=True):
+                self.lose_missing(x[0, channel], u.numpy()[:, None], v.numpy(), values)
 
 
 class AnyVariableModel(FieldModel):
-    """A network of one channel that takes any variable: every variable of the first one's dimensions, each by itself.
+    """A network of one channel that takes any variable: every variable that alike takes, each by itself.
 
     Arguments and errors: as FieldModel.
     """

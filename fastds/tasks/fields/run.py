@@ -29,6 +29,7 @@ from fastds.tasks.fields.geometry import geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
+from fastds.tasks.fields.variables import with_fields
 
 
 def downscale(
@@ -38,6 +39,7 @@ def downscale(
     scale: float | None = None,
     grid: float | None = None,
     like: xr.Dataset | str | os.PathLike | None = None,
+    var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     precision: str | None = None,
@@ -51,6 +53,7 @@ def downscale(
             it takes the dataset, else inr-any, which takes every variable by itself.
         dataset: fields (..., latitude, longitude).
         scale: factor > 0. grid: spacing of the new grid, degrees. like: dataset, or file, whose coordinates are taken.
+        var: the only field that is read; None: those of the most dimensions, or those that the model names.
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
         threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
         progress: show a progress bar.
@@ -59,7 +62,7 @@ def downscale(
 
     Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
     """
-    where = {"scale": scale, "grid": grid, "like": like}
+    where = {"scale": scale, "grid": grid, "like": like, "var": var}
     computed = {"threads": threads, "precision": precision, "device": device}
     return _run(model, dataset, static=static, progress=progress, folder=None, **where, **computed)[0]
 
@@ -72,6 +75,7 @@ def downscale_file(
     scale: float | None = None,
     grid: float | None = None,
     like: xr.Dataset | str | os.PathLike | None = None,
+    var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     precision: str | None = None,
@@ -86,22 +90,23 @@ def downscale_file(
     Fine variables above 256 MB wait in unnamed files beside the target. truth: the file that the result will be
     compared with; whether it fits is checked before it is computed. reading: see fastds.data.reading. dtype: of the
     fields in target, "input" (integers where the input has packed ones) or "float32"."""
-    chosen = {"scale": scale, "grid": grid, "like": like, "static": static, "progress": progress}
+    chosen = {"scale": scale, "grid": grid, "like": like, "var": var, "static": static, "progress": progress}
     chosen |= {"threads": threads, "precision": precision, "device": device}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         def check(output: xr.Dataset) -> None:
-            check_truth_file(truth, functools.partial(check_truth, output=output, coarse=dataset), **reading)
+            check_truth_file(truth, functools.partial(check_truth, output=output, coarse=dataset), var, **reading)
 
         return _run(model, dataset, folder=folder, check=None if truth is None else check, **chosen)
 
-    return file_to_file(source, target, make, dtype=dtype, **reading)
+    return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
 
 
-def plan(model: str | None, dataset: xr.Dataset) -> str:
+def plan(model: str | None, dataset: xr.Dataset, var: str | None = None) -> str:
     """What `downscale` would make of a dataset by a network or method of this name, None: by its choice, for the user.
     Raises: ValueError where it does not fit."""
-    method, note = pick_method(model, dataset, geometry(dataset))
+    grid = geometry(dataset)
+    method, note = pick_method(model, with_fields(dataset, grid, var), grid)
     return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", note, method.domain.text())))
 
 
@@ -121,6 +126,7 @@ def query(
     points: Points,
     *,
     outside: str = "error",
+    var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     precision: str | None = None,
@@ -129,7 +135,7 @@ def query(
     """Values of every variable at points, by the model and by bilinear interpolation, one row per field and point.
 
     Args:
-        model, dataset, static, threads, precision, device: as in downscale.
+        model, dataset, var, static, threads, precision, device: as in downscale.
         points: pairs (latitude, longitude) in degrees, longitudes in either convention; or columns of equal length with
             the names lat and lon (others are kept); or a CSV file of such columns.
         outside: of a regional domain, "error", "nan" or "clamp".
@@ -140,13 +146,14 @@ def query(
     Raises: ValueError: data, model or points that do not fit.
     """
     options = {"threads": threads, "precision": precision, "device": device}
-    return _query(model, dataset, points, outside, static, **options)[0]
+    return _query(model, dataset, points, outside, var, static, **options)[0]
 
 
-def _query(model, dataset, points, outside, static, **options) -> tuple[list[dict], str, str]:
+def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
     """The rows of query, the name of the model and a sentence about it; options: of settle."""
     stations, latitude, longitude = read_points(points)
-    fields, note = pick_network(model, dataset, geometry(dataset), static)
+    grid = geometry(dataset)
+    fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
     grid = fields.grid
     settings = settle(fields.model, **options)
     with computing(fields.model, settings):
@@ -177,6 +184,7 @@ def query_file(
     *,
     model: nn.Module | str | os.PathLike | None = None,
     outside: str = "error",
+    var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
     threads: int | None = None,
     precision: str | None = None,
@@ -189,7 +197,7 @@ def query_file(
     check_target(source, target)
     check_target(points, target)
     options = {"threads": threads, "precision": precision, "device": device}
-    with opened(source, **reading) as dataset:
-        rows, name, note = _query(model, dataset, points, outside, static, **options)
+    with opened(source, var, **reading) as dataset:
+        rows, name, note = _query(model, dataset, points, outside, var, static, **options)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
     return Report(name, {}, [note, f"wrote {target}: {len(rows)} rows"])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fastds.data.grid.kept import kept_attributes
 from fastds.data.grid.plausible import check_packing, check_plausible, stored_as_codes, within, without_missing
 from fastds.data.samples.degradation import area_mean
 from fastds.tasks.fields.geometry import Geometry
@@ -62,8 +63,11 @@ class Source:
             rows, columns = (n // m for n, m in zip(fine.shape, size, strict=True))
             coarse[place] = fine[::rows, ::columns] if how == "decimate" else _means(fine, size)
         axes = {name: values.numpy() for name, values in zip(self.names, (grid.latitude, grid.longitude), strict=True)}
-        attrs = {key: value for key, value in self.field.attrs.items() if key != "missing_value"}
-        return Source(xr.DataArray(coarse, axes, (*lead, *self.names), self.field.name, attrs), what, self.names)
+        return Source(
+            xr.DataArray(coarse, axes, (*lead, *self.names), self.field.name, kept_attributes(self.field)),
+            what,
+            self.names,
+        )
 
 
 def _chunk(sizes: Sequence[int], place: int) -> tuple[int, int]:

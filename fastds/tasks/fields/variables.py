@@ -91,6 +91,19 @@ class Fields:
         never_negative = not (field < 0).any() and float((field == 0).sum()) >= 0.01 * field.numel()
         return 0.0 if never_negative else -math.inf, math.inf
 
+    def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
+        where the field is at the nearest point, of two the southern and eastern: coasts stay where they are."""
+        missing = torch.isnan(field).numpy()
+        if missing.any():
+            height, width = missing.shape
+            i, j = (
+                (np.ceil(at - 0.5) if turned else np.floor(at + 0.5)).astype(np.int64)
+                for at, turned in zip((rows, columns), self.grid.turned, strict=True)
+            )
+            j = j % width if self.grid.periodic else j.clip(0, width - 1)
+            values[missing[i.clip(0, height - 1), j]] = np.nan
+
     def _places(self) -> Iterator[dict]:
         for index in np.ndindex(*(self.dataset.sizes[d] for d in self.lead)):
             yield dict(zip(self.lead, index, strict=True))
@@ -107,16 +120,29 @@ class Fields:
 
 
 def alike(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
-    """Names and kinds of the fields that have the dimensions of the first one.
+    """Names and kinds of the fields that have the dimensions of the first of those of the most, so that orography
+    before rain in a file does not stand in its place.
 
     Raises: ValueError where there is none, or one is packed by a scale_factor that loses it."""
     names = names_of_fields(dataset, grid)
     if not names:
         raise ValueError(f"there is no field over {' and '.join(grid.names)}")
-    names = [n for n in names if set(dataset[n].dims) == set(dataset[names[0]].dims)]
+    most = max(names, key=lambda n: sum(size > 1 for size in dataset[n].shape))
+    names = [n for n in names if set(dataset[n].dims) == set(dataset[most].dims)]
     for n in names:
         check_packing(dataset[n])
     return names, [kind_of(dataset[n]) for n in names]
+
+
+def with_fields(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dataset:
+    """The dataset with var as its only field; None: with all. Raises: ValueError where there is no such field."""
+    if var is None:
+        return dataset
+    names = names_of_fields(dataset, grid)
+    if var not in names:
+        there = ", ".join(names) or "none"
+        raise ValueError(f"there is no field {var!r} over {' and '.join(grid.names)}; there are: {there}")
+    return dataset.drop_vars([n for n in names if n != var])
 
 
 def find(dataset: xr.Dataset, wanted: dict) -> str:
@@ -134,9 +160,19 @@ def find(dataset: xr.Dataset, wanted: dict) -> str:
     )
 
 
-def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
+def on_grid(dataset: xr.Dataset, grid: Geometry) -> list[str]:
     """Its variables of numbers on the grid."""
     return [n for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"]
+
+
+def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
+    """Its variables of numbers on the grid but flags, between whose values there is nothing."""
+    return [n for n in on_grid(dataset, grid) if not _is_flag(dataset[n].attrs)]
+
+
+def _is_flag(attrs: dict) -> bool:
+    """Whether attributes are of a flag; a quantity, with flags of some values, has units."""
+    return attrs.get("units", "1") in ("1", "") and not {"flag_values", "flag_masks", "flag_meanings"}.isdisjoint(attrs)
 
 
 def kind_of(field: xr.DataArray) -> Kind:

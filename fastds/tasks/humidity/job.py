@@ -17,6 +17,7 @@ import fastds
 from fastds.data import add_history, refine_grid
 from fastds.data.grid.axes import is_latitude
 from fastds.data.grid.grids import scalar_coordinates
+from fastds.data.grid.kept import field_attributes, global_attributes, with_bounds
 from fastds.data.grid.plausible import plausible_values, without_missing
 from fastds.data.grid.times import text_of
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
@@ -91,16 +92,15 @@ class HumidityJob:
         if card.coarsening == "decimate":
             out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
         out = out.isel({field.dims[1]: self.rows}, missing_dims="ignore")
-        attrs = {key: value for key, value in field.attrs.items() if key != "missing_value"}
         dims, _ = self.variables[field.name]
-        out = out.assign({field.name: (dims, values[field.name], attrs)})
+        out = out.assign({field.name: (dims, values[field.name], field_attributes(self.dataset, field))})
         out = out.assign_coords({name: value for name, value in scalar_coordinates(field).items() if name not in dims})
         if field.dims[0] in field.coords:
-            out = out.assign_coords({field.dims[0]: field[field.dims[0]].variable})
+            out = out.assign(with_bounds(self.dataset, field[field.dims[0]]))
         if self.members:
             numbers = np.arange(self.members, dtype="int32")
             out = out.assign_coords(realization=("realization", numbers, {"standard_name": "realization"}))
-        out = out.assign_attrs(dict(self.dataset.attrs) | self._settings())
+        out = out.assign_attrs(global_attributes(self.dataset) | self._settings())
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
     @functools.cached_property

@@ -14,7 +14,7 @@ from torch import nn
 from fastds.data.reading import Reading
 from fastds.data.samples.fields import choose_field
 from fastds.models import load_card
-from fastds.tasks.common.inference import Report, check_truth_file, file_to_file, loaded
+from fastds.tasks.common.inference import Report, check_truth_file, file_to_file, loaded, named
 from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.humidity.job import HumidityJob, humidity_domain
@@ -92,7 +92,7 @@ def downscale_file(
         computed = {"threads": threads, "precision": precision, "device": device}
         options = members, seed, var, level, computed, progress, None if truth is None else check
         out = _run(generator, dataset, *options)
-        return out, Report(generator.card.name, dict(out.attrs), [f"model {generator.card.name}"])
+        return out, Report(generator.card.name, dict(out.attrs), [named(generator, model)])
 
     return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
 

@@ -11,9 +11,9 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import ReflectivityInput, coarsen_grid, rate_to_reflectivity, reflectivity_to_rate
-from fastds.data.grid.grids import grid_mappings, scalar_coordinates
+from fastds.data.grid.grids import scalar_coordinates
+from fastds.data.grid.kept import global_attributes, mapping_attribute
 from fastds.data.grid.times import fine_resolution, text_of, time_encoding, to_seconds
-from fastds.data.io.output import STALE_GLOBAL_ATTRIBUTES
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.nowcast.starts import Start
@@ -89,9 +89,7 @@ def forecast_dataset(
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount":
         attrs["cell_methods"] = f"{source.dims[0] if one else 'time'}: mean"
-    mappings = grid_mappings(source.dataset, raw)
-    if mappings:
-        attrs["grid_mapping"] = raw.attrs.get("grid_mapping") or raw.encoding.get("grid_mapping") or mappings[0]
+    attrs |= mapping_attribute(source.dataset, raw)
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(
         scalar_coordinates(raw) | _times(source, starts, leads)
     )
@@ -103,8 +101,7 @@ def forecast_dataset(
     if outside is not None:
         out[name].attrs["ancillary_variables"] = OUTSIDE
         out[OUTSIDE] = xr.Variable(dims, outside[0] if one else outside, dict(_OUTSIDE_ATTRS))
-    stale = (*STALE_GLOBAL_ATTRIBUTES, "zr_a", "zr_b")  # the variable says which law was used
-    kept = {key: value for key, value in source.dataset.attrs.items() if key not in stale}
+    kept = global_attributes(source.dataset, "zr_a", "zr_b")  # the variable says which law was used
     return out.assign_attrs({"Conventions": "CF-1.8", **kept})
 
 

@@ -17,6 +17,7 @@ from fastds.data import clip_reflectivity, restore
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
+from fastds.tasks.common.inference import named
 from fastds.tasks.common.settings import device_of
 
 # Name: function and how many fields it takes.
@@ -122,7 +123,7 @@ def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Met
     Raises ValueError where that settles nothing or a model does not forecast, and what fastds.load raises.
     """
     if isinstance(model, nn.Module):
-        return _of_model(model), f"model {model.card.name}"
+        return _of_model(model), named(model, model)
     if model is None:
         return _shipped()
     if isinstance(model, str) and model in BASELINES:
@@ -131,7 +132,7 @@ def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Met
         loaded = load(model)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; methods without weights: {', '.join(BASELINES)}") from None
-    return _of_model(loaded), f"model {loaded.card.name} ({model})"
+    return _of_model(loaded), named(loaded, model)
 
 
 def baseline(name: str) -> Method:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines.advection import advection
 from fastds.models.baselines.interpolation import bicubic, trilinear
+from fastds.tasks.common.inference import named
 
 # Functions of a sequence (B, N, C, h, w) in [0, 1] and the factor.
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
@@ -50,12 +51,12 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
     if isinstance(model, nn.Module):
         if getattr(model, "card", None) is None:
             raise ValueError("model must have a card with its normalisation; load it with fastds.load")
-        return model, f"model {model.card.name}"
+        return model, named(model, model)
     if isinstance(model, str) and model in BASELINES:
         return Baseline(model), f"method {model}, which needs no weights"
     if model is not None:
         loaded = load(model)
-        return loaded, f"model {loaded.card.name} ({model})"
+        return loaded, named(loaded, model)
     names = available(pretrained=True)
     matches = [name for name in names if _takes_reflectivity(load_card(name))]
     if len(matches) == 1:
