@@ -90,7 +90,8 @@ def _times(times: np.ndarray) -> str:
         segments, cadence, _ = regular_segments(different)
     except ValueError as error:
         return f"{ends}; {error}"
-    return f"{ends}, every {cadence / 60:g} min" + (f", {counted(len(segments) - 1, 'gap')}" if len(segments) > 1 else "")
+    gaps = len(segments) - 1
+    return f"{ends}, every {cadence / 60:g} min" + f", {counted(gaps, 'gap')}" * (gaps > 0)
 
 
 def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
