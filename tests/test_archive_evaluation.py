@@ -11,6 +11,7 @@ from test_pieces import fields
 from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator
 
 import fastds
+from fastds.archive import evaluation
 from fastds.archive.evaluation import evaluate_archive
 from fastds.archive.workers import cluster
 from fastds.cli import main
@@ -123,6 +124,12 @@ def test_the_command(tmp_path, scheduler, capsys):
     ):
         assert main([*words, *more]) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_one_worker_is_this_process_with_as_many_threads_as_asked(monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluated", lambda *files, **options: torch.get_num_threads())
+    before = torch.get_num_threads()
+    assert evaluate_archive("made.nc", "truth.nc", workers=1, threads=3) == 3 and torch.get_num_threads() == before
 
 
 def test_workers_need_files():

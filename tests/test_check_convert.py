@@ -205,7 +205,7 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
     said = capsys.readouterr().out
     for text in (
         "format     NetCDF-4, 1 file",
-        "every 5 min, 1 gaps",
+        "every 5 min, 1 gap\n",
         "variable   reflectivity [dBZ] time 6, y 300, x 310",
         "grid       transverse mercator, cells of 500 x 500 m",
         "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small",

@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from fastds.data import coarsen_grid, grid_spacing_m, refine_grid, synthetic_event, to_reflectivity
-from fastds.data.grid.axes import is_latitude, is_longitude
+from fastds.data.grid.axes import check_longitudes, is_latitude, is_longitude
 
 
 def field_on(y, x, y_attrs=None, x_attrs=None, extra=None):
@@ -74,6 +74,13 @@ def test_global_longitudes_stay_in_order_and_latitudes_on_the_sphere():
     data = field_on(np.arange(90.0, -91.0, -1.0), np.arange(0.0, 360.0), LATITUDE, LONGITUDE)
     fine = refine_grid(data, data["z"])
     assert np.all(np.diff(fine["x"]) > 0) and np.all(np.abs(fine["y"]) <= 90.0) and np.all(np.diff(fine["y"]) < 0)
+
+
+def test_longitudes_go_round_once_at_most():
+    """To the same meridian again; a row more is of another unit."""
+    check_longitudes("lon", np.arange(0.0, 361.0))
+    with pytest.raises(ValueError, match="lon spans 361 degrees, expected 360 at most"):
+        check_longitudes("lon", np.arange(0.0, 362.0))
 
 
 def test_a_single_row_has_no_known_width():

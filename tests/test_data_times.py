@@ -119,6 +119,17 @@ def test_small_jitter_is_kept():
     assert segments == (slice(0, 4),) and abs(cadence - 300) < 10 and not notes
 
 
+def test_steps_at_the_limits():
+    """A tenth longer or shorter is jitter, one and a half times a gap."""
+    second = np.timedelta64(1, "s")
+    for last, segments in ((330, [(0, 4)]), (270, [(0, 4)]), (450, [(0, 3), (3, 4)])):
+        found = regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)[0]
+        assert [(s.start, s.stop) for s in found] == segments
+    for last in (331, 269, 449):
+        with pytest.raises(ValueError, match=f"irregular: {last} s between"):
+            regular_segments(times_at(0, 5, 10, 10) + np.array([0, 0, 0, last]) * second)
+
+
 def test_a_gap_splits_the_series_and_no_frame_is_made_in_it(event):
     source = to_reflectivity(event.assign_coords(time=times_at(0, 5, 10, 25, 30, 35)))
     assert source.segments == (slice(0, 3), slice(3, 6)) and output_frames(source) == 10

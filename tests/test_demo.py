@@ -89,6 +89,9 @@ def test_the_part_with_most_rain():
     z[140, 200:210] = z[10, 5:13] = 25.0
     assert _rainiest_part(z) == (slice(16, 144), slice(96, 224)), "the first of several"
     assert _rainiest_part(z[:100]) == (slice(0, 100), slice(0, 100))
+    far = np.zeros((304, 320))
+    far[-1, -1] = 25.0
+    assert _rainiest_part(far) == (slice(176, 304), slice(192, 320)), "the last of all"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fastds.models.baselines import interpolation
 from fastds.models.baselines.super_resolution import SRCNN
 from fastds.models.db_rnn.cells import build_cell
 from fastds.models.export import deform, onnx_file, run
+from fastds.models.export.program import at_least
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d
 from fastds.tasks.common import export as command
 
@@ -99,6 +100,11 @@ def exported(tmp_path_factory):
         return model, (by_command if name == "MLCastConvGRU" else fastds.export)(model.train(), file, **arguments)
 
     return make
+
+
+def test_fields_are_larger_where_a_network_needs_more_than_eight_pixels():
+    given = {"batch": 2, "height": 9, "width": 12}
+    assert at_least(given, 8) == given and at_least(given, 20) == {"batch": 2, "height": 21, "width": 24}
 
 
 @pytest.mark.parametrize("name", CASES)

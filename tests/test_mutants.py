@@ -48,19 +48,22 @@ def test_what_becomes_of_an_error(found, copy):
     assert mutants.tried(found[0], copy, [], 60) == {"outcome": "uncovered"}
 
 
-def test_files_that_run_the_statement_are_tried_quickest_first(tmp_path, monkeypatch):
+def test_files_that_run_most_of_the_file_a_second_are_tried_first(tmp_path, monkeypatch):
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
     (tmp_path / "a.py").write_text("def f(\n    a,\n):\n    x = [\n        1,\n    ]\n    return x\n")
     known = {
         name: {"passed": passed, "seconds": seconds, "lines": {"a.py": lines}}
         for name, passed, seconds, lines in (
-            ("slow", True, 50, [4]), ("quick", True, 2, [4, 7]), ("broken", False, 1, [4]), ("other", True, 1, [1, 7])
+            ("slow", True, 50, [4]), ("own", True, 2, [1, 4, 7]), ("broken", False, 1, [4]), ("other", True, 1, [1, 7]),
+            ("quick", True, 1, [4])
         )
     }  # fmt: skip
     mutant = Mutant("a.py", "core/NumberReplacer", 0, 5)
-    assert mutants.covering(mutant, known, 60) == (["quick", "slow"], 2)
-    assert mutants.covering(mutant, known, 20) == (["quick"], 2)
-    assert mutants.covering(mutant, known, 1) == (["quick"], 2) and mutants.covering(mutant, {}, 9) == ([], 0)
+    assert mutants.covering(mutant, known, 60) == (["own", "quick", "slow"], 3)
+    assert mutants.covering(mutant, known, 52) == (["own", "quick"], 3)
+    assert mutants.covering(mutant, known, 1) == (["own"], 3) and mutants.covering(mutant, {}, 9) == ([], 0)
+    known["slow"]["lines"]["a.py"] = list(range(90))
+    assert mutants.covering(mutant, known, 51) == (["slow", "quick"], 3)  # the second takes more than is left
 
 
 def test_a_log_is_read_back_and_summed_up(tmp_path):

@@ -14,6 +14,7 @@ import fastds
 from fastds import models
 from fastds.data import coarsen_dataset, synthetic_event
 from fastds.models import ModelCard
+from fastds.tasks.domain import statistics
 from fastds.tasks.domain.score import domain_of, evenly, ranges_of
 from fastds.tasks.domain.statistics import of_echo, of_fields, texture
 from fastds.tasks.humidity import job as humidity_job
@@ -83,6 +84,14 @@ def test_of_a_large_field_the_part_with_echo_is_looked_at():
     whole[0, 700:796, 1200:1296], whole[1, 700:796, 1200:1296] = blobs(), blobs(3)
     small = of_echo(torch.stack([blobs(), blobs(3)]))
     assert of_echo(whole)["motion"] == pytest.approx(small["motion"], abs=0.3)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (420, 700), (899, 1399)])
+def test_the_part_that_is_looked_at_holds_a_single_pixel_of_echo(place):
+    x = torch.zeros(2, 900, 1400)
+    x[1, *place] = 0.5
+    rows, columns = statistics._window(x)
+    assert x[1, rows, columns].sum() == 0.5 and x[0, rows, columns].shape == (512, 512)
 
 
 # ---- score

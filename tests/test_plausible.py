@@ -12,7 +12,7 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, r
 import fastds
 from fastds.cli import main
 from fastds.data import coarsen_dataset, declared, save_dataset, synthetic_event
-from fastds.data.grid.plausible import PLAUSIBLE, plausible_rain, plausible_range
+from fastds.data.grid.plausible import PLAUSIBLE, check_plausible, plausible_rain, plausible_range, without_missing
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,25 @@ def test_the_table():
     np.testing.assert_allclose(plausible_range("air_temperature", "degC"), np.array(kelvin) - 273)
     np.testing.assert_allclose(plausible_rain("m s-1"), np.array([-0.5, 2000]) / 3.6e6)
     np.testing.assert_allclose(plausible_rain("m"), [-0.0005, 2.0])
+
+
+def test_a_code_for_missing_takes_no_value_beside_it():
+    """Light rain in m s-1 is 1e-7; a code that float32 holds only nearly is met."""
+    values = np.float32([0.0, 1e-7, -9.96921e36, 9.96921e36])
+    assert np.isnan(without_missing(values, {"missing_value": 0.0})).tolist() == [True, False, False, False]
+    assert np.isnan(without_missing(values, {"missing_value": -9.969209968e36})).tolist() == [False, False, True, False]
+    both = without_missing(values, {"missing_value": [0.0, 9.96921e36]})
+    assert np.isnan(both).tolist() == [True, False, False, True]
+
+
+def test_just_half_of_the_values_may_be_implausible():
+    """And the limits themselves are plausible."""
+    form = ("z", [np.float32([-60.0, 90.0]), np.float32([91.0, -61.0])], (-60.0, 90.0), "dBZ")
+    with pytest.warns(UserWarning, match="2 of 4 values of variable z are -61 to 91 dBZ, outside the plausible -60 to"):
+        check_plausible(*form)
+    form[1].append(np.float32([91.0, np.nan]))
+    with pytest.raises(ValueError, match="3 of 5 values"):
+        check_plausible(*form)
 
 
 @pytest.mark.parametrize("value", [300.0, 999.0, 1e30, -9999.0, np.inf])
@@ -113,7 +132,7 @@ def test_temperatures(value, word):
     with pytest.raises(ValueError, match="the arguments missing and units"):
         fastds.query(model, data, [(40.0, 110.0)])
     rows = fastds.query(model, data, [(40.0, 122.0)], missing=value)
-    assert np.isfinite(rows[0]["t_bilinear"]) is not None
+    assert np.isfinite(rows[0]["t_bilinear"])
 
 
 def test_all_missing_is_said_by_every_verb(event):

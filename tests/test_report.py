@@ -157,6 +157,20 @@ def test_frames_of_forecasts(forecast):
     assert f"one of {table.starts}" in path.read_text()
 
 
+def test_the_first_start_with_most_rain_is_drawn(tmp_path):
+    """Of fields that grow by 1 dB: from the sixth on both leads have 10 mm/h, 39.01 dBZ."""
+    truth = synthetic_event(5, 10, (32, 32))[["reflectivity", "crs"]]
+    grown = np.broadcast_to(34 + np.arange(10, dtype="f4")[:, None, None], (10, 32, 32))
+    truth["reflectivity"] = truth.reflectivity.copy(data=grown)
+    made = fastds.nowcast("persistence", truth, steps=2, every="5min", coarsen=1)
+    fastds.evaluate(made, truth, report=tmp_path / "now.html")
+    told = [frame["alt"].partition(" dBZ")[0] for frame in parsed(tmp_path / "now.html").all("img", "frame")]
+    observed = [("12:15 UTC, observed", 37), ("12:20 UTC, observed", 38), ("12:25 UTC, observed", 39)]
+    observed += [("12:30 UTC, +5 min", 40), ("12:35 UTC, +10 min", 41)]
+    assert told[:5] == [f"observed, 2024-06-01 {label}: up to {z}" for label, z in observed]
+    assert told[5:7] == [f"persistence (PRED), 2024-06-01 {label}: up to 39" for label, _ in observed[3:]]
+
+
 def test_what_was_run_is_told(downscaled):
     page = parsed(downscaled[0])
     told = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))

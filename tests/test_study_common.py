@@ -13,7 +13,7 @@ from fastds.studies.common import budget
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.budget import budget_seconds, seconds_a_call, steps_within
 from fastds.studies.common.config import PaperConfig
-from fastds.studies.common.figures import field_maps, validation_curves
+from fastds.studies.common.figures import field_maps, validation_curves, without_echo
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.plan import Costs, make_plan
 from fastds.studies.common.radar import parts_of, window_of
@@ -162,6 +162,10 @@ def test_fields_are_drawn_above_their_errors():
     np.testing.assert_array_equal(maps["rms 1"].get_array(), np.full((3, 4), -1.0))
     assert maps["rms 1"].get_clim() == maps["rms 2"].get_clim() == (-2.0, 2.0)
     assert maps["b"].get_clim() == (0.0, 11.0)
+
+
+def test_echo_within_half_a_decibel_of_the_floor_is_none():
+    assert without_echo(np.array([15.0, 15.4, 15.5, 40.0]), 15.0).tolist() == [0.0, 0.0, 15.5, 40.0]
 
 
 def test_curves_of_errors_in_decibels_are_drawn_below_zero(tmp_path):

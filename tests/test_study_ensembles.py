@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="studies belong to the training extra")
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
+from fastds.data import open_dataset, reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.surroundings import FEATURES
@@ -87,6 +87,34 @@ def test_the_shipped_law_says_what_it_was_fitted_to():
 
 
 # ---- beside pysteps
+
+
+@pytest.fixture(scope="module")
+def growing(folder):
+    """Ten fields of 20, 21, ... dBZ in one square and no echo elsewhere, the corner of the seventh missing."""
+    with open_dataset(folder / "a.nc") as event:
+        event = event.isel(time=slice(0, 10)).load()
+    inside = np.zeros((80, 96), bool)
+    inside[30:62, 40:72] = True
+    echo = 20.0 + np.arange(10, dtype=np.float32)[:, None, None]
+    event["reflectivity"] = event.reflectivity.copy(data=np.where(inside, echo, np.float32(-32)))
+    event["reflectivity"][6, 30:34, 40:44] = np.nan
+    return event
+
+
+def test_the_window_has_most_echo(growing):
+    found = nowcast_ensembles._window(growing, 32)
+    assert found.y.equals(growing.y[30:62]) and found.x.equals(growing.x[40:72]) and found.sizes["time"] == 10
+    assert nowcast_ensembles._window(growing, 90).sizes["y"] == 80
+
+
+def test_a_start_holds_what_is_known_and_what_came(growing):
+    start = nowcast_ensembles._start(nowcast_ensembles._window(growing, 32), "extrapolation", 6, 3)
+    rates = reflectivity_to_rate(20.0 + np.arange(10))
+    assert start.dataset.sizes["time"] == 7 and start.cadence == 5.0
+    np.testing.assert_allclose(start.rain[:, -1, -1], rates[4:7], rtol=1e-5)
+    np.testing.assert_allclose(start.truth[:, -1, -1], rates[7:], rtol=1e-5)
+    assert start.rain[2, 0, 0] == 0 and np.isnan(start.truth[:, 0, 0]).all() and np.isnan(start.truth[0]).mean() < 0.05
 
 
 def test_scores_of_starts_add_up():

@@ -6,6 +6,7 @@ import io
 import shutil
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import test_training_interrupted as interrupted
@@ -17,6 +18,7 @@ from fastds.data import open_dataset, save_dataset
 from fastds.tasks.common import run_folder
 from fastds.tasks.common.command import TASKS, main
 from fastds.tasks.common.folders import usable_files
+from fastds.tasks.common.training_progress import TrainingProgress
 from fastds.tasks.common.verdict import against, verdict
 
 files = interrupted.files
@@ -56,6 +58,25 @@ def test_it_says_where_it_ends_and_how_long_that_takes(run):
     assert said.startswith("training ends after 8 steps: max_steps and max_minutes change that\n")
     lines = [line for line in said.splitlines() if line.startswith("training: ")]
     assert lines[0].startswith("training: step 1 of 8") and all(line.endswith(" left") for line in lines[:7])
+
+
+@pytest.mark.parametrize(
+    ("last", "minutes", "step", "left", "end"),
+    [
+        (80, None, "step 20 of 80", "about 0:03:00 left", "after 80 steps"),
+        (None, 4.0, "step 20", "about 0:03:00 left", "after 4 minutes"),
+        (80, 2.0, "step 20", "about 0:01:00 left", "after 80 steps or after 2 minutes"),
+        (80, 40.0, "step 20 of 80", "about 0:03:00 left", "after 80 steps or after 40 minutes"),
+    ],
+)
+def test_the_bound_that_comes_first_tells_the_time_left(last, minutes, step, left, end):
+    """Of step 20 after a minute."""
+    bounds = {"config": SimpleNamespace(max_minutes=minutes), "last_step": lambda: last}
+    module = SimpleNamespace(**bounds, clock=lambda: 60.0, steps_done=lambda: 20)
+    found = TrainingProgress(SimpleNamespace(best=0.25))
+    assert found._parts(module, {"loss": 2.0}) == [step, "loss 2", "lowest validation error 0.25", "0:01:00", left]
+    found = TrainingProgress(SimpleNamespace(best=float("inf")))
+    assert found._parts(module, None) == [step, "0:01:00", left] and found._end(module) == end
 
 
 def test_epochs_tell_the_time_left_too(files, tmp_path, capsys, monkeypatch):

@@ -54,7 +54,8 @@ def evaluate_archive(
     """
     _check(workers, scheduler, options | {"prediction": prediction, "truth": truth})
     if workers == 1:
-        return evaluated(prediction, truth, None, **options)
+        with computing(None, settle(None, threads)):
+            return evaluated(prediction, truth, None, **options)
     threads = threads_of(threads, workers, scheduler)
     files = tuple(_names(data) for data in (prediction, truth, options.get("input")))
     reading, own = ({name: options[name] for name in some if name in options} for some in (READING, _OWN))

@@ -91,7 +91,7 @@ def without_missing(values: np.ndarray, attrs: dict[str, Any]) -> np.ndarray:
     """float32 values, NaN where they equal the missing_value that a decoded variable still has as an attribute."""
     values = np.array(values, dtype=np.float32)
     for flag in np.ravel(attrs.get("missing_value", [])):
-        values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=1e-6)] = np.nan
+        values[np.isclose(values, np.float32(flag), rtol=1e-6, atol=0)] = np.nan
     return values
 
 

@@ -79,7 +79,7 @@ def seconds_since_first(times: ArrayLike) -> np.ndarray:
     if values.ndim != 1 or values.size < 2:
         raise ValueError(f"times must hold at least 2 time steps in one dimension, got shape {values.shape}")
     if values.dtype.kind == "M":
-        seconds = (values - values[0]) / np.timedelta64(1, "ns") * 1e-9
+        seconds = (values - values[0]) / np.timedelta64(1, "s")
     elif values.dtype.kind == "O":
         seconds = np.array([(value - values[0]).total_seconds() for value in values])
     else:
@@ -98,7 +98,7 @@ def most_frequent_step(seconds: np.ndarray) -> float:
 def to_seconds(interval: np.timedelta64 | datetime.timedelta | float) -> float:
     """Seconds of a timedelta64, datetime.timedelta or number."""
     if isinstance(interval, np.timedelta64):
-        return float(interval / np.timedelta64(1, "ns")) * 1e-9
+        return float(interval / np.timedelta64(1, "s"))
     return float(interval.total_seconds()) if hasattr(interval, "total_seconds") else float(interval)
 
 

@@ -18,6 +18,7 @@ from fastds.data.grid.grids import grid_mappings, latitude_longitude
 from fastds.data.grid.times import regular_segments, text_of
 from fastds.data.grid.variables import field_names
 from fastds.models import available, load_card
+from fastds.tasks.common.tables import counted
 from fastds.tasks.verbs import DOWNSCALING, task_function
 
 _MOST = 8  # variables that are listed
@@ -89,7 +90,8 @@ def _times(times: np.ndarray) -> str:
         segments, cadence, _ = regular_segments(different)
     except ValueError as error:
         return f"{ends}; {error}"
-    return f"{ends}, every {cadence / 60:g} min" + (f", {len(segments) - 1} gaps" if len(segments) > 1 else "")
+    gaps = len(segments) - 1
+    return f"{ends}, every {cadence / 60:g} min" + f", {counted(gaps, 'gap')}" * (gaps > 0)
 
 
 def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:

@@ -85,7 +85,7 @@ def _window(x: Tensor) -> tuple[slice, slice]:
     slices = []
     for axis in (1, 2):
         echo = (x > 0).any(0).sum(2 - axis).cumsum(0)  # along the axis
-        middle = int(torch.searchsorted(echo, echo[-1] // 2))
+        middle = int(torch.searchsorted(echo, (echo[-1] + 1) // 2))
         first = min(max(middle - _WINDOW // 2, 0), max(len(echo) - _WINDOW, 0))
         slices.append(slice(first, first + _WINDOW))
     return slices[0], slices[1]
