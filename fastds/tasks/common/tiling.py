@@ -108,7 +108,7 @@ def network_reach(
 ) -> int:
     """Return how many coarse pixels away from a changed pixel the network's output still changes, by trial.
 
-    A strip of a random field is changed; the reach is the distance of the farthest output that moves by more than 1e-4
+    A strip of a random field is changed; the reach is the distance of the farthest output that moves by more than 1e-3
     dBZ, for flows of -motion, 0 and +motion pixels along the row. network as in run_tiles; amplitude_dbz: dBZ of 1 in
     [0, 1]. Deterministic. The field is doubled until the reach is well inside it.
     """
