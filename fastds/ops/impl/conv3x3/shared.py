@@ -62,7 +62,7 @@ def share_where_it_pays(weight: Tensor, maps: Tensor) -> Tensor:
 def node_of(weight: Tensor):
     """In a backward pass the node of a weight that is shared, to which its gradient can be left, or None."""
     compiled = sys.modules.get("torch._dynamo.compiled_autograd")
-    if compiled is not None and compiled.in_compiled_autograd_region:
+    if getattr(compiled, "in_compiled_autograd_region", False):
         return None  # every node has to give what it promised
     return weight.grad_fn if isinstance(weight.grad_fn, _Shared._backward_cls) else None
 
