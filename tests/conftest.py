@@ -181,3 +181,21 @@ def each_isa(native):
 
     yield sets
     native.set_isa("auto")
+
+
+@pytest.fixture
+def bars_of(monkeypatch):
+    """bars_of(module): what the module asks progress bars with, and one entry for each step that these are told of."""
+
+    def watch(module):
+        asked, done = [], []
+
+        @contextlib.contextmanager
+        def bar(*args):
+            asked.append(args)
+            yield lambda: done.append(1)
+
+        monkeypatch.setattr(module, "progress_bar", bar)
+        return asked, done
+
+    return watch

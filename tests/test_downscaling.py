@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downscaling: right places and times, dry and weak pixels kept, tiles, amounts, warnings, messages."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -243,16 +241,9 @@ def test_bf16_is_close(coarse, network):
 
 
 @pytest.mark.parametrize("time_factor", [2, 4])
-def test_progress_counts_every_tile_of_every_pass(coarse, network, monkeypatch, time_factor):
+def test_progress_counts_every_tile_of_every_pass(coarse, network, bars_of, time_factor):
     """Of three fields, a gap, and one alone: two pairs, at four times as many fields two more of each, and one."""
-    asked, done = [], []
-
-    @contextlib.contextmanager
-    def bar(*args):
-        asked.append(args)
-        yield lambda: done.append(1)
-
-    monkeypatch.setattr(tiled_run, "progress_bar", bar)
+    asked, done = bars_of(tiled_run)
     minutes = np.array([0, 10, 20, 60]) * np.timedelta64(1, "m")
     apart = coarse.isel(time=[0, 1, 2, 0]).assign_coords(time=coarse.time.values[0] + minutes)
     downscale(network, apart, tile=32, halo=0, time_factor=time_factor, progress=True)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Humidity files in, ensembles of finer fields out."""
 
-import contextlib
 import itertools
 import warnings
 
@@ -342,15 +341,8 @@ def test_the_shipped_weights_name_their_levels(name):
 
 
 @pytest.mark.parametrize(("members", "total"), [(None, 2), (3, 6)])
-def test_progress_counts_sequences_of_all_members(monkeypatch, members, total):
+def test_progress_counts_sequences_of_all_members(bars_of, members, total):
     """Of eight times each."""
-    asked, done = [], []
-
-    @contextlib.contextmanager
-    def bar(*args):
-        asked.append(args)
-        yield lambda: done.append(1)
-
-    monkeypatch.setattr(job, "progress_bar", bar)
+    asked, done = bars_of(job)
     downscale(generator(), coarse(9), members=members, progress=True)
     assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total

@@ -147,8 +147,7 @@ struct Backward {
         const int64_t chunk = partial / split.bands, band = partial % split.bands;
         const int64_t first = slice * split.slice_groups;
         const int64_t groups = d.offset_groups - first < split.slice_groups ? d.offset_groups - first : split.slice_groups;
-        const bool follow = groups == d.offset_groups && maps_follow(d, t.mask);
-        const Plan<A> plan(d, first, groups, false, column_row, follow ? longest_run(groups * K) : 1);
+        const Plan<A> plan(d, first, groups, false, column_row, longest_run(d, groups, t.mask));
         const Image x(d, d.x_h, d.x_w);
         const Scratch<T> scratch(plan, column_row);
         const int64_t channels = groups * plan.per_group;

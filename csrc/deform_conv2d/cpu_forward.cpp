@@ -150,7 +150,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
         pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, threads);
 
     const int64_t column_row = round_up(K * d.C, Step::terms);
-    const Plan<A> plan(d, 0, d.offset_groups, by_group, column_row, maps_follow(d, tensors.mask) ? longest_run(d.offset_groups * K) : 1);
+    const Plan<A> plan(d, 0, d.offset_groups, by_group, column_row, longest_run(d, d.offset_groups, tensors.mask));
     const Image image(d, d.x_h, d.x_w);
     const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar, total, threads);
     // Several neighbouring panels a task, since they read the same part of x.

@@ -68,14 +68,20 @@ FASTDS_HD void keep_inside(const Bits<A>* inside, Vec<A, N> (&v)[4]) {
     for (int n = 0; n < 4; n++) v[n] = counts[n] ? v[n] : 0;
 }
 
+// All lanes of a vector; FirstLanes (core/simd.h) are the first ones.
+template <class T, int N>
+struct AllLanes {
+    FASTDS_HD Vec<compute_t<T>, N> load(const T* p) const { return load_vec<N>(p); }
+};
+
 // The corners of a sample, zeros for those outside. corner: corner 0 at the first channel wanted.
-template <bool kBorder, int N, class A, class T>
-FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* inside, Vec<A, N> (&v)[4]) {
+template <bool kBorder, int N, class A, class T, class Which = AllLanes<T, N>>
+FASTDS_HD void load_corners(const T* corner, const Image& image, const Bits<A>* inside, Vec<A, N> (&v)[4], const Which& lanes = {}) {
     const T* below = corner + image.below;
-    v[0] = load_vec<N>(corner);
-    v[1] = load_vec<N>(corner + image.right);
-    v[2] = load_vec<N>(below);
-    v[3] = load_vec<N>(below + image.right);
+    v[0] = lanes.load(corner);
+    v[1] = lanes.load(corner + image.right);
+    v[2] = lanes.load(below);
+    v[3] = lanes.load(below + image.right);
     if constexpr (kBorder) keep_inside<N, A>(inside, v);
 }
 
@@ -91,22 +97,16 @@ template <int N, bool kWhole, class A, class T, class Out>
 FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t samples, const Image image, const T* x, Out* columns) {
     const int64_t channels = plan.per_group, whole = kWhole ? channels / N * N : 0;
     const FirstLanes<T, N> rest(channels - whole);
-    const int64_t step[4] = {0, image.right, image.below, image.below + image.right};
     for_samples(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
         const T* corner = x + s.at[q];
         Out* out = columns + plan.column[q];
-        const auto store_blend = [&](Vec<A, N> (&v)[4], int64_t c) FASTDS_INLINE {
-            if constexpr (decltype(border)::value) keep_inside<N, A>(s.inside + 4 * q, v);
+        const auto take = [&](int64_t c, const auto& lanes) FASTDS_INLINE {
+            Vec<A, N> v[4];
+            load_corners<decltype(border)::value, N, A>(corner + c, image, s.inside + 4 * q, v, lanes);
             store_vec<N>(out + c, blend<N, A>(s.weights + 4 * q, v));
         };
-        Vec<A, N> v[4];
-        for (int64_t c = 0; c < whole; c += N) {
-            for (int n = 0; n < 4; n++) v[n] = load_vec<N>(corner + step[n] + c);
-            store_blend(v, c);
-        }
-        if (kWhole && channels == whole) return;
-        for (int n = 0; n < 4; n++) v[n] = rest.load(corner + step[n] + whole);
-        store_blend(v, whole);
+        for (int64_t c = 0; c < whole; c += N) take(c, AllLanes<T, N>{});
+        if (!kWhole || channels != whole) take(whole, rest);
     });
 }
 

@@ -10,16 +10,13 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Pixels of a row whose `samples` each are located together, so that few lanes idle.
-inline int64_t longest_run(int64_t samples) {
+// Pixels of a row whose samples, of `groups` offset groups, are located together, so that few lanes idle; 1 where their offsets
+// or masks do not follow each other.
+inline int64_t longest_run(const DeformConv2dDims& d, int64_t groups, const void* mask) {
     constexpr int64_t kSamples = 128;
-    return samples < kSamples ? kSamples / samples : 1;
-}
-
-// The offsets and the masks of neighbouring pixels follow each other.
-inline bool maps_follow(const DeformConv2dDims& d, const void* mask) {
     const int64_t samples = d.offset_groups * d.kh * d.kw;
-    return d.planar || (d.offset_w == 2 * samples && (mask == nullptr || d.mask_w == samples));
+    const bool follow = d.planar || (d.offset_w == 2 * samples && (mask == nullptr || d.mask_w == samples));
+    return follow && groups == d.offset_groups && samples < kSamples ? kSamples / samples : 1;
 }
 
 // What is the same for all pixels of a call, for `groups` offset groups from `first` on and their channels. Sample q of a pixel

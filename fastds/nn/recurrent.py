@@ -191,8 +191,7 @@ def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[
             dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
             if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) not in ENGINES:
                 weight, bias = cast(weight, dtype), cast(bias, dtype)
-            weight = share_where_it_pays(weight.contiguous(), maps)
-        found += [weight.contiguous(), bias]
+        found += [share_where_it_pays(weight.contiguous(), maps), bias]
     return found
 
 

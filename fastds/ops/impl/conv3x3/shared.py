@@ -54,7 +54,7 @@ def share(weight: Tensor) -> Tensor:
 def share_where_it_pays(weight: Tensor, maps: Tensor) -> Tensor:
     """The same where it takes less time, measured on a CPU, for convolutions of maps like `maps` (B, C, H, W)."""
     pixels = maps.shape[0] * maps.shape[2] * maps.shape[3]
-    trains = torch.is_grad_enabled() and weight.requires_grad
+    trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     pays = trains and maps.is_cpu and 0 < 8 * pixels <= _PIXELS and not observed(weight, maps)
     return share(weight) if pays else weight
 
