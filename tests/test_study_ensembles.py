@@ -132,20 +132,21 @@ def test_scores_of_starts_add_up():
     assert nowcast_ensembles._rows(parts, 10.0) is None
 
 
-@pytest.mark.parametrize("options", [{}, {"precip_thr": -10.0}, {"ar_order": 1}])
-def test_peers_get_rain_in_their_unit_and_give_it_back(options):
-    """A peer that keeps the last field: in dB of mm/h, and for ANVIL in mm/h; what it leaves missing is dry."""
+@pytest.mark.parametrize(("linear", "options"), [(False, {}), (False, {"precip_thr": -10.0}), (True, {"ar_order": 1})])
+def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
+    """A peer that keeps the last field: in dB of mm/h, or, linear, in mm/h; what it leaves missing is dry."""
     pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
     rain = np.random.default_rng(0).gamma(0.5, 2.0, (3, 40, 48))
 
     def peer(fields, velocity, steps, **given):
         assert velocity.shape == (2, 40, 48) and fields.ndim == (3 if given else 2)
+        assert fields.min() == (0 if linear else -15)
         made = np.stack([fields if fields.ndim == 2 else fields[-1]] * steps)
         made[:, 5] = np.nan
         return made
 
     start = nowcast_ensembles.Start(None, rain, 5.0, np.zeros((2, 40, 48)))
-    found = nowcast_ensembles._pysteps(peer, start, **options)
+    found = nowcast_ensembles._pysteps(peer, start, linear, **options)
     expected = np.where(rain[-1] < 0.1, 0, rain[-1])
     expected[5] = 0
     np.testing.assert_allclose(found, np.broadcast_to(expected, (2, 2, 40, 48)), rtol=1e-5)
@@ -160,18 +161,25 @@ def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
     assert pool.loss(law, torch.arange(50)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_a_missing_package_of_the_peers_is_named_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(nowcast_ensembles.importlib.util, "find_spec", lambda name: name != "skimage" or None)
+    monkeypatch.setattr(nowcast_ensembles, "PACKAGES", {"pysteps": "json", "scikit-image": "skimage"})
+    with pytest.raises(ImportError, match="pip install scikit-image$"):
+        nowcast_ensembles.compare(str(tmp_path), "extrapolation", 3, None, 64, str(tmp_path / "study"))
+    assert not (tmp_path / "study").exists()
+
+
 def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
+    pytest.importorskip("skimage", reason="scikit-image is not installed (optional peer)")
     monkeypatch.setattr(nowcast_ensembles, "RADARS", {"a.nc": nowcast_ensembles.Radar(3, 3)})
     words = f"study nowcast --data.path={folder} --model=extrapolation --members=3 --window=64 --starts=1 --threads=1"
     assert main([*words.split(), f"--output={tmp_path / 'study'}", f"--report={tmp_path / 'r.html'}"]) == 0
     said = capsys.readouterr().out
     assert "a.nc: 1 starts" in said and "| 15 | 1 |" in said and "CRPS of the members over that of STEPS" in said
-    assert (
-        "| minutes | starts | members | STEPS | difference | their mean forecast | S-PROG | extrapolation | ANVIL |"
-        in said
-    )
-    assert len(list((tmp_path / "study" / "scores").iterdir())) == 6 and (tmp_path / "study" / "table-1.csv").exists()
+    peers = "S-PROG | extrapolation | ANVIL | LINDA"
+    assert f"| minutes | starts | members | STEPS | difference | their mean forecast | {peers} |" in said
+    assert len(list((tmp_path / "study" / "scores").iterdir())) == 7 and (tmp_path / "study" / "table-1.csv").exists()
     assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
     assert (
         main([*words.split(), "--against=x"]) == 2

@@ -94,8 +94,8 @@ class StudyConfig:
         against: another model, compared with in place of the baselines, by CSI start by start.
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the scores by lead of every file; None: none. Not with against.
-        members: of ensembles, which are compared with pysteps' STEPS, S-PROG and extrapolation instead; output is then
-            the folder that keeps the scores of every start, none: study-nowcast.
+        members: of ensembles, which are compared with methods of pysteps instead; output is then the folder that keeps
+            the scores of every start, none: study-nowcast.
         window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
         leaderboard: a file of rows, see fastds/models/README.md, that the scores are added to; None: none. Not with
             against or members.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import pathlib
 import time
@@ -42,8 +43,9 @@ RADARS = {
     "radar_meteonet_nw_20180312_5min.nc": Radar(3, 12),
 }
 OURS, MEAN, STEPS = "members", "their mean forecast", "STEPS"
-SINGLES = (SPROG, EXTRAPOLATION, ANVIL) = ("S-PROG", "extrapolation", "ANVIL")
+SINGLES = (SPROG, EXTRAPOLATION, ANVIL, LINDA) = ("S-PROG", "extrapolation", "ANVIL", "LINDA")
 ENSEMBLES = (OURS, STEPS)
+PACKAGES = {"pysteps": "pysteps", "scikit-image": "skimage"}  # the second is LINDA's
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
 _KNOWN, _RATE = 5, RATES.index(2.0)
 _DRY_DB = -15.0  # of pysteps' fields where it does not rain
@@ -62,7 +64,9 @@ class Start(NamedTuple):
 def compare(path: str, model: str, members: int, starts: int | None, window: int, output: str) -> list[ResultTable]:
     """The tables of all radars together, and CRPS by radar. Scores of every start are kept in the folder output, and
     only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
-    that is forecast, pixels."""
+    that is forecast, pixels. Raises: ImportError where a package of the peers is missing, before the first."""
+    if missing := [name for name, module in PACKAGES.items() if not importlib.util.find_spec(module)]:
+        raise ImportError(f"ensembles are compared with those of pysteps: python -m pip install {' '.join(missing)}")
     folder = StudyFolder(output, {"model": model, "members": members, "window": window})
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in (OURS, MEAN, STEPS, *SINGLES)}
     for file, radar in RADARS.items():
@@ -118,17 +122,18 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
     with contextlib.redirect_stdout(io.StringIO()):  # it prints where its configuration is
         from pysteps import nowcasts
 
-    def peer(name: str, **options: Any) -> Callable[[Start], np.ndarray]:
-        return lambda start: _pysteps(nowcasts.get_method(name), start, **options)
+    def peer(name: str, linear: bool = False, **options: Any) -> Callable[[Start], np.ndarray]:
+        return lambda start: _pysteps(nowcasts.get_method(name), start, linear, **options)
 
-    own_options = {"n_ens_members": members, "kmperpixel": 1.0, "precip_thr": 10 * np.log10(WET_RATE), "seed": 1}
+    threshold = 10 * np.log10(WET_RATE)
     return {
         OURS: lambda start: own(start, members=members),
         MEAN: lambda start: _single(own(start, smooth=smooth)),
-        STEPS: peer("steps", **own_options),
-        SPROG: peer("sprog", precip_thr=own_options["precip_thr"]),
+        STEPS: peer("steps", n_ens_members=members, kmperpixel=1.0, precip_thr=threshold, seed=1),
+        SPROG: peer("sprog", precip_thr=threshold),
         EXTRAPOLATION: peer("extrapolation"),
-        ANVIL: peer("anvil", ar_order=1),  # of three fields
+        ANVIL: peer("anvil", linear=True, ar_order=1),  # of three fields
+        LINDA: peer("linda", linear=True, kmperpixel=1.0, add_perturbations=False),
     }
 
 
@@ -137,17 +142,17 @@ def _single(fields: np.ndarray) -> np.ndarray:
     return np.stack([fields, fields])
 
 
-def _pysteps(method: Callable, start: Start, **options: Any) -> np.ndarray:
+def _pysteps(method: Callable, start: Start, linear: bool, **options: Any) -> np.ndarray:
     """Forecasts (M, n, h, w) in mm/h of a method of pysteps, as its examples call it: Lucas-Kanade motion of the last
-    three fields, in dB of mm/h; ANVIL takes mm/h. What comes from outside is dry."""
+    three fields, in dB of mm/h or, linear, in mm/h. What comes from outside is dry."""
     from pysteps import motion
 
     rain = np.where(start.rain < WET_RATE, 0, start.rain)
     decibel = np.where(rain > 0, 10 * np.log10(np.maximum(rain, WET_RATE)), _DRY_DB).astype(float)
     if "kmperpixel" in options:
         options = {**options, "timestep": start.cadence}
-    several, linear = len(options) > 0, "ar_order" in options
     given = rain.astype(float) if linear else decibel
+    several = len(options) > 0
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         velocity = motion.get_method("lucaskanade")(decibel)
