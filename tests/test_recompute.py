@@ -130,7 +130,7 @@ def test_what_a_forecast_holds_at_its_peak(network, cell, bound, monkeypatch):
 
     Memory that is kept for maps to come does not count; tests/test_reuse.py counts it.
     """
-    monkeypatch.setattr(_reuse, "_applies", lambda like: False)
+    monkeypatch.setattr(_reuse, "_applies", lambda *_: False)
     model, frames = network(cell, 8), torch.rand(1, 4, 1, 64, 64)
     with torch.no_grad(), Allocations() as allocations:
         model(frames, 2)

@@ -12,6 +12,11 @@ pytestmark = pytest.mark.usefixtures("native")
 SHAPE = (2, 3, 4, 5)
 
 
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch):
+    monkeypatch.setattr(_reuse, "WORTH_POOLING", 1)
+
+
 @pytest.fixture
 def like():
     return torch.rand(SHAPE)
@@ -32,6 +37,12 @@ def test_a_freed_map_is_the_next_of_its_size(like):
         assert address in addresses and other.data_ptr() not in addresses
     kept.add_(1)
     assert (kept == 4).all(), "a map outlives the block"
+
+
+def test_small_maps_are_left_to_glibc(like, monkeypatch):
+    with torch.no_grad(), _reuse.reused_memory():
+        monkeypatch.setattr(_reuse, "WORTH_POOLING", like.nbytes + 1)
+        assert _reuse.place(SHAPE, like) == {} and _reuse.place((*SHAPE[:3], 6), like) != {}
 
 
 def test_bfloat16_takes_half(like):
@@ -69,7 +80,7 @@ def test_forecasts_are_the_same_bits(network, cell, monkeypatch):
         watched = model(frames, 3)
         for handle in handles:
             handle.remove()
-        monkeypatch.setattr(_reuse, "_applies", lambda like: False)
+        monkeypatch.setattr(_reuse, "_applies", lambda *_: False)
         expected = model(frames, 3)
     assert len(held) == 4 * len(handles) > 0
     assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))

@@ -8,7 +8,6 @@ recomputed_gates they are not kept and the backward computes them again.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,8 +44,7 @@ def recomputes() -> bool:
     return _recompute.value
 
 
-@dataclass(frozen=True)
-class Convolution:
+class Convolution(NamedTuple):
     """What a cell convolves: conv3x3([x; x2], weight) + bias + residual; None for what there is not."""
 
     x: Tensor
@@ -66,8 +64,7 @@ class Convolution:
         return Convolution(x, x2, self.weight, self.bias, residual)
 
 
-@dataclass(frozen=True)
-class CellCall:
+class CellCall(NamedTuple):
     """The arguments of a cell's op by name; others: inputs of the pass that the convolution does not give."""
 
     convolution: Convolution
@@ -220,10 +217,10 @@ class ConvPassOps:
 
     def _prefers_triton(self, *args) -> bool:
         """16-bit tensors on a GPU with enough channels to fill a tensor core's tile; no GPU has measured it yet."""
-        call = self._named(args)
-        x, outputs = call.convolution.x, call.convolution.weight.shape[0]
-        fits = x.dtype in (torch.float16, torch.bfloat16) and outputs >= 16 * self.gates
-        return x.device.type == "cuda" and fits and call.algorithm == "auto"
+        x, weight, algorithm = args[0], args[2], args[-2]
+        if not x.is_cuda or algorithm != "auto":
+            return False
+        return x.dtype in (torch.float16, torch.bfloat16) and weight.shape[0] >= 16 * self.gates
 
     def _reference(self, *args):
         call = self._named(args)
