@@ -6,7 +6,8 @@ Listed benchmarks show what was tuned; a sweep shows what a user meets. Every sh
 formats, forward and training step. Ours and the peers run in turn in one process on the same tensors; each peer may
 use the layout it likes best; freed memory is kept (`fastds.keep_freed_memory()`). Prints the distribution of (time of
 the best peer) / (our time) and every loser.
---save puts the rows into bench/results/sweeps and draws the distribution beside them.
+--save puts the rows into bench/results/sweeps and draws the distribution beside them. --avx2 keeps ours and torch to
+AVX2 on a machine that has more; onnxruntime, the peer of deform_conv2d, cannot be told.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import math
 import os
 import pathlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,11 +29,14 @@ from bench import in_turn
 from bench.conftest import cpu_name
 from bench.report import SLOW, SPREAD, spread, table
 from fastds import keep_freed_memory, ops
+from fastds.ops.core import native
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
 MOST_NUMBERS = 1 << 23  # in one map
 MOST_FLOPS = 3e10
 CHANNELS_LAST = torch.channels_last
+# Read once, before torch computes.
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 @dataclass
@@ -333,7 +338,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seconds", type=float, default=0.1, help="for every program of a shape")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--avx2", action="store_true", help="on a machine that has more")
     options = parser.parse_args()
+    if options.avx2:
+        if not AVX2.items() <= os.environ.items():
+            os.execve(sys.executable, [*sys.orig_argv], os.environ | AVX2)
+        native.module().set_isa("avx2")
     in_turn.SECONDS = options.seconds
     from fastds.info import info
 

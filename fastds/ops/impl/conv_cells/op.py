@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.arguments import autocast, check_dense, number
+from fastds.ops.core.layout import nhwc
 from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
 from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
@@ -86,6 +87,7 @@ def conv_gru_cell(
     if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
         raise TypeError(f"shares must be a pair of tensors, x's parts of gates and candidate, got {shares!r:.80}")
     of_gates, of_candidate = shares or (None, None)
+    h, x = _turned_once(h), _turned_once(x)
     tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
     tensors = autocast(tensors, parameters=(2, 3, 4, 5))
     options = (keep, act, number("negative_slope", negative_slope))
@@ -97,6 +99,13 @@ def conv_gru_cell(
         STEP.check(*tensors, *options, current())
         check_dense(_GRU_NAMES, tensors)
         raise
+
+
+def _turned_once(source):
+    """A map with its channels side by side, which both convolutions and both passes of a GRU want; whatever else it is
+    is left to the checks."""
+    is_map = isinstance(source, Tensor) and source.dim() == 4 and source.layout is torch.strided
+    return nhwc(source) if is_map else source
 
 
 _GRU_NAMES = (
