@@ -74,12 +74,40 @@ FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
     return __builtin_shufflevector(a, b, I...);
 }
 
+// Of two vectors as runs of Run elements: the runs of even (Part 0) or odd (Part 1) number, a's and b's in turn.
+template <int Run, int Part, class V, int... I>
+FASTDS_HD V runs_in_turn(const V& a, const V& b, LaneList<I...>) {
+    constexpr int N = sizeof...(I);
+    return __builtin_shufflevector(a, b, (I + Part * Run + (I / Run % 2 == 0 ? 0 : N - Run))...);
+}
+
+// P vectors of P runs of R elements each: run q of vector p changes places with run p of vector q.
+template <int P, int R, int N, int Run = R, class V>
+FASTDS_HD void transpose_runs(V (&v)[P]) {
+    if constexpr (Run < P * R) {
+        constexpr int apart = Run / R;
+        for (int p = 0; p < P; p++) {
+            if (p / apart % 2 != 0) continue;
+            const V a = v[p], b = v[p + apart];
+            v[p] = runs_in_turn<Run, 0>(a, b, lanes_of<N>{});
+            v[p + apart] = runs_in_turn<Run, 1>(a, b, lanes_of<N>{});
+        }
+        transpose_runs<P, R, N, 2 * Run>(v);
+    }
+}
+
+// R vectors of R lanes are transposed; AVX2's in two thirds of the instructions, shorter ones in more.
+template <int R, class V>
+constexpr bool kQuickTranspose = R == 8 && sizeof(V) == 32;
+
 // v[0], v[1], ... is one sequence of R*N elements; afterwards v[j] holds its elements j, j + R, j + 2R, ...
 template <int R, int N, class V>
 FASTDS_HD void deinterleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == 1 || R == 1) {
         return;  // one element per vector is in place already
+    } else if constexpr (kQuickTranspose<R, V>) {
+        transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
         split_odd(v, lanes_of<R>{}, L{});
     } else {
@@ -103,6 +131,8 @@ FASTDS_HD void interleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == 1 || R == 1) {
         return;
+    } else if constexpr (kQuickTranspose<R, V>) {
+        transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
         join_odd(v, lanes_of<R>{}, L{});
     } else {
@@ -117,28 +147,6 @@ FASTDS_HD void interleave(V (&v)[R]) {
             v[2 * k] = alternate<0>(even[k], odd[k], L{});
             v[2 * k + 1] = alternate<1>(even[k], odd[k], L{});
         }
-    }
-}
-
-// Of two vectors as runs of Run elements: the runs of even (Part 0) or odd (Part 1) number, a's and b's in turn.
-template <int Run, int Part, class V, int... I>
-FASTDS_HD V runs_in_turn(const V& a, const V& b, LaneList<I...>) {
-    constexpr int N = sizeof...(I);
-    return __builtin_shufflevector(a, b, (I + Part * Run + (I / Run % 2 == 0 ? 0 : N - Run))...);
-}
-
-// P vectors of P runs of R elements each: run q of vector p changes places with run p of vector q.
-template <int P, int R, int N, int Run = R, class V>
-FASTDS_HD void transpose_runs(V (&v)[P]) {
-    if constexpr (Run < P * R) {
-        constexpr int apart = Run / R;
-        for (int p = 0; p < P; p++) {
-            if (p / apart % 2 != 0) continue;
-            const V a = v[p], b = v[p + apart];
-            v[p] = runs_in_turn<Run, 0>(a, b, lanes_of<N>{});
-            v[p + apart] = runs_in_turn<Run, 1>(a, b, lanes_of<N>{});
-        }
-        transpose_runs<P, R, N, 2 * Run>(v);
     }
 }
 
