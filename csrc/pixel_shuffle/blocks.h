@@ -58,7 +58,36 @@ FASTDS_HD void block_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, bo
     }
 }
 
-// The same where R * R vectors are more than there are registers: as many rows of sub-pixels at a time as fill a vector.
+// The same where R * R vectors are more than there are registers: as many rows of sub-pixels at a time as fill a vector. Vector
+// k of such a row holds elements (c, j) from k * N on; in coarse memory those of the next rows lie behind the R of one.
+template <int R, int N>
+FASTDS_HD int64_t coarse_place(int first, int k, int i) {
+    const int e = k * N + i * R;
+    return e / R * R * R + first * R + e % R;
+}
+template <int R, int N, class U>
+FASTDS_HD void rows_to_fine(const U* x, U* y, int64_t C, int64_t fine_row, bool streamed) {
+    using V = Vec<U, N>;
+    constexpr int rows = N > R ? N / R : 1;
+    for (int first = 0; first < R; first += rows) {
+        V v[rows][R];
+#pragma GCC unroll 8
+        for (int k = 0; k < R; k++) {
+            V runs[rows];
+#pragma GCC unroll 4
+            for (int i = 0; i < rows; i++) __builtin_memcpy(&runs[i], x + coarse_place<R, N>(first, k, i), sizeof(V));
+            transpose_runs<rows, R, N>(runs);
+#pragma GCC unroll 4
+            for (int i = 0; i < rows; i++) v[i][k] = runs[i];
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++) {
+            deinterleave<R, N>(v[i]);
+#pragma GCC unroll 8
+            for (int j = 0; j < R; j++) store_line(y + (first + i) * fine_row + j * C, v[i][j], streamed);
+        }
+    }
+}
 template <int R, int N, class U>
 FASTDS_HD void rows_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -69,7 +98,7 @@ FASTDS_HD void rows_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, boo
         for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 8
             for (int j = 0; j < R; j++) __builtin_memcpy(&v[i][j], y + (first + i) * fine_row + j * C, sizeof(V));
-            interleave<R, N>(v[i]);  // (c, j)
+            interleave<R, N>(v[i]);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < R; k++) {
@@ -78,10 +107,7 @@ FASTDS_HD void rows_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, boo
             for (int i = 0; i < rows; i++) runs[i] = v[i][k];
             transpose_runs<rows, R, N>(runs);
 #pragma GCC unroll 4
-            for (int i = 0; i < rows; i++) {
-                const int e = k * N + i * R;  // of (c, j)
-                store_line(x + e / R * R * R + first * R + e % R, runs[i], streamed);
-            }
+            for (int i = 0; i < rows; i++) store_line(x + coarse_place<R, N>(first, k, i), runs[i], streamed);
         }
     }
 }
@@ -109,7 +135,12 @@ __attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const U*
                                               int64_t fine_row) {
     for_blocks<U>(C, pixels, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value;
-        block_to_fine<R, N>(coarse + (w * C + c) * R * R, fine + w * R * C + c, C, fine_row, streamed);
+        const U* from = coarse + (w * C + c) * R * R;
+        U* to = fine + w * R * C + c;
+        if constexpr (R * R > 16 && N * sizeof(U) <= 32)  // whole lines are read faster in their order
+            rows_to_fine<R, N>(from, to, C, fine_row, streamed);
+        else
+            block_to_fine<R, N>(from, to, C, fine_row, streamed);
     });
 }
 
