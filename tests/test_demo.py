@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo on a small event with random weights; with the shipped weights where there are any."""
 
+import re
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +26,10 @@ def tiny():
 
 
 def test_demo_writes_table_files_and_picture(tiny, tmp_path, capsys):
+    began = time.perf_counter()
     table = demo(tmp_path / "new" / "demo", model=tiny, size=64, frames=3)
-    printed = capsys.readouterr().out
+    printed, seconds = capsys.readouterr().out, time.perf_counter() - began
+    assert int(re.search(r" in (\d+) s$", printed.strip())[1]) in (int(seconds), round(seconds))
     for word in ("trilinear", "advection", "tiny", "2 km, 10 min", "wrote truth.nc, input.nc, OUT.nc"):
         assert word in printed
     folder = tmp_path / "new" / "demo"

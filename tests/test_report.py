@@ -25,6 +25,8 @@ from fastds.report.curves import Curves
 from fastds.report.maps import png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
+from fastds.tasks.common import training_report
+from fastds.tasks.fields import report as fields_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -392,6 +394,27 @@ def test_a_wave_has_its_power_at_its_wavelength():
     np.testing.assert_allclose(twice, power)
     with pytest.raises(ValueError, match="fields must have shape"):
         power_spectrum(torch.zeros(3))
+
+
+def test_errors_are_drawn_at_the_middle_of_their_classes():
+    curves, truth = Curves(None), torch.full((8, 8), 22.0)
+    curves.add_errors({"a": truth + 3}, truth, torch.ones(8, 8, dtype=torch.bool))
+    for axes in curves.charts()[0].draw().axes:  # mean and rms error
+        points = np.concatenate([np.array(line.get_data(), float).T for line in axes.lines])
+        assert points[points[:, 1] == 3].tolist() == [[22.5, 3]]
+
+
+@pytest.mark.parametrize(("last", "scale"), [(0.19, "linear"), (0.21, "log"), (-2.1, "linear")])
+def test_a_curve_over_more_than_a_power_of_ten_is_logarithmic(tmp_path, last, scale):
+    (tmp_path / "m.csv").write_text(f"step,loss\n1,0.02\n2,0.05\n3,{last}\n")
+    chart = training_report._chart("loss", {"": tmp_path / "m.csv"})
+    assert chart.alt == f"loss by step: 0.02 at first, {last:.4g} at last"
+    assert chart.draw().axes[0].get_yscale() == scale
+
+
+def test_the_rank_histogram_tells_its_ends():
+    (chart,) = fields_report._charts({"t": [0.5, 0.2, 0.1, 0.3]})
+    assert "t: 0.500 below and 0.300 above all members" in chart.alt and fields_report._charts({}) == []
 
 
 def test_curves_of_nothing_are_left_out():
