@@ -197,8 +197,9 @@ def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[
 
 def _first_step(gates: Conv3x3, candidate: Conv3x3, x: Tensor, options: dict) -> Tensor:
     """A convolutional GRU's step from the zero state, x (B, C, H, W)."""
-    parts = (convolve(x, conv.weight[:, : x.shape[1]], conv.bias) for conv in (gates, candidate))
-    return first_state(*parts, candidate.out_channels, options)
+    inputs, hidden = gates.in_channels - candidate.out_channels, candidate.out_channels
+    parts = (convolve(x, conv.weight[:, :inputs], conv.bias) for conv in (gates, candidate))
+    return first_state(*parts, hidden, options)
 
 
 def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
