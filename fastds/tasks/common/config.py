@@ -40,7 +40,7 @@ class RunConfig:
             is given, else no bound.
         learning_rate: the highest.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
-        resume: continue from the last checkpoint in output, where there is one.
+        resume: continue from the last checkpoint in output, where there is one, with the options given now.
         validate_start: validate before the first step, too, so that best.safetensors is never worse than model.start.
         progress: say how far it is, on standard error.
         threads: of torch; None leaves them as they are.
