@@ -113,6 +113,18 @@ def test_a_resumed_run_follows_its_learning_rate(run, files, tmp_path):
     assert names and all(torch.equal(before[kept][name], after[kept][name]) for name in names)
 
 
+@pytest.mark.parametrize("run", ["nowcast", "humidity"], indirect=True)
+@pytest.mark.parametrize(("seed", "best"), [(0, 0), (5, 5)])
+def test_the_best_weights_are_the_best_on_the_samples_of_now(run, files, tmp_path, monkeypatch, capfd, seed, best):
+    """The error of before was that of other samples, here one that no weights reach."""
+    load = EXPORTS[run.task][0].load_state_dict
+    monkeypatch.setattr(EXPORTS[run.task][0], "load_state_dict", lambda self, state: load(self, state | {"best": -1e9}))
+    folder = shutil.copytree(run.folder, tmp_path / "o")
+    assert main(interrupted.arguments(files, run.task, folder, max_steps=12, seed=seed)) == 0
+    assert models.load_card(folder / "best.safetensors").seeds == [best]
+    assert ("samples are others than before: the best weights are chosen anew" in capfd.readouterr().out) == (seed > 0)
+
+
 def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
     """And ends as one in a folder of its own."""
 
