@@ -275,7 +275,7 @@ def test_error_messages(folder):
     for message, call in [
         ("crop must be a multiple of the scale 3", lambda: FieldSequences(regions, 1, 3, config, 0)),
         ("there is no region", lambda: FieldSequences([], 1, 2, config, 0)),
-        ("is smaller than steps=2", lambda: FieldSequences([regions[0][:1]], 1, 2, config, 0)),
+        ("has 1 times, .* a sample data.steps=2 times", lambda: FieldSequences([regions[0][:1]], 1, 2, config, 0)),
         ("coarsening must be one of", lambda: DataConfig(path="", coarsening="max")),
         ("content must be one of", lambda: LossConfig(content="l2")),
         ("adversary must be one of", lambda: LossConfig(adversary="lsgan")),
