@@ -23,6 +23,7 @@ from fastds.nn import (
     chunks,
 )
 from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
+from fastds.ops import pixel_shuffle, window_attention2d
 
 
 def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
@@ -141,6 +142,31 @@ def test_sizes_that_no_module_has(kind, arguments, words):
 def test_sizes_may_be_numpys():
     assert Conv3x3(np.int64(2), np.int64(3), stride=np.int32(1))(torch.ones(1, 2, 4, 4)).shape == (1, 3, 4, 4)
     assert DeformConv2d(2, 3, np.int64(3), padding=np.int64(1)).padding == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        (Conv3x3(4, 6), lambda m, x: m(x, act="relu")),
+        (SubPixel(4, 2, 2), lambda m, x: m(x)),
+        (ConvLSTMCell(4, 3), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
+        (ConvGRUCell(4, 16), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
+        (GuidedDeformConv2d(4, 3, 2), lambda m, x: m(x, x)),
+        (LocalEnsembleDecoder(4, 1, width=8), lambda m, x: m(x, (9, 8))),
+        (Conv1x1(4, 4), lambda m, x: window_attention2d(m(x), x, x, window=3)),
+        (Conv1x1(4, 4), lambda m, x: pixel_shuffle(m(x), 2, m.bias)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_gradients_of_many_directions_at_once(module, call, native):
+    """is_grads_batched, which jacobian(vectorize=True) takes, has a vmap of its own, not that of torch.func."""
+    x = torch.randn(2, 4, 6, 7, requires_grad=True)
+    y, leaves = call(module, x), [x, *module.parameters()]
+    along = torch.randn(3, *y.shape)
+    got = torch.autograd.grad(y, leaves, along, is_grads_batched=True, retain_graph=True)
+    for k in range(3):
+        for a, b in zip(got, torch.autograd.grad(y, leaves, along[k], retain_graph=True), strict=True):
+            torch.testing.assert_close(a[k], b, rtol=1e-4, atol=1e-4)
 
 
 def every(*results):
