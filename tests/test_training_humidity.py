@@ -284,6 +284,8 @@ def test_error_messages(folder):
         ("max_minutes is for one process", lambda: TrainingConfig(data=config, devices=2, max_minutes=1.0)),
         ("'srcnn' has none", lambda: build(
             TrainingConfig(data=config, model=ModelConfig("srcnn"), loss=LossConfig(content="crps")))),
+        ("'fczsm-small' cannot be trained on humidity, which takes wgan-gp", lambda: build(
+            TrainingConfig(data=config, model=ModelConfig("fczsm-small")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
         ("is no part of a", lambda: read_regions(

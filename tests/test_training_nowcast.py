@@ -457,8 +457,9 @@ def test_refused_configurations(event, change, message):
         ({"data": {"path": "nowhere.nc"}}, "no such file"),
         ({"model": ModelConfig(card={"colour": "blue"})}, "model.card has no field 'colour'"),
         ({"model": ModelConfig(card={"limits": "a"})}, "model.card: the model card's limits is 'a', expected"),
+        ({"model": ModelConfig(start="fczsm-small")}, "'fczsm-small' cannot be trained to nowcast, which takes"),
     ],
-    ids=["stage", "ablation", "crop", "short", "weights", "path", "card", "limits"],
+    ids=["stage", "ablation", "crop", "short", "weights", "path", "card", "limits", "network"],
 )
 def test_refused_runs(event, tmp_path, change, message):
     config = tiny(event, tmp_path, **{k: v for k, v in change.items() if k != "data"})

@@ -4,7 +4,8 @@
 A public function settles options and autocast and calls its Op. That checks the arguments, chooses the implementation
 and runs it, each once: directly where nobody watches, else through the dispatcher, whose kernels do the same for
 whoever calls torch.ops.fastds.X. Where a functorch transform or forward-mode AD is active the reference runs, because a
-native kernel would give a silent zero there. Gradients are attached to the op itself, so that exported programs keep
+native kernel would give a silent zero there; so it does for the tensors of autograd.grad(..., is_grads_batched=True),
+which a kernel cannot read. Gradients are attached to the op itself, so that exported programs keep
 them.
 """
 
