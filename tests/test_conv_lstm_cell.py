@@ -167,6 +167,12 @@ def test_error_messages():
         ((x, h.double(), c, weight), TypeError, "h has dtype torch.float64, expected torch.float32"),
         ((x, h, c[:, :3], weight), ValueError, r"c has shape \(1, 3, 5, 5\), expected \(1, 4, 5, 5\)"),
         ((x, h, c, weight[:, :6]), ValueError, r"weight has shape \(16, 6, 3, 3\), expected \(16, 7, 3, 3\)"),
+        (
+            (x.repeat(1, 2, 1, 1)[:, :5], h[:, :2], c, weight),
+            ValueError,
+            r"h has shape \(1, 2, 5, 5\), expected \(1, 4, ",
+        ),
+        ((x[:, :2], None, c, weight), ValueError, r"weight has shape \(16, 3, 3, 3\), expected \(16, 2, 3, 3\)"),
         ((x, h, c, weight, bias[:4]), ValueError, r"bias has shape \(4,\), expected \(16,\)"),
     ):
         with pytest.raises(error, match=words):

@@ -111,6 +111,31 @@ def test_the_shipped_configuration_is_taken_without_its_own_files(name, own, wit
     assert (config.data.path, config.model.start, config.max_minutes) == ("mine", name, 7.0)
 
 
+@pytest.mark.parametrize(
+    ("card", "inputs"),
+    [
+        ({"name": "fczsm-small", "floor_dbz": 5.0, "ceiling_dbz": 60.0}, {"floor": 5.0, "ceiling": 60.0}),
+        (
+            {"name": "ms-convlstm", "floor_dbz": -10.0, "ceiling_dbz": 50.0, "input_steps": 3},
+            {"floor": -10.0, "ceiling": 50.0, "known": 3},
+        ),
+        (
+            {"name": "wgan-gp-small", "offset": 200.0, "range": 50.0, "coarsening": "decimate"},
+            {"offset": 200.0, "range": 50.0, "coarsening": "decimate"},
+        ),
+        (
+            {"name": "inr-small", "input_variables": [{"name": "t"}], "static_variables": [{"name": "orography"}]},
+            {"variables": ["t"], "statics": ["orography"], "vectors": [], "units": []},
+        ),
+    ],
+)
+def test_own_weights_are_trained_on_what_their_card_tells(card, inputs):
+    card = models.ModelCard(**card)
+    options = importlib.import_module(f"fastds.tasks.{card.task}.config")
+    config = options.parse_arguments(_arguments("w.safetensors", card, "mine", "out", 7.0, 1e-4))
+    assert {key: getattr(config.data, key) for key in inputs} == inputs
+
+
 @pytest.mark.parametrize("task", ["nowcast", "fields"])
 def test_other_tasks_are_trained_further(tmp_path, monkeypatch, task):
     if task == "nowcast":

@@ -152,8 +152,12 @@ def test_refusals():
         decoder(x, (2.5, 3))
     with pytest.raises(ValueError, match="points lie outside the domain"):
         decoder(x, torch.tensor([[0.0, 1.5]]))
-    with pytest.raises(TypeError, match="where is a str"):
+    with pytest.raises(TypeError, match="where is a str, expected a size .*, a GridSpec, a PointSpec or a Tensor"):
         decoder(x, "here")
+    with pytest.raises(ValueError, match=r"coordinates have shape \(5, 3\), expected \(Q, 2\) or \(B, Q, 2\)"):
+        decoder(x, torch.zeros(5, 3))
+    with pytest.raises(TypeError, match="cell is a float, expected a Tensor"):
+        decoder(x, (3, 3), cell=2.0)
     with pytest.raises(TypeError, match="half precision loses pixels"):
         decoder(x, torch.zeros(1, 2).half())
     assert decoder(x, from_normalised(torch.zeros(0, 2), (7, 9))).shape == (2, 0, 2)

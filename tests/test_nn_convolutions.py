@@ -3,12 +3,27 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 
-from fastds.nn import Conv1x1, Conv3x3, ResidualBlock, SubPixel, chunks
+from fastds.nn import (
+    Conv1x1,
+    Conv3x3,
+    ConvGRUCell,
+    ConvLSTMCell,
+    DeformConv2d,
+    GuidedDeformConv2d,
+    LocalAttentionDecoder,
+    LocalEnsembleDecoder,
+    ResidualBlock,
+    SubPixel,
+    chunks,
+)
 from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
+from fastds.ops import pixel_shuffle, window_attention2d
 
 
 def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
@@ -57,6 +72,132 @@ def test_convolutions_and_what_follows_them(kind, name):
         lambda: by_torch(conv, x, x2, residual, shuffle=options.get("shuffle", 1), **theirs),
         x, x2, residual,
     )  # fmt: skip
+
+
+LAYERS = pytest.mark.parametrize(
+    ("layer", "size"),
+    [(Conv3x3(4, 6), 7), (Conv3x3(4, 6, stride=2), 4), (Conv1x1(4, 6), 7)],
+    ids=["3x3", "stride", "1x1"],
+)
+
+
+@LAYERS
+def test_what_would_be_broadcast_is_refused(layer, size):
+    x = torch.ones(2, 4, 7, 7)
+    for call, words in (
+        (lambda: layer(x[:, :3]), r"weight has shape .*, expected \(6, 3,"),
+        (lambda: layer(x[:, :2], x[:, 2:, :1, :1]), r"x2 has shape \(2, 2, 1, 1\), expected \(2, 2, 7, 7\)"),
+        (lambda: layer(x, residual=torch.ones(1, 6, 1, 1)), rf"expected \(2, 6, {size}, {size}\)"),
+        (lambda: layer(x, act="leaky_relu", negative_slope=-1), "negative_slope must be a finite number >= 0, got -1"),
+        (lambda: layer(x, act="gelu"), "act must be None, 'relu' or 'leaky_relu', got 'gelu'"),
+        (lambda: layer(x[0]), "x has shape .* expected 4 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+@LAYERS
+def test_float32_weights_take_16_bit_maps(layer, size):
+    x = torch.randn(2, 4, 7, 7).bfloat16()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16 and y.shape == (2, 6, size, size)
+    torch.testing.assert_close(y.float(), layer(x.float()), rtol=0.01, atol=0.02)
+
+
+@LAYERS
+def test_vmap_is_a_loop(layer, size):
+    """Over samples with a residual each, and over the weights of several layers."""
+    x, residual = torch.randn(3, 1, 4, 7, 7), torch.randn(3, 1, 6, size, size)
+    got = torch.func.vmap(lambda x, r: layer(x, None, r, act="relu"))(x, residual)
+    torch.testing.assert_close(
+        got, torch.stack([layer(a, None, r, act="relu") for a, r in zip(x, residual, strict=True)])
+    )
+    weights = {name: torch.stack([p, 2 * p]) for name, p in layer.named_parameters()}
+    got = torch.func.vmap(lambda w: torch.func.functional_call(layer, w, (x[0], None, residual[0])))(weights)
+    torch.testing.assert_close(got[1], 2 * layer(x[0]) + residual[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        (Conv3x3, (0, 4), "in_channels must be an int >= 1, got 0"),
+        (Conv1x1, (4, 2.0), "out_channels must be an int >= 1, got 2.0"),
+        (Conv3x3, (4, 4, True, (2, 1)), r"stride must be an int >= 1, got \(2, 1\)"),
+        (ConvLSTMCell, (3, 0), "hidden_channels must be an int >= 1, got 0"),
+        (ConvGRUCell, (-1, 3), "in_channels must be an int >= 1, got -1"),
+        (SubPixel, (4, 1, [2, 2]), r"scale must be 1, 2, 3 or 4, got \[2, 2\]"),
+        (DeformConv2d, (4, 4, (3, 3, 3)), r"kernel_size must be an int >= 1 or a pair of them, got \(3, 3, 3\)"),
+        (DeformConv2d, (4, 4, 3, (1.5, 1)), r"stride must be an int >= 1 or a pair of them, got \(1.5, 1\)"),
+        (DeformConv2d, (4, 4, 3, 1, "same"), "padding must be an int >= 0 or a pair of them, got 'same'"),
+        (DeformConv2d, (4, 4, 3, 1, 0, 1, 0), "groups must be an int >= 1, got 0"),
+        (GuidedDeformConv2d, (4, 4, 0), "offset_groups must be an int >= 1, got 0"),
+        (LocalAttentionDecoder, (4, 1, "replicate", 16, 3), "heads must divide width, got 3 heads and width 16"),
+    ],
+)
+def test_sizes_that_no_module_has(kind, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        kind(*arguments)
+
+
+def test_sizes_may_be_numpys():
+    assert Conv3x3(np.int64(2), np.int64(3), stride=np.int32(1))(torch.ones(1, 2, 4, 4)).shape == (1, 3, 4, 4)
+    assert DeformConv2d(2, 3, np.int64(3), padding=np.int64(1)).padding == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        (Conv3x3(4, 6), lambda m, x: m(x, act="relu")),
+        (SubPixel(4, 2, 2), lambda m, x: m(x)),
+        (ConvLSTMCell(4, 3), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
+        (ConvGRUCell(4, 16), lambda m, x: m.sequence(torch.stack([x, x], 1))[0]),
+        (GuidedDeformConv2d(4, 3, 2), lambda m, x: m(x, x)),
+        (LocalEnsembleDecoder(4, 1, width=8), lambda m, x: m(x, (9, 8))),
+        (Conv1x1(4, 4), lambda m, x: window_attention2d(m(x), x, x, window=3)),
+        (Conv1x1(4, 4), lambda m, x: pixel_shuffle(m(x), 2, m.bias)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_gradients_of_many_directions_at_once(module, call, native):
+    """is_grads_batched, which jacobian(vectorize=True) takes, has a vmap of its own, not that of torch.func."""
+    x = torch.randn(2, 4, 6, 7, requires_grad=True)
+    y, leaves = call(module, x), [x, *module.parameters()]
+    along = torch.randn(3, *y.shape)
+    got = torch.autograd.grad(y, leaves, along, is_grads_batched=True, retain_graph=True)
+    for k in range(3):
+        for a, b in zip(got, torch.autograd.grad(y, leaves, along[k], retain_graph=True), strict=True):
+            torch.testing.assert_close(a[k], b, rtol=1e-4, atol=1e-4)
+
+
+def every(*results):
+    return [t for r in results for t in (every(*r) if isinstance(r, tuple) else [r])]
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        (ConvLSTMCell(3, 4), lambda m, x: (m(x), m(x, m(x)), m.sequence(torch.stack([x, x], 1)))),
+        (ConvGRUCell(3, 4), lambda m, x: (m(x), m(x, m(x)), m.sequence(torch.stack([x, x], 1)))),
+        (GuidedDeformConv2d(3, 4, 1), lambda m, x: m(x, x)),
+        (LocalEnsembleDecoder(3, 1, width=8), lambda m, x: m(x, (9, 8))),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_weights_that_hooks_make(module, call):
+    """Of layers that are read and not called: pruned ones follow their weights, as torch's own layers do."""
+    x = torch.randn(2, 3, 6, 7)
+    layers = [m for m in module.modules() if hasattr(m, "weight")]
+    for layer in layers:
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    got = every(call(module, x))
+    for layer in layers:
+        layer.weight = layer.weight_orig * layer.weight_mask
+        layer._forward_pre_hooks.clear()
+    for a, b in zip(got, every(call(module, x)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(("kind", "size"), [(Conv3x3, 9), (Conv1x1, 1)])

@@ -141,3 +141,15 @@ def test_sequences_of_no_sample_and_of_no_time(cell):
 def test_shapes_on_the_meta_device(cell):
     every, _ = cell(3, 2).to("meta").sequence(torch.ones(2, 4, 3, 5, 6, device="meta"))
     assert every.shape == (2, 4, 2, 5, 6)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("cell", [ConvLSTMCell, ConvGRUCell])
+def test_an_input_of_other_channels_is_refused(cell, channels):
+    cell, x = cell(3, 5), torch.ones(1, channels, 4, 6)
+    state = torch.ones(1, 8 - channels, 4, 6)  # together as many channels as the weights have
+    states = None, (state, torch.ones(1, 5, 4, 6)) if isinstance(cell, ConvLSTMCell) else state
+    for state in states:
+        for run in (lambda s: cell(x, s), lambda s: cell.sequence(x[:, None].repeat(1, 2, 1, 1, 1), s)):
+            with pytest.raises(ValueError, match="has shape .* expected"):
+                run(state)

@@ -105,6 +105,20 @@ def test_configuration_messages(event, changes, message):
         tiny(event, "unused", **changes)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 0}, "data.crop must be at least 1, got 0"),
+        ({"workers": -1}, "data.workers must be at least 0, got -1"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
+    ],
+)
+def test_samples_that_there_are_none_of(event, change, message):
+    config = tiny(event, "unused")
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, data=dataclasses.replace(config.data, **change))
+
+
 def test_last_fifth_is_kept_apart(event):
     (train_block,), (validation,) = time_blocks(DataConfig(str(event)))
     assert (train_block.start, train_block.stop) == (0, 11) and (validation.start, validation.stop) == (13, 16)
@@ -264,9 +278,10 @@ def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_processes_draw_numbers_of_their_own(rank):
     given = {"config": SimpleNamespace(seed=5), "steps_done": lambda: 7, "global_rank": rank}
+    nothing = {"optimizers": [], "lr_scheduler_configs": []}
     for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
         torch.manual_seed(11)
-        TimedModule.on_train_start(SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size)))
+        TimedModule.on_train_start(SimpleNamespace(**given, trainer=SimpleNamespace(world_size=size, **nothing)))
         assert torch.initial_seed() == expected
 
 

@@ -108,7 +108,8 @@ def test_static_maps_of_another_file_and_grid_reach_the_command(tmp_path, capsys
 def test_training_starts_from_given_weights(path, tmp_path):
     """With their normalisation; weights of other variables are refused."""
     first = train(config(path, tmp_path / "first", max_steps=2))
-    again = config(path, tmp_path / "again", max_steps=1, learning_rate=0.0)
+    again = config(path, tmp_path / "again", max_steps=1)
+    again.learning_rate = 0.0
     again.data.train, again.data.validation, again.model.start = [20, 55], [60, 90], str(first)
     a, b = (models.load(weights) for weights in (first, train(again)))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())

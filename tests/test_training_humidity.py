@@ -275,7 +275,7 @@ def test_error_messages(folder):
     for message, call in [
         ("crop must be a multiple of the scale 3", lambda: FieldSequences(regions, 1, 3, config, 0)),
         ("there is no region", lambda: FieldSequences([], 1, 2, config, 0)),
-        ("is smaller than steps=2", lambda: FieldSequences([regions[0][:1]], 1, 2, config, 0)),
+        ("has 1 times, .* a sample data.steps=2 times", lambda: FieldSequences([regions[0][:1]], 1, 2, config, 0)),
         ("coarsening must be one of", lambda: DataConfig(path="", coarsening="max")),
         ("content must be one of", lambda: LossConfig(content="l2")),
         ("adversary must be one of", lambda: LossConfig(adversary="lsgan")),
@@ -284,6 +284,8 @@ def test_error_messages(folder):
         ("max_minutes is for one process", lambda: TrainingConfig(data=config, devices=2, max_minutes=1.0)),
         ("'srcnn' has none", lambda: build(
             TrainingConfig(data=config, model=ModelConfig("srcnn"), loss=LossConfig(content="crps")))),
+        ("'fczsm-small' cannot be trained on humidity, which takes wgan-gp", lambda: build(
+            TrainingConfig(data=config, model=ModelConfig("fczsm-small")))),
         ("critic_steps must be positive", lambda: LossConfig(critic_steps=0)),
         ("unknown keys", lambda: read_regions(dataclasses.replace(config, sources={"rh.nc": {"trains": []}}), "train")),
         ("is no part of a", lambda: read_regions(

@@ -421,8 +421,17 @@ def test_named_configurations_parse():
         ({"stage": "both"}, "stage must be one of forecaster, deblurrer"),
         ({"stage": "deblurrer"}, "needs model.start"),
         ({"max_steps": 0}, "must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"gradient_clip": -1.0}, "gradient_clip must be positive, got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"warmup_steps": -3}, "warmup_steps must be at least 0, got -3"),
+        ({"seed": -1}, r"seed must lie in 0 to 2\^32 - 1, got -1"),
+        ({"data": {"floor": 60.0}}, "data.floor must be below data.ceiling, got 60.0 and 60.0"),
+        ({"data": {"scales": []}}, r"data.scales must be one whole number or more, each at least 1, got \[\]"),
+        ({"data": {"intervals": [0]}}, r"data.intervals must be one whole number or more, .* got \[0\]"),
+        ({"data": {"minimum_echo": 2.0}}, r"data.minimum_echo must lie in \[0, 1\], got 2.0"),
     ],
-    ids=["kind", "ablation", "rain-gdl", "known", "fewest", "stage", "start", "steps"],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_refused_configurations(event, change, message):
     with pytest.raises(ValueError, match=message):
@@ -448,8 +457,9 @@ def test_refused_configurations(event, change, message):
         ({"data": {"path": "nowhere.nc"}}, "no such file"),
         ({"model": ModelConfig(card={"colour": "blue"})}, "model.card has no field 'colour'"),
         ({"model": ModelConfig(card={"limits": "a"})}, "model.card: the model card's limits is 'a', expected"),
+        ({"model": ModelConfig(start="fczsm-small")}, "'fczsm-small' cannot be trained to nowcast, which takes"),
     ],
-    ids=["stage", "ablation", "crop", "short", "weights", "path", "card", "limits"],
+    ids=["stage", "ablation", "crop", "short", "weights", "path", "card", "limits", "network"],
 )
 def test_refused_runs(event, tmp_path, change, message):
     config = tiny(event, tmp_path, **{k: v for k, v in change.items() if k != "data"})

@@ -2,6 +2,7 @@
 """What the trainings of all tasks share: new samples, averaged weights, the best of them exported, clock, kills."""
 
 import math
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -101,6 +102,29 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
     assert [validate(again, k, score) for k, score in ((4, 1.5), (5, 0.5))] == [(4, 2), (5, 5)]
 
 
+@pytest.mark.parametrize("run", ["fields", "humidity"], indirect=True)
+def test_a_resumed_run_follows_its_learning_rate(run, files, tmp_path):
+    """Which an error may ask to be smaller; the optimiser's state came with the rate of before."""
+    folder = shutil.copytree(run.folder, tmp_path / "o")
+    assert main(interrupted.arguments(files, run.task, folder, max_steps=12, learning_rate=1e-30)) == 0
+    before, after = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (run.folder, folder))
+    kept = "current_model_state" if run.task == "fields" else "state_dict"  # not the average of the weights
+    names = [name for name in before[kept] if name.startswith(("model.", "generator.")) and name.endswith("weight")]
+    assert names and all(torch.equal(before[kept][name], after[kept][name]) for name in names)
+
+
+@pytest.mark.parametrize("run", ["nowcast", "humidity"], indirect=True)
+@pytest.mark.parametrize(("seed", "best"), [(0, 0), (5, 5)])
+def test_the_best_weights_are_the_best_on_the_samples_of_now(run, files, tmp_path, monkeypatch, capfd, seed, best):
+    """The error of before was that of other samples, here one that no weights reach."""
+    load = EXPORTS[run.task][0].load_state_dict
+    monkeypatch.setattr(EXPORTS[run.task][0], "load_state_dict", lambda self, state: load(self, state | {"best": -1e9}))
+    folder = shutil.copytree(run.folder, tmp_path / "o")
+    assert main(interrupted.arguments(files, run.task, folder, max_steps=12, seed=seed)) == 0
+    assert models.load_card(folder / "best.safetensors").seeds == [best]
+    assert ("samples are others than before: the best weights are chosen anew" in capfd.readouterr().out) == (seed > 0)
+
+
 def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
     """And ends as one in a folder of its own."""
 
@@ -116,7 +140,7 @@ def test_without_resume_a_run_starts_anew(files, tmp_path, capfd):
 
 def test_the_clock_goes_on_after_a_resume():
     module = TimedModule(SimpleNamespace(seed=0, max_steps=None, max_minutes=2.0))
-    module._trainer = SimpleNamespace(world_size=1, should_stop=False)
+    module._trainer = SimpleNamespace(world_size=1, should_stop=False, optimizers=[], lr_scheduler_configs=[])
     checkpoint = {"elapsed": 119.0, "random_state": torch.get_rng_state()}
     module.on_load_checkpoint(checkpoint)
     assert module.clock() == 119.0 and not module.finished()

@@ -6,10 +6,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fastds.ops import conv3x3
+from fastds.ops.core.arguments import autocast, check_counts, number
 from fastds.ops.impl.conv3x3.direct import compose
-from fastds.ops.impl.conv3x3.reference import ACTIVATIONS
+from fastds.ops.impl.conv3x3.op import check
 
 
 def convolve(
@@ -44,20 +48,32 @@ def convolve(
     Returns:
         (B, O / r^2, r*H/stride, r*W/stride), channels_last.
 
-    Raises:
-        ValueError: an unknown act.
+    Gradients, dtypes, autocast, errors: as conv3x3; deterministic where torch's convolution is.
     """
     if weight.shape[-1] == 3 and stride == 1:
         options = {"residual": residual, "act": act, "negative_slope": negative_slope, "shuffle": shuffle}
         return conv3x3(x, weight, bias, x2=x2, **options)
-    act = "none" if act is None else act
-    if act not in ACTIVATIONS:
-        raise ValueError(f"act must be None, 'relu' or 'leaky_relu', got {act!r}")
+    act, size = "none" if act is None else act, weight.shape[-1]
+    x, weight, bias, x2, residual = autocast((x, weight, bias, x2, residual), parameters=(1, 2))
+    slope = number("negative_slope", negative_slope)
+    dtype = x.dtype if isinstance(x, Tensor) else None
+    check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)
 
     def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(source, weight, bias, stride, weight.shape[-1] // 2)
+        bias = None if bias is None else bias.to(source.dtype)
+        return F.conv2d(source, weight.to(source.dtype), bias, stride, size // 2)
 
-    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
+    return compose(convolution, x, weight, bias, x2, residual, act, slope, shuffle)
+
+
+def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer that is read and not called, after torch.nn.utils' hooks that make them before a call:
+    prune, weight_norm and spectral_norm. Its other hooks do not run.
+    """
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm):
+            hook(layer, ())
+    return layer.weight, layer.bias
 
 
 class _Conv(nn.Module):
@@ -67,6 +83,7 @@ class _Conv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, stride: int = 1):
         super().__init__()
+        check_counts(in_channels=in_channels, out_channels=out_channels, stride=stride)
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.kernel_size, self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -251,7 +268,7 @@ class SubPixel(nn.Module):
     def __init__(self, channels: int, out_channels: int, scale: int):
         super().__init__()
         steps = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
-        if scale not in steps:
+        if not isinstance(scale, int) or scale not in steps:
             raise ValueError(f"scale must be 1, 2, 3 or 4, got {scale!r}")
         if scale == 1 and channels != out_channels:
             raise ValueError(f"scale 1 has no layer to turn {channels} channels into {out_channels}")

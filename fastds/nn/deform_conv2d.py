@@ -2,18 +2,23 @@
 """Modules around fastds.ops.deform_conv2d."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv3x3, convolve
+from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
 from fastds.ops import deform_conv2d
+from fastds.ops.core.arguments import check_counts
 from fastds.ops.impl.conv3x3.direct import activate_
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def _pair(name: str, value: int | tuple[int, int], least: int = 1) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, Integral) and v >= least for v in pair):
+        raise ValueError(f"{name} must be an int >= {least} or a pair of them, got {value!r}")
+    return int(pair[0]), int(pair[1])
 
 
 class DeformConv2d(nn.Module):
@@ -40,14 +45,15 @@ class DeformConv2d(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
+        check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
                 f"in_channels={in_channels}, out_channels={out_channels}"
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = _pair(kernel_size)
-        self.stride, self.padding, self.dilation = _pair(stride), _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = _pair("kernel_size", kernel_size), _pair("stride", stride)
+        self.padding, self.dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 0)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
@@ -93,6 +99,7 @@ class GuidedDeformConv2d(nn.Module):
         self, channels: int, out_channels: int, offset_groups: int, modulated: bool = True, kernel_size: int = 3
     ):
         super().__init__()
+        check_counts(channels=channels, out_channels=out_channels, offset_groups=offset_groups, kernel_size=kernel_size)
         if channels % offset_groups:
             raise ValueError(f"offset_groups must divide channels, got {offset_groups} groups and {channels} channels")
         if kernel_size % 2 == 0:
@@ -125,7 +132,7 @@ class GuidedDeformConv2d(nn.Module):
         # Two convolutions rather than one and two views of it: each map is dense, and below the size from which the C
         # library maps fresh pages at every call (a third of the time of the 216 channels at 200 x 200).
         split = 2 * self.offset_groups * self.kernel_size**2
-        weight, bias = self.conv_offset_mask.weight, self.conv_offset_mask.bias
+        weight, bias = parameters_of(self.conv_offset_mask)
         offset = convolve(guide, weight[:split], bias[:split])
         mask = None
         if self.modulated:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import BorderConv, Conv1x1
+from fastds.nn.convolutions import BorderConv, Conv1x1, parameters_of
 from fastds.ops import GridSpec, PointSpec, inr_query
+from fastds.ops.core.arguments import check_counts
 from fastds.ops.impl.inr_query.points import from_normalised
 
 CLAMPED = ("clamp", "clamp")
@@ -22,7 +23,7 @@ class Trunk(nn.ModuleList):
 
     def pairs(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """(weight, bias) of each layer; gain multiplies the last one's outputs."""
-        pairs = [(layer.weight, layer.bias) for layer in self]
+        pairs = [parameters_of(layer) for layer in self]
         if gain is not None:
             pairs[-1] = (pairs[-1][0] * gain[:, None], pairs[-1][1] * gain)
         return pairs
@@ -76,6 +77,9 @@ class LocalDecoder(nn.Module):
             where = GridSpec.cells(tuple(x.shape[2:]), tuple(size))
         elif isinstance(where, Tensor):
             where = from_normalised(where, tuple(x.shape[2:]), edge, dtype=_exact(x))
+        elif not isinstance(where, GridSpec | PointSpec):
+            kinds = "a size (rows, columns), a GridSpec, a PointSpec or a Tensor of coordinates"
+            raise TypeError(f"where is a {type(where).__name__}, expected {kinds}")
         cell = self._cell(x, where) if cell is None else cell
         y = self.query(self.prepare(x), where, cell, skip, edge, mask)
         return y if size is None else y.unflatten(1, where.size).permute(0, 3, 1, 2)
@@ -117,7 +121,8 @@ class LocalDecoder(nn.Module):
         """inr_query with cell and skip in the precision it wants."""
         exact = _exact(maps)
         skip = None if skip is None else skip.to(exact)
-        return inr_query(maps, where, trunk, cell=cell.to(exact), skip=skip, edge=edge, mask=mask, **options)
+        cell = cell.to(exact) if isinstance(cell, Tensor) else cell
+        return inr_query(maps, where, trunk, cell=cell, skip=skip, edge=edge, mask=mask, **options)
 
 
 class LocalEnsembleDecoder(LocalDecoder):
@@ -198,6 +203,9 @@ class LocalAttentionDecoder(LocalDecoder):
         key_width: int = 16, hidden: int = 3, attention: bool = True, slope: bool = False,
     ):  # fmt: skip
         super().__init__(padding_mode)
+        check_counts(width=width, heads=heads, key_width=key_width)
+        if width % heads:
+            raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.heads, self.key_width, self.attention = heads, key_width, attention
         self.feature = "slope" if slope else "affine"
         self.local = BorderConv(channels, width, padding_mode)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastds.nn.convolutions import Conv3x3, convolve
+from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
-from fastds.ops.core.arguments import autocast_dtype, cast
+from fastds.ops.core.arguments import autocast_dtype, cast, check_counts
 from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
 from fastds.ops.impl.conv3x3.shared import share_where_it_pays
 
@@ -65,15 +65,17 @@ class ConvLSTMCell(nn.Module):
 
     def __init__(self, in_channels: int, hidden_channels: int):
         super().__init__()
+        check_counts(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.gates = Conv3x3(in_channels + hidden_channels, 4 * hidden_channels)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        weight, bias = parameters_of(self.gates)
         if state is None:
-            pre = convolve(x, self.gates.weight[:, : self.in_channels], self.gates.bias)
+            pre = convolve(x, weight[:, : self.in_channels], bias)
             return lstm_gates(pre, zero_state(x, self.hidden_channels, state_dtype(x)))
         h, c = state
-        return conv_lstm_cell(x, h, c, self.gates.weight, self.gates.bias)
+        return conv_lstm_cell(x, h, c, weight, bias)
 
     def sequence(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over (B, T, C, H, W); where it pays, x's share of the gates is one convolution for all T.
@@ -84,7 +86,7 @@ class ConvLSTMCell(nn.Module):
         folded, every = by_time(x), []
         batch, times = x.shape[:2]
         maps = per_time(folded, batch, times)
-        weight, bias = self.gates.weight, self.gates.bias
+        weight, bias = parameters_of(self.gates)
         if not hoisting_pays(maps[0], weight, self.hidden_channels):
             parameters = _for_steps(maps[0], (weight, bias))
             for now in maps:
@@ -126,16 +128,17 @@ class ConvGRUCell(nn.Module):
             raise ValueError(f"keep must be 'z' or '1-z', got {keep!r}")
         if act not in ("tanh", "leaky_relu"):
             raise ValueError(f"act must be 'tanh' or 'leaky_relu', got {act!r}")
+        check_counts(in_channels=in_channels, hidden_channels=hidden_channels)
         self.in_channels, self.hidden_channels = in_channels, hidden_channels
         self.options = {"keep": keep, "act": act, "negative_slope": negative_slope}
         self.gates = Conv3x3(in_channels + hidden_channels, 2 * hidden_channels)
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        both = parameters_of(self.gates), parameters_of(self.candidate)
         if h is None:
-            return _first_step(self.gates, self.candidate, x, self.options)
-        weights = (self.gates.weight, self.gates.bias, self.candidate.weight, self.candidate.bias)
-        return conv_gru_cell(x, h, *weights, **self.options)
+            return _first_step(both, x, self.in_channels, self.options)
+        return conv_gru_cell(x, h, *both[0], *both[1], **self.options)
 
     def sequence(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run over (B, T, C, H, W); where it pays, x's parts of gates and candidate are one convolution each for all T.
@@ -163,16 +166,17 @@ def gru_sequence(
         times: T.
         options: keep, act and negative_slope of fastds.ops.conv_gru_cell.
     """
-    every, hidden, convolutions = [], candidate.out_channels, (gates, candidate)
+    every, hidden = [], candidate.out_channels
+    both = parameters_of(gates), parameters_of(candidate)
     maps, n = per_time(x, x.shape[0] // times, times), gates.in_channels - hidden
-    if times == 1 or not hoisting_pays(maps[0], gates.weight, hidden):
-        parameters = _for_steps(maps[0], *((conv.weight, conv.bias) for conv in convolutions))
+    if times == 1 or not hoisting_pays(maps[0], both[0][0], hidden):
+        parameters = _for_steps(maps[0], *both)
         for now in maps:
-            h = _first_step(*convolutions, now, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
+            h = _first_step(both, now, n, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
             every.append(h)
         return every
-    shares = (convolve(x, conv.weight[:, :n].contiguous(), conv.bias) for conv in convolutions)
-    parameters = _for_steps(maps[0], *((conv.weight[:, n:], None) for conv in convolutions))
+    shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in both)
+    parameters = _for_steps(maps[0], *((weight[:, n:], None) for weight, _ in both))
     for now in zip(*(per_time(part, x.shape[0] // times, times) for part in shares), strict=True):
         if h is None:
             h = first_state(*now, hidden, options)
@@ -195,10 +199,10 @@ def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[
     return found
 
 
-def _first_step(gates: Conv3x3, candidate: Conv3x3, x: Tensor, options: dict) -> Tensor:
-    """A convolutional GRU's step from the zero state, x (B, C, H, W)."""
-    parts = (convolve(x, conv.weight[:, : x.shape[1]], conv.bias) for conv in (gates, candidate))
-    return first_state(*parts, candidate.out_channels, options)
+def _first_step(both: tuple, x: Tensor, inputs: int, options: dict) -> Tensor:
+    """A convolutional GRU's step from the zero state, x (B, C, H, W); both: weight and bias of gates and candidate."""
+    parts = [convolve(x, weight[:, :inputs], bias) for weight, bias in both]
+    return first_state(*parts, parts[1].shape[1], options)
 
 
 def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) -> Tensor:
@@ -208,7 +212,8 @@ def first_state(gates: Tensor, candidate: Tensor, hidden: int, options: dict) ->
 
 def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
     """gru_sequence for an x of zeros, whose convolutions are left out."""
-    of_h = ((conv.weight[:, -candidate.out_channels :], conv.bias) for conv in (gates, candidate))
+    both = parameters_of(gates), parameters_of(candidate)
+    of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in both)
     parameters, every = _for_steps(h, *of_h), []
     for _ in range(times):
         h = conv_gru_cell(None, h, *parameters, **options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastds._verbs import Downscales
 from fastds.models.baselines.interpolation import check_sequence, trilinear, upsample
 from fastds.models.card import ModelCard
+from fastds.models.inputs import check_input
 from fastds.nn.convolutions import Conv3x3
 from fastds.ops.core.layout import to_multiple
 
@@ -46,13 +47,14 @@ class _Refines(Downscales, nn.Module):
             ValueError, TypeError: x of another shape or type.
         """
         check_sequence(x, self.scale)
+        check_input("x", x, self)
         c = self.config["in_channels"]
         if x.shape[1:3] != (_FRAMES, c):
             raise ValueError(f"x must have shape (B, {_FRAMES}, {c}, h, w), got {tuple(x.shape)}")
         y = self.interpolated(x)
         height, width = y.shape[-2:]
         z = self.refine(_pad(y, 2**self.levels))[..., :height, :width]
-        return z.reshape(x.shape[0], 2 * _FRAMES - 1, -1, height, width).contiguous()
+        return z.reshape(x.shape[0], 2 * _FRAMES - 1, self.config["out_channels"], height, width).contiguous()
 
     def start(self) -> None:
         """Fresh weights of a network of ReLUs: normal with variance 2 / fan in, biases zero."""

@@ -9,6 +9,7 @@ from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.baselines.rims import from_outside, trusted_motion
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.network import DBRNN, MSRNN, NowcastModel
+from fastds.models.inputs import check_input, check_samples
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
 _SHARES = (1 / 6, 5 / 6)  # of the flows of the last pairs of frames in the mean
@@ -120,7 +121,8 @@ class LagrangianRNN(NowcastModel):
             still = match_intensities(still, frames[:, -1], valid, self.match_above)
         return torch.stack([warp(still[:, k], paths[:, k]) for k in range(steps)], 1), paths[:, :steps]
 
-    @staticmethod
-    def _check_frames(frames: Tensor) -> None:
+    def _check_frames(self, frames: Tensor) -> None:
+        check_input("frames", frames, self)
         if frames.dim() != 5 or frames.shape[1] < 2:
             raise ValueError(f"frames must have shape (B, m, 1, H, W) with m >= 2, got {tuple(frames.shape)}")
+        check_samples("frames", frames)

@@ -8,14 +8,17 @@ from fastds._verbs import Nowcasts
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
+from fastds.models.inputs import check_input
 from fastds.ops.core.buffer_pool import reused_memory
 from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
 
-def check_frames(frames: Tensor, steps: int) -> None:
+def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
+    """Refuses what is no sequence for the model."""
     if not isinstance(frames, Tensor) or frames.dim() != 5 or frames.shape[2] != 1:
         got = tuple(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
         raise ValueError(f"frames must be a Tensor (B, T, 1, H, W), got {got}")
+    check_input("frames", frames, model)
     if frames.shape[1] < 1:
         raise ValueError("frames has no time step, expected at least one")
     if not isinstance(steps, int) or steps < 1:
@@ -75,7 +78,7 @@ class _Nowcaster(NowcastModel):
         Returns:
             For each of the step's outputs the forecasts of frames 1 .. m + n - 1, (B, m + n - 1, 1, H, W).
         """
-        check_frames(frames, steps)
+        check_frames(frames, steps, self)
         known, size = frames.shape[1], frames.shape[-2:]
         if feed_truth > 0 and (truth is None or truth.shape[1] < steps - 1):
             raise ValueError(f"truth must hold {steps - 1} frames for scheduled sampling")

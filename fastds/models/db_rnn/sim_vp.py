@@ -141,7 +141,7 @@ class SimVP(NowcastModel):
         """
         if feed_truth > 0:
             raise ValueError("SimVP feeds no forecast back frame by frame, so scheduled sampling is not for it")
-        check_frames(frames, steps)
+        check_frames(frames, steps, self)
         if frames.shape[1] != self.frames:
             raise ValueError(f"frames has {frames.shape[1]} time steps, expected the {self.frames} of the network")
         size, passes = frames.shape[-2:], [pad_to_multiple(frames, self.multiple)]

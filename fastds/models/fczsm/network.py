@@ -14,6 +14,7 @@ from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.convert import convert
 from fastds.models.fczsm.guidance import StaticBranch, interpolation_offsets
+from fastds.models.inputs import check_input, check_samples
 from fastds.nn.chunks import by_frames, pieces_pay, row_bands
 from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
 from fastds.ops.core.layout import to_multiple
@@ -261,8 +262,10 @@ class FCZSM(Downscales, nn.Module):
 
     def _check_inputs(self, x: Tensor, static: Tensor | None, flow: Tensor | None) -> None:
         c, s = self.config["in_channels"], self.config["static_channels"]
+        check_input("x", x, self)
         if x.ndim != 5 or x.shape[1] < 2 or x.shape[2] != c:
             raise ValueError(f"x must have shape (B, N >= 2, {c}, h, w), got {tuple(x.shape)}")
+        check_samples("x", x)
         b, n, _, h, w = x.shape
         if s == 0 and static is not None:
             raise ValueError("static was given, but this model has static_channels=0")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
 from fastds.models.cuda_graph import capturing
+from fastds.models.inputs import check_input
 from fastds.models.inr import bands
 from fastds.models.inr.bands import POLES, Encoded, across_poles
 from fastds.models.inr.contrast import local_contrast
@@ -211,10 +212,14 @@ class INRDownscaler(Downscales, nn.Module):
             return x
         return torch.stack([x.select(dim, c) for c in self.predicted], dim)
 
-    def _check(self, x: Tensor, static: Tensor | None) -> Tensor | None:
-        """Refuses what does not fit; the valid pixels, None where there is nothing missing."""
+    def _check_fields(self, x: Tensor) -> None:
+        check_input("x", x, self)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, {self.in_channels}, H, W)")
+
+    def _check(self, x: Tensor, static: Tensor | None) -> Tensor | None:
+        """Refuses what does not fit; the valid pixels, None where there is nothing missing."""
+        self._check_fields(x)
         if (static is None) != (self.static_channels == 0) or (
             static is not None and tuple(static.shape[1:]) != (self.static_channels, *x.shape[2:])
         ):
@@ -251,10 +256,12 @@ class INRDownscaler(Downscales, nn.Module):
             (B, O, H', W') channels_last, or (B, Q, O) for points; float32 (float64 for float64 fields).
 
         Raises:
+            TypeError: x of another kind than the weights.
             ValueError: shapes or options that do not fit, a scale that is zero, negative or not finite.
         """
         if (size is not None) + (scale is not None and points is None) + (points is not None) != 1:
             raise ValueError("give exactly one of size, scale and points (points may come with a scale)")
+        self._check_fields(x)
         height, width = x.shape[2:]
         if points is not None:
             self.target_size((height, width), scale or 1)

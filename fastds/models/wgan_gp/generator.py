@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastds._verbs import Downscales
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
+from fastds.models.inputs import check_input
 from fastds.models.wgan_gp.blocks import ConvGRU, ResidualAttentionBlock, SqueezeExcitation
 from fastds.models.wgan_gp.mixed_conv import MIXINGS, MixedConv
 from fastds.nn.convolutions import Conv1x1, Conv3x3
@@ -144,6 +145,7 @@ class HumidityGenerator(Downscales, nn.Module):
             ValueError: x or noise of another shape, or an unknown word for noise.
         """
         c = self.config
+        check_input("x", x, self)
         if x.ndim != 5 or x.shape[2] != c["in_channels"]:
             raise ValueError(f"x must have shape (B, T, {c['in_channels']}, h, w), got {tuple(x.shape)}")
         eps = self.draw(x, noise, seed)

@@ -2,7 +2,7 @@
 """Checks of tensors, their dtypes under autocast, and the words of errors."""
 
 from functools import wraps
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -67,6 +67,13 @@ def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
 def is_count(value) -> bool:
     """Whether the value is an int; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_counts(**values) -> None:
+    """ValueError unless all values are integers of 1 or more, numpy's among them."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
 
 
 def number(name: str, value) -> float:

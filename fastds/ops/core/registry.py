@@ -4,7 +4,8 @@
 A public function settles options and autocast and calls its Op. That checks the arguments, chooses the implementation
 and runs it, each once: directly where nobody watches, else through the dispatcher, whose kernels do the same for
 whoever calls torch.ops.fastds.X. Where a functorch transform or forward-mode AD is active the reference runs, because a
-native kernel would give a silent zero there. Gradients are attached to the op itself, so that exported programs keep
+native kernel would give a silent zero there; so it does for the tensors of autograd.grad(..., is_grads_batched=True),
+which a kernel cannot read. Gradients are attached to the op itself, so that exported programs keep
 them.
 """
 
@@ -119,6 +120,8 @@ class Op:
             run = self._below_autograd if visible else self.backends[chosen].run
             return self.function.apply(run, *args) if tracked else run(*args)
         except RuntimeError:
+            if any(map(_is_batched, args)):
+                return self.reference(*args)
             check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call
             raise
 
@@ -241,6 +244,11 @@ def _is_subclass(value) -> bool:
     if isinstance(value, list):
         return any(map(_is_subclass, value))
     return isinstance(value, torch.Tensor) and type(value) not in _PLAIN
+
+
+def _is_batched(value) -> bool:
+    """Of a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is another than functorch's."""
+    return isinstance(value, torch.Tensor) and "Batched" in str(torch._C._dispatch_keys(value))
 
 
 def reached(ctx, weight: torch.Tensor, *at: int) -> list[bool]:

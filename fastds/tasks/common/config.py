@@ -40,7 +40,7 @@ class RunConfig:
             is given, else no bound.
         learning_rate: the highest.
         ema_decay: of the averaged weights that are validated and exported; 0 switches averaging off.
-        resume: continue from the last checkpoint in output, where there is one.
+        resume: continue from the last checkpoint in output, where there is one, with the options given now.
         validate_start: validate before the first step, too, so that best.safetensors is never worse than model.start.
         progress: say how far it is, on standard error.
         threads: of torch; None leaves them as they are.
@@ -70,12 +70,16 @@ class RunConfig:
             raise ValueError(f"max_steps and max_minutes must be positive, got {self.max_steps} and {self.max_minutes}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must lie in 0 to 2^32 - 1, got {self.seed}")
+        check_positive("learning_rate", self.learning_rate)
+        for name, least in (("crop", 1), ("halo", 0), ("queries", 1), ("workers", 0)):
+            check_least(f"data.{name}", getattr(self.data, name, least), least)
         sizes = {name: getattr(self.data, name, 1) for name in ("batch_size", "validation_samples", "epoch_samples")}
         for name, value in sizes.items():
-            least = sizes["batch_size"] if name == "epoch_samples" else 1
-            if value < least:
-                said = "data.batch_size" if name == "epoch_samples" else "1"
-                raise ValueError(f"data.{name} must be at least {said}, got {value}")
+            if name == "epoch_samples" and value < sizes["batch_size"]:
+                raise ValueError(f"data.epoch_samples must be at least data.batch_size, got {value}")
+            check_least(f"data.{name}", value, 1)
         if self.devices < 1 or self.data.batch_size % self.devices:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
@@ -103,3 +107,32 @@ class SupervisedConfig(RunConfig):
     warmup_steps: int = 100
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("gradient_clip", self.gradient_clip)
+        check_least("weight_decay", self.weight_decay, 0)
+        check_least("warmup_steps", self.warmup_steps, 0)
+
+
+def check_least(name: str, value: float, least: float) -> None:
+    """ValueError for an option below its least value."""
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """ValueError for an option that is zero, with which no weight would move, or negative."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_radar_samples(data) -> None:
+    """ValueError for samples of radar files, `data`, that there are none of."""
+    if not data.floor < data.ceiling:
+        raise ValueError(f"data.floor must be below data.ceiling, got {data.floor} and {data.ceiling}")
+    if not 0 <= data.minimum_echo <= 1:
+        raise ValueError(f"data.minimum_echo must lie in [0, 1], got {data.minimum_echo}")
+    for name in ("scales", "intervals"):
+        if min(values := getattr(data, name), default=0) < 1:
+            raise ValueError(f"data.{name} must be one whole number or more, each at least 1, got {values}")

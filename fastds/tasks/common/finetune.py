@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pathlib
 
 import torch
+import yaml
 
 from fastds.models import ModelCard, load_card
 from fastds.tasks.common.command import configurations, quieten_lightning
@@ -66,15 +68,39 @@ _OWN_FILES = {
 }
 
 
+# What the weights were trained on, by the options of their samples: fields of the card.
+_CARD = {
+    "radar": {"floor": "floor_dbz", "ceiling": "ceiling_dbz"},
+    "nowcast": {"floor": "floor_dbz", "ceiling": "ceiling_dbz", "known": "input_steps"},
+    "fields": {},
+    "humidity": {"offset": "offset", "range": "range", "coarsening": "coarsening"},
+}
+
+
 def _arguments(model: str, card: ModelCard, data, output, minutes: float, learning_rate: float) -> list[str]:
-    """The options of the training: those of the shipped configuration that made the weights, on the data given."""
+    """The options of the training: those of the shipped configuration that made the weights, on the data given, and
+    what the card tells of the weights' inputs."""
     # wgan-gp-small made wgan-gp-small-x2, and weights that were trained further have its name and more.
-    names = [name for name in configurations(card.task) if f"{card.name}-".startswith(f"{name}-")]
+    shipped = {k: path for k, path in configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
+    variables = [v.get("name") for v in card.input_variables]
+    names = [k for k, path in shipped.items() if _variables(path) in (None, variables)]
     named = ["--config", max(names, key=len)] if names else []
     bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=null"]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
-    each = ['--data.each=["*"]'] if card.any_variable else []
-    return [*named, *_OWN_FILES[card.task], *each, *files, *bounds, f"--model.start={model}"]
+    inputs = [
+        f"--data.{k}={value}" for k, name in _CARD[card.task].items() if (value := getattr(card, name)) is not None
+    ]
+    if card.any_variable:
+        inputs.append('--data.each=["*"]')
+    elif card.task == "fields":
+        statics = [v.get("name") for v in card.static_variables]
+        inputs += [f"--data.variables={json.dumps(variables)}", f"--data.statics={json.dumps(statics)}"]
+    return [*named, *_OWN_FILES[card.task], *inputs, *files, *bounds, f"--model.start={model}"]
+
+
+def _variables(configuration: pathlib.Path) -> list[str] | None:
+    """That a shipped configuration names, if any."""
+    return yaml.safe_load(configuration.read_text())["data"].get("variables")
 
 
 def _told(card: ModelCard, files: str) -> dict:

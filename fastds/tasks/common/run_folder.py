@@ -6,11 +6,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import yaml
+from torch.utils._pytree import tree_leaves
 
 from fastds import models
 from fastds._outputs import Interrupted
@@ -21,6 +24,8 @@ from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, logge
 from fastds.tasks.common.settings import check_settings
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.common.training_progress import TrainingProgress
+
+_SAME = 1e-6  # relative; flow of another number of threads differs by less
 
 
 def begin(config: RunConfig) -> None:
@@ -167,12 +172,23 @@ class ExportBest(callbacks.Callback):
 
     First in the list of callbacks, so that it sees the averaged weights. Subclasses give validated(trainer, module):
     the network to save, the metrics for its card, and its error. input_ranges: for its card.
+
+    Errors compare on the same samples only: a resumed run whose validation samples are others chooses anew.
     """
 
     def __init__(self, folder: pathlib.Path, input_ranges: dict[str, list[float]] | None = None):
         self.folder, self.input_ranges, self.best = folder, input_ranges or {}, float("inf")
         self.start: dict = {}  # scores of the weights that the training started from
         self.errors: dict[int, float] = {}  # by step
+        self.samples: float | None = None  # sum of all numbers of the validation samples
+        self._sum = 0.0
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int, dataloader_index: int = 0
+    ) -> None:
+        numbers = (value for value in tree_leaves(batch) if isinstance(value, torch.Tensor))
+        of_batch = sum(float(value.nan_to_num().double().abs().sum()) for value in numbers)
+        self._sum = of_batch + (self._sum if batch_index else 0.0)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -183,7 +199,10 @@ class ExportBest(callbacks.Callback):
             self.start = network.card.metrics.get("validation", {})
         if self.start:
             network.card.metrics = {**network.card.metrics, "start": self.start}
-        self.errors[trainer.global_step] = error
+        if self.samples is not None and not math.isclose(self._sum, self.samples, rel_tol=_SAME):
+            print("the validation samples are others than before: the best weights are chosen anew", flush=True)
+            self.best = float("inf")
+        self.samples, self.errors[trainer.global_step] = self._sum, error
         write_csv(self.folder / "validation.csv", ["step", "error"], [[str(k), str(v)] for k, v in self.errors.items()])
         models.save(network, self.folder / "last.safetensors")
         if error < self.best:
@@ -191,8 +210,8 @@ class ExportBest(callbacks.Callback):
             models.save(network, self.folder / "best.safetensors")
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "start": self.start, "errors": self.errors}
+        return {"best": self.best, "start": self.start, "errors": self.errors, "samples": self.samples}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.start = state["best"], state.get("start", {})
-        self.errors = dict(state.get("errors", {}))
+        self.errors, self.samples = dict(state.get("errors", {})), state.get("samples")

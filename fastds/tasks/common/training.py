@@ -116,6 +116,7 @@ class TimedModule(L.LightningModule):
         return self.config.max_steps
 
     def on_train_start(self) -> None:
+        _follow_options(self.trainer)
         self._since = time.monotonic()
         if self.trainer.world_size > 1:  # random numbers of its own for every process
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
@@ -151,6 +152,19 @@ class TimedModule(L.LightningModule):
         state, self._random_state = self._random_state, None
         if state is not None:
             torch.set_rng_state(state)
+
+
+def _follow_options(trainer: L.Trainer) -> None:
+    """Gives optimisers the options of this run, where a checkpoint brought back those of the run before."""
+    for optimiser in trainer.optimizers:
+        rate, options = optimiser.defaults["lr"], {k: v for k, v in optimiser.defaults.items() if k != "lr"}
+        for group in optimiser.param_groups:
+            before = group["initial_lr"]
+            if before != rate:
+                group["lr"] = rate * (group["lr"] / before if before else 1.0)
+            group |= options | {"initial_lr": rate}
+    for config in trainer.lr_scheduler_configs:
+        config.scheduler.base_lrs = [group["initial_lr"] for group in config.scheduler.optimizer.param_groups]
 
 
 class SupervisedModule(TimedModule):

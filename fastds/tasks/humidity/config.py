@@ -136,6 +136,7 @@ class CriticConfig:
     def __post_init__(self):
         if self.name not in CRITICS:
             raise ValueError(f"critic.name must be one of {CRITICS}, got {self.name!r}")
+        config.check_positive("critic.learning_rate", self.learning_rate)
 
 
 @dataclasses.dataclass

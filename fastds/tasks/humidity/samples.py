@@ -100,9 +100,11 @@ class FieldSequences(Dataset):
             raise ValueError("there is no region to draw samples from: see data.sources")
         for region in regions:
             if region.shape[0] < config.steps or min(region.shape[1:]) < config.crop:
+                times, rows, columns = region.shape
                 raise ValueError(
-                    f"a region of {tuple(region.shape)} (times, rows, columns) is smaller than steps={config.steps} "
-                    f"and crop={config.crop}"
+                    f"a region has {times} times, {rows} rows and {columns} columns, a sample "
+                    f"data.steps={config.steps} times and data.crop={config.crop} rows and columns; of a file without "
+                    "regions in data.sources the last quarter of the columns validates"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastds import models
 from fastds.models.baselines import interpolate
-from fastds.models.baselines.super_resolution import SRGANDiscriminator
-from fastds.models.wgan_gp import HumidityCritic
+from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
+from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, begin, fill_card, run
@@ -267,6 +267,11 @@ def build(config: TrainingConfig) -> AdversarialModule:
     """
     c = config.model
     generator = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
+    if not isinstance(generator, HumidityGenerator | SRCNN | SRResNet):
+        raise ValueError(
+            f"model.name: {c.start or c.name!r} cannot be trained on humidity, which takes wgan-gp, wgan-gp-small, "
+            "srcnn or srgan"
+        )
     critic = {"humidity": HumidityCritic, "srgan": SRGANDiscriminator}[config.critic.name](**config.critic.options)
     noisy = hasattr(generator, "noise_shape")
     if not noisy and (config.loss.content == "crps" or config.loss.noise_free_weight > 0):

@@ -67,6 +67,7 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self):
+        config.check_radar_samples(self)
         if self.known < 1 or not 1 <= self.fewest <= self.future:
             raise ValueError(
                 f"data.known must be positive and 1 <= data.fewest <= data.future, got {self.known}, {self.fewest} and "

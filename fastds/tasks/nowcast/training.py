@@ -16,6 +16,7 @@ from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.discriminator import Discriminator, variant_of
 from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
 from fastds.models.db_rnn.module import MSModule
+from fastds.models.db_rnn.network import NowcastModel
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
@@ -213,6 +214,11 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     """Create the network with its card, or load config.model.start."""
     c = config.model
     model = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
+    if not isinstance(model, NowcastModel):
+        raise ValueError(
+            f"model.name: {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
+            "family or simvp, such as nowcast-small or ms-convlstm"
+        )
     fill_card(model.card, c.card)
     model.card.input_steps = config.data.known
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling

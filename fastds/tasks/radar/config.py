@@ -73,6 +73,9 @@ class DataConfig:
     validation_samples: int = 48
     workers: int = 1
 
+    def __post_init__(self):
+        config.check_radar_samples(self)
+
 
 @dataclasses.dataclass
 class TrainingConfig(config.SupervisedConfig):

@@ -29,8 +29,10 @@ from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current
 __all__ = ["conv3x3"]
 
 
-def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm) -> None:
-    """Refuses what the op cannot take."""
+def check(
+    x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm, size=3, stride=1
+) -> None:  # fmt: skip
+    """Refuses what the op cannot take; size and stride of the kernel, which others have."""
     check_tensor("x", x, 4, DTYPES, None, "x")
     check_tensor("weight", weight, 4, (x.dtype, torch.float32), x.device, "x")
     batch, channels, height, width = x.shape
@@ -45,7 +47,7 @@ def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuf
     outputs = weight.shape[0]
     if outputs < 1:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected at least one output channel")
-    check_shape("weight", weight, (outputs, channels, 3, 3))
+    check_shape("weight", weight, (outputs, channels, size, size))
     if bias is not None:
         check_tensor("bias", bias, 1, (weight.dtype,), x.device, "x")
         check_shape("bias", bias, (outputs,))
@@ -59,7 +61,7 @@ def check(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuf
         raise ValueError(f"out_dtype must be the dtype of x, {x.dtype}, or torch.float32, got {out_dtype}")
     if residual is not None:
         check_tensor("residual", residual, 4, (out_dtype,), x.device, "x")
-        check_shape("residual", residual, (batch, outputs, height, width))
+        check_shape("residual", residual, (batch, outputs, -(-height // stride), -(-width // stride)))
 
 
 def _check_way(padding_mode, algorithm) -> None:

@@ -52,12 +52,13 @@ def conv3x3(
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), out_dtype)
     source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(dtype)
     y = F.conv2d(source, weight.to(dtype), None if bias is None else bias.to(dtype))
-    if residual is not None:
-        y = y + residual
-    y = activate(y, act, negative_slope)
-    if shuffle > 1:
-        y = shuffled(y, shuffle)
-    return channels_last(y.to(out_dtype))
+    return channels_last(finish(y, residual, act, negative_slope, shuffle).to(out_dtype))
+
+
+def finish(y: Tensor, residual: Tensor | None, act: str, negative_slope: float, shuffle: int) -> Tensor:
+    """shuffle(act(y + residual))."""
+    y = activate(y if residual is None else y + residual, act, negative_slope)
+    return y if shuffle == 1 else shuffled(y, shuffle)
 
 
 def pre_gradient(grad_y: Tensor, y: Tensor | None, negative_slope: float, shuffle: int) -> Tensor:

@@ -94,11 +94,15 @@ class ConvPassOps:
         ops: of the pass.
         at: position of the pass's input that the convolution gives.
         sources: names of x and x2 in messages.
+        recurrent: x2 is the result of the step before, and has its channels.
     """
 
-    def __init__(self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2")):
+    def __init__(
+        self, name: str, ops: PassOps, at: int = 0, sources: tuple[str, str] = ("x", "x2"), recurrent: bool = False
+    ):
         spec = ops.spec
         self.name, self.ops, self.spec, self.at, self.names = name, ops, spec, at, Names(*sources)
+        self.recurrent = recurrent
         self.gates = spec.inputs[at].gates
         self.others = [i for k, i in enumerate(spec.inputs) if k != at]
         self.tensors = 5 + len(self.others)  # the first arguments
@@ -177,7 +181,8 @@ class ConvPassOps:
         if residual is not None:
             check_shape(names.residual, residual, (batch, outputs, height, width))
         if x2 is not None:
-            check_shape(names.x2, x2, (batch, x2.shape[1], height, width))
+            channels = outputs // self.gates if self.recurrent else x2.shape[1]
+            check_shape(names.x2, x2, (batch, channels, height, width))
 
     # ---- forward
 
@@ -344,11 +349,13 @@ def run_engine(
     cell.run(native.workspace(cell.bytes).data_ptr())
 
 
-def of_first(weight, x):
-    """The part of a weight for the first of two sources; whatever is no tensor is left to the checks."""
-    maps = isinstance(weight, Tensor) and isinstance(x, Tensor) and weight.dim() == 4 and x.dim() == 4
-    both = maps and weight.layout is torch.strided
-    return weight[:, : x.shape[1]] if both else weight
+def of_first(weight, x, state=None):
+    """The part of a weight for the first of two sources, where the second has the channels of `state` if that is given;
+    whatever is no tensor is left to the checks."""
+    tensors = (weight, x) if state is None else (weight, x, state)
+    if not all(isinstance(t, Tensor) and t.dim() == 4 for t in tensors) or weight.layout is not torch.strided:
+        return weight
+    return weight[:, : x.shape[1] if state is None else max(0, weight.shape[1] - state.shape[1])]
 
 
 def _pre(x: Tensor, channels: int) -> Tensor:

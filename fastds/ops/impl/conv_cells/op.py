@@ -13,7 +13,7 @@ from fastds.ops.impl.gates.op import LSTM_GATES, MEMORY_GATES, OUTPUT_GATE, ST_L
 
 __all__ = ["conv_gru_cell", "conv_lstm_cell", "conv_memory_gates", "conv_output_gate", "conv_st_lstm_gates"]
 
-LSTM = ConvPassOps("conv_lstm_cell", LSTM_GATES, sources=("x", "h"))
+LSTM = ConvPassOps("conv_lstm_cell", LSTM_GATES, sources=("x", "h"), recurrent=True)
 ST_LSTM = ConvPassOps("conv_st_lstm_gates", ST_LSTM_GATES, sources=("x", "h"))
 MEMORY = ConvPassOps("conv_memory_gates", MEMORY_GATES)
 OUTPUT = ConvPassOps("conv_output_gate", OUTPUT_GATE)
@@ -45,7 +45,7 @@ def conv_lstm_cell(
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
     x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), parameters=(3, 4))
-    weight = of_first(weight, x) if h is None else weight
+    weight = of_first(weight, x, state=c) if h is None else weight
     return LSTM(x, h, weight, bias, None, c)
 
 

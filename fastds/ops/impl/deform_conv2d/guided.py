@@ -158,7 +158,7 @@ def _check_backward(grad_y, *args) -> None:
 def _backward_reference(grad_y, *args):
     *args, wanted = args
     call = _of_backward(*args)
-    bias = grad_y.new_zeros(call.weight.shape[0])
+    bias = call.weight.new_zeros(call.weight.shape[0])
 
     def formula(*tensors):
         return reference(*tensors, call.offset_groups, call.modulated, 1.0)

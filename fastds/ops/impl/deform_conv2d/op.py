@@ -280,7 +280,7 @@ def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mas
 
 def _backward_reference(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):
     """The gradients by autograd on the reference formula, recomputed from the inputs: differentiable to any order."""
-    bias = grad_y.new_zeros(weight.shape[0])
+    bias = weight.new_zeros(weight.shape[0])
 
     def formula(input, offset, weight, bias, mask):
         return reference(input, offset, weight, bias, stride, padding, dilation, mask)

@@ -181,9 +181,8 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     """
     if not isinstance(u, Tensor) or u.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"coordinates must be a float32 or float64 Tensor, got {getattr(u, 'dtype', type(u).__name__)}")
+    _check_pairs(u)
     u = u[None] if u.dim() == 2 else u
-    if u.dim() != 3 or u.shape[-1] != 2:
-        raise ValueError(f"coordinates have shape {tuple(u.shape)}, expected (Q, 2) or (B, Q, 2)")
     if outside not in OUTSIDE:
         raise ValueError(f"outside must be one of {', '.join(OUTSIDE)}, got {outside!r}")
     height, width = _size("size", size)
@@ -209,6 +208,11 @@ def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error",
     return PointSpec(base.int(), (u - base).to(dtype), beyond if outside == "nan" else None)
 
 
+def _check_pairs(coordinates: Tensor) -> None:
+    if coordinates.dim() not in (2, 3) or coordinates.shape[-1] != 2:
+        raise ValueError(f"coordinates have shape {tuple(coordinates.shape)}, expected (Q, 2) or (B, Q, 2)")
+
+
 def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error", dtype=torch.float32) -> PointSpec:
     """Points given by normalised coordinates (y, x), -1 and 1 at the ends of the domain: u = ((x + 1) n - 1) / 2.
 
@@ -217,6 +221,7 @@ def from_normalised(coord: Tensor, size, edge=("clamp", "clamp"), outside="error
     if not isinstance(coord, Tensor) or coord.dtype not in (torch.float32, torch.float64):
         found = getattr(coord, "dtype", type(coord).__name__)
         raise TypeError(f"coord must be a float32 or float64 Tensor (half precision loses pixels), got {found}")
+    _check_pairs(coord)
     n = torch.tensor(_size("size", size), dtype=torch.float64, device=coord.device)
     return from_index(((coord.double() + 1) * n - 1) / 2, size, edge, outside, dtype)
 

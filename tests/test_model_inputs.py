@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What networks say of inputs of another kind than their weights, and batches without a sample."""
+
+import pytest
+import torch
+
+from fastds import models
+
+NETWORKS = {
+    "fczsm-small": ((1, 2, 1, 8, 8), lambda m, x: m(x)),
+    "unet-32": ((1, 2, 1, 16, 16), lambda m, x: m(x)),
+    "nowcast-small": ((1, 2, 1, 16, 16), lambda m, x: m.forecast(x, steps=1)),
+    "ms-convlstm-small": ((1, 2, 1, 16, 16), lambda m, x: m.forecast(x, steps=1)),
+    "inr-small": ((1, 4, 6, 7), lambda m, x: m(x, (9, 8))),
+    "inr-any": ((1, 1, 6, 7), lambda m, x: m(x, (9, 8))),
+    "wgan-gp-small": ((1, 2, 1, 4, 4), lambda m, x: m(x, noise="zero")),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    """A network, an input for it and a call."""
+    shape, call = NETWORKS[request.param]
+    options = {"width": 2} if request.param == "unet-32" else {}
+    return models.create(request.param, **options).eval(), torch.rand(shape), call
+
+
+def test_inputs_of_another_kind_are_named(network):
+    model, x, call = network
+    for wrong, words in (
+        (x.double(), "has dtype torch.float64, expected torch.float32 as the weights have"),
+        ((9 * x).int(), "torch.int32"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call(model, wrong)
+    with pytest.raises(TypeError, match="has dtype torch.float32, expected torch.float64"):
+        call(model.double(), x)
+    with pytest.raises(ValueError, match="shape|Tensor"):
+        call(model, x[0].double())
+
+
+@torch.no_grad()
+def test_no_sample_gives_none_or_is_refused(network):
+    model, x, call = network
+    expected = call(model, x).shape[1:]
+    try:
+        assert call(model, x[:0]).shape == (0, *expected)
+    except ValueError as error:
+        assert "has no sample, expected one or more" in str(error)
+
+
+@torch.no_grad()
+def test_bfloat16_weights(network):
+    """Of a random field the optical flow is another after rounding: of those that estimate it the shape alone."""
+    model, x, call = network
+    expected = call(model, x)
+    got = call(model.bfloat16(), x.bfloat16())
+    assert got.shape == expected.shape
+    if x.dim() == 4:
+        torch.testing.assert_close(got.float(), expected, rtol=0.02, atol=0.02)
