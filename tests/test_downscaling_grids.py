@@ -285,7 +285,7 @@ def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=
         (lambda d: d.isel(longitude=[0, 2, 1]), ("--scale", "2"), "longitude must be strictly ascending or descending"),
         (lambda d: d.isel(longitude=[0, 1, 3]), ("--scale", "2"), "longitude must be equally spaced"),
         (lambda d: d.drop_vars("latitude"), ("--scale", "2"), "expected one latitude coordinate"),
-        (lambda d: d.assign_coords(latitude=d.latitude + 100), ("--scale", "2"), "swapped with longitude?"),
+        (lambda d: d.assign_coords(latitude=d.latitude + 100), ("--scale", "2"), "latitude reaches 1"),
         (
             lambda d: d.assign_coords(latitude=d.latitude.assign_attrs(units="radians")),
             ("--scale", "2"),

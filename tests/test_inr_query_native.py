@@ -359,6 +359,7 @@ def refused(change, kind="affine-early_attn"):
         (lambda c: c.update(compat="lte"), ValueError, "compat must be None or 'liif'"),
         (lambda c: c.update(heads=5), ValueError, "maps has 36 channels"),
         (lambda c: c.update(dk=0), ValueError, "dk >= 1"),
+        (lambda c: c.update(heads=65), ValueError, "heads in 1..64"),
         (lambda c: c.update(rho_w=c["rho_w"][:3]), ValueError, "rho_w has shape \\(3, 2\\), expected \\(16, 2\\)"),
         (lambda c: c.update(cell=None), ValueError, "cell is None"),
         (lambda c: c.update(cell=c["cell"].half()), TypeError, "cell has dtype"),

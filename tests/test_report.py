@@ -11,22 +11,17 @@ from html.parser import HTMLParser
 import forked
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from PIL import Image
 
 import fastds
 from fastds.cli import main
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
-from fastds.metrics import error_sums, power_spectrum
 from fastds.plot.style import MISSING_COLOUR
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
-from fastds.report.curves import Curves
 from fastds.report.maps import png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
-from fastds.tasks.common import training_report
-from fastds.tasks.fields import report as fields_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -373,56 +368,6 @@ def test_many_frames_are_thinned(folder, tmp_path):
     assert MAX_FRAMES - 3 <= shown <= MAX_FRAMES
     assert "Maps and spectra of 8 of 30 pairs of input times." in (tmp_path / "many.html").read_text()
     assert evenly(3, 24) == [0, 1, 2] and evenly(100, 3) == [0, 50, 99]
-
-
-# ---- curves
-
-
-def test_errors_by_intensity_by_hand():
-    truth, prediction = torch.tensor([[10.0, 12.0, 40.0, 80.0, -32.0]]), torch.tensor([[12.0, 8.0, 43.0, 60.0, 9.0]])
-    sums = error_sums(prediction, truth, torch.tensor([[True, True, True, True, True]]), [10.0, 20.0, 70.0])
-    assert sums.tolist() == [[2, -2, 20], [2, -7, 109]]  # 80 dBZ counts as 70
-    sums = error_sums(prediction, truth, torch.tensor([[True, False, True, False, True]]), [10.0, 20.0, 70.0])
-    assert sums.tolist() == [[1, 2, 4], [1, 3, 9]]
-
-
-def test_a_wave_has_its_power_at_its_wavelength():
-    wave = 30 + 10 * torch.cos(2 * np.pi * (torch.arange(64) + 0.5) / 16).expand(64, 64)
-    wavenumber, power = power_spectrum(wave)
-    assert abs(wavenumber[power.argmax()] - 1 / 16) <= 1 / 128
-    _, twice = power_spectrum(torch.stack([wave, wave]))
-    np.testing.assert_allclose(twice, power)
-    with pytest.raises(ValueError, match="fields must have shape"):
-        power_spectrum(torch.zeros(3))
-
-
-def test_errors_are_drawn_at_the_middle_of_their_classes():
-    curves, truth = Curves(None), torch.full((8, 8), 22.0)
-    curves.add_errors({"a": truth + 3}, truth, torch.ones(8, 8, dtype=torch.bool))
-    for axes in curves.charts()[0].draw().axes:  # mean and rms error
-        points = np.concatenate([np.array(line.get_data(), float).T for line in axes.lines])
-        assert points[points[:, 1] == 3].tolist() == [[22.5, 3]]
-
-
-@pytest.mark.parametrize(("last", "scale"), [(0.19, "linear"), (0.21, "log"), (-2.1, "linear")])
-def test_a_curve_over_more_than_a_power_of_ten_is_logarithmic(tmp_path, last, scale):
-    (tmp_path / "m.csv").write_text(f"step,loss\n1,0.02\n2,0.05\n3,{last}\n")
-    chart = training_report._chart("loss", {"": tmp_path / "m.csv"})
-    assert chart.alt == f"loss by step: 0.02 at first, {last:.4g} at last"
-    assert chart.draw().axes[0].get_yscale() == scale
-
-
-def test_the_rank_histogram_tells_its_ends():
-    (chart,) = fields_report._charts({"t": [0.5, 0.2, 0.1, 0.3]})
-    assert "t: 0.500 below and 0.300 above all members" in chart.alt and fields_report._charts({}) == []
-
-
-def test_curves_of_nothing_are_left_out():
-    curves = Curves(None)
-    dry = torch.zeros(16, 16)
-    curves.add_errors({"a": dry}, dry, torch.ones(16, 16, dtype=torch.bool))
-    curves.add_spectra({"a": dry})
-    assert curves.charts() == []
 
 
 # ---- targets

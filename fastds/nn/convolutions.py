@@ -11,9 +11,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fastds.ops import conv3x3
-from fastds.ops.core.arguments import autocast, check_counts, number
+from fastds.ops.core.arguments import check_counts, number
 from fastds.ops.impl.conv3x3.direct import compose
-from fastds.ops.impl.conv3x3.op import check
+from fastds.ops.impl.conv3x3.op import autocast_convolution, check
 
 
 def convolve(
@@ -54,7 +54,7 @@ def convolve(
         options = {"residual": residual, "act": act, "negative_slope": negative_slope, "shuffle": shuffle}
         return conv3x3(x, weight, bias, x2=x2, **options)
     act, size = "none" if act is None else act, weight.shape[-1]
-    x, weight, bias, x2, residual = autocast((x, weight, bias, x2, residual), parameters=(1, 2))
+    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
     slope = number("negative_slope", negative_slope)
     dtype = x.dtype if isinstance(x, Tensor) else None
     check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)

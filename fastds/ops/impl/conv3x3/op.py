@@ -263,7 +263,7 @@ CONV3X3_GRAD_WEIGHT = define(
 )
 
 
-def _autocast(x, weight, bias, x2, residual, out_dtype):
+def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
     """Images take the autocast dtype; a float32 weight and bias stay so: the engine wants them in float32."""
     dtype = autocast_dtype(x)
     if dtype is None:
@@ -331,7 +331,7 @@ def conv3x3(
     """
     act = "none" if act is None else act
     algorithm = current() if algorithm is None else algorithm
-    x, weight, bias, x2, residual = _autocast(x, weight, bias, x2, residual, out_dtype)
+    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, out_dtype)
     out_dtype = out_dtype or (x.dtype if isinstance(x, Tensor) else None)
     slope = number("negative_slope", negative_slope)
     return CONV3X3(x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)

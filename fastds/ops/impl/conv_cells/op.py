@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import autocast, check_dense, number
 from fastds.ops.core.layout import nhwc
+from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
 from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
@@ -102,10 +103,10 @@ def conv_gru_cell(
 
 
 def _turned_once(source):
-    """A map with its channels side by side, which both convolutions and both passes of a GRU want; whatever else it is
-    is left to the checks."""
+    """A map with its channels side by side, which both convolutions and both passes of a GRU want; vmap knows no such
+    layout, and whatever is no map is left to the checks."""
     is_map = isinstance(source, Tensor) and source.dim() == 4 and source.layout is torch.strided
-    return nhwc(source) if is_map else source
+    return nhwc(source) if is_map and not transforms_active() else source
 
 
 _GRU_NAMES = (
