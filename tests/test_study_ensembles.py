@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="studies belong to the training extra")
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import open_dataset, reflectivity_to_rate, save_dataset, synthetic_event
+from fastds.data import open_dataset, packages, reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.surroundings import FEATURES
@@ -162,8 +162,7 @@ def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
 
 
 def test_a_missing_package_of_the_peers_is_named_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(nowcast_ensembles.importlib.util, "find_spec", lambda name: name != "skimage" or None)
-    monkeypatch.setattr(nowcast_ensembles, "PACKAGES", {"pysteps": "json", "scikit-image": "skimage"})
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: name != "skimage" or None)
     with pytest.raises(ImportError, match="pip install scikit-image$"):
         nowcast_ensembles.compare(str(tmp_path), "extrapolation", 3, None, 64, str(tmp_path / "study"))
     assert not (tmp_path / "study").exists()

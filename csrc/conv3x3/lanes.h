@@ -30,10 +30,6 @@ FASTDS_HD void store_range(T* at, V v, int from, int to) {
 }
 #else
 #if defined(__AVX2__)
-FASTDS_HD __m256i lane_mask(int from, int to) {
-    const Vec<int32_t, 8> lane = {0, 1, 2, 3, 4, 5, 6, 7}, none = {};
-    return (__m256i)((lane >= from - none) & (lane < to - none));
-}
 FASTDS_HD V load_range(const float* at, int from, int to) { return (V)_mm256_maskload_ps(at, lane_mask(from, to)); }
 FASTDS_HD void store_range(float* at, V v, int from, int to) { _mm256_maskstore_ps(at, lane_mask(from, to), (__m256)v); }
 #endif

@@ -156,6 +156,14 @@ FASTDS_HD void store_vec(Half* p, Vec<float, N> v) {
     }
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For masked loads and stores of lanes [from, to) of 32 bits.
+FASTDS_HD __m256i lane_mask(int from, int to) {
+    const Vec<int32_t, 8> lane = {0, 1, 2, 3, 4, 5, 6, 7}, none = {};
+    return (__m256i)((lane >= from - none) & (lane < to - none));
+}
+#endif
+
 // The first `count` values, zeros in the lanes after them; count may exceed N.
 template <int N, class T>
 FASTDS_HD Vec<compute_t<T>, N> load_first(const T* p, int64_t count) {

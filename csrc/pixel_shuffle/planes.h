@@ -9,12 +9,6 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-#if defined(__AVX2__) && !defined(__AVX512BW__)
-FASTDS_HD __m256i first_lanes(int64_t count) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-#endif
-
 // The first `count` elements of a vector, from memory and to it; count may be less than 0 or exceed N.
 template <int N, class U>
 FASTDS_HD Vec<U, N> load_some(const U* from, int64_t count) {
@@ -27,7 +21,7 @@ FASTDS_HD Vec<U, N> load_some(const U* from, int64_t count) {
     if constexpr (sizeof(U) == 4) return (Vec<U, N>)_mm512_maskz_loadu_epi32(count > 0 ? (1u << count) - 1 : 0, from);
     if constexpr (sizeof(U) == 2) return (Vec<U, N>)_mm512_maskz_loadu_epi16(count > 0 ? (1u << count) - 1 : 0, from);
 #elif defined(__AVX2__)
-    if constexpr (sizeof(U) == 4) return (Vec<U, N>)_mm256_maskload_epi32((const int*)from, first_lanes(count));
+    if constexpr (sizeof(U) == 4) return (Vec<U, N>)_mm256_maskload_epi32((const int*)from, lane_mask(0, static_cast<int>(count)));
 #endif
     for (int64_t k = 0; k < count; k++) v[k] = from[k];
     return v;
@@ -42,7 +36,7 @@ FASTDS_HD void store_some(U* to, const Vec<U, N>& v, int64_t count) {
     if constexpr (sizeof(U) == 4) return _mm512_mask_storeu_epi32(to, count > 0 ? (1u << count) - 1 : 0, (__m512i)v);
     if constexpr (sizeof(U) == 2) return _mm512_mask_storeu_epi16(to, count > 0 ? (1u << count) - 1 : 0, (__m512i)v);
 #elif defined(__AVX2__)
-    if constexpr (sizeof(U) == 4) return _mm256_maskstore_epi32((int*)to, first_lanes(count), (__m256i)v);
+    if constexpr (sizeof(U) == 4) return _mm256_maskstore_epi32((int*)to, lane_mask(0, static_cast<int>(count)), (__m256i)v);
 #endif
     for (int64_t k = 0; k < count; k++) to[k] = v[k];
 }

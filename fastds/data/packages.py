@@ -7,13 +7,17 @@ import os
 import sys
 from types import ModuleType
 
+_MODULES = {"scikit-image": "skimage"}  # of packages that are imported by another name
 
-def require(package: str, what: str) -> None:
-    """Raise ImportError that names the package and how it is installed, where it is not there.
 
-    what: needs it, in the plural, such as "Zarr stores"."""
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{what} need the package {package}: python -m pip install {package}")
+def require(packages: str, what: str) -> None:
+    """Raise ImportError that names the packages that are not there, and how they are installed.
+
+    packages: one, or several apart by spaces. what: needs them, in the plural, such as "Zarr stores"."""
+    missing = [name for name in packages.split() if importlib.util.find_spec(_MODULES.get(name, name)) is None]
+    if missing:
+        kind = "package" if len(missing) == 1 else "packages"
+        raise ImportError(f"{what} need the {kind} {' and '.join(missing)}: python -m pip install {' '.join(missing)}")
 
 
 def import_pyproj() -> ModuleType:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import pathlib
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
+from fastds.data.packages import require
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.tables import ResultTable
@@ -45,7 +45,6 @@ RADARS = {
 OURS, MEAN, STEPS = "members", "their mean forecast", "STEPS"
 SINGLES = (SPROG, EXTRAPOLATION, ANVIL, LINDA) = ("S-PROG", "extrapolation", "ANVIL", "LINDA")
 ENSEMBLES = (OURS, STEPS)
-PACKAGES = {"pysteps": "pysteps", "scikit-image": "skimage"}  # the second is LINDA's
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
 _KNOWN, _RATE = 5, RATES.index(2.0)
 _DRY_DB = -15.0  # of pysteps' fields where it does not rain
@@ -65,8 +64,7 @@ def compare(path: str, model: str, members: int, starts: int | None, window: int
     """The tables of all radars together, and CRPS by radar. Scores of every start are kept in the folder output, and
     only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
     that is forecast, pixels. Raises: ImportError where a package of the peers is missing, before the first."""
-    if missing := [name for name, module in PACKAGES.items() if not importlib.util.find_spec(module)]:
-        raise ImportError(f"ensembles are compared with those of pysteps: python -m pip install {' '.join(missing)}")
+    require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
     folder = StudyFolder(output, {"model": model, "members": members, "window": window})
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in (OURS, MEAN, STEPS, *SINGLES)}
     for file, radar in RADARS.items():

@@ -248,7 +248,7 @@ def _is_subclass(value) -> bool:
 
 def _is_batched(value) -> bool:
     """Of a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is another than functorch's."""
-    return isinstance(value, torch.Tensor) and "Batched" in str(torch._C._dispatch_keys(value))
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
 def reached(ctx, weight: torch.Tensor, *at: int) -> list[bool]:
