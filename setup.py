@@ -47,7 +47,7 @@ ISA_FLAGS = {
 # With code for newer GPUs only: vector atomics of sm_90.
 PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
 # Ops without baseline objects where there are vector ones: "auto" never picks those, and forcing them is refused.
-VECTOR_OPS = {"conv3x3", "conv_cells"}
+VECTOR_OPS = {"conv1x1", "conv3x3", "conv_cells"}
 # Ops that lose 3 to 6 % with -O2.
 FULLY_OPTIMISED = {"conv3x3", "deform_conv2d", "inr_query"}
 INSTALL_COMPILER = (

@@ -94,6 +94,30 @@ def draw_conv3x3(rng: random.Random) -> Case:
     return Case(text, tensors, lambda *t: ops.conv3x3(*t, act=act), {"torch": peer, "torch channels_last": peer})
 
 
+def draw_conv1x1(rng: random.Random) -> Case:
+    """Half of them of two sources, which torch convolves one after the other or side by side."""
+    (batch, height, width), inputs, outputs = maps(rng), channels(rng), channels(rng)
+    more = rng.choice((0, 0, inputs, channels(rng)))
+    points = batch * height * width
+    check(points * max(outputs, inputs + more), 2.0 * points * (inputs + more) * outputs)
+    weight, bias = normal(outputs, inputs + more, 1, 1) / (inputs + more) ** 0.5, normal(outputs)
+    x, text = normal(batch, inputs, height, width), f"({batch},{inputs}+{more},{height},{width}) -> {outputs}"
+    if not more:
+        return Case(text, (x, weight, bias), ops.conv1x1, {"torch": F.conv2d, "torch channels_last": F.conv2d})
+
+    def ours(x, x2, weight, bias):
+        return ops.conv1x1(x, weight, bias, x2=x2)
+
+    def summed(x, x2, weight, bias):
+        return F.conv2d(x, weight[:, :inputs], bias) + F.conv2d(x2, weight[:, inputs:])
+
+    def joined(x, x2, weight, bias):
+        return F.conv2d(torch.cat([x, x2], 1), weight, bias)
+
+    peers = {"torch": joined, "torch channels_last": joined, "torch sum": summed, "torch sum channels_last": summed}
+    return Case(text, (x, normal(batch, more, height, width), weight, bias), ours, peers)
+
+
 def draw_pixel_shuffle(rng: random.Random) -> Case:
     (batch, height, width), r = maps(rng), rng.randint(2, 8)
     count, act = log_uniform(rng, 1, 256), rng.choice(("none", "relu", "leaky_relu"))
@@ -239,6 +263,7 @@ def draw_inr_query(rng: random.Random) -> Case:
 
 
 OPS: dict[str, Callable[[random.Random], Case]] = {
+    "conv1x1": draw_conv1x1,
     "conv3x3": draw_conv3x3,
     "conv_gru_cell": draw_conv_gru_cell,
     "conv_lstm_cell": draw_conv_lstm_cell,

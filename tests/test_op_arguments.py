@@ -24,6 +24,7 @@ def filters(outputs, inputs, dtype=torch.float32):
 
 GRID = GridSpec.cells((5, 6), (7, 8))
 CALLS = {  # op of maps and weights of given dtypes
+    "conv1x1": lambda x, w: ops.conv1x1(maps(dtype=x), filters(3, 4, w)[..., :1, :1], torch.ones(3, dtype=w)),
     "conv3x3": lambda x, w: ops.conv3x3(maps(dtype=x), filters(3, 4, w), torch.ones(3, dtype=w)),
     "conv_lstm_cell": lambda x, w: ops.conv_lstm_cell(
         maps(dtype=x), maps(dtype=x), maps(), filters(16, 8, w), torch.ones(16, dtype=w)

@@ -63,6 +63,8 @@ def examples():
     for algorithm in ("winograd", "direct"):
         options = {**both, "residual": maps(8), "algorithm": algorithm}
         yield lambda options=options: ops.conv3x3(maps(), weight(8, C + 3), vector(8), **options)
+    one = {"x2": maps(3), "residual": maps(8), "act": "leaky_relu"}
+    yield lambda: ops.conv1x1(maps(), weight(8, C + 3, 1, 1), vector(8), **one)
     yield lambda: ops.conv_lstm_cell(*cell, weight(4 * C, 2 * C), vector(4 * C))
     yield lambda: ops.conv_st_lstm_gates(*cell, weight(4 * C, 2 * C), vector(4 * C))
     yield lambda: ops.conv_memory_gates(*cell, weight(3 * C, 2 * C), vector(3 * C))

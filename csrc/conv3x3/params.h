@@ -15,7 +15,6 @@ namespace fastds {
 constexpr int kConv3x3Views = 64;  // shuffle up to 8
 
 enum Conv3x3Padding : int { pad_zeros = 0, pad_replicate = 1, pad_wrap = 2 };
-enum Conv3x3Act : int { act_none = 0, act_relu = 1, act_leaky_relu = 2 };
 
 // Strides in elements. sign: output of the activation behind this gradient, same strides; null: no activation.
 struct Conv3x3View {
@@ -71,7 +70,7 @@ struct Conv3x3Call {
     // Added to the sinks before shuffle and activation, side by side as many channels; count 0 or a view without data: nothing.
     Conv3x3Views residual;
     int64_t shuffle;       // of the sinks
-    int act;
+    int act;               // Act of core/activation.h
     float negative_slope;  // of act, or of the activation that the sources' sign belongs to
     bool amx;              // sums of products on matrix tiles; sources of bfloat16, filters packed for it
 };

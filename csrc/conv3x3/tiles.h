@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tiles of 4x4 outputs in memory: where their pixels lie, and their transforms into the 36 planes of a block of tiles.
 #pragma once
-#include "conv3x3/lanes.h"
 #include "conv3x3/math.h"
 #include "conv3x3/params.h"
+#include "core/activation.h"
 #include "core/gemm.h"
 
 namespace fastds {
@@ -11,16 +11,6 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int kPoints = 36;
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-struct Range {
-    int64_t begin, end;
-};
-
-// `count` items as parts of at most `most`, as equal as possible.
-inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
-inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
 constexpr int64_t kPassColumns = 256, kWidePassColumns = 128;  // of M, made at once
 
@@ -107,12 +97,6 @@ FASTDS_HD void find_pixels(Pixels<T, N>& pixels, const void* data, const Conv3x3
             for (int c = 0; c < N; c++)
                 pixels.at[r * N + c] = row[r] < 0 || column[c] < 0 ? zeros : base + row[r] * view.h + column[c] * view.w;
     }
-}
-
-FASTDS_HD V activate(V v, int act, float slope) {
-    if (act == act_relu) return v < 0.f ? V{} : v;
-    if (act == act_leaky_relu) return v < 0.f ? v * slope : v;
-    return v;
 }
 
 // `value`, or slope * value where the activation's output is not positive.

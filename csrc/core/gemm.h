@@ -5,6 +5,7 @@
 // them with MR broadcast values of A. MR and NV fill the register file and need fewer loads than multiplications, so that the
 // multipliers are the limit: 6 x 4 vectors with 32 registers, 6 x 2 with 16.
 #pragma once
+#include "core/range.h"
 #include "core/simd.h"
 
 namespace fastds {
@@ -19,8 +20,6 @@ constexpr int kTileVectors = 2;
 constexpr int tile_rows(int nv) { return nv == 2 ? 6 : 12; }
 #endif
 constexpr int kTileRowsMultiple = 24;  // every tile_rows divides it
-
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // How the sum of a tile multiplies and adds. Terms: products summed by one step.
 template <class S>
@@ -74,13 +73,14 @@ FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
         for (int j = 0; j < NV; j++) acc[i][j] = Vec<A>{};
 }
 
-// Results go through memory where what follows has branches: a loop over them is a fraction of the code.
-template <class A, int MR, int NV>
-FASTDS_HD void store_tile(A* to, const Vec<A> (&acc)[MR][NV]) {
+// Results go through memory where what follows has branches: a loop over them is a fraction of the code. row: elements from
+// row to row.
+template <class T, int MR, int NV>
+FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t row = NV * kLanes<compute_t<T>>) {
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; j++) __builtin_memcpy(to + (i * NV + j) * kLanes<A>, &acc[i][j], kVectorBytes);
+        for (int j = 0; j < NV; j++) store_vec<kLanes<compute_t<T>>>(to + i * row + j * kLanes<compute_t<T>>, acc[i][j]);
 }
 
 // Columns are cut into blocks of up to kTileVectors vectors as equal as possible (9 vectors: 3 + 3 + 3).
@@ -98,14 +98,14 @@ struct Width {
     static constexpr int value = NV;
 };
 
-// Calls f(Width<NV>, first column) for every block.
+// Calls f(Width<NV>, first column) for the blocks of a range.
 template <class A, class F>
-FASTDS_HD void for_column_blocks(int64_t columns, const F& f) {
+FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f) {
     const ColumnBlocks cut = column_blocks<A>(columns);
-    int64_t vector = 0;
-    for (int64_t i = 0; i < cut.blocks; i++) {
-        const int64_t next = cut.vectors * (i + 1) / cut.blocks, column = vector * kLanes<A>;
-        switch (next - vector) {
+    for (int64_t i = blocks.begin; i < blocks.end; i++) {
+        const Range vectors = part_of(cut.vectors, cut.blocks, i);
+        const int64_t column = vectors.begin * kLanes<A>;
+        switch (vectors.end - vectors.begin) {
             case 1: f(Width<1>{}, column); break;
             case 2: f(Width<2>{}, column); break;
 #if FASTDS_MANY_REGISTERS
@@ -113,8 +113,13 @@ FASTDS_HD void for_column_blocks(int64_t columns, const F& f) {
             case 4: f(Width<4>{}, column); break;
 #endif
         }
-        vector = next;
     }
+}
+
+// For every block.
+template <class A, class F>
+FASTDS_HD void for_column_blocks(int64_t columns, const F& f) {
+    for_column_blocks<A>(columns, {0, column_blocks<A>(columns).blocks}, f);
 }
 
 // Elements of B packed for `columns` columns and `terms` products: blocks one after the other, each (step, column of the block,

@@ -7,6 +7,7 @@
 #if defined(__F16C__)
 // GCC 12 warns about the intrinsics' own "undefined" operands wherever they are inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #endif
 

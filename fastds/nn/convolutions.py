@@ -10,7 +10,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fastds.ops import conv3x3
+from fastds.ops import conv1x1, conv3x3
 from fastds.ops.core.arguments import check_counts, number
 from fastds.ops.impl.conv3x3.direct import compose
 from fastds.ops.impl.conv3x3.op import autocast_convolution, check
@@ -32,8 +32,9 @@ def convolve(
 
     y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
 
-    3x3 convolutions of stride 1 are fastds.ops.conv3x3. For the others two sources are the sum of two convolutions, so
-    that no concatenated map is made or saved for the gradient, and the epilogue overwrites the convolution's output.
+    Those of 3x3 and 1x1 pixels and stride 1 are fastds.ops.conv3x3 and conv1x1. For the others two sources are the sum
+    of two convolutions, so that no concatenated map is made or saved for the gradient, and the epilogue overwrites the
+    convolution's output.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.
@@ -50,9 +51,11 @@ def convolve(
 
     Gradients, dtypes, autocast, errors: as conv3x3; deterministic where torch's convolution is.
     """
+    options = {"x2": x2, "residual": residual, "act": act, "negative_slope": negative_slope}
     if weight.shape[-1] == 3 and stride == 1:
-        options = {"residual": residual, "act": act, "negative_slope": negative_slope, "shuffle": shuffle}
-        return conv3x3(x, weight, bias, x2=x2, **options)
+        return conv3x3(x, weight, bias, shuffle=shuffle, **options)
+    if weight.shape[-1] == 1 and stride == shuffle == 1:
+        return conv1x1(x, weight, bias, **options)
     act, size = "none" if act is None else act, weight.shape[-1]
     x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
     slope = number("negative_slope", negative_slope)

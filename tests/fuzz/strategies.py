@@ -48,9 +48,9 @@ class Draw:
     def parameter(self, *shape, scale=1.0, dtype=None):
         return self.tensor(*shape, dtype=dtype or self.wide, role="parameter", scale=scale)
 
-    def filters(self, outputs, inputs):
+    def filters(self, outputs, inputs, size=3):
         """Always finite: what an infinite weight times the zeros around a field gives, algorithms do not agree on."""
-        spec = self.parameter(outputs, inputs, 3, 3, scale=(9 * inputs) ** -0.5)
+        spec = self.parameter(outputs, inputs, size, size, scale=(size * size * inputs) ** -0.5)
         return replace(spec, fill="normal")
 
     def slope(self):
@@ -131,6 +131,20 @@ def conv3x3(d):
         "shuffle": r,
         "out_dtype": out,
         "algorithm": algorithm,
+    }
+
+
+def conv1x1(d):
+    inputs, more, outputs = d.int(1, 20), d.pick((0, 0, 1, 7)), d.int(1, 20)
+    weight = d.filters(outputs, inputs + more, 1)
+    return {
+        "x": d.image(inputs),
+        "weight": weight,
+        "bias": d.maybe(d.parameter(outputs, dtype=weight.dtype)),
+        "x2": d.image(more) if more else None,
+        "residual": d.maybe(d.image(outputs)),
+        "act": d.pick((None, "relu", "leaky_relu")),
+        "negative_slope": d.slope(),
     }
 
 
@@ -261,6 +275,7 @@ STRATEGIES = {
     "traj_gru_gates": traj_gru_gates,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
+    "conv1x1": conv1x1,
     "conv3x3": conv3x3,
     "conv_lstm_cell": cell(4, "c", "h"),
     "conv_st_lstm_gates": cell(4, "c", "h"),

@@ -103,4 +103,14 @@ def workspace(size: int) -> Tensor:
     return new
 
 
+def in_workspace(function, *args) -> None:
+    """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
+    kept, threads = kept_workspace(), torch.get_num_threads()
+    address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
+    needed = function(*args, threads, address, size)
+    if needed > size:
+        larger = workspace(needed)
+        function(*args, threads, larger.data_ptr(), needed)
+
+
 _load()

@@ -89,16 +89,6 @@ def filters_of(weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tup
     return 0, [(weight.data_ptr(), kind, *weight.shape[:2], *weight.stride(), adjoint, shuffle)], weight
 
 
-def in_workspace(function, *args) -> None:
-    """Runs a native function that takes a workspace last, and only says its size where it gets too little."""
-    kept, threads = native.kept_workspace(), torch.get_num_threads()
-    address, size = (0, 0) if kept is None else (kept.data_ptr(), kept.numel())
-    needed = function(*args, threads, address, size)
-    if needed > size:
-        workspace = native.workspace(needed)
-        function(*args, threads, workspace.data_ptr(), needed)
-
-
 def forward(
     x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, amx
 ) -> Tensor:  # fmt: skip
@@ -111,7 +101,7 @@ def forward(
     if bias is not None:
         bias = plain(bias)
     address, described, _kept_alive = filters_of(weight, False, shuffle, amx, (batch, height, width))
-    in_workspace(
+    native.in_workspace(
         native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
         [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, address, described,
         *((0, 0) if bias is None else (bias.data_ptr(), native.DTYPE_CODES[bias.dtype])),
@@ -151,7 +141,7 @@ def grad_sources(
     ]
     adds = not folded and any(t is not None for t in added)
     residual = [_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
-    in_workspace(
+    native.in_workspace(
         native.module().conv3x3_run, geometry, [native.view(grad)], shuffle, native.address(sign),
         [native.view(t) for t in sinks], 1, address, described, 0, 0, [view for view, _ in residual], ACT["none"],
         negative_slope, amx,
@@ -169,7 +159,7 @@ def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtyp
     shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
     grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)
     grad_bias = torch.empty(shape[0], dtype=dtype, device=grad.device) if bias else None
-    in_workspace(
+    native.in_workspace(
         native.module().conv3x3_grad_weight, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
         [native.view(t) for t in sources], native.view(grad), shuffle, native.address(sign), negative_slope,
         native.DTYPE_CODES[dtype], grad_weight.data_ptr(), native.address(grad_bias), amx,

@@ -12,7 +12,7 @@ from fastds.ops.core import native
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.impl.conv3x3 import direct, reference
-from fastds.ops.impl.conv3x3.engine import ACT, PADDING, in_workspace
+from fastds.ops.impl.conv3x3.engine import ACT, PADDING
 
 
 def _map(x: Tensor) -> tuple[Tensor, tuple]:
@@ -35,7 +35,7 @@ def _run(geometry, sources, weight, adjoint, bias, residual, act, negative_slope
     if adjoint:
         stride_o, stride_i = stride_i, stride_o
     bias = None if bias is None else plain(bias.float())
-    in_workspace(
+    native.in_workspace(
         native.module().conv3x3_planes, geometry, [call for _, call in maps], filters.data_ptr(), y.shape[1], stride_o,
         stride_i, adjoint, native.address(bias), native.address(residual), y.data_ptr(), native.DTYPE_CODES[y.dtype],
         ACT[act], negative_slope,
@@ -81,7 +81,7 @@ def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype)
     few, many = (grad, nhwc(x)) if of_outputs else (x, nhwc(grad))
     (few, of_few), (many, of_many) = _map(few), _map(many)
     result = torch.empty((grad.shape[1], x.shape[1], 3, 3), dtype=dtype)
-    in_workspace(
+    native.in_workspace(
         native.module().conv3x3_few_grad_weight, _geometry(x, 1, padding_mode), of_few, of_many, of_outputs,
         native.DTYPE_CODES[dtype], result.data_ptr(),
     )  # fmt: skip

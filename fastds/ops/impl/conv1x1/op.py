@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv1x1: a convolution whose kernel is one pixel, of one or two maps, with what follows it in the same pass."""
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core import native
+from fastds.ops.core.arguments import check_shape, check_tensor, number
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.registry import define, reached
+from fastds.ops.impl.conv1x1 import kernels, reference
+from fastds.ops.impl.conv3x3.op import autocast_convolution
+from fastds.ops.impl.conv3x3.op import check as check_convolution
+
+__all__ = ["conv1x1"]
+
+
+# ---- checks
+
+
+def _check(x, weight, bias, x2, residual, act, negative_slope) -> None:
+    dtype = x.dtype if isinstance(x, Tensor) else None
+    args = (x, weight, bias, x2, residual, act, negative_slope, "zeros", 1, dtype, "direct")
+    check_convolution(*args, size=1)
+
+
+def _check_backward(grad_y, x, weight, x2, y, negative_slope, wanted) -> None:
+    _check(x, weight, None, x2, None, "none", negative_slope)
+    expected = (x.shape[0], weight.shape[0], *x.shape[2:])
+    for name, tensor in (("grad_y", grad_y), ("y", y)):
+        if tensor is not None:
+            check_tensor(name, tensor, 4, (x.dtype,), x.device, "x")
+            check_shape(name, tensor, expected)
+    if wanted[3] and x2 is None:
+        raise ValueError("wanted asks for the gradient of x2, but x2 is None")
+
+
+# ---- gradients
+
+
+class _Conv1x1(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run, *args):
+        x, weight, _, x2, _, act, negative_slope = args
+        y = run(*args)
+        # The sign of an activation's output is that of its input: nothing else of the epilogue is kept.
+        ctx.save_for_backward(x, weight, x2, None if act == "none" else y)
+        ctx.negative_slope = negative_slope if act == "leaky_relu" else 0.0
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, weight, x2, y = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[1:6])
+        wanted[1:3] = reached(ctx, weight, 2, 3)
+        asked = [*wanted[:4], wanted[4] and y is not None]  # without an activation residual's gradient is grad_y itself
+        args = (grad_y, x, weight, x2, y, ctx.negative_slope, asked)
+        found = iter(CONV1X1_BACKWARD.trusted(*args) if any(asked) else ())
+        grads = [next(found) if want else None for want in asked]
+        if wanted[4] and not asked[4]:
+            grads[4] = grad_y
+        return None, *grads, None, None
+
+
+# ---- registration
+
+
+def _refusal(tensor: Tensor, *_) -> str | None:
+    """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
+    return native.missing() if tensor.is_cpu else None
+
+
+CONV1X1 = define(
+    "conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? x2, Tensor? residual, str act, float negative_slope) "
+    "-> Tensor",
+    reference=reference.conv1x1,
+    backends={"native": Backend(kernels.forward, _refusal)},
+    fake=kernels.forward_fake,
+    check=_check,
+    function=_Conv1x1,
+)
+CONV1X1_BACKWARD = define(
+    "conv1x1_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
+    "bool[5] wanted) -> Tensor[]",
+    reference=reference.conv1x1_backward,
+    backends={"native": Backend(kernels.backward, _refusal)},
+    fake=kernels.backward_fake,
+    check=_check_backward,
+)
+
+
+def conv1x1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    x2: Tensor | None = None,
+    residual: Tensor | None = None,
+    act: str | None = None,
+    negative_slope: float = 0.1,
+) -> Tensor:
+    """1x1 convolution, a linear map of every pixel's channels, with what follows it in the same pass.
+
+    y = act(conv(concat(x, x2), weight) + bias + residual)
+
+    Args:
+        x: (B, C1, H, W), float32, bfloat16, float16 or float64; any strides.
+        weight: (O, C1 + C2, 1, 1), dtype of x or float32.
+        bias: (O,), dtype of weight, or None.
+        x2: (B, C2, H, W), dtype of x, second source of a concatenation that is never made, or None.
+        residual: (B, O, H, W), dtype of x, added before the activation, or None.
+        act: None, "relu" or "leaky_relu".
+        negative_slope: of leaky_relu, >= 0.
+
+    Returns:
+        (B, O, H, W), dtype of x, channels_last.
+
+    Sums are made in float32 for 16-bit dtypes. Gradients: x, weight, bias, x2 and residual, to any order.
+    Deterministic, and independent of the number of threads, bit for bit, on a CPU but in float64. Under autocast x, x2
+    and residual take its dtype; weight and bias stay float32.
+
+    Raises:
+        TypeError: a dtype that is not allowed.
+        ValueError: a shape, device or option that does not fit.
+    """
+    x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
+    act, slope = "none" if act is None else act, number("negative_slope", negative_slope)
+    return CONV1X1(x, weight, bias, x2, residual, act, slope)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv1x1: the order of these sections is that of tests/test_null_op.py."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import fastds
+from fastds.ops import conv1x1
+from fastds.ops.impl.conv1x1.reference import conv1x1 as reference
+
+LAST = torch.channels_last
+# Of the largest value: sums in float32 of rounded inputs, and the rounding of the result.
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def strided(x):
+    """The same values inside a larger contiguous map, so that no two rows follow each other."""
+    wide = F.pad(x, (1, 2, 1, 1, 1, 1))
+    return wide[:, 1:-1, 1:-1, 1:-2]
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.contiguous(memory_format=LAST),
+    "contiguous": lambda x: x,
+    "strided": strided,
+    "rows of pixels": lambda x: x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3),
+    "one image": lambda x: x[:1].contiguous(memory_format=LAST).expand(x.shape),
+    "negative": lambda x: torch.complex(x, -x).conj().imag,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    batch: int
+    inputs: int
+    more: int
+    outputs: int
+    size: tuple[int, int]
+    dtype: torch.dtype
+    weight: torch.dtype
+    layout: str
+    act: str | None
+    bias: bool
+    residual: bool
+    seed: int
+
+    def tensors(self):
+        """x, weight, bias, x2, residual."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def numbers(*shape):
+            return torch.randn(shape, generator=generator)
+
+        def image(channels):
+            made = LAYOUTS[self.layout](numbers(self.batch, channels, *self.size))
+            return made if self.layout == "negative" and self.dtype == torch.float32 else made.to(self.dtype)
+
+        weight = numbers(self.outputs, self.inputs + self.more, 1, 1) / (self.inputs + self.more) ** 0.5
+        x, x2 = image(self.inputs), image(self.more) if self.more else None
+        bias, residual = numbers(self.outputs), image(self.outputs)
+        weight, bias = weight.to(self.weight), bias.to(self.weight)
+        return [x, weight, bias if self.bias else None, x2, residual if self.residual else None]
+
+    def run(self, x, weight, bias, x2, residual):
+        return conv1x1(x, weight, bias, x2=x2, residual=residual, act=self.act)
+
+    def expected(self, tensors):
+        """In float64, of the same rounded inputs."""
+        return reference(*(t if t is None else t.double() for t in tensors), self.act or "none", 0.1)
+
+
+def drawn(count, seed):
+    """Problems over every tail of channels and pixels."""
+    choose = random.Random(seed)
+    for k in range(count):
+        dtype = choose.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64])
+        yield Problem(
+            choose.choice([1, 1, 2, 3]), choose.choice([choose.randint(1, 20), choose.randint(1, 130)]),
+            choose.choice([0, choose.randint(1, 20), choose.randint(1, 70)]),
+            choose.choice([choose.randint(1, 24), choose.randint(1, 150)]),
+            (choose.choice([1, choose.randint(1, 9), choose.randint(1, 30)]), choose.randint(1, 30)), dtype,
+            dtype if dtype == torch.float64 else choose.choice([dtype, torch.float32]), choose.choice(list(LAYOUTS)),
+            choose.choice([None, "relu", "leaky_relu"]), choose.random() < 0.7, choose.random() < 0.4, k,
+        )  # fmt: skip
+
+
+def assert_close(got, want, dtype):
+    assert (got.double() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max().clamp_min(1e-3)
+
+
+def test_forward(native, isa):
+    for problem in drawn(60, 1):
+        tensors = problem.tensors()
+        y = problem.run(*tensors)
+        assert y.dtype == problem.dtype and y.is_contiguous(memory_format=LAST), problem
+        assert_close(y, problem.expected(tensors), problem.dtype)
+
+
+def test_gradients(native, isa):
+    """With an activation in float32 alone: rounded numbers may lie on the other side of its kink."""
+    for problem in drawn(60, 2):
+        if problem.act is not None and problem.dtype not in (torch.float32, torch.float64):
+            continue
+        tensors = [t if t is None else t.detach().requires_grad_() for t in problem.tensors()]
+        doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
+        y = problem.run(*tensors)
+        along = torch.randn(y.shape).to(y.dtype)
+        got = torch.autograd.grad(y, [t for t in tensors if t is not None], along)
+        want = torch.autograd.grad(problem.expected(doubles), [t for t in doubles if t is not None], along.double())
+        for a, b, leaf in zip(got, want, [t for t in tensors if t is not None], strict=True):
+            assert a.dtype == leaf.dtype and a.shape == leaf.shape
+            assert_close(a, b, problem.dtype)
+
+
+def test_numbers_do_not_depend_on_threads_or_on_other_pixels(native):
+    before = torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        x, x2 = torch.randn(2, 37, 19, 23).to(dtype), torch.randn(2, 5, 19, 23).to(dtype)
+        weight = torch.randn(70, 42, 1, 1).requires_grad_()
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = conv1x1(x, weight, x2=x2)
+            results.append((y, *torch.autograd.grad(y, weight, torch.ones_like(y))))
+        torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+        rows = slice(4, 11)
+        with torch.no_grad():
+            assert torch.equal(conv1x1(x[:, :, rows], weight, x2=x2[:, :, rows]), results[0][0][:, :, rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_what_is_not_finite_stays_in_its_pixel(dtype, channels, native, isa):
+    x = torch.randn(1, channels, 5, 30).to(dtype).contiguous(memory_format=LAST)
+    x[0, 0, 2, 7], x[0, channels - 1, 3, 0] = float("nan"), float("inf")
+    y = conv1x1(x, torch.rand(4, channels, 1, 1) + 0.1, act="relu")
+    assert y[0, :, 2, 7].isnan().all() and y[0, :, 3, 0].isinf().all()
+    y[0, :, 2, 7] = y[0, :, 3, 0] = 0
+    if isa != "baseline" or dtype == torch.float32:  # there torch's own product multiplies a neighbour by zero
+        assert y.isfinite().all()
+    assert (conv1x1(torch.full_like(x, -float("inf")), torch.ones(2, channels, 1, 1), act="relu") == 0).all()
+
+
+def test_nothing_is_written_beside_the_result(native, monkeypatch):
+    """Whole vectors are written behind short rows, which the next row writes over; behind the last there is none."""
+    from fastds.ops.impl.conv1x1 import kernels
+
+    made = []
+
+    def framed(shape, dtype, like):
+        batch, channels, height, width = shape
+        size = batch * channels * height * width
+        made.append(torch.full((size + 128,), 7.0, dtype=dtype))
+        strides = (height * width * channels, 1, width * channels, channels)
+        return made[-1][64 : 64 + size].as_strided(shape, strides, 64)
+
+    monkeypatch.setattr(kernels, "empty_map", framed)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for outputs in (1, 3, 16, 17, 63, 65):
+            x = torch.randn(2, 5, 7, 9).to(dtype)
+            y = conv1x1(x, torch.randn(outputs, 5, 1, 1), act="relu" if outputs % 2 else None)
+            assert (made[-1][:64] == 7).all() and (made[-1][64 + y.numel() :] == 7).all(), (dtype, outputs)
+
+
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=["first", "second"])
+@pytest.mark.parametrize("act", [None, "leaky_relu"], ids=str)
+def test_numerical_derivatives(check, act):
+    shapes = ((2, 3, 2, 3), (4, 5, 1, 1), (4,), (2, 2, 2, 3), (2, 4, 2, 3))
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert check(lambda x, w, b, x2, r: conv1x1(x, w, b, x2=x2, residual=r, act=act), leaves)
+
+
+def test_second_derivatives_in_float32(native):
+    x, weight = torch.randn(2, 6, 5, 4, requires_grad=True), torch.randn(3, 6, 1, 1, requires_grad=True)
+
+    def second(x, weight, function):
+        y = function(x, weight)
+        grads = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), (x, weight))
+
+    doubles = [t.detach().double().requires_grad_() for t in (x, weight)]
+    wanted = second(*doubles, F.conv2d)
+    for got, want in zip(second(x, weight, conv1x1), wanted, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("wanted", range(1, 32))
+def test_requires_grad_subsets(wanted, native):
+    shapes = ((2, 3, 2, 3), (4, 5, 1, 1), (4,), (2, 2, 2, 3), (2, 4, 2, 3))
+    leaves = [torch.randn(shape).requires_grad_(bool(wanted >> k & 1)) for k, shape in enumerate(shapes)]
+
+    def grads(leaves):
+        x, weight, bias, x2, residual = leaves
+        conv1x1(x, weight, bias, x2=x2, residual=residual, act="relu").square().sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    for got, want, leaf in zip(
+        grads(leaves), grads([t.detach().requires_grad_() for t in leaves]), leaves, strict=True
+    ):
+        assert torch.equal(got, want) if leaf.requires_grad else got is None
+
+
+def test_empty_batch(native):
+    x, weight = torch.randn(0, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 1, 1, requires_grad=True)
+    y = conv1x1(x, weight)
+    y.sum().backward()
+    assert y.shape == (0, 2, 4, 5) and x.grad.shape == x.shape and (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck(dtype, native):
+    x, weight = torch.randn(2, 3, 4, 5).to(dtype).requires_grad_(), torch.randn(4, 5, 1, 1).to(dtype).requires_grad_()
+    x2, residual = torch.randn(2, 2, 4, 5).to(dtype), torch.randn(2, 4, 4, 5).to(dtype)
+    args = (x, weight, torch.randn(4).to(dtype).requires_grad_(), x2, residual, "leaky_relu", 0.2)
+    torch.library.opcheck(torch.ops.fastds.conv1x1, args)
+    args = (residual, x.detach(), weight.detach(), x2, residual, 0.2, [True] * 5)
+    torch.library.opcheck(torch.ops.fastds.conv1x1_backward, args)
+
+
+def test_compile_with_gradients(native):
+    x, weight = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 1, 1, requires_grad=True)
+    compiled = torch.compile(lambda x, w: conv1x1(2 * x, w), fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(x, weight).square().sum(), (x, weight))
+    for a, b in zip(got, torch.autograd.grad(conv1x1(2 * x, weight).square().sum(), (x, weight)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_transforms(native):
+    x, weight, tangent = torch.randn(3, 1, 4, 2, 5), torch.randn(2, 4, 1, 1), torch.randn(1, 4, 2, 5)
+    torch.testing.assert_close(
+        torch.vmap(lambda x: conv1x1(x, weight))(x), torch.stack([conv1x1(a, weight) for a in x])
+    )
+    _, along = torch.func.jvp(lambda x: conv1x1(x, weight), (x[0],), (tangent,))
+    torch.testing.assert_close(along, conv1x1(tangent, weight))
+
+
+def test_backends_agree(native):
+    x, weight = torch.randn(2, 7, 4, 5), torch.randn(3, 7, 1, 1)
+    with fastds.backend("reference"):
+        expected = conv1x1(x, weight, act="relu")
+    with fastds.backend("native"):
+        torch.testing.assert_close(conv1x1(x, weight, act="relu"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype, native):
+    x, weight = torch.randn(1, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 1, 1, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        y = conv1x1(x, weight, torch.randn(2))
+        assert conv1x1(x.double(), weight.double()).dtype == torch.float64
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert x.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_error_messages():
+    x, weight = torch.randn(1, 3, 4, 5), torch.randn(2, 3, 1, 1)
+    for call, error, words in (
+        (lambda: conv1x1([1.0], weight), TypeError, "x is a list, expected a Tensor"),
+        (lambda: conv1x1(x, weight[:, :2]), ValueError, r"weight has shape \(2, 2, 1, 1\), expected \(2, 3, 1, 1\)"),
+        (lambda: conv1x1(x, weight.half()), TypeError, "weight has dtype torch.float16, expected torch.float32"),
+        (lambda: conv1x1(x, weight, torch.ones(3)), ValueError, r"bias has shape \(3,\), expected \(2,\)"),
+        (lambda: conv1x1(x, weight, x2=x[:, :1, :2]), ValueError, r"x2 has shape \(1, 1, 2, 5\)"),
+        (lambda: conv1x1(x, weight, residual=x), ValueError, r"residual has shape .* expected \(1, 2, 4, 5\)"),
+        (lambda: conv1x1(x, weight, act="gelu"), ValueError, "act must be None, 'relu' or 'leaky_relu'"),
+        (lambda: conv1x1(x, weight, negative_slope="a"), TypeError, "negative_slope is a str"),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+    backward = torch.ops.fastds.conv1x1_backward
+    with pytest.raises(ValueError, match=r"grad_y has shape \(1, 3, 4, 5\), expected \(1, 2, 4, 5\)"):
+        backward(x, x, weight, None, None, 0.0, [True] * 3 + [False] * 2)
+    with pytest.raises(ValueError, match="wanted asks for the gradient of x2, but x2 is None"):
+        backward(x[:, :2], x, weight, None, None, 0.0, [True] * 5)
