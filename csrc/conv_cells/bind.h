@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <optional>
+#include <vector>
 
 #include "conv3x3/arguments.h"
 #include "conv_cells/params.h"
@@ -9,11 +9,6 @@
 namespace fastds {
 
 namespace conv_cells_bind {
-
-struct PlannedCell {
-    ConvGates cell;
-    Conv3x3Plan plan;
-};
 
 // Inputs and outputs of the formula, and how many of the inputs the convolution gives.
 struct Shape {
@@ -32,45 +27,34 @@ inline Shape shape_of(int formula) {
     return {};
 }
 
-inline PlannedCell make_cell(const py::kwargs& given) {
-    using Maps = std::vector<TensorArgs>;
-    Keywords keywords(given);
-    const int formula = keywords.take<int>("formula"), threads = keywords.take<int>("threads");
-    const Maps operands = keywords.take<Maps>("operands");
-    const auto pre = keywords.take<std::optional<TensorArgs>>("pre", std::nullopt);
+using Maps = std::vector<TensorArgs>;
+
+// pre: none, or where the pre-activations are kept.
+inline ConvGates to_cell(int formula, double option, double slope, const GeometryArgs& geometry, const Maps& sources,
+                         const Maps& residual, const Maps& operands, const Maps& pre) {
     const Shape shape = shape_of(formula);
-    PlannedCell planned{};
-    ConvGates& cell = planned.cell;
+    ConvGates cell{};
     Conv3x3Call& call = cell.call;
     cell.formula = static_cast<GateFormula>(formula);
-    cell.option = keywords.take<double>("option");
-    cell.slope = keywords.take<double>("slope");
+    cell.option = option;
+    cell.slope = slope;
     FASTDS_CHECK(static_cast<int>(operands.size()) == shape.operands - shape.gates, "conv_gates: wrong number of operands");
-    call.geometry = to_geometry(keywords.take<GeometryArgs>("geometry"));
-    call.sources = to_views(keywords.take<Maps>("sources"), 1, 0);
-    const int64_t channels = std::get<2>(operands.back());
+    call.geometry = to_geometry(geometry);
+    call.sources = to_views(sources, 1, 0);
+    const int64_t channels = std::get<2>(operands.back()), outputs = shape.gates * channels;
     for (size_t k = 0; k < operands.size(); k++) {
         const int dtype = std::get<1>(operands[k]);
         FASTDS_CHECK(std::get<2>(operands[k]) == channels && (dtype == call.sources.dtype || dtype == f32),
                      "conv_gates: an operand does not fit");
         cell.operands[k] = {to_view(operands[k]), dtype != call.sources.dtype};
     }
-    const int64_t outputs = shape.gates * channels;
-    const auto fits = [&](const TensorArgs& t) {
-        return std::get<1>(t) == call.sources.dtype && std::get<2>(t) == outputs;
-    };
-    FASTDS_CHECK(!pre || fits(*pre), "conv_gates: pre does not fit the output");
-    call.sinks = to_views({pre.value_or(TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0})}, 1, 0);
-    set_residual(call, keywords.take<Maps>("residual", {}));
+    const TensorArgs sink = pre.empty() ? TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0} : pre[0];
+    FASTDS_CHECK(std::get<1>(sink) == call.sources.dtype && std::get<2>(sink) == outputs, "conv_gates: pre does not fit the output");
+    call.sinks = to_views({sink}, 1, 0);
+    set_residual(call, residual);
     FASTDS_CHECK(FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, call.sources.channels(), outputs), "conv_gates: too many channels");
-    call.packed = static_cast<const float*>(pointer(keywords.take<intptr_t>("packed")));
-    call.bias = pointer(keywords.take<intptr_t>("bias", 0));
-    call.bias_dtype = to_dtype(keywords.take<int>("bias_dtype", 0));
     call.shuffle = 1;
-    call.amx = to_amx(keywords.take<bool>("amx"), call.sources);
-    keywords.end();
-    planned.plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, call, true, threads);
-    return planned;
+    return cell;
 }
 
 }  // namespace conv_cells_bind
@@ -79,17 +63,24 @@ inline void register_conv_cells(py::module_& m) {
     using namespace conv_cells_bind;
     bind(
         m, "conv_gates_fits", [](int64_t inputs, int64_t outputs) { return FASTDS_DISPATCH_VECTOR(conv3x3_one_pass, inputs, outputs); },
-        "Whether ConvGates takes a convolution of that many channels");
-    py::class_<PlannedCell>(m, "ConvGates", "A 3x3 convolution and the gates behind it: addresses, sizes and plan")
-        .def(py::init(&make_cell))
-        .def_property_readonly("bytes", [](const PlannedCell& self) { return self.plan.bytes; })
-        .def(
-            "run",
-            [](const PlannedCell& self, intptr_t workspace) {
-                py::gil_scoped_release release;
-                FASTDS_DISPATCH_VECTOR(conv_gates, self.cell, self.plan, static_cast<float*>(pointer(workspace)));
-            },
-            "workspace: `bytes` bytes, 64-byte aligned");
+        "Whether conv_gates takes a convolution of that many channels");
+    bind(
+        m, "conv_gates",
+        [](int formula, double option, double slope, const GeometryArgs& geometry, const Maps& sources, const Maps& residual,
+           const Maps& operands, const Maps& pre, intptr_t packed, intptr_t bias, int bias_dtype, bool amx, int threads,
+           intptr_t workspace, int64_t bytes) {
+            ConvGates cell = to_cell(formula, option, slope, geometry, sources, residual, operands, pre);
+            cell.call.packed = static_cast<const float*>(pointer(packed));
+            cell.call.bias = pointer(bias);
+            cell.call.bias_dtype = to_dtype(bias_dtype);
+            cell.call.amx = to_amx(amx, cell.call.sources);
+            const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, cell.call, true, threads);
+            if (plan.bytes > bytes) return plan.bytes;
+            py::gil_scoped_release release;
+            FASTDS_DISPATCH_VECTOR(conv_gates, cell, plan, static_cast<float*>(pointer(workspace)));
+            return plan.bytes;
+        },
+        "A 3x3 convolution and the gates behind it. Workspace as conv3x3_run");
 }
 
 }  // namespace fastds

@@ -8,7 +8,6 @@
 #include <stdint.h>
 
 #include <array>
-#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -111,14 +110,6 @@ struct Read<std::tuple<T...>> {
         return from(Items(object, sizeof...(T)), std::index_sequence_for<T...>{});
     }
 };
-template <class T>
-struct Read<std::optional<T>> {
-    static std::optional<T> from(py::handle object) {
-        if (object.is_none()) return std::nullopt;
-        return Read<T>::from(object);
-    }
-};
-
 // f of positional arguments.
 template <class R, class... A, size_t... I>
 R unpack(R (*f)(A...), const py::args& given, std::index_sequence<I...>) {

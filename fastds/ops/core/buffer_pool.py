@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from fastds.ops.core.layout import empty_map
 from fastds.ops.core.registry import transforms_active
 
 WORTH_POOLING = 1 << 20  # bytes; a pooled map costs 5 us more than glibc's, which finds room for small ones again
@@ -52,7 +51,7 @@ def _block(size: int):
 
 
 def _applies(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> bool:
-    if torch.compiler.is_compiling() or getattr(_current, "blocks", None) is None:
+    if getattr(_current, "blocks", None) is None or torch.compiler.is_compiling():
         return False
     if math.prod(shape) * dtype.itemsize < WORTH_POOLING:
         return False
@@ -60,14 +59,22 @@ def _applies(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> bool:
     return plain and not transforms_active() and not torch._C._is_tracing()
 
 
-def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """An unwritten map (B, C, H, W), channels_last, on the device of `like`; inside reused_memory in kept memory."""
-    if not _applies(shape, dtype, like):
-        return empty_map(shape, dtype, like)
+def empties(shape: tuple[int, int, int, int], dtypes, like: Tensor) -> list[Tensor]:
+    """Unwritten maps (B, C, H, W), one of each dtype, channels_last, on the device of `like`; inside reused_memory in
+    kept memory."""
     _, channels, height, width = shape
     strides = (height * width * channels, 1, width * channels, channels)
-    block = _block(math.prod(shape) * dtype.itemsize)
-    return torch.frombuffer(block, dtype=dtype).as_strided(shape, strides)
+    return [
+        torch.frombuffer(_block(math.prod(shape) * dtype.itemsize), dtype=dtype).as_strided(shape, strides)
+        if _applies(shape, dtype, like)
+        else torch.empty_strided(shape, strides, dtype=dtype, device=like.device)
+        for dtype in dtypes
+    ]
+
+
+def empty(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """One such map."""
+    return empties(shape, (dtype,), like)[0]
 
 
 def place(shape: tuple[int, int, int, int], like: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastds.ops.core import native
 from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import dense, empty_map, plain, turned
+from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, plain, turned
 from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
 from fastds.ops.impl.conv3x3.engine import ACT
@@ -22,21 +22,27 @@ def _native_takes(x: Tensor) -> bool:
 
 def _readable(maps: Tensor) -> Tensor:
     """The maps where the kernel can walk from pixel to pixel, else a copy in channels_last."""
+    if maps.is_contiguous(memory_format=CHANNELS_LAST) or maps.is_contiguous():
+        return maps.resolve_neg()
     _, channels, height, width = maps.shape
     _, of_channel, row, column = maps.stride()
     even = height == 1 or width == 1 or row == width * column
-    return maps.resolve_neg() if even and (channels == 1 or 1 in (of_channel, _step(maps))) else dense(maps)
-
-
-def _step(maps: Tensor) -> int:
-    """Elements from pixel to pixel."""
-    return maps.stride(3) if maps.shape[3] > 1 else maps.stride(2)
+    beside = channels == 1 or 1 in (of_channel, column if width > 1 else row)
+    return maps.resolve_neg() if even and beside else dense(maps)
 
 
 def _view(maps: Tensor) -> tuple:
     """As csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
-    channels = maps.shape[1]
-    return maps.data_ptr(), channels, maps.stride(0), _step(maps), 1 if channels == 1 else maps.stride(1)
+    _, channels, height, width = maps.shape
+    of_image, of_channel, row, column = maps.stride()
+    step = column if width > 1 else row if height > 1 else channels
+    return maps.data_ptr(), channels, of_image, step, 1 if channels == 1 else of_channel
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """(O, C, 1, 1) as a matrix of dense rows."""
+    dense_rows = weight.is_contiguous() and not weight.is_neg()
+    return (weight if dense_rows else plain(weight)).view(weight.shape[:2])
 
 
 def _product(sources, weight: Tensor, bias, residual, act: str, negative_slope: float) -> Tensor:
@@ -72,7 +78,7 @@ def _grad_weight(grad: Tensor, sources, dtype: torch.dtype) -> Tensor:
 
 def _grad_sources(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
     """Of x and the second source."""
-    parts = turned(plain(weight).flatten(1)).tensor_split([x.shape[1]])
+    parts = turned(_rows(weight)).tensor_split([x.shape[1]])
     return [
         _product([grad], part, None, None, "none", 0.0) if want else None
         for part, want in zip(parts, wanted, strict=True)
@@ -89,7 +95,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope):
     if not _native_takes(x):
         return _by_library(*args)
     sources = [x] if x2 is None else [x, x2]
-    return _product(sources, plain(weight).flatten(1), bias, residual, act, negative_slope)
+    return _product(sources, _rows(weight), bias, residual, act, negative_slope)
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope):

@@ -188,10 +188,11 @@ class ConvPassOps:
 
     def _empty(self, call: CellCall):
         x, outputs = call.convolution.x, call.convolution.weight.shape[0]
-        shape = (x.shape[0], outputs // self.gates, *x.shape[2:])
-        dtypes = [t.dtype for t in self._inputs(x, call.others)]
-        pre = _pre(x, outputs if call.keep_pre else 0)
-        return *(buffer_pool.empty(shape, dtypes[k], x) for k in self.spec.outputs), pre
+        batch, _, height, width = x.shape
+        inputs = self._inputs(x, call.others)
+        dtypes = [inputs[k].dtype for k in self.spec.outputs]
+        results = buffer_pool.empties((batch, outputs // self.gates, height, width), dtypes, x)
+        return *results, _pre(x, outputs if call.keep_pre else 0)
 
     def _forward(self, *args):
         call = self._named(args)
@@ -338,15 +339,14 @@ def run_engine(
     filters = engine.packed(c.weight, False, 1, amx)
     batch, _, height, width = c.x.shape
     module = native.module()
-    cell = module.ConvGates(
-        formula=module.GATE_FORMULAS[formula], option=option, slope=slope, amx=amx,
-        geometry=(batch, height, width, height, width, 1, 1, 0, 0),
-        sources=[native.view(t) for t in (c.x, c.x2) if t is not None], packed=filters.data_ptr(),
-        bias=native.address(bias), bias_dtype=0 if bias is None else native.DTYPE_CODES[bias.dtype],
-        residual=[] if c.residual is None else [native.view(c.residual)], operands=[native.view(t) for t in operands],
-        pre=None if pre is None else native.view(pre), threads=torch.get_num_threads(),
+    native.in_workspace(
+        module.conv_gates, module.GATE_FORMULAS[formula], option, slope,
+        (batch, height, width, height, width, 1, 1, 0, 0),
+        [native.view(c.x)] if c.x2 is None else [native.view(c.x), native.view(c.x2)],
+        [] if c.residual is None else [native.view(c.residual)], [native.view(t) for t in operands],
+        [] if pre is None else [native.view(pre)], filters.data_ptr(), native.address(bias),
+        0 if bias is None else native.DTYPE_CODES[bias.dtype], amx,
     )  # fmt: skip
-    cell.run(native.workspace(cell.bytes).data_ptr())
 
 
 def of_first(weight, x, state=None):
