@@ -25,7 +25,7 @@ OPTIONS = {
 }
 SELECTED = {"asan": (), "tsan": ("-k", "thread")}
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
-NAMES = ("null_op", "gates", "gru", "output_gate", "pixel_shuffle", "conv3x3", "conv_", "deform_conv2d", "inr_query")
+NAMES = ("null_op", "gates", "gru", "output_gate", "pixel_shuffle", "test_conv", "deform_conv2d", "inr_query")
 NAMES += ("window_attention", "op_arguments", "registered_ops", "fuzz", "memory_layout")
 
 
