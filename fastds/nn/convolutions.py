@@ -12,7 +12,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastds.ops import conv3x3
 from fastds.ops.core.arguments import check_counts, number
-from fastds.ops.impl.conv3x3.direct import compose
+from fastds.ops.impl.conv3x3 import direct, implicit
+from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv3x3.op import autocast_convolution, check
 
 
@@ -33,7 +34,8 @@ def convolve(
     y = shuffle(act(conv(concat(x, x2), weight) + bias + residual))
 
     3x3 convolutions of stride 1 are fastds.ops.conv3x3. For the others two sources are the sum of two convolutions, so
-    that no concatenated map is made or saved for the gradient, and the epilogue overwrites the convolution's output.
+    that no concatenated map is made or saved for the gradient, and the epilogue overwrites the convolution's output. On
+    a GPU, in 16 bits and without gradients, all is one kernel where that pays.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.
@@ -59,11 +61,15 @@ def convolve(
     dtype = x.dtype if isinstance(x, Tensor) else None
     check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)
 
+    in_one_kernel = current() in ("auto", "implicit_gemm") and direct.fused(x)
+    if in_one_kernel and implicit.pays(x, weight, bias, x2, residual, act, shuffle, dtype):
+        return implicit.forward(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, stride)
+
     def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.to(source.dtype)
         return F.conv2d(source, weight.to(source.dtype), bias, stride, size // 2)
 
-    return compose(convolution, x, weight, bias, x2, residual, act, slope, shuffle)
+    return direct.compose(convolution, x, weight, bias, x2, residual, act, slope, shuffle)
 
 
 def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
