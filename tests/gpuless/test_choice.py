@@ -41,7 +41,7 @@ def arguments(dtype=torch.bfloat16, channels=64, outputs=64, groups=1, offset_gr
     [
         ({}, True),
         ({"dtype": torch.float16}, True),
-        ({"dtype": torch.float32}, False),
+        ({"dtype": torch.float32}, True),
         ({"channels": 8, "offset_groups": 2}, False),
         ({"outputs": 8}, False),
         ({"channels": 64, "groups": 4}, True),
