@@ -40,7 +40,7 @@ def _epilogue_kernel(
     if HAS_RESIDUAL:
         value += tl.load(residual_ptr + source, mask=inside, other=0.0).to(tl.float32)
     if ACTIVE:
-        value = tl.where(value < 0.0, value * SLOPE, value)
+        value = tl.where(value < 0.0, value * SLOPE if SLOPE != 0.0 else 0.0, value)  # not infinity times zero
     tl.store(out_ptr + n, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 

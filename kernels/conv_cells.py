@@ -18,50 +18,12 @@ import triton
 import triton.language as tl
 
 from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
-
-
-@triton.jit
-def add_source(
-    acc_0, acc_1, acc_2, acc_3, source_ptr, weight_ptr, at, row, column, valid, height, width, stride_h, stride_w, n,
-    n_exists, FIRST: tl.constexpr, INPUTS: tl.constexpr, TOTAL: tl.constexpr, C: tl.constexpr, GATES: tl.constexpr,
-    SLAB: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The accumulators of the gates after all taps of one source, whose channels are FIRST, ... of the weight."""
-    SLABS: tl.constexpr = (INPUTS + SLAB - 1) // SLAB
-    GATE: tl.constexpr = C * 9 * TOTAL
-    for step in range(9 * SLABS):
-        tap = step // SLABS
-        down = tap // 3 - 1
-        right = tap % 3 - 1
-        c = step % SLABS * SLAB + tl.arange(0, SLAB)
-        exists = c < INPUTS
-        inside = valid & (row + down >= 0) & (row + down < height) & (column + right >= 0) & (column + right < width)
-        at_source = at + (down * stride_h + right * stride_w)
-        values = tl.load(
-            source_ptr + at_source[:, None] + c[None, :], mask=inside[:, None] & exists[None, :], other=0.0
-        )
-        w_ptr = weight_ptr + ((n[None, :] * 9 + tap) * TOTAL + FIRST + c[:, None])
-        w_exists = exists[:, None] & n_exists[None, :]
-        acc_0 = tl.dot(values, tl.load(w_ptr, mask=w_exists, other=0.0), acc_0, input_precision=PRECISION)
-        if GATES > 1:
-            acc_1 = tl.dot(values, tl.load(w_ptr + GATE, mask=w_exists, other=0.0), acc_1, input_precision=PRECISION)
-        if GATES > 2:
-            w_ptr += 2 * GATE
-            acc_2 = tl.dot(values, tl.load(w_ptr, mask=w_exists, other=0.0), acc_2, input_precision=PRECISION)
-        if GATES > 3:
-            acc_3 = tl.dot(values, tl.load(w_ptr + GATE, mask=w_exists, other=0.0), acc_3, input_precision=PRECISION)
-    return acc_0, acc_1, acc_2, acc_3
+from .implicit_gemm import add_source, load_map
 
 
 @triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
-
-
-@triton.jit
-def load_map(ptr, image, row, column, stride_b, stride_h, stride_w, n, exists, UNIT: tl.constexpr):
-    at = (image * stride_b + row * stride_h + column * stride_w) * UNIT
-    return tl.load(ptr + at[:, None] + n[None, :], mask=exists, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -110,13 +72,13 @@ def _cell_kernel(
     at = (image * x_b + row * x_h + column * x_w) * X_UNIT
     acc_0, acc_1, acc_2, acc_3 = add_source(
         acc_0, acc_1, acc_2, acc_3, x_ptr, weight_ptr, at, row, column, valid, height, width, x_h * X_UNIT,
-        x_w * X_UNIT, n, n_exists, 0, INPUTS, TOTAL, C, GATES, SLAB, PRECISION,
+        x_w * X_UNIT, n, n_exists, 0, INPUTS, TOTAL, C, GATES, SLAB, PRECISION, 3, "zeros",
     )  # fmt: skip
     if INPUTS2 > 0:
         at = (image * x2_b + row * x2_h + column * x2_w) * X2_UNIT
         acc_0, acc_1, acc_2, acc_3 = add_source(
             acc_0, acc_1, acc_2, acc_3, x2_ptr, weight_ptr, at, row, column, valid, height, width, x2_h * X2_UNIT,
-            x2_w * X2_UNIT, n, n_exists, INPUTS, INPUTS2, TOTAL, C, GATES, SLAB, PRECISION,
+            x2_w * X2_UNIT, n, n_exists, INPUTS, INPUTS2, TOTAL, C, GATES, SLAB, PRECISION, 3, "zeros",
         )  # fmt: skip
     exists = valid[:, None] & n_exists[None, :]
     acc_0 = completed(

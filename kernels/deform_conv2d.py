@@ -228,12 +228,15 @@ def slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:
 def forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the forward pass from the number of output pixels, the outputs of one group and the dtype.
 
-    A pure function, so that nothing is timed at run time and a capture needs no care: few pixels take small tiles to
-    keep 132 multiprocessors busy, float32 takes half the slab. bench/gpu_rows/deform_conv2d.py times the neighbours.
+    A pure function, so that nothing is timed at run time and a capture needs no care. By machine code for sm_90: 64
+    pixels on 8 warps take 52 instructions a tap and pixel and leave 16 warps on a multiprocessor to wait for gathers,
+    where 128 take 58 and leave 8; a second stage takes more, and in Triton 3.6 its gathers go past L1. Few pixels take
+    half the tile to keep 132 multiprocessors busy, float32 half the slab and warps, for its registers.
+    bench/gpu_rows/deform_conv2d.py times the neighbours.
     """
-    pixels = 128 if points >= 128 * 256 else 64 if points >= 64 * 128 else 32
-    slab = 32 if dtype == torch.float32 else 64
-    return Tiles(pixels, min(max(power_of_two(outputs), 16), 128), slab, 8 if pixels == 128 else 4, 2)
+    pixels, single = 64 if points >= 64 * 128 else 32, dtype == torch.float32
+    warps = 8 if pixels == 64 and not single else 4
+    return Tiles(pixels, min(max(power_of_two(outputs), 16), 128), 32 if single else 64, warps, 1)
 
 
 def launch_forward(

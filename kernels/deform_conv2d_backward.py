@@ -253,9 +253,9 @@ def maps_tiles(points: int, dtype: torch.dtype) -> tuple[Tiles, int]:
 
 
 def weight_tiles(outputs: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of the gradient of the weight; `pixels` are those of one product."""
-    slab = 32 if dtype == torch.float32 else 64
-    return Tiles(64 if dtype != torch.float32 else 32, min(max(power_of_two(outputs), 16), 64), slab, 4, 2)
+    """Tiles of the gradient of the weight; `pixels` are those of one product. One stage, as forward_tiles says."""
+    pixels, warps = (32, 4) if dtype == torch.float32 else (64, 8)  # and as many channels of a slab
+    return Tiles(pixels, min(max(power_of_two(outputs), 16), 64), pixels, warps, 1)
 
 
 def shares_of(points: int, pixels: int) -> tuple[int, int]:

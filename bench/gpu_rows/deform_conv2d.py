@@ -31,7 +31,7 @@ SMALL = [("fastds", BRAIN, 2e-2), ("fastds", FULL, 1e-4), ("torch eager", FULL, 
 # Tiles to try beside those of kernels/deform_conv2d*.py, named in the row: evidence for the rules there. With two or
 # more stages the gather is asynchronous; Triton 3.6 then goes past L1, 3.9 through it.
 TILES = {
-    "forward": [(128, 64, 64, 8, 1), (128, 64, 64, 8, 2), (64, 64, 64, 4, 1), (64, 64, 64, 4, 2), (64, 64, 64, 8, 2)],
+    "forward": [(64, 64, 64, 8, 2), (32, 64, 64, 4, 1), (64, 64, 64, 4, 1), (128, 64, 64, 8, 1), (128, 64, 64, 8, 2)],
     "maps": [(64, 64, 64, 8, 1), (32, 64, 64, 4, 1), (128, 64, 32, 8, 1)],
     "weight": [(64, 64, 64, 4, 1), (64, 64, 64, 4, 2), (128, 64, 64, 8, 1), (32, 64, 64, 4, 3)],
 }

@@ -6,16 +6,32 @@ namespace fastds {
 
 using namespace FASTDS_ISA;
 
+namespace {
+
+// Whether every operand lies so that kGateRun neighbours are read and written 16 bytes at a time.
+bool in_runs(const GatesParams& params) {
+    if (params.wide || params.run % kGateRun != 0 || params.rows * params.run / kGateRun > INT32_MAX) return false;
+    for (const GateOperand& operand : params.operands)
+        if (reinterpret_cast<uintptr_t>(operand.data) % 16 != 0 || operand.row % kGateRun != 0) return false;
+    return true;
+}
+
+}  // namespace
+
 void gates_cuda(const GatesParams& params, int device, void* stream) {
     const int64_t elements = params.rows * params.run;
     if (elements == 0) return;
     const DeviceGuard guard(device);
     constexpr int block = 256;
-    const int64_t grid = (elements + block - 1) / block;
+    const bool runs = in_runs(params);
+    const int64_t threads = runs ? elements / kGateRun : elements, grid = (threads + block - 1) / block;
     FASTDS_CHECK(grid <= INT32_MAX, "gates: more elements than one CUDA grid holds");
     with_gate_formula(params.formula, [&](auto formula) {
         using Formula = decltype(formula);
-        if (params.wide)
+        if (runs)
+            FASTDS_LAUNCH((gates_run_kernel<Formula>), static_cast<unsigned>(grid), block, 0, stream, params,
+                          static_cast<uint32_t>(threads), static_cast<uint32_t>(params.run / kGateRun));
+        else if (params.wide)
             FASTDS_LAUNCH((gates_kernel<Formula, double>), static_cast<unsigned>(grid), block, 0, stream, params);
         else
             FASTDS_LAUNCH((gates_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread per element of the operands; bound by memory bandwidth. Neighbouring threads read neighbouring channels.
+// One thread per element of the operands, or per eight neighbours where all operands are aligned to that; bound by memory
+// bandwidth and instructions alike. Neighbouring threads read neighbouring channels.
 #pragma once
 #include "gates/math.h"
 
@@ -50,6 +51,74 @@ __global__ void gates_kernel(const GatesParams p) {
     for (int k = 0; k < Formula::outputs; k++) {
         const GateOperand& operand = p.operands[Formula::inputs + k];
         write_operand<A>(operand, row * operand.row + column, out[k]);
+    }
+}
+
+constexpr int kGateRun = 8;  // elements of a thread: 16 bytes in 16 bits, 32 in float32
+
+__device__ __forceinline__ void read_run(const GateOperand& operand, int64_t at, float (&values)[kGateRun]) {
+    if (operand.data == nullptr) {
+#pragma unroll
+        for (int e = 0; e < kGateRun; e++) values[e] = 0;
+    } else if (operand.dtype == f32) {
+        const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(operand.data) + at);
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const float4 four = from[k];
+            values[4 * k] = four.x, values[4 * k + 1] = four.y, values[4 * k + 2] = four.z, values[4 * k + 3] = four.w;
+        }
+    } else {
+        const uint4 bits = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(operand.data) + at);
+        const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+        for (int e = 0; e < kGateRun; e++) {
+            const uint16_t half = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
+            values[e] = operand.dtype == f16 ? load(Half{half}) : load(BFloat16{half});
+        }
+    }
+}
+
+__device__ __forceinline__ void write_run(const GateOperand& operand, int64_t at, const float (&values)[kGateRun]) {
+    if (operand.data == nullptr) return;
+    if (operand.dtype == f32) {
+        float4* to = reinterpret_cast<float4*>(static_cast<float*>(operand.data) + at);
+#pragma unroll
+        for (int k = 0; k < 2; k++)
+            to[k] = make_float4(values[4 * k], values[4 * k + 1], values[4 * k + 2], values[4 * k + 3]);
+        return;
+    }
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int e = 0; e < kGateRun; e++) {
+        const uint32_t half = operand.dtype == f16 ? store<Half>(values[e]).bits : store<BFloat16>(values[e]).bits;
+        words[e / 2] |= half << (16 * (e % 2));
+    }
+    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(operand.data) + at) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The same for kGateRun neighbours a thread: `runs` of them in all, `per_row` in a row.
+template <class Formula>
+__global__ void gates_run_kernel(const GatesParams p, uint32_t runs, uint32_t per_row) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= runs) return;
+    const uint32_t row = i / per_row, column = (i - row * per_row) * kGateRun;
+    const GateOptions<float> options{static_cast<float>(p.option), static_cast<float>(p.slope)};
+    float in[Formula::inputs][kGateRun], out[Formula::outputs][kGateRun];
+#pragma unroll
+    for (int k = 0; k < Formula::inputs; k++) read_run(p.operands[k], row * p.operands[k].row + column, in[k]);
+#pragma unroll
+    for (int e = 0; e < kGateRun; e++) {
+        float from[Formula::inputs], to[Formula::outputs];
+#pragma unroll
+        for (int k = 0; k < Formula::inputs; k++) from[k] = in[k][e];
+        Formula::template apply<float>(from, to, options);
+#pragma unroll
+        for (int k = 0; k < Formula::outputs; k++) out[k][e] = to[k];
+    }
+#pragma unroll
+    for (int k = 0; k < Formula::outputs; k++) {
+        const GateOperand& operand = p.operands[Formula::inputs + k];
+        write_run(operand, row * operand.row + column, out[k]);
     }
 }
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <initializer_list>
+#include <type_traits>
+
 #include "core/launch.h"
 #include "pixel_shuffle/cuda.cuh"
 #include "pixel_shuffle/params.h"
@@ -24,12 +27,61 @@ Cut cut(const PixelShuffleParams& p) {
     return {tiles, dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), 1)};
 }
 
+bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// Runs of whole threads, or none where tensors are not made of 16 bytes of channels.
+template <class T>
+ShuffleRuns runs_of(const PixelShuffleParams& p, std::initializer_list<const void*> tensors) {
+    const int64_t total = p.B * p.H * p.W * p.C / kShuffleRun<T>;
+    if (p.C % kShuffleRun<T> != 0 || p.r > kShuffleMostInRegisters || total > INT32_MAX) return {};
+    for (const void* data : tensors)
+        if (!aligned(data)) return {};
+    return {static_cast<uint32_t>(p.C), static_cast<uint32_t>(p.W), static_cast<uint32_t>(total),
+            static_cast<uint32_t>(p.C / kShuffleRun<T>)};
+}
+
+// Calls f with R = r as a constant.
+template <class F>
+void with_r(int r, const F& f) {
+    switch (r) {
+        case 1: return f(std::integral_constant<int, 1>());
+        case 2: return f(std::integral_constant<int, 2>());
+        case 3: return f(std::integral_constant<int, 3>());
+        default: return f(std::integral_constant<int, kShuffleMostInRegisters>());
+    }
+}
+
+unsigned blocks_of(const ShuffleRuns& runs) { return (runs.total + kShuffleThreads - 1) / kShuffleThreads; }
+
 template <class T>
 void forward(const PixelShuffleParams& params, const PixelShuffleForward& t, void* stream) {
+    if constexpr (sizeof(T) <= 4) {
+        const ShuffleRuns runs = runs_of<T>(params, {t.x, t.y, t.bias});
+        if (runs.total != 0)
+            return with_r(params.r, [&](auto r) {
+                FASTDS_LAUNCH((pixel_shuffle_run_kernel<T, r.value>), blocks_of(runs), kShuffleThreads, 0, stream,
+                              static_cast<const T*>(t.x), static_cast<const compute_t<T>*>(t.bias),
+                              static_cast<T*>(t.y), runs, activation<compute_t<T>>(params));
+            });
+    }
     const Cut c = cut(params);
     FASTDS_LAUNCH((pixel_shuffle_kernel<T>), c.grid, kShuffleThreads, 0, stream, static_cast<const T*>(t.x),
                   static_cast<const compute_t<T>*>(t.bias), static_cast<T*>(t.y), c.tiles,
                   activation<compute_t<T>>(params));
+}
+
+template <class T>
+void unshuffle(const PixelShuffleParams& params, const Cut& c, const T* grad_y, const T* y, T* grad_x,
+               const Activation<compute_t<T>>& act, void* stream) {
+    if constexpr (sizeof(T) <= 4) {
+        const ShuffleRuns runs = runs_of<T>(params, {grad_y, y, grad_x});
+        if (runs.total != 0)
+            return with_r(params.r, [&](auto r) {
+                FASTDS_LAUNCH((pixel_unshuffle_run_kernel<T, r.value>), blocks_of(runs), kShuffleThreads, 0, stream,
+                              grad_y, y, grad_x, runs, act);
+            });
+    }
+    FASTDS_LAUNCH((pixel_unshuffle_kernel<T>), c.grid, kShuffleThreads, 0, stream, grad_y, y, grad_x, c.tiles, act);
 }
 
 template <class T>
@@ -38,9 +90,7 @@ void backward(const PixelShuffleParams& params, const PixelShuffleBackward& t, v
     const Cut c = cut(params);
     const auto act = activation<A>(params);
     const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
-    if (t.grad_x != nullptr)
-        FASTDS_LAUNCH((pixel_unshuffle_kernel<T>), c.grid, kShuffleThreads, 0, stream, grad_y, y,
-                      static_cast<T*>(t.grad_x), c.tiles, act);
+    if (t.grad_x != nullptr) unshuffle(params, c, grad_y, y, static_cast<T*>(t.grad_x), act, stream);
     if (t.grad_bias == nullptr) return;
     const int64_t outputs = params.C * params.r * params.r, pieces = pixel_shuffle_partials(params);
     const auto blocks = static_cast<unsigned>((outputs + kShuffleThreads - 1) / kShuffleThreads);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile of coarse pixels and channels passes through shared memory, so that global reads and writes are both in order of
-// memory. The bias gradient is summed over pieces of rows by one kernel and over the pieces by another: the same bits always.
+// Where channels fill 16 bytes a thread turns a coarse pixel's sub-pixels of so many channels in its registers: all it reads
+// and writes are 16 bytes side by side. Else a tile of coarse pixels and channels passes through shared memory, so that
+// global reads and writes are both in order of memory. The bias gradient is summed over pieces of rows by one kernel and
+// over the pieces by another: the same bits always.
 #pragma once
 #include "core/launch.h"
 #include "pixel_shuffle/math.h"
@@ -66,6 +68,93 @@ __global__ void pixel_unshuffle_kernel(const T* __restrict__ grad_y, const T* __
         grad_x[((p0 + e / run) * t.C + c0) * taps + e % run] = tile[shuffle_slot(e)];
 }
 
+constexpr int kShuffleMostInRegisters = 4;  // r; 8 would take 256 registers
+
+// The channels in 16 bytes of T.
+template <class T>
+constexpr int kShuffleRun = 16 / static_cast<int>(sizeof(T));
+
+// How threads share the tensors: each has kShuffleRun channels of one coarse pixel; `total` threads, `per_pixel` a pixel.
+struct ShuffleRuns {
+    uint32_t C, W, total, per_pixel;
+};
+
+// Place of a thread: its coarse pixel, first channel, and first element of sub-pixel (0, 0) in the fine tensor.
+struct ShufflePlace {
+    uint32_t pixel, channel;
+    int64_t fine;
+};
+
+template <class T, int R>
+__device__ __forceinline__ ShufflePlace shuffle_place(const ShuffleRuns& t, uint32_t i) {
+    const uint32_t pixel = i / t.per_pixel, channel = (i - pixel * t.per_pixel) * kShuffleRun<T>;
+    const uint32_t row = pixel / t.W, column = pixel - row * t.W;
+    return {pixel, channel, (static_cast<int64_t>(row) * R * t.W + column) * R * t.C + channel};
+}
+
+template <class T>
+__device__ __forceinline__ void read_run(const T* from, T* values) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+    __builtin_memcpy(values, &bits, 16);
+}
+template <class T>
+__device__ __forceinline__ void write_run(T* to, const T* values) {
+    uint4 bits;
+    __builtin_memcpy(&bits, values, 16);
+    *reinterpret_cast<uint4*>(to) = bits;
+}
+
+template <class T, int R>
+__global__ void pixel_shuffle_run_kernel(const T* __restrict__ x, const compute_t<T>* __restrict__ bias,
+                                         T* __restrict__ y, ShuffleRuns t, Activation<compute_t<T>> act) {
+    constexpr int taps = R * R, run = kShuffleRun<T>;
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= t.total) return;
+    const ShufflePlace place = shuffle_place<T, R>(t, i);
+    const T* from = x + (static_cast<int64_t>(place.pixel) * t.C + place.channel) * taps;
+    T coarse[taps * run];
+#pragma unroll
+    for (int k = 0; k < taps; k++) read_run(from + k * run, coarse + k * run);
+#pragma unroll
+    for (int sub = 0; sub < taps; sub++) {
+        T fine[run];
+        compute_t<T> add[run] = {};
+        if (bias != nullptr)
+#pragma unroll
+            for (int n = 0; n < run; n += 4) read_run(bias + sub * t.C + place.channel + n, add + n);
+#pragma unroll
+        for (int n = 0; n < run; n++) {
+            const compute_t<T> value = load(coarse[n * taps + sub]);
+            fine[n] = store<T>(bias != nullptr ? activate(value + add[n], act) : value);
+        }
+        write_run(y + place.fine + (static_cast<int64_t>(sub / R) * R * t.W + sub % R) * t.C, fine);
+    }
+}
+
+template <class T, int R>
+__global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T* __restrict__ y,
+                                           T* __restrict__ grad_x, ShuffleRuns t, Activation<compute_t<T>> act) {
+    constexpr int taps = R * R, run = kShuffleRun<T>;
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= t.total) return;
+    const ShufflePlace place = shuffle_place<T, R>(t, i);
+    T coarse[taps * run];
+#pragma unroll
+    for (int sub = 0; sub < taps; sub++) {
+        const int64_t at = place.fine + (static_cast<int64_t>(sub / R) * R * t.W + sub % R) * t.C;
+        T grads[run], results[run];
+        read_run(grad_y + at, grads);
+        if (y != nullptr) read_run(y + at, results);
+#pragma unroll
+        for (int n = 0; n < run; n++)
+            coarse[n * taps + sub] =
+                y != nullptr ? store<T>(activation_gradient(load(grads[n]), load(results[n]), act)) : grads[n];
+    }
+    T* to = grad_x + (static_cast<int64_t>(place.pixel) * t.C + place.channel) * taps;
+#pragma unroll
+    for (int k = 0; k < taps; k++) write_run(to + k * run, coarse + k * run);
+}
+
 // partials[piece][sub*C + c]: sum over the coarse pixels of one piece; a thread per (sub, c), a row of blocks per piece.
 template <class T>
 __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T* __restrict__ y,
@@ -75,11 +164,14 @@ __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T*
     if (o >= outputs) return;
     const int64_t pieces = gridDim.y, piece = blockIdx.y;
     compute_t<T> sum = 0;
-    for (int64_t pixel = t.total * piece / pieces; pixel < t.total * (piece + 1) / pieces; pixel++) {
-        const int64_t at = fine_element(t, pixel, static_cast<int>(o / t.C)) + o % t.C;
+    const int64_t first = t.total * piece / pieces, end = t.total * (piece + 1) / pieces, aside = (t.r - 1) * t.W * t.r * t.C;
+    int64_t at = fine_element(t, first, static_cast<int>(o / t.C)) + o % t.C, column = first % t.W;
+    for (int64_t pixel = first; pixel < end; pixel++) {
         compute_t<T> grad = load(grad_y[at]);
         if (y != nullptr) grad = activation_gradient(grad, load(y[at]), act);
         sum += grad;
+        at += t.r * t.C;
+        if (++column == t.W) column = 0, at += aside;  // past the other fine rows of the coarse one
     }
     partials[piece * outputs + o] = sum;
 }

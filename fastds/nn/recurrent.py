@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import autocast_dtype, cast, check_counts
-from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
+from fastds.ops.impl.conv3x3.algorithm import chosen, current
+from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.shared import share_where_it_pays
 
 

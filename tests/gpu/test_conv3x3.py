@@ -6,6 +6,7 @@ import torch
 from gpu import checks
 
 from fastds.nn.convolutions import convolve
+from fastds.ops import conv3x3
 
 
 @pytest.mark.parametrize("dtype", checks.dtypes([torch.float32, torch.bfloat16]))
@@ -23,3 +24,44 @@ def test_all_that_follows(shuffle, act, kernel, dtype, device):
     exact = run(*(z.cpu().double() for z in given))
     tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3  # cuDNN may use tf32
     checks.close([run(*given)], [exact], tolerance)
+
+
+SHAPES = [(2, 24, 20, 20, 9, 7, 1), (1, 3, 0, 64, 40, 37, 1), (1, 64, 64, 216, 33, 30, 1), (1, 17, 5, 36, 6, 5, 3)]
+
+
+def joined(algorithm, **options):
+    """conv3x3 by the algorithm, "auto" on the CPU of the dry run, as function(x, x2, weight, bias, residual)."""
+
+    def run(x, x2, weight, bias, residual):
+        settings = {"act": "leaky_relu", "algorithm": algorithm if x.is_cuda else "auto"} | options
+        return conv3x3(x, weight, bias, x2=x2, residual=residual, **settings)
+
+    return run
+
+
+def inputs(shape, dtype=torch.float32):
+    batch, c1, c2, outputs, height, width, _ = shape
+    maps = [torch.randn(batch, n, height, width).to(dtype) if n else None for n in (c1, c2, outputs)]
+    maps = [m if m is None else m.contiguous(memory_format=torch.channels_last) for m in maps]
+    weight = torch.randn(outputs, c1 + c2, 3, 3) / (9 * (c1 + c2)) ** 0.5
+    return [*maps[:2], weight.to(dtype), torch.randn(outputs).to(dtype), maps[2]]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)])
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_implicit_gemm(shape, padding_mode, dtype, tolerance, device):
+    """Values, and gradients without the kink of an activation."""
+    tensors = inputs(shape, dtype)
+    options = {"padding_mode": padding_mode, "shuffle": shape[-1]}
+    doubles, given = [t if t is None else t.double() for t in tensors], checks.moved(tensors, device)
+    with torch.no_grad():
+        checks.close([joined("implicit_gemm", **options)(*given)], [joined("direct", **options)(*doubles)], tolerance)
+    exact = checks.value_and_gradients(joined("direct", act=None, **options), doubles)
+    checks.close(checks.value_and_gradients(joined("implicit_gemm", act=None, **options), given), exact, tolerance)
+
+
+@pytest.mark.sanitize
+def test_implicit_gemm_with_streams_graphs_and_layouts(device):
+    tensors = checks.moved(inputs(SHAPES[0]), device)
+    checks.check_everything(joined("implicit_gemm"), tensors)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend an op takes on a GPU: the predicates on fake CUDA tensors, which need no GPU."""
 
+import functools
+
 import pytest
 import torch
 from gpuless.fake_cuda import BuiltWithCuda
 from inr_cases import flat_arguments
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.jit import JITFunction
 
 import fastds
 from fastds.ops import GridSpec
@@ -13,6 +16,7 @@ from fastds.ops.core import native as _native
 from fastds.ops.core import triton_loader as _triton
 from fastds.ops.core.backends import choose
 from fastds.ops.core.registry import OPS
+from fastds.ops.impl.conv3x3 import implicit, kernels
 from fastds.ops.impl.deform_conv2d import guided as guided
 
 
@@ -37,7 +41,7 @@ def arguments(dtype=torch.bfloat16, channels=64, outputs=64, groups=1, offset_gr
     [
         ({}, True),
         ({"dtype": torch.float16}, True),
-        ({"dtype": torch.float32}, False),
+        ({"dtype": torch.float32}, True),
         ({"channels": 8, "offset_groups": 2}, False),
         ({"outputs": 8}, False),
         ({"channels": 64, "groups": 4}, True),
@@ -162,3 +166,48 @@ def test_inr_query_in_float32_is_left_to_cuda(dtype, native_cuda):
         assert found["triton"].startswith("refused: the fused kernel takes bfloat16 and float16"), found
     else:
         assert found["triton"] == "chosen", found
+
+
+def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **options):
+    """Arguments of implicit.pays on fake tensors; bias alone follows."""
+    with FakeTensorMode():
+        x, x2 = (torch.empty(1, n, 9, 9, dtype=dtype, device="cuda") for n in (*inputs, inputs[0])[:2])
+        weight = torch.empty(outputs, sum(inputs), size, size, dtype=dtype, device="cuda")
+    given = {"bias": weight, "residual": None, "act": "none", "shuffle": 1, "out_dtype": dtype} | options
+    return x, weight, given.pop("bias"), x2 if len(inputs) == 2 else None, *given.values()
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float32}, False),
+        ({"dtype": torch.float64}, False),
+        ({"out_dtype": torch.float32}, False),
+        ({"bias": None}, False),
+        ({"bias": None, "act": "relu"}, True),
+        ({"bias": None, "inputs": (64, 64)}, True),
+        ({"inputs": (128,)}, False),
+        ({"inputs": (128,), "size": 1}, True),
+        ({"inputs": (64, 64)}, True),
+        ({"inputs": (256, 256), "outputs": 256}, False),
+    ],
+    ids=str,
+)
+def test_convolutions_as_one_kernel(options, expected):
+    assert implicit.pays(*convolution(**options)) is expected
+
+
+def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
+    """What the implementation starts: fake tensors reach it where the dispatcher does not see the op."""
+    x, weight = (torch.rand(shape, device="cuda").bfloat16() for shape in ((1, 64, 9, 9), (64, 64, 3, 3)))
+    bias, started = weight[:, 0, 0, 0].contiguous(), []
+    monkeypatch.setattr(JITFunction, "run", lambda self, *_, **__: started.append(self.fn.__name__))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    run = functools.partial(kernels.forward, x, weight, bias, None, None, "relu", 0.0, "zeros", 1, torch.bfloat16)
+    for algorithm in ("auto", "implicit_gemm", "direct"):
+        run(algorithm)
+    assert started == 2 * ["_convolution_kernel"]
+    with pytest.raises(RuntimeError, match="'winograd' was asked for, but the engine runs on the CPU"):
+        run("winograd")

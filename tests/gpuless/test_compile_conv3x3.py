@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pass behind a library's convolution compiled for GPUs that are not there, and what it saves FC-ZSM."""
+"""The pass behind a library's convolution compiled for GPUs that are not there; and what it, and convolutions as one
+kernel, save FC-ZSM."""
 
 import collections
 
@@ -10,6 +11,7 @@ from gpuless.fake_cuda import Watched, on_cuda
 from gpuless.triton_rig import ARCHS, compiled_launches
 from triton.runtime.jit import JITFunction
 
+import fastds
 from fastds.models.cuda_graph import as_captured, frozen
 from fastds.ops.core.registry import Op
 from fastds.ops.impl.conv3x3 import direct
@@ -42,7 +44,7 @@ def size(tensors):
     return sum(z.numel() * z.element_size() for z in tensors)
 
 
-def counted(monkeypatch, in_one_pass):
+def counted(monkeypatch, algorithm, in_one_pass=True):
     """Kernels of FC-ZSM (1, 2, 1, 200, 200) in bfloat16, by name, and the bytes that each kind reads and writes."""
     inside, launches, traffic = Op._computed, collections.Counter(), collections.Counter()
 
@@ -61,7 +63,7 @@ def counted(monkeypatch, in_one_pass):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(direct, "fused", lambda x: in_one_pass)  # fake tensors are refused
     model = frozen(on_cuda("fczsm"), torch.bfloat16)
-    with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
+    with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16), fastds.convolution(algorithm):
         model(torch.rand(1, 2, 1, 200, 200, device="cuda"))
     for func, given, made in seen.calls:
         name = func._overloadpacket.__name__
@@ -72,10 +74,19 @@ def counted(monkeypatch, in_one_pass):
     return launches, traffic
 
 
+PRODUCTS = ("convolution", "_convolution_kernel", "guided_deform_conv2d")
+
+
 def test_launches_and_traffic_of_fczsm(fake_cuda, monkeypatch):
+    """By cuDNN and torch, by cuDNN and one pass behind it, and as one kernel."""
     after = ("_epilogue_kernel", "bias", "add_", "leaky_relu_", "relu_", "pixel_shuffle", "clone")
-    (before, bytes_before), (now, bytes_now) = (counted(monkeypatch, one_pass) for one_pass in (False, True))
-    assert before["convolution"] == now["convolution"] == 276
-    assert (sum(before.values()), sum(now.values())) == (1074, 885), (before, now)
-    gigabytes = [round(sum(counts[name] for name in after) / 1e9, 1) for counts in (bytes_before, bytes_now)]
-    assert gigabytes == [7.6, 5.1]
+    ways = (counted(monkeypatch, *way) for way in (("direct", False), ("direct",), ("auto",)))
+    launches, traffic = zip(*ways, strict=True)
+    assert [n["convolution"] for n in launches] == [276, 276, 8] and launches[2]["_convolution_kernel"] == 258
+    assert [sum(n.values()) for n in launches] == [966, 777, 445], launches
+
+    def gigabytes(chosen):
+        return [round(sum(n for name, n in counts.items() if chosen(name)) / 1e9, 1) for counts in traffic]
+
+    assert gigabytes(lambda name: name in after) == [7.6, 5.1, 0.0]
+    assert gigabytes(lambda name: name not in PRODUCTS) == [10.0, 7.5, 1.2]

@@ -38,7 +38,7 @@ def compiled(arch, dtype, wide, names, size=200):
 CASES = [
     pytest.param(90, torch.bfloat16, None, ("forward", "maps", "weight"), id="sm_90"),
     pytest.param(90, torch.bfloat16, True, ("forward", "maps"), id="sm_90-wide"),
-    pytest.param(90, torch.float32, None, ("forward",), id="sm_90-float32"),
+    pytest.param(90, torch.float32, None, ("forward", "maps", "weight"), id="sm_90-float32"),
     pytest.param(80, torch.bfloat16, None, ("forward", "maps"), id="sm_80"),
     pytest.param(100, torch.bfloat16, None, ("forward", "maps"), id="sm_100"),
 ]
@@ -49,7 +49,9 @@ def test_machine_code(arch, dtype, wide, names):
     kernels = compiled(arch, dtype, wide, names)
     assert [kernel.name for kernel in kernels] == [f"_{name}_kernel" for name in names]
     for kernel in kernels:
-        kernel.check(registers=255 if wide or arch == 80 else 184, shared=112 << 10)
+        # For sm_100 ptxas takes 64 registers, for four programs, and keeps 3 values from before the loop to its end.
+        stack = 16 if arch == 100 and kernel.name == "_forward_kernel" else 0
+        kernel.check(registers=255 if wide or arch == 80 else 184, shared=112 << 10, stack=stack)
         assert any(name.startswith(TENSOR_CORES[arch]) for name in kernel.counts), kernel.counts
         # Gathers: 16 bytes a thread, past no cache (BYPASS would go round L1).
         loads = {n: c for n, c in kernel.counts.items() if n.startswith(("LDGSTS.E.128", "LDG.E.128"))}

@@ -114,6 +114,58 @@ def test_gru_step(emulated, dtype, options):
         assert (a.double() - b).abs().max() <= bound * b.abs().max().clamp_min(1)
 
 
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", PASSES)
+def test_eight_channels_a_thread(emulated, name, dtype):
+    """Rows of several runs, and their gradients."""
+    emulator = emulated("gates", seed=5)
+    tensors = inputs(name, dtype, torch.channels_last, (1, 24, 2, 5))
+    second = name.startswith("gru")
+    got = gradients(name, tensors, second)
+    assert {launch.name for launch in emulator.launches} == {"gates_run_kernel"}
+    assert all(launch.grid == (1, 1, 1) for launch in emulator.launches)
+    with fastds.backend("reference"):
+        expected = gradients(name, tensors, second)
+    for a, b in zip(got, expected, strict=True):
+        bound = 16 * max(torch.finfo(a.dtype).eps, 2.0**-23)
+        assert (a.double() - b.double()).abs().max() <= bound * b.double().abs().max().clamp_min(1)
+
+
+def test_runs_of_what_has_no_memory(emulated):
+    """A gradient that is zero, and one that nobody wants."""
+    emulator = emulated("gates")
+    pre, c = inputs("lstm_gates", torch.bfloat16, torch.channels_last, (1, 8, 2, 5))
+    (got,) = torch.autograd.grad(lstm_gates(pre, c.detach())[0].sum(), pre)
+    assert [launch.name for launch in emulator.launches] == 2 * ["gates_run_kernel"]
+    with fastds.backend("reference"):
+        (expected,) = torch.autograd.grad(lstm_gates(pre, c.detach())[0].sum(), pre)
+    torch.testing.assert_close(got, expected, rtol=2**-7, atol=2**-9)
+
+
+MOVED = {
+    "aligned": ((1, 48, 5, 16), 8, "gates_run_kernel"),  # channels 8 to 40 of 48
+    "start": ((1, 48, 5, 16), 4, "gates_kernel"),
+    "rows": ((1, 44, 5, 16), 8, "gates_kernel"),
+    "channels": ((1, 48, 5, 16), 0, "gates_kernel"),
+}
+
+
+@pytest.mark.parametrize("what", MOVED)
+def test_runs_want_everything_aligned(emulated, what):
+    emulator = emulated("gates")
+    shape, first, kernel = MOVED[what]
+    channels = 28 if what == "channels" else 32
+    wide = torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+    pre, c = wide[:, first : first + channels], torch.randn(1, channels // 4, 5, 16)
+    got = lstm_gates(pre, c.contiguous(memory_format=torch.channels_last))
+    assert [launch.name for launch in emulator.launches] == [kernel]
+    with fastds.backend("reference"):
+        expected = lstm_gates(pre, c)
+    for a, b in zip(got, expected, strict=True):
+        assert (a.double() - b.double()).abs().max() <= 16 * max(torch.finfo(a.dtype).eps, 2.0**-23)
+
+
 def test_no_spills():
     kernels = ptxas_report("gates", 90)
     assert kernels and all(kernel.spills == 0 for kernel in kernels)

@@ -18,17 +18,12 @@ def gradients(function, x, bias, grad_y):
     return [y.detach(), *torch.autograd.grad(y, leaves, grad_y)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("r,channels", [(1, 5), (2, 33), (3, 7), (4, 150), (8, 33)])
-def test_emulated(emulated, r, channels, dtype):
-    emulator = emulated("pixel_shuffle", seed=r)
-    x = (
-        torch.randn(1, channels * r * r, 3, 2, dtype=torch.float64)
-        .to(dtype)
-        .contiguous(memory_format=torch.channels_last)
-    )
+def agrees(r, channels, dtype):
+    """Both directions and their gradients against the reference, on 3 x 2 coarse pixels of two samples."""
+    x = torch.randn(2, channels * r * r, 3, 2, dtype=torch.float64).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
     bias = torch.randn(channels * r * r, dtype=torch.float64).to(dtype)
-    grad_y = torch.randn(1, channels, 3 * r, 2 * r, dtype=torch.float64).to(dtype)
+    grad_y = torch.randn(2, channels, 3 * r, 2 * r, dtype=torch.float64).to(dtype)
     got = gradients(lambda x, b: pixel_shuffle(x, r, b, "leaky_relu"), x, bias, grad_y)
     factor = torch.where(got[0] > 0, 1.0, 0.1).double()
     expected = reference(x.double(), r, bias.double(), "leaky_relu").to(dtype).double()
@@ -37,7 +32,39 @@ def test_emulated(emulated, r, channels, dtype):
     torch.testing.assert_close(got[1].double(), grad_x.to(dtype).double())
     torch.testing.assert_close(got[2].double(), grad_x.sum((0, 2, 3)), rtol=8 * torch.finfo(dtype).eps, atol=1e-5)
     assert torch.equal(pixel_unshuffle(pixel_shuffle(x, r), r), x)
-    assert len(emulator.launches) == 6  # forward, three of backward, and a permutation each way
+
+
+def started(emulator):
+    return [launch.name.removeprefix("pixel_") for launch in emulator.launches]
+
+
+BIAS = ["shuffle_bias_kernel", "shuffle_sum_kernel"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("r,channels", [(1, 5), (2, 33), (3, 7), (4, 150), (8, 32)])
+def test_emulated(emulated, r, channels, dtype):
+    emulator = emulated("pixel_shuffle", seed=r)
+    agrees(r, channels, dtype)
+    both = ["shuffle_kernel", "unshuffle_kernel"]
+    assert started(emulator) == [*both, *BIAS, *both]
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("r,channels", [(1, 24), (2, 16), (3, 8), (4, 8)])
+def test_in_registers(emulated, r, channels, dtype):
+    emulator = emulated("pixel_shuffle", seed=r)
+    agrees(r, channels, dtype)
+    both = ["shuffle_run_kernel", "unshuffle_run_kernel"]
+    assert started(emulator) == [*both, *BIAS, *both]
+
+
+def test_storage_that_starts_between_16_bytes(emulated):
+    emulator = emulated("pixel_shuffle")
+    x = torch.randn(1 + 32 * 6).as_strided((1, 32, 2, 3), (192, 1, 96, 32), 1)
+    assert torch.equal(pixel_shuffle(x, 2), F.pixel_shuffle(x, 2))
+    assert started(emulator) == ["shuffle_kernel"]
 
 
 @pytest.mark.sanitized
@@ -49,6 +76,14 @@ def test_many_tiles(emulated):
     expected = gradients(lambda x, b: reference(x, 2, b, "relu"), x, bias, torch.ones(2, 70, 18, 10))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_bias_of_pieces_that_cross_rows(emulated):
+    emulated("pixel_shuffle")
+    grad_y = torch.randn(3, 2, 100, 10)  # 150 coarse rows in 64 pieces
+    x, bias = torch.zeros(3, 8, 50, 5).contiguous(memory_format=torch.channels_last), torch.zeros(8)
+    got = gradients(lambda x, b: pixel_shuffle(x, 2, b), x, bias, grad_y)
+    torch.testing.assert_close(got[2], F.pixel_unshuffle(grad_y, 2).sum((0, 2, 3)), rtol=1e-5, atol=1e-4)
 
 
 def test_empty(emulated):

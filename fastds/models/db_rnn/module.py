@@ -17,6 +17,7 @@ from fastds.models.db_rnn.cell import with_ones
 from fastds.models.db_rnn.cells import CELLS, build_cell
 from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.nn.convolutions import Conv1x1
+from fastds.nn.resize import upsample2
 from fastds.ops.core.buffer_pool import place
 from fastds.ops.core.layout import to_multiple
 
@@ -34,7 +35,7 @@ def up(x: Tensor) -> Tensor:
     out = place((batch, channels, 2 * height, 2 * width), x)
     if out:
         return torch.ops.aten.upsample_bilinear2d.out(x, [2 * height, 2 * width], False, None, None, **out)
-    return F.interpolate(x, (2 * height, 2 * width), mode="bilinear", align_corners=False)
+    return upsample2(x)
 
 
 def same(x: Tensor) -> Tensor:

@@ -10,15 +10,10 @@ from torch import Tensor, nn
 
 from fastds.nn.convolutions import Conv3x3, convolve
 from fastds.nn.deform_conv2d import GuidedDeformConv2d
+from fastds.nn.resize import upsample2
 from fastds.ops.impl.conv3x3.direct import activate_
 
 LEVELS = 3
-
-
-def upsample2(x: Tensor) -> Tensor:
-    """Bilinear x2 with half-pixel centres, layout kept."""
-    height, width = x.shape[2:]
-    return F.interpolate(x, (2 * height, 2 * width), mode="bilinear", align_corners=False)
 
 
 class FeaturePyramid(nn.Module):

@@ -14,7 +14,8 @@ from torch import Tensor
 from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import reached, transforms_active
-from fastds.ops.impl.conv3x3.algorithm import ENGINES, chosen, current
+from fastds.ops.impl.conv3x3.algorithm import chosen, current
+from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.direct import bias_gradient
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3
 from fastds.ops.impl.conv3x3.shared import left_to_node, share

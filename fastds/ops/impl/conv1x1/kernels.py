@@ -2,7 +2,6 @@
 """conv1x1 and its gradients for checked arguments: natively on a CPU, elsewhere by the library; and empty results."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import native
@@ -93,7 +92,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope):
     if x.shape[0] == 0:
         return forward_fake(*args)
     if not _native_takes(x):
-        return _by_library(*args)
+        return _by_library(*args, 1, 1)
     sources = [x] if x2 is None else [x, x2]
     return _product(sources, _rows(weight), bias, residual, act, negative_slope)
 
@@ -102,12 +101,7 @@ def forward_fake(x, weight, bias, x2, residual, act, negative_slope):
     return empty_map((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
 
 
-@outside_autocast
-def _by_library(x, weight, bias, x2, residual, act, negative_slope):
-    def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(source, weight.to(source.dtype), None if bias is None else bias.to(source.dtype))
-
-    return direct.compose(convolution, x, weight, bias, x2, residual, act, negative_slope, 1)
+_by_library = outside_autocast(direct.convolve)
 
 
 def backward(grad_y, x, weight, x2, y, negative_slope, wanted):

@@ -29,7 +29,8 @@ def conv1x1_backward(
     both = F.conv_transpose2d(of_sum, weight.to(of_sum.dtype)).to(x.dtype)
     source = x if x2 is None else torch.cat([x, x2], 1)
     of_weight = F.conv2d(source.to(of_sum.dtype).transpose(0, 1), of_sum.transpose(0, 1)).transpose(0, 1)
+    of_weight = of_weight.to(weight.dtype).contiguous()
     of_x, of_x2 = both.split([x.shape[1], weight.shape[1] - x.shape[1]], 1)
     of_bias = grad.sum((0, 2, 3)).to(weight.dtype)
-    grads = (channels_last(of_x), of_weight.to(weight.dtype).contiguous(), of_bias, channels_last(of_x2), channels_last(grad))
+    grads = (channels_last(of_x), of_weight, of_bias, channels_last(of_x2), channels_last(grad))
     return [g for g, want in zip(grads, wanted, strict=True) if want]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How 3x3 convolutions are computed: by the engine (Winograd transforms, or matrix tiles of the processor), plane by
-plane, as one matrix product, directly by the library, or by what measures faster."""
+plane, as one matrix product, directly by the library, as an implicit one on a GPU, or by what measures faster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,10 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.switches import Switch
-from fastds.ops.impl.conv3x3.costs import ENGINES, cheapest
+from fastds.ops.impl.conv3x3 import implicit
+from fastds.ops.impl.conv3x3.costs import cheapest
 
-ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct")
+ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct", "implicit_gemm")
 _algorithm = Switch("auto")
 _rows: ContextVar[int | None] = ContextVar("rows", default=None)
 
@@ -35,7 +36,8 @@ def convolution(algorithm: str) -> Iterator[None]:
         algorithm: "auto", what measures faster for each shape; "winograd", the engine of fastds for every tensor on a
             CPU; "amx", the same with sums of products on the processor's matrix tiles, for bfloat16;
             "planes", sums of shifted planes, for few channels; "product", one matrix product over all pixels; "direct",
-            torch's own convolution, whose numbers parity checks want.
+            torch's own convolution, whose numbers parity checks want; "implicit_gemm", on a GPU, the forward pass and
+            what follows as one Triton kernel, the gradients by torch.
 
     Raises:
         ValueError: another name.
@@ -76,6 +78,13 @@ def amx_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
     return None if native.module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
 
 
+def _engine_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
+    return winograd_refusal(x)
+
+
+_REFUSALS = {"amx": amx_refusal, "implicit_gemm": implicit.refusal}
+
+
 def chosen(
     algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, gated: bool = False
 ) -> str:
@@ -86,12 +95,14 @@ def chosen(
         gated: gates follow, which the engine computes in its output stage.
 
     Raises:
-        RuntimeError: "winograd", "amx" or "planes" is asked for, but cannot run.
+        RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is asked for, but cannot run.
     """
     if algorithm in ("direct", "product"):
         return algorithm
-    reason = amx_refusal(x, dtype) if algorithm == "amx" else winograd_refusal(x)
-    if algorithm in (*ENGINES, "planes"):
+    if algorithm == "implicit_gemm" and backward:
+        return "direct"
+    reason = _REFUSALS.get(algorithm, _engine_refusal)(x, dtype)
+    if algorithm != "auto":
         if reason is not None:
             raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was asked for, but {reason}")
         return algorithm

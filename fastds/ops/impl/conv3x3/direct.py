@@ -9,7 +9,8 @@ from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import dense, empty_map, plain
 from fastds.ops.core.registry import transforms_active
-from fastds.ops.impl.conv3x3 import reference
+from fastds.ops.impl.conv3x3 import implicit, reference
+from fastds.ops.impl.conv3x3.algorithm import current
 
 
 def _for_onednn(x: Tensor) -> Tensor:
@@ -62,6 +63,20 @@ def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shu
     # One input channel leaves the layout to oneDNN's choice.
     y = dense(y if second is None else y.add_(second))
     return finish(y, residual, act, negative_slope, shuffle)
+
+
+def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride):
+    """As compose, for a weight of any odd size and any stride; on a GPU one kernel where that pays."""
+    asked = current() in ("auto", "implicit_gemm") and fused(x)
+    if asked and implicit.pays(x, weight, bias, x2, residual, act, shuffle, x.dtype):
+        args = (x, weight, bias, x2, residual, act, negative_slope, "zeros", shuffle, x.dtype, stride)
+        return implicit.forward(*args)
+
+    def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.to(source.dtype)
+        return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
+
+    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
 
 
 def fused(x: Tensor) -> bool:

@@ -4,16 +4,18 @@
 import torch
 
 from fastds.ops.core.layout import dense, empty_map, nhwc
-from fastds.ops.impl.conv3x3 import direct, engine, planes, product, reference
+from fastds.ops.impl.conv3x3 import direct, engine, implicit, planes, product, reference
 from fastds.ops.impl.conv3x3.algorithm import chosen
 
-BESIDE_THE_ENGINE = {"direct": direct, "planes": planes, "product": product}
+BESIDE_THE_ENGINE = {"direct": direct, "planes": planes, "product": product, "implicit_gemm": implicit}
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
     args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
+    if algorithm == "auto" and x.is_cuda and implicit.pays(x, weight, bias, x2, residual, act, shuffle, out_dtype):
+        algorithm = "implicit_gemm"
     algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
     if algorithm in BESIDE_THE_ENGINE:
         return BESIDE_THE_ENGINE[algorithm].forward(*args)

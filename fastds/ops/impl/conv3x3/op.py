@@ -306,7 +306,8 @@ def conv3x3(
         out_dtype: dtype of x (None) or float32.
         algorithm: "winograd", "amx" (sums of products on the processor's matrix tiles, for bfloat16), "planes" (sums of
             shifted planes, for few channels), "product" (one matrix product over all pixels), "direct" (torch's
-            convolution), "auto" (what a model of their costs takes), or None for that of the enclosing
+            convolution), "implicit_gemm" (one Triton kernel on a GPU, gradients by torch; float32 as three products
+            of tf32), "auto" (what a model of their costs takes), or None for that of the enclosing
             fastds.convolution(...), "auto" without one.
 
     Returns:
@@ -324,7 +325,8 @@ def conv3x3(
         TypeError: a dtype that is not allowed.
         ValueError: a shape, device or option that does not fit.
         RuntimeError: "winograd" or "planes" for tensors outside a CPU or in float64; "amx" for others than bfloat16,
-            or where the processor has no such tiles.
+            or where the processor has no such tiles; "implicit_gemm" outside a GPU, in float64 or for
+            another out_dtype.
 
     Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks; 0, +-sqrt(1/2), +-sqrt(2)
     and infinity as its points.

@@ -20,7 +20,8 @@ from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.core.registry import define, reached, vector_jacobian
 from fastds.ops.core.switches import Switch
 from fastds.ops.impl.conv3x3 import engine, kernels, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, ENGINES, chosen, current
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current
+from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
 from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution

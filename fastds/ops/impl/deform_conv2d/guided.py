@@ -112,11 +112,11 @@ def _backward(grad_y, *args):
     if grad_y.numel() == 0:
         return [g.zero_() for g in _backward_fake(grad_y, *args, wanted)]
     kernels = triton_loader.kernels("deform_conv2d_backward")
-    raw, weight, device = call.raw, dense(call.weight), call.input.device
+    raw, weight = call.raw, dense(call.weight)
     grad_y, x = dense(grad_y), nhwc(call.input)
     offset, mask = call.split(nhwc(raw))
     problem = call.problem(offset)
-    grad_x = dense(torch.zeros(x.shape, dtype=torch.float32, device=device)) if wanted[0] else None
+    grad_x = empty_map(x.shape, torch.float32, x).zero_() if wanted[0] else None
     # grad_base is a sum of grad_offset, and takes it in float32.
     dtype = torch.float32 if wanted[4] else raw.dtype
     asked = wanted[1] or wanted[4]
