@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fastds._outputs import put_in_place
+from fastds._outputs import place_of, put_in_place
 from fastds.archive.manifest import Manifest, Wanted
 from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
@@ -68,7 +68,8 @@ def compute_archive(
     """
     require("zarr", "archives")
     require("dask", "archives")
-    target, workers = Path(target), _checked(source, Path(target), workers, scheduler, dtype)
+    workers = _checked(source, Path(target), workers, scheduler, dtype)
+    target = place_of(target)
     files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
     threads = threads_of(threads, workers, scheduler)
     options = dict(options or {})
