@@ -69,7 +69,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a complete file or folder its name; what had it is gone then."""
+    """Give a complete file or folder its name; what had it is gone then, and so is what an archive's manifest tells."""
+    if temporary.is_dir():
+        path.with_name(f"{path.name}.manifest").unlink(missing_ok=True)
     if not path.is_dir():
         os.replace(temporary, path)
         return
