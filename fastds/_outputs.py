@@ -16,6 +16,7 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LONGEST = 200  # bytes of a name in a temporary one; file systems take 255
 _SHOW_CURSOR = b"\x1b[?25h"  # which progress bars hide
 _incomplete: set[Path] = set()
 _owner = 0  # the process that the signals are for; its children leave its files alone
@@ -29,20 +30,35 @@ def check_replaceable(path: str | os.PathLike) -> None:
         raise ValueError(f"the output must be a regular file, {path} is a device, a pipe or a socket")
 
 
+def place_of(path: str | os.PathLike) -> Path:
+    """Where an output is written: where a link points to, which stays a link, else the path itself.
+
+    Raises: ValueError for a link that points to itself."""
+    path = Path(path)
+    if not path.is_symlink():
+        return path
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise ValueError(f"the output {path} is a link that points to itself")
+    return place
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A block that writes a file or folder under the temporary name it is given, which becomes `path` at its end; what
-    was there before is kept until then, and after an error.
+    """A block that writes a file or folder under the temporary name it is given, which becomes `path` at its end, or
+    what that is a link to; what was there before is kept until then, and after an error.
 
     Raises: ValueError where `path` is no regular file; OSError in one sentence where the disk is full.
     """
     path = Path(path)
     check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    place = place_of(path)
+    short = os.fsencode(place.name)[:_LONGEST].decode(errors="ignore")
+    temporary = place.with_name(f".{short}.{os.getpid()}-{secrets.token_hex(4)}.part")
     _incomplete.add(temporary)
     try:
         yield temporary
-        put_in_place(temporary, path)
+        put_in_place(temporary, place)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -53,7 +69,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a complete file or folder its name; what had it is gone then."""
+    """Give a complete file or folder its name; what had it is gone then, and so is what an archive's manifest tells."""
+    if temporary.is_dir():
+        path.with_name(f"{path.name}.manifest").unlink(missing_ok=True)
     if not path.is_dir():
         os.replace(temporary, path)
         return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import warnings
@@ -16,13 +17,16 @@ from fastds._parsers import parser_of_all
 from fastds.tasks.common.command import parser_sentence
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
+_UNREAD = 141  # what a shell tells of programs that SIGPIPE ends
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with argv (default: sys.argv[1:]) and return 0, 2 for a user's error, or 130 when interrupted."""
+    """Run the command with argv (default: sys.argv[1:]) and return 0, 2 for a user's error, 130 when interrupted, or
+    141 where nobody reads what it prints."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if is_command():
         sys.unraisablehook = _unraisable
+        _print_everything()
     own = _OWN.get(argv[0] if argv else "")
     if own is not None:
         if own is not _info:
@@ -157,9 +161,9 @@ def _evaluate(options) -> None:
     else:
         from fastds.tasks.verbs import evaluate
     table = evaluate(*files, progress=True, **chosen)
-    table.print()
-    if options.csv:
+    if options.csv:  # before a reader of the table may go away
         table.to_csv(options.csv)
+    table.print()
 
 
 def _check(options) -> int:
@@ -303,13 +307,36 @@ def _guarded(name: str, run, options) -> int:
         warnings.showwarning = show
         warnings.simplefilter("always", UserWarning)
         try:
-            return run(options) or _OK
+            status = run(options) or _OK
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return status
+        except BrokenPipeError:
+            _print_nothing()
+            return _UNREAD
+        except SystemExit as end:  # what rich makes of it
+            if not isinstance(end.__context__, BrokenPipeError):
+                raise
+            return _UNREAD
         except (ValueError, OSError, ImportError, MemoryError) as error:
             print(f"{name}: {_with_options(_sentence(error), names)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
+
+
+def _print_everything() -> None:
+    """Let letters that a terminal or log does not have, in names of files, be printed as their codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_nothing() -> None:
+    """Let the rest of what is printed, whose reader has gone, go nowhere."""
+    if is_command():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unraisable(error) -> None:

@@ -390,6 +390,48 @@ def test_files_that_do_not_go_together(halves, raw, tmp_path):
         open_dataset([folder / "a.nc", folder / "none.nc"])
 
 
+def scaled(event):
+    return event.assign(reflectivity=(event.reflectivity / 10).assign_attrs(event.reflectivity.attrs, units="mm h-1"))
+
+
+def otherwise_dry(event):
+    return event.assign(reflectivity=event.reflectivity.assign_attrs(no_echo_value=-10.0))
+
+
+def turned(event):
+    return event.assign(crs=event.crs.assign_attrs(longitude_of_projection_origin=99.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            scaled,
+            r"units of reflectivity: dBZ in .*a\.nc, mm h-1 in .*c\.nc; a pattern or a list takes files of one kind",
+        ),
+        (otherwise_dry, r"no_echo_value of reflectivity: -32\S* in .*a\.nc, -10.0 in .*c\.nc; a pattern"),
+        (turned, r"a\.nc and .*c\.nc are on different grids: longitude_of_projection_origin is \S+ and 99"),
+    ],
+)
+def test_a_radar_that_starts_anew_with_other_numbers_is_not_joined(halves, change, message):
+    """Their names and coordinates are the same, and what they mean is not."""
+    event, folder = halves
+    save_dataset(change(event.isel(time=slice(0, 3))), folder / "c.nc")
+    with pytest.raises(ValueError, match=message):
+        open_dataset([folder / "a.nc", folder / "c.nc"])
+
+
+def test_a_curved_grid_that_moved_is_not_joined(halves, tmp_path):
+    event, folder = halves
+    curved = event[["reflectivity"]].isel(time=slice(0, 3)).drop_vars(["x", "y"])
+    lat = xr.DataArray(np.add.outer(np.arange(event.sizes["y"]), 0.1 * np.arange(event.sizes["x"])), dims=("y", "x"))
+    for name, move in (("p.nc", 0.0), ("q.nc", 0.5)):
+        place = {"lat": (lat + move).assign_attrs(units="degrees_north"), "lon": lat.assign_attrs(units="degrees_east")}
+        save_dataset(curved.assign_coords(place), tmp_path / name)
+    with pytest.raises(ValueError, match=r"p\.nc and .*q\.nc are on different grids: lat differs"):
+        open_dataset(tmp_path)
+
+
 def test_levels_of_several_kinds_in_one_grib(raw):
     pytest.importorskip("cfgrib", reason="GRIB files need the package cfgrib")
     with open_dataset(raw / "grib" / "nam.t00z.awp21100.tm00.grib2") as dataset:

@@ -215,3 +215,61 @@ def test_a_folder_is_replaced_and_kept_after_an_error(tmp_path):
         temporary.mkdir()
         raise RuntimeError
     assert (store / "a").read_text() == "two" and os.listdir(tmp_path) == ["s.zarr"]
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(folder, tmp_path, capsys):
+    (tmp_path / "real").mkdir()
+    for name in ("o.nc", "o.zarr"):
+        link, place = tmp_path / name, tmp_path / "real" / name
+        link.symlink_to(place)
+        for _ in range(2):
+            assert main(nowcast(folder, link, "--steps", "1")) == 0
+        assert link.is_symlink() and place.exists() and not place.is_symlink()
+        with open_dataset(link) as made:
+            assert made.sizes["time"] == 1
+    assert sorted(p.name for p in tmp_path.rglob("*.part")) == []
+    capsys.readouterr()
+    for name, target, message in (
+        ("a.nc", tmp_path / "none" / "a.nc", "no such folder: .*none"),
+        ("b.nc", tmp_path / "b.nc", "b.nc is a link that points to itself"),
+    ):
+        (tmp_path / name).symlink_to(target)
+        assert main(nowcast(folder, tmp_path / name)) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_names_as_long_as_file_systems_take(tmp_path):
+    for name in ("n" * 252 + ".nc", "ü" * 126 + ".nc"):
+        save_dataset(synthetic_event(1, 2, (32, 32))[["reflectivity"]], tmp_path / name)
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+def test_an_empty_name_is_not_this_folder(folder, tmp_path, capsys, monkeypatch):
+    """What a script with an unset variable gives."""
+    monkeypatch.chdir(folder)
+    assert main(["nowcast", "", str(tmp_path / "o.nc"), "--model=persistence"]) == 2
+    assert "the name of the input is empty" in capsys.readouterr().err
+
+
+def printed(command, how="", **variables):
+    """What a shell prints of a command and how it ends, and its errors."""
+    line = f"set -o pipefail; {sys.executable} -m fastds {command} {how}"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, env={**os.environ, **variables})
+    return run.stdout, run.stderr.decode(), run.returncode
+
+
+def test_nobody_reads_what_is_printed(tmp_path):
+    """A reader that goes away ends a program quietly, with the status that SIGPIPE gives, and loses no file."""
+    save_dataset(synthetic_event(1, 5, (64, 64))[["reflectivity"]], tmp_path / "t.nc")
+    same = f"{tmp_path}/t.nc {tmp_path}/t.nc"
+    for command in ("models", f"evaluate {same} --csv {tmp_path}/scores.csv"):
+        assert printed(command, "| true") == (b"", "", 141)
+    assert (tmp_path / "scores.csv").read_text().startswith("method,")
+
+
+def test_letters_that_a_log_does_not_have(folder, tmp_path):
+    name = tmp_path / "ü.nc"
+    name.symlink_to(folder / "in.nc")
+    out, error, status = printed(f"nowcast {name} {tmp_path}/ö.nc --model persistence", PYTHONIOENCODING="ascii")
+    assert (error, status) == ("", 0) and out.endswith(rb"\xf6.nc" + b"\n") and (tmp_path / "ö.nc").exists()

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fastds._outputs import put_in_place
+import numpy as np
+
+from fastds._outputs import place_of, put_in_place
+from fastds.archive.lock import alone
 from fastds.archive.manifest import Manifest, Wanted
 from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
@@ -18,7 +22,7 @@ from fastds.archive.workers import Made, check_workers, made_of, threads_of
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
-from fastds.data.reading import Reading
+from fastds.data.reading import Reading, opened
 from fastds.tasks.common.inference import Report, check_target, read_as
 from fastds.tasks.common.pieces import steps_at_once
 from fastds.tasks.common.progress import progress_bar
@@ -58,17 +62,20 @@ def compute_archive(
             taken instead.
         append: the files are those of the target and later ones; only what these bring is computed, in the target
             itself, whose new fields are missing until then. Without a target it is made.
-        keep_going: leave out files that cannot be read and pieces that fail, and say so; else the first ends the run.
+        keep_going: leave out files that cannot be read, or that come too late to be appended, and pieces that fail, and
+            say so; else the first ends the run.
         dtype: "input", integers where the input has packed ones, or "float32".
         threads: of torch in each worker; None: the cores of this machine shared by its workers.
         progress: say how far it is.
 
     Returns: what was done. Raises: what open_dataset and the task raise; ValueError for a target that is no Zarr store,
-        or that an unfinished run of another kind left, and for files that do not continue those of the target.
+        or that an unfinished run of another kind left, and for files that do not continue those of the target;
+        BlockingIOError where another process works on the target.
     """
     require("zarr", "archives")
     require("dask", "archives")
-    target, workers = Path(target), _checked(source, Path(target), workers, scheduler, dtype)
+    workers = _checked(source, Path(target), workers, scheduler, dtype)
+    target = place_of(target)
     files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
     threads = threads_of(threads, workers, scheduler)
     options = dict(options or {})
@@ -80,20 +87,27 @@ def compute_archive(
     if not job.dim:
         raise ValueError("an archive has several times or forecasts; leave out workers, scheduler and append for one")
     wanted = Wanted.by(request)
-    folder, manifest = _place(target, wanted, append)
-    store = Store(folder, job)
-    if folder == target:
-        _grow(store, manifest, wanted)
-    else:
-        _begin(store, manifest, request, wanted, steps_at_once(job, _MANY if scheduler else workers))
-    pieces = job.pieces(manifest.steps)
-    todo = [piece for piece in pieces if piece not in manifest.done]
-    with contextlib.closing(made_of(job, folder.absolute(), todo, workers, scheduler)) as makes:
-        made = _make(makes, len(todo), store, manifest, keep_going, progress)
-    failed = [f"{store.times(one.piece)}: {one.error}" for one in made if one.error]
-    if folder != target:
-        put_in_place(folder, target)
-        manifest.move(target)
+    with alone(target):
+        folder, manifest = _place(target, wanted, append)
+        store = Store(folder, job)
+        if folder == target:
+            late = _late(request, store, manifest, wanted) if keep_going else []
+            if late:
+                left_out += [f"{file} holds times before the last of {target}" for file in late]
+                request = dataclasses.replace(request, files=tuple(f for f in files if f not in late))
+                job, wanted = job_of(request), Wanted.by(request)
+                store = Store(folder, job)
+            _grow(store, manifest, wanted)
+        else:
+            _begin(store, manifest, request, wanted, steps_at_once(job, _MANY if scheduler else workers))
+        pieces = job.pieces(manifest.steps)
+        todo = [piece for piece in pieces if piece not in manifest.done]
+        with contextlib.closing(made_of(job, folder.absolute(), todo, workers, scheduler)) as makes:
+            made = _make(makes, len(todo), store, manifest, keep_going, progress)
+        failed = [f"{store.times(one.piece)}: {one.error}" for one in made if one.error]
+        if folder != target:
+            put_in_place(folder, target)
+            manifest.move(target)
     _warn(made)
     report = job.report()
     report.notes[:0] = read_as(dataset_of(request))
@@ -135,6 +149,21 @@ def _begin(store: Store, manifest: Manifest, request: Request, wanted: Wanted, s
     manifest.begin(wanted, steps, store.length)
 
 
+def _late(request: Request, store: Store, manifest: Manifest, wanted: Wanted) -> list[str]:
+    """The new files with times before the last one that a store was made of, where it cannot grow by them."""
+    if manifest.is_of(wanted) or not manifest.grows_to(wanted) or store.begins_as(manifest.length):
+        return []
+    first, last = {}, []
+    for file in request.files:
+        with opened(file) as dataset:
+            times = np.atleast_1d(dataset["time"].values)
+        if os.path.abspath(file) in manifest.files:
+            last.append(times.max())
+        else:
+            first[file] = times.min()
+    return [file for file, time in first.items() if time <= max(last)]
+
+
 def _grow(store: Store, manifest: Manifest, wanted: Wanted) -> None:
     """Make a complete store longer where more files are wanted."""
     if manifest.is_of(wanted):
@@ -146,8 +175,8 @@ def _grow(store: Store, manifest: Manifest, wanted: Wanted) -> None:
         )
     if not store.begins_as(manifest.length):
         raise ValueError(
-            f"{store.path} cannot be continued: the files that are new do not come after those it was made of; without "
-            "append it is made anew"
+            f"{store.path} cannot be continued: the files that are new do not come after those it was made of; with "
+            "keep_going these are left out, without append it is made anew"
         )
     store.grow(manifest.length)
     manifest.begin(wanted, manifest.steps, store.length)

@@ -59,7 +59,11 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             lines = str(error).strip().splitlines()
             said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
             if _opens_without_times(path, engine):
-                raise ValueError(f"the times in {contents.path} cannot be decoded ({said})") from error
+                said = said.partition(". Try opening")[0]
+                raise ValueError(
+                    f"the times in {contents.path} cannot be decoded ({said}); give them units such as days since "
+                    "2000-01-01 first"
+                ) from error
             raise ValueError(
                 f"{contents.path} looks like {form} but cannot be read ({said}); it may be truncated or damaged"
             ) from error

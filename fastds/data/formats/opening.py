@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,9 @@ import xarray as xr
 from fastds.data.formats import radolan
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import Format, format_of, refusal
+from fastds.data.grid.grids import grid_mappings
 from fastds.data.grid.times import utc_text
+from fastds.data.grid.variables import same_units
 
 _ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
 _SAME_GRID = 1e-3  # cells
@@ -74,6 +76,8 @@ def files_of(path: Source) -> list[pathlib.Path]:
         if missing:
             raise FileNotFoundError(f"no such file: {missing[0]}")
         return files
+    if not os.fspath(path):
+        raise FileNotFoundError("the name of the input is empty")
     given = pathlib.Path(path)
     if given.exists():
         if not _is_folder(given):
@@ -196,21 +200,53 @@ def _plane(dataset: xr.Dataset) -> dict:
 
 
 def check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
-    """ValueError where two parts differ in variables or grid, naming both files."""
+    """ValueError where two parts differ in variables, in what their numbers mean, or in grid, naming both files."""
     if set(expected.data_vars) != set(part.data_vars):
         sets = (", ".join(map(str, d.data_vars)) for d in (expected, part))
         said = f"{first} has the variables {next(sets)}, {path} has {next(sets)}"
         raise ValueError(f"{said}; a pattern or a list takes files of one kind")
-    for name, axis in expected.coords.items():
-        if axis.ndim != 1 or name == "time":
-            continue
-        other = part.coords.get(name)
-        width = abs(float(axis[1] - axis[0])) if axis.size > 1 and axis.dtype.kind == "f" else 0.0
+    for name, variable in expected.data_vars.items():
+        _check_meaning(first, variable, path, part[name])
+        for mapping in grid_mappings(expected, variable):
+            _check_projection(first, expected[mapping].attrs, path, part[mapping].attrs)
+    for name in _places(expected):
+        axis, other = expected.coords[name], part.coords.get(name)
+        width = abs(float(axis[1] - axis[0])) if axis.ndim == 1 and axis.size > 1 and axis.dtype.kind == "f" else 0.0
         same = other is not None and other.shape == axis.shape
         if same and axis.dtype.kind == "f":
-            same = bool(np.all(np.abs(axis.values - other.values) <= _SAME_GRID * width))
+            same = bool(
+                np.allclose(axis.values, other.values, rtol=0, atol=_SAME_GRID * (width or 1.0), equal_nan=True)
+            )
         if not same:
             raise ValueError(f"{first} and {path} are on different grids: {name} differs")
+
+
+def _check_meaning(first: pathlib.Path, expected: xr.DataArray, path: pathlib.Path, field: xr.DataArray) -> None:
+    """ValueError where the numbers of a variable are in other units or another one stands for no echo."""
+    if expected.ndim < 2:
+        return
+    for name in ("units", "no_echo_value"):
+        own, other = expected.attrs.get(name), field.attrs.get(name)
+        same = same_units(own, other) if name == "units" else np.array_equal(own, other)
+        if not same:
+            said = f"{name} of {expected.name}: {own} in {first}, {other} in {path}"
+            raise ValueError(f"{said}; a pattern or a list takes files of one kind")
+
+
+def _check_projection(first: pathlib.Path, expected: dict, path: pathlib.Path, attrs: dict) -> None:
+    """ValueError where the parameters of a grid mapping that both tell differ; texts have many forms."""
+    for name in expected.keys() & attrs.keys():
+        own, other = expected[name], attrs[name]
+        numbers = not isinstance(own, str) and not isinstance(other, str)
+        same = np.shape(own) == np.shape(other) and np.allclose(own, other) if numbers else own == other
+        if not same and (numbers or name == "grid_mapping_name"):
+            raise ValueError(f"{first} and {path} are on different grids: {name} is {own} and {other}")
+
+
+def _places(dataset: xr.Dataset) -> list[Hashable]:
+    """Coordinates that place the fields: those of dimensions, and latitudes and longitudes over two that have none."""
+    of_two = [n for n, c in dataset.coords.items() if c.ndim == 2 and not set(c.dims) & {*dataset.coords, "time"}]
+    return [n for n, c in dataset.coords.items() if c.ndim == 1 and n != "time" and "time" not in c.dims] + of_two
 
 
 def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Dataset:

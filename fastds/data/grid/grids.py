@@ -261,9 +261,9 @@ def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
     found = {}
     for name, coordinate in field.coords.items():
         named = "standard_name" not in coordinate.attrs
-        if is_latitude(coordinate.attrs) or (named and name in ("lat", "latitude")):
+        if is_latitude(coordinate.attrs) or (named and str(name).lower() in ("lat", "latitude")):
             found.setdefault("lat", coordinate)
-        elif is_longitude(coordinate.attrs) or (named and name in ("lon", "longitude")):
+        elif is_longitude(coordinate.attrs) or (named and str(name).lower() in ("lon", "longitude")):
             found.setdefault("lon", coordinate)
     for coordinate in found.values():
         check_degrees(f"coordinate {coordinate.name}", coordinate.attrs)

@@ -95,9 +95,17 @@ def duration_seconds(text: str, name: str) -> float:
 
 
 def same_units(one: object, other: object) -> bool:
-    """True for two spellings of a unit, "m**2 s**-2" and "m2 s-2"; "", "1" and "(0 - 1)" are all no unit."""
-    plain = [re.sub(r"[\s*^.]", "", str(units)).lower() for units in (one, other)]
-    return plain[0] == plain[1] or set(plain) <= {"", "1", "(0-1)"}
+    """True for two spellings of a unit: "m**2 s**-2" and "m2/s2", "degC" and "Celsius", "%" and "percent"; "", "1" and
+    "(0 - 1)" are all no unit."""
+    return _plain_unit(one) == _plain_unit(other)
+
+
+def _plain_unit(units: object) -> str | frozenset:
+    """One form of all spellings of a unit: the powers of its parts where they can be read, else its letters."""
+    text = re.sub(r"[\s_]+", " ", str(units)).strip().lower()
+    text = _SPELLINGS.get(text, text)
+    powers = _powers(text)
+    return re.sub(r"[\s*^.]", "", text) if powers is None else frozenset(powers.items())
 
 
 def _powers(units: object) -> dict[str, int] | None:
@@ -116,6 +124,16 @@ def _powers(units: object) -> dict[str, int] | None:
     return powers or None
 
 
+_CELSIUS = ("celsius", "deg c", "degree c", "degrees c", "degree celsius", "degrees celsius", "°c", "° c", "c")
+_KELVIN = ("kelvin", "kelvins", "degk", "deg k", "degree k", "degrees k", "degree kelvin", "degrees kelvin", "°k")
+_ONE = ("", "(0 - 1)", "(0-1)", "fraction", "dimensionless", "unitless", "-")
+_SPELLINGS = (
+    dict.fromkeys(_CELSIUS, "degc")
+    | dict.fromkeys(_KELVIN, "k")
+    | dict.fromkeys(("percent", "per cent"), "%")
+    | dict.fromkeys(_ONE, "1")
+    | {"kg/kg": "1", "kg kg-1": "1", "kg kg**-1": "1", "kg kg^-1": "1"}
+)
 _REFLECTIVITY_PREFIX = "equivalent_reflectivity_factor"
 _REFLECTIVITY_NAMES = {
     "reflectivity",
@@ -216,8 +234,9 @@ def _is_field(variable: xr.DataArray) -> bool:
 
 
 def field_names(dataset: xr.Dataset) -> list[Hashable]:
-    """The variables of numbers over two dimensions or more."""
-    return [name for name in dataset.data_vars if _is_field(dataset[name])]
+    """The variables of numbers over two dimensions or more, but bounds of coordinates."""
+    bounds = {kept.get("bounds") for c in dataset.variables.values() for kept in (c.attrs, c.encoding)}
+    return [name for name in dataset.data_vars if name not in bounds and _is_field(dataset[name])]
 
 
 def _standard_name(variable: xr.DataArray) -> str:

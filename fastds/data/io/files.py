@@ -13,10 +13,11 @@ import h5netcdf
 import xarray as xr
 from xarray.backends.common import ArrayWriter
 
-from fastds._outputs import replacing
+from fastds._outputs import place_of, replacing
 from fastds.data.io.sink import sink
 from fastds.data.packages import require
 
+_CALENDAR_UNITS = ("month", "year", "common_year")
 _OTHER_FORMATS = (".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", ".png", ".npy", ".npz")
 
 
@@ -46,8 +47,9 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     check_format(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {path.parent}")
+    folder = place_of(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
     as_zarr = path.suffix == ".zarr"
     if as_zarr:
         require("zarr", "Zarr stores")
@@ -85,6 +87,8 @@ def _plain_encoding(variable: xr.Variable) -> dict[str, Any]:
         for key, value in variable.encoding.items()
         if key in ("_FillValue", "dtype", "scale_factor", "add_offset", "units", "calendar")
     }
+    if str(kept.get("units", "")).strip().lower().startswith(_CALENDAR_UNITS):  # xarray reads them and writes them not
+        del kept["units"]
     if variable.dtype.kind == "f":
         kept.setdefault("_FillValue", None if variable.ndim <= 1 else variable.dtype.type("nan"))
     return kept

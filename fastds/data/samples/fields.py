@@ -103,7 +103,7 @@ def _only_field(dataset: xr.Dataset) -> Hashable:
             return found[0]
     if not fields:
         raise ValueError("the file holds no field over (time, y, x)")
-    raise ValueError(f"the variable is ambiguous, name one of {_names(dataset, humid or fields)} with variable")
+    raise ValueError(f"the variable is ambiguous, name one of {_names(dataset, humid or fields)} with the argument var")
 
 
 def _names(dataset: xr.Dataset, names: Iterable[Hashable] | None = None) -> str:

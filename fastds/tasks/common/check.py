@@ -85,13 +85,17 @@ def _times(times: np.ndarray) -> str:
     ends = f"{len(times)}, {text_of(times[0])} to {text_of(times[-1])}"
     if len(different) < 2:
         return text_of(times[0]) if len(times) == 1 else ends
+    if times.dtype.kind not in "MO":
+        return f"{ends}, which are no dates"
     ends += f", {len(times) - len(different)} of them repeated" * (len(different) < len(times))
     try:
         segments, cadence, _ = regular_segments(different)
     except ValueError as error:
         return f"{ends}; {error}"
     gaps = len(segments) - 1
-    return f"{ends}, every {cadence / 60:g} min" + f", {counted(gaps, 'gap')}" * (gaps > 0)
+    days, rest = divmod(cadence, 86400)
+    step = f"{cadence / 60:g} min" if rest or not days else counted(int(days), "day")
+    return f"{ends}, every {step}" + f", {counted(gaps, 'gap')}" * (gaps > 0)
 
 
 def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:

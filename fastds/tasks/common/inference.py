@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from fastds._outputs import check_replaceable
+from fastds._outputs import check_replaceable, place_of
 from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.io.files import check_format
@@ -54,12 +54,13 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
     check_replaceable(target)
     if target.exists() and any(os.path.samefile(file, target) for file in _existing(source)):
         raise ValueError(f"the output must be another file than the input, got {target} twice")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {target.parent}")
+    folder = place_of(target).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
     if target.is_dir() and target.suffix != ".zarr":
         raise IsADirectoryError(f"the output must be a file, {target} is a folder")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"the folder of the output is read-only: {target.parent}")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder of the output is read-only: {folder}")
 
 
 def _existing(source: Source) -> list[Path]:

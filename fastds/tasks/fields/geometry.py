@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from fastds.data.grid.axes import (
 )
 from fastds.ops.impl.inr_query.points import spacing
 
+_BRING = "bring them onto one first (cdo remapbil, xarray's interp)"
 MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
 
 
@@ -82,26 +84,47 @@ def geometry(dataset: xr.Dataset) -> Geometry:
     Raises:
         ValueError: none or several of either, or coordinates that are unsorted, repeated or unequally spaced.
     """
-    found = []
-    for kind, test in (("latitude", is_latitude), ("longitude", is_longitude)):
-        names = [
-            str(n)
-            for n, c in dataset.coords.items()
-            if c.ndim == 1 and c.size > 1 and (test(c.attrs) or n in (kind, kind[:3]))
-        ]
-        if len(names) != 1:
-            raise ValueError(f"expected one {kind} coordinate along a dimension, found {names or 'none'}")
-        check_degrees(names[0], dataset[names[0]].attrs)
-        found.append(names[0])
+    found = [_axis_of(dataset, kind, test) for kind, test in (("latitude", is_latitude), ("longitude", is_longitude))]
     latitude, longitude = (torch.from_numpy(dataset[n].values.astype("float64")) for n in found)
     check_latitudes(found[0], latitude.numpy())
     turned, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=FULL_CIRCLE)), None
     if not torch.equal(turned, longitude):
         west = -FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
     grid = Geometry(latitude, turned, tuple(found), west)
-    _ = grid.steps  # refuses uneven axes, whose span means nothing
+    try:
+        _ = grid.steps  # refuses uneven axes, whose span means nothing
+    except ValueError as error:
+        raise ValueError(f"{error}; {_uneven(longitude)}") from None
     check_longitudes(found[1], turned.numpy())
     return grid
+
+
+def _axis_of(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> str:
+    """The only coordinate of a kind along a dimension."""
+    named = [
+        (str(n), c) for n, c in dataset.coords.items() if test(c.attrs) or str(n).lower() in (kind, kind[:3])
+    ]  # fmt: skip
+    names = [n for n, c in named if c.ndim == 1 and c.size > 1]
+    if len(names) == 1:
+        check_degrees(names[0], dataset[names[0]].attrs)
+        return names[0]
+    said = f"expected one {kind} coordinate along a dimension, found {names or 'none'}"
+    if names:
+        raise ValueError(said)
+    single = [n for n, c in named if c.size == 1]
+    if single:
+        raise ValueError(f"{said}: {single[0]} has a single value, and a field has two rows and columns at least")
+    curved = [f"{n} over {' and '.join(map(str, c.dims))}" for n, c in named if c.ndim == 2]
+    where = f" (it has {curved[0]})" if curved else ""
+    raise ValueError(f"{said}: the fields are on no regular latitude-longitude grid{where}, {_BRING}")
+
+
+def _uneven(longitude: Tensor) -> str:
+    """What to do about an axis that is not evenly spaced."""
+    if longitude.numel() > 2 and (longitude.diff() > 0).all() and longitude.diff().max() > FULL_CIRCLE / 2:
+        turned = "longitude % 360" if longitude.min() < 0 else "(longitude + 180) % 360 - 180"
+        return f"a region on both sides of the longitudes' seam is in one piece as {turned}, sorted"
+    return f"the fields are on no regular latitude-longitude grid, {_BRING}"
 
 
 def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,8 @@ def _with_dimensions(
     for dim in lead:
         if dim not in field.dims:
             if like.sizes[dim] > 1:
-                raise ValueError(f"{what} has no dimension {dim}, of which {first} has {like.sizes[dim]}")
+                hint = f"; members of an ensemble are told by the name {MEMBER}" if MEMBER not in like.dims else ""
+                raise ValueError(f"{what} has no dimension {dim}, of which {first} has {like.sizes[dim]}{hint}")
             field = field.expand_dims(dim)
     return field
 

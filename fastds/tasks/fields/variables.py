@@ -83,13 +83,15 @@ class Fields:
         )
 
     def bounds(self, channel: int, field: Tensor) -> tuple[float, float]:
-        """What the finer values of a field (H, W) cannot be beyond: HUMIDITY_RANGE for relative humidity in %; 0 below
-        where no value is negative and one in a hundred is zero (rain, radiation, cover)."""
+        """What the finer values of a field (H, W) cannot be beyond: HUMIDITY_RANGE for relative humidity; 0 below where
+        no value is negative and one in a hundred is zero (rain, radiation, cover), and 1, or 100 %, above likewise
+        (cover, masks). What packing leaves beside these, a ten thousandth of the largest value, is them."""
         standard_name, units = self.kinds[channel]
-        if standard_name == "relative_humidity" and same_units(units, "%"):
-            return HUMIDITY_RANGE
-        never_negative = not (field < 0).any() and float((field == 0).sum()) >= 0.01 * field.numel()
-        return 0.0 if never_negative else -math.inf, math.inf
+        whole = next((number for unit, number in (("%", 100.0), ("1", 1.0)) if same_units(units, unit)), None)
+        if standard_name == "relative_humidity" and whole is not None:
+            return tuple(end * whole / 100.0 for end in HUMIDITY_RANGE)
+        low = 0.0 if _ends_at_zero(field) else -math.inf
+        return low, whole if whole is not None and _ends_at_zero(whole - field) else math.inf
 
     def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
@@ -168,6 +170,15 @@ def on_grid(dataset: xr.Dataset, grid: Geometry) -> list[str]:
 def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
     """Its variables of numbers on the grid but flags, between whose values there is nothing."""
     return [n for n in on_grid(dataset, grid) if not _is_flag(dataset[n].attrs)]
+
+
+def _ends_at_zero(field: Tensor) -> bool:
+    """Whether no value of a field is negative and one in a hundred is zero, but for a ten thousandth of the largest."""
+    present = field[~torch.isnan(field)]
+    if not present.numel():
+        return False
+    near = 1e-4 * max(float(present.max()), 0.0)
+    return bool(present.min() >= -near) and float((present <= near).sum()) >= 0.01 * field.numel()
 
 
 def _is_flag(attrs: dict) -> bool:

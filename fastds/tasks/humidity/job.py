@@ -20,6 +20,7 @@ from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.kept import field_attributes, global_attributes, with_bounds
 from fastds.data.grid.plausible import plausible_values, without_missing
 from fastds.data.grid.times import text_of
+from fastds.data.grid.variables import same_units
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
 from fastds.models.wgan_gp import HumidityGenerator
@@ -35,7 +36,6 @@ from fastds.tasks.fields.geometry import geometry
 # (0.2 to 0.7 without): that of the channel gates, whose means count these columns twice.
 WRAPPED = 16
 SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a shorter sequence
-_PERCENT = ("%", "percent", "per cent")
 
 
 class HumidityJob:
@@ -146,8 +146,8 @@ def _is_humidity(model, field):
     names = {str(v.get("standard_name")) for v in model.card.input_variables}
     if "relative_humidity" not in names:
         return False
-    units = str(field.attrs.get("units", "%")).strip().lower()
-    if units not in _PERCENT:
+    units = str(field.attrs.get("units", "%")).strip()
+    if not same_units(units, "%"):
         raise ValueError(f"variable {field.name} has units {units!r}, expected relative humidity in %")
     return True
 

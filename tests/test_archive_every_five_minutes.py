@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Archives that a clock appends to: late files, two runs at a time, other commands on the same store."""
+
+import pytest
+from test_archive import archive, files, made, same, small_pieces, stored, whole  # noqa: F401
+from test_pieces import event  # noqa: F401
+
+import fastds
+from fastds.archive import workers
+from fastds.data import save_dataset
+
+
+def test_files_that_come_late_are_left_out_and_the_archive_goes_on(files, event):  # noqa: F811
+    names = [f"{number}.nc" for number in range(6)]
+    archive(files, names[:2] + names[3:4])
+    for _ in range(2):  # and once more, with nothing new
+        report = archive(files, names, append=True, keep_going=True)
+        assert [note for note in report.notes if "2.nc holds times before the last of" in note]
+    expected = fastds.downscale("trilinear", event.isel(time=[0, 1, 2, 3, *range(6, 12)]), threads=1)
+    assert stored(files / "out.zarr").drop_attrs().equals(expected.drop_attrs())
+
+
+def test_a_manifest_does_not_outlive_its_store(files, event):  # noqa: F811
+    """What another command puts in its place is not taken for what was computed."""
+    archive(files, ["0.nc", "1.nc"])
+    save_dataset(fastds.downscale("bicubic", event.isel(time=slice(0, 4)), threads=1), files / "out.zarr")
+    with pytest.raises(ValueError, match="it has no manifest"):
+        archive(files, ["0.nc", "1.nc", "2.nc"], append=True)
+    archive(files, ["0.nc", "1.nc"])
+    assert stored(files / "out.zarr").attrs["fastds_model"] == "trilinear"
+
+
+def test_two_processes_do_not_make_one_archive(files, whole, monkeypatch):  # noqa: F811
+    """The second is refused while the first is at work, and the lock of a killed one holds nobody."""
+    tried, known = [], workers.make
+
+    def make(job, store, piece):
+        if not tried:
+            with pytest.raises(BlockingIOError, match="another process works on .*out.zarr; wait for its end") as error:
+                archive(files)
+            tried.append(error)
+        return known(job, store, piece)
+
+    monkeypatch.setattr(workers, "make", make)
+    (files / ".out.zarr.lock").touch()
+    archive(files)
+    assert same(stored(files / "out.zarr"), whole) and not list(files.glob(".*"))
+    assert tried

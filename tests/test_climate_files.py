@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files as climate models write them: spellings of units, bounds, packed rain, fractions, months, other grids."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_methods_without_weights import region
+
+import fastds
+from fastds.cli import main
+from fastds.data import open_dataset, save_dataset
+from fastds.data.grid.variables import field_names, same_units
+from fastds.data.samples.fields import choose_field
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("m/s", "m s-1", "m s**-1", "m.s^-1"),
+        ("m2/s2", "m**2 s**-2", "m2 s-2"),
+        ("degC", "Celsius", "degrees_C", "degree_Celsius", "°C"),
+        ("K", "kelvin", "degrees K"),
+        ("%", "percent"),
+        ("1", "", "(0 - 1)", "kg kg-1", "kg/kg", "fraction"),
+    ],
+)
+def test_spellings_of_a_unit_are_the_same(spellings):
+    assert all(same_units(one, other) for one in spellings for other in spellings)
+
+
+@pytest.mark.parametrize("pair", [("K", "degC"), ("g kg-1", "kg kg-1"), ("Pa", "hPa"), ("m s-1", "s m-1"), ("m", "1")])
+def test_other_units_are_not(pair):
+    assert not same_units(*pair)
+
+
+@pytest.mark.parametrize(("units", "by"), [("Celsius", 0.0), ("degrees_C", 0.0), ("kelvin", -273.15)])
+def test_a_temperature_in_the_other_unit_is_seen_in_every_spelling(units, by):
+    field = region()
+    field["t2m"] = (field.t2m + by).assign_attrs(field.t2m.attrs | {"units": units})
+    with pytest.raises(ValueError, match=f"{units}, outside the plausible"):
+        fastds.downscale("bicubic", field, scale=2)
+
+
+def shower(rows=20, columns=24):
+    values = np.zeros((rows, columns))
+    values[6:9, 5:12] = 12.0
+    rain = region(values, rows, columns).rename(t2m="pr")
+    rain.pr.attrs = {"units": "kg m-2 s-1", "standard_name": "precipitation_flux"}
+    return rain
+
+
+@pytest.mark.parametrize("method", ["bicubic", "inr-any"])
+@pytest.mark.parametrize("zero", [-1e-6, 1e-6])
+def test_zeros_that_packing_moved_are_zeros(method, zero):
+    """Rain that was packed, or is a difference of sums, has tiny values of either sign where it is dry."""
+    rain = shower()
+    rain["pr"] = rain.pr.where(rain.pr > 0, zero).assign_attrs(rain.pr.attrs)
+    fine = fastds.downscale(method, rain, scale=4).pr
+    assert float(fine.min()) >= 0.0 and float(fine.max()) > 10.0
+    assert float(fine[56:].max()) < 2e-6
+
+
+@pytest.mark.parametrize(("units", "whole"), [("1", 1.0), ("%", 100.0)])
+def test_a_fraction_stays_one(units, whole):
+    rain = shower()
+    cover = (rain.pr / 12.0 * whole).assign_attrs(units=units, standard_name="cloud_area_fraction").to_dataset(name="c")
+    fine = fastds.downscale("bicubic", cover, scale=4).c
+    assert (float(fine.min()), float(fine.max())) == (0.0, whole)
+    cover["c"] = (1.1 * cover.c).assign_attrs(cover.c.attrs)  # of what goes beyond, nothing is cut
+    assert float(fastds.downscale("bicubic", cover, scale=4).c.max()) > 1.1 * whole
+
+
+def test_relative_humidity_of_one_has_the_ends_of_that_in_percent():
+    humid = region(np.where(np.indices((12, 15)).sum(0) % 5 < 2, 1.0, 0.02)).rename(t2m="hur")
+    humid.hur.attrs = {"units": "1", "standard_name": "relative_humidity"}
+    fine = fastds.downscale("bicubic", humid, scale=3).hur
+    assert float(fine.min()) >= 0.0 and float(fine.max()) == pytest.approx(1.05)
+
+
+def test_bounds_are_no_fields():
+    field = region().expand_dims(time=3)
+    edges = np.stack([field.latitude - 1, field.latitude + 1], 1)
+    field = field.assign(lat_bnds=(("latitude", "bnds"), edges))
+    field.latitude.attrs["bounds"] = "lat_bnds"
+    assert field_names(field) == ["t2m"] and choose_field(field).name == "t2m"
+
+
+def test_units_are_of_the_only_field_beside_bounds(tmp_path, capsys):
+    field = region()
+    field = field.assign(lat_bnds=(("latitude", "bnds"), np.stack([field.latitude - 1, field.latitude + 1], 1)))
+    field.latitude.attrs["bounds"] = "lat_bnds"
+    field["t2m"] = (field.t2m - 273.15).assign_attrs(field.t2m.attrs)
+    save_dataset(field, tmp_path / "t.nc")
+    command = ["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale=2", "--model=bicubic"]
+    assert main(command) == 2 and "outside the plausible 150 to 350 K" in capsys.readouterr().err
+    assert main([*command, "--units=degC"]) == 0
+
+
+def test_several_fields_are_named_by_the_option_that_chooses():
+    with pytest.raises(ValueError, match="name one of a, b with the argument var"):
+        choose_field(xr.Dataset({name: region().t2m.expand_dims(time=2) for name in "ab"}))
+
+
+def test_capitals_name_axes():
+    plain = region().drop_attrs()
+    fine = fastds.downscale("bicubic", plain.rename(latitude="LAT", longitude="LON"), scale=2)
+    np.testing.assert_array_equal(fine.t2m, fastds.downscale("bicubic", plain, scale=2).t2m)
+
+
+def curved(field):
+    return (
+        field.drop_vars(field.coords)
+        .rename(latitude="y", longitude="x")
+        .assign_coords(
+            lat=(("y", "x"), np.add.outer(field.latitude.values, 0.1 * field.longitude.values), field.latitude.attrs)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.isel(latitude=[3]), "latitude has a single value, and a field has two rows"),
+        (lambda d: d.isel(longitude=3), "longitude has a single value"),
+        (curved, r"no regular latitude-longitude grid \(it has lat over y and x\), bring them onto one first"),
+        (
+            lambda d: d.assign_coords(latitude=d.latitude + 0.02 * np.sin(np.arange(12))),
+            r"equally spaced, steps vary from .*; the fields are on no regular .* bring them onto one first",
+        ),
+        (
+            lambda d: d.assign_coords(longitude=(d.longitude - 110) % 360).sortby("longitude"),
+            r"in one piece as \(longitude \+ 180\) % 360 - 180, sorted",
+        ),
+        (
+            lambda d: d.assign_coords(longitude=(d.longitude + 250) % 360 - 180).sortby("longitude"),
+            "in one piece as longitude % 360, sorted",
+        ),
+    ],
+)
+def test_grids_that_do_not_fit_are_told_with_a_remedy(change, message):
+    field = region()
+    field = change(field.assign_coords({n: field[n].assign_attrs(standard_name=n) for n in field.coords}))
+    with pytest.raises(ValueError, match=message):
+        fastds.downscale("bicubic", field, scale=2)
+
+
+@pytest.fixture
+def months(tmp_path):
+    """A file of three months in the units "months since", by calendar."""
+
+    def write(calendar):
+        field = region().expand_dims(time=3).assign_coords(time=("time", np.arange(3)))
+        field.time.attrs = {"units": "months since 2000-01-01", "standard_name": "time"}
+        field.time.attrs |= {"calendar": calendar} if calendar else {}
+        save_dataset(field, tmp_path / "m.nc")
+        return str(tmp_path / "m.nc")
+
+    return write
+
+
+def test_months_of_thirty_days_are_written(months, tmp_path, capsys):
+    output = str(tmp_path / "o.nc")
+    assert main(["downscale", months("360_day"), output, "--scale=2", "--model=bicubic"]) == 0
+    with open_dataset(output) as fine, open_dataset(str(tmp_path / "m.nc")) as given:
+        assert list(fine.time.values) == list(given.time.values) and fine.time.values[1].month == 2
+    assert main(["check", output]) == 0 and "every 30 days" in capsys.readouterr().out
+
+
+def test_months_of_other_calendars_are_told_with_a_remedy(months):
+    with pytest.raises(ValueError, match=r"'the default calendar'\); give them units such as days since") as caught:
+        open_dataset(months(""))
+    assert "decode_times" not in str(caught.value)
+
+
+def test_times_that_are_no_dates_have_no_interval(tmp_path, capsys):
+    save_dataset(region().expand_dims(time=3).assign_coords(time=[200001.0, 200002.0, 200003.0]), tmp_path / "t.nc")
+    assert main(["check", str(tmp_path / "t.nc")]) == 0
+    assert "200001.0 to 200003.0, which are no dates\n" in capsys.readouterr().out
+
+
+def test_an_ensemble_by_another_name_is_told_its_own():
+    members = region().expand_dims(member=["r1", "r2"])
+    with pytest.raises(ValueError, match="has no dimension member, .* are told by the name realization"):
+        fastds.evaluate(members, region())
