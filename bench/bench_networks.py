@@ -4,7 +4,7 @@
 Peers: the network on plain torch ("torch_eager": every op of ours by its formula, FC-ZSM's by its oracle with
 grid_sample), and the file that `fastds export` writes of it, in onnxruntime and in OpenVINO. bfloat16 is autocast for
 torch and OpenVINO's inference precision. Inputs are those of the export's own check. FLOPs are those that torch counts
-in the plain network. A training step is mean squared error, backward and Adam, against plain torch.
+in the plain network. "graph": ours captured by fastds.compile_graph, as the other two are compiled. A training step is mean squared error, backward and Adam, against plain torch.
 
 FASTDS_BENCH_SECONDS: contenders whose one call takes longer are left out (default 20).
 FASTDS_BENCH_FOLDER: where exported files stay, for the next run (default: a folder of this run).
@@ -46,14 +46,20 @@ FORWARD = [
     ("torch_eager", torch.bfloat16), ("onnxruntime", torch.float32), ("openvino", torch.float32),
     ("openvino", torch.bfloat16),
 ]  # fmt: skip
-STEP = FORWARD[:4]
+PEERS = {"forward": FORWARD, "graph": [*FORWARD[:2], *FORWARD[4:]], "training step": FORWARD[:4]}
+
+
+def modes_of(sizes: tuple[int, ...], size: int) -> list[str]:
+    """A graph where maps are small, a training step where they are not large."""
+    return ["forward", *["graph"] * (size == sizes[0]), *["training step"] * (size != sizes[-1])]
+
+
 ROWS = [
     (name, size, mode, peer, dtype)
     for name, sizes in SIZES.items()
     for size in sizes
-    for mode, peers in (("forward", FORWARD), ("training step", STEP))
-    for peer, dtype in peers
-    if mode == "forward" or size != sizes[-1]
+    for mode in modes_of(sizes, size)
+    for peer, dtype in PEERS[mode]
 ]
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 FOLDER = "FASTDS_BENCH_FOLDER"
@@ -150,8 +156,11 @@ def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
         return onnxruntime(name, size)
     if peer == "openvino":
         return openvino(name, size, dtype)
-    model = model_of(name).requires_grad_(mode != "forward")
+    model = model_of(name).requires_grad_(mode == "training step")
     network, inputs = torch_network(peer, model), given_inputs(name, size)
+    if mode == "graph":
+        graph = fastds.compile_graph(network, *inputs, dtype=dtype)
+        return lambda: graph(*inputs).float()
 
     def run():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -175,7 +184,7 @@ def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
 def timed(name: str, size: int, mode: str) -> dict:
     """{(peer, dtype): median seconds} in turn, of those whose call is not too long."""
     runs, alone = {}, {}
-    for peer, dtype in FORWARD if mode == "forward" else STEP:
+    for peer, dtype in PEERS[mode]:
         if peer == "openvino" and has_deform_conv(name):
             continue  # its reader does not know it
         run = build(name, size, mode, peer, dtype)
@@ -191,13 +200,13 @@ def timed(name: str, size: int, mode: str) -> dict:
 @functools.lru_cache(maxsize=1)
 def expected(name: str, size: int, mode: str):
     """By other code than ours: onnxruntime's, or plain torch's."""
-    return build(name, size, mode, "onnxruntime" if mode == "forward" else "torch_eager", torch.float32)()
+    return build(name, size, mode, "torch_eager" if mode == "training step" else "onnxruntime", torch.float32)()
 
 
 @functools.lru_cache(maxsize=1)
 def flops(name: str, size: int, mode: str) -> float:
     with FlopCounterMode(display=False) as counter:
-        build(name, size, mode, "torch_eager", torch.float32)()
+        build(name, size, "forward" if mode == "graph" else mode, "torch_eager", torch.float32)()
     return counter.get_total_flops()
 
 

@@ -27,12 +27,12 @@ from fastds.ops.core.registry import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
 
 if TYPE_CHECKING:
-    from fastds.models.cuda_graph import compile_graph
+    from fastds.models.graph import compile_graph
     from fastds.tasks.common.export import export
     from fastds.tasks.verbs import downscale, evaluate, nowcast, query
 
 _verbs.register("export", "fastds.tasks.common.export:export")
-_verbs.register("compile_graph", "fastds.models.cuda_graph:compile_graph")
+_verbs.register("compile_graph", "fastds.models.graph:compile_graph")
 # What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
 for _verb in ("downscale", "evaluate", "nowcast", "query"):
     _verbs.register(_verb, f"fastds.tasks.verbs:{_verb}")

@@ -12,7 +12,7 @@ from gpuless.triton_rig import ARCHS, compiled_launches
 from triton.runtime.jit import JITFunction
 
 import fastds
-from fastds.models.cuda_graph import as_captured, frozen
+from fastds.models.graph import as_captured, frozen
 from fastds.ops.core.registry import Op
 from fastds.ops.impl.conv3x3 import direct
 

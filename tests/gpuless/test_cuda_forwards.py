@@ -8,8 +8,8 @@ from gpuless.fake_cuda import HostWork, Watched, on_cuda
 from torch.utils._pytree import tree_leaves
 
 from fastds import models
-from fastds.models.cuda_graph import as_captured, frozen
 from fastds.models.ensembles.surroundings import FEATURES
+from fastds.models.graph import as_captured, frozen
 from fastds.models.registry import PRESETS
 
 # Every cell of recurrent networks runs in one of them here, and in two modules in the training; the rest is alike.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastds.models.baselines.advection import optical_flow, warp
 from fastds.models.baselines.rims import from_outside, trusted_motion
-from fastds.models.cuda_graph import capturing
+from fastds.models.graph import capturing
 
 # Candidates for the growth of the blur, pixels per step.
 _BLUR_GROWTH = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)

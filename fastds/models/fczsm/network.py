@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
-from fastds.models.cuda_graph import compile_graph
 from fastds.models.fczsm.aligner import FeaturePyramid, SingleLevel, Way
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.convert import convert
 from fastds.models.fczsm.guidance import StaticBranch, interpolation_offsets
+from fastds.models.graph import compile_graph
 from fastds.models.inputs import check_input, check_samples
 from fastds.nn.chunks import by_frames, pieces_pay, row_bands
 from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock, SubPixel
@@ -234,7 +234,7 @@ class FCZSM(Downscales, nn.Module):
         return y if self.config["residual"] is None else self._residual(x, flow) + y
 
     def compile_graph(
-        self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype = torch.bfloat16
+        self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Callable[..., Tensor]:
         """fastds.compile_graph of this model, for inference."""
         return compile_graph(self, x, static, flow, dtype=dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import bilinear_at
+from fastds.models.graph import capturing
 from fastds.ops import GridSpec, PointSpec
 from fastds.ops.impl.conv3x3.algorithm import chosen_for
 from fastds.ops.impl.inr_query.points import Axis
@@ -112,10 +113,10 @@ def _rows_read(where: GridSpec | PointSpec, cell: Tensor, height: int) -> tuple[
     if isinstance(where, GridSpec):
         a = where.rows
         fine, low, high = a.step <= a.den, a.start // a.den, (a.start + a.step * (a.size - 1)) // a.den
-    elif cell.device.type == "cpu":
+    elif cell.device.type == "cpu" and not capturing():
         rows = where.base[..., 0]
         fine, low, high = bool(cell[..., 0].max() <= 2), rows.min().item(), rows.max().item()
-    else:  # reading the rows of points would wait for the device
+    else:  # reading the rows of points would wait for the device, and a graph reads none
         fine = False
     if not fine:  # MetaSR's corner of a wide cell lies rows away
         return 0, height

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastds._verbs import Downscales
 from fastds.models.card import ModelCard
-from fastds.models.cuda_graph import capturing
+from fastds.models.graph import capturing
 from fastds.models.inputs import check_input
 from fastds.models.inr import bands
 from fastds.models.inr.bands import POLES, Encoded, across_poles

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from fastds.ops.core.registry import transforms_active
+from fastds.ops.core.registry import observed
 
 WORTH_POOLING = 1 << 20  # bytes; a pooled map costs 5 us more than glibc's, which finds room for small ones again
 
@@ -31,32 +31,37 @@ def reused_memory(on: bool = True):
     return nullcontext() if off else _reused()
 
 
+class Pool:
+    """Blocks of memory, each lent to one tensor at a time."""
+
+    def __init__(self):
+        self._free: dict[int, list] = {}  # by their bytes
+
+    def block(self, size: int):
+        """An array of so many bytes, free again when the last tensor on it is gone."""
+        free = self._free.setdefault(size, [])
+        whole = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
+        lent = whole.view()
+        weakref.finalize(lent, free.append, whole).atexit = False
+        return lent
+
+
 @contextmanager
 def _reused():
-    before = getattr(_current, "blocks", None)
-    _current.blocks = {}  # bytes: free blocks
+    before = getattr(_current, "pool", None)
+    _current.pool = Pool()
     try:
         yield
     finally:
-        _current.blocks = before
-
-
-def _block(size: int):
-    """An array of so many bytes, free again when the last tensor on it is gone."""
-    free = _current.blocks.setdefault(size, [])
-    whole = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()
-    lent = whole.view()
-    weakref.finalize(lent, free.append, whole).atexit = False
-    return lent
+        _current.pool = before
 
 
 def _applies(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> bool:
-    if getattr(_current, "blocks", None) is None or torch.compiler.is_compiling():
+    if getattr(_current, "pool", None) is None or torch.compiler.is_compiling():
         return False
     if math.prod(shape) * dtype.itemsize < WORTH_POOLING:
         return False
-    plain = type(like) in (Tensor, torch.nn.Parameter) and like.is_cpu
-    return plain and not transforms_active() and not torch._C._is_tracing()
+    return type(like) in (Tensor, torch.nn.Parameter) and like.is_cpu and not observed(like)
 
 
 def empties(shape: tuple[int, int, int, int], dtypes, like: Tensor) -> list[Tensor]:
@@ -65,7 +70,7 @@ def empties(shape: tuple[int, int, int, int], dtypes, like: Tensor) -> list[Tens
     _, channels, height, width = shape
     strides = (height * width * channels, 1, width * channels, channels)
     return [
-        torch.frombuffer(_block(math.prod(shape) * dtype.itemsize), dtype=dtype).as_strided(shape, strides)
+        torch.frombuffer(_current.pool.block(math.prod(shape) * dtype.itemsize), dtype=dtype).as_strided(shape, strides)
         if _applies(shape, dtype, like)
         else torch.empty_strided(shape, strides, dtype=dtype, device=like.device)
         for dtype in dtypes

@@ -4,6 +4,8 @@
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +16,14 @@ from fastds._source_hash import source_hash
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/core/dtype.h
 KEPT_WORKSPACE_BYTES = 64 << 20
 
+# Functions of the module that only tell something.
+QUERIES = frozenset(
+    ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv3x3_same")
+    + ("conv_gates_fits", "isa", "use_huge_pages")
+)
+
 _kept = threading.local()
+_recording = threading.Lock()
 _module = None
 _missing = None  # why there is no module
 
@@ -43,6 +52,37 @@ def module():
     if _module is None:
         raise ImportError(_missing)
     return _module
+
+
+class _Recorder:
+    """The module; calls of this thread that write memory are kept, as (function, arguments, {})."""
+
+    def __init__(self, module, calls: list):
+        self._module, self._calls, self._thread = module, calls, threading.get_ident()
+
+    def __getattr__(self, name: str):
+        found = getattr(self._module, name)
+        if name in QUERIES or isinstance(found, type) or not callable(found):
+            return found
+
+        def call(*args):
+            if self._calls is not None and threading.get_ident() == self._thread:
+                self._calls.append((found, args, {}))
+            return found(*args)
+
+        return call
+
+
+@contextmanager
+def recorded(calls: list) -> Iterator[None]:
+    """A block in which this thread's calls of the module are appended to `calls`; of one block at a time."""
+    global _module
+    with _recording:
+        before, _module = module(), _Recorder(module(), calls)
+        try:
+            yield
+        finally:
+            _module._calls, _module = None, before  # caches may have the recorder as a key
 
 
 def missing() -> str | None:
@@ -97,10 +137,23 @@ def workspace(size: int) -> Tensor:
     kept = kept_workspace()
     if kept is not None and kept.numel() >= size:
         return kept
-    new = torch.empty(size, dtype=torch.uint8)
-    if size <= KEPT_WORKSPACE_BYTES:
+    new, mine = torch.empty(size, dtype=torch.uint8), getattr(_kept, "all", None)
+    if mine is not None:
+        mine.append(new)
+    if size <= KEPT_WORKSPACE_BYTES or mine is not None:
         _kept.workspace = new
     return new
+
+
+@contextmanager
+def own_workspaces() -> Iterator[list[Tensor]]:
+    """A block with workspaces of its own, which it gives; none of them is thrown away while the list lives."""
+    before, mine = kept_workspace(), []
+    _kept.workspace, _kept.all = None, mine
+    try:
+        yield mine
+    finally:
+        _kept.workspace, _kept.all = before, None
 
 
 def in_workspace(function, *args) -> None:

@@ -4,8 +4,11 @@
 Each thread of Python keeps its own packed weights, so that nobody reads what another thread rewrites.
 """
 
+import math
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +24,18 @@ FEW_TILES = 32  # of 4 x 4 outputs, whose products with many filters take less t
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
 
 _kept = threading.local()
+
+
+@contextmanager
+def own_weights() -> Iterator[OrderedDict]:
+    """A block with packed weights of its own, which it gives; none of them is thrown away while the dict lives."""
+    before = getattr(_kept, "weights", None), getattr(_kept, "weight_bytes", 0)
+    mine = _kept.weights = OrderedDict()
+    _kept.weight_bytes = -math.inf  # never too many
+    try:
+        yield mine
+    finally:
+        _kept.weights, _kept.weight_bytes = before
 
 
 def _output(shape, dtype, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's forward for fixed shapes as one CUDA graph: hundreds of small kernels start with one launch."""
+"""A model's forward for fixed shapes as one graph: on a GPU hundreds of small kernels start with one launch, on a CPU
+nothing but kernels runs."""
 
 import contextlib
 import copy
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from fastds.models.replay import ReplayedForward
 from fastds.ops.core.switches import Switch
 
 WARM_UP_RUNS = 3  # Triton compiles, cuDNN chooses and the caching allocator fills before the capture
@@ -23,54 +25,72 @@ def capturing() -> bool:
 
 
 def compile_graph(
-    model: nn.Module, *inputs: Any, dtype: torch.dtype = torch.bfloat16, train: bool = False, **options: Any
+    model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, train: bool = False, **options: Any
 ) -> Callable[..., Any]:
-    """Capture model(*inputs, **options) as one CUDA graph.
+    """Capture model(*inputs, **options): as one CUDA graph, or on a CPU as the list of its kernels.
 
-    fast = fastds.compile_graph(model.to("cuda"), x);  y = fast(x2)
+    fast = fastds.compile_graph(model, x);  y = fast(x2)
 
     Tensors among the arguments are examples, whose values do not matter; everything else (steps, size, scale) is fixed.
     Missing values (NaN) are not looked for, they spread. What forward would compute on the CPU (optical flow, the
     filling of missing frames) is computed before each replay.
 
     Args:
-        model: any network of fastds, on a CUDA device.
+        model: any network of fastds, on a CPU or a CUDA device.
         inputs, options: arguments of its forward, tensors on the model's device.
-        dtype: of the arithmetic, torch.bfloat16, torch.float16 or torch.float32; inputs keep their own.
-        train: False: inference, with a copy of the weights of now in `dtype`, in evaluation mode. True: a function with
-            gradients, whose backward is a graph, too; it reads the model's own weights, in the mode the model is in.
+        dtype: of the arithmetic, torch.bfloat16, torch.float16 or torch.float32; inputs keep their own. None:
+            torch.bfloat16 on a CUDA device, torch.float32 on a CPU.
+        train: False: inference, with a copy of the weights of now (on a CUDA device in `dtype`), in evaluation mode.
+            True, on a CUDA device: a function with gradients, whose backward is a graph, too; it reads the model's own
+            weights, in the mode the model is in.
 
     Returns:
-        function of the same arguments, for tensors of the same shapes and dtypes, -> what forward returns. One call at
-        a time: calls on several streams share the buffers of the graph.
+        function of the same arguments, for tensors of the same shapes and dtypes, -> what forward returns, on a CPU to
+        the bit. One call at a time: calls on several streams or threads share the buffers of the graph.
 
     Raises:
-        ValueError: the model or an input is not on one CUDA device, another dtype; in a later call another shape or
-            another fixed argument. TypeError: the model is no torch.nn.Module.
+        ValueError: the model or an input is not on one device of these, another dtype, train on a CPU; in a later call
+            another shape or another fixed argument. TypeError: the model is no torch.nn.Module. RuntimeError: on a CPU,
+            a forward that asks for values or draws random ones.
     """
-    device = graph_device(model, dtype)
+    device = graph_device(model, dtype, train)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     args, kwargs = given(model, inputs, options)
     arguments = Arguments(args, kwargs, device)
-    with torch.cuda.device(device), cudnn_benchmark():
-        graph = GradientGraph(model, arguments, dtype) if train else ForwardGraph(model, arguments, dtype)
+    with _on(device):
+        kind = GradientGraph if train else ForwardGraph if device.type == "cuda" else ReplayedForward
+        graph = kind(model, arguments, dtype)
 
     def call(*inputs: Any, **options: Any) -> Any:
-        with torch.cuda.device(device):
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             return graph(*arguments.tensors(*given(model, inputs, options)))
 
     return call
 
 
-def graph_device(model: nn.Module, dtype: torch.dtype) -> torch.device:
-    """The CUDA device of the model; raises unless a graph can be captured there."""
+@contextlib.contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """A block in which a graph is captured on the device."""
+    if device.type == "cpu":
+        with _capturing.set(True):
+            yield
+    else:
+        with torch.cuda.device(device), cudnn_benchmark():
+            yield
+
+
+def graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool = False) -> torch.device:
+    """The device of the model; raises unless a graph can be captured there."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be None, torch.bfloat16, torch.float16 or torch.float32, got {dtype}")
     device = next(model.parameters()).device
-    if device.type != "cuda":
-        hint = "move it with model.to('cuda')" if torch.cuda.is_available() else "torch finds no GPU here, so call it"
-        raise ValueError(f"model must be on a CUDA device to be captured as a graph, it is on {device}: {hint}")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"model must be on a CPU or a CUDA device to be captured as a graph, it is on {device}")
+    if train and device.type == "cpu":
+        hint = "move it with model.to('cuda')" if torch.cuda.is_available() else "torch finds no GPU here"
+        raise ValueError(f"train: a step is captured on a CUDA device alone, the model is on {device}: {hint}")
     return device
 
 

@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compile_graph refuses and how it reads arguments; the graphs themselves are in tests/gpu/test_cuda_graph.py."""
+"""What compile_graph refuses and how it reads arguments; the graphs themselves are in tests/gpu/test_cuda_graph.py
+and tests/test_replay.py."""
 
 import pytest
 import torch
 
 import fastds
 from fastds.models import create
-from fastds.models.cuda_graph import Arguments, as_captured, frozen, given
+from fastds.models.graph import Arguments, as_captured, frozen, given
 
 SMALL = {"num_features": 8, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 1}
 CPU = torch.device("cpu")
 
 
-def test_without_cuda_the_error_says_what_to_do():
+def test_what_is_no_model_or_lies_elsewhere_is_refused():
     model, x = create("fczsm", **SMALL), torch.zeros(1, 2, 1, 8, 8)
-    wanted = "model must be on a CUDA device to be captured as a graph, it is on cpu: torch finds no GPU here, so call"
-    if torch.cuda.is_available():
-        wanted = r"it is on cpu: move it with model.to\('cuda'\)"
-    for capture in (model.compile_graph, lambda *x, **k: fastds.compile_graph(model, *x, **k)):
-        with pytest.raises(ValueError, match=wanted):
-            capture(x)
-        with pytest.raises(ValueError, match="dtype must be torch.bfloat16, .* got torch.float64"):
-            capture(x, dtype=torch.float64)
+    with pytest.raises(ValueError, match="dtype must be None, torch.bfloat16, .* got torch.float64"):
+        model.compile_graph(x, dtype=torch.float64)
+    with pytest.raises(ValueError, match="must be on a CPU or a CUDA device to be captured as a graph, it is on meta"):
+        fastds.compile_graph(model.to("meta"), x)
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got function"):
         fastds.compile_graph(create, x)
 

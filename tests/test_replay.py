@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compile_graph on a CPU: the forward again, to the bit, without the Python between its kernels."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import fastds
+from fastds.models import create
+from fastds.models.export.signatures import signature
+from fastds.models.graph import Arguments
+from fastds.models.replay import ReplayedForward
+from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
+from fastds.ops.core import buffer_pool
+from fastds.ops.core import native as loader
+from fastds.ops.impl.conv3x3 import engine
+
+CPU = torch.device("cpu")
+NETWORKS = {
+    "fczsm-small": {}, "nowcast-small": {}, "ms-convlstm": {}, "ms-predrnn": {}, "ms-mim": {}, "simvp": {},
+    "wgan-gp-small": {}, "inr-small": {}, "mlcast-convgru": {"num_blocks": 2}, "edsr-x2": {},
+}  # fmt: skip
+CASES = [(name, torch.float32) for name in NETWORKS] + [("ms-predrnn", torch.bfloat16), ("fczsm-small", torch.bfloat16)]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(*map(torch.utils._pytree.tree_leaves, (a, b)), strict=True))
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_networks(name, dtype, native):
+    torch.manual_seed(3)
+    model = create(name, **NETWORKS[name]).eval()
+    steps = {"steps": 3} if hasattr(model, "forecast") else {}
+    given = signature(model, **steps)
+    size = {"batch": 1, "height": 32, "width": 32, "points": 500}
+    module, inputs = given.module, given.draw(size, seed=1)
+    fast = fastds.compile_graph(module, *inputs, dtype=dtype)
+    for seed in (2, 3):
+        others = given.draw(size, seed=seed)
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            expected = module(*others)
+        assert equal(fast(*others), expected)
+
+
+class Everything(nn.Module):
+    """Operators of all kinds: views that copy and views that do not, several results, in place, by places."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 8)
+        self.weight = nn.Parameter(torch.randn(12, 14, 3, 3) / 10)
+        self.one = nn.Parameter(torch.randn(6, 12, 1, 1))
+
+    def forward(self, x, h):
+        x = torch.cat([x, x.flip(1)[:, :1].expand(-1, 2, -1, -1)], 1)
+        y = conv3x3(x, self.weight, act="relu", x2=h)
+        y[:, ::2] *= 2
+        y = conv1x1(y, self.one)
+        rows = self.linear(self.norm(y.permute(0, 2, 3, 1).reshape(-1, 6)))
+        best, where = rows.max(0)
+        top = rows[torch.tensor([2, 0, 1])].softmax(-1)
+        out = torch.zeros_like(top).index_add_(0, torch.tensor([1, 1, 0]), top + best)
+        offset = torch.zeros(1, 18, *y.shape[2:])
+        z = deform_conv2d(y, offset + 0.3, self.weight[:6, :6], padding=1)
+        return {"out": out, "where": where, "many": torch.stack(z.chunk(2, 1)).sum((0, -1)), "number": 3}
+
+
+def test_operators_of_all_kinds(native):
+    model, examples = Everything(), (torch.randn(1, 4, 7, 9), torch.randn(1, 8, 7, 9))
+    fast = fastds.compile_graph(model, *examples)
+    for _ in range(3):
+        others = [torch.randn_like(x) for x in examples]
+        with torch.no_grad():
+            expected = model(*others)
+        got = fast(*others)
+        assert got["number"] == 3 and all(torch.equal(got[k], expected[k]) for k in ("out", "where", "many"))
+
+
+class Steps(nn.Module):
+    def __init__(self, channels=8):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4 * channels, 2 * channels, 3, 3) / 12)
+
+    def forward(self, x):
+        h = c = torch.zeros_like(x)
+        for _ in range(20):
+            h, c = conv_lstm_cell(x, h, c, self.weight)
+        return h
+
+
+def test_memory_is_used_again_and_stays(native):
+    model, x = Steps(), torch.randn(1, 8, 16, 16)
+    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
+    taken = sum(block.nbytes for blocks in graph.pool._free.values() for block in blocks)
+    assert taken <= 8 * x.nbytes + 3 * model.weight.nbytes  # forty states pass through it
+    with torch.no_grad():
+        expected = model(x)
+        for _ in range(4):  # what others keep in this thread grows and goes
+            conv3x3(torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3), algorithm="winograd")
+        engine._kept.weights.clear()
+        model.weight.fill_(0)  # a copy was taken
+    assert torch.equal(graph(x), expected)
+    first = graph(x)
+    graph(2 * x)
+    assert torch.equal(first, expected)
+
+
+def test_other_threads_are_not_recorded_and_nothing_is_left(native):
+    stop, failures = threading.Event(), []
+
+    def work():
+        x, weight = torch.randn(1, 8, 12, 12), torch.randn(8, 8, 3, 3)
+        expected = conv3x3(x, weight)
+        while not stop.is_set():
+            if not torch.equal(conv3x3(x, weight), expected):
+                failures.append("another result")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        model, x = Steps(), torch.randn(1, 8, 16, 16)
+        lengths = {len(ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32).calls) for _ in range(3)}
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures and len(lengths) == 1
+    assert loader.module() is native and loader._kept.all is None
+    assert getattr(buffer_pool._current, "pool", None) is None
+
+
+class Asks(nn.Module):
+    def __init__(self, ask):
+        super().__init__()
+        self.scale, self.ask = nn.Parameter(torch.ones(1)), ask
+
+    def forward(self, x):
+        return self.ask(self.scale * x)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x[x > 0],
+        lambda x: x * float(x.max()),
+        lambda x: x + torch.randn_like(x),
+        lambda x: nn.functional.dropout(x, 0.5, True),
+        lambda x: torch.from_numpy(x.numpy() * 2),
+    ],
+    ids=["branch", "mask", "number", "random", "dropout", "numpy"],
+)
+def test_what_cannot_be_repeated_is_refused(ask, native):
+    with pytest.raises(RuntimeError, match="the forward cannot be repeated"):
+        fastds.compile_graph(Asks(ask), torch.randn(2, 5))
+    assert loader.module() is native
+
+
+def test_messages(native):
+    model, x = Steps(), torch.randn(1, 8, 6, 6)
+    with pytest.raises(ValueError, match="train: a step is captured on a CUDA device alone, the model is on cpu"):
+        fastds.compile_graph(model, x, train=True)
+    with pytest.raises(ValueError, match="dtype must be None, torch.bfloat16, .* got torch.float64"):
+        fastds.compile_graph(model, x, dtype=torch.float64)
+    fast = fastds.compile_graph(model, x)
+    with pytest.raises(ValueError, match=r"input 0 is a torch.float32 tensor of shape \(1, 8, 6, 7\), the graph was"):
+        fast(torch.randn(1, 8, 6, 7))
