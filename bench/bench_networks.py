@@ -4,7 +4,8 @@
 Peers: the network on plain torch ("torch_eager": every op of ours by its formula, FC-ZSM's by its oracle with
 grid_sample), and the file that `fastds export` writes of it, in onnxruntime and in OpenVINO. bfloat16 is autocast for
 torch and OpenVINO's inference precision. Inputs are those of the export's own check. FLOPs are those that torch counts
-in the plain network. "graph": ours captured by fastds.compile_graph, as the other two are compiled. A training step is mean squared error, backward and Adam, against plain torch.
+in the plain network. A training step is mean squared error, backward and Adam, against plain torch. "graph": ours
+captured by fastds.compile_graph, as the files are compiled.
 
 FASTDS_BENCH_SECONDS: contenders whose one call takes longer are left out (default 20).
 FASTDS_BENCH_FOLDER: where exported files stay, for the next run (default: a folder of this run).
