@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pixels are the rows of a product, outputs its columns. Maps of float32 whose channels lie side by side are read where they
-// are; others are brought to that order, a chunk of pixels at a time, in a thread's own memory.
+// Pixels are the rows of a product, outputs its columns. Maps of float32 whose channels lie side by side, or are few, are read
+// where they are; others are brought to that order, a chunk of pixels at a time, in a thread's own memory.
 #include "conv1x1/params.h"
 
 #include "core/activation.h"
@@ -13,6 +13,7 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kChunkPixels = 48, kLeastPixels = 12;  // of a product that a thread takes at once
+constexpr int64_t kFewPlanes = 16;                       // of pixels side by side, which are read where they are
 constexpr int64_t kShared = 64 << 10;                    // multiplications: fewer are not worth a second thread
 constexpr int64_t kPackedAlone = 32 << 10;               // weights that one thread packs
 constexpr int64_t kSummedPixels = 128;                   // of a weight gradient, added up in registers
@@ -70,11 +71,11 @@ void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to
 
 // ---- the product
 
-// A chunk of a source: rows of `steps` steps from a on, and the packed weights.
+// A chunk of a source: rows of `steps` steps from a on, `step` numbers apart, and the packed weights.
 template <class Step>
 struct Panel {
     const typename Step::Stored *a, *b;
-    int64_t row, steps;
+    int64_t row, step, steps;
 };
 
 inline int64_t most_channels(const Conv1x1& call) {
@@ -96,7 +97,8 @@ struct Layout {
         int64_t channels = 0;
         for (int s = 0; s < call.sources; s++) {
             const Conv1x1Map& map = call.source[s];
-            direct[s] = sizeof(T) == sizeof(S) && map.c == 1 && map.channels % Step::terms == 0;
+            const bool few = Step::terms == 1 && map.channels <= kFewPlanes;
+            direct[s] = sizeof(T) == sizeof(S) && (few || (map.c == 1 && map.channels % Step::terms == 0));
             row[s] = round_up(map.channels + 1, kL);
             channels += map.channels;
         }
@@ -193,7 +195,7 @@ __attribute__((noinline)) void sums(const Panel<Step>* panels, int count, const 
         for (int j = 0; j < NV; j++) acc[r][j] = load_vec<kL>(bias + column + j * kL);
     for (int s = 0; s < count; s++) {
         const Panel<Step>& p = panels[s];
-        multiply<Step, MR, NV>(acc, p.a + i * p.row, p.row, Step::terms, p.b + column * p.steps * Step::terms, NV * kL * Step::terms,
+        multiply<Step, MR, NV>(acc, p.a + i * p.row, p.row, p.step, p.b + column * p.steps * Step::terms, NV * kL * Step::terms,
                                p.steps);
     }
     store_tile<T, MR, NV>(to, acc, row);
@@ -272,8 +274,11 @@ void run(const Conv1x1& call, char* workspace) {
                     using S = typename Step::Stored;
                     if (!at.direct[s]) stage<S, T>(map, b, pixels.begin, count, own.staged[s], at.row[s], own.work);
                     const S* read = static_cast<const S*>(map.data) + b * map.b + pixels.begin * map.p;
-                    panels[s] = {at.direct[s] ? read : own.staged[s], shared.packed[s], at.direct[s] ? map.p : at.row[s],
-                                 parts_of(map.channels, Step::terms)};
+                    const int64_t steps = parts_of(map.channels, Step::terms);
+                    if (at.direct[s])
+                        panels[s] = {read, shared.packed[s], map.p, map.c * Step::terms, steps};
+                    else
+                        panels[s] = {own.staged[s], shared.packed[s], at.row[s], Step::terms, steps};
                 }
                 run_chunk<T>(call, panels, shared.bias, b * call.pixels + pixels.begin, count);
             }
@@ -390,6 +395,7 @@ void add_lane(const Conv1x1GradWeight& call, const GradLayout& at, Range tasks, 
             constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
             int64_t o = 0;
             for (; o + MR <= outputs; o += MR) add_tile<Step, MR, NV>(gradient, source, steps, o, column, sums, at.source_row);
+            for (; o + 4 <= outputs; o += 4) add_tile<Step, 4, NV>(gradient, source, steps, o, column, sums, at.source_row);
             for (; o < outputs; o++) add_tile<Step, 1, NV>(gradient, source, steps, o, column, sums, at.source_row);
         });
     }
