@@ -217,7 +217,22 @@ def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **option
     ids=str,
 )
 def test_convolutions_as_one_kernel(options, expected):
-    assert implicit.pays(*convolution(**options)) is expected
+    call = convolution(**options)
+    assert implicit.pays(*call) is expected
+    with fastds.backend("native"):
+        assert not implicit.pays(*call)
+    with fastds.backend("triton"):
+        assert implicit.pays(*call) is expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_weights_are_read_as_they_are_or_turned_once(dtype):
+    wide = torch.randn(5, 12, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    single, plain = wide[:, 3:4], torch.randn(5, 6, 3, 3, dtype=dtype)
+    assert all(implicit._weight(w, dtype) is w for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1]))
+    for other in (plain, plain.transpose(2, 3), wide.transpose(2, 3), wide[:, ::2], plain.double()):
+        turned = implicit._weight(other, dtype)
+        assert turned.is_contiguous(memory_format=torch.channels_last) and torch.equal(turned, other.to(dtype))
 
 
 def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
