@@ -149,6 +149,13 @@ def all_rows(small: bool, only: str | None) -> list[Row]:
     return [rows[i] for i in range(longest) for rows in lists if i < len(rows)]
 
 
+def write(result: dict, path: pathlib.Path) -> None:
+    """All of it or, if this is stopped, what was there."""
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(json.dumps(result))
+    fresh.replace(path)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -170,6 +177,8 @@ def main() -> int:
             continue
         try:
             result["rows"].append(measure(row, machine, limits, oracles))
+            if options.out:
+                write(result, options.out)  # what is measured stays, whenever this is stopped
             done = result["rows"][-1]
             print(f"{label}: {done['median_ms']:.4f} ms, error {done['error']:.1e}, {done['timing']}", flush=True)
         except Exception as error:  # a peer that is not installed, a kernel that fails: the others go on
@@ -177,7 +186,7 @@ def main() -> int:
             words = (str(error).splitlines() or [""])[0]
             print(f"FAILED {label}: {type(error).__name__}: {words[:300]}", flush=True)
     if options.out:
-        options.out.write_text(json.dumps(result))
+        write(result, options.out)
     else:
         options.out = report.save(result)
     print(f"{len(result['rows'])} rows in {options.out}, {failed} failed, {time.monotonic() - begin:.0f} s")

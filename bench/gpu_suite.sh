@@ -127,10 +127,8 @@ sanitizer() {
 bench() {
   local options=(--seconds 150)
   [ "$dry" = 1 ] && options=(--device cpu --seconds 800)
-  "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json" || return
-  local save=(--save)
-  [ "$dry" = 1 ] && save=()
-  "$python" -m bench.report "$out/results.json" --all "${save[@]}" >"$out/table.md"
+  rm -f "$out/results.json"
+  "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json"
 }
 
 export -f build headers tests sanitizer bench
@@ -146,6 +144,12 @@ run tests 170 bash -uo pipefail -c tests
 run bench 200 bash -uo pipefail -c bench
 run memcheck 100 bash -uo pipefail -c 'sanitizer memcheck'
 run racecheck 100 bash -uo pipefail -c 'sanitizer racecheck'
+# Of what was measured, also if the time was over before the last row.
+if [ -f "$out/results.json" ] && [[ ,$parts, == *,bench,* ]]; then
+  save=(--save)
+  [ "$dry" = 1 ] && save=()
+  "$python" -m bench.report "$out/results.json" --all "${save[@]}" >"$out/table.md"
+fi
 grep -hE '^(FAILED|ERROR|LEFT OUT) ' "$out"/{tests,memcheck,racecheck,bench}.log 2>/dev/null | cut -c1-240 | head -n 40
 [ -f "$out/table.md" ] && { echo; cat "$out/table.md"; }
 echo

@@ -3,8 +3,9 @@
 
 One program takes BLOCK queries. Their features are gathered through the L1 cache and combined in float32; the tile
 stays in registers and shared memory from layer to layer (dtype of the maps between them, float32 accumulation), and
-only y is written. Weights come from L2 for every tile. Four trunks of a "late" ensemble do not fit into registers: it
-goes through the CUDA kernels and a library's matrix products.
+only y is written. Weights come from L2 for every tile. A "late" ensemble runs the trunk for each of the four corners,
+which are rows of one product, and adds up its results; the rows are kept in parts of CHUNK channels, each of which is
+multiplied by the rows of the weights that it meets.
 Bit for bit the same from run to run, whatever the grouping of queries into calls that keep BLOCK.
 """
 
@@ -19,6 +20,7 @@ from triton.runtime import driver
 from .device import on_device
 
 WIDTHS = (64, 128)  # D that have a kernel: a weight matrix of 256 x 256 does not fit beside its tile
+LATE_WIDTHS = (64, 128, 256)  # the same for the late ensemble, which takes matrices in parts
 MOST_OUTPUTS = 64
 
 
@@ -33,14 +35,14 @@ def axis_of_grid(k, step, start, den):
 
 
 @triton.jit
-def axis_corner(base, frac, n, A: tl.constexpr, WRAP: tl.constexpr):
-    """Pixel, rho and linear weight of corner A on one axis."""
-    at = base + A
-    weight = frac if A == 1 else 1.0 - frac
+def axis_corner(base, frac, n, a, WRAP: tl.constexpr):
+    """Pixel, rho and linear weight of corner a, 0 or 1, on one axis."""
+    at = base + a
+    weight = tl.where(a == 1, frac, 1.0 - frac)
     if WRAP:
         pixel = at % n
         pixel = tl.where(pixel < 0, pixel + n, pixel)
-        rho = 2.0 * (frac - A)
+        rho = 2.0 * (frac - a)
     else:
         pixel = tl.minimum(tl.maximum(at, 0), n - 1)
         rho = 2.0 * (frac + (base - pixel).to(tl.float32))
@@ -51,9 +53,10 @@ def axis_corner(base, frac, n, A: tl.constexpr, WRAP: tl.constexpr):
 def feature(
     maps_ptr, at, rho_y, rho_x, kappa_y, kappa_x, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D: tl.constexpr,
     RELU: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    FIRST: tl.constexpr = 0, CHUNK: tl.constexpr = 0,
 ):  # fmt: skip
-    """act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D)."""
-    c = tl.arange(0, D)
+    """act(P_j + R rho_j + Lambda kappa + b), float32 (BLOCK, D), or CHUNK channels of it from FIRST on."""
+    c = FIRST + tl.arange(0, CHUNK if CHUNK else D)
     h = tl.load(maps_ptr + at[:, None] + c[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
     if HAS_BIAS:
         h += tl.load(bias_ptr + c)[None, :]
@@ -209,6 +212,73 @@ def _query_kernel(
     tl.store(y_ptr + p[:, None] * outputs + o[None, :], y, mask=inside)
 
 
+@triton.jit
+def _late_kernel(
+    maps_ptr, base_ptr, frac_ptr, rho_w_ptr, cell_w_ptr, bias_ptr, rho_bias_ptr, cell_ptr, skip_ptr,
+    weight_ptr, hidden_bias_ptr, last_ptr, last_bias_ptr, y_ptr, total, queries, height, width, outputs,
+    maps_b, maps_h, maps_w, point_b, cell_b, cell_q, columns, step_y, start_y, den_y, step_x, start_x, den_x,
+    D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr, HEADS: tl.constexpr, DK: tl.constexpr,
+    SCALE: tl.constexpr, ENSEMBLE: tl.constexpr, RELU: tl.constexpr, WRAP_Y: tl.constexpr, WRAP_X: tl.constexpr,
+    GRID: tl.constexpr, HAS_RHO: tl.constexpr, HAS_CELL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RHO_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """y = sum_j omega_j (trunk(h_j) + skip_j); row 4 q + j of a product is corner j of query q. As _query_kernel."""
+    dtype: tl.constexpr = weight_ptr.dtype.element_ty
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    row = tl.arange(0, 4 * BLOCK)
+    p = first + row // 4
+    valid = p < total
+    image = p // queries
+    q = p % queries
+    if GRID:
+        i, t = axis_of_grid(q // columns, step_y, start_y, den_y)
+        k, r = axis_of_grid(q % columns, step_x, start_x, den_x)
+    else:
+        at = 2 * (image * point_b + q)
+        i = tl.load(base_ptr + at, mask=valid, other=0)
+        k = tl.load(base_ptr + at + 1, mask=valid, other=0)
+        t = tl.load(frac_ptr + at, mask=valid, other=0.0)
+        r = tl.load(frac_ptr + at + 1, mask=valid, other=0.0)
+    pixel_y, rho_y, weight_y = axis_corner(i, t, height, row % 4 // 2, WRAP_Y)
+    pixel_x, rho_x, weight_x = axis_corner(k, r, width, row % 2, WRAP_X)
+    at = image * maps_b + pixel_y.to(tl.int64) * maps_h + pixel_x.to(tl.int64) * maps_w
+    ky = t
+    kx = t
+    if HAS_CELL:
+        of_cell = image * cell_b + q * cell_q
+        ky = tl.load(cell_ptr + of_cell, mask=valid, other=0.0)
+        kx = tl.load(cell_ptr + of_cell + 1, mask=valid, other=0.0)
+    x = ()
+    for part in tl.static_range(D // CHUNK):
+        h = feature(
+            maps_ptr, at, rho_y, rho_x, ky, kx, rho_w_ptr, cell_w_ptr, bias_ptr, valid, D, RELU, HAS_RHO, HAS_CELL,
+            HAS_BIAS, part * CHUNK, CHUNK,
+        )  # fmt: skip
+        x = x + (h.to(dtype),)
+    c = tl.arange(0, CHUNK)
+    for layer in range(HIDDEN):
+        made = ()
+        for n in tl.static_range(D // CHUNK):
+            acc = tl.zeros((4 * BLOCK, CHUNK), tl.float32)
+            for part in tl.static_range(D // CHUNK):
+                w_ptr = weight_ptr + layer * D * D + (part * CHUNK + c)[:, None] * D + n * CHUNK + c[None, :]
+                acc = tl.dot(x[part], tl.load(w_ptr), acc)
+            acc += tl.load(hidden_bias_ptr + layer * D + n * CHUNK + c)[None, :]
+            made = made + (tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL).to(dtype),)
+        x = made
+    o = tl.arange(0, OP)
+    y = tl.zeros((4 * BLOCK, OP), tl.float32)
+    for part in tl.static_range(D // CHUNK):
+        y = tl.dot(x[part], tl.load(last_ptr + (part * CHUNK + c)[:, None] * OP + o[None, :]), y)
+    y += tl.load(last_bias_ptr + o)[None, :]
+    if HAS_SKIP:
+        at = ((image * height + pixel_y) * width + pixel_x) * outputs
+        y += tl.load(skip_ptr + at[:, None] + o[None, :], mask=valid[:, None] & (o < outputs)[None, :], other=0.0)
+    y = tl.sum(tl.reshape(y * (weight_y * weight_x)[:, None], (BLOCK, 4, OP)), axis=1)
+    p = first + tl.arange(0, BLOCK)
+    tl.store(y_ptr + p[:, None] * outputs + o[None, :], y, mask=(p < total)[:, None] & (o < outputs)[None, :])
+
+
 class Query(NamedTuple):
     """One call: maps (B, M, H, W) with channel stride 1, everything else dense float32, None where absent.
 
@@ -234,15 +304,23 @@ class Query(NamedTuple):
     wrap: tuple[bool, bool]
 
 
-def refusal(width, widths, outputs, heads, dk):
-    """Why the kernel cannot take a trunk of these widths behind features of `width`, or None."""
-    if width not in WIDTHS:
-        return f"the fused kernel has D in {WIDTHS}, got {width}"
+def refusal(ensemble, width, widths, outputs, heads, dk, capability=None):
+    """Why no kernel can take a trunk of these widths behind features of `width`, or None; capability: of the GPU."""
+    known = LATE_WIDTHS if ensemble == "late" else WIDTHS
+    if width not in known:
+        return f"the fused kernel has D in {known}, got {width}"
     if not widths or any(w != width for w in widths[:-1]) or outputs > MOST_OUTPUTS:
         return f"the fused kernel needs hidden layers of width {width} and up to {MOST_OUTPUTS} outputs, got {widths}"
+    blackwell = capability is not None and capability >= (10, 0)
+    if ensemble == "late" and width == 256 and blackwell and triton_version() < (3, 9):
+        return f"Triton {triton.__version__} makes nothing but a trap of the late ensemble with D = 256, 3.9 a kernel"
     if heads & (heads - 1) or dk & (dk - 1):
         return f"the fused kernel needs powers of two as heads and dk, got {heads} and {dk}"
     return None
+
+
+def triton_version():
+    return tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 def tile(width):
@@ -251,6 +329,13 @@ def tile(width):
     if driver.active.get_current_target().arch < 90:
         rows //= 2
     return rows, 4 if width == 64 else 8
+
+
+def late_tile(width):
+    """Queries of a program of the late ensemble, channels of a part and warps: what registers hold without spills."""
+    if driver.active.get_current_target().arch < 90:
+        return {64: (16, 64, 4), 128: (16, 128, 8), 256: (8, 128, 8)}[width]
+    return 32, 128 if width == 128 else 64, 8
 
 
 def launch(call: Query, y: torch.Tensor) -> None:
@@ -267,11 +352,15 @@ def launch(call: Query, y: torch.Tensor) -> None:
     grid_axes = call.axes or [1, 0, 0, 1, 1, 0, 0, 1]
     b, _, h, w = maps.stride()
     per_query = call.cell is not None and call.cell.dim() == 3
-    block, warps = tile(depth)
+    kernel, chunk = _query_kernel, {}
+    if call.ensemble == "late":
+        kernel, (block, chunk["CHUNK"], warps) = _late_kernel, late_tile(depth)
+    else:
+        block, warps = tile(depth)
     filler = y  # stands for what is absent and never read
     attention = call.ensemble == "early_attn"
     with on_device(maps):
-        _query_kernel[(triton.cdiv(batch * queries, block),)](
+        kernel[(triton.cdiv(batch * queries, block),)](
             maps, *(filler if t is None else t for t in (
                 call.base, call.frac, call.rho_w, call.cell_w, call.bias, call.rho_bias, call.cell, call.skip,
             )),
@@ -284,5 +373,5 @@ def launch(call: Query, y: torch.Tensor) -> None:
             RELU=call.relu, WRAP_Y=call.wrap[0], WRAP_X=call.wrap[1], GRID=bool(call.axes),
             HAS_RHO=call.rho_w is not None, HAS_CELL=call.cell_w is not None, HAS_BIAS=call.bias is not None,
             HAS_RHO_BIAS=call.rho_bias is not None, HAS_SKIP=call.skip is not None,
-            BLOCK=block, num_warps=warps,
+            BLOCK=block, num_warps=warps, num_stages=1, **chunk,
         )  # fmt: skip

@@ -14,6 +14,7 @@ BRAIN, FULL = torch.bfloat16, torch.float32
 WANTED = [
     ("attention", "fastds triton", BRAIN, 6e-2),
     ("attention", "fastds cuda", BRAIN, 6e-2),
+    ("liif", "fastds triton", BRAIN, 6e-2),
     ("liif", "fastds cuda", BRAIN, 6e-2),
     ("liif", "naive", BRAIN, 0.2),
     ("attention", "fastds cuda", FULL, 1e-2),

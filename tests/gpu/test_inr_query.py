@@ -71,7 +71,7 @@ def test_streams_graphs_compile_and_layouts(native, device):
 
 
 @pytest.mark.parametrize("dtype", checks.dtypes(FUSED))
-@pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_area", 64)])
+@pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_area", 64), ("late", 256), ("late", 64)])
 def test_fused(ensemble, width, dtype, device, forced):
     """The whole query in one Triton kernel; gradients come from CUDA C++."""
     heads, dk = (4, 16) if ensemble == "early_attn" else (1, 0)

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from fastds.kernels import inr_query as inr_kernels
 from gpuless.fake_cuda import BuiltWithCuda
 from inr_cases import flat_arguments
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -155,13 +156,33 @@ def test_window_attention2d(native_cuda):
     assert fastds.explain("window_attention2d", *3 * [q.double()], 5)["reference"] == "chosen"
 
 
+def explained_query(dtype=torch.bfloat16, width=64, ensemble="early_area"):
+    with FakeTensorMode():
+        maps = torch.empty(1, width, 6, 7, dtype=dtype, device="cuda")
+        trunk = [(torch.empty(n, width, device="cuda"), torch.empty(n, device="cuda")) for n in (width, 3)]
+    call = flat_arguments(maps, GridSpec.cells((6, 7), (12, 14)), trunk, ensemble=ensemble)
+    return fastds.explain("inr_query", *call)
+
+
+@pytest.mark.parametrize("width, ensemble, chosen", [
+    (256, "late", "triton"), (256, "early_area", "native"), (32, "late", "native"), (128, "none", "native"),
+])  # fmt: skip
+def test_ensembles_of_inr_query(width, ensemble, chosen, monkeypatch):
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    assert explained_query(width=width, ensemble=ensemble)[chosen] == "chosen"
+
+
+def test_a_trap_for_blackwell_is_refused(native_cuda, monkeypatch):
+    monkeypatch.setattr(_triton, "capability", lambda index: (10, 0))
+    monkeypatch.setattr(inr_kernels, "triton_version", lambda: (3, 6))
+    said = explained_query(width=256, ensemble="late")["triton"]
+    assert said.startswith("refused: Triton") and "a trap of the late ensemble with D = 256" in said
+    assert not explained_query(width=128, ensemble="late")["triton"].startswith("refused")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_inr_query_in_float32_is_left_to_cuda(dtype, native_cuda):
-    with FakeTensorMode():
-        maps = torch.empty(1, 64, 6, 7, dtype=dtype, device="cuda")
-        trunk = [(torch.empty(n, 64, device="cuda"), torch.empty(n, device="cuda")) for n in (64, 3)]
-    call = flat_arguments(maps, GridSpec.cells((6, 7), (12, 14)), trunk, ensemble="early_area")
-    found = fastds.explain("inr_query", *call)
+    found = explained_query(dtype)
     if dtype == torch.float32:
         assert found["triton"].startswith("refused: the fused kernel takes bfloat16 and float16"), found
     else:
@@ -196,7 +217,22 @@ def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **option
     ids=str,
 )
 def test_convolutions_as_one_kernel(options, expected):
-    assert implicit.pays(*convolution(**options)) is expected
+    call = convolution(**options)
+    assert implicit.pays(*call) is expected
+    with fastds.backend("native"):
+        assert not implicit.pays(*call)
+    with fastds.backend("triton"):
+        assert implicit.pays(*call) is expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_weights_are_read_as_they_are_or_turned_once(dtype):
+    wide = torch.randn(5, 12, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    single, plain = wide[:, 3:4], torch.randn(5, 6, 3, 3, dtype=dtype)
+    assert all(implicit._weight(w, dtype) is w for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1]))
+    for other in (plain, plain.transpose(2, 3), wide.transpose(2, 3), wide[:, ::2], plain.double()):
+        turned = implicit._weight(other, dtype)
+        assert turned.is_contiguous(memory_format=torch.channels_last) and torch.equal(turned, other.to(dtype))
 
 
 def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):

@@ -7,6 +7,7 @@ from fastds.kernels import inr_query as kernels
 from gpuless.triton_rig import ARCHS, TENSOR_CORES, compiled_launches
 
 SHARED = {80: 160 << 10, 90: 224 << 10, 100: 224 << 10}
+LATE_ON_BLACKWELL = [(100, torch.bfloat16, 256, "late")] if kernels.triton_version() >= (3, 9) else []
 
 
 def compiled(arch, dtype, depth, ensemble):
@@ -28,6 +29,8 @@ def compiled(arch, dtype, depth, ensemble):
 
 CASES = [(arch, torch.bfloat16, 128, "early_attn") for arch in ARCHS]
 CASES += [(90, torch.bfloat16, 64, "early_attn")]
+CASES += [(arch, torch.bfloat16, depth, "late") for arch, depth in ((80, 256), (90, 256), (90, 128), (90, 64))]
+CASES += LATE_ON_BLACKWELL
 
 
 @pytest.mark.parametrize("arch, dtype, depth, ensemble", CASES, ids=str)

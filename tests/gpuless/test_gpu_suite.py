@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_failed_part_is_one_line_and_the_rest_goes_on(tmp_path):
     assert lines[0].startswith("FAILED  build") and "exit status 3): the compiler is broken" in lines[0]
     assert lines[1].startswith("ok      racecheck") and len(lines) == 2
     assert "1 of the parts build,racecheck failed" in run.stdout
+
+
+def test_rows_stay_when_the_benchmarks_are_killed(tmp_path):
+    out = tmp_path / "results.json"
+    command = [sys.executable, "-m", "bench.gpu_bench", "--device", "cpu", "--out", out]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    first = run.stdout.readline()  # printed when the row is in the file
+    run.kill()
+    run.wait()
+    (row, *_) = json.loads(out.read_text())["rows"]
+    assert first.startswith(f"{row['op']} {row['case']} {row['mode']} {row['dtype']} {row['peer']}: ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

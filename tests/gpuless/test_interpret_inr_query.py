@@ -12,12 +12,14 @@ from fastds.ops.impl.inr_query.points import GridSpec, from_index
 
 pytestmark = pytest.mark.interpreted
 SOURCE = (4, 5)
+ENSEMBLES = ["early_attn", "early_area", "late"]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2}
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(kernels, "tile", lambda *_: (16, 4))
+    monkeypatch.setattr(kernels, "late_tile", lambda width: (4, width // 2, 4))
 
 
 def case(ensemble, dtype, hidden=2, outputs=3, depth=64):
@@ -51,14 +53,15 @@ def agree(maps, where, trunk, keywords):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("ensemble", ["early_attn", "early_area"])
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_grid(ensemble, dtype):
     maps, trunk, keywords = case(ensemble, dtype)
     agree(maps, GridSpec.cells(SOURCE, (5, 7)), trunk, keywords)
 
 
-def test_points_wrap_cells_and_no_extras():
-    maps, trunk, keywords = case("early_attn", torch.float32, hidden=0)
+@pytest.mark.parametrize("ensemble", ["early_attn", "late"])
+def test_points_wrap_cells_and_no_extras(ensemble):
+    maps, trunk, keywords = case(ensemble, torch.float32, hidden=0)
     where = from_index(torch.rand(2, 19, 2) * 3, SOURCE)
     agree(maps, where, trunk, keywords | {"cell": torch.rand(2, 19, 2), "edge": ("wrap", "wrap")})
     bare = {k: v for k, v in keywords.items() if k in ("ensemble", "heads", "dk")}
@@ -73,8 +76,9 @@ def test_corners_without_weight_take_no_part():
     agree(maps, GridSpec.cells(SOURCE, SOURCE), trunk, keywords)
 
 
-def test_nothing_stray_is_read_or_written():
-    maps, trunk, keywords = case("early_area", torch.float32, outputs=5)
+@pytest.mark.parametrize("ensemble", ["early_area", "late"])
+def test_nothing_stray_is_read_or_written(ensemble):
+    maps, trunk, keywords = case(ensemble, torch.float32, outputs=5)
     inside = guard(maps.contiguous(memory_format=torch.channels_last))
     skip = guard(keywords["skip"])
     agree(inside, GridSpec.cells(SOURCE, (3, 7)), trunk, keywords | {"skip": skip})
@@ -103,7 +107,7 @@ def test_refusals():
             query(maps, grid, [(torch.zeros(8, 64), torch.zeros(8)), (torch.zeros(3, 8), torch.zeros(3))], **keywords)
 
 
-@pytest.mark.parametrize("ensemble", ["early_attn", "early_area"])
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_missing_values_pass_relu(ensemble):
     maps, trunk, keywords = case(ensemble, torch.float32)
     maps[0, 3, 2, 2] = float("nan")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import triton_loader
+from fastds.ops.core.backends import forced
 from fastds.ops.core.layout import empty_map, nhwc, plain
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -24,9 +25,10 @@ def pays(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
 
     Estimates, which no GPU has measured: 330 TFLOP/s for the kernel, which reads its pixels once per tap, and 450 for
     cuDNN, so that a pixel takes 2 k^2 C O / 1.2e15 seconds longer; the pass behind cuDNN's convolution moves 4 O bytes
-    of it, a concatenation before it 4 C, at 3.3 TB/s. float32 is left to cuDNN's tf32.
+    of it, a concatenation before it 4 C, at 3.3 TB/s. float32 is left to cuDNN's tf32; fastds.backend("native") leaves
+    all to it.
     """
-    if x.dtype not in HALVES or refusal(x, out_dtype) is not None:
+    if x.dtype not in HALVES or forced() == "native" or refusal(x, out_dtype) is not None:
         return False
     outputs, inputs, size, _ = weight.shape
     follows = shuffle > 1 or act not in (None, "none") or bias is not None or residual is not None
@@ -54,4 +56,5 @@ def _weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
     in_order = size == 1 or (of_row == size * apart and (of_output == size**2 * apart or outputs == 1))
     if weight.dtype == dtype and in_order and (of_input == 1 or inputs == 1) and not weight.is_neg():
         return weight
-    return weight.to(dtype).contiguous(memory_format=torch.channels_last).resolve_neg()
+    weight = weight.to(dtype, memory_format=torch.channels_last)  # one pass for both
+    return weight.contiguous(memory_format=torch.channels_last).resolve_neg()

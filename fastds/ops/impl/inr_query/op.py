@@ -48,9 +48,9 @@ def _refusal(*args):
 
 def _triton_refusal(*args):
     query = Query(*args)
-    fits = query.feature == "affine" and query.ensemble.startswith("early") and query.mask is None
+    fits = query.feature == "affine" and query.ensemble != "none" and query.mask is None
     if not fits or query.weighting != "bilinear":
-        return "the fused kernel takes feature 'affine', early ensembles, bilinear weights and no mask"
+        return "the fused kernel takes feature 'affine', an ensemble, bilinear weights and no mask"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
         return "gradients of coordinates and cells come from the reference"
     reason = triton_loader.refusal(query.maps)
@@ -59,8 +59,9 @@ def _triton_refusal(*args):
     if query.maps.dtype == torch.float32 and not triton_loader.interpreting():
         return "the fused kernel takes bfloat16 and float16: float32 does not fit into registers"
     widths = [w.shape[0] for w in query.weights]
-    sizes = (query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
-    return triton_loader.kernels("inr_query").refusal(*sizes)
+    sizes = (query.ensemble, query.depth, widths, widths[-1] if widths else 0, query.heads, max(1, query.dk))
+    capability = triton_loader.capability(query.maps.device.index) if query.maps.is_cuda else None
+    return triton_loader.kernels("inr_query").refusal(*sizes, capability)
 
 
 # ---- gradients
