@@ -143,10 +143,13 @@ class FieldsJob:
 
 
 def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:
-    if isinstance(like, xr.Dataset):
-        return geometry(like)
-    with open_dataset(like) as other:
-        return geometry(other)
+    try:
+        if isinstance(like, xr.Dataset):
+            return geometry(like)
+        with open_dataset(like) as other:
+            return geometry(other)
+    except ValueError as error:
+        raise ValueError(f"like: {error}") from error
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> FieldsJob:
