@@ -209,6 +209,7 @@ def test_times_by_another_name(humid, tmp_path, capsys):
             with open_dataset(output) as fine:
                 assert fine.r.sizes["valid_time"] == 3 and "time" not in fine.variables
                 np.testing.assert_array_equal(fine.valid_time, humid.valid_time[1:])
+                assert fine.expver.dims == ("valid_time",) and (fine.expver == "0001").all()
     capsys.readouterr()
     assert main(["check", str(tmp_path / "h.nc")]) == 0
     said = capsys.readouterr().out
@@ -230,3 +231,13 @@ def test_humidity_in_any_order_of_axes(humid, members):
 def test_the_other_grid_is_named_where_it_does_not_fit():
     with pytest.raises(ValueError, match="^like: expected one latitude coordinate .* lat over y and x"):
         fastds.downscale("bicubic", region(), like=curved(region()))
+
+
+def test_a_meridian_that_is_there_twice_is_told(recwarn):
+    """As plotting programs add it; there is a seam then, and the result is wider than the globe."""
+    globe = region(250.0 + np.zeros((12, 181)), columns=181).assign_coords(longitude=np.arange(-180.0, 181.0, 2.0))
+    globe.longitude.attrs["units"] = "degrees_east"
+    assert fastds.downscale("bicubic", globe.isel(longitude=slice(0, -1)), scale=2).sizes["longitude"] == 360
+    assert not recwarn
+    with pytest.warns(UserWarning, match="the meridian -180 is there twice, .*; leave out the last column"):
+        fastds.downscale("bicubic", globe, scale=2)

@@ -103,6 +103,8 @@ class HumidityJob:
         out = out.assign_coords({name: value for name, value in scalar_coordinates(field).items() if name not in dims})
         if field.dims[0] in field.coords:
             out = out.assign(with_bounds(self.dataset, field[field.dims[0]]))
+        along = {n: c.variable for n, c in field.coords.items() if c.dims == field.dims[:1] and n not in out.variables}
+        out = out.assign_coords(along)
         if self.members:
             numbers = np.arange(self.members, dtype="int32")
             out = out.assign_coords(realization=("realization", numbers, {"standard_name": "realization"}))
