@@ -182,3 +182,62 @@ def test_an_ensemble_by_another_name_is_told_its_own():
     members = region().expand_dims(member=["r1", "r2"])
     with pytest.raises(ValueError, match="has no dimension member, .* are told by the name realization"):
         fastds.evaluate(members, region())
+
+
+@pytest.fixture
+def humid():
+    """Relative humidity as the Climate Data Store gives it: valid_time, a level, a version."""
+    values = 50 + 40 * np.sin(np.add.outer(np.arange(4), np.add.outer(np.arange(12) ** 1.5, 0.7 * np.arange(15))))
+    field = xr.concat([region(v) for v in values], "valid_time").rename(t2m="r")
+    field.r.attrs = {"units": "%", "standard_name": "relative_humidity"}
+    times = np.datetime64("2016-01-01", "ns") + np.arange(4) * np.timedelta64(6, "h")
+    field = field.expand_dims(pressure_level=[500.0], axis=1)
+    field.pressure_level.attrs["units"] = "hPa"
+    return field.assign_coords(valid_time=times, expver=("valid_time", ["0001"] * 4))
+
+
+def test_times_by_another_name(humid, tmp_path, capsys):
+    """In every command, of one file and of several; the name stays."""
+    (tmp_path / "in").mkdir()
+    for k in range(2):
+        save_dataset(humid.isel(valid_time=slice(2 * k, 2 * k + 2)), tmp_path / "in" / f"{k}.nc")
+    save_dataset(humid, tmp_path / "h.nc")
+    output = str(tmp_path / "o.nc")
+    for source in ("h.nc", "in"):
+        for options in (["--scale=2", "--model=bicubic"], ["--model=wgan-gp-small-x2", "--members=2"]):
+            assert main(["downscale", str(tmp_path / source), output, "--start=2016-01-01T06:00", *options]) == 0
+            with open_dataset(output) as fine:
+                assert fine.r.sizes["valid_time"] == 3 and "time" not in fine.variables
+                np.testing.assert_array_equal(fine.valid_time, humid.valid_time[1:])
+                assert fine.expver.dims == ("valid_time",) and (fine.expver == "0001").all()
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "h.nc")]) == 0
+    said = capsys.readouterr().out
+    assert "times      4, 2016-01-01T00:00:00 to 2016-01-01T18:00:00, every 360 min" in said
+    assert "can        downscale --model wgan-gp-small-x2: r at 2 times" in said
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_humidity_in_any_order_of_axes(humid, members):
+    def made(field):
+        return fastds.downscale("wgan-gp-small-x2", field, members=members).r
+
+    expected, turned = made(humid), humid.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
+    xr.testing.assert_equal(made(turned).sortby("latitude").sortby("longitude"), expected)
+    other = made(humid.transpose("longitude", "latitude", ...))
+    assert other.dims == expected.dims and other.equals(expected)
+
+
+def test_the_other_grid_is_named_where_it_does_not_fit():
+    with pytest.raises(ValueError, match="^like: expected one latitude coordinate .* lat over y and x"):
+        fastds.downscale("bicubic", region(), like=curved(region()))
+
+
+def test_a_meridian_that_is_there_twice_is_told(recwarn):
+    """As plotting programs add it; there is a seam then, and the result is wider than the globe."""
+    globe = region(250.0 + np.zeros((12, 181)), columns=181).assign_coords(longitude=np.arange(-180.0, 181.0, 2.0))
+    globe.longitude.attrs["units"] = "degrees_east"
+    assert fastds.downscale("bicubic", globe.isel(longitude=slice(0, -1)), scale=2).sizes["longitude"] == 360
+    assert not recwarn
+    with pytest.warns(UserWarning, match="the meridian -180 is there twice, .*; leave out the last column"):
+        fastds.downscale("bicubic", globe, scale=2)

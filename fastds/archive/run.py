@@ -20,6 +20,7 @@ from fastds.archive.request import Request, dataset_of, job_of, readable
 from fastds.archive.store import Store
 from fastds.archive.workers import Made, check_workers, made_of, threads_of
 from fastds.data.formats.opening import Source, files_of
+from fastds.data.grid.axes import time_of
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
 from fastds.data.reading import Reading, opened
@@ -156,7 +157,7 @@ def _late(request: Request, store: Store, manifest: Manifest, wanted: Wanted) ->
     first, last = {}, []
     for file in request.files:
         with opened(file) as dataset:
-            times = np.atleast_1d(dataset["time"].values)
+            times = np.atleast_1d(dataset[time_of(dataset) or "time"].values)
         if os.path.abspath(file) in manifest.files:
             last.append(times.max())
         else:

@@ -14,6 +14,7 @@ import xarray as xr
 from fastds.data.formats import radolan
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import Format, format_of, refusal
+from fastds.data.grid.axes import time_of
 from fastds.data.grid.grids import grid_mappings
 from fastds.data.grid.times import utc_text
 from fastds.data.grid.variables import same_units
@@ -119,6 +120,11 @@ def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     read = [(content.path, _lazily(form, content)) for content in contents]
+    own = time_of(read[0][1]) or "time"
+    if "time" in read[0][1].variables:
+        own = "time"
+    if own != "time":
+        read = [(path, part.rename({own: "time"}) if own in part.dims else part) for path, part in read]
     read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]
     (first, expected), *others = named = _observations(read)
     for path, part in others:
@@ -136,9 +142,11 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     for variable in joined.variables.values():
         if "calendar" in variable.encoding:  # days may do for the times of the first file, not for all
             variable.encoding = {}
-    joined.set_close(lambda: [part.close() for part in parts])
     times = joined["time"].values
-    return joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
+    joined = joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
+    joined = joined if own == "time" else joined.rename(time=own)
+    joined.set_close(lambda: [part.close() for part in parts])
+    return joined
 
 
 def _lazily(form: Format, contents: Contents) -> xr.Dataset:
@@ -255,26 +263,27 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
     Raises: ValueError for limits that are no dates, that leave no time, and for fields without times."""
     if start is None and stop is None:
         return dataset
-    if "time" not in dataset.dims:
+    time = time_of(dataset)
+    if time is None:
         raise ValueError(
             f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
         )
-    dataset = dataset.sortby("time")
-    limits = (value and _limit(dataset, name, value) for name, value in (("start", start), ("stop", stop)))
-    kept = dataset.sel(time=slice(*limits))
-    if not kept.sizes["time"]:
-        first, last = (str(dataset["time"].values[k])[:19] for k in (0, -1))
+    dataset = dataset.sortby(time)
+    limits = (value and _limit(dataset[time], name, value) for name, value in (("start", start), ("stop", stop)))
+    kept = dataset.sel({time: slice(*limits)})
+    if not kept.sizes[time]:
+        first, last = (str(dataset[time].values[k])[:19] for k in (0, -1))
         raise ValueError(f"no time lies between start {start} and stop {stop}; the fields reach from {first} to {last}")
     kept.set_close(dataset.close)  # a selection does not close what it is of
     return kept
 
 
-def _limit(dataset: xr.Dataset, name: str, date: str) -> str:
+def _limit(times: xr.DataArray, name: str, date: str) -> str:
     """A date in UTC as times are selected by it. Raises: ValueError unless it is one in the calendar of the times."""
     text = utc_text(date)
     try:
         if text is not None:
-            dataset["time"].sel(time=slice(text, None))
+            times.sel({times.dims[0]: slice(text, None)})
             return text
     except (TypeError, ValueError):
         pass

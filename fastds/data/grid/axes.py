@@ -25,14 +25,13 @@ def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     Raises: ValueError if a dimension is missing, too many remain, or x or y are neither ascending nor descending.
     """
     dims = ", ".join(map(str, variable.dims))
-    time = _pick(variable, variable.dims, _is_time)
+    time = time_dimension(variable)
     if time is None:
         raise ValueError(
             f"variable {variable.name} ({dims}) has no time dimension; expected (time, y, x), at least 2 times"
         )
     rest = [dim for dim in variable.dims if dim != time]
-    x = _pick(variable, rest, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
-    y = _pick(variable, [dim for dim in rest if dim != x], lambda c, dim: _matches(c, dim, "Y", _Y_STANDARD, _Y_NAMES))
+    y, x = rows_and_columns(variable, rest)
     if x is None or y is None:
         large = [dim for dim in rest if variable.sizes[dim] > 1]
         if len(large) != 2:
@@ -48,6 +47,27 @@ def find_axes(variable: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     check_rows_and_columns(variable, y, x)
     notes = [f"dimension {dim} of length 1 was dropped" for dim in extra]
     return variable.isel(dict.fromkeys(extra, 0)).transpose(time, y, x), notes
+
+
+def time_dimension(variable: xr.DataArray) -> Hashable | None:
+    """The dimension of time, by its coordinate or its name; None where there is none."""
+    return _pick(variable, variable.dims, _is_time)
+
+
+def time_of(dataset: xr.Dataset) -> Hashable | None:
+    """The dimension of time of a dataset's variables, "time" where there is one of that name; None where there is none,
+    or there are several."""
+    if "time" in dataset.dims:
+        return "time"
+    found = {time_dimension(variable) for variable in dataset.data_vars.values()} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def rows_and_columns(variable: xr.DataArray, dims: Iterable[Hashable]) -> tuple[Hashable | None, Hashable | None]:
+    """Which of some dimensions are y and x, by their coordinates or names; None where nothing tells."""
+    x = _pick(variable, dims, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))
+    others = [dim for dim in dims if dim != x]
+    return _pick(variable, others, lambda c, dim: _matches(c, dim, "Y", _Y_STANDARD, _Y_NAMES)), x
 
 
 def check_rows_and_columns(variable: xr.DataArray, y: Hashable, x: Hashable) -> None:
@@ -101,6 +121,16 @@ def check_order(variable: xr.DataArray, dim: Hashable) -> None:
     steps = np.diff(unwrap(values, variable[dim].attrs))
     if steps.size and not (np.all(steps > 0) or np.all(steps < 0)):
         raise ValueError(f"coordinate {dim} is neither ascending nor descending; sort it first")
+
+
+def upright(field: xr.DataArray) -> tuple[Any, ...]:
+    """The index that brings arrays (..., y, x) of a field into rows from north to south and columns from west to east,
+    and back: a network gives a mirrored field another answer, and the order of a file's axes must not matter."""
+    steps = []
+    for dim, wrong in zip(field.dims[-2:], (1, -1), strict=True):
+        ends = unwrap(field[dim].values, field[dim].attrs)[[0, -1]] if dim in field.coords else np.zeros(2)
+        steps.append(slice(None, None, -1 if (ends[1] - ends[0]) * wrong > 0 else 1))
+    return (..., *steps)
 
 
 def check_spacing(variable: xr.DataArray) -> None:

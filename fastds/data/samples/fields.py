@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastds.data.grid.axes import check_rows_and_columns, check_spacing
+from fastds.data.grid.axes import check_rows_and_columns, check_spacing, rows_and_columns, time_dimension
 from fastds.data.grid.times import check_dates, text_of
 from fastds.data.grid.variables import field_names
 from fastds.data.radar.preparation import Array
@@ -31,7 +31,8 @@ def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float 
         variable: its name; None: the only one over (time, y, x) or (y, x), by preference the only relative humidity.
         level: value of the vertical coordinate, in its unit, where the variable has one.
 
-    Returns: xarray.DataArray (time, y, x), times ascending; a field without time gets one step.
+    Returns: xarray.DataArray (time, y, x), times ascending, whatever their dimension is called in the file; a field
+        without time gets one step.
 
     Raises: ValueError where the variable is missing or ambiguous, or the level missing, not there or not applicable,
         and for coordinates that are out of order, uneven or missing.
@@ -42,11 +43,16 @@ def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float 
         raise ValueError(f"there is no variable {variable!r} in the file; there are: {_names(dataset)}")
     field = dataset[variable]
     field = choose_level(field, level)
-    if "time" not in field.dims:
+    time, dims = time_dimension(field), field.dims
+    if time is None:
         field = field.expand_dims("time")
+    elif time != "time":
+        field = field.drop_vars("time", errors="ignore").rename({time: "time"})
     if field.ndim != 3:
-        raise ValueError(f"variable {variable!r} has dimensions {field.dims}, expected (time, y, x)")
-    field = field.transpose("time", ...)
+        raise ValueError(f"variable {variable!r} has dimensions {dims}, expected (time, y, x)")
+    y, x = rows_and_columns(field, field.dims)
+    swapped = x is not None and y is not None and field.dims.index(x) < field.dims.index(y)
+    field = field.transpose("time", y, x) if swapped else field.transpose("time", ...)
     if not field.sizes["time"]:
         raise ValueError(f"there is no field: dimension time of variable {variable} has length 0")
     check_rows_and_columns(field, *field.dims[1:])

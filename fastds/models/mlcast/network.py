@@ -92,6 +92,8 @@ class MLCastConvGRU(Nowcasts, nn.Module):
     Source: mlcast-community/mlcast 0.1.0, models/convgru.py (Apache-2.0 or BSD-3-Clause); no code of it is used.
     """
 
+    upright = False  # it sees rows and columns in the order of the file, as it did in mlcast's training
+
     def __init__(self, input_channels: int = 1, num_blocks: int = 4, noisy_decoder: bool = False):
         super().__init__()
         for name, value in (("input_channels", input_channels), ("num_blocks", num_blocks)):

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 
 from fastds.data import grid_spacing_m, opened, to_reflectivity
 from fastds.data.formats.opening import Source
-from fastds.data.grid.axes import FULL_CIRCLE
+from fastds.data.grid.axes import FULL_CIRCLE, time_of
 from fastds.data.grid.grids import grid_mappings, latitude_longitude
 from fastds.data.grid.times import regular_segments, text_of
 from fastds.data.grid.variables import field_names
@@ -68,8 +68,9 @@ def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
     for name in ("title", "institution"):
         if name in dataset.attrs:
             yield name, str(dataset.attrs[name])
-    if "time" in dataset.variables:
-        yield "times", _times(np.atleast_1d(dataset["time"].values))
+    time = time_of(dataset) or "time"
+    if time in dataset.variables:
+        yield "times", _times(np.atleast_1d(dataset[time].values))
     fields = [dataset[name] for name in field_names(dataset)]
     for variable in fields[:_MOST]:
         sizes = ", ".join(f"{dim} {size}" for dim, size in variable.sizes.items())

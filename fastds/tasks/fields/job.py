@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from fastds.data import add_history, open_dataset
+from fastds.data.grid.axes import FULL_CIRCLE
 from fastds.data.grid.grids import grid_mappings, scalar_coordinates, without_geotransform
 from fastds.data.grid.kept import bounds_of, field_attributes, global_attributes, kept_attributes, with_bounds
 from fastds.tasks.common.inference import Report, store
@@ -54,6 +55,10 @@ class FieldsJob:
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
         self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}
         self.dim = method.lead[0] if method.lead else ""
+        ends = self.own.longitude[[0, -1]].tolist()
+        if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3:
+            twice = f"the meridian {ends[0]:g} is there twice, so the fields do not go round the globe without a seam"
+            warnings.warn(f"{twice}; leave out the last column", UserWarning, stacklevel=4)
         if min(method.factor(*self.target)) < 1 - 1e-6:
             coarser = (
                 "the new grid is coarser than the input: its values are those at its points, not means of its cells"
@@ -99,7 +104,10 @@ class FieldsJob:
             result[name] = (dims, values[name], field_attributes(given, given[name]))
         for name, axis in zip(self.own.names, self.target, strict=True):
             result = result.assign(self._axis(name, axis))
-        kept = [*(d for d in method.lead if d in given.coords), *scalar_coordinates(first)]
+        along = [
+            n for n, c in first.coords.items() if c.dims and set(c.dims) <= set(method.lead) and n not in method.lead
+        ]
+        kept = [*(d for d in method.lead if d in given.coords), *along, *scalar_coordinates(first)]
         for name in kept:
             result = result.assign(with_bounds(given, first[name]))
         result = result.set_coords(kept).assign_attrs(self._settings())
@@ -143,10 +151,13 @@ class FieldsJob:
 
 
 def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:
-    if isinstance(like, xr.Dataset):
-        return geometry(like)
-    with open_dataset(like) as other:
-        return geometry(other)
+    try:
+        if isinstance(like, xr.Dataset):
+            return geometry(like)
+        with open_dataset(like) as other:
+            return geometry(other)
+    except ValueError as error:
+        raise ValueError(f"like: {error}") from error
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> FieldsJob:

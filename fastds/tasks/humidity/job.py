@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import xarray as xr
 
 import fastds
 from fastds.data import add_history, refine_grid
-from fastds.data.grid.axes import is_latitude
+from fastds.data.grid.axes import is_latitude, time_of, upright
 from fastds.data.grid.grids import scalar_coordinates
 from fastds.data.grid.kept import field_attributes, global_attributes, with_bounds
 from fastds.data.grid.plausible import plausible_values, without_missing
@@ -41,7 +41,7 @@ SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a 
 class HumidityJob:
     """A generator and a dataset's field, see fastds.tasks.common.pieces.Job; arguments as in `downscale`."""
 
-    dim, least = "time", SEQUENCE
+    least = SEQUENCE
 
     def __init__(
         self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None
@@ -49,16 +49,22 @@ class HumidityJob:
         self.model = model = loaded(model)
         _check(model, members)
         self.computed = settle(model, threads, precision, device)
-        self.dataset, self.field = dataset, choose_field(dataset, var, level)
+        self.names = _time_names(dataset)
+        self.dataset = dataset = dataset.rename(self.names)
+        self.field = choose_field(dataset, var, level)
         self.members, self.seed, self.level = members, seed, level
         self.humid = _is_humidity(model, self.field)
         self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
-        dims = (("realization",) if members else ()) + self.field.dims
+        self.dims = (("realization",) if members else ()) + self.field.dims
+        # The first value of a block is that of a decimated one, in the order of the file.
+        self.order = (...,) if model.card.coarsening == "decimate" else upright(self.field)
         self.rows = _rows_on_globe(self.field, model.config["scale"], model.card.coarsening)
         count, _, columns = self.field.shape
         fine = count, self.rows.stop - self.rows.start, columns * model.config["scale"]
         shape = *((members,) if members else ()), *fine
-        self.variables = {self.field.name: (dims, shape)}
+        own = {new: old for old, new in self.names.items()}
+        self.dim = own.get("time", "time")
+        self.variables = {self.field.name: (tuple(own.get(dim, dim) for dim in self.dims), shape)}
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces of whole sequences."""
@@ -81,7 +87,7 @@ class HumidityJob:
         if self.humid:
             values = _cut_humidity(values, field.name)
         with computing(self.model, self.computed), self.computed.autocast():
-            fine = _draw(self.model, values, seeds, progress, self.wrapped)
+            fine = _draw(self.model, values[self.order].copy(), seeds, progress, self.wrapped)[self.order]
         fine = (fine if self.members else fine[0])[..., self.rows, :]
         return fine.clip(*HUMIDITY_RANGE) if self.humid else fine
 
@@ -92,14 +98,17 @@ class HumidityJob:
         if card.coarsening == "decimate":
             out = out.assign_coords({d: _behind(field, d, scale) for d in field.dims[1:] if d in field.coords})
         out = out.isel({field.dims[1]: self.rows}, missing_dims="ignore")
-        dims, _ = self.variables[field.name]
+        dims = self.dims
         out = out.assign({field.name: (dims, values[field.name], field_attributes(self.dataset, field))})
         out = out.assign_coords({name: value for name, value in scalar_coordinates(field).items() if name not in dims})
         if field.dims[0] in field.coords:
             out = out.assign(with_bounds(self.dataset, field[field.dims[0]]))
+        along = {n: c.variable for n, c in field.coords.items() if c.dims == field.dims[:1] and n not in out.variables}
+        out = out.assign_coords(along)
         if self.members:
             numbers = np.arange(self.members, dtype="int32")
             out = out.assign_coords(realization=("realization", numbers, {"standard_name": "realization"}))
+        out = out.rename({new: old for old, new in self.names.items() if new in out.variables or new in out.dims})
         out = out.assign_attrs(global_attributes(self.dataset) | self._settings())
         return add_history(out, f"fastds {fastds.__version__} downscale with {card.name}")
 
@@ -170,6 +179,14 @@ def _cut_humidity(values, name):
         stacklevel=4,
     )
     return values.clip(low, high)
+
+
+def _time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
+    """What the variables of a dataset are called here: its dimension of time is "time"."""
+    time = time_of(dataset)
+    if time in (None, "time"):
+        return {}
+    return {time: "time"} | ({"time": "_time"} if "time" in dataset.variables else {})
 
 
 def _goes_round(dataset: xr.Dataset, field: xr.DataArray) -> bool:

@@ -20,6 +20,7 @@ from fastds.data import (
     reflectivity_to_rate,
     to_reflectivity,
 )
+from fastds.data.grid.axes import upright
 from fastds.data.grid.times import text_of
 from fastds.data.samples.radar_windows import RadarWindows
 from fastds.metrics import NowcastScores
@@ -66,7 +67,9 @@ class Scoring:
         if observed is None:
             return None
         before, after = observed
-        made = {key: method(before[-method.known :], len(after)) for key, method in self.methods.items()}
+        order = upright(self.fields.sources[0].raw)
+        known = before[order].copy()
+        made = {key: method(known[-method.known :], len(after))[order] for key, method in self.methods.items()}
         made[self.own[0]] = self.forecasts.fields(number)
         members = self.forecasts.members(number) if self.forecasts.count else None
         if members is not None:

@@ -19,6 +19,7 @@ from torch import nn
 import fastds
 from fastds.data import ReflectivityInput, add_history, rate_to_reflectivity, reflectivity_to_rate, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
+from fastds.data.grid.axes import upright
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
@@ -204,22 +205,32 @@ class NowcastJob:
         (_, shape), *further = self.variables.values()
         count = 1 if self.first is None else self.first.size
         z, outside = (store((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
-        floor, steps = self.method.card.floor_dbz, len(self.leads)
+        floor, steps, order = self.method.card.floor_dbz, len(self.leads), self._order
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
         with computing(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
-                known = coarse_fields(self.source, list(start.frames), self.factor, floor)
+                known = self._known(start.frames)
                 with self.computed.autocast():
                     forecast = self.method(known, steps)
                 paths = paths_of(known_echo(known, floor), steps) if self.method.moves else None
                 for place, fields in enumerate(self._drawn(known, paths, forecast, start)):
-                    z[place, number] = fields
-                    z[place, number][:, np.isnan(known[-1])] = np.nan
+                    z[place, number] = fields[order]
+                    z[place, number][:, np.isnan(known[-1])[order]] = np.nan
                 for mask in outside:
-                    mask[number] = from_outside(known[-1], paths)
+                    mask[number] = from_outside(known[-1], paths)[order]
                 if advance is not None:
                     advance()
         return z, list(outside)
+
+    def _known(self, frames: Sequence[int]) -> np.ndarray:
+        """Fields of the source on the cells of the forecast, in dBZ and in the order that the method sees them in."""
+        z = coarse_fields(self.source, list(frames), self.factor, self.method.card.floor_dbz)
+        return z[self._order].copy()
+
+    @property
+    def _order(self) -> tuple:
+        """The index of rows and columns for the method, and back: upright, but for a network that was trained else."""
+        return upright(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
 
     def _drawn(
         self, known: np.ndarray, paths: torch.Tensor | None, forecast: np.ndarray, start: Start
@@ -257,7 +268,7 @@ class NowcastJob:
         """How far the last known fields lie from what the network was trained on; warns where they lie outside."""
         card, inputs = self.method.card, []
         for k in evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
-            z = coarse_fields(self.source, list(self.starts[k].frames[-2:]), self.factor, card.floor_dbz)
+            z = self._known(self.starts[k].frames[-2:])
             inputs.append(of_echo(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz)))
         found = judge(card, self.spacing, self.interval, inputs)
         found.warn(stacklevel=5)

@@ -15,7 +15,7 @@ import xarray as xr
 import fastds
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
-from fastds.data.grid.axes import is_latitude
+from fastds.data.grid.axes import is_latitude, upright
 from fastds.data.io.output import fine_dataset, fine_values
 from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
@@ -153,7 +153,7 @@ def radar_domain(card: ModelCard, source: ReflectivityInput) -> Domain:
     outside."""
     pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
     looked_at = [pairs[k] for k in evenly(len(pairs))] if card.motion_px or card.input_ranges else []
-    frames = (torch.from_numpy(source.frames(list(pair))) for pair in looked_at)
+    frames = (torch.from_numpy(source.frames(list(pair))[upright(source.raw)].copy()) for pair in looked_at)
     inputs = [of_echo(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
     found = judge(card, mean_spacing_m(source), source.cadence, inputs)
     found.warn(stacklevel=4)

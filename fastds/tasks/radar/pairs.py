@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from fastds.data import prepare, refine_mask, restore
+from fastds.data.grid.axes import upright
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
@@ -22,7 +23,8 @@ SPACE_FACTOR = 2
 @dataclasses.dataclass
 class Pair:
     """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing; the
-    (f + 1) times of these. there (H, W): where the coarse frames are not missing; valid (H, W): what is scored."""
+    (f + 1) times of these. there (H, W): where the coarse frames are not missing; valid (H, W): what is scored. turned:
+    dimensions along which they are not upright."""
 
     coarse: torch.Tensor
     truth: torch.Tensor
@@ -30,6 +32,7 @@ class Pair:
     there: torch.Tensor
     valid: torch.Tensor
     times: np.ndarray
+    turned: tuple[int, ...] = ()
     _made: dict = dataclasses.field(default_factory=dict)
 
     def baseline(self, method: Callable, floor: float) -> torch.Tensor:
@@ -40,10 +43,10 @@ class Pair:
         return self._made[method, floor]
 
     def _baseline(self, method: Callable, floor: float) -> torch.Tensor:
-        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None]
+        x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None].flip(self.turned)
         if len(self.truth) == 5:
             x = method(x, 1)
-        return restore(method(x, SPACE_FACTOR)[0, :, 0], floor, CEILING_DBZ)
+        return restore(method(x, SPACE_FACTOR)[0, :, 0], floor, CEILING_DBZ).flip(self.turned)
 
 
 class Pairs:
@@ -117,7 +120,8 @@ class Pairs:
         coarse = torch.from_numpy(coarse)
         there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
         valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
-        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth])
+        turned = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
+        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], turned)
 
 
 def whole_seconds(times) -> list[int]:

@@ -12,6 +12,7 @@ from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames
+from fastds.data.grid.axes import upright
 from fastds.memory import return_freed_memory
 from fastds.tasks.common.inference import store
 from fastds.tasks.common.progress import progress_bar
@@ -38,6 +39,7 @@ class TiledRun:
     ):
         self.model, self.source, self.computed, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
+        self.order = upright(source.raw)  # the network sees all fields upright
         self.uses_flow = bool(model.config.get("flow_guided") or model.config.get("residual") == "advection")
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
         self.seam_error, self.reach = None, None
@@ -60,7 +62,7 @@ class TiledRun:
 
     def _normalised(self, static: StaticMaps) -> torch.Tensor:
         mean, std = (torch.tensor([w[key] for w in self.card.static_variables]) for key in ("mean", "std"))
-        return (torch.from_numpy(static.values) - mean[:, None, None]) / std[:, None, None]
+        return (torch.from_numpy(static.values[self.order].copy()) - mean[:, None, None]) / std[:, None, None]
 
     def _network(self, x: torch.Tensor, flow: torch.Tensor | None, static: torch.Tensor | None = None) -> torch.Tensor:
         if static is None and self.static is not None:  # a trial of the reach, over no place on earth
@@ -102,16 +104,16 @@ class TiledRun:
         with progress_bar(progress, self._passes(source) * len(self.tiles), "downscaling", "tiles") as advance:
             self.refiner.after_tile = advance
             for segment in source.segments:
-                frames = (source.frames(i) for i in range(segment.start, segment.stop))
+                frames = (source.frames(i)[self.order].copy() for i in range(segment.start, segment.stop))
                 if segment.stop - segment.start == 1:
                     # A frame alone between two gaps: the pair of it with itself has no motion and only its ends are
                     # kept.
                     frame = next(frames)
-                    z[start] = next(self.refiner.refine([frame, frame]))
+                    z[start] = next(self.refiner.refine([frame, frame]))[self.order]
                     start += 1
                     continue
                 for fine in self.refiner.refine(frames, self.time_factor):
-                    z[start] = fine
+                    z[start] = fine[self.order]
                     start += 1
                     if self.tile:
                         return_freed_memory()

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Radar fields give the same numbers whatever the order of their rows and columns in the file."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_verbs import nowcaster, radar_model
+
+import fastds
+from fastds.data import coarsen_dataset, synthetic_event
+from fastds.data.grid.axes import upright
+
+TURNED = ({"y": slice(None, None, -1)}, {"x": slice(None, None, -1)}, dict.fromkeys("yx", slice(None, None, -1)))
+
+
+@pytest.fixture(scope="module")
+def event():
+    event = synthetic_event(4, 8, (66, 98))[["reflectivity", "crs"]]
+    event["reflectivity"][:, 3:9, 5:20] = np.nan
+    return event
+
+
+def same(make, given, turns, rtol=0.0):
+    xr.testing.assert_allclose(make(given.isel(turns)).isel(turns), make(given), rtol=rtol, atol=0.0)
+
+
+@pytest.mark.parametrize("turns", TURNED)
+@pytest.mark.parametrize("method", ["network", "advection"])
+def test_downscaled(event, turns, method):
+    model = radar_model() if method == "network" else method
+    same(lambda d: fastds.downscale(model, d), coarsen_dataset(event), turns)
+
+
+def test_downscaled_in_tiles_and_as_rain(event):
+    rain = coarsen_dataset(event)
+    rain["reflectivity"] = (rain.reflectivity.clip(0) / 20).assign_attrs(units="kg m-2", cell_methods="time: sum")
+    same(lambda d: fastds.downscale("advection", d, var="reflectivity", tile=16, halo=16), rain, TURNED[2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("turns", TURNED)
+@pytest.mark.parametrize(
+    "options", [{}, {"members": 2}, {"coarsen": 4, "quantity": "reflectivity"}, {"probability": [0.5, 2.0]}]
+)
+def test_forecast(event, turns, options):
+    event = event.isel(y=slice(0, 64), x=slice(0, 96))  # blocks of cells begin at the first ones of a file
+    rtol = 1e-5 if "coarsen" in options else 0.0  # sums of blocks are rounded in another order: 3e-7 measured
+    same(lambda d: fastds.nowcast("extrapolation", d, steps=2, **options), event, turns, rtol)
+
+
+def test_forecast_by_a_network(event):
+    same(lambda d: fastds.nowcast(nowcaster(), d, steps=2), event, TURNED[2])
+
+
+def test_scores(event):
+    """Of the simple methods, which are made again."""
+    fine, turns = fastds.downscale("advection", coarsen_dataset(event)), TURNED[2]
+    rain = fastds.nowcast("persistence", event, start=str(event.time.values[5]), steps=2)
+    for prediction, options in ((fine, {}), (rain, {"baselines": ["extrapolation"]})):
+        here, there = (fastds.evaluate(prediction.isel(t), event.isel(t), **options).rows for t in ({}, turns))
+        for method, scores in here.items():
+            for name, value in scores.items():
+                np.testing.assert_allclose(there[method][name], value, rtol=1e-5, err_msg=f"{method} {name}")
+
+
+def test_upright_is_from_north_to_south_and_from_west_to_east(event):
+    field = event.reflectivity
+    assert upright(field) == (..., slice(None, None, 1), slice(None, None, 1))
+    assert upright(field.isel(TURNED[2])) == (..., slice(None, None, -1), slice(None, None, -1))
+    assert upright(field.drop_vars(["x", "y"]).isel(TURNED[2])) == upright(field)
+    across = field.isel(x=slice(0, 4)).assign_coords(x=("x", [358.0, 359.0, 0.0, 1.0], {"units": "degrees_east"}))
+    assert upright(across) == upright(field)
