@@ -101,6 +101,13 @@ def test_forward(native, isa):
         assert_close(y, problem.expected(tensors), problem.dtype)
 
 
+def test_one_pixel_of_every_second_channel(native):
+    x, weight = torch.randn(2, 6, 1, 1)[:, ::2], torch.randn(4, 3, 1, 1)
+    torch.testing.assert_close(conv1x1(x, weight), F.conv2d(x, weight))
+    x = torch.randn(2, 6, 1, 5)[:, ::2, :, 2:3]
+    torch.testing.assert_close(conv1x1(x, weight), F.conv2d(x, weight))
+
+
 def test_gradients(native, isa):
     """With an activation in float32 alone: rounded numbers may lie on the other side of its kink."""
     for problem in drawn(60, 2):

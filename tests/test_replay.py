@@ -158,6 +158,23 @@ def test_what_cannot_be_repeated_is_refused(ask, native):
     assert loader.module() is native
 
 
+def test_missing_values_spread_and_other_threads_fill_theirs(native):
+    from fastds.models.graph import as_captured, capturing
+
+    x = torch.randn(1, 8, 6, 6)
+    x[0, 0, 2, 3] = float("nan")
+    model = Steps()
+    y = fastds.compile_graph(model, x)(x)
+    assert y.isnan().any() and torch.equal(y.isnan(), model(x).isnan())
+    seen = []
+    with as_captured(torch.float32):
+        thread = threading.Thread(target=lambda: seen.append(capturing()))
+        thread.start()
+        thread.join()
+        assert capturing()
+    assert seen == [False] and not capturing()
+
+
 def test_messages(native):
     model, x = Steps(), torch.randn(1, 8, 6, 6)
     with pytest.raises(ValueError, match="train: a step is captured on a CUDA device alone, the model is on cpu"):

@@ -5,6 +5,7 @@ nothing but kernels runs."""
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,16 +13,25 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from fastds.models.replay import ReplayedForward
-from fastds.ops.core.switches import Switch
 
 WARM_UP_RUNS = 3  # Triton compiles, cuDNN chooses and the caching allocator fills before the capture
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_capturing = Switch(False)
+_capturing: ContextVar[bool] = ContextVar("capturing", default=False)
 
 
 def capturing() -> bool:
-    """Whether a forward runs as a graph will hold it: it must not ask for values, which would wait for the device."""
-    return _capturing.value
+    """Whether a forward runs, in this thread, as a graph will hold it: it must not ask for values, which would wait for
+    the device."""
+    return not torch.compiler.is_compiling() and _capturing.get()
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[None]:
+    token = _capturing.set(True)
+    try:
+        yield
+    finally:
+        _capturing.reset(token)
 
 
 def compile_graph(
@@ -72,7 +82,7 @@ def compile_graph(
 def _on(device: torch.device) -> Iterator[None]:
     """A block in which a graph is captured on the device."""
     if device.type == "cpu":
-        with _capturing.set(True):
+        with _captured():
             yield
     else:
         with torch.cuda.device(device), cudnn_benchmark():
@@ -133,7 +143,7 @@ def as_captured(dtype: torch.dtype) -> Iterator[None]:
     """Forwards inside the block run as a graph holds them: in `dtype`, without a look at values."""
     # The cache of autocast would keep tensors of the graph's memory alive between the runs.
     autocast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False)
-    with _capturing.set(True), autocast:
+    with _captured(), autocast:
         yield
 
 

@@ -52,8 +52,8 @@ def counted(monkeypatch, algorithm, in_one_pass=True):
         launches[name] += 1
         traffic[name] += size(tensors)
 
-    def computed(self, args, visible=False):  # conv3x3 with what is in it, other ops as one kernel
-        return inside(self, args, visible and self.name != "conv3x3")
+    def computed(self, args, visible=False):  # convolutions with what is in them, other ops as one kernel
+        return inside(self, args, visible and self.name not in ("conv1x1", "conv3x3"))
 
     def run(self, *args, grid, warmup, **options):
         note(self.fn.__name__, [z for z in args if isinstance(z, torch.Tensor)])

@@ -34,7 +34,7 @@ def _view(maps: Tensor) -> tuple:
     """As csrc/conv1x1 takes it: address, channels, strides of images, pixels and channels."""
     _, channels, height, width = maps.shape
     of_image, of_channel, row, column = maps.stride()
-    step = column if width > 1 else row if height > 1 else channels
+    step = column if width > 1 else row if height > 1 else 1
     return maps.data_ptr(), channels, of_image, step, 1 if channels == 1 else of_channel
 
 
