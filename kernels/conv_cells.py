@@ -11,14 +11,12 @@ Layout: channel stride 1 in every map. Accumulators, gates and cell state are fl
 to 1e-7 of its range. Bit for bit the same from run to run.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
-from .implicit_gemm import add_source, load_map
+from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
+from .implicit_gemm import add_source, load_map, own_pixels
 
 
 @triton.jit
@@ -55,14 +53,7 @@ def _cell_kernel(
     BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
     TOTAL: tl.constexpr = INPUTS + INPUTS2
-    program = tl.program_id(0)
-    if WIDE:
-        program = program.to(tl.int64)
-    p = program * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = p < points
-    column = p % width
-    row = p // width % height
-    image = p // width // height
+    p, valid, image, row, column = own_pixels(points, height, width, WIDE, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < C
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -132,16 +123,6 @@ GATES = {
 }  # fmt: skip
 
 
-class Tiles(NamedTuple):
-    """Sizes of one program: pixels, channels of the state, channels of a slab; powers of two >= 16."""
-
-    pixels: int
-    channels: int
-    slab: int
-    warps: int
-    stages: int
-
-
 def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.dtype) -> Tiles:
     """Tiles from the number of pixels, the wider source, the state, its gates and the dtype: nothing is timed at run
     time.
@@ -180,7 +161,7 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
     maps = (x, x2, residual, first, second)
     units = [1 if t is None else unit_of(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
-    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.channels))
+    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.outputs))
     with on_device(x):
         _cell_kernel[grid](
             x, x2, weight, bias, residual, first, second, result, result2, pre, points, height, width, slope, *steps,
@@ -188,6 +169,6 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
             INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
             OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
             PRECISION=precision(x.dtype), WIDE=is_wide(*maps, result, pre) if wide is None else wide,
-            BLOCK_M=tiles.pixels, BLOCK_N=tiles.channels, SLAB=tiles.slab, num_warps=tiles.warps,
+            BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip

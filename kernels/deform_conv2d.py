@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
 
 
 @triton.jit
@@ -205,16 +205,6 @@ class Problem(NamedTuple):
     dilation: tuple[int, int]
     groups: int
     offset_groups: int
-
-
-class Tiles(NamedTuple):
-    """Sizes of one program. pixels and outputs >= 16; slab: channels multiplied at once, >= 16; powers of two."""
-
-    pixels: int
-    outputs: int
-    slab: int
-    warps: int
-    stages: int
 
 
 def slab_shape(segment: int, count: int, slab: int) -> tuple[int, int]:

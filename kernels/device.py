@@ -3,8 +3,20 @@
 
 import contextlib
 import math
+from typing import NamedTuple
 
 import torch
+
+
+class Tiles(NamedTuple):
+    """Sizes of one program of an implicit product: pixels, outputs (of a cell: channels of its state) and channels
+    multiplied at once, powers of two >= 16."""
+
+    pixels: int
+    outputs: int
+    slab: int
+    warps: int
+    stages: int
 
 
 def on_device(tensor):

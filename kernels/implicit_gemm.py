@@ -10,13 +10,21 @@ is, or as a slice of the inputs of a wider one. Bound by products: 2 k^2 (C1 + C
 Layout: channel stride 1 in every map. Sums are in float32, rounded once. Bit for bit the same from run to run.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from .device import is_wide, on_device, power_of_two, precision, strides, unit_of
+from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
+
+
+@triton.jit
+def own_pixels(points, height, width, WIDE: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The pixels of a program: number, whether it is one of the `points`, image, row and column."""
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    p = program * BLOCK_M + tl.arange(0, BLOCK_M)
+    return p, p < points, p // width // height, p // width % height, p % width
 
 
 @triton.jit
@@ -96,14 +104,7 @@ def _convolution_kernel(
 ):  # fmt: skip
     """out = shuffle(act(conv([x; x2]) + bias + residual)); h_out and w_out before the shuffle."""
     FINE: tl.constexpr = OUTPUTS // (R * R)  # channels after the shuffle
-    program = tl.program_id(0)
-    if WIDE:
-        program = program.to(tl.int64)
-    p = program * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = p < points
-    column = p % w_out
-    row = p // w_out % h_out
-    image = p // w_out // h_out
+    p, valid, image, row, column = own_pixels(points, h_out, w_out, WIDE, BLOCK_M)
     # Sub-pixel after sub-pixel, so that neighbours in a tile are neighbours in the result's memory.
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < OUTPUTS
@@ -136,16 +137,6 @@ def _convolution_kernel(
         sub = n // FINE
         to = (corner[:, None] + (sub // R * w_out * R + sub % R)[None, :]) * FINE + (n % FINE)[None, :]
     tl.store(out_ptr + to, acc.to(out_ptr.dtype.element_ty), mask=exists)
-
-
-class Tiles(NamedTuple):
-    """Sizes of one program: pixels, outputs, channels of a slab; powers of two >= 16."""
-
-    pixels: int
-    outputs: int
-    slab: int
-    warps: int
-    stages: int
 
 
 MULTIPROCESSORS = 132  # of an H100 or H200

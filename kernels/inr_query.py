@@ -35,6 +35,24 @@ def axis_of_grid(k, step, start, den):
 
 
 @triton.jit
+def place_of(
+    q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x,
+    GRID: tl.constexpr,
+):  # fmt: skip
+    """Row and column of query q of an image, each as the pixel before it and the fraction of the way to the next."""
+    if GRID:
+        i, t = axis_of_grid(q // columns, step_y, start_y, den_y)
+        k, r = axis_of_grid(q % columns, step_x, start_x, den_x)
+    else:
+        at = 2 * (image * point_b + q)
+        i = tl.load(base_ptr + at, mask=valid, other=0)
+        k = tl.load(base_ptr + at + 1, mask=valid, other=0)
+        t = tl.load(frac_ptr + at, mask=valid, other=0.0)
+        r = tl.load(frac_ptr + at + 1, mask=valid, other=0.0)
+    return i, t, k, r
+
+
+@triton.jit
 def axis_corner(base, frac, n, a, WRAP: tl.constexpr):
     """Pixel, rho and linear weight of corner a, 0 or 1, on one axis."""
     at = base + a
@@ -125,15 +143,9 @@ def _query_kernel(
     valid = p < total
     image = p // queries
     q = p % queries
-    if GRID:
-        i, t = axis_of_grid(q // columns, step_y, start_y, den_y)
-        k, r = axis_of_grid(q % columns, step_x, start_x, den_x)
-    else:
-        at = 2 * (image * point_b + q)
-        i = tl.load(base_ptr + at, mask=valid, other=0)
-        k = tl.load(base_ptr + at + 1, mask=valid, other=0)
-        t = tl.load(frac_ptr + at, mask=valid, other=0.0)
-        r = tl.load(frac_ptr + at + 1, mask=valid, other=0.0)
+    i, t, k, r = place_of(
+        q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x, GRID
+    )  # fmt: skip
     y0, ry0, wy0 = axis_corner(i, t, height, 0, WRAP_Y)
     y1, ry1, wy1 = axis_corner(i, t, height, 1, WRAP_Y)
     x0, rx0, wx0 = axis_corner(k, r, width, 0, WRAP_X)
@@ -230,15 +242,9 @@ def _late_kernel(
     valid = p < total
     image = p // queries
     q = p % queries
-    if GRID:
-        i, t = axis_of_grid(q // columns, step_y, start_y, den_y)
-        k, r = axis_of_grid(q % columns, step_x, start_x, den_x)
-    else:
-        at = 2 * (image * point_b + q)
-        i = tl.load(base_ptr + at, mask=valid, other=0)
-        k = tl.load(base_ptr + at + 1, mask=valid, other=0)
-        t = tl.load(frac_ptr + at, mask=valid, other=0.0)
-        r = tl.load(frac_ptr + at + 1, mask=valid, other=0.0)
+    i, t, k, r = place_of(
+        q, image, valid, base_ptr, frac_ptr, point_b, columns, step_y, start_y, den_y, step_x, start_x, den_x, GRID
+    )  # fmt: skip
     pixel_y, rho_y, weight_y = axis_corner(i, t, height, row % 4 // 2, WRAP_Y)
     pixel_x, rho_x, weight_x = axis_corner(k, r, width, row % 2, WRAP_X)
     at = image * maps_b + pixel_y.to(tl.int64) * maps_h + pixel_x.to(tl.int64) * maps_w

@@ -41,23 +41,43 @@ struct Workspace {
         next += round_up(count * static_cast<int64_t>(sizeof(S)), 64);
         return part;
     }
+    int64_t bytes() const { return next - static_cast<char*>(nullptr); }  // of one that begins at null
 };
 
-// `count` pixels of a map of T from a pixel of image b on, as rows of S; work: a number for every channel of every pixel.
+template <class T>
+const T* pixel_at(const Conv1x1Map& map, int64_t b, int64_t first) {
+    return static_cast<const T*>(map.data) + b * map.b + first * map.p;
+}
+
+// Pixels whose channels lie side by side, `pixel` numbers apart.
+template <class T>
+struct Pixels {
+    const T* from;
+    int64_t pixel;
+};
+
+// `count` pixels of a map of 16-bit numbers from a pixel of image b on, where they are or turned into `work`, which has a number
+// for every channel of every pixel.
+template <class T>
+Pixels<T> beside(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, uint16_t* work) {
+    const T* from = pixel_at<T>(map, b, first);
+    if (map.c == 1) return {from, map.p};
+    turn(reinterpret_cast<const uint16_t*>(from), map.c, map.channels, count, work, map.channels);
+    return {reinterpret_cast<const T*>(work), map.channels};
+}
+
+// The same of a map of T as rows of S; work: as of beside.
 template <class S, class T>
 void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
-    const T* from = static_cast<const T*>(map.data) + b * map.b + first * map.p;
-    int64_t pixel = map.p;
-    if (map.c != 1) {
-        if constexpr (sizeof(T) == sizeof(float)) {
-            turn(reinterpret_cast<const uint32_t*>(from), map.c, map.channels, count, reinterpret_cast<uint32_t*>(to), row);
-            return;
-        }
-        turn(reinterpret_cast<const uint16_t*>(from), map.c, map.channels, count, work, map.channels);
-        from = reinterpret_cast<const T*>(work);
-        pixel = map.channels;
+    Pixels<T> pixels{pixel_at<T>(map, b, first), map.p};
+    if constexpr (sizeof(T) != sizeof(float)) {
+        pixels = beside<T>(map, b, first, count, work);
+    } else if (map.c != 1) {
+        turn(reinterpret_cast<const uint32_t*>(pixels.from), map.c, map.channels, count, reinterpret_cast<uint32_t*>(to), row);
+        return;
     }
-    for (int64_t i = 0; i < count; i++, from += pixel, to += row) {
+    const T* from = pixels.from;
+    for (int64_t i = 0; i < count; i++, from += pixels.pixel, to += row) {
         if constexpr (sizeof(S) == sizeof(float)) {
             for (int64_t c = 0; c < map.channels; c += kL)
                 store_vec<kL>(to + c, load_some(from + c, static_cast<int>(least(kL, map.channels - c))));
@@ -134,11 +154,15 @@ struct Layout {
         return parts;
     }
 
+    int64_t own_bytes(const Conv1x1& call) const {
+        Workspace space{nullptr};
+        own(call, space);
+        return space.bytes();
+    }
     int64_t bytes(const Conv1x1& call) const {
-        Workspace one{nullptr}, two{nullptr};
-        shared(call, one);
-        own(call, two);
-        return (one.next - static_cast<char*>(nullptr)) + call.threads * (two.next - static_cast<char*>(nullptr));
+        Workspace space{nullptr};
+        shared(call, space);
+        return space.bytes() + call.threads * own_bytes(call);
     }
 };
 
@@ -258,7 +282,7 @@ void run(const Conv1x1& call, char* workspace) {
         pack_weights<T, T>(call, shared);
         pack_bias<T>(call, shared.bias);
     }
-    const int64_t each = (at.bytes(call) - (space.next - workspace)) / call.threads;
+    const int64_t each = at.own_bytes(call);
     parallel_for(at.threads, static_cast<int>(at.threads), [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             Workspace mine{space.next + thread * each};
@@ -273,7 +297,7 @@ void run(const Conv1x1& call, char* workspace) {
                     const Conv1x1Map& map = call.source[s];
                     using S = typename Step::Stored;
                     if (!at.direct[s]) stage<S, T>(map, b, pixels.begin, count, own.staged[s], at.row[s], own.work);
-                    const S* read = static_cast<const S*>(map.data) + b * map.b + pixels.begin * map.p;
+                    const S* read = pixel_at<S>(map, b, pixels.begin);
                     const int64_t steps = parts_of(map.channels, Step::terms);
                     if (at.direct[s])
                         panels[s] = {read, shared.packed[s], map.p, map.c * Step::terms, steps};
@@ -297,16 +321,10 @@ struct Chunk {
 };
 
 #if defined(__AVX512BF16__)
-// Pairs of pixels: the two numbers of a channel side by side. work: as of stage.
+// Pairs of pixels: the two numbers of a channel side by side. work: as of beside.
 inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row,
                                    uint16_t* work) {
-    const uint16_t* from = static_cast<const uint16_t*>(map.data) + b * map.b + first * map.p;
-    int64_t pixel = map.p;
-    if (map.c != 1) {
-        turn(from, map.c, map.channels, count, work, map.channels);
-        from = work;
-        pixel = map.channels;
-    }
+    auto [from, pixel] = beside<uint16_t>(map, b, first, count, work);
     uint32_t* next = reinterpret_cast<uint32_t*>(to);
     for (int64_t i = 0; i < count; i += 2, from += 2 * pixel, next += row)
         for (int64_t c = 0; c < map.channels; c += kTurn) {
@@ -343,7 +361,7 @@ struct GradLayout {
     int64_t own_bytes() const {
         Workspace space{nullptr};
         own(space);
-        return space.next - static_cast<char*>(nullptr);
+        return space.bytes();
     }
 };
 
@@ -355,7 +373,7 @@ Chunk<S> chunk_of(const Conv1x1Map& map, bool direct, int64_t b, int64_t first, 
     if constexpr (sizeof(S) == 2) return stage_pairs(map, b, first, count, reinterpret_cast<S*>(to), row, work);
 #endif
     if constexpr (sizeof(S) == sizeof(float)) {
-        if (direct) return {static_cast<const float*>(map.data) + b * map.b + first * map.p, map.p, map.c};
+        if (direct) return {pixel_at<float>(map, b, first), map.p, map.c};
         stage<float, T>(map, b, first, count, to, row, work);
         return {to, row, 1};
     }

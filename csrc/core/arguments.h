@@ -162,10 +162,6 @@ class Keywords {
         left_--;
         return Read<T>::from(value);
     }
-    template <class T>
-    T take(const char* name, const T& missing) {
-        return given_.contains(name) ? take<T>(name) : missing;
-    }
     void end() const {
         if (left_ != 0) throw py::type_error("unknown keyword");
     }

@@ -120,9 +120,7 @@ def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     read = [(content.path, _lazily(form, content)) for content in contents]
-    own = time_of(read[0][1]) or "time"
-    if "time" in read[0][1].variables:
-        own = "time"
+    own = "time" if "time" in read[0][1].variables else time_of(read[0][1]) or "time"
     if own != "time":
         read = [(path, part.rename({own: "time"}) if own in part.dims else part) for path, part in read]
     read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]

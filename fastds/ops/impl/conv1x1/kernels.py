@@ -8,6 +8,7 @@ from fastds.ops.core import native
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, plain, turned
 from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.impl.conv3x3 import kernels as conv3x3_kernels
 from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
 from fastds.ops.impl.conv3x3.engine import ACT
 
@@ -107,43 +108,22 @@ _by_library = outside_autocast(direct.convolve)
 def backward(grad_y, x, weight, x2, y, negative_slope, wanted):
     if x.shape[0] == 0:
         return [g.zero_() for g in backward_fake(grad_y, x, weight, x2, y, negative_slope, wanted)]
-    grad = direct.pre_gradient(grad_y, y, negative_slope, 1)
     gradients = _native_gradients if _native_takes(x) else _library_gradients
-    grad_x, grad_weight, grad_x2 = gradients(grad, x, weight, x2, wanted)
-    grad_bias = direct.bias_gradient(grad, weight.dtype) if wanted[2] else None
-    grads = (grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None)
+    grads = gradients(grad_y, x, weight, x2, y, negative_slope, wanted)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
 
 
-def _native_gradients(grad, x, weight, x2, wanted):
+def _native_gradients(grad_y, x, weight, x2, y, negative_slope, wanted):
+    grad = direct.pre_gradient(grad_y, y, negative_slope, 1)
     grad_x, grad_x2 = _grad_sources(grad, x, weight, (wanted[0], wanted[3]))
-    sources = [x] if x2 is None else [x, x2]
-    return grad_x, _grad_weight(grad, sources, weight.dtype) if wanted[1] else None, grad_x2
+    grad_weight = _grad_weight(grad, [x] if x2 is None else [x, x2], weight.dtype) if wanted[1] else None
+    grad_bias = direct.bias_gradient(grad, weight.dtype) if wanted[2] else None
+    return grad_x, grad_weight, grad_bias, grad_x2, dense(grad) if wanted[4] else None
 
 
-@outside_autocast
-def _library_gradients(grad, x, weight, x2, wanted):
-    source = x if x2 is None else torch.cat([x, x2], 1)
-    of_source, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad, source, weight.to(x.dtype), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
-        [wanted[0] or wanted[3], wanted[1], False],
-    )  # fmt: skip
-    parts = (None, None) if of_source is None else map(dense, of_source.tensor_split([x.shape[1]], 1))
-    grad_x, grad_x2 = parts
-    return grad_x, plain(of_weight.to(weight.dtype)) if wanted[1] else None, grad_x2
+def _library_gradients(grad_y, x, weight, x2, y, negative_slope, wanted):
+    return direct.backward(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", wanted)
 
 
 def backward_fake(grad_y, x, weight, x2, y, negative_slope, wanted):
-    batch, _, height, width = x.shape
-
-    def image(channels):
-        return empty_map((batch, channels, height, width), x.dtype, x)
-
-    makers = (
-        lambda: image(x.shape[1]),
-        lambda: torch.empty(weight.shape, dtype=weight.dtype, device=x.device),
-        lambda: torch.empty(weight.shape[:1], dtype=weight.dtype, device=x.device),
-        lambda: image(x2.shape[1]),
-        lambda: image(weight.shape[0]),
-    )
-    return [make() for make, want in zip(makers, wanted, strict=True) if want]
+    return conv3x3_kernels.backward_fake(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", wanted)

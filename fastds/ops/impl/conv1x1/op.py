@@ -4,12 +4,11 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native
 from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, reached
 from fastds.ops.impl.conv1x1 import kernels, reference
-from fastds.ops.impl.conv3x3.op import autocast_convolution
+from fastds.ops.impl.conv3x3.op import autocast_convolution, gradients_by, refusal
 from fastds.ops.impl.conv3x3.op import check as check_convolution
 
 __all__ = ["conv1x1"]
@@ -53,28 +52,18 @@ class _Conv1x1(torch.autograd.Function):
         x, weight, x2, y = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:6])
         wanted[1:3] = reached(ctx, weight, 2, 3)
-        asked = [*wanted[:4], wanted[4] and y is not None]  # without an activation residual's gradient is grad_y itself
-        args = (grad_y, x, weight, x2, y, ctx.negative_slope, asked)
-        found = iter(CONV1X1_BACKWARD.trusted(*args) if any(asked) else ())
-        grads = [next(found) if want else None for want in asked]
-        if wanted[4] and not asked[4]:
-            grads[4] = grad_y
-        return None, *grads, None, None
+        args = (grad_y, x, weight, x2, y, ctx.negative_slope)
+        return None, *gradients_by(CONV1X1_BACKWARD, args, wanted, y is None), None, None
 
 
 # ---- registration
-
-
-def _refusal(tensor: Tensor, *_) -> str | None:
-    """The op runs wherever torch's own convolution does; only a CPU without the native module is worth a warning."""
-    return native.missing() if tensor.is_cpu else None
 
 
 CONV1X1 = define(
     "conv1x1(Tensor x, Tensor weight, Tensor? bias, Tensor? x2, Tensor? residual, str act, float negative_slope) "
     "-> Tensor",
     reference=reference.conv1x1,
-    backends={"native": Backend(kernels.forward, _refusal)},
+    backends={"native": Backend(kernels.forward, refusal)},
     fake=kernels.forward_fake,
     check=_check,
     function=_Conv1x1,
@@ -83,7 +72,7 @@ CONV1X1_BACKWARD = define(
     "conv1x1_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
     "bool[5] wanted) -> Tensor[]",
     reference=reference.conv1x1_backward,
-    backends={"native": Backend(kernels.backward, _refusal)},
+    backends={"native": Backend(kernels.backward, refusal)},
     fake=kernels.backward_fake,
     check=_check_backward,
 )

@@ -78,10 +78,6 @@ def amx_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
     return None if native.module().conv3x3_amx_available() else "this processor has no matrix tiles (AMX)"
 
 
-def _engine_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
-    return winograd_refusal(x)
-
-
 _REFUSALS = {"amx": amx_refusal, "implicit_gemm": implicit.refusal}
 
 
@@ -101,7 +97,7 @@ def chosen(
         return algorithm
     if algorithm == "implicit_gemm" and backward:
         return "direct"
-    reason = _REFUSALS.get(algorithm, _engine_refusal)(x, dtype)
+    reason = _REFUSALS[algorithm](x, dtype) if algorithm in _REFUSALS else winograd_refusal(x)
     if algorithm != "auto":
         if reason is not None:
             raise RuntimeError(f"conv3x3: algorithm '{algorithm}' was asked for, but {reason}")

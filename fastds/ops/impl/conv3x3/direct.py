@@ -46,13 +46,23 @@ def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor
     return F.relu_(y) if act == "relu" else y
 
 
-def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle):
-    """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output.
+def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride):
+    """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output;
+    on a GPU one kernel where that pays.
 
-    convolution(source, weight, bias): of any kernel size and stride. Two sources are the sum of two convolutions, so
-    that no concatenated map is made or saved for the gradient. channels_last; act "none", "relu" or "leaky_relu".
+    weight: of any odd size. Two sources are the sum of two convolutions, so that no concatenated map is made or saved
+    for the gradient. channels_last; act "none", "relu" or "leaky_relu".
     """
     split, in_one_pass = x.shape[1], fused(x)
+    in_one_kernel = in_one_pass and current() in ("auto", "implicit_gemm")
+    if in_one_kernel and implicit.pays(x, weight, bias, x2, residual, act, shuffle, x.dtype):
+        args = (x, weight, bias, x2, residual, act, negative_slope, "zeros", shuffle, x.dtype, stride)
+        return implicit.forward(*args)
+
+    def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.to(source.dtype)
+        return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
+
     y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
     second = None if x2 is None else convolution(x2, weight[:, split:], None)
     if in_one_pass:
@@ -63,20 +73,6 @@ def compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shu
     # One input channel leaves the layout to oneDNN's choice.
     y = dense(y if second is None else y.add_(second))
     return finish(y, residual, act, negative_slope, shuffle)
-
-
-def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride):
-    """As compose, for a weight of any odd size and any stride; on a GPU one kernel where that pays."""
-    asked = current() in ("auto", "implicit_gemm") and fused(x)
-    if asked and implicit.pays(x, weight, bias, x2, residual, act, shuffle, x.dtype):
-        args = (x, weight, bias, x2, residual, act, negative_slope, "zeros", shuffle, x.dtype, stride)
-        return implicit.forward(*args)
-
-    def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        bias = None if bias is None else bias.to(source.dtype)
-        return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
-
-    return compose(convolution, x, weight, bias, x2, residual, act, negative_slope, shuffle)
 
 
 def fused(x: Tensor) -> bool:
@@ -140,7 +136,8 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False):
     """Gradients of source, weight and bias by the library, in the dtype of x."""
     source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
-    padding, grad, weight = 1 if padding_mode == "zeros" else 0, _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
+    padding = weight.shape[-1] // 2 if padding_mode == "zeros" else 0
+    grad, weight = _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
     if wanted_x:
         weight = _rearranged(weight)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
@@ -148,7 +145,7 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
         [wanted_x, wanted_weight, wanted_bias],
     )  # fmt: skip
     if wanted_x:
-        grad_x = dense(grad_x if padding else reference.fold(grad_x, padding_mode))
+        grad_x = dense(grad_x if padding_mode == "zeros" else reference.fold(grad_x, padding_mode))
     return grad_x, grad_weight, grad_bias
 
 

@@ -154,13 +154,18 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def _fused_gradients(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted):
-    options = (negative_slope, padding_mode, shuffle, algorithm)
-    plain = y is None and shuffle == 1  # then residual's gradient is grad_y itself
+    args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm)
+    return gradients_by(CONV3X3_BACKWARD, args, wanted, y is None and shuffle == 1)
+
+
+def gradients_by(backward, args, wanted, plain: bool):
+    """Of x, weight, bias, x2 and residual by a backward op of args, the gradient of the result first; None where not
+    wanted. plain: nothing stands between sum and result, so that residual's gradient is that of the result."""
     asked = [*wanted[:4], wanted[4] and not plain]
-    grads = iter(CONV3X3_BACKWARD.trusted(grad_y, x, weight, x2, y, *options, asked) if any(asked) else ())
-    grads = [next(grads) if want else None for want in asked]
+    found = iter(backward.trusted(*args, asked) if any(asked) else ())
+    grads = [next(found) if want else None for want in asked]
     if wanted[4] and plain:
-        grads[4] = grad_y
+        grads[4] = args[0]
     return grads
 
 
