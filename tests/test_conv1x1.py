@@ -101,6 +101,39 @@ def test_forward(native, isa):
         assert_close(y, problem.expected(tensors), problem.dtype)
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "strided"])
+def test_few_outputs(native, isa, layout):
+    """Sums over lanes that are channels or pixels, over every tail of both."""
+    choose = random.Random(5)
+    for outputs in (1, 2, 3, 4):
+        for k in range(6):
+            dtype = choose.choice([torch.float32, torch.bfloat16, torch.float16])
+            inputs, more = choose.randint(20, 150), choose.choice([0, 0, choose.randint(1, 90)])
+            size = choose.choice([(1, 1), (3, 5), (8, 8), (9, 9), (24, 25)])
+            options = dict(
+                layout=layout, act=choose.choice([None, "relu"]), bias=k % 2 > 0, residual=k % 3 == 0, seed=k
+            )
+            problem = Problem(choose.choice([1, 3]), inputs, more, outputs, size, dtype, torch.float32, **options)
+            tensors = problem.tensors()
+            assert_close(problem.run(*tensors), problem.expected(tensors), dtype)
+
+
+@pytest.mark.parametrize("inputs, outputs", [(1, 1), (2, 9), (17, 24), (24, 17), (5, 130), (130, 3), (33, 31)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradient_of_the_weight_sees_its_own_channels_alone(native, isa, inputs, outputs, dtype):
+    """Those beside them in memory are NaN, in the images' last pixels, too."""
+    for shape in ((1, 3, 5), (2, 16, 17), (3, 20, 40)):
+        batch, height, width = shape
+        wide = torch.full((batch, inputs + outputs + 40, height, width), torch.nan, dtype=dtype)
+        wide = wide.contiguous(memory_format=LAST)
+        x, grad = wide[:, 3 : 3 + inputs], wide[:, 20 + inputs : 20 + inputs + outputs]
+        x.copy_(torch.rand(x.shape)), grad.copy_(torch.rand(grad.shape))
+        weight = torch.randn(outputs, inputs, 1, 1, requires_grad=True)
+        got = torch.autograd.grad(conv1x1(x, weight), weight, grad)[0]
+        want = torch.einsum("bohw,bihw->oi", grad.double(), x.double())[:, :, None, None]
+        assert_close(got, want, dtype)
+
+
 def test_one_pixel_of_every_second_channel(native):
     x, weight = torch.randn(2, 6, 1, 1)[:, ::2], torch.randn(4, 3, 1, 1)
     torch.testing.assert_close(conv1x1(x, weight), F.conv2d(x, weight))

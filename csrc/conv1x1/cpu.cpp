@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pixels are the rows of a product, outputs its columns. Maps of float32 whose channels lie side by side, or are few, are read
 // where they are; others are brought to that order, a chunk of pixels at a time, in a thread's own memory.
-#include "conv1x1/params.h"
-
-#include "core/activation.h"
-#include "core/gemm.h"
-#include "core/parallel.h"
-#include "core/turn.h"
+#include "conv1x1/few_outputs.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -14,80 +9,7 @@ namespace {
 
 constexpr int64_t kChunkPixels = 48, kLeastPixels = 12;  // of a product that a thread takes at once
 constexpr int64_t kFewPlanes = 16;                       // of pixels side by side, which are read where they are
-constexpr int64_t kShared = 64 << 10;                    // multiplications: fewer are not worth a second thread
 constexpr int64_t kPackedAlone = 32 << 10;               // weights that one thread packs
-constexpr int64_t kSummedPixels = 128;                   // of a weight gradient, added up in registers
-constexpr int64_t kLanesOfSums = 16;                     // sums that are made apart; the numbers depend on it, not on threads
-
-// How maps of T are multiplied.
-template <class T>
-struct StepOf {
-    using type = FmaStep<float>;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct StepOf<BFloat16> {
-    using type = Bf16DotStep;
-};
-#endif
-
-// Parts of a workspace, one after the other, each on a cache line of its own.
-struct Workspace {
-    char* next;
-
-    template <class S>
-    S* take(int64_t count) {
-        S* part = reinterpret_cast<S*>(next);
-        next += round_up(count * static_cast<int64_t>(sizeof(S)), 64);
-        return part;
-    }
-    int64_t bytes() const { return next - static_cast<char*>(nullptr); }  // of one that begins at null
-};
-
-template <class T>
-const T* pixel_at(const Conv1x1Map& map, int64_t b, int64_t first) {
-    return static_cast<const T*>(map.data) + b * map.b + first * map.p;
-}
-
-// Pixels whose channels lie side by side, `pixel` numbers apart.
-template <class T>
-struct Pixels {
-    const T* from;
-    int64_t pixel;
-};
-
-// `count` pixels of a map of 16-bit numbers from a pixel of image b on, where they are or turned into `work`, which has a number
-// for every channel of every pixel.
-template <class T>
-Pixels<T> beside(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, uint16_t* work) {
-    const T* from = pixel_at<T>(map, b, first);
-    if (map.c == 1) return {from, map.p};
-    turn(reinterpret_cast<const uint16_t*>(from), map.c, map.channels, count, work, map.channels);
-    return {reinterpret_cast<const T*>(work), map.channels};
-}
-
-// The same of a map of T as rows of S; work: as of beside.
-template <class S, class T>
-void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
-    Pixels<T> pixels{pixel_at<T>(map, b, first), map.p};
-    if constexpr (sizeof(T) != sizeof(float)) {
-        pixels = beside<T>(map, b, first, count, work);
-    } else if (map.c != 1) {
-        turn(reinterpret_cast<const uint32_t*>(pixels.from), map.c, map.channels, count, reinterpret_cast<uint32_t*>(to), row);
-        return;
-    }
-    const T* from = pixels.from;
-    for (int64_t i = 0; i < count; i++, from += pixels.pixel, to += row) {
-        if constexpr (sizeof(S) == sizeof(float)) {
-            for (int64_t c = 0; c < map.channels; c += kL)
-                store_vec<kL>(to + c, load_some(from + c, static_cast<int>(least(kL, map.channels - c))));
-        } else {
-            const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
-            for (int64_t c = 0; c < map.channels; c += kTurn)  // zeros behind the last
-                store_vec<kTurn>(reinterpret_cast<uint16_t*>(to) + c, load_row(bits + c, least(kTurn, map.channels - c)));
-        }
-    }
-}
 
 // ---- the product
 
@@ -270,7 +192,7 @@ void run_chunk(const Conv1x1& call, const Panel<typename Layout<T>::Step>* panel
 }
 
 template <class T>
-void run(const Conv1x1& call, char* workspace) {
+void run_product(const Conv1x1& call, char* workspace) {
     using Step = typename Layout<T>::Step;
     const Layout<T> at(call);
     Workspace space{workspace};
@@ -310,171 +232,34 @@ void run(const Conv1x1& call, char* workspace) {
     });
 }
 
-// ---- the gradient of the weight
-
-// A chunk of pixels as the sum over them reads it: number (pixel, channel) at data + pixel * of_pixel + channel * of_channel,
-// where a pixel is a step.
-template <class S>
-struct Chunk {
-    const S* data;
-    int64_t of_pixel, of_channel;
-};
-
-#if defined(__AVX512BF16__)
-// Pairs of pixels: the two numbers of a channel side by side. work: as of beside.
-inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row,
-                                   uint16_t* work) {
-    auto [from, pixel] = beside<uint16_t>(map, b, first, count, work);
-    uint32_t* next = reinterpret_cast<uint32_t*>(to);
-    for (int64_t i = 0; i < count; i += 2, from += 2 * pixel, next += row)
-        for (int64_t c = 0; c < map.channels; c += kTurn) {
-            const int64_t rest = map.channels - c, n = least(kTurn, rest);
-            const auto wide = [&](const uint16_t* at) { return __builtin_convertvector(load_row(at, n), Vec<uint32_t, kTurn>); };
-            Vec<uint32_t, kTurn> pairs = wide(from + c);
-            if (i + 1 < count) pairs |= wide(from + pixel + c) << 16;
-            store_vec<kTurn>(next + c, pairs);
-        }
-    return {to, 2 * row, 2};
-}
-#endif
-
-// Where the numbers of a call lie: rows of whole vectors, room for pairs.
-struct GradLayout {
-    int64_t chunks, lanes, gradient_row, source_row;
-
-    explicit GradLayout(const Conv1x1GradWeight& call)
-        : chunks(parts_of(call.pixels, kSummedPixels)), lanes(least(kLanesOfSums, call.batch * chunks)),
-          gradient_row(round_up(call.gradient.channels, kL)), source_row(round_up(call.source.channels, kL)) {}
-
-    int64_t sums(const Conv1x1GradWeight& call) const { return call.gradient.channels * source_row; }  // of a lane
-
-    // A thread's own chunk.
-    struct Own {
-        float *gradient, *source;
-        uint16_t* work;
-    };
-    Own own(Workspace& space) const {
-        const int64_t most = gradient_row > source_row ? gradient_row : source_row;
-        return {space.take<float>(kSummedPixels * gradient_row), space.take<float>(kSummedPixels * source_row),
-                space.take<uint16_t>(kSummedPixels * most)};
-    }
-    int64_t own_bytes() const {
-        Workspace space{nullptr};
-        own(space);
-        return space.bytes();
-    }
-};
-
-// direct: read where it is, of float32.
-template <class T, class S>
-Chunk<S> chunk_of(const Conv1x1Map& map, bool direct, int64_t b, int64_t first, int64_t count, float* to, int64_t row,
-                  uint16_t* work) {
-#if defined(__AVX512BF16__)
-    if constexpr (sizeof(S) == 2) return stage_pairs(map, b, first, count, reinterpret_cast<S*>(to), row, work);
-#endif
-    if constexpr (sizeof(S) == sizeof(float)) {
-        if (direct) return {pixel_at<float>(map, b, first), map.p, map.c};
-        stage<float, T>(map, b, first, count, to, row, work);
-        return {to, row, 1};
-    }
-}
-
-// sums[o][column block] += sum over the pixels of gradient[pixel][o] * source[pixel][column].
-template <class Step, int MR, int NV, class S>
-__attribute__((noinline)) void add_tile(const Chunk<S>& gradient, const Chunk<S>& source, int64_t steps, int64_t o, int64_t column,
-                                        float* sums, int64_t sums_row) {
-    V acc[MR][NV];
-    clear<float, MR, NV>(acc);
-    multiply<Step, MR, NV>(acc, gradient.data + o * gradient.of_channel, gradient.of_channel, gradient.of_pixel,
-                           source.data + column * Step::terms, source.of_pixel, steps);
-    for (int r = 0; r < MR; r++)
-        for (int j = 0; j < NV; j++) {
-            float* at = sums + (o + r) * sums_row + column + j * kL;
-            store_vec<kL>(at, V(load_vec<kL>(at) + acc[r][j]));
-        }
+Conv1x1 joined(Conv1x1 call) {
+    if (follow(call.source[0], call.pixels) && (call.sources == 1 || follow(call.source[1], call.pixels))) join_images(call);
+    return call;
 }
 
 template <class T>
-void add_lane(const Conv1x1GradWeight& call, const GradLayout& at, Range tasks, char* workspace, float* sums) {
-    using Step = typename StepOf<T>::type;
-    using S = typename Step::Stored;
-    Workspace space{workspace};
-    const GradLayout::Own own = at.own(space);
-    __builtin_memset(sums, 0, at.sums(call) * sizeof(float));
-    const bool floats = sizeof(T) == sizeof(float), whole = call.source.c == 1 && call.source.channels % kL == 0;
-    const int64_t outputs = call.gradient.channels;
-    for (int64_t task = tasks.begin; task < tasks.end; task++) {
-        const int64_t b = task / at.chunks;
-        const Range pixels = part_of(call.pixels, at.chunks, task % at.chunks);
-        const int64_t first = pixels.begin, count = pixels.end - first, steps = parts_of(count, Step::terms);
-        const auto gradient = chunk_of<T, S>(call.gradient, floats, b, first, count, own.gradient, at.gradient_row, own.work);
-        const auto source = chunk_of<T, S>(call.source, floats && whole, b, first, count, own.source, at.source_row, own.work);
-        for_column_blocks<float>(call.source.channels, [&](auto width, int64_t column) {
-            constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
-            int64_t o = 0;
-            for (; o + MR <= outputs; o += MR) add_tile<Step, MR, NV>(gradient, source, steps, o, column, sums, at.source_row);
-            for (; o + 4 <= outputs; o += 4) add_tile<Step, 4, NV>(gradient, source, steps, o, column, sums, at.source_row);
-            for (; o < outputs; o++) add_tile<Step, 1, NV>(gradient, source, steps, o, column, sums, at.source_row);
-        });
-    }
-}
-
-template <class W>
-void store_sums(const Conv1x1GradWeight& call, const GradLayout& at, const float* sums) {
-    W* to = static_cast<W*>(call.grad_weight);
-    const int64_t lane_size = at.sums(call), channels = call.source.channels;
-    parallel_for(call.gradient.channels, lane_size * at.lanes < kShared ? 1 : call.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t o = begin; o < end; o++)
-            for (int64_t c = 0; c < channels; c += kL) {
-                V total{};
-                for (int64_t lane = 0; lane < at.lanes; lane++) total += load_vec<kL>(sums + lane * lane_size + o * at.source_row + c);
-                store_lanes(to + o * call.stride_o + c, total, static_cast<int>(least(kL, channels - c)));
-            }
-    });
+int64_t bytes(const Conv1x1& call) {
+    return has_few_outputs(call, StepOf<T>::type::terms) ? FewOutputs<T>::bytes(call) : Layout<T>(call).bytes(call);
 }
 
 template <class T>
-void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
-    const GradLayout at(call);
-    const int64_t size = at.sums(call), own = at.own_bytes();
-    Workspace space{workspace};
-    float* sums = space.take<float>(at.lanes * size);
-    const bool alone = call.batch * call.pixels * size < kShared;
-    const int64_t threads = alone ? 1 : least(call.threads, at.lanes);
-    parallel_for(threads, static_cast<int>(threads), [&](int64_t begin, int64_t end) {
-        for (int64_t thread = begin; thread < end; thread++) {
-            const Range lanes = part_of(at.lanes, threads, thread);
-            for (int64_t lane = lanes.begin; lane < lanes.end; lane++)
-                add_lane<T>(call, at, part_of(call.batch * at.chunks, at.lanes, lane), space.next + thread * own, sums + lane * size);
-        }
-    });
-    if (call.weight_dtype == f32)
-        store_sums<float>(call, at, sums);
-    else
-        store_sums<T>(call, at, sums);
+void run(const Conv1x1& call, char* workspace) {
+    const bool few = has_few_outputs(call, StepOf<T>::type::terms);
+    few ? FewOutputs<T>(call, workspace).run() : run_product<T>(call, workspace);
 }
 
 }  // namespace
 
-int64_t conv1x1_bytes(const Conv1x1& call) {
-    return call.dtype == f32    ? Layout<float>(call).bytes(call)
-           : call.dtype == bf16 ? Layout<BFloat16>(call).bytes(call)
-                                : Layout<Half>(call).bytes(call);
+int64_t conv1x1_bytes(const Conv1x1& given) {
+    const Conv1x1 call = joined(given);
+    if (call.dtype == f32) return bytes<float>(call);
+    return call.dtype == bf16 ? bytes<BFloat16>(call) : bytes<Half>(call);
 }
 
-void conv1x1(const Conv1x1& call, char* workspace) {
+void conv1x1(const Conv1x1& given, char* workspace) {
+    const Conv1x1 call = joined(given);
     if (call.dtype == f32) return run<float>(call, workspace);
     call.dtype == bf16 ? run<BFloat16>(call, workspace) : run<Half>(call, workspace);
-}
-
-int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& call) {
-    const GradLayout at(call);
-    return round_up(at.lanes * at.sums(call) * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
-}
-
-void conv1x1_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
-    if (call.dtype == f32) return run_grad_weight<float>(call, workspace);
-    call.dtype == bf16 ? run_grad_weight<BFloat16>(call, workspace) : run_grad_weight<Half>(call, workspace);
 }
 
 }  // namespace FASTDS_ISA

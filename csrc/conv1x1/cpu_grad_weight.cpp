@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradient of the weight: a product summed over the pixels, a chunk of them at a time. Its columns fill vectors, so that
+// they are the channels of the side whose number leaves fewer lanes empty.
+#include <type_traits>
+
+#include "conv1x1/maps.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kSummedPixels = 128;  // added up in registers
+constexpr int64_t kLanePixels = 512;    // at least, of sums that are made apart; the numbers depend on it and kMostLanes
+constexpr int64_t kMostLanes = 16;
+constexpr int64_t kTaskRows = 24;       // a multiple of the rows of tiles
+
+// A chunk of pixels as the sum over them reads it: number (pixel, channel) at data + pixel * of_pixel + channel * of_channel,
+// where a pixel is a step.
+template <class S>
+struct Chunk {
+    const S* data;
+    int64_t of_pixel, of_channel;
+};
+
+#if defined(__AVX512BF16__)
+// Pairs of pixels: the two numbers of a channel side by side. work: as of beside.
+inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row,
+                                   uint16_t* work) {
+    auto [from, pixel] = beside<uint16_t>(map, b, first, count, work);
+    uint32_t* next = reinterpret_cast<uint32_t*>(to);
+    for (int64_t i = 0; i < count; i += 2, from += 2 * pixel, next += row)
+        for (int64_t c = 0; c < map.channels; c += kTurn) {
+            const int64_t rest = map.channels - c, n = least(kTurn, rest);
+            const auto wide = [&](const uint16_t* at) { return __builtin_convertvector(load_row(at, n), Vec<uint32_t, kTurn>); };
+            Vec<uint32_t, kTurn> pairs = wide(from + c);
+            if (i + 1 < count) pairs |= wide(from + pixel + c) << 16;
+            store_vec<kTurn>(next + c, pairs);
+        }
+    return {to, 2 * row, 2};
+}
+#endif
+
+// Where the numbers of a call lie: sums[row][column], rows of whole vectors.
+struct GradLayout {
+    const bool turned;  // rows are channels of the source
+    const Conv1x1Map &rows, &columns;
+    const int64_t chunks, lanes, parts;    // of an image; of the pixels; of the rows
+    const int64_t rows_row, columns_row;   // numbers from row to row of staged chunks, with room for pairs
+
+    explicit GradLayout(const Conv1x1GradWeight& call)
+        : turned(10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
+          rows(turned ? call.source : call.gradient), columns(turned ? call.gradient : call.source),
+          chunks(parts_of(call.pixels, kSummedPixels)),
+          lanes(least(least(kMostLanes, 1 + call.batch * call.pixels / (2 * kLanePixels)), call.batch * chunks)),
+          parts(least(parts_of(2 * call.threads, lanes), parts_of(rows.channels, kTaskRows))),
+          rows_row(round_up(rows.channels, kL)), columns_row(round_up(columns.channels, kL)) {}
+
+    static int64_t lanes_taken(const Conv1x1Map& rows, const Conv1x1Map& columns) {
+        return rows.channels * round_up(columns.channels, kL);
+    }
+    int64_t sums() const { return lanes_taken(rows, columns); }  // of a lane
+    Range rows_of(int64_t part) const {
+        const Range blocks = part_of(parts_of(rows.channels, kTaskRows), parts, part);
+        return {blocks.begin * kTaskRows, least(blocks.end * kTaskRows, rows.channels)};
+    }
+
+    // A thread's own chunk.
+    struct Own {
+        float *rows, *columns;
+        uint16_t* work;
+    };
+    Own own(Workspace& space) const {
+        const int64_t most = rows_row > columns_row ? rows_row : columns_row;
+        return {space.take<float>(kSummedPixels * rows_row), space.take<float>(kSummedPixels * columns_row),
+                space.take<uint16_t>(kSummedPixels * most)};
+    }
+    int64_t own_bytes() const {
+        Workspace space{nullptr};
+        own(space);
+        return space.bytes();
+    }
+};
+
+// direct: read where it is, of float32.
+template <class T, class S>
+Chunk<S> chunk_of(const Conv1x1Map& map, bool direct, int64_t b, int64_t first, int64_t count, float* to, int64_t row,
+                  uint16_t* work) {
+#if defined(__AVX512BF16__)
+    if constexpr (sizeof(S) == 2) return stage_pairs(map, b, first, count, reinterpret_cast<S*>(to), row, work);
+#endif
+    if constexpr (sizeof(S) == sizeof(float)) {
+        if (direct) return {pixel_at<float>(map, b, first), map.p, map.c};
+        stage<float, T>(map, b, first, count, to, row, work);
+        return {to, row, 1};
+    }
+}
+
+// sums[row][column block] += sum over the pixels of rows[pixel][row] * columns[pixel][column].
+template <class Step, int MR, int NV, class S>
+__attribute__((noinline)) void add_tile(const Chunk<S>& rows, const Chunk<S>& columns, int64_t steps, int64_t row, int64_t column,
+                                        float* sums, int64_t sums_row) {
+    V acc[MR][NV];
+    clear<float, MR, NV>(acc);
+    multiply<Step, MR, NV>(acc, rows.data + row * rows.of_channel, rows.of_channel, rows.of_pixel,
+                           columns.data + column * Step::terms, columns.of_pixel, steps);
+    for (int r = 0; r < MR; r++)
+        for (int j = 0; j < NV; j++) {
+            float* at = sums + (row + r) * sums_row + column + j * kL;
+            store_vec<kL>(at, V(load_vec<kL>(at) + acc[r][j]));
+        }
+}
+
+template <class T>
+Conv1x1Map some_channels(Conv1x1Map map, Range channels) {
+    map.data = static_cast<const T*>(map.data) + channels.begin * map.c;
+    map.channels = channels.end - channels.begin;
+    return map;
+}
+
+// Some rows of the sums of a lane: the pixels of `chunks`.
+template <class T>
+void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, Range of_sums, char* workspace, float* sums) {
+    using Step = typename StepOf<T>::type;
+    using S = typename Step::Stored;
+    Workspace space{workspace};
+    const GradLayout::Own own = at.own(space);
+    const Conv1x1Map map = some_channels<T>(at.rows, of_sums);
+    const int64_t end = map.channels;
+    const bool floats = sizeof(T) == sizeof(float);
+    sums += of_sums.begin * at.columns_row;
+    __builtin_memset(sums, 0, end * at.columns_row * sizeof(float));
+    for (int64_t chunk = chunks.begin; chunk < chunks.end; chunk++) {
+        const int64_t b = chunk / at.chunks;
+        const Range pixels = part_of(call.pixels, at.chunks, chunk % at.chunks);
+        const int64_t first = pixels.begin, length = pixels.end - first, steps = parts_of(length, Step::terms);
+        // What is behind a pixel goes to sums that nobody reads. Behind the last pixel of an image is none.
+        const bool readable = at.columns.c == 1 && (at.columns.channels % kL == 0 || pixels.end < call.pixels);
+        const auto rows = chunk_of<T, S>(map, floats, b, first, length, own.rows, at.rows_row, own.work);
+        const auto columns = chunk_of<T, S>(at.columns, floats && readable, b, first, length, own.columns, at.columns_row, own.work);
+        for_column_blocks<float>(at.columns.channels, [&](auto width, int64_t column) {
+            constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
+            int64_t row = 0;
+            for (; row + MR <= end; row += MR) add_tile<Step, MR, NV>(rows, columns, steps, row, column, sums, at.columns_row);
+            for (; row + 4 <= end; row += 4) add_tile<Step, 4, NV>(rows, columns, steps, row, column, sums, at.columns_row);
+            for (; row + 2 <= end; row += 2) add_tile<Step, 2, NV>(rows, columns, steps, row, column, sums, at.columns_row);
+            if (row < end) add_tile<Step, 1, NV>(rows, columns, steps, row, column, sums, at.columns_row);
+        });
+    }
+}
+
+// Adds up the lanes of sums; the row is then of numbers of W.
+template <class W>
+void add_up(const GradLayout& at, float* row) {
+    for (int64_t c = 0; c < at.columns_row; c += kL) {
+        V total = load_vec<kL>(row + c);
+        for (int64_t lane = 1; lane < at.lanes; lane++) total += load_vec<kL>(row + lane * at.sums() + c);
+        store_vec<kL>(reinterpret_cast<W*>(row) + c, total);
+    }
+}
+
+template <class W>
+void store_sums(const Conv1x1GradWeight& call, const GradLayout& at, float* sums) {
+    using Bits = std::conditional_t<sizeof(W) == sizeof(uint32_t), uint32_t, uint16_t>;
+    Bits* to = static_cast<Bits*>(call.grad_weight);
+    const int64_t count = at.rows.channels, columns = at.columns.channels;
+    parallel_for(count, at.sums() * at.lanes < kShared ? 1 : call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; r++) {
+            float* row = sums + r * at.columns_row;
+            add_up<W>(at, row);
+            if (!at.turned) __builtin_memcpy(to + r * call.stride_o, row, columns * sizeof(W));
+        }
+    });
+    const int64_t row = at.columns_row * static_cast<int64_t>(sizeof(float) / sizeof(W));
+    if (at.turned) turn(reinterpret_cast<const Bits*>(sums), row, count, columns, to, call.stride_o);
+}
+
+template <class T>
+void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
+    const GradLayout at(call);
+    const int64_t size = at.sums(), own = at.own_bytes();
+    Workspace space{workspace};
+    float* sums = space.take<float>(at.lanes * size);
+    const int64_t tasks = at.lanes * at.parts, threads = call.batch * call.pixels * size < kShared ? 1 : least(call.threads, tasks);
+    parallel_for(threads, static_cast<int>(threads), [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; thread++) {
+            const Range mine = part_of(tasks, threads, thread);
+            for (int64_t task = mine.begin; task < mine.end; task++) {
+                const int64_t lane = task / at.parts;
+                const Range chunks = part_of(call.batch * at.chunks, at.lanes, lane);
+                add_rows<T>(call, at, chunks, at.rows_of(task % at.parts), space.next + thread * own, sums + lane * size);
+            }
+        }
+    });
+    if (call.weight_dtype == f32)
+        store_sums<float>(call, at, sums);
+    else
+        store_sums<T>(call, at, sums);
+}
+
+Conv1x1GradWeight joined(Conv1x1GradWeight call) {
+    if (follow(call.gradient, call.pixels) && follow(call.source, call.pixels)) join_images(call);
+    return call;
+}
+
+}  // namespace
+
+int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& given) {
+    const Conv1x1GradWeight call = joined(given);
+    const GradLayout at(call);
+    return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
+}
+
+void conv1x1_grad_weight(const Conv1x1GradWeight& given, char* workspace) {
+    const Conv1x1GradWeight call = joined(given);
+    if (call.dtype == f32) return run_grad_weight<float>(call, workspace);
+    call.dtype == bf16 ? run_grad_weight<BFloat16>(call, workspace) : run_grad_weight<Half>(call, workspace);
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds

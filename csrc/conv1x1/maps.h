@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Maps as the rows of a product: where they are, or brought to that order in a thread's own memory.
+#pragma once
+#include "conv1x1/params.h"
+
+#include "core/gemm.h"
+#include "core/lanes.h"
+#include "core/parallel.h"
+#include "core/turn.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kShared = 64 << 10;  // multiplications: fewer are not worth a second thread
+
+// How maps of T are multiplied.
+template <class T>
+struct StepOf {
+    using type = FmaStep<float>;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct StepOf<BFloat16> {
+    using type = Bf16DotStep;
+};
+#endif
+
+// Images whose pixels follow each other without a gap are one.
+inline bool follow(const Conv1x1Map& map, int64_t pixels) { return map.b == pixels * map.p; }
+template <class Call>
+void join_images(Call& call) {
+    call.pixels *= call.batch;
+    call.batch = 1;
+}
+
+// Parts of a workspace, one after the other, each on a cache line of its own.
+struct Workspace {
+    char* next;
+
+    template <class S>
+    S* take(int64_t count) {
+        S* part = reinterpret_cast<S*>(next);
+        next += round_up(count * static_cast<int64_t>(sizeof(S)), 64);
+        return part;
+    }
+    int64_t bytes() const { return next - static_cast<char*>(nullptr); }  // of one that begins at null
+};
+
+template <class T>
+const T* pixel_at(const Conv1x1Map& map, int64_t b, int64_t first) {
+    return static_cast<const T*>(map.data) + b * map.b + first * map.p;
+}
+
+// Pixels whose channels lie side by side, `pixel` numbers apart.
+template <class T>
+struct Pixels {
+    const T* from;
+    int64_t pixel;
+};
+
+// `count` pixels of a map of 16-bit numbers from a pixel of image b on, where they are or turned into `work`, which has a number
+// for every channel of every pixel.
+template <class T>
+Pixels<T> beside(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, uint16_t* work) {
+    const T* from = pixel_at<T>(map, b, first);
+    if (map.c == 1) return {from, map.p};
+    turn(reinterpret_cast<const uint16_t*>(from), map.c, map.channels, count, work, map.channels);
+    return {reinterpret_cast<const T*>(work), map.channels};
+}
+
+// The same of a map of T as rows of S; work: as of beside.
+template <class S, class T>
+void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
+    Pixels<T> pixels{pixel_at<T>(map, b, first), map.p};
+    if constexpr (sizeof(T) != sizeof(float)) {
+        pixels = beside<T>(map, b, first, count, work);
+    } else if (map.c != 1) {
+        turn(reinterpret_cast<const uint32_t*>(pixels.from), map.c, map.channels, count, reinterpret_cast<uint32_t*>(to), row);
+        return;
+    }
+    const T* from = pixels.from;
+    for (int64_t i = 0; i < count; i++, from += pixels.pixel, to += row) {
+        if constexpr (sizeof(S) == sizeof(float)) {
+            for (int64_t c = 0; c < map.channels; c += kL)
+                store_vec<kL>(to + c, load_some(from + c, static_cast<int>(least(kL, map.channels - c))));
+        } else {
+            const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
+            for (int64_t c = 0; c < map.channels; c += kTurn)  // zeros behind the last
+                store_vec<kTurn>(reinterpret_cast<uint16_t*>(to) + c, load_row(bits + c, least(kTurn, map.channels - c)));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
