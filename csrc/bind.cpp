@@ -4,6 +4,7 @@
 
 #include "core/arguments.h"
 #include "core/build_info.h"
+#include "core/column_sums.h"
 #include "core/isa.h"
 #include "core/pages.h"
 #include "core/transpose.h"
@@ -42,6 +43,18 @@ void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t 
     FASTDS_DISPATCH(transpose_matrices, call);
 }
 
+// to[column] = sum over the rows of from[row][column]. Returns the bytes of workspace it needs; with fewer it does nothing else.
+int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, intptr_t to, int threads, intptr_t workspace,
+                    int64_t bytes) {
+    FASTDS_CHECK(dtype != f64, "column_sums: no kernel for float64");
+    FASTDS_CHECK(rows > 0 && columns > 0, "column_sums: an empty matrix");
+    const ColumnSums call{to_dtype(dtype), rows, columns, pointer(from), static_cast<float*>(pointer(to)), threads};
+    py::gil_scoped_release release;
+    const int64_t needed = FASTDS_DISPATCH(column_sums_bytes, call);
+    if (needed <= bytes) FASTDS_DISPATCH(column_sums, call, static_cast<char*>(pointer(workspace)));
+    return needed;
+}
+
 }  // namespace
 }  // namespace fastds
 
@@ -52,6 +65,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("set_isa", &fastds::set_isa);
     m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
     m.def("transpose", &fastds::transpose);
+    m.def("column_sums", &fastds::sum_columns);
 #define FASTDS_REGISTER(op) fastds::register_##op(m);
     FASTDS_OPS(FASTDS_REGISTER)
 }

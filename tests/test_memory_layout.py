@@ -47,6 +47,39 @@ def test_matrices(monkeypatch):
     assert torch.equal(layout.turned(x[:, ::2]), x[:, ::2].t())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_channel_sums(native, isa, dtype, monkeypatch):
+    """Of whole and broken vectors, of columns that share one, of several parts; NaN stays in its channel."""
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
+    for shape in (
+        (1, 1, 1, 1),
+        (2, 3, 1, 5),
+        (3, 7, 40, 33),
+        (1, 15, 9, 9),
+        (2, 16, 3, 3),
+        (2, 100, 40, 41),
+        (1, 830, 7, 9),
+    ):
+        x = torch.rand(shape).to(dtype).contiguous(memory_format=CHANNELS_LAST)
+        x[-1, -1, -1, -1] = torch.nan
+        (got, again), want = (layout.channel_sums(x), layout.channel_sums(x.contiguous())), x.double().sum((0, 2, 3))
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0, equal_nan=True)
+        torch.testing.assert_close(again.double(), want, rtol=1e-5, atol=0, equal_nan=True)
+    x = torch.rand(2, 5, 60, 60, dtype=dtype).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    assert torch.equal(torch.autograd.grad(layout.channel_sums(x).sum(), x)[0], torch.ones_like(x))
+
+
+def test_channel_sums_do_not_depend_on_threads(native):
+    x, before = torch.randn(3, 70, 50, 50).contiguous(memory_format=CHANNELS_LAST), torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(layout.channel_sums(x))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 def test_a_map_in_its_layout_is_not_copied():
     x = torch.randn(2, 4, 5, 6)
     last = x.contiguous(memory_format=CHANNELS_LAST)

@@ -33,7 +33,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
     """torch's contiguous(memory_format=torch.channels_last), 1.5 to 4 times as fast where the native module can."""
     if tensor.is_contiguous(memory_format=CHANNELS_LAST):
         return tensor
-    if not (tensor.is_contiguous() and _native_can_turn(tensor)):
+    if not (tensor.is_contiguous() and _native_pays(tensor)):
         return tensor.contiguous(memory_format=CHANNELS_LAST)
     batch, channels, height, width = tensor.shape
     result = empty_map(tensor.shape, tensor.dtype, tensor)
@@ -41,8 +41,8 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return result
 
 
-def _native_can_turn(tensor: Tensor) -> bool:
-    """Whether the native kernel is quicker, and torch need not see the copy: nothing traces or differentiates it."""
+def _native_pays(tensor: Tensor) -> bool:
+    """Whether the native kernel is quicker, and torch need not see it: nothing traces or differentiates it."""
     if type(tensor) is not Tensor or not tensor.is_cpu or native.missing() is not None:
         return False
     if tensor.numel() < WORTH_A_CALL or tensor.dtype.itemsize not in (2, 4):
@@ -61,7 +61,7 @@ def plain(tensor: Tensor) -> Tensor:
     """The tensor in contiguous memory, its values as they are: x.conj().imag of one element is contiguous, its sign not
     in memory."""
     turns = tensor.dim() == 4 and tensor.is_contiguous(memory_format=CHANNELS_LAST) and not tensor.is_contiguous()
-    if not (turns and _native_can_turn(tensor)):
+    if not (turns and _native_pays(tensor)):
         return tensor.contiguous().resolve_neg()
     batch, channels, height, width = tensor.shape
     result = torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -71,10 +71,21 @@ def plain(tensor: Tensor) -> Tensor:
 
 def turned(matrix: Tensor) -> Tensor:
     """The transpose of a dense matrix (rows, columns), dense."""
-    if not (matrix.is_contiguous() and _native_can_turn(matrix)):
+    if not (matrix.is_contiguous() and _native_pays(matrix)):
         return matrix.t().contiguous()
     result = torch.empty(matrix.shape[::-1], dtype=matrix.dtype)
     _turn(matrix, result, 1, *matrix.shape)
+    return result
+
+
+def channel_sums(maps: Tensor) -> Tensor:
+    """Sums of every channel over images and pixels, in float32 at least. torch takes up to 13 times as long
+    in channels_last."""
+    if not (maps.is_contiguous(memory_format=CHANNELS_LAST) and maps.is_floating_point() and _native_pays(maps)):
+        return maps.sum((0, 2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
+    channels, result = maps.shape[1], torch.empty(maps.shape[1])
+    sizes = (native.DTYPE_CODES[maps.dtype], maps.numel() // channels, channels)
+    native.in_workspace(native.module().column_sums, *sizes, maps.data_ptr(), result.data_ptr())
     return result
 
 

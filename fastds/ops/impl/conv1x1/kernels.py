@@ -13,7 +13,6 @@ from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
 from fastds.ops.impl.conv3x3.costs import machine
 from fastds.ops.impl.conv3x3.engine import ACT
 
-
 MOST_BESIDE_TILES = 1 << 24  # multiplications; for more of them the library's matrix tiles (AMX) make up for its call
 
 

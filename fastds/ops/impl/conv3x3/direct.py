@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import dense, empty_map, plain
+from fastds.ops.core.layout import channel_sums, dense, empty_map, plain
 from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3 import implicit, reference
 from fastds.ops.impl.conv3x3.algorithm import current
@@ -130,7 +130,7 @@ def _source(x, x2):
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
+    return channel_sums(grad).to(dtype)
 
 
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False):

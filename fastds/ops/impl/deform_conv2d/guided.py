@@ -14,7 +14,7 @@ from torch import Tensor
 from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.layout import dense, empty_map, laid_out, nhwc, output_format
+from fastds.ops.core.layout import channel_sums, dense, empty_map, laid_out, nhwc, output_format
 from fastds.ops.core.registry import define, reached, vector_jacobian
 from fastds.ops.impl.deform_conv2d.op import autocast, check, group_counts, triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
@@ -132,7 +132,7 @@ def _backward(grad_y, *args):
     if wanted[2]:
         grads.append(kernels.weight_gradient(grad_y, x, offset, mask, weight, problem, **options).to(weight.dtype))
     if wanted[3]:
-        grads.append(grad_y.sum((0, 2, 3), dtype=torch.float32).to(grad_y.dtype))
+        grads.append(channel_sums(grad_y).to(grad_y.dtype))
     if wanted[4]:
         grads.append(grad_offset.unflatten(1, (-1, 2)).sum(1).to(call.base_offset.dtype))
     return grads

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, laid_out, nhwc, output_format, plain
+from fastds.ops.core.layout import CHANNELS_LAST, channel_sums, dense, empty_map, laid_out, nhwc, output_format, plain
 from fastds.ops.core.registry import define, reached, vector_jacobian
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
@@ -245,7 +245,7 @@ def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, m
     if wanted[2]:
         grads[2] = kernels.weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype)
     if wanted[3]:
-        grads[3] = grad_y.sum((0, 2, 3), dtype=torch.float32).to(grad_y.dtype)
+        grads[3] = channel_sums(grad_y).to(grad_y.dtype)
     return [grad for grad in grads if grad is not None]
 
 
@@ -272,7 +272,7 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
         tensors = (*inputs, grad_weight, workspace)
         module.deform_conv2d_backward_weight_cuda(*(native.address(t) for t in tensors), dims, *launch)
     if grad_bias is not None:
-        grad_bias.copy_(grad_y.sum((0, 2, 3), dtype=torch.promote_types(grad_y.dtype, torch.float32)))
+        grad_bias.copy_(channel_sums(grad_y))
 
 
 def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, wanted):

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope, check_tensor, is_count, number
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, empty_map, laid_out, output_format, plain, turned
+from fastds.ops.core.layout import CHANNELS_LAST, channel_sums, empty_map, laid_out, output_format, plain, turned
 from fastds.ops.core.registry import define
 from fastds.ops.impl.pixel_shuffle import reference
 
@@ -167,7 +167,7 @@ class _PixelShuffle(torch.autograd.Function):
         wanted = [ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
         if torch.is_grad_enabled():
             grad_x = PIXEL_UNSHUFFLE.trusted(reference.activation_gradient(grad_y, y, slope), r)
-            grad_bias = grad_x.sum((0, 2, 3), dtype=_compute_dtype(grad_x.dtype)).to(bias_dtype) if wanted[1] else None
+            grad_bias = channel_sums(grad_x).to(bias_dtype) if wanted[1] else None
             return None, grad_x, None, grad_bias, None, None
         grads = iter(PIXEL_SHUFFLE_BACKWARD.trusted(grad_y, y, r, slope, bias_dtype, wanted))
         grad_x, grad_bias = (next(grads) if want else None for want in wanted)

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows are summed in up to kMostLanes parts; in each, some vectors of columns at a time, over rows that stay in the caches.
+#include "core/column_sums.h"
+
+#include "core/gemm.h"
+#include "core/lanes.h"
+#include "core/parallel.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int64_t kMostLanes = 16, kLaneNumbers = 16 << 10;  // at least
+constexpr int64_t kCachedNumbers = 8 << 10;
+
+int64_t parts_summed(const ColumnSums& call) {
+    return least(least(kMostLanes, call.rows), 1 + call.rows * call.columns / kLaneNumbers);
+}
+
+// sums[column] += from[row][column] of some rows.
+template <class T>
+void add_rows(const T* from, int64_t rows, int64_t columns, float* sums) {
+    for_column_blocks<float>(columns, [&](auto width, int64_t column) {
+        constexpr int NV = decltype(width)::value;
+        const int last = static_cast<int>(least(kL, columns - column - (NV - 1) * kL));
+        V acc[NV];
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) acc[j] = load_vec<kL>(sums + column + j * kL);
+        const T* at = from + column;
+        for (int64_t r = 0; r < rows; r++, at += columns) {
+#pragma GCC unroll 4
+            for (int j = 0; j < NV - 1; j++) acc[j] += load_vec<kL>(at + j * kL);
+            acc[NV - 1] += load_some(at + (NV - 1) * kL, last);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; j++) store_vec<kL>(sums + column + j * kL, acc[j]);
+    });
+}
+
+template <class T>
+void add_lane(const ColumnSums& call, Range rows, float* sums) {
+    const int64_t some = 1 + kCachedNumbers / call.columns;
+    __builtin_memset(sums, 0, round_up(call.columns, kL) * sizeof(float));
+    for (int64_t r = rows.begin; r < rows.end; r += some)
+        add_rows(static_cast<const T*>(call.from) + r * call.columns, least(some, rows.end - r), call.columns, sums);
+}
+
+// Few columns: so many rows are one.
+int64_t rows_of_one(const ColumnSums& call) { return call.columns < kL ? kTileVectors * kL / call.columns : 1; }
+
+ColumnSums joined(ColumnSums call) {
+    const int64_t many = rows_of_one(call);
+    call.rows /= many;
+    call.columns *= many;
+    return call;
+}
+
+template <class T>
+void run(const ColumnSums& given, float* sums) {
+    const ColumnSums call = joined(given);
+    const int64_t lanes = parts_summed(call), row = round_up(call.columns, kL);
+    parallel_for(lanes, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t lane = begin; lane < end; lane++) add_lane<T>(call, part_of(call.rows, lanes, lane), sums + lane * row);
+    });
+    for (int64_t lane = 1; lane < lanes; lane++)
+        for (int64_t c = 0; c < row; c += kL) store_vec<kL>(sums + c, V(load_vec<kL>(sums + c) + load_vec<kL>(sums + lane * row + c)));
+    const int64_t columns = given.columns, done = call.rows * call.columns;
+    const T* rest = static_cast<const T*>(given.from) + done;
+    for (int64_t c = 0; c < columns; c++) {
+        float total = done == 0 ? 0.f : sums[c];
+        for (int64_t at = c + columns; at < call.columns && done > 0; at += columns) total += sums[at];
+        for (int64_t at = c; at < given.rows * columns - done; at += columns) total += load(rest[at]);
+        given.to[c] = total;
+    }
+}
+
+}  // namespace
+
+int64_t column_sums_bytes(const ColumnSums& given) {
+    const ColumnSums call = joined(given);
+    return parts_summed(call) * round_up(call.columns, kL) * static_cast<int64_t>(sizeof(float));
+}
+
+void column_sums(const ColumnSums& call, char* workspace) {
+    float* sums = reinterpret_cast<float*>(workspace);
+    if (call.dtype == f32) return run<float>(call, sums);
+    call.dtype == bf16 ? run<BFloat16>(call, sums) : run<Half>(call, sums);
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds
