@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks on a GPU: `python -m bench.gpu_bench [--seconds 150] [--out results.json] [--only deform_conv2d]`.
+"""Benchmarks on a GPU: `python -m bench.gpu_bench [--seconds 150] [--out results.json] [--only deform_conv2d]
+[--rows first|others|all]`.
 
 Every row is checked against its float64 oracle, then captured as a CUDA graph and replayed with a cold L2 cache, timed
 by CUDA events; a row that cannot or should not be captured is timed as it is and says so. The ceilings are measured in
 the same run. A row that fails, or that the time is over for, is one line of the output; the others go on. With --device
-cpu the same code runs tiny rows by the clock: a test of the plumbing, not a measurement.
+cpu the same code runs tiny rows by the clock: a test of the plumbing, not a measurement. --profile times nothing: it
+runs one row of each of PROFILED between cudaProfilerStart and cudaProfilerStop, for
+`ncu --profile-from-start off --clock-control none`.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
+import itertools
 import json
 import pathlib
 import pkgutil
@@ -22,9 +27,15 @@ import torch
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from bench import gpu_rows, report  # noqa: E402
+from bench.gpu_predictions import PREDICTED_MS  # noqa: E402
 from bench.gpu_rows import Row, name_of  # noqa: E402
 
 ROUNDS = 40
+FIRST_ROUNDS = 3  # rows of every module, which with those of tiles decide what is done next
+PROFILED = {  # the first row of ours of an op
+    "conv3x3": "fastds implicit_gemm", "conv_lstm_cell": "fastds triton", "deform_conv2d": "fastds triton",
+    "inr_query liif": "fastds triton",
+}  # fmt: skip
 FLUSH_BYTES = 256 << 20  # several times the L2 cache; writing it also lets the CPU run ahead of the GPU
 
 
@@ -69,6 +80,12 @@ class Cuda:
         torch.cuda.synchronize()
         return [start.elapsed_time(end) for start, end in pairs]
 
+    @contextlib.contextmanager
+    def profiled(self):
+        torch.cuda.profiler.start()
+        yield
+        torch.cuda.profiler.stop()
+
     def peak(self, run) -> float:
         """MiB allocated during one eager run beyond what was there."""
         torch.cuda.reset_peak_memory_stats()
@@ -95,6 +112,9 @@ class Clock:
             run()
             times.append(1e3 * (time.perf_counter() - start))
         return times
+
+    def profiled(self):
+        return contextlib.nullcontext()
 
     def peak(self, run):
         return 0.0
@@ -137,16 +157,43 @@ def measure(row: Row, machine, limits: dict, oracles: dict) -> dict:
         "yardstick": row.yardstick, "median_ms": median, "gflops": row.flops / median / 1e6,
         "gbytes": row.bytes / median / 1e6, "percent_of_ceiling": 100 * bound / median, "error": error,
         "peak_mib": peak, "timing": timing, "fastest_ms": min(times),
+        "predicted_ms": PREDICTED_MS.get((row.op, row.case, row.mode, row.dtype, row.peer)),
     }  # fmt: skip
 
 
-def all_rows(small: bool, only: str | None) -> list[Row]:
+def all_rows(small: bool, only: str | None) -> list[list[Row]]:
+    """Rounds: the first rows of all modules, the second, ... Where the time ends early, every op has its first rows."""
     modules = sorted(m.name for m in pkgutil.iter_modules(gpu_rows.__path__))
     chosen = [m for m in modules if only is None or m in only.split(",")]
     lists = [importlib.import_module(f"bench.gpu_rows.{m}").rows(small) for m in chosen]
-    # Round robin: where the time ends early, every op has its first rows.
-    longest = max((len(rows) for rows in lists), default=0)
-    return [rows[i] for i in range(longest) for rows in lists if i < len(rows)]
+    return [[row for row in rows if row] for rows in itertools.zip_longest(*lists)]
+
+
+def some_rows(rounds: list[list[Row]], part: str) -> list[Row]:
+    """ "first", "others" or "all" of them."""
+    first = [row for number, rows in enumerate(rounds) for row in rows if number < FIRST_ROUNDS or "tiles" in row.op]
+    if part == "first":
+        return first
+    return [row for rows in rounds for row in rows if part == "all" or row not in first]
+
+
+def profile(rows: list[Row], machine) -> None:
+    """Run the rows of PROFILED, each once before what a profiler counts."""
+    wanted = dict(PROFILED)
+    for row in rows:
+        ours = wanted.get(row.op) == row.peer or (machine.device == "cpu" and row.op in wanted)
+        if not (ours and row.mode == "forward"):
+            continue
+        del wanted[row.op]
+        run = machine.run(lambda row=row: row.build(machine.device))
+        machine.run(run)
+        print(f"profiled {label_of(row)}", flush=True)
+        with machine.profiled():
+            machine.run(run)
+
+
+def label_of(row: Row) -> str:
+    return " ".join((row.op, row.case, row.mode, row.dtype, row.peer))
 
 
 def write(result: dict, path: pathlib.Path) -> None:
@@ -162,16 +209,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=150, help="start no row after this many seconds")
     parser.add_argument("--out", type=pathlib.Path, help="JSON; bench/results/<device>.json without it")
     parser.add_argument("--only", help="comma-separated modules of bench/gpu_rows")
+    parser.add_argument("--rows", choices=("first", "others", "all"), default="all")
+    parser.add_argument("--profile", action="store_true", help="run the rows that a profiler is to look at, once")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu tries the plumbing")
     begin, failed = time.monotonic(), 0
     small = options.device == "cpu"
     machine = Clock() if small else Cuda()
+    rows = some_rows(all_rows(small, options.only), options.rows)
+    if options.profile:
+        profile(rows, machine)
+        return 0
     limits, oracles = ceilings(machine, small), {}
     result = {"device": machine.name, "torch": torch.__version__, "ceilings": limits, "rows": []}
-    for row in all_rows(small, options.only):
-        label = " ".join((row.op, row.case, row.mode, row.dtype, row.peer))
+    for row in rows:
+        label = label_of(row)
         if time.monotonic() - begin > options.seconds:
             print(f"LEFT OUT {label}: the time is over")
             continue

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and within eight minutes: builds _fastds in place, runs tests/gpu, the small
-# tests under compute-sanitizer, and the benchmarks; prints the table last. A part that fails is one line, the rest goes on.
+# Everything that needs a GPU, in two calls of at most six minutes; each builds _fastds in place and prints a table last.
+# A part that fails or is stopped is one line, the tests and rows that failed in it another; the rest goes on.
 #
-#   bench/gpu_suite.sh [--dry-run] [--parts build,tests,bench,memcheck,racecheck] [--out DIR]
+#   bench/gpu_suite.sh [--call first|second|both] [--parts LIST] [--dry-run] [--out DIR]
 #
+# The first call has what decides: smoke tests, the rows of every op that matter most (bench), CUDA C++ under memcheck, four
+# kernels under Nsight Compute (profile). The second has all tests, the other rows and racecheck. --parts, of build, smoke,
+# bench, memcheck, profile, tests, others and racecheck, takes the place of --call.
 # Needs python3 with torch >= 2.10 and triton, pytest, setuptools, ninja and nvcc; no network. pybind11's headers come
 # from the environment, else from torch. Logs, the results (JSON) and the table go to DIR (build/gpu_suite by default);
 # the results also to bench/results/<device>.json. --dry-run tries all of it as far as a machine without a GPU can: the
@@ -11,11 +14,12 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
-dry=0 parts=build,tests,bench,memcheck,racecheck out=build/gpu_suite
+usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+dry=0 call=first parts='' out=build/gpu_suite
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=1 ;;
+    --call) call=${2:?--call needs first, second or both}; shift ;;
     --parts) parts=${2:?--parts needs a list}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
     -h | --help) usage; exit 0 ;;
@@ -23,9 +27,17 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+first=build,smoke,bench,memcheck,profile second=build,tests,others,racecheck
+case $call in
+  first) call=$first ;;
+  second) call=$second ;;
+  both) call=$first,$second ;;
+  *) echo "gpu_suite.sh: unknown call $call" >&2; exit 2 ;;
+esac
+parts=${parts:-$call}
 for part in ${parts//,/ }; do
-  case $part in
-    build | tests | memcheck | racecheck | bench) ;;
+  case ,$first,$second, in
+    *",$part,"*) ;;
     *) echo "gpu_suite.sh: unknown part $part" >&2; exit 2 ;;
   esac
 done
@@ -33,7 +45,7 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 python=$(command -v python3 || command -v python) || { echo "gpu_suite.sh: no python3" >&2; exit 2; }
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TRITON_DEFAULT_FP_FUSION=1
 failed=0
-total=470 # seconds for all parts together
+total=345 # seconds for all parts together; those of either call sum up to no more
 [ "$dry" = 0 ] || total=3600 # the machine may be busy, and nothing is measured
 
 # run NAME SECONDS COMMAND...: one line, the whole output in NAME.log.
@@ -44,7 +56,7 @@ run() {
   [ "$dry" = 0 ] || limit=900
   [ "$limit" -le $((total - SECONDS)) ] || limit=$((total - SECONDS))
   [ "$limit" -gt 10 ] || { failed=$((failed + 1)); echo "FAILED  $name: no time is left for it"; return; }
-  timeout -k 10 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+  timeout -s INT -k 10 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
   if [ "$code" = 0 ]; then
     echo "ok      $name ($((SECONDS - begin)) s): $(summary "$name")"
   else
@@ -96,42 +108,66 @@ print("-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_includ
     "$python" -m fastds.info
 }
 
+# gpu_tests OPTIONS...: tests/gpu by pytest, which $checker may run. One thread a process: as many processes as cores compile kernels.
+gpu_tests() {
+  export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+  # shellcheck disable=SC2086
+  ${checker:-} "$python" -m pytest -v -p no:cacheprovider -o addopts=--import-mode=importlib -o faulthandler_timeout=60 -ra --durations=5 \
+    "$@" tests/gpu
+}
+
+# processes MOST: the option of several processes where there is xdist.
+processes() { "$python" -c 'import xdist' 2>/dev/null && echo "-n$(($(nproc) < $1 ? $(nproc) : $1))"; }
+
+smoke() {
+  [ "$dry" = 0 ] || { FASTDS_GPU_DRY_RUN=1 gpu_tests --collect-only -q -m smoke; return; }
+  gpu_tests -m smoke $(processes 8)
+}
+
 tests() {
-  local options=(-q -p no:cacheprovider -o addopts=--import-mode=importlib -ra --durations=5 tests/gpu)
   # On CPU tensors; the agreement of the CPU kernels is tested elsewhere.
   [ "$dry" = 1 ] && {
     local long='agrees_with_reference or many_tiles or small or gradcheck or training_step or deterministic or same_bits'
-    FASTDS_GPU_DRY_RUN=1 "$python" -m pytest "${options[@]}" -k "not ($long or preciplstm or trajgru)"
+    FASTDS_GPU_DRY_RUN=1 gpu_tests -k "not ($long or preciplstm or trajgru)"
     return
   }
-  # Triton compiles on the CPU: several processes share the GPU.
-  "$python" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) < 12 ? $(nproc) : 12))")
-  "$python" -m pytest "${options[@]}"
+  gpu_tests $(processes 12)
 }
 
-# sanitizer TOOL: the tests marked "sanitize", with every allocation of its own so that a stray access shows.
+# sanitizer TOOL: CUDA C++ in the tests marked "sanitize", with every allocation of its own so that a stray access shows.
+# Of Triton's asynchronous copies racecheck reports what is no race.
 sanitizer() {
-  local options=(-q -p no:cacheprovider -o addopts=--import-mode=importlib -m sanitize tests/gpu)
+  local options=(-m sanitize -k 'not triton and not conv3x3 and not window and not guided')
   if [ "$dry" = 1 ]; then
     [ "$1" = memcheck ] || { echo "would run the tests that memcheck runs"; return; }
-    "$python" -m pytest --collect-only "${options[@]}"
+    gpu_tests --collect-only -q "${options[@]}"
     return
   fi
   local tool
   tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
   [ -n "$tool" ] || { echo "there is no compute-sanitizer on PATH or in /usr/local/cuda"; return 1; }
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 20 \
-    "$python" -m pytest "${options[@]}"
+  local checker="$tool --tool $1 --error-exitcode 9 --print-limit 20"
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 gpu_tests "${options[@]}"
 }
 
+# bench ROWS SECONDS: the rows go to a file of their own.
 bench() {
-  local options=(--seconds 150)
-  [ "$dry" = 1 ] && options=(--device cpu --seconds 800)
-  rm -f "$out/results.json"
-  "$python" -m bench.gpu_bench "${options[@]}" --out "$out/results.json"
+  local options=(--rows "$1" --seconds "$2")
+  [ "$dry" = 1 ] && options=(--rows "$1" --device cpu --seconds 800)
+  rm -f "$out/$1.json"
+  OMP_NUM_THREADS=$(nproc) TORCHINDUCTOR_COMPILE_THREADS=1 "$python" -m bench.gpu_bench "${options[@]}" --out "$out/$1.json"
 }
 
-export -f build headers tests sanitizer bench
+profile() {
+  local rows=(-m bench.gpu_bench --profile --only 'conv3x3,conv_lstm_cell,deform_conv2d,inr_query')
+  [ "$dry" = 0 ] || { "$python" "${rows[@]}" --device cpu; return; }
+  local sections=(SpeedOfLight MemoryWorkloadAnalysis Occupancy LaunchStats WarpStateStats) tool
+  tool=$(command -v ncu || ls /usr/local/cuda*/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | tail -n 1)
+  [ -n "$tool" ] || { echo "there is no ncu on PATH, in /usr/local/cuda or /opt/nvidia"; return 1; }
+  "$tool" --profile-from-start off --clock-control none "${sections[@]/#/--section=}" "$python" "${rows[@]}"
+}
+
+export -f build headers gpu_tests processes smoke tests sanitizer bench profile
 export python out dry
 if [ "$dry" = 1 ]; then
   echo "dry run: nothing here is a measurement"
@@ -139,19 +175,23 @@ elif ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null
   echo "gpu_suite.sh: $python sees no CUDA device; --dry-run tries what a machine without one can" >&2
   exit 2
 fi
-run build 150 bash -uo pipefail -c build
-run tests 170 bash -uo pipefail -c tests
-run bench 200 bash -uo pipefail -c bench
-run memcheck 100 bash -uo pipefail -c 'sanitizer memcheck'
-run racecheck 100 bash -uo pipefail -c 'sanitizer racecheck'
+run build 70 bash -uo pipefail -c build
+run smoke 90 bash -uo pipefail -c smoke
+run bench 105 bash -uo pipefail -c 'bench first 90'
+run memcheck 45 bash -uo pipefail -c 'sanitizer memcheck'
+run profile 35 bash -uo pipefail -c profile
+run tests 130 bash -uo pipefail -c tests
+run others 105 bash -uo pipefail -c 'bench others 90'
+run racecheck 40 bash -uo pipefail -c 'sanitizer racecheck'
+grep -hE '^(FAILED|ERROR|LEFT OUT) ' "$out"/{smoke,tests,memcheck,racecheck,bench,others}.log 2>/dev/null | cut -c1-240 | head -n 40
 # Of what was measured, also if the time was over before the last row.
-if [ -f "$out/results.json" ] && [[ ,$parts, == *,bench,* ]]; then
+for rows in first others; do
+  [ -f "$out/$rows.json" ] || continue
   save=(--save)
   [ "$dry" = 1 ] && save=()
-  "$python" -m bench.report "$out/results.json" --all "${save[@]}" >"$out/table.md"
-fi
-grep -hE '^(FAILED|ERROR|LEFT OUT) ' "$out"/{tests,memcheck,racecheck,bench}.log 2>/dev/null | cut -c1-240 | head -n 40
-[ -f "$out/table.md" ] && { echo; cat "$out/table.md"; }
+  "$python" -m bench.report "$out/$rows.json" --all "${save[@]}" >"$out/table_$rows.md"
+  echo && cat "$out/table_$rows.md"
+done
 echo
 echo "$failed of the parts $parts failed, $SECONDS s"
 [ "$failed" = 0 ]

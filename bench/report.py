@@ -84,8 +84,8 @@ def ceilings_of(result) -> str:
 def summary(rows) -> str:
     """One line per row of ours: the best peer of the same case, mode and condition in any dtype, and torch's conv2d."""
     rows = [row for row in rows if row["median_ms"] is not None]
-    header = ("op", "case", "mode", "dtype", "fastds ms", "best peer ms", "ratio", "conv2d ms", "GFLOP/s", "GB/s",
-              "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
+    header = ("op", "case", "mode", "dtype", "fastds ms", "predicted", "best peer ms", "ratio", "conv2d ms", "GFLOP/s",
+              "GB/s", "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
     lines = []
     for ours in of_ours(rows):
         same = same_work(ours, rows)
@@ -94,6 +94,7 @@ def summary(rows) -> str:
         lines.append((
             ours["op"], ours["case"], setting(ours), ours["dtype"],
             milliseconds(ours["median_ms"]),
+            milliseconds(ours["predicted_ms"]) if ours.get("predicted_ms") else "",
             f"{milliseconds(peer['median_ms'])} {peer['peer']}" if peer else "",
             f"{peer['median_ms'] / ours['median_ms']:.1f}x" if peer else "",
             milliseconds(yard["median_ms"]) if yard else "",

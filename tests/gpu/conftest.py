@@ -2,8 +2,9 @@
 """Tests that need a CUDA device; bench/gpu_suite.sh runs them. Collected everywhere, skipped where there is none.
 
 A new op adds tests/gpu/test_<op>.py made of the checks in gpu/checks.py. Tests marked "sanitize" are small; they run
-once more under compute-sanitizer. With FASTDS_GPU_DRY_RUN=1 they run on CPU tensors, as far as that goes: Python of the
-tests is then right before the first GPU sees it.
+once more under compute-sanitizer. "smoke" is the first of every test function on every backend, but for those that
+take long: what fails at first contact fails there. With FASTDS_GPU_DRY_RUN=1 they run on CPU tensors, as far as that
+goes: Python of the tests is then right before the first GPU sees it.
 """
 
 import contextlib
@@ -22,9 +23,21 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it u
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "sanitize: small, run under compute-sanitizer too")
+    config.addinivalue_line("markers", "smoke: the first of every short test function on every backend")
 
 
+LONG = ("compile", "gradcheck", "2_to_the_31", "training_step")  # in the names of test functions
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
+    seen = set()
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        kind = item.path, item.originalname, parameters.get("backend")
+        if HERE in Path(item.path).parents and kind not in seen and not any(word in item.name for word in LONG):
+            item.add_marker(pytest.mark.smoke)
+        seen.add(kind)
     if not torch.cuda.is_available() and not DRY:
         for item in items:
             if HERE in Path(item.path).parents:

@@ -4,14 +4,18 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+LABEL = ("op", "case", "mode", "dtype", "peer")
 # Packages of ours that a machine with a GPU and torch need not have.
 ABSENT = ("jsonargparse", "h5netcdf", "h5py", "lightning", "pytorch_lightning", "scores", "torchmetrics", "torchvision",
           "zarr", "cfgrib", "onnxruntime", "openvino", "scoringrules", "properscoring")  # fmt: skip
@@ -29,22 +33,77 @@ def suite(*arguments, path=None, modules=None):
 def test_dry_run(tmp_path):
     """With the packages alone that the suite asks for."""
     Path(tmp_path, "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
-    run = suite("--dry-run", "--out", tmp_path, modules=tmp_path)
+    run = suite("--dry-run", "--call", "both", "--out", tmp_path, modules=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
     started = {line.split()[1]: line for line in lines if line.startswith(("ok ", "FAILED "))}
-    assert list(started) == ["build", "tests", "bench", "memcheck", "racecheck"]
+    assert list(started) == ["build", "smoke", "bench", "memcheck", "profile", "tests", "others", "racecheck"]
     assert all(line.startswith("ok ") for line in started.values())
     assert "those of torch" in started["build"] and re.search(r"\d\d passed", started["tests"])
-    results = json.loads((tmp_path / "results.json").read_text())
+    assert re.search(r" \d\d/\d+ tests collected", started["smoke"])
+    profiled = (tmp_path / "profile.log").read_text().splitlines()
+    assert [line.split()[1] for line in profiled] == ["conv3x3", "conv_lstm_cell", "deform_conv2d", "inr_query"]
+    results, others = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("first", "others"))
+    keys = [{tuple(row[k] for k in LABEL) for row in part["rows"]} for part in (results, others)]
+    assert keys[0] and keys[1] and not keys[0] & keys[1]
     assert set(results["ceilings"]) == {"GB/s", "float32", "float16", "bfloat16"}
     modules = {path.stem for path in (ROOT / "bench" / "gpu_rows").glob("[a-z]*.py")}
     ops = {row["op"].split()[0] for row in results["rows"]}
-    assert modules - {"gates"} <= ops and {"lstm_gates", "gru_update"} <= ops, ops
-    assert all(row["error"] < 0.1 and row["median_ms"] > 0 for row in results["rows"])
-    table = (tmp_path / "table.md").read_text()
+    assert modules - {"gates"} <= ops and "lstm_gates" in ops, ops
+    assert all(row["error"] < 0.1 and row["median_ms"] > 0 for row in results["rows"] + others["rows"])
+    table = (tmp_path / "table_first.md").read_text()
     assert "torch eager" in table and table.strip() in run.stdout
     assert not list((ROOT / "bench" / "results").glob("*dry*")), "a dry run is no result"
+
+
+def test_what_is_expected_is_a_row():
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from bench import gpu_bench
+from bench.gpu_rows import fczsm
+from fastds.models.fczsm.oracle import count_flops
+rows = sum(gpu_bench.all_rows(False, None), [])
+labels = {(row.op, row.case, row.mode, row.dtype, row.peer) for row in rows}
+assert labels.issuperset(gpu_bench.PREDICTED_MS), set(gpu_bench.PREDICTED_MS) - labels
+model = fczsm.network_of(False)
+assert count_flops(model.state_dict(), model.config, 2, 8, 8) == 64 * fczsm.FLOPS_OF_A_PIXEL
+for op, peer in gpu_bench.PROFILED.items():
+    assert any((row.op, row.peer, row.mode) == (op, peer, "forward") for row in rows), op
+"""
+    done = forked.run(code, ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+STOPPED = """
+import time
+import pytest
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem, count=[0]):
+    count[0] += 1
+    assert count[0] > 1, "planted"
+    if count[0] == 3:
+        print("SLOW", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_stopped_part_names_the_tests_that_failed(tmp_path):
+    """Stopped as `timeout` does it, by SIGINT to the processes of the part."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    environment = os.environ | {"PYTEST_ADDOPTS": "-s -p stopped", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = ["bash", ROOT / "bench" / "gpu_suite.sh", "--dry-run", "--parts", "tests", "--out", tmp_path]
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    log, end = tmp_path / "tests.log", time.monotonic() + 120
+    while not (log.exists() and "SLOW" in log.read_text()):
+        assert run.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.05)
+    (part,) = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.killpg(int(part), signal.SIGINT)
+    said = run.communicate(timeout=60)[0].splitlines()
+    assert said[1].startswith("FAILED  tests") and "1 failed, 1 passed" in said[1], said
+    assert said[2].startswith("FAILED tests/gpu/test_"), said
+    assert said[-1].startswith("1 of the parts tests failed")
 
 
 def test_failed_part_is_one_line_and_the_rest_goes_on(tmp_path):
