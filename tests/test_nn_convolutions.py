@@ -24,6 +24,7 @@ from fastds.nn import (
 )
 from fastds.nn.convolutions import SummedConv3x3, SummedConv5x5
 from fastds.ops import pixel_shuffle, window_attention2d
+from fastds.ops.core import layout
 
 
 def by_torch(conv, x, x2=None, residual=None, act=None, slope=0.1, shuffle=1):
@@ -158,8 +159,10 @@ def test_sizes_may_be_numpys():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_gradients_of_many_directions_at_once(module, call, native):
-    """is_grads_batched, which jacobian(vectorize=True) takes, has a vmap of its own, not that of torch.func."""
+def test_gradients_of_many_directions_at_once(module, call, native, monkeypatch):
+    """is_grads_batched, which jacobian(vectorize=True) takes, has a vmap of its own, not that of torch.func; maps of
+    any size."""
+    monkeypatch.setattr(layout, "WORTH_A_CALL", 0)
     x = torch.randn(2, 4, 6, 7, requires_grad=True)
     y, leaves = call(module, x), [x, *module.parameters()]
     along = torch.randn(3, *y.shape)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.registry import observed
+from fastds.ops.core.registry import is_batched, observed
 
 CHANNELS_LAST = torch.channels_last
 WORTH_A_CALL = 1 << 15  # numbers; torch copies fewer as fast
@@ -48,7 +48,7 @@ def _native_pays(tensor: Tensor) -> bool:
     if tensor.numel() < WORTH_A_CALL or tensor.dtype.itemsize not in (2, 4):
         return False
     tracked = tensor.requires_grad and torch.is_grad_enabled()
-    return not (torch.compiler.is_compiling() or tracked or tensor.is_neg() or observed(tensor))
+    return not (torch.compiler.is_compiling() or tracked or tensor.is_neg() or observed(tensor) or is_batched(tensor))
 
 
 def _turn(tensor: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
@@ -81,7 +81,7 @@ def turned(matrix: Tensor) -> Tensor:
 def channel_sums(maps: Tensor) -> Tensor:
     """Sums of every channel over images and pixels, in float32 at least. torch takes up to 13 times as long
     in channels_last."""
-    if not (maps.is_contiguous(memory_format=CHANNELS_LAST) and maps.is_floating_point() and _native_pays(maps)):
+    if not (_native_pays(maps) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)):
         return maps.sum((0, 2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
     channels, result = maps.shape[1], torch.empty(maps.shape[1])
     sizes = (native.DTYPE_CODES[maps.dtype], maps.numel() // channels, channels)

@@ -120,7 +120,7 @@ class Op:
             run = self._below_autograd if visible else self.backends[chosen].run
             return self.function.apply(run, *args) if tracked else run(*args)
         except RuntimeError:
-            if any(map(_is_batched, args)):
+            if any(map(is_batched, args)):
                 return self.reference(*args)
             check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call
             raise
@@ -246,7 +246,7 @@ def _is_subclass(value) -> bool:
     return isinstance(value, torch.Tensor) and type(value) not in _PLAIN
 
 
-def _is_batched(value) -> bool:
+def is_batched(value) -> bool:
     """Of a tensor inside autograd.grad(..., is_grads_batched=True), whose vmap is another than functorch's."""
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
