@@ -13,6 +13,8 @@ NETWORKS = {
     "ms-convlstm-small": ((1, 2, 1, 16, 16), lambda m, x: m.forecast(x, steps=1)),
     "inr-small": ((1, 4, 6, 7), lambda m, x: m(x, (9, 8))),
     "inr-any": ((1, 1, 6, 7), lambda m, x: m(x, (9, 8))),
+    "ciaosr": ((1, 4, 6, 7), lambda m, x: m(x, (9, 8))),
+    "lte": ((1, 4, 6, 7), lambda m, x: m(x, (9, 8))),
     "wgan-gp-small": ((1, 2, 1, 4, 4), lambda m, x: m(x, noise="zero")),
 }
 

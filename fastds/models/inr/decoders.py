@@ -146,7 +146,7 @@ class CiaoSRDecoder(nn.Module):
         logits, values = [], []
         for j in range(4):
             u = corners.gather(unfolded, j)
-            inputs = torch.cat([u, corners.rho[j], cell], -1)
+            inputs = torch.cat([u, corners.rho[j].to(u.dtype), cell], -1)
             logits.append((query * u * self.key(inputs)).sum(-1))
             values.append(u * self.value(inputs))
         logits = torch.stack(logits)
