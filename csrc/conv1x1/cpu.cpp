@@ -8,7 +8,7 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kChunkPixels = 48, kLeastPixels = 12;  // of a product that a thread takes at once
-constexpr int64_t kFewPlanes = 16;                       // of pixels side by side, which are read where they are
+constexpr int64_t kFewPlanes = 128;                      // of pixels side by side, which are read where they are
 constexpr int64_t kPackedAlone = 32 << 10;               // weights that one thread packs
 
 // ---- the product

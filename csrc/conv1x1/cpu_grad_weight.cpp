@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The gradient of the weight: a product summed over the pixels, a chunk of them at a time. Its columns fill vectors, so that
 // they are the channels of the side whose number leaves fewer lanes empty.
-#include <type_traits>
-
 #include "conv1x1/maps.h"
 
 namespace fastds {

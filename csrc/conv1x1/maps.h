@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Maps as the rows of a product: where they are, or brought to that order in a thread's own memory.
 #pragma once
-#include "conv1x1/params.h"
+#include <type_traits>
 
+#include "conv1x1/params.h"
 #include "core/gemm.h"
 #include "core/lanes.h"
 #include "core/parallel.h"
@@ -69,16 +70,18 @@ Pixels<T> beside(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count,
     return {reinterpret_cast<const T*>(work), map.channels};
 }
 
-// The same of a map of T as rows of S; work: as of beside.
+// The same of a map of T as rows of S; work: as of beside. Of 16 bits, which a step has two of, rows have room for a zero behind
+// the last channel.
 template <class S, class T>
 void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {
+    using Bits = std::conditional_t<sizeof(S) == sizeof(float), uint32_t, uint16_t>;
     Pixels<T> pixels{pixel_at<T>(map, b, first), map.p};
-    if constexpr (sizeof(T) != sizeof(float)) {
-        pixels = beside<T>(map, b, first, count, work);
-    } else if (map.c != 1) {
-        turn(reinterpret_cast<const uint32_t*>(pixels.from), map.c, map.channels, count, reinterpret_cast<uint32_t*>(to), row);
+    if (map.c != 1 && sizeof(T) == sizeof(S)) {
+        turn(reinterpret_cast<const Bits*>(pixels.from), map.c, map.channels, count, reinterpret_cast<Bits*>(to), row);
+        for (int64_t i = 0; sizeof(S) == 2 && i < count; i++) to[i * row + map.channels] = S{};
         return;
     }
+    if constexpr (sizeof(T) != sizeof(float)) pixels = beside<T>(map, b, first, count, work);
     const T* from = pixels.from;
     for (int64_t i = 0; i < count; i++, from += pixels.pixel, to += row) {
         if constexpr (sizeof(S) == sizeof(float)) {
