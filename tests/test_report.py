@@ -16,7 +16,7 @@ from PIL import Image
 
 import fastds
 from fastds.cli import main
-from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.plot.style import MISSING_COLOUR
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
 from fastds.report.maps import png
@@ -194,7 +194,13 @@ def test_without_a_truth_a_page_has_the_maps(folder, monkeypatch, verb):
     page = parsed(folder / "alone.html")
     assert len(page.all("div", "stack")) == 2 and not page.all("table")
     names = {"downscale": "fczsm-small", "nowcast": "nowcast-small"}
-    assert any(frame["alt"].startswith(names[verb]) for frame in page.all("img", "frame"))
+    told = [frame["alt"].partition(" dBZ")[0] for frame in page.all("img", "frame")]
+    assert sum(text.startswith(names[verb]) for text in told) == {"downscale": 9, "nowcast": 2}[verb]
+    if verb == "nowcast":
+        strongest = open_dataset("truth.nc").reflectivity.max(("y", "x")).values
+        labels = ["10 UTC, observed", "15 UTC, observed", "20 UTC, observed", "25 UTC, +5 min", "30 UTC, +10 min"]
+        shown = zip(labels, strongest[2:7], strict=True)
+        assert told[:5] == [f"observed, 2024-06-01 12:{label}: up to {z:.0f}" for label, z in shown]
 
 
 def test_tables_alone(downscaled, forecast, tmp_path):
