@@ -16,12 +16,15 @@ from PIL import Image
 
 import fastds
 from fastds.cli import main
-from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.data import RAIN_THRESHOLDS, coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.plot.style import MISSING_COLOUR
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
 from fastds.report.maps import png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
+from fastds.tasks.nowcast.forecasts import Forecasts
+from fastds.tasks.nowcast.report import EvaluationReport, by_lead
+from fastds.tasks.nowcast.scores import Compared
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -152,6 +155,26 @@ def test_frames_of_forecasts(forecast):
     assert len(observed) == 6 and observed[2].endswith(", observed") and observed[3].endswith("+5 min")
     assert sum(title.startswith("extrapolation") for title in titles) == 3
     assert f"one of {table.starts}" in path.read_text()
+
+
+def test_curves_by_lead_are_of_their_scores(forecast):
+    _, table = forecast
+    columns = {"CSI at 0.5 mm/h": ("csi", 0.5), "CSI at 5 mm/h": ("csi", 5.0), "Squared error (dBZ²)": ("mse", None)}
+    for chart, (title, (score, rate)) in zip(by_lead(table), columns.items(), strict=False):
+        assert chart.title == f"{title} by lead"
+        for name, row in table.rows.items():
+            values = row[score] if rate is None else row[score][:, RAIN_THRESHOLDS.index(rate)]
+            assert f"{name}: {values[0]:.3g} to {values[-1]:.3g}" in chart.alt
+
+
+def test_maps_of_all_methods_lack_what_the_forecast_lacks(folder):
+    z = np.full((3, 64, 80), 20.0, np.float32)
+    holed = z.copy()
+    holed[:, 3:5] = np.nan
+    with open_dataset(folder / "now.nc") as made, open_dataset(folder / "truth.nc") as truth:
+        page = EvaluationReport("x.html", Forecasts(made), [to_reflectivity(truth)] * 2, "ours", None)
+        page.add(Compared(0, z, z, {"ours": holed, "persistence": z}, None))
+    np.testing.assert_array_equal(page.drawn[3]["persistence"], holed)
 
 
 def test_the_first_start_with_most_rain_is_drawn(tmp_path):
