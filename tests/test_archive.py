@@ -471,7 +471,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
 def test_two_workers_killed_and_started_again_give_the_same_bits(files, whole, capsys, monkeypatch):
     """kill -9 as soon as a piece is done; then to the end, with nothing computed twice."""
-    pytest.importorskip("distributed", reason="several workers need the package distributed")
+    distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     monkeypatch.setattr(workers, "WORTH", 0)
     words = ["downscale", str(files / "in"), str(files / "out.zarr"), "--model", "trilinear", "--dtype", "float32"]
     words += ["--workers", "2"]
@@ -484,7 +484,8 @@ def test_two_workers_killed_and_started_again_give_the_same_bits(files, whole, c
             taken.listen()
         assert main(words) == 0
     left, said = done if done else 5, capsys.readouterr()  # the run may have been over before the kill
-    assert ("by 2 workers of at most" in said.out or left == 5) and "8787" not in said.err
+    share = f"by 2 workers of at most {distributed.system.MEMORY_LIMIT / 2e9:.1f} GB each"
+    assert (share in said.out or left == 5) and "8787" not in said.err
     assert same(stored(files / "out.zarr"), whole)
     entries = [json.loads(line) for line in (files / "out.zarr.manifest").read_text().splitlines()]
     assert len([e for e in entries if "piece" in e]) == 5

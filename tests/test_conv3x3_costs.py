@@ -23,6 +23,42 @@ def test_twice_the_work_is_counted_as_twice_the_multiplications(name, longer):
 
 
 @pytest.mark.parametrize(
+    ("name", "lengths", "expected"),  # lengths: batch, inputs, outputs, height, width
+    [
+        ("winograd", (2, 3, 5, 5, 6), (1, 1728, 13824, 4608, 4608, 0)),
+        ("winograd", (1, 1024, 2048, 1, 1), (1, 75497472, 75497472, 36864, 73728, 71303168)),
+        ("amx", (2, 3, 5, 5, 6), (1, 4608, 1179648, 864, 2048)),
+        ("product", (2, 3, 5, 5, 6), (1, 135, 8100, 1620, 300)),
+        ("direct", (2, 1, 5, 5, 6), (1, 2304, 12960, 60, 300)),
+        ("direct", (2, 2, 5, 5, 6), (1, 2304, 25920, 120, 300)),
+        ("direct", (2, 3, 5, 5, 6), (1, 2304, 34560, 180, 300)),
+        ("planes", (2, 3, 5, 5, 6), (1, 135, 12960, 25920, 180, 300)),
+    ],
+    ids=str,
+)
+def test_terms_by_hand(name, lengths, expected):
+    assert costs.TERMS[name](*lengths) == expected
+
+
+@pytest.mark.parametrize("points", [1, 10**4])
+@pytest.mark.parametrize(
+    ("named", "per_point"), [({"contiguous": True}, 2 * 3 * costs.TURN[1]), ({"gated": True}, 5 * costs.PASS[1])]
+)
+def test_what_goes_before_and_follows(monkeypatch, named, per_point, points):
+    """Of bfloat16 maps of 3 channels to 5, by algorithms whose own costs differ by a little less or more."""
+    call = (costs.TURN if "contiguous" in named else costs.PASS)[0]
+    spared, pays = ("planes", "winograd") if "contiguous" in named else ("winograd", "planes")
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "mine")
+    for share, expected in ((0.99, spared), (1.01, pays)):
+        own = {spared: 1 + share * (call + per_point * points), pays: 1.0}
+        rows = {name: (cost, *[0] * (len(costs.TERMS[name](1, 1, 1, 1, 1)) - 1)) for name, cost in own.items()}
+        monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", False), rows)
+        costs.cheapest.cache_clear()
+        assert costs.cheapest("any", torch.bfloat16, False, 1, 3, 5, 1, points, **named) == expected
+    costs.cheapest.cache_clear()
+
+
+@pytest.mark.parametrize(
     ("kind", "shape", "dtype", "backward", "expected"),  # shape: batch, inputs, outputs, height, width
     [
         ("avx512", (1, 64, 64, 50, 50), torch.float32, False, "winograd"),

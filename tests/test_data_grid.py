@@ -108,6 +108,13 @@ def test_bounds_are_cut_and_attributes_about_the_range_dropped():
     np.testing.assert_allclose(coarse["y_bnds"], [[11.0, 7.0]])
 
 
+def test_bounds_of_another_shape_are_left_out():
+    data = field_on([10.0, 8.0, 6.0], [0.0, 1.0], {"units": "m", "bounds": "y_bnds"})
+    data["y_bnds"] = (("y", "nv"), np.zeros((3, 4)))
+    for other in (refine_grid, coarsen_grid):
+        assert "y_bnds" not in other(data, data["z"])
+
+
 def test_grid_without_coordinates():
     data = xr.Dataset({"z": (("time", "y", "x"), np.zeros((2, 3, 4)))})
     assert len(refine_grid(data, data["z"]).variables) == 0 and grid_spacing_m(data["z"]) is None

@@ -53,6 +53,13 @@ def test_a_coarse_map_is_interpolated_and_a_fine_one_averaged(ascending, west):
     assert np.abs(checker.z).min() == 1 and np.abs(maps(checker, onto)).max() < 0.01  # its means, not its points
 
 
+def test_points_a_side_are_those_of_the_finer_cells():
+    """Of cells 1.75 times as wide as those of the map, two a side: the mean of two points of a parabola."""
+    onto = on_angles(np.arange(1.75, -2, -0.25), np.arange(0, 4, 0.25), lambda a, b: 0 * (a + b))
+    world = on_angles(np.arange(-3, 3, 1 / 7), np.arange(-1, 5, 1 / 7), lambda a, b: a**2 + 0 * b)
+    assert np.abs(maps(world, onto) - onto.latitude.values[:, None] ** 2).min() > 0.003  # (1/16)^2
+
+
 def projected(mapping=True, units="m"):
     """A radar grid around the North Sea, polar stereographic."""
     y, x = -4.3e6 + 2e3 * np.arange(20), -1e5 + 2e3 * np.arange(30)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from fastds.models import FCZSM, create
 from fastds.models.fczsm import conv_lstm
+from fastds.models.fczsm import network as fczsm_network
 from fastds.models.fczsm.guidance import StaticBranch
 from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 from fastds.nn import chunks
@@ -109,8 +110,13 @@ def test_inference_in_pieces_equals_the_whole(options, frames, batch, bytes_at_o
     x, static, flow = inputs(model, batch, frames)
     whole = model(x, static, flow).detach()
     monkeypatch.setattr(chunks, "WORKING_SET", bytes_at_once)
+    asked = set()
+    for part in (conv_lstm, fczsm_network):
+        monkeypatch.setattr(part, "row_bands", lambda *of: asked.add(of[1]) or chunks.row_bands(*of))
     with torch.no_grad():
         torch.testing.assert_close(model(x, static, flow), whole, rtol=0, atol=1e-13)
+    r, head = model.config["scale"], model.config["head_features"] or 8
+    assert asked == {8 * 20 * n for n in (4 * 8, r * r * head)}  # bytes of a row of gates and of the head's widest map
 
 
 def test_starts_with_half_convolutions():

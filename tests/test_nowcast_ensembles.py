@@ -210,6 +210,19 @@ def test_air_from_outside_brings_no_stripes():
     assert contrast[0].min() > 0.5 and contrast[1].max() < 0.05 * contrast[0].min()
 
 
+def test_features_of_an_even_field():
+    """Every mean over known pixels is the field itself, at the rim of a hole and of the grid, too."""
+    z, paths = torch.full((2, 64, 64), 12.0), torch.zeros(2, 2, 64, 64)
+    z[:, 20:26, :9] = torch.nan
+    paths[:, 0] = 3.0
+    around = Surroundings(z, torch.full((2, 64, 64), 12.0), paths)
+    n = len(WIDTHS)
+    maps = [0.6] * (2 + 3 * n) + [0.01] * 2 * n  # in 20 dB; what is lacking and the change are 0 + 0.01 dB2
+    scalars = [np.log(3), 0.76, 0.99**2, np.log(4) / 4, 1.2, 0.7]
+    want = torch.tensor([*maps, *scalars], dtype=torch.float32).view(-1, 1, 1).expand(FEATURES, 64, 64)
+    torch.testing.assert_close(around.features(1, 7.0), want, rtol=0, atol=2e-3)
+
+
 # ---- members
 
 

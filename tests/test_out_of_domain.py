@@ -36,6 +36,7 @@ def test_texture_of_a_plane_and_of_noise():
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(50.0), indexing="ij")
     plane = 2 * x + 6 * y
     assert texture(plane) == pytest.approx({"mean": float(plane.mean()), "gradient": 4.0, "slope": 1.0}, rel=0.02)
+    assert texture(torch.stack([plane, plane])) == pytest.approx(texture(plane))
     noise = texture(torch.randn(200, 200))
     assert noise["slope"] == pytest.approx(0, abs=0.01) and noise["gradient"] == pytest.approx(
         2 / math.pi**0.5, rel=0.02

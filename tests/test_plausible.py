@@ -47,6 +47,8 @@ def test_a_code_for_missing_takes_no_value_beside_it():
     assert np.isnan(without_missing(values, {"missing_value": -9.969209968e36})).tolist() == [False, False, True, False]
     both = without_missing(values, {"missing_value": [0.0, 9.96921e36]})
     assert np.isnan(both).tolist() == [True, False, False, True]
+    unpacked = np.float32([np.nextafter(np.float32(-327.68), np.float32(0)), -327.67])
+    assert np.isnan(without_missing(unpacked, {"missing_value": -327.68})).tolist() == [True, False]
 
 
 def test_just_half_of_the_values_may_be_implausible():

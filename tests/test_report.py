@@ -16,12 +16,15 @@ from PIL import Image
 
 import fastds
 from fastds.cli import main
-from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.data import RAIN_THRESHOLDS, coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.plot.style import MISSING_COLOUR
 from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly, radar_style
 from fastds.report.maps import png
 from fastds.studies import nowcast as study_nowcast
 from fastds.studies import radar as study_radar
+from fastds.tasks.nowcast.forecasts import Forecasts
+from fastds.tasks.nowcast.report import EvaluationReport, by_lead
+from fastds.tasks.nowcast.scores import Compared
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -154,6 +157,26 @@ def test_frames_of_forecasts(forecast):
     assert f"one of {table.starts}" in path.read_text()
 
 
+def test_curves_by_lead_are_of_their_scores(forecast):
+    _, table = forecast
+    columns = {"CSI at 0.5 mm/h": ("csi", 0.5), "CSI at 5 mm/h": ("csi", 5.0), "Squared error (dBZ²)": ("mse", None)}
+    for chart, (title, (score, rate)) in zip(by_lead(table), columns.items(), strict=False):
+        assert chart.title == f"{title} by lead"
+        for name, row in table.rows.items():
+            values = row[score] if rate is None else row[score][:, RAIN_THRESHOLDS.index(rate)]
+            assert f"{name}: {values[0]:.3g} to {values[-1]:.3g}" in chart.alt
+
+
+def test_maps_of_all_methods_lack_what_the_forecast_lacks(folder):
+    z = np.full((3, 64, 80), 20.0, np.float32)
+    holed = z.copy()
+    holed[:, 3:5] = np.nan
+    with open_dataset(folder / "now.nc") as made, open_dataset(folder / "truth.nc") as truth:
+        page = EvaluationReport("x.html", Forecasts(made), [to_reflectivity(truth)] * 2, "ours", None)
+        page.add(Compared(0, z, z, {"ours": holed, "persistence": z}, None))
+    np.testing.assert_array_equal(page.drawn[3]["persistence"], holed)
+
+
 def test_the_first_start_with_most_rain_is_drawn(tmp_path):
     """Of fields that grow by 1 dB: from the sixth on both leads have 10 mm/h, 39.01 dBZ."""
     truth = synthetic_event(5, 10, (32, 32))[["reflectivity", "crs"]]
@@ -194,7 +217,13 @@ def test_without_a_truth_a_page_has_the_maps(folder, monkeypatch, verb):
     page = parsed(folder / "alone.html")
     assert len(page.all("div", "stack")) == 2 and not page.all("table")
     names = {"downscale": "fczsm-small", "nowcast": "nowcast-small"}
-    assert any(frame["alt"].startswith(names[verb]) for frame in page.all("img", "frame"))
+    told = [frame["alt"].partition(" dBZ")[0] for frame in page.all("img", "frame")]
+    assert sum(text.startswith(names[verb]) for text in told) == {"downscale": 9, "nowcast": 2}[verb]
+    if verb == "nowcast":
+        strongest = open_dataset("truth.nc").reflectivity.max(("y", "x")).values
+        labels = ["10 UTC, observed", "15 UTC, observed", "20 UTC, observed", "25 UTC, +5 min", "30 UTC, +10 min"]
+        shown = zip(labels, strongest[2:7], strict=True)
+        assert told[:5] == [f"observed, 2024-06-01 12:{label}: up to {z:.0f}" for label, z in shown]
 
 
 def test_tables_alone(downscaled, forecast, tmp_path):

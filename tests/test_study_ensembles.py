@@ -82,6 +82,7 @@ def test_the_command_writes_a_law(folder, tmp_path, monkeypatch, capsys):
 
 def test_the_shipped_law_says_what_it_was_fitted_to():
     card = models.load_card("nowcast-errors")
+    assert models.load("nowcast-errors").config == ErrorLaw().config
     assert card.licence and len(card.training_data) == len({block.file for block in nowcast_law.BLOCKS})
     assert not {block.file for block in nowcast_law.BLOCKS} & set(nowcast_ensembles.RADARS)
 

@@ -41,6 +41,7 @@ def test_every_method_is_trained_alike(budget):
     data = TrainingData("x", train=[0, 20], validation=[30, 40])
     made = {name: methods.training_config(name, budget, 80, data, seed=3) for name in NETWORKS}
     first = made["ours"]
+    assert first.data.epoch_samples == (16_000 if budget == "paper" else 160)  # a fourth of 80 batches of 8
     for name, config in made.items():
         factor = METHODS[name].factor
         assert config.data.scales == ([float(factor)] * 2 if factor else [1.0, 4.0])

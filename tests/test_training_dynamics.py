@@ -47,6 +47,10 @@ def test_channels_are_means_of_what_is_there(file):
         np.testing.assert_allclose(found[:, d], expected, atol=0.5 / 254 + 1e-6)
         assert {0, 4} < set(count.ravel()) and not found[:, d][count == 0].any()
     assert fields.variables[0] == {"name": "probability", "units": "%", "range": [0.0, 100.0]}
+    narrow, values = DynamicFields(file, {"probability": (20.0, 60.0)}).codes[0], raw[0]
+    expected = (np.clip(values[values >= 0], 20, 60) - 20) / 40
+    np.testing.assert_allclose(narrow[values >= 0] / 254, expected, atol=0.5 / 254 + 1e-6)
+    assert (narrow[values < 0] == 255).all()
 
 
 def test_samples_carry_the_channels_of_their_crop(file):

@@ -104,7 +104,7 @@ def test_a_drift_stands_still_in_the_frame_of_the_air():
 def test_short_windows_are_filled_with_missing_frames(event):
     sets = crops(event, moving=False, future=30, fewest=2, reverse=False)
     lengths = {len(window) for window in sets.windows[0][1]}
-    assert lengths == set(range(5, 21))
+    assert lengths == set(range(5, 21)) and sorted(w[0] for w in sets.windows[0][1]) == list(range(16))
     for i in range(8):
         valid = sets[i]["valid"].flatten(1).any(1)
         assert valid.shape == (33,) and valid[:5].all() and not valid[20:].any()
