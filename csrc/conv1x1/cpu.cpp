@@ -11,8 +11,6 @@ constexpr int64_t kChunkPixels = 48, kLeastPixels = 12;  // of a product that a 
 constexpr int64_t kFewPlanes = 128;                      // of pixels side by side, which are read where they are
 constexpr int64_t kPackedAlone = 32 << 10;               // weights that one thread packs
 
-// ---- the product
-
 // A chunk of a source: rows of `steps` steps from a on, `step` numbers apart, and the packed weights.
 template <class Step>
 struct Panel {
@@ -191,9 +189,21 @@ void run_chunk(const Conv1x1& call, const Panel<typename Layout<T>::Step>* panel
     });
 }
 
+// Some pixels of source s in image b, where they are or brought to order.
+template <class T>
+Panel<typename Layout<T>::Step> panel_of(const Conv1x1& call, const Layout<T>& at, int s, int64_t b, Range pixels,
+                                         const typename Layout<T>::S* packed, const typename Layout<T>::Own& own) {
+    using Step = typename Layout<T>::Step;
+    using S = typename Step::Stored;
+    const Conv1x1Map& map = call.source[s];
+    const int64_t steps = parts_of(map.channels, Step::terms);
+    if (at.direct[s]) return {pixel_at<S>(map, b, pixels.begin), packed, map.p, map.c * Step::terms, steps};
+    stage<S, T>(map, b, pixels.begin, pixels.end - pixels.begin, own.staged[s], at.row[s], own.work);
+    return {own.staged[s], packed, at.row[s], Step::terms, steps};
+}
+
 template <class T>
 void run_product(const Conv1x1& call, char* workspace) {
-    using Step = typename Layout<T>::Step;
     const Layout<T> at(call);
     Workspace space{workspace};
     const auto shared = at.shared(call, space);
@@ -213,28 +223,12 @@ void run_product(const Conv1x1& call, char* workspace) {
             for (int64_t task = tasks.begin; task < tasks.end; task++) {
                 const int64_t b = task / at.chunks;
                 const Range pixels = part_of(call.pixels, at.chunks, task % at.chunks);
-                const int64_t count = pixels.end - pixels.begin;
-                Panel<Step> panels[2];
-                for (int s = 0; s < call.sources; s++) {
-                    const Conv1x1Map& map = call.source[s];
-                    using S = typename Step::Stored;
-                    if (!at.direct[s]) stage<S, T>(map, b, pixels.begin, count, own.staged[s], at.row[s], own.work);
-                    const S* read = pixel_at<S>(map, b, pixels.begin);
-                    const int64_t steps = parts_of(map.channels, Step::terms);
-                    if (at.direct[s])
-                        panels[s] = {read, shared.packed[s], map.p, map.c * Step::terms, steps};
-                    else
-                        panels[s] = {own.staged[s], shared.packed[s], at.row[s], Step::terms, steps};
-                }
-                run_chunk<T>(call, panels, shared.bias, b * call.pixels + pixels.begin, count);
+                Panel<typename Layout<T>::Step> panels[2];
+                for (int s = 0; s < call.sources; s++) panels[s] = panel_of<T>(call, at, s, b, pixels, shared.packed[s], own);
+                run_chunk<T>(call, panels, shared.bias, b * call.pixels + pixels.begin, pixels.end - pixels.begin);
             }
         }
     });
-}
-
-Conv1x1 joined(Conv1x1 call) {
-    if (follow(call.source[0], call.pixels) && (call.sources == 1 || follow(call.source[1], call.pixels))) join_images(call);
-    return call;
 }
 
 template <class T>
@@ -251,13 +245,13 @@ void run(const Conv1x1& call, char* workspace) {
 }  // namespace
 
 int64_t conv1x1_bytes(const Conv1x1& given) {
-    const Conv1x1 call = joined(given);
+    const Conv1x1 call = joined(given, {given.source[0], given.source[given.sources - 1]});
     if (call.dtype == f32) return bytes<float>(call);
     return call.dtype == bf16 ? bytes<BFloat16>(call) : bytes<Half>(call);
 }
 
 void conv1x1(const Conv1x1& given, char* workspace) {
-    const Conv1x1 call = joined(given);
+    const Conv1x1 call = joined(given, {given.source[0], given.source[given.sources - 1]});
     if (call.dtype == f32) return run<float>(call, workspace);
     call.dtype == bf16 ? run<BFloat16>(call, workspace) : run<Half>(call, workspace);
 }

@@ -195,21 +195,16 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
         store_sums<T>(call, at, sums);
 }
 
-Conv1x1GradWeight joined(Conv1x1GradWeight call) {
-    if (follow(call.gradient, call.pixels) && follow(call.source, call.pixels)) join_images(call);
-    return call;
-}
-
 }  // namespace
 
 int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& given) {
-    const Conv1x1GradWeight call = joined(given);
+    const Conv1x1GradWeight call = joined(given, {given.gradient, given.source});
     const GradLayout at(call);
     return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
 }
 
 void conv1x1_grad_weight(const Conv1x1GradWeight& given, char* workspace) {
-    const Conv1x1GradWeight call = joined(given);
+    const Conv1x1GradWeight call = joined(given, {given.gradient, given.source});
     if (call.dtype == f32) return run_grad_weight<float>(call, workspace);
     call.dtype == bf16 ? run_grad_weight<BFloat16>(call, workspace) : run_grad_weight<Half>(call, workspace);
 }

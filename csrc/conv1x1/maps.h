@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Maps as the rows of a product: where they are, or brought to that order in a thread's own memory.
 #pragma once
+#include <initializer_list>
 #include <type_traits>
 
 #include "conv1x1/params.h"
@@ -27,12 +28,14 @@ struct StepOf<BFloat16> {
 };
 #endif
 
-// Images whose pixels follow each other without a gap are one.
-inline bool follow(const Conv1x1Map& map, int64_t pixels) { return map.b == pixels * map.p; }
+// The call with all images as one where in all maps their pixels follow each other without a gap.
 template <class Call>
-void join_images(Call& call) {
+Call joined(Call call, std::initializer_list<Conv1x1Map> maps) {
+    for (const Conv1x1Map& map : maps)
+        if (map.b != call.pixels * map.p) return call;
     call.pixels *= call.batch;
     call.batch = 1;
+    return call;
 }
 
 // Parts of a workspace, one after the other, each on a cache line of its own.
