@@ -399,6 +399,19 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
         assert np.isnan(module.validation_scores()["val_csi_2"])
 
 
+def test_validation_scores_by_hand(event):
+    """More CSI than the reference's makes up for no error; squares are in dBZ^2."""
+    module = NowcastModule(DBRNN(hidden=4), tiny(event))
+    module.config.loss.csi_weight, square, rate = 2.0, module.range_dbz**2, module.config.loss.rates[1]
+    ours = {"mse": np.array([0.02, 0.04]), "csi": np.array([[0.5, 0.9, 0.5]] * 2)}
+    reference = {"mse": np.array([0.04, 0.04]), "csi": np.array([[0.7, 0.6, 0.5]] * 2)}
+    module._ours, module._reference = (SimpleNamespace(by_frame=lambda s=s: s) for s in (ours, reference))
+    scores = module.validation_scores()
+    assert [scores[f"val_mse{of}"] for of in ("", "_reference")] == pytest.approx([0.03 * square, 0.04 * square])
+    assert [scores[f"val_csi_{rate:g}{of}"] for of in ("", "_reference")] == pytest.approx([0.9, 0.6])
+    assert scores["val_error"] == pytest.approx(0.75 + 2 * 0.2 / 3)
+
+
 # ---- refusals
 
 
