@@ -195,6 +195,8 @@ def test_stations_outside_a_region():
     nearest = [(45.0, 10.0), (45.0, 19.5), (50.0, 10.0)]
     expected = [float(z.sel(latitude=y, longitude=x)) for z in region().t for y, x in nearest]
     np.testing.assert_allclose([row["t"] for row in rows], expected, atol=1e-3)
+    bare = query(model(), region().drop_vars("time"), places[:1])
+    assert [row["time"] for row in bare] == [0, 1] and rows[0]["time"] == str(region().time.values[0])
 
 
 def test_a_grid_in_the_other_convention_gives_the_same_values():
