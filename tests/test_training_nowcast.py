@@ -399,6 +399,17 @@ def test_validation_scores_of_the_untrained_network_are_those_of_the_reference(e
         assert np.isnan(module.validation_scores()["val_csi_2"])
 
 
+@pytest.mark.parametrize(("floor", "floors"), [(-10.0, [10 / 80, 25 / 80]), (5.0, [10 / 65])])
+def test_the_loss_is_on_the_scale_of_the_fields(event, floor, floors):
+    """Floors of 0 and 15 dBZ, of which none lies below the data's, and the width of the threshold, 1.5 dB."""
+    config = tiny(event, data=samples(event, floor=floor, ceiling=70.0), loss=LossConfig(csi_weight=0.3, rates=[1.0]))
+    for loss in NowcastModule(DBRNN(hidden=4), config).rain_losses:
+        unit, z = 1 / (70 - floor), 10 * np.log10(200)  # of 1 mm/h
+        assert loss.floors == pytest.approx(floors) and loss.thresholds == pytest.approx([(z - floor) * unit])
+        assert (loss.width, loss.weight, loss.unit) == pytest.approx((1.5 * unit, 0.3, unit))
+        assert loss.sums.shape == (2, 1, config.data.future)
+
+
 def test_validation_scores_by_hand(event):
     """More CSI than the reference's makes up for no error; squares are in dBZ^2."""
     module = NowcastModule(DBRNN(hidden=4), tiny(event))
