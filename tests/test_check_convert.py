@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds check says what files are, fastds convert makes archives that MLCast's own validator takes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -255,6 +257,14 @@ def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):
     assert "to 2024-06-01T12:10:00, 1 of them repeated, every 5 min" in said
     assert "grid       50.00 to 50.78 N, 359.80 to 0.58 E, cells of 2224 x 1418 m" in said
     assert "cannot be read: coordinate y has units 'rad', expected degrees: multiply it by 180 / pi first" in said
+
+
+def test_check_says_a_warning_once(event, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        check, "_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
+    )
+    save_dataset(event, tmp_path / "event.nc")
+    assert check.check(tmp_path / "event.nc") and capsys.readouterr().out.count("warning    so\n") == 1
 
 
 @pytest.mark.parametrize(("fields", "more"), [(8, []), (10, ["and 2 more"])])

@@ -100,8 +100,8 @@ def test_a_coast_stays_where_it_is(method, scale):
 
 @pytest.mark.parametrize("turned", [(), ("latitude",), ("longitude",), ("latitude", "longitude")], ids=str)
 def test_halfway_to_a_coast_the_southern_and_eastern_point_decides(turned):
-    land = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
-    land.t2m[2:8, :6], land.t2m[10, 12] = np.nan, np.nan
+    land = region(250 + np.random.default_rng(3).normal(size=(18, 15)), rows=18)
+    land.t2m[2:8, :6], land.t2m[16, 12] = np.nan, np.nan
     middles = {d: (d, land[d].values[1:] - 1.0, land[d].attrs) for d in land.dims}
     given = land.isel(dict.fromkeys(turned, slice(None, None, -1)))
     fine = fastds.downscale("bilinear", given, like=xr.Dataset(coords=middles)).t2m

@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.data.samples.radar_triples import FrameStore
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
-from fastds.models.db_rnn.losses import Weights, generator_loss, pixel_loss
+from fastds.models.db_rnn.losses import ABLATIONS, Weights, generator_loss, pixel_loss
 from fastds.tasks.common.command import configurations, main
 from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig, parse_arguments
 from fastds.tasks.nowcast.rain_loss import RainLoss
@@ -271,6 +271,16 @@ def test_losses_count_valid_pixels_alone(event, network, kind):
     torch.testing.assert_close(module.loss(tuple(wrong), batch), module.loss(outputs, batch))
 
 
+def test_weights_of_two_outputs(event):
+    module = NowcastModule(DBRNN(hidden=4), tiny(event, loss=LossConfig(ablation="scheduled")))
+    batch, weights = batch_of(), ABLATIONS["scheduled"](0)
+    del module.rain_losses
+    module.rain_losses = [lambda *_: 1.0, lambda *_: 10.0]
+    expected = weights.forecast + 10 * weights.deblurred
+    assert module.forecast_loss(module(batch), batch) == pytest.approx(expected)
+    assert weights.forecast != weights.deblurred
+
+
 def test_paper_losses(event):
     batch = batch_of()
     batch["valid"][:] = True
@@ -359,6 +369,8 @@ def test_stages(event, tmp_path):
     second = train(tiny(event, tmp_path / "b", stage="deblurrer", model=model, **options))
     a, b = models.load(first), models.load(second)
     assert isinstance(b, StagedRNN)
+    trained = NowcastModule(b, tiny(event, stage="deblurrer", model=model)).model
+    assert not any(p.requires_grad for p in trained.forecaster.parameters())
     pairs = zip(a.forecaster.parameters(), b.forecaster.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
     pairs = zip(a.deblurrer.parameters(), b.deblurrer.parameters(), strict=True)
