@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds check says what files are, fastds convert makes archives that MLCast's own validator takes."""
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,6 +11,7 @@ from test_verbs import TEMPERATURE, gridded
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
 from fastds.data.io.mlcast import Origin, save_mlcast
+from fastds.tasks.common import check
 
 pytest.importorskip("zarr", reason="archives need the package zarr")
 pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")
@@ -252,14 +255,32 @@ def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):
     assert main(["check", str(tmp_path / "a.nc"), str(tmp_path / "b.nc")]) == 2
     said = capsys.readouterr().out
     assert "to 2024-06-01T12:10:00, 1 of them repeated, every 5 min" in said
-    assert "grid       50.00 to 50.78 N, 359.80 to 0.58 E, cells of" in said
+    assert "grid       50.00 to 50.78 N, 359.80 to 0.58 E, cells of 2224 x 1418 m" in said
     assert "cannot be read: coordinate y has units 'rad', expected degrees: multiply it by 180 / pi first" in said
+
+
+def test_check_says_a_warning_once(event, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        check, "_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
+    )
+    save_dataset(event, tmp_path / "event.nc")
+    assert check.check(tmp_path / "event.nc") and capsys.readouterr().out.count("warning    so\n") == 1
+
+
+@pytest.mark.parametrize(("fields", "more"), [(8, []), (10, ["and 2 more"])])
+def test_check_lists_eight_variables(fields, more):
+    values = ("time", "latitude", "longitude"), np.zeros((2, 3, 4), np.float32), {"units": "K"}
+    facts = list(check._facts(xr.Dataset({f"v{k}": values for k in range(fields)})))
+    assert [text for name, text in facts if name == "variable"] == [
+        f"v{k} [K] time 2, latitude 3, longitude 4" for k in range(8)
+    ]
+    assert [text for name, text in facts if not name] == more
 
 
 def test_check_of_what_nothing_takes(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     (tmp_path / "notes").write_text("a bar")
-    assert main(["check", str(tmp_path / "event.nc"), str(tmp_path / "notes"), str(tmp_path / "none")]) == 2
+    assert main(["check", str(tmp_path / "notes"), str(tmp_path / "none"), str(tmp_path / "event.nc")]) == 2
     said = capsys.readouterr().out
     assert "can        downscale" in said and "cannot be read: no such file:" in said
     assert "notes is in no format that is known: ODIM HDF5" in said

@@ -21,9 +21,9 @@ VARIABLES = [
 ]
 
 
-def model(trained=False):
+def model(trained=False, **more):
     torch.manual_seed(1)
-    options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
+    options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1, **more}
     m = create("inr-small", in_channels=2, **options, decoder_options={"width": 16, "heads": 2, "key_width": 4}).eval()
     m.card.input_variables = m.card.output_variables = VARIABLES
     m.mean.copy_(torch.tensor([280.0, 0.0])), m.std.copy_(torch.tensor([10.0, 5.0]))
@@ -184,6 +184,13 @@ def test_stations_are_read_at_the_finest_scale():
     assert np.abs(plain.t.values[:, 0, 0] - found[:, 0, 0]).max() > 0.02
 
 
+def test_stations_of_a_network_that_makes_the_second_variable_alone():
+    m = model(predicted=[1])
+    m.card.output_variables = VARIABLES[1:]
+    row, u = query(m, region(), [(45.0, 10.0)])[0], float(region().u[0].sel(latitude=45.0, longitude=10.0))
+    assert [row["u"], row["u_bilinear"]] == pytest.approx([u, u], abs=1e-3) and not {"t", "t_bilinear"} & set(row)
+
+
 def test_stations_outside_a_region():
     """An error, missing, or the value at the nearest point of the region."""
     places = [(45.0, 10.0), (45.0, 40.0), (60.0, 10.0)]
@@ -195,6 +202,8 @@ def test_stations_outside_a_region():
     nearest = [(45.0, 10.0), (45.0, 19.5), (50.0, 10.0)]
     expected = [float(z.sel(latitude=y, longitude=x)) for z in region().t for y, x in nearest]
     np.testing.assert_allclose([row["t"] for row in rows], expected, atol=1e-3)
+    bare = query(model(), region().drop_vars("time"), places[:1])
+    assert [row["time"] for row in bare] == [0, 1] and rows[0]["time"] == str(region().time.values[0])
 
 
 def test_a_grid_in_the_other_convention_gives_the_same_values():

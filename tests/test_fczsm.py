@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastds.models import FCZSM, create
 from fastds.models.fczsm import conv_lstm
 from fastds.models.fczsm import network as fczsm_network
-from fastds.models.fczsm.guidance import StaticBranch
+from fastds.models.fczsm.guidance import StaticBranch, state_offsets
 from fastds.models.fczsm.oracle import ReferenceFCZSM, count_flops
 from fastds.nn import chunks
 
@@ -189,6 +189,16 @@ def test_flow_guidance_halves_the_flow_per_level():
     one, two, three = level_offsets(torch.full((1, 2, 8, 12), 4.0), 3)
     assert (one == 4).all() and (two == 2).all() and (three == 1).all()
     assert two.shape == (1, 2, 4, 6) and three.shape == (1, 2, 2, 3)
+
+
+def test_flow_guidance_of_every_step():
+    """Of flows 1 to 4 of two pairs, each from the earlier field and from the later one."""
+    flow = torch.arange(1.0, 5.0).view(1, 2, 2, 1, 1, 1).expand(1, 2, 2, 2, 8, 8)
+    assert state_offsets(flow, 0, True, 1) is None
+    for step, x_way, state_way in ((1, (1, 4), (2, 3)), (2, (1, 4), (2, 3)), (3, (3, 2), (4, 1)), (4, (3, 2), (4, 1))):
+        for turn in (1, -1):
+            found = [way[0][:, 0, 0, 0].tolist() for way in state_offsets(flow, step, turn == 1, 1)]
+            assert found == [[0.5 * value for value in way[::turn]] for way in (x_way, state_way)]
 
 
 @pytest.mark.parametrize("residual", ["trilinear", "advection"])

@@ -44,6 +44,8 @@ def test_fields_of_the_most_dimensions_are_taken_whatever_their_order_and_no_fla
     assert "tp, t on 14 x 18 points\nnot in the result: orography, quality" in capsys.readouterr().out
     data = files_variables()
     assert {"tp", "t"} == {*fastds.downscale("bicubic", data[["quality", "t", "orography", "tp"]], scale=2).data_vars}
+    data["soil"] = data.t.drop_vars("time").rename(time="depth")
+    assert {"tp", "t"} == {*fastds.downscale("bicubic", data, scale=2).data_vars}
     with pytest.raises(ValueError, match="^there is no field over lat and lon$"):
         fastds.downscale("bicubic", data[["quality"]], scale=2)
 

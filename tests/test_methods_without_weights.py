@@ -98,6 +98,16 @@ def test_a_coast_stays_where_it_is(method, scale):
         assert [np.isnan(row["t2m"]) for row in rows] == expected and True in expected and False in expected
 
 
+@pytest.mark.parametrize("turned", [(), ("latitude",), ("longitude",), ("latitude", "longitude")], ids=str)
+def test_halfway_to_a_coast_the_southern_and_eastern_point_decides(turned):
+    land = region(250 + np.random.default_rng(3).normal(size=(18, 15)), rows=18)
+    land.t2m[2:8, :6], land.t2m[16, 12] = np.nan, np.nan
+    middles = {d: (d, land[d].values[1:] - 1.0, land[d].attrs) for d in land.dims}
+    given = land.isel(dict.fromkeys(turned, slice(None, None, -1)))
+    fine = fastds.downscale("bilinear", given, like=xr.Dataset(coords=middles)).t2m
+    assert np.array_equal(fine.isnull(), land.t2m.isnull()[:-1, 1:])
+
+
 def test_a_coast_at_the_seam_of_a_globe_does_not_depend_on_the_convention():
     lat, lon = np.arange(80.0, -81.0, -10.0), np.arange(0.0, 360.0, 10.0)
     x = xr.Dataset(

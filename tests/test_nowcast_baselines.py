@@ -19,6 +19,7 @@ from fastds.models.baselines import (
     pysteps_extrapolation,
     trajectories,
 )
+from fastds.models.baselines.extrapolation import fill_missing
 from fastds.models.baselines.rims import trusted_motion
 
 METHODS = [persistence, blurred_persistence, extrapolation]
@@ -118,6 +119,8 @@ def test_echo_that_enters_is_not_drawn_out_to_a_fan():
     trusted, rim = trusted_motion(flow, disc[None]), disc & torch.from_numpy((columns < 30) & (abs(rows - 80) < 20))
     errors = [(part[0, :, rim] - torch.tensor([[0.0], [-3.0]])).abs().mean() for part in (flow, trusted)]
     assert errors[1] < 0.5 * errors[0] and torch.equal(trusted[0, :, 60:100, 60:100], flow[0, :, 60:100, 60:100])
+    flow = optical_flow(fill_missing(x)[:, -2:])[:, 0, 1]
+    assert torch.equal(extrapolation(x, 2), extrapolation(x, 2, trusted_motion(flow, disc[None])))
 
 
 @pytest.mark.parametrize("method", METHODS)

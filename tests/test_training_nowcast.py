@@ -359,6 +359,8 @@ def test_stages(event, tmp_path):
     second = train(tiny(event, tmp_path / "b", stage="deblurrer", model=model, **options))
     a, b = models.load(first), models.load(second)
     assert isinstance(b, StagedRNN)
+    trained = NowcastModule(b, tiny(event, stage="deblurrer", model=model)).model
+    assert not any(p.requires_grad for p in trained.forecaster.parameters())
     pairs = zip(a.forecaster.parameters(), b.forecaster.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
     pairs = zip(a.deblurrer.parameters(), b.deblurrer.parameters(), strict=True)

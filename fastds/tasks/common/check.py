@@ -95,7 +95,7 @@ def _times(times: np.ndarray) -> str:
         return f"{ends}; {error}"
     gaps = len(segments) - 1
     days, rest = divmod(cadence, 86400)
-    step = f"{cadence / 60:g} min" if rest or not days else counted(int(days), "day")
+    step = f"{cadence / 60:g} min" if rest else counted(int(days), "day")
     return f"{ends}, every {step}" + f", {counted(gaps, 'gap')}" * (gaps > 0)
 
 
