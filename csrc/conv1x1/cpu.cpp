@@ -245,13 +245,13 @@ void run(const Conv1x1& call, char* workspace) {
 }  // namespace
 
 int64_t conv1x1_bytes(const Conv1x1& given) {
-    const Conv1x1 call = joined(given, {given.source[0], given.source[given.sources - 1]});
+    const Conv1x1 call = joined(given, given.source[0], given.source[given.sources - 1]);
     if (call.dtype == f32) return bytes<float>(call);
     return call.dtype == bf16 ? bytes<BFloat16>(call) : bytes<Half>(call);
 }
 
 void conv1x1(const Conv1x1& given, char* workspace) {
-    const Conv1x1 call = joined(given, {given.source[0], given.source[given.sources - 1]});
+    const Conv1x1 call = joined(given, given.source[0], given.source[given.sources - 1]);
     if (call.dtype == f32) return run<float>(call, workspace);
     call.dtype == bf16 ? run<BFloat16>(call, workspace) : run<Half>(call, workspace);
 }

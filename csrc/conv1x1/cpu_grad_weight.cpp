@@ -198,13 +198,13 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
 }  // namespace
 
 int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& given) {
-    const Conv1x1GradWeight call = joined(given, {given.gradient, given.source});
+    const Conv1x1GradWeight call = joined(given, given.gradient, given.source);
     const GradLayout at(call);
     return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
 }
 
 void conv1x1_grad_weight(const Conv1x1GradWeight& given, char* workspace) {
-    const Conv1x1GradWeight call = joined(given, {given.gradient, given.source});
+    const Conv1x1GradWeight call = joined(given, given.gradient, given.source);
     if (call.dtype == f32) return run_grad_weight<float>(call, workspace);
     call.dtype == bf16 ? run_grad_weight<BFloat16>(call, workspace) : run_grad_weight<Half>(call, workspace);
 }

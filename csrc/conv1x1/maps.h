@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Maps as the rows of a product: where they are, or brought to that order in a thread's own memory.
 #pragma once
-#include <initializer_list>
 #include <type_traits>
 
 #include "conv1x1/params.h"
@@ -28,13 +27,13 @@ struct StepOf<BFloat16> {
 };
 #endif
 
-// The call with all images as one where in all maps their pixels follow each other without a gap.
+// The call with all images as one where in both maps their pixels follow each other without a gap.
 template <class Call>
-Call joined(Call call, std::initializer_list<Conv1x1Map> maps) {
-    for (const Conv1x1Map& map : maps)
-        if (map.b != call.pixels * map.p) return call;
-    call.pixels *= call.batch;
-    call.batch = 1;
+Call joined(Call call, const Conv1x1Map& one, const Conv1x1Map& other) {
+    if (one.b == call.pixels * one.p && other.b == call.pixels * other.p) {
+        call.pixels *= call.batch;
+        call.batch = 1;
+    }
     return call;
 }
 
