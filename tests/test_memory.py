@@ -39,7 +39,8 @@ def test_freed_memory_is_used_again_and_given_back():
     out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     default, kept, again, after, start, held, between, returned = map(int, out.split())
     pages = (48 << 20) // os.sysconf("SC_PAGE_SIZE")
-    assert default >= pages and after >= pages, "the default does not give memory back: nothing to test"
+    least = pages - 2  # the first and the last page may be those of neighbours, which are there
+    assert default >= least and after >= least, "the default does not give memory back: nothing to test"
     assert kept < pages // 100
     assert 40 <= held - start <= 4 * 48 and returned - start <= 8
     assert between - start <= 8 and again >= pages // 2, "return_freed_memory kept it"
