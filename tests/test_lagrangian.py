@@ -42,8 +42,10 @@ def test_untrained_network_extrapolates(network):
     x[1, 2, 0, 3:9, 30:] = float("nan")
     model, flow = LagrangianRNN(network, "convgru", 4).eval(), torch.full((2, 2, 40, 40), 0.7)
     with torch.no_grad():
-        y = model.forecast(x, 3, flow)
-        assert torch.equal(y[0, ..., :37, :37], model(x, 3, flow).clamp(0, 1)[0, ..., :37, :37])
+        y, matched = (model.forecast(x, 3, flow, smooth=smooth) for smooth in (True, False))
+        for forecast in (y, matched):
+            assert torch.equal(forecast[0, ..., :37, :37], model(x, 3, flow).clamp(0, 1)[0, ..., :37, :37])
+    assert (matched <= y).all() and (y[matched < y] > 7 / 60).all() and (matched < y).any()
     torch.testing.assert_close(y, extrapolation(x, 3, flow).clamp(0, 1), rtol=0, atol=1e-6)
 
 

@@ -20,7 +20,7 @@ from fastds.models.baselines import (
     trajectories,
 )
 from fastds.models.baselines.extrapolation import fill_missing
-from fastds.models.baselines.rims import trusted_motion
+from fastds.models.baselines.rims import from_outside, trusted_motion
 
 METHODS = [persistence, blurred_persistence, extrapolation]
 GROWTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # pixels per step
@@ -103,6 +103,23 @@ def test_what_comes_from_outside_goes_from_the_edge_to_the_mean_near_it():
         share = math.exp(-distance / 32)
         expected = share * x[0, -1, 0, :, 0] + (1 - share) * 0.2
         np.testing.assert_allclose(moved[:, 59 + distance], expected, atol=0.004)
+
+
+def test_what_comes_from_outside_is_wet_on_no_larger_an_area_than_what_was_observed():
+    """A mean of stripes of rain, a quarter of the field, is wet everywhere; cut, on the quarter where it is largest."""
+    last, paths = torch.zeros(1, 1, 96, 160), torch.zeros(1, 1, 2, 96, 160)
+    last[..., ::4, :], paths[:, :, 1] = 0.8, 1000.0
+    last[..., :2, :] = math.nan  # takes no part
+    moved = torch.rand(1, 1, 1, 96, 160, generator=torch.Generator().manual_seed(1)) * 1e-3 + 0.8
+    mean, cut = (from_outside(moved, last, paths, wet)[0, 0, 0] for wet in (None, 0.1))
+    assert (mean > 0.19).all() and (mean < 0.21).all()
+    part = cut[2:]
+    assert torch.equal(cut[:2], mean[:2]) and 0.24 < (part > 0.1).float().mean() < 0.26
+    assert set(part[part <= 0.1].tolist()) == {torch.tensor(0.1).item()}
+    kept = part > 0.1
+    assert torch.equal(part[kept], mean[2:][kept]) and mean[2:][kept].min() >= mean[2:][~kept].max()
+    still = torch.zeros_like(paths)
+    assert torch.equal(from_outside(moved, last[..., 2:, :].new_ones(last.shape), still, 0.1), moved)  # all observed
 
 
 def test_echo_that_enters_is_not_drawn_out_to_a_fan():

@@ -94,7 +94,7 @@ class Origins(NamedTuple):
         return cls(rows, columns, place, beyond + gaps.to(place.device).flatten()[place])
 
 
-def from_outside(forecast: Tensor, last: Tensor, paths: Tensor) -> Tensor:
+def from_outside(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None = None) -> Tensor:
     """A forecast in which echo that comes from outside the observed area is what is expected there.
 
         y' = e y + (1 - e) M;  e = exp(-distance / 32)
@@ -102,17 +102,40 @@ def from_outside(forecast: Tensor, last: Tensor, paths: Tensor) -> Tensor:
     distance is that of the air's origin from the nearest observed pixel, M the mean of the observed echo around that
     place in a Gaussian window of 64 pixels. What was not observed is not drawn out to stripes.
 
+    A mean is weak and everywhere. With `wet`, M reaches it on no larger a part of what comes from outside than the
+    observed echo does in the same windows: where y' is least, it is cut to `wet`.
+
     Args: forecast: (B, n, C, H, W). last: (B, C, H, W), the last known field, NaN where missing. paths: (B, n, 2, H,
-    W), see Origins.
+    W), see Origins. wet: echo above this value is wet; None: nothing is cut.
 
     Returns: (B, n, C, H, W).
     """
-    out = []
-    for fields, field, moved in zip(forecast, last, paths, strict=True):
-        valid = ~field.isnan()
-        origins = Origins.of(moved, valid[0])
-        echo = torch.where(valid, field, 0.0).float().cpu()
-        mean = (local_mean(echo, _WIDE) / known_weight(valid[0].cpu(), _WIDE)).to(fields)
-        arriving = mean.flatten(1)[:, origins.place].movedim(0, 1)
-        out.append(torch.lerp(arriving, fields, torch.exp(-origins.distance / _MEMORY).to(fields)[:, None]))
-    return torch.stack(out)
+    return torch.stack([_from_outside(*part, wet) for part in zip(forecast, last, paths, strict=True)])
+
+
+def _from_outside(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None) -> Tensor:
+    valid = ~last.isnan()
+    origins, weight = Origins.of(paths, valid[0]), known_weight(valid[0].cpu(), _WIDE)
+    known = torch.exp(-origins.distance / _MEMORY).to(forecast)[:, None]
+
+    def expected(echo: Tensor, moved: Tensor) -> Tensor:
+        mean = (local_mean(torch.where(valid, echo, 0.0).cpu(), _WIDE) / weight).to(moved)
+        return torch.lerp(mean.flatten(1)[:, origins.place].movedim(0, 1), moved, known)
+
+    out = expected(last.float(), forecast)
+    if wet is not None:
+        shares = expected((last > wet).float(), (forecast > wet).to(forecast))
+        _limit_area(out, shares, (origins.distance > 0) & valid[0], wet)
+    return out
+
+
+def _limit_area(fields: Tensor, shares: Tensor, where: Tensor, wet: float) -> None:
+    """Cut fields (n, C, H, W) to `wet` where they are least, so that of the pixels `where` (n, H, W) no more are above
+    it than the sum of shares (n, C, H, W) over them."""
+    for field, share, area in zip(fields, shares, where, strict=True):
+        for channel, part in zip(field, share, strict=True):
+            values = channel[area]
+            above = min(round(float(part[area].double().sum())), len(values))
+            least = values.argsort(stable=True)[: len(values) - above]
+            values[least] = values[least].clamp(max=wet)
+            channel[area] = values

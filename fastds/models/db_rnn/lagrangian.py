@@ -13,6 +13,7 @@ from fastds.models.inputs import check_input, check_samples
 
 NETWORKS = {"MSRNN": MSRNN, "DBRNN": DBRNN}
 _SHARES = (1 / 6, 5 / 6)  # of the flows of the last pairs of frames in the mean
+_WET = 7 / 60  # 7 dBZ, 0.1 mm/h
 
 
 def backward_flow(frames: Tensor) -> Tensor:
@@ -105,8 +106,9 @@ class LagrangianRNN(NowcastModel):
         """The n frames after the known ones, matched to the last known one unless `smooth`, clipped to [0, 1];
         arguments as forward. Known frames without any echo give forecasts without any. Not differentiable.
         """
-        y, paths = self._roll(frames, steps, flow, matched=self.match_above is not None and not smooth)
-        y = from_outside(y, frames[:, -1], paths).clamp(0, 1)
+        matched = self.match_above is not None and not smooth
+        y, paths = self._roll(frames, steps, flow, matched)
+        y = from_outside(y, frames[:, -1], paths, _WET if matched else None).clamp(0, 1)
         return torch.where((frames > 0).flatten(1).any(1).view(-1, 1, 1, 1, 1), y, 0)  # NaN > 0 is False
 
     def _roll(self, frames: Tensor, steps: int, flow: Tensor | None, matched: bool) -> tuple[Tensor, Tensor]:
