@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors, resolved detail and spectra of fields."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -90,19 +91,15 @@ def spectral_ratio(
             f"got {tuple(prediction.shape)} and {tuple(truth.shape)}"
         )
     missing = torch.isnan(truth)
-    power = [_power(torch.where(missing, floor, z).clamp(min=floor)) for z in (prediction, truth)]
-    ratios = {}
-    for band in bands:
-        inside = _inside(truth.shape, band)
-        below = power[1][inside].sum()
-        ratios[band] = float(power[0][inside].sum() / below) if below > 0 else float("nan")
-    return ratios
+    powers = (band_powers(torch.where(missing, floor, z).clamp(min=floor), bands) for z in (prediction, truth))
+    return {band: p / t if t > 0 else math.nan for band, p, t in zip(bands, *powers, strict=True)}
 
 
-def band_power(fields: Tensor, band: tuple[float, float]) -> float:
-    """Power of fields (..., H, W) without missing values at wavelengths of a band, (shortest, longest) in pixels, as in
-    spectral_ratio, summed over the leading dimensions; 0 where no mode lies in the band."""
-    return float(_power(fields)[_inside(fields.shape, band)].sum())
+def band_powers(fields: Tensor, bands: Sequence[tuple[float, float]]) -> list[float]:
+    """Power of fields (..., H, W) without missing values at wavelengths of each band, (shortest, longest) in pixels, as
+    in spectral_ratio, summed over the leading dimensions; 0 where no mode lies in the band."""
+    power = _power(fields)
+    return [float(power[_inside(tuple(fields.shape[-2:]), band)].sum()) for band in bands]
 
 
 def power_spectrum(fields: Tensor, floor: float = 15.0) -> tuple[np.ndarray, np.ndarray]:
@@ -131,7 +128,8 @@ def _power(fields: Tensor) -> np.ndarray:
     return np.square(dctn(flat, axes=(-2, -1), norm="ortho")).sum(axis=0)
 
 
-def _inside(shape: Sequence[int], band: tuple[float, float]) -> np.ndarray:
+@functools.lru_cache(maxsize=4)
+def _inside(shape: tuple[int, int], band: tuple[float, float]) -> np.ndarray:
     """(H, W) bool: the modes whose wavelength, pixels, lies in the band (shortest, longest)."""
     k = _wavenumbers(shape)
     return (k > 1.0 / band[1]) & (k <= 1.0 / band[0])

@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from fastds.metrics.ensembles import crps, rank_histogram, spread
-from fastds.metrics.fields import band_power
+from fastds.metrics.fields import band_powers
 
 FINE_BAND = (2.0, 4.0)  # wavelengths, cells
 
@@ -123,7 +123,7 @@ def _fine_power(prediction: Tensor, truth: Tensor) -> list[float]:
     if missing.any():
         nearest = distance_transform_edt(missing.numpy(), return_distances=False, return_indices=True)
         prediction, truth = (z[tuple(torch.from_numpy(nearest).long())] for z in (prediction, truth))
-    return [band_power(z, FINE_BAND) for z in (prediction, truth)]
+    return [band_powers(z, (FINE_BAND,))[0] for z in (prediction, truth)]
 
 
 def _ratio(a: float, b: float) -> float:

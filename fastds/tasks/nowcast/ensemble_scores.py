@@ -13,7 +13,7 @@ import torch
 
 from fastds.metrics import EnsembleScores, reliability_counts
 from fastds.tasks.common.tables import number_text, score_table
-from fastds.tasks.nowcast.windows import WET_RATE, window_shares
+from fastds.tasks.nowcast.windows import WET_RATE, window_counts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -122,7 +122,7 @@ class EnsembleSums:
             hits = (part for event in events for part in (event & happened, event | happened))
             sums["hits"][lead, column] += [float(part.sum()) for part in hits]
             fields = torch.stack([(x >= rate).sum(0), happened.int() * self.members])
-            p, t = window_shares(fields) / self.members
+            p, t = window_counts(fields).double()
             sums["windows"][lead, column] += [float((p - t).square().sum()), float((p.square() + t.square()).sum())]
 
     def __iadd__(self, other: EnsembleSums) -> EnsembleSums:

@@ -14,10 +14,11 @@ import torch
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
-from fastds.metrics import NowcastScores, mean_of_defined, spectral_ratio
+from fastds.metrics import NowcastScores, mean_of_defined
+from fastds.metrics.fields import band_powers
 from fastds.tasks.common.tables import ScoreTables, counted, number_text, score_table, write_csv
 from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
-from fastds.tasks.nowcast.windows import WET_RATE, window_shares
+from fastds.tasks.nowcast.windows import WET_RATE, window_counts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -208,15 +209,24 @@ class Comparison:
         self.starts += 1
         valid = torch.from_numpy(~np.isnan(truth))
         x = torch.from_numpy(prepare(truth, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
+        rain = _rain_sums(truth, valid.numpy(), self.z_r)
+        events = [self._events(*parts) for parts in zip(x, valid, strict=True)]
+        power = np.array([band_powers(field, BANDS) for field in x])
+        power[power == 0] = np.nan
         for name, z in fields.items():
             y = torch.from_numpy(prepare(np.where(valid, z, np.nan), NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ))
             before = self.scores[name].counts.copy()
             self.scores[name].add(y[None], x[None], valid[None])
             self.counts[name].append(self.scores[name].counts - before)
-            self.windows[name] += _window_sums(y, x, valid, self.thresholds)
-            self.rain[name] += [_rain_sums(field, valid.numpy(), self.z_r) for field in (z, truth)]
-            ratios = [spectral_ratio(p, t, 0.0, BANDS) for p, t in zip(y, x, strict=True)]
-            self.power[name].append([[ratio[band] for band in BANDS] for ratio in ratios])
+            self.rain[name] += [_rain_sums(z, valid.numpy(), self.z_r), rain]
+            for lead, happened in enumerate(events):
+                self.windows[name][lead] += _window_sums(self._events(y[lead], valid[lead]), happened)
+            self.power[name].append([band_powers(field, BANDS) for field in y] / power)
+
+    def _events(self, field: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """Numbers (thresholds, h, w) of valid pixels in windows where a field (h, w) reaches each threshold."""
+        events = torch.stack([(field >= threshold) & valid for threshold in self.thresholds])
+        return window_counts(events).to(torch.int16)  # squares of 81 fit
 
     def __iadd__(self, other: Comparison) -> Comparison:
         """Add the starts of another of the same methods and leads."""
@@ -257,12 +267,8 @@ def _rain_sums(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np
     return np.stack([(rain >= WET_RATE).sum((1, 2)), rain.sum((1, 2), dtype=float)], -1)
 
 
-def _window_sums(y, x, valid, thresholds: Sequence[float]) -> np.ndarray:
-    """(n, thresholds, 4), over windows inside the grid: sums of (f_y - f_x)^2 and f_y^2 + f_x^2, f the shares of
-    events, and numbers of windows with an event in both fields and in either."""
-    sums = []
-    for threshold in thresholds:
-        p, t = (window_shares((z >= threshold) & valid) for z in (y, x))
-        parts = (p - t).square(), p.square() + t.square(), (p > 0) & (t > 0), (p > 0) | (t > 0)
-        sums.append(torch.stack([part.sum((1, 2)).double() for part in parts], -1))
-    return torch.stack(sums, 1).numpy()
+def _window_sums(p: torch.Tensor, t: torch.Tensor) -> np.ndarray:
+    """(thresholds, 4), of counts of events (thresholds, h, w) in windows: sums of (p - t)^2 and p^2 + t^2, and numbers
+    of windows with an event in both fields and in either."""
+    parts = (p - t).square(), p.square() + t.square(), (p > 0) & (t > 0), (p > 0) | (t > 0)
+    return torch.stack([part.sum((1, 2)) for part in parts], -1).numpy()

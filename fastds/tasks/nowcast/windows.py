@@ -9,10 +9,10 @@ WET_RATE = 0.1  # mm/h, of a wet area
 WINDOW = 9  # side of the windows of FSS and of nearby events, cells
 
 
-def window_shares(events: Tensor) -> Tensor:
-    """Means of events or counts of them (n, H, W) in every window of WINDOW cells a side, or of the grid where that is
-    smaller, inside the grid: exact differences of counts from the corner."""
+def window_counts(events: Tensor) -> Tensor:
+    """Sums of events or counts of them (n, H, W) in every window of WINDOW cells a side, or of the grid where that is
+    smaller, inside the grid: differences of sums from the corner, int32."""
     window = min(WINDOW, *events.shape[-2:])
-    counts = F.pad(events.cumsum(-2, dtype=torch.int32).cumsum(-1, dtype=torch.int32), (1, 0, 1, 0))
-    rows = counts[:, window:] - counts[:, :-window]
-    return (rows[..., window:] - rows[..., :-window]).double() / window**2
+    sums = F.pad(events.cumsum(-2, dtype=torch.int32).cumsum(-1, dtype=torch.int32), (1, 0, 1, 0))
+    rows = sums[:, window:] - sums[:, :-window]
+    return rows[..., window:] - rows[..., :-window]
