@@ -6,7 +6,9 @@ import torch.nn.functional as F
 
 import fastds
 import fastds.models
+from fastds.data import synthetic_event
 from fastds.models.mlcast import MLCastConvGRU
+from fastds.models.mlcast.network import mlcast_card
 
 
 def cell(weights, x, h):
@@ -185,3 +187,36 @@ def test_numbers_are_those_of_mlcast():
         expected = peer(x, 3, ensemble_size=2)
         torch.manual_seed(1)
         torch.testing.assert_close(ours(x, 3, ensemble_size=2), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_members_of_a_nowcast_are_its_own():
+    """Those that it draws with its noise, four together, whatever their number; dry stays dry."""
+    torch.manual_seed(3)
+    model = MLCastConvGRU(num_blocks=1).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.card = mlcast_card("tiny")
+    event = synthetic_event(2, frames=6, shape=(32, 36))
+    six, five, other = (
+        fastds.nowcast(model, event, steps=2, **options)
+        for options in ({"members": 6}, {"members": 5}, {"members": 5, "seed": 1})
+    )
+    rain = six.rainfall_rate.values
+    assert rain.shape == (6, 2, 32, 36) and six.attrs["fastds_errors"] == "noise of the network"
+    assert np.array_equal(rain[:5], five.rainfall_rate) and not np.array_equal(five.rainfall_rate, other.rainfall_rate)
+    assert len({member.tobytes() for member in rain}) == 6
+    assert rain[rain > 0].min() >= 0.0999 and (rain == 0).any()
+    share = fastds.nowcast(model, event, steps=2, members=6, probability=[0.5])
+    (share,) = (v for v in share.data_vars.values() if v.ndim == 4)
+    np.testing.assert_allclose(share[0], (rain >= 0.5).mean(0), atol=1e-6)
+    before = torch.get_rng_state()
+    dry = event.assign(reflectivity=event.reflectivity.where(event.reflectivity.isnull(), -32.0))
+    assert not fastds.nowcast(model, dry, steps=2, members=2).rainfall_rate.any()
+    assert torch.equal(torch.get_rng_state(), before)
+
+    known = torch.rand(1, 6, 1, 16, 20)
+    torch.manual_seed(4)
+    members = model.forecast(known, 2, members=3)
+    torch.manual_seed(4)
+    expected = ((model(2 * known - 1, 2, 3) + 1) / 2).clamp(0, 1)
+    assert torch.equal(members, expected) and model.forecast(known, 2, members=1).shape == (1, 2, 1, 16, 20)

@@ -106,22 +106,26 @@ class MLCastConvGRU(Nowcasts, nn.Module):
         self.encoder, self.decoder = Coder(channels[:-1]), Coder(channels[:0:-1])
 
     def forward(self, x: Tensor, steps: int, ensemble_size: int = 1) -> Tensor:
+        return self._run(x, steps, ensemble_size, ensemble_size > 1 or self.noisy_decoder)
+
+    def _run(self, x: Tensor, steps: int, ensemble_size: int, noisy: bool) -> Tensor:
         self._check(x, steps, ensemble_size)
         batch, _, _, height, width = x.shape
         multiple = 2**self.num_blocks
         x = F.pad(x, (0, to_multiple(width, multiple), 0, to_multiple(height, multiple)))
         states = self._encode(x)
-        members = ensemble_size if ensemble_size > 1 or self.noisy_decoder else 0
-        y = self._decode(states, steps, members)  # (steps * members * B, C, H, W)
+        y = self._decode(states, steps, ensemble_size if noisy else 0)  # (steps * members * B, C, H, W)
         y = y.unflatten(0, (steps, ensemble_size, batch)).permute(2, 0, 1, 3, 4, 5).flatten(2, 3)
         return y[..., :height, :width]
 
-    def forecast(self, frames: Tensor, steps: int) -> Tensor:
+    def forecast(self, frames: Tensor, steps: int, members: int | None = None) -> Tensor:
         """The n frames after the known ones (B, T, 1, H, W), both as fastds scales them, (dBZ - floor) / (ceiling -
-        floor), clipped to [0, 1]; missing values (NaN) count as dry. The noise of a noisy decoder is torch's."""
+        floor), clipped to [0, 1]; missing values (NaN) count as dry. members: so many, (B, n, members, H, W), each with
+        noise for d_n; None: one, with noise where the decoder is noisy. The noise is torch's."""
         height, width = frames.shape[-2:]
         x = 2 * pad_to_multiple(frames, 2**self.num_blocks).clamp(0, 1) - 1  # forward would pad by 0, which is 30 dBZ
-        return ((self(x, steps)[..., :height, :width] + 1) / 2).clamp(0, 1)
+        y = self._run(x, steps, members or 1, self.noisy_decoder or members is not None)
+        return ((y[..., :height, :width] + 1) / 2).clamp(0, 1)
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         """Of every block the last map it gives, the deepest first."""

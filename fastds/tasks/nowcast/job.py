@@ -44,7 +44,17 @@ from fastds.tasks.nowcast.forecasts import (
     members_of,
     thresholds_of,
 )
-from fastds.tasks.nowcast.members import LAW, Ensemble, exceedance, from_outside, known_echo, paths_of, weakest_echo
+from fastds.tasks.nowcast.members import (
+    LAW,
+    OWN,
+    Ensemble,
+    OwnMembers,
+    exceedance,
+    from_outside,
+    known_echo,
+    paths_of,
+    weakest_echo,
+)
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
 
@@ -76,7 +86,8 @@ class Options:
         block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
         smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
             moving air else take from the last field.
-        members: of an ensemble around the mean forecast, along a new first dimension `realization`; None: one forecast.
+        members: of an ensemble around the mean forecast, or that the network draws itself, along a new first dimension
+            `realization`; None: one forecast.
         seed: of the members; None: 0. Member k of a start is the same whatever the number of members.
         probability: rain rates in mm/h; the share of the members that reach each is given in place of the members, of
             which then 24 are drawn where no number is given.
@@ -163,7 +174,8 @@ class NowcastJob:
         self.first, self.ensemble = _first(options), None
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
         if options.drawn:
-            self.ensemble = Ensemble(method.card, options.seed or 0, self.law)
+            kind = OwnMembers if method.draws else Ensemble
+            self.ensemble = kind(method, self.computed, options.seed or 0, self.law)
         name = QUANTITIES[options.quantity][0] if options.probability is None else PROBABILITY
         dims = REFERENCE, PERIOD, *source.dims[1:]
         self.variables = {name: ((*lead, *dims), (*lead.values(), *shape))}
@@ -210,10 +222,8 @@ class NowcastJob:
         with computing(self.method.model, self.computed), bar as advance:
             for number, start in enumerate(starts):
                 known = self._known(start.frames)
-                with self.computed.autocast():
-                    forecast = self.method(known, steps)
                 paths = paths_of(known_echo(known, floor), steps) if self.method.moves else None
-                for place, fields in enumerate(self._drawn(known, paths, forecast, start)):
+                for place, fields in enumerate(self._drawn(known, paths, start)):
                     z[place, number] = fields[order]
                     z[place, number][:, np.isnan(known[-1])[order]] = np.nan
                 for mask in outside:
@@ -232,17 +242,16 @@ class NowcastJob:
         """The index of rows and columns for the method, and back: upright, but for a network that was trained else."""
         return upright(self.source.raw) if getattr(self.method.model, "upright", True) else (...,)
 
-    def _drawn(
-        self, known: np.ndarray, paths: torch.Tensor | None, forecast: np.ndarray, start: Start
-    ) -> Iterable[np.ndarray]:
+    def _drawn(self, known: np.ndarray, paths: torch.Tensor | None, start: Start) -> Iterable[np.ndarray]:
         """The forecast, its members, or how many of them reach the thresholds, each (leads, h, w)."""
+        steps, count = len(self.leads), self.options.drawn
         if self.ensemble is None:
-            return [forecast]
-        members = self.ensemble.draw(known, paths, forecast, start.time, self.options.drawn)
+            with self.computed.autocast():
+                return [self.method(known, steps)]
+        members = self.ensemble.draw(known, paths, steps, start.time, count)
         if self.options.probability is None:
             return members
-        reached = rate_to_reflectivity(np.array(self.options.probability), self.law)
-        return exceedance(members, self.options.drawn, reached)
+        return exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.law))
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
@@ -347,7 +356,8 @@ def _settings(method: Method, factor: int, interval: float, options: Options, co
     if method.card.licence:
         settings["fastds_model_licence"] = method.card.licence
     if options.drawn:
-        settings |= {"fastds_members": options.drawn, "fastds_seed": options.seed or 0, "fastds_errors": LAW}
+        errors = OWN if method.draws else LAW
+        settings |= {"fastds_members": options.drawn, "fastds_seed": options.seed or 0, "fastds_errors": errors}
     return settings
 
 

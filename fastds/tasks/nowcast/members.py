@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Members of an ensemble nowcast: the law of the method's errors, drawn with noise of the observed texture."""
+"""Members of an ensemble nowcast: the law of the method's errors, drawn with noise of the observed texture; or those
+that a network draws itself."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ from torch import Tensor
 
 from fastds.data import rate_to_reflectivity
 from fastds.data.grid.times import text_of
-from fastds.models import ModelCard, load
+from fastds.models import load
 from fastds.models.baselines.extrapolation import trajectories
 from fastds.models.baselines.rims import Origins
 from fastds.models.db_rnn.lagrangian import backward_flow
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, rain_rate
+from fastds.tasks.common.settings import Settings
+from fastds.tasks.nowcast.methods import Method
 from fastds.tasks.nowcast.windows import WET_RATE
 
 LAW = "nowcast-errors"  # the shipped law
+OWN = "noise of the network"  # in place of the law
+_TOGETHER = 4  # members that a network draws at once, for the sake of memory
 _RANGE_DB = 60.0  # of the fields that the motion is estimated of
 _MOST = 20.0  # dBZ, of a weakest echo: fields that are wet everywhere show none
 _WEAKEST = 0.02  # share of the wet pixels that the weakest echo leaves out: single pixels
@@ -62,20 +67,23 @@ class Ensemble:
     the last field: dry is dry, and the distribution of the members at a pixel is the law's. The mean of their rain is
     that of the last field, moved, as far as it was observed: m is raised or lowered everywhere, see balanced.
 
-    Args: card: of the method, for the floor and ceiling of echo. seed: of all; member k of a start is the same whatever
-    the number of members and the other starts. z_r: (a, b) of rain rates.
+    Args: method, computed: of the mean forecast, and how. seed: of all; member k of a start is the same whatever the
+    number of members and the other starts. z_r: (a, b) of rain rates.
     """
 
-    def __init__(self, card: ModelCard, seed: int, z_r: tuple[float, float]):
-        self.floor, self.ceiling = float(card.floor_dbz), float(card.ceiling_dbz)
-        self.seed, self.z_r, self.law = seed, z_r, _law()
+    def __init__(self, method: Method, computed: Settings, seed: int, z_r: tuple[float, float]):
+        self.method, self.computed, self.seed, self.z_r = method, computed, seed, z_r
+        self.floor, self.ceiling = float(method.card.floor_dbz), float(method.card.ceiling_dbz)
+        self.law = _law()
 
-    def draw(self, z: np.ndarray, paths: Tensor, mean: np.ndarray, start: object, members: int) -> Iterator[np.ndarray]:
+    def draw(self, z: np.ndarray, paths: Tensor, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
         """Members (steps, H, W) in dBZ, floor = no echo, one after the other; in memory are the law's fields and one.
 
-        z: known fields (known >= 2, H, W) in dBZ, NaN = missing. paths: as paths_of gives them. mean: the forecast
-        (steps, H, W). start: the time of the last known field.
+        z: known fields (known >= 2, H, W) in dBZ, NaN = missing. paths: as paths_of gives them. start: the time of the
+        last known field.
         """
+        with self.computed.autocast():
+            mean = self.method(z, steps)
         valid = ~np.isnan(z[-1])
         least = least_echo(z[-1], self.z_r)
         if not (z[-1][valid] >= least).any():
@@ -106,6 +114,30 @@ class Ensemble:
             law = self.law(around.features(lead, least - self.floor))
             laws.append(balanced(law, target, around.known(lead), around.valid, rain, slope))
         return laws
+
+
+class OwnMembers:
+    """Members of a network that draws them itself, with the noise that it was trained with; no echo below the rate of
+    a wet area.
+
+    Args: as of Ensemble.
+    """
+
+    def __init__(self, method: Method, computed: Settings, seed: int, z_r: tuple[float, float]):
+        self.method, self.computed, self.seed, self.least = method, computed, seed, weakest_echo(z_r)
+
+    def draw(self, z: np.ndarray, paths: object, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
+        """As of Ensemble."""
+        floor = np.float32(self.method.card.floor_dbz)
+        if not (z[-1] >= self.least).any():
+            yield from (np.full((steps, *z.shape[1:]), floor) for _ in range(members))
+            return
+        for first in range(0, members, _TOGETHER):
+            seed = np.random.SeedSequence(_numbers(self.seed, first, start)).generate_state(1, np.uint64)
+            with torch.random.fork_rng(), self.computed.autocast():
+                torch.manual_seed(int(seed[0]))
+                drawn = self.method.members(z, steps, min(_TOGETHER, members - first))
+            yield from np.where(drawn < self.least, floor, drawn)
 
 
 def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:

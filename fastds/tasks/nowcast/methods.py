@@ -68,6 +68,11 @@ class Method:
         """Whether it moves echo by the motion of several fields."""
         return self.name not in STILL and self.known > 1
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws members itself, with noise that it was trained with."""
+        return self._takes("members")
+
     def in_blocks(self, block: int) -> Method:
         """The method started anew from its own forecasts after every `block` fields, for long leads.
 
@@ -87,6 +92,8 @@ class Method:
 
         Raises ValueError for a method that moves nothing or takes one field, whose change cannot be seen.
         """
+        if self.draws:
+            return self
         if not self.moves:
             raise ValueError(
                 f"method {self.name} {'moves nothing' if self.name in STILL else 'takes one field'}, and members need "
@@ -108,12 +115,19 @@ class Method:
 
         Missing pixels (NaN) are filled or taken as dry, as the method does; the result has none.
         """
+        return self._run(z, steps)[0]
+
+    def members(self, z: np.ndarray, steps: int, count: int) -> np.ndarray:
+        """So many members (count, steps, H, W) of a method that draws them, else as the call."""
+        return self._run(z, steps, members=count)
+
+    def _run(self, z: np.ndarray, steps: int, **options) -> np.ndarray:
         low, high = self.card.floor_dbz, self.card.ceiling_dbz
         device = torch.device("cpu") if self.model is None else device_of(self.model)
         x = (torch.from_numpy(clip_reflectivity(z, low, high)) - low) / (high - low)
         with torch.inference_mode():
-            y = self.function(x[None, :, None].to(device), steps)
-        forecast = restore(y[0, :, 0].float().cpu().clamp(0, 1), low, high)
+            y = self.function(x[None, :, None].to(device), steps, **options)
+        forecast = restore(y[0].movedim(1, 0).float().cpu().clamp(0, 1), low, high)
         return torch.where(forecast < self.dry_below, low, forecast).numpy()
 
 
