@@ -16,6 +16,7 @@ from fastds.data import open_dataset, packages, reflectivity_to_rate, save_datas
 from fastds.metrics import crps
 from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.surroundings import FEATURES
+from fastds.models.mlcast.network import mlcast_card
 from fastds.studies import nowcast_ensembles, nowcast_law
 from fastds.studies.nowcast_law import Block, Sample, fit, samples, score
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
@@ -125,7 +126,7 @@ def test_scores_of_starts_add_up():
     together = EnsembleSums(5, [300.0])
     for x, y in zip(members.astype(np.float32), truth.astype(np.float32), strict=True):
         together.add(0, x[:, 0], y)
-        start = nowcast_ensembles.Start(None, None, 5.0, y[None])
+        start = nowcast_ensembles.Start(None, None, 5.0, 1, y[None])
         parts.append(json.loads(json.dumps(nowcast_ensembles._score(lambda start, x=x: x, start))))
     found, expected = nowcast_ensembles._rows(parts, 5.0), together.rows()
     for name, values in expected.rows.items():
@@ -146,7 +147,7 @@ def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
         made[:, 5] = np.nan
         return made
 
-    start = nowcast_ensembles.Start(None, rain, 5.0, np.zeros((2, 40, 48)))
+    start = nowcast_ensembles.Start(None, rain, 5.0, 1, np.zeros((2, 40, 48)))
     found = nowcast_ensembles._pysteps(peer, start, linear, **options)
     expected = np.where(rain[-1] < 0.1, 0, rain[-1])
     expected[5] = 0
@@ -165,7 +166,7 @@ def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
 def test_a_missing_package_of_the_peers_is_named_first(tmp_path, monkeypatch):
     monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: name != "skimage" or None)
     with pytest.raises(ImportError, match="pip install scikit-image$"):
-        nowcast_ensembles.compare(str(tmp_path), "extrapolation", 3, None, 64, str(tmp_path / "study"))
+        nowcast_ensembles.compare(str(tmp_path), "extrapolation", str(tmp_path / "study"), 3, None, 64, None)
     assert not (tmp_path / "study").exists()
 
 
@@ -174,15 +175,21 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     pytest.importorskip("skimage", reason="scikit-image is not installed (optional peer)")
     monkeypatch.setattr(nowcast_ensembles, "RADARS", {"a.nc": nowcast_ensembles.Radar(3, 3)})
     words = f"study nowcast --data.path={folder} --model=extrapolation --members=3 --window=64 --starts=1 --threads=1"
+    mlcast = models.create("mlcast-convgru", num_blocks=1)
+    mlcast.card = mlcast_card("mlcast")
+    models.save(mlcast, tmp_path / "mlcast.safetensors")
+    words += f" --mlcast={tmp_path / 'mlcast.safetensors'}"
     assert main([*words.split(), f"--output={tmp_path / 'study'}", f"--report={tmp_path / 'r.html'}"]) == 0
     said = capsys.readouterr().out
     assert "a.nc: 1 starts" in said and "| 15 | 1 |" in said and "CRPS of the members over that of STEPS" in said
-    peers = "S-PROG | extrapolation | ANVIL | LINDA"
+    peers = "S-PROG | extrapolation | ANVIL | LINDA | MLCast"
     assert f"| minutes | starts | members | STEPS | difference | their mean forecast | {peers} |" in said
-    assert len(list((tmp_path / "study" / "scores").iterdir())) == 7 and (tmp_path / "study" / "table-1.csv").exists()
+    assert len(list((tmp_path / "study" / "scores").iterdir())) == 8 and (tmp_path / "study" / "table-1.csv").exists()
     assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
     assert (
         main([*words.split(), "--against=x"]) == 2
         and "--against must be left out with --members=3" in capsys.readouterr().err
     )
     assert main([*words.split(), "--members=1"]) == 2 and "--members must be at least 2" in capsys.readouterr().err
+    alone = f"study nowcast --data.path={folder} --mlcast=m.safetensors"
+    assert main(alone.split()) == 2 and "--mlcast must be left out, got m.safetensors; only --members=N" in capsys.readouterr().err

@@ -96,6 +96,7 @@ class StudyConfig:
         report: an HTML page to write with the scores by lead of every file; None: none. Not with against.
         members: of ensembles, which are compared with methods of pysteps instead; output is then the folder that keeps
             the scores of every start, none: study-nowcast.
+        mlcast: weights of MLCast's network, whose own members are compared, too; None: they are not.
         window: of ensembles, side of the square with most echo of a file that is forecast, pixels.
         leaderboard: a file of rows, see fastds/models/README.md, that the scores are added to; None: none. Not with
             against or members.
@@ -110,6 +111,7 @@ class StudyConfig:
     threads: int | None = None
     report: str | None = None
     members: int | None = None
+    mlcast: str | None = None
     window: int = 256
     leaderboard: str | None = None
 
@@ -127,6 +129,8 @@ def study(config: StudyConfig) -> str | None:
         check_report(config.report)
     if config.members is not None:
         return _ensembles(config)
+    if config.mlcast is not None:
+        raise ValueError(f"mlcast must be left out, got {config.mlcast}; only members=N are compared with it")
     if config.leaderboard is not None and config.against is not None:
         raise ValueError(f"leaderboard must be left out with against={config.against}")
     scores: dict[str, NowcastTable] = {}
@@ -164,7 +168,8 @@ def _ensembles(config: StudyConfig) -> str:
 
     output = config.output or "study-nowcast"
     with computing(None, settle(None, config.threads)):
-        tables = compare(config.data.path, config.model, config.members, config.starts, config.window, output)
+        asked = config.members, config.starts, config.window, config.mlcast
+        tables = compare(config.data.path, config.model, output, *asked)
     for table in tables:
         print(f"\n{table.markdown()}")
     if config.report is not None:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
 from fastds.data.packages import require
+from fastds.models import load
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.folder import StudyFolder
 from fastds.studies.common.tables import ResultTable
@@ -44,6 +46,7 @@ RADARS = {
 }
 OURS, MEAN, STEPS = "members", "their mean forecast", "STEPS"
 SINGLES = (SPROG, EXTRAPOLATION, ANVIL, LINDA) = ("S-PROG", "extrapolation", "ANVIL", "LINDA")
+MLCAST = "MLCast"
 ENSEMBLES = (OURS, STEPS)
 MINUTES = (5, 10, 15, 20, 30, 45, 60, 90, 120)
 _KNOWN, _RATE = 5, RATES.index(2.0)
@@ -52,28 +55,34 @@ _DRY_DB = -15.0  # of pysteps' fields where it does not rain
 
 class Start(NamedTuple):
     """What is forecast from: the dataset up to the start, and for pysteps the last three fields in mm/h on the cells of
-    the forecast; cadence in minutes; truth (n, h, w) in mm/h, NaN = missing."""
+    the forecast, each `factor` of the file's; cadence in minutes; truth (n, h, w) in mm/h, NaN = missing."""
 
     dataset: xr.Dataset
     rain: np.ndarray
     cadence: float
+    factor: int
     truth: np.ndarray
 
 
-def compare(path: str, model: str, members: int, starts: int | None, window: int, output: str) -> list[ResultTable]:
+def compare(
+    path: str, model: str, output: str, members: int, starts: int | None, window: int, mlcast: str | None
+) -> list[ResultTable]:
     """The tables of all radars together, and CRPS by radar. Scores of every start are kept in the folder output, and
     only those that are not there are computed. starts: of a file, at most. window: side of the square with most echo
-    that is forecast, pixels. Raises: ImportError where a package of the peers is missing, before the first."""
+    that is forecast, pixels. mlcast: weights of MLCast's network, or None. Raises: ImportError where a package of the
+    peers is missing, before the first."""
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
-    folder = StudyFolder(output, {"model": model, "members": members, "window": window})
-    found: dict[str, list[tuple[str, dict]]] = {name: [] for name in (OURS, MEAN, STEPS, *SINGLES)}
+    beside = {} if mlcast is None else {"mlcast": mlcast}
+    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | beside)
+    methods = _methods(model, members, mlcast)
+    found: dict[str, list[tuple[str, dict]]] = {name: [] for name in methods}
     for file, radar in RADARS.items():
         with open_dataset(pathlib.Path(path) / file) as dataset:
             dataset = _window(dataset, window).load()
         count = dataset.sizes["time"] - radar.steps
         for frame in list(range(_KNOWN - 1, count, radar.every))[:starts]:
             start = _start(dataset, model, frame, radar.steps)
-            for name, make in _methods(model, members).items():
+            for name, make in methods.items():
                 place = f"scores/{file.removesuffix('.nc')}-{frame}-{name.replace(' ', '-')}"
                 found[name].append((file, folder.once(place, lambda make=make, start=start: _score(make, start))))
         print(f"{file}: {len([one for one, _ in found[OURS] if one == file])} starts", flush=True)
@@ -101,19 +110,20 @@ def _start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Start:
     z = coarse_fields(to_reflectivity(dataset), frames, job.factor, 0.0)
     rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.law, 0.0))
     truth = np.where(np.isnan(rain[2]), np.nan, rain[3:])
-    return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, truth)
+    return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, job.factor, truth)
 
 
-def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray]]:
+def _methods(model: str, members: int, mlcast: str | None) -> dict[str, Callable[[Start], np.ndarray]]:
     """Name -> forecasts (M, n, h, w) in mm/h of a start."""
 
     method, _ = pick_method(model)
     smooth = method.mean() is not method  # where it has such forecasts
 
-    def own(start: Start, **options: Any) -> np.ndarray:
+    def own(start: Start, model: str | nn.Module = model, **options: Any) -> np.ndarray:
+        options |= {"coarsen": start.factor, "interval": f"{start.cadence:g}min", "steps": len(start.truth)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            job = NowcastJob(model, to_reflectivity(start.dataset), Options(steps=len(start.truth), **options))
+            job = NowcastJob(model, to_reflectivity(start.dataset), Options(**options))
             name = next(iter(job.variables))
             return job.at_once(False, None)[name].values
 
@@ -124,6 +134,12 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
         return lambda start: _pysteps(nowcasts.get_method(name), start, linear, **options)
 
     threshold = 10 * np.log10(WET_RATE)
+    rival = None if mlcast is None else load(mlcast)
+
+    def theirs(start: Start) -> np.ndarray:
+        rival.card.input_steps = min(rival.card.input_steps, start.dataset.sizes["time"])  # 6, the first start has 5
+        return own(start, rival, members=members)
+
     return {
         OURS: lambda start: own(start, members=members),
         MEAN: lambda start: _single(own(start, smooth=smooth)),
@@ -132,6 +148,7 @@ def _methods(model: str, members: int) -> dict[str, Callable[[Start], np.ndarray
         EXTRAPOLATION: peer("extrapolation"),
         ANVIL: peer("anvil", linear=True, ar_order=1),  # of three fields
         LINDA: peer("linda", linear=True, kmperpixel=1.0, add_perturbations=False),
+        **({} if rival is None else {MLCAST: theirs}),
     }
 
 
@@ -192,13 +209,15 @@ def _rows(starts: list[dict], minutes: float) -> EnsembleRows | None:
 def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
     """CRPS, calibration, skill at 2 mm/h and seconds over all starts of all radars."""
     crps, calibration, skill = [], [], []
+    names = tuple(found)
+    others = names[1:2] + names[3:]
     for minutes in MINUTES:
         rows = {name: _rows([one for _, one in starts], minutes) for name, starts in found.items()}
         if rows[OURS] is None:
             continue
         own, steps = (_crps_of(found[name], minutes) for name in ENSEMBLES)
         labels = np.arange(len(own))[:, None]
-        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in (MEAN, *SINGLES))
+        singles = (f"{_crps_of(found[name], minutes).mean():.4f}" for name in others)
         difference = Estimate.of(own - steps, labels)
         lead = f"{minutes:g}"
         crps.append((lead, str(len(own)), f"{own.mean():.4f}", f"{steps.mean():.4f}", difference, *singles))
@@ -208,13 +227,12 @@ def _by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
         skills = [(s, rows) for s in ("csi", "fss")] + [("csi_matched", {name: rows[name] for name in ENSEMBLES})]
         fields = [f"{row.rows[score][0, _RATE]:.3f}" for score, some in skills for row in some.values()]
         skill.append((lead, *fields, *(f"{rows[name].rows['rain'][0]:.2f}" for name in ENSEMBLES)))
-    names = tuple(found)
     pairs = tuple(f"{score}: {name}" for score in ("spread/skill", "rank", "largest", "mean") for name in ENSEMBLES)
     return [
         ResultTable(
             "CRPS in mm/h (of single fields the mean absolute error), mean over starts, and members less STEPS with "
             "its interval",
-            ("minutes", "starts", *ENSEMBLES, "difference", *names[1:2], *names[3:]), crps, 4, "+",
+            ("minutes", "starts", *ENSEMBLES, "difference", *others), crps, 4, "+",
         ),
         ResultTable(
             "Spread over skill, largest difference of the rank histogram from flat, and difference of forecast "
