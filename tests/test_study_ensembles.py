@@ -192,4 +192,7 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     )
     assert main([*words.split(), "--members=1"]) == 2 and "--members must be at least 2" in capsys.readouterr().err
     alone = f"study nowcast --data.path={folder} --mlcast=m.safetensors"
-    assert main(alone.split()) == 2 and "--mlcast must be left out, got m.safetensors; only --members=N" in capsys.readouterr().err
+    assert (
+        main(alone.split()) == 2
+        and "--mlcast must be left out, got m.safetensors; only --members=N" in capsys.readouterr().err
+    )
