@@ -13,8 +13,9 @@ from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.card import ANY
 from fastds.ops.impl.inr_query.points import PointSpec
+from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
+from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
 from fastds.tasks.fields.config import TrainingConfig
@@ -90,7 +91,7 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
         model.mean.copy_(data.mean), model.std.copy_(data.std)
         if config.data.statics:
             model.static_mean.copy_(data.static_mean), model.static_std.copy_(data.static_std)
-    fill_card(model.card, c.card)
+    fill_card_of_run(model.card, config)
     if config.data.each:
         model.card.input_variables = model.card.output_variables = [{"name": ANY}]
     elif [v.get("name") for v in model.card.input_variables] != variables:

@@ -15,8 +15,9 @@ from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
+from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, begin, fill_card, run
+from fastds.tasks.common.run_folder import ExportBest, begin, run
 from fastds.tasks.common.training import TimedModule
 from fastds.tasks.common.verdict import against
 from fastds.tasks.humidity.config import TrainingConfig
@@ -278,7 +279,7 @@ def build(config: TrainingConfig) -> AdversarialModule:
         raise ValueError(
             f"loss: content 'crps' and noise_free_weight are for a generator with noise; {c.start or c.name!r} has none"
         )
-    fill_card(generator.card, c.card)
+    fill_card_of_run(generator.card, config)
     generator.card.offset, generator.card.range = config.data.offset, config.data.range
     generator.card.coarsening = config.data.coarsening
     return AdversarialModule(generator, critic, config, max(1, config.data.epoch_samples // config.data.batch_size))

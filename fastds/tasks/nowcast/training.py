@@ -18,8 +18,9 @@ from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.network import NowcastModel
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
+from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.lightning_extra import L
-from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
+from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
 from fastds.tasks.nowcast.config import STAGES, TrainingConfig
@@ -219,7 +220,7 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
             f"model.name: {c.start or c.name!r} cannot be trained to nowcast, which takes a network of the DB-RNN "
             "family or simvp, such as nowcast-small or ms-convlstm"
         )
-    fill_card(model.card, c.card)
+    fill_card_of_run(model.card, config)
     model.card.input_steps = config.data.known
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model

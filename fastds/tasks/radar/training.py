@@ -11,8 +11,9 @@ from torch import Tensor
 from fastds import models
 from fastds.models.baselines import advection, trilinear
 from fastds.models.baselines.unet import UNet, UNet3D
+from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.lightning_extra import L, callbacks
-from fastds.tasks.common.run_folder import ExportBest, averaging, begin, fill_card, run
+from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
 from fastds.tasks.radar.config import TrainingConfig
@@ -119,7 +120,7 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
         )
     if not c.start and c.input_gain != 1.0:
         scale_initial_weights(model, c.input_gain)
-    fill_card(model.card, c.card)
+    fill_card_of_run(model.card, config)
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
 
