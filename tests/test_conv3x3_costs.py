@@ -6,6 +6,25 @@ import torch
 
 from fastds.ops.impl.conv3x3 import costs
 
+INTEL, AMD = {"cpu_name": "Intel Xeon"}, {"cpu_name": "AMD EPYC"}
+
+
+@pytest.mark.parametrize(
+    ("isa", "has", "row"),
+    [
+        ("avx2", AMD | {"amx_bf16": True}, "avx2"),
+        ("neon", {}, "avx2"),
+        ("avx512", INTEL, "avx512"),
+        ("avx512", AMD, "amd"),
+        ("avx512", INTEL | {"amx_bf16": True}, "amx"),
+    ],
+)
+def test_which_costs_a_machine_has(isa, has, row, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert costs.machine.__wrapped__(isa, torch.bfloat16) == row
+    plain = costs.machine.__wrapped__(isa, torch.float32)
+    assert plain == ("avx512" if row == "amx" else row) and (plain, "float32", False) in costs.COSTS
+
 
 @pytest.mark.parametrize("name", costs.TERMS)
 @pytest.mark.parametrize("longer", range(5), ids=["batch", "inputs", "outputs", "height", "width"])

@@ -400,6 +400,20 @@ def test_windows_of_probabilities_score_as_fields_do(event):
     assert sums.rows().rows["fss"][0, 1] == pytest.approx(expected, abs=0.02)
 
 
+def test_wet_area_and_mean_rain_are_ratios_to_the_truth():
+    """Of members their mean share of wet pixels and their mean rain; missing pixels count nowhere."""
+    from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
+
+    truth = np.zeros((4, 8), np.float32)
+    truth[0, :4], truth[3] = 2.0, np.nan
+    members = np.stack([np.full((4, 8), 0.09, np.float32), np.zeros((4, 8), np.float32)])
+    members[0, :2], members[1, 0, 0] = 1.0, 4.0
+    sums = EnsembleSums(2, [300.0])
+    sums.add(0, members, truth)
+    rows = sums.rows().rows
+    assert rows["wet"][0] == pytest.approx((16 + 1) / 2 / 4) and rows["rain"][0] == pytest.approx((16 + 4) / 2 / 8)
+
+
 # ---- options
 
 

@@ -29,6 +29,19 @@ def test_a_wave_has_its_power_at_its_wavelength():
         power_spectrum(torch.zeros(3))
 
 
+def test_power_of_a_ring_is_the_mean_of_its_modes():
+    """Of 4 x 5 pixels, with the DCT written out."""
+    field = torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) + 20
+    rows, columns = ([[np.cos(np.pi * k * (x + 0.5) / n) for x in range(n)] for k in range(n)] for n in (4, 5))
+    modes = np.array(rows) @ field.double().numpy() @ np.array(columns).T
+    modes *= np.outer(np.where(np.arange(4), 0.5**0.5, 0.5), np.where(np.arange(5), 0.4**0.5, 0.2**0.5))
+    k = np.hypot(*np.meshgrid(np.arange(4) / 8, np.arange(5) / 10, indexing="ij"))
+    rings = [(k > 0) & (k < 0.25), (k >= 0.25) & (k < 0.5)]
+    wavenumber, power = power_spectrum(field)
+    assert wavenumber.tolist() == [0.125, 0.375]
+    np.testing.assert_allclose(power, [np.mean(modes[ring] ** 2) for ring in rings], rtol=1e-6)
+
+
 def test_errors_are_drawn_at_the_middle_of_their_classes():
     curves, truth = Curves(None), torch.full((8, 8), 22.0)
     curves.add_errors({"a": truth + 3}, truth, torch.ones(8, 8, dtype=torch.bool))

@@ -131,6 +131,12 @@ def test_a_statistic_is_drawn_by_blocks():
     with np.errstate(invalid="ignore"):
         none = Estimate.by(lambda w: (w @ (0 * hits)) / (w @ (0 * hits)), np.arange(5)[:, None])
     assert np.isnan(none).all()
+    for share, there in ((0.4, True), (0.6, False)):
+
+        def partly(w, share=share):  # all samples have one, which are a single draw
+            return np.where(np.arange(len(w)) < (len(w) > 1) * share * len(w), np.nan, w @ hits)
+
+        assert np.isfinite(Estimate.by(partly, np.arange(5)[:, None]).low) == there
 
 
 # ---- radar files
