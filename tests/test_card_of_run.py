@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The card of a training: its own name and files."""
 
+import pathlib
+
 import pytest
 
 pytest.importorskip("lightning", reason="training extra is not installed")
@@ -59,6 +61,7 @@ def test_weights_that_are_trained_further_tell_of_both():
 
 
 def test_a_name_of_its_own_stays():
+    assert card_of(nowcast(["--model=ms-convlstm", "--data.path=."])).training_data == [pathlib.Path.cwd().name]
     config = nowcast(["--model=ms-convlstm", "--data.path=.", "--model.card={name: ours, training_data: [x]}"])
     card = card_of(config)
     assert (card.name, card.training_data) == ("ours", ["x"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The card of a network that is trained: its own name and data, whatever configuration it was trained by."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -54,4 +55,4 @@ def _files(data: Mapping[str, Any]) -> set[str]:
     """The names of the files that data name, or of the path where they name none."""
     named = {*(data.get("blocks") or ()), *(data.get("sources") or ())}
     named |= {entry.partition(":")[0] for entry in data.get("each") or ()}
-    return named or {pathlib.Path(data["path"]).name}
+    return named or {os.path.basename(os.path.abspath(data["path"]))}  # the path may be "."
