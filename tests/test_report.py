@@ -252,7 +252,7 @@ def test_a_card_is_that_of_the_weights(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", ["--scale 2", "--model wgan-gp-small-x2 --members 2 --var r"], ids=["inr", "members"]
+    "options", ["--scale 2", "--model wgan-gp-small-x2 --members 4 --var r"], ids=["inr", "members"]
 )
 def test_gridded_fields(tmp_path, monkeypatch, options):
     monkeypatch.chdir(tmp_path)
@@ -273,7 +273,7 @@ def test_gridded_fields(tmp_path, monkeypatch, options):
     assert main(["downscale", "in.nc", "out.nc", *options.split(), "--report", "out.html"]) == 0
     page = parsed(tmp_path / "out.html")
     titles = [frame["alt"].partition(": ")[0] for frame in page.all("img", "frame")]
-    names = ["input", "member 1", "member 2"] if "members" in options else ["input", "output"]
+    names = ["input", "member 1", "member 2", "member 3"] if "members" in options else ["input", "output"]
     times = [f"2020-01-01 {hour} UTC" for hour in ("00:00", "06:00", "12:00")]
     assert titles == [f"{name}, {time}" for name in names for time in times]
     assert "r (%)" in (tmp_path / "out.html").read_text() and page.texts("dt").count("trained on") == 1
