@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outputs are complete or not there: devices and hard links, full disks, signals at any moment."""
 
+import asyncio
+import errno
 import os
 import re
 import signal
@@ -118,6 +120,29 @@ for size in map(int, sys.argv[1].split()):
     assert done.stderr.splitlines() == len(sizes) * [f"fastds nowcast: {output} cannot be written: File too large"]
     with open_dataset(output) as kept:
         assert kept.equals(open_dataset(folder / "in.nc")) and os.listdir(tmp_path) == [output.name]
+
+
+def test_chunks_that_are_still_written_do_not_bring_back_what_failed(tmp_path, monkeypatch):
+    """Zarr writes several at once: one fails, the others take a while longer."""
+    pytest.importorskip("zarr", reason="zarr is not installed")
+    from zarr.storage import LocalStore
+
+    put, late = LocalStore.set, []
+
+    async def slow(store, key, value, *rest):
+        if key.startswith("reflectivity/c/0"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if key.startswith("reflectivity/c/"):
+            await asyncio.sleep(0.2)
+            late.append(key)
+        await put(store, key, value, *rest)
+
+    monkeypatch.setattr(LocalStore, "set", slow)
+    event = synthetic_event(5, frames=4, shape=(32, 32)).chunk(time=1)
+    with pytest.raises(OSError, match="o.zarr cannot be written: No space left on device"):
+        save_dataset(event, tmp_path / "o.zarr")
+    time.sleep(0.4)
+    assert late and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_under_tables_pictures_weights_and_waiting_fields(tmp_path):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write fields to NetCDF-4 and Zarr."""
 
+import asyncio
+import contextlib
 import logging
 import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import h5netcdf
@@ -17,6 +19,7 @@ from fastds._outputs import place_of, replacing
 from fastds.data.io.sink import sink
 from fastds.data.packages import require
 
+_SETTLED_S = 60  # that chunks under way are waited for
 _CALENDAR_UNITS = ("month", "year", "common_year")
 _OTHER_FORMATS = (".grib", ".grib2", ".grb", ".grb2", ".tif", ".tiff", ".csv", ".png", ".npy", ".npz")
 
@@ -66,11 +69,29 @@ def _write_zarr(dataset: xr.Dataset, path: pathlib.Path) -> None:
     encoding = {name: _plain_encoding(v) for name, v in dataset.variables.items()}
     with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
         warnings.filterwarnings("ignore", "Consolidated metadata")
-        try:
+        with settled_writes():
             dataset.to_zarr(path, mode="w", encoding=encoding)
-        except OSError:  # of the other chunks under way each would be told of later, on a full disk
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            raise
+
+
+@contextlib.contextmanager
+def settled_writes() -> Iterator[None]:
+    """A block that writes Zarr, at whose end, after an error too, nothing is being written any more.
+
+    Zarr writes several chunks at once; those that are under way after an error would bring back a folder that was
+    removed."""
+    from zarr.core.sync import sync
+
+    async def others() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SETTLED_S)
+
+    try:
+        yield
+    except BaseException:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each of the others would be told of, on a full disk
+        sync(others())
+        raise
 
 
 def _write_netcdf(dataset: xr.Dataset, path: pathlib.Path) -> None:

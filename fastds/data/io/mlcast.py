@@ -15,6 +15,7 @@ from fastds._outputs import replacing
 from fastds.data.grid.grids import METRES, grid_mappings
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import rain_units
+from fastds.data.io.files import settled_writes
 from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 
@@ -169,10 +170,11 @@ def _write(source: ReflectivityInput, still: xr.Dataset, path: pathlib.Path, wat
     blocks = [range(start, min(start + most, count)) for start in range(0, count, most)]
     for block in watch(blocks):
         part = _part(source, block)
-        if block.start:
-            part.to_zarr(path, append_dim="time", consolidated=True)
-        else:
-            _first(part, still).to_zarr(path, mode="w", zarr_format=2, consolidated=True, encoding=_encoding(part))
+        with settled_writes():
+            if block.start:
+                part.to_zarr(path, append_dim="time", consolidated=True)
+            else:
+                _first(part, still).to_zarr(path, mode="w", zarr_format=2, consolidated=True, encoding=_encoding(part))
 
 
 def _first(part: xr.Dataset, still: xr.Dataset) -> xr.Dataset:
