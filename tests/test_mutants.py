@@ -3,9 +3,10 @@
 
 import json
 
-import mutants
 import pytest
-from mutants import Mutant
+from mutants import __main__ as campaign
+from mutants import calls
+from mutants.errors import Mutant, mutants_of, mutated
 
 SOURCE = """def larger(a: int | None, b: int | None = 3) -> int | None:
     same: int | None = b
@@ -28,55 +29,140 @@ def copy(tmp_path):
 @pytest.fixture
 def found(copy):
     pytest.importorskip("cosmic_ray", reason="errors are made by cosmic-ray (extra 'test')")
-    return mutants.mutants_of(copy / "product.py", copy)
+    return mutants_of(copy / "product.py", copy)
 
 
 def test_annotations_are_left_alone(found):
     assert not [m for m in found if "Operator_BitOr" in m.operator]
     assert {m.line for m in found} == {1, 3}  # the default 3, and what is computed
-    changed = {mutants.mutated(SOURCE, m) for m in found}
+    changed = {mutated(SOURCE, m) for m in found}
     assert len(changed) > 10 and SOURCE.replace("b + 0", "b - 0") in changed
 
 
 def test_what_becomes_of_an_error(found, copy):
     results = {}
     for mutant in found:
-        line = mutants.mutated(SOURCE, mutant).splitlines()[2]
+        line = mutated(SOURCE, mutant).splitlines()[2]
         if line in ("    return a if a < same else b + 0", "    return a if a > same else b - 0"):
-            results[line] = mutants.tried(mutant, copy, ["test_product.py"], 60)["outcome"]
+            results[line] = campaign.tried(mutant, copy, ["test_product.py"], 60)["outcome"]
     assert sorted(results.values()) == ["killed", "survived"] and (copy / "product.py").read_text() == SOURCE
-    assert mutants.tried(found[0], copy, [], 60) == {"outcome": "uncovered"}
+    assert campaign.tried(found[0], copy, [], 60) == {"outcome": "uncovered"}
 
 
-def test_files_that_run_most_of_the_file_a_second_are_tried_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(mutants, "ROOT", tmp_path)
-    (tmp_path / "a.py").write_text("def f(\n    a,\n):\n    x = [\n        1,\n    ]\n    return x\n")
+PRODUCT = """from functools import cache
+
+ONE = 1
+
+@cache
+def imported():
+    return ONE
+
+def shared():
+    return 2
+
+def outer():
+    def inner():
+        return 3
+    return inner
+
+imported()
+"""
+TESTS = """import os, pytest, subprocess, sys, threading
+from fastds import product
+
+@pytest.fixture(scope="module")
+def two():
+    return product.shared()
+
+def test_nothing(two):
+    pass
+
+def test_function():
+    product.shared(), product.outer()
+
+def test_thread():
+    (thread := threading.Thread(target=product.outer)).start()
+    thread.join()
+
+def test_program():
+    subprocess.run([sys.executable, "-c", "from fastds import product; product.outer()()"], check=True)
+
+def test_fork():
+    if not (child := os.fork()):
+        product.outer()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+@pytest.mark.parametrize("text", ["a - b", "c d"])
+def test_failing(text):
+    product.outer()
+    assert text == "c d"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    (tmp_path / "fastds").mkdir()
+    (tmp_path / "fastds" / "product.py").write_text(PRODUCT)
+    (tmp_path / "test_it.py").write_text(TESTS)
+    monkeypatch.setattr(calls, "ROOT", tmp_path)
+    monkeypatch.setattr(calls, "CACHE", tmp_path / "cache")
+    calls.functions.cache_clear()
+    return tmp_path
+
+
+def names(tests):
+    return {test.partition("::test_")[2] for test in tests}
+
+
+def test_who_calls_a_function(tree, capsys):
+    found = calls.measured("test_it.py")
+    there = found["calls"]["fastds/product.py"]
+    passed = {"nothing", "function", "thread", "program", "fork", "failing[c d]"}
+    assert names(found["seconds"]) == passed == names(there["5"])  # imported: by all; line 5 is the decorator
+    assert names(there["9"]) == passed and there["9"][0] == "test_it.py::test_function"  # fixtures come after tests
+    assert names(there["12"]) == passed - {"nothing"} and names(there["13"]) == {"program"}
+    assert "measured test_it.py: 6 tests" in capsys.readouterr().out
+    assert calls.measured("test_it.py") == found and not capsys.readouterr().out  # from the cache
+    (tree / "fastds" / "product.py").write_text(PRODUCT + "\n")
+    calls.measured("test_it.py")
+    assert "measured" in capsys.readouterr().out
+
+
+def error_at(line):
+    return Mutant("fastds/product.py", "core/NumberReplacer", 0, line)
+
+
+def test_tests_of_an_error(tree):
+    there = {"fastds/product.py": {"9": ["a", "b"], "12": ["b", "c"], "13": []}}
+    assert calls.callers(error_at(10), there) == ["a", "b"]
+    assert calls.callers(error_at(14), there) == ["b", "c"]  # nobody calls the inner function
+    assert calls.callers(error_at(3), there) == ["a", "b", "c"]  # a constant: all of the file
+    assert calls.callers(error_at(7), there) == [] and calls.callers(error_at(3), {}) == []
+
+
+def test_one_test_of_each_file_comes_first(tree):
     known = {
-        name: {"passed": passed, "seconds": seconds, "lines": {"a.py": lines}}
-        for name, passed, seconds, lines in (
-            ("slow", True, 50, [4]), ("own", True, 2, [1, 4, 7]), ("broken", False, 1, [4]), ("other", True, 1, [1, 7]),
-            ("quick", True, 1, [4])
-        )
-    }  # fmt: skip
-    mutant = Mutant("a.py", "core/NumberReplacer", 0, 5)
-    assert mutants.covering(mutant, known, 60) == (["own", "quick", "slow"], 3)
-    assert mutants.covering(mutant, known, 52) == (["own", "quick"], 3)
-    assert mutants.covering(mutant, known, 1) == (["own"], 3) and mutants.covering(mutant, {}, 9) == ([], 0)
-    known["slow"]["lines"]["a.py"] = list(range(90))
-    assert mutants.covering(mutant, known, 51) == (["slow", "quick"], 3)  # the second takes more than is left
+        "x": {"seconds": {"own": 30, "x2": 1}, "calls": {"fastds/product.py": {"9": ["own", "x2"]}}},
+        "y": {"seconds": {"y1": 5, "y2": 8}, "calls": {"fastds/product.py": {"9": ["y1", "y2"], "12": ["y2"]}}},
+        "z": {"seconds": {"z": 1}, "calls": {}},
+    }
+    assert calls.chosen(error_at(10), known, 100) == (["y1", "own", "x2", "y2"], 4)
+    assert calls.chosen(error_at(10), known, 36) == (["y1", "own", "x2"], 4)
+    assert calls.chosen(error_at(12), known, 1) == (["y2"], 1) and calls.chosen(error_at(7), known, 9) == ([], 0)
 
 
 def test_a_log_is_read_back_and_summed_up(tmp_path):
     places = [("fastds/a.py", 3, "killed"), ("fastds/b/c.py", 9, "survived"), ("fastds/b/d.py", 1, "killed")]
     lines = [
         json.dumps({"mutant": {"path": path, "operator": "core/AddNot", "occurrence": 0, "line": line},
-                    "outcome": outcome, "what": "x  ->  not x", "files": [2, 5]})
+                    "outcome": outcome, "what": "x  ->  not x", "tests": [2, 5]})
         for path, line, outcome in places
     ]  # fmt: skip
     (tmp_path / "log").write_text("\n".join(lines) + '\n{"mutant": {"pa')
-    results = mutants.resumed(tmp_path / "log")
+    results = campaign.resumed(tmp_path / "log")
     assert [r["outcome"] for r in results.values()] == ["killed", "survived", "killed"]
-    said = mutants.summary(results).splitlines()
+    said = campaign.summary(results).splitlines()
     assert [line.split()[:3] for line in said[1:4]] == [["fastds", "1", "0"], ["fastds/b", "1", "1"], ["all", "2", "1"]]
-    assert said[4] == "survived, 2 of 5 files: fastds/b/c.py:9 x  ->  not x"
-    assert mutants.resumed(tmp_path / "none") == {}
+    assert said[4] == "survived, 2 of 5 tests: fastds/b/c.py:9 x  ->  not x"
+    assert campaign.resumed(tmp_path / "none") == {}

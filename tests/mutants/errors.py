@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which small errors there are: those of cosmic-ray's operators, annotations left out."""
+
+import ast
+import dataclasses
+import random
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """The error that an operator makes at its n-th place in a file; line: of that place."""
+
+    path: str
+    operator: str
+    occurrence: int
+    line: int
+
+
+def annotations(source: str) -> list[tuple]:
+    """Where annotations start and end, (line, column): mutants of these change nothing."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        found += [getattr(node, name, None) for name in ("annotation", "returns")]
+    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in found if isinstance(n, ast.AST)]
+
+
+def mutants_of(path: Path, root: Path = ROOT) -> list[Mutant]:
+    """All errors of all operators in a file."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    source, found = path.read_text(), []
+    nodes, left_out = list(ast_nodes(get_ast(source))), annotations(source)
+    for name in operator_names():
+        operator = get_operator(name)
+        if operator.arguments() or name == "core/NoOp":  # for errors of one's own, and for none
+            continue
+        places = [start for node in nodes for start, _ in operator().mutation_positions(node)]
+        for k, start in enumerate(places):
+            if not any(first <= start < last for first, last in left_out):
+                found.append(Mutant(path.relative_to(root).as_posix(), name, k, start[0]))
+    return found
+
+
+def mutated(source: str, mutant: Mutant) -> str:
+    """The source with the error in it."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    return mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+
+
+def sample(count: int, seed: int, under: str) -> list[Mutant]:
+    """`count` of all errors below fastds/`under`, at random; a larger sample of a seed begins with the smaller."""
+    files = sorted((ROOT / "fastds" / under).rglob("*.py"))
+    every = [mutant for path in files for mutant in mutants_of(path)]
+    random.Random(seed).shuffle(every)
+    print(f"{len(every)} errors in {len(files)} files, {min(count, len(every))} of them drawn", flush=True)
+    return every[:count]

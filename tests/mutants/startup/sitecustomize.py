@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes down which functions of FASTDS_CALLS_OF each test calls, in every Python process that has this folder on its
+path: pytest's own, and the programs that a test starts, which inherit its PYTEST_CURRENT_TEST.
+
+A process leaves a file in FASTDS_CALLS_TO; a line is the test ("" outside of one), its phase, a file and the line where
+the function starts.
+"""
+
+import atexit
+import collections
+import json
+import os
+import sys
+import threading
+import uuid
+
+OF, TO = os.environ["FASTDS_CALLS_OF"] + os.sep, os.environ["FASTDS_CALLS_TO"]
+called = collections.defaultdict(set)  # functions by test and phase
+wanted = {}  # whether a function is one of OF
+
+
+def trace(frame, event, argument):
+    code = frame.f_code
+    if code not in wanted:
+        wanted[code] = code.co_filename.startswith(OF)
+    if wanted[code]:
+        called[os.environ.get("PYTEST_CURRENT_TEST", " ()")].add(code)
+
+
+def write() -> None:
+    sys.settrace(None)
+    with open(os.path.join(TO, uuid.uuid4().hex), "w") as out:
+        for test, functions in called.items():
+            name, _, phase = test.rpartition(" ")
+            for code in functions:
+                out.write(json.dumps([name, phase.strip("()"), code.co_filename, code.co_firstlineno]) + "\n")
+
+
+def leave(status: int, leave=os._exit) -> None:  # as forked processes end
+    write()
+    leave(status)
+
+
+os._exit = leave
+os.register_at_fork(after_in_child=called.clear)
+atexit.register(write)
+threading.settrace(trace)
+sys.settrace(trace)
