@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's program, which mypy checks (tests/test_types.py): the types that the interface promises."""
+"""A user's program, which mypy checks (tests/repository/test_types.py): the types that the interface promises."""
 
 from pathlib import Path
 from typing import assert_type

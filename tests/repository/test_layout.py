@@ -13,7 +13,7 @@ import pytest
 
 import fastds
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sorted(p for top in ("fastds", "kernels", "tests", "bench") for p in (ROOT / top).rglob("*.py"))
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".cpp", ".h", ".cu", ".cuh"})
 SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]

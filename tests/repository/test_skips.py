@@ -5,7 +5,7 @@ from pathlib import Path
 
 import forked
 
-CONFTEST = Path(__file__).parent / "conftest.py"
+CONFTEST = Path(__file__).parents[1] / "conftest.py"
 SKIPS = """
 import pytest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
 TEMPLATE = ("csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py")
 BOTH = """

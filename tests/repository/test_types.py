@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = ("fastds", "fastds.ops", "fastds.nn", "fastds.models", "fastds.models.baselines", "fastds.data",
           "fastds.metrics", "fastds.plot", "fastds.report")  # fmt: skip
 
