@@ -28,7 +28,7 @@ SHORTER = (
     (r"--max_minutes=\d+", "--max_steps=2 --threads=1"),
     (r"(study fczsm .*)--budget=\d+min", r"\1--max_steps=2 --threads=1 --data.test_samples=2 --run=[UNet]"),
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
-    (r"^pytest tests/(\S+).*$", r"test -f tests/\1"),  # this run collects it
+    (r"^pytest tests/(\S+).*$", r"test -e tests/\1"),  # this run collects it
     (r"--calls \d+", "--calls 60"),  # one of each op and kind
     (r"--loads \d+", "--loads 20"),
     (r"--workers 2", "--workers 1"),  # two are two processes that import everything: test_archive.py
