@@ -50,6 +50,19 @@ def test_fields_of_the_most_dimensions_are_taken_whatever_their_order_and_no_fla
         fastds.downscale("bicubic", data[["quality"]], scale=2)
 
 
+@pytest.mark.parametrize("model", ["inr-any", "bicubic"])
+def test_what_is_never_negative_stays_so(model):
+    """Wind speed, where no point of the file is calm; not a component of the wind, nor what is negative already."""
+    calm = xr.where(np.hypot(*np.meshgrid(np.arange(12) - 5, np.arange(10) - 4)) < 3, 0.05, 20.0)
+    data = files_variables()[["t"]].isel(time=[0]).interp(lat=np.linspace(48, 45, 10), lon=np.linspace(0, 4, 12))
+    names = {"speed": "wind_speed", "east": "eastward_wind"}
+    for name, standard in names.items():
+        data[name] = data.t.copy(data=calm[None]).assign_attrs(units="m s-1", standard_name=standard)
+    data["offset"] = (data.speed - 1).assign_attrs(data.speed.attrs)
+    least = fastds.downscale(model, data, scale=4).min()
+    assert least.speed == 0 and least.east < 0 and least.offset < -0.95
+
+
 def test_one_variable_by_its_name(path, capsys):
     words = [str(path), str(path.parent / "out.nc"), "--scale", "2", "--model", "bicubic"]
     assert main(["downscale", *words, "--units", "cm"]) == 2

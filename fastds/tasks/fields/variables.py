@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from fastds.data.grid.plausible import (
+    NOT_NEGATIVE,
     check_packing,
     check_plausible,
     plausible_range,
@@ -84,14 +85,14 @@ class Fields:
 
     def bounds(self, channel: int, field: Tensor) -> tuple[float, float]:
         """What the finer values of a field (H, W) cannot be beyond: HUMIDITY_RANGE for relative humidity; 0 below where
-        no value is negative and one in a hundred is zero (rain, radiation, cover), and 1, or 100 %, above likewise
-        (cover, masks). What packing leaves beside these, a ten thousandth of the largest value, is them."""
+        no value is negative and the quantity never is, or one value in a hundred is zero (rain, radiation, cover); 1,
+        or 100 %, above likewise (cover, masks)."""
         standard_name, units = self.kinds[channel]
         whole = next((number for unit, number in (("%", 100.0), ("1", 1.0)) if same_units(units, unit)), None)
         if standard_name == "relative_humidity" and whole is not None:
             return tuple(end * whole / 100.0 for end in HUMIDITY_RANGE)
-        low = 0.0 if _ends_at_zero(field) else -math.inf
-        return low, whole if whole is not None and _ends_at_zero(whole - field) else math.inf
+        low = 0.0 if _ends_at_zero(field, 0.0 if standard_name in NOT_NEGATIVE else 0.01) else -math.inf
+        return low, whole if whole is not None and _ends_at_zero(whole - field, 0.01) else math.inf
 
     def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
@@ -172,13 +173,14 @@ def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
     return [n for n in on_grid(dataset, grid) if not _is_flag(dataset[n].attrs)]
 
 
-def _ends_at_zero(field: Tensor) -> bool:
-    """Whether no value of a field is negative and one in a hundred is zero, but for a ten thousandth of the largest."""
+def _ends_at_zero(field: Tensor, share: float) -> bool:
+    """Whether no value of a field is negative and at least a share of them is zero. What packing leaves beside zero, a
+    ten thousandth of the largest value, is zero."""
     present = field[~torch.isnan(field)]
     if not present.numel():
         return False
     near = 1e-4 * max(float(present.max()), 0.0)
-    return bool(present.min() >= -near) and float((present <= near).sum()) >= 0.01 * field.numel()
+    return bool(present.min() >= -near) and float((present <= near).sum()) >= share * field.numel()
 
 
 def _is_flag(attrs: dict) -> bool:
