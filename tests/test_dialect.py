@@ -71,6 +71,7 @@ def test_bounds_of_every_training(task):
         ("--max_steps=0", "max_steps and max_minutes must be positive"),
         ("--max_minutes=0", "max_steps and max_minutes must be positive"),
         ("--ema_decay=1", "ema_decay must lie in"),
+        ("--output=run/w.safetensors", "output must be a folder, which gets best.safetensors, got 'run/w.safetensors'"),
         ("--devices=7", "devices must be positive and divide data.batch_size"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -72,6 +72,8 @@ class RunConfig:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed must lie in 0 to 2^32 - 1, got {self.seed}")
+        if self.output.endswith(".safetensors"):
+            raise ValueError(f"output must be a folder, which gets best.safetensors, got {self.output!r}")
         check_positive("learning_rate", self.learning_rate)
         for name, least in (("crop", 1), ("halo", 0), ("queries", 1), ("workers", 0)):
             check_least(f"data.{name}", getattr(self.data, name, least), least)
