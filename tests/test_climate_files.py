@@ -122,9 +122,12 @@ def curved(field):
     [
         (lambda d: d.isel(latitude=[3]), "latitude has a single value, and a field has two rows"),
         (lambda d: d.isel(longitude=3), "longitude has a single value"),
-        (curved, r"no regular latitude-longitude grid \(it has lat over y and x\), bring them onto one first"),
         (
-            lambda d: d.assign_coords(latitude=d.latitude + 0.02 * np.sin(np.arange(12))),
+            curved,
+            r"no regular or Gaussian latitude-longitude grid \(it has lat over y and x\), bring them onto one first",
+        ),
+        (
+            lambda d: d.assign_coords(latitude=d.latitude + 0.05 * np.sin(np.arange(12))),
             r"equally spaced, steps vary from .*; the fields are on no regular .* bring them onto one first",
         ),
         (
@@ -142,6 +145,52 @@ def test_grids_that_do_not_fit_are_told_with_a_remedy(change, message):
     field = change(field.assign_coords({n: field[n].assign_attrs(standard_name=n) for n in field.coords}))
     with pytest.raises(ValueError, match=message):
         fastds.downscale("bicubic", field, scale=2)
+
+
+def waves(latitude, longitude):
+    return 280 + 5 * np.cos(np.radians(3 * latitude))[:, None] * np.cos(np.radians(4 * longitude))
+
+
+def gaussian(rows, part=slice(None)):
+    """The global grid of a spectral model; of its rows a part."""
+    latitude = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(rows)[0]))[::-1][part]
+    longitude = np.arange(2 * rows) * 180 / rows
+    coordinates = {
+        "lat": ("lat", latitude, {"units": "degrees_north"}),
+        "lon": ("lon", longitude, {"units": "degrees_east"}),
+    }
+    field = ("lat", "lon"), waves(latitude, longitude), {"units": "K", "standard_name": "air_temperature"}
+    return xr.Dataset({"tas": field}, coordinates)
+
+
+@pytest.mark.parametrize("model", ["bicubic", "inr-any"])
+def test_a_gaussian_grid(model):
+    """Values are those of the places written: as near as on an evenly spaced grid."""
+    given = gaussian(48)
+    fine = fastds.downscale(model, given, scale=2)
+    assert fine.sizes == {"lat": 96, "lon": 192} and fine.attrs["fastds_scale"] == 2
+    assert float(fine.lat[0]) == pytest.approx(float(given.lat[0] - (given.lat[1] - given.lat[0]) / 4))
+    np.testing.assert_allclose(fine.lat.values.reshape(48, 2).mean(1)[1:-1], given.lat[1:-1], atol=3e-3)
+    np.testing.assert_allclose(fine.tas[4:-4], waves(fine.lat.values, fine.lon.values)[4:-4], atol=0.08)
+    mirrored = fastds.downscale(model, gaussian(48, slice(None, None, -1)), scale=2)
+    np.testing.assert_array_equal(mirrored.tas[::-1], fine.tas)
+    even = fastds.downscale(model, given, grid=3.0)
+    np.testing.assert_allclose(even.lat.diff("lat"), -3.0)
+    np.testing.assert_allclose(even.tas[4:-4], waves(even.lat.values, even.lon.values)[4:-4], atol=0.08)
+    like = fastds.downscale(model, given, like=gaussian(96))
+    np.testing.assert_array_equal(like.lat, gaussian(96).lat)
+    scores = fastds.evaluate(like, gaussian(96), input=given).rows["tas"]
+    assert model != "bicubic" or scores["bicubic (PRED)"] == scores["bicubic"]
+    assert scores["bicubic"]["rmse"] < 0.02
+
+
+def test_stations_near_the_poles_of_a_gaussian_grid():
+    places = [(89.9, 10.0), (-89.5, 3.0), (2.0, 359.9)]
+    rows = fastds.query("inr-any", gaussian(48), places)
+    truth = [float(waves(np.array([a]), np.array([o]))[0, 0]) for a, o in places]
+    assert [row["tas"] for row in rows] == pytest.approx(truth, abs=1.0) and abs(rows[2]["tas"] - truth[2]) < 0.06
+    with pytest.raises(ValueError, match="outside the domain"):
+        fastds.query("inr-any", gaussian(48, slice(10, 30)), [(85.0, 3.0)])
 
 
 @pytest.fixture

@@ -33,15 +33,16 @@ PLAUSIBLE = (
     ("northward_wind", "m s-1", -250.0, 250.0),
 )
 # Standard names of quantities that are never negative.
-NOT_NEGATIVE = frozenset(
-    """air_pressure air_pressure_at_mean_sea_level surface_air_pressure atmosphere_boundary_layer_thickness
-    wind_speed wind_speed_of_gust visibility_in_air surface_roughness_length surface_snow_thickness
-    relative_humidity specific_humidity humidity_mixing_ratio atmosphere_mass_content_of_water_vapor
-    rainfall_rate rainfall_flux rainfall_amount snowfall_flux snowfall_amount precipitation_flux precipitation_amount
-    lwe_precipitation_rate lwe_thickness_of_precipitation_amount convective_precipitation_flux
-    cloud_area_fraction sea_ice_area_fraction sea_surface_wave_significant_height
-    surface_downwelling_shortwave_flux_in_air surface_downwelling_longwave_flux_in_air""".split()
-)
+NOT_NEGATIVE = {
+    "air_pressure", "air_pressure_at_mean_sea_level", "surface_air_pressure", "atmosphere_boundary_layer_thickness",
+    "wind_speed", "wind_speed_of_gust", "visibility_in_air", "surface_roughness_length", "surface_snow_thickness",
+    "relative_humidity", "specific_humidity", "humidity_mixing_ratio", "atmosphere_mass_content_of_water_vapor",
+    "rainfall_rate", "rainfall_flux", "rainfall_amount", "snowfall_flux", "snowfall_amount", "precipitation_flux",
+    "precipitation_amount", "lwe_precipitation_rate", "lwe_thickness_of_precipitation_amount",
+    "convective_precipitation_flux", "cloud_area_fraction", "sea_ice_area_fraction",
+    "sea_surface_wave_significant_height", "surface_downwelling_shortwave_flux_in_air",
+    "surface_downwelling_longwave_flux_in_air",
+}  # fmt: skip
 Limits = tuple[float, float]
 REMEDY = "give the value that stands for missing, or the units, with the arguments missing and units"
 MEND_FIRST = "mend the file first"  # where no argument says what the file does not

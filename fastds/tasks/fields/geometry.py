@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regular latitude-longitude grids: that of a dataset, and finer ones by factor or spacing."""
+"""Latitude-longitude grids, regular or Gaussian: that of a dataset, and finer ones by factor or spacing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from fastds.ops.impl.inr_query.points import spacing
 
 _BRING = "bring them onto one first (cdo remapbil, xarray's interp)"
 MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
+_GAUSSIAN = 0.012  # share by which steps of latitudes may differ: Gaussian ones are 0.8 % shorter at the poles
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Coordinates of a regular latitude-longitude grid, degrees float64; rows in the order of the file.
+    """Coordinates of a regular or Gaussian latitude-longitude grid, degrees float64; rows in the order of the file.
 
     longitude: without a jump of 360 degrees. west: lowest longitude of the file's convention where it has that jump
     (350, ..., 359, 0, ..., 10), else None.
@@ -44,7 +45,8 @@ class Geometry:
 
     @property
     def steps(self) -> tuple[float, float]:
-        return spacing(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
+        """Degrees from row to row, their mean on a Gaussian grid, and from column to column."""
+        return _mean_step(self.names[0], self.latitude), spacing(self.names[1], self.longitude)
 
     @property
     def turned(self) -> tuple[bool, bool]:
@@ -65,7 +67,59 @@ class Geometry:
         """Rows and columns, fractions between, of coordinates; longitudes in either convention."""
         middle = (self.longitude[0] + self.longitude[-1]) / 2
         near = middle + torch.remainder(longitude - middle + 180, FULL_CIRCLE) - 180
-        return (latitude - self.latitude[0]) / self.steps[0], (near - self.longitude[0]) / self.steps[1]
+        return indices(self.latitude, latitude), indices(self.longitude, near)
+
+    def even(self, latitude: Tensor) -> Tensor:
+        """Where latitudes would be if those of the grid were evenly spaced. The outer cells of a Gaussian grid reach as
+        far as the poles, 0.77 steps from their centres."""
+        if _even_step(self.latitude) is not None:
+            return latitude
+        step, n = self.steps[0], self.latitude.numel()
+        polar = self.latitude[[0, -1]].abs() + abs(step) > 90
+        low, high = (-0.5 if polar[0] else -n, n - 0.5 if polar[1] else 2 * n)
+        return self.latitude[0] + step * indices(self.latitude, latitude).clamp(low, high)
+
+    def finer(self, latitude: Tensor, longitude: Tensor) -> tuple[float | None, ...]:
+        """How many times as many rows and columns another grid has in the same place; None of a single one."""
+        axes = (self.latitude, latitude), (self.longitude, longitude)
+        spans = [(t.numel() - 1, float(indices(axis, t[[0, -1]]).diff().abs())) for axis, t in axes]
+        return tuple(count / max(1e-9, span) if count else None for count, span in spans)
+
+
+def _mean_step(name: str, latitude: Tensor) -> float:
+    """As spacing, of latitudes that may be Gaussian."""
+    try:
+        return spacing(name, latitude)
+    except ValueError:
+        steps = latitude.diff()
+        if steps.numel() and (steps - steps.mean()).abs().max() <= _GAUSSIAN * abs(steps.mean()):
+            return float(latitude[-1] - latitude[0]) / steps.numel()
+        raise
+
+
+def _even_step(axis: Tensor) -> float | None:
+    """The step of an axis that is evenly spaced, else None."""
+    try:
+        return spacing("", axis)
+    except ValueError:
+        return None
+
+
+def indices(axis: Tensor, values: Tensor) -> Tensor:
+    """Where values lie among those of a sorted axis, fractions between; beyond its ends by the outer steps."""
+    if (step := _even_step(axis)) is not None:
+        return (values - axis[0]) / step
+    way = 1.0 if axis[-1] > axis[0] else -1.0
+    before = (torch.searchsorted(way * axis, way * values, right=True) - 1).clamp(0, axis.numel() - 2)
+    return before + (values - axis[before]) / (axis[before + 1] - axis[before])
+
+
+def values_at(axis: Tensor, index: Tensor) -> Tensor:
+    """The inverse of indices."""
+    if (step := _even_step(axis)) is not None:
+        return axis[0] + step * index
+    before = index.floor().long().clamp(0, axis.numel() - 2)
+    return axis[before] + (index - before) * (axis[before + 1] - axis[before])
 
 
 def upright(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.Dataset, Geometry]:
@@ -116,7 +170,7 @@ def _axis_of(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) ->
         raise ValueError(f"{said}: {single[0]} has a single value, and a field has two rows and columns at least")
     curved = [f"{n} over {' and '.join(map(str, c.dims))}" for n, c in named if c.ndim == 2]
     where = f" (it has {curved[0]})" if curved else ""
-    raise ValueError(f"{said}: the fields are on no regular latitude-longitude grid{where}, {_BRING}")
+    raise ValueError(f"{said}: the fields are on no regular or Gaussian latitude-longitude grid{where}, {_BRING}")
 
 
 def _uneven(longitude: Tensor) -> str:
@@ -124,7 +178,7 @@ def _uneven(longitude: Tensor) -> str:
     if longitude.numel() > 2 and (longitude.diff() > 0).all() and longitude.diff().max() > FULL_CIRCLE / 2:
         turned = "longitude % 360" if longitude.min() < 0 else "(longitude + 180) % 360 - 180"
         return f"a region on both sides of the longitudes' seam is in one piece as {turned}, sorted"
-    return f"the fields are on no regular latitude-longitude grid, {_BRING}"
+    return f"the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
 
 
 def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
@@ -132,9 +186,7 @@ def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale must be a positive number, got {scale!r}")
     result = []
-    for values, step, keep_ends in (
-        (grid.latitude, grid.steps[0], grid.nodes), (grid.longitude, grid.steps[1], grid.periodic and grid.nodes),
-    ):  # fmt: skip
+    for values, keep_ends in ((grid.latitude, grid.nodes), (grid.longitude, grid.periodic and grid.nodes)):
         n = values.numel()
         _check_count("scale", scale, n * scale)
         if keep_ends and values is grid.latitude:
@@ -146,7 +198,7 @@ def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:
         else:
             m = max(1, round(n * scale))
             u = ((2 * torch.arange(m, dtype=torch.float64) + 1) * n - m) / (2 * m)
-        result.append(values[0] + step * u)
+        result.append(values_at(values, u))
     return result[0], result[1]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from fastds.tasks.common.inference import Report, store
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
-from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing
+from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing, values_at
 from fastds.tasks.fields.methods import check_inside, pick_method
 from fastds.tasks.fields.variables import Fields, on_grid, with_fields
 
@@ -121,8 +122,8 @@ class FieldsJob:
         written = (self.convention.written(axis) if name == self.own.names[1] else axis).numpy()
         if bounds is None or axis.numel() < 2:
             return {name: xr.Variable(name, written, attrs)}
-        half = float(axis[-1] - axis[0]) / (axis.numel() - 1) / 2
-        edges = np.stack([written - half, written + half], 1)
+        index = torch.arange(axis.numel(), dtype=torch.float64)
+        edges = np.stack([written + (values_at(axis, index + side) - axis).numpy() for side in (-0.5, 0.5)], 1)
         edges = edges.clip(-90, 90) if name == self.own.names[0] else edges
         pairs = self.dataset[bounds]
         return {

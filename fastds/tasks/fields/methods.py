@@ -25,10 +25,10 @@ DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # the second takes any variabl
 
 def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
     """Raise ValueError where a grid of coordinates reaches beyond the domain by more than half a cell."""
-    ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
+    ends = torch.cartesian_prod(grid.even(latitude[[0, -1]]), longitude[[0, -1]])
+    sides = grid.latitude, grid.longitude
     try:
-        sides = grid.latitude, grid.longitude
-        from_latlon(ends[:, 0], ends[:, 1], *sides, periodic_x=grid.periodic, outside="error")
+        from_latlon(ends[:, 0], ends[:, 1], grid.even(sides[0]), sides[1], periodic_x=grid.periodic, outside="error")
     except ValueError as error:
         limits = [f"{float(axis.min()):g} to {float(axis.max()):g}" for axis in (latitude, longitude, *sides)]
         raise ValueError(

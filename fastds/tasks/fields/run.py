@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Unpack
 
+import torch
 import xarray as xr
 from torch import nn
 
@@ -159,8 +160,9 @@ def _query(model, dataset, points, outside, var, static, **options) -> tuple[lis
     with computing(fields.model, settings):
         fields.check(stacklevel=4)
         judged = fields.domain.attributes()
+        latitudes = grid.even(torch.tensor(latitude, dtype=torch.float64)), grid.even(grid.latitude)
         where = from_latlon(
-            latitude, longitude, grid.latitude, grid.longitude, periodic_x=grid.periodic, outside=outside
+            latitudes[0], longitude, latitudes[1], grid.longitude, periodic_x=grid.periodic, outside=outside
         )
         factor = (fields.model.max_scale,) * 2
         rows = []

@@ -13,7 +13,7 @@ import xarray as xr
 from fastds.data.grid.kept import kept_attributes
 from fastds.data.grid.plausible import check_packing, check_plausible, stored_as_codes, within, without_missing
 from fastds.data.samples.degradation import area_mean
-from fastds.tasks.fields.geometry import Geometry
+from fastds.tasks.fields.geometry import Geometry, values_at
 from fastds.tasks.fields.variables import kind_of, limits_of
 
 
@@ -88,13 +88,13 @@ def coarser(grid: Geometry, scale: Sequence[float], how: str) -> tuple[Geometry,
     """A grid of cells `scale` times as long along rows and columns, its points in their middle, or with `how`
     "decimate" at the first points of blocks; and the numbers of fine rows and columns that whole cells are of."""
     axes, size = [], []
-    for values, step, factor in zip((grid.latitude, grid.longitude), grid.steps, scale, strict=True):
+    for values, factor in zip((grid.latitude, grid.longitude), scale, strict=True):
         n = int(values.numel() / factor + 1e-6)
         if n < 2:
             raise ValueError(
                 f"TRUTH has {values.numel()} points along an axis, too few for cells {factor:g} times as long"
             )
         first = 0.0 if how == "decimate" else (factor - 1) / 2
-        axes.append(values[0] + step * (first + factor * torch.arange(n, dtype=torch.float64)))
+        axes.append(values_at(values, first + factor * torch.arange(n, dtype=torch.float64)))
         size.append(round(n * factor))
     return dataclasses.replace(grid, latitude=axes[0], longitude=axes[1]), tuple(size)

@@ -78,10 +78,7 @@ class Fields:
 
     def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
         """How many times finer a grid of coordinates is, along rows and columns; of a single one `most`."""
-        return tuple(
-            abs(s) / max(1e-9, abs(float(t[1] - t[0]))) if t.numel() > 1 else self.most
-            for s, t in zip(self.grid.steps, (latitude, longitude), strict=True)
-        )
+        return tuple(finer or self.most for finer in self.grid.finer(latitude, longitude))
 
     def bounds(self, channel: int, field: Tensor) -> tuple[float, float]:
         """What the finer values of a field (H, W) cannot be beyond: HUMIDITY_RANGE for relative humidity; 0 below where
