@@ -28,6 +28,11 @@ def count(model):
     return sum(p.numel() for p in model.parameters())
 
 
+def test_the_window_of_preciplstm_is_the_papers():
+    with torch.device("meta"):
+        assert {m.window for m in MSRNN("preciplstm").modules() if hasattr(m, "window")} == {30}
+
+
 @pytest.mark.parametrize("key", PARAMETERS, ids=lambda key: "-".join(map(str, key)))
 def test_parameters(key):
     name, *options = key

@@ -60,7 +60,7 @@ def test_every_method_is_trained_alike(training):
         assert config.max_steps == 24 and config.optimiser.epochs is None and config.max_minutes is None
         assert config.data == dataclasses.replace(training.data, epoch_samples=6) and config.seed == 2
     paper = methods.training_config("GAN", training, "paper", 24)
-    assert paper.data == training.data
+    assert paper.data == training.data and methods.PAPER_STEPS == 200 * 22
 
 
 # ---- test regions
