@@ -17,6 +17,7 @@ from fastds.data import (
     synthetic_event,
     to_reflectivity,
 )
+from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.radar.reflectivity import interval_ends
 
 
@@ -94,12 +95,16 @@ def test_coarse_input_is_what_the_network_is_trained_on(event):
     np.testing.assert_allclose(prepare(coarse), prepare(coarsen(z[::2], 2, floor=15.0)), atol=1e-6)
 
 
-def test_coarsening_keeps_dry_dry_and_weak_weak(event):
+@pytest.mark.parametrize("mode", COARSENING_MODES)
+def test_coarsening_keeps_dry_dry_and_weak_weak(event, mode):
     z = np.full((5, 32, 48), -32.0, np.float32)
     z[:, 0, 0], z[:, 2:4, 0:2], z[:, 4, 4] = 8.0, 12.0, np.nan
     z[:, 6, 6] = 35.0
-    coarse = coarsen_dataset(event.assign(reflectivity=event["reflectivity"].copy(data=z)))["reflectivity"].values[0]
-    assert coarse[0, 0] == 8.0 and coarse[1, 0] == 12.0 and np.isnan(coarse[2, 2]) and coarse[3, 3] == 20.0
+    event = event.assign(reflectivity=event["reflectivity"].copy(data=z))
+    coarse = coarsen_dataset(event, mode=mode)["reflectivity"].values[0]
+    strong = {"dbz": 20.0, "linear_z": 10 * np.log10((10**3.5 + 3 * 10**1.5) / 4), "plain_dbz": -15.25}[mode]
+    assert coarse[0, 0] == (-22.0 if mode == "plain_dbz" else 8.0) and coarse[1, 0] == 12.0 and np.isnan(coarse[2, 2])
+    assert coarse[3, 3] == pytest.approx(strong)
     assert np.all(coarse[8:] == -32.0)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import itertools
+
 import forked
 import numpy as np
 import pytest
@@ -78,6 +80,15 @@ def test_coarsen_in_linear_z(kind):
     expected = 10 * np.log10((1e2 + 1e4) / 2)
     np.testing.assert_allclose(np.asarray(coarsen(kind(blocks), 2, "linear_z")), [[expected]], rtol=1e-6)
     np.testing.assert_allclose(np.asarray(coarsen(kind(blocks), 2, "dbz")), [[30.0]])
+
+
+@BOTH
+@pytest.mark.parametrize("mode", COARSENING_MODES)
+def test_blocks_without_echo_are_at_the_floor_to_the_bit(kind, mode):
+    """Else dry pixels would count as echo above it."""
+    for floor, factor in itertools.product((0.0, 7.0, 15.0), (1, 2, 3)):
+        dry = np.full((6, 6), floor if mode == "plain_dbz" else -32.5, dtype=np.float32)
+        assert (np.asarray(coarsen(kind(dry), factor, mode, floor=floor)) == floor).all()
 
 
 @BOTH

@@ -113,8 +113,8 @@ def coarsen_dataset(
     """A coarse input made of a fine file of reflectivity: every `every`-th time, means of factor x factor cells.
 
     Where a block holds echo above the floor: the mean of floored reflectivity, as in training; where it holds weaker
-    echo only: the mean of that in dBZ; else no echo. A block with a missing pixel is missing. Other grids are cut at
-    their end to a multiple of factor.
+    echo only: the mean of that in dBZ; else no echo. By plain_dbz: the mean of all, no echo included. A block with a
+    missing pixel is missing. Other grids are cut at their end to a multiple of factor.
 
     Args: dataset, var as in to_reflectivity; mode as in `coarsen`; floor: dBZ.
     Returns: Dataset with the same variable name, coordinates, grid mapping and attributes; times as they are at every
@@ -140,6 +140,8 @@ def coarsen_with_weak_echo(z: np.ndarray, factor: int, *, mode: str, floor: floa
     strong = preparation.coarsen(z, factor, mode, floor)
     echo = z > no_echo
     share = preparation.coarsen(echo.astype(np.float32), factor)
+    if mode == "plain_dbz":
+        return np.where(np.isnan(strong) | (share > 0), strong, no_echo).astype(np.float32)
     weak = preparation.coarsen(np.where(echo, z, 0.0), factor) / np.maximum(share, 1.0 / factor**2)
     weak = np.where(share > 0, np.minimum(weak, floor), no_echo)
     return np.where(np.isnan(strong) | (strong > floor), strong, weak).astype(np.float32)

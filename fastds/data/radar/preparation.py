@@ -78,7 +78,8 @@ def coarsen(z: Array, factor: int = 2, mode: str = "dbz", floor: float | None = 
         return z
     if mode != "linear_z":
         return _block_mean(z, factor)
-    return 10.0 * _namespace(z).log10(_block_mean(10.0 ** (z * 0.1), factor))
+    base = 0.0 if floor is None else floor  # a block at the floor stays there: the mean of 10^0 is rounded to no other
+    return base + 10.0 * _namespace(z).log10(_block_mean(10.0 ** ((z - base) * 0.1), factor))
 
 
 def check_modes(modes: Sequence[str]) -> None:

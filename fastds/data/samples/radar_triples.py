@@ -311,7 +311,7 @@ def make_sample(
     """Arrays x (2, 1, h, w), y (3, 1, 2h, 2w), valid (3, 1, 2h, 2w) from three frames z (3, H, W) in dBZ; H, W
     multiples of 2 * scale."""
     truth = preparation.coarsen(z, scale, mode, floor)
-    coarse = preparation.coarsen(truth[::2], 2, mode)
+    coarse = preparation.coarsen(truth[::2], 2, mode, floor)
     blocks = preparation.refine_mask(preparation.valid_mask(coarse).all(axis=0), 2)
     valid = preparation.valid_mask(truth) & blocks
     x, y = (preparation.prepare(part, floor, ceiling)[:, None] for part in (coarse, truth))
