@@ -103,6 +103,7 @@ def test_failing(text):
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     (tmp_path / "fastds").mkdir()
+    (tmp_path / "fastds" / "__init__.py").touch()  # an installed fastds comes before a folder without
     (tmp_path / "fastds" / "product.py").write_text(PRODUCT)
     (tmp_path / "test_it.py").write_text(TESTS)
     monkeypatch.setattr(calls, "ROOT", tmp_path)
