@@ -63,6 +63,26 @@ def test_cells_lie_where_the_format_description_says(tmp_path):
     np.testing.assert_allclose(np.diff(data.y), -1000.0)
 
 
+def test_since_version_5_cells_lie_on_wgs_84(data_dir, tmp_path):
+    """The same corners as DWD's HDF5 files of the product tell; of the sphere they are 2 km away."""
+    pyproj, h5py = pytest.importorskip("pyproj", reason="pyproj is not installed"), pytest.importorskip("h5py")
+    with pytest.warns(UserWarning, match="left out"):
+        data = open_radolan(data_dir / "raw" / "radolan" / "DE1200_RV2210180700.tar.bz2")
+    to_degrees = pyproj.Transformer.from_crs(pyproj.CRS.from_cf(data.crs.attrs), "EPSG:4326", always_xy=True)
+    west, east = data.x.values[[0, -1]] + [-500.0, 500.0]
+    north, south = data.y.values[[0, -1]] + [500.0, -500.0]
+    with h5py.File(data_dir / "raw" / "dwd_hdf5" / "composite_rv_20250923_0855_000-hd5") as file:
+        told = file["where"].attrs
+        for name in ("UL", "UR", "LL", "LR"):
+            corner = west if name[1] == "L" else east, north if name[0] == "U" else south
+            expected = told[f"{name}_lon"], told[f"{name}_lat"]
+            assert to_degrees.transform(*corner) == pytest.approx(expected, abs=1e-8), name
+    old, new = write(tmp_path, "old"), tmp_path / "new"
+    new.write_bytes(composite(day="102055").replace(b"VS 3", b"VS 5"))
+    with pytest.raises(ValueError, match=r"got RX 900 x 900 \(WGS 84\), RX 900 x 900 \(sphere\);"):
+        open_radolan([old, new])
+
+
 def test_archives_are_sorted_and_nowcast(tmp_path):
     for name, day, code in (("c.gz", "102100", 100), ("b.gz", "102055", 90), ("a.gz", "102050", 80)):
         codes = np.full((900, 900), code, "u1")
@@ -194,7 +214,7 @@ def test_other_files_are_refused(tmp_path, content, sentence):
 
 def test_mixed_and_absent_files_are_refused(tmp_path):
     files = [write(tmp_path, "a"), write(tmp_path, "b", product="RY")]
-    with pytest.raises(ValueError, match="files of one product and grid are expected, got RX 900 x 900, RY 900 x 900"):
+    with pytest.raises(ValueError, match=r"one product and grid are expected, got RX 900 x 900 \(sphere\), RY 900"):
         open_radolan(files)
     with pytest.raises(FileNotFoundError, match="no such file"):
         open_radolan(tmp_path / "none")

@@ -26,7 +26,9 @@ _CLUTTER, _NO_DATA = 249, 250
 _NO_DATA_BIT, _NEGATIVE_BIT, _CLUTTER_BIT, _VALUE_BITS = 0x2000, 0x4000, 0x8000, 0x0FFF
 # Rows and columns: km from the lower left corner to the reference point 9 E, 51 N (rows, columns).
 _GRIDS = {(900, 900): (450, 450), (1100, 900): (550, 370), (1200, 1100): (600, 470), (1500, 1400): (800, 600)}
-_EARTH_RADIUS_KM = 6370.04
+_SPHERE = {"earth_radius": 6370040.0}
+_WGS84 = {"semi_major_axis": 6378137.0, "inverse_flattening": 298.257223563}
+_FIRST_ON_WGS84 = 5  # version of the format
 
 
 def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, forecasts: bool = False) -> xr.Dataset:
@@ -34,8 +36,8 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
 
     Reflectivity (RX, WX) is z = code / 2 - 32.5 dBZ. Rain (RW, RY, RZ, RV, YW, SF) is amounts over the interval of the
     product: the low twelve bits times the precision of the header, in mm (kg m-2). Pixels without data and clutter are
-    missing. Coordinates are those of the format description: polar stereographic on a sphere of 6370.04 km, true at
-    60 N, 1 km.
+    missing. Coordinates are those of the format description: polar stereographic, true at 60 N, 1 km, on a sphere of
+    6370.04 km, since version 5 of the format on WGS 84.
 
     Args:
         paths: a file or a list of them: plain, .gz, .bz2, or .tar, .tar.gz, .tar.bz2 with several inside.
@@ -53,9 +55,9 @@ def open_radolan(paths: str | os.PathLike | Iterable[str | os.PathLike], *, fore
     if not fields:
         raise ValueError("no RADOLAN file was given")
     fields = fields if forecasts else _observations(fields)
-    kinds = {(header["product"], header["shape"], header["precision"]) for header, _ in fields}
+    kinds = {(header["product"], header["shape"], header["earth"], header["precision"]) for header, _ in fields}
     if len(kinds) > 1:
-        said = ", ".join(f"{product} {rows} x {columns}" for product, (rows, columns), _ in sorted(kinds))
+        said = ", ".join(f"{product} {rows} x {columns} ({on})" for product, (rows, columns), on, _ in sorted(kinds))
         raise ValueError(
             f"files of one product and grid are expected, got {said}; a pattern such as FOLDER/raa01-rx* takes "
             "some of a folder"
@@ -144,7 +146,7 @@ def _decode(name: str, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def _header(name: str, text: str) -> dict[str, Any] | None:
-    """Product, time, grid, precision and interval; None where the text is no header."""
+    """Product, time, grid, earth, precision and interval; None where the text is no header."""
     start = re.match(r"([A-Z]{2})(\d{2})(\d{2})(\d{2})\d{5}(\d{2})(\d{2})BY", text)
     grid, precision, interval = (re.search(p, text) for p in (r"GP *(\d+)x *(\d+)", r"PR +E([+-]\d+)", r"INT *(\d+)"))
     if not (start and grid and precision and interval):
@@ -155,26 +157,28 @@ def _header(name: str, text: str) -> dict[str, Any] | None:
     shape = int(grid[1]), int(grid[2])
     if shape not in _GRIDS:
         raise ValueError(f"{name} has a grid of {shape[0]} x {shape[1]}; known are {', '.join(map(str, _GRIDS))}")
-    lead = re.search(r"VV *(\d+)", text)
+    lead, version = re.search(r"VV *(\d+)", text), re.search(r"VS *(\d+)", text)
     time = datetime.datetime(2000 + year, month, day, hour, minute)
     return {
         "product": product,
         "time": time + datetime.timedelta(minutes=int(lead[1]) if lead else 0),
         "lead": int(lead[1]) if lead else 0,
         "shape": shape,
+        "earth": "WGS 84" if version and int(version[1]) >= _FIRST_ON_WGS84 else "sphere",
         "precision": float(10.0 ** int(precision[1])),
         "minutes": int(interval[1]),
     }
 
 
 def _dataset(header: dict[str, Any], times: np.ndarray, values: np.ndarray) -> xr.Dataset:
-    y, x = _coordinates(header["shape"])
+    earth = _WGS84 if header["earth"] == "WGS 84" else _SPHERE
+    y, x = _coordinates(header["shape"], earth)
     mapping = {
         "grid_mapping_name": "polar_stereographic",
         "latitude_of_projection_origin": 90.0,
         "straight_vertical_longitude_from_pole": 10.0,
         "standard_parallel": 60.0,
-        "earth_radius": 1e3 * _EARTH_RADIUS_KM,
+        **earth,
         "false_easting": 0.0,
         "false_northing": 0.0,
     }
@@ -197,11 +201,24 @@ def _dataset(header: dict[str, Any], times: np.ndarray, values: np.ndarray) -> x
     )
 
 
-def _coordinates(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _coordinates(shape: tuple[int, int], earth: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """Centres y (rows, north to south) and x (columns) of the cells in metres."""
-    lat, lon = np.deg2rad(51.0), np.deg2rad(9.0 - 10.0)
-    scale = _EARTH_RADIUS_KM * (1.0 + np.sin(np.deg2rad(60.0))) / (1.0 + np.sin(lat)) * np.cos(lat)
+    distance, angle = _distance_from_pole(51.0, earth), np.deg2rad(9.0 - 10.0)
     down, left = _GRIDS[shape]
-    corner = -scale * np.cos(lon) - down, scale * np.sin(lon) - left
-    y, x = (1e3 * (start + 0.5 + np.arange(size)) for start, size in zip(corner, shape, strict=True))
+    corner = -distance * np.cos(angle) - 1e3 * down, distance * np.sin(angle) - 1e3 * left
+    y, x = (start + 1e3 * (0.5 + np.arange(size)) for start, size in zip(corner, shape, strict=True))
     return y[::-1], x
+
+
+def _distance_from_pole(latitude: float, earth: dict[str, float]) -> float:
+    """In metres on a polar stereographic map, true at 60 N (Snyder, Map Projections, 1987, 15-9, 21-34)."""
+    radius = earth.get("semi_major_axis") or earth["earth_radius"]
+    flattening = 1.0 / earth["inverse_flattening"] if "inverse_flattening" in earth else 0.0
+    eccentricity = np.sqrt(flattening * (2.0 - flattening))
+
+    def t(degrees: float) -> float:
+        sine = eccentricity * np.sin(np.deg2rad(degrees))
+        return np.tan(np.deg2rad(45.0 - degrees / 2.0)) * ((1.0 + sine) / (1.0 - sine)) ** (eccentricity / 2.0)
+
+    m = np.cos(np.deg2rad(60.0)) / np.sqrt(1.0 - (eccentricity * np.sin(np.deg2rad(60.0))) ** 2)
+    return radius * m * t(latitude) / t(60.0)
