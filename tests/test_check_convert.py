@@ -155,6 +155,8 @@ def test_blocks_of_times_are_appended(event, tmp_path, monkeypatch):
     with open_dataset(tmp_path / "whole.zarr") as whole, open_dataset(tmp_path / "parts.zarr") as parts:
         xr.testing.assert_equal(whole, parts)
         assert parts.sizes["time"] == 6
+        told = [{k: v for k, v in archive.attrs.items() if k != "mlcast_created_on"} for archive in (whole, parts)]
+        assert told[0] == told[1] and told[0]["license"] == ORIGIN.license
 
 
 def test_rain_is_brought_to_the_units_of_archives(event, tmp_path):

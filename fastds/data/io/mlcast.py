@@ -172,7 +172,8 @@ def _write(source: ReflectivityInput, still: xr.Dataset, path: pathlib.Path, wat
         part = _part(source, block)
         with settled_writes():
             if block.start:
-                part.to_zarr(path, append_dim="time", consolidated=True)
+                # The attributes of what is appended replace those of the store.
+                part.assign_attrs(still.attrs).to_zarr(path, append_dim="time", consolidated=True)
             else:
                 _first(part, still).to_zarr(path, mode="w", zarr_format=2, consolidated=True, encoding=_encoding(part))
 
