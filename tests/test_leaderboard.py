@@ -178,9 +178,10 @@ def test_errors_that_grow_with_the_score_are_found_and_others_not(tmp_path):
     assert domain.case_table(cases()).rows[-1][2] == "grid spacing"
 
 
-def test_the_command_of_a_row_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+@pytest.mark.parametrize("board", [["--leaderboard=/data/board.json"], ["--leaderboard", "/data/board.json"]])
+def test_the_command_of_a_row_names_no_folder_of_the_machine(tmp_path, monkeypatch, board):
     monkeypatch.setattr(report, "is_command", lambda: True)
-    words = ["study", "radar", "--data.path=/data/folder", "--leaderboard=/data/board.json", "--floors=[15]"]
+    words = ["study", "radar", "--data.path=/data/folder", *board, "--floors=[15]"]
     monkeypatch.setattr(sys, "argv", ["fastds", *words])
     assert report.command_line(config(tmp_path, radar)) == "fastds study radar --data.path=FOLDER '--floors=[15]'"
 

@@ -39,8 +39,11 @@ def write_rows(config: Any, model: str, rows: Iterable[dict[str, Any]]) -> None:
 def command_line(config: Any) -> str:
     """The command that a study was started by, with files of the machine by their names alone."""
     words = sys.argv[1:] if is_command() else ["study", type(config).__module__.rpartition(".")[2]]
-    words = [word.replace(config.data.path, "FOLDER") for word in words]
-    return shlex.join(["fastds", *(word for word in words if not word.startswith("--leaderboard"))])
+    if "--leaderboard" in words:  # and its file, a word of its own
+        at = words.index("--leaderboard")
+        del words[at : at + 2]
+    words = [word.replace(config.data.path, "FOLDER") for word in words if not word.startswith("--leaderboard=")]
+    return shlex.join(["fastds", *words])
 
 
 def _value(value: float | Estimate) -> dict[str, float | None]:
