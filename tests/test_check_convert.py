@@ -204,6 +204,20 @@ def test_several_files_are_converted_at_once(event, tmp_path, capsys):
         np.testing.assert_array_equal(joined.reflectivity, event.reflectivity)
 
 
+@pytest.mark.parametrize(
+    ("words", "taken"), [([], "rainfall_flux"), (["--var=reflectivity"], "equivalent_reflectivity_factor")]
+)
+def test_archives_of_echo_and_rain_hold_the_rain(event, tmp_path, capsys, words, taken):
+    """MLCast's networks learn rain; --var chooses the other."""
+    rate = {"units": "mm h-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"}
+    rain = event.reflectivity.clip(0).assign_attrs(rate)
+    save_dataset(event.assign(rain=rain), tmp_path / "event.nc")
+    assert main(["convert", str(tmp_path / "event.nc"), str(tmp_path / "a.zarr"), *TOLD, *words]) == 0
+    assert f"archived {'reflectivity' if words else 'rain'}\n" in capsys.readouterr().out
+    with open_dataset(tmp_path / "a.zarr") as archive:
+        assert set(archive.data_vars) == {taken, "crs"}
+
+
 def test_check_says_what_takes_a_file(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     assert main(["check", str(tmp_path / "event.nc")]) == 0

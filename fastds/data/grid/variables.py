@@ -194,6 +194,12 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
     raise ValueError(f"no variable of reflectivity was found; {_candidates_sentence(dataset)}")
 
 
+def only_rain(dataset: xr.Dataset) -> str | None:
+    """The only field of rain; None where there are several or none."""
+    rain = [name for name in field_names(dataset) if rain_kind(dataset[name])]
+    return rain[0] if len(rain) == 1 else None
+
+
 def _without_unit(variable: xr.DataArray) -> bool:
     return str(variable.attrs.get("units", "")).strip() in ("", "1", "%")
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from jsonargparse import Namespace
 
 from fastds.data import opened, save_dataset
+from fastds.data.grid.variables import only_rain
 from fastds.data.io.mlcast import Origin, save_mlcast
 from fastds.tasks.common.inference import check_field_target, read_as
 from fastds.tasks.common.tables import tracked
@@ -19,13 +20,14 @@ def convert(options: Namespace, reading: dict) -> str:
     check_field_target(source, options.output)
     origin = origin_of(options, "mlcast" if options.output.endswith(".zarr") else "cf")
     with opened(source, options.var, **reading) as dataset:
+        said = read_as(dataset, always=True)
         if origin is not None:
-            save_mlcast(
-                dataset, options.output, origin, options.var, lambda part: tracked(part, True, "blocks", "writing")
-            )
+            var = options.var or only_rain(dataset)  # MLCast's networks learn rain, and a file may have echo, too
+            said += [f"archived {var}"] if var else []
+            save_mlcast(dataset, options.output, origin, var, lambda part: tracked(part, True, "blocks", "writing"))
         else:
             save_dataset(dataset, options.output)
-        return "\n".join([*read_as(dataset, always=True), f"wrote {options.output}"])
+        return "\n".join([*said, f"wrote {options.output}"])
 
 
 def origin_of(options: Namespace, form: str = "cf") -> Origin | None:
