@@ -254,6 +254,21 @@ def test_nimrod(raw, tmp_path):
         open_dataset(tmp_path / "d.dat")
 
 
+def test_of_several_nimrod_fields_one_with_values_is_taken(raw, tmp_path):
+    """Of the quantity of the first, so that files of one series go together; which one is said."""
+    nothing, echo = np.full((2, 3), -32767), np.full((2, 3), 2000)
+    fields = [nimrod("K", echo), nimrod("dBZ*100", nothing), nimrod("mm/hr*32", echo), nimrod("dBZ*100", echo)]
+    (tmp_path / "levels").write_bytes(b"".join(fields))
+    with pytest.warns(UserWarning, match=r"Nimrod: of 4 fields in a file number 4 is taken, rain rate \(dBZ\*100\)"):
+        np.testing.assert_array_equal(open_dataset(tmp_path / "levels").reflectivity, np.full((1, 2, 3), 20.0))
+    (tmp_path / "none").write_bytes(b"".join([fields[1], fields[2]]))
+    with pytest.warns(UserWarning, match="of 2 fields in a file number 1 is taken"):
+        assert np.isnan(open_dataset(tmp_path / "none").reflectivity).all()
+    with pytest.warns(UserWarning, match="of 15 fields in a file number 2 is taken, 3dreflectivity"):
+        found = open_dataset(raw / "nimrod" / "u1096_ng_ek00_refl_2km")
+    assert found.reflectivity.values.tolist() == [[[-32.0] * 3] * 3]
+
+
 def odim(path, start, end, nominal="120000", quantity="RATE", kind="COMP", **changes):
     """A composite of 2 x 3 pixels of 2 km around 10 E, 55 N."""
     proj = "+proj=laea +lat_0=55 +lon_0=10 +units=m +ellps=WGS84"

@@ -3,6 +3,7 @@
 
 import datetime
 import struct
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ def recognises(contents: Contents) -> bool:
 
 
 def read(contents: Contents) -> xr.Dataset:
-    """Read the first field of rain rate or amount, or reflectivity; of several levels the first.
+    """Read the first field of rain rate or amount, or reflectivity; where it has no values, as the lowest of several
+    levels may, the next of the same quantity that has. Warns (UserWarning) that a file holds more fields than that.
 
     Values are codes over the scale of the header (mm h-1, mm, dBZ); negative codes are missing. The scalar coordinate
     `lead` is the time ahead of the data; 0 for observations.
@@ -54,21 +56,32 @@ def read(contents: Contents) -> xr.Dataset:
     Source: Met Office, Nimrod file format specification 1.7 (BADC).
     """
     records = list(_records(contents))
-    for record in records:
-        units = record.units.lower()
-        if units.startswith("mm/h"):
-            fields = maps.rainfall_rate(_scaled(record))
-        elif units.startswith("mm") and record.minutes > 0:
-            fields = maps.rainfall_amount(_scaled(record), record.minutes)
-        elif units.startswith("dbz"):
-            fields = maps.reflectivity(np.maximum(_scaled(record), NO_ECHO_DBZ), NO_ECHO_DBZ)
-        else:
-            continue
-        named = {"title": f"Met Office Nimrod {record.title}", "institution": "Met Office"}
-        found = maps.projected_map(fields, [record.time], (record.y, record.x), maps.projection(_BRITISH), **named)
-        return found.assign_coords(lead=((), np.timedelta64(int(record.lead.total_seconds()), "s")))
-    units = ", ".join(sorted({record.units for record in records}))
-    raise ValueError(f"{contents.path} holds fields in {units}; expected mm/hr, mm or dBZ")
+    known = [record for record in records if _fields(record)]
+    if not known:
+        units = ", ".join(sorted({record.units for record in records}))
+        raise ValueError(f"{contents.path} holds fields in {units}; expected mm/hr, mm or dBZ")
+    alike = [record for record in known if (record.title, record.units) == (known[0].title, known[0].units)]
+    taken = next((record for record in alike if np.isfinite(record.values).any()), alike[0])
+    if len(records) > 1:
+        number = 1 + next(k for k, record in enumerate(records) if record is taken)
+        said = f"Nimrod: of {len(records)} fields in a file number {number} is taken, {taken.title} ({taken.units})"
+        warnings.warn(said, UserWarning, stacklevel=2)
+    named = {"title": f"Met Office Nimrod {taken.title}", "institution": "Met Office"}
+    place = (taken.y, taken.x), maps.projection(_BRITISH)
+    found = maps.projected_map(_fields(taken), [taken.time], *place, **named)
+    return found.assign_coords(lead=((), np.timedelta64(int(taken.lead.total_seconds()), "s")))
+
+
+def _fields(record: Record) -> maps.Fields:
+    """The field of a record; {} for quantities that are no radar map."""
+    units = record.units.lower()
+    if units.startswith("mm/h"):
+        return maps.rainfall_rate(_scaled(record))
+    if units.startswith("mm") and record.minutes > 0:
+        return maps.rainfall_amount(_scaled(record), record.minutes)
+    if units.startswith("dbz"):
+        return maps.reflectivity(np.maximum(_scaled(record), NO_ECHO_DBZ), NO_ECHO_DBZ)
+    return {}
 
 
 def _scaled(record: Record) -> np.ndarray:
