@@ -41,7 +41,7 @@ def lasting(client: Client, wanted: int = 0) -> Iterator[None]:
         yield
     except KilledWorker:
         raise ChildProcessError(KILLED) from None
-    except (CancelledError, OSError) as error:
+    except (CancelledError, OSError, RuntimeError) as error:  # RuntimeError: its loop is closed
         if lost.is_set():
             raise ChildProcessError(_GONE.format(PATIENCE)) from None
         if isinstance(error, CancelledError):
