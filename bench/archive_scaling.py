@@ -13,7 +13,7 @@ import numpy as np
 
 from fastds.archive.manifest import Manifest
 from fastds.archive.run import compute_archive
-from fastds.archive.workers import Made, by_workers, cluster
+from fastds.archive.workers import Made, Packed, by_workers, cluster
 from fastds.data import coarsen_dataset, save_dataset, synthetic_event
 from fastds.tasks.common.pieces import Piece
 
@@ -33,9 +33,9 @@ def scheduler_rate(workers: int, count: int = 2000) -> float:
     try:
         with cluster(workers, None) as found:
             pieces = [Piece((k, k + 1), (k, k + 1), (k, k + 1)) for k in range(count)]
-            list(by_workers(found, None, Path("."), pieces[:50]))
+            list(by_workers(found, Packed(None), Path("."), pieces[:50]))
             began = time.perf_counter()
-            list(by_workers(found, None, Path("."), pieces))
+            list(by_workers(found, Packed(None), Path("."), pieces))
             return count / (time.perf_counter() - began)
     finally:
         module.make = kept

@@ -443,12 +443,12 @@ def test_workers_open_no_files_again(files, monkeypatch):
     """What they get of a job computes with the same bits, and reads nothing but the fields of its pieces."""
     asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
     job = request.job_of(asked)
-    there = pickle.dumps(workers._Packed(job))
+    there = pickle.dumps(workers.Packed(job))
     monkeypatch.setattr("fastds.data.formats.opening.Contents", lambda path: pytest.fail(f"opened {path}"))
     for number in (0, 4, 5):
         os.remove(files / "in" / f"{number}.nc")
     piece = job.pieces(4)[1]
-    (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there), job))
+    (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there).job, job))
     assert piece.reads == (3, 6) and np.array_equal(values, expected)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastds.archive.lost_workers import KILLED, lasting
 from fastds.archive.store import Store
 from fastds.data.packages import require
 from fastds.memory import KEEPING_ENVIRONMENT
@@ -85,10 +87,10 @@ def made_of(
     workers: processes on this machine, 1: this one; several start where there is work enough that this is worth it.
     scheduler: address or file of a dask scheduler instead.
 
-    Raises: OSError where no scheduler answers."""
+    Raises: OSError where no scheduler answers, and where the workers end for good."""
     if scheduler is not None and pieces:
         with cluster(workers, scheduler) as found:
-            yield from by_workers(found, _Packed(job), store, pieces)
+            yield from by_workers(found, Packed(job), store, pieces)
     elif workers == 1 or not pieces:
         yield from (make(job, store, piece) for piece in pieces)
     else:
@@ -99,7 +101,7 @@ def made_of(
 def _by_workers_if_worth(job: Job, store: Path, pieces: Sequence[Piece], workers: int) -> Iterator[Made]:
     """The first piece, by this process, tells how long the others take. Another, or the first one where it takes long,
     is made here while the workers start."""
-    packed, (first, *others) = _Packed(job), pieces
+    packed, (first, *others) = Packed(job), pieces
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
         begun = aside.submit(make, job, store, first)
         ended, _ = concurrent.futures.wait([begun], WORTH if others else None)
@@ -116,7 +118,8 @@ def _by_workers_if_worth(job: Job, store: Path, pieces: Sequence[Piece], workers
 
 @contextlib.contextmanager
 def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, str]]:
-    """A dask client, how many workers it has, and a sentence about them; arguments and errors as in made_of."""
+    """A dask client, how many workers it has, and a sentence about them; arguments and errors as in made_of. Workers
+    that end are waited for, but not for long."""
     require("distributed", "several workers")
     from distributed import Client, LocalCluster
     from distributed.system import MEMORY_LIMIT
@@ -125,17 +128,17 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
         place = {"scheduler_file" if os.path.exists(scheduler) else "address": scheduler}
         with Client(**place, set_as_default=False) as client:  # this process reads what it reads by itself
             count = len(client.scheduler_info(n_workers=-1)["workers"])
-            yield client, max(count, 1), f"{count} workers of {scheduler}"
+            with lasting(client):
+                yield client, max(count, 1), f"{count} workers of {scheduler}"
         return
     limit = MEMORY_LIMIT // workers
     form = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
     # No dashboard; the port of the scheduler's own pages is any that is free, so that two archives go side by side.
     form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
-    form |= {"silence_logs": logging.ERROR}
-    with _keeping_freed_memory():
-        local = LocalCluster(processes=True, **form)
-    with local, Client(local, set_as_default=False) as client:
-        yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
+    form |= {"silence_logs": logging.CRITICAL}
+    with _keeping_freed_memory(), LocalCluster(processes=True, **form) as local:  # also those that are started again
+        with Client(local, set_as_default=False) as client, lasting(client, workers):
+            yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
 
 
 @contextlib.contextmanager
@@ -149,33 +152,54 @@ def _keeping_freed_memory() -> Iterator[None]:
         yield
 
 
-class _Packed:
-    """A job as it is when this is made; what another process gets of it is the job."""
+class Packed:
+    """A job as it is when this is made; what another process gets of it is packed, and unpacked where it is used."""
 
     def __init__(self, job: Job):
         import cloudpickle  # of dask
 
         self.packed = cloudpickle.dumps(job)
 
-    def __reduce__(self):
-        return pickle.loads, (self.packed,)
+    @functools.cached_property
+    def job(self) -> Job:
+        """The job, unpacked once in a process."""
+        return pickle.loads(self.packed)
+
+    def __getstate__(self) -> dict:
+        return {"packed": self.packed}  # never the job that computes at the moment
 
 
-def by_workers(
-    found: tuple[Client, int, str], job: Job | _Packed, store: Path, pieces: Iterable[Piece]
-) -> Iterator[Made]:
+def _itself(packed: Packed) -> Packed:
+    return packed
+
+
+def _make(packed: Packed, store: Path, piece: Piece) -> Made:
+    return make(packed.job, store, piece)
+
+
+def by_workers(found: tuple[Client, int, str], job: Packed, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:
     """Pieces handed to the workers of a cluster, a few ahead for each."""
-    from distributed import as_completed
+    import dask
+    from distributed import KilledWorker, as_completed
 
-    (client, count, who), waiting = found, iter(pieces)
-    held = client.scatter(job, broadcast=True, hash=False)
+    (client, count, who), waiting, handed = found, iter(pieces), {}
+    # The scheduler keeps what makes it; what client.scatter brings to the workers is lost with the last of them.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+        held = client.submit(_itself, job, pure=False)
 
     def submit(piece: Piece):
-        return client.submit(make, held, store, piece, pure=False)
+        future = client.submit(_make, held, store, piece, pure=False)
+        handed[future.key] = piece
+        return future
 
     first = [submit(piece) for piece in itertools.islice(waiting, AHEAD * count)]
     running = as_completed(first, loop=client.loop)
     for future in running:
-        yield dataclasses.replace(future.result(), by=who)
+        piece = handed.pop(future.key)
+        try:
+            made = future.result()
+        except KilledWorker:
+            made = Made(piece, KILLED)
+        yield dataclasses.replace(made, by=who)
         for piece in itertools.islice(waiting, 1):
             running.add(submit(piece))
