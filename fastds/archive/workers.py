@@ -136,9 +136,13 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
     # No dashboard; the port of the scheduler's own pages is any that is free, so that two archives go side by side.
     form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     form |= {"silence_logs": logging.CRITICAL}
-    with _keeping_freed_memory(), LocalCluster(processes=True, **form) as local:  # also those that are started again
-        with Client(local, set_as_default=False) as client, lasting(client, workers):
-            yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
+    with (
+        _keeping_freed_memory(),  # of workers that are started again, too
+        LocalCluster(processes=True, **form) as local,
+        Client(local, set_as_default=False) as client,
+        lasting(client, workers),
+    ):
+        yield client, workers, f"{workers} workers of at most {limit / 1e9:.1f} GB each"
 
 
 @contextlib.contextmanager
