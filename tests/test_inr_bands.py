@@ -37,7 +37,10 @@ def test_19_bands_change_nothing(monkeypatch, name, registration, dtype):
         whole = model(x, scale=2.67)
         monkeypatch.setattr(bands, "BAND_ROWS", 5)
         banded = model(x, scale=2.67)
-    assert whole.isnan().any() and torch.equal(banded.nan_to_num(9.0), whole.nan_to_num(9.0))
+    assert whole.isnan().any() and torch.equal(banded.isnan(), whole.isnan())
+    # In float64 the products are the library's, whose last bit depends on the number of rows on Intel (4e-16 measured).
+    tolerance = 1e-14 if dtype == torch.float64 else 0.0
+    torch.testing.assert_close(banded, whole, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
 def test_19_a_band_makes_the_maps_of_its_own_rows(monkeypatch, small_bands):

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from fastds.models.db_rnn import DBRNN, MSRNN
 from fastds.models.db_rnn.rematerialize import halved_maximum, rematerialize
 from fastds.ops.core import buffer_pool as _reuse
+from fastds.ops.impl.conv3x3 import algorithm
 from fastds.ops.impl.conv_cells.fused import recomputed_gates
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -57,6 +58,12 @@ def test_gradients_of_a_network_are_the_same_bits(network, cell):
         grads = torch.autograd.grad(sum(part.square().sum() for part in y), list(model.parameters()))
         results.append([*y, *grads])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_gates_are_computed_again_as_they_were(monkeypatch):
+    """Where the costs take another algorithm for a convolution that no pass follows."""
+    monkeypatch.setattr(algorithm, "cheapest", lambda *case: "winograd" if case[2] or case[8] else "planes")
+    test_gradients_of_a_network_are_the_same_bits(MSRNN, "convlstm")
 
 
 def test_second_gradients_of_a_network():

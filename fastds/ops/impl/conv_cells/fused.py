@@ -246,7 +246,9 @@ class ConvPassOps:
         """
         c = call.convolution
         if pre is None:
-            pre = c.compute(call.algorithm, CONV3X3.trusted)
+            # As the forward chose it, which knows that a pass follows: the same bits.
+            algorithm = engine_of(c, call.others, call.algorithm) or call.algorithm
+            pre = c.compute(algorithm, CONV3X3.trusted)
         want_x, want_x2, want_weight, want_bias, want_residual = wanted[:5]
         want_pass = self._inputs(any(wanted[:5]), wanted[5:])
         inputs = self._inputs(pre, call.others)
