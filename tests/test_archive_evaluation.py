@@ -2,6 +2,7 @@
 """Evaluations by two workers hold the bits of one process: of radar fields, ensembles and nowcasts."""
 
 import dataclasses
+import os
 import resource
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_workers_keep_freed_memory(scheduler):
     with distributed.Client(scheduler, set_as_default=False) as client:
         counts = client.submit(eval, faults, names).result(timeout=60)
     assert counts[-1] - counts[0] < 1024
+
+
+def test_the_environment_of_this_process_is_as_before(monkeypatch):
+    """dask writes into it what its workers shall have, the threads of every library among it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    before = dict(os.environ)
+    with cluster(1, None):
+        assert os.environ["MALLOC_MMAP_MAX_"] == "0"
+    assert dict(os.environ) == before
 
 
 def radar():

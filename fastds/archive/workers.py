@@ -148,12 +148,19 @@ def cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, int, 
 @contextlib.contextmanager
 def _keeping_freed_memory() -> Iterator[None]:
     """Workers that are started in the block keep freed memory, as the commands do; dask's own setting returns every
-    tensor to the system at once."""
+    tensor to the system at once. The environment, which dask changes in this process, too, is as before afterwards."""
     import dask
 
     key = "distributed.nanny.pre-spawn-environ"
-    with dask.config.set({key: dask.config.get(key) | KEEPING_ENVIRONMENT}):
-        yield
+    variables, before = dask.config.get(key) | KEEPING_ENVIRONMENT, dict(os.environ)
+    try:
+        with dask.config.set({key: variables}):
+            yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 class Packed:
