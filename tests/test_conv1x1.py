@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv1x1: the order of these sections is that of tests/test_null_op.py."""
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -175,7 +176,7 @@ def test_numbers_do_not_depend_on_threads_or_on_other_pixels(native):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("channels", [3, 8])
+@pytest.mark.parametrize("channels", [3, 8, 33])
 def test_what_is_not_finite_stays_in_its_pixel(dtype, channels, native, isa):
     if isa == "baseline" and dtype == torch.bfloat16:
         return  # torch's own product, which runs there, multiplies numbers of the next pixel by zero
@@ -203,10 +204,31 @@ def test_nothing_is_written_beside_the_result(native, monkeypatch):
 
     monkeypatch.setattr(kernels, "empty_map", framed)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for outputs in (1, 3, 16, 17, 63, 65):
-            x = torch.randn(2, 5, 7, 9).to(dtype)
-            y = conv1x1(x, torch.randn(outputs, 5, 1, 1), act="relu" if outputs % 2 else None)
-            assert (made[-1][:64] == 7).all() and (made[-1][64 + y.numel() :] == 7).all(), (dtype, outputs)
+        for inputs, outputs in itertools.product((5, 40), (1, 3, 16, 17, 63, 65)):
+            x = torch.randn(2, inputs, 7, 9).to(dtype)
+            y = conv1x1(x, torch.randn(outputs, inputs, 1, 1), act="relu" if outputs % 2 else None)
+            assert (made[-1][:64] == 7).all() and (made[-1][64 + y.numel() :] == 7).all(), (dtype, inputs, outputs)
+
+
+def test_sums_of_many_channels_and_pixels(native):
+    """More than lie in the first cache, and maps that are no whole blocks; threads and layouts change no bit."""
+    generator = torch.Generator().manual_seed(9)
+    before = torch.get_num_threads()
+    for inputs, outputs, size in ((600, 48, (9, 17)), (544, 300, (3, 5)), (33, 17, (31, 33)), (64, 40, (16, 2))):
+        x = torch.randn(2, inputs, *size, generator=generator).bfloat16().requires_grad_()
+        weight = (torch.randn(outputs, inputs, 1, 1, generator=generator) / inputs**0.5).bfloat16().requires_grad_()
+        along = torch.randn(2, outputs, *size, generator=generator).bfloat16()
+        results = []
+        for threads, layout in itertools.product((1, 2), (LAST, torch.contiguous_format)):
+            torch.set_num_threads(threads)
+            y = conv1x1(x.contiguous(memory_format=layout), weight)
+            results.append((y, *torch.autograd.grad(y, (x, weight), along)))
+        torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+        wide = [t.detach().double().requires_grad_() for t in (x, weight)]
+        y = F.conv2d(*wide)
+        for a, b in zip(results[0], (y, *torch.autograd.grad(y, wide, along.double())), strict=True):
+            assert_close(a, b, torch.bfloat16)
 
 
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=["first", "second"])

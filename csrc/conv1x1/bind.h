@@ -58,6 +58,7 @@ inline void register_conv1x1(py::module_& m) {
             call.act = act;
             call.negative_slope = negative_slope;
             call.threads = threads;
+            call.tiles = has_amx();
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv1x1_bytes, call);
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1, call, static_cast<char*>(pointer(workspace)));
@@ -71,7 +72,7 @@ inline void register_conv1x1(py::module_& m) {
             FASTDS_CHECK(batch > 0 && pixels > 0 && threads > 0, "conv1x1: a size is not positive");
             const DType maps = to_map_dtype(dtype);
             const Conv1x1GradWeight call{maps, batch, pixels, to_map(gradient), to_map(source), pointer(grad_weight),
-                                         to_weight_dtype(weight_dtype, maps), stride_o, threads};
+                                         to_weight_dtype(weight_dtype, maps), stride_o, threads, has_amx()};
             py::gil_scoped_release release;
             const int64_t needed = FASTDS_DISPATCH_VECTOR(conv1x1_grad_weight_bytes, call);
             if (needed <= bytes) FASTDS_DISPATCH_VECTOR(conv1x1_grad_weight, call, static_cast<char*>(pointer(workspace)));

@@ -1,15 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pixels are the rows of a product, outputs its columns. Maps of float32 whose channels lie side by side, or are few, are read
 // where they are; others are brought to that order, a chunk of pixels at a time, in a thread's own memory.
+#include "conv1x1/amx.h"
 #include "conv1x1/few_outputs.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kChunkPixels = 48, kLeastPixels = 12;  // of a product that a thread takes at once
-constexpr int64_t kFewPlanes = 128;                      // of pixels side by side, which are read where they are
-constexpr int64_t kPackedAlone = 32 << 10;               // weights that one thread packs
+constexpr int64_t kFewPlanes = 128;         // of pixels side by side, which are read where they are
+constexpr int64_t kPackedAlone = 32 << 10;  // weights that one thread packs
+
+// Pixels of a product that a thread takes at once.
+template <class Step>
+constexpr int64_t kChunkPixels = kOnTiles<Step> ? 128 : 48;
+template <class Step>
+constexpr int64_t kLeastPixels = kOnTiles<Step> ? 16 : 12;
+// Lines of A that lie so far from each other share sets of the first cache.
+constexpr int64_t kFarChannels = 512;
 
 // A chunk of a source: rows of `steps` steps from a on, `step` numbers apart, and the packed weights.
 template <class Step>
@@ -24,9 +32,9 @@ inline int64_t most_channels(const Conv1x1& call) {
 }
 
 // Where the numbers of a call lie.
-template <class T>
+template <class T, class StepType>
 struct Layout {
-    using Step = typename StepOf<T>::type;
+    using Step = StepType;
     using S = typename Step::Stored;
 
     int64_t chunk, chunks, threads;  // pixels; of an image
@@ -38,15 +46,21 @@ struct Layout {
         for (int s = 0; s < call.sources; s++) {
             const Conv1x1Map& map = call.source[s];
             const bool few = Step::terms == 1 && map.channels <= kFewPlanes;
-            direct[s] = sizeof(T) == sizeof(S) && (few || (map.c == 1 && map.channels % Step::terms == 0));
+            direct[s] = sizeof(T) == sizeof(S) && (few || (map.c == 1 && map.channels == padded(map.channels)));
             row[s] = round_up(map.channels + 1, kL);
+            if (kOnTiles<Step>) {
+                direct[s] = direct[s] && map.p < kFarChannels && call.pixels >= kTileRows;
+                row[s] = (parts_of(map.channels + 1, kTileDepth) | 1) * kTileDepth;  // an odd number of cache lines
+            }
             channels += map.channels;
         }
         const int64_t all = call.batch * call.pixels;
-        threads = all * channels * call.outputs < kShared ? 1 : call.threads;
-        chunk = least(kChunkPixels, round_up(parts_of(all, threads), kLeastPixels));
+        threads = all * channels * call.outputs < kWorthThreads<Step> ? 1 : call.threads;
+        chunk = least(kChunkPixels<Step>, round_up(parts_of(all, threads), kLeastPixels<Step>));
         chunks = parts_of(call.pixels, chunk);
     }
+
+    static int64_t padded(int64_t channels) { return round_up(channels, kWholeChannels<Step>); }
 
     // Weights and bias, which all threads read; rows: of weights that are converted.
     struct Shared {
@@ -55,8 +69,8 @@ struct Layout {
     };
     Shared shared(const Conv1x1& call, Workspace& space) const {
         Shared parts{};
-        for (int s = 0; s < call.sources; s++) parts.packed[s] = space.take<S>(packed_size<Step>(call.outputs, call.source[s].channels));
-        parts.rows = space.take<S>(call.outputs * round_up(most_channels(call), Step::terms));
+        for (int s = 0; s < call.sources; s++) parts.packed[s] = space.take<S>(packed_size<Step>(call.outputs, padded(call.source[s].channels)));
+        parts.rows = space.take<S>(call.outputs * padded(most_channels(call)));
         parts.bias = space.take<float>(round_up(call.outputs, kL));
         return parts;
     }
@@ -69,8 +83,8 @@ struct Layout {
     Own own(const Conv1x1& call, Workspace& space) const {
         Own parts{};
         for (int s = 0; s < call.sources; s++)
-            if (!direct[s]) parts.staged[s] = space.take<S>(kChunkPixels * row[s]);
-        parts.work = space.take<uint16_t>(kChunkPixels * most_channels(call));
+            if (!direct[s] || kOnTiles<Step>) parts.staged[s] = space.take<S>(kChunkPixels<Step> * row[s]);
+        parts.work = space.take<uint16_t>(kChunkPixels<Step> * most_channels(call));
         return parts;
     }
 
@@ -89,34 +103,38 @@ struct Layout {
 // Rows of weights, one an output, as numbers of S: zeros behind the last channel, to whole steps.
 template <class S, class W>
 const S* rows_of(const W* weight, int64_t stride, int64_t channels, Range outputs, int64_t row, S* to) {
+    const auto rest = [](int64_t count) { return static_cast<int>(count < 0 ? 0 : least(kL, count)); };
     for (int64_t o = outputs.begin; o < outputs.end; o++)
-        for (int64_t c = 0; c < row; c++) to[o * row + c] = c < channels ? store<S>(load(weight[o * stride + c])) : S{};
+        for (int64_t c = 0; c < row; c += kL)
+            store_lanes(to + o * row + c, load_lanes(weight + o * stride + c, rest(channels - c)), rest(row - c));
     return to;
 }
 
 // As the columns of the product: of 4-byte numbers, each a step.
-template <class T, class W>
-void pack_weights(const Conv1x1& call, const typename Layout<T>::Shared& shared) {
-    using Step = typename Layout<T>::Step;
+template <class At, class W>
+void pack_weights(const Conv1x1& call, const typename At::Shared& shared) {
+    using Step = typename At::Step;
     using S = typename Step::Stored;
     const W* weight = static_cast<const W*>(call.weight);
-    const int64_t blocks = column_blocks<float>(call.outputs).blocks;
+    const int64_t blocks = packed_blocks<Step>(call.outputs);
     for (int s = 0; s < call.sources; s++, weight += call.source[s - 1].channels) {
-        const int64_t channels = call.source[s].channels, padded = round_up(channels, Step::terms), steps = padded / Step::terms;
+        const int64_t channels = call.source[s].channels, padded = At::padded(channels), steps = padded / Step::terms;
         const bool alone = channels * call.outputs < kPackedAlone;
         parallel_for(blocks, alone ? 1 : call.threads, [&](int64_t begin, int64_t end) {
-            for_column_blocks<float>(call.outputs, {begin, end}, [&](auto width, int64_t column) {
+            for_packed_blocks<Step>(call.outputs, {begin, end}, [&](auto width, int64_t column) {
                 constexpr int64_t lanes = decltype(width)::value * kL;
                 const Range outputs{column, least(column + lanes, call.outputs)};
                 const S* rows = reinterpret_cast<const S*>(weight);
-                int64_t row = call.stride_o / Step::terms;
-                if (sizeof(W) != sizeof(S) || Step::terms > 1) {
+                int64_t row = call.stride_o / Step::terms, taken = channels / Step::terms;
+                if (sizeof(W) != sizeof(S) || channels % Step::terms != 0 || call.stride_o % Step::terms != 0) {
                     rows = rows_of(weight, call.stride_o, channels, outputs, padded, shared.rows);
-                    row = steps;
+                    row = taken = steps;
                 }
                 uint32_t* to = reinterpret_cast<uint32_t*>(shared.packed[s] + column * padded);
-                if (outputs.end < column + lanes) __builtin_memset(to, 0, steps * lanes * sizeof(uint32_t));
-                turn(reinterpret_cast<const uint32_t*>(rows) + column * row, row, outputs.end - column, steps, to, lanes);
+                const bool whole = outputs.end == column + lanes;
+                const int64_t written = whole ? taken : 0;
+                __builtin_memset(to + written * lanes, 0, (steps - written) * lanes * sizeof(uint32_t));
+                turn(reinterpret_cast<const uint32_t*>(rows) + column * row, row, outputs.end - column, taken, to, lanes);
             });
         });
     }
@@ -163,9 +181,9 @@ void finish(const Conv1x1& call, const float* from, int64_t rows, int64_t vector
 }
 
 // Pixels of an image. The last rows of a chunk that are no whole tile are taken with some before them once more.
-template <class T>
-void run_chunk(const Conv1x1& call, const Panel<typename Layout<T>::Step>* panels, const float* bias, int64_t first, int64_t count) {
-    using Step = typename Layout<T>::Step;
+template <class T, class Step>
+void run_chunk(const Conv1x1& call, const Panel<Step>* panels, const float* bias, int64_t first, int64_t count) {
+    if constexpr (kOnTiles<Step>) return multiply_on_tiles(call, panels, bias, first, count);
     // Behind a row of one block stands the next row alone.
     const int64_t end = column_blocks<float>(call.outputs).blocks == 1 ? (first + count) * call.outputs : 0;
     const bool plain = call.act == act_none && call.residual == nullptr;
@@ -190,32 +208,37 @@ void run_chunk(const Conv1x1& call, const Panel<typename Layout<T>::Step>* panel
 }
 
 // Some pixels of source s in image b, where they are or brought to order.
-template <class T>
-Panel<typename Layout<T>::Step> panel_of(const Conv1x1& call, const Layout<T>& at, int s, int64_t b, Range pixels,
-                                         const typename Layout<T>::S* packed, const typename Layout<T>::Own& own) {
-    using Step = typename Layout<T>::Step;
+template <class T, class Step>
+Panel<Step> panel_of(const Conv1x1& call, const Layout<T, Step>& at, int s, int64_t b, Range pixels,
+                     const typename Step::Stored* packed, const typename Layout<T, Step>::Own& own) {
     using S = typename Step::Stored;
     const Conv1x1Map& map = call.source[s];
-    const int64_t steps = parts_of(map.channels, Step::terms);
-    if (at.direct[s]) return {pixel_at<S>(map, b, pixels.begin), packed, map.p, map.c * Step::terms, steps};
-    stage<S, T>(map, b, pixels.begin, pixels.end - pixels.begin, own.staged[s], at.row[s], own.work);
+    const int64_t padded = at.padded(map.channels), steps = padded / Step::terms, count = pixels.end - pixels.begin;
+    if (at.direct[s] && (!kOnTiles<Step> || count >= kTileRows))
+        return {pixel_at<S>(map, b, pixels.begin), packed, map.p, map.c * Step::terms, steps};
+    stage<S, T>(map, b, pixels.begin, count, own.staged[s], at.row[s], own.work);
+    if (kOnTiles<Step> && map.channels < padded)
+        for (int64_t i = 0; i < count; i++)
+            __builtin_memset(own.staged[s] + i * at.row[s] + map.channels, 0, (padded - map.channels) * sizeof(S));
     return {own.staged[s], packed, at.row[s], Step::terms, steps};
 }
 
-template <class T>
+template <class T, class Step>
 void run_product(const Conv1x1& call, char* workspace) {
-    const Layout<T> at(call);
+    using At = Layout<T, Step>;
+    const At at(call);
     Workspace space{workspace};
     const auto shared = at.shared(call, space);
     if (call.weight_dtype == f32) {
-        pack_weights<T, float>(call, shared);
+        pack_weights<At, float>(call, shared);
         pack_bias<float>(call, shared.bias);
     } else {
-        pack_weights<T, T>(call, shared);
+        pack_weights<At, T>(call, shared);
         pack_bias<T>(call, shared.bias);
     }
     const int64_t each = at.own_bytes(call);
     parallel_for(at.threads, static_cast<int>(at.threads), [&](int64_t begin, int64_t end) {
+        if (kOnTiles<Step>) configure_tiles();
         for (int64_t thread = begin; thread < end; thread++) {
             Workspace mine{space.next + thread * each};
             const auto own = at.own(call, mine);
@@ -223,23 +246,32 @@ void run_product(const Conv1x1& call, char* workspace) {
             for (int64_t task = tasks.begin; task < tasks.end; task++) {
                 const int64_t b = task / at.chunks;
                 const Range pixels = part_of(call.pixels, at.chunks, task % at.chunks);
-                Panel<typename Layout<T>::Step> panels[2];
-                for (int s = 0; s < call.sources; s++) panels[s] = panel_of<T>(call, at, s, b, pixels, shared.packed[s], own);
+                Panel<Step> panels[2];
+                for (int s = 0; s < call.sources; s++) panels[s] = panel_of(call, at, s, b, pixels, shared.packed[s], own);
                 run_chunk<T>(call, panels, shared.bias, b * call.pixels + pixels.begin, pixels.end - pixels.begin);
             }
         }
+        if (kOnTiles<Step>) release_tiles();
     });
+}
+
+// Tiles are chosen by the channels alone: bits do not depend on the number of pixels.
+inline bool on_tiles(const Conv1x1& call) {
+    int64_t channels = 0;
+    for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
+    return call.tiles && channels > kLeastChannels;
 }
 
 template <class T>
 int64_t bytes(const Conv1x1& call) {
-    return has_few_outputs(call, StepOf<T>::type::terms) ? FewOutputs<T>::bytes(call) : Layout<T>(call).bytes(call);
+    if (has_few_outputs(call, StepOf<T>::type::terms)) return FewOutputs<T>::bytes(call);
+    return by_step<T>(on_tiles(call), [&](auto step) { return Layout<T, decltype(step)>(call).bytes(call); });
 }
 
 template <class T>
 void run(const Conv1x1& call, char* workspace) {
-    const bool few = has_few_outputs(call, StepOf<T>::type::terms);
-    few ? FewOutputs<T>(call, workspace).run() : run_product<T>(call, workspace);
+    if (has_few_outputs(call, StepOf<T>::type::terms)) return FewOutputs<T>(call, workspace).run();
+    by_step<T>(on_tiles(call), [&](auto step) { run_product<T, decltype(step)>(call, workspace); });
 }
 
 }  // namespace

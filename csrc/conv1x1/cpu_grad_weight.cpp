@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The gradient of the weight: a product summed over the pixels, a chunk of them at a time. Its columns fill vectors, so that
 // they are the channels of the side whose number leaves fewer lanes empty.
-#include "conv1x1/maps.h"
+#include "conv1x1/amx.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kSummedPixels = 128;  // added up in registers
+template <class Step>
+constexpr int64_t kSummedPixels = kOnTiles<Step> ? 256 : 128;  // added up in registers
 constexpr int64_t kLanePixels = 512;    // at least, of sums that are made apart; the numbers depend on it and kMostLanes
 constexpr int64_t kMostLanes = 16;
-constexpr int64_t kTaskRows = 24;       // a multiple of the rows of tiles
+template <class Step>
+constexpr int64_t kTaskRows = kOnTiles<Step> ? 2 * kTileRows : 24;  // a multiple of the rows of tiles
 
 // A chunk of pixels as the sum over them reads it: number (pixel, channel) at data + pixel * of_pixel + channel * of_channel,
 // where a pixel is a step.
@@ -39,7 +41,10 @@ inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t fir
 #endif
 
 // Where the numbers of a call lie: sums[row][column], rows of whole vectors.
+template <class Step>
 struct GradLayout {
+    static constexpr int64_t kPixels = kSummedPixels<Step>, kRows = kTaskRows<Step>;
+
     const bool turned;  // rows are channels of the source
     const Conv1x1Map &rows, &columns;
     const int64_t chunks, lanes, parts;    // of an image; of the pixels; of the rows
@@ -48,18 +53,18 @@ struct GradLayout {
     explicit GradLayout(const Conv1x1GradWeight& call)
         : turned(10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
           rows(turned ? call.source : call.gradient), columns(turned ? call.gradient : call.source),
-          chunks(parts_of(call.pixels, kSummedPixels)),
+          chunks(parts_of(call.pixels, kPixels)),
           lanes(least(least(kMostLanes, 1 + call.batch * call.pixels / (2 * kLanePixels)), call.batch * chunks)),
-          parts(least(parts_of(2 * call.threads, lanes), parts_of(rows.channels, kTaskRows))),
+          parts(least(parts_of(2 * call.threads, lanes), parts_of(rows.channels, kRows))),
           rows_row(round_up(rows.channels, kL)), columns_row(round_up(columns.channels, kL)) {}
 
     static int64_t lanes_taken(const Conv1x1Map& rows, const Conv1x1Map& columns) {
         return rows.channels * round_up(columns.channels, kL);
     }
-    int64_t sums() const { return lanes_taken(rows, columns); }  // of a lane
+    int64_t sums() const { return round_up(rows.channels, kOnTiles<Step> ? kTileRows : 1) * columns_row; }  // of a lane
     Range rows_of(int64_t part) const {
-        const Range blocks = part_of(parts_of(rows.channels, kTaskRows), parts, part);
-        return {blocks.begin * kTaskRows, least(blocks.end * kTaskRows, rows.channels)};
+        const Range blocks = part_of(parts_of(rows.channels, kRows), parts, part);
+        return {blocks.begin * kRows, least(blocks.end * kRows, rows.channels)};
     }
 
     // A thread's own chunk.
@@ -69,8 +74,8 @@ struct GradLayout {
     };
     Own own(Workspace& space) const {
         const int64_t most = rows_row > columns_row ? rows_row : columns_row;
-        return {space.take<float>(kSummedPixels * rows_row), space.take<float>(kSummedPixels * columns_row),
-                space.take<uint16_t>(kSummedPixels * most)};
+        return {space.take<float>(kPixels * rows_row), space.take<float>(kPixels * columns_row),
+                space.take<uint16_t>(kPixels * most)};
     }
     int64_t own_bytes() const {
         Workspace space{nullptr};
@@ -108,6 +113,59 @@ __attribute__((noinline)) void add_tile(const Chunk<S>& rows, const Chunk<S>& co
         }
 }
 
+#if defined(__AVX512BF16__)
+// An odd number of cache lines from channel to channel of staged rows.
+constexpr int64_t kPixelRow = kSummedPixels<TileStep> + kTileDepth;
+
+// A chunk of pixels with those of a channel side by side: number (channel, pixel) at to + channel * kPixelRow + pixel; zeros behind
+// the last, to whole tiles.
+inline void stage_lines(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to) {
+    const uint16_t* from = pixel_at<uint16_t>(map, b, first);
+    uint16_t* lines = reinterpret_cast<uint16_t*>(to);
+    if (map.c == 1) turn(from, map.p, count, map.channels, lines, kPixelRow);
+    for (int64_t c = 0; c < map.channels; c++, lines += kPixelRow) {
+        if (map.c != 1) __builtin_memcpy(lines, from + c * map.c, count * sizeof(*lines));
+        __builtin_memset(lines + count, 0, (round_up(count, kTileDepth) - count) * sizeof(*lines));
+    }
+}
+
+// One block of the sums (+)= lines times pairs of pixels.
+template <int Rows, int Columns>
+void add_tiles(const BFloat16* lines, const BFloat16* pairs, int64_t pairs_row, int64_t pixels, bool fresh, float* sums, int64_t row) {
+    using Sums = TileSums<Rows, Columns>;
+    Sums::begin(sums, row, fresh);
+    for (int64_t pixel = 0; pixel < pixels; pixel += kTileDepth, lines += kTileDepth, pairs += kTileDepth * pairs_row)
+        Sums::add(lines, kPixelRow * sizeof(*lines), pairs, 2 * pairs_row * sizeof(*pairs), kTileLine);
+    Sums::end(sums, row);
+}
+
+inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat16* pairs, int64_t columns, int64_t pixels, bool fresh,
+                               float* sums, int64_t row) {
+    for (int64_t column = 0; column < columns; column += 2 * kTileColumns)
+        for (int64_t r = 0; r < rows; r += 2 * kTileRows) {
+            const bool below = r + kTileRows < rows, beside = column + kTileColumns < columns;
+            const auto add = below ? (beside ? add_tiles<2, 2> : add_tiles<2, 1>) : (beside ? add_tiles<1, 2> : add_tiles<1, 1>);
+            add(lines + r * kPixelRow, pairs + 2 * column, row, pixels, fresh, sums + r * row + column, row);
+        }
+}
+
+// Some rows of the sums of a lane, as add_rows.
+inline void add_rows_on_tiles(const Conv1x1GradWeight& call, const GradLayout<TileStep>& at, Range chunks, const Conv1x1Map& map,
+                              const GradLayout<TileStep>::Own& own, float* sums) {
+    BFloat16 *lines = reinterpret_cast<BFloat16*>(own.rows), *pairs = reinterpret_cast<BFloat16*>(own.columns);
+    for (int64_t chunk = chunks.begin; chunk < chunks.end; chunk++) {
+        const int64_t b = chunk / at.chunks;
+        const Range pixels = part_of(call.pixels, at.chunks, chunk % at.chunks);
+        const int64_t count = pixels.end - pixels.begin, whole = round_up(count, kTileDepth);
+        stage_lines(map, b, pixels.begin, count, lines);
+        stage_pairs(at.columns, b, pixels.begin, count, pairs, at.columns_row, own.work);
+        const int64_t staged = round_up(count, 2);
+        __builtin_memset(pairs + staged * at.columns_row, 0, (whole - staged) * at.columns_row * sizeof(*pairs));
+        add_chunk_on_tiles(lines, map.channels, pairs, at.columns.channels, whole, chunk == chunks.begin, sums, at.columns_row);
+    }
+}
+#endif
+
 template <class T>
 Conv1x1Map some_channels(Conv1x1Map map, Range channels) {
     map.data = static_cast<const T*>(map.data) + channels.begin * map.c;
@@ -116,16 +174,18 @@ Conv1x1Map some_channels(Conv1x1Map map, Range channels) {
 }
 
 // Some rows of the sums of a lane: the pixels of `chunks`.
-template <class T>
-void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, Range of_sums, char* workspace, float* sums) {
-    using Step = typename StepOf<T>::type;
+template <class T, class Step>
+void add_rows(const Conv1x1GradWeight& call, const GradLayout<Step>& at, Range chunks, Range of_sums, char* workspace, float* sums) {
     using S = typename Step::Stored;
     Workspace space{workspace};
-    const GradLayout::Own own = at.own(space);
+    const typename GradLayout<Step>::Own own = at.own(space);
     const Conv1x1Map map = some_channels<T>(at.rows, of_sums);
     const int64_t end = map.channels;
     const bool floats = sizeof(T) == sizeof(float);
     sums += of_sums.begin * at.columns_row;
+#if defined(__AVX512BF16__)
+    if constexpr (kOnTiles<Step>) return add_rows_on_tiles(call, at, chunks, map, own, sums);
+#endif
     __builtin_memset(sums, 0, end * at.columns_row * sizeof(float));
     for (int64_t chunk = chunks.begin; chunk < chunks.end; chunk++) {
         const int64_t b = chunk / at.chunks;
@@ -147,8 +207,8 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks,
 }
 
 // Adds up the lanes of sums; the row is then of numbers of W.
-template <class W>
-void add_up(const GradLayout& at, float* row) {
+template <class W, class At>
+void add_up(const At& at, float* row) {
     for (int64_t c = 0; c < at.columns_row; c += kL) {
         V total = load_vec<kL>(row + c);
         for (int64_t lane = 1; lane < at.lanes; lane++) total += load_vec<kL>(row + lane * at.sums() + c);
@@ -156,8 +216,8 @@ void add_up(const GradLayout& at, float* row) {
     }
 }
 
-template <class W>
-void store_sums(const Conv1x1GradWeight& call, const GradLayout& at, float* sums) {
+template <class W, class At>
+void store_sums(const Conv1x1GradWeight& call, const At& at, float* sums) {
     using Bits = std::conditional_t<sizeof(W) == sizeof(uint32_t), uint32_t, uint16_t>;
     Bits* to = static_cast<Bits*>(call.grad_weight);
     const int64_t count = at.rows.channels, columns = at.columns.channels;
@@ -172,14 +232,15 @@ void store_sums(const Conv1x1GradWeight& call, const GradLayout& at, float* sums
     if (at.turned) turn(reinterpret_cast<const Bits*>(sums), row, count, columns, to, call.stride_o);
 }
 
-template <class T>
+template <class T, class Step>
 void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
-    const GradLayout at(call);
+    const GradLayout<Step> at(call);
     const int64_t size = at.sums(), own = at.own_bytes();
     Workspace space{workspace};
     float* sums = space.take<float>(at.lanes * size);
-    const int64_t tasks = at.lanes * at.parts, threads = call.batch * call.pixels * size < kShared ? 1 : least(call.threads, tasks);
+    const int64_t tasks = at.lanes * at.parts, threads = call.batch * call.pixels * size < kWorthThreads<Step> ? 1 : least(call.threads, tasks);
     parallel_for(threads, static_cast<int>(threads), [&](int64_t begin, int64_t end) {
+        if (kOnTiles<Step>) configure_tiles();
         for (int64_t thread = begin; thread < end; thread++) {
             const Range mine = part_of(tasks, threads, thread);
             for (int64_t task = mine.begin; task < mine.end; task++) {
@@ -188,6 +249,7 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
                 add_rows<T>(call, at, chunks, at.rows_of(task % at.parts), space.next + thread * own, sums + lane * size);
             }
         }
+        if (kOnTiles<Step>) release_tiles();
     });
     if (call.weight_dtype == f32)
         store_sums<float>(call, at, sums);
@@ -195,18 +257,26 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
         store_sums<T>(call, at, sums);
 }
 
+template <class F>
+auto by_dtype(const Conv1x1GradWeight& call, const F& f) {
+    if (call.dtype == f32) return f(float{}, FmaStep<float>{});
+    if (call.dtype == f16) return f(Half{}, FmaStep<float>{});
+    return by_step<BFloat16>(call.tiles, [&](auto step) { return f(BFloat16{}, step); });
+}
+
 }  // namespace
 
 int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& given) {
     const Conv1x1GradWeight call = joined(given, given.gradient, given.source);
-    const GradLayout at(call);
-    return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
+    return by_dtype(call, [&](auto, auto step) {
+        const GradLayout<decltype(step)> at(call);
+        return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
+    });
 }
 
 void conv1x1_grad_weight(const Conv1x1GradWeight& given, char* workspace) {
     const Conv1x1GradWeight call = joined(given, given.gradient, given.source);
-    if (call.dtype == f32) return run_grad_weight<float>(call, workspace);
-    call.dtype == bf16 ? run_grad_weight<BFloat16>(call, workspace) : run_grad_weight<Half>(call, workspace);
+    by_dtype(call, [&](auto type, auto step) { run_grad_weight<decltype(type), decltype(step)>(call, workspace); });
 }
 
 }  // namespace FASTDS_ISA

@@ -28,6 +28,7 @@ struct Conv1x1 {
     int act;               // Act of core/activation.h
     float negative_slope;
     int threads;
+    bool tiles;  // bfloat16 on matrix tiles (AMX)
 };
 
 // grad_weight[o, c] = sum over pixels of gradient[pixel, o] * source[pixel, c], at o * stride_o + c.
@@ -39,6 +40,7 @@ struct Conv1x1GradWeight {
     DType weight_dtype;
     int64_t stride_o;
     int threads;
+    bool tiles;  // bfloat16 on matrix tiles (AMX)
 };
 
 // Bytes of workspace, and the functions that need them, 64-byte aligned. The numbers do not depend on threads.

@@ -10,19 +10,7 @@ from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, plain, turne
 from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3 import kernels as conv3x3_kernels
 from fastds.ops.impl.conv3x3.algorithm import winograd_refusal
-from fastds.ops.impl.conv3x3.costs import machine
 from fastds.ops.impl.conv3x3.engine import ACT
-
-MOST_BESIDE_TILES = 1 << 24  # multiplications; for more of them the library's matrix tiles (AMX) make up for its call
-
-
-def _native_takes(x: Tensor, weight: Tensor) -> bool:
-    if winograd_refusal(x) is not None:
-        return False
-    if x.dtype != torch.bfloat16 or machine(native.module().isa(), x.dtype) != "amx":
-        return True
-    return x.shape[0] * x.shape[2] * x.shape[3] * weight.numel() <= MOST_BESIDE_TILES
-
 
 # ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
 
@@ -99,7 +87,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope):
     args = (x, weight, bias, x2, residual, act, negative_slope)
     if x.shape[0] == 0:
         return forward_fake(*args)
-    if not _native_takes(x, weight):
+    if winograd_refusal(x) is not None:
         return _by_library(*args, 1, 1)
     sources = [x] if x2 is None else [x, x2]
     return _product(sources, _rows(weight), bias, residual, act, negative_slope)
@@ -115,7 +103,7 @@ _by_library = outside_autocast(direct.convolve)
 def backward(grad_y, x, weight, x2, y, negative_slope, wanted):
     if x.shape[0] == 0:
         return [g.zero_() for g in backward_fake(grad_y, x, weight, x2, y, negative_slope, wanted)]
-    gradients = _native_gradients if _native_takes(x, weight) else _library_gradients
+    gradients = _native_gradients if winograd_refusal(x) is None else _library_gradients
     grads = gradients(grad_y, x, weight, x2, y, negative_slope, wanted)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
 
