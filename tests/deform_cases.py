@@ -83,6 +83,8 @@ PROBLEMS = [
     Problem("bare", bias=False, mask=False),
     Problem("stride_padding", 1, 8, 6, 13, 11, stride=(3, 2), padding=(2, 4), dilation=(1, 3)),
     Problem("many_pixels", 1, 8, 8, 61, 67, G=2),
+    Problem("groups_of_32", 1, 64, 96, 9, 11, groups=2, G=4),
+    Problem("odd_outputs", 1, 40, 75, 12, 14, G=2),
 ]
 FEW = [p for p in PROBLEMS if p.id in ("plain", "torchvision", "fczsm", "points10", "channels5", "groups_not_nested")]
 

@@ -153,6 +153,20 @@ def test_22_backward_in_low_precision(kind, dtype, tolerance):
         assert (a.double() - b).norm() <= tolerance * b.norm()
 
 
+@pytest.mark.parametrize("depth", [5, 20, 33])
+def test_a_missing_value_stays_in_its_queries(depth, native):
+    """Rows of queries are used again, and steps of bfloat16 read more numbers than a layer has."""
+    maps = torch.randn(1, depth, 20, 20).bfloat16()
+    maps[:, :, 1] = math.nan
+    layers = [(torch.randn(8, depth), torch.randn(8)), (torch.randn(40, 8), torch.randn(40)), (torch.ones(3, 40), torch.ones(3))]
+    with torch.no_grad():
+        results = []
+        for backend in ("native", "reference"):
+            with fastds.backend(backend):
+                results.append(inr_query(maps, GridSpec.cells((20, 20), (60, 60)), layers, ensemble="late"))
+    assert torch.equal(results[0].isnan(), results[1].isnan()) and results[0].isfinite().any()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, f64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,13 +11,8 @@ namespace {
 constexpr int64_t kFewPlanes = 128;         // of pixels side by side, which are read where they are
 constexpr int64_t kPackedAlone = 32 << 10;  // weights that one thread packs
 
-// Pixels of a product that a thread takes at once.
-template <class Step>
-constexpr int64_t kChunkPixels = kOnTiles<Step> ? 128 : 48;
-template <class Step>
-constexpr int64_t kLeastPixels = kOnTiles<Step> ? 16 : 12;
-// Lines of A that lie so far from each other share sets of the first cache.
-constexpr int64_t kFarChannels = 512;
+constexpr int64_t kLeastChannels = 8;       // which a matrix tile, of 32, does not pay for
+constexpr int64_t kFarChannels = 512;       // from pixel to pixel: they share sets of the first cache
 
 // A chunk of a source: rows of `steps` steps from a on, `step` numbers apart, and the packed weights.
 template <class Step>
@@ -32,35 +27,41 @@ inline int64_t most_channels(const Conv1x1& call) {
 }
 
 // Where the numbers of a call lie.
-template <class T, class StepType>
+template <class T>
 struct Layout {
-    using Step = StepType;
+    using Step = typename StepOf<T>::type;
     using S = typename Step::Stored;
 
+    Blocking blocking;               // of the weights
+    int64_t most;                    // pixels that a thread takes at once
     int64_t chunk, chunks, threads;  // pixels; of an image
     bool direct[2];                  // whether a source is read where it is
     int64_t row[2];                  // of a source that is not
 
     explicit Layout(const Conv1x1& call) {
         int64_t channels = 0;
+        for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
+        // Tiles are chosen by the channels alone: bits do not depend on the number of pixels.
+        const bool tiles = Step::terms > 1 && call.tiles && channels > kLeastChannels;
+        blocking = {tiles};
+        most = tiles ? 128 : 48;
         for (int s = 0; s < call.sources; s++) {
             const Conv1x1Map& map = call.source[s];
             const bool few = Step::terms == 1 && map.channels <= kFewPlanes;
             direct[s] = sizeof(T) == sizeof(S) && (few || (map.c == 1 && map.channels == padded(map.channels)));
             row[s] = round_up(map.channels + 1, kL);
-            if (kOnTiles<Step>) {
+            if (tiles) {
                 direct[s] = direct[s] && map.p < kFarChannels && call.pixels >= kTileRows;
                 row[s] = (parts_of(map.channels + 1, kTileDepth) | 1) * kTileDepth;  // an odd number of cache lines
             }
-            channels += map.channels;
         }
         const int64_t all = call.batch * call.pixels;
-        threads = all * channels * call.outputs < kWorthThreads<Step> ? 1 : call.threads;
-        chunk = least(kChunkPixels<Step>, round_up(parts_of(all, threads), kLeastPixels<Step>));
+        threads = all * channels * call.outputs < worth_threads(tiles) ? 1 : call.threads;
+        chunk = least(most, round_up(parts_of(all, threads), tiles ? kTileRows : 12));
         chunks = parts_of(call.pixels, chunk);
     }
 
-    static int64_t padded(int64_t channels) { return round_up(channels, kWholeChannels<Step>); }
+    int64_t padded(int64_t channels) const { return round_up(channels, blocking.whole<Step>()); }
 
     // Weights and bias, which all threads read; rows: of weights that are converted.
     struct Shared {
@@ -69,7 +70,7 @@ struct Layout {
     };
     Shared shared(const Conv1x1& call, Workspace& space) const {
         Shared parts{};
-        for (int s = 0; s < call.sources; s++) parts.packed[s] = space.take<S>(packed_size<Step>(call.outputs, padded(call.source[s].channels)));
+        for (int s = 0; s < call.sources; s++) parts.packed[s] = space.take<S>(packed_size<Step>(call.outputs, call.source[s].channels, blocking));
         parts.rows = space.take<S>(call.outputs * padded(most_channels(call)));
         parts.bias = space.take<float>(round_up(call.outputs, kL));
         return parts;
@@ -83,8 +84,8 @@ struct Layout {
     Own own(const Conv1x1& call, Workspace& space) const {
         Own parts{};
         for (int s = 0; s < call.sources; s++)
-            if (!direct[s] || kOnTiles<Step>) parts.staged[s] = space.take<S>(kChunkPixels<Step> * row[s]);
-        parts.work = space.take<uint16_t>(kChunkPixels<Step> * most_channels(call));
+            if (!direct[s] || blocking.tiles) parts.staged[s] = space.take<S>(most * row[s]);
+        parts.work = space.take<uint16_t>(most * most_channels(call));
         return parts;
     }
 
@@ -111,31 +112,31 @@ const S* rows_of(const W* weight, int64_t stride, int64_t channels, Range output
 }
 
 // As the columns of the product: of 4-byte numbers, each a step.
-template <class At, class W>
-void pack_weights(const Conv1x1& call, const typename At::Shared& shared) {
-    using Step = typename At::Step;
+template <class T, class W>
+void pack_weights(const Conv1x1& call, const Layout<T>& at, const typename Layout<T>::Shared& shared) {
+    using Step = typename Layout<T>::Step;
     using S = typename Step::Stored;
     const W* weight = static_cast<const W*>(call.weight);
-    const int64_t blocks = packed_blocks<Step>(call.outputs);
+    const int64_t most = at.blocking.vectors(), blocks = column_blocks<float>(call.outputs, most).blocks;
     for (int s = 0; s < call.sources; s++, weight += call.source[s - 1].channels) {
-        const int64_t channels = call.source[s].channels, padded = At::padded(channels), steps = padded / Step::terms;
+        const int64_t channels = call.source[s].channels, padded = at.padded(channels), steps = padded / Step::terms;
         const bool alone = channels * call.outputs < kPackedAlone;
+        const auto pack_block = [&](auto width, int64_t column) {
+            constexpr int64_t lanes = decltype(width)::value * kL;
+            const Range outputs{column, least(column + lanes, call.outputs)};
+            const S* rows = reinterpret_cast<const S*>(weight);
+            int64_t row = call.stride_o / Step::terms, taken = channels / Step::terms;
+            if (sizeof(W) != sizeof(S) || channels % Step::terms != 0 || call.stride_o % Step::terms != 0) {
+                rows = rows_of(weight, call.stride_o, channels, outputs, padded, shared.rows);
+                row = taken = steps;
+            }
+            uint32_t* to = reinterpret_cast<uint32_t*>(shared.packed[s] + column * padded);
+            const int64_t written = outputs.end == column + lanes ? taken : 0;
+            __builtin_memset(to + written * lanes, 0, (steps - written) * lanes * sizeof(uint32_t));
+            turn(reinterpret_cast<const uint32_t*>(rows) + column * row, row, outputs.end - column, taken, to, lanes);
+        };
         parallel_for(blocks, alone ? 1 : call.threads, [&](int64_t begin, int64_t end) {
-            for_packed_blocks<Step>(call.outputs, {begin, end}, [&](auto width, int64_t column) {
-                constexpr int64_t lanes = decltype(width)::value * kL;
-                const Range outputs{column, least(column + lanes, call.outputs)};
-                const S* rows = reinterpret_cast<const S*>(weight);
-                int64_t row = call.stride_o / Step::terms, taken = channels / Step::terms;
-                if (sizeof(W) != sizeof(S) || channels % Step::terms != 0 || call.stride_o % Step::terms != 0) {
-                    rows = rows_of(weight, call.stride_o, channels, outputs, padded, shared.rows);
-                    row = taken = steps;
-                }
-                uint32_t* to = reinterpret_cast<uint32_t*>(shared.packed[s] + column * padded);
-                const bool whole = outputs.end == column + lanes;
-                const int64_t written = whole ? taken : 0;
-                __builtin_memset(to + written * lanes, 0, (steps - written) * lanes * sizeof(uint32_t));
-                turn(reinterpret_cast<const uint32_t*>(rows) + column * row, row, outputs.end - column, taken, to, lanes);
-            });
+            for_column_blocks<float>(call.outputs, {begin, end}, pack_block, most);
         });
     }
 }
@@ -181,9 +182,14 @@ void finish(const Conv1x1& call, const float* from, int64_t rows, int64_t vector
 }
 
 // Pixels of an image. The last rows of a chunk that are no whole tile are taken with some before them once more.
-template <class T, class Step>
-void run_chunk(const Conv1x1& call, const Panel<Step>* panels, const float* bias, int64_t first, int64_t count) {
-    if constexpr (kOnTiles<Step>) return multiply_on_tiles(call, panels, bias, first, count);
+template <class T>
+void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::Step>* panels, const float* bias, int64_t first,
+               int64_t count) {
+    using Step = typename Layout<T>::Step;
+#if defined(__AVX512BF16__)
+    if constexpr (Step::terms > 1)
+        if (tiles) return multiply_on_tiles(call, panels, bias, first, count);
+#endif
     // Behind a row of one block stands the next row alone.
     const int64_t end = column_blocks<float>(call.outputs).blocks == 1 ? (first + count) * call.outputs : 0;
     const bool plain = call.act == act_none && call.residual == nullptr;
@@ -208,37 +214,37 @@ void run_chunk(const Conv1x1& call, const Panel<Step>* panels, const float* bias
 }
 
 // Some pixels of source s in image b, where they are or brought to order.
-template <class T, class Step>
-Panel<Step> panel_of(const Conv1x1& call, const Layout<T, Step>& at, int s, int64_t b, Range pixels,
-                     const typename Step::Stored* packed, const typename Layout<T, Step>::Own& own) {
+template <class T>
+Panel<typename Layout<T>::Step> panel_of(const Conv1x1& call, const Layout<T>& at, int s, int64_t b, Range pixels,
+                                         const typename Layout<T>::S* packed, const typename Layout<T>::Own& own) {
+    using Step = typename Layout<T>::Step;
     using S = typename Step::Stored;
     const Conv1x1Map& map = call.source[s];
     const int64_t padded = at.padded(map.channels), steps = padded / Step::terms, count = pixels.end - pixels.begin;
-    if (at.direct[s] && (!kOnTiles<Step> || count >= kTileRows))
+    if (at.direct[s] && (!at.blocking.tiles || count >= kTileRows))
         return {pixel_at<S>(map, b, pixels.begin), packed, map.p, map.c * Step::terms, steps};
     stage<S, T>(map, b, pixels.begin, count, own.staged[s], at.row[s], own.work);
-    if (kOnTiles<Step> && map.channels < padded)
+    if (at.blocking.tiles && map.channels < padded)
         for (int64_t i = 0; i < count; i++)
             __builtin_memset(own.staged[s] + i * at.row[s] + map.channels, 0, (padded - map.channels) * sizeof(S));
     return {own.staged[s], packed, at.row[s], Step::terms, steps};
 }
 
-template <class T, class Step>
+template <class T>
 void run_product(const Conv1x1& call, char* workspace) {
-    using At = Layout<T, Step>;
-    const At at(call);
+    const Layout<T> at(call);
     Workspace space{workspace};
     const auto shared = at.shared(call, space);
     if (call.weight_dtype == f32) {
-        pack_weights<At, float>(call, shared);
+        pack_weights<T, float>(call, at, shared);
         pack_bias<float>(call, shared.bias);
     } else {
-        pack_weights<At, T>(call, shared);
+        pack_weights<T, T>(call, at, shared);
         pack_bias<T>(call, shared.bias);
     }
     const int64_t each = at.own_bytes(call);
     parallel_for(at.threads, static_cast<int>(at.threads), [&](int64_t begin, int64_t end) {
-        if (kOnTiles<Step>) configure_tiles();
+        const TileUse tiles(at.blocking.tiles);
         for (int64_t thread = begin; thread < end; thread++) {
             Workspace mine{space.next + thread * each};
             const auto own = at.own(call, mine);
@@ -246,32 +252,24 @@ void run_product(const Conv1x1& call, char* workspace) {
             for (int64_t task = tasks.begin; task < tasks.end; task++) {
                 const int64_t b = task / at.chunks;
                 const Range pixels = part_of(call.pixels, at.chunks, task % at.chunks);
-                Panel<Step> panels[2];
+                Panel<typename Layout<T>::Step> panels[2];
                 for (int s = 0; s < call.sources; s++) panels[s] = panel_of(call, at, s, b, pixels, shared.packed[s], own);
-                run_chunk<T>(call, panels, shared.bias, b * call.pixels + pixels.begin, pixels.end - pixels.begin);
+                const int64_t first = b * call.pixels + pixels.begin;
+                run_chunk<T>(call, at.blocking.tiles, panels, shared.bias, first, pixels.end - pixels.begin);
             }
         }
-        if (kOnTiles<Step>) release_tiles();
     });
-}
-
-// Tiles are chosen by the channels alone: bits do not depend on the number of pixels.
-inline bool on_tiles(const Conv1x1& call) {
-    int64_t channels = 0;
-    for (int s = 0; s < call.sources; s++) channels += call.source[s].channels;
-    return call.tiles && channels > kLeastChannels;
 }
 
 template <class T>
 int64_t bytes(const Conv1x1& call) {
-    if (has_few_outputs(call, StepOf<T>::type::terms)) return FewOutputs<T>::bytes(call);
-    return by_step<T>(on_tiles(call), [&](auto step) { return Layout<T, decltype(step)>(call).bytes(call); });
+    return has_few_outputs(call, StepOf<T>::type::terms) ? FewOutputs<T>::bytes(call) : Layout<T>(call).bytes(call);
 }
 
 template <class T>
 void run(const Conv1x1& call, char* workspace) {
-    if (has_few_outputs(call, StepOf<T>::type::terms)) return FewOutputs<T>(call, workspace).run();
-    by_step<T>(on_tiles(call), [&](auto step) { run_product<T, decltype(step)>(call, workspace); });
+    const bool few = has_few_outputs(call, StepOf<T>::type::terms);
+    few ? FewOutputs<T>(call, workspace).run() : run_product<T>(call, workspace);
 }
 
 }  // namespace

@@ -7,12 +7,11 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-template <class Step>
-constexpr int64_t kSummedPixels = kOnTiles<Step> ? 256 : 128;  // added up in registers
+constexpr int64_t kSummedPixels = 128;  // added up in registers
+constexpr int64_t kTilePixels = 256;    // the same of matrix tiles
 constexpr int64_t kLanePixels = 512;    // at least, of sums that are made apart; the numbers depend on it and kMostLanes
 constexpr int64_t kMostLanes = 16;
-template <class Step>
-constexpr int64_t kTaskRows = kOnTiles<Step> ? 2 * kTileRows : 24;  // a multiple of the rows of tiles
+constexpr int64_t kTaskRows = 24;       // a multiple of the rows of tiles; of matrix tiles two
 
 // A chunk of pixels as the sum over them reads it: number (pixel, channel) at data + pixel * of_pixel + channel * of_channel,
 // where a pixel is a step.
@@ -41,30 +40,31 @@ inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t fir
 #endif
 
 // Where the numbers of a call lie: sums[row][column], rows of whole vectors.
-template <class Step>
 struct GradLayout {
-    static constexpr int64_t kPixels = kSummedPixels<Step>, kRows = kTaskRows<Step>;
-
+    const bool tiles;
+    const int64_t most, task_rows;  // pixels added up in registers; a task takes so many rows, or multiples of them
     const bool turned;  // rows are channels of the source
     const Conv1x1Map &rows, &columns;
     const int64_t chunks, lanes, parts;    // of an image; of the pixels; of the rows
     const int64_t rows_row, columns_row;   // numbers from row to row of staged chunks, with room for pairs
 
     explicit GradLayout(const Conv1x1GradWeight& call)
-        : turned(10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
+        : tiles(call.tiles && call.dtype == bf16), most(tiles ? kTilePixels : kSummedPixels),
+          task_rows(tiles ? 2 * kTileRows : kTaskRows),
+          turned(10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
           rows(turned ? call.source : call.gradient), columns(turned ? call.gradient : call.source),
-          chunks(parts_of(call.pixels, kPixels)),
+          chunks(parts_of(call.pixels, most)),
           lanes(least(least(kMostLanes, 1 + call.batch * call.pixels / (2 * kLanePixels)), call.batch * chunks)),
-          parts(least(parts_of(2 * call.threads, lanes), parts_of(rows.channels, kRows))),
+          parts(least(parts_of(2 * call.threads, lanes), parts_of(rows.channels, task_rows))),
           rows_row(round_up(rows.channels, kL)), columns_row(round_up(columns.channels, kL)) {}
 
     static int64_t lanes_taken(const Conv1x1Map& rows, const Conv1x1Map& columns) {
         return rows.channels * round_up(columns.channels, kL);
     }
-    int64_t sums() const { return round_up(rows.channels, kOnTiles<Step> ? kTileRows : 1) * columns_row; }  // of a lane
+    int64_t sums() const { return round_up(rows.channels, tiles ? kTileRows : 1) * columns_row; }  // of a lane
     Range rows_of(int64_t part) const {
-        const Range blocks = part_of(parts_of(rows.channels, kRows), parts, part);
-        return {blocks.begin * kRows, least(blocks.end * kRows, rows.channels)};
+        const Range blocks = part_of(parts_of(rows.channels, task_rows), parts, part);
+        return {blocks.begin * task_rows, least(blocks.end * task_rows, rows.channels)};
     }
 
     // A thread's own chunk.
@@ -73,9 +73,8 @@ struct GradLayout {
         uint16_t* work;
     };
     Own own(Workspace& space) const {
-        const int64_t most = rows_row > columns_row ? rows_row : columns_row;
-        return {space.take<float>(kPixels * rows_row), space.take<float>(kPixels * columns_row),
-                space.take<uint16_t>(kPixels * most)};
+        const int64_t widest = rows_row > columns_row ? rows_row : columns_row;
+        return {space.take<float>(most * rows_row), space.take<float>(most * columns_row), space.take<uint16_t>(most * widest)};
     }
     int64_t own_bytes() const {
         Workspace space{nullptr};
@@ -115,7 +114,7 @@ __attribute__((noinline)) void add_tile(const Chunk<S>& rows, const Chunk<S>& co
 
 #if defined(__AVX512BF16__)
 // An odd number of cache lines from channel to channel of staged rows.
-constexpr int64_t kPixelRow = kSummedPixels<TileStep> + kTileDepth;
+constexpr int64_t kPixelRow = kTilePixels + kTileDepth;
 
 // A chunk of pixels with those of a channel side by side: number (channel, pixel) at to + channel * kPixelRow + pixel; zeros behind
 // the last, to whole tiles.
@@ -150,8 +149,8 @@ inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat
 }
 
 // Some rows of the sums of a lane, as add_rows.
-inline void add_rows_on_tiles(const Conv1x1GradWeight& call, const GradLayout<TileStep>& at, Range chunks, const Conv1x1Map& map,
-                              const GradLayout<TileStep>::Own& own, float* sums) {
+inline void add_rows_on_tiles(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, const Conv1x1Map& map,
+                              const GradLayout::Own& own, float* sums) {
     BFloat16 *lines = reinterpret_cast<BFloat16*>(own.rows), *pairs = reinterpret_cast<BFloat16*>(own.columns);
     for (int64_t chunk = chunks.begin; chunk < chunks.end; chunk++) {
         const int64_t b = chunk / at.chunks;
@@ -174,17 +173,19 @@ Conv1x1Map some_channels(Conv1x1Map map, Range channels) {
 }
 
 // Some rows of the sums of a lane: the pixels of `chunks`.
-template <class T, class Step>
-void add_rows(const Conv1x1GradWeight& call, const GradLayout<Step>& at, Range chunks, Range of_sums, char* workspace, float* sums) {
+template <class T>
+void add_rows(const Conv1x1GradWeight& call, const GradLayout& at, Range chunks, Range of_sums, char* workspace, float* sums) {
+    using Step = typename StepOf<T>::type;
     using S = typename Step::Stored;
     Workspace space{workspace};
-    const typename GradLayout<Step>::Own own = at.own(space);
+    const GradLayout::Own own = at.own(space);
     const Conv1x1Map map = some_channels<T>(at.rows, of_sums);
     const int64_t end = map.channels;
     const bool floats = sizeof(T) == sizeof(float);
     sums += of_sums.begin * at.columns_row;
 #if defined(__AVX512BF16__)
-    if constexpr (kOnTiles<Step>) return add_rows_on_tiles(call, at, chunks, map, own, sums);
+    if constexpr (Step::terms > 1)
+        if (at.tiles) return add_rows_on_tiles(call, at, chunks, map, own, sums);
 #endif
     __builtin_memset(sums, 0, end * at.columns_row * sizeof(float));
     for (int64_t chunk = chunks.begin; chunk < chunks.end; chunk++) {
@@ -207,8 +208,8 @@ void add_rows(const Conv1x1GradWeight& call, const GradLayout<Step>& at, Range c
 }
 
 // Adds up the lanes of sums; the row is then of numbers of W.
-template <class W, class At>
-void add_up(const At& at, float* row) {
+template <class W>
+void add_up(const GradLayout& at, float* row) {
     for (int64_t c = 0; c < at.columns_row; c += kL) {
         V total = load_vec<kL>(row + c);
         for (int64_t lane = 1; lane < at.lanes; lane++) total += load_vec<kL>(row + lane * at.sums() + c);
@@ -216,8 +217,8 @@ void add_up(const At& at, float* row) {
     }
 }
 
-template <class W, class At>
-void store_sums(const Conv1x1GradWeight& call, const At& at, float* sums) {
+template <class W>
+void store_sums(const Conv1x1GradWeight& call, const GradLayout& at, float* sums) {
     using Bits = std::conditional_t<sizeof(W) == sizeof(uint32_t), uint32_t, uint16_t>;
     Bits* to = static_cast<Bits*>(call.grad_weight);
     const int64_t count = at.rows.channels, columns = at.columns.channels;
@@ -232,15 +233,15 @@ void store_sums(const Conv1x1GradWeight& call, const At& at, float* sums) {
     if (at.turned) turn(reinterpret_cast<const Bits*>(sums), row, count, columns, to, call.stride_o);
 }
 
-template <class T, class Step>
+template <class T>
 void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
-    const GradLayout<Step> at(call);
+    const GradLayout at(call);
     const int64_t size = at.sums(), own = at.own_bytes();
     Workspace space{workspace};
     float* sums = space.take<float>(at.lanes * size);
-    const int64_t tasks = at.lanes * at.parts, threads = call.batch * call.pixels * size < kWorthThreads<Step> ? 1 : least(call.threads, tasks);
+    const int64_t tasks = at.lanes * at.parts, threads = call.batch * call.pixels * size < worth_threads(at.tiles) ? 1 : least(call.threads, tasks);
     parallel_for(threads, static_cast<int>(threads), [&](int64_t begin, int64_t end) {
-        if (kOnTiles<Step>) configure_tiles();
+        const TileUse tiles(at.tiles);
         for (int64_t thread = begin; thread < end; thread++) {
             const Range mine = part_of(tasks, threads, thread);
             for (int64_t task = mine.begin; task < mine.end; task++) {
@@ -249,7 +250,6 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
                 add_rows<T>(call, at, chunks, at.rows_of(task % at.parts), space.next + thread * own, sums + lane * size);
             }
         }
-        if (kOnTiles<Step>) release_tiles();
     });
     if (call.weight_dtype == f32)
         store_sums<float>(call, at, sums);
@@ -257,26 +257,18 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
         store_sums<T>(call, at, sums);
 }
 
-template <class F>
-auto by_dtype(const Conv1x1GradWeight& call, const F& f) {
-    if (call.dtype == f32) return f(float{}, FmaStep<float>{});
-    if (call.dtype == f16) return f(Half{}, FmaStep<float>{});
-    return by_step<BFloat16>(call.tiles, [&](auto step) { return f(BFloat16{}, step); });
-}
-
 }  // namespace
 
 int64_t conv1x1_grad_weight_bytes(const Conv1x1GradWeight& given) {
     const Conv1x1GradWeight call = joined(given, given.gradient, given.source);
-    return by_dtype(call, [&](auto, auto step) {
-        const GradLayout<decltype(step)> at(call);
-        return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
-    });
+    const GradLayout at(call);
+    return round_up(at.lanes * at.sums() * static_cast<int64_t>(sizeof(float)), 64) + call.threads * at.own_bytes();
 }
 
 void conv1x1_grad_weight(const Conv1x1GradWeight& given, char* workspace) {
     const Conv1x1GradWeight call = joined(given, given.gradient, given.source);
-    by_dtype(call, [&](auto type, auto step) { run_grad_weight<decltype(type), decltype(step)>(call, workspace); });
+    if (call.dtype == f32) return run_grad_weight<float>(call, workspace);
+    call.dtype == bf16 ? run_grad_weight<BFloat16>(call, workspace) : run_grad_weight<Half>(call, workspace);
 }
 
 }  // namespace FASTDS_ISA

@@ -3,7 +3,7 @@
 //
 // A thread configures them before its first tile instruction and releases them after its last; see isa.h for has_amx().
 #pragma once
-#include <stdint.h>
+#include "core/dtype.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -17,6 +17,12 @@ struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Lines of numbers, `row` numbers apart: of each `runs` pieces, `run` numbers apart and `steps` tiles of kTileDepth numbers long.
+struct TileLines {
+    const BFloat16* data;
+    int64_t row, steps, runs = 1, run = 0;
 };
 
 #if defined(__AVX512BF16__)
@@ -87,10 +93,49 @@ struct TileSums {
         if (Rows > 1 && Columns > 1) store_tile<3>(below + kTileColumns, stride);
     }
 };
+
+// sums = the lines from `first` on times a packed block of columns (core/gemm.h). Rows x Columns tiles, 1 or 2 each.
+template <int Rows, int Columns>
+void multiply_lines(const TileLines& a, int64_t first, const BFloat16* b, float* sums) {
+    using Sums = TileSums<Rows, Columns>;
+    Sums::begin(sums, 0, true);
+    for (int64_t run = 0; run < a.runs; run++) {
+        const BFloat16* at = a.data + first * a.row + run * a.run;
+        for (int64_t step = 0; step < a.steps; step++, at += kTileDepth, b += Columns * kTileColumns * kTileDepth)
+            Sums::add(at, a.row * sizeof(*at), b, Columns * kTileLine, kTileLine);
+    }
+    Sums::end(sums, Columns * kTileColumns);
+}
+
+// Calls take(first, sums) for every two tiles of lines: rows of Columns vectors. Lines up to the end of a tile are read.
+template <int Columns, class Take>
+FASTDS_HD void for_tile_sums(const TileLines& a, int64_t lines, const BFloat16* b, const Take& take) {
+    alignas(64) float sums[2 * kTileRows * Columns * kTileColumns];
+    for (int64_t first = 0; first < lines; first += 2 * kTileRows) {
+        lines - first > kTileRows ? multiply_lines<2, Columns>(a, first, b, sums) : multiply_lines<1, Columns>(a, first, b, sums);
+        take(first, sums);
+    }
+}
 #else  // never called
 inline void configure_tiles() {}
 inline void release_tiles() {}
+template <int Columns, class Take>
+void for_tile_sums(const TileLines&, int64_t, const void*, const Take&) {}
 #endif
+
+// A thread's use of its tiles, or nothing.
+class TileUse {
+public:
+    explicit TileUse(bool tiles) : tiles_(tiles) {
+        if (tiles) configure_tiles();
+    }
+    ~TileUse() {
+        if (tiles_) release_tiles();
+    }
+
+private:
+    const bool tiles_;
+};
 
 }  // namespace
 }  // namespace FASTDS_ISA

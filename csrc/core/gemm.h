@@ -83,14 +83,14 @@ FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t
         for (int j = 0; j < NV; j++) store_vec<kLanes<compute_t<T>>>(to + i * row + j * kLanes<compute_t<T>>, acc[i][j]);
 }
 
-// Columns are cut into blocks of up to kTileVectors vectors as equal as possible (9 vectors: 3 + 3 + 3).
+// Columns are cut into blocks of up to `most` vectors as equal as possible (9 vectors: 3 + 3 + 3).
 struct ColumnBlocks {
     int64_t vectors, blocks;
 };
 template <class A>
-FASTDS_HD ColumnBlocks column_blocks(int64_t columns) {
+FASTDS_HD ColumnBlocks column_blocks(int64_t columns, int64_t most = kTileVectors) {
     const int64_t vectors = (columns + kLanes<A> - 1) / kLanes<A>;
-    return {vectors, (vectors + kTileVectors - 1) / kTileVectors};
+    return {vectors, (vectors + most - 1) / most};
 }
 
 template <int NV>
@@ -100,8 +100,8 @@ struct Width {
 
 // Calls f(Width<NV>, first column) for the blocks of a range.
 template <class A, class F>
-FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f) {
-    const ColumnBlocks cut = column_blocks<A>(columns);
+FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f, int64_t most = kTileVectors) {
+    const ColumnBlocks cut = column_blocks<A>(columns, most);
     for (int64_t i = blocks.begin; i < blocks.end; i++) {
         const Range vectors = part_of(cut.vectors, cut.blocks, i);
         const int64_t column = vectors.begin * kLanes<A>;
@@ -118,28 +118,39 @@ FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f) {
 
 // For every block.
 template <class A, class F>
-FASTDS_HD void for_column_blocks(int64_t columns, const F& f) {
-    for_column_blocks<A>(columns, {0, column_blocks<A>(columns).blocks}, f);
+FASTDS_HD void for_column_blocks(int64_t columns, const F& f, int64_t most = kTileVectors) {
+    for_column_blocks<A>(columns, {0, column_blocks<A>(columns, most).blocks}, f, most);
 }
+
+// How B is packed: for a product of vectors, or of bfloat16 on matrix tiles (core/amx.h).
+struct Blocking {
+    bool tiles = false;
+    int64_t vectors() const { return tiles ? 2 : kTileVectors; }  // of a block of columns, at most
+    template <class Step>
+    int64_t whole() const {  // what the terms of a sum are filled up to
+        return tiles ? 32 : Step::terms;
+    }
+};
 
 // Elements of B packed for `columns` columns and `terms` products: blocks one after the other, each (step, column of the block,
 // term of the step), padded with zeros to whole vectors and steps.
 template <class Step>
-FASTDS_HD int64_t packed_size(int64_t columns, int64_t terms) {
-    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, Step::terms);
+FASTDS_HD int64_t packed_size(int64_t columns, int64_t terms, Blocking blocking = {}) {
+    return round_up(columns, kLanes<typename Step::A>) * round_up(terms, blocking.whole<Step>());
 }
 
-// value(term, column) gives the element of the matrix.
+// value(term, column) gives the element of the matrix. With tiles: as csrc/core/amx.h multiplies it.
 template <class Step, class Value>
-inline void pack(typename Step::Stored* packed, int64_t columns, int64_t terms, const Value& value) {
-    const int64_t steps = round_up(terms, Step::terms) / Step::terms;
-    for_column_blocks<typename Step::A>(columns, [&](auto width, int64_t column) {
+inline void pack(typename Step::Stored* packed, int64_t columns, int64_t terms, const Value& value, Blocking blocking = {}) {
+    const int64_t steps = round_up(terms, blocking.whole<Step>()) / Step::terms;
+    const auto pack_block = [&](auto width, int64_t column) {
         constexpr int64_t lanes = decltype(width)::value * kLanes<typename Step::A>;
         for (int64_t s = 0; s < steps; s++)
             for (int64_t j = 0; j < lanes; j++)
                 for (int64_t t = s * Step::terms; t < (s + 1) * Step::terms; t++)
                     *packed++ = t < terms && column + j < columns ? value(t, column + j) : typename Step::Stored{};
-    });
+    };
+    for_column_blocks<typename Step::A>(columns, pack_block, blocking.vectors());
 }
 
 }  // namespace

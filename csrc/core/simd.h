@@ -78,6 +78,7 @@ FASTDS_HD Vec<float, N> load_vec(const BFloat16* p) {
 #if defined(__AVX2__)  // GCC 12 widens eight numbers in two halves
         if constexpr (N == 8)
             return (Vec<float, N>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+        if constexpr (N == 4) return (Vec<float, N>)_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)p)), 16);
 #endif
         Vec<uint16_t, N> bits;
         __builtin_memcpy(&bits, p, sizeof(bits));
@@ -127,6 +128,7 @@ FASTDS_HD void store_vec(BFloat16* p, Vec<float, N> v) {
             __builtin_memcpy(p, &bits, sizeof(bits));
             return;
         }
+        if constexpr (N == 4) return _mm_storel_epi64((__m128i*)p, (__m128i)_mm_cvtneps_pbh((__m128)v));
 #endif
         const auto bits = (Vec<uint32_t, N>)v;
         const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;

@@ -20,8 +20,9 @@ struct Part {
 
 // All parts, in the order of slices; those of a slice are [begin[slice], begin[slice + 1]).
 struct Parts {
+    // blocking: of the packed weights.
     template <class Step>
-    Parts(const DeformConv2dDims& d, const BackwardSplit& split, Step)
+    Parts(const DeformConv2dDims& d, const BackwardSplit& split, Step, Blocking blocking)
         : list(d.groups + split.slices), begin(split.slices + 1), K(d.kh * d.kw), out(d.O / d.groups) {
         const int64_t in = d.C / d.groups;
         for (int64_t slice = 0; slice < split.slices; slice++) {
@@ -41,7 +42,7 @@ struct Parts {
                 part.stride = c1 - c0;
                 part.packed = packed_elements;
                 part.partial = partial_elements;
-                packed_elements += part.runs * packed_size<Step>(part.run_columns, out);
+                packed_elements += part.runs * packed_size<Step>(part.run_columns, out, blocking);
                 partial_elements += out * K * width;
                 list[count++] = part;
             }

@@ -43,6 +43,7 @@ inline DeformConv2dDims make_dims(const py::kwargs& given) {
     dims.dtype = keywords.take<int>("dtype");
     dims.offset_dtype = keywords.take<int>("offset_dtype");
     for (const Size& size : kSizes) dims.*size.member = keywords.take<int64_t>(size.name);
+    dims.tiles = has_amx();
     keywords.end();
     check(dims);
     return dims;

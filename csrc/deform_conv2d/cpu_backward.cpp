@@ -2,7 +2,9 @@
 // deform_conv2d backward, one pass: per task (backward_split.h) and panel of output pixels, the gradients of the columns come
 // from a product with the packed weights; they are scattered to grad_x, give the gradients of offset and mask, and are replaced
 // by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
+#include "core/amx.h"
 #include "core/parallel.h"
+#include "core/turn.h"
 #include "deform_conv2d/backward_parts.h"
 #include "deform_conv2d/band_sums.h"
 
@@ -10,38 +12,56 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kPanel = 48;  // output pixels, a multiple of every tile_rows
+// Output pixels of a panel: a multiple of every tile_rows, or as many as matrix tiles sum in two steps.
+constexpr int64_t kPanel = 48, kTilePanel = 2 * kTileDepth;
+constexpr int64_t kLine = kTilePanel + kTileDepth;  // numbers from channel to channel of `lines`: an odd number of cache lines
 
 // What a task works with: its samples, and the panel in hand.
 template <class T>
 struct Scratch {
     using A = compute_t<T>;
-    Scratch(const Plan<A>& plan, int64_t column_row)
-        : samples(plan.padded), columns(kPanel * column_row), grad_y(kPanel * plan.d.O + kTileRowsMultiple),
-          products(4 * plan.padded), stored_grad_y(kPanel * plan.d.O) {}
+    Scratch(const Plan<A>& plan, bool tiles, int64_t column_row, int64_t stored_row)
+        : samples(plan.padded), columns(panel(tiles) * column_row), grad_y(panel(tiles) * plan.d.O + kTileRowsMultiple),
+          products(4 * plan.padded), stored_grad_y(panel(tiles) * stored_row),
+          lines(tiles ? round_up(plan.d.O, 2 * kTileRows) * kLine : 0), pairs(tiles ? kTilePanel * (column_row + 2 * kTileColumns) : 0) {}
+    static int64_t panel(bool tiles) { return tiles ? kTilePanel : kPanel; }
     const Samples<A> samples;
     const Buffer<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
     const Buffer<T> stored_grad_y;
+    // For tiles: the pixels of every channel of grad_y, and the columns of pairs of pixels.
+    const Buffer<T> lines, pairs;
 };
 
 // columns = grad_y * packed for the n pixels of a panel and the parts of a slice.
 template <class Step>
-void multiply_parts(const DeformConv2dDims& d, const Parts& parts, int64_t slice, int64_t n, const typename Step::Stored* grad_y,
-                    const typename Step::Stored* packed, typename Step::A* columns, int64_t column_row) {
+void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking blocking, int64_t slice, int64_t n,
+                    const typename Step::Stored* grad_y, int64_t grad_row, const typename Step::Stored* packed,
+                    typename Step::A* columns, int64_t column_row) {
     using A = typename Step::A;
     constexpr int64_t terms = Step::terms;
-    const int64_t out = d.O / d.groups;
+    const int64_t out = d.O / d.groups, padded = round_up(out, blocking.whole<Step>());
     for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
         const Part& part = parts.list[i];
         const typename Step::Stored *b = packed + part.packed, *a = grad_y + part.group * out;
         for (int64_t run = 0; run < part.runs; run++) {
             A* to = columns + part.first + run * part.stride;
-            for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
+            const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
                 constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+                if constexpr (terms > 1 && NV <= 2)
+                    if (blocking.tiles) {
+                        for_tile_sums<NV>({a, grad_row, padded / kTileDepth}, n, b, [&](int64_t first, const float* sums) {
+                            for (int64_t r = first; r < least(first + 2 * kTileRows, n); r++)
+                                for (int j = 0; j < NV; j++, sums += lanes)
+                                    store_first<lanes>(to + r * column_row + column + j * lanes, load_vec<lanes>(sums),
+                                                       part.run_columns - column - j * lanes);
+                        });
+                        b += NV * lanes * padded;
+                        return;
+                    }
                 for (int64_t r = 0; r < n; r += MR) {
                     Vec<A> acc[MR][NV];
                     clear<A>(acc);
-                    multiply<Step>(acc, a + r * d.O, d.O, terms, b, NV * lanes * terms, out / terms);
+                    multiply<Step>(acc, a + r * grad_row, grad_row, terms, b, NV * lanes * terms, padded / terms);
 #pragma GCC unroll 12
                     for (int m = 0; m < MR; m++)
 #pragma GCC unroll 4
@@ -49,8 +69,9 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, int64_t slice
                             store_first<lanes>(to + (r + m) * column_row + column + j * lanes, acc[m][j],
                                                part.run_columns - column - j * lanes);
                 }
-                b += NV * lanes * out;
-            });
+                b += NV * lanes * padded;
+            };
+            for_column_blocks<A>(part.run_columns, multiply_block, blocking.vectors());
         }
     }
 }
@@ -85,6 +106,58 @@ void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, in
     }
 }
 
+#if defined(__AVX512BF16__)
+// The columns of `n` pixels as pairs of pixels, the two numbers of a column side by side; zeros for the pixels behind them.
+inline void write_pairs(const float* columns, int64_t column_row, int64_t n, BFloat16* pairs) {
+    const auto bits = [&](int64_t p, int64_t c) {
+        if (p >= n) return __m512i{};
+        return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load_vec<kLanes<float>>(columns + p * column_row + c)));
+    };
+    for (int64_t p = 0; p < kTilePanel; p += 2, pairs += 2 * column_row)
+        for (int64_t c = 0; c < column_row; c += kLanes<float>)
+            _mm512_storeu_si512(pairs + 2 * c, _mm512_or_si512(bits(p, c), _mm512_slli_epi32(bits(p + 1, c), 16)));
+}
+
+// sums = lines times pairs of a panel. Rows x Columns tiles, 1 or 2 each.
+template <int Rows, int Columns>
+void multiply_pixels(const BFloat16* lines, const BFloat16* pairs, int64_t column_row, float* sums) {
+    using Sums = TileSums<Rows, Columns>;
+    Sums::begin(sums, 0, true);
+    for (int64_t p = 0; p < kTilePanel; p += kTileDepth)
+        Sums::add(lines + p, kLine * sizeof(*lines), pairs + p * column_row, 2 * column_row * sizeof(*pairs), kTileLine);
+    Sums::end(sums, Columns * kTileColumns);
+}
+
+// As add_weight, from the lines and pairs of a panel.
+inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, int64_t slice, const BFloat16* lines,
+                                const BFloat16* pairs, int64_t column_row, float* partial, Prefetch<float>& prefetch) {
+    const int64_t out = d.O / d.groups;
+    for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
+        const Part& part = parts.list[i];
+        const int64_t row = part.runs * part.run_columns;
+        for (int64_t run = 0; run < part.runs; run++) {
+            const BFloat16 *b = pairs + 2 * (part.first + run * part.stride), *a = lines + part.group * out * kLine;
+            float* to = partial + part.partial + run * part.run_columns;
+            const auto add_block = [&](auto width, int64_t column) __attribute__((noinline)) {
+                constexpr int NV = decltype(width)::value, lanes = kLanes<float>;
+                if constexpr (NV <= 2)
+                    for (int64_t o = 0; o < out; o += 2 * kTileRows) {
+                        alignas(64) float sums[2 * kTileRows * NV * lanes];
+                        prefetch.fetch(2 * kTileRows);
+                        const auto multiply = out - o > kTileRows ? multiply_pixels<2, NV> : multiply_pixels<1, NV>;
+                        multiply(a + o * kLine, b + 2 * column, column_row, sums);
+                        for (int64_t m = 0; m < least(2 * kTileRows, out - o); m++)
+                            for (int64_t c = 0; c < NV * lanes; c += lanes)
+                                add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
+                                                 part.run_columns - column - c);
+                    }
+            };
+            for_column_blocks<float>(part.run_columns, add_block, Blocking{true}.vectors());
+        }
+    }
+}
+#endif
+
 // ColumnStep: how the product that gives the gradients of the columns multiplies.
 template <class T, class ColumnStep>
 struct Backward {
@@ -96,10 +169,14 @@ struct Backward {
     const int threads;
     const BackwardSplit split{d};
     const BackwardWorkspace layout{d, split, sizeof(A)};
-    const Parts parts{d, split, ColumnStep{}};
+    const Blocking blocking{ColumnStep::terms > 1 && d.tiles && (d.groups == 1 || d.O / d.groups % kTileDepth == 0)};
+    const Parts parts{d, split, ColumnStep{}, blocking};
     const BandSums<T, A> sums{d, split, layout, t.grad_x, t.workspace};
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
     const int64_t column_row = round_up(K * split.slice_channels, 16);
+    // Of the stored gradients; with tiles an odd number of cache lines.
+    const int64_t panel = Scratch<T>::panel(blocking.tiles);
+    const int64_t grad_row = blocking.tiles ? (parts_of(d.O, kTileDepth) | 1) * kTileDepth : d.O;
     const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
     const bool column_grads = sample_grads || t.grad_x != nullptr;
     const Buffer<Stored> packed{column_grads ? parts.packed_elements : 0};
@@ -110,6 +187,7 @@ struct Backward {
         if (column_grads) pack_weights();
         if (column_grads || t.grad_weight != nullptr || t.grad_bias != nullptr)
             parallel_tasks(split.tasks(), threads, [&](const auto& next) {
+                const TileUse tiles(blocking.tiles);
                 const Buffer<A> window(bands ? sums.window_elements() : 0);
                 for (int64_t task; (task = next()) >= 0;) run_task(task, window);
             });
@@ -132,11 +210,13 @@ struct Backward {
                 const Part& part = parts.list[i];
                 const int64_t width = part.end - part.begin;
                 Stored* to = packed + part.packed;
-                for (int64_t run = 0; run < part.runs; run++, to += packed_size<ColumnStep>(part.run_columns, out))
-                    pack<ColumnStep>(to, part.run_columns, out, [&](int64_t o, int64_t column) {
+                for (int64_t run = 0; run < part.runs; run++, to += packed_size<ColumnStep>(part.run_columns, out, blocking)) {
+                    const auto value = [&](int64_t o, int64_t column) {
                         const int64_t k = run + column / width, c = part.begin + column % width - part.group * in;
                         return store<Stored>(load(weight[((part.group * out + o) * in + c) * K + k]));
-                    });
+                    };
+                    pack<ColumnStep>(to, part.run_columns, out, value, blocking);
+                }
             }
         });
     }
@@ -149,7 +229,7 @@ struct Backward {
         const int64_t groups = d.offset_groups - first < split.slice_groups ? d.offset_groups - first : split.slice_groups;
         const Plan<A> plan(d, first, groups, false, column_row, longest_run(d, groups, t.mask));
         const Image x(d, d.x_h, d.x_w);
-        const Scratch<T> scratch(plan, column_row);
+        const Scratch<T> scratch(plan, blocking.tiles, column_row, grad_row);
         const int64_t channels = groups * plan.per_group;
         // grad_x itself where this task alone writes the slice in the accumulator's type.
         const bool direct = split.bands == 1 && sizeof(T) == sizeof(A);
@@ -174,14 +254,14 @@ struct Backward {
             PixelWalk walk(d, row_begin, row_end, d.W * channels * (sizeof(T) + sizeof(A)));
             Prefetch<A> prefetch(plan, x, sizeof(T), static_cast<const T*>(t.x) + first * plan.per_group, t.offset, t.mask, walk);
             walk.start(b * count);
-            for (int64_t p = 0; p < count; p += kPanel) {
-                const int64_t n = count - p < kPanel ? count - p : kPanel;
+            for (int64_t p = 0; p < count; p += panel) {
+                const int64_t n = least(panel, count - p);
                 load_grad_y(walk, n, scratch, bias);
                 if (column_grads) multiply_columns(slice, n, scratch);
                 run_samples(plan, x, walk, n, scratch, grad_x);
                 if (t.grad_weight == nullptr) continue;
-                prefetch.start(walk, count - p - n < kPanel ? count - p - n : kPanel);
-                add_weight<A>(d, parts, slice, n, scratch.grad_y, scratch.columns, column_row, partial_weight(partial), prefetch);
+                prefetch.start(walk, least(panel, count - p - n));
+                add_weights(slice, n, scratch, partial_weight(partial), prefetch);
             }
             if (t.grad_x == nullptr) continue;
             if (direct) {
@@ -203,14 +283,17 @@ struct Backward {
         T* stored = scratch.stored_grad_y;
         for (int64_t p = 0; p < n; p++, walk.next()) {
             const T* from = static_cast<const T*>(t.grad_y) + pixel(walk) * d.O;
-            if constexpr (ColumnStep::terms > 1) __builtin_memcpy(stored + p * d.O, from, d.O * sizeof(T));
+            if constexpr (ColumnStep::terms > 1) {
+                __builtin_memcpy(stored + p * grad_row, from, d.O * sizeof(T));
+                __builtin_memset(stored + p * grad_row + d.O, 0, (grad_row - d.O) * sizeof(T));
+            }
             for_channels<A>(d.O, [&](auto lanes, int64_t o) {
                 constexpr int N = decltype(lanes)::value;
                 store_vec<N>(grad_y + p * d.O + o, load_vec<N>(from + o));
             });
         }
-        __builtin_memset(grad_y + n * d.O, 0, (kPanel - n) * d.O * sizeof(A));
-        if constexpr (ColumnStep::terms > 1) __builtin_memset(stored + n * d.O, 0, (kPanel - n) * d.O * sizeof(T));
+        __builtin_memset(grad_y + n * d.O, 0, (panel - n) * d.O * sizeof(A));
+        if constexpr (ColumnStep::terms > 1) __builtin_memset(stored + n * grad_row, 0, (panel - n) * grad_row * sizeof(T));
         if (bias == nullptr) return;
         for_channels<A>(d.O, [&](auto lanes, int64_t o) {
             constexpr int N = decltype(lanes)::value;
@@ -227,7 +310,20 @@ struct Backward {
         } else {
             grad_y = scratch.grad_y;
         }
-        multiply_parts<ColumnStep>(d, parts, slice, n, grad_y, packed, scratch.columns, column_row);
+        multiply_parts<ColumnStep>(d, parts, blocking, slice, n, grad_y, grad_row, packed, scratch.columns, column_row);
+    }
+
+    void add_weights(int64_t slice, int64_t n, const Scratch<T>& scratch, A* partial, Prefetch<A>& prefetch) const {
+#if defined(__AVX512BF16__)
+        if constexpr (ColumnStep::terms > 1)
+            if (blocking.tiles) {
+                const uint16_t* rows = reinterpret_cast<const uint16_t*>(&scratch.stored_grad_y[0]);
+                turn(rows, grad_row, kTilePanel, d.O, reinterpret_cast<uint16_t*>(&scratch.lines[0]), kLine);
+                write_pairs(scratch.columns, column_row, n, scratch.pairs);
+                return add_weight_on_tiles(d, parts, slice, scratch.lines, scratch.pairs, column_row, partial, prefetch);
+            }
+#endif
+        add_weight<A>(d, parts, slice, n, scratch.grad_y, scratch.columns, column_row, partial, prefetch);
     }
 
     // The n samples from walk on, which it leaves behind it.
@@ -316,7 +412,7 @@ void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBack
 #if defined(__AVX512BF16__)
     if (dims.dtype == bf16) {
         // grad_y and weight are bfloat16, so the sums of pairs lose nothing; the AVX2 object has a way without pairs.
-        if (dims.O / dims.groups % 2 != 0) return avx2::deform_conv2d_backward(dims, tensors, threads);
+        if (dims.O / dims.groups % 2 != 0 && !(dims.tiles && dims.groups == 1)) return avx2::deform_conv2d_backward(dims, tensors, threads);
         return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();
     }
     if (dims.dtype == f16) return Backward<Half, FmaStep<float>>{dims, tensors, threads}.run();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // deform_conv2d forward: panels of output pixels are gathered into columns that stay in L2, and multiplied with the packed
 // weights there. Parallel over panels; every output element is one sum in one order, whatever the thread count.
+#include "core/amx.h"
 #include "core/parallel.h"
 #include "core/turn.h"
 #include "deform_conv2d/planes.h"
@@ -15,10 +16,11 @@ constexpr int64_t kPanelBytes = 64 << 10, kPlanarPanelBytes = 192 << 10;
 constexpr int64_t kSumSteps = 128;  // of the product go into one sum; the sums are summed: long sums lose digits
 
 // Of `total` pixels; fewer where else a thread would have none, or much less than another.
-inline int64_t panel_pixels(int64_t column_bytes, bool planar, int64_t total, int threads) {
-    const int64_t fits = (planar ? kPlanarPanelBytes : kPanelBytes) / column_bytes / kTileRowsMultiple * kTileRowsMultiple;
-    const int64_t most = fits < kTileRowsMultiple ? kTileRowsMultiple : fits > 96 ? 96 : fits;
-    const int64_t share = round_up((total + threads - 1) / threads, kTileRowsMultiple);
+inline int64_t panel_pixels(int64_t column_bytes, bool planar, bool tiles, int64_t total, int threads) {
+    const int64_t rows = tiles ? 2 * kTileRows : kTileRowsMultiple;
+    const int64_t fits = (planar ? kPlanarPanelBytes : kPanelBytes) / column_bytes / rows * rows;
+    const int64_t most = fits < rows ? rows : fits > 96 ? 96 : fits;
+    const int64_t share = round_up((total + threads - 1) / threads, rows);
     return share < most ? share : most;
 }
 
@@ -54,16 +56,27 @@ using WriteTile = void (*)(const A*, int64_t, int64_t, const A*, int64_t, const 
 // y = columns * packed weights + bias for the `n` pixels of a panel and one group of convolution channels; y + pixel[p] * O is
 // the output of pixel p, from element `first` on.
 template <class Step>
-inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Stored* columns, int64_t column_row, int64_t n,
-                           const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel,
+inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const typename Step::Stored* columns, int64_t column_row,
+                           int64_t n, const typename Step::Stored* packed, const typename Step::A* bias, const int64_t* pixel,
                            WriteTile<typename Step::A> write, void* y, int64_t first, Prefetch<typename Step::A>& prefetch) {
     using A = typename Step::A;
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups;
-    // With one group the taps of a pixel follow each other without a gap, and pairs may straddle them.
-    const int64_t runs = d.groups == 1 && in % Step::terms ? 1 : K, steps = (K * in / runs + Step::terms - 1) / Step::terms;
-    for_column_blocks<A>(out, [&](auto width, int64_t column) __attribute__((noinline)) {
+    // With one group the taps of a pixel follow each other without a gap, and steps may straddle them.
+    const int64_t whole = blocking.whole<Step>(), runs = d.groups == 1 && in % whole ? 1 : K;
+    const int64_t steps = round_up(K * in / runs, whole) / Step::terms;
+    const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
         constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
         constexpr int64_t b_step = NV * lanes * Step::terms;
+        if constexpr (Step::terms > 1 && NV <= 2)
+            if (blocking.tiles) {
+                const TileLines lines{columns, column_row, steps * Step::terms / kTileDepth, runs, d.C};
+                for_tile_sums<NV>(lines, n, packed, [&](int64_t r, const float* sums) {
+                    prefetch.fetch(2 * kTileRows);
+                    write(sums, NV * lanes, least(2 * kTileRows, n - r), bias + column, out - column, pixel + r, d.O, y, first + column);
+                });
+                packed += runs * steps * b_step;
+                return;
+            }
         for (int64_t r = 0; r < n; r += MR) {
             Vec<A> acc[MR][NV], total[MR][NV];
             clear<A>(acc);
@@ -83,21 +96,22 @@ inline void multiply_panel(const DeformConv2dDims& d, const typename Step::Store
             write(sums, NV * lanes, n - r < MR ? n - r : MR, bias + column, out - column, pixel + r, d.O, y, first + column);
         }
         packed += runs * steps * b_step;
-    });
+    };
+    for_column_blocks<A>(out, multiply_block, blocking.vectors());
 }
 
 // Weights of the output channels of one group as `multiply` reads them; place: of every weight of a channel in the sum.
 template <class Step, class T>
 void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, int64_t terms, const int64_t* place,
-                  int threads) {
+                  Blocking blocking, int threads) {
     constexpr int64_t kWorthAThread = 1 << 14;
     using A = typename Step::A;
-    const int64_t padded = round_up(terms, Step::terms);
+    const int64_t padded = round_up(terms, blocking.whole<Step>()), written = terms / Step::terms * Step::terms;
     threads = out * terms < kWorthAThread ? 1 : threads;
     const auto pack_block = [=](int64_t column, int64_t lanes) __attribute__((noinline)) {
         constexpr int L = kLanes<A>;
         typename Step::Stored* to = packed + column * padded;
-        if (padded > terms) __builtin_memset(to + (padded - Step::terms) * lanes, 0, Step::terms * lanes * sizeof(*to));
+        __builtin_memset(to + written * lanes, 0, (padded - written) * lanes * sizeof(*to));
         for (int64_t j = 0; j < lanes; j += L)
             for (int64_t k = 0; k < terms; k += L) {
                 Vec<A> rows[L];
@@ -115,12 +129,9 @@ void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, i
                 }
             }
     };
-    parallel_for(column_blocks<A>(out).blocks, threads, [=](int64_t begin, int64_t end) {
-        int64_t block = 0;
-        for_column_blocks<A>(out, [&](auto width, int64_t column) {
-            const int64_t number = block++;
-            if (number >= begin && number < end) pack_block(column, decltype(width)::value * kLanes<A>);
-        });
+    parallel_for(column_blocks<A>(out, blocking.vectors()).blocks, threads, [=](int64_t begin, int64_t end) {
+        const auto pack_one = [&](auto width, int64_t column) { pack_block(column, decltype(width)::value * kLanes<A>); };
+        for_column_blocks<A>(out, {begin, end}, pack_one, blocking.vectors());
     });
 }
 
@@ -136,7 +147,8 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
 
     const int64_t per_group = d.C / d.offset_groups;
     const bool by_group = d.groups == 1;  // else the channels of a convolution group have to lie side by side
-    const int64_t group_size = packed_size<Step>(out, K * in);
+    const Blocking blocking{Step::terms > 1 && d.tiles && (by_group || in % kTileDepth == 0)};
+    const int64_t group_size = packed_size<Step>(out, K * in, blocking);
     const Buffer<Column> packed(d.groups * group_size);
     const Buffer<A> bias(d.O);
     for (int64_t o = 0; o < d.O; o++) bias[o] = tensors.bias ? load(static_cast<const T*>(tensors.bias)[o]) : A(0);
@@ -147,15 +159,16 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
         place[c * K + k] = term;
     }
     for (int64_t g = 0; g < d.groups; g++)
-        pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, threads);
+        pack_weights<Step>(packed + g * group_size, weight + g * out * K * in, out, K * in, place, blocking, threads);
 
-    const int64_t column_row = round_up(K * d.C, Step::terms);
+    const int64_t column_row = round_up(K * d.C, blocking.whole<Step>());
     const Plan<A> plan(d, 0, d.offset_groups, by_group, column_row, longest_run(d, d.offset_groups, tensors.mask));
     const Image image(d, d.x_h, d.x_w);
-    const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar, total, threads);
+    const int64_t panel = panel_pixels(column_row * sizeof(Column), d.planar, blocking.tiles, total, threads);
     // Several neighbouring panels a task, since they read the same part of x.
     const int64_t panels = (total + panel - 1) / panel, run = panels / (8 * threads) + 1;
     parallel_tasks((panels + run - 1) / run, threads, [&](const auto& next) {
+        const TileUse tiles(blocking.tiles);
         const Samples<A> samples(plan.padded);
         const Buffer<Column> columns(panel * column_row + 16);
         const Buffer<int64_t> pixel(panel), target(panel);  // target: where the pixel's outputs go
@@ -182,12 +195,12 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
                     const SampleRow row = d.planar ? planes.row(p) : row_of<T>(plan, tensors.offset, tensors.mask, walk);
                     locate<false, T>(plan, row, walk, run, image, image, samples);
                     gather<A>(plan, samples, run, image, x + walk.b * d.x_b, columns + p * column_row);
-                    if (K * d.C % Step::terms != 0)  // a pair reads one number more
-                        for (int64_t i = p; i < p + run; i++) columns[i * column_row + K * d.C] = Column{};
+                    for (int64_t i = p; i < p + run; i++)  // the last step reads more numbers
+                        for (int64_t c = K * d.C; c < column_row; c++) columns[i * column_row + c] = Column{};
                 }
                 prefetch.start(walk, end - p0 - n < panel ? end - p0 - n : panel);
                 for (int64_t g = 0; g < d.groups; g++)
-                    multiply_panel<Step>(d, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, target,
+                    multiply_panel<Step>(d, blocking, columns + g * in, column_row, n, packed + g * group_size, bias + g * out, target,
                                          write_tile<T, A>, d.planar ? planes.y : y, g * out, prefetch);
                 if (d.planar) planes.write(pixel, n);
             }

@@ -117,7 +117,7 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, con
     const int64_t *at = s.at, *column = plan.column, samples = run * plan.samples;
     const A* weights = s.weights;
 #if defined(__AVX512F__)
-    // Eight channels fill half a vector: two samples at a time. No gap is between the columns of their pixels.
+    // Eight channels fill half a vector: two samples at a time, which may be of two pixels.
     if constexpr (kLanes<A> == 16)
         if (plan.by_group && plan.per_group == 8)
             return for_samples<2>(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
@@ -131,12 +131,17 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, con
                     for (int n = 0; n < 4; n++) v[n] = (Vec<Bits<A>>)counts[n] ? v[n] : 0;
                 }
                 broadcast4_two(weights + 4 * q, w);
-                store_vec<16>(columns + 8 * q, Vec<A>((w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3])));
+                const Vec<A> both = (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
+                if (plan.dense) return store_vec<16>(columns + 8 * q, both);
+                Vec<A, 8> halves[2];
+                __builtin_memcpy(halves, &both, sizeof(both));
+                for (int n = 0; n < 2; n++) store_vec<8>(columns + column[q + n], halves[n]);
             });
 #endif
     if constexpr (FirstLanes<T, kLanes<A>>::quick)
         if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // what a vector has too much the next sample writes over
             constexpr int N = kLanes<A>, eight = N < 8 ? N : 8;
+            if (plan.per_group == 4) return gather_vectors<4, true>(plan, s, samples, image, x, columns);
             if (plan.per_group <= 4) return gather_vectors<4, false>(plan, s, samples, image, x, columns);
             if (plan.per_group <= eight) return gather_vectors<eight, false>(plan, s, samples, image, x, columns);
             return gather_vectors<N, true>(plan, s, samples, image, x, columns);

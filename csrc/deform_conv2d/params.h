@@ -18,6 +18,7 @@ struct DeformConv2dDims {
     int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
     int64_t groups, offset_groups, planar;
     int64_t x_b, x_h, x_w, offset_b, offset_h, offset_w, mask_b, mask_h, mask_w;
+    bool tiles;  // bfloat16 on matrix tiles (AMX)
 };
 
 struct DeformConv2dForward {

@@ -26,7 +26,7 @@ struct Plan {
     // column_row: elements of a row of columns, the columns of a pixel.
     Plan(const DeformConv2dDims& dims, int64_t first, int64_t groups, bool by_group, int64_t column_row, int64_t longest_run)
         : d(dims), K(d.kh * d.kw), first(first), groups(groups), per_group(d.C / d.offset_groups), by_group(by_group), samples(groups * K),
-          longest_run(longest_run), padded(round_up(longest_run * samples, kLanes<A>)), tap_y(padded), tap_x(padded), channel(padded),
+          dense(column_row == samples * per_group), longest_run(longest_run), padded(round_up(longest_run * samples, kLanes<A>)), tap_y(padded), tap_x(padded), channel(padded),
           column(padded) {
         for (int64_t q = 0; q < padded; q++) {
             const int64_t pixel = q / samples, group = q % samples / K, k = q % K;
@@ -40,6 +40,7 @@ struct Plan {
     const int64_t K, first, groups, per_group;  // per_group: channels of one offset group
     const bool by_group;                        // columns are (group, tap, channel of the group), else (tap, channel)
     const int64_t samples;                      // of one pixel
+    const bool dense;                           // no gap is between the columns of pixels
     const int64_t longest_run, padded;          // pixels, and their samples in whole vectors
     const Buffer<A> tap_y, tap_x;               // the undeformed tap, relative to the run's first pixel's index times the stride
     const Buffer<int32_t> channel;              // first channel of the sample, counted from the plan's first

@@ -48,6 +48,7 @@ inline Call make_call(const py::kwargs& given) {
     Call call;
     InrQueryDims& d = call.dims;
     d.dtype = to_dtype(keywords.take<int>("dtype"));
+    d.tiles = has_amx();
     d.feature = keywords.take<int>("feature"), d.ensemble = keywords.take<int>("ensemble");
     d.relu = keywords.take<bool>("relu"), d.areas = keywords.take<bool>("areas");
     const auto wrap = keywords.take<std::array<bool, 2>>("wrap");

@@ -2,6 +2,7 @@
 // inr_query forward: panels of queries are located, their features gathered into rows, and the rows taken through the whole
 // trunk while they stay in L2; only y is written to memory. Parallel over panels; every value of y is a sum in one order,
 // whatever the panel, the chunk of queries or the thread count.
+#include "core/amx.h"
 #include "core/gemm.h"
 #include "core/parallel.h"
 #include "inr_query/features.h"
@@ -19,14 +20,15 @@ struct Trunk {
     using Stored = typename Step::Stored;
 
     Trunk(const InrQueryDims& dims, const InrQueryTensors& t)
-        : d(dims), weights(total(dims)), bias(dims.layers * widest(dims)), stride(round_up(widest(dims), 16)) {
+        : d(dims), blocking{Step::terms > 1 && dims.tiles}, weights(total(dims)), bias(dims.layers * widest(dims)),
+          stride(round_up(widest(dims), blocking.tiles ? 32 : 16)) {
         Stored* at = weights;
         for (int l = 0; l < d.layers; l++) {
             const int64_t in = input(l), out = d.width[l];
             const A* w = static_cast<const A*>(t.weight[l]);
-            pack<Step>(at, out, in, [&](int64_t term, int64_t o) { return store<Stored>(w[o * in + term]); });
+            pack<Step>(at, out, in, [&](int64_t term, int64_t o) { return store<Stored>(w[o * in + term]); }, blocking);
             __builtin_memcpy(bias + l * widest(d), t.layer_bias[l], out * sizeof(A));
-            at += packed_size<Step>(out, in);
+            at += packed_size<Step>(out, in, blocking);
         }
     }
 
@@ -36,9 +38,9 @@ struct Trunk {
         for (int l = 0; l < d.layers; l++) most = d.width[l] > most ? d.width[l] : most;
         return most;
     }
-    static int64_t total(const InrQueryDims& d) {
+    int64_t total(const InrQueryDims& d) const {
         int64_t sum = 0, in = d.D;
-        for (int l = 0; l < d.layers; l++) sum += packed_size<Step>(d.width[l], in), in = d.width[l];
+        for (int l = 0; l < d.layers; l++) sum += packed_size<Step>(d.width[l], in, blocking), in = d.width[l];
         return sum;
     }
 
@@ -53,7 +55,7 @@ struct Trunk {
             } else {
                 layer(rows, packed, b, input(l), d.width[l], y, n, false);
             }
-            packed += packed_size<Step>(d.width[l], input(l));
+            packed += packed_size<Step>(d.width[l], input(l), blocking);
             Stored* next = other;
             other = rows;
             rows = next;
@@ -61,28 +63,43 @@ struct Trunk {
     }
 
     template <class Out>
-    void layer(const Stored* x, const Stored* packed, const A* b, int64_t in, int64_t out, Out* y, int64_t n, bool relu) const {
-        const int64_t steps = (in + Step::terms - 1) / Step::terms;
-        for_column_blocks<A>(out, [&](auto width, int64_t column) __attribute__((noinline)) {
+    void layer(Stored* x, const Stored* packed, const A* b, int64_t in, int64_t out, Out* y, int64_t n, bool relu) const {
+        const int64_t padded = round_up(in, blocking.whole<Step>()), steps = padded / Step::terms;
+        for (int64_t i = 0; i < n; i++)  // what the last step reads more: another layer's values, NaN maybe
+            for (int64_t c = in; c < padded; c++) x[i * stride + c] = Stored{};
+        const auto write = [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
+            for (int64_t c = 0; c < vectors * kLanes<A>; c += kLanes<A>) {
+                constexpr int lanes = kLanes<A>;
+                const Vec<A> value = load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c);
+                store_first<lanes>(y + row * stride + column + c, relu_if<A, lanes>(relu, value), out - column - c);
+            }
+        };
+        const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
             constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
             constexpr int64_t b_step = NV * lanes * Step::terms;
+            if constexpr (Step::terms > 1 && NV <= 2)
+                if (blocking.tiles) {
+                    for_tile_sums<NV>({x, stride, padded / kTileDepth}, n, packed, [&](int64_t first, const float* sums) {
+                        for (int64_t r = first; r < least(first + 2 * kTileRows, n); r++, sums += NV * lanes) write(r, column, sums, NV);
+                    });
+                    packed += steps * b_step;
+                    return;
+                }
             for (int64_t r = 0; r < n; r += MR) {
                 Vec<A> acc[MR][NV];
                 clear<A>(acc);
                 multiply<Step>(acc, x + r * stride, stride, Step::terms, packed, b_step, steps);
                 A sums[MR * NV * lanes];
                 store_tile(sums, acc);
-                for (int64_t i = 0; i < MR && r + i < n; i++)
-                    for (int64_t c = 0; c < NV * lanes; c += lanes) {
-                        const Vec<A> sum = load_vec<lanes>(sums + i * NV * lanes + c) + load_vec<lanes>(b + column + c);
-                        store_first<lanes>(y + (r + i) * stride + column + c, relu_if<A, lanes>(relu, sum), out - column - c);
-                    }
+                for (int64_t i = 0; i < MR && r + i < n; i++) write(r + i, column, sums + i * NV * lanes, NV);
             }
             packed += steps * b_step;
-        });
+        };
+        for_column_blocks<A>(out, multiply_block, blocking.vectors());
     }
 
     const InrQueryDims& d;
+    const Blocking blocking;
     const Buffer<Stored> weights;
     const Buffer<A> bias;
     const int64_t stride;  // of the rows
@@ -119,6 +136,7 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
     const int corners = d.ensemble == inr_none ? 1 : 4;
     parallel_tasks((total + queries - 1) / queries, threads, [&](const auto& next) {
         // Rows are multiplied to whole vectors and tiles: they have to be finite throughout.
+        const TileUse tiles(trunk.blocking.tiles);
         const int64_t elements = kPanelRows * trunk.stride;
         const Buffer<Stored> rows(elements), other(elements);
         const Buffer<A> last(elements);

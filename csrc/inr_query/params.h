@@ -36,6 +36,7 @@ struct InrQueryDims {
     int64_t cell_b, cell_q;    // elements of cell between samples and between queries, 0 where shared
     int layers;                // of the trunk
     int64_t width[kInrLayers];  // outputs of each
+    bool tiles;                 // bfloat16 on matrix tiles (AMX)
 };
 
 struct InrQueryTensors {
