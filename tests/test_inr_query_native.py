@@ -158,7 +158,8 @@ def test_a_missing_value_stays_in_its_queries(depth, native):
     """Rows of queries are used again, and steps of bfloat16 read more numbers than a layer has."""
     maps = torch.randn(1, depth, 20, 20).bfloat16()
     maps[:, :, 1] = math.nan
-    layers = [(torch.randn(8, depth), torch.randn(8)), (torch.randn(40, 8), torch.randn(40)), (torch.ones(3, 40), torch.ones(3))]
+    widths = (depth, 8, 40, 3)
+    layers = [(torch.randn(b, a), torch.randn(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
     with torch.no_grad():
         results = []
         for backend in ("native", "reference"):
