@@ -2,8 +2,8 @@
 """What the algorithms of conv3x3 cost on a CPU: the rule of "auto".
 
 Seconds = sum of COSTS times TERMS, fitted by `python -m bench.fit_conv3x3` on two cores; with more of them all
-algorithms gain alike. Those of planes were measured on AMD alone; for other machines they are taken to be slower by the
-factor by which the products of the engine are.
+algorithms gain alike. Those of planes with AVX2, and for bfloat16 with AVX-512 of Intel without matrix tiles, were not
+measured: they are taken to be slower than AMD's by the factor by which the products of the engine are.
 """
 
 import functools
@@ -68,16 +68,16 @@ COSTS = {
         "direct": (4.9e-05, 2.2e-09, 1.8e-11, 0, 1e-09),
     },
     ("avx512", "float32", False): {
-        "winograd": (1.7e-05, 1.4e-10, 6.4e-12, 9.8e-11, 9e-11, 4e-10),
-        "planes": (1.7e-05, 5.2e-10, 6.3e-12, 0, 2.5e-10, 1.3e-10),
-        "product": (4e-05, 1.6e-10, 7.2e-12, 5.4e-10, 1.1e-09),
-        "direct": (2.6e-05, 6.3e-10, 6.2e-12, 1.2e-10, 0),
+        "winograd": (1.4e-05, 9.8e-11, 6.1e-12, 4.7e-11, 6.2e-11, 0),
+        "planes": (1.4e-05, 5.6e-10, 5.9e-12, 0, 2e-10, 2.1e-10),
+        "product": (4.7e-05, 1.4e-10, 5.5e-12, 3.3e-10, 2.9e-10),
+        "direct": (3.1e-05, 5.7e-10, 4.5e-12, 9.7e-11, 5.4e-11),
     },
     ("avx512", "float32", True): {
-        "winograd": (4.4e-05, 4.7e-10, 1.6e-11, 1e-10, 2.6e-10, 1.2e-09),
-        "planes": (4.1e-05, 1.1e-09, 9.8e-12, 6.4e-12, 2.8e-10, 3.6e-10),
-        "product": (0.00018, 6.8e-10, 1.3e-11, 1.2e-09, 5.3e-10),
-        "direct": (5e-05, 2e-09, 1.3e-11, 0, 1.1e-09),
+        "winograd": (4.3e-05, 3.3e-10, 1.4e-11, 2.7e-11, 2.2e-10, 6.4e-10),
+        "planes": (4.3e-05, 1.3e-09, 1e-11, 3.1e-12, 3.1e-10, 4.3e-10),
+        "product": (0.00018, 4.4e-10, 1e-11, 8.1e-10, 7e-10),
+        "direct": (7.3e-05, 1.6e-09, 9.3e-12, 0, 8.3e-10),
     },
     ("avx512", "bfloat16", False): {
         "winograd": (1.8e-05, 1.5e-10, 6.1e-12, 9.1e-11, 7.8e-11, 3.1e-10),
@@ -116,18 +116,18 @@ COSTS = {
         "direct": (0.00014, 1.6e-09, 5.4e-12, 2.2e-11, 3.4e-10),
     },
     ("amx", "bfloat16", False): {
-        "winograd": (1.6e-05, 1.8e-10, 7.2e-12, 6e-11, 7.2e-11, 2.8e-10),
-        "amx": (2.1e-05, 2.1e-10, 6.4e-13, 2.9e-11, 7e-11),
-        "planes": (2.3e-05, 1.4e-09, 7.2e-12, 0, 3e-10, 1.4e-10),
-        "product": (8.8e-05, 1.3e-10, 1.3e-12, 3.6e-10, 8.9e-10),
-        "direct": (5.8e-05, 7.3e-10, 8.4e-13, 7.9e-11, 6.3e-11),
+        "winograd": (1.5e-05, 8.8e-11, 5.5e-12, 5e-11, 5.4e-11, 0),
+        "amx": (1.6e-05, 1.6e-10, 4.9e-13, 2.4e-11, 5.8e-11),
+        "planes": (1.6e-05, 1.2e-09, 6e-12, 0, 1.9e-10, 1.8e-10),
+        "product": (7.9e-05, 7e-11, 8.9e-13, 2.3e-10, 2.1e-10),
+        "direct": (4.7e-05, 4.8e-10, 5.5e-13, 6.9e-11, 6.7e-11),
     },
     ("amx", "bfloat16", True): {
-        "winograd": (4.6e-05, 5.4e-10, 1.8e-11, 0, 2.6e-10, 8.5e-10),
-        "amx": (5.5e-05, 1.3e-09, 1.8e-12, 1e-10, 7.6e-12),
-        "planes": (5.7e-05, 2.4e-09, 1.3e-11, 6.3e-12, 2.5e-10, 6e-10),
-        "product": (0.00032, 6.9e-10, 3.7e-12, 1.2e-09, 6.2e-10),
-        "direct": (0.00016, 2.4e-09, 2.6e-12, 1.8e-10, 3.4e-10),
+        "winograd": (4.5e-05, 3e-10, 1.3e-11, 1.7e-11, 2e-10, 5.4e-10),
+        "amx": (4.6e-05, 9.7e-10, 1.2e-12, 1.1e-10, 7.2e-11),
+        "planes": (4.9e-05, 2.6e-09, 8.7e-12, 4.4e-12, 2.2e-10, 3.6e-10),
+        "product": (0.00026, 2.6e-10, 2.5e-12, 7.8e-10, 5.9e-10),
+        "direct": (0.00014, 1.7e-09, 1.8e-12, 2.3e-10, 3e-10),
     },
 }
 
