@@ -94,6 +94,7 @@ def folder(tmp_path_factory):
 def exported(name: str) -> Path:
     """The network as an ONNX file, made once."""
     path, model = Path(os.environ[FOLDER], f"{name}.onnx"), model_of(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         export(model, path, **steps_of(model))
     return path
