@@ -16,6 +16,23 @@ inline int64_t worth_threads(bool tiles) { return tiles ? 16 * kShared : kShared
 constexpr int64_t kBlock = 2 * kTileColumns;  // pixels and columns of a block of sums
 constexpr int64_t kNearChannels = 512;        // of a block of pixels that stays in the first cache
 
+// Pixels as lines of whole tiles, `row` numbers apart: zeros behind the last channel.
+inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row) {
+    const uint16_t* from = pixel_at<uint16_t>(map, b, first);
+    uint16_t* lines = reinterpret_cast<uint16_t*>(to);
+    const int64_t whole = map.channels / kTileDepth * kTileDepth;
+    const __mmask32 rest = (1u << (map.channels - whole)) - 1;
+    if (map.c != 1) {
+        turn(from, map.c, map.channels, count, lines, row);
+        for (int64_t i = 0; rest != 0 && i < count; i++) _mm512_mask_storeu_epi16(lines + i * row + whole, ~rest, __m512i{});
+        return;
+    }
+    for (int64_t i = 0; i < count; i++, from += map.p, lines += row) {
+        for (int64_t c = 0; c < whole; c += kTileDepth) _mm512_storeu_si512(lines + c, _mm512_loadu_si512(from + c));
+        if (rest != 0) _mm512_storeu_si512(lines + whole, _mm512_maskz_loadu_epi16(rest, from + whole));
+    }
+}
+
 // One block: Rows x Columns tiles (1 or 2 each) from a pixel of the panels on, rows of Columns vectors; bias: of its columns.
 template <int Rows, int Columns, class Panel>
 void tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums) {

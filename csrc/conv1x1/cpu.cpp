@@ -52,7 +52,7 @@ struct Layout {
             row[s] = round_up(map.channels + 1, kL);
             if (tiles) {
                 direct[s] = direct[s] && map.p < kFarChannels && call.pixels >= kTileRows;
-                row[s] = (parts_of(map.channels + 1, kTileDepth) | 1) * kTileDepth;  // an odd number of cache lines
+                row[s] = (parts_of(map.channels, kTileDepth) | 1) * kTileDepth;  // an odd number of cache lines
             }
         }
         const int64_t all = call.batch * call.pixels;
@@ -220,13 +220,17 @@ Panel<typename Layout<T>::Step> panel_of(const Conv1x1& call, const Layout<T>& a
     using Step = typename Layout<T>::Step;
     using S = typename Step::Stored;
     const Conv1x1Map& map = call.source[s];
-    const int64_t padded = at.padded(map.channels), steps = padded / Step::terms, count = pixels.end - pixels.begin;
+    const int64_t steps = at.padded(map.channels) / Step::terms, count = pixels.end - pixels.begin;
     if (at.direct[s] && (!at.blocking.tiles || count >= kTileRows))
         return {pixel_at<S>(map, b, pixels.begin), packed, map.p, map.c * Step::terms, steps};
+#if defined(__AVX512BF16__)
+    if constexpr (Step::terms > 1)
+        if (at.blocking.tiles) {
+            stage_tiles(map, b, pixels.begin, count, own.staged[s], at.row[s]);
+            return {own.staged[s], packed, at.row[s], Step::terms, steps};
+        }
+#endif
     stage<S, T>(map, b, pixels.begin, count, own.staged[s], at.row[s], own.work);
-    if (at.blocking.tiles && map.channels < padded)
-        for (int64_t i = 0; i < count; i++)
-            __builtin_memset(own.staged[s] + i * at.row[s] + map.channels, 0, (padded - map.channels) * sizeof(S));
     return {own.staged[s], packed, at.row[s], Step::terms, steps};
 }
 
