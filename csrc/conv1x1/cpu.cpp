@@ -70,7 +70,8 @@ struct Layout {
     };
     Shared shared(const Conv1x1& call, Workspace& space) const {
         Shared parts{};
-        for (int s = 0; s < call.sources; s++) parts.packed[s] = space.take<S>(packed_size<Step>(call.outputs, call.source[s].channels, blocking));
+        for (int s = 0; s < call.sources; s++)
+            parts.packed[s] = space.take<S>(packed_size<Step>(call.outputs, call.source[s].channels, blocking));
         parts.rows = space.take<S>(call.outputs * padded(most_channels(call)));
         parts.bias = space.take<float>(round_up(call.outputs, kL));
         return parts;

@@ -43,10 +43,10 @@ inline Chunk<BFloat16> stage_pairs(const Conv1x1Map& map, int64_t b, int64_t fir
 struct GradLayout {
     const bool tiles;
     const int64_t most, task_rows;  // pixels added up in registers; a task takes so many rows, or multiples of them
-    const bool turned;  // rows are channels of the source
+    const bool turned;              // rows are channels of the source
     const Conv1x1Map &rows, &columns;
-    const int64_t chunks, lanes, parts;    // of an image; of the pixels; of the rows
-    const int64_t rows_row, columns_row;   // numbers from row to row of staged chunks, with room for pairs
+    const int64_t chunks, lanes, parts;   // of an image; of the pixels; of the rows
+    const int64_t rows_row, columns_row;  // numbers from row to row of staged chunks, with room for pairs
 
     explicit GradLayout(const Conv1x1GradWeight& call)
         : tiles(call.tiles && call.dtype == bf16), most(tiles ? kTilePixels : kSummedPixels),
@@ -130,7 +130,8 @@ inline void stage_lines(const Conv1x1Map& map, int64_t b, int64_t first, int64_t
 
 // One block of the sums (+)= lines times pairs of pixels.
 template <int Rows, int Columns>
-void add_tiles(const BFloat16* lines, const BFloat16* pairs, int64_t pairs_row, int64_t pixels, bool fresh, float* sums, int64_t row) {
+void add_tiles(const BFloat16* lines, const BFloat16* pairs, int64_t pairs_row, int64_t pixels, bool fresh, float* sums,
+               int64_t row) {
     using Sums = TileSums<Rows, Columns>;
     Sums::begin(sums, row, fresh);
     for (int64_t pixel = 0; pixel < pixels; pixel += kTileDepth, lines += kTileDepth, pairs += kTileDepth * pairs_row)
@@ -138,8 +139,8 @@ void add_tiles(const BFloat16* lines, const BFloat16* pairs, int64_t pairs_row, 
     Sums::end(sums, row);
 }
 
-inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat16* pairs, int64_t columns, int64_t pixels, bool fresh,
-                               float* sums, int64_t row) {
+inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat16* pairs, int64_t columns, int64_t pixels,
+                               bool fresh, float* sums, int64_t row) {
     for (int64_t column = 0; column < columns; column += 2 * kTileColumns)
         for (int64_t r = 0; r < rows; r += 2 * kTileRows) {
             const bool below = r + kTileRows < rows, beside = column + kTileColumns < columns;
@@ -239,7 +240,8 @@ void run_grad_weight(const Conv1x1GradWeight& call, char* workspace) {
     const int64_t size = at.sums(), own = at.own_bytes();
     Workspace space{workspace};
     float* sums = space.take<float>(at.lanes * size);
-    const int64_t tasks = at.lanes * at.parts, threads = call.batch * call.pixels * size < worth_threads(at.tiles) ? 1 : least(call.threads, tasks);
+    const bool alone = call.batch * call.pixels * size < worth_threads(at.tiles);
+    const int64_t tasks = at.lanes * at.parts, threads = alone ? 1 : least(call.threads, tasks);
     parallel_for(threads, static_cast<int>(threads), [&](int64_t begin, int64_t end) {
         const TileUse tiles(at.tiles);
         for (int64_t thread = begin; thread < end; thread++) {

@@ -23,7 +23,8 @@ struct Scratch {
     Scratch(const Plan<A>& plan, bool tiles, int64_t column_row, int64_t stored_row)
         : samples(plan.padded), columns(panel(tiles) * column_row), grad_y(panel(tiles) * plan.d.O + kTileRowsMultiple),
           products(4 * plan.padded), stored_grad_y(panel(tiles) * stored_row),
-          lines(tiles ? round_up(plan.d.O, 2 * kTileRows) * kLine : 0), pairs(tiles ? kTilePanel * (column_row + 2 * kTileColumns) : 0) {}
+          lines(tiles ? round_up(plan.d.O, 2 * kTileRows) * kLine : 0),
+          pairs(tiles ? kTilePanel * (column_row + 2 * kTileColumns) : 0) {}
     static int64_t panel(bool tiles) { return tiles ? kTilePanel : kPanel; }
     const Samples<A> samples;
     const Buffer<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
@@ -412,7 +413,8 @@ void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBack
 #if defined(__AVX512BF16__)
     if (dims.dtype == bf16) {
         // grad_y and weight are bfloat16, so the sums of pairs lose nothing; the AVX2 object has a way without pairs.
-        if (dims.O / dims.groups % 2 != 0 && !(dims.tiles && dims.groups == 1)) return avx2::deform_conv2d_backward(dims, tensors, threads);
+        const bool pairs = dims.O / dims.groups % 2 == 0 || (dims.tiles && dims.groups == 1);
+        if (!pairs) return avx2::deform_conv2d_backward(dims, tensors, threads);
         return Backward<BFloat16, Bf16DotStep>{dims, tensors, threads}.run();
     }
     if (dims.dtype == f16) return Backward<Half, FmaStep<float>>{dims, tensors, threads}.run();

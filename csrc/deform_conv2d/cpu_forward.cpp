@@ -72,7 +72,8 @@ inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const t
                 const TileLines lines{columns, column_row, steps * Step::terms / kTileDepth, runs, d.C};
                 for_tile_sums<NV>(lines, n, packed, [&](int64_t r, const float* sums) {
                     prefetch.fetch(2 * kTileRows);
-                    write(sums, NV * lanes, least(2 * kTileRows, n - r), bias + column, out - column, pixel + r, d.O, y, first + column);
+                    const int64_t rows = least(2 * kTileRows, n - r);
+                    write(sums, NV * lanes, rows, bias + column, out - column, pixel + r, d.O, y, first + column);
                 });
                 packed += runs * steps * b_step;
                 return;
