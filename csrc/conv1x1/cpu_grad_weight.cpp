@@ -128,24 +128,13 @@ inline void stage_lines(const Conv1x1Map& map, int64_t b, int64_t first, int64_t
     }
 }
 
-// One block of the sums (+)= lines times pairs of pixels.
-template <int Rows, int Columns>
-void add_tiles(const BFloat16* lines, const BFloat16* pairs, int64_t pairs_row, int64_t pixels, bool fresh, float* sums,
-               int64_t row) {
-    using Sums = TileSums<Rows, Columns>;
-    Sums::begin(sums, row, fresh);
-    for (int64_t pixel = 0; pixel < pixels; pixel += kTileDepth, lines += kTileDepth, pairs += kTileDepth * pairs_row)
-        Sums::add(lines, kPixelRow * sizeof(*lines), pairs, 2 * pairs_row * sizeof(*pairs), kTileLine);
-    Sums::end(sums, row);
-}
-
 inline void add_chunk_on_tiles(const BFloat16* lines, int64_t rows, const BFloat16* pairs, int64_t columns, int64_t pixels,
                                bool fresh, float* sums, int64_t row) {
     for (int64_t column = 0; column < columns; column += 2 * kTileColumns)
         for (int64_t r = 0; r < rows; r += 2 * kTileRows) {
             const bool below = r + kTileRows < rows, beside = column + kTileColumns < columns;
-            const auto add = below ? (beside ? add_tiles<2, 2> : add_tiles<2, 1>) : (beside ? add_tiles<1, 2> : add_tiles<1, 1>);
-            add(lines + r * kPixelRow, pairs + 2 * column, row, pixels, fresh, sums + r * row + column, row);
+            const auto add = below ? (beside ? add_pairs<2, 2> : add_pairs<2, 1>) : (beside ? add_pairs<1, 2> : add_pairs<1, 1>);
+            add(lines + r * kPixelRow, kPixelRow, pairs + 2 * column, row, pixels, fresh, sums + r * row + column, row);
         }
 }
 

@@ -107,6 +107,18 @@ void multiply_lines(const TileLines& a, int64_t first, const BFloat16* b, float*
     Sums::end(sums, Columns * kTileColumns);
 }
 
+// sums (+)= the first `depth` numbers, whole tiles, of lines times pairs of rows, the two numbers of a column side by side. line and
+// row: numbers from line to line, and columns of a row. Rows x Columns tiles, 1 or 2 each.
+template <int Rows, int Columns>
+void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64_t row, int64_t depth, bool fresh, float* sums,
+               int64_t sums_row) {
+    using Sums = TileSums<Rows, Columns>;
+    Sums::begin(sums, sums_row, fresh);
+    for (int64_t i = 0; i < depth; i += kTileDepth, lines += kTileDepth, pairs += kTileDepth * row)
+        Sums::add(lines, line * sizeof(*lines), pairs, 2 * row * sizeof(*pairs), kTileLine);
+    Sums::end(sums, sums_row);
+}
+
 // Calls take(first, sums) for every two tiles of lines: rows of Columns vectors. Lines up to the end of a tile are read.
 template <int Columns, class Take>
 FASTDS_HD void for_tile_sums(const TileLines& a, int64_t lines, const BFloat16* b, const Take& take) {

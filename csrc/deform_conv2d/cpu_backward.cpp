@@ -119,16 +119,6 @@ inline void write_pairs(const float* columns, int64_t column_row, int64_t n, BFl
             _mm512_storeu_si512(pairs + 2 * c, _mm512_or_si512(bits(p, c), _mm512_slli_epi32(bits(p + 1, c), 16)));
 }
 
-// sums = lines times pairs of a panel. Rows x Columns tiles, 1 or 2 each.
-template <int Rows, int Columns>
-void multiply_pixels(const BFloat16* lines, const BFloat16* pairs, int64_t column_row, float* sums) {
-    using Sums = TileSums<Rows, Columns>;
-    Sums::begin(sums, 0, true);
-    for (int64_t p = 0; p < kTilePanel; p += kTileDepth)
-        Sums::add(lines + p, kLine * sizeof(*lines), pairs + p * column_row, 2 * column_row * sizeof(*pairs), kTileLine);
-    Sums::end(sums, Columns * kTileColumns);
-}
-
 // As add_weight, from the lines and pairs of a panel.
 inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, int64_t slice, const BFloat16* lines,
                                 const BFloat16* pairs, int64_t column_row, float* partial, Prefetch<float>& prefetch) {
@@ -145,8 +135,8 @@ inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, i
                     for (int64_t o = 0; o < out; o += 2 * kTileRows) {
                         alignas(64) float sums[2 * kTileRows * NV * lanes];
                         prefetch.fetch(2 * kTileRows);
-                        const auto multiply = out - o > kTileRows ? multiply_pixels<2, NV> : multiply_pixels<1, NV>;
-                        multiply(a + o * kLine, b + 2 * column, column_row, sums);
+                        const auto multiply = out - o > kTileRows ? add_pairs<2, NV> : add_pairs<1, NV>;
+                        multiply(a + o * kLine, kLine, b + 2 * column, column_row, kTilePanel, true, sums, NV * lanes);
                         for (int64_t m = 0; m < least(2 * kTileRows, out - o); m++)
                             for (int64_t c = 0; c < NV * lanes; c += lanes)
                                 add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
