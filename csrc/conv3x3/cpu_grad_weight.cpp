@@ -65,6 +65,11 @@ void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t f
     }
 }
 
+// Zeros for the inputs that add_products takes beyond those of the last tile: see clear_tiles_behind in engine.h.
+inline void clear_inputs_behind(const Layout& at, int64_t tiles, float* scratch) {
+    for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
+}
+
 // Tiles first + [begin, end) into D.
 void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
     const auto transform = [&](auto zero) {
@@ -173,6 +178,7 @@ void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, flo
         const Range stretch = part_of(all.end - all.begin, stretches, i);
         const int64_t first = all.begin + stretch.begin, count = stretch.end - stretch.begin;
         transform_inputs(call, at, first, {0, count}, scratch);
+        clear_inputs_behind(at, count, scratch);
         transform_gradients(call, at, first, {0, count}, scratch);
         add_bias(at, count, i > 0, scratch, work + at.bias + lane * at.d_row);
         for (int64_t p = 0; p < kPoints; p++)
@@ -206,6 +212,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
             transform_inputs(call, at, first, {begin, end}, scratch);
             transform_gradients(call, at, first, {begin, end}, scratch);
         });
+        clear_inputs_behind(at, count, scratch);
         parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
                 const int64_t p = task / cut.blocks;

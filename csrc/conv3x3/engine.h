@@ -146,6 +146,14 @@ inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t f
     }
 }
 
+// Zeros for the tiles that a product takes beyond the last. What memory holds by chance is often the float of an address, a
+// denormal number, with which a multiplication takes a hundred times as long on Intel; nobody reads the results.
+inline void clear_tiles_behind(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch) {
+    const int64_t end = least(count + tile_rows(1) - 1, round_up(count, kTileRowsMultiple));
+    for (int p = 0; !call.amx && p < kPoints; p++)
+        __builtin_memset(scratch + at.v + p * at.v_plane + count * at.v_row, 0, (end - count) * at.v_row * sizeof(float));
+}
+
 // M of one block of columns at one point; first: the vector of columns that M begins with.
 inline void multiply_plane(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, int64_t p, int64_t block,
                            int64_t first) {
@@ -192,6 +200,7 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
     const int64_t first = groups * block / plan.blocks * plan.group_tiles;
     const int64_t count = least(tiles, groups * (block + 1) / plan.blocks * plan.group_tiles) - first;
     transform_block(call, at, first, count, scratch);
+    if (count % kTileRowsMultiple != 0) clear_tiles_behind(call, at, count, scratch);
     const ColumnBlocks cut = column_blocks<float>(outputs);
     for (int64_t begin = 0, end; begin < cut.vectors; begin = end) {
         end = end_of_pass(cut, begin, plan.block_vectors, call.amx);
@@ -255,6 +264,7 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
         });
     };
     share_tiles([&](const Layout& own, int64_t first, int64_t count) { transform_block(call, own, first, count, scratch); });
+    clear_tiles_behind(call, at, tiles, scratch);
     const int64_t blocks = column_blocks<float>(outputs).blocks;
     if (call.packed == nullptr)
         multiply_pieces(call, at, plan.sharing, scratch);

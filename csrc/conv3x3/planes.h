@@ -140,6 +140,9 @@ void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, in
             for (int64_t c = 0; c < count; c++) widen(source + c * map.c, g.W, row + g.pad_w + c * band.plane);
         for (int64_t c = 0; c < count; c++) margin.fill(row + g.pad_w + c * band.plane);
     }
+    // What the last vector of a run reads behind the last row: see clear_tiles_behind in engine.h.
+    float* behind = to + (band.rows + 2) * band.row;
+    for (int64_t c = 0; c < count; c++) __builtin_memset(behind + c * band.plane, 0, (kL + 2) * sizeof(float));
 }
 
 inline void lay_out(const Conv3x3Geometry& g, const Conv3x3Map& map, Range channels, int64_t b, int64_t first, const Band& band,

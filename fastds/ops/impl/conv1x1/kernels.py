@@ -35,13 +35,12 @@ def _view(maps: Tensor) -> tuple:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """(O, C, 1, 1) as a matrix of dense rows."""
-    dense_rows = weight.is_contiguous() and not weight.is_neg()
-    return (weight if dense_rows else plain(weight)).view(weight.shape[:2])
+    """The weight (O, C, 1, 1) with dense rows."""
+    return weight if weight.is_contiguous() and not weight.is_neg() else plain(weight)
 
 
 def _product(sources, weight: Tensor, bias, residual, act: str, negative_slope: float) -> Tensor:
-    """weight: (O, C) of all sources, dense rows."""
+    """weight: (O, C) or (O, C, 1, 1) of all sources, dense rows."""
     batch, _, height, width = sources[0].shape
     dtype, outputs = sources[0].dtype, weight.shape[0]
     y = empty_map((batch, outputs, height, width), dtype, sources[0])
@@ -73,7 +72,7 @@ def _grad_weight(grad: Tensor, sources, dtype: torch.dtype) -> Tensor:
 
 def _grad_sources(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
     """Of x and the second source."""
-    parts = turned(_rows(weight)).tensor_split([x.shape[1]])
+    parts = turned(_rows(weight).flatten(1)).tensor_split([x.shape[1]])
     return [
         _product([grad], part, None, None, "none", 0.0) if want else None
         for part, want in zip(parts, wanted, strict=True)
