@@ -81,7 +81,7 @@ def test_what_goes_before_and_follows(monkeypatch, named, per_point, points):
     ("kind", "shape", "dtype", "backward", "expected"),  # shape: batch, inputs, outputs, height, width
     [
         ("avx512", (1, 64, 64, 50, 50), torch.float32, False, "winograd"),
-        ("avx512", (2, 1024, 2048, 8, 8), torch.float32, False, "product"),  # reading the weights is most of the work
+        ("avx512", (1, 1024, 1024, 5, 5), torch.float32, False, "product"),  # reading the weights is most of the work
         ("avx512", (16, 1024, 2048, 8, 8), torch.float32, False, "winograd"),
         ("avx512", (1, 1024, 1024, 5, 5), torch.float32, True, "product"),
         ("amx", (1, 64, 64, 200, 200), torch.bfloat16, False, "amx"),
