@@ -29,7 +29,11 @@ Isa isa();
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
 void set_isa(const char* name);  // "auto" or one of isa_name()
+#if FASTDS_EMU
+inline bool has_amx() { return false; }
+#else
 bool has_amx();  // matrix tiles for bfloat16, beside isa() avx512
+#endif
 void need_vectors(const char* function);  // throws std::runtime_error where isa() is baseline
 
 }  // namespace fastds
