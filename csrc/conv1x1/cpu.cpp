@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kFewPlanes = 128;         // of pixels side by side, which are read where they are
 constexpr int64_t kPackedAlone = 32 << 10;  // weights that one thread packs
-
 constexpr int64_t kLeastChannels = 8;       // which a matrix tile, of 32, does not pay for
 constexpr int64_t kFarChannels = 512;       // from pixel to pixel: they share sets of the first cache
 

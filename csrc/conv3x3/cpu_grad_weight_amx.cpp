@@ -219,9 +219,8 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
             const Range lanes = part_of(at.lanes, call.threads, thread);
             if (lanes.begin == lanes.end) continue;
             const Staged staged(call, at, work + at.x + thread * at.thread);
-            configure_tiles();
+            const TileUse use(true);
             for (int64_t lane = lanes.begin; lane < lanes.end; lane++) run_lane(call, at, lane, staged, work);
-            release_tiles();
         }
     });
 }
@@ -240,10 +239,9 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
         });
         for (int64_t i = 0; i < steps * at.outputs; i++) work[at.bias + i % at.outputs] += parts[i];
         parallel_for(rows * parts_of(at.inputs, 2 * kTileColumns), call.threads, [&](int64_t begin, int64_t end) {
-            configure_tiles();
+            const TileUse use(true);
             for (int64_t task = begin; task < end; task++)
                 add_taps(at, task % rows * 2 * kTileRows, task / rows * 2 * kTileColumns, steps, staged, first == 0, work);
-            release_tiles();
         });
     }
 }

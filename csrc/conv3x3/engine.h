@@ -215,7 +215,6 @@ inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t bloc
 #if defined(__AVX512BF16__)
     if (!call.amx) return;
     clear_rest(call.sources.channels(), block_tiles, reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane);
-    configure_tiles();
 #endif
 }
 
@@ -283,12 +282,12 @@ inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* works
     if (plan.sharing > 0) return run_shared(stage, plan, workspace);
     const Layout at(stage.call, plan.block_tiles, plan.block_vectors, plan.sharing);
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
+        const TileUse use(stage.call.amx);
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
             begin_thread(stage.call, at, plan.block_tiles, scratch);
             for (int64_t b = plan.blocks * thread / plan.threads; b < plan.blocks * (thread + 1) / plan.threads; b++)
                 run_block(stage, at, plan, b, scratch);
-            if (stage.call.amx) release_tiles();
         }
         stream_fence();
     });

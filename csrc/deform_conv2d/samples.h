@@ -26,8 +26,8 @@ struct Plan {
     // column_row: elements of a row of columns, the columns of a pixel.
     Plan(const DeformConv2dDims& dims, int64_t first, int64_t groups, bool by_group, int64_t column_row, int64_t longest_run)
         : d(dims), K(d.kh * d.kw), first(first), groups(groups), per_group(d.C / d.offset_groups), by_group(by_group), samples(groups * K),
-          dense(column_row == samples * per_group), longest_run(longest_run), padded(round_up(longest_run * samples, kLanes<A>)), tap_y(padded), tap_x(padded), channel(padded),
-          column(padded) {
+          dense(column_row == samples * per_group), longest_run(longest_run),
+          padded(round_up(longest_run * samples, kLanes<A>)), tap_y(padded), tap_x(padded), channel(padded), column(padded) {
         for (int64_t q = 0; q < padded; q++) {
             const int64_t pixel = q / samples, group = q % samples / K, k = q % K;
             tap_y[q] = static_cast<A>(k / d.kw * d.dil_h - d.pad_h);
