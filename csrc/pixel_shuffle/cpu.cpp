@@ -60,9 +60,10 @@ class Backward {
           together_(pixels_together(problem.p)),
           run_(problem.p.r * problem.p.C),
           fine_row_(together_ * run_),
-          calculated_(problem.p.r * fine_row_),
+          moved_(tensors.grad_x && !tensors.y && !tensors.grad_bias && !ToCoarse<U>::needs_room(problem.p)),
+          calculated_(moved_ ? 0 : problem.p.r * fine_row_),
           totals_(problem.p.r * fine_row_ + kLanes<A>),
-          to_coarse_(problem.p, problem.streamed, together_, fine_row_) {}
+          to_coarse_(problem.p, problem.streamed, together_, moved_ ? problem.row_stride : fine_row_) {}
 
     // Rows of coarse pixels; sums, where not null, becomes the gradient of the biases.
     void rows(int64_t begin, int64_t end, A* sums) const {
@@ -81,18 +82,20 @@ class Backward {
   private:
     void pixels(int64_t row, int64_t w, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
+        T* coarse = static_cast<T*>(t_.grad_x) + own_.coarse(row) + w * own_.p.r * run_;
+        if (moved_) return to_coarse_((const U*)(grad_y + own_.fine(row) + w * run_), count, (U*)coarse);
         for (int64_t i = 0; i < own_.p.r; i++) {
             const int64_t at = own_.fine(row) + i * own_.row_stride + w * run_, part = i * fine_row_;
             calculate_gradient<T>(own_, grad_y + at, y ? y + at : nullptr, count * run_, summed ? totals_ + part : nullptr,
                                   calculated_ + part);
         }
-        T* coarse = static_cast<T*>(t_.grad_x) + own_.coarse(row) + w * own_.p.r * run_;
         if (t_.grad_x != nullptr) to_coarse_((const U*)static_cast<T*>(calculated_), count, (U*)coarse);
     }
 
     const Problem<T> own_;
     const PixelShuffleBackward t_;
     const int64_t together_, run_, fine_row_;
+    const bool moved_;  // alone: there is nothing to calculate
     const Buffer<T> calculated_;
     const Buffer<A> totals_;
     const ToCoarse<U> to_coarse_;

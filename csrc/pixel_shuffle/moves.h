@@ -117,6 +117,9 @@ class ToCoarse {
         }
     }
 
+    // Whether what lies behind the sub-pixels is read, too.
+    static bool needs_room(const PixelShuffleParams& p) { return way_of<U>(p) == Way::places; }
+
     void operator()(const U* fine, int64_t pixels, U* coarse) const {
         switch (way_) {
             case Way::copy: __builtin_memcpy(coarse, fine, pixels * C_ * sizeof(U)); break;
