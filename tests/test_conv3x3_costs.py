@@ -61,19 +61,27 @@ def test_terms_by_hand(name, lengths, expected):
 
 @pytest.mark.parametrize("points", [1, 10**4])
 @pytest.mark.parametrize(
-    ("named", "per_point"), [({"contiguous": True}, 2 * 3 * costs.TURN[1]), ({"gated": True}, 5 * costs.PASS[1])]
+    ("named", "spared", "pays", "call", "per_point"),
+    [
+        ({"contiguous": True}, "planes", "winograd", costs.TURN[0], 2 * 3 * costs.TURN[1]),
+        ({"gated": True}, "winograd", "planes", costs.GATES[0], 5 * costs.GATES[1]),
+        ({"joined": True}, "product", "direct", costs.PASS[0], 3 * costs.PASS[1]),
+        ({"passes": 1}, "amx", "direct", costs.PASS[0], 5 * costs.PASS[1]),
+        ({"passes": 3}, "planes", "product", 3 * costs.PASS[0], 3 * 5 * costs.PASS[1]),
+        ({"passes": 2, "backward": True}, "winograd", "planes", 2 * costs.PASS[0], 2 * 5 * costs.PASS[1]),
+    ],
 )
-def test_what_goes_before_and_follows(monkeypatch, named, per_point, points):
+def test_what_goes_before_and_follows(monkeypatch, named, spared, pays, call, per_point, points):
     """Of bfloat16 maps of 3 channels to 5, by algorithms whose own costs differ by a little less or more."""
-    call = (costs.TURN if "contiguous" in named else costs.PASS)[0]
-    spared, pays = ("planes", "winograd") if "contiguous" in named else ("winograd", "planes")
     monkeypatch.setattr(costs, "machine", lambda isa, dtype: "mine")
+    backward = named.get("backward", False)
+    beside = {name: value for name, value in named.items() if name != "backward"}
     for share, expected in ((0.99, spared), (1.01, pays)):
         own = {spared: 1 + share * (call + per_point * points), pays: 1.0}
         rows = {name: (cost, *[0] * (len(costs.TERMS[name](1, 1, 1, 1, 1)) - 1)) for name, cost in own.items()}
-        monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", False), rows)
+        monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", backward), rows)
         costs.cheapest.cache_clear()
-        assert costs.cheapest("any", torch.bfloat16, False, 1, 3, 5, 1, points, **named) == expected
+        assert costs.cheapest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **beside) == expected
     costs.cheapest.cache_clear()
 
 

@@ -82,13 +82,14 @@ _REFUSALS = {"amx": amx_refusal, "implicit_gemm": implicit.refusal}
 
 
 def chosen(
-    algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, gated: bool = False
-) -> str:
+    algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, *,
+    gated: bool = False, joined: bool = False, passes: int = 0,
+) -> str:  # fmt: skip
     """The algorithm, of all but "auto", that computes a convolution of tensors like x.
 
     Args:
         dtype: that torch would calculate in.
-        gated: gates follow, which the engine computes in its output stage.
+        gated, joined, passes: what goes before and behind it, see costs.cheapest.
 
     Raises:
         RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is asked for, but cannot run.
@@ -106,4 +107,5 @@ def chosen(
         return "direct"
     batch, _, height, width = x.shape
     contiguous = x.shape[1] > 1 and x.stride(1) != 1
-    return cheapest(isa, dtype, backward, batch, channels, outputs, _rows.get() or height, width, gated, contiguous)
+    shape = batch, channels, outputs, _rows.get() or height, width
+    return cheapest(isa, dtype, backward, *shape, gated, contiguous, joined, passes)

@@ -148,17 +148,21 @@ def machine(isa: str, dtype: torch.dtype) -> str:
 # Maps in contiguous memory, which only planes are made from, are brought to channels_last: the call, bytes.
 TURN = (5e-6, 8e-11)
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
-PASS = (1e-5, 2e-10)
+GATES = (1e-5, 2e-10)
+# A pass of torch's over maps, such as an activation, or sources that are laid side by side: the call, numbers.
+PASS = (2e-6, 1.5e-10)
 
 
 @functools.lru_cache(maxsize=4096)
 def cheapest(
     isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int,
-    gated: bool = False, contiguous: bool = False,
+    gated: bool = False, contiguous: bool = False, joined: bool = False, passes: int = 0,
 ) -> str:  # fmt: skip
     """The algorithm that costs least.
 
-    dtype: that of the arithmetic, float32 or less; gated: PASS follows; contiguous: TURN goes before."""
+    dtype: that of the arithmetic, float32 or less; gated: gates follow, which engines have in their output stage;
+    contiguous: TURN goes before; joined: of two sources, which "direct" lays side by side; passes: over the outputs,
+    for residual, activation and sub-pixels, which engines do not need, nor planes forward."""
     kind, half = machine(isa, dtype), dtype == torch.float16
     slow = dtype == torch.bfloat16 and kind == "avx2"
     costs = COSTS[kind, "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
@@ -173,8 +177,12 @@ def cheapest(
     def seconds(name: str) -> float:
         terms = TERMS[name](batch, inputs, outputs, height, width)
         total = sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
-        if gated and name not in ENGINES:
-            total += PASS[0] + PASS[1] * outputs * points
+        if name not in ENGINES:
+            total += gated * (GATES[0] + GATES[1] * outputs * points)
+        if name not in ENGINES and (backward or name != "planes"):
+            total += passes * (PASS[0] + PASS[1] * outputs * points)
+        if joined and name == "direct":
+            total += PASS[0] + PASS[1] * inputs * points
         if contiguous and name != "planes":
             total += TURN[0] + TURN[1] * dtype.itemsize * inputs * points
         return total

@@ -16,7 +16,9 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         return forward_fake(*args, algorithm)
     if algorithm == "auto" and x.is_cuda and implicit.pays(x, weight, bias, x2, residual, act, shuffle, out_dtype):
         algorithm = "implicit_gemm"
-    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False)
+    passes = (residual is not None) + (act != "none") + (shuffle > 1)
+    beside = {"joined": x2 is not None, "passes": passes}
+    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **beside)
     if algorithm in BESIDE_THE_ENGINE:
         return BESIDE_THE_ENGINE[algorithm].forward(*args)
     return engine.forward(*args, algorithm == "amx")
@@ -52,7 +54,7 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
-    algorithm = chosen(algorithm, x, channels, grad.shape[1], x.dtype, True)
+    algorithm = chosen(algorithm, x, channels, grad.shape[1], x.dtype, True, joined=x2 is not None)
     if algorithm in BESIDE_THE_ENGINE:
         return BESIDE_THE_ENGINE[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
     sources = [nhwc(t) for t in (x, x2) if t is not None]
@@ -72,7 +74,8 @@ def backward(
 
     add_x and add_x2 are added to the gradients of x and x2; in_place: which then take their place.
     """
-    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True)
+    beside = {"joined": x2 is not None, "passes": (y is not None) + (shuffle > 1)}
+    algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], x.dtype, True, **beside)
     args = (grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, wanted)
     if grad_y.shape[0] == 0:
         return [g.zero_() for g in backward_fake(*args)]

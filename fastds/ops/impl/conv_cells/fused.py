@@ -324,7 +324,8 @@ def engine_of(convolution: Convolution, others, algorithm: str) -> str | None:
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
     if algorithm == "auto" and any(t.shape[1] % 4 for t in others):
         return None
-    found = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True)
+    beside = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
+    found = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **beside)
     wide = any(t.dtype == torch.float64 for t in others)
     if found not in ENGINES or wide or x.shape[0] == 0 or not native.module().conv_gates_fits(inputs, outputs):
         return None
