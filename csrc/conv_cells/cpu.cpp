@@ -30,7 +30,7 @@ struct Row {
             data[k] = static_cast<char*>(view.data) + (b * view.b + y * view.h + x * view.w) * size(cell, k);
         }
         // The last values of a row that is no multiple of a vector are calculated in copies.
-        alignas(64) float last[operands][kL], last_pre[Gates][kL];
+        alignas(64) float last[operands][kL] = {}, last_pre[Gates][kL] = {};  // see Zeros in core/buffer.h
         char* real[operands] = {};
         int64_t i = 0, end = n / kL * kL;
         while (true) {

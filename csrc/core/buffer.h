@@ -14,8 +14,7 @@ template <class T>
 class Buffer {
   public:
     explicit Buffer(int64_t n) {
-        const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 4 * kVectorBytes + 63) / 64 * 64;
-        data_ = static_cast<T*>(aligned_alloc(64, bytes));
+        data_ = static_cast<T*>(aligned_alloc(64, bytes(n)));
         if (data_ == nullptr) abort();  // no exception can leave a parallel region
     }
     ~Buffer() { free(data_); }
@@ -23,8 +22,19 @@ class Buffer {
     Buffer& operator=(const Buffer&) = delete;
     operator T*() const { return data_; }
 
+  protected:
+    static size_t bytes(int64_t n) { return (static_cast<size_t>(n) * sizeof(T) + 4 * kVectorBytes + 63) / 64 * 64; }
+
   private:
     T* data_;
+};
+
+// Scratch that holds zeros at first, for what is calculated in whole vectors and tiles although nobody reads their rest. What
+// memory holds by chance is often the float of an address, a denormal number, with which Intel multiplies a hundred times slower.
+template <class T>
+class Zeros : public Buffer<T> {
+  public:
+    explicit Zeros(int64_t n) : Buffer<T>(n) { __builtin_memset(static_cast<T*>(*this), 0, Buffer<T>::bytes(n)); }
 };
 
 }  // namespace

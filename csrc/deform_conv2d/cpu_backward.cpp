@@ -27,7 +27,7 @@ struct Scratch {
           pairs(tiles ? kTilePanel * (column_row + 2 * kTileColumns) : 0) {}
     static int64_t panel(bool tiles) { return tiles ? kTilePanel : kPanel; }
     const Samples<A> samples;
-    const Buffer<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
+    const Zeros<A> columns, grad_y, products;  // of the last pixel of grad_y a tile reads channels past the end
     const Buffer<T> stored_grad_y;
     // For tiles: the pixels of every channel of grad_y, and the columns of pairs of pixels.
     const Buffer<T> lines, pairs;

@@ -151,7 +151,7 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     const Blocking blocking{Step::terms > 1 && d.tiles && (by_group || in % kTileDepth == 0)};
     const int64_t group_size = packed_size<Step>(out, K * in, blocking);
     const Buffer<Column> packed(d.groups * group_size);
-    const Buffer<A> bias(d.O);
+    const Zeros<A> bias(d.O);
     for (int64_t o = 0; o < d.O; o++) bias[o] = tensors.bias ? load(static_cast<const T*>(tensors.bias)[o]) : A(0);
     const Buffer<int64_t> place(K * in);  // in the sum, of each weight of an output channel
     for (int64_t term = 0; term < K * in; term++) {
@@ -171,13 +171,11 @@ void forward(const DeformConv2dDims& d, const DeformConv2dForward& tensors, int 
     parallel_tasks((panels + run - 1) / run, threads, [&](const auto& next) {
         const TileUse tiles(blocking.tiles);
         const Samples<A> samples(plan.padded);
-        const Buffer<Column> columns(panel * column_row + 16);
+        const Zeros<Column> columns(panel * column_row + 16);  // rows past the last pixel, and the padding of each, too
         const Buffer<int64_t> pixel(panel), target(panel);  // target: where the pixel's outputs go
         const Planes<T> planes(d, tensors, panel);
         PixelWalk walk(d, 0, d.Ho, d.W * d.C * sizeof(T));
         Prefetch<A> prefetch(plan, image, sizeof(T), x, tensors.offset, tensors.mask, walk);
-        // Rows past the last pixel and the padding of each row are multiplied too: they have to be finite.
-        __builtin_memset(columns, 0, panel * column_row * sizeof(Column));
         for (int64_t task; (task = next()) >= 0;) {
             const int64_t end = (task + 1) * run * panel < total ? (task + 1) * run * panel : total;
             walk.start(task * run * panel);

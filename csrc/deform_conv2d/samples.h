@@ -130,7 +130,7 @@ struct Samples {
         : weights(4 * n), at(n), at_grad(n), ly(n), lx(n), mask(n), border(n / kLanes<A>), inside(4 * n), moved_y(n), moved_x(n) {}
     const Buffer<A> weights;             // four per sample: mask times the weight of each corner
     const Buffer<int64_t> at, at_grad;   // element of corner 0 in the image and in its gradient
-    const Buffer<A> ly, lx, mask;        // fractions in the cell before it was moved, and the mask, for the backward
+    const Zeros<A> ly, lx, mask;         // fractions in the cell before it was moved, and the mask, for the backward
     const Buffer<bool> border;           // of a block: what follows is needed
     const Buffer<Bits<A>> inside;        // four per sample: -1 or 0, the corner counts
     const Buffer<Bits<A>> moved_y, moved_x;  // -1 or 0: the cell was moved, so its rows (columns) have changed places

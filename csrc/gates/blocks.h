@@ -157,7 +157,7 @@ struct Blocks {
         const int64_t whole = n / lanes * lanes, rest = n - whole;
         if (whole > 0) loops.dense(at, whole, options);
         if (rest == 0) return;
-        alignas(64) A last[kGateOperands][lanes];
+        alignas(64) A last[kGateOperands][lanes] = {};  // see Zeros in core/buffer.h
         A* copies[kGateOperands];
         for (int k = 0; k < operands; k++) {
             copies[k] = last[k];

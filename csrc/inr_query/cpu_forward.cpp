@@ -101,7 +101,7 @@ struct Trunk {
     const InrQueryDims& d;
     const Blocking blocking;
     const Buffer<Stored> weights;
-    const Buffer<A> bias;
+    const Zeros<A> bias;
     const int64_t stride;  // of the rows
 };
 
@@ -135,14 +135,11 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
     const int64_t per_query = d.ensemble == inr_late ? 4 : 1, queries = kPanelRows / per_query, total = d.B * d.Q;
     const int corners = d.ensemble == inr_none ? 1 : 4;
     parallel_tasks((total + queries - 1) / queries, threads, [&](const auto& next) {
-        // Rows are multiplied to whole vectors and tiles: they have to be finite throughout.
         const TileUse tiles(trunk.blocking.tiles);
         const int64_t elements = kPanelRows * trunk.stride;
-        const Buffer<Stored> rows(elements), other(elements);
-        const Buffer<A> last(elements);
+        const Zeros<Stored> rows(elements), other(elements);
+        const Zeros<A> last(elements);
         const Buffer<Place<A>> places(queries);
-        __builtin_memset(rows, 0, elements * sizeof(Stored));
-        __builtin_memset(other, 0, elements * sizeof(Stored));
         Features<Stored, T, A> stored(source);
         Features<A, T, A> exact(source);
         for (int64_t task; (task = next()) >= 0;) {

@@ -29,7 +29,7 @@ void forward(const Problem<T>& problem, const PixelShuffleForward& t, int thread
         const int64_t together = pixels_together(p), run = p.r * p.C, pixel = p.r * run;
         const ToFine<U> to_fine(p, own.streamed, together);
         const Buffer<T> calculated(together * pixel);
-        const Buffer<A> biases(t.bias ? together * pixel : 0);
+        const Zeros<A> biases(t.bias ? together * pixel : 0);
         for (int64_t w = 0; t.bias && w < together; w++) __builtin_memcpy(biases + w * pixel, t.bias, pixel * sizeof(A));
         const A* bias = t.bias ? static_cast<A*>(biases) : nullptr;
         for (int64_t row = begin; row < end; row++)

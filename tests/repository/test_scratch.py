@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No kernel calculates with what its scratch held before, whose results would be thrown away: memory often holds
+denormal numbers, with which Intel calculates a hundred times slower.
+
+Each process here runs with an aligned_alloc that fills what it gives with signalling NaN, which raise a flag of the
+processor when they are calculated with. tests/test_conv3x3.py asks the same of the workspace that calls share.
+"""
+
+import os
+import subprocess
+import sys
+
+FILLING = """
+#include <stdint.h>
+#include <stdlib.h>
+void* __libc_memalign(size_t alignment, size_t size);
+static volatile int filling;
+void fill_allocations(int on) { filling = on; }
+void* aligned_alloc(size_t alignment, size_t size) {
+    uint32_t* memory = __libc_memalign(alignment, size);
+    for (size_t i = 0; filling && memory && i < size / 4; i++) memory[i] = 0x7fa00000;
+    return memory;
+}
+"""
+
+ASKING = """
+import ctypes, sys
+import torch
+from fastds import ops
+from fastds.ops.core import native
+from tests.inr_cases import KINDS, random_case
+
+allocator, maths, invalid = ctypes.CDLL(None), ctypes.CDLL("libm.so.6"), 1
+torch.set_num_threads(1)  # the flags are a thread's own
+native.module().set_isa(sys.argv[1])
+
+def maps(*shape):
+    return torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+
+def deform(batch, inputs, height, width, outputs, groups, size):
+    taps = groups * size * size
+    tensors = maps(batch, inputs, height, width), maps(batch, 2 * taps, height, width), maps(batch, taps, height, width)
+    weight = torch.randn(outputs, inputs, size, size, requires_grad=True)
+    bias = torch.randn(outputs, requires_grad=True)
+    x, offset, mask = tensors
+    run = lambda: ops.deform_conv2d(x, offset, weight, bias, padding=size // 2, mask=mask)
+    return run, (*tensors, weight, bias)
+
+def query(kind):
+    source, trunk, options = random_case(kind, dtype=torch.float32)
+    leaves = [source.requires_grad_(), *(weight.requires_grad_() for weight, _ in trunk)]
+    return lambda: ops.inr_query(source, ops.GridSpec.cells((7, 9), (15, 19)), trunk, **options), leaves
+
+def shuffle(channels, factor):
+    x, bias = maps(1, channels * factor**2, 9, 11), torch.randn(channels * factor**2, requires_grad=True)
+    return lambda: ops.pixel_shuffle(x, factor, bias, "relu"), (x, bias)
+
+def attention(channels):
+    leaves = [maps(1, channels, 9, 11) for _ in range(3)]
+    return lambda: ops.window_attention2d(*leaves, window=5), leaves
+
+sizes = (1, 16, 9, 11, 20, 2, 3), (2, 5, 7, 8, 3, 1, 3), (1, 64, 12, 13, 64, 8, 3), (1, 6, 5, 5, 33, 3, 1)
+cases = [("deform_conv2d", s, deform(*s)) for s in sizes] + [("inr_query", kind, query(kind)) for kind in KINDS]
+cases += [("pixel_shuffle", s, shuffle(*s)) for s in ((16, 2), (5, 3), (5, 5))]
+cases += [("window_attention2d", c, attention(c)) for c in (12, 24)]
+for name, case, (run, leaves) in cases:
+    y = run()
+    along = torch.ones_like(y)
+    runs = [run, *(lambda leaf=leaf: torch.autograd.grad(y, leaf, along, retain_graph=True) for leaf in leaves)]
+    for number, call in enumerate(runs):
+        call()
+        allocator.fill_allocations(1)
+        maths.feclearexcept(invalid)
+        call()
+        if maths.fetestexcept(invalid):
+            print(name, case, "forward" if number == 0 else f"gradient {number}")
+        allocator.fill_allocations(0)
+"""
+
+
+def test_nothing_is_calculated_with_what_scratch_held(tmp_path, isa):
+    (tmp_path / "filling.c").write_text(FILLING)
+    library = tmp_path / "filling.so"
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, tmp_path / "filling.c"], check=True)
+    preloaded = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    asked = subprocess.run([sys.executable, "-c", ASKING, isa], env=preloaded, capture_output=True, text=True)
+    assert (asked.returncode, asked.stdout) == (0, ""), asked.stdout + asked.stderr
