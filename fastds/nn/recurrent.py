@@ -89,13 +89,13 @@ class ConvLSTMCell(nn.Module):
         maps = per_time(folded, batch, times)
         weight, bias = parameters_of(self.gates)
         if not hoisting_pays(maps[0], weight, self.hidden_channels):
-            parameters = _for_steps(maps[0], (weight, bias))
+            parameters = _for_steps(maps[0], (weight, bias), gated=True, joined=True)
             for now in maps:
                 state = self(now) if state is None else conv_lstm_cell(now, *state, *parameters)
                 every.append(state[0])
             return torch.stack(every, 1), state
         shares = per_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
-        from_h, _ = _for_steps(maps[0], (weight[:, self.in_channels :], None))
+        from_h, _ = _for_steps(maps[0], (weight[:, self.in_channels :], None), passes=1)
         for of_x in shares:
             if state is None:
                 state = lstm_gates(of_x, zero_state(of_x, self.hidden_channels, state_dtype(of_x)))
@@ -171,13 +171,13 @@ def gru_sequence(
     both = parameters_of(gates), parameters_of(candidate)
     maps, n = per_time(x, x.shape[0] // times, times), gates.in_channels - hidden
     if times == 1 or not hoisting_pays(maps[0], both[0][0], hidden):
-        parameters = _for_steps(maps[0], *both)
+        parameters = _for_steps(maps[0], *both, gated=True, joined=True)
         for now in maps:
             h = _first_step(both, now, n, options) if h is None else conv_gru_cell(now, h, *parameters, **options)
             every.append(h)
         return every
     shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in both)
-    parameters = _for_steps(maps[0], *((weight[:, n:], None) for weight, _ in both))
+    parameters = _for_steps(maps[0], *((weight[:, n:], None) for weight, _ in both), gated=True, passes=1)
     for now in zip(*(per_time(part, x.shape[0] // times, times) for part in shares), strict=True):
         if h is None:
             h = first_state(*now, hidden, options)
@@ -187,14 +187,14 @@ def gru_sequence(
     return every
 
 
-def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None]) -> list[Tensor | None]:
+def _for_steps(maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **beside: Any) -> list[Tensor | None]:
     """Weights and biases that many steps convolve maps (B, C, H, W) with, dense, and in the dtype that the convolution
-    rounds them to: once and not in every step."""
+    rounds them to: once and not in every step. beside: of conv3x3.algorithm.chosen, as in the steps."""
     found = []
     for weight, bias in parameters:
         if not torch.compiler.is_compiling():  # a graph leaves the rounding to the op
             dtype, (outputs, inputs) = autocast_dtype(maps) or maps.dtype, weight.shape[:2]
-            if chosen(current(), maps, inputs, outputs, dtype, False, gated=True) not in ENGINES:
+            if chosen(current(), maps, inputs, outputs, dtype, False, **beside) not in ENGINES:
                 weight, bias = cast(weight, dtype), cast(bias, dtype)
         found += [share_where_it_pays(weight.contiguous(), maps), bias]
     return found
@@ -215,7 +215,7 @@ def gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int,
     """gru_sequence for an x of zeros, whose convolutions are left out."""
     both = parameters_of(gates), parameters_of(candidate)
     of_h = ((weight[:, -candidate.out_channels :], bias) for weight, bias in both)
-    parameters, every = _for_steps(h, *of_h), []
+    parameters, every = _for_steps(h, *of_h, gated=True), []
     for _ in range(times):
         h = conv_gru_cell(None, h, *parameters, **options)
         every.append(h)
