@@ -64,6 +64,11 @@ def _downscale_parser() -> ArgumentParser:
     )
     _add_computing(parser)
     parser.add_argument("--time-factor", type=int, help="2, or 4 by applying the model twice in time; default: 2")
+    parser.add_argument(
+        "--coarsened", choices=["linear_z", "dbz", "plain_dbz"],
+        help="radar: how the cells of IN average finer ones, where that is known: in linear Z, dBZ above a floor, or "
+        "plain dBZ, no echo included; the result, averaged that way, then nearly gives IN",
+    )  # fmt: skip
     parser.add_argument("--scale", type=float, help="latitude-longitude fields: this many times as fine, any real")
     parser.add_argument(
         "--grid", type=float, metavar="DEGREES", help="latitude-longitude fields: spacing of the result"

@@ -59,7 +59,7 @@ def _given(options, names: Sequence[str]) -> dict:
 _READING = ("missing", "units", "start", "stop")
 _DOWNSCALE = (
     "var", "tile", "halo", "threads", "precision", "device", "time_factor", "scale", "grid", "like", "members", "seed",
-    "level", "static", "dtype", *_READING,
+    "level", "static", "dtype", "coarsened", *_READING,
 )  # fmt: skip
 
 

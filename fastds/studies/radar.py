@@ -16,7 +16,7 @@ from fastds import data as fd
 from fastds import metrics, models
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.models.baselines import advection
+from fastds.models.baselines import advection, optical_flow
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
@@ -24,6 +24,7 @@ from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import number_text, score_table
+from fastds.tasks.radar.agreement import agree
 from fastds.tasks.radar.methods import BASELINES
 from fastds.tasks.radar.refinement import RIM_DB
 
@@ -92,8 +93,9 @@ def errors(block: Block, method: Callable, with_ssim: bool = False) -> dict[str,
     return metrics.radar_errors(p, t, torch.stack(valid), block.floor, with_ssim)
 
 
-def as_method(model: torch.nn.Module, floor: float) -> Callable:
-    """The model as a method for errors(); below the model's own floor the field is that of advection.
+def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None) -> Callable:
+    """The model as a method for errors(); below the model's own floor the field is that of advection. coarsened: how
+    its input averages finer cells, where that is told, see fastds.tasks.radar.agreement.
 
     A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is
         interpolated, and its values next to that are corrected.
@@ -101,8 +103,12 @@ def as_method(model: torch.nn.Module, floor: float) -> Callable:
     low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, CEILING_DBZ
 
     def method(x: Tensor) -> Tensor:
-        dbz = fd.restore(x, floor, ceiling)
-        z = fd.restore(model(fd.prepare(dbz, low, high)), low, high)
+        given = fd.prepare(fd.restore(x, floor, ceiling), low, high)
+        y = model(given)
+        if coarsened is not None:
+            frames = given[0, :, 0]
+            agree(y[0, :, 0], frames, optical_flow(given)[0], torch.ones_like(frames).bool(), coarsened, high - low)
+        z = fd.restore(y, low, high)
         if low > floor:
             weak = fd.restore(advection(x), floor, ceiling).clamp(max=low)
             z = z + (1 - (z - low) / RIM_DB).clamp(0, 1) * (weak - low)  # as downscale does, see refinement.py
@@ -145,6 +151,7 @@ class StudyConfig:
         floors: dBZ above which errors count; none: 15 and 0.
         files: of TEST_BLOCKS; none: all.
         modes: ways in which the input is coarsened, see fastds.data.coarsen.
+        told: tell the network in which way, as `fastds downscale --coarsened` does.
         ssim: compute the model's structural similarity, too (slow).
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the table; None: none.
@@ -156,6 +163,7 @@ class StudyConfig:
     floors: list[float] = dataclasses.field(default_factory=list)
     files: list[str] = dataclasses.field(default_factory=list)
     modes: list[str] = dataclasses.field(default_factory=lambda: list(COARSENING_MODES))
+    told: bool = False
     ssim: bool = False
     threads: int | None = None
     report: str | None = None
@@ -172,7 +180,8 @@ def study(config: StudyConfig) -> None:
     if config.report is not None:
         check_report(config.report)
     with computing(None, settle(None, config.threads)):
-        results = table(config.data.path, config.model, config.floors, config.files, config.modes, config.ssim)
+        c = config
+        results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.ssim, c.told)
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results)])
     if config.leaderboard is not None:
@@ -214,6 +223,7 @@ def table(
     files: Sequence[str] = (),
     modes: Sequence[str] = COARSENING_MODES,
     ssim: bool = False,
+    told: bool = False,
 ) -> dict:
     """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
     folder.
@@ -227,7 +237,7 @@ def table(
     for floor, mode, file in itertools.product(floors or metrics.EVALUATION_FLOORS, modes, files or TEST_BLOCKS):
         block = test_block(data, file, floor, mode=mode)
         row = {name: errors(block, method) for name, method in BASELINES.items()}
-        row["model"] = errors(block, as_method(network, floor), with_ssim=ssim)
+        row["model"] = errors(block, as_method(network, floor, mode if told else None), with_ssim=ssim)
         results[file, floor, mode] = row
         total = {name: value["mse_total"] for name, value in row.items()}
         print(

@@ -28,6 +28,7 @@ from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.domain.score import Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
+from fastds.tasks.radar.agreement import check_coarsened
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
 
@@ -41,11 +42,12 @@ class RadarJob:
 
     def __init__(
         self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
-        device=None, time_factor=2, static=None,
+        device=None, time_factor=2, static=None, coarsened=None,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
         check_settings(threads, precision, device)
+        check_coarsened(coarsened)
         self.model, self.note = pick_model(model)
         _check_model(self.model)
         needed = self.model.config.get("static_channels", 0)
@@ -56,7 +58,7 @@ class RadarJob:
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
         with computing(self.model, self.settings):
-            self.tiled = TiledRun(self.model, source, tile, halo, self.settings, time_factor, self.maps)
+            self.tiled = TiledRun(self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened)
         self.dim = source.dims[0]
         self.variables = {source.source_name: (source.dims, output_shape(source, self.tiled.scale, time_factor))}
 

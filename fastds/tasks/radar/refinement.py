@@ -23,6 +23,7 @@ from fastds.memory import return_freed_memory
 from fastds.models.baselines import advection, optical_flow
 from fastds.models.baselines.interpolation import upsample
 from fastds.tasks.common.tiling import Tile, run_tiles
+from fastds.tasks.radar.agreement import agree
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
 WEAKEST_DBZ = 0.0
@@ -45,6 +46,7 @@ class FrameRefiner:
 
     network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
     list of Tile over the coarse grid. after_tile: called after each tile of each pair. static: see run_tiles.
+    coarsened: how the coarse frames average finer cells, see agreement.py; None: not known.
     Attributes: `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
     """
 
@@ -59,7 +61,9 @@ class FrameRefiner:
         tiles: list[Tile],
         after_tile: Callable | None = None,
         static: torch.Tensor | None = None,
+        coarsened: str | None = None,
     ):
+        self.coarsened = coarsened
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
         self.static = static
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
@@ -90,13 +94,13 @@ class FrameRefiner:
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
-        previous = None
+        previous, mode = None, self.coarsened or "dbz"
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
                 y, near, flow = self._pair(previous, current)
                 middle = self._middle(y[1], near, previous, current, flow)
-                yield coarsen_with_weak_echo(middle, self.scale, mode="dbz", floor=self.floor, no_echo=self.no_echo)
+                yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
             yield frame
             previous = current
 
@@ -110,6 +114,9 @@ class FrameRefiner:
         if self.observe is not None:
             self.observe(x, flow)
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
+        if self.coarsened is not None:
+            known = ~torch.stack([first, second]).isnan()
+            agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor)
         del x
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made

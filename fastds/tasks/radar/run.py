@@ -41,6 +41,7 @@ def downscale(
     device: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
+    coarsened: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Return the dataset's radar field at the model's finer grid and at time_factor times the cadence.
@@ -58,13 +59,15 @@ def downscale(
     threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
     time_factor: 2, or 4 by recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or
     FILE.nc:VARIABLE, on any grid.
+    coarsened: how the dataset averages finer cells, where that is known: "linear_z", "dbz" or "plain_dbz", see
+    fastds.data.coarsen; the result then agrees with it, see agreement.py.
     progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
     dask holds the dataset's field.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
     Warns (UserWarning) where grid spacing, cadence or statistics of motion lie outside the ranges in the model's card.
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
-    options |= {"threads": threads, "precision": precision, "device": device}
+    options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
     return _run(model, dataset, progress=progress, **options)[0]
 
 
@@ -82,6 +85,7 @@ def downscale_file(
     device: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
+    coarsened: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -97,7 +101,7 @@ def downscale_file(
     or "float32". origin: of an archive in MLCast's form, as which target is written then. Raises FileNotFoundError,
     ValueError."""
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
-    options |= {"threads": threads, "precision": precision, "device": device}
+    options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         def check(source: ReflectivityInput) -> None:

@@ -36,6 +36,7 @@ class TiledRun:
         settings: Settings,
         time_factor: int,
         static: StaticMaps | None = None,
+        coarsened: str | None = None,
     ):
         self.model, self.source, self.computed, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
@@ -56,6 +57,7 @@ class TiledRun:
             no_echo=source.no_echo,
             tiles=self.tiles,
             static=self.static,
+            coarsened=coarsened,
         )
         if self.tile and self.halo < self.reach:
             self.refiner.observe = self._measure_seam
@@ -161,6 +163,8 @@ class TiledRun:
             "fastds_tile": self.tile or 0,
             "fastds_halo": self.halo,
         }
+        if self.refiner.coarsened:
+            settings["fastds_coarsened"] = self.refiner.coarsened
         if self.static_origin:
             settings["fastds_static_maps"] = self.static_origin.removeprefix("static maps: ")
         if self.card.licence:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine fields that agree with the coarse ones, where it is known in which way those average finer cells."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastds.data.radar.preparation import COARSENING_MODES, coarsen
+from fastds.models.baselines import advection
+
+PASSES = 4
+# In plain means, which hold pixels without echo, too, cells count whose pixels are all so far above the floor.
+CLEAR_DB = 4.0
+
+
+def check_coarsened(coarsened: str | None) -> None:
+    """Raise ValueError for what is neither None nor a way of coarsening."""
+    if coarsened is not None and coarsened not in COARSENING_MODES:
+        raise ValueError(f"coarsened must be one of {', '.join(COARSENING_MODES)}, got {coarsened!r}")
+
+
+def agree(y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, span: float) -> None:
+    """Correct fine fields, in place, so that averaging them nearly gives the coarse fields.
+
+    At the input times, k = 0 and 2, PASSES times: y_k += bilinear(x_k - average(y_k)). Between them y_1 gets the mean
+    of both corrections, averaged over coarse cells and moved half-way along the flow.
+
+    Args:
+        y: (3, r h, r w), what a network made of x, both scaled to [0, 1] above its floor.
+        x: (2, h, w). flow: (1, 2, 2, h, w), of x as baselines.optical_flow gives it.
+        known: (2, h, w) bool, cells that are not missing; others correct nothing.
+        coarsened: how x averages finer cells, see fastds.data.coarsen.
+        span: dB from 0 to 1.
+    """
+    factor = y.shape[-1] // x.shape[-1]
+    corrections = torch.zeros_like(x)
+    for k, fine in enumerate((y[0], y[2])):
+        before = _average(fine, factor)
+        for _ in range(PASSES):
+            wrong = x[k] - _average(fine, factor, coarsened, span)
+            wrong[~(known[k] & _counts(fine, factor, coarsened, span))] = 0.0
+            fine += F.interpolate(wrong[None, None], scale_factor=factor, mode="bilinear", align_corners=False)[0, 0]
+            fine.clamp_(0.0, 1.0)
+        corrections[k] = _average(fine, factor) - before
+    moved = advection((1 + corrections)[None, :, None] / 2, factor, flow[None])  # which takes numbers in [0, 1]
+    y[1].add_(2 * moved[0, 1, 0] - 1).clamp_(0.0, 1.0)
+
+
+def _average(fine: Tensor, factor: int, coarsened: str = "dbz", span: float = 1.0) -> Tensor:
+    """Averages over cells; plain means are those of dBZ where everything is above the floor."""
+    mode = "dbz" if coarsened == "plain_dbz" else coarsened
+    return coarsen(fine * span, factor, mode, floor=0.0) / span
+
+
+def _counts(fine: Tensor, factor: int, coarsened: str, span: float) -> Tensor:
+    """Cells whose average is that of x's way of coarsening, (h, w) bool."""
+    if coarsened != "plain_dbz":
+        return torch.ones_like(fine[::factor, ::factor], dtype=torch.bool)
+    return -F.max_pool2d(-fine[None], factor)[0] > CLEAR_DB / span
