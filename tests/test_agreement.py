@@ -10,6 +10,7 @@ import fastds
 from fastds.data import EvaluationTriples, TimeBlock, coarsen, coarsen_dataset, synthetic_event
 from fastds.models.baselines import advection, optical_flow, trilinear
 from fastds.studies import radar
+from fastds.tasks.radar import refinement
 from fastds.tasks.radar.agreement import CLEAR_DB, agree
 from fastds.tasks.radar.run import downscale
 
@@ -108,6 +109,17 @@ def test_dry_stays_dry_and_missing_missing():
     dry = coarse.reflectivity[::1].values == coarse.reflectivity.attrs["no_echo_value"]
     fine = told.values[::2][dry.repeat(2, 1).repeat(2, 2)]
     assert dry.any() and (fine == coarse.reflectivity.attrs["no_echo_value"]).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_bands_it_is_the_same(mode, monkeypatch):
+    monkeypatch.setattr(refinement, "_BAND_PIXELS", 1)
+    refiner = refinement.FrameRefiner(None, scale=2, floor=15.0, ceiling=70.0, no_echo=-32.0, tiles=[])
+    x, flow, y = fields()
+    assert len(list(refiner._bands(x.shape[1:], 0.0))) == 8
+    banded, known = y.clone(), torch.ones_like(x).bool()
+    agree(banded, x, flow, known, mode, SPAN, refiner._bands)
+    torch.testing.assert_close(banded, agreed(y, x, flow, mode), rtol=0, atol=2e-6)
 
 
 def test_another_way_is_refused():

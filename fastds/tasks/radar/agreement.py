@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine fields that agree with the coarse ones, where it is known in which way those average finer cells."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,13 +15,20 @@ PASSES = 4
 CLEAR_DB = 4.0
 
 
+def one_band(shape: torch.Size, motion: float) -> list[tuple[slice, slice, slice]]:
+    """All rows of the coarse grid, the rows that are read for them, and their place in those on the fine grid."""
+    return [(slice(0, shape[0]), slice(0, shape[0]), slice(None))]
+
+
 def check_coarsened(coarsened: str | None) -> None:
     """Raise ValueError for what is neither None nor a way of coarsening."""
     if coarsened is not None and coarsened not in COARSENING_MODES:
         raise ValueError(f"coarsened must be one of {', '.join(COARSENING_MODES)}, got {coarsened!r}")
 
 
-def agree(y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, span: float) -> None:
+def agree(
+    y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, span: float, bands: Callable = one_band
+) -> None:
     """Correct fine fields, in place, so that averaging them nearly gives the coarse fields.
 
     At the input times, k = 0 and 2, PASSES times: y_k += bilinear(x_k - average(y_k)). Between them y_1 gets the mean
@@ -31,25 +40,44 @@ def agree(y: Tensor, x: Tensor, flow: Tensor, known: Tensor, coarsened: str, spa
         known: (2, h, w) bool, cells that are not missing; others correct nothing.
         coarsened: how x averages finer cells, see fastds.data.coarsen.
         span: dB from 0 to 1.
+        bands: as one_band, in pieces that overlap by the motion and more than PASSES rows, which bound memory.
     """
-    factor = y.shape[-1] // x.shape[-1]
-    corrections = torch.zeros_like(x)
+    factor, corrections = y.shape[-1] // x.shape[-1], torch.zeros_like(x)
+
+    def finer(rows: slice) -> slice:
+        return slice(factor * rows.start, factor * rows.stop)
+
     for k, fine in enumerate((y[0], y[2])):
-        before = _average(fine, factor)
-        for _ in range(PASSES):
-            wrong = x[k] - _average(fine, factor, coarsened, span)
-            wrong[~(known[k] & _counts(fine, factor, coarsened, span))] = 0.0
-            fine += F.interpolate(wrong[None, None], scale_factor=factor, mode="bilinear", align_corners=False)[0, 0]
-            fine.clamp_(0.0, 1.0)
-        corrections[k] = _average(fine, factor) - before
-    moved = advection((1 + corrections)[None, :, None] / 2, factor, flow[None])  # which takes numbers in [0, 1]
-    y[1].add_(2 * moved[0, 1, 0] - 1).clamp_(0.0, 1.0)
+        before = fine.clone()
+        for rows, window, inner in bands(x.shape[1:], 0.0):
+            part = before[finer(window)].clone()
+            _correct(part, x[k, window], known[k, window], coarsened, span)
+            fine[finer(rows)] = part[inner]
+        corrections[k] = _average(fine.sub(before), factor)
+    motion = flow.abs().max().item() if flow.numel() else 0.0
+    for rows, window, inner in bands(x.shape[1:], motion):
+        halves = (1 + corrections[None, :, None, window]) / 2  # advection takes numbers in [0, 1]
+        moved = advection(halves, factor, flow[..., window, :][None])[0, 1, 0, inner]
+        y[1, finer(rows)].add_(2 * moved - 1).clamp_(0.0, 1.0)
 
 
-def _average(fine: Tensor, factor: int, coarsened: str = "dbz", span: float = 1.0) -> Tensor:
+def _correct(fine: Tensor, x: Tensor, known: Tensor, coarsened: str, span: float) -> None:
+    """The passes of agree for one field."""
+    factor = fine.shape[-1] // x.shape[-1]
+    for _ in range(PASSES):
+        wrong = x - _average_as(fine, factor, coarsened, span)
+        wrong[~(known & _counts(fine, factor, coarsened, span))] = 0.0
+        fine += F.interpolate(wrong[None, None], scale_factor=factor, mode="bilinear", align_corners=False)[0, 0]
+        fine.clamp_(0.0, 1.0)
+
+
+def _average(fine: Tensor, factor: int) -> Tensor:
+    return F.avg_pool2d(fine[None], factor)[0]
+
+
+def _average_as(fine: Tensor, factor: int, coarsened: str, span: float) -> Tensor:
     """Averages over cells; plain means are those of dBZ where everything is above the floor."""
-    mode = "dbz" if coarsened == "plain_dbz" else coarsened
-    return coarsen(fine * span, factor, mode, floor=0.0) / span
+    return coarsen(fine * span, factor, "dbz" if coarsened == "plain_dbz" else coarsened, floor=0.0) / span
 
 
 def _counts(fine: Tensor, factor: int, coarsened: str, span: float) -> Tensor:

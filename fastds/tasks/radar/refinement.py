@@ -116,7 +116,7 @@ class FrameRefiner:
         y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
         if self.coarsened is not None:
             known = ~torch.stack([first, second]).isnan()
-            agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor)
+            agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor, self._bands)
         del x
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made
