@@ -130,7 +130,7 @@ def test_options_of_another_task_are_named(event):
             radar_model(),
             event,
             {"scale": 2},
-            "scale is no argument for radar, which takes the arguments device, halo, ",
+            "scale is no argument for radar, which takes the arguments coarsened, device, ",
         ),
         (radar_model(), event, {"tyle": 2}, "tyle is no argument for radar"),
     ]
