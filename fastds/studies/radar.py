@@ -180,8 +180,9 @@ def study(config: StudyConfig) -> None:
     if config.report is not None:
         check_report(config.report)
     with computing(None, settle(None, config.threads)):
-        c = config
-        results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.ssim, c.told)
+        results = table(
+            config.data.path, config.model, config.floors, config.files, config.modes, config.ssim, config.told
+        )
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results)])
     if config.leaderboard is not None:

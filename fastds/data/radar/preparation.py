@@ -82,11 +82,12 @@ def coarsen(z: Array, factor: int = 2, mode: str = "dbz", floor: float | None = 
     return base + 10.0 * _namespace(z).log10(_block_mean(10.0 ** ((z - base) * 0.1), factor))
 
 
-def check_modes(modes: Sequence[str]) -> None:
-    """Raise ValueError for ways of coarsening that are none of COARSENING_MODES, and where there are none."""
+def check_modes(modes: Sequence[str], name: str = "mode") -> None:
+    """Raise ValueError, naming the argument, for ways of coarsening that are none of COARSENING_MODES, and where there
+    are none."""
     for mode in modes or [None]:
         if mode not in COARSENING_MODES:
-            raise ValueError(f"mode must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
+            raise ValueError(f"{name} must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
 
 
 def valid_mask(z: Array) -> Array:

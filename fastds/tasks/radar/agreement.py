@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.data.radar.preparation import COARSENING_MODES, coarsen
+from fastds.data.radar.preparation import coarsen
 from fastds.models.baselines import advection
 
 PASSES = 4  # the second takes off 0.3 % of the squared error, the third and fourth together 0.1 % (eleven radars)
@@ -18,12 +18,6 @@ CLEAR_DB = 4.0
 def one_band(shape: torch.Size, motion: float) -> list[tuple[slice, slice, slice]]:
     """All rows of the coarse grid, the rows that are read for them, and their place in those on the fine grid."""
     return [(slice(0, shape[0]), slice(0, shape[0]), slice(None))]
-
-
-def check_coarsened(coarsened: str | None) -> None:
-    """Raise ValueError for what is neither None nor a way of coarsening."""
-    if coarsened is not None and coarsened not in COARSENING_MODES:
-        raise ValueError(f"coarsened must be one of {', '.join(COARSENING_MODES)}, got {coarsened!r}")
 
 
 def agree(
@@ -55,7 +49,7 @@ def agree(
             part = before[finer(window)].clone()
             _correct(part, x[k, window], known[k, window], coarsened, span)
             fine[finer(rows)] = part[inner]
-        corrections[k] = _average(fine.sub(before), factor)
+        corrections[k] = coarsen(fine - before, factor)
     for rows, window, inner in bands(x.shape[1:], flow.abs().max().item()):
         halves = (1 + corrections[None, :, None, window]) / 2  # advection takes numbers in [0, 1]
         moved = advection(halves, factor, flow[..., window, :][None])[0, 1, 0, inner]
@@ -63,26 +57,11 @@ def agree(
 
 
 def _correct(fine: Tensor, x: Tensor, known: Tensor, coarsened: str, span: float) -> None:
-    """The passes of agree for one field."""
-    factor = fine.shape[-1] // x.shape[-1]
+    """The passes of agree for one field. Plain means are those of dBZ where everything is above the floor."""
+    factor, plain = fine.shape[-1] // x.shape[-1], coarsened == "plain_dbz"
     for _ in range(PASSES):
-        wrong = x - _average_as(fine, factor, coarsened, span)
-        wrong[~(known & _counts(fine, factor, coarsened, span))] = 0.0
+        average = coarsen(fine * span, factor, "dbz" if plain else coarsened, floor=0.0) / span
+        counts = known & (-F.max_pool2d(-fine[None], factor)[0] > CLEAR_DB / span) if plain else known
+        wrong = torch.where(counts, x - average, 0.0)
         fine += F.interpolate(wrong[None, None], scale_factor=factor, mode="bilinear", align_corners=False)[0, 0]
         fine.clamp_(0.0, 1.0)
-
-
-def _average(fine: Tensor, factor: int) -> Tensor:
-    return F.avg_pool2d(fine[None], factor)[0]
-
-
-def _average_as(fine: Tensor, factor: int, coarsened: str, span: float) -> Tensor:
-    """Averages over cells; plain means are those of dBZ where everything is above the floor."""
-    return coarsen(fine * span, factor, "dbz" if coarsened == "plain_dbz" else coarsened, floor=0.0) / span
-
-
-def _counts(fine: Tensor, factor: int, coarsened: str, span: float) -> Tensor:
-    """Cells whose average is that of x's way of coarsening, (h, w) bool."""
-    if coarsened != "plain_dbz":
-        return torch.ones_like(fine[::factor, ::factor], dtype=torch.bool)
-    return -F.max_pool2d(-fine[None], factor)[0] > CLEAR_DB / span

@@ -17,6 +17,7 @@ from fastds.data import ReflectivityInput, add_history, output_shape, static_map
 from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import is_latitude, upright
 from fastds.data.io.output import fine_dataset, fine_values
+from fastds.data.radar.preparation import check_modes
 from fastds.models import ModelCard
 from fastds.tasks.common.inference import (
     Report,
@@ -28,7 +29,6 @@ from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.domain.score import Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
-from fastds.tasks.radar.agreement import check_coarsened
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
 
@@ -47,7 +47,8 @@ class RadarJob:
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
         check_settings(threads, precision, device)
-        check_coarsened(coarsened)
+        if coarsened is not None:
+            check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
         _check_model(self.model)
         needed = self.model.config.get("static_channels", 0)

@@ -63,9 +63,8 @@ class FrameRefiner:
         static: torch.Tensor | None = None,
         coarsened: str | None = None,
     ):
-        self.coarsened = coarsened
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
-        self.static = static
+        self.static, self.coarsened = static, coarsened
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
         # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
         self.low = min(floor, WEAKEST_DBZ)
