@@ -20,6 +20,7 @@ from fastds.tasks.nowcast.run import nowcast as nowcast_dataset
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fastds" / "models" / "pictures"
 ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
+DWD = "radar_dwd_yw_20170816_5min.nc"
 CONUS = "era5_surface_025deg_conus_19950714T12.nc"
 HELD_OUT = slice(280, 340)  # columns of ERA5: 100 E to 159 E
 
@@ -53,6 +54,25 @@ def radar() -> None:
     }
     panels = {k: np.asarray(v) if len(v) == 48 else np.asarray(v)[part, part] for k, v in fields.items()}
     row("fczsm-small", "Synthetic rain, 2 km and 10 min to 1 km and 5 min (dBZ)", panels, draw_field)
+
+
+def radar_members(folder: pathlib.Path) -> None:
+    """Members of a downscaled field, their mean and the single field, DWD (CC BY 4.0), between the input times."""
+    with open_dataset(folder / DWD) as file:
+        truth = file[["reflectivity"]].isel(time=slice(6, 11), y=slice(672, 928), x=slice(480, 736)).load()
+    coarse = coarsen_dataset(truth)
+    single = fastds.downscale("fczsm-small", coarse).reflectivity.values
+    drawn = fastds.downscale("fczsm-small", coarse, members=10).reflectivity.values
+    part = slice(96, 192), slice(96, 192)
+    panels = {
+        "input, 5 min before": coarse.reflectivity.values[0, 48:96, 48:96],
+        "fczsm-small": single[1][part],
+        "member 1": drawn[0, 1][part],
+        "member 2": drawn[1, 1][part],
+        "mean of ten": drawn[:, 1].clip(min=0).mean(0)[part],
+        "truth": truth.reflectivity.values[1][part],
+    }
+    row("downscaling-ensemble", "DWD, 16 August 2017, 2 km and 10 min to 1 km and 5 min (dBZ)", panels, draw_field)
 
 
 def nowcast() -> None:
@@ -129,6 +149,7 @@ def main() -> None:
     parser.add_argument("data", type=pathlib.Path, help="folder of the public fields")
     folder = parser.parse_args().data
     radar()
+    radar_members(folder)
     nowcast()
     ensemble()
     gridded(folder)

@@ -2,7 +2,8 @@
 """python -m tests.kills: kills commands (SIGKILL) at random moments and starts them again.
 
 After a kill the output is absent or whole; after the second start it is, byte for byte, that of a run nobody killed. A
-training is killed three times before it may end. Rounds are drawn by seed; each is a line of the log.
+training is killed three times before it may end, and so is an archive of 208 files by two workers, which is compared
+with that of one. Rounds are drawn by seed; each is a line of the log.
 """
 
 import argparse
@@ -17,14 +18,38 @@ from pathlib import Path
 
 import xarray as xr
 
+from fastds.data import save_dataset, synthetic_event
 from tests.test_training_interrupted import OPTIONS, arguments, make_files
 
 TRAININGS = {f"train {task}": task for task in OPTIONS}
-COMMANDS = ("downscale", "nowcast", *TRAININGS)
-KILLS_OF_TRAINING = 3
+ARCHIVES = {
+    "archive downscale": ("downscale", "--model", "fczsm-small"),
+    "archive nowcast": ("nowcast", "--every", "20min", "--steps", "3"),
+}
+COMMANDS = ("downscale", "nowcast", *ARCHIVES, *TRAININGS)
+WHOLE = ("downscale", "nowcast")  # whose output appears at once
+SEVERAL_KILLS = 3  # of the others
+FILES_OF_ARCHIVE = 208
 
 
-def command(name: str, files: Path, folder: Path) -> list[str]:
+def write_archive(folder: Path) -> Path:
+    """A folder of so many files of one field each, of a synthetic event that comes again and again."""
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    event = synthetic_event(1, 26, (96, 96), spacing_m=2000.0)[["reflectivity", "crs"]]
+    length = 26 * (event.time[1] - event.time[0])
+    for k in range(FILES_OF_ARCHIVE):
+        field = event.isel(time=slice(k % 26, k % 26 + 1))
+        save_dataset(field.assign_coords(time=field.time + k // 26 * length), folder / f"{k:04}.nc")
+    return folder
+
+
+def command(name: str, files: Path, folder: Path, workers: int = 2) -> list[str]:
+    if name in ARCHIVES:
+        verb, *options = ARCHIVES[name]
+        archive = write_archive(files / "archive")
+        return [verb, str(archive), str(folder / "out.zarr"), *options, "--workers", str(workers)]
     if name == "downscale":
         return ["downscale", str(files / "radar.nc"), str(folder / "out.nc"), "--model", "fczsm-small"]
     if name == "nowcast":
@@ -34,6 +59,9 @@ def command(name: str, files: Path, folder: Path) -> list[str]:
 
 def outputs(folder: Path) -> dict[str, bytes]:
     """The results by their names: fields of a file, whose history tells the time, or files of weights."""
+    if (folder / "out.zarr").exists():
+        with xr.open_zarr(folder / "out.zarr") as fields:
+            return {str(name): variable.values.tobytes() for name, variable in fields.variables.items()}
     weights = {path.name: path.read_bytes() for path in (folder / "run").glob("*.safetensors")}
     if not (folder / "out.nc").exists():
         return weights
@@ -77,9 +105,9 @@ def round_of(name: str, files: Path, whole: dict[str, bytes], seconds: float, se
     draw, faults, ends = random.Random(seed), [], []
     with tempfile.TemporaryDirectory() as folder:
         words = command(name, files, Path(folder))
-        for _ in range(KILLS_OF_TRAINING if name in TRAININGS else 1):
+        for _ in range(1 if name in WHOLE else SEVERAL_KILLS):
             ends.append(killed(words, draw.uniform(0.2, 1.0) * seconds))
-            if name not in TRAININGS and outputs(Path(folder)) not in ({}, whole):
+            if name in WHOLE and outputs(Path(folder)) not in ({}, whole):
                 faults.append("the output is there and not whole")
         finished(words)
         if outputs(Path(folder)) != whole:
@@ -99,7 +127,7 @@ def campaign(names, rounds: int, seed: int, log: Path) -> list[dict]:
                 continue
             whole_run = Path(folder) / name.replace(" ", "-")
             whole_run.mkdir()
-            words = command(name, files, whole_run)
+            words = command(name, files, whole_run, workers=1)
             seconds = finished(words)
             whole = outputs(whole_run)
             for mark in missing:

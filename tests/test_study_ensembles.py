@@ -14,11 +14,12 @@ from fastds import models
 from fastds.cli import main
 from fastds.data import open_dataset, packages, reflectivity_to_rate, save_dataset, synthetic_event
 from fastds.metrics import crps
-from fastds.models.ensembles import ErrorLaw
+from fastds.models.ensembles import ErrorLaw, echo
 from fastds.models.ensembles.surroundings import FEATURES
 from fastds.models.mlcast.network import mlcast_card
 from fastds.studies import nowcast_ensembles, nowcast_law
-from fastds.studies.nowcast_law import Block, Sample, fit, samples, score
+from fastds.studies.common.error_law import Pool, score
+from fastds.studies.nowcast_law import Block, Sample, fit, samples
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
 LAW = (200.0, 1.6)
@@ -156,11 +157,26 @@ def test_peers_get_rain_in_their_unit_and_give_it_back(linear, options):
 
 def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
     law, sample = ErrorLaw(4), made(50)
-    pool, least = nowcast_law._Pool([sample]), torch.full((50,), sample.least)
-    echo, rain, mean = (part.mean() for part in score(law, sample.features, sample.truth, least, LAW))
+    least = torch.full((50,), sample.least)
+    pool = Pool(sample.features, sample.truth, least, LAW)
+    crps_db, rain, mean = (part.mean() for part in score(law, sample.features, sample.truth, least, LAW))
     rates = reflectivity_to_rate(sample.truth.numpy(), no_echo=0.0)
-    expected = echo / (sample.truth.mean() + 0.3) + rain / (rates.mean() + 0.03) + 0.1 * mean / rates.var(ddof=1)
+    expected = crps_db / (sample.truth.mean() + 0.3) + rain / (rates.mean() + 0.03) + 0.1 * mean / rates.var(ddof=1)
     assert pool.loss(law, torch.arange(50)).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_loss_may_count_a_wrong_spread():
+    """By members: log of the mean variance over the mean squared error of the mean, squared."""
+    torch.manual_seed(1)
+    law, sample = ErrorLaw(4), made(300)
+    least = torch.full((300,), sample.least)
+    plain, strict = (Pool(sample.features, sample.truth, least, LAW, spread=weight) for weight in (0.0, 0.5))
+    noise = torch.randn(300, 4000, generator=torch.Generator().manual_seed(1))
+    members = echo(tuple(part[:, None] for part in law(sample.features)), noise).clamp(0, 60).detach()
+    ratio = members.var(1).mean() / (members.mean(1) - sample.truth).square().mean()
+    index = torch.arange(300)
+    found = (strict.loss(law, index) - plain.loss(law, index)).item()
+    assert found == pytest.approx(0.5 * torch.log(ratio).item() ** 2, rel=0.05) and found > 0.1
 
 
 def test_a_missing_package_of_the_peers_is_named_first(tmp_path, monkeypatch):

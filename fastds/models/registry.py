@@ -58,6 +58,11 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         "Small enough for any machine; its weights are shipped.",
     ),
     "nowcast-errors": ("ErrorLaw", {}, "The law of a nowcast's errors, which members are drawn from."),
+    "downscaling-errors": (
+        "ErrorLaw",
+        {"hidden": 32, "features": 29, "lacking": 1},
+        "The law of a downscaled radar field's errors, which members are drawn from.",
+    ),
     "inr": ("INRDownscaler", {}, "Arbitrary-scale downscaling: EDSR encoder with DPFA, attention decoder."),
     "inr-parity256": (
         "INRDownscaler",

@@ -14,8 +14,9 @@ from fastds import models
 from fastds.data import open_dataset, to_reflectivity
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
-from fastds.models.ensembles import ErrorLaw, Surroundings, echo, quadrature, rain_rate
+from fastds.models.ensembles import ErrorLaw, Surroundings
 from fastds.studies.command import Files
+from fastds.studies.common.error_law import Pool, fit_pools, score
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import tracked
@@ -24,13 +25,10 @@ from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import coarse_fields
 
 METHODS = ("nowcast-small", "extrapolation")  # whose errors are learned, the first without matched intensities
-NODES, WEIGHTS = quadrature(25)  # in the scores of a distribution
-_MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
 _EVERY = 5  # pixels of a field from one that is learned from to the next
 _LEADS = 5  # of a start
 _SHIFTS = (-5.0, 8.0)  # dB that the echo of every second start is raised by
 _LEAD = -6  # place of log(k + 1) among the features
-_WIDTH = 0.5  # dB, of the soft threshold of the weakest echo
 
 
 class Block(NamedTuple):
@@ -128,73 +126,17 @@ def _of_block(
                 yield Sample(features, torch.where(truth < least, 0.0, truth), least, law)
 
 
-class Scores(NamedTuple):
-    """Of a law at pixels (N,): CRPS in dB and in mm/h, and the squared error of the mean rain in (mm/h)^2."""
-
-    echo: Tensor
-    rain: Tensor
-    mean: Tensor
-
-
-def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
-    """Scores by a sum over NODES; differentiable. least: (N,); it is a soft threshold, so that it has a gradient."""
-    z = echo(tuple(part[:, None] for part in law(features)), NODES)
-    wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
-    z = z.clamp(0, 60)
-    rain, seen = rain_rate(z, z_r) * wet, rain_of(truth, z_r)
-    return Scores(_crps(z * wet, truth), _crps(rain, seen), ((rain * WEIGHTS).sum(1) - seen).square())
-
-
-def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
-    """mm/h of echo in dBZ, 0 = none."""
-    return torch.where(z > 0, rain_rate(z, z_r), 0.0)
-
-
-def _crps(x: Tensor, truth: Tensor) -> Tensor:
-    """Of a distribution given by growing values (N, nodes) at NODES."""
-    place = 2 * WEIGHTS.cumsum(0) - WEIGHTS - 1
-    return ((x - truth[:, None]).abs() * WEIGHTS).sum(1) - (x * WEIGHTS * place).sum(1)
-
-
-class _Pool:
-    """The pixels of a block, all of its samples after one another."""
-
-    def __init__(self, parts: Sequence[Sample]):
-        self.features = torch.cat([part.features for part in parts], 1)
-        self.truth = torch.cat([part.truth for part in parts])
-        self.least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
-        self.z_r = parts[0].z_r
-        leads = torch.expm1(self.features[_LEAD].double())
-        self.shares = (1 / leads).cumsum(0)
-        rain = rain_of(self.truth, self.z_r)
-        self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03, float(rain.var()) / _MEAN_WEIGHT
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """So many pixels, of lead k with a weight of 1 / k: the early ones, whose errors are small, count as well."""
-        places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
-        return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
-
-    def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
-        """CRPS in dB and in mm/h, each over the mean of the block's echo, and a share of the error of the mean."""
-        parts = score(law, self.features[:, index], self.truth[index], self.least[index], self.z_r)
-        return sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
+def _pool(parts: Sequence[Sample]) -> Pool:
+    """The pixels of a block, all of its samples after one another, of lead k with a weight of 1 / k: the early ones,
+    whose errors are small, count as well."""
+    features, truth = torch.cat([part.features for part in parts], 1), torch.cat([part.truth for part in parts])
+    least = torch.cat([torch.full_like(part.truth, part.least) for part in parts])
+    return Pool(features, truth, least, parts[0].z_r, 1 / torch.expm1(features[_LEAD].double()))
 
 
 def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
-    """Fit a law by the CRPS of so many pixels of every block in each step, Adam, cosine decay; returns the losses.
-    Deterministic for one number of threads."""
-    pools = [_Pool(parts) for parts in blocks if parts]
-    generator, losses = torch.Generator().manual_seed(seed), []
-    optimiser = torch.optim.Adam(law.parameters(), 5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(steps):
-        loss = sum(pool.loss(law, pool.draw(batch, generator)) for pool in pools) / len(pools)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(loss.item())
-    return losses
+    """Fit a law to the samples of blocks, see fastds.studies.common.error_law; returns the losses."""
+    return fit_pools(law, [_pool(parts) for parts in blocks if parts], steps, seed, batch)
 
 
 @dataclasses.dataclass

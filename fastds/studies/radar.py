@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from fastds.models.baselines import advection, optical_flow
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.radar_members import SCORES, member_scores
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
@@ -152,6 +154,7 @@ class StudyConfig:
         files: of TEST_BLOCKS; none: all.
         modes: ways in which the input is coarsened, see fastds.data.coarsen.
         told: tell the network in which way, as `fastds downscale --coarsened` does.
+        members: of an ensemble whose scores are printed, too; 0: none.
         ssim: compute the model's structural similarity, too (slow).
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the table; None: none.
@@ -164,6 +167,7 @@ class StudyConfig:
     files: list[str] = dataclasses.field(default_factory=list)
     modes: list[str] = dataclasses.field(default_factory=lambda: list(COARSENING_MODES))
     told: bool = False
+    members: int = 0
     ssim: bool = False
     threads: int | None = None
     report: str | None = None
@@ -183,10 +187,27 @@ def study(config: StudyConfig) -> None:
         results = table(
             config.data.path, config.model, config.floors, config.files, config.modes, config.ssim, config.told
         )
+        drawn = [] if config.members < 2 else [member_table(config)]
     if config.report is not None:
-        write_study("Errors on the test radars", config, [_score_table(results)])
+        write_study("Errors on the test radars", config, [_score_table(results), *drawn])
     if config.leaderboard is not None:
         write_rows(config, models.load_card(config.model).name, leaderboard_rows(results))
+
+
+def member_table(config: StudyConfig) -> Table:
+    """Print the scores of the members of every test block and way of coarsening, and return them as a table."""
+    model, found = models.load(config.model).eval(), {}
+    heads = "block", "coarsened", "times", *SCORES
+    made = score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
+    for mode, file in itertools.product(config.modes, config.files or TEST_BLOCKS):
+        block = test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
+        for times, scores in member_scores(block.samples, model, config.members).items():
+            made.add_row(file, mode, times, *map(number_text, scores))
+            found.setdefault(times, []).append(scores)
+    for times, rows in found.items():
+        made.add_row("mean", "", times, *map(number_text, np.mean(rows, 0)))
+    Console().print(made)
+    return made
 
 
 def leaderboard_rows(results: dict) -> list[dict]:

@@ -46,10 +46,10 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
             with scale, grid or like those for fields: inr-small where it takes them, else inr-any.
         data: a Dataset, a DataArray or a file.
         options: those of fastds.tasks.radar.run.downscale (var, z_r, tile, halo, threads, precision, device,
-            time_factor, static, coarsened, progress), fastds.tasks.fields.run.downscale (scale, grid, like, var,
-            static, threads, precision, device, progress) or fastds.tasks.humidity.run.downscale (members, seed, var,
-            level, threads, precision, device, progress), as the model's card says; and missing, units, start and stop,
-            see fastds.data.reading.
+            time_factor, static, coarsened, members, seed, progress), fastds.tasks.fields.run.downscale (scale, grid,
+            like, var, static, threads, precision, device, progress) or fastds.tasks.humidity.run.downscale (members,
+            seed, var, level, threads, precision, device, progress), as the model's card says; and missing, units,
+            start and stop, see fastds.data.reading.
 
     Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
 
@@ -155,13 +155,13 @@ def given_name(task: str) -> str:
 
 
 def evaluating_task(prediction: xr.Dataset, var: str | None = None) -> str:
-    """The task that evaluates a prediction: "nowcast" forecasts by start and lead, "fields" ensembles; else what its
-    attribute fastds_task tells; else fields over latitude and longitude, but reflectivity, are "fields", all others
-    "radar". var: the variable that is meant."""
+    """The task that evaluates a prediction: "nowcast" forecasts by start and lead; else what its attribute fastds_task
+    tells; else ensembles, and fields over latitude and longitude, but reflectivity, are "fields", all others "radar".
+    var: the variable that is meant."""
     told = prediction.attrs.get("fastds_task")
     if is_forecast(prediction):
         return "nowcast"
-    if MEMBER in prediction.dims:
+    if MEMBER in prediction.dims and told != "radar":
         return "fields"
     if told in DOWNSCALING:
         return "radar" if told == "radar" else "fields"

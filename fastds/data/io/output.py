@@ -79,8 +79,11 @@ def fine_values(
     return out
 
 
-def fine_dataset(source: ReflectivityInput, values: Any, factor: int = 2, time_factor: int = 2) -> xr.Dataset:
-    """A Dataset of values (an array of `output_shape`, float32, of dask, too) in the variable of source.
+def fine_dataset(
+    source: ReflectivityInput, values: Any, factor: int = 2, time_factor: int = 2, *, first: xr.Variable | None = None
+) -> xr.Dataset:
+    """A Dataset of values (an array of `output_shape`, float32, of dask, too) in the variable of source; first: the
+    coordinate of a dimension of values before all others, None: there is none.
 
     Coordinates, time and space bounds, grid mapping, global attributes, calendar and _FillValue are carried over. Other
     variables over time, y or x are left out, since they do not fit the finer grid.
@@ -88,8 +91,10 @@ def fine_dataset(source: ReflectivityInput, values: Any, factor: int = 2, time_f
     times, bounds = _times(source, time_factor)
     result = _add_time(refine_grid(source.dataset, source.raw, factor), source, times, bounds, time_factor)
     raw = source.raw
-    variable = xr.Variable(raw.dims, values, _attributes(source, time_factor), {"_FillValue": _fill_value(raw)})
+    dims = raw.dims if first is None else (*first.dims, *raw.dims)
+    variable = xr.Variable(dims, values, _attributes(source, time_factor), {"_FillValue": _fill_value(raw)})
     result[source.source_name] = variable
+    result = result if first is None else result.assign_coords({first.dims[0]: first})
     scalars = scalar_coordinates(raw)
     result = result.assign_coords({name: value for name, value in scalars.items() if name not in result.variables})
     return result.assign_attrs({"Conventions": "CF-1.8", **global_attributes(source.dataset)})

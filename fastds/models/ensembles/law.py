@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The law of the errors of a forecast: the distribution of echo at a pixel, from what is known around it."""
+"""The law of the errors of a field of echo: its distribution at a pixel, from what is known around it."""
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +20,27 @@ class ErrorLaw(nn.Module):
         h(n) = n for -1 <= n <= 1.5;  above 1.5 + (n - 1.5) / (1 + g (n - 1.5)): heavy rain has an end;  below
         -1 + (1 + e) (n + 1): echo ends suddenly
 
-    f is the forecast, v the variance of the echo around the pixel that the forecast lacks, see Surroundings. The last
-    layer starts at zero. A few numbers of a pixel go in and none of its place, so that grids of any size and motion of
-    any direction fit.
+    f is the field, v the variance of the echo around the pixel that it lacks, see Surroundings for forecasts and
+    detail.py for downscaled fields. The last layer starts at zero. A few numbers of a pixel go in and none of its
+    place, so that grids of any size and motion of any direction fit.
 
-    Args: hidden: width of both hidden layers.
-    Shapes: forward(features (FEATURES, ...)) -> m, s, g and e (...), the first two in dB.
+    Args: hidden: width of both hidden layers. features: how many go in, 20 dB of f the first. lacking: place of the
+        root of v among them, in 10 dB. Defaults: those of Surroundings.
+    Shapes: forward(features (F, ...)) -> m, s, g and e (...), the first two in dB.
     """
 
-    def __init__(self, hidden: int = 24):
+    def __init__(self, hidden: int = 24, features: int = FEATURES, lacking: int = _WIDTH):
         super().__init__()
-        self.config, self.card = {"hidden": hidden}, ModelCard()
+        self.config, self.card = {"hidden": hidden, "features": features, "lacking": lacking}, ModelCard()
         self.layers = nn.Sequential(
-            nn.Linear(FEATURES, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 4)
+            nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 4)
         )  # fmt: skip
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         a, b, c, d = self.layers(features.flatten(1).t()).t().reshape(4, *features.shape[1:])
-        lacking = (10 * features[_WIDTH]).square()
+        lacking = (10 * features[self.config["lacking"]]).square()
         s = (lacking + 4).sqrt() * b.clamp(-3, 3).exp()
         return 20 * features[_MEAN] - 3 + 10 * a, s, *nn.functional.softplus(torch.stack([c, d]) - 1.5)
 

@@ -15,6 +15,11 @@ MEMBER = "realization"  # the dimension of the members of an ensemble
 _NEAR = 0.1  # cells: places that differ by less are the same
 
 
+def members_of(count: int) -> xr.Variable:
+    """The coordinate of so many members."""
+    return xr.Variable((MEMBER,), np.arange(count, dtype=np.int32), {"standard_name": MEMBER})
+
+
 def on_grid(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, what: str) -> xr.DataArray:
     """A field at the points of another grid with the same spacing, by its names; rows and columns beyond are left out.
 

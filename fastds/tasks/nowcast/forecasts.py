@@ -36,11 +36,6 @@ _OUTSIDE_ATTRS = {
 _PROBABILITY_ATTRS = {"units": "1", "long_name": "share of the members with at least this rain rate"}
 
 
-def members_of(count: int) -> xr.Variable:
-    """The coordinate of so many members."""
-    return xr.Variable((MEMBER,), np.arange(count, dtype=np.int32), {"standard_name": MEMBER})
-
-
 def thresholds_of(rates: Sequence[float]) -> xr.Variable:
     """The coordinate of rain rates that may be reached."""
     attrs = {"standard_name": "rainfall_rate", "units": "mm h-1"}

@@ -33,6 +33,7 @@ from fastds.tasks.common.settings import Settings, check_settings, computing, se
 from fastds.tasks.common.tables import counted
 from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
+from fastds.tasks.fields.places import members_of
 from fastds.tasks.nowcast.forecasts import (
     OUTSIDE,
     PERIOD,
@@ -41,7 +42,6 @@ from fastds.tasks.nowcast.forecasts import (
     REFERENCE,
     forecast_dataset,
     forecast_values,
-    members_of,
     thresholds_of,
 )
 from fastds.tasks.nowcast.members import (

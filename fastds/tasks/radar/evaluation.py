@@ -61,6 +61,9 @@ class Scoring:
     ):
         self.pairs = Pairs(prediction, truth, coarse, var, z_r)
         self.name = f"{self.pairs.name} (PRED)" if self.pairs.name in BASELINES else self.pairs.name
+        self.drawn = len(self.pairs.members)
+        self.member = f"{self.name}, member 1" if self.drawn > 1 else None
+        self.name += f", mean of {self.drawn} members" if self.drawn > 1 else ""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -71,9 +74,15 @@ class Scoring:
 
     def scores(self, pair: Pair) -> Sums:
         """See Scoring: by method."""
-        sums = Sums({method: scores.Scores() for method in (*BASELINES, self.name)})
+        sums = Sums({method: scores.Scores() for method in BASELINES})
         for method, score in sums.items():
-            score.add(pair, pair.prediction if method == self.name else None, BASELINES.get(method))
+            score.add(pair, None, BASELINES[method])
+        made = {self.name: pair.prediction if pair.members is None else pair.members}
+        if self.member is not None:
+            made[self.member] = pair.members[0]
+        for name, fields in made.items():
+            sums[name] = scores.Scores()
+            sums[name].add(pair, fields, None)
         return sums
 
 

@@ -29,6 +29,8 @@ from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.domain.score import Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
+from fastds.tasks.fields.places import members_of
+from fastds.tasks.radar.members import LAW, Members, check_members
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.tiled_run import TiledRun
 
@@ -42,7 +44,7 @@ class RadarJob:
 
     def __init__(
         self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
-        device=None, time_factor=2, static=None, coarsened=None,
+        device=None, time_factor=2, static=None, coarsened=None, members=None, seed=None,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
@@ -51,6 +53,7 @@ class RadarJob:
             check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
         _check_model(self.model)
+        check_members(members, seed, self.model.card)
         needed = self.model.config.get("static_channels", 0)
         if static is not None or needed:
             check_static(self.model.card, needed, static)
@@ -58,10 +61,17 @@ class RadarJob:
         self.settings, self.time_factor = settle(self.model, threads, precision, device), time_factor
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
+        drawn = None if members is None else Members(int(members), int(seed or 0), self.model.card)
+        self.first = None if drawn is None else members_of(drawn.count)
         with computing(self.model, self.settings):
-            self.tiled = TiledRun(self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened)
+            self.tiled = TiledRun(
+                self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened, drawn
+            )
         self.dim = source.dims[0]
-        self.variables = {source.source_name: (source.dims, output_shape(source, self.tiled.scale, time_factor))}
+        dims, shape = source.dims, output_shape(source, self.tiled.scale, time_factor)
+        if self.first is not None:
+            dims, shape = (*self.first.dims, *dims), (*self.first.shape, *shape)
+        self.variables = {source.source_name: (dims, shape)}
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces within segments; a frame needs those beside it."""
@@ -82,7 +92,8 @@ class RadarJob:
         part.check(stacklevel=3)
         first = self.time_factor * (piece.steps[0] - piece.reads[0])
         values = self._values(part, False, None)
-        return {self.source.source_name: values[first : first + piece.outputs[1] - piece.outputs[0]]}
+        made = slice(first, first + piece.outputs[1] - piece.outputs[0])
+        return {self.source.source_name: values[..., made, :, :]}
 
     def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
         """The whole result; folder: where large fields are kept in a file, None: in memory."""
@@ -90,24 +101,29 @@ class RadarJob:
         return self.result({self.source.source_name: self._values(self.source, progress, folder)})
 
     def _values(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
-        """The fine values of the source, or of a part of it."""
+        """The fine values of the source, or of a part of it, or members of them."""
         with computing(self.model, self.settings):
             z = self.tiled.run(source, progress, folder)
         if source.kind == "reflectivity":
             return z
-        scale, factor = self.tiled.scale, self.time_factor
-        return fine_values(source, z, scale, factor, out=store(output_shape(source, scale, factor), folder))
+        form = self.tiled.scale, self.time_factor
+        out = store((*z.shape[:-3], *output_shape(source, *form)), folder)
+        for fields, values in [(z, out)] if self.first is None else zip(z, out, strict=True):
+            fine_values(source, fields, *form, out=values)
+        return out
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
-        out = fine_dataset(self.source, values[self.source.source_name], self.tiled.scale, self.time_factor)
+        own = values[self.source.source_name]
+        out = fine_dataset(self.source, own, self.tiled.scale, self.time_factor, first=self.first)
         said = f"fastds {fastds.__version__} downscale with {self.model.card.name}"
         said += "" if self.maps is None else f"; {self.maps.origin}"
         return add_history(out.assign_attrs(self._told()), said)
 
     def report(self) -> Report:
         """See Job."""
-        notes = [self.note, *self.source.notes, *self.tiled.notes()]
+        drawn = [] if self.first is None else [f"{self.first.size} members, drawn by the law {LAW} of such errors"]
+        notes = [self.note, *self.source.notes, *self.tiled.notes(), *drawn]
         return Report(self.model.card.name, self._told(), notes)
 
     @functools.cached_property

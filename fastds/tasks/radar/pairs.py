@@ -16,6 +16,7 @@ from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
 from fastds.tasks.common.radar_files import differ, open_reflectivity
+from fastds.tasks.fields.places import MEMBER
 
 SPACE_FACTOR = 2
 
@@ -24,7 +25,8 @@ SPACE_FACTOR = 2
 class Pair:
     """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing; the
     (f + 1) times of these. there (H, W): where the coarse frames are not missing; valid (H, W): what is scored. turned:
-    dimensions along which they are not upright."""
+    dimensions along which they are not upright. members (M, f + 1, H, W): of an ensemble, whose mean above the lower
+    floor the prediction is then; else None."""
 
     coarse: torch.Tensor
     truth: torch.Tensor
@@ -33,6 +35,7 @@ class Pair:
     valid: torch.Tensor
     times: np.ndarray
     turned: tuple[int, ...] = ()
+    members: torch.Tensor | None = None
     _made: dict = dataclasses.field(default_factory=dict)
 
     def baseline(self, method: Callable, floor: float) -> torch.Tensor:
@@ -60,9 +63,8 @@ class Pairs:
         var: str | None,
         z_r: tuple[float, float] | None,
     ):
-        self.fine, self.truth = (
-            open_reflectivity(d, var, z_r, what) for d, what in ((prediction, "PRED"), (truth, "TRUTH"))
-        )
+        self.members = [open_reflectivity(member, var, z_r, "PRED") for member in members_in(prediction)]
+        self.fine, self.truth = self.members[0], open_reflectivity(truth, var, z_r, "TRUTH")
         if self.fine.shape[1:] != self.truth.shape[1:]:
             raise ValueError(f"the grids differ: PRED has {self.fine.shape[1:]} pixels, TRUTH {self.truth.shape[1:]}")
         _check_coordinates(self.fine, self.truth)
@@ -109,9 +111,9 @@ class Pairs:
 
     def __getitem__(self, number: int) -> Pair:
         outer, in_prediction, in_truth = self.pairs[number]
-        prediction, truth = (
-            torch.from_numpy(s.frames(i)) for s, i in ((self.fine, in_prediction), (self.truth, in_truth))
-        )
+        members = torch.stack([torch.from_numpy(member.frames(in_prediction)) for member in self.members])
+        prediction = members[0] if len(members) == 1 else mean_above(members, min(EVALUATION_FLOORS))
+        truth = torch.from_numpy(self.truth.frames(in_truth))
         if self.coarse is None:
             form = {"mode": "dbz", "floor": EVALUATION_FLOORS[0], "no_echo": self.truth.no_echo}
             coarse = coarsen_with_weak_echo(truth[[0, -1]].numpy(), SPACE_FACTOR, **form)
@@ -121,7 +123,19 @@ class Pairs:
         there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
         valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
         turned = tuple(dim for dim in (-2, -1) if upright(self.truth.raw)[dim].step < 0)
-        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], turned)
+        drawn = None if len(members) == 1 else members
+        return Pair(coarse, truth, prediction, there, interior(valid), self.truth.times[in_truth], turned, drawn)
+
+
+def members_in(dataset: xr.Dataset) -> list[xr.Dataset]:
+    """The members of an ensemble, or the dataset alone."""
+    count = dataset.sizes.get(MEMBER)
+    return [dataset] if count is None else [dataset.isel({MEMBER: k}, drop=True) for k in range(count)]
+
+
+def mean_above(members: torch.Tensor, floor: float) -> torch.Tensor:
+    """The mean (...) of members (M, ...) in dBZ, less than the floor counting as that."""
+    return members.clamp(min=floor).mean(0)
 
 
 def whole_seconds(times) -> list[int]:

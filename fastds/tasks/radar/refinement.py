@@ -10,6 +10,7 @@ interpolated input (bicubic in space, along the optical flow in time), and it is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -24,6 +25,7 @@ from fastds.models.baselines import advection, optical_flow
 from fastds.models.baselines.interpolation import upsample
 from fastds.tasks.common.tiling import Tile, run_tiles
 from fastds.tasks.radar.agreement import agree
+from fastds.tasks.radar.members import Members
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
 WEAKEST_DBZ = 0.0
@@ -46,7 +48,8 @@ class FrameRefiner:
 
     network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
     list of Tile over the coarse grid. after_tile: called after each tile of each pair. static: see run_tiles.
-    coarsened: how the coarse frames average finer cells, see agreement.py; None: not known.
+    coarsened: how the coarse frames average finer cells, see agreement.py; None: not known. members: what draws
+    members of every fine frame; None: none are drawn.
     Attributes: `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
     """
 
@@ -62,16 +65,20 @@ class FrameRefiner:
         after_tile: Callable | None = None,
         static: torch.Tensor | None = None,
         coarsened: str | None = None,
+        members: Members | None = None,
     ):
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
-        self.static, self.coarsened = static, coarsened
+        self.static, self.coarsened, self.members = static, coarsened, members
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
         # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
         self.low = min(floor, WEAKEST_DBZ)
         self.observe = None
 
-    def refine(self, frames: Iterable[np.ndarray], time_factor: int = 2) -> Iterator[np.ndarray]:
-        """Yield f N - f + 1 fine frames for N coarse ones, f = time_factor 2 or 4; at least two frames.
+    def refine(
+        self, frames: Iterable[np.ndarray], time_factor: int = 2, times: Iterable = itertools.repeat(None)
+    ) -> Iterator[np.ndarray]:
+        """Yield f N - f + 1 fine frames (rH, rW) for N coarse ones, f = time_factor 2 or 4; at least two frames. With
+        members: (members, rH, rW), drawn by the fine times.
 
         Inner input times belong to two pairs; their network output is the mean of both. Factor 4 puts the coarsened
         middle frames of a first pass between the input frames and refines that sequence.
@@ -79,17 +86,34 @@ class FrameRefiner:
         if time_factor == 4:
             frames = self._with_middle_frames(frames)
         pending = previous = None
+        times = iter(times)
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, flow = self._pair(previous, current)
+                y, near, flow, motion = self._pair(previous, current)
                 first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-                yield self._outer(first, first_near, previous)
-                yield self._middle(y[1], near, previous, current, flow)
+                yield self._outer(self._at_input(first, previous, next(times)), first_near, previous)
+                middle = self._between(y, previous, current, motion, next(times))
+                yield self._middle(middle, near, previous, current, flow)
                 pending = y[2].clone(), near
             previous = current
         if pending is not None:
-            yield self._outer(*pending, previous)
+            last, near = pending
+            yield self._outer(self._at_input(last, previous, next(times)), near, previous)
+
+    def _at_input(self, y: torch.Tensor, given: torch.Tensor, time: object) -> torch.Tensor:
+        """The network's field at an input time, or members of it."""
+        if self.members is None:
+            return y
+        return self.members.at_input(y, prepare(given, self.floor, self.ceiling), time)
+
+    def _between(
+        self, y: torch.Tensor, first: torch.Tensor, second: torch.Tensor, motion: torch.Tensor, time: object
+    ) -> torch.Tensor:
+        """The network's field between two input times, or members of it; motion: of echo above the floor."""
+        if self.members is None:
+            return y[1]
+        return self.members.between(y, self._scaled(first, second, self.floor), motion, time, self._bands)
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
@@ -97,14 +121,15 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, flow = self._pair(previous, current)
+                y, near, flow, _ = self._pair(previous, current)
                 middle = self._middle(y[1], near, previous, current, flow)
                 yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
             yield frame
             previous = current
 
     def _pair(self, first: torch.Tensor, second: torch.Tensor):
-        """Network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, and the flow of all echo."""
+        """Network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and for members that
+        of echo above the floor."""
         x = self._scaled(first, second, self.floor)
         echo = (x > 0).any(0)
         flow, motion = _flow(x), 0.0
@@ -120,43 +145,42 @@ class FrameRefiner:
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made
         near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
+        motion, flow = (None, flow) if self.members is None else (flow, flow)
         if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
             del flow
             flow = _flow(self._scaled(first, second, self.low))
-        return y, near, flow
+        return y, near, flow, motion
 
     def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
         """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""
         return torch.stack([prepare(z, floor, self.ceiling) for z in (first, second)])
 
     def _outer(self, y: torch.Tensor, near: torch.Tensor, given: torch.Tensor) -> np.ndarray:
-        """The frame at an input time: no pixel of an input cell without echo gets any."""
-        wet, out = given > self.no_echo, self._empty(given.shape)
+        """The frame at an input time of y (..., rH, rW): no pixel of an input cell without echo gets any."""
+        wet, out = given > self.no_echo, torch.empty_like(y)
         for rows, window, inner in self._bands(given.shape, 0.0):
             up = upsample(self._channels(given[window])[None, None], self.scale, "bicubic")[0, 0]
             fine = self._fine(up[:, inner])
             where = self._repeat(wet[rows])
             counts = self._repeat(near[rows]) & where
-            out[self._finer(rows)] = self._merge(y[self._finer(rows)], counts, fine, where, given[rows].isnan())
+            own = ..., self._finer(rows), slice(None)
+            out[own] = self._merge(y[own], counts, fine, where, given[rows].isnan())
         return out.numpy()
 
     def _middle(
         self, y: torch.Tensor, near: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor
     ) -> np.ndarray:
-        """The frame between two: the input's echo carried along the flow from both sides says where it may be wet."""
-        missing, out = first.isnan() | second.isnan(), self._empty(first.shape)
+        """The frame between two of y (..., rH, rW): the input's echo carried along the flow from both sides says where
+        it may be wet."""
+        missing, out = first.isnan() | second.isnan(), torch.empty_like(y)
         for rows, window, inner in self._bands(first.shape, flow.abs().max().item()):
             channels = torch.stack([self._channels(z[window]) for z in (first, second)])
             fine = self._fine(advection(channels[None], self.scale, flow[..., window, :][None])[0, 1])
             counts = self._repeat(near[window]) & _dilate(fine[1] > _LEAST_SHARE, self.scale)
             fine = fine[:, inner]
-            merged = self._merge(y[self._finer(rows)], counts[inner], fine, fine[1] >= 0.5, missing[rows])
-            out[self._finer(rows)] = merged
+            own = ..., self._finer(rows), slice(None)
+            out[own] = self._merge(y[own], counts[inner], fine, fine[1] >= 0.5, missing[rows])
         return out.numpy()
-
-    def _empty(self, shape: torch.Size) -> torch.Tensor:
-        """An unwritten fine frame over a coarse grid of this shape."""
-        return torch.empty(shape[0] * self.scale, shape[1] * self.scale)
 
     def _bands(self, shape: torch.Size, motion: float) -> Iterator[tuple[slice, slice, slice]]:
         """Rows of the coarse grid, band by band, the rows that are read for them, and their place on the fine grid of
@@ -190,7 +214,8 @@ class FrameRefiner:
         return torch.stack([alone, share, known + self.low, lifted + self.low])
 
     def _merge(self, y, near, fine, wet, missing) -> torch.Tensor:
-        """Fine rows in dBZ from the network's y and the interpolated input `fine` (4, ...); missing: coarse."""
+        """Fine rows in dBZ from the network's y, or members of it, and the interpolated input `fine` (4, ...); missing:
+        coarse."""
         alone, _, known, lifted = fine
         z = self.floor + y * (self.ceiling - self.floor)
         # The network saw cells below its floor as the floor; next to them it says too much by lifted - known.

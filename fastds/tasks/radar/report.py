@@ -15,8 +15,9 @@ from fastds.report import MAX_FRAMES, MapGrid, Maps, Page, check_report, evenly,
 from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
+from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.radar.methods import BASELINES
-from fastds.tasks.radar.pairs import Pair, Pairs, whole_seconds
+from fastds.tasks.radar.pairs import Pair, Pairs, members_in, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
 _BASELINE = "advection"  # beside the prediction on the maps
@@ -101,9 +102,9 @@ def report_files(
     var, z_r: as in fastds.tasks.radar.run.downscale_file. reading: of given, see fastds.data.reading.
     """
     with opened(output) as fine, opened(given, var, **reading) as coarse:
-        made = to_reflectivity(fine, var, z_r=z_r)
+        made = to_reflectivity(members_in(fine)[0], var, z_r=z_r)
         source = to_reflectivity(coarse, var, z_r=z_r)
-        name = str(fine.attrs.get("fastds_model", "output"))
+        name = str(fine.attrs.get("fastds_model", "output")) + ", member 1" * (MEMBER in fine.dims)
         maps = maps_of(made, ["input", name])
         places = {time: k for k, time in enumerate(whole_seconds(source.times))}
         shown = evenly(len(made.times), MAX_FRAMES)

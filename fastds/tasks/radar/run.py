@@ -42,6 +42,8 @@ def downscale(
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     coarsened: str | None = None,
+    members: int | None = None,
+    seed: int | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Return the dataset's radar field at the model's finer grid and at time_factor times the cadence.
@@ -61,6 +63,8 @@ def downscale(
     FILE.nc:VARIABLE, on any grid.
     coarsened: how the dataset averages finer cells, where that is known: "linear_z", "dbz" or "plain_dbz", see
     fastds.data.coarsen; the result then agrees with it, see agreement.py.
+    members: so many fields in place of each, along a new first dimension `realization`, with detail and errors as
+    truth has them, see members.py; None: one smooth field of least squared error. seed: of the members; None: 0.
     progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
     dask holds the dataset's field.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
@@ -68,6 +72,7 @@ def downscale(
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    options |= {"members": members, "seed": seed}
     return _run(model, dataset, progress=progress, **options)[0]
 
 
@@ -86,6 +91,8 @@ def downscale_file(
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     coarsened: str | None = None,
+    members: int | None = None,
+    seed: int | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -102,6 +109,10 @@ def downscale_file(
     ValueError."""
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    options |= {"members": members, "seed": seed}
+
+    if origin is not None and members is not None:
+        raise ValueError(f"MLCast's form has one field a time: leave out the argument members, got {members}")
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         def check(source: ReflectivityInput) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Callable
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +16,10 @@ import torch
 
 from fastds.data import coarsen, coarsen_mask
 from fastds.data.radar.preparation import CEILING_DBZ
-from fastds.metrics import EVALUATION_FLOORS, fss, radar_errors, spectral_ratio
+from fastds.metrics import EVALUATION_FLOORS, EnsembleScores, fss, radar_errors, spectral_ratio
 from fastds.tasks.common.scoring import Sums
 from fastds.tasks.common.tables import ScoreTables, number_text, score_table, write_csv
-from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair
+from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, mean_above
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,15 +40,22 @@ class Scores:
         self.plain = Sums()  # key: list of values
         self.hits = np.zeros((len(THRESHOLDS_DBZ), 2))
         self.recoarsened = np.zeros(2)
+        self.ensembles = Sums()  # floor: EnsembleScores
 
     def add(self, pair: Pair, prediction: torch.Tensor | None, method: Callable | None) -> None:
-        """Score a prediction (f + 1, H, W) in dBZ, or the baseline `method`."""
+        """Score a prediction (f + 1, H, W) in dBZ, the mean of members (M, f + 1, H, W), or the baseline `method`."""
         if not pair.valid.any():
             return
         self.count += 1
         self.pixels += int(pair.valid.sum())
         high, low = sorted(EVALUATION_FLOORS, reverse=True)
-        fields = {floor: pair.baseline(method, floor) if prediction is None else prediction for floor in (high, low)}
+        if prediction is None:
+            fields = {floor: pair.baseline(method, floor) for floor in (high, low)}
+        elif prediction.ndim == pair.truth.ndim:
+            fields = dict.fromkeys((high, low), prediction)
+        else:
+            fields = {floor: mean_above(prediction, floor) for floor in (high, low)}
+            self._ensemble(pair, prediction)
         for floor, values in fields.items():
             self._errors(pair, values, floor)
         self._skill(pair, fields[low])
@@ -58,7 +67,18 @@ class Scores:
         self.hits, self.recoarsened = self.hits + other.hits, self.recoarsened + other.recoarsened
         self.weighted += other.weighted
         self.plain += other.plain
+        self.ensembles += other.ensembles
         return self
+
+    def _ensemble(self, pair: Pair, members: torch.Tensor) -> None:
+        """Scores of the distribution, and the absolute error of the members' mean, above each floor."""
+        for floor in EVALUATION_FLOORS:
+            scores = self.ensembles.setdefault(floor, EnsembleScores())
+            for fields, truth in zip(members.unbind(1), pair.truth, strict=True):
+                x, y = (z.clamp(floor, CEILING_DBZ) for z in (fields, torch.where(pair.valid, truth, torch.nan)))
+                scores.add(x, y, torch.ones(y.shape))
+                error = (x.mean(0) - y)[pair.valid].abs().double()
+                self._weigh(f"mae_{floor:g}", error.mean().item(), error.numel())
 
     def _errors(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
         last = len(pair.truth) - 1
@@ -105,6 +125,11 @@ class Scores:
             out[key] = float(np.mean(values)) if values else nan
         total, count = self.recoarsened
         out["recoarsened_rmse"] = float(np.sqrt(total / count)) if count else nan
+        for floor, scores in self.ensembles.items():
+            means = scores.means()
+            out |= {f"{key}_{floor:g}": means[key] for key in ("crps", "spread_skill", "outliers")}
+            total, weight = self.weighted[f"mae_{floor:g}"]
+            out[f"mae_{floor:g}"] = float(total / weight)
         return out
 
 
@@ -115,7 +140,8 @@ class EvaluationTable(ScoreTables):
     Columns for each floor f in dBZ: mse_total_f, mse_t2_f, mse_t13_f (dBZ^2), ssim_f; csi_q and fss_q for each
     threshold q in dBZ; spectrum (power over the truth's at wavelengths of 2 to 4 pixels); recoarsened_rmse (dBZ, the
     output's outer frames averaged back against the input). t2 = frames between the input times, t13 = frames at the
-    input times.
+    input times. The row of an ensemble's mean also has, for each floor, crps_f (fair) and mae_f of the mean in dB,
+    spread_skill_f and outliers_f.
 
     Attributes:
         rows: the scores. pairs: of input frames. pixels: valid fine ones a frame, mean. notes: sentences below the
@@ -129,8 +155,8 @@ class EvaluationTable(ScoreTables):
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Write one line per method, by a temporary name."""
-        columns = list(next(iter(self.rows.values())))
-        lines = ([name, *(f"{row[c]:.6g}" for c in columns)] for name, row in self.rows.items())
+        columns = list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        lines = ([name, *(f"{row.get(c, math.nan):.6g}" for c in columns)] for name, row in self.rows.items())
         write_csv(path, ["method", *columns], lines)
 
     @property
@@ -140,7 +166,8 @@ class EvaluationTable(ScoreTables):
 
     def tables(self) -> list[Table]:
         """The tables as they are printed."""
-        return [*map(self._error_table, EVALUATION_FLOORS), self._skill_table()]
+        drawn = {name: row for name, row in self.rows.items() if f"crps_{EVALUATION_FLOORS[0]:g}" in row}
+        return [*map(self._error_table, EVALUATION_FLOORS), self._skill_table(), *starmap(_ensemble, drawn.items())]
 
     def sentences(self) -> list[str]:
         """What stands below the tables."""
@@ -177,3 +204,13 @@ class EvaluationTable(ScoreTables):
         for name, row in self.rows.items():
             table.add_row(name, *(number_text(row[k]) for k in keys))
         return table
+
+
+def _ensemble(name: str, row: dict[str, float]) -> Table:
+    """The scores of an ensemble, whose mean has the row."""
+    heads = ("above", "CRPS dB", "MAE of mean dB", "spread/skill", "outliers")
+    table = score_table(f"Distribution of {name}", heads)
+    for floor in EVALUATION_FLOORS:
+        keys = ("crps", "mae", "spread_skill", "outliers")
+        table.add_row(f"{floor:g} dBZ", *(number_text(row[f"{key}_{floor:g}"]) for key in keys))
+    return table

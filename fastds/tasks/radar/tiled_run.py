@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
 import fastds
-from fastds.data import ReflectivityInput, StaticMaps, output_frames
+from fastds.data import ReflectivityInput, StaticMaps, output_frames, refine_time
 from fastds.data.grid.axes import upright
 from fastds.memory import return_freed_memory
 from fastds.tasks.common.inference import store
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings
 from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
+from fastds.tasks.radar.members import LAW, Members
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
 # Working memory of the network that the automatic choice of tiles stays within.
@@ -37,6 +40,7 @@ class TiledRun:
         time_factor: int,
         static: StaticMaps | None = None,
         coarsened: str | None = None,
+        members: Members | None = None,
     ):
         self.model, self.source, self.computed, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
@@ -58,6 +62,7 @@ class TiledRun:
             tiles=self.tiles,
             static=self.static,
             coarsened=coarsened,
+            members=members,
         )
         if self.tile and self.halo < self.reach:
             self.refiner.observe = self._measure_seam
@@ -97,29 +102,32 @@ class TiledRun:
         return float(self.card.motion_px[1]) if self.card.motion_px else 8.0
 
     def run(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
-        """Fine reflectivity of all segments of the source, or of a part of it, one after another, (n, rH, rW) float32
-        dBZ."""
+        """Fine reflectivity of all segments of the source, or of a part of it, one after another, ([members,] n, rH,
+        rW) float32 dBZ."""
         height, width = source.shape[1:]
         shape = (output_frames(source, self.time_factor), self.scale * height, self.scale * width)
-        z = store(shape, folder)
+        first = () if self.refiner.members is None else (self.refiner.members.count,)
+        z = store((*first, *shape), folder)
         start = 0
         with progress_bar(progress, self._passes(source) * len(self.tiles), "downscaling", "tiles") as advance:
             self.refiner.after_tile = advance
             for segment in source.segments:
-                frames = (source.frames(i)[self.order].copy() for i in range(segment.start, segment.stop))
-                if segment.stop - segment.start == 1:
-                    # A frame alone between two gaps: the pair of it with itself has no motion and only its ends are
-                    # kept.
-                    frame = next(frames)
-                    z[start] = next(self.refiner.refine([frame, frame]))[self.order]
-                    start += 1
-                    continue
-                for fine in self.refiner.refine(frames, self.time_factor):
-                    z[start] = fine[self.order]
+                for fine in self._refined(source, segment):
+                    z[..., start, :, :] = fine[self.order]
                     start += 1
                     if self.tile:
                         return_freed_memory()
         return z
+
+    def _refined(self, source: ReflectivityInput, segment: slice) -> Iterator[np.ndarray]:
+        """The fine frames of a segment, upright, or members of them."""
+        frames = (source.frames(i)[self.order].copy() for i in range(segment.start, segment.stop))
+        times = source.times[segment]
+        if len(times) > 1:
+            return self.refiner.refine(frames, self.time_factor, refine_time(times, self.time_factor))
+        # A frame alone between two gaps: the pair of it with itself has no motion and only its first end is kept.
+        frame = next(frames)
+        return itertools.islice(self.refiner.refine([frame, frame], times=itertools.repeat(times[0])), 1)
 
     def _passes(self, source: ReflectivityInput) -> int:
         """How often the network runs over all tiles."""
@@ -165,6 +173,8 @@ class TiledRun:
         }
         if self.refiner.coarsened:
             settings["fastds_coarsened"] = self.refiner.coarsened
+        if (members := self.refiner.members) is not None:
+            settings |= {"fastds_members": members.count, "fastds_seed": members.seed, "fastds_errors": LAW}
         if self.static_origin:
             settings["fastds_static_maps"] = self.static_origin.removeprefix("static maps: ")
         if self.card.licence:

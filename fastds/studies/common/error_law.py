@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fit of a law of errors by the CRPS of its distribution at pixels of blocks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastds.models.ensembles import ErrorLaw, echo, quadrature, rain_rate
+
+NODES, WEIGHTS = quadrature(25)  # in the scores of a distribution
+_MEAN_WEIGHT = 0.1  # of the squared error of the mean rain over the rain's variance
+_WIDTH = 0.5  # dB, of the soft threshold of the weakest echo
+_LEAST_VARIANCE = 0.05  # dB^2 that both sides of a ratio of variances are raised by
+
+
+class Scores(NamedTuple):
+    """Of a law at pixels (N,): CRPS in dB and in mm/h, and the squared error of the mean rain in (mm/h)^2."""
+
+    echo: Tensor
+    rain: Tensor
+    mean: Tensor
+
+
+def score(law: ErrorLaw, features: Tensor, truth: Tensor, least: Tensor, z_r: tuple[float, float]) -> Scores:
+    """Scores by a sum over NODES; differentiable. least: (N,); it is a soft threshold, so that it has a gradient."""
+    z = echo(tuple(part[:, None] for part in law(features)), NODES)
+    wet = torch.sigmoid((z - least[:, None]) / _WIDTH)
+    z = z.clamp(0, 60)
+    rain, seen = rain_rate(z, z_r) * wet, rain_of(truth, z_r)
+    return Scores(_crps(z * wet, truth), _crps(rain, seen), ((rain * WEIGHTS).sum(1) - seen).square())
+
+
+def rain_of(z: Tensor, z_r: tuple[float, float]) -> Tensor:
+    """mm/h of echo in dBZ, 0 = none."""
+    return torch.where(z > 0, rain_rate(z, z_r), 0.0)
+
+
+def _crps(x: Tensor, truth: Tensor) -> Tensor:
+    """Of a distribution given by growing values (N, nodes) at NODES."""
+    place = 2 * WEIGHTS.cumsum(0) - WEIGHTS - 1
+    return ((x - truth[:, None]).abs() * WEIGHTS).sum(1) - (x * WEIGHTS * place).sum(1)
+
+
+class Pool:
+    """Pixels of a block that are drawn from.
+
+    Args: features: (F, N). truth, least: (N,), dB. z_r: (a, b) of rain rates. weights: (N,), of the draw; None: all
+    alike. spread: weight of (log of the mean variance over the mean squared error of the mean)^2 in the loss, which
+    keeps the spread of a whole block right where the CRPS of each pixel hardly feels it.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        truth: Tensor,
+        least: Tensor,
+        z_r: tuple[float, float],
+        weights: Tensor | None = None,
+        spread: float = 0.0,
+    ):
+        self.features, self.truth, self.least, self.z_r, self.spread = features, truth, least, z_r, spread
+        weights = torch.ones(len(truth), dtype=torch.float64) if weights is None else weights
+        self.shares = weights.cumsum(0)
+        rain = rain_of(self.truth, self.z_r)
+        self.units = float(self.truth.mean()) + 0.3, float(rain.mean()) + 0.03, float(rain.var()) / _MEAN_WEIGHT
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """So many pixels by their weights."""
+        places = torch.rand(count, generator=generator, dtype=torch.float64) * self.shares[-1]
+        return torch.searchsorted(self.shares, places).clamp(max=len(self.shares) - 1)
+
+    def loss(self, law: ErrorLaw, index: Tensor) -> Tensor:
+        """CRPS in dB and in mm/h, each over the mean of the block's echo, a share of the error of the mean, and of that
+        of the spread."""
+        features, truth = self.features[:, index], self.truth[index]
+        parts = score(law, features, truth, self.least[index], self.z_r)
+        found = sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
+        return found + self.spread * self._wrong_spread(law(features), truth) if self.spread else found
+
+    @staticmethod
+    def _wrong_spread(law: tuple[Tensor, ...], truth: Tensor) -> Tensor:
+        z = echo(tuple(part[:, None] for part in law), NODES).clamp(0, 60)
+        mean = (z * WEIGHTS).sum(1)
+        variance = (z.square() * WEIGHTS).sum(1) - mean.square()
+        both = (part.mean() + _LEAST_VARIANCE for part in (variance, (mean - truth).square()))
+        return torch.log(torch.stack(list(both))).diff().square().sum()
+
+
+def fit_pools(law: ErrorLaw, pools: Sequence[Pool], steps: int, seed: int = 0, batch: int = 1000) -> list[float]:
+    """Fit a law by the scores of so many pixels of every pool in each step, Adam, cosine decay; returns the losses.
+    Deterministic for one number of threads."""
+    generator, losses = torch.Generator().manual_seed(seed), []
+    optimiser = torch.optim.Adam(law.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for _ in range(steps):
+        loss = sum(pool.loss(law, pool.draw(batch, generator)) for pool in pools) / len(pools)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses

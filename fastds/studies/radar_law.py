@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fit of the law of a downscaled field's errors: `fastds study radar-law --data.path FOLDER --output LAW`."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from fastds import data as fd
+from fastds import models
+from fastds.data.radar.reflectivity import MARSHALL_PALMER
+from fastds.models import ModelCard
+from fastds.models.baselines import optical_flow
+from fastds.models.ensembles import ErrorLaw
+from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
+from fastds.studies.command import Files
+from fastds.studies.common.error_law import Pool, fit_pools
+from fastds.tasks.common.command import read_command_line
+from fastds.tasks.common.settings import computing, settle
+from fastds.tasks.common.tables import tracked
+from fastds.tasks.radar.members import NEAR, Members
+
+_INTERVALS = (1, 2, 3)
+_TRIPLES = 2  # of a block, an interval and a way of coarsening
+_PIXELS = 8000  # of a field
+_SMOOTH = 0.6  # pixels by which blocks are smoothed to look like radars of little detail
+_SPREAD = 0.3  # see Pool
+_HIDDEN = 32
+
+
+class Block(NamedTuple):
+    """Frames of a file: first and behind the last, how many apart triples start, whether it is smoothed, too."""
+
+    file: str
+    frames: tuple[int, int | None]
+    every: int
+    smoothed: bool = True
+
+
+# Files of the training of fczsm-small; of those of `fastds study radar` only earlier frames of two.
+BLOCKS = (
+    Block("radar_fmi_20160928_5min.nc", (0, 21), 4),
+    Block("radar_knmi_20100826_5min.nc", (0, 75), 12, smoothed=False),
+    Block("radar_dwd_yw_crop_20180513_5min.nc", (0, 180), 24),
+    Block("radar_dwd_yw_crop_20180516_5min.nc", (0, 132), 24),
+    Block("radar_dwd_dx_sw_20080602_5min.nc", (0, 25), 5),
+)
+CARD = {
+    "name": "downscaling-errors",
+    "description": "The law of the errors of fczsm-small at a pixel, from what is known around it; members are drawn "
+    "from it.",
+    "licence": "Apache-2.0 as the package; fitted to open data of FMI, KNMI and DWD (CC BY 4.0).",
+    "training_data": [f"{block.file} of ../shared/data" for block in BLOCKS],
+    "grid_spacing_m": (2000.0, 4000.0),
+    "cadence_s": (600.0, 1800.0),
+    "space_factor": 2,
+    "time_factor": 2,
+}
+
+
+class _Smoothed:
+    """Frames of a store, smoothed by a Gaussian; echo below 5 dBZ counts as that."""
+
+    def __init__(self, store: fd.FrameStore, width: float):
+        self.store, self.width = store, width
+
+    def __getattr__(self, name: str):
+        return getattr(self.store, name)
+
+    def dbz(self, *places) -> np.ndarray:
+        z = self.store.dbz(*places)
+        smooth = gaussian_filter(np.where(np.isnan(z), 5, z.clip(5)), (0, self.width, self.width))
+        return np.where(np.isnan(z), np.nan, smooth).astype(z.dtype)
+
+
+def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
+    """Of every block the pixels near echo of some fields that the model makes, at input times and between, and another
+    pool of the smoothed block. Blocks coarsened by linear Z and by means of dBZ count alike."""
+    generator, found = torch.Generator().manual_seed(seed), []
+    drawn = Members(2, 0, model.card)
+    a, b = MARSHALL_PALMER
+    law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
+    for block in tracked(blocks, True, "blocks", "downscaling"):
+        for smoothed in (False, True)[: 1 + block.smoothed]:
+            parts = list(_fields(folder, block, smoothed, model, drawn, generator))
+            if parts:
+                features, truth = torch.cat([f for f, _ in parts], 1), torch.cat([t for _, t in parts])
+                found.append(Pool(features, truth, torch.zeros_like(truth), law, spread=_SPREAD))
+    return found
+
+
+def _fields(
+    folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, drawn: Members, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features (F, n) and truth (n,), dB above the floor, of pixels of every field."""
+    floor, span = model.card.floor_dbz, model.card.ceiling_dbz - model.card.floor_dbz
+    source = fd.TimeBlock(str(folder / block.file), *block.frames)
+    for interval, mode in itertools.product(_INTERVALS, ("dbz", "linear_z")):
+        triples = fd.EvaluationTriples(
+            source, every=max(1, block.every // interval), interval=interval, floor=floor, mode=mode
+        )
+        if smoothed:
+            triples.store = _Smoothed(triples.store, _SMOOTH)
+        for sample in itertools.islice((triples[i] for i in range(len(triples))), _TRIPLES):
+            x, truth, valid = sample["x"], sample["y"][:, 0] * span, sample["valid"].all(0)[0]
+            flow = optical_flow(x[None])
+            with torch.inference_mode():
+                y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
+            for k, detail in enumerate(drawn.details(y, x[:, 0], flow[0])):
+                features = torch.cat([detail.features(rows) for rows in detail.bands()], 1)
+                places = (valid & (features[ECHO] > NEAR)).flatten().nonzero()[:, 0]
+                places = places[torch.randperm(len(places), generator=generator)[:_PIXELS]]
+                yield features.flatten(1)[:, places].clone(), truth[k].flatten()[places]
+
+
+@dataclasses.dataclass
+class StudyConfig:
+    """The fit of the law that members of downscaled radar fields are drawn from.
+
+    Args:
+        data: the folder with the radar files.
+        model: whose errors are learned, a shipped name or a weights file.
+        output: the weights file to write.
+        steps: of the fit.
+        seed: of samples and weights.
+        threads: of torch; None leaves them as they are.
+    """
+
+    data: Files
+    model: str = "fczsm-small"
+    output: str = "downscaling-errors.safetensors"
+    steps: int = 3000
+    seed: int = 0
+    threads: int | None = None
+
+
+def parse_arguments(arguments: list[str]) -> StudyConfig:
+    """Read `arguments`, the command line of `fastds study radar-law`, into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study radar-law", "The law of downscaling's errors.", {})
+
+
+def study(config: StudyConfig) -> str:
+    """What `fastds study radar-law` does: fits the law, writes it, returns the file."""
+    model = models.load(config.model).eval()
+    torch.manual_seed(config.seed)
+    law = ErrorLaw(_HIDDEN, FEATURES, LACKING)
+    with computing(None, settle(None, config.threads)):
+        learned = pools(pathlib.Path(config.data.path), model, seed=config.seed)
+    losses = fit_pools(law, learned, config.steps, config.seed, batch=600)
+    law.card = ModelCard(**CARD, floor_dbz=model.card.floor_dbz, ceiling_dbz=model.card.ceiling_dbz)
+    law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
+    models.save(law, config.output)
+    return config.output

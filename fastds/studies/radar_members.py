@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of members of downscaled radar fields on the samples of a test block: `fastds study radar --members=10`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastds.metrics import EnsembleScores, spectral_ratio
+from fastds.models.baselines import optical_flow
+from fastds.models.ensembles.detail import ECHO
+from fastds.tasks.radar.members import NEAR, Members
+
+SCORES = "CRPS / MAE", "spread/skill", "detail", "detail of mean field", "rain area / truth's"
+_BAND = (2.0, 4.0)
+_TIMES = {"at input times": (0, 2), "between": (1,)}
+
+
+def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
+    """SCORES of so many members at input times and between: CRPS over the mean absolute error of the network's field,
+    spread over skill, power at wavelengths of 2 to 4 pixels of a member and of the network's field over the truth's,
+    area above the floor over the truth's; on pixels near echo.
+
+    samples: x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card.
+    """
+    members, span = Members(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
+    found = {times: _Sums() for times in _TIMES}
+    for number, sample in enumerate(samples):
+        x = sample["x"]
+        flow = optical_flow(x[None])
+        with torch.inference_mode():
+            y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
+        details = members.details(y, x[:, 0], flow[0])
+        for times, places in _TIMES.items():
+            for k in places:
+                if k == 1:
+                    drawn = members.between(y, x[:, 0], flow[0], number)
+                else:
+                    drawn = members.at_input(y[k], x[k // 2, 0], (number, k))
+                features = torch.cat([details[k].features(rows) for rows in details[k].bands()], 1)
+                near = sample["valid"][k, 0] & (features[ECHO] > NEAR)
+                found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
+    return {times: sums.means() for times, sums in found.items() if sums.count}
+
+
+class _Sums:
+    """What is added up over fields."""
+
+    def __init__(self):
+        self.scores, self.count = EnsembleScores(), 0
+        self.error, self.areas, self.details = np.zeros(2), np.zeros(2), []
+
+    def add(self, drawn: Tensor, single: Tensor, truth: Tensor, near: Tensor, valid: Tensor) -> None:
+        """A field: members (M, H, W), the network's, the truth, dB above the floor; what counts, and what is known."""
+        if not near.any():
+            return
+        self.count += 1
+        seen = torch.where(near, truth, torch.nan)
+        self.scores.add(drawn, seen, torch.ones(truth.shape))
+        self.error += [(single - truth)[near].abs().sum().item(), near.sum().item()]
+        self.areas += [(drawn > 0)[:, near].double().mean(0).sum().item(), (truth > 0)[near].sum().item()]
+        known = torch.where(valid, truth, torch.nan)[None]
+        self.details.append([spectral_ratio(z[None], known, 0.0, (_BAND,))[_BAND] for z in (drawn[0], single)])
+
+    def means(self) -> list[float]:
+        """SCORES."""
+        scores, error = self.scores.means(), self.error[0] / self.error[1]
+        detail = np.nanmean(self.details, 0)
+        return [scores["crps"] / error, scores["spread_skill"], *detail, self.areas[0] / self.areas[1]]

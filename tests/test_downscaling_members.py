@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds downscale --members: noise as it is described, members of radar fields, and their scores."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import fastds
+from fastds import models
+from fastds.cli import main
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
+from fastds.metrics import crps
+from fastds.models.ensembles import detail
+from fastds.models.ensembles.detail import ECHO, FEATURES, Detail, correlation, lost_detail, smooth_noise
+from fastds.tasks.radar import members as drawing
+from fastds.tasks.radar.pairs import mean_above
+
+NO_ECHO = -32.0
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return synthetic_event(4, frames=5, shape=(96, 128), spacing_m=1000.0)[["reflectivity", "crs"]]
+
+
+@pytest.fixture(scope="module")
+def coarse(truth):
+    return coarsen_dataset(truth)
+
+
+@pytest.fixture(scope="module")
+def drawn(coarse):
+    return fastds.downscale("fczsm-small", coarse, members=4, seed=3)
+
+
+# ---- noise
+
+
+def test_lost_detail_is_white_and_blocks_of_it_have_no_mean():
+    noise = lost_detail([1, 2], (400, 600), 2)
+    blocks = noise.view(200, 2, 300, 2)
+    assert blocks.mean((1, 3)).abs().max() < 1e-6
+    assert noise.var().item() == pytest.approx(1, abs=0.02)
+    inside, across = (noise[:, k::2][:, :299] * noise[:, k + 1 :: 2][:, :299] for k in (0, 1))
+    assert inside.mean().item() == pytest.approx(-1 / 3, abs=0.02) and abs(across.mean().item()) < 0.02
+    assert torch.equal(noise, lost_detail([1, 2], (400, 600), 2))
+    assert not torch.equal(noise, lost_detail([1, 3], (400, 600), 2))
+
+
+@pytest.mark.parametrize("near", [0.3, 0.7, 0.9])
+def test_the_correlation_of_smooth_noise_falls_exponentially(near):
+    parts = [smooth_noise([seed], (300, 420), near) for seed in range(8)]
+    assert np.mean([part.square().mean() for part in parts]) == pytest.approx(1, abs=0.06)
+    for rows, columns in ((1, 0), (0, 1), (2, 0), (0, 4), (3, 4)):
+        found = np.mean([(p[rows:, columns:] * p[: 300 - rows, : 420 - columns]).mean() for p in parts])
+        assert found == pytest.approx(near ** np.hypot(rows, columns), abs=0.05), (rows, columns)
+
+
+def test_smooth_noise_has_the_same_bits_with_any_number_of_threads():
+    before = torch.get_num_threads()
+    try:
+        fields = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            fields.append(smooth_noise([5], (200, 210), 0.6))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*fields)
+
+
+def test_correlation_grows_with_what_motion_adds():
+    assert correlation(1.0, 2.0) == pytest.approx(0.5**1.6)
+    assert correlation(2.0, 1.0) == correlation(0.0, 0.0) == correlation(1.0, 1.0) == 0.01
+    assert correlation(0.0, 1.0) == 0.98
+
+
+# ---- what the law reads
+
+
+def fields(height=150, width=90):
+    generator = torch.Generator().manual_seed(0)
+    coarse = (torch.randn(height // 2, width // 2, generator=generator) * 8 + 6).clamp(min=0)
+    fine = coarse.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return fine, coarse, torch.randn(height, width, generator=generator)
+
+
+def test_features_by_hand_where_nothing_varies():
+    fine, coarse = torch.full((64, 80), 10.0), torch.full((32, 40), 10.0)
+    found = Detail(fine, coarse, torch.full_like(fine, 3.0)).features(slice(0, 64))
+    assert found.shape == (FEATURES, 64, 80)
+    likely = (0.2 * 9 + 0.01) ** 0.5 / 10
+    expected = [0.5, likely, 0, *[0.5] * 4, *[0.01] * 4, *[9.01**0.5 / 10] * 4, *[1] * 4]
+    expected += [np.log(0.1) / 2] * 4 + [0, 0] + [np.log(0.1) / 2, 0, 0.3, 1.0]
+    torch.testing.assert_close(found[:, 30, 40], torch.tensor(expected, dtype=torch.float32), rtol=1e-3, atol=2e-3)
+    assert found[ECHO, 30, 40] == pytest.approx(1.0)
+
+
+def test_in_bands_features_are_the_same(monkeypatch):
+    whole = Detail(*fields(480, 64))
+    expected = whole.features(slice(0, 480))
+    monkeypatch.setattr(detail, "_ROWS", 128)
+    assert len(whole.bands()) == 4
+    found = torch.cat([whole.features(rows) for rows in whole.bands()], 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_texture_is_the_variance_within_blocks():
+    _, coarse, _ = fields()
+    inner, outer = detail._texture(coarse)
+    assert inner[10, 20] == pytest.approx(coarse[10:12, 20:22].var(correction=0).item(), abs=1e-3)
+    blocks = coarse[10:14, 20:24].var(correction=0)
+    parts = [coarse[10 + i : 12 + i, 20 + j : 22 + j].var(correction=0) for i in range(3) for j in range(3)]
+    within = np.mean([inner[10 + i, 20 + j] for i in range(4) for j in range(4)])
+    assert len(parts) == 9 and outer[10, 20] == pytest.approx(max(blocks.item() - within, 0), abs=1e-3)
+
+
+# ---- members
+
+
+def test_members_stand_along_a_dimension_of_their_own(coarse, drawn):
+    single = fastds.downscale("fczsm-small", coarse)
+    assert drawn.reflectivity.dims == ("realization", *single.reflectivity.dims)
+    assert drawn.realization.values.tolist() == [0, 1, 2, 3] and drawn.reflectivity.dtype == np.float32
+    assert {k: drawn.attrs[f"fastds_{k}"] for k in ("members", "seed", "errors")} == {
+        "members": 4, "seed": 3, "errors": "downscaling-errors",
+    }  # fmt: skip
+    assert drawn.time.equals(single.time) and drawn.x.equals(single.x)
+    values = drawn.reflectivity.values
+    assert all(np.abs(values[0] - values[k]).max() > 1 for k in (1, 2, 3))
+    assert np.abs(values.mean(0) - single.reflectivity.values).mean() < np.abs(values - values.mean(0)).mean()
+
+
+def test_a_member_is_the_same_among_more_and_alone_in_time(coarse, drawn):
+    fewer = fastds.downscale("fczsm-small", coarse, members=2, seed=3)
+    assert fewer.reflectivity.equals(drawn.reflectivity.isel(realization=slice(0, 2)))
+    other = fastds.downscale("fczsm-small", coarse, members=2, seed=4)
+    assert not np.array_equal(other.reflectivity, fewer.reflectivity)
+    last = fastds.downscale("fczsm-small", coarse.isel(time=slice(1, None)), members=2, seed=3)
+    np.testing.assert_array_equal(last.reflectivity[:, -1], fewer.reflectivity[:, -1])
+
+
+def test_dry_is_dry_and_missing_is_missing_in_every_member(coarse):
+    coarse = coarse.copy(deep=True)
+    coarse.reflectivity[:, 5:9, 5:9] = np.nan
+    made = fastds.downscale("fczsm-small", coarse, members=2)
+    single = fastds.downscale("fczsm-small", coarse)
+    for member in made.reflectivity.values:
+        np.testing.assert_array_equal(np.isnan(member), np.isnan(single.reflectivity.values))
+    dry = (coarse.reflectivity.values == NO_ECHO).repeat(2, 1).repeat(2, 2)
+    assert dry.any() and (made.reflectivity.values[:, ::2][:, dry] == NO_ECHO).all()
+
+
+def test_without_echo_there_is_none(coarse):
+    none = coarse.copy(deep=True)
+    none.reflectivity[:] = NO_ECHO
+    assert (fastds.downscale("fczsm-small", none, members=2).reflectivity == NO_ECHO).all()
+
+
+def test_lazily_and_in_pieces_they_are_the_same(coarse, drawn):
+    pytest.importorskip("dask")
+    lazy = fastds.downscale("fczsm-small", coarse.chunk(time=1), members=4, seed=3)
+    assert lazy.reflectivity.chunks is not None
+    xr.testing.assert_identical(lazy.reflectivity.compute(), drawn.reflectivity)
+
+
+def test_every_member_keeps_the_amounts_of_the_input(coarse):
+    rate = 0.036 * 10 ** (coarse.reflectivity.clip(min=0) / 16)
+    amount = (rate / 6).where(coarse.reflectivity > 0, 0).rename("rain")
+    amount.attrs = {"standard_name": "rainfall_amount", "units": "mm", "cell_methods": "time: sum"}
+    amount = xr.Dataset({"rain": amount, "crs": coarse.crs})
+    made = fastds.downscale("fczsm-small", amount, members=2)
+    blocks = made.rain.coarsen(y=2, x=2).mean().values
+    together = blocks.reshape(2, -1, 2, *blocks.shape[2:]).sum(2)
+    np.testing.assert_allclose(together, np.broadcast_to(amount.rain, together.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_twice_in_time_each_time_has_members(coarse):
+    made = fastds.downscale("fczsm-small", coarse, members=2, time_factor=4)
+    assert made.reflectivity.shape[:2] == (2, 9)
+    assert all(np.abs(a - b).max() > 1 for a, b in zip(*made.reflectivity.values, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("fczsm-small", {"members": 1}, "members must be a whole number >= 2, got 1"),
+        ("fczsm-small", {"members": 2.5}, "members must be a whole number >= 2, got 2.5"),
+        ("fczsm-small", {"members": 2, "seed": -1}, "seed must be a whole number >= 0, got -1"),
+        ("fczsm-small", {"seed": 1}, "seed is that of members, give the argument members, got 1"),
+        ("advection", {"members": 2}, "from 15 to 70 dBZ 2 times as fine, such as fczsm-small; advection is none"),
+    ],
+)
+def test_what_is_refused(coarse, model, options, message):
+    with pytest.raises(ValueError, match=message):
+        fastds.downscale(model, coarse, **options)
+
+
+# ---- scores
+
+
+def test_scores_of_members_by_hand(truth, coarse, drawn):
+    rows = fastds.evaluate(drawn, truth, input=coarse).rows
+    name, member = list(rows)[-2:]
+    assert (name, member) == ("fczsm-small, mean of 4 members", "fczsm-small, member 1")
+    alone = drawn.isel(realization=0, drop=True)
+    single = fastds.evaluate(alone, truth, input=coarse).rows["fczsm-small"]
+    assert rows[member] == pytest.approx(single, nan_ok=True)
+    assert "crps_15" not in rows[member] and "crps_15" not in rows["advection"]
+    inner = slice(2, -2)
+    x, t = (torch.from_numpy(z.reflectivity.values[..., inner, inner]).clamp(15, 70) for z in (drawn, truth))
+    frames = [0, 1, 2, 2, 3, 4]  # of two pairs
+    assert rows[name]["crps_15"] == pytest.approx(crps(x[:, frames], t[frames]), rel=1e-5)
+    assert rows[name]["mae_15"] == pytest.approx((x.mean(0) - t).abs()[frames].double().mean().item(), rel=1e-5)
+    errors = (mean_above(x, 15.0) - t).square()
+    total = errors[[1, 3]].mean() + errors[[0, 2, 2, 4]].mean() * 2
+    assert rows[name]["mse_total_15"] == pytest.approx(total.item() / 3, rel=1e-4)
+
+
+def test_members_have_detail_and_tell_their_errors(truth, coarse, drawn):
+    rows = fastds.evaluate(drawn, truth, input=coarse).rows
+    mean, member = (rows[name] for name in list(rows)[-2:])
+    made = fastds.downscale("fczsm-small", coarse)
+    single = fastds.evaluate(made, truth, input=coarse).rows["fczsm-small"]
+    fields = (z.reflectivity.values[[0, 1, 2, 2, 3, 4], 2:-2, 2:-2].clip(15, 70) for z in (made, truth))
+    assert mean["crps_15"] < 0.9 * np.abs(np.subtract(*fields)).mean()
+    assert member["spectrum"] > 2 * single["spectrum"] and 0.6 < mean["spread_skill_15"] < 1.6
+
+
+def test_the_command_draws_members_and_scores_them(truth, coarse, tmp_path, capsys):
+    for name, dataset in (("coarse", coarse), ("truth", truth)):
+        save_dataset(dataset, tmp_path / f"{name}.nc")
+    files = [str(tmp_path / f"{name}.nc") for name in ("coarse", "fine")]
+    page = tmp_path / "page.html"
+    options = ["--members", "2", "--seed", "1", "--truth", str(tmp_path / "truth.nc"), "--report", str(page)]
+    assert main(["downscale", *files, *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 members, drawn by the law downscaling-errors" in said and "spread/skill" in said
+    with open_dataset(files[1]) as made:
+        assert made.sizes["realization"] == 2
+    assert "mean of 2 members" in page.read_text()
+    assert main(["downscale", *files, "--members", "2", "--report", str(page)]) == 0
+    assert "member 1" in page.read_text()
+
+
+def test_the_shipped_law_says_what_it_was_fitted_to():
+    from fastds.studies import radar, radar_law
+
+    card = models.load_card(drawing.LAW)
+    assert card.licence and len(card.training_data) == len(radar_law.BLOCKS)
+    for block in radar_law.BLOCKS:
+        first, *_ = radar.TEST_BLOCKS.get(block.file, (10**6,))
+        assert block.frames[1] <= first

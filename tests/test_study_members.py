@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds study radar-law and radar --members: what is learned of what, and the scores by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="studies belong to the training extra")
+
+from fastds import models
+from fastds.cli import main
+from fastds.data import save_dataset, synthetic_event
+from fastds.metrics import crps
+from fastds.models.ensembles import ErrorLaw
+from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
+from fastds.studies import radar, radar_law
+from fastds.studies.radar_members import SCORES, member_scores
+from fastds.tasks.radar.members import NEAR, Members
+
+FILE = "radar.nc"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("radars")
+    save_dataset(synthetic_event(3, frames=10, shape=(96, 80))[["reflectivity", "crs"]], folder / FILE)
+    return folder
+
+
+def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder, tmp_path, monkeypatch, capsys):
+    blocks = (radar_law.Block(FILE, (0, None), 4),)
+    monkeypatch.setattr(radar_law.pools, "__defaults__", (blocks, 0))
+    sharp, smoothed = radar_law.pools(folder, models.load("fczsm-small").eval())
+    assert sharp.features.shape[0] == FEATURES and (sharp.features[ECHO] > NEAR).all()
+    forecasts = 20 * sharp.features[0]
+    assert np.corrcoef(forecasts, sharp.truth)[0, 1] > 0.9 and abs((forecasts - sharp.truth).mean()) < 0.5
+    rough, even = ((20 * pool.features[0] - pool.truth).square().mean() for pool in (sharp, smoothed))
+    assert even < 0.95 * rough  # a radar of little detail loses less
+    target = tmp_path / "law.safetensors"
+    words = ["study", "radar-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]
+    assert main(words) == 0 and f"wrote {target}" in capsys.readouterr().out
+    law = models.load(target)
+    assert isinstance(law, ErrorLaw) and law.card.name == "downscaling-errors" and law.card.metrics["loss"] > 0
+    assert law.config == {"hidden": 32, "features": FEATURES, "lacking": LACKING}
+    assert (law.card.floor_dbz, law.card.ceiling_dbz, law.card.space_factor) == (15.0, 70.0, 2)
+
+
+def test_the_shipped_law_has_the_form_of_the_fit():
+    assert models.load("downscaling-errors").config == {"hidden": 32, "features": FEATURES, "lacking": LACKING}
+
+
+def test_scores_of_members_by_hand(folder, monkeypatch):
+    monkeypatch.setitem(radar.TEST_BLOCKS, FILE, (0, None, 4))
+    model, block = models.load("fczsm-small").eval(), radar.test_block(folder, FILE, interval=2)
+    samples = block.samples[:1]
+    found = member_scores(samples, model, 5)
+    x, y, valid = (samples[0][key] for key in ("x", "y", "valid"))
+    with torch.inference_mode():
+        made = model(x[None])[0, :, 0].clamp(0, 1)
+    members = Members(5, 0, model.card)
+    drawn = members.between(made, x[:, 0], models.baselines.optical_flow(x[None])[0], 0)
+    share = members.details(made, x[:, 0], models.baselines.optical_flow(x[None])[0])[1].features(slice(0, 96))[ECHO]
+    near = valid[1, 0] & (share > NEAR)
+    truth = y[1, 0]
+    error = (made[1] - truth)[near].abs().mean().item()
+    score, spread, detail, plain, area = found["between"]
+    assert len(SCORES) == 5 and score == pytest.approx(crps(drawn[:, near], truth[near]) / error, rel=1e-4)
+    expected = (drawn[:, near] > 0).double().mean().item() / (truth[near] > 0).double().mean().item()
+    assert area == pytest.approx(expected, rel=1e-5) and 0.4 < spread < 2.5
+    assert plain < 0.6 < detail < 2.5 and 0.3 < score < 0.95
+
+
+def test_the_command_prints_members(folder, monkeypatch, capsys):
+    monkeypatch.setattr(radar, "TEST_BLOCKS", {FILE: (0, 5, 4)})
+    words = ["study", "radar", f"--data.path={folder}", "--floors=[15]", "--modes=[dbz]", "--members=3", "--threads=1"]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 members" in said and "between" in said and "mean" in said
