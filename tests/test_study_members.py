@@ -42,7 +42,7 @@ def test_a_law_is_fitted_to_pixels_near_echo_of_fields_sharp_and_smoothed(folder
     law = models.load(target)
     assert isinstance(law, ErrorLaw) and law.card.name == "downscaling-errors" and law.card.metrics["loss"] > 0
     assert law.config == {"hidden": 32, "features": FEATURES, "lacking": LACKING}
-    assert (law.card.floor_dbz, law.card.ceiling_dbz, law.card.space_factor) == (15.0, 70.0, 2)
+    assert (*law.card.valid_range, law.card.space_factor, law.card.task) == (15.0, 70.0, 2, "")
 
 
 def test_the_shipped_law_has_the_form_of_the_fit():

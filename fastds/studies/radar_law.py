@@ -153,7 +153,7 @@ def study(config: StudyConfig) -> str:
     with computing(None, settle(None, config.threads)):
         learned = pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(law, learned, config.steps, config.seed, batch=600)
-    law.card = ModelCard(**CARD, floor_dbz=model.card.floor_dbz, ceiling_dbz=model.card.ceiling_dbz)
+    law.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
     law.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
     models.save(law, config.output)
     return config.output

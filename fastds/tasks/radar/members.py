@@ -105,8 +105,9 @@ def check_members(members: int | None, seed: int | None, card: ModelCard) -> Non
             raise ValueError(f"seed is that of members, give the argument members, got {seed}")
         return
     known = _law().card
-    if any(getattr(card, name) != getattr(known, name) for name in ("floor_dbz", "ceiling_dbz", "space_factor")):
+    (low, high), factor = known.valid_range, known.space_factor
+    if (card.floor_dbz, card.ceiling_dbz, card.space_factor) != (low, high, factor):
         raise ValueError(
-            f"members are drawn around networks that make reflectivity from {known.floor_dbz:g} to "
-            f"{known.ceiling_dbz:g} dBZ {known.space_factor} times as fine, such as fczsm-small; {card.name} is none"
+            f"members are drawn around networks that make reflectivity from {low:g} to {high:g} dBZ {factor} times as "
+            f"fine, such as fczsm-small; {card.name} is none"
         )
