@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds check says what files are, fastds convert makes archives that MLCast's own validator takes."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -65,6 +66,27 @@ def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, f
 
 URL = "--created-with=https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
 ARCHIVED = [*TOLD, URL, "--to=mlcast"]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_archive_of_the_swiss_grid_passes_the_validator_of_mlcast(data_dir, tmp_path, failed, raw):
+    """Its projection is an oblique Mercator, whose axes CF cannot turn: the attributes alone tell a cone near it."""
+    words = [str(data_dir / "radar_mch_20160711_5min.nc"), str(tmp_path / "a.zarr"), "--stop=2016-07-11T20:55"]
+    if raw:
+        words[:1] = [str(tmp_path / f"AQC16193{time}V_00005.801.gif") for time in (2200, 2205)]
+        for copy in words[:2]:
+            shutil.copy(data_dir / "raw/mch/AQC161932200V_00005.801.gif", copy)
+        words.pop()
+    assert main(["convert", *words, *TOLD[:2], "--identifier=CH-MCH-rain", URL]) == 0
+    assert failed(tmp_path / "a.zarr") == ["Minimum 3-year coverage"]
+
+
+def test_a_projection_that_cf_attributes_cannot_tell_is_said(event, tmp_path):
+    """An oblique Mercator whose central line runs to the north-east."""
+    oblique = "+proj=omerc +lat_0=61 +lonc=24 +alpha=40 +gamma=40 +k=1 +x_0=300000 +y_0=6700000 +ellps=GRS80"
+    event["crs"] = ((), 0, {"crs_wkt": pyproj.CRS(oblique).to_wkt()})
+    with pytest.warns(UserWarning, match="attributes of CF cannot tell the projection Hotine Oblique Mercator"):
+        save_mlcast(event, tmp_path / "a.zarr", ORIGIN)
 
 
 @pytest.mark.parametrize(

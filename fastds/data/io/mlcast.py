@@ -6,6 +6,7 @@ import datetime
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 
 from fastds._outputs import replacing
 from fastds.data.grid.grids import METRES, grid_mappings
+from fastds.data.grid.projections import TOLERANCE, cf_attributes, deviation
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import rain_units
 from fastds.data.io.files import settled_writes
@@ -140,7 +142,8 @@ def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Data
     y, x = (METRES[unit] * source.raw[dim].values.astype(float) for dim, unit in zip(dims, units, strict=True))
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(x, y))
-    mapping = crs.to_cf() | {"spatial_ref": crs.to_wkt()}
+    mapping = cf_attributes(crs, x, y) | {"spatial_ref": crs.to_wkt()}
+    _warn_of_projection(crs, mapping, x, y)
     axis = {"standard_name": "projection_{}_coordinate", "units": "m"}
     coords = {
         name: (name, values, {k: v.format(name) for k, v in axis.items()} | {"axis": name.upper()})
@@ -153,6 +156,13 @@ def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Data
         coords["missing_times"] = ("missing_times", missing, {"long_name": "times without fields"})
         attrs["consistent_timestep_start"] = text_of(source.raw[source.dims[0]].values[0])
     return xr.Dataset({"crs": ((), np.int32(0), mapping)}, coords, attrs)
+
+
+def _warn_of_projection(crs, mapping: dict, x: np.ndarray, y: np.ndarray) -> None:
+    if deviation(crs, mapping, x, y) > TOLERANCE:
+        method = crs.coordinate_operation.method_name if crs.coordinate_operation else crs.name
+        said = f"attributes of CF cannot tell the projection {method}, which is in crs_wkt alone"
+        warnings.warn(f"{said}: MLCast's validator refuses such an archive", UserWarning, stacklevel=5)
 
 
 def _missing(source: ReflectivityInput) -> np.ndarray:
