@@ -435,7 +435,7 @@ def test_fields_that_are_no_radar_are_told_their_options():
     }
     fields = xr.Dataset({"t": (tuple(axes), np.zeros((2, 8, 8)), {"units": "K"})}, axes)
     with pytest.raises(
-        ValueError, match="candidates: t .*; latitude-longitude fields take one of the arguments scale, grid and like"
+        ValueError, match="candidates: t .*; other fields take one of the arguments scale, grid and like"
     ):
         downscale(Stub(), fields)
 

@@ -16,6 +16,7 @@ from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, bilinear_at
 from fastds.ops import GridSpec
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
+from fastds.tasks.fields.geometry import Plane
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import FieldTable, Scores
 
@@ -44,7 +45,7 @@ class Scoring:
     def scores(self, pair: Pair) -> Sums:
         """See Scoring: by variable."""
         field = self.pairs.sources[TRUTH][pair.name].field
-        score = Scores(field, self.pairs.grid.latitude, self.pairs.members, self.name)
+        score = Scores(field, self.pairs.grid.weights, self.pairs.members, self.name)
         score.add(pair)
         return Sums({pair.name: score})
 
@@ -93,6 +94,7 @@ def evaluate(
         shape=(pairs.grid.latitude.numel(), pairs.grid.longitude.numel()),
         members=pairs.members,
         ranks={key: score.ensemble.rank_histogram() for key, score in sums.items() if pairs.members > 1},
+        by_latitude=not isinstance(pairs.grid, Plane),
         notes=tuple(pairs.notes),
     )
     if page is not None:

@@ -15,7 +15,6 @@ from torch import nn
 from fastds.data import opened
 from fastds.data.reading import Reading
 from fastds.models.baselines.interpolation import bilinear_at
-from fastds.ops.impl.inr_query.points import from_latlon
 from fastds.tasks.common.inference import (
     Report,
     check_target,
@@ -26,7 +25,7 @@ from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.fields.geometry import geometry
+from fastds.tasks.fields.geometry import Plane, geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
@@ -106,7 +105,7 @@ def downscale_file(
 def plan(model: str | None, dataset: xr.Dataset, var: str | None = None) -> str:
     """What `downscale` would make of a dataset by a network or method of this name, None: by its choice, for the user.
     Raises: ValueError where it does not fit."""
-    grid = geometry(dataset)
+    grid = geometry(dataset, var)
     method, note = pick_method(model, with_fields(dataset, grid, var), grid)
     return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", note, method.domain.text())))
 
@@ -153,17 +152,16 @@ def query(
 def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
     """The rows of query, the name of the model and a sentence about it; options: of settle."""
     stations, latitude, longitude = read_points(points)
-    grid = geometry(dataset)
+    grid = geometry(dataset, var)
+    if isinstance(grid, Plane):
+        raise ValueError(f"points are latitudes and longitudes, and the fields are on {grid.said}: bring them onto one")
     fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
     grid = fields.grid
     settings = settle(fields.model, **options)
     with computing(fields.model, settings):
         fields.check(stacklevel=4)
         judged = fields.domain.attributes()
-        latitudes = grid.even(torch.tensor(latitude, dtype=torch.float64)), grid.even(grid.latitude)
-        where = from_latlon(
-            latitudes[0], longitude, latitudes[1], grid.longitude, periodic_x=grid.periodic, outside=outside
-        )
+        where = grid.points(*(torch.tensor(at, dtype=torch.float64) for at in (latitude, longitude)), outside=outside)
         factor = (fields.model.max_scale,) * 2
         rows = []
         for label, x in fields.fields():

@@ -15,7 +15,7 @@ import xarray as xr
 import fastds
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
-from fastds.data.grid.axes import is_latitude, upright
+from fastds.data.grid.axes import upright
 from fastds.data.io.output import fine_dataset, fine_values
 from fastds.data.radar.preparation import check_modes
 from fastds.models import ModelCard
@@ -125,12 +125,11 @@ def _radar_field(dataset, var, z_r) -> ReflectivityInput:
     try:
         return to_reflectivity(dataset, var, z_r=z_r)
     except ValueError as error:
-        gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
-        if not gridded or "no variable of reflectivity was found" not in str(error):
+        if "no variable of reflectivity was found" not in str(error):
             raise
         hint = (
-            "latitude-longitude fields take one of the arguments scale, grid and like; humidity takes the model "
-            "wgan-gp-small-x2 or wgan-gp-small-x8"
+            "other fields take one of the arguments scale, grid and like; humidity takes the model wgan-gp-small-x2 or "
+            "wgan-gp-small-x8"
         )
         raise ValueError(f"{error}; {hint}") from None
 

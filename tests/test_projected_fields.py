@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields on evenly spaced x and y, such as those of a projection, are made finer and compared, too."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import fastds
+from fastds.cli import main
+from fastds.data import save_dataset
+from fastds.data.grid.grids import latitude_longitude
+
+FIRST = np.datetime64("2020-01-01", "ns")
+
+
+def slope(y, x):
+    return 280.0 + 1e-4 * y[:, None] + 2e-4 * x
+
+
+def projected(rows=20, columns=24, step=3e3, units="m", name="projection_{}_coordinate"):
+    """Two fields of a plane of temperature, north first, on cells of `step` metres from the same corner."""
+    per = 1e3 if units == "km" else 1.0
+    y, x = 60e3 - step * (np.arange(rows) + 0.5), step * (np.arange(columns) + 0.5)
+    t = (slope(y, x) + np.array([0.0, 1.0])[:, None, None]).astype(np.float32)
+    axes = {n: (n, v / per, {"standard_name": name.format(n), "units": units}) for n, v in (("y", y), ("x", x))}
+    attrs = {"standard_name": "air_temperature", "units": "K", "grid_mapping": "crs"}
+    times = FIRST + np.arange(2) * np.timedelta64(1, "h")
+    dataset = xr.Dataset({"t2m": (("time", "y", "x"), t, attrs)}, {"time": times, **axes})
+    return dataset.assign(crs=((), 0, {"grid_mapping_name": "polar_stereographic", "standard_parallel": 60.0}))
+
+
+@pytest.mark.parametrize("model", [None, "bicubic", "bilinear", "lanczos"])
+def test_a_file_of_one_projected_variable_has_an_answer(tmp_path, capsys, model):
+    save_dataset(projected(), tmp_path / "t.nc")
+    words = ["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale=2"]
+    assert main([*words, *([f"--model={model}"] if model else [])]) == 0
+    said = capsys.readouterr().out
+    assert "t2m on 40 x 48 points" in said and ("model inr-any was chosen" in said) == (model is None)
+    expected = projected(40, 48, 1.5e3)
+    with xr.open_dataset(tmp_path / "o.nc") as out:
+        np.testing.assert_allclose(out.y, expected.y)
+        np.testing.assert_allclose(out.x, expected.x)
+        assert out.y.attrs == expected.y.attrs and out.crs.attrs == expected.crs.attrs
+        inside = (slice(None), slice(6, -6), slice(6, -6))
+        np.testing.assert_allclose(out.t2m[inside], expected.t2m[inside], atol=0.05)
+
+
+def test_rotated_and_turned_grids_are_planes_too():
+    """Degrees of a rotated pole are no latitudes: columns that span 360 are no circle. The order does not matter."""
+    data = projected().drop_vars("crs")
+    turned = data.isel(y=slice(None, None, -1), x=slice(None, None, -1))
+    rotated = data.rename(y="rlat", x="rlon").assign_coords(
+        rlat=("rlat", 10 - 0.5 * np.arange(20), {"standard_name": "grid_latitude", "units": "degrees"}),
+        rlon=("rlon", 15.0 * np.arange(24), {"standard_name": "grid_longitude", "units": "degrees"}),
+    )
+    for method in ("bicubic", "inr-any"):
+        fine = fastds.downscale(method, data, scale=2).t2m
+        assert fine.equals(fastds.downscale(method, turned, scale=2).t2m.sortby("y", ascending=False).sortby("x"))
+        np.testing.assert_array_equal(fine, fastds.downscale(method, rotated, scale=2).t2m)
+
+
+def test_latitudes_and_longitudes_of_the_points_come_along():
+    """Linear on the sphere, beyond the outer points, too."""
+    data = projected()
+    lat, lon = np.broadcast_arrays(60 + data.y.values[:, None] / 111e3, 179.5 + data.x.values / 60e3)
+    places = {"lat": (("y", "x"), lat, {"units": "degrees_north"}), "lon": (("y", "x"), lon, {"units": "degrees_east"})}
+    fine = fastds.downscale("bilinear", data.assign_coords(places), scale=2)
+    found = latitude_longitude(fine.t2m)
+    expected = projected(40, 48, 1.5e3)
+    np.testing.assert_allclose(found[0], (60 + expected.y.values / 111e3)[:, None] + np.zeros(48), atol=2e-4)
+    np.testing.assert_allclose(found[1], 179.5 + expected.x.values / 60e3 + np.zeros((40, 1)), atol=2e-4)
+
+
+def test_targets_by_spacing_and_like():
+    data = projected()
+    by = fastds.downscale("bicubic", data, grid=1000.0)
+    assert by.sizes["x"] == 70 and float(by.x[1] - by.x[0]) == 1000.0
+    like = projected(40, 48, 1.5e3)
+    fine = fastds.downscale("bicubic", data, like=like)
+    np.testing.assert_array_equal(fine.x, like.x)
+    with pytest.raises(ValueError, match=r"like: its grid is of y \[km\] and x \[km\], and that .* of y \[m\] and x"):
+        fastds.downscale("bicubic", data, like=projected(units="km"))
+    with pytest.raises(ValueError, match="the new grid, y .* and x .*, reaches beyond the fields, y .* half a cell"):
+        fastds.downscale("bicubic", data, like=projected(24, 24))
+    with pytest.raises(ValueError, match="grid must be a spacing in the units of x and y, got -1"):
+        fastds.downscale("bicubic", data, grid=-1.0)
+    assert fastds.downscale("bicubic", projected(units="km"), grid=1.0).sizes["x"] == 70
+
+
+def test_all_cells_count_alike_in_scores(tmp_path, capsys):
+    """Of files of another method, too, which tell no task; latitudes weigh where they are an axis."""
+    truth, made = projected(), projected()
+    made.t2m[:, :10] += 1.0
+    save_dataset(truth, tmp_path / "truth.nc")
+    save_dataset(made, tmp_path / "made.nc")
+    assert (
+        main(["evaluate", str(tmp_path / "made.nc"), str(tmp_path / "truth.nc"), "--report", str(tmp_path / "r.html")])
+        == 0
+    )
+    assert "all cells count alike" in capsys.readouterr().out
+    table = fastds.evaluate(made, truth)
+    assert table.rows["t2m"]["prediction"]["bias"] == pytest.approx(0.5, abs=1e-4)
+    fine = fastds.downscale("bicubic", projected(10, 12, 6e3), scale=2)
+    table = fastds.evaluate(fine, truth, input=projected(10, 12, 6e3))
+    assert table.rows["t2m"]["bicubic (PRED)"]["rmse"] == table.rows["t2m"]["bicubic"]["rmse"]
+    with pytest.raises(ValueError, match="the grids differ: PRED has 20 values of y from .* TRUTH has 18 values of y"):
+        fastds.evaluate(made, truth.isel(y=slice(2, None)))
+
+
+def staggered(data):
+    return data.assign(u=data.t2m.rename(x="xc").assign_coords(xc=data.x.values + 1500.0))
+
+
+def test_of_two_grids_one_is_chosen_by_a_variable():
+    data = staggered(projected()).isel(y=slice(None, None, -1))
+    for model in ("bicubic", "inr-any"):
+        fine = fastds.downscale(model, data, scale=2, var="u")
+        assert fine.u.dims == ("time", "y", "xc") and set(fine.data_vars) == {"u", "crs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda d: d.drop_vars(["y", "x"]), {}, "expected one latitude coordinate along a dimension"),
+        (lambda d: d.isel(x=[0, 1, 3]), {}, "x must be equally spaced, .*; the fields are on no regular grid, bring"),
+        (staggered, {}, "expected fields on one grid, found y, x and y, xc; name the variable with the argument var"),
+        (lambda d: d, {"model": "inr-small"}, "model inr-small is for latitude-longitude grids, and this one is of y"),
+    ],
+)
+def test_other_grids_are_refused_in_a_sentence(change, options, message):
+    with pytest.raises(ValueError, match=message):
+        fastds.downscale(options.get("model", "bicubic"), change(projected()), scale=2)
+
+
+def test_points_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"points are latitudes and longitudes, and the fields are on y \[m\] and x"):
+        fastds.query("inr-any", projected(), [(60.0, 20.0)])
+
+
+def test_fields_without_an_option_are_told_which_they_take(tmp_path, capsys):
+    save_dataset(projected(), tmp_path / "t.nc")
+    assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--model=bicubic"]) == 2
+    assert "other fields take one of the options --scale, --grid and --like" in capsys.readouterr().err
