@@ -251,7 +251,12 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         "grid       transverse mercator, cells of 500 x 500 m",
         "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small",
         "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
-        "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of",
+        "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of ",
+        "northward_wind, reflectivity with --var\n",
+        "cannot     query: points are latitudes and longitudes, and the fields are on y [m] and x [m]: bring the",
+        "can        evaluate: reflectivity, as PRED or TRUTH of radar fields",
+        "can        convert: to CF, OUT.nc, or OUT.zarr with --to cf",
+        "can        convert --to mlcast: to an archive in MLCast's form",
         "warning    the grid spacing of 500 m and the cadence of 300 s are outside the ranges that fczsm-small was "
         "trained for, 2000 to 8000 m and 600 to 1800 s: expect larger errors",
         "out of domain 4.00 (1: the ends of the training)",
@@ -277,7 +282,39 @@ def test_check_of_fields(data_dir, capsys):
     said = capsys.readouterr().out
     assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small was chosen" in said
     assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
-    assert "cannot     nowcast: no variable of reflectivity was found" in said
+    assert "cannot     downscale: no variable of reflectivity was found" in said and "nowcast: as downscale\n" in said
+    assert "can        query: r, t, u, z at points; model inr-small was chosen" in said
+    assert "can        evaluate: r, t, u, z, as PRED or TRUTH of gridded fields" in said
+    assert "cannot     convert --to mlcast: as downscale\n" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("grib/nam.t00z.awp21100.tm00.grib2", ["can        convert: to CF", "cannot     nowcast: as downscale\n"]),
+        ("knmi/RAD_NL25_PCP_CM_202106222000.h5", ["can        downscale: reflectivity to 1 field of 1530 x 1400"]),
+        ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model inr-any"]),
+    ],
+)
+def test_check_of_what_only_some_commands_take(data_dir, capsys, name, lines):
+    """A list of fifty variables is printed once; one time is enough for what needs no more."""
+    if name.startswith("grib"):
+        pytest.importorskip("cfgrib", reason="GRIB needs the package cfgrib")
+    assert main(["check", str(data_dir / "raw" / name)]) == 0
+    said = capsys.readouterr().out
+    assert all(line in said for line in lines) and said.count("candidates:") <= 1, said
+
+
+def test_check_of_forecasts_and_of_no_field(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "event.nc")
+    assert (
+        main(["nowcast", str(tmp_path / "event.nc"), str(tmp_path / "f.nc"), "--model=persistence", "--steps=2"]) == 0
+    )
+    save_dataset(event[["time"]].assign(count=7), tmp_path / "n.nc")
+    assert main(["check", str(tmp_path / "f.nc")]) == 0
+    assert "can        evaluate: forecasts, as PRED" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "n.nc")]) == 2
+    assert "cannot     convert: there is no field" in capsys.readouterr().out
 
 
 def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):

@@ -278,3 +278,19 @@ def test_the_swiss_grid_lies_right_by_attributes_without_wkt(data_dir):
     np.testing.assert_allclose(exact.transform(255.5e3, 479.5e3), (2.70, 49.37), atol=5e-3)
     for corner in ((255.5e3, 479.5e3), (964.5e3, 479.5e3), (964.5e3, -159.5e3), (255.5e3, -159.5e3)):
         np.testing.assert_allclose(found.transform(*corner), exact.transform(*corner), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            ("lats", "lons"),
+            "is an npz archive of coordinates alone; give the archives of rain or reflectivity beside it",
+        ),
+        (("rain",), "is an npz archive of rain; those of MeteoNet are read, which hold data and dates"),
+    ],
+)
+def test_npz_archives_without_fields_are_told_apart(tmp_path, arrays, message):
+    np.savez(tmp_path / "radar_coords_NW.npz", **dict.fromkeys(arrays, np.zeros((3, 4))))
+    with pytest.raises(ValueError, match=message):
+        open_dataset(tmp_path / "radar_coords_NW.npz")

@@ -16,9 +16,10 @@ from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, bilinear_at
 from fastds.ops import GridSpec
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
-from fastds.tasks.fields.geometry import Plane
+from fastds.tasks.fields.geometry import Plane, geometry
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import FieldTable, Scores
+from fastds.tasks.fields.variables import alike, names_of_fields, with_fields
 
 
 class Scoring:
@@ -100,6 +101,12 @@ def evaluate(
     if page is not None:
         page.write(table)
     return table
+
+
+def evaluate_plan(dataset: xr.Dataset, var: str | None = None) -> list[str]:
+    """The variables of a dataset that evaluate compares. Raises: ValueError where there are none."""
+    grid = geometry(dataset, var)
+    return names_of_fields(with_fields(dataset, grid, var), grid) or alike(dataset, grid)[0]
 
 
 def check_truth(truth: xr.Dataset, output: xr.Dataset, coarse: xr.Dataset) -> None:

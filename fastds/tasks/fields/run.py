@@ -25,7 +25,7 @@ from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.fields.geometry import Plane, geometry
+from fastds.tasks.fields.geometry import Geometry, Plane, geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
@@ -149,12 +149,25 @@ def query(
     return _query(model, dataset, points, outside, var, static, **options)[0]
 
 
+def query_plan(dataset: xr.Dataset, var: str | None = None) -> str:
+    """What `query` would read of a dataset by its choice, for the user. Raises: ValueError where it does not fit."""
+    grid = _grid_of_points(dataset, var)
+    fields, note = pick_network(None, with_fields(dataset, grid, var), grid)
+    return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
+
+
+def _grid_of_points(dataset: xr.Dataset, var: str | None) -> Geometry:
+    grid = geometry(dataset, var)
+    if isinstance(grid, Plane):
+        said = f"points are latitudes and longitudes, and the fields are on {grid.said}"
+        raise ValueError(f"{said}: bring the fields onto latitudes and longitudes first (cdo remapbil)")
+    return grid
+
+
 def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
     """The rows of query, the name of the model and a sentence about it; options: of settle."""
     stations, latitude, longitude = read_points(points)
-    grid = geometry(dataset, var)
-    if isinstance(grid, Plane):
-        raise ValueError(f"points are latitudes and longitudes, and the fields are on {grid.said}: bring them onto one")
+    grid = _grid_of_points(dataset, var)
     fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
     grid = fields.grid
     settings = settle(fields.model, **options)
