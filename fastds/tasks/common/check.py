@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -61,7 +62,8 @@ def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
         return name, True, run()
     except (ValueError, KeyError, ImportError) as error:
-        return name, False, " ".join(str(error).split()).replace("the argument var", "--var")
+        said = " ".join(str(error).split())
+        return name, False, re.sub(r"the argument ([a-z_]+)", lambda found: f"--{found[1].replace('_', '-')}", said)
 
 
 def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
