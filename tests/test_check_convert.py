@@ -212,6 +212,27 @@ def test_archives_need_a_projection(event, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            "mch/AQC161932200V_00005.801.gif",
+            "an archive needs at least 2 times, variable rainfall_amount has 1; --to cf,",
+        ),
+        ("dpc/VMI_1744834500000.h5", "an archive needs at least 2 times, variable reflectivity has 1; --to cf,"),
+        ("radar_dpc_sardinia_20250416_5min.nc", "and longitude [degrees_east]; --to cf, in Python"),
+    ],
+)
+def test_what_fits_no_archive_is_told_the_form_that_takes_it(data_dir, tmp_path, capsys, raw, message):
+    source = data_dir / (f"raw/{raw}" if "/" in raw else raw)
+    out = str(tmp_path / "o.zarr")
+    assert main(["convert", str(source), out, *TOLD]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["convert", str(source), out, "--to=cf"]) == 0
+    with open_dataset(out) as written:
+        assert written.sizes["time"]
+
+
 def test_several_files_are_converted_at_once(event, tmp_path, capsys):
     """Each counts days since its own first time."""
     names = []

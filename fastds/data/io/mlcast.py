@@ -28,6 +28,7 @@ _FORMS = {
     "rate": ("rainfall_flux",) * 2 + ("rain rate", "kg m-2 h-1"),
     "amount": ("rainfall_amount",) * 2 + ("rain amount of the interval before the time", "kg m-2"),
 }
+_AS_THEY_ARE = "--to cf, in Python fastds.data.save_dataset, writes the fields as they are"
 _BLOCK_BYTES = 64 << 20
 _IDENTIFIER = re.compile(r"[A-Z]{2}-[A-Za-z0-9]+-[A-Za-z0-9_]+$")
 _CREATOR = re.compile(r"[^<>]*\S[^<>]*<[^<>@\s]+@[^<>@\s]+>$")
@@ -116,14 +117,16 @@ def _archivable(dataset: xr.Dataset, path: str | os.PathLike, var: str | None) -
     for package in ("zarr", "pyproj"):
         require(package, "archives")
     any_law = (200.0, 1.6)  # so that rain is taken unnamed; nothing is converted by it
-    source = to_reflectivity(dataset, var, z_r=any_law)
+    source = to_reflectivity(dataset, var, z_r=any_law, least=1)
+    if source.shape[0] < 2:
+        raise ValueError(f"an archive needs at least 2 times, variable {source.source_name} has 1; {_AS_THEY_ARE}")
     names = grid_mappings(source.dataset, source.raw)
     dims = source.dims[-2:]
     units = [str(source.raw[dim].attrs.get("units", "")) if dim in source.raw.coords else "" for dim in dims]
     if not names or not all(unit in METRES for unit in units):
         raise ValueError(
             f"variable {source.source_name} must be on a projection, with x and y in metres and a grid mapping, got "
-            f"{dims[0]} [{units[0] or 'no units'}] and {dims[1]} [{units[1] or 'no units'}]"
+            f"{dims[0]} [{units[0] or 'no units'}] and {dims[1]} [{units[1] or 'no units'}]; {_AS_THEY_ARE}"
         )
     return source, names[0], units
 
