@@ -13,7 +13,7 @@ from torch import nn
 
 from fastds import models
 from fastds.data.grid.grids import latitude_longitude
-from fastds.data.grid.variables import is_dbz, rain_kind
+from fastds.data.grid.variables import is_dbz, named_reflectivity, rain_kind
 from fastds.data.reading import Data, Reading, are_paths, opened
 from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
@@ -177,7 +177,7 @@ def evaluating_task(prediction: xr.Dataset, var: str | None = None) -> str:
 def _of_no_rain(fields: list[xr.DataArray]) -> bool:
     """Whether fields, on whatever grid, are known to be of other quantities than rain, which are no radar fields."""
     known = [field for field in fields if field.attrs.get("units") and field.ndim >= 3]
-    return bool(known) and all(rain_kind(field, named=True) is None for field in known)
+    return bool(known) and not any(named_reflectivity(f) or rain_kind(f, named=True) for f in known)
 
 
 def task_function(task: str, verb: str) -> Callable:
