@@ -274,7 +274,7 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
         "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of ",
         "northward_wind, reflectivity with --var\n",
-        "cannot     query: points are latitudes and longitudes, and the fields are on y [m] and x [m]: bring the",
+        "can        query: reflectivity at points; model inr-any was chosen",
         "can        evaluate: reflectivity, as PRED or TRUTH of radar fields",
         "can        convert: to CF, OUT.nc, or OUT.zarr with --to cf",
         "can        convert --to mlcast: to an archive in MLCast's form",

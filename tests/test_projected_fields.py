@@ -132,9 +132,43 @@ def test_other_grids_are_refused_in_a_sentence(change, options, message):
         fastds.downscale(options.get("model", "bicubic"), change(projected()), scale=2)
 
 
-def test_points_are_refused_with_the_reason():
-    with pytest.raises(ValueError, match=r"points are latitudes and longitudes, and the fields are on y \[m\] and x"):
-        fastds.query("inr-any", projected(), [(60.0, 20.0)])
+@pytest.mark.parametrize("units", ["m", "km"])
+def test_points_lie_where_the_projection_says(units):
+    """Of a plane of temperature, at the places of some cells."""
+    pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
+    crs = pyproj.CRS.from_epsg(3067)
+    data = projected(units=units).assign_coords()
+    per = 1e3 if units == "km" else 1.0
+    data = data.assign_coords(
+        y=("y", data.y.values + 67e5 / per, data.y.attrs), x=("x", data.x.values + 4e5 / per, data.x.attrs)
+    )
+    data["crs"] = ((), 0, crs.to_cf())
+    rows, columns = np.array([5, 9, 12]), np.array([4, 10, 17])
+    lon, lat = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(
+        data.x.values[columns] * per, data.y.values[rows] * per
+    )
+    found = fastds.query("inr-any", data.isel(time=[0]), {"lat": lat, "lon": lon})
+    expected = data.t2m.values[0, rows, columns]
+    np.testing.assert_allclose([row["t2m_bilinear"] for row in found], expected, atol=1e-3)
+    np.testing.assert_allclose([row["t2m"] for row in found], expected, atol=0.1)
+    with pytest.raises(ValueError, match="points lie outside the domain"):
+        fastds.query("inr-any", data, [(50.0, 20.0)])
+    with pytest.raises(ValueError, match=r"on y \[k?m\] and x \[k?m\] without a grid mapping that tells"):
+        fastds.query("inr-any", data.drop_vars("crs"), [(60.0, 20.0)])
+
+
+def test_points_on_a_rotated_pole():
+    pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
+    axes = {n: (n, v, {"standard_name": f"grid_{word}", "units": "degrees"}) for n, v, word in (
+        ("rlat", 5 - 0.25 * np.arange(20), "latitude"), ("rlon", -3 + 0.25 * np.arange(24), "longitude"))}  # fmt: skip
+    data = projected().rename(y="rlat", x="rlon").assign_coords(axes)
+    mapping = {"grid_mapping_name": "rotated_latitude_longitude", "grid_north_pole_latitude": 40.0,
+               "grid_north_pole_longitude": -170.0}  # fmt: skip
+    data["crs"] = ((), 0, mapping)
+    to_degrees = pyproj.Transformer.from_crs(pyproj.CRS.from_cf(mapping), "EPSG:4326", always_xy=True)
+    lon, lat = to_degrees.transform(data.rlon.values[7], data.rlat.values[9])
+    (row,) = fastds.query("inr-any", data.isel(time=[0]), [(lat, lon)])
+    assert row["t2m_bilinear"] == pytest.approx(float(data.t2m[0, 9, 7]), abs=1e-3)
 
 
 def test_fields_without_an_option_are_told_which_they_take(tmp_path, capsys):

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Unpack
 
-import torch
 import xarray as xr
 from torch import nn
 
@@ -25,10 +24,11 @@ from fastds.tasks.common.pieces import is_lazy, lazy, outline
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import write_csv
 from fastds.tasks.fields.evaluation import check_truth
-from fastds.tasks.fields.geometry import Geometry, Plane, geometry
+from fastds.tasks.fields.geometry import geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
+from fastds.tasks.fields.stations import on_axes, projection_of
 from fastds.tasks.fields.variables import with_fields
 
 
@@ -151,30 +151,24 @@ def query(
 
 def query_plan(dataset: xr.Dataset, var: str | None = None) -> str:
     """What `query` would read of a dataset by its choice, for the user. Raises: ValueError where it does not fit."""
-    grid = _grid_of_points(dataset, var)
-    fields, note = pick_network(None, with_fields(dataset, grid, var), grid)
-    return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
-
-
-def _grid_of_points(dataset: xr.Dataset, var: str | None) -> Geometry:
     grid = geometry(dataset, var)
-    if isinstance(grid, Plane):
-        said = f"points are latitudes and longitudes, and the fields are on {grid.said}"
-        raise ValueError(f"{said}: bring the fields onto latitudes and longitudes first (cdo remapbil)")
-    return grid
+    fields, note = pick_network(None, with_fields(dataset, grid, var), grid)
+    projection_of(fields.dataset, grid)
+    return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
 
 
 def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
     """The rows of query, the name of the model and a sentence about it; options: of settle."""
     stations, latitude, longitude = read_points(points)
-    grid = _grid_of_points(dataset, var)
+    grid = geometry(dataset, var)
     fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
     grid = fields.grid
+    at_rows, at_columns = on_axes(projection_of(fields.dataset, grid), grid, latitude, longitude)
     settings = settle(fields.model, **options)
     with computing(fields.model, settings):
         fields.check(stacklevel=4)
         judged = fields.domain.attributes()
-        where = grid.points(*(torch.tensor(at, dtype=torch.float64) for at in (latitude, longitude)), outside=outside)
+        where = grid.points(at_rows, at_columns, outside=outside)
         factor = (fields.model.max_scale,) * 2
         rows = []
         for label, x in fields.fields():
