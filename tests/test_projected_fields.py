@@ -71,6 +71,45 @@ def test_latitudes_and_longitudes_of_the_points_come_along():
     np.testing.assert_allclose(found[1], 179.5 + expected.x.values / 60e3 + np.zeros((40, 1)), atol=2e-4)
 
 
+def curvilinear():
+    """Latitudes and longitudes of every point alone."""
+    data = projected().drop_vars("crs")
+    lat, lon = np.broadcast_arrays(60 + data.y.values[:, None] / 111e3, 20 + data.x.values / 60e3)
+    places = {"lat": (("y", "x"), lat, {"units": "degrees_north"}), "lon": (("y", "x"), lon, {"units": "degrees_east"})}
+    return data.assign_coords(places).drop_vars(["y", "x"])
+
+
+@pytest.mark.parametrize("model", ["bicubic", "inr-any"])
+def test_a_curvilinear_grid_becomes_finer_among_its_points(model):
+    """As fields on x and y, in any order of rows and columns; the result has the places of its points."""
+    data = curvilinear()
+    fine = fastds.downscale(model, data, scale=2)
+    assert set(fine.coords) == {"time", "lat", "lon"}
+    np.testing.assert_allclose(fine.t2m, fastds.downscale(model, projected(), scale=2).t2m, atol=1e-3)
+    np.testing.assert_allclose(fine.lat[:, 0], 60 + projected(40, 48, 1.5e3).y.values / 111e3, atol=1e-3)
+    turned = fastds.downscale(model, data.isel(y=slice(None, None, -1), x=slice(None, None, -1)), scale=2)
+    np.testing.assert_array_equal(turned.t2m[:, ::-1, ::-1], fine.t2m)
+    np.testing.assert_allclose(turned.lat[::-1, ::-1], fine.lat, atol=1e-9)
+    other = fastds.downscale(model, data.transpose("x", "y", "time"), scale=2)
+    np.testing.assert_array_equal(other.t2m.transpose("time", "y", "x"), fine.t2m)
+    np.testing.assert_allclose(other.lat.transpose("y", "x"), fine.lat, atol=1e-9)
+
+
+def test_what_needs_more_than_the_points_of_a_curvilinear_grid_says_so():
+    data = curvilinear()
+    with pytest.raises(ValueError, match="grid needs coordinates along rows and columns, .* a curvilinear grid over y"):
+        fastds.downscale("bicubic", data, grid=0.5)
+    with pytest.raises(ValueError, match="like: its grid is of a curvilinear grid over y and x, and that of"):
+        fastds.downscale("bicubic", data, like=data)
+    with pytest.raises(ValueError, match="points need coordinates along rows and columns"):
+        fastds.query("inr-any", data, [(60.0, 20.0)])
+    assert fastds.evaluate(data, data).rows["t2m"]["prediction"]["rmse"] == 0
+    with pytest.raises(ValueError, match="the grids differ: PRED and TRUTH are on curvilinear grids of other points"):
+        fastds.evaluate(data, data.assign_coords(lat=data.lat + 0.1))
+    with pytest.raises(ValueError, match="COARSE is on a curvilinear grid"):
+        fastds.evaluate(data, data, input=data)
+
+
 def test_targets_by_spacing_and_like():
     data = projected()
     by = fastds.downscale("bicubic", data, grid=1000.0)

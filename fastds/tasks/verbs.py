@@ -39,7 +39,7 @@ class UnknownOptionError(TypeError, ValueError):
 
 
 def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
-    """Make radar frames, latitude-longitude fields or humidity finer.
+    """Make radar frames, gridded fields or humidity finer.
 
     Args:
         model: as fastds.load gives it, a shipped name or a weights file. None: the shipped weights for reflectivity,
@@ -94,7 +94,7 @@ def query(
     points: str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]],
     **options: Any,
 ) -> list[dict]:
-    """Values of latitude-longitude fields at points, by the model and by bilinear interpolation.
+    """Values of gridded fields at points, by the model and by bilinear interpolation.
 
     Args:
         model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small where it takes the data, else

@@ -154,7 +154,9 @@ def _compared(dataset: xr.Dataset, var: str | None) -> str:
         return "forecasts, as PRED"
     if task == "radar":
         return f"{_radar(dataset, var, 2).source_name}, as PRED or TRUTH of radar fields"
-    return f"{', '.join(task_function(task, 'evaluate_plan')(dataset, var))}, as PRED or TRUTH of gridded fields"
+    names = task_function(task, "evaluate_plan")(dataset, var)
+    listed = ", ".join(names[:_MOST]) + f" and {len(names) - _MOST} more" * (len(names) > _MOST)
+    return f"{listed}, as PRED or TRUTH of gridded fields"
 
 
 def _converted(dataset: xr.Dataset) -> str:

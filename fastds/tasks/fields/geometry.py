@@ -4,8 +4,9 @@ by factor or spacing."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastds.data.grid.axes import (
     is_longitude,
     rows_and_columns,
 )
+from fastds.data.grid.grids import latitude_longitude
 from fastds.metrics import latitude_weights
 from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon, spacing
 
@@ -109,9 +111,11 @@ class Geometry:
 @dataclass(frozen=True)
 class Plane(Geometry):
     """Evenly spaced coordinates other than latitudes and longitudes, such as y and x of a projection: y in the place of
-    latitude, x in that of longitude. units: theirs, "" where they have none."""
+    latitude, x in that of longitude. units: theirs, "" where they have none. indexed: of a curvilinear grid, which has
+    latitudes and longitudes of every point alone, they are its rows and columns, counted to the north and east."""
 
     units: tuple[str, str] = ("", "")
+    indexed: bool = False
 
     @property
     def periodic(self) -> bool:
@@ -135,6 +139,8 @@ class Plane(Geometry):
 
     @property
     def said(self) -> str:
+        if self.indexed:
+            return f"a curvilinear grid over {' and '.join(self.names)}"
         (y, x), (rows, columns) = self.names, (units or "no units" for units in self.units)
         return f"{y} [{rows}] and {x} [{columns}]"
 
@@ -216,7 +222,7 @@ def geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
 
 def _plane_of(dataset: xr.Dataset, var: str | None) -> Plane | None:
     """The grid of fields without latitudes and longitudes along their dimensions; None where there are such, or no
-    other coordinates."""
+    coordinates at all."""
     if any(c.ndim < 2 for kind in _ANGLES for _, c in _candidates(dataset, *kind)):
         return None
     considered = dataset[[var]] if var in dataset.data_vars else dataset
@@ -224,7 +230,7 @@ def _plane_of(dataset: xr.Dataset, var: str | None) -> Plane | None:
     found = dict.fromkeys(rows_and_columns(v, v.dims) for v in fields)
     places = [names for names in found if all(n in dataset.coords and dataset.sizes[n] > 1 for n in names)]
     if not places:
-        return None
+        return _curvilinear(dataset, fields)
     if len(places) > 1:
         said = " and ".join(f"{y}, {x}" for y, x in places)
         raise ValueError(f"expected fields on one grid, found {said}; name the variable with the argument var")
@@ -237,6 +243,25 @@ def _plane_of(dataset: xr.Dataset, var: str | None) -> Plane | None:
     except ValueError as error:
         raise ValueError(f"{error}; the fields are on no regular grid, {_BRING}") from None
     return plane
+
+
+def _curvilinear(dataset: xr.Dataset, fields: Sequence[xr.DataArray]) -> Plane | None:
+    """The rows and columns of the first of the fields that has 2-D latitudes and longitudes; None where none has."""
+    planes = [c.dims for _, c in _candidates(dataset, *_ANGLES[0]) if c.ndim == 2 and min(c.shape) > 1]
+    for field, dims in itertools.product(fields, planes):
+        if not set(dims) <= set(field.dims) or set(dims) & set(field.coords):
+            continue
+        named = rows_and_columns(field, dims)
+        dims = dims if None in named else named
+        lat, lon = latitude_longitude(field.transpose(..., *dims))
+        if lat is None:
+            continue
+        east = np.unwrap(lon.values, period=FULL_CIRCLE)
+        ascending = np.nanmean(lat.values[-1] - lat.values[0]) > 0, np.nanmean(east[:, -1] - east[:, 0]) > 0
+        counted = (torch.arange(size, dtype=torch.float64) for size in lat.shape)
+        axes = (axis if way else -axis for axis, way in zip(counted, ascending, strict=True))
+        return Plane(*axes, names=tuple(map(str, dims)), indexed=True)
+    return None
 
 
 def _candidates(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> list[tuple[str, xr.DataArray]]:
@@ -305,6 +330,9 @@ def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
 
     Raises: ValueError: degrees that are not positive, or a periodic grid they do not divide.
     """
+    if isinstance(grid, Plane) and grid.indexed:
+        said = f"grid needs coordinates along rows and columns, and the fields are on {grid.said}"
+        raise ValueError(f"{said}; give the argument scale")
     if not 0 < degrees < (math.inf if isinstance(grid, Plane) else 90):
         unit = "the units of x and y" if isinstance(grid, Plane) else "degrees"
         raise ValueError(f"grid must be a spacing in {unit}, got {degrees!r}")

@@ -104,13 +104,16 @@ class FieldsJob:
         for name, (dims, _) in self.variables.items():
             result[name] = (dims, values[name], field_attributes(given, given[name]))
         for name, axis in zip(self.own.names, self.target, strict=True):
-            result = result.assign(self._axis(name, axis))
+            if name in given.coords:
+                result = result.assign(self._axis(name, axis))
         along = [
             n for n, c in first.coords.items() if c.dims and set(c.dims) <= set(method.lead) and n not in method.lead
         ]
         if isinstance(self.own, Plane):
             where = self.own.positions(*self.target)
-            result = result.assign_coords(places_between(first, *(at.numpy() for at in where)))
+            result = result.assign_coords(
+                places_between(first.transpose(..., *self.own.names), *(at.numpy() for at in where))
+            )
         kept = [*(d for d in method.lead if d in given.coords), *along, *scalar_coordinates(first)]
         for name in kept:
             result = result.assign(with_bounds(given, first[name]))
@@ -164,7 +167,7 @@ def _grid_of(like: xr.Dataset | str | os.PathLike, own: Geometry) -> Geometry:
                 found = geometry(other)
     except ValueError as error:
         raise ValueError(f"like: {error}") from error
-    if _units(found) != _units(own):
+    if _units(found) != _units(own) or (isinstance(own, Plane) and own.indexed):
         raise ValueError(f"like: its grid is of {found.said}, and that of the fields is of {own.said}")
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What brings latitude-longitude fields onto other grids: interpolation, or a network by its name or file."""
+"""What brings gridded fields onto other grids: interpolation, or a network by its name or file."""
 
 from __future__ import annotations
 

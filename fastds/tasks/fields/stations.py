@@ -23,6 +23,8 @@ def projection_of(dataset: xr.Dataset, grid: Geometry) -> Any:
     Raises: ValueError where no grid mapping tells it; ImportError without pyproj."""
     if not isinstance(grid, Plane):
         return None
+    if grid.indexed:
+        raise ValueError(f"points need coordinates along rows and columns, and the fields are on {grid.said}")
     names = [mapping for name in on_grid(dataset, grid) for mapping in grid_mappings(dataset, dataset[name])]
     if not names:
         raise ValueError(
