@@ -51,9 +51,10 @@ def downscale(
     Args:
         model: INRDownscaler, or the name or path of its weights, or bilinear, bicubic or lanczos; None: inr-small where
             it takes the dataset, else inr-any, which takes every variable by itself.
-        dataset: fields (..., latitude, longitude), or over evenly spaced y and x or on a curvilinear grid, which inr-any
-            and the methods without weights take.
-        scale: factor > 0. grid: spacing of the new grid, degrees or units of y and x. like: dataset, or file, whose coordinates are taken.
+        dataset: fields (..., latitude, longitude); for inr-any and the methods without weights also over evenly spaced
+            y and x, or on a curvilinear grid.
+        scale: factor > 0. grid: spacing of the new grid, degrees or units of y and x. like: dataset, or file, whose
+            coordinates are taken.
         var: the only field that is read; None: those of the most dimensions, or those that the model names.
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
         threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
