@@ -40,7 +40,7 @@ def _plain_parser(description: str | None = None) -> ArgumentParser:
 
 def _downscale_parser() -> ArgumentParser:
     parser = _plain_parser(
-        "Radar fields: write IN.nc at twice the resolution and half the time step. Latitude-longitude fields: with "
+        "Radar fields: write IN.nc at twice the resolution and half the time step. Gridded fields: with "
         "--scale, --grid or --like. Relative humidity: with --model wgan-gp-small-x2 or -x8. An OUT.nc that exists is "
         "replaced."
     )
@@ -69,11 +69,14 @@ def _downscale_parser() -> ArgumentParser:
         help="radar: how the cells of IN average finer ones, where that is known: in linear Z, dBZ above a floor, or "
         "plain dBZ, no echo included; the result, averaged that way, then nearly gives IN",
     )  # fmt: skip
-    parser.add_argument("--scale", type=float, help="latitude-longitude fields: this many times as fine, any real")
+    parser.add_argument("--scale", type=float, help="gridded fields: this many times as fine, any real")
     parser.add_argument(
-        "--grid", type=float, metavar="DEGREES", help="latitude-longitude fields: spacing of the result"
+        "--grid",
+        type=float,
+        metavar="SPACING",
+        help="gridded fields: of the result, in degrees, or in the units of x and y",
     )
-    parser.add_argument("--like", metavar="FILE", help="latitude-longitude fields: onto the grid of this file")
+    parser.add_argument("--like", metavar="FILE", help="gridded fields: onto the grid of this file")
     parser.add_argument("--members", type=int, help="generators: members of the ensemble; default: one, without noise")
     parser.add_argument("--seed", type=int, help="generators: of the first member; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")

@@ -28,7 +28,7 @@ def function(verb: str) -> Callable:
 
 
 class Downscales:
-    """A model that makes radar frames, latitude-longitude fields or humidity finer."""
+    """A model that makes radar frames, gridded fields or humidity finer."""
 
     def downscale(self, data: Any, **options: Any) -> Any:
         """Make an xarray Dataset or a file finer with this model, see fastds.downscale."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds check says what files are, fastds convert makes archives that MLCast's own validator takes."""
 
+import shutil
 import warnings
 
 import numpy as np
@@ -65,6 +66,27 @@ def test_the_validator_of_mlcast_finds_only_the_archive_short(event, tmp_path, f
 
 URL = "--created-with=https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
 ARCHIVED = [*TOLD, URL, "--to=mlcast"]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_archive_of_the_swiss_grid_passes_the_validator_of_mlcast(data_dir, tmp_path, failed, raw):
+    """Its projection is an oblique Mercator, whose axes CF cannot turn: the attributes alone tell a cone near it."""
+    words = [str(data_dir / "radar_mch_20160711_5min.nc"), str(tmp_path / "a.zarr"), "--stop=2016-07-11T20:55"]
+    if raw:
+        words[:1] = [str(tmp_path / f"AQC16193{time}V_00005.801.gif") for time in (2200, 2205)]
+        for copy in words[:2]:
+            shutil.copy(data_dir / "raw/mch/AQC161932200V_00005.801.gif", copy)
+        words.pop()
+    assert main(["convert", *words, *TOLD[:2], "--identifier=CH-MCH-rain", URL]) == 0
+    assert failed(tmp_path / "a.zarr") == ["Minimum 3-year coverage"]
+
+
+def test_a_projection_that_cf_attributes_cannot_tell_is_said(event, tmp_path):
+    """An oblique Mercator whose central line runs to the north-east."""
+    oblique = "+proj=omerc +lat_0=61 +lonc=24 +alpha=40 +gamma=40 +k=1 +x_0=300000 +y_0=6700000 +ellps=GRS80"
+    event["crs"] = ((), 0, {"crs_wkt": pyproj.CRS(oblique).to_wkt()})
+    with pytest.warns(UserWarning, match="attributes of CF cannot tell the projection Hotine Oblique Mercator"):
+        save_mlcast(event, tmp_path / "a.zarr", ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +212,27 @@ def test_archives_need_a_projection(event, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            "mch/AQC161932200V_00005.801.gif",
+            "an archive needs at least 2 times, variable rainfall_amount has 1; --to cf,",
+        ),
+        ("dpc/VMI_1744834500000.h5", "an archive needs at least 2 times, variable reflectivity has 1; --to cf,"),
+        ("radar_dpc_sardinia_20250416_5min.nc", "and longitude [degrees_east]; --to cf, in Python"),
+    ],
+)
+def test_what_fits_no_archive_is_told_the_form_that_takes_it(data_dir, tmp_path, capsys, raw, message):
+    source = data_dir / (f"raw/{raw}" if "/" in raw else raw)
+    out = str(tmp_path / "o.zarr")
+    assert main(["convert", str(source), out, *TOLD]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["convert", str(source), out, "--to=cf"]) == 0
+    with open_dataset(out) as written:
+        assert written.sizes["time"]
+
+
 def test_several_files_are_converted_at_once(event, tmp_path, capsys):
     """Each counts days since its own first time."""
     names = []
@@ -229,7 +272,12 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         "grid       transverse mercator, cells of 500 x 500 m",
         "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small",
         "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
-        "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of",
+        "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of ",
+        "northward_wind, reflectivity with --var\n",
+        "can        query: reflectivity at points; model inr-any was chosen",
+        "can        evaluate: reflectivity, as PRED or TRUTH of radar fields",
+        "can        convert: to CF, OUT.nc, or OUT.zarr with --to cf",
+        "can        convert --to mlcast: to an archive in MLCast's form",
         "warning    the grid spacing of 500 m and the cadence of 300 s are outside the ranges that fczsm-small was "
         "trained for, 2000 to 8000 m and 600 to 1800 s: expect larger errors",
         "out of domain 4.00 (1: the ends of the training)",
@@ -255,7 +303,39 @@ def test_check_of_fields(data_dir, capsys):
     said = capsys.readouterr().out
     assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small was chosen" in said
     assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
-    assert "cannot     nowcast: no variable of reflectivity was found" in said
+    assert "cannot     downscale: no variable of reflectivity was found" in said and "nowcast: as downscale\n" in said
+    assert "can        query: r, t, u, z at points; model inr-small was chosen" in said
+    assert "can        evaluate: r, t, u, z, as PRED or TRUTH of gridded fields" in said
+    assert "cannot     convert --to mlcast: as downscale\n" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("grib/nam.t00z.awp21100.tm00.grib2", ["can        convert: to CF", "cannot     nowcast: as downscale\n"]),
+        ("knmi/RAD_NL25_PCP_CM_202106222000.h5", ["can        downscale: reflectivity to 1 field of 1530 x 1400"]),
+        ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model inr-any"]),
+    ],
+)
+def test_check_of_what_only_some_commands_take(data_dir, capsys, name, lines):
+    """A list of fifty variables is printed once; one time is enough for what needs no more."""
+    if name.startswith("grib"):
+        pytest.importorskip("cfgrib", reason="GRIB needs the package cfgrib")
+    assert main(["check", str(data_dir / "raw" / name)]) == 0
+    said = capsys.readouterr().out
+    assert all(line in said for line in lines) and said.count("candidates:") <= 1, said
+
+
+def test_check_of_forecasts_and_of_no_field(event, tmp_path, capsys):
+    save_dataset(event, tmp_path / "event.nc")
+    assert (
+        main(["nowcast", str(tmp_path / "event.nc"), str(tmp_path / "f.nc"), "--model=persistence", "--steps=2"]) == 0
+    )
+    save_dataset(event[["time"]].assign(count=7), tmp_path / "n.nc")
+    assert main(["check", str(tmp_path / "f.nc")]) == 0
+    assert "can        evaluate: forecasts, as PRED" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "n.nc")]) == 2
+    assert "cannot     convert: there is no field" in capsys.readouterr().out
 
 
 def test_check_of_places_and_times_out_of_the_ordinary(event, tmp_path, capsys):

@@ -265,3 +265,32 @@ def test_hko7_messages(hko7, tmp_path):
     (tmp_path / "RAD150610230000.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="cannot be read as an image"):
         open_hko7(tmp_path)
+
+
+def test_the_swiss_grid_lies_right_by_attributes_without_wkt(data_dir):
+    """Against the corners that the PROJ string of its composite gives."""
+    pyproj = pytest.importorskip("pyproj", reason="projections need the package pyproj")
+    with open_dataset(data_dir / "raw/mch/AQC161932200V_00005.801.gif") as dataset:
+        alone = {name: value for name, value in dataset.crs.attrs.items() if name != "crs_wkt"}
+    with open_dataset(data_dir / "radar_mch_20160711_5min.nc") as other:
+        crs = pyproj.CRS.from_cf(alone), other.crs.attrs["proj4"]
+    found, exact = (pyproj.Transformer.from_crs(one, "EPSG:4326", always_xy=True) for one in crs)
+    np.testing.assert_allclose(exact.transform(255.5e3, 479.5e3), (2.70, 49.37), atol=5e-3)
+    for corner in ((255.5e3, 479.5e3), (964.5e3, 479.5e3), (964.5e3, -159.5e3), (255.5e3, -159.5e3)):
+        np.testing.assert_allclose(found.transform(*corner), exact.transform(*corner), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            ("lats", "lons"),
+            "is an npz archive of coordinates alone; give the archives of rain or reflectivity beside it",
+        ),
+        (("rain",), "is an npz archive of rain; those of MeteoNet are read, which hold data and dates"),
+    ],
+)
+def test_npz_archives_without_fields_are_told_apart(tmp_path, arrays, message):
+    np.savez(tmp_path / "radar_coords_NW.npz", **dict.fromkeys(arrays, np.zeros((3, 4))))
+    with pytest.raises(ValueError, match=message):
+        open_dataset(tmp_path / "radar_coords_NW.npz")

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastds import models
 from fastds.data.grid.grids import latitude_longitude
-from fastds.data.grid.variables import is_dbz
+from fastds.data.grid.variables import is_dbz, named_reflectivity, rain_kind
 from fastds.data.reading import Data, Reading, are_paths, opened
 from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
@@ -39,7 +39,7 @@ class UnknownOptionError(TypeError, ValueError):
 
 
 def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
-    """Make radar frames, latitude-longitude fields or humidity finer.
+    """Make radar frames, gridded fields or humidity finer.
 
     Args:
         model: as fastds.load gives it, a shipped name or a weights file. None: the shipped weights for reflectivity,
@@ -94,7 +94,7 @@ def query(
     points: str | os.PathLike | Mapping[str, Sequence] | Sequence[tuple[float, float]],
     **options: Any,
 ) -> list[dict]:
-    """Values of latitude-longitude fields at points, by the model and by bilinear interpolation.
+    """Values of gridded fields at points, by the model and by bilinear interpolation.
 
     Args:
         model: an arbitrary-scale model, a shipped name or a weights file; None: inr-small where it takes the data, else
@@ -156,8 +156,8 @@ def given_name(task: str) -> str:
 
 def evaluating_task(prediction: xr.Dataset, var: str | None = None) -> str:
     """The task that evaluates a prediction: "nowcast" forecasts by start and lead; else what its attribute fastds_task
-    tells; else ensembles, and fields over latitude and longitude, but reflectivity, are "fields", all others "radar".
-    var: the variable that is meant."""
+    tells; else ensembles, fields over latitude and longitude, but reflectivity, and fields of other quantities than
+    rain are "fields", all others "radar". var: the variable that is meant."""
     told = prediction.attrs.get("fastds_task")
     if is_forecast(prediction):
         return "nowcast"
@@ -169,7 +169,15 @@ def evaluating_task(prediction: xr.Dataset, var: str | None = None) -> str:
     chosen = [fields[var]] if var in fields else list(fields.values())
     latitudes = (latitude_longitude(field)[0] for field in chosen)
     gridded = any(latitude is not None and latitude.ndim == 1 for latitude in latitudes)
-    return "fields" if gridded and not any(is_dbz(field.attrs.get("units")) for field in chosen) else "radar"
+    if any(is_dbz(field.attrs.get("units")) for field in chosen):
+        return "radar"
+    return "fields" if gridded or _of_no_rain(chosen) else "radar"
+
+
+def _of_no_rain(fields: list[xr.DataArray]) -> bool:
+    """Whether fields, on whatever grid, are known to be of other quantities than rain, which are no radar fields."""
+    known = [field for field in fields if field.attrs.get("units") and field.ndim >= 3]
+    return bool(known) and not any(named_reflectivity(f) or rain_kind(f, named=True) for f in known)
 
 
 def task_function(task: str, verb: str) -> Callable:

@@ -116,7 +116,9 @@ def test_wheel_content(full_build):
     assert "\nName: fastds-weather\n" in text and "\nRequires-Dist: torch>=2.10\n" in text
     assert "\nLicense-Expression: Apache-2.0\n" in text
     (entry,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "fastds = fastds.cli:main" in zipfile.ZipFile(wheel).read(entry).decode()
+    points = zipfile.ZipFile(wheel).read(entry).decode()
+    assert "fastds = fastds.cli:main" in points
+    assert "[pysteps.plugins.diagnostic]\nfastds = fastds.tasks.radar.pysteps_diagnostic:diagnostic_fastds" in points
 
 
 def test_sdist_has_what_a_build_needs(small_tree):

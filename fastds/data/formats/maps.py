@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds.data.grid.projections import cf_attributes
 from fastds.data.packages import import_pyproj, require
 
 Fields = Mapping[str, tuple[np.ndarray, dict[str, Any]]]
@@ -37,13 +38,17 @@ def centres(corner: float, step: float, size: int) -> np.ndarray:
     return corner + step * (np.arange(size) + 0.5)
 
 
-def projection(proj4: str) -> dict[str, Any]:
-    """CF attributes of a grid mapping from a PROJ string. Raises: ImportError without pyproj; ValueError for a string
-    that PROJ does not read."""
+def projection(proj4: str, coordinates: Coordinates | None = None) -> dict[str, Any]:
+    """CF attributes of a grid mapping from a PROJ string; coordinates: y and x of the grid, for projections that CF
+    attributes tell nearly, see cf_attributes. Raises: ImportError without pyproj; ValueError for a string that PROJ
+    does not read."""
     try:
+        crs = _pyproj().CRS.from_user_input(proj4)
+        if coordinates is not None:
+            return cf_attributes(crs, *coordinates[::-1])
         with warnings.catch_warnings():  # what CF cannot say is in its crs_wkt
             warnings.simplefilter("ignore", UserWarning)
-            return _pyproj().CRS.from_user_input(proj4).to_cf()
+            return crs.to_cf()
     except _pyproj().exceptions.CRSError as error:
         raise ValueError(f"the projection {proj4!r} cannot be read ({str(error).splitlines()[0]})") from error
 

@@ -48,4 +48,4 @@ def read(contents: Contents) -> xr.Dataset:
     fields["rainfall_amount"][1].update(zr_a=_Z_R[0], zr_b=_Z_R[1])
     axes = maps.centres(_TOP, -_CELL, 640), maps.centres(_LEFT, _CELL, 710)
     named = {"title": f"MeteoSwiss {match[1]}", "institution": "MeteoSwiss"}
-    return maps.projected_map(fields, [time], axes, maps.projection(_SWISS), **named)
+    return maps.projected_map(fields, [time], axes, maps.projection(_SWISS, axes), **named)

@@ -29,6 +29,14 @@ def recognises(contents: Contents) -> bool:
     return {"data.npy", "dates.npy"} <= contents.members
 
 
+def without_fields(contents: Contents) -> str:
+    """What is said of another npz archive."""
+    found = ", ".join(sorted(name.removesuffix(".npy") for name in contents.members))
+    if {"lats.npy", "lons.npy"} <= contents.members:
+        return "of coordinates alone; give the archives of rain or reflectivity beside it, which are read with it"
+    return f"of {found}; those of MeteoNet are read, which hold data and dates"
+
+
 def read(contents: Contents) -> xr.Dataset:
     """Read rain amounts of 5 minutes, or reflectivity of the old (0: below 8 dBZ) or new product; with the latter the
     probability of rain in % and the height of the measurement in m, `probability` and `measurement_height`.

@@ -49,7 +49,7 @@ _ELSEWHERE = (
     ),
     (b"GIF8", "a GIF image", "only images of classes by MeteoSwiss are read"),
     (b"P5", "a PGM image", "only composites of FMI are read"),
-    (b"PK", "a zip archive", "unpack it first; of npz archives those of MeteoNet are read"),
+    (b"PK", "a zip archive", "unpack it first"),
     (b"\x80\x04", "a Python pickle", "save fields with xarray: Dataset.to_netcdf"),
 )
 
@@ -63,6 +63,8 @@ def refusal(contents: Contents) -> str:
     """What is said of contents in no known format, with the tool that reads them where one is known."""
     if not contents.start:
         return f"{contents.path} is {'damaged: it cannot be unpacked' if contents.raw_start else 'empty'}"
+    if contents.members and all(name.endswith(".npy") for name in contents.members):
+        return f"{contents.path} is an npz archive {meteonet.without_fields(contents)}"
     for magic, what, remedy in _ELSEWHERE:
         if contents.start.startswith(magic):
             return f"{contents.path} is {what}; {remedy}"

@@ -63,6 +63,16 @@ def time_of(dataset: xr.Dataset) -> Hashable | None:
     return found.pop() if len(found) == 1 else None
 
 
+def with_time(dataset: xr.Dataset, name: Hashable) -> xr.Dataset:
+    """The dataset with a dimension of time for a variable that has a single time beside its dimensions."""
+    if time_dimension(dataset[name]) is not None:
+        return dataset
+    single = [n for n, c in dataset[name].coords.items() if c.ndim == 0 and _is_time(c, str(n))]
+    if len(single) != 1:
+        return dataset
+    return dataset.drop_vars(single).assign({name: dataset[name].expand_dims(single)})
+
+
 def rows_and_columns(variable: xr.DataArray, dims: Iterable[Hashable]) -> tuple[Hashable | None, Hashable | None]:
     """Which of some dimensions are y and x, by their coordinates or names; None where nothing tells."""
     x = _pick(variable, dims, lambda c, dim: _matches(c, dim, "X", _X_STANDARD, _X_NAMES))

@@ -5,6 +5,7 @@ from collections.abc import Hashable
 
 import numpy as np
 import xarray as xr
+from scipy.interpolate import RegularGridInterpolator
 
 from fastds.data.grid.axes import check_degrees, is_latitude, is_longitude, unwrap
 
@@ -273,6 +274,22 @@ def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
     if lat.ndim == 2:
         return lat.transpose(*field.dims[-2:]), lon.transpose(*field.dims[-2:])
     return lat, lon
+
+
+def places_between(field: xr.DataArray, rows: np.ndarray, columns: np.ndarray) -> dict[Hashable, xr.Variable]:
+    """The 2-D latitude and longitude of a field (..., y, x), where it has them, at places of rows and columns with
+    fractions: linear on the sphere, and on beyond the edges."""
+    lat, lon = latitude_longitude(field)
+    if lat is None or lat.ndim != 2:
+        return {}
+    axes = tuple(np.arange(size, dtype=float) for size in lat.shape)
+    vectors = np.moveaxis(_unit_vectors(lat.values, lon.values), 0, -1)
+    between = RegularGridInterpolator(axes, vectors, bounds_error=False, fill_value=None)
+    points = between(np.stack(np.meshgrid(rows, columns, indexing="ij"), -1))
+    new = _angles(np.moveaxis(points, -1, 0), lon.values)
+    dims, ends = lat.dims, ("bounds", *_RANGE_ATTRIBUTES)
+    attrs = [{key: value for key, value in c.attrs.items() if key not in ends} for c in (lat, lon)]
+    return {c.name: xr.Variable(dims, values, a) for c, values, a in zip((lat, lon), new, attrs, strict=True)}
 
 
 def _unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:

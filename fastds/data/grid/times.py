@@ -112,10 +112,11 @@ def check_dates(times: xr.DataArray) -> None:
         raise ValueError(f"coordinate {times.name} has a missing time at position {int(np.argmax(missing))}")
 
 
-def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
+def sort_times(field: xr.DataArray, least: int = 2) -> tuple[xr.DataArray, list[str]]:
     """A field (time, ...) sorted by time without repeated frames, and notes about it.
 
-    Raises: ValueError for fewer than two times, times that are no dates or missing, and different fields at one time.
+    Raises: ValueError for fewer than `least` times, times that are no dates or missing, and different fields at one
+        time.
     """
     time, notes = field.dims[0], []
     if time not in field.coords:
@@ -135,9 +136,10 @@ def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     if len(keep) < len(order):
         notes.append(f"{len(order) - len(keep)} repeated frames were dropped")
         field = field.isel({time: keep})
-    if len(keep) < 2:
+    if len(keep) < least:
+        needed = "1 time is" if least == 1 else f"{least} times are"
         raise ValueError(
-            f"at least 2 times are needed, variable {field.name} has {len(keep)}; a folder or pattern joins files"
+            f"at least {needed} needed, variable {field.name} has {len(keep)}; a folder or pattern joins files"
         )
     return field, notes
 
@@ -145,9 +147,12 @@ def sort_times(field: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
 def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[str]]:
     """Slices of frames that follow one another at the cadence, the cadence in seconds, and notes about gaps.
 
-    The cadence is the most frequent step. Steps within 10 % of it are regular, steps of 1.5 times and more are gaps.
+    The cadence is the most frequent step, NaN of a single time. Steps within 10 % of it are regular, steps of 1.5 times
+    and more are gaps.
     Raises: ValueError that names the two times for any other step.
     """
+    if len(times) == 1:
+        return (slice(0, 1),), float("nan"), []
     seconds = seconds_since_first(times)
     cadence = most_frequent_step(seconds)
     if not cadence > 0:
@@ -246,7 +251,7 @@ def interval_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray:
     """(T, 2) start and end of the interval that each value stands for, of a field of amounts or means over time.
 
     The bounds variable of the time coordinate is used if there is one; else the interval ends at the time and is as
-    long as the cadence, which needs cell_methods "time: sum" or "time: mean".
+    long as the cadence, of a single time as cell_methods state, which needs cell_methods "time: sum" or "time: mean".
     Raises: ValueError for amounts without either, running accumulations, and intervals that do not fit the cadence.
     """
     name, bounds = field.name, _bounds_in_file(dataset, field)
@@ -255,6 +260,8 @@ def interval_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray:
     lengths = np.array([to_seconds(second - first) for first, second in bounds])
     if np.any(lengths <= 0):
         raise ValueError(f"the time bounds of {name} must be pairs of start and end, end after start")
+    if len(bounds) == 1:
+        return bounds
     if np.all(bounds[:, 0] == bounds[0, 0]):
         raise ValueError(f"variable {name} runs on from {text_of(bounds[0, 0])}; {_TAKE_DIFFERENCES}")
     if np.any(np.abs(lengths - lengths[0]) > _TOLERANCE * lengths[0]):
@@ -295,8 +302,12 @@ def _bounds_from_cadence(field: xr.DataArray) -> np.ndarray:
             "interval is unknown; set cell_methods to 'time: sum' if it is the sum since the time before, or "
             f"{_TAKE_DIFFERENCES} if it runs on"
         )
-    cadence = most_frequent_step(seconds_since_first(times))
     stated = _stated_interval(field)
+    if len(times) == 1 and stated is None:
+        raise ValueError(
+            f"variable {name} is an amount at one time, whose interval nothing tells: join files of more times"
+        )
+    cadence = stated if len(times) == 1 else most_frequent_step(seconds_since_first(times))
     if stated is not None:
         _check_length(name, stated, cadence)
     step = datetime.timedelta(seconds=cadence)

@@ -194,6 +194,12 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
     raise ValueError(f"no variable of reflectivity was found; {_candidates_sentence(dataset)}")
 
 
+def named_reflectivity(variable: xr.DataArray) -> bool:
+    """Whether name or standard_name of a variable say reflectivity, whatever its units."""
+    by_name = str(variable.name).lower() in _REFLECTIVITY_NAMES
+    return by_name or _standard_name(variable).startswith(_REFLECTIVITY_PREFIX)
+
+
 def only_rain(dataset: xr.Dataset) -> str | None:
     """The only field of rain; None where there are several or none."""
     rain = [name for name in field_names(dataset) if rain_kind(dataset[name])]

@@ -6,6 +6,7 @@ import datetime
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 
 from fastds._outputs import replacing
 from fastds.data.grid.grids import METRES, grid_mappings
+from fastds.data.grid.projections import TOLERANCE, cf_attributes, deviation
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import rain_units
 from fastds.data.io.files import settled_writes
@@ -26,6 +28,7 @@ _FORMS = {
     "rate": ("rainfall_flux",) * 2 + ("rain rate", "kg m-2 h-1"),
     "amount": ("rainfall_amount",) * 2 + ("rain amount of the interval before the time", "kg m-2"),
 }
+_AS_THEY_ARE = "--to cf, in Python fastds.data.save_dataset, writes the fields as they are"
 _BLOCK_BYTES = 64 << 20
 _IDENTIFIER = re.compile(r"[A-Z]{2}-[A-Za-z0-9]+-[A-Za-z0-9_]+$")
 _CREATOR = re.compile(r"[^<>]*\S[^<>]*<[^<>@\s]+@[^<>@\s]+>$")
@@ -114,14 +117,16 @@ def _archivable(dataset: xr.Dataset, path: str | os.PathLike, var: str | None) -
     for package in ("zarr", "pyproj"):
         require(package, "archives")
     any_law = (200.0, 1.6)  # so that rain is taken unnamed; nothing is converted by it
-    source = to_reflectivity(dataset, var, z_r=any_law)
+    source = to_reflectivity(dataset, var, z_r=any_law, least=1)
+    if source.shape[0] < 2:
+        raise ValueError(f"an archive needs at least 2 times, variable {source.source_name} has 1; {_AS_THEY_ARE}")
     names = grid_mappings(source.dataset, source.raw)
     dims = source.dims[-2:]
     units = [str(source.raw[dim].attrs.get("units", "")) if dim in source.raw.coords else "" for dim in dims]
     if not names or not all(unit in METRES for unit in units):
         raise ValueError(
             f"variable {source.source_name} must be on a projection, with x and y in metres and a grid mapping, got "
-            f"{dims[0]} [{units[0] or 'no units'}] and {dims[1]} [{units[1] or 'no units'}]"
+            f"{dims[0]} [{units[0] or 'no units'}] and {dims[1]} [{units[1] or 'no units'}]; {_AS_THEY_ARE}"
         )
     return source, names[0], units
 
@@ -140,7 +145,8 @@ def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Data
     y, x = (METRES[unit] * source.raw[dim].values.astype(float) for dim, unit in zip(dims, units, strict=True))
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(x, y))
-    mapping = crs.to_cf() | {"spatial_ref": crs.to_wkt()}
+    mapping = cf_attributes(crs, x, y) | {"spatial_ref": crs.to_wkt()}
+    _warn_of_projection(crs, mapping, x, y)
     axis = {"standard_name": "projection_{}_coordinate", "units": "m"}
     coords = {
         name: (name, values, {k: v.format(name) for k, v in axis.items()} | {"axis": name.upper()})
@@ -153,6 +159,13 @@ def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Data
         coords["missing_times"] = ("missing_times", missing, {"long_name": "times without fields"})
         attrs["consistent_timestep_start"] = text_of(source.raw[source.dims[0]].values[0])
     return xr.Dataset({"crs": ((), np.int32(0), mapping)}, coords, attrs)
+
+
+def _warn_of_projection(crs, mapping: dict, x: np.ndarray, y: np.ndarray) -> None:
+    if deviation(crs, mapping, x, y) > TOLERANCE:
+        method = crs.coordinate_operation.method_name if crs.coordinate_operation else crs.name
+        said = f"attributes of CF cannot tell the projection {method}, which is in crs_wkt alone"
+        warnings.warn(f"{said}: MLCast's validator refuses such an archive", UserWarning, stacklevel=5)
 
 
 def _missing(source: ReflectivityInput) -> np.ndarray:

@@ -55,14 +55,14 @@ def fine_values(
         source: ReflectivityInput.
         z: (n, factor H, factor W) dBZ float32, NaN = missing; the segments of source one after another, each with
             time_factor (T - 1) + 1 frames. It may be a memory map: rates and amounts are made frame by frame.
-        factor, time_factor: whole numbers >= 1; time_factor even for amounts.
+        factor, time_factor: whole numbers >= 1; time_factor even for amounts of several times.
         out: float32 array of `output_shape` (a memory map, say) for rates and amounts; None: a new one.
-    Raises: ValueError if the shape of z or out does not fit, and for an odd time_factor with amounts.
+    Raises: ValueError if the shape of z or out does not fit, and for an odd time_factor with amounts of several times.
     """
     expected = (output_frames(source, time_factor), *(factor * size for size in source.shape[1:]))
     if z.shape != expected:
         raise ValueError(f"z must have the shape {expected} for an input {source.shape}, got {z.shape}")
-    if source.kind == "amount" and time_factor % 2:
+    if source.kind == "amount" and time_factor % 2 and source.shape[0] > 1:
         raise ValueError(f"time_factor must be even for amounts, got {time_factor}")
     if source.kind == "reflectivity":
         return z

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.axes import check_spacing, find_axes, promote_coordinates
+from fastds.data.grid.axes import check_spacing, find_axes, promote_coordinates, with_time
 from fastds.data.grid.plausible import (
     ALL_MISSING,
     REMEDY,
@@ -130,7 +130,7 @@ class ReflectivityInput:
         bounds: (T, 2) of the intervals for amounts, else None.
         segments: slices of frames that follow one another at the cadence; no frame is interpolated across a gap
             between two segments.
-        cadence: seconds between frames.
+        cadence: seconds between frames, NaN of a single one.
         notes: sentences about what was found and done, for the user.
     """
 
@@ -252,7 +252,7 @@ class ReflectivityInput:
 
 
 def to_reflectivity(
-    dataset: xr.Dataset, var: str | None = None, *, z_r: tuple[float, float] | None = None
+    dataset: xr.Dataset, var: str | None = None, *, z_r: tuple[float, float] | None = None, least: int = 2
 ) -> ReflectivityInput:
     """Find the reflectivity of a dataset, or make it from rain rates or amounts on request.
 
@@ -265,18 +265,21 @@ def to_reflectivity(
         var: name of the variable to use.
         z_r: (a, b) for Z in mm6 m-3 and R in mm/h; None: attributes zr_a and zr_b of the variable or file, else (200,
             1.6).
+        least: times that are needed; of a single one, which may be a scalar coordinate, the cadence is NaN.
     Returns: ReflectivityInput; its `field` is reflectivity (time, y, x) in dBZ, float32, sorted by time, NaN = missing.
     Raises: ValueError in one sentence for: no or several candidates (they are listed), an unknown name, wrong or
-        absent units, fewer than two times, missing, undecoded or irregular times, different fields at one time, x or
+        absent units, fewer times than least, missing, undecoded or irregular times, different fields at one time, x or
         y out of order or unevenly spaced, lost packing, amounts without an interval, amounts that run on from a fixed
         start, intervals that leave gaps.
     """
     dataset = promote_coordinates(dataset)
     name, kind, notes = choose_variable(dataset, var, z_r is not None)
+    if least < 2:
+        dataset = with_time(dataset, name)
     check_packing(dataset[name])
     raw, axes_notes = find_axes(dataset[name])
     check_spacing(raw)
-    raw, time_notes = sort_times(raw)
+    raw, time_notes = sort_times(raw, least)
     notes = [*notes, *axes_notes, *time_notes]
     times, bounds = raw[raw.dims[0]].values, None
     if kind == "amount":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import functools
+import re
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -16,10 +16,11 @@ from fastds.data.formats.opening import Source
 from fastds.data.grid.axes import FULL_CIRCLE, time_of
 from fastds.data.grid.grids import grid_mappings, latitude_longitude
 from fastds.data.grid.times import regular_segments, text_of
-from fastds.data.grid.variables import field_names
+from fastds.data.grid.variables import field_names, only_rain
+from fastds.data.io.mlcast import check_mlcast
 from fastds.models import available, load_card
 from fastds.tasks.common.tables import counted
-from fastds.tasks.verbs import DOWNSCALING, task_function
+from fastds.tasks.verbs import DOWNSCALING, evaluating_task, task_function
 
 _MOST = 8  # variables that are listed
 
@@ -49,16 +50,20 @@ def check(path: Source, var: str | None = None, **reading) -> bool:
         return False
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"  warning    {text}")
+    told: dict[str, str] = {}
     for name, takes, text in found:
-        print(f"  {'can' if takes else 'cannot':10} {name}: {text}")
+        # A list of fifty variables once is enough.
+        first = told.setdefault(text, name)
+        print(f"  {'can' if takes else 'cannot':10} {name}: {text if first == name else f'as {first}'}")
     return any(takes for _, takes, _ in found)
 
 
 def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
         return name, True, run()
-    except (ValueError, KeyError) as error:
-        return name, False, " ".join(str(error).split())
+    except (ValueError, KeyError, ImportError) as error:
+        said = " ".join(str(error).split())
+        return name, False, re.sub(r"the argument ([a-z_]+)", lambda found: f"--{found[1].replace('_', '-')}", said)
 
 
 def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
@@ -120,9 +125,8 @@ def _west_and_east(longitude: np.ndarray) -> tuple[float, float]:
 
 def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
     """Every command and what says how it would take the dataset, or raises ValueError with the reason."""
-    source = functools.cache(lambda: _radar(dataset, var))
-    yield "downscale", lambda: task_function("radar", "plan")(source())
-    yield "nowcast", lambda: task_function("nowcast", "plan")(source())
+    yield "downscale", lambda: task_function("radar", "plan")(_radar(dataset, var, 1))
+    yield "nowcast", lambda: task_function("nowcast", "plan")(_radar(dataset, var, 2))
     yield "downscale --scale 2", lambda: task_function("fields", "plan")(None, dataset, var)
     for name in available(pretrained=True):
         task = load_card(name).task
@@ -131,9 +135,37 @@ def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Calla
                 f"downscale --model {name}",
                 lambda task=task, name=name: task_function(task, "plan")(name, dataset, var),
             )
+    yield "query", lambda: task_function("fields", "query_plan")(dataset, var)
+    yield "evaluate", lambda: _compared(dataset, var)
+    yield "convert", lambda: _converted(dataset)
+    yield "convert --to mlcast", lambda: _archived(dataset, var)
 
 
-def _radar(dataset: xr.Dataset, var: str | None):
-    source = to_reflectivity(dataset, var)
+def _radar(dataset: xr.Dataset, var: str | None, least: int):
+    source = to_reflectivity(dataset, var, least=least)
     source.check(stacklevel=3)
     return source
+
+
+def _compared(dataset: xr.Dataset, var: str | None) -> str:
+    """What `evaluate` would take a dataset for."""
+    task = evaluating_task(dataset, var)
+    if task == "nowcast":
+        return "forecasts, as PRED"
+    if task == "radar":
+        return f"{_radar(dataset, var, 2).source_name}, as PRED or TRUTH of radar fields"
+    names = task_function(task, "evaluate_plan")(dataset, var)
+    listed = ", ".join(names[:_MOST]) + f" and {len(names) - _MOST} more" * (len(names) > _MOST)
+    return f"{listed}, as PRED or TRUTH of gridded fields"
+
+
+def _converted(dataset: xr.Dataset) -> str:
+    if not field_names(dataset):
+        raise ValueError("there is no field")
+    return "to CF, OUT.nc, or OUT.zarr with --to cf"
+
+
+def _archived(dataset: xr.Dataset, var: str | None) -> str:
+    chosen = var or only_rain(dataset)
+    check_mlcast(dataset, "OUT.zarr", chosen)
+    return "to an archive in MLCast's form"

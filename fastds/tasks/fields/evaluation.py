@@ -16,8 +16,10 @@ from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, bilinear_at
 from fastds.ops import GridSpec
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
+from fastds.tasks.fields.geometry import Plane, geometry
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import FieldTable, Scores
+from fastds.tasks.fields.variables import alike, names_of_fields, with_fields
 
 
 class Scoring:
@@ -44,7 +46,7 @@ class Scoring:
     def scores(self, pair: Pair) -> Sums:
         """See Scoring: by variable."""
         field = self.pairs.sources[TRUTH][pair.name].field
-        score = Scores(field, self.pairs.grid.latitude, self.pairs.members, self.name)
+        score = Scores(field, self.pairs.grid.weights, self.pairs.members, self.name)
         score.add(pair)
         return Sums({pair.name: score})
 
@@ -93,11 +95,18 @@ def evaluate(
         shape=(pairs.grid.latitude.numel(), pairs.grid.longitude.numel()),
         members=pairs.members,
         ranks={key: score.ensemble.rank_histogram() for key, score in sums.items() if pairs.members > 1},
+        by_latitude=not isinstance(pairs.grid, Plane),
         notes=tuple(pairs.notes),
     )
     if page is not None:
         page.write(table)
     return table
+
+
+def evaluate_plan(dataset: xr.Dataset, var: str | None = None) -> list[str]:
+    """The variables of a dataset that evaluate compares. Raises: ValueError where there are none."""
+    grid = geometry(dataset, var)
+    return names_of_fields(with_fields(dataset, grid, var), grid) or alike(dataset, grid)[0]
 
 
 def check_truth(truth: xr.Dataset, output: xr.Dataset, coarse: xr.Dataset) -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latitude-longitude grids, regular or Gaussian: that of a dataset, and finer ones by factor or spacing."""
+"""Latitude-longitude grids, regular or Gaussian, and planes of evenly spaced x and y: that of a dataset, and finer ones
+by factor or spacing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +21,13 @@ from fastds.data.grid.axes import (
     check_longitudes,
     is_latitude,
     is_longitude,
+    rows_and_columns,
 )
-from fastds.ops.impl.inr_query.points import spacing
+from fastds.data.grid.grids import latitude_longitude
+from fastds.metrics import latitude_weights
+from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon, spacing
 
+_ANGLES = (("latitude", is_latitude), ("longitude", is_longitude))
 _BRING = "bring them onto one first (cdo remapbil, xarray's interp)"
 MOST_POINTS = 1 << 24  # along one axis: 2 metres around the globe
 _GAUSSIAN = 0.012  # share by which steps of latitudes may differ: Gaussian ones are 0.8 % shorter at the poles
@@ -79,11 +86,63 @@ class Geometry:
         low, high = (-0.5 if polar[0] else -n, n - 0.5 if polar[1] else 2 * n)
         return self.latitude[0] + step * indices(self.latitude, latitude).clamp(low, high)
 
+    def points(self, latitude: Tensor, longitude: Tensor, outside: str) -> PointSpec:
+        """Scattered points by coordinates (Q,), longitudes in either convention; outside: see from_latlon."""
+        rows = self.even(latitude), self.even(self.latitude)
+        return from_latlon(rows[0], longitude, rows[1], self.longitude, periodic_x=self.periodic, outside=outside)
+
+    @property
+    def weights(self) -> Tensor:
+        """(H, 1) by the area of the cells, sum 1."""
+        return latitude_weights(self.latitude)
+
+    @property
+    def said(self) -> str:
+        """What its coordinates are."""
+        return "latitudes and longitudes"
+
     def finer(self, latitude: Tensor, longitude: Tensor) -> tuple[float | None, ...]:
         """How many times as many rows and columns another grid has in the same place; None of a single one."""
         axes = (self.latitude, latitude), (self.longitude, longitude)
         spans = [(t.numel() - 1, float(indices(axis, t[[0, -1]]).diff().abs())) for axis, t in axes]
         return tuple(count / max(1e-9, span) if count else None for count, span in spans)
+
+
+@dataclass(frozen=True)
+class Plane(Geometry):
+    """Evenly spaced coordinates other than latitudes and longitudes, such as y and x of a projection: y in the place of
+    latitude, x in that of longitude. units: theirs, "" where they have none. indexed: of a curvilinear grid, which has
+    latitudes and longitudes of every point alone, they are its rows and columns, counted to the north and east."""
+
+    units: tuple[str, str] = ("", "")
+    indexed: bool = False
+
+    @property
+    def periodic(self) -> bool:
+        return False
+
+    @property
+    def nodes(self) -> bool:
+        return False
+
+    def positions(self, latitude: Tensor, longitude: Tensor) -> tuple[Tensor, Tensor]:
+        return indices(self.latitude, latitude), indices(self.longitude, longitude)
+
+    def points(self, latitude: Tensor, longitude: Tensor, outside: str) -> PointSpec:
+        at = torch.stack(self.positions(latitude, longitude), -1)
+        return from_index(at, (self.latitude.numel(), self.longitude.numel()), outside=outside)
+
+    @property
+    def weights(self) -> Tensor:
+        """All cells alike."""
+        return torch.full((self.latitude.numel(), 1), 1 / self.latitude.numel(), dtype=torch.float64)
+
+    @property
+    def said(self) -> str:
+        if self.indexed:
+            return f"a curvilinear grid over {' and '.join(self.names)}"
+        (y, x), (rows, columns) = self.names, (units or "no units" for units in self.units)
+        return f"{y} [{rows}] and {x} [{columns}]"
 
 
 def _mean_step(name: str, latitude: Tensor) -> float:
@@ -129,16 +188,24 @@ def upright(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.Dataset, Geometry]:
     if not mirrored:
         return dataset, grid
     dataset = dataset.isel(mirrored)
+    if isinstance(grid, Plane):  # beside which the dataset may have fields on other ones
+        axes = zip((grid.latitude, grid.longitude), grid.turned, strict=True)
+        rows, columns = (axis.flip(0) if wrong else axis for axis, wrong in axes)
+        return dataset, replace(grid, latitude=rows, longitude=columns)
     return dataset, geometry(dataset)
 
 
-def geometry(dataset: xr.Dataset) -> Geometry:
-    """The grid of a dataset with one latitude and one longitude coordinate.
+def geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
+    """The grid of a dataset with one latitude and one longitude coordinate, or a Plane where it has neither but evenly
+    spaced coordinates along the rows and columns of its fields; var: the only one that counts.
 
     Raises:
         ValueError: none or several of either, or coordinates that are unsorted, repeated or unequally spaced.
     """
-    found = [_axis_of(dataset, kind, test) for kind, test in (("latitude", is_latitude), ("longitude", is_longitude))]
+    plane = _plane_of(dataset, var)
+    if plane is not None:
+        return plane
+    found = [_axis_of(dataset, kind, test) for kind, test in _ANGLES]
     latitude, longitude = (torch.from_numpy(dataset[n].values.astype("float64")) for n in found)
     check_latitudes(found[0], latitude.numpy())
     turned, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=FULL_CIRCLE)), None
@@ -153,11 +220,58 @@ def geometry(dataset: xr.Dataset) -> Geometry:
     return grid
 
 
+def _plane_of(dataset: xr.Dataset, var: str | None) -> Plane | None:
+    """The grid of fields without latitudes and longitudes along their dimensions; None where there are such, or no
+    coordinates at all."""
+    if any(c.ndim < 2 for kind in _ANGLES for _, c in _candidates(dataset, *kind)):
+        return None
+    considered = dataset[[var]] if var in dataset.data_vars else dataset
+    fields = [v for v in considered.data_vars.values() if v.ndim >= 2 and v.dtype.kind in "fiu"]
+    found = dict.fromkeys(rows_and_columns(v, v.dims) for v in fields)
+    places = [names for names in found if all(n in dataset.coords and dataset.sizes[n] > 1 for n in names)]
+    if not places:
+        return _curvilinear(dataset, fields)
+    if len(places) > 1:
+        said = " and ".join(f"{y}, {x}" for y, x in places)
+        raise ValueError(f"expected fields on one grid, found {said}; name the variable with the argument var")
+    names = places[0]
+    axes = (dataset[n] for n in names)
+    units = tuple(str(dataset[n].attrs.get("units", "")) for n in names)
+    plane = Plane(*(torch.from_numpy(c.values.astype("float64")) for c in axes), names=names, units=units)
+    try:
+        _ = plane.steps
+    except ValueError as error:
+        raise ValueError(f"{error}; the fields are on no regular grid, {_BRING}") from None
+    return plane
+
+
+def _curvilinear(dataset: xr.Dataset, fields: Sequence[xr.DataArray]) -> Plane | None:
+    """The rows and columns of the first of the fields that has 2-D latitudes and longitudes; None where none has."""
+    planes = [c.dims for _, c in _candidates(dataset, *_ANGLES[0]) if c.ndim == 2 and min(c.shape) > 1]
+    for field, dims in itertools.product(fields, planes):
+        if not set(dims) <= set(field.dims) or set(dims) & set(field.coords):
+            continue
+        named = rows_and_columns(field, dims)
+        dims = dims if None in named else named
+        lat, lon = latitude_longitude(field.transpose(..., *dims))
+        if lat is None:
+            continue
+        east = np.unwrap(lon.values, period=FULL_CIRCLE)
+        ascending = np.nanmean(lat.values[-1] - lat.values[0]) > 0, np.nanmean(east[:, -1] - east[:, 0]) > 0
+        counted = (torch.arange(size, dtype=torch.float64) for size in lat.shape)
+        axes = (axis if way else -axis for axis, way in zip(counted, ascending, strict=True))
+        return Plane(*axes, names=tuple(map(str, dims)), indexed=True)
+    return None
+
+
+def _candidates(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> list[tuple[str, xr.DataArray]]:
+    """The coordinates of a kind, latitude or longitude."""
+    return [(str(n), c) for n, c in dataset.coords.items() if test(c.attrs) or str(n).lower() in (kind, kind[:3])]
+
+
 def _axis_of(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) -> str:
     """The only coordinate of a kind along a dimension."""
-    named = [
-        (str(n), c) for n, c in dataset.coords.items() if test(c.attrs) or str(n).lower() in (kind, kind[:3])
-    ]  # fmt: skip
+    named = _candidates(dataset, kind, test)
     names = [n for n, c in named if c.ndim == 1 and c.size > 1]
     if len(names) == 1:
         check_degrees(names[0], dataset[names[0]].attrs)
@@ -211,12 +325,17 @@ def _check_count(name: str, value: float, count: float) -> None:
 
 
 def target_by_spacing(grid: Geometry, degrees: float) -> tuple[Tensor, Tensor]:
-    """Coordinates `degrees` apart from the first row and column on, up to the last ones.
+    """Coordinates `degrees` apart from the first row and column on, up to the last ones; on a Plane that is a number in
+    the units of its coordinates.
 
     Raises: ValueError: degrees that are not positive, or a periodic grid they do not divide.
     """
-    if not 0 < degrees < 90:
-        raise ValueError(f"grid must be a spacing in degrees, got {degrees!r}")
+    if isinstance(grid, Plane) and grid.indexed:
+        said = f"grid needs coordinates along rows and columns, and the fields are on {grid.said}"
+        raise ValueError(f"{said}; give the argument scale")
+    if not 0 < degrees < (math.inf if isinstance(grid, Plane) else 90):
+        unit = "the units of x and y" if isinstance(grid, Plane) else "degrees"
+        raise ValueError(f"grid must be a spacing in {unit}, got {degrees!r}")
     result = []
     for values, step, periodic in (
         (grid.latitude, grid.steps[0], False), (grid.longitude, grid.steps[1], grid.periodic),

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from fastds.data import add_history, open_dataset
 from fastds.data.grid.axes import FULL_CIRCLE
-from fastds.data.grid.grids import grid_mappings, scalar_coordinates, without_geotransform
+from fastds.data.grid.grids import grid_mappings, places_between, scalar_coordinates, without_geotransform
 from fastds.data.grid.kept import bounds_of, field_attributes, global_attributes, kept_attributes, with_bounds
 from fastds.tasks.common.inference import Report, store
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
-from fastds.tasks.fields.geometry import Geometry, geometry, target_by_scale, target_by_spacing, values_at
+from fastds.tasks.fields.geometry import Geometry, Plane, geometry, target_by_scale, target_by_spacing, values_at
 from fastds.tasks.fields.methods import check_inside, pick_method
 from fastds.tasks.fields.variables import Fields, on_grid, with_fields
 
@@ -40,9 +40,9 @@ class FieldsJob:
         if sum(v is not None for v in (scale, grid, like)) != 1:
             raise ValueError("give exactly one of the arguments scale, grid and like")
         check_settings(threads, precision, device)
-        self.own = self.convention = geometry(dataset)
+        self.own = self.convention = geometry(dataset, var)
         if like is not None:
-            self.convention = _grid_of(like)
+            self.convention = _grid_of(like, self.own)
             self.target = self.convention.latitude, self.convention.longitude
         elif scale is not None:
             self.target = target_by_scale(self.own, scale)
@@ -57,7 +57,7 @@ class FieldsJob:
         self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}
         self.dim = method.lead[0] if method.lead else ""
         ends = self.own.longitude[[0, -1]].tolist()
-        if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3:
+        if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3 and not isinstance(self.own, Plane):
             twice = f"the meridian {ends[0]:g} is there twice, so the fields do not go round the globe without a seam"
             warnings.warn(f"{twice}; leave out the last column", UserWarning, stacklevel=4)
         if min(method.factor(*self.target)) < 1 - 1e-6:
@@ -104,10 +104,16 @@ class FieldsJob:
         for name, (dims, _) in self.variables.items():
             result[name] = (dims, values[name], field_attributes(given, given[name]))
         for name, axis in zip(self.own.names, self.target, strict=True):
-            result = result.assign(self._axis(name, axis))
+            if name in given.coords:
+                result = result.assign(self._axis(name, axis))
         along = [
             n for n, c in first.coords.items() if c.dims and set(c.dims) <= set(method.lead) and n not in method.lead
         ]
+        if isinstance(self.own, Plane):
+            where = self.own.positions(*self.target)
+            result = result.assign_coords(
+                places_between(first.transpose(..., *self.own.names), *(at.numpy() for at in where))
+            )
         kept = [*(d for d in method.lead if d in given.coords), *along, *scalar_coordinates(first)]
         for name in kept:
             result = result.assign(with_bounds(given, first[name]))
@@ -124,7 +130,7 @@ class FieldsJob:
             return {name: xr.Variable(name, written, attrs)}
         index = torch.arange(axis.numel(), dtype=torch.float64)
         edges = np.stack([written + (values_at(axis, index + side) - axis).numpy() for side in (-0.5, 0.5)], 1)
-        edges = edges.clip(-90, 90) if name == self.own.names[0] else edges
+        edges = edges.clip(-90, 90) if name == self.own.names[0] and not isinstance(self.own, Plane) else edges
         pairs = self.dataset[bounds]
         return {
             name: xr.Variable(name, written, attrs | {"bounds": bounds}),
@@ -151,14 +157,23 @@ class FieldsJob:
         return Report(self.method.name, {}, notes)
 
 
-def _grid_of(like: xr.Dataset | str | os.PathLike) -> Geometry:
+def _grid_of(like: xr.Dataset | str | os.PathLike, own: Geometry) -> Geometry:
+    """The grid of a dataset or file, in the coordinates of the fields' own."""
     try:
         if isinstance(like, xr.Dataset):
-            return geometry(like)
-        with open_dataset(like) as other:
-            return geometry(other)
+            found = geometry(like)
+        else:
+            with open_dataset(like) as other:
+                found = geometry(other)
     except ValueError as error:
         raise ValueError(f"like: {error}") from error
+    if _units(found) != _units(own) or (isinstance(own, Plane) and own.indexed):
+        raise ValueError(f"like: its grid is of {found.said}, and that of the fields is of {own.said}")
+    return found
+
+
+def _units(grid: Geometry) -> tuple[str, str] | None:
+    return grid.units if isinstance(grid, Plane) else None
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> FieldsJob:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What brings latitude-longitude fields onto other grids: interpolation, or a network by its name or file."""
+"""What brings gridded fields onto other grids: interpolation, or a network by its name or file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import METHODS, weights_at
 from fastds.models.inr import INRDownscaler
-from fastds.ops.impl.inr_query.points import from_latlon
 from fastds.tasks.common.inference import loaded, named
-from fastds.tasks.fields.geometry import Geometry
+from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.variables import Fields, alike
 
@@ -25,15 +24,18 @@ DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # the second takes any variabl
 
 def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
     """Raise ValueError where a grid of coordinates reaches beyond the domain by more than half a cell."""
-    ends = torch.cartesian_prod(grid.even(latitude[[0, -1]]), longitude[[0, -1]])
-    sides = grid.latitude, grid.longitude
+    ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
     try:
-        from_latlon(ends[:, 0], ends[:, 1], grid.even(sides[0]), sides[1], periodic_x=grid.periodic, outside="error")
+        grid.points(*ends.T, outside="error")
     except ValueError as error:
-        limits = [f"{float(axis.min()):g} to {float(axis.max()):g}" for axis in (latitude, longitude, *sides)]
+        limits = [
+            f"{float(axis.min()):g} to {float(axis.max()):g}"
+            for axis in (latitude, longitude, grid.latitude, grid.longitude)
+        ]
+        rows, columns = grid.names if isinstance(grid, Plane) else ("latitudes", "longitudes")
         raise ValueError(
-            f"the new grid, latitudes {limits[0]} and longitudes {limits[1]}, reaches beyond the fields, latitudes "
-            f"{limits[2]} and longitudes {limits[3]}; half a cell is allowed"
+            f"the new grid, {rows} {limits[0]} and {columns} {limits[1]}, reaches beyond the fields, {rows} "
+            f"{limits[2]} and {columns} {limits[3]}; half a cell is allowed"
         ) from error
 
 
@@ -109,4 +111,6 @@ def pick_network(
 
 def _set_up(model: nn.Module, dataset: xr.Dataset, grid: Geometry, static=None) -> FieldModel:
     takes_any = isinstance(model, INRDownscaler) and model.card.any_variable
+    if isinstance(grid, Plane) and not takes_any:
+        raise ValueError(f"model {model.card.name} is for latitude-longitude grids, and this one is of {grid.said}")
     return (AnyVariableModel if takes_any else FieldModel)(model, dataset, grid, static)

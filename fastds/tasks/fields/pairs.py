@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import same_units
 from fastds.models.baselines.interpolation import METHODS
-from fastds.tasks.fields.geometry import Geometry, geometry
+from fastds.tasks.fields.geometry import Geometry, Plane, geometry
 from fastds.tasks.fields.methods import Interpolation
 from fastds.tasks.fields.places import MEMBER, on_grid, same_places
 from fastds.tasks.fields.sources import Source, coarser
@@ -73,6 +74,8 @@ class Pairs:
         self.grid = _geometry(prediction, called)
         given = {called: prediction, TRUTH: truth} | ({} if coarse is None else {COARSE: coarse})
         grids = {what: _geometry(dataset, what) for what, dataset in given.items()}
+        if isinstance(self.grid, Plane) and self.grid.indexed:
+            _check_same_points(given, grids)
         self.names, others = _common_names(given, grids, var)
         if others:
             self.notes.append(f"not compared, as not all files have them: {', '.join(others)}")
@@ -202,6 +205,24 @@ def _common_names(
         said = "; ".join(f"{what} has {', '.join(found) or 'none'}" for what, found in names.items())
         raise ValueError(f"there is no variable that all files have: {said}")
     return (common, [name for name in first if name not in common]) if var is None else ([var], [])
+
+
+def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry]) -> None:
+    """ValueError unless the datasets, of which the first is on a curvilinear grid, have the same points."""
+    if COARSE in given:
+        said = f"{COARSE} is on a curvilinear grid, whose place among finer points is not known"
+        raise ValueError(f"{said}; evaluate without the argument input")
+    called, what = given
+    first, second = (_points_of(dataset, grids[whose]) for whose, dataset in given.items())
+    same = first[0] is not None and second[0] is not None and first[0].shape == second[0].shape
+    if not same or not all(np.allclose(a, b, atol=1e-3) for a, b in zip(first, second, strict=True)):
+        raise ValueError(f"the grids differ: {called} and {what} are on curvilinear grids of other points")
+
+
+def _points_of(dataset: xr.Dataset, grid: Geometry) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+    """Latitudes and longitudes of the fields on a grid."""
+    places = (latitude_longitude(dataset[n].transpose(..., *grid.names)) for n in names_of_fields(dataset, grid))
+    return next(places, (None, None))
 
 
 def _check_covers(coarse: Geometry, fine: Geometry, called: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from fastds.tasks.fields.geometry import Geometry
+from fastds.tasks.fields.geometry import Geometry, Plane
 
 MEMBER = "realization"  # the dimension of the members of an ensemble
 _NEAR = 0.1  # cells: places that differ by less are the same
@@ -27,14 +27,14 @@ def on_grid(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, wha
     """
     places = {}
     positions = own.positions(grid.latitude, grid.longitude)
-    for name, at, kind in zip(own.names, positions, ("latitudes", "longitudes"), strict=True):
+    for axis, (name, at) in enumerate(zip(own.names, positions, strict=True)):
         index, n = at.round(), field.sizes[name]
         away = float((at - index).abs().max())
         steps = index.diff().abs()
         apart = bool(((steps != 1) & (steps != n - 1)).any())  # n - 1: over the seam of a globe
         if away > _NEAR or apart or int(index.min()) < 0 or int(index.max()) >= n:
             raise ValueError(
-                f"the grids differ: {called} has {_span(kind, grid)}, {what} has {_span(kind, own)}; "
+                f"the grids differ: {called} has {_span(axis, grid)}, {what} has {_span(axis, own)}; "
                 f"`fastds downscale {what} NEW.nc --like {called} --model bicubic` makes one that fits"
             )
         places[name] = _slice(index.long().numpy())
@@ -47,8 +47,9 @@ def _slice(index: np.ndarray) -> slice | np.ndarray:
     return slice(int(index[0]), int(index[-1]) + 1) if (np.diff(index) == 1).all() else index
 
 
-def _span(kind: str, grid: Geometry) -> str:
-    values = getattr(grid, kind.removesuffix("s"))
+def _span(axis: int, grid: Geometry) -> str:
+    values = (grid.latitude, grid.longitude)[axis]
+    kind = f"values of {grid.names[axis]}" if isinstance(grid, Plane) else ("latitudes", "longitudes")[axis]
     return f"{values.numel()} {kind} from {float(values[0]):.6g} to {float(values[-1]):.6g}"
 
 

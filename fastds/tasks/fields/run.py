@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscale latitude-longitude fields to any grid, or read them at stations, with an arbitrary-scale model."""
+"""Downscale gridded fields to any grid, or read them at stations, with an arbitrary-scale model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import os
 from pathlib import Path
 from typing import Unpack
 
-import torch
 import xarray as xr
 from torch import nn
 
 from fastds.data import opened
 from fastds.data.reading import Reading
 from fastds.models.baselines.interpolation import bilinear_at
-from fastds.ops.impl.inr_query.points import from_latlon
 from fastds.tasks.common.inference import (
     Report,
     check_target,
@@ -30,6 +28,7 @@ from fastds.tasks.fields.geometry import geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
+from fastds.tasks.fields.stations import on_axes, projection_of
 from fastds.tasks.fields.variables import with_fields
 
 
@@ -52,8 +51,10 @@ def downscale(
     Args:
         model: INRDownscaler, or the name or path of its weights, or bilinear, bicubic or lanczos; None: inr-small where
             it takes the dataset, else inr-any, which takes every variable by itself.
-        dataset: fields (..., latitude, longitude).
-        scale: factor > 0. grid: spacing of the new grid, degrees. like: dataset, or file, whose coordinates are taken.
+        dataset: fields (..., latitude, longitude); for inr-any and the methods without weights also over evenly spaced
+            y and x, or on a curvilinear grid.
+        scale: factor > 0. grid: spacing of the new grid, degrees or units of y and x. like: dataset, or file, whose
+            coordinates are taken.
         var: the only field that is read; None: those of the most dimensions, or those that the model names.
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
         threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
@@ -106,7 +107,7 @@ def downscale_file(
 def plan(model: str | None, dataset: xr.Dataset, var: str | None = None) -> str:
     """What `downscale` would make of a dataset by a network or method of this name, None: by its choice, for the user.
     Raises: ValueError where it does not fit."""
-    grid = geometry(dataset)
+    grid = geometry(dataset, var)
     method, note = pick_method(model, with_fields(dataset, grid, var), grid)
     return "; ".join(filter(None, (f"{', '.join(method.names)} at any scale", note, method.domain.text())))
 
@@ -150,20 +151,26 @@ def query(
     return _query(model, dataset, points, outside, var, static, **options)[0]
 
 
+def query_plan(dataset: xr.Dataset, var: str | None = None) -> str:
+    """What `query` would read of a dataset by its choice, for the user. Raises: ValueError where it does not fit."""
+    grid = geometry(dataset, var)
+    fields, note = pick_network(None, with_fields(dataset, grid, var), grid)
+    projection_of(fields.dataset, grid)
+    return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
+
+
 def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
     """The rows of query, the name of the model and a sentence about it; options: of settle."""
     stations, latitude, longitude = read_points(points)
-    grid = geometry(dataset)
+    grid = geometry(dataset, var)
     fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
     grid = fields.grid
+    at_rows, at_columns = on_axes(projection_of(fields.dataset, grid), grid, latitude, longitude)
     settings = settle(fields.model, **options)
     with computing(fields.model, settings):
         fields.check(stacklevel=4)
         judged = fields.domain.attributes()
-        latitudes = grid.even(torch.tensor(latitude, dtype=torch.float64)), grid.even(grid.latitude)
-        where = from_latlon(
-            latitudes[0], longitude, latitudes[1], grid.longitude, periodic_x=grid.periodic, outside=outside
-        )
+        where = grid.points(at_rows, at_columns, outside=outside)
         factor = (fields.model.max_scale,) * 2
         rows = []
         for label, x in fields.fields():

@@ -14,7 +14,7 @@ import xarray as xr
 
 from fastds.data.grid.times import most_frequent_step, seconds_since_first
 from fastds.data.grid.variables import rain_kind, rain_units
-from fastds.metrics import EnsembleScores, FieldScores, latitude_weights
+from fastds.metrics import EnsembleScores, FieldScores
 from fastds.tasks.common.scoring import Sums
 from fastds.tasks.common.tables import ScoreTables, counted, score_table, write_csv
 from fastds.tasks.fields.pairs import Pair
@@ -35,14 +35,14 @@ _IN_UNITS = {*_ERRORS, "crps", "spread"}  # written with the decimals of the var
 class Scores:
     """The scores of one variable.
 
-    Args: field: of the truth, for units and times; latitude: (H,) degrees; members: of the prediction, 1 where it is no
-    ensemble; name: of the prediction among the methods.
+    Args: field: of the truth, for units and times; weights: (H, 1) of the rows; members: of the
+    prediction, 1 where it is no ensemble; name: of the prediction among the methods.
     """
 
-    def __init__(self, field: xr.DataArray, latitude: torch.Tensor, members: int, name: str):
+    def __init__(self, field: xr.DataArray, weights: torch.Tensor, members: int, name: str):
         self.wet, self.weights, self.members, self.name = (
             wet_threshold(field),
-            latitude_weights(latitude),
+            weights,
             members,
             name,
         )
@@ -100,13 +100,14 @@ class FieldTable(ScoreTables):
     """Scores by variable and method.
 
     Attributes:
-        rows: variable -> method -> score -> number. mae, rmse, bias in the unit of the variable, weighted by the cosine
-            of the latitude over all cells of all fields; correlation over the cells of a field, mean over fields;
+        rows: variable -> method -> score -> number. mae, rmse, bias in the unit of the variable, weighted means
+            over all cells of all fields; correlation over the cells of a field, mean over fields;
             power: at wavelengths of 2 to 4 cells over the truth's; of rain wet and rain: area of at least WET_RATE, and
             mean rain, over the truth's. In the row of an ensemble's mean also crps (fair), spread, spread_skill and
             outliers, see fastds.metrics.EnsembleScores. NaN where a score is not defined.
         units: variable -> its unit. fields, cells: numbers of fields, and of their cells; left_out: of these, missing
-        somewhere. shape: (H, W) of a field. members: of the ensemble, 1 where there is none. notes: sentences below.
+        somewhere. shape: (H, W) of a field. members: of the ensemble, 1 where there is none. by_latitude: whether means
+        are weighted by the cosine of the latitude; else all cells count alike. notes: sentences below.
         ranks: variable -> rank histogram of the ensemble.
     """
 
@@ -117,6 +118,7 @@ class FieldTable(ScoreTables):
     left_out: int
     shape: tuple[int, int]
     members: int = 1
+    by_latitude: bool = True
     ranks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -142,10 +144,10 @@ class FieldTable(ScoreTables):
     def sentences(self) -> list[str]:
         """What stands below the tables."""
         height, width = self.shape
+        weighted = "means are weighted by the cosine of the latitude" if self.by_latitude else "all cells count alike"
         said = [
-            f"{counted(self.fields, 'field')} of {height} x {width} cells; means are weighted by the cosine of the "
-            "latitude. Correlation: over the cells of a field, mean over fields; detail: power at wavelengths of 2 to "
-            "4 cells over the truth's."
+            f"{counted(self.fields, 'field')} of {height} x {width} cells; {weighted}. Correlation: over the "
+            "cells of a field, mean over fields; detail: power at wavelengths of 2 to 4 cells over the truth's."
         ]
         if self.left_out:
             said.append(
@@ -170,7 +172,8 @@ class FieldTable(ScoreTables):
         table = score_table(f"{name}, errors in {units}" if units else name, ("method", *heads))
         for method, row in rows.items():
             cells = [_text(score, row[score], decimals) for score in columns]
-            cells[2:2] = [_change(row["rmse"], rows[REFERENCE]["rmse"]) if method != REFERENCE else ""] * against
+            if against:
+                cells.insert(2, _change(row["rmse"], rows[REFERENCE]["rmse"]) if method != REFERENCE else "")
             table.add_row(method, *cells)
         return table
 

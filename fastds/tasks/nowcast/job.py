@@ -158,7 +158,11 @@ class NowcastJob:
         self.factor, interval = _factor(card, source, options, spacing), _interval(card, source, options)
         self.leads = [(k + 1) * interval for k in range(_steps(options, interval))]
         line = Timeline(source.raw[source.dims[0]].values, source.cadence)
-        self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
+        try:
+            self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
+        except ValueError as error:
+            own = line.cadence if options.interval is None else interval
+            raise ValueError(f"{error}{method.needing_fewer(line, own, options.start, options.every)}") from None
         self.settings = _settings(method, self.factor, interval, options, self.computed, self.law, origin)
         coarser = _coarser(source, self.factor, spacing, interval)
         if coarser:

@@ -19,6 +19,7 @@ from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
 from fastds.tasks.common.inference import named
 from fastds.tasks.common.settings import device_of
+from fastds.tasks.nowcast.starts import Timeline, find_starts
 
 # Name: function and how many fields it takes.
 BASELINES = {
@@ -100,6 +101,18 @@ class Method:
                 "the motion of two fields; leave out the arguments members and probability, or take extrapolation"
             )
         return self.smoothed() if self._takes("smooth") else self
+
+    def needing_fewer(self, line: Timeline, interval: float, start: str | None, every: str | None) -> str:
+        """The end of a refusal for too few fields: the method that needs less, where that could start; interval,
+        start, every: see find_starts."""
+        _, known = BASELINES[FALLBACK]
+        if self.known <= known:
+            return ""
+        try:
+            find_starts(line, known, interval, start, every)
+        except ValueError:
+            return ""
+        return f"; the argument model takes {FALLBACK}, too, which needs {known} every {interval:g} s"
 
     def _takes(self, option: str) -> bool:
         return self.model is not None and option in inspect.signature(self.model.forecast).parameters

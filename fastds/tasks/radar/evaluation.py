@@ -30,6 +30,8 @@ def check_truth(
 
     Raises: ValueError where truth is not on the fine grid, has not all times between two input times, or is not
     plausible."""
+    if source.shape[0] < 2:
+        raise ValueError("a single time is not compared; leave out the argument truth")
     fields = to_reflectivity(truth, var, z_r=z_r)
     shape = tuple(SPACE_FACTOR * n for n in source.shape[1:])
     if fields.shape[1:] != shape:

@@ -15,7 +15,7 @@ import xarray as xr
 import fastds
 from fastds.data import ReflectivityInput, add_history, output_shape, static_maps, to_reflectivity
 from fastds.data import prepare as scale_reflectivity
-from fastds.data.grid.axes import is_latitude, upright
+from fastds.data.grid.axes import upright
 from fastds.data.io.output import fine_dataset, fine_values
 from fastds.data.radar.preparation import check_modes
 from fastds.models import ModelCard
@@ -58,7 +58,8 @@ class RadarJob:
         if static is not None or needed:
             check_static(self.model.card, needed, static)
         self.source = source = _radar_field(dataset, var, z_r)
-        self.settings, self.time_factor = settle(self.model, threads, precision, device), time_factor
+        self.time_factor = time_factor = time_factor_of(source, time_factor)
+        self.settings = settle(self.model, threads, precision, device)
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
         drawn = None if members is None else Members(int(members), int(seed or 0), self.model.card)
@@ -123,7 +124,7 @@ class RadarJob:
     def report(self) -> Report:
         """See Job."""
         drawn = [] if self.first is None else [f"{self.first.size} members, drawn by the law {LAW} of such errors"]
-        notes = [self.note, *self.source.notes, *self.tiled.notes(), *drawn]
+        notes = [self.note, *self.source.notes, *one_time(self.source), *self.tiled.notes(), *drawn]
         return Report(self.model.card.name, self._told(), notes)
 
     @functools.cached_property
@@ -139,16 +140,25 @@ class RadarJob:
 def _radar_field(dataset, var, z_r) -> ReflectivityInput:
     """to_reflectivity's, whose refusal of a file of other fields says how those are downscaled."""
     try:
-        return to_reflectivity(dataset, var, z_r=z_r)
+        return to_reflectivity(dataset, var, z_r=z_r, least=1)
     except ValueError as error:
-        gridded = any(is_latitude(c.attrs) for c in dataset.coords.values() if c.ndim == 1)
-        if not gridded or "no variable of reflectivity was found" not in str(error):
+        if "no variable of reflectivity was found" not in str(error):
             raise
         hint = (
-            "latitude-longitude fields take one of the arguments scale, grid and like; humidity takes the model "
-            "wgan-gp-small-x2 or wgan-gp-small-x8"
+            "other fields take one of the arguments scale, grid and like; humidity takes the model wgan-gp-small-x2 or "
+            "wgan-gp-small-x8"
         )
         raise ValueError(f"{error}; {hint}") from None
+
+
+def time_factor_of(source: ReflectivityInput, wanted: int = TIME_FACTORS[0]) -> int:
+    """How many times as many fields there will be: a single one becomes finer in space alone."""
+    return wanted if source.shape[0] > 1 else 1
+
+
+def one_time(source: ReflectivityInput) -> list[str]:
+    """What is said of a single field."""
+    return [] if source.shape[0] > 1 else ["one time, so finer in space alone: time factor 1"]
 
 
 def _check_model(model) -> None:
@@ -184,12 +194,17 @@ def judge(card: ModelCard, spacing: float | None, cadence: float, inputs: list[d
     motion = [found["motion"] for found in inputs if found]
     ranges = (
         ("grid spacing", spacing, card.grid_spacing_m, "m"),
-        ("cadence", cadence, card.cadence_s, "s"),
+        ("cadence", None if np.isnan(cadence) else cadence, card.cadence_s, "s"),
         ("motion per input step", float(np.median(motion)) if motion else None, card.motion_px, "pixels"),
     )
     return domain_of(card, ranges, inputs)
 
 
 def prepare(model: str | os.PathLike | None, dataset: xr.Dataset, **options: Any) -> RadarJob:
-    """The job of a model by its name or file; options as in fastds.tasks.radar.run.downscale."""
-    return RadarJob(model, dataset, **options)
+    """The job of a model by its name or file; options as in fastds.tasks.radar.run.downscale.
+
+    Raises: ValueError for one time, whose result other times could not be appended to."""
+    job = RadarJob(model, dataset, **options)
+    if job.source.shape[0] < 2:
+        raise ValueError(f"at least 2 times are needed for an archive, variable {job.source.source_name} has 1")
+    return job

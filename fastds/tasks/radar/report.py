@@ -102,8 +102,8 @@ def report_files(
     var, z_r: as in fastds.tasks.radar.run.downscale_file. reading: of given, see fastds.data.reading.
     """
     with opened(output) as fine, opened(given, var, **reading) as coarse:
-        made = to_reflectivity(members_in(fine)[0], var, z_r=z_r)
-        source = to_reflectivity(coarse, var, z_r=z_r)
+        made = to_reflectivity(members_in(fine)[0], var, z_r=z_r, least=1)
+        source = to_reflectivity(coarse, var, z_r=z_r, least=1)
         name = str(fine.attrs.get("fastds_model", "output")) + ", member 1" * (MEMBER in fine.dims)
         maps = maps_of(made, ["input", name])
         places = {time: k for k, time in enumerate(whole_seconds(source.times))}

@@ -23,8 +23,9 @@ from fastds.tasks.common.inference import (
     file_to_file,
 )
 from fastds.tasks.common.pieces import is_lazy, lazy
+from fastds.tasks.common.tables import counted
 from fastds.tasks.radar.evaluation import check_truth
-from fastds.tasks.radar.job import RadarJob, radar_domain
+from fastds.tasks.radar.job import RadarJob, one_time, radar_domain, time_factor_of
 from fastds.tasks.radar.methods import pick_model
 
 
@@ -50,8 +51,8 @@ def downscale(
 
     A fine pixel takes the model's reflectivity where that is above the model's floor and echo is near; weaker echo
     keeps the interpolated value; cells without echo stay without echo; missing cells stay missing. Nothing is
-    interpolated across gaps in time. Rates and amounts are converted by Z-R and back; amounts keep the amount of each
-    cell and interval.
+    interpolated across gaps in time; a single time becomes finer in space alone. Rates and amounts are converted by Z-R
+    and back; amounts keep the amount of each cell and interval.
 
     model: with a card that holds floor, ceiling and factors, as fastds.load gives it; a shipped name or the path of a
     weights file; None: the shipped weights for reflectivity, see pick_model. dataset: a field (time, y, x).
@@ -127,9 +128,9 @@ def downscale_file(
 def plan(source: ReflectivityInput) -> str:
     """What `downscale` would make of a radar field by the shipped weights, for the user; warns outside their range."""
     model, note = pick_model()
-    frames, height, width = output_shape(source)
-    made = f"{source.source_name} to {frames} fields of {height} x {width}"
-    told = made, note, radar_domain(model.card, source).text()
+    frames, height, width = output_shape(source, time_factor=time_factor_of(source))
+    made = f"{source.source_name} to {counted(frames, 'field')} of {height} x {width}"
+    told = made, *one_time(source), note, radar_domain(model.card, source).text()
     return "; ".join(filter(None, told))
 
 
