@@ -52,6 +52,18 @@ def test_codes_of_fmi_are_those_of_its_pgm(data_dir, tmp_path):
             np.testing.assert_allclose(*places, atol=1e-9)
 
 
+def test_the_swiss_grid_lies_right_by_attributes_without_wkt(tmp_path):
+    """CF's oblique Mercator would put it 3 degrees to the east; the attributes tell a cone some metres off."""
+    y, x = np.arange(305.5e3, 60e3, -1e3), np.arange(480.5e3, 840e3, 1e3)
+    crs = pyproj.CRS.from_epsg(21781)
+    path = write(tmp_path / "201609281500_lowest.tif", np.ones((y.size, x.size), np.uint8), y, x, crs.to_wkt(), TAGS)
+    with open_dataset(path) as found:
+        alone = pyproj.CRS.from_cf({k: v for k, v in found.crs.attrs.items() if k != "crs_wkt"})
+        assert pyproj.CRS.from_cf(found.crs.attrs).coordinate_operation.method_name.startswith("Hotine")
+    places = [pyproj.Proj(one)(x[[0, -1]], y[[0, -1]], inverse=True) for one in (crs, alone)]
+    np.testing.assert_allclose(*places, atol=1e-4)
+
+
 def test_degrees_and_values_as_they_are(data_dir, tmp_path):
     """As Radar-DPC has it: dBZ, milliseconds in the name, missing by the band's nodata."""
     with open_dataset(data_dir / DPC) as known:

@@ -53,7 +53,9 @@ def read(contents: Contents) -> xr.Dataset:
     time = datetime.datetime(2000 + int(year), int(month), int(day), int(hour), int(minute))
     proj4 = f"+proj=aeqd +lat_0={latitude} +lon_0={longitude} +R=6370040 +units=m"
     named = {"title": f"DWD DX, radar {site}", "institution": "Deutscher Wetterdienst (DWD)"}
-    return maps.projected_map(maps.reflectivity(values, NO_ECHO_DBZ), [time], (y, x), maps.projection(proj4), **named)
+    return maps.projected_map(
+        maps.reflectivity(values, NO_ECHO_DBZ), [time], (y, x), maps.projection(proj4, (y, x)), **named
+    )
 
 
 def _beams(body: bytes, contents: Contents) -> np.ndarray:

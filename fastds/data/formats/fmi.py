@@ -40,7 +40,9 @@ def read(contents: Contents) -> xr.Dataset:
     axes = maps.centres(bottom + dy * height, -dy, height), maps.centres(left, dx, width)
     moment = datetime.datetime.strptime(time, "%Y%m%d%H%M")
     named = {"title": "FMI radar composite", "institution": "Finnish Meteorological Institute"}
-    return maps.projected_map(maps.reflectivity(values, NO_ECHO_DBZ), [moment], axes, maps.projection(proj4), **named)
+    return maps.projected_map(
+        maps.reflectivity(values, NO_ECHO_DBZ), [moment], axes, maps.projection(proj4, axes), **named
+    )
 
 
 def _split(data: bytes, contents: Contents) -> tuple[str, int, int, bytes]:

@@ -47,7 +47,7 @@ def read(contents: Contents) -> xr.Dataset:
     time = [_time(contents, tags)]
     if crs.is_geographic:
         return maps.geographic_map(fields, time, axes)
-    return maps.projected_map(fields, time, axes, maps.projection(crs.to_wkt()))
+    return maps.projected_map(fields, time, axes, maps.projection(crs.to_wkt(), axes))
 
 
 def _check(image: Any, contents: Contents) -> None:

@@ -50,7 +50,7 @@ def read(contents: Contents) -> xr.Dataset:
             raise ValueError(f"{contents.path} holds {parameter}; expected REFLECTIVITY_[DBZ] or amounts in [MM]")
         proj4, y, x = _grid(file["geographic"])
         named = {"title": f"KNMI {text_of(overview['product_group_name'])}", "institution": "KNMI"}
-        return maps.projected_map(fields, [end], (y, x), maps.projection(proj4), **named)
+        return maps.projected_map(fields, [end], (y, x), maps.projection(proj4, (y, x)), **named)
 
 
 def _formula(text: str, contents: Contents) -> tuple[float, float]:

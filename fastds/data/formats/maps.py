@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar maps as CF datasets: what the readers of the formats build."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,17 +37,13 @@ def centres(corner: float, step: float, size: int) -> np.ndarray:
     return corner + step * (np.arange(size) + 0.5)
 
 
-def projection(proj4: str, coordinates: Coordinates | None = None) -> dict[str, Any]:
-    """CF attributes of a grid mapping from a PROJ string; coordinates: y and x of the grid, for projections that CF
-    attributes tell nearly, see cf_attributes. Raises: ImportError without pyproj; ValueError for a string that PROJ
-    does not read."""
+def projection(proj4: str, coordinates: Coordinates) -> dict[str, Any]:
+    """CF attributes of a grid mapping from a PROJ string; coordinates: y and x of the grid, metres, on which some
+    projections are told nearly, see cf_attributes. Raises: ImportError without pyproj; ValueError for a string that
+    PROJ does not read."""
     try:
-        crs = _pyproj().CRS.from_user_input(proj4)
-        if coordinates is not None:
-            return cf_attributes(crs, *coordinates[::-1])
-        with warnings.catch_warnings():  # what CF cannot say is in its crs_wkt
-            warnings.simplefilter("ignore", UserWarning)
-            return crs.to_cf()
+        y, x = coordinates
+        return cf_attributes(_pyproj().CRS.from_user_input(proj4), x, y)
     except _pyproj().exceptions.CRSError as error:
         raise ValueError(f"the projection {proj4!r} cannot be read ({str(error).splitlines()[0]})") from error
 

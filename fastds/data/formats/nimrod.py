@@ -67,8 +67,8 @@ def read(contents: Contents) -> xr.Dataset:
         said = f"Nimrod: of {len(records)} fields in a file number {number} is taken, {taken.title} ({taken.units})"
         warnings.warn(said, UserWarning, stacklevel=2)
     named = {"title": f"Met Office Nimrod {taken.title}", "institution": "Met Office"}
-    place = (taken.y, taken.x), maps.projection(_BRITISH)
-    found = maps.projected_map(_fields(taken), [taken.time], *place, **named)
+    axes = taken.y, taken.x
+    found = maps.projected_map(_fields(taken), [taken.time], axes, maps.projection(_BRITISH, axes), **named)
     return found.assign_coords(lead=((), np.timedelta64(int(taken.lead.total_seconds()), "s")))
 
 

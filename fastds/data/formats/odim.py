@@ -54,7 +54,7 @@ def read(contents: Contents) -> xr.Dataset:
         proj4, y, x = _grid(file)
         named = {"title": f"ODIM composite {', '.join(sorted(set(fields) - {'quality'}))}"}
         named["institution"] = text_of(file["what"].attrs.get("source", ""))
-        found = maps.projected_map(fields, [nominal + lead], (y, x), maps.projection(proj4), **named)
+        found = maps.projected_map(fields, [nominal + lead], (y, x), maps.projection(proj4, (y, x)), **named)
     return found.assign_coords(lead=((), np.timedelta64(int(lead.total_seconds()), "s")))
 
 
