@@ -55,7 +55,8 @@ class Members:
         return [self._detail(y[0], x[0]), self._detail(y[1], x.mean(0), apart), self._detail(y[2], x[1])]
 
     def _detail(self, y: Tensor, x: Tensor, apart: Tensor | None = None) -> Detail:
-        return Detail(y * self.span, x * self.span, torch.zeros_like(y) if apart is None else apart)
+        fine = y.clamp(0.0, 1.0) * self.span
+        return Detail(fine, x * self.span, torch.zeros_like(fine) if apart is None else apart)
 
     def _apart(self, x: Tensor, flow: Tensor, bands: Callable) -> Tensor:
         """(H, W), dB: the first field less the second, both moved to the middle."""

@@ -90,10 +90,10 @@ class FrameRefiner:
         for frame in frames:
             current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
             if previous is not None:
-                y, near, flow, motion = self._pair(previous, current)
+                y, near, flow, strong = self._pair(previous, current)
                 first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
                 yield self._outer(self._at_input(first, previous, next(times)), first_near, previous)
-                middle = self._between(y, previous, current, motion, next(times))
+                middle = self._between(y, previous, current, strong, next(times))
                 yield self._middle(middle, near, previous, current, flow)
                 pending = y[2].clone(), near
             previous = current
@@ -108,12 +108,12 @@ class FrameRefiner:
         return self.members.at_input(y, prepare(given, self.floor, self.ceiling), time)
 
     def _between(
-        self, y: torch.Tensor, first: torch.Tensor, second: torch.Tensor, motion: torch.Tensor, time: object
+        self, y: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor | None, time: object
     ) -> torch.Tensor:
-        """The network's field between two input times, or members of it; motion: of echo above the floor."""
+        """The network's field between two input times, or members of it; flow: of echo above the floor."""
         if self.members is None:
             return y[1]
-        return self.members.between(y, self._scaled(first, second, self.floor), motion, time, self._bands)
+        return self.members.between(y, self._scaled(first, second, self.floor), flow, time, self._bands)
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
@@ -145,11 +145,11 @@ class FrameRefiner:
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made
         near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
-        motion, flow = (None, flow) if self.members is None else (flow, flow)
+        strong = None if self.members is None else flow
         if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
             del flow
             flow = _flow(self._scaled(first, second, self.low))
-        return y, near, flow, motion
+        return y, near, flow, strong
 
     def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
         """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""

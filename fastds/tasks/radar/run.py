@@ -63,7 +63,7 @@ def downscale(
     time_factor: 2, or 4 by recursion. static: maps for a model that reads some: a Dataset, or files, FILE.nc or
     FILE.nc:VARIABLE, on any grid.
     coarsened: how the dataset averages finer cells, where that is known: "linear_z", "dbz" or "plain_dbz", see
-    fastds.data.coarsen; the result then agrees with it, see agreement.py.
+    fastds.data.coarsen; the result, or what members are drawn around, then agrees with it, see agreement.py.
     members: so many fields in place of each, along a new first dimension `realization`, with detail and errors as
     truth has them, see members.py; None: one smooth field of least squared error. seed: of the members; None: 0.
     progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
