@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The card of a training: its own name and files."""
 
-import pathlib
-
 import pytest
 
 pytest.importorskip("lightning", reason="training extra is not installed")
 
 from fastds import models
-from fastds.tasks.common.card_of_run import fill_card_of_run
+from fastds.tasks.common.card_of_run import fill_card_of_run, name_files
 from fastds.tasks.common.command import TASKS, configurations
 from fastds.tasks.fields.config import parse_arguments as fields
 from fastds.tasks.humidity.config import parse_arguments as humidity
@@ -19,10 +17,11 @@ PARSERS = {"radar": radar, "fields": fields, "humidity": humidity, "nowcast": no
 SHIPPED = [(task, name) for task in TASKS for name in configurations(task)]
 
 
-def card_of(config):
+def card_of(config, *files):
     start = config.model.start
     model = models.load(start) if start in models.available(pretrained=True) else models.create(config.model.name)
     fill_card_of_run(model.card, config)
+    name_files(model.card, config, files)
     return model.card
 
 
@@ -38,32 +37,36 @@ def test_a_shipped_configuration_with_its_own_files_keeps_its_card(task, name):
 @pytest.mark.parametrize(
     ("task", "name", "options", "files"),
     [
-        ("nowcast", "nowcast-small", ["--data.path=.", "--data.blocks={b.nc: {}, a.nc: {}}"], "a.nc, b.nc"),
-        ("radar", "fczsm-small-pure", ["--data.path=folder/mine", "--data.blocks={}"], "mine"),
-        ("fields", "inr-small", ["--data.path=folder/mine.nc"], "mine.nc"),
-        ("fields", "inr-any", ["--data.path=folder", "--data.each=[mine.nc:t, mine.nc:u]"], "mine.nc"),
-        ("humidity", "wgan-gp-small", ["--data.path=folder", "--data.sources={m.nc: {}}"], "m.nc"),
+        ("nowcast", "nowcast-small", ["--data.path=.", "--data.blocks={b.nc: {}, a.nc: {}}"], ["a.nc", "b.nc"]),
+        ("radar", "fczsm-small-pure", ["--data.path=folder/mine", "--data.blocks={}"], ["a.nc"]),
+        ("fields", "inr-small", ["--data.path=folder/mine.nc"], ["mine.nc"]),
+        ("fields", "inr-any", ["--data.path=folder", "--data.each=[mine.nc:t, mine.nc:u]"], ["mine.nc"]),
+        ("humidity", "wgan-gp-small", ["--data.path=folder", "--data.sources={m.nc: {}}"], ["m.nc"]),
     ],
 )
 def test_with_other_files_it_tells_of_these(task, name, options, files):
     config = PARSERS[task]([f"--config={name}", "--output=runs/mine", *options])
-    card = card_of(config)
-    assert card.training_data == [files] and card.name == f"{config.model.name}-mine"
+    card = card_of(config, *reversed(files), files[0])
+    assert card.training_data == files and card.name == f"{config.model.name}-mine"
     assert not card.licence and not card.limits and not card.picture and not card.training_hours
 
 
 def test_weights_that_are_trained_further_tell_of_both():
     config = nowcast(["--model=nowcast-small", "--model.start=nowcast-small", "--data.path=folder/mine.nc"])
     before = models.load_card("nowcast-small")
-    card = card_of(config)
+    card = card_of(config, "mine.nc")
     assert card.training_data == [*before.training_data, "trained further on mine.nc"]
     assert card.name == "nowcast-small-training-nowcast" and card.licence == before.licence
 
 
 def test_a_name_of_its_own_stays():
-    assert card_of(nowcast(["--model=ms-convlstm", "--data.path=."])).training_data == [pathlib.Path.cwd().name]
     config = nowcast(["--model=ms-convlstm", "--data.path=.", "--model.card={name: ours, training_data: [x]}"])
-    card = card_of(config)
+    card = card_of(config, "mine.nc")
     assert (card.name, card.training_data) == ("ours", ["x"])
     for output, name in (("runs/ms-convlstm", "ms-convlstm"), ("a/b", "ms-convlstm-b"), (".", "ms-convlstm")):
         assert card_of(nowcast(["--model=ms-convlstm", "--data.path=.", f"--output={output}"])).name == name
+
+
+def test_the_card_of_own_weights_does_not_call_them_shipped():
+    for name in models.available():
+        assert "shipped" not in models.create(name).card.description, name

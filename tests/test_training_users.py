@@ -184,6 +184,21 @@ def test_files_of_other_kinds_are_named_and_left_out(mixed, tmp_path, capfd, tas
     assert all(reason in said for reason in reasons) and ".hidden" not in said
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_card_names_the_files_of_all_runs_in_a_folder(files, tmp_path, task):
+    """Those of the run before, too, which it goes on from."""
+    name, output = "radar.nc" if task in ("radar", "nowcast") else "grid.nc", tmp_path / "o"
+    for copy in ("first/a.nc", "first/b.nc", "second/c.nc"):
+        (tmp_path / copy).parent.mkdir(exist_ok=True)
+        shutil.copy(files / name, tmp_path / copy)
+    first, second = ("first/a.nc", "second/c.nc") if task == "fields" else ("first", "second")  # it takes one file
+    found = ["a.nc"] if task == "fields" else ["a.nc", "b.nc"]
+    for path, steps, wanted in ((first, 4, found), (second, 8, [*found, "c.nc"])):
+        words = interrupted.arguments(files, task, output, max_steps=steps)
+        assert main([*words, f"--data.path={tmp_path / path}"]) == 0
+        assert models.load_card(output / "last.safetensors").training_data == wanted
+
+
 def test_a_folder_of_nothing_to_train_on_is_one_sentence(mixed, tmp_path, capfd):
     for name in ("radar.nc", "grid.nc", "short.nc"):
         (mixed / name).unlink()

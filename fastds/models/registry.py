@@ -55,7 +55,7 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
             "flow_guided": True,
             "feature_skip": True,
         },
-        "Small enough for any machine; its weights are shipped.",
+        "Small enough for any machine.",
     ),
     "nowcast-errors": ("ErrorLaw", {}, "The law of a nowcast's errors, which members are drawn from."),
     "downscaling-errors": (

@@ -23,7 +23,7 @@ PRESETS["ms-lstm"] = ("MSRNN", {"cell": "mk-lstm"}, "MS-LSTM, which DB-RNN is co
 PRESETS["nowcast-small"] = (
     "LagrangianRNN",
     {"network": "MSRNN", "hidden": 16},
-    "MS-RNN in small in the frame of the moving air; its weights are shipped.",
+    "MS-RNN in small in the frame of the moving air.",
 )
 
 __all__ = ["CELLS", "DBRNN", "MSRNN", "PRESETS", "Discriminator", "LagrangianRNN", "StagedRNN"]

@@ -9,9 +9,9 @@ from torch import nn
 
 from fastds import models
 from fastds.studies.command import Files
+from fastds.tasks.common.card_of_run import fill_card
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.run_folder import fill_card
 from fastds.tasks.common.training import SampleData
 
 

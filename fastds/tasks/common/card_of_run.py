@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The card of a network that is trained: its own name and data, whatever configuration it was trained by."""
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -11,7 +12,6 @@ import yaml
 from fastds.models import ModelCard
 from fastds.tasks.common.command import configurations
 from fastds.tasks.common.config import RunConfig
-from fastds.tasks.common.run_folder import fill_card
 
 # What a shipped configuration tells of weights made of its files, and is not so of others.
 _OF_ITS_FILES = ("training_data", "licence", "limits", "picture", "training_hours")
@@ -20,21 +20,49 @@ _OF_ITS_FILES = ("training_data", "licence", "limits", "picture", "training_hour
 def fill_card_of_run(card: ModelCard, config: RunConfig) -> None:
     """Fill the card of a network from the configuration that trains it.
 
-    A shipped configuration with other files than its own, or weights that are trained further, keep no training data
-    that are not theirs. A card without a name of its own is called after the network and the folder of the run.
+    A shipped configuration with other files than its own keeps nothing that is only so of these. A card without a name
+    of its own is called after the network and the folder of the run.
     """
-    told, files = dict(config.model.card), _files(vars(config.data))
-    shipped = _shipped(told.get("training_data"))
-    if shipped is not None and _files(shipped) != files:
-        for key in _OF_ITS_FILES:
-            told.pop(key, None)
-    if "training_data" not in told:
-        names = ", ".join(sorted(files))
-        before = card.training_data
-        told["training_data"] = [*before, f"trained further on {names}"] if config.model.start else [names]
+    told = _told(config)
     if "name" not in told:
         told["name"] = _name(card.name, pathlib.Path(config.output).name)
     fill_card(card, told)
+
+
+def name_files(card: ModelCard, config: RunConfig, files: Iterable[str]) -> None:
+    """Add the names of the files that a training reads to a card whose configuration does not tell its training data;
+    of weights that are trained further, to those of the weights."""
+    if "training_data" not in _told(config):
+        further = "trained further on " if config.model.start else ""
+        add_data(card, [further + name for name in sorted(set(files))])
+
+
+def add_data(card: ModelCard, training_data: Iterable[str]) -> None:
+    """Add to a card's training data what it does not have."""
+    card.training_data = list(dict.fromkeys([*card.training_data, *training_data]))
+
+
+def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> None:
+    """Set fields of a model's card. Raises: ValueError, naming the argument, for one it has not, and for values that
+    weights could not be read back with."""
+    for key, value in values.items():
+        if key not in {field.name for field in dataclasses.fields(card)}:
+            raise ValueError(f"{argument} has no field {key!r}")
+        setattr(card, key, value)
+    try:
+        ModelCard.from_json(card.to_json())
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from None
+
+
+def _told(config: RunConfig) -> dict[str, Any]:
+    """The fields of the card that a configuration gives and that are so of its files."""
+    told = dict(config.model.card)
+    shipped = _shipped(told.get("training_data"))
+    if shipped is not None and _files(shipped) != _files(vars(config.data)):
+        for key in _OF_ITS_FILES:
+            told.pop(key, None)
+    return told
 
 
 def _name(network: str, folder: str) -> str:
@@ -52,7 +80,7 @@ def _shipped(training_data: Any) -> Mapping[str, Any] | None:
 
 
 def _files(data: Mapping[str, Any]) -> set[str]:
-    """The names of the files that data name, or of the path where they name none."""
+    """The names of the files that a configuration's data name, or of the path where they name none."""
     named = {*(data.get("blocks") or ()), *(data.get("sources") or ())}
     named |= {entry.partition(":")[0] for entry in data.get("each") or ()}
     return named or {os.path.basename(os.path.abspath(data["path"]))}  # the path may be "."

@@ -104,11 +104,10 @@ def _variables(configuration: pathlib.Path) -> list[str] | None:
 
 
 def _told(card: ModelCard, files: str) -> dict:
-    """What the card of the result says of its training on files of this name."""
+    """What the card of the result says of its training on a file or folder of this name."""
     return {
         "name": f"{card.name}-finetuned",
         "description": f"{card.name} trained further on {files}. {card.description}".strip(),
-        "training_data": [*card.training_data, f"trained further on {files}"],
     }
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastds import models
 from fastds._outputs import Interrupted
-from fastds.models import ModelCard
+from fastds.tasks.common.card_of_run import name_files
 from fastds.tasks.common.checkpoints import CheckpointFile, LastCheckpoint, Stopped, check_checkpoint, not_resumable
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
@@ -75,6 +75,7 @@ def run(
     validation error or a checkpoint that does not fit; Interrupted, a KeyboardInterrupt, when a signal came and the
     checkpoint is written.
     """
+    name_files(module.exported.card, config, data.files)
     output = make_folder(config)
     best = export(output, data.input_ranges())
     chosen = {
@@ -151,19 +152,6 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
             "validation data where these are dry"
         )
     return best
-
-
-def fill_card(card: ModelCard, values: dict, argument: str = "model.card") -> None:
-    """Set fields of a model's card. Raises: ValueError, naming the argument, for one it has not, and for values that
-    weights could not be read back with."""
-    for key, value in values.items():
-        if key not in {field.name for field in dataclasses.fields(card)}:
-            raise ValueError(f"{argument} has no field {key!r}")
-        setattr(card, key, value)
-    try:
-        ModelCard.from_json(card.to_json())
-    except ValueError as error:
-        raise ValueError(f"{argument}: {error}") from None
 
 
 class ExportBest(callbacks.Callback):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fastds.tasks.common.card_of_run import add_data
 from fastds.tasks.common.config import RunConfig, SupervisedConfig
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.domain.score import ranges_of
@@ -52,7 +53,8 @@ class Share(Sampler):
 class SampleData(L.LightningDataModule):
     """Loaders of new training samples in every epoch and of fixed validation samples.
 
-    Subclasses set training and validation, two datasets, in __init__ or setup().
+    Subclasses set training and validation, two datasets, and files, the names of those that train, in __init__ or
+    setup().
 
     Args:
         config: has batch_size, and workers where processes prepare the samples.
@@ -67,6 +69,7 @@ class SampleData(L.LightningDataModule):
         self.start = start or (lambda: self.trainer.global_step * config.batch_size)
         self.validation_batch = config.batch_size
         self.training = self.validation = None
+        self.files: list[str] = []
 
     def statistics(self, sample: dict) -> dict[str, float]:
         """Of the input of a training sample, see fastds.tasks.domain.statistics; none by default."""
@@ -94,8 +97,13 @@ class SampleData(L.LightningDataModule):
 
 
 class TimedModule(L.LightningModule):
-    """Ends at config.max_minutes of training or at config.max_steps, in either case with a validation; the clock and
-    the random state are part of the checkpoint."""
+    """Ends at config.max_minutes of training or at config.max_steps, in either case with a validation; the clock, the
+    random state and the names of the training data so far are part of the checkpoint.
+
+    Subclasses give exported: the network that is validated and saved, with its card.
+    """
+
+    exported: torch.nn.Module
 
     def __init__(self, config: RunConfig):
         super().__init__()
@@ -134,10 +142,14 @@ class TimedModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["elapsed"] = self.clock()
         checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["training_data"] = list(self.exported.card.training_data)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.elapsed, self._random_state = float(checkpoint["elapsed"]), checkpoint["random_state"]
         torch.Generator().set_state(self._random_state)  # raises what a damaged one raises, before the training
+        now = self.exported.card.training_data
+        self.exported.card.training_data = list(checkpoint.get("training_data", ()))
+        add_data(self.exported.card, now)
         if self.trainer.world_size > 1:
             self._random_state = None  # it is that of the first process
 
@@ -177,6 +189,10 @@ class SupervisedModule(TimedModule):
         super().__init__(config)
         self.model = model
         self._bad_steps, self._finite_loss = 0, True
+
+    @property
+    def exported(self) -> torch.nn.Module:
+        return self.model
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor | None:
         loss = self.loss(self(batch), batch)

@@ -51,9 +51,9 @@ def load_fields(config: DataConfig) -> Tensor:
     return torch.stack(stack, 1)
 
 
-def load_each(config: DataConfig) -> list[Tensor]:
-    """(T, 1, H, W) float32 of each FILE.nc:VARIABLE of config.each, all its times and levels; for ["*"] of every field
-    of the file or folder, but for those that do not fit, of which a UserWarning tells.
+def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
+    """Name of the file and (T, 1, H, W) float32 of each FILE.nc:VARIABLE of config.each, all its times and levels; for
+    ["*"] of every field of the file or folder, but for those that do not fit, of which a UserWarning tells.
 
     Raises: FileNotFoundError; ValueError for a missing variable, dimensions that do not fit or missing values.
     """
@@ -70,7 +70,7 @@ def load_each(config: DataConfig) -> list[Tensor]:
                         raise
                     warnings.warn(f"{name} of {path} is left out: {error}", stacklevel=2)
                     continue
-                found.append(values.reshape(-1, 1, *values.shape[-2:]))
+                found.append((path.name, values.reshape(-1, 1, *values.shape[-2:])))
     if not found:
         raise ValueError(f"data.each: {config.path} has no field without missing values on a regular grid")
     return found
@@ -155,6 +155,7 @@ class FieldData(SampleData):
         """The training part of the variables of one file; the rest of it becomes the validation."""
         config = self.config
         fields = load_fields(config)
+        self.files = [pathlib.Path(config.path).name]
         trained, validated = config.limits(fields.shape[0 if config.split == "time" else 3])
         train = config.part(fields, trained)
         maps = load_statics(config)
@@ -183,7 +184,8 @@ class FieldData(SampleData):
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
         self.limits = None  # nothing is degraded
         blocks, self.validation = [], []
-        for fields in load_each(self.config):
+        for file, fields in load_each(self.config):
+            self.files.append(file)
             trained, validated = self.config.limits(fields.shape[3])
             blocks.append(FieldBlock(fields[..., : trained[1]], (0, trained[1])))
             held_out = fields[..., slice(*validated)]

@@ -144,6 +144,7 @@ class HumidityData(SampleData):
         if self.training is not None:
             return
         c = with_sources(self.config)
+        self.files = list(c.sources) or [pathlib.Path(c.path).name]
         self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed

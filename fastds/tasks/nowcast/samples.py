@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar files to training sequences: crops fixed on the ground, or moving with the air."""
 
+import pathlib
 import warnings
 
 import numpy as np
@@ -218,6 +219,7 @@ class NowcastData(SampleData):
             return
         c = self.config
         train, validation = time_blocks(c, c.known + c.fewest)
+        self.files = [pathlib.Path(block.path).name for block in train]
         events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
         weights = source_weights(c.weights, len(train), len(events))
         self.training = NowcastCrops(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Radar files to batches: whole time blocks for training and for validation."""
 
+import pathlib
+
 import numpy as np
 import torch
 
@@ -59,6 +61,7 @@ class RadarData(SampleData):
             return
         c = self.config
         train, validation = time_blocks(c)
+        self.files = [pathlib.Path(block.path).name for block in train]
         events = synthetic_events(c.synthetic_events, self.seed)
         statics = self.statics_of([block.path for block in train]) if c.statics else None
         shared = dict(
