@@ -23,7 +23,7 @@ if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
 from fastds import _verbs, ops  # noqa: E402  registers torch.ops.fastds.*
 from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
-from fastds.ops.core.registry import explain  # noqa: E402
+from fastds.ops.explained import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastds.ops.core.arguments import check_dense
-from fastds.ops.core.backends import Backend, choose, forced, ranked
+from fastds.ops.core.backends import Backend, choose
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
@@ -183,32 +183,6 @@ def define(
     torch.library.register_fake(f"fastds::{name}", fake_kernel, lib=LIBRARY)
     OPS[name] = op
     return op
-
-
-def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
-    """Says for each implementation of an op whether it runs on these inputs, and why not.
-
-    Args:
-        op_name: name of the op, such as "deform_conv2d".
-        *args, **kwargs: the op's arguments by its schema torch.ops.fastds.<op_name>.
-
-    Returns:
-        dict of implementation name to "chosen", "usable" or "refused: <reason>".
-
-    Raises:
-        ValueError: unknown op.
-    """
-    if op_name not in OPS:
-        raise ValueError(f"op_name: expected one of {', '.join(sorted(OPS))}, got {op_name!r}")
-    op = OPS[op_name]
-    args = op.bind(args, kwargs)
-    reasons = {name: op.backends[name].refusal(*args) for name in ranked(op.backends, args)} | {"reference": None}
-    usable = [name for name, reason in reasons.items() if reason is None]
-    chosen = forced() if forced() in usable else usable[0]
-    return {
-        name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
-        for name, reason in reasons.items()
-    }
 
 
 def _requires_grad(value) -> bool:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which implementation an op would run on given arguments, and why not another."""
+
+import inspect
+from collections.abc import Callable
+
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastds import ops
+from fastds.ops.core.backends import forced, ranked
+from fastds.ops.core.registry import OPS, Op, transforms_active
+
+
+def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
+    """Says for each implementation of an op whether it runs on these inputs, and why not. Nothing is computed.
+
+    Args:
+        op_name: of a function of fastds.ops, such as "deform_conv2d", or of a registered op torch.ops.fastds.<op_name>.
+        *args, **kwargs: those of the function, or those of the registered op by its schema. Of a function that calls
+            several registered ops the first one answers.
+
+    Returns:
+        dict of implementation name to "chosen", "usable" or "refused: <reason>".
+
+    Raises:
+        ValueError: unknown op. TypeError: arguments that fit neither the function nor the schema.
+        RuntimeError: inside a functorch transform, where the reference runs.
+    """
+    public = {name: f for name in ops.__all__ if inspect.isfunction(f := getattr(ops, name))}
+    if op_name not in OPS and op_name not in public:
+        raise ValueError(f"op_name: expected one of {', '.join(sorted({*OPS, *public}))}, got {op_name!r}")
+    if op_name in public and (op_name not in OPS or _fits(public[op_name], args, kwargs)):
+        return _answers(*_first_call(public[op_name], args, kwargs))
+    try:
+        return _answers(OPS[op_name], OPS[op_name].bind(args, kwargs))
+    except TypeError as error:
+        shown = f"; of the function: {op_name}{inspect.signature(public[op_name])}" if op_name in public else ""
+        raise TypeError(f"{error}{shown}") from None
+
+
+def _answers(op: Op, args: tuple) -> dict[str, str]:
+    reasons = {name: op.backends[name].refusal(*args) for name in ranked(op.backends, args)} | {"reference": None}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    chosen = forced() if forced() in usable else usable[0]
+    return {
+        name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
+        for name, reason in reasons.items()
+    }
+
+
+def _fits(function: Callable, args: tuple, kwargs: dict) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+class _Called(Exception):
+    """Carries the registered op that a function calls, and its arguments, out of the function."""
+
+    def __init__(self, op: Op, args: tuple):
+        super().__init__(op.name)
+        self.op, self.args_of_op = op, args
+
+
+class _Watched(TorchDispatchMode):
+    """Computes as ever; where a mode watches, ops are called through the dispatcher."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+class _StopAtOp(TorchFunctionMode):
+    """Raises _Called at the first registered op."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "namespace", None) == "fastds":
+            op = OPS[function._opname]
+            raise _Called(op, op.bind(args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _first_call(function: Callable, args: tuple, kwargs: dict) -> tuple[Op, tuple]:
+    """The first registered op that a public function calls, and its arguments: options settled, under autocast cast."""
+    if transforms_active():
+        raise RuntimeError("explain: inside a functorch transform the reference runs, whatever the arguments")
+    try:
+        with _Watched(), _StopAtOp():
+            function(*args, **kwargs)
+    except _Called as called:
+        return called.op, called.args_of_op
+    raise RuntimeError(f"explain: {function.__name__} calls no registered op for these arguments")

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds.explain takes what a public op takes, and says what then runs."""
+
+from contextlib import nullcontext
+from random import Random
+
+import pytest
+import torch
+from fuzz.cases import DTYPES, build
+from fuzz.strategies import STRATEGIES, draw
+
+import fastds
+from fastds.ops.core import registry
+
+
+@pytest.mark.filterwarnings("ignore:fastds.")
+@pytest.mark.parametrize("op", STRATEGIES)
+def test_it_names_what_runs_for_the_arguments_of_every_public_op(op, native, monkeypatch):
+    chosen, choose = [], registry.choose
+    monkeypatch.setattr(registry, "choose", lambda op, args: chosen.append(choose(op, args)) or chosen[-1])
+    for seed in range(6):
+        case = draw(op, "valid", Random(seed))
+        arguments = build(case)
+        with torch.autocast("cpu", DTYPES[case.autocast]) if case.autocast else nullcontext():
+            said = fastds.explain(op, **arguments)
+            assert not chosen  # nothing is computed
+            getattr(fastds.ops, op)(**arguments)
+        assert said[chosen[0]] == "chosen" and list(said.values()).count("chosen") == 1
+        assert said["reference"] in ("chosen", "usable")
+        chosen.clear()
+
+
+def test_positions_are_those_of_the_function():
+    x = torch.rand(1, 4, 8, 8)
+    assert "native" in fastds.explain("pixel_shuffle", x, 2)
+    assert "native" in fastds.explain("conv3x3", x, torch.rand(2, 4, 3, 3), act="relu")
+    with fastds.backend("reference"):
+        assert fastds.explain("conv1x1", x, torch.rand(2, 4, 1, 1))["reference"] == "chosen"
+
+
+def test_arguments_that_fit_nothing_show_the_function():
+    with pytest.raises(TypeError, match=r"arguments do not fit .*; of the function: conv3x3\(x: .*, weight: "):
+        fastds.explain("conv3x3", torch.rand(1, 4, 8, 8))
+    with pytest.raises(TypeError, match="gates_weight"):
+        fastds.explain("conv_gru_cell", torch.rand(1, 4, 8, 8))
+    with pytest.raises(TypeError, match="x is a int, expected a Tensor"):
+        fastds.explain("conv3x3", 3, torch.rand(2, 4, 3, 3))
+
+
+def test_inside_a_transform_it_says_that_the_reference_runs():
+    def asked(x):
+        with pytest.raises(RuntimeError, match="inside a functorch transform the reference runs"):
+            fastds.explain("null_op", x)
+        return x
+
+    torch.func.vmap(asked)(torch.ones(2, 3))
