@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from pkgutil import iter_modules
 
+from fastds import ops
 from fastds._source_hash import source_hash
 from fastds.ops.core import native
 
@@ -25,13 +27,14 @@ OPTIONS = {
 }
 SELECTED = {"asan": (), "tsan": ("-k", "thread")}
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
-NAMES = ("null_op", "gates", "gru", "output_gate", "pixel_shuffle", "test_conv", "deform_conv2d", "inr_query")
-NAMES += ("window_attention", "op_arguments", "registered_ops", "fuzz", "memory_layout")
+NAMES = ("op_arguments", "registered_ops", "fuzz", "memory_layout")  # beside those of the ops
 
 
 def op_tests() -> list[str]:
     """Test files of the ops; those that compare with other packages are about numbers alone."""
-    files = {path.name for path in (ROOT / "tests").glob("test_*.py") if any(n in path.name for n in NAMES)}
+    names = {*NAMES, *(name for name in ops.__all__ if name.islower())}
+    names |= {module.name for module in iter_modules(ops.impl.__path__)}
+    files = {path.name for path in (ROOT / "tests").glob("test_*.py") if any(n in path.name for n in names)}
     return sorted(name for name in files if "peers" not in name)
 
 

@@ -11,7 +11,7 @@ namespace {
 template <class T>
 void run(const T* x, T* y, int64_t n, int threads) {
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) y[i] = null_value(x[i]);
+        for (int64_t i = begin; i < end; i++) y[i] = null_op_value(x[i]);
     });
 }
 

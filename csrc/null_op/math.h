@@ -8,7 +8,7 @@ namespace FASTDS_ISA {
 namespace {
 
 template <class T>
-FASTDS_HD T null_value(T x) {
+FASTDS_HD T null_op_value(T x) {
     const compute_t<T> value = load(x);
     return store<T>(value);
 }

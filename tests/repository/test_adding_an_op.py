@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
-TEMPLATE = ("csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py")
+TEMPLATE = (
+    "csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/test_null_op.py",
+    "tests/fuzz/of_ops/null_op.py",
+)  # fmt: skip
 BOTH = """
 import fastds, torch
 
@@ -20,6 +23,7 @@ def test_both():
     assert fastds.ops.copied_op(torch.ones(1)).tolist() == fastds.ops.null_op(torch.ones(1)).tolist() == [1.0]
 """
 TESTS = ("tests/test_both.py", "tests/test_copied_op.py")
+OF_ALL = ("test_fuzz.py", "test_registered_ops.py", "test_explained.py")  # tests of all ops, which find the new one
 BUILD_MINUTES, TEST_MINUTES = 10, 5
 
 
@@ -51,8 +55,12 @@ def checkout(tmp_path):
     for name in ("csrc/bind.cpp", "setup.py", "pyproject.toml", "README.md", "tests/conftest.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("conftest.py", "test_null_op.py"):
+    for name in ("conftest.py", "forked.py", "test_null_op.py", *OF_ALL):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    shutil.copytree(ROOT / "tests" / "fuzz", tmp_path / "tests" / "fuzz", ignore=ignore)
+    for path in (tmp_path / "tests" / "fuzz" / "of_ops").glob("[!_]*.py"):
+        if path.stem != "null_op":
+            path.unlink()
     return tmp_path
 
 
@@ -78,6 +86,10 @@ def test_a_copied_template_builds_and_passes(checkout):
     results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", *TESTS)
     assert "test_both.py::test_both PASSED" in results and "failed" not in results
     assert results.count("test_copied_op.py::") > 10
+    files = [f"tests/{name}" for name in OF_ALL]
+    results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "copied_op", *files)
+    for test in ("calls[copied_op-special]", "one_thing_changed[copied_op_backward]", "every_public_op[copied_op]"):
+        assert f"{test} PASSED" in results, test
 
 
 def test_the_template_has_no_other_spelling():
@@ -86,7 +98,8 @@ def test_the_template_has_no_other_spelling():
         source = ROOT / place
         files = [source] if source.is_file() else [p for p in source.rglob("*") if p.suffix in {".py", ".h", ".cpp"}]
         for file in files:
-            assert "nullop" not in renamed(file.read_text()).lower().replace("_", ""), file
+            text = renamed(file.read_text()).lower().replace("nullptr", "")
+            assert "null" not in text, file
 
 
 def test_the_recipe_names_what_the_test_copies():
