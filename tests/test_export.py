@@ -19,6 +19,7 @@ from fastds.models.baselines.super_resolution import SRCNN
 from fastds.models.db_rnn.cells import build_cell
 from fastds.models.export import deform, onnx_file, run
 from fastds.models.export.program import at_least
+from fastds.nn import Conv3x3, ConvLSTMCell, GuidedDeformConv2d, SubPixel
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d
 from fastds.tasks.common import export as command
 
@@ -286,3 +287,28 @@ def test_deform_conv2d_of_all_taps_at_once():
             args = [t if t is None else t.double() for t in (x, offset, weight, torch.randn(6), mask)]
             args = (*args[:4], stride, padding, dilation, args[4])
             torch.testing.assert_close(deform.deform_conv2d(*args), deform_conv2d(*args))
+
+
+class Own(torch.nn.Module):
+    """A user's network: every kind of module of fastds.nn for maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.align = Conv3x3(1, 8), GuidedDeformConv2d(8, 8, offset_groups=2)
+        self.memory, self.up = ConvLSTMCell(8, 8), SubPixel(8, 1, scale=2)
+
+    def forward(self, x):
+        maps = self.embed(x.flatten(0, 1), act="leaky_relu").unflatten(0, x.shape[:2])
+        states, _ = self.memory.sequence(maps)
+        return self.up(self.align(maps[:, -1], states[:, -1], act="leaky_relu"))
+
+
+def test_torch_exports_a_network_of_ones_own(tmp_path):
+    network, x = Own().eval(), torch.rand(1, 3, 1, 12, 16)
+    with pytest.raises(ValueError, match=r'own is written by torch.onnx.export\(.* `with fastds.backend\("reference"\)'):
+        fastds.export(network, tmp_path / "own.onnx")
+    with fastds.backend("reference"):
+        torch.onnx.export(network, (x,), tmp_path / "own.onnx", dynamo=True, verbose=False)
+    with torch.no_grad():
+        torch.testing.assert_close(onnx_file.opened(tmp_path / "own.onnx")(x), network(x), rtol=1e-4, atol=1e-5)
+    assert "torch.onnx.export" in fastds.backend.__doc__

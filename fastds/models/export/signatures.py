@@ -90,7 +90,10 @@ def signature(model: nn.Module, **options: int | None) -> Signature:
     make = next((make for kinds, make in _FAMILIES if isinstance(model, kinds)), None)
     if make is None:
         known = ", ".join(sorted(kind.__name__ for kinds, _ in _FAMILIES for kind in kinds))
-        raise ValueError(f"a {type(model).__name__} cannot be exported, expected one of {known}")
+        raise ValueError(
+            f"a {type(model).__name__} cannot be exported, expected one of {known}; a network of your own is written "
+            'by torch.onnx.export(..., dynamo=True) inside `with fastds.backend("reference"):`'
+        )
     given = {name: value for name, value in options.items() if value is not None}
     takes = [p.name for p in inspect.signature(make).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
     for name, value in given.items():

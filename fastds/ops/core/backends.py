@@ -43,6 +43,9 @@ def backend(name: str) -> Iterator[None]:
     inputs raises RuntimeError with the reason. Graphs compiled before keep what they were traced with. Of overlapping
     blocks the one entered last counts.
 
+    torch.onnx.export(..., dynamo=True) knows the operators of torch alone: inside backend("reference") it writes a
+    network with ops of fastds in these.
+
     Args:
         name: "native", "triton" or "reference".
 
