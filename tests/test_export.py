@@ -305,7 +305,9 @@ class Own(torch.nn.Module):
 
 def test_torch_exports_a_network_of_ones_own(tmp_path):
     network, x = Own().eval(), torch.rand(1, 3, 1, 12, 16)
-    with pytest.raises(ValueError, match=r'own is written by torch.onnx.export\(.* `with fastds.backend\("reference"\)'):
+    with pytest.raises(
+        ValueError, match=r'own is written by torch.onnx.export\(.* `with fastds.backend\("reference"\)'
+    ):
         fastds.export(network, tmp_path / "own.onnx")
     with fastds.backend("reference"):
         torch.onnx.export(network, (x,), tmp_path / "own.onnx", dynamo=True, verbose=False)
