@@ -13,13 +13,13 @@ from scipy.fft import dctn
 from scipy.ndimage import binary_erosion
 
 import fastds
-from fastds.data import coarsen_dataset, save_dataset, synthetic_event
+from fastds.data import coarsen_dataset, save_dataset, synthetic_event, to_reflectivity
 from fastds.metrics import EVALUATION_FLOORS
 from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
 from fastds.tasks.common.radar_files import differ
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.evaluation import evaluate
+from fastds.tasks.radar.evaluation import check_truth, evaluate
 from fastds.tasks.radar.methods import BASELINES
 
 
@@ -126,6 +126,22 @@ def test_rows_of_the_baselines_by_hand(truth, coarse, method):
     assert row == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("top, left", [(0, 0), (3, 2)])
+def test_a_truth_that_covers_more_is_cut(truth, top, left):
+    """Of an odd side coarsen_dataset leaves the last row or column out."""
+    coarse = coarsen_dataset(truth.isel(y=slice(top, top + 61), x=slice(left, left + 77)))
+    fine, cut = fastds.downscale("trilinear", coarse), truth.isel(y=slice(top, top + 60), x=slice(left, left + 76))
+    check_truth(truth, to_reflectivity(coarse))
+    table = evaluate(fine, truth, coarse=coarse)
+    assert table.rows == evaluate(fine, cut, coarse=coarse).rows and table.pixels == 56 * 72
+    assert "60 x 76 of the 64 x 80 pixels of TRUTH are compared" in table.notes
+    elsewhere = truth.assign_coords(x=truth.x + 500.0)
+    with pytest.raises(ValueError, match="the grids differ"):
+        evaluate(fine, elsewhere, coarse=coarse)
+    with pytest.raises(ValueError, match="the grids differ"):
+        check_truth(elsewhere, to_reflectivity(coarse))
+
+
 def test_missing_pixels_of_any_file_count_for_none(truth, coarse):
     whole = evaluate(truth, truth, coarse=coarse)
     z = truth.reflectivity.values.copy()
@@ -194,8 +210,8 @@ def test_without_the_packages_of_the_extra_errors_are_still_there(truth, coarse,
     ("change", "sentence"),
     [
         (
-            lambda t, c: (t.isel(x=slice(0, 40)), t, c),
-            r"the grids differ: PRED has \(64, 40\) pixels, TRUTH \(64, 80\)",
+            lambda t, c: (t, t.isel(x=slice(0, 40)), c),
+            r"the grids differ: PRED has \(64, 80\) pixels, TRUTH \(64, 40\)",
         ),
         (lambda t, c: (t.assign_coords(x=t.x + 600), t, c), "the grids differ: coordinate x of PRED"),
         (lambda t, c: (t, t, c.isel(x=slice(0, 10))), "PRED must have twice the pixels of COARSE"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pathlib
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -16,15 +17,37 @@ _GAP = 2  # frames left out between training and validation, so that no triple s
 
 
 def open_reflectivity(
-    dataset: xr.Dataset, var: str | None, z_r: tuple[float, float] | None, what: str
+    dataset: xr.Dataset,
+    var: str | None,
+    z_r: tuple[float, float] | None,
+    what: str,
+    places: Sequence[np.ndarray | None] = (None, None),
 ) -> fd.ReflectivityInput:
-    """The dataset's reflectivity, whose values are plausible; errors say which file they come from, `what`."""
+    """The dataset's reflectivity, whose values are plausible; errors say which file they come from, `what`. places: see
+    at_places."""
     try:
-        source = fd.to_reflectivity(dataset, var, z_r=z_r)
+        source = fd.to_reflectivity(at_places(dataset, places, var, z_r), var, z_r=z_r)
         source.check(all_missing=f"every pixel of {what} is missing", stacklevel=5)
         return source
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
+
+
+def at_places(
+    dataset: xr.Dataset, places: Sequence[np.ndarray | None], var: str | None, z_r: tuple[float, float] | None
+) -> xr.Dataset:
+    """The rows and columns of a dataset of radar fields at these coordinates, where it has more of them; the dataset
+    itself where its coordinates are others, or either has none."""
+    dims, cut = fd.to_reflectivity(dataset, var, z_r=z_r).dims[1:], {}
+    for dim, wanted in zip(dims, places, strict=True):
+        if wanted is None or dim not in dataset.coords or dataset.sizes[dim] <= len(wanted):
+            continue
+        own = np.asarray(dataset[dim].values, float)
+        first = int(np.abs(own - float(wanted[0])).argmin())
+        part = slice(first, first + len(wanted))
+        if len(own[part]) == len(wanted) and not differ(wanted, own[part]):
+            cut[dim] = part
+    return dataset.isel(cut)
 
 
 def check_quietly(source: fd.ReflectivityInput) -> None:

@@ -8,7 +8,7 @@ import os
 import xarray as xr
 
 from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
-from fastds.tasks.common.radar_files import check_quietly, differ
+from fastds.tasks.common.radar_files import at_places, check_quietly, differ
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.methods import BASELINES
@@ -28,15 +28,16 @@ def check_truth(
 ) -> None:
     """What would make evaluate fail after source has been downscaled; truth is read once for it.
 
-    Raises: ValueError where truth is not on the fine grid, has not all times between two input times, or is not
+    Raises: ValueError where truth does not cover the fine grid, has not all times between two input times, or is not
     plausible."""
     if source.shape[0] < 2:
         raise ValueError("a single time is not compared; leave out the argument truth")
-    fields = to_reflectivity(truth, var, z_r=z_r)
+    grid = refine_grid(source.dataset, source.raw, SPACE_FACTOR)
+    places = [grid[dim].values if dim in grid.coords else None for dim in source.dims[1:]]
+    fields = to_reflectivity(at_places(truth, places, var, z_r), var, z_r=z_r)
     shape = tuple(SPACE_FACTOR * n for n in source.shape[1:])
     if fields.shape[1:] != shape:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the output will have {shape}")
-    grid = refine_grid(source.dataset, source.raw, SPACE_FACTOR)
     for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
         if dim in fields.raw.coords and own in grid.coords and differ(fields.raw[dim].values, grid[own].values):
             raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
@@ -102,8 +103,8 @@ def evaluate(
 ) -> EvaluationTable:
     """Compare downscaled fields and the baselines with the truth, pair of input frames by pair of input frames.
 
-    prediction, truth: datasets on the same fine grid; truth holds every time of the prediction between the input times
-    used.
+    prediction, truth: datasets on the same fine grid, of which truth may have more rows and columns; truth holds every
+    time of the prediction between the input times used.
     coarse: the dataset that was downscaled; None: truth averaged 2 x 2 as by coarsen_dataset, at every second time.
     var, z_r: as in fastds.data.to_reflectivity, for all datasets. progress: show a progress bar.
     report: an HTML page to write, with the scores, maps and curves; model: name or file of the weights whose card it

@@ -64,7 +64,9 @@ class Pairs:
         z_r: tuple[float, float] | None,
     ):
         self.members = [open_reflectivity(member, var, z_r, "PRED") for member in members_in(prediction)]
-        self.fine, self.truth = self.members[0], open_reflectivity(truth, var, z_r, "TRUTH")
+        self.fine = self.members[0]
+        places = [self.fine.raw.coords[dim].values if dim in self.fine.raw.coords else None for dim in self.fine.dims]
+        self.truth = open_reflectivity(truth, var, z_r, "TRUTH", places[1:])
         if self.fine.shape[1:] != self.truth.shape[1:]:
             raise ValueError(f"the grids differ: PRED has {self.fine.shape[1:]} pixels, TRUTH {self.truth.shape[1:]}")
         _check_coordinates(self.fine, self.truth)
@@ -76,6 +78,11 @@ class Pairs:
             sizes = f"{self.fine.shape[1:]} and {self.coarse.shape[1:]}"
             raise ValueError(f"PRED must have twice the pixels of COARSE each way, got {sizes}")
         self.notes = []
+        covered = tuple(truth.sizes[dim] for dim in self.truth.dims[1:])
+        if covered != self.truth.shape[1:]:
+            self.notes.append(
+                "{} x {} of the {} x {} pixels of TRUTH are compared".format(*self.fine.shape[1:], *covered)
+            )
         if self.coarse is None:
             self.notes.append("coarse input of the baselines: TRUTH averaged 2 x 2 at every second time")
         self.pairs = self._find()
