@@ -209,9 +209,12 @@ def _finetune_parser() -> ArgumentParser:
     parser.add_argument(
         "--output", metavar="DIR", default="finetuned", help="folder of the run; one that is there goes on"
     )
-    parser.add_argument("--minutes", type=float, default=30.0, help="of training")
+    parser.add_argument("--max-minutes", type=float, help="of training; default: 30")
+    parser.add_argument("--max-steps", type=int, help="of the optimiser; default: as many as there is time for")
     parser.add_argument("--learning-rate", type=float, help="the highest; default: 5e-4")
+    parser.add_argument("--var", help="variable to train on, where its attributes do not tell")
     _add_device(parser)
+    _add_reading(parser)
     return parser
 
 

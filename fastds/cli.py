@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _keep_freed_memory()
         return _guarded(f"fastds {argv[0]}", own, argv[1:])
     try:
-        options = parser_of_all().parse_args(argv)
+        options = parser_of_all().parse_args([_spelled(word) for word in argv])
     except ArgumentError as error:
         command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
         print(f"{command}: {parser_sentence(error, command, '-')}", file=sys.stderr)
@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _keep_freed_memory()
     name = options.subcommand
     return _guarded(f"fastds {name}", _COMMANDS[name], options[name])
+
+
+def _spelled(word: str) -> str:
+    """An option with hyphens between its words, as those here have, where it is given with underscores."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _keep_freed_memory(keep: bool = True) -> None:
@@ -182,7 +188,7 @@ def _finetune(options) -> None:
     from fastds.tasks.common.finetune import finetune, scores
     from fastds.tasks.common.verdict import verdict
 
-    chosen = _given(options, ("minutes", "learning_rate", "threads", "device"))
+    chosen = _given(options, ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", *_READING))
     best = finetune(options.model, options.data, options.output, progress=True, **chosen)
     print("\n".join(filter(None, [scores(best), verdict(best), f"wrote {best}"])))
 

@@ -40,6 +40,18 @@ def test_the_network_is_named_and_changed_alike(task):
     assert parse(task, "--model={name: lte, options: {width: 4}}").model.options == {"width": 4}
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_hyphens_and_underscores_are_alike(task):
+    config = parse(task, "--max-minutes=2", "--learning-rate", "0.5", "--data.batch-size=4")
+    assert (config.max_minutes, config.learning_rate, config.data.batch_size) == (2.0, 0.5, 4)
+
+
+def test_so_they_are_in_other_commands(capsys):
+    for option in ("--time_factor=3", "--time-factor=3"):
+        assert main(["downscale", "none.nc", "o.nc", option, "--z_r", "1", "2"]) == 2
+        assert "none.nc" in capsys.readouterr().err
+
+
 def test_a_shorthand_keeps_the_options_of_a_configuration():
     model = parse("humidity", "--config", "wgan-gp-small-x8", "--model", "wgan-gp").model
     assert model.name == "wgan-gp" and model.options == {"scale": 8, "noise_std": 0.5} and model.card["name"]

@@ -2,6 +2,7 @@
 """fastds finetune: weights trained further, never worse on what is held out, and what their card says."""
 
 import importlib
+import warnings
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import save_dataset, synthetic_event
-from fastds.tasks.common.finetune import _arguments, finetune
+from fastds.data import reflectivity_to_rate, save_dataset, synthetic_event
+from fastds.tasks.common.finetune import _arguments, finetune, scores
+from fastds.tasks.radar.synthetic_scores import Errors, on_synthetic_events
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def options(monkeypatch, **changed):
 def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys):
     options(monkeypatch)
     words = ["finetune", str(files / "w.safetensors"), "--data", str(files / "mine"), "--output", str(files / "run")]
-    assert main([*words, "--minutes", "5", "--learning-rate", "1e-4", "--threads", "1"]) == 0
+    assert main([*words, "--max-minutes", "5", "--learning-rate", "1e-4", "--threads", "1"]) == 0
     said = capsys.readouterr().out
     card = models.load_card(files / "run" / "best.safetensors")
     before, after = (card.metrics[name]["mse_total"] for name in ("start", "validation"))
@@ -88,8 +90,6 @@ def test_weights_that_get_worse_are_not_the_result(files, monkeypatch, capsys):
         models.load(best).state_dict().items(), models.load(files / "w.safetensors").state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    from fastds.tasks.common.finetune import scores
-
     assert "no validation was better than the first: the weights are those it started from" in scores(best)
 
 
@@ -150,7 +150,7 @@ def test_other_tasks_are_trained_further(tmp_path, monkeypatch, task):
     models.save(model, tmp_path / "w.safetensors")
     seen = []
     monkeypatch.setattr(f"fastds.tasks.{task}.training.train", lambda config: seen.append(config) or tmp_path)
-    assert finetune(tmp_path / "w.safetensors", data, tmp_path / "run", minutes=3) == tmp_path
+    assert finetune(tmp_path / "w.safetensors", data, tmp_path / "run", max_minutes=3) == tmp_path
     (config,) = seen
     assert (config.model.start, config.data.path) == (str(tmp_path / "w.safetensors"), str(data))
     assert (config.max_minutes, config.learning_rate) == (3.0, 5e-4)
@@ -187,7 +187,7 @@ def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monke
     known = training.FieldData
     monkeypatch.setattr(training, "FieldData", lambda *a: sources.append(known(*a)) or sources[-1])
     with pytest.warns(UserWarning, match="soil of .*b.nc is left out: .*missing values"):
-        best = finetune("inr-any", tmp_path / "mine", tmp_path / "run", minutes=1, threads=1)
+        best = finetune("inr-any", tmp_path / "mine", tmp_path / "run", max_minutes=1, threads=1)
     assert [tuple(block.usable.shape) for block in sources[0].training.blocks] == [(1, 1, 90, 195)]
     card = models.load_card(best)
     assert card.any_variable and card.name == "inr-any-finetuned"
@@ -196,3 +196,47 @@ def test_a_network_of_any_variable_takes_every_field_of_a_folder(tmp_path, monke
     (tmp_path / "mine" / "a.nc").unlink()
     with pytest.raises(ValueError, match="data.each: .*mine has no field without missing values on a regular grid"):
         finetune("inr-any", tmp_path / "mine", tmp_path / "again")
+
+
+def test_options_of_reading_are_those_of_the_other_commands(files, monkeypatch, capsys):
+    """Rain rates without units, -9 where missing, of some times alone."""
+    event = synthetic_event(3, 40, (96, 96))
+    rain = reflectivity_to_rate(event.reflectivity.values)
+    rain[:, :4] = -9
+    (files / "rain").mkdir()
+    plain = event[["reflectivity"]].assign(rain=(event.reflectivity.dims, rain)).drop_vars("reflectivity")
+    plain.assign(other=plain.rain + 1).to_netcdf(files / "rain" / "rain.nc", engine="h5netcdf")
+    options(monkeypatch)
+    words = [str(files / "w.safetensors"), "--data", str(files / "rain"), "--output", str(files / "run")]
+    told = ["--var", "rain", "--units", "mm/h", "--missing", "-9"]
+    times = ["--start", str(event.time.values[4])[:16], "--stop", str(event.time.values[35])[:16]]
+    assert main(["finetune", *words, *told, *times]) == 0, capsys.readouterr().err
+    with xr.open_dataset(files / "run" / "data" / "rain.nc") as read:
+        assert read.sizes["time"] == 32 and read.rain.attrs["units"] == "mm/h" and list(read.data_vars) == ["rain"]
+        assert read.rain[:, :4].isnull().all() and read.rain[:, 4:].notnull().all()
+    assert models.load_card(files / "run" / "best.safetensors").training_data[-1] == "trained further on rain.nc"
+    assert main(["finetune", *words, "--var", "snow"]) == 2
+    assert "'snow' is not in rain.nc, which has " in capsys.readouterr().err
+    assert main(["finetune", "inr-small", *words[1:], "--var", "t"]) == 2
+    assert "--var is for a network of one variable, inr-small reads r, t, u, z" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [0.9, 1.1])
+def test_weights_that_lose_elsewhere_are_marked(files, monkeypatch, after):
+    """Where those they were made of win, on events of no radar."""
+    made = iter([Errors(0.8, 1.0), Errors(after, 1.0)])
+    monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.on_synthetic_events", lambda model, device: next(made))
+    options(monkeypatch)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        best = finetune(files / "w.safetensors", files / "mine", files / "run", learning_rate=1e-4)
+    card, sentence = models.load_card(best), "no better than advection on two synthetic events, where tiny is"
+    assert any(sentence in str(one.message) for one in said) == (after > 1)
+    assert any(sentence in limit for limit in card.limits) == (after > 1)
+    assert f"synthetic events: 0.8 before, {after} after, advection 1" in scores(best)
+
+
+def test_the_shipped_radar_network_wins_elsewhere():
+    errors = on_synthetic_events(models.load("fczsm-small"))
+    assert errors.own < 0.97 * errors.advection
+    assert on_synthetic_events(models.create("fczsm-s")) is None

@@ -246,11 +246,15 @@ def _parts(config_class: type) -> list[str]:
 
 
 def _full_names(arguments: list[str], config_class: type) -> list[str]:
-    """`--model NAME` as `--model.name NAME`; a mapping after --model stays."""
-    fields = {f"--{name}" for name in _parts(config_class)}
+    """`--model NAME` as `--model.name NAME`; a mapping after --model stays. Hyphens between the words of an option, as
+    other commands have them, become underscores."""
+    fields, names = {f"--{name}" for name in _parts(config_class)}, option_names(config_class)
     full, waiting = [], list(arguments)
     while waiting:
         option, equals, value = waiting.pop(0).partition("=")
+        underscored = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and underscored in names:
+            option = f"--{underscored}"
         if option in _RENAMED:
             raise ValueError(f"{option} is called {_RENAMED[option]}")
         if option in _NETWORKS and option in fields:

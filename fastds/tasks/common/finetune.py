@@ -7,14 +7,18 @@ import importlib
 import json
 import os
 import pathlib
+import warnings
+from typing import Unpack
 
 import torch
 import yaml
 
-from fastds.models import ModelCard, load_card
+from fastds.data.reading import Reading
+from fastds.models import ModelCard, load, load_card, save
 from fastds.tasks.common.command import configurations, quieten_lightning
+from fastds.tasks.common.told_files import told_files
 
-LEARNING_RATE = 5e-4
+LEARNING_RATE, MINUTES = 5e-4, 30.0
 
 
 def finetune(
@@ -22,23 +26,29 @@ def finetune(
     data: str | os.PathLike,
     output: str | os.PathLike = "finetuned",
     *,
-    minutes: float = 30.0,
+    max_minutes: float = MINUTES,
+    max_steps: int | None = None,
     learning_rate: float = LEARNING_RATE,
     threads: int | None = None,
     device: str = "auto",
     progress: bool = False,
+    var: str | None = None,
+    **reading: Unpack[Reading],
 ) -> pathlib.Path:
     """Train weights further on a folder of files, with the samples and the loss of the weights' own configuration.
 
     A part of every file that no sample is drawn from, its last fifth, is validated on, before the first step, too; the
     result is the best of all validations, the weights as they were among them. Their card gets the files' names and
-    both scores.
+    both scores. Radar networks are also compared with advection on synthetic events: where only the weights given win
+    there, a UserWarning says so, and so does the card of the result.
 
     Args:
         model: a shipped name or a weights file. data: a file or a folder, see `fastds train TASK --help`.
         output: folder of the run; one that holds a run goes on with it.
-        minutes: of training. learning_rate: the highest. threads: of torch.
+        max_minutes, max_steps: of training. learning_rate: the highest. threads: of torch.
         device: "auto", a GPU where there is one, "cpu" or "cuda". progress: say how far it is.
+        var: the variable of data, of a network of one. reading: missing, units, start and stop, see
+            fastds.data.reading; with any of these the files are written again, as they tell, into output/data.
 
     Returns: the path of best.safetensors. Raises: FileNotFoundError and ValueError for weights, data or options that do
         not fit, ImportError without Lightning.
@@ -47,16 +57,51 @@ def finetune(
     if not card.task:
         raise ValueError(f"the card of {model} does not tell what the weights are for, so they cannot be trained")
     options = importlib.import_module(f"fastds.tasks.{card.task}.config")
-    config = options.parse_arguments(_arguments(str(model), card, data, output, minutes, learning_rate))
+    files = _files(data, pathlib.Path(output) / "data", card, var, reading)
+    config = options.parse_arguments(_arguments(str(model), card, files, output, max_minutes, learning_rate, max_steps))
     config.model.card = _told(card, pathlib.Path(data).name)
+    if card.task in ("radar", "nowcast"):
+        config.data.var = var
     config.threads, config.device, config.progress = threads, device, progress
     training = importlib.import_module(f"fastds.tasks.{card.task}.training")
     quieten_lightning()
     before = torch.get_num_threads()
     try:
-        return training.train(config)
+        best = training.train(config)
+        if card.task == "radar":
+            _compare_elsewhere(model, best, config.device)
+        return best
     finally:
         torch.set_num_threads(before)
+
+
+def _files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):
+    """The files to train on: those of data, or copies in a folder that tell what var and reading do."""
+    if var is None and not any(value is not None for value in reading.values()):
+        return data
+    names = [v.get("name") for v in card.input_variables]
+    if var is not None and len(names) > 1:
+        raise ValueError(f"var is for a network of one variable, {card.name} reads {', '.join(map(str, names))}")
+    named = names[0] if card.task == "fields" and names and not card.any_variable else None
+    return told_files(data, folder, var, named, **reading)
+
+
+def _compare_elsewhere(model: str | os.PathLike, best: pathlib.Path, device: str) -> None:
+    """Compare weights before and after with advection on synthetic events, and tell the card of those after."""
+    from fastds.tasks.radar.synthetic_scores import EVENTS, on_synthetic_events
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a lost comparison, which the command tells
+        start, tuned = load(model), load(best)
+    before, after = (on_synthetic_events(network, device) for network in (start, tuned))
+    if before is None or after is None:
+        return
+    tuned.card.metrics["elsewhere"] = {"before": before.own, "after": after.own, "advection": after.advection}
+    if before.own < before.advection and after.own >= after.advection:
+        said = f"no better than advection on {EVENTS}, where {start.card.name} is: for radars like those of its files"
+        tuned.card.limits = list(dict.fromkeys([*tuned.card.limits, said]))
+        warnings.warn(f"the result is {said} alone, which its card says", stacklevel=3)
+    save(tuned, best)
 
 
 # What the shipped configurations of a task say of their own files.
@@ -77,7 +122,9 @@ _CARD = {
 }
 
 
-def _arguments(model: str, card: ModelCard, data, output, minutes: float, learning_rate: float) -> list[str]:
+def _arguments(
+    model: str, card: ModelCard, data, output, minutes: float, learning_rate: float, steps: int | None = None
+) -> list[str]:
     """The options of the training: those of the shipped configuration that made the weights, on the data given, and
     what the card tells of the weights' inputs."""
     # wgan-gp-small made wgan-gp-small-x2, and weights that were trained further have its name and more.
@@ -85,7 +132,11 @@ def _arguments(model: str, card: ModelCard, data, output, minutes: float, learni
     variables = [v.get("name") for v in card.input_variables]
     names = [k for k, path in shipped.items() if _variables(path) in (None, variables)]
     named = ["--config", max(names, key=len)] if names else []
-    bounds = [f"--max_minutes={minutes}", f"--learning_rate={learning_rate}", "--max_steps=null"]
+    bounds = [
+        f"--max_minutes={minutes}",
+        f"--learning_rate={learning_rate}",
+        f"--max_steps={'null' if steps is None else steps}",
+    ]
     files = [f"--data.path={data}", f"--output={output}", "--validate_start=true"]
     inputs = [
         f"--data.{k}={value}" for k, name in _CARD[card.task].items() if (value := getattr(card, name)) is not None
@@ -120,6 +171,10 @@ def scores(weights: str | os.PathLike) -> str:
         for name in after
         if isinstance(before.get(name), int | float)
     ]
+    elsewhere = metrics.get("elsewhere")
+    if elsewhere:
+        errors = "{before:.4g} before, {after:.4g} after, advection {advection:.4g}".format(**elsewhere)
+        lines.append(f"squared error in dBZ^2 above 15 dBZ on synthetic events: {errors}")
     if before == after:
         lines.append("no validation was better than the first: the weights are those it started from")
     return "\n".join(lines)
