@@ -152,6 +152,17 @@ def test_the_clock_goes_on_after_a_resume():
     assert 120.5 <= again["elapsed"] < 130 and np.array_equal(again["random_state"], checkpoint["random_state"])
 
 
+@pytest.mark.parametrize("bound", [{"max_steps": 4}, {"max_steps": None, "max_minutes": 1e-4}])
+def test_a_run_that_had_ended_says_that_nothing_is_left(files, tmp_path, run, bound, capfd):
+    shutil.copytree(run.folder, tmp_path / "o")
+    words = interrupted.arguments(files, run.task, tmp_path / "o", progress=True, **bound)
+    assert main(words) == 0
+    said = capfd.readouterr()
+    assert "nothing is left to train: 8 steps in " in said.out and "resumed from" not in said.out
+    assert "training ends" not in said.err
+    assert interrupted.same_weights(run.folder, tmp_path / "o")
+
+
 def test_after_a_kill_the_run_goes_on_as_if_nothing_were(files, tmp_path, run):
     """SIGKILL in the second epoch, after which the checkpoint of the first is there."""
     done = interrupted.signalled(interrupted.arguments(files, run.task, tmp_path / "o"), signal.SIGKILL, 5)

@@ -45,7 +45,7 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         self.started = True
         self._before = take_signals(self._signalled)  # Lightning puts back what was there before the training
         if module.steps_done() and trainer.is_global_zero:
-            print(f"resumed from step {module.steps_done()}", flush=True)
+            print(nothing_left(module) if module.finished() else f"resumed from step {module.steps_done()}", flush=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *step) -> None:
         super().on_train_batch_end(trainer, module, *step)
@@ -72,6 +72,12 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         if self._number and callable(self._before[number]):
             self._before[number](number, frame)
         self._number = number
+
+
+def nothing_left(module: L.LightningModule) -> str:
+    """What is said of a run that had ended before it was started again."""
+    done = f"{module.steps_done()} steps in {module.clock() / 60:.3g} minutes"
+    return f"nothing is left to train: {done} were trained before; a larger max_steps or max_minutes goes on"
 
 
 def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:

@@ -18,7 +18,14 @@ from torch.utils._pytree import tree_leaves
 from fastds import models
 from fastds._outputs import Interrupted
 from fastds.tasks.common.card_of_run import name_files
-from fastds.tasks.common.checkpoints import CheckpointFile, LastCheckpoint, Stopped, check_checkpoint, not_resumable
+from fastds.tasks.common.checkpoints import (
+    CheckpointFile,
+    LastCheckpoint,
+    Stopped,
+    check_checkpoint,
+    not_resumable,
+    nothing_left,
+)
 from fastds.tasks.common.config import RunConfig
 from fastds.tasks.common.lightning_extra import DDPStrategy, L, callbacks, loggers
 from fastds.tasks.common.settings import check_settings
@@ -133,6 +140,8 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         module.train()  # they were loaded for inference
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
+        if resume and not trainer.checkpoint_callback.started and trainer.is_global_zero:
+            print(nothing_left(module), flush=True)
     except Stopped as stop:
         go_on = "the same command goes on from there" + ("" if config.resume else " with resume=true")
         said = f"interrupted, step {stop.step} is in {last}: {go_on}" if trainer.is_global_zero else ""

@@ -126,6 +126,8 @@ class TimedModule(L.LightningModule):
     def on_train_start(self) -> None:
         _follow_options(self.trainer)
         self._since = time.monotonic()
+        if self.finished():  # a run that had ended
+            self.trainer.should_stop = True
         if self.trainer.world_size > 1:  # random numbers of its own for every process
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
 

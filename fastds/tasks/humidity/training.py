@@ -84,12 +84,6 @@ class AdversarialModule(TimedModule):
 
     # ---- steps
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        last = self.config.max_steps
-        if last is not None and self.steps >= last:  # a finished run that is resumed
-            self.trainer.should_stop = True
-
     def training_step(self, batch: dict, batch_index: int) -> None:
         critic_optimiser, generator_optimiser = self.optimizers()
         rate = self.rate()
