@@ -9,6 +9,7 @@ import xarray as xr
 from scipy.io import netcdf_file
 
 from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.data.packages import how_to_install
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,11 @@ def test_folder_without_fields(tmp_path):
 
 def test_zarr_without_the_package(tmp_path, monkeypatch, event):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="python -m pip install zarr"):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=2", 'zarr>=3.0; extra == "radar"'])
+    wanted = r"python -m pip install zarr, or, in a clone of fastds, python -m pip install '\.\[radar\]'$"
+    with pytest.raises(ImportError, match=wanted):
         save_dataset(event, tmp_path / "event.zarr")
+    assert how_to_install("pysteps") == "python -m pip install pysteps"
 
 
 def test_zarr_round_trip(event, tmp_path):

@@ -86,7 +86,8 @@ LAYERS = pytest.mark.parametrize(
 def test_what_would_be_broadcast_is_refused(layer, size):
     x = torch.ones(2, 4, 7, 7)
     for call, words in (
-        (lambda: layer(x[:, :3]), r"weight has shape .*, expected \(6, 3,"),
+        (lambda: layer(x[:, :3]), r"^x has 3 channels, weight takes 4: weight has shape .*, expected \(6, 3,"),
+        (lambda: layer(x, x[:, :1]), r"^x and x2 have 5 channels, weight takes 4: "),
         (lambda: layer(x[:, :2], x[:, 2:, :1, :1]), r"x2 has shape \(2, 2, 1, 1\), expected \(2, 2, 7, 7\)"),
         (lambda: layer(x, residual=torch.ones(1, 6, 1, 1)), rf"expected \(2, 6, {size}, {size}\)"),
         (lambda: layer(x, act="leaky_relu", negative_slope=-1), "negative_slope must be a finite number >= 0, got -1"),

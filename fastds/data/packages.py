@@ -2,8 +2,10 @@
 """Packages that only some files and commands need."""
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from types import ModuleType
 
@@ -17,7 +19,29 @@ def require(packages: str, what: str) -> None:
     missing = [name for name in packages.split() if importlib.util.find_spec(_MODULES.get(name, name)) is None]
     if missing:
         kind = "package" if len(missing) == 1 else "packages"
-        raise ImportError(f"{what} need the {kind} {' and '.join(missing)}: python -m pip install {' '.join(missing)}")
+        raise ImportError(f"{what} need the {kind} {' and '.join(missing)}: {how_to_install(*missing)}")
+
+
+def how_to_install(*packages: str) -> str:
+    """The command that installs packages, and the extra of fastds that brings them all, where one does."""
+    command = f"python -m pip install {' '.join(packages)}"
+    extra = next((extra for extra, names in _extras().items() if names.issuperset(packages)), None)
+    return command if extra is None else f"{command}, or, in a clone of fastds, python -m pip install '.[{extra}]'"
+
+
+def _extras() -> dict[str, set[str]]:
+    """The packages of each extra, as the installed distribution tells."""
+    found: dict[str, set[str]] = {}
+    try:
+        lines = importlib.metadata.requires("fastds-weather") or []
+    except importlib.metadata.PackageNotFoundError:
+        return found
+    for line in lines:
+        package, _, extra = line.partition("; extra == ")
+        if not extra:  # what fastds cannot do without
+            continue
+        found.setdefault(extra.strip("\"' "), set()).add(re.split(r"[^\w.-]", package)[0])
+    return found
 
 
 def import_pyproj() -> ModuleType:

@@ -12,7 +12,7 @@ from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_order, is_latitude, is_longitude, unwrap
 from fastds.data.grid.grids import grid_mappings, grid_spacing_m, latitude_longitude, refine_grid
 from fastds.data.grid.variables import same_units
-from fastds.data.packages import import_pyproj
+from fastds.data.packages import how_to_install, import_pyproj
 
 _MOST_POINTS = 16  # along a side of a cell, whose mean over a much finer map is taken
 _CIRCLE = 360.0
@@ -247,7 +247,7 @@ def _unprojected(
         pyproj = import_pyproj()
     except ImportError:
         raise ImportError(
-            f"{label}: latitudes of a projected grid need the package pyproj: python -m pip install pyproj"
+            f"{label}: latitudes of a projected grid need the package pyproj: {how_to_install('pyproj')}"
         ) from None
     crs = pyproj.CRS.from_cf(dataset[names[0]].attrs)
     y, x = field.dims

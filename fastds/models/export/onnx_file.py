@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from fastds.data.packages import how_to_install
 from fastds.models.export.program import DEFORM, exporting
 from fastds.models.export.signatures import Signature
 
 OPSET = 20  # DeformConv is there from 19 on
-_NEEDED = (
-    "export to ONNX needs the packages onnx, onnxscript and onnxruntime: "
-    "python -m pip install onnx onnxscript onnxruntime"
-)
+_PACKAGES = "onnx", "onnxscript", "onnxruntime"
 
 
 def check_installed() -> None:
@@ -27,7 +25,8 @@ def check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(_NEEDED) from error
+        needed = "export to ONNX needs the packages onnx, onnxscript and onnxruntime"
+        raise ImportError(f"{needed}: {how_to_install(*_PACKAGES)}") from error
 
 
 def write(program: ExportedProgram, given: Signature, notes: dict[str, str], path: Path) -> None:

@@ -48,6 +48,19 @@ def check_shape(name: str, tensor: Tensor, expected: tuple) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
 
 
+def check_filters(name: str, weight: Tensor, expected: tuple, source: str) -> None:
+    """check_shape of a convolution's weight; where the number of input channels alone is another, it begins with those
+    of `source`, the names of the maps."""
+    if weight.shape == expected:
+        return
+    outputs, channels, *kernel = expected
+    if (weight.shape[0], *weight.shape[2:]) == (outputs, *kernel):
+        verb = "have" if " and " in source else "has"
+        said = f"{source} {verb} {channels} channels, {name} takes {weight.shape[1]}: "
+        raise ValueError(f"{said}{name} has shape {tuple(weight.shape)}, expected {tuple(expected)}")
+    check_shape(name, weight, expected)
+
+
 def check_dense(names, values) -> None:
     """TypeError for a tensor whose values do not lie in memory as a kernel reads them."""
     for name, value in zip(names, values, strict=False):

@@ -8,7 +8,7 @@ try:
     from lightning.pytorch.strategies import DDPStrategy
 except ImportError as error:
     raise ImportError(
-        f"training needs Lightning ({error}): python -m pip install 'fastds-weather[train]', in a checkout '.[train]'"
+        f"training needs Lightning ({error}): python -m pip install '.[train]' in a clone of fastds"
     ) from None
 
 __all__ = ["DDPStrategy", "L", "TorchCheckpointIO", "callbacks", "loggers"]

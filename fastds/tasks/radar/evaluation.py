@@ -8,6 +8,7 @@ import os
 import xarray as xr
 
 from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
+from fastds.data.packages import how_to_install
 from fastds.tasks.common.radar_files import at_places, check_quietly, differ
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.radar import scores
@@ -15,7 +16,7 @@ from fastds.tasks.radar.methods import BASELINES
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
-_NEEDS_VERIFY = "SSIM and FSS need the packages torchmetrics and scores: python -m pip install torchmetrics scores"
+_VERIFY = "torchmetrics", "scores"
 
 
 def check_truth(
@@ -121,7 +122,11 @@ def evaluate(
     sums = added_up(scoring, "pairs", progress, None if page is None else page.add, elsewhere)
     rows = {method: score.means() for method, score in sums.items()}
     notes = scoring.pairs.notes
-    notes = tuple(notes if scores.HAS_TORCHMETRICS and scores.HAS_SCORES else [*notes, _NEEDS_VERIFY])
+    notes = tuple(
+        notes
+        if scores.HAS_TORCHMETRICS and scores.HAS_SCORES
+        else [*notes, f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {how_to_install(*_VERIFY)}"]
+    )
     own = sums[scoring.name]
     table = EvaluationTable(rows, own.count, round(own.pixels / max(own.count, 1)), notes)
     if page is not None:

@@ -15,6 +15,7 @@ from fastds.ops.core.arguments import (
     cast,
     cast_parameter,
     check_choice,
+    check_filters,
     check_shape,
     check_slope,
     check_tensor,
@@ -47,7 +48,7 @@ def check(
     outputs = weight.shape[0]
     if outputs < 1:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected at least one output channel")
-    check_shape("weight", weight, (outputs, channels, size, size))
+    check_filters("weight", weight, (outputs, channels, size, size), "x" if x2 is None else "x and x2")
     if bias is not None:
         check_tensor("bias", bias, 1, (weight.dtype,), x.device, "x")
         check_shape("bias", bias, (outputs,))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import buffer_pool, native, triton_loader
-from fastds.ops.core.arguments import DTYPES, check_choice, check_shape, check_tensor
+from fastds.ops.core.arguments import DTYPES, check_choice, check_filters, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 from fastds.ops.core.registry import define, reached, vector_jacobian
@@ -176,7 +176,8 @@ class ConvPassOps:
             )
         for spec, tensor in zip(self.others, others, strict=True):
             check_shape(spec.name, tensor, (batch, outputs // self.gates, height, width))
-        check_shape(names.weight, weight, (outputs, inputs, 3, 3))
+        source = names.x if x2 is None else f"{names.x} and {names.x2}"
+        check_filters(names.weight, weight, (outputs, inputs, 3, 3), source)
         if bias is not None:
             check_shape(names.bias, bias, (outputs,))
         if residual is not None:
