@@ -7,6 +7,7 @@ import inspect
 import re
 
 import pytest
+import torch
 
 PUBLIC = (
     "fastds", "fastds.ops", "fastds.nn", "fastds.models", "fastds.models.baselines", "fastds.models.db_rnn",
@@ -37,6 +38,18 @@ def test_public_names_say_what_their_arguments_are(module):
         given = set(inspect.signature(thing).parameters) - {"args", "kwargs"}
         unsaid = sorted(p for p in given if not re.search(rf"\b{p}\b", text))
         assert not unsaid, f"the docstring of {module}.{name} does not name {unsaid}"
+
+
+def test_layers_say_what_a_call_does():
+    """And not what torch says of every module."""
+    for name, layer in things("fastds.nn"):
+        assert (layer.forward.__doc__ or "").strip() not in ("", (torch.nn.Module.forward.__doc__ or "").strip()), name
+
+
+@pytest.mark.parametrize("module", ["fastds.data", "fastds.ops"])
+def test_a_package_shows_its_public_names_alone(module):
+    found = importlib.import_module(module)
+    assert dir(found) == sorted(found.__all__)
 
 
 @pytest.mark.parametrize("op", sorted(set(importlib.import_module("fastds.ops").__all__) - {"GridSpec", "PointSpec"}))

@@ -102,7 +102,11 @@ class _Conv(nn.Module):
         negative_slope: float = 0.1,
         shuffle: int = 1,
     ) -> Tensor:
-        """Return shuffle(act(conv(concat(x, x2)) + bias + residual)), see fastds.nn.convolutions.convolve."""
+        """Return shuffle(act(conv(concat(x, x2)) + bias + residual)).
+
+        x2: second source, or None. residual: added before the activation, or None. act: None, "relu" or "leaky_relu"
+        with negative_slope. shuffle: r, the channels become r x r sub-pixels as in torch.nn.PixelShuffle; 1: none.
+        """
         return convolve(
             x,
             self.weight,
@@ -129,9 +133,10 @@ class Conv3x3(_Conv):
         in_channels: C1 + C2, channels of both sources together.
         out_channels: O, before the shuffle.
         bias: add a learned bias.
-        stride: in pixels.
+        stride: s, in pixels.
 
-    Shapes: x (B, C1, H, W), x2 (B, C2, H, W), residual (B, O, H, W) -> (B, O/r^2, r*H, r*W), channels_last.
+    Shapes: x (B, C1, H, W), x2 (B, C2, H, W), residual (B, O, H/s, W/s) -> (B, O/r^2, r*H/s, r*W/s), channels_last;
+    H/s and W/s are rounded up, r is the argument shuffle of the call, 1 without it.
     """
 
     kernel_size = 3
@@ -145,7 +150,7 @@ class Conv1x1(_Conv):
     Args:
         in_channels, out_channels, bias, stride: as Conv3x3.
 
-    Shapes: as Conv3x3, H and W divided by stride.
+    Shapes: as Conv3x3.
     """
 
     kernel_size = 1
@@ -244,13 +249,15 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + conv2(relu(conv1(x))), of the shape of x."""
         return self.conv2(self.conv1(x, act="relu"), residual=x)
 
 
 class SubPixel(nn.Module):
     """Upsample by r: a 3x3 convolution to r^2 channels per output channel, leaky ReLU, pixel shuffle.
 
-    y = shuffle_r(leaky_relu(conv(x), 0.1));  r = 4 is done as twice r = 2, r = 1 has no layer.
+    y = shuffle_r(leaky_relu(conv(x), 0.1));  r = 4 is done as twice r = 2, r = 1 has no layer. The leaky
+    ReLU is the last step: a network whose output is negative as often as positive needs a convolution behind it.
 
     Args:
         channels: C in.
@@ -274,6 +281,10 @@ class SubPixel(nn.Module):
         self.convs = nn.ModuleList(Conv3x3(channels, o * r * r) for o, r in zip(outs, self.steps, strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x (B, C, H, W) at r times the resolution, (B, O, r*H, r*W)."""
         for conv, r in zip(self.convs, self.steps, strict=True):
             x = conv(x, act="leaky_relu", shuffle=r)
         return x
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, act='leaky_relu'" if self.steps else "scale=1"

@@ -66,6 +66,7 @@ class DeformConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return fastds.ops.deform_conv2d of x with the layer's weights, at these offsets (pixels); mask None: 1."""
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
@@ -120,6 +121,11 @@ class GuidedDeformConv2d(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, guide: Tensor, base_offset: Tensor | None = None, act: str | None = None) -> Tensor:
+        """Return the deformable convolution of x, its offsets and mask made from guide, both (B, C, H, W).
+
+        base_offset: (B, 2, H, W), pixels (dy, dx) that are added to every offset, such as an optical flow, or None.
+        act: None or "leaky_relu".
+        """
         if act not in (None, "leaky_relu"):
             raise ValueError(f"act must be None or 'leaky_relu', got {act!r}")
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):

@@ -71,6 +71,7 @@ class ConvLSTMCell(nn.Module):
         self.gates = Conv3x3(in_channels + hidden_channels, 4 * hidden_channels)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """One step: return (h', c') of x and the state before it, None for zeros; see the class."""
         weight, bias = parameters_of(self.gates)
         if state is None:
             pre = convolve(x, weight[:, : self.in_channels], bias)
@@ -136,6 +137,7 @@ class ConvGRUCell(nn.Module):
         self.candidate = Conv3x3(in_channels + hidden_channels, hidden_channels)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        """One step: return h' of x and the state h before it, None for zeros; see the class."""
         both = parameters_of(self.gates), parameters_of(self.candidate)
         if h is None:
             return _first_step(both, x, self.in_channels, self.options)

@@ -36,3 +36,7 @@ for _folder in sorted(module.name for module in iter_modules(impl.__path__)):
     __all__ += _op.__all__
 
 __all__.sort()
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
