@@ -39,8 +39,7 @@ def balanced(
         d <- d + slope log10((mean target + .001) / (mean expected_rain + .001)), three times;  k = mean known
 
     A law of dB that was fitted to some events has too much or too little rain in others: R is a power of Z, so that its
-    mean depends on every dB of spread. One d for the field: of d that vary with means in windows of 64 to 256 pixels,
-    the wider had the lower CRPS (DPC north and Sardinia).
+    mean depends on every dB of spread. d is one number for the field, as numbers that vary over it raise the CRPS.
 
     Args: law: m, s, g and e (H, W). target: (H, W) mm/h. known: (H, W), how sure it is, 0 to 1. valid: (H, W) bool, the
     pixels whose rain counts, some. rain: as in expected_rain. slope: dB for ten times the rain, 10 b of Z = a R^b.

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastds.data.radar.preparation import coarsen
 from fastds.models.baselines import advection
 
-PASSES = 4  # the second takes off 0.3 % of the squared error, the third and fourth together 0.1 % (eleven radars)
+PASSES = 4  # more of them change the squared error by less than 0.1 %
 # In plain means, which hold pixels without echo, too, cells count whose pixels are all so far above the floor.
 CLEAR_DB = 4.0
 
