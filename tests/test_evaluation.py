@@ -126,6 +126,14 @@ def test_rows_of_the_baselines_by_hand(truth, coarse, method):
     assert row == pytest.approx(expected, rel=1e-3)
 
 
+def test_what_is_a_mean_is_not_called_a_sum(truth, coarse):
+    table, out = evaluate(truth, truth, coarse=coarse), io.StringIO()
+    for part in table.tables():
+        Console(file=out, width=200).print(part)
+    assert "MSE t1, t3" in out.getvalue() and "t1+t3" not in out.getvalue()
+    assert "t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3" in table.sentences()[0]
+
+
 @pytest.mark.parametrize("top, left", [(0, 0), (3, 2)])
 def test_a_truth_that_covers_more_is_cut(truth, top, left):
     """Of an odd side coarsen_dataset leaves the last row or column out."""

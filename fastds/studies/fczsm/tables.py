@@ -15,7 +15,7 @@ from fastds.studies.fczsm.scores import SCORES
 
 # Method -> score -> one number for each test sample, the mean over the seeds.
 Results = Mapping[str, Mapping[str, np.ndarray]]
-_HEADS = ("MSE", "MSE t2", "MSE t1+t3", "SSIM")
+_HEADS = ("MSE", "MSE t2", "MSE t1, t3", "SSIM")
 
 
 def score_rows(results: Results, blocks: list[TestedBlock], sizes: Mapping[str, tuple[int, int]]) -> ResultTable:

@@ -172,8 +172,8 @@ class EvaluationTable(ScoreTables):
     def sentences(self) -> list[str]:
         """What stands below the tables."""
         said = (
-            f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: between the "
-            "input times, t1+t3: at the input times. "
+            f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: mean between "
+            "the input times; t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3. "
             f"FSS in windows of {FSS_WINDOW} pixels; detail: power at wavelengths of 2 to 4 pixels over the truth's; "
             "refit: rms of the output averaged back minus the input."
         )
@@ -182,7 +182,7 @@ class EvaluationTable(ScoreTables):
     def _error_table(self, floor: float) -> Table:
         key = f"{floor:g}"
         table = score_table(
-            f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1+t3", "SSIM")
+            f"Errors above {key} dBZ", ("method", "MSE total dBZ²", "vs trilinear", "MSE t2", "MSE t1, t3", "SSIM")
         )
         reference = self.rows["trilinear"][f"mse_total_{key}"]
         for name, row in self.rows.items():
