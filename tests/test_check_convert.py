@@ -309,6 +309,14 @@ def test_check_of_fields(data_dir, capsys):
     assert "cannot     convert --to mlcast: as downscale\n" in said
 
 
+def test_networks_that_nobody_chose_warn_of_nothing(data_dir, capsys):
+    """Their line tells how far the inputs lie off."""
+    assert main(["check", str(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc")]) == 0
+    said = capsys.readouterr().out
+    assert "downscale --model wgan-gp-small-x8: r at 8 times the resolution; out of domain 4" in said
+    assert "warning" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
