@@ -278,6 +278,7 @@ def test_the_time_left_is_that_of_the_nearer_bound(steps, minutes, said, left):
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_processes_draw_numbers_of_their_own(rank):
     given = {"config": SimpleNamespace(seed=5), "steps_done": lambda: 7, "global_rank": rank}
+    given["finished"] = lambda: False
     nothing = {"optimizers": [], "lr_scheduler_configs": []}
     for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
         torch.manual_seed(11)
