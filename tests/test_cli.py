@@ -80,7 +80,7 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
         (["downscale", "{folder}/in.nc", "no/o.nc", *WEIGHTS], "no such folder: no"),
         (["evaluate", "{folder}/in.nc", "{folder}/truth.nc"], "the grids differ"),
         (["demo", "--size", "100", *WEIGHTS], "--size must be a multiple of 32"),
-        (["models", "nowhere"], "fastds models: 'nowhere' is no file, no weights of the package (fczsm-small, "),
+        (["models", "nowhere"], "fastds models: 'nowhere' is no file, no weights of the package (downscaling-errors, "),
         (["models", "inr", "liif"], "one name is expected, got inr liif"),
         (["info", "--all"], "takes no arguments, got '--all'"),
     ],
