@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -199,14 +198,19 @@ def member_table(config: StudyConfig) -> Table:
     model, found = models.load(config.model).eval(), {}
     heads = "block", "coarsened", "times", *SCORES
     made = score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
+
+    def add(*cells: str) -> None:
+        made.add_row(*cells)
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+    print(f"\n{made.title}\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for mode, file in itertools.product(config.modes, config.files or TEST_BLOCKS):
         block = test_block(config.data.path, file, model.card.floor_dbz, mode=mode)
         for times, scores in member_scores(block.samples, model, config.members).items():
-            made.add_row(file, mode, times, *map(number_text, scores))
+            add(file, mode, times, *map(number_text, scores))
             found.setdefault(times, []).append(scores)
     for times, rows in found.items():
-        made.add_row("mean", "", times, *map(number_text, np.mean(rows, 0)))
-    Console().print(made)
+        add("mean", "", times, *map(number_text, np.mean(rows, 0)))
     return made
 
 
