@@ -8,7 +8,6 @@ from gpuless.fake_cuda import HostWork, Watched, on_cuda
 from torch.utils._pytree import tree_leaves
 
 from fastds import models
-from fastds.models.ensembles.surroundings import FEATURES
 from fastds.models.graph import as_captured, frozen
 from fastds.models.registry import PRESETS
 
@@ -38,7 +37,7 @@ def arguments(name, model, device="cuda"):
     if kind == "INRDownscaler":
         return draw(1, c["in_channels"], 12, 16), (20, 31)
     if kind == "ErrorLaw":
-        return (draw(FEATURES, 16, 20),)
+        return (draw(c["features"], 16, 20),)
     if kind == "FixedRatioDownscaler":
         return (draw(1, c["in_channels"], 12, 16),)
     return (draw(1, 2, c.get("channels") or c["in_channels"], 8, 8),)
