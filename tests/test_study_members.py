@@ -15,7 +15,7 @@ from fastds.models.ensembles import ErrorLaw
 from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies import radar, radar_law
 from fastds.studies.radar_members import SCORES, member_scores
-from fastds.tasks.radar.members import NEAR, Members
+from fastds.tasks.radar.members import NEAR, Members, details
 
 FILE = "radar.nc"
 
@@ -58,8 +58,8 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
     with torch.inference_mode():
         made = model(x[None])[0, :, 0].clamp(0, 1)
     members = Members(5, 0, model.card)
-    drawn = members.between(made, x[:, 0], models.baselines.optical_flow(x[None])[0], 0)
-    share = members.details(made, x[:, 0], models.baselines.optical_flow(x[None])[0])[1].features(slice(0, 96))[ECHO]
+    read = details(made, x[:, 0], models.baselines.optical_flow(x[None])[0], model.card)
+    drawn, share = members.between(read, 0), read[1].features(slice(0, 96))[ECHO]
     near = valid[1, 0] & (share > NEAR)
     truth = y[1, 0]
     error = (made[1] - truth)[near].abs().mean().item()

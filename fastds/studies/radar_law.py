@@ -24,7 +24,7 @@ from fastds.studies.common.error_law import Pool, fit_pools
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import tracked
-from fastds.tasks.radar.members import NEAR, Members
+from fastds.tasks.radar.members import NEAR, details
 
 _INTERVALS = (1, 2, 3)
 _TRIPLES = 2  # of a block, an interval and a way of coarsening
@@ -83,12 +83,11 @@ def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOC
     """Of every block the pixels near echo of some fields that the model makes, at input times and between, and another
     pool of the smoothed block. Blocks coarsened by linear Z and by means of dBZ count alike."""
     generator, found = torch.Generator().manual_seed(seed), []
-    drawn = Members(2, 0, model.card)
     a, b = MARSHALL_PALMER
     law = a / 10 ** (model.card.floor_dbz / 10), b  # of echo above the floor
     for block in tracked(blocks, True, "blocks", "downscaling"):
         for smoothed in (False, True)[: 1 + block.smoothed]:
-            parts = list(_fields(folder, block, smoothed, model, drawn, generator))
+            parts = list(_fields(folder, block, smoothed, model, generator))
             if parts:
                 features, truth = torch.cat([f for f, _ in parts], 1), torch.cat([t for _, t in parts])
                 found.append(Pool(features, truth, torch.zeros_like(truth), law, spread=_SPREAD))
@@ -96,7 +95,7 @@ def pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOC
 
 
 def _fields(
-    folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, drawn: Members, generator: torch.Generator
+    folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features (F, n) and truth (n,), dB above the floor, of pixels of every field."""
     floor, span = model.card.floor_dbz, model.card.ceiling_dbz - model.card.floor_dbz
@@ -112,8 +111,8 @@ def _fields(
             flow = optical_flow(x[None])
             with torch.inference_mode():
                 y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
-            for k, detail in enumerate(drawn.details(y, x[:, 0], flow[0])):
-                features = torch.cat([detail.features(rows) for rows in detail.bands()], 1)
+            for k, detail in enumerate(details(y, x[:, 0], flow[0], model.card)):
+                features = detail.whole()
                 places = (valid & (features[ECHO] > NEAR)).flatten().nonzero()[:, 0]
                 places = places[torch.randperm(len(places), generator=generator)[:_PIXELS]]
                 yield features.flatten(1)[:, places].clone(), truth[k].flatten()[places]

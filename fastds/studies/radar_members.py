@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastds.metrics import EnsembleScores, spectral_ratio
 from fastds.models.baselines import optical_flow
 from fastds.models.ensembles.detail import ECHO
-from fastds.tasks.radar.members import NEAR, Members
+from fastds.tasks.radar.members import NEAR, Members, details
 
 SCORES = "CRPS / MAE", "spread/skill", "detail", "detail of mean field", "rain area / truth's"
 _BAND = (2.0, 4.0)
@@ -31,15 +31,11 @@ def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
         flow = optical_flow(x[None])
         with torch.inference_mode():
             y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
-        details = members.details(y, x[:, 0], flow[0])
+        read = details(y, x[:, 0], flow[0], model.card)
         for times, places in _TIMES.items():
             for k in places:
-                if k == 1:
-                    drawn = members.between(y, x[:, 0], flow[0], number)
-                else:
-                    drawn = members.at_input(y[k], x[k // 2, 0], (number, k))
-                features = torch.cat([details[k].features(rows) for rows in details[k].bands()], 1)
-                near = sample["valid"][k, 0] & (features[ECHO] > NEAR)
+                drawn = members.between(read, number) if k == 1 else members.at_input(read[k], (number, k))
+                near = sample["valid"][k, 0] & (read[k].whole()[ECHO] > NEAR)
                 found[times].add(drawn * span, y[k] * span, sample["y"][k, 0] * span, near, sample["valid"][k, 0])
     return {times: sums.means() for times, sums in found.items() if sums.count}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastds.models.ensembles.detail import mean
 from fastds.models.ensembles.law import echo, quadrature
 
 _NODES, _WEIGHTS = quadrature(13)
@@ -44,12 +45,8 @@ def balanced(
     Args: law: m, s, g and e (H, W). target: (H, W) mm/h. known: (H, W), how sure it is, 0 to 1. valid: (H, W) bool, the
     pixels whose rain counts, some. rain: as in expected_rain. slope: dB for ten times the rain, 10 b of Z = a R^b.
     """
-
-    def mean(field: Tensor) -> float:
-        return float(field[valid].numpy().mean(dtype=float))  # the same bits with any number of threads
-
-    (m, *shape), wanted, raised = law, mean(target) + _LEAST, 0.0
+    (m, *shape), wanted, raised = law, mean(target[valid]) + _LEAST, 0.0
     for _ in range(_ROUNDS):
-        given = mean(expected_rain((m + raised, *shape), rain)) + _LEAST
+        given = mean(expected_rain((m + raised, *shape), rain)[valid]) + _LEAST
         raised = min(max(raised + slope * math.log10(wanted / given), -_MOST), _MOST)
-    return m + mean(known) * raised, *shape
+    return m + mean(known[valid]) * raised, *shape

@@ -48,6 +48,10 @@ class Detail:
         height = self.fine.shape[0]
         return [slice(start, min(start + _ROWS, height)) for start in range(0, height, _ROWS)]
 
+    def whole(self) -> Tensor:
+        """(FEATURES, H, W) of all rows."""
+        return torch.cat([self.features(rows) for rows in self.bands()], 1)
+
     def features(self, rows: slice) -> Tensor:
         """(FEATURES, n, W) of some rows as of bands(), numbers of about 1."""
         window = slice(max(rows.start - _MARGIN, 0), min(rows.stop + _MARGIN, self.fine.shape[0]))

@@ -43,6 +43,12 @@ def check_settings(threads: int | None, precision: str | None = None, device: st
         raise ValueError("device must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
 
 
+def check_whole(name: str, value: float | None, least: int) -> None:
+    """ValueError for a number, where one is given, that is not whole or less than the least."""
+    if value is not None and (int(value) != value or value < least):
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
 def check_count(name: str, value: int) -> None:
     """ValueError for a number of threads or processes that is none, or more than this machine can want."""
     most = max(64, 4 * (os.cpu_count() or 1))

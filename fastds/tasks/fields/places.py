@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from fastds.data.grid.times import text_of
 from fastds.tasks.fields.geometry import Geometry, Plane
 
 MEMBER = "realization"  # the dimension of the members of an ensemble
@@ -18,6 +19,11 @@ _NEAR = 0.1  # cells: places that differ by less are the same
 def members_of(count: int) -> xr.Variable:
     """The coordinate of so many members."""
     return xr.Variable((MEMBER,), np.arange(count, dtype=np.int32), {"standard_name": MEMBER})
+
+
+def noise_seed(seed: int, member: int, time: object) -> list[int]:
+    """What a member's noise is drawn from: its time in place of the time's number, which other files would change."""
+    return [seed, member, int.from_bytes(text_of(time).encode())]
 
 
 def on_grid(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, what: str) -> xr.DataArray:

@@ -29,7 +29,7 @@ from fastds.tasks.common.inference import (
 )
 from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import Settings, check_settings, computing, settle
+from fastds.tasks.common.settings import Settings, check_settings, check_whole, computing, settle
 from fastds.tasks.common.tables import counted
 from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
@@ -60,11 +60,6 @@ from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of
 
 STEPS = 12
 MEMBERS = 24  # that probabilities are counted of
-
-
-def _check_whole(name: str, value, least: int) -> None:
-    if value is not None and (int(value) != value or value < least):
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +114,8 @@ class Options:
         if self.steps is not None and self.lead is not None:
             raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
         for name in ("steps", "coarsen", "block", "members"):
-            _check_whole(name, getattr(self, name), 1)
-        _check_whole("seed", self.seed, 0)
+            check_whole(name, getattr(self, name), 1)
+        check_whole("seed", self.seed, 0)
         if self.seed is not None and not self.drawn:
             raise ValueError(f"seed is that of members, give the argument members or probability, got {self.seed}")
         if self.probability is not None:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from fastds.data import rate_to_reflectivity
-from fastds.data.grid.times import text_of
 from fastds.models import load
 from fastds.models.baselines.extrapolation import trajectories
 from fastds.models.baselines.rims import Origins
 from fastds.models.db_rnn.lagrangian import backward_flow
 from fastds.models.ensembles import ErrorLaw, MovingNoise, Surroundings, balanced, echo, rain_rate
 from fastds.tasks.common.settings import Settings
+from fastds.tasks.fields.places import noise_seed
 from fastds.tasks.nowcast.methods import Method
 from fastds.tasks.nowcast.windows import WET_RATE
 
@@ -99,7 +99,7 @@ class Ensemble:
         noise = MovingNoise.around(around)
         noise.match(lambda lead, numbers: field(lead, numbers) - self.floor)
         for member in range(members):
-            drawn = noise.draw(_numbers(self.seed, member, start), workers=torch.get_num_threads())
+            drawn = noise.draw(noise_seed(self.seed, member, start), workers=torch.get_num_threads())
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
     def _laws(self, around: Surroundings, least: float) -> list[tuple[Tensor, ...]]:
@@ -133,7 +133,7 @@ class OwnMembers:
             yield from (np.full((steps, *z.shape[1:]), floor) for _ in range(members))
             return
         for first in range(0, members, _TOGETHER):
-            seed = np.random.SeedSequence(_numbers(self.seed, first, start)).generate_state(1, np.uint64)
+            seed = np.random.SeedSequence(noise_seed(self.seed, first, start)).generate_state(1, np.uint64)
             with torch.random.fork_rng(), self.computed.autocast():
                 torch.manual_seed(int(seed[0]))
                 drawn = self.method.members(z, steps, min(_TOGETHER, members - first))
@@ -146,11 +146,6 @@ def exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[f
     for fields in members:
         counts = counts + np.stack([fields >= np.float32(threshold) for threshold in thresholds]).astype(np.uint16)
     return (counts / np.float32(count)).astype(np.float32)
-
-
-def _numbers(seed: int, member: int, start: object) -> list[int]:
-    """What a member's noise is drawn from: its start in place of its number, which other files would change."""
-    return [seed, member, int.from_bytes(text_of(start).encode())]
 
 
 @functools.cache

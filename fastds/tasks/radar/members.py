@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fastds.data.grid.times import text_of
 from fastds.models import ModelCard, load
 from fastds.models.baselines import advection
 from fastds.models.ensembles import ErrorLaw, echo
 from fastds.models.ensembles.detail import ECHO, Detail, correlation, lost_detail, mean, smooth_noise
+from fastds.tasks.common.settings import check_whole
+from fastds.tasks.fields.places import noise_seed
 from fastds.tasks.radar.agreement import one_band
 
 LAW = "downscaling-errors"  # the shipped law
@@ -33,39 +34,20 @@ class Members:
     """
 
     def __init__(self, count: int, seed: int, card: ModelCard):
-        self.count, self.seed = count, seed
-        self.span, self.factor = card.ceiling_dbz - card.floor_dbz, card.space_factor
+        self.count, self.seed, self.card = count, seed, card
+        self.span = card.ceiling_dbz - card.floor_dbz
 
-    def at_input(self, y: Tensor, x: Tensor, time: object) -> Tensor:
-        """(count, H, W) of the field y (H, W) at an input time, made of x (h, w), all in [0, 1] above the floor."""
-        law = self._law(self._detail(y, x))
-        return self._drawn(y, law, time, lambda seed: lost_detail(seed, y.shape, self.factor))
+    def at_input(self, detail: Detail, time: object) -> Tensor:
+        """(count, H, W) in [0, 1] above the floor, of a field at an input time."""
+        shape = detail.fine.shape
+        return self._drawn(self._law(detail), time, lambda seed: lost_detail(seed, shape, self.card.space_factor))
 
-    def between(self, y: Tensor, x: Tensor, flow: Tensor, time: object, bands: Callable = one_band) -> Tensor:
-        """(count, H, W) of the middle one of the fields y (3, H, W), made of x (2, h, w); flow and bands: as of
-        agreement.agree."""
-        first, law, last = (self._law(detail) for detail in self.details(y, x, flow, bands))
-        ends = (self._variance(y[0], first) + self._variance(y[2], last)) / 2
-        near = correlation(ends, self._variance(y[1], law))
-        return self._drawn(y[1], law, time, lambda seed: smooth_noise(seed, y.shape[1:], near))
-
-    def details(self, y: Tensor, x: Tensor, flow: Tensor, bands: Callable = one_band) -> list[Detail]:
-        """What the law reads of each of the three fields; arguments as in between."""
-        apart = self._apart(x, flow, bands)
-        return [self._detail(y[0], x[0]), self._detail(y[1], x.mean(0), apart), self._detail(y[2], x[1])]
-
-    def _detail(self, y: Tensor, x: Tensor, apart: Tensor | None = None) -> Detail:
-        fine = y.clamp(0.0, 1.0) * self.span
-        return Detail(fine, x * self.span, torch.zeros_like(fine) if apart is None else apart)
-
-    def _apart(self, x: Tensor, flow: Tensor, bands: Callable) -> Tensor:
-        """(H, W), dB: the first field less the second, both moved to the middle."""
-        out = x.new_empty(x.shape[1] * self.factor, x.shape[2] * self.factor)
-        both = torch.stack([x[0], 1 - x[1]])  # advection gives their mean, of numbers in [0, 1]
-        for rows, window, inner in bands(x.shape[1:], flow.abs().max().item()):
-            moved = advection(both[None, :, None, window], self.factor, flow[..., window, :][None])[0, 1, 0, inner]
-            out[self.factor * rows.start : self.factor * rows.stop] = (2 * moved - 1) * self.span
-        return out
+    def between(self, details: Sequence[Detail], time: object) -> Tensor:
+        """(count, H, W) in [0, 1] above the floor, of the middle one of three fields."""
+        first, law, last = map(self._law, details)
+        ends = (self._variance(details[0], first) + self._variance(details[2], last)) / 2
+        near, shape = correlation(ends, self._variance(details[1], law)), details[1].fine.shape
+        return self._drawn(law, time, lambda seed: smooth_noise(seed, shape, near))
 
     def _law(self, detail: Detail) -> Tensor:
         """(4, H, W): m, s, g and e, without any spread far from echo."""
@@ -78,17 +60,41 @@ class Members:
             out[0, rows][far], out[1, rows][far] = detail.fine[rows][far], 0.0
         return out
 
-    def _variance(self, y: Tensor, law: Tensor) -> float:
+    def _variance(self, detail: Detail, law: Tensor) -> float:
         """The mean of s^2 where there is echo, 0 where there is none."""
-        wet = y > _WET_DB / self.span
+        wet = detail.fine > _WET_DB
         return mean(law[1][wet].square()) if wet.any() else 0.0
 
-    def _drawn(self, y: Tensor, law: Tensor, time: object, noise: Callable) -> Tensor:
-        out = y.new_empty(self.count, *y.shape)
+    def _drawn(self, law: Tensor, time: object, noise: Callable) -> Tensor:
+        out = law.new_empty(self.count, *law.shape[1:])
         for member, field in enumerate(out):
-            numbers = noise([self.seed, member, int.from_bytes(text_of(time).encode())])
+            numbers = noise(noise_seed(self.seed, member, time))
             torch.div(echo(tuple(law), numbers), self.span, out=field)
         return out.clamp_(0.0, 1.0)
+
+
+def detail_at(y: Tensor, x: Tensor, card: ModelCard, apart: Tensor | None = None) -> Detail:
+    """What the law reads of a field y (H, W) that was made of x (h, w), both in [0, 1] from floor to ceiling of the
+    card; apart: see Detail, None at an input time."""
+    span = card.ceiling_dbz - card.floor_dbz
+    fine = y.clamp(0.0, 1.0) * span
+    return Detail(fine, x * span, torch.zeros_like(fine) if apart is None else apart * span)
+
+
+def details(y: Tensor, x: Tensor, flow: Tensor, card: ModelCard, bands: Callable = one_band) -> list[Detail]:
+    """That of three fields y (3, H, W) made of x (2, h, w); flow and bands: as of agreement.agree."""
+    between = detail_at(y[1], x.mean(0), card, _apart(x, flow, y.shape[-1] // x.shape[-1], bands))
+    return [detail_at(y[0], x[0], card), between, detail_at(y[2], x[1], card)]
+
+
+def _apart(x: Tensor, flow: Tensor, factor: int, bands: Callable) -> Tensor:
+    """(H, W): the first field less the second, both moved to the middle."""
+    out = x.new_empty(x.shape[1] * factor, x.shape[2] * factor)
+    both = torch.stack([x[0], 1 - x[1]])  # advection gives their mean, of numbers in [0, 1]
+    for rows, window, inner in bands(x.shape[1:], flow.abs().max().item()):
+        moved = advection(both[None, :, None, window], factor, flow[..., window, :][None])[0, 1, 0, inner]
+        out[factor * rows.start : factor * rows.stop] = 2 * moved - 1
+    return out
 
 
 @functools.cache
@@ -98,9 +104,8 @@ def _law() -> ErrorLaw:
 
 def check_members(members: int | None, seed: int | None, card: ModelCard) -> None:
     """ValueError for numbers of members and seeds that are none, and for models whose errors the law does not know."""
-    for name, value, least in (("members", members, 2), ("seed", seed, 0)):
-        if value is not None and (int(value) != value or value < least):
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    check_whole("members", members, 2)
+    check_whole("seed", seed, 0)
     if members is None:
         if seed is not None:
             raise ValueError(f"seed is that of members, give the argument members, got {seed}")

@@ -25,7 +25,7 @@ from fastds.models.baselines import advection, optical_flow
 from fastds.models.baselines.interpolation import upsample
 from fastds.tasks.common.tiling import Tile, run_tiles
 from fastds.tasks.radar.agreement import agree
-from fastds.tasks.radar.members import Members
+from fastds.tasks.radar.members import Members, detail_at, details
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
 WEAKEST_DBZ = 0.0
@@ -105,7 +105,8 @@ class FrameRefiner:
         """The network's field at an input time, or members of it."""
         if self.members is None:
             return y
-        return self.members.at_input(y, prepare(given, self.floor, self.ceiling), time)
+        detail = detail_at(y, prepare(given, self.floor, self.ceiling), self.members.card)
+        return self.members.at_input(detail, time)
 
     def _between(
         self, y: torch.Tensor, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor | None, time: object
@@ -113,7 +114,8 @@ class FrameRefiner:
         """The network's field between two input times, or members of it; flow: of echo above the floor."""
         if self.members is None:
             return y[1]
-        return self.members.between(y, self._scaled(first, second, self.floor), flow, time, self._bands)
+        x = self._scaled(first, second, self.floor)
+        return self.members.between(details(y, x, flow, self.members.card, self._bands), time)
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
