@@ -77,8 +77,8 @@ def _downscale_parser() -> ArgumentParser:
         help="gridded fields: of the result, in degrees, or in the units of x and y",
     )
     parser.add_argument("--like", metavar="FILE", help="gridded fields: onto the grid of this file")
-    parser.add_argument("--members", type=int, help="generators: members of the ensemble; default: one, without noise")
-    parser.add_argument("--seed", type=int, help="generators: of the first member; default: 0")
+    parser.add_argument("--members", type=int, help="radar, generators: members of the ensemble; default: one field")
+    parser.add_argument("--seed", type=int, help="of the members; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
     _add_reading(parser)

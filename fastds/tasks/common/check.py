@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jsonargparse import Namespace
 
-from fastds.data import grid_spacing_m, opened, to_reflectivity
+from fastds.data import ReflectivityInput, grid_spacing_m, opened, to_reflectivity
 from fastds.data.formats.opening import Source
 from fastds.data.grid.axes import FULL_CIRCLE, time_of
 from fastds.data.grid.grids import grid_mappings, latitude_longitude
@@ -125,8 +126,9 @@ def _west_and_east(longitude: np.ndarray) -> tuple[float, float]:
 
 def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Callable[[], str]]]:
     """Every command and what says how it would take the dataset, or raises ValueError with the reason."""
-    yield "downscale", lambda: task_function("radar", "plan")(_radar(dataset, var, 1))
-    yield "nowcast", lambda: task_function("nowcast", "plan")(_radar(dataset, var, 2))
+    radar = functools.cache(lambda: _radar(dataset, var))
+    yield "downscale", lambda: task_function("radar", "plan")(radar())
+    yield "nowcast", lambda: task_function("nowcast", "plan")(_of_several(radar, dataset, var))
     yield "downscale --scale 2", lambda: task_function("fields", "plan")(None, dataset, var)
     for name in available(pretrained=True):
         task = load_card(name).task
@@ -136,7 +138,7 @@ def _commands(dataset: xr.Dataset, var: str | None) -> Iterator[tuple[str, Calla
                 lambda task=task, name=name: _unchosen(task, name, dataset, var),
             )
     yield "query", lambda: task_function("fields", "query_plan")(dataset, var)
-    yield "evaluate", lambda: _compared(dataset, var)
+    yield "evaluate", lambda: _compared(dataset, var, radar)
     yield "convert", lambda: _converted(dataset)
     yield "convert --to mlcast", lambda: _archived(dataset, var)
 
@@ -148,19 +150,26 @@ def _unchosen(task: str, name: str, dataset: xr.Dataset, var: str | None) -> str
         return task_function(task, "plan")(name, dataset, var)
 
 
-def _radar(dataset: xr.Dataset, var: str | None, least: int):
-    source = to_reflectivity(dataset, var, least=least)
+def _radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
+    """The radar fields, whose values are plausible, which reads them all."""
+    source = to_reflectivity(dataset, var, least=1)
     source.check(stacklevel=3)
     return source
 
 
-def _compared(dataset: xr.Dataset, var: str | None) -> str:
+def _of_several(radar: Callable[[], ReflectivityInput], dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
+    """The radar fields where there are several times."""
+    to_reflectivity(dataset, var)  # refuses a single one, and reads no values
+    return radar()
+
+
+def _compared(dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]) -> str:
     """What `evaluate` would take a dataset for."""
     task = evaluating_task(dataset, var)
     if task == "nowcast":
         return "forecasts, as PRED"
     if task == "radar":
-        return f"{_radar(dataset, var, 2).source_name}, as PRED or TRUTH of radar fields"
+        return f"{_of_several(radar, dataset, var).source_name}, as PRED or TRUTH of radar fields"
     names = task_function(task, "evaluate_plan")(dataset, var)
     listed = ", ".join(names[:_MOST]) + f" and {len(names) - _MOST} more" * (len(names) > _MOST)
     return f"{listed}, as PRED or TRUTH of gridded fields"

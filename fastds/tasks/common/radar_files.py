@@ -38,6 +38,8 @@ def at_places(
 ) -> xr.Dataset:
     """The rows and columns of a dataset of radar fields at these coordinates, where it has more of them; the dataset
     itself where its coordinates are others, or either has none."""
+    if all(wanted is None for wanted in places):
+        return dataset
     dims, cut = fd.to_reflectivity(dataset, var, z_r=z_r).dims[1:], {}
     for dim, wanted in zip(dims, places, strict=True):
         if wanted is None or dim not in dataset.coords or dataset.sizes[dim] <= len(wanted):
