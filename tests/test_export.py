@@ -82,10 +82,14 @@ def by_command(model, file, frames, steps):
     models.save(model, weights)
     file.write_text("before")
     words = ["export", weights, file, "--frames", frames, "--steps", steps]
+    said = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as printed:
         patched.setattr(command, "export", lambda *a, **k: done.append(made(*a, **k)) or done[0])
-        assert cli.main(list(map(str, words))) == 0
+        with contextlib.redirect_stderr(said):
+            assert cli.main(list(map(str, words))) == 0
     assert printed.getvalue().strip().endswith(done[0].summary())
+    steps_said = [line for line in said.getvalue().splitlines() if line.startswith("export: ")]
+    assert [line.split(": ")[1] for line in steps_said] == ["1 of 3", "2 of 3", "3 of 3"]
     return done[0]
 
 

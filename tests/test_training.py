@@ -2,16 +2,12 @@
 """Training: configuration, time blocks, loss, guards, a tiny run, resume after a kill."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
 
@@ -390,23 +386,3 @@ def test_help_names_every_task_and_configuration(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {task} " in text for task in TASKS) and all(name in text for name in configurations())
-
-
-def test_two_processes_share_every_batch(event, tmp_path):
-    """The same weights as of one process, but for the order of sums."""
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        folder.mkdir()
-        run = tiny(event, folder / "out", devices=devices, max_steps=3, ema_decay=0.0)
-        (folder / "run.yaml").write_text(yaml.safe_dump(dataclasses.asdict(run)))
-        command = ["train", "--config", str(folder / "run.yaml")]
-        if devices == 1:
-            assert main(command[1:]) == 0  # one device needs no process of its own
-            continue
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-W", "ignore", "-m", "fastds", *command]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    states = [models.load(tmp_path / n / "out" / "last.safetensors").state_dict() for n in ("1", "2")]
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

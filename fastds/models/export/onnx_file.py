@@ -15,6 +15,7 @@ from fastds.models.export.program import DEFORM, exporting
 from fastds.models.export.signatures import Signature
 
 OPSET = 20  # DeformConv is there from 19 on
+SLOW = ""
 _PACKAGES = "onnx", "onnxscript", "onnxruntime"
 
 

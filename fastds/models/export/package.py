@@ -13,6 +13,8 @@ from torch.export import ExportedProgram
 from fastds.models.export.program import exporting
 from fastds.models.export.signatures import Signature
 
+SLOW = ", which takes minutes"  # to add to what is said of it
+
 
 def check_installed() -> None:
     """Raise ValueError where no C++ compiler is there."""

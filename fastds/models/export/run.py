@@ -36,18 +36,23 @@ class Exported:
         return f"wrote {self.path} ({size:.1f} MB)\ninputs: {shapes}\nlargest difference from the network: {tried}"
 
 
-def export(model: nn.Module, path: str | os.PathLike, frames: int | None = None, steps: int | None = None) -> Exported:
-    """See fastds.export, whose model is loaded already."""
+def export(
+    model: nn.Module, path: str | os.PathLike, frames: int | None, steps: int | None, say: Callable[[str], None]
+) -> Exported:
+    """See fastds.export, whose model is loaded already; `say` is told what is done next."""
     path = Path(path)
     if path.suffix not in FORMS:
         raise ValueError(f"the output must end in {' or '.join(FORMS)}, got {path.name}")
     form = FORMS[path.suffix]
     form.check_installed()
     given = signature(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), frames=frames, steps=steps)
+    say("1 of 3: the network as a graph")
     program = trace(given, keep_deform=form is onnx_file)
     notes = {"fastds.card": model.card.to_json(), "fastds.version": __version__}
     with replacing(path) as temporary:
+        say(f"2 of 3: the graph as {path.suffix}{form.SLOW}")
         form.write(program, given, notes, temporary)
+        say("3 of 3: compared with the network")
         differences = _compared(given, form.opened(temporary))
     return Exported(path, {name: i.shape for name, i in given.inputs.items()}, differences)
 

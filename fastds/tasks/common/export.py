@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -21,6 +22,7 @@ def export(
     *,
     frames: int | None = None,
     steps: int | None = None,
+    progress: bool = False,
 ) -> Exported:
     """Write a network as a file that runs without fastds, and compare it with the network at two sizes.
 
@@ -32,6 +34,7 @@ def export(
         frames: fields in a sequence that goes in; default: as the card says, else 2 (FC-ZSM), 5 (nowcasts), 8
             (humidity). steps: fields of a nowcast, default 12. Both are unrolled and fixed in the file; batch, height,
             width and points stay open.
+        progress: say on standard error what is done.
 
     Flow, noise and points are inputs: Exported.inputs has names and shapes, the file's text their meaning.
 
@@ -42,7 +45,15 @@ def export(
         package is missing; what fastds.load raises.
     """
     check_target("" if isinstance(model, nn.Module) else model, path)
-    return export_loaded(loaded(model), path, frames, steps)
+    return export_loaded(loaded(model), path, frames, steps, _say if progress else _nothing)
+
+
+def _nothing(doing: str) -> None:
+    pass
+
+
+def _say(doing: str) -> None:
+    print(f"export: {doing}", file=sys.stderr, flush=True)
 
 
 def _parser() -> ArgumentParser:
@@ -64,4 +75,4 @@ def main(arguments: Sequence[str]) -> None:
     except ArgumentError as error:
         said = parser_sentence(error, "fastds export", "-")
         raise ValueError(said.replace("--model", "MODEL").replace("--output", "OUT")) from None
-    print(export(options.model, options.output, frames=options.frames, steps=options.steps).summary())
+    print(export(options.model, options.output, frames=options.frames, steps=options.steps, progress=True).summary())

@@ -82,7 +82,7 @@ class LossConfig:
     Args:
         kind: "db-rnn": the paper's sums over pixels, over all forecast frames, known ones included. "rain": squared
             error of each lead over that of the reference, plus csi_weight times what soft CSI lacks of 1; see
-            RainLoss.
+            RainLoss. It is a ratio of sums, which each of several processes (devices) takes of its own samples.
         ablation: of networks with two outputs: "fixed", "scheduled", "gdl" or "adversarial", see
             fastds.models.db_rnn.losses.ABLATIONS.
         discriminator: of "adversarial": "S", "M" or "L"; None: the paper's for the network's cells.
