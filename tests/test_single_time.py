@@ -3,18 +3,24 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import fastds
 from fastds.cli import main
 from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.metrics import interior
 
 FINER = "one time, so finer in space alone: time factor 1"
 
 
 @pytest.fixture
-def coarse():
-    event = synthetic_event(3, frames=3, shape=(64, 80))
+def event():
+    return synthetic_event(3, frames=3, shape=(64, 80))
+
+
+@pytest.fixture
+def coarse(event):
     return coarsen_dataset(event)[["reflectivity"]]
 
 
@@ -72,5 +78,27 @@ def test_what_needs_more_times_says_so(coarse, tmp_path, capsys):
     assert main(["nowcast", one, str(tmp_path / "o.nc"), "--model=persistence"]) == 2
     assert main(["downscale", one, out, "--model=bicubic", "--workers=1"]) == 2
     assert "at least 2 times are needed for an archive" in capsys.readouterr().err
-    assert main(["downscale", one, str(tmp_path / "o.nc"), "--model=bicubic", f"--truth={one}"]) == 2
-    assert "a single time is not compared; leave out the option --truth" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*trained for")
+def test_scores_of_one_time(event, coarse, tmp_path, capsys):
+    """Those of its frame, of members, too; without advection, which needs two."""
+    truth = save_dataset(event.isel(time=[0, 1]), tmp_path / "truth.nc")
+    one = str(save_dataset(coarse.isel(time=[0]), tmp_path / "one.nc"))
+    other = str(save_dataset(event.isel(time=[1]), tmp_path / "other.nc"))
+    words = ["downscale", one, str(tmp_path / "o.nc"), "--model=bicubic"]
+    assert main([*words, f"--truth={other}"]) == 2
+    assert "it has no field of" in capsys.readouterr().err and not (tmp_path / "o.nc").exists()
+    assert main([*words, f"--truth={truth}", "--report", str(tmp_path / "r.html")]) == 0
+    printed = capsys.readouterr().out
+    assert "One time, " in printed and "advection" not in printed and (tmp_path / "r.html").exists()
+    with open_dataset(tmp_path / "o.nc") as made, open_dataset(truth) as fine:
+        table = fastds.evaluate(made, fine)
+        valid = interior(~np.isnan(torch.from_numpy(fine.reflectivity.values[0])))
+        error = (made.reflectivity.values[0].clip(15, 70) - fine.reflectivity.values[0].clip(15, 70))[valid.numpy()]
+    row = table.rows["bicubic (PRED)"]
+    assert row["mse_total_15"] == pytest.approx(float((error.astype(float) ** 2).mean()), rel=1e-6)
+    assert np.isnan(row["mse_t2_15"]) and table.single and set(table.rows) == {"trilinear", "bicubic", "bicubic (PRED)"}
+    drawn = fastds.downscale("fczsm-small", open_dataset(one), members=2, seed=1)
+    row = fastds.evaluate(drawn, open_dataset(truth)).rows["fczsm-small, mean of 2 members"]
+    assert row["crps_15"] > 0

@@ -22,11 +22,12 @@ def open_reflectivity(
     z_r: tuple[float, float] | None,
     what: str,
     places: Sequence[np.ndarray | None] = (None, None),
+    least: int = 2,
 ) -> fd.ReflectivityInput:
     """The dataset's reflectivity, whose values are plausible; errors say which file they come from, `what`. places: see
-    at_places."""
+    at_places; least: times."""
     try:
-        source = fd.to_reflectivity(at_places(dataset, places, var, z_r), var, z_r=z_r)
+        source = fd.to_reflectivity(at_places(dataset, places, var, z_r), var, z_r=z_r, least=least)
         source.check(all_missing=f"every pixel of {what} is missing", stacklevel=5)
         return source
     except ValueError as error:
@@ -40,7 +41,7 @@ def at_places(
     itself where its coordinates are others, or either has none."""
     if all(wanted is None for wanted in places):
         return dataset
-    dims, cut = fd.to_reflectivity(dataset, var, z_r=z_r).dims[1:], {}
+    dims, cut = fd.to_reflectivity(dataset, var, z_r=z_r, least=1).dims[1:], {}
     for dim, wanted in zip(dims, places, strict=True):
         if wanted is None or dim not in dataset.coords or dataset.sizes[dim] <= len(wanted):
             continue

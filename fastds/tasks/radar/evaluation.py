@@ -12,7 +12,7 @@ from fastds.data.packages import how_to_install
 from fastds.tasks.common.radar_files import at_places, check_quietly, differ
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.radar import scores
-from fastds.tasks.radar.methods import BASELINES
+from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
 from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, Pairs, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
@@ -31,11 +31,9 @@ def check_truth(
 
     Raises: ValueError where truth does not cover the fine grid, has not all times between two input times, or is not
     plausible."""
-    if source.shape[0] < 2:
-        raise ValueError("a single time is not compared; leave out the argument truth")
     grid = refine_grid(source.dataset, source.raw, SPACE_FACTOR)
     places = [grid[dim].values if dim in grid.coords else None for dim in source.dims[1:]]
-    fields = to_reflectivity(at_places(truth, places, var, z_r), var, z_r=z_r)
+    fields = to_reflectivity(at_places(truth, places, var, z_r), var, z_r=z_r, least=min(2, source.shape[0]))
     shape = tuple(SPACE_FACTOR * n for n in source.shape[1:])
     if fields.shape[1:] != shape:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the output will have {shape}")
@@ -43,9 +41,11 @@ def check_truth(
         if dim in fields.raw.coords and own in grid.coords and differ(fields.raw[dim].values, grid[own].values):
             raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
     there = set(whole_seconds(fields.times))
+    if source.shape[0] == 1 and not there.issuperset(whole_seconds(source.times)):
+        raise ValueError(f"it has no field of {source.times[0]}")
     fine = [whole_seconds(refine_time(source.times[part], time_factor)) for part in source.segments]
     starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
-    if not any(there.issuperset(times[i : i + time_factor + 1]) for times, i in starts):
+    if source.shape[0] > 1 and not any(there.issuperset(times[i : i + time_factor + 1]) for times, i in starts):
         raise ValueError("it has nowhere all times from one input time to the next")
     check_quietly(fields)
 
@@ -78,9 +78,10 @@ class Scoring:
 
     def scores(self, pair: Pair) -> Sums:
         """See Scoring: by method."""
-        sums = Sums({method: scores.Scores() for method in BASELINES})
-        for method, score in sums.items():
-            score.add(pair, None, BASELINES[method])
+        sums = Sums()
+        for name, method in (OF_ONE_TIME if self.pairs.single else BASELINES).items():
+            sums[name] = scores.Scores()
+            sums[name].add(pair, None, method)
         made = {self.name: pair.prediction if pair.members is None else pair.members}
         if self.member is not None:
             made[self.member] = pair.members[0]
@@ -128,7 +129,7 @@ def evaluate(
         else [*notes, f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {how_to_install(*_VERIFY)}"]
     )
     own = sums[scoring.name]
-    table = EvaluationTable(rows, own.count, round(own.pixels / max(own.count, 1)), notes)
+    table = EvaluationTable(rows, own.count, round(own.pixels / max(own.count, 1)), notes, scoring.pairs.single)
     if page is not None:
         page.write(table)
     return table

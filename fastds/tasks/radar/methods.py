@@ -15,6 +15,7 @@ from fastds.tasks.common.inference import named
 
 # Functions of a sequence (B, N, C, h, w) in [0, 1] and the factor.
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
+OF_ONE_TIME = {name: method for name, method in BASELINES.items() if name != "advection"}
 # Taken where several shipped weights match and none is named.
 DEFAULT_MODEL = "fczsm-small"
 FLOOR_DBZ, CEILING_DBZ = 0.0, 70.0

@@ -24,9 +24,9 @@ SPACE_FACTOR = 2
 @dataclasses.dataclass
 class Pair:
     """Two coarse frames (2, h, w) and the fine frames from one to the other (f + 1, H, W), in dBZ, NaN = missing; the
-    (f + 1) times of these. there (H, W): where the coarse frames are not missing; valid (H, W): what is scored. turned:
-    dimensions along which they are not upright. members (M, f + 1, H, W): of an ensemble, whose mean above the lower
-    floor the prediction is then; else None."""
+    (f + 1) times of these. Of a single time both coarse frames are the same and f is 0. there (H, W): where the coarse
+    frames are not missing; valid (H, W): what is scored. turned: dimensions along which they are not upright. members
+    (M, f + 1, H, W): of an ensemble, whose mean above the lower floor the prediction is then; else None."""
 
     coarse: torch.Tensor
     truth: torch.Tensor
@@ -49,11 +49,13 @@ class Pair:
         x = prepare(self.coarse, floor, CEILING_DBZ)[None, :, None].flip(self.turned)
         if len(self.truth) == 5:
             x = method(x, 1)
-        return restore(method(x, SPACE_FACTOR)[0, :, 0], floor, CEILING_DBZ).flip(self.turned)
+        fine = method(x, SPACE_FACTOR)[0, : len(self.truth), 0]
+        return restore(fine, floor, CEILING_DBZ).flip(self.turned)
 
 
 class Pairs:
-    """The pairs of coarse frames for which prediction and truth have all fine frames."""
+    """The pairs of coarse frames for which prediction and truth have all fine frames; of a prediction of a single time
+    its frame."""
 
     def __init__(
         self,
@@ -63,17 +65,19 @@ class Pairs:
         var: str | None,
         z_r: tuple[float, float] | None,
     ):
-        self.members = [open_reflectivity(member, var, z_r, "PRED") for member in members_in(prediction)]
+        self.members = [open_reflectivity(member, var, z_r, "PRED", least=1) for member in members_in(prediction)]
         self.fine = self.members[0]
+        self.single = len(self.fine.times) == 1
+        least = 1 if self.single else 2
         places = [self.fine.raw.coords[dim].values if dim in self.fine.raw.coords else None for dim in self.fine.dims]
-        self.truth = open_reflectivity(truth, var, z_r, "TRUTH", places[1:])
+        self.truth = open_reflectivity(truth, var, z_r, "TRUTH", places[1:], least)
         if self.fine.shape[1:] != self.truth.shape[1:]:
             raise ValueError(f"the grids differ: PRED has {self.fine.shape[1:]} pixels, TRUTH {self.truth.shape[1:]}")
         _check_coordinates(self.fine, self.truth)
         if min(self.fine.shape[1:]) < 2 * SPACE_FACTOR or any(n % SPACE_FACTOR for n in self.fine.shape[1:]):
             raise ValueError(f"the fine grid must have an even number of pixels each way, got {self.fine.shape[1:]}")
         self.name = str(prediction.attrs.get("fastds_model", "prediction"))
-        self.coarse = None if coarse is None else open_reflectivity(coarse, var, z_r, "COARSE")
+        self.coarse = None if coarse is None else open_reflectivity(coarse, var, z_r, "COARSE", least=least)
         if self.coarse is not None and tuple(SPACE_FACTOR * n for n in self.coarse.shape[1:]) != self.fine.shape[1:]:
             sizes = f"{self.fine.shape[1:]} and {self.coarse.shape[1:]}"
             raise ValueError(f"PRED must have twice the pixels of COARSE each way, got {sizes}")
@@ -84,13 +88,23 @@ class Pairs:
                 "{} x {} of the {} x {} pixels of TRUTH are compared".format(*self.fine.shape[1:], *covered)
             )
         if self.coarse is None:
-            self.notes.append("coarse input of the baselines: TRUTH averaged 2 x 2 at every second time")
-        self.pairs = self._find()
-        if not self.pairs:
-            raise ValueError("PRED, TRUTH and COARSE have no pair of input times with all times between them in common")
-
-    def _find(self) -> list[tuple]:
+            when = "" if self.single else " at every second time"
+            self.notes.append(f"coarse input of the baselines: TRUTH averaged 2 x 2{when}")
         places = [{t: i for i, t in enumerate(whole_seconds(s.times))} for s in (self.fine, self.truth)]
+        self.pairs = self._single(places) if self.single else self._find(places)
+        if not self.pairs:
+            common = "time" if self.single else "pair of input times with all times between them"
+            raise ValueError(f"PRED, TRUTH and COARSE have no {common} in common")
+
+    def _single(self, places: list[dict]) -> list[tuple]:
+        """As _find, of a prediction of one time."""
+        (time,) = places[0]
+        given = {time: 0} if self.coarse is None else {t: i for i, t in enumerate(whole_seconds(self.coarse.times))}
+        there = time in places[1] and time in given
+        return [((given[time], given[time]), [0], [places[1][time]])] if there else []
+
+    def _find(self, places: list[dict]) -> list[tuple]:
+        """Numbers of the two coarse frames, of the fine frames in the prediction and of those in the truth."""
         if self.coarse is None:
             factor = 2
             starts = range(0, len(self.fine.times) - factor, factor)

@@ -16,11 +16,10 @@ from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
 from fastds.tasks.fields.places import MEMBER
-from fastds.tasks.radar.methods import BASELINES
+from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
 from fastds.tasks.radar.pairs import Pair, Pairs, members_in, whole_seconds
 from fastds.tasks.radar.scores import EvaluationTable
 
-_BASELINE = "advection"  # beside the prediction on the maps
 _FLOOR = 0.0
 
 
@@ -34,8 +33,9 @@ class EvaluationReport:
         datasets = [s.dataset for s in (source.fine, source.truth, source.coarse) if s is not None]
         check_report(path, *map(file_of, datasets))
         self.path, self.source, self.model = path, source, model
-        self.name = f"{source.name} (PRED)" if source.name == _BASELINE else source.name
-        self.maps = maps_of(source.truth, ["input", self.name, "truth", _BASELINE])
+        self.baseline = "bicubic" if source.single else "advection"
+        self.name = f"{source.name} (PRED)" if source.name == self.baseline else source.name
+        self.maps = maps_of(source.truth, ["input", self.name, "truth", self.baseline])
         spacing = mean_spacing_m(source.truth)
         self.curves = Curves(None if spacing is None else spacing / 1e3)
         frames = len(source.pairs[0][1])
@@ -47,18 +47,17 @@ class EvaluationReport:
 
     def add(self, pair: Pair) -> None:
         """One pair of input times, in the order of the source."""
-        made = {name: pair.baseline(method, _FLOOR) for name, method in BASELINES.items()} | {
-            self.name: pair.prediction
-        }
+        methods = OF_ONE_TIME if self.source.single else BASELINES
+        made = {name: pair.baseline(method, _FLOOR) for name, method in methods.items()} | {self.name: pair.prediction}
         valid = pair.valid.expand(pair.truth.shape)
-        between = slice(1, -1)
+        between = slice(None) if self.source.single else slice(1, -1)
         self.curves.add_errors({k: z[between] for k, z in made.items()}, pair.truth[between], valid[between])
         if self.number in self.shown:
             middle = len(pair.truth) // 2
             truth = torch.where(pair.valid, pair.truth, torch.nan)[middle]
             fields = {k: torch.where(pair.valid, z[middle], torch.nan) for k, z in made.items()}
             self.curves.add_spectra(fields | {"truth": truth})
-            self._draw(pair, torch.where(pair.there, made[_BASELINE], torch.nan))
+            self._draw(pair, torch.where(pair.there, made[self.baseline], torch.nan))
         self.number += 1
 
     def _draw(self, pair: Pair, baseline: torch.Tensor) -> None:
@@ -67,7 +66,7 @@ class EvaluationReport:
         following = self.number + 1 in self.shown and self.number + 1 < len(self.source)
         for k in range(last + (not following)):
             given = {0: pair.coarse[0], last: pair.coarse[-1]}.get(k)
-            fields = {"input": given, self.name: pair.prediction[k], "truth": pair.truth[k], _BASELINE: baseline[k]}
+            fields = {"input": given, self.name: pair.prediction[k], "truth": pair.truth[k], self.baseline: baseline[k]}
             self.maps.add(utc(pair.times[k]), {name: z if z is None else z.numpy() for name, z in fields.items()})
 
     def write(self, table: EvaluationTable) -> None:
@@ -75,7 +74,7 @@ class EvaluationReport:
         sources = {"prediction": self.source.fine, "truth": self.source.truth, "input": self.source.coarse}
         files = {name: (source.dataset, source.raw) for name, source in sources.items() if source is not None}
         told = facts(self.model, settings_of(self.source.fine.dataset), files)
-        charts = self.curves.charts("between the input times")
+        charts = self.curves.charts("at its time" if self.source.single else "between the input times")
         title = f"Downscaled radar fields: {self.source.name} against the truth"
         Page(title, told, table.tables(), table.sentences(), self.maps, charts).write(self.path)
 

@@ -83,11 +83,11 @@ class Scores:
     def _errors(self, pair: Pair, fields: torch.Tensor, floor: float) -> None:
         last = len(pair.truth) - 1
         pixels = int(pair.valid.sum())
-        for middle in range(1, last):
+        for middle in range(1, last) if last else (0,):
             order = [0, middle, last]
             errors = radar_errors(fields[order], pair.truth[order], pair.valid, floor, with_ssim=HAS_TORCHMETRICS)
             for key in ("mse_total", "mse_t2", "mse_t13", "ssim"):
-                if not np.isnan(errors[key]):
+                if not np.isnan(errors[key]) and (last or key != "mse_t2"):
                     self._weigh(f"{key}_{floor:g}", errors[key], pixels)
 
     def _skill(self, pair: Pair, fields: torch.Tensor) -> None:
@@ -145,13 +145,14 @@ class EvaluationTable(ScoreTables):
 
     Attributes:
         rows: the scores. pairs: of input frames. pixels: valid fine ones a frame, mean. notes: sentences below the
-        table.
+        table. single: one time, so that there are no pairs, no t2, and total is the mean at that time.
     """
 
     rows: dict[str, dict[str, float]]
     pairs: int
     pixels: int
     notes: tuple[str, ...] = ()
+    single: bool = False
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Write one line per method, by a temporary name."""
@@ -174,6 +175,10 @@ class EvaluationTable(ScoreTables):
         said = (
             f"{self.pairs} pairs of input frames, {self.pixels} valid fine pixels a frame on average. t2: mean between "
             "the input times; t1, t3: mean at them; total: (t2 + 2 (t1, t3)) / 3. "
+        )
+        if self.single:
+            said = f"One time, {self.pixels} valid fine pixels. "
+        said += (
             f"FSS in windows of {FSS_WINDOW} pixels; detail: power at wavelengths of 2 to 4 pixels over the truth's; "
             "refit: rms of the output averaged back minus the input."
         )
