@@ -65,9 +65,9 @@ def _downscale_parser() -> ArgumentParser:
     _add_computing(parser)
     parser.add_argument("--time-factor", type=int, help="2, or 4 by applying the model twice in time; default: 2")
     parser.add_argument(
-        "--coarsened", choices=["linear_z", "dbz", "plain_dbz"],
-        help="radar: how the cells of IN average finer ones, where that is known: in linear Z, dBZ above a floor, or "
-        "plain dBZ, no echo included; the result, averaged that way, then nearly gives IN",
+        "--coarsened", choices=["linear_z", "dbz", "plain_dbz", "mean"],
+        help="how the cells of IN average finer ones, where that is known; the result, averaged that way, then nearly "
+        "gives IN. Radar: in linear Z, dBZ above a floor, or plain dBZ, no echo included; gridded fields: mean",
     )  # fmt: skip
     parser.add_argument("--scale", type=float, help="gridded fields: this many times as fine, any real")
     parser.add_argument(

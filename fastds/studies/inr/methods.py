@@ -65,7 +65,7 @@ def training_config(name: str, budget: str, steps: int, data: DataConfig, **run:
     data = dataclasses.replace(
         data,
         crop=48 if paper else 32,
-        queries=2304 if paper else 128,
+        queries=2304 if paper else 1024,
         batch_size=16 if paper else 8,
         epoch_samples=16_000 if paper else 8 * max(1, -(-steps // _VALIDATIONS)),
         scales=factors if method.factor else [1.0, 4.0],

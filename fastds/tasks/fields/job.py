@@ -23,6 +23,7 @@ from fastds.tasks.common.inference import Report, store
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
+from fastds.tasks.fields.agreement import WAYS, Agreement
 from fastds.tasks.fields.geometry import Geometry, Plane, geometry, target_by_scale, target_by_spacing, values_at
 from fastds.tasks.fields.methods import check_inside, pick_method
 from fastds.tasks.fields.variables import Fields, on_grid, with_fields
@@ -35,7 +36,7 @@ class FieldsJob:
 
     def __init__(
         self, model, dataset, *, scale=None, grid=None, like=None, var=None, static=None, threads=None,
-        precision=None, device=None,
+        precision=None, device=None, coarsened=None,
     ):  # fmt: skip
         if sum(v is not None for v in (scale, grid, like)) != 1:
             raise ValueError("give exactly one of the arguments scale, grid and like")
@@ -52,6 +53,7 @@ class FieldsJob:
         self.method, self.note = pick_method(model, dataset, self.own, static)
         self.computed = settle(self.method.model, threads, precision, device)
         check_inside(self.own, *self.target)
+        self.agreement = None if coarsened is None else _agreement(coarsened, self.method, self.target)
         method, names = self.method, self.method.names
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
         self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}
@@ -89,8 +91,13 @@ class FieldsJob:
             fine = {name: store((*lead, *size), folder) for name in self.variables}
             with progress_bar(progress, math.prod(lead), "downscaling", "fields") as advance:
                 for at, x in method.fields():
+                    made = [values[tuple(at.values())] for values in fine.values()]
                     with self.computed.autocast():
-                        method.onto(x, *self.target, [values[tuple(at.values())] for values in fine.values()])
+                        method.onto(x, *self.target, made)
+                    if self.agreement is not None:
+                        for channel, values in zip(method.predicted, made, strict=True):
+                            self.agreement.correct(x[0, channel].numpy(), values)
+                            values.clip(*method.bounds(channel, x[0, channel]), out=values)
                     if advance is not None:
                         advance()
         return fine
@@ -142,6 +149,7 @@ class FieldsJob:
         rows, columns = self.method.factor(*self.target)
         settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.computed.attributes()
         settings |= self.method.domain.attributes()
+        settings |= {} if self.agreement is None else {"fastds_coarsened": "mean"}
         card = getattr(self.method.model, "card", None)
         if card is not None and card.licence:
             settings["fastds_model_licence"] = card.licence
@@ -170,6 +178,15 @@ def _grid_of(like: xr.Dataset | str | os.PathLike, own: Geometry) -> Geometry:
     if _units(found) != _units(own) or (isinstance(own, Plane) and own.indexed):
         raise ValueError(f"like: its grid is of {found.said}, and that of the fields is of {own.said}")
     return found
+
+
+def _agreement(coarsened: str, method: Fields, target: tuple[Tensor, Tensor]) -> Agreement:
+    """What makes fields on the grid of a target agree with those of a method."""
+    if coarsened not in WAYS:
+        raise ValueError(f"coarsened must be {' or '.join(WAYS)} for gridded fields, got {coarsened!r}")
+    grid = method.grid
+    at = [positions.numpy() for positions in grid.positions(*target)]
+    return Agreement((grid.latitude.numel(), grid.longitude.numel()), at, grid.periodic)
 
 
 def _units(grid: Geometry) -> tuple[str, str] | None:

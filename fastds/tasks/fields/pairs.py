@@ -15,6 +15,7 @@ import xarray as xr
 from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import same_units
 from fastds.models.baselines.interpolation import METHODS
+from fastds.tasks.fields.agreement import Agreement
 from fastds.tasks.fields.geometry import Geometry, Plane, geometry
 from fastds.tasks.fields.methods import Interpolation
 from fastds.tasks.fields.places import MEMBER, on_grid, same_places
@@ -22,6 +23,7 @@ from fastds.tasks.fields.sources import Source, coarser
 from fastds.tasks.fields.variables import names_of_fields
 
 TRUTH, COARSE = "TRUTH", "COARSE"
+AGREEING = "bicubic, agreeing"  # a baseline that is corrected as the prediction was
 
 
 @dataclasses.dataclass
@@ -163,6 +165,9 @@ class Pairs:
         made, truth = (self.sources[what][name].values(at) for what in (self.called, TRUTH))
         coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
         baselines = {key: self._finer(method, coarse) for key, method in self._methods[name].items()}
+        if self._agreement is not None:
+            baselines[AGREEING] = baselines["bicubic"].copy()
+            self._agreement.correct(coarse, baselines[AGREEING])
         return Pair(name, at, truth, made.reshape(-1, *truth.shape), baselines, coarse)
 
     @functools.cached_property
@@ -177,6 +182,15 @@ class Pairs:
         grid = dataclasses.replace(self.coarse_grid, names=self.grid.names)
         coarse = {name: source.field.to_dataset(name=name) for name, source in self.sources[COARSE].items()}
         return {name: {m: Interpolation(m, dataset, grid) for m in METHODS} for name, dataset in coarse.items()}
+
+    @functools.cached_property
+    def _agreement(self) -> Agreement | None:
+        """What a prediction that agrees with its input is compared with, too; None for others."""
+        if COARSE not in self.sources or self.prediction.attrs.get("fastds_coarsened") != "mean":
+            return None
+        coarse = self.coarse_grid
+        at = [positions.numpy() for positions in coarse.positions(self.grid.latitude, self.grid.longitude)]
+        return Agreement((coarse.latitude.numel(), coarse.longitude.numel()), at, coarse.periodic)
 
     def _finer(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
         out = np.empty((self.grid.latitude.numel(), self.grid.longitude.numel()), np.float32)

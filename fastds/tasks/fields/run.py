@@ -44,6 +44,7 @@ def downscale(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    coarsened: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """The model's variables of a dataset on a finer grid: exactly one of a factor, a spacing and another grid.
@@ -58,6 +59,8 @@ def downscale(
         var: the only field that is read; None: those of the most dimensions, or those that the model names.
         static: maps for a model that reads some: a Dataset, or files, FILE.nc or FILE.nc:VARIABLE, on any grid.
         threads: CPU threads; None: torch's. device, precision: see fastds.tasks.common.settings.settle.
+        coarsened: "mean" where every value of the dataset is known to be the mean of the finer cells in its own: the
+            result is corrected until its means are these values, see fastds.tasks.fields.agreement. None: not known.
         progress: show a progress bar.
 
     Returns: a new Dataset, lazy where dask holds the fields of the dataset; memory beyond it is that of one field.
@@ -65,7 +68,7 @@ def downscale(
     Raises: ValueError: data, model or target that do not fit, target points outside a regional domain.
     """
     where = {"scale": scale, "grid": grid, "like": like, "var": var}
-    computed = {"threads": threads, "precision": precision, "device": device}
+    computed = {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
     return _run(model, dataset, static=static, progress=progress, folder=None, **where, **computed)[0]
 
 
@@ -82,6 +85,7 @@ def downscale_file(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    coarsened: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -93,7 +97,7 @@ def downscale_file(
     compared with; whether it fits is checked before it is computed. reading: see fastds.data.reading. dtype: of the
     fields in target, "input" (integers where the input has packed ones) or "float32"."""
     chosen = {"scale": scale, "grid": grid, "like": like, "var": var, "static": static, "progress": progress}
-    chosen |= {"threads": threads, "precision": precision, "device": device}
+    chosen |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         def check(output: xr.Dataset) -> None:

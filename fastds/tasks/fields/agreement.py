@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine fields whose means over the coarse cells are the coarse values, where these are known to be such means."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from fastds.models.baselines.interpolation import weights_at
+
+WAYS = ("mean",)
+PASSES = 8  # more than four change PSNR by less than 0.02 dB
+_BAND = 256  # fine rows at once
+
+
+class Agreement:
+    """Corrects fields of a fine grid so that their means over the cells of a coarse one are its values:
+
+        y + B c with A (y + B c) = x;  A: means over coarse cells, B: bicubic interpolation.
+
+    c is found on the coarse grid by PASSES of c += x - A y - A B c. Every fine cell counts by its share of the coarse
+    one. Coarse cells that are missing, or of which the fine grid covers a part alone, correct nothing.
+
+    Args:
+        size: (h, w) of the coarse grid.
+        at: where the H' rows and the W' columns of the fine grid lie among those of the coarse one, counted from 0.
+        periodic: columns go round the globe.
+
+    Raises: ValueError: a grid that is not finer.
+
+    Source: Irani and Peleg 1991, Improving Resolution by Image Registration (iterative back-projection).
+    """
+
+    def __init__(self, size: Sequence[int], at: Sequence[np.ndarray], periodic: bool = False):
+        axes = list(zip(at, size, (False, periodic), strict=True))
+        self.means, self.covered = zip(*(cell_means(*axis) for axis in axes), strict=True)
+        self.finer = [weights_at(positions, n, "bicubic", around) for positions, n, around in axes]
+        self.both = [a @ b for a, b in zip(self.means, self.finer, strict=True)]
+
+    def correct(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Correct a fine field y (H', W') of a coarse one x (h, w), in place; NaN is missing in both and stays."""
+        known = np.isfinite(x) & self.covered[0][:, None] & self.covered[1]
+        lost = np.isnan(y)
+        if lost.any():
+            known &= _along(self.means, lost) < 1e-9
+            y_there = np.where(lost, 0, y)
+        else:
+            y_there = y
+        wrong = np.where(known, x - _along(self.means, y_there), 0)
+        c = np.zeros(x.shape)
+        for _ in range(PASSES):
+            c += np.where(known, wrong - _along(self.both, c), 0)
+        rows, columns = self.finer
+        wide = (columns @ c.T).T
+        for first in range(0, len(y), _BAND):
+            y[first : first + _BAND] += rows[first : first + _BAND] @ wide
+
+
+def _along(axes: Sequence[csr_array], field: np.ndarray) -> np.ndarray:
+    rows, columns = axes
+    return rows @ (columns @ field.T).T
+
+
+def cell_means(at: np.ndarray, n: int, periodic: bool) -> tuple[csr_array, np.ndarray]:
+    """Means along an axis over n coarse cells, cell j from j - 1/2 to j + 1/2, of the fine cells around positions `at`:
+    (n, m), sparse; and (n,) which coarse cells these cover.
+
+    Raises: ValueError where the fine cells are not shorter than the coarse ones."""
+    steps = np.diff(at)
+    if not len(steps) or np.abs(steps).mean() > 1 + 1e-6:
+        raise ValueError("coarsened needs a grid that is finer than that of the fields along rows and columns")
+    edges = np.concatenate([[at[0] - steps[0] / 2], at[1:] - steps / 2, [at[-1] + steps[-1] / 2]])
+    low, high = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
+    first = np.floor(low + 0.5)
+    cells = first[:, None] + np.arange(int((np.floor(high + 0.5) - first).max()) + 1)
+    shared = (np.minimum(high[:, None], cells + 0.5) - np.maximum(low[:, None], cells - 0.5)).clip(0)
+    cells = cells % n if periodic else cells
+    kept = (shared > 0) & (cells >= 0) & (cells < n)
+    fine = np.broadcast_to(np.arange(len(at))[:, None], cells.shape)
+    shares = csr_array((shared[kept], (cells[kept].astype(np.int64), fine[kept])), shape=(n, len(at)))
+    length = shares.sum(1)
+    return shares.multiply(1 / np.where(length > 0, length, 1)[:, None]).tocsr(), length > 1 - 1e-6

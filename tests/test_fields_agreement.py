@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gridded fields that are told to be means of finer cells: the result's means are the input."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import fastds
+from fastds.cli import main
+from fastds.data import open_dataset
+from fastds.data.samples.degradation import area_mean
+from fastds.tasks.fields.agreement import cell_means
+
+
+def waves(rows, columns, west=0.0, missing=False):
+    """Temperatures on cells around the globe, or of a region."""
+    y, x = np.linspace(80, -80, rows), west + 360 / columns * np.arange(columns)
+    field = 280 + 8 * np.sin(np.deg2rad(9 * y))[:, None] * np.cos(np.deg2rad(14 * x)) + np.cos(np.deg2rad(31 * x))
+    field = np.stack([field, field[:, ::-1]])
+    if missing:
+        field[:, 20:24, 30:36] = np.nan
+    attrs = {"standard_name": "air_temperature", "units": "K"}
+    return xr.Dataset(
+        {"t": (("time", "latitude", "longitude"), field.astype("float32"), attrs)},
+        {"time": [np.datetime64("2020-01-01"), np.datetime64("2020-01-02")], "latitude": y, "longitude": x},
+    )
+
+
+def means(ds, rows=2, columns=2):
+    return ds.coarsen(latitude=rows, longitude=columns).mean()
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 20), (10, 15), (7, 19), (6, 6)])
+def test_means_over_cells_are_those_of_shared_areas(n, m):
+    weights, covered = cell_means(((2 * np.arange(m) + 1) * n - m) / (2 * m), n, False)
+    fine = torch.rand(m, m, dtype=torch.float64)
+    np.testing.assert_allclose(weights @ (weights @ fine.numpy().T).T, area_mean(fine, (n, n)), rtol=1e-12)
+    assert covered.all()
+
+
+def test_cells_that_are_covered_in_part_correct_nothing():
+    assert cell_means(np.arange(20) / 2, 10, True)[1].all()  # around the globe
+    assert cell_means(np.arange(19) / 2, 10, False)[1].tolist() == [False, *[True] * 8, False]
+    assert cell_means(np.arange(19)[::-1] / 2, 10, False)[1].tolist() == [False, *[True] * 8, False]
+    with pytest.raises(ValueError, match="coarsened needs a grid that is finer"):
+        cell_means(np.arange(5) * 1.5, 8, False)
+
+
+@pytest.mark.parametrize("model", ["bilinear", "bicubic", "inr-any"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_means_are_the_input(model, turned):
+    truth = waves(48, 96)
+    coarse = means(truth)
+    if turned:
+        coarse = coarse.isel(latitude=slice(None, None, -1))
+    for scale in (2, 1.5):
+        plain, told = (fastds.downscale(model, coarse, scale=scale, coarsened=way) for way in (None, "mean"))
+        assert "fastds_coarsened" not in plain.attrs and told.attrs["fastds_coarsened"] == "mean"
+        back = [area_mean(torch.from_numpy(made.t.values), coarse.t.shape[1:]) for made in (plain, told)]
+        away = [float(abs(mean - coarse.t.values).max()) for mean in back]
+        assert away[1] < 0.02 * away[0]
+        if scale == 2:
+            error = [float(((made.t - truth.t.sortby("latitude")) ** 2).mean()) for made in (plain, told)]
+            assert error[1] < error[0]
+
+
+def test_missing_cells_stay_and_correct_nothing():
+    coarse = means(waves(48, 96, missing=True))
+    assert coarse.t.isnull().any()
+    told, plain = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way) for way in ("mean", None))
+    np.testing.assert_array_equal(told.t.isnull(), plain.t.isnull())
+    back = means(told).t.values
+    there = ~np.isnan(back) & ~np.isnan(coarse.t.values)
+    assert there.mean() > 0.9
+    np.testing.assert_allclose(back[there], coarse.t.values[there], atol=5e-3)
+
+
+def test_values_stay_within_their_bounds():
+    """Rain is never negative, though its means would have it."""
+    rain = (((waves(48, 96).t - 284).clip(0)) / 1e4).to_dataset(name="rain")
+    rain.rain.attrs = {"standard_name": "precipitation_flux", "units": "kg m-2 s-1"}
+    fine = fastds.downscale("bicubic", means(rain), scale=2, coarsened="mean")
+    assert float(fine.rain.min()) == 0.0
+
+
+def test_pieces_by_the_command_and_their_scores(tmp_path, capsys):
+    truth, coarse = tmp_path / "truth.nc", tmp_path / "in.nc"
+    waves(48, 96).to_netcdf(truth, engine="h5netcdf")
+    means(waves(48, 96)).to_netcdf(coarse, engine="h5netcdf")
+    words = ["--scale=2", "--model=inr-any", "--coarsened=mean"]
+    assert main(["downscale", str(coarse), str(tmp_path / "o.nc"), *words, f"--truth={truth}"]) == 0
+    printed = capsys.readouterr().out
+    assert "bicubic, agreeing" in printed
+    assert main(["downscale", str(coarse), str(tmp_path / "o.zarr"), *words, "--workers=1"]) == 0
+    with open_dataset(tmp_path / "o.nc") as whole, open_dataset(tmp_path / "o.zarr") as pieces:
+        np.testing.assert_array_equal(whole.t, pieces.t)
+        rows = fastds.evaluate(whole, open_dataset(truth)).rows["t"]
+    assert rows["bicubic, agreeing"]["rmse"] < rows["bicubic"]["rmse"]
+    plain = ["downscale", str(coarse), str(tmp_path / "p.nc"), *words[:2], f"--truth={truth}"]
+    assert main(plain) == 0 and "agreeing" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--scale=2 --coarsened=dbz", "--coarsened must be mean for gridded fields, got 'dbz'"),
+        ("--scale=0.5 --coarsened=mean", "coarsened needs a grid that is finer than that of the fields"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the new grid is coarser")
+def test_refused(options, said, tmp_path, capsys):
+    means(waves(48, 96)).to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
+    assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "o.nc"), *options.split()]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "o.nc").exists()
+
+
+def test_radar_takes_no_plain_mean(tmp_path, capsys):
+    coarse = fastds.data.coarsen_dataset(fastds.data.synthetic_event(1, 3, (64, 64)))
+    fastds.data.save_dataset(coarse, tmp_path / "in.nc")
+    assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "o.nc"), "--coarsened=mean"]) == 2
+    assert "--coarsened must be one of" in capsys.readouterr().err
