@@ -12,10 +12,13 @@ pytest.importorskip("lightning", reason="training extra is not installed")
 from study_cases import make_waves
 
 from fastds import models
+from fastds.data.samples.degradation import area_mean
 from fastds.studies.fields.crops import Crop
 from fastds.studies.inr import methods, samples, tables
 from fastds.studies.inr.config import DataConfig
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, ORDER
+from fastds.studies.inr.protocols import PROTOCOLS, protocols
+from fastds.tasks.fields.agreement import agreeing
 from fastds.tasks.fields.config import DataConfig as TrainingData
 from fastds.tasks.fields.samples import load_fields
 
@@ -80,13 +83,53 @@ LABELS = np.array([(t, b) for t in range(4) for b in range(2)])
 
 
 def test_the_order_is_told_by_protocol_and_factor():
-    results = {p: results_of(ours=0.6, EDSR_x2=0.1, LTE=0.1, bicubic=-1.0) for p in tables.PROTOCOLS}
+    results = {p: results_of(ours=0.6, EDSR_x2=0.1, LTE=0.1, bicubic=-1.0) for p in PROTOCOLS}
     rows = {row[:3]: row[3:] for row in map(tuple, tables.order_rows(results, LABELS).texts())}
     assert rows["ours less EDSR-x2", "clean", "x2"] == ("+0.70", "+0.50 [+0.50, +0.50]", "agrees")
     assert rows["ours less LTE", "degraded", "x2"] == ("+0.48", "+0.50 [+0.50, +0.50]", "reproduced")
     assert rows["ours less LTE", "clean", "x4"] == ("-", "+0.50 [+0.50, +0.50]", "not in the paper")
     assert ("ours less EDSR-x2", "clean", "x3") not in rows
-    assert len(rows) == 2 * (1 + len(FACTORS) + len(FACTORS))
+    assert rows["ours less LTE", "mirrored less clean", "x2"] == ("+0.48", "+0.50 [+0.50, +0.50]", "reproduced")
+    of_abstract = 1 + len(FACTORS)
+    assert len(rows) == len(PROTOCOLS) * (of_abstract + len(FACTORS)) + 2 * of_abstract
+
+
+def test_protocols_by_hand():
+    """A method that adds what tells where it stands in the field, and the mean of its four mirrored answers."""
+    slope = torch.arange(6.0)[:, None] + 10 * torch.arange(8.0)
+
+    def predict(x, size):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3) + slope * torch.tensor([1.0, 2.0])[:, None, None]
+
+    x = torch.randn(3, 2, 3, 4)
+    ways = protocols(predict, lambda: None, [])
+    assert ways["clean"] == (predict, None) and ways["degraded"][0] is predict and ways["degraded"][1] is not None
+    flat = predict(x, (6, 8)).mean((2, 3)) - x.mean((2, 3))
+    for way in ("agreeing", "mirrored"):
+        made, coarsen = ways[way]
+        y = made(x, (6, 8))
+        assert coarsen is None
+        torch.testing.assert_close(area_mean(y, (3, 4)), x, atol=2e-2, rtol=0)
+    four = torch.stack([slope, slope.flip(0), slope.flip(1), slope.flip(0, 1)]).mean(0)
+    assert (four == four[0, 0]).all() and flat.std(0).max() < 1e-5  # so that what mirrored adds is a constant
+    smooth = agreeing(x.repeat_interleave(2, 2).repeat_interleave(2, 3), x)
+    torch.testing.assert_close(ways["mirrored"][0](x, (6, 8)), smooth, atol=5e-2, rtol=0)
+
+
+def test_mirrored_winds_change_sign():
+    """A method that answers with its input: mirrored back it is the same, its sign, too."""
+
+    def predict(x, size):
+        seen.append(x)
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    x, seen = torch.randn(1, 3, 4, 4), []
+    y = protocols(predict, lambda: None, [1, 2])["mirrored"][0](x, (8, 8))
+    torch.testing.assert_close(area_mean(y, (4, 4)), x, atol=1e-5, rtol=0)
+    plain, down, across, both = seen
+    assert torch.equal(down, x.flip(2) * torch.tensor([1.0, 1.0, -1.0])[:, None, None])
+    assert torch.equal(across, x.flip(3) * torch.tensor([1.0, -1.0, 1.0])[:, None, None])
+    assert torch.equal(both, x.flip(2, 3) * torch.tensor([1.0, -1.0, -1.0])[:, None, None])
 
 
 def test_tables_are_complete():

@@ -22,6 +22,7 @@ from fastds.studies.fields.run import INTERPOLATIONS as OF_FIELDS
 from fastds.studies.report import write_rows
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
+from fastds.tasks.fields.agreement import agreeing
 from fastds.tasks.fields.evaluation import coarse_and_fine, scored_margin
 
 _CONUS = "era5_surface_025deg_conus_19950714T12.nc"
@@ -49,6 +50,7 @@ class StudyConfig:
         data: the folder with the files of fields.
         model: a shipped name or a safetensors file, of a network of one variable.
         scales: factors.
+        told: network and interpolations are told that the fields are means, as by `fastds downscale --coarsened mean`.
         threads: of torch; None leaves them as they are.
         leaderboard: a file of rows, see fastds/models/README.md, that gains are added to; None: none.
     """
@@ -56,6 +58,7 @@ class StudyConfig:
     data: Files
     model: str = "inr-any"
     scales: list[float] = dataclasses.field(default_factory=lambda: [1.5, 2.0, 3.0, 4.0])
+    told: bool = False
     threads: int | None = None
     leaderboard: str | None = None
 
@@ -74,8 +77,11 @@ def study(config: StudyConfig) -> None:
     gains = {}
     with computing(network, settle(network, config.threads)), torch.inference_mode():
         for (label, name), fields in sources(pathlib.Path(config.data.path)):
-            gains[label, name] = {scale: gain(network, fields, scale) for scale in config.scales}
-    print(f"Gain of PSNR over bicubic interpolation in dB, 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points;")
+            gains[label, name] = {scale: gain(network, fields, scale, config.told) for scale in config.scales}
+    told = ", all corrected to agree with the input," if config.told else ","
+    print(
+        f"Gain of PSNR over bicubic interpolation in dB{told} 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points;"
+    )
     print("in the last column over the best of four interpolations, at the worst factor:\n")
     head = ["fields", "variable", *(f"{scale:g}" for scale in config.scales), "least"]
     print(markdown(head, [[*key, *_cells(row)] for key, row in gains.items()]))
@@ -111,15 +117,17 @@ def sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor]]:
                     yield (label, name), torch.from_numpy(values)[:, None]
 
 
-def gain(network: nn.Module, fields: Tensor, scale: float) -> tuple[Estimate, float] | None:
+def gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -> tuple[Estimate, float] | None:
     """Of area means by `scale`: the gain of PSNR over bicubic interpolation (a = -0.5) with its interval, and that over
-    the best of four interpolations, dB; None where the fields are too small."""
+    the best of four interpolations, dB; None where the fields are too small. told: see StudyConfig."""
     if min(fields.shape[2:]) < 2 * scored_margin(scale) + _BLOCK:
         return None
     x, truth = coarse_and_fine(fields, scale)
     size = tuple(truth.shape[2:])
-    own = _errors(network(x, size=size), truth, scale)
-    plain = {name: _errors(method(x, size), truth, scale) for name, method in INTERPOLATIONS.items()}
+    methods = {"": lambda x, size: network(x, size=size)} | INTERPOLATIONS
+    made = {name: method(x, size) for name, method in methods.items()}
+    plain = {name: _errors(agreeing(y, x) if told else y, truth, scale) for name, y in made.items()}
+    own = plain.pop("")
 
     def decibel(weight: np.ndarray) -> np.ndarray:
         return 10 * np.log10((weight @ plain["bicubic"]) / (weight @ own))

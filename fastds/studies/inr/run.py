@@ -26,6 +26,7 @@ from fastds.studies.fields.run import INTERPOLATIONS, SCALES, degradation
 from fastds.studies.inr import tables
 from fastds.studies.inr.config import StudyConfig, parse_arguments
 from fastds.studies.inr.methods import FACTORS, METHODS, NETWORKS, PAPER_STEPS, training_config
+from fastds.studies.inr.protocols import PROTOCOLS, protocols
 from fastds.studies.inr.samples import labels_of, test_crops, training_data
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.fields.evaluation import coarse_and_fine
@@ -70,13 +71,13 @@ class InrStudy(PaperStudy):
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
         """{protocol: {factor: (crops, variables) squared errors}}, and of networks the parameters."""
         factors = [METHODS[name].factor] if METHODS[name].factor else FACTORS
-        ways = {"clean": None, "degraded": degradation(self.samples)}
 
         def errors(predict: Callable) -> dict[str, Any]:
+            ways = protocols(predict, degradation(self.samples), self.config.data.vectors)
             size = self.config.data.crop
             return {
-                protocol: {f: crop_errors(predict, self.fields, self.crops, size, SCALES[f], way) for f in factors}
-                for protocol, way in ways.items()
+                protocol: {f: crop_errors(made, self.fields, self.crops, size, SCALES[f], way) for f in factors}
+                for protocol, (made, way) in ways.items()
             }
 
         found = self._predicting(name, weights, errors)
@@ -113,7 +114,7 @@ class InrStudy(PaperStudy):
                 name: {f: tables.decibel(errors, ranges) for f, errors in found.items()}
                 for name, found in self._errors(results, protocol).items()
             }
-            for protocol in tables.PROTOCOLS
+            for protocol in PROTOCOLS
         }
 
     def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
@@ -128,10 +129,11 @@ class InrStudy(PaperStudy):
             for name, found in self._errors(results, "clean").items()
         }
         units = [variable.get("units", "") for variable in describe(self.data)]
+        first = made.pop("psnr-clean")
         return {
-            "psnr-clean": made["psnr-clean"],
+            "psnr-clean": first,
             "order": tables.order_rows(decibel, self.labels),
-            "psnr-degraded": made["psnr-degraded"],
+            **made,
             "variables": tables.variable_rows(means, self.data.variables, units),
         }
 

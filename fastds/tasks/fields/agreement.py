@@ -4,7 +4,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from fastds.models.baselines.interpolation import weights_at
 
@@ -54,6 +56,15 @@ class Agreement:
         wide = (columns @ c.T).T
         for first in range(0, len(y), _BAND):
             y[first : first + _BAND] += rows[first : first + _BAND] @ wide
+
+
+def agreeing(y: Tensor, x: Tensor) -> Tensor:
+    """Fine fields y (..., H', W') of the same area as coarse ones x (..., h, w), corrected to agree with them."""
+    at = [((2 * np.arange(m) + 1) * n - m) / (2 * m) for n, m in zip(x.shape[-2:], y.shape[-2:], strict=True)]
+    agreement, fine = Agreement(x.shape[-2:], at), y.clone(memory_format=torch.contiguous_format)
+    for one, coarse in zip(fine.flatten(0, -3), x.flatten(0, -3), strict=True):
+        agreement.correct(coarse.numpy(), one.numpy())
+    return fine
 
 
 def _along(axes: Sequence[csr_array], field: np.ndarray) -> np.ndarray:

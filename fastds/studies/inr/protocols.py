@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What methods are scored by: the inputs that they get, and how they are asked for fine fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from fastds.tasks.fields.agreement import agreeing
+
+PROTOCOLS = {
+    "clean": "from area means (protocol A)",
+    "agreeing": "from area means, corrected to agree with them",
+    "mirrored": "from area means, the mean of four mirrored answers, corrected to agree",
+    "degraded": "from degraded fields (protocol B)",
+}
+_MIRRORS = ((), (2,), (3,), (2, 3))  # axes that are turned round
+Predict = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+def protocols(
+    predict: Predict, degrade: Callable, vectors: Sequence[int]
+) -> dict[str, tuple[Predict, Callable | None]]:
+    """Protocol -> what makes fields (B, C, h, w) finer, and what coarsens the truth for it, None: area means.
+
+    predict(x, size): the method. degrade: as in crop_errors. vectors: channels of (u, v), -1 or none: absent."""
+
+    def agreed(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return agreeing(predict(x, size), x)
+
+    def mirrored(x: Tensor, size: tuple[int, int]) -> Tensor:
+        answers = [_mirror(predict(_mirror(x, axes, vectors), size), axes, vectors) for axes in _MIRRORS]
+        return agreeing(sum(answers) / len(answers), x)
+
+    return {
+        "clean": (predict, None), "agreeing": (agreed, None), "mirrored": (mirrored, None),
+        "degraded": (predict, degrade),
+    }  # fmt: skip
+
+
+def _mirror(x: Tensor, axes: tuple[int, ...], vectors: Sequence[int]) -> Tensor:
+    """The fields turned round along axes; what points along one changes sign."""
+    x = x.flip(axes)
+    for axis, component in zip((3, 2), vectors, strict=False):
+        if axis in axes and component >= 0:
+            x[:, component] *= -1
+    return x
