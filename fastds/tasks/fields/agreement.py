@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine fields whose means over the coarse cells are the coarse values, where these are known to be such means."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastds.models.baselines.interpolation import weights_at
 
 WAYS = ("mean",)
 PASSES = 8  # more than four change PSNR by less than 0.02 dB
+ROUNDS = 4  # of fields with bounds, which take away a part of a correction
 _BAND = 256  # fine rows at once
 
 
@@ -21,7 +23,8 @@ class Agreement:
         y + B c with A (y + B c) = x;  A: means over coarse cells, B: bicubic interpolation.
 
     c is found on the coarse grid by PASSES of c += x - A y - A B c. Every fine cell counts by its share of the coarse
-    one. Coarse cells that are missing, or of which the fine grid covers a part alone, correct nothing.
+    one. Coarse cells that are missing, or of which the fine grid covers a part alone, correct nothing. Of values with
+    bounds (rain, fractions) a correction is cut at them and the rest corrected again, ROUNDS times.
 
     Args:
         size: (h, w) of the coarse grid.
@@ -34,28 +37,55 @@ class Agreement:
     """
 
     def __init__(self, size: Sequence[int], at: Sequence[np.ndarray], periodic: bool = False):
-        axes = list(zip(at, size, (False, periodic), strict=True))
+        rows, columns = at
+        if periodic:  # as Geometry.positions gives them, the first and the last may lie on either side of the seam
+            columns = np.unwrap(columns, period=size[1])
+        axes = list(zip((rows, columns), size, (False, periodic), strict=True))
         self.means, self.covered = zip(*(cell_means(*axis) for axis in axes), strict=True)
         self.finer = [weights_at(positions, n, "bicubic", around) for positions, n, around in axes]
         self.both = [a @ b for a, b in zip(self.means, self.finer, strict=True)]
+        self.nearest = [
+            np.floor(positions + 0.5).astype(np.int64) % n
+            if around
+            else np.rint(positions).astype(np.int64).clip(0, n - 1)
+            for positions, n, around in axes
+        ]
 
-    def correct(self, x: np.ndarray, y: np.ndarray) -> None:
-        """Correct a fine field y (H', W') of a coarse one x (h, w), in place; NaN is missing in both and stays."""
+    def correct(self, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)) -> None:
+        """Correct a fine field y (H', W') of a coarse one x (h, w), in place; NaN is missing in both and stays.
+
+        bounds: of all values. What lies in a coarse cell at a bound is there, too: dry cells are dry."""
         known = np.isfinite(x) & self.covered[0][:, None] & self.covered[1]
         lost = np.isnan(y)
-        if lost.any():
+        missing = bool(lost.any())
+        if missing:
             known &= _along(self.means, lost) < 1e-9
-            y_there = np.where(lost, 0, y)
-        else:
-            y_there = y
-        wrong = np.where(known, x - _along(self.means, y_there), 0)
-        c = np.zeros(x.shape)
+        bounded = [bound for bound in bounds if math.isfinite(bound)]
+        for _ in range(ROUNDS if bounded else 1):
+            wrong = np.where(known, x - _along(self.means, np.where(lost, 0, y) if missing else y), 0)
+            self._add(self._sources(wrong, known), y)
+            if bounded:
+                y.clip(*bounds, out=y)
+                for bound in bounded:
+                    y[self._within(x == bound) & ~lost] = bound
+
+    def _sources(self, wrong: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """c with A B c = wrong where that is known."""
+        c = np.zeros(wrong.shape)
         for _ in range(PASSES):
             c += np.where(known, wrong - _along(self.both, c), 0)
+        return c
+
+    def _add(self, c: np.ndarray, y: np.ndarray) -> None:
         rows, columns = self.finer
         wide = (columns @ c.T).T
         for first in range(0, len(y), _BAND):
             y[first : first + _BAND] += rows[first : first + _BAND] @ wide
+
+    def _within(self, cells: np.ndarray) -> np.ndarray:
+        """(H', W') bool: the fine cells in these coarse cells, by their middle."""
+        rows, columns = self.nearest
+        return cells[rows][:, columns]
 
 
 def agreeing(y: Tensor, x: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ class FieldsJob:
                         method.onto(x, *self.target, made)
                     if self.agreement is not None:
                         for channel, values in zip(method.predicted, made, strict=True):
-                            self.agreement.correct(x[0, channel].numpy(), values)
-                            values.clip(*method.bounds(channel, x[0, channel]), out=values)
+                            field = x[0, channel]
+                            self.agreement.correct(field.numpy(), values, method.bounds(channel, field))
                     if advance is not None:
                         advance()
         return fine

@@ -166,8 +166,9 @@ class Pairs:
         coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
         baselines = {key: self._finer(method, coarse) for key, method in self._methods[name].items()}
         if self._agreement is not None:
+            bounds = self._methods[name]["bicubic"].bounds(0, torch.from_numpy(coarse))
             baselines[AGREEING] = baselines["bicubic"].copy()
-            self._agreement.correct(coarse, baselines[AGREEING])
+            self._agreement.correct(coarse, baselines[AGREEING], bounds)
         return Pair(name, at, truth, made.reshape(-1, *truth.shape), baselines, coarse)
 
     @functools.cached_property
