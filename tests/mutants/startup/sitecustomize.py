@@ -15,16 +15,13 @@ import threading
 import uuid
 
 OF, TO = os.environ["FASTDS_CALLS_OF"] + os.sep, os.environ["FASTDS_CALLS_TO"]
-called = collections.defaultdict(set)  # functions by test and phase
-wanted = {}  # whether a function is one of OF
+called = collections.defaultdict(set)  # functions by test and phase; not by their code, which has no file when compared
 
 
 def trace(frame, event, argument):
     code = frame.f_code
-    if code not in wanted:
-        wanted[code] = code.co_filename.startswith(OF)
-    if wanted[code]:
-        called[os.environ.get("PYTEST_CURRENT_TEST", " ()")].add(code)
+    if code.co_filename.startswith(OF):
+        called[os.environ.get("PYTEST_CURRENT_TEST", " ()")].add((code.co_filename, code.co_firstlineno))
 
 
 def write() -> None:
@@ -32,8 +29,8 @@ def write() -> None:
     with open(os.path.join(TO, uuid.uuid4().hex), "w") as out:
         for test, functions in called.items():
             name, _, phase = test.rpartition(" ")
-            for code in functions:
-                out.write(json.dumps([name, phase.strip("()"), code.co_filename, code.co_firstlineno]) + "\n")
+            for function in functions:
+                out.write(json.dumps([name, phase.strip("()"), *function]) + "\n")
 
 
 def leave(status: int, leave=os._exit) -> None:  # as forked processes end
