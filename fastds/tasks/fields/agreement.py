@@ -44,12 +44,7 @@ class Agreement:
         self.means, self.covered = zip(*(cell_means(*axis) for axis in axes), strict=True)
         self.finer = [weights_at(positions, n, "bicubic", around) for positions, n, around in axes]
         self.both = [a @ b for a, b in zip(self.means, self.finer, strict=True)]
-        self.nearest = [
-            np.floor(positions + 0.5).astype(np.int64) % n
-            if around
-            else np.rint(positions).astype(np.int64).clip(0, n - 1)
-            for positions, n, around in axes
-        ]
+        self.holding = [_cells_of(*axis) for axis in axes]
 
     def correct(self, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)) -> None:
         """Correct a fine field y (H', W') of a coarse one x (h, w), in place; NaN is missing in both and stays.
@@ -84,7 +79,7 @@ class Agreement:
 
     def _within(self, cells: np.ndarray) -> np.ndarray:
         """(H', W') bool: the fine cells in these coarse cells, by their middle."""
-        rows, columns = self.nearest
+        rows, columns = self.holding
         return cells[rows][:, columns]
 
 
@@ -100,6 +95,12 @@ def agreeing(y: Tensor, x: Tensor) -> Tensor:
 def _along(axes: Sequence[csr_array], field: np.ndarray) -> np.ndarray:
     rows, columns = axes
     return rows @ (columns @ field.T).T
+
+
+def _cells_of(at: np.ndarray, n: int, periodic: bool) -> np.ndarray:
+    """The coarse cells that positions along an axis lie in."""
+    cells = np.floor(at + 0.5).astype(np.int64)
+    return cells % n if periodic else cells.clip(0, n - 1)
 
 
 def cell_means(at: np.ndarray, n: int, periodic: bool) -> tuple[csr_array, np.ndarray]:
