@@ -20,8 +20,8 @@ from fastds.tasks.common.pieces import Piece
 EVENT = 48  # fields, of which a synthetic event is held at a time
 
 
-def nothing(job, store, piece: Piece) -> Made:
-    """A piece that costs nothing but its way through the scheduler."""
+def nothing(packed: Packed, store: Path, piece: Piece) -> Made:
+    """A piece that costs nothing but its way through the scheduler; the workers get this function itself."""
     return Made(piece)
 
 
@@ -29,7 +29,7 @@ def scheduler_rate(workers: int, count: int = 2000) -> float:
     """Pieces a second that pass through the scheduler and this process."""
     from fastds.archive import workers as module
 
-    kept, module.make = module.make, nothing
+    kept, module._make = module._make, nothing
     try:
         with cluster(workers, None) as found:
             pieces = [Piece((k, k + 1), (k, k + 1), (k, k + 1)) for k in range(count)]
@@ -38,7 +38,7 @@ def scheduler_rate(workers: int, count: int = 2000) -> float:
             list(by_workers(found, Packed(None), Path("."), pieces))
             return count / (time.perf_counter() - began)
     finally:
-        module.make = kept
+        module._make = kept
 
 
 def write_files(folder: Path, count: int) -> None:
