@@ -10,7 +10,7 @@ import fastds
 from fastds.cli import main
 from fastds.data import open_dataset
 from fastds.data.samples.degradation import area_mean
-from fastds.tasks.fields.agreement import cell_means
+from fastds.tasks.fields.agreement import Agreement, cell_means, cells_of
 
 
 def waves(rows, columns, west=0.0, missing=False):
@@ -91,6 +91,25 @@ def test_missing_cells_stay_and_correct_nothing():
     there = ~np.isnan(back) & ~np.isnan(coarse.t.values)
     assert there.mean() > 0.9
     np.testing.assert_allclose(back[there], coarse.t.values[there], atol=5e-3)
+
+
+def test_positions_beyond_the_last_column_lie_in_the_first_cell():
+    assert cells_of(np.array([-0.5, 0.4, 9.5]), 10, True).tolist() == [0, 0, 0]
+    assert cells_of(np.array([-0.6, 0.5, 9.5]), 10, False).tolist() == [0, 1, 9]
+
+
+def test_a_cell_that_is_lost_in_part_corrects_nothing():
+    """Two coarse cells of three fine ones, of which the middle one is half of each."""
+    agreement = Agreement((2, 2), [np.array([-1 / 6, 0.5, 7 / 6])] * 2)
+    x, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.zeros((3, 3))
+    y[0, 0] = np.nan
+    lone = y.copy()
+    agreement.correct(np.where(np.arange(4).reshape(2, 2) == 0, x, np.nan), lone)
+    np.testing.assert_array_equal(lone, y)
+    agreement.correct(x, y)
+    assert np.isnan(y[0, 0]) and np.isfinite(y).sum() == 8 and y[2, 2] > 2
+    agreement.correct(np.zeros((2, 2)), y, (0.0, np.inf))
+    assert np.isnan(y[0, 0]) and np.nansum(y) == 0
 
 
 def test_rain_stays_within_its_bounds_and_dry_cells_are_dry():

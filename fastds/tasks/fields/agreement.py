@@ -44,29 +44,25 @@ class Agreement:
         self.means, self.covered = zip(*(cell_means(*axis) for axis in axes), strict=True)
         self.finer = [weights_at(positions, n, "bicubic", around) for positions, n, around in axes]
         self.both = [a @ b for a, b in zip(self.means, self.finer, strict=True)]
-        self.holding = [_cells_of(*axis) for axis in axes]
+        self.holding = [cells_of(*axis) for axis in axes]
 
     def correct(self, x: np.ndarray, y: np.ndarray, bounds: tuple[float, float] = (-math.inf, math.inf)) -> None:
         """Correct a fine field y (H', W') of a coarse one x (h, w), in place; NaN is missing in both and stays.
 
         bounds: of all values. What lies in a coarse cell at a bound is there, too: dry cells are dry."""
-        known = np.isfinite(x) & self.covered[0][:, None] & self.covered[1]
-        lost = np.isnan(y)
-        missing = bool(lost.any())
-        if missing:
-            known &= _along(self.means, lost) < 1e-9
+        covered = np.isfinite(x) & self.covered[0][:, None] & self.covered[1]
         bounded = [bound for bound in bounds if math.isfinite(bound)]
         for _ in range(ROUNDS if bounded else 1):
-            wrong = np.where(known, x - _along(self.means, np.where(lost, 0, y) if missing else y), 0)
-            self._add(self._sources(wrong, known), y)
+            wrong = x - _along(self.means, y)
+            self._add(self._sources(wrong, covered & np.isfinite(wrong)), y)
             if bounded:
                 y.clip(*bounds, out=y)
                 for bound in bounded:
-                    y[self._within(x == bound) & ~lost] = bound
+                    y[self._within(x == bound) & ~np.isnan(y)] = bound
 
     def _sources(self, wrong: np.ndarray, known: np.ndarray) -> np.ndarray:
         """c with A B c = wrong where that is known."""
-        c = np.zeros(wrong.shape)
+        wrong, c = np.where(known, wrong, 0), np.zeros(wrong.shape)
         for _ in range(PASSES):
             c += np.where(known, wrong - _along(self.both, c), 0)
         return c
@@ -97,7 +93,7 @@ def _along(axes: Sequence[csr_array], field: np.ndarray) -> np.ndarray:
     return rows @ (columns @ field.T).T
 
 
-def _cells_of(at: np.ndarray, n: int, periodic: bool) -> np.ndarray:
+def cells_of(at: np.ndarray, n: int, periodic: bool) -> np.ndarray:
     """The coarse cells that positions along an axis lie in."""
     cells = np.floor(at + 0.5).astype(np.int64)
     return cells % n if periodic else cells.clip(0, n - 1)
