@@ -10,6 +10,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fastds.models.baselines.interpolation import weights_at
+from fastds.tasks.fields.geometry import Geometry
 
 WAYS = ("mean",)
 PASSES = 8  # more than four change PSNR by less than 0.02 dB
@@ -77,6 +78,12 @@ class Agreement:
         """(H', W') bool: the fine cells in these coarse cells, by their middle."""
         rows, columns = self.holding
         return cells[rows][:, columns]
+
+
+def agreement_onto(coarse: Geometry, latitude: Tensor, longitude: Tensor) -> Agreement:
+    """Of fields on a coarse grid with those on a finer one of these coordinates."""
+    at = [positions.numpy() for positions in coarse.positions(latitude, longitude)]
+    return Agreement((coarse.latitude.numel(), coarse.longitude.numel()), at, coarse.periodic)
 
 
 def agreeing(y: Tensor, x: Tensor) -> Tensor:

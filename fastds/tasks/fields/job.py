@@ -23,7 +23,7 @@ from fastds.tasks.common.inference import Report, store
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import check_settings, computing, settle
-from fastds.tasks.fields.agreement import WAYS, Agreement
+from fastds.tasks.fields.agreement import WAYS, agreement_onto
 from fastds.tasks.fields.geometry import Geometry, Plane, geometry, target_by_scale, target_by_spacing, values_at
 from fastds.tasks.fields.methods import check_inside, pick_method
 from fastds.tasks.fields.variables import Fields, on_grid, with_fields
@@ -53,7 +53,9 @@ class FieldsJob:
         self.method, self.note = pick_method(model, dataset, self.own, static)
         self.computed = settle(self.method.model, threads, precision, device)
         check_inside(self.own, *self.target)
-        self.agreement = None if coarsened is None else _agreement(coarsened, self.method, self.target)
+        if coarsened not in (None, *WAYS):
+            raise ValueError(f"coarsened must be {' or '.join(WAYS)} for gridded fields, got {coarsened!r}")
+        self.agreement = None if coarsened is None else agreement_onto(self.method.grid, *self.target)
         method, names = self.method, self.method.names
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
         self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}
@@ -178,15 +180,6 @@ def _grid_of(like: xr.Dataset | str | os.PathLike, own: Geometry) -> Geometry:
     if _units(found) != _units(own) or (isinstance(own, Plane) and own.indexed):
         raise ValueError(f"like: its grid is of {found.said}, and that of the fields is of {own.said}")
     return found
-
-
-def _agreement(coarsened: str, method: Fields, target: tuple[Tensor, Tensor]) -> Agreement:
-    """What makes fields on the grid of a target agree with those of a method."""
-    if coarsened not in WAYS:
-        raise ValueError(f"coarsened must be {' or '.join(WAYS)} for gridded fields, got {coarsened!r}")
-    grid = method.grid
-    at = [positions.numpy() for positions in grid.positions(*target)]
-    return Agreement((grid.latitude.numel(), grid.longitude.numel()), at, grid.periodic)
 
 
 def _units(grid: Geometry) -> tuple[str, str] | None:

@@ -15,7 +15,7 @@ import xarray as xr
 from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import same_units
 from fastds.models.baselines.interpolation import METHODS
-from fastds.tasks.fields.agreement import Agreement
+from fastds.tasks.fields.agreement import Agreement, agreement_onto
 from fastds.tasks.fields.geometry import Geometry, Plane, geometry
 from fastds.tasks.fields.methods import Interpolation
 from fastds.tasks.fields.places import MEMBER, on_grid, same_places
@@ -189,9 +189,7 @@ class Pairs:
         """What a prediction that agrees with its input is compared with, too; None for others."""
         if COARSE not in self.sources or self.prediction.attrs.get("fastds_coarsened") != "mean":
             return None
-        coarse = self.coarse_grid
-        at = [positions.numpy() for positions in coarse.positions(self.grid.latitude, self.grid.longitude)]
-        return Agreement((coarse.latitude.numel(), coarse.longitude.numel()), at, coarse.periodic)
+        return agreement_onto(self.coarse_grid, self.grid.latitude, self.grid.longitude)
 
     def _finer(self, method: Interpolation, coarse: np.ndarray) -> np.ndarray:
         out = np.empty((self.grid.latitude.numel(), self.grid.longitude.numel()), np.float32)

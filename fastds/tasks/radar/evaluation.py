@@ -40,13 +40,15 @@ def check_truth(
     for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
         if dim in fields.raw.coords and own in grid.coords and differ(fields.raw[dim].values, grid[own].values):
             raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
-    there = set(whole_seconds(fields.times))
-    if source.shape[0] == 1 and not there.issuperset(whole_seconds(source.times)):
-        raise ValueError(f"it has no field of {source.times[0]}")
-    fine = [whole_seconds(refine_time(source.times[part], time_factor)) for part in source.segments]
-    starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
-    if source.shape[0] > 1 and not any(there.issuperset(times[i : i + time_factor + 1]) for times, i in starts):
-        raise ValueError("it has nowhere all times from one input time to the next")
+    if source.shape[0] == 1:
+        wanted, lacks = [whole_seconds(source.times)], f"it has no field of {source.times[0]}"
+    else:
+        fine = [whole_seconds(refine_time(source.times[part], time_factor)) for part in source.segments]
+        starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
+        wanted = [times[i : i + time_factor + 1] for times, i in starts]
+        lacks = "it has nowhere all times from one input time to the next"
+    if not any(map(set(whole_seconds(fields.times)).issuperset, wanted)):
+        raise ValueError(lacks)
     check_quietly(fields)
 
 
