@@ -141,19 +141,19 @@ def assert_within_rule(ours, peer, exact, names, grad_y):
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
 
-def far_problem(far: str):
+def far_problem(far: str, C: int = 8, outputs: int = 4):
     """(problem, compact tensors, the same tensors with an input whose `far` stride is 2^30 elements).
 
     The memory of that input is reserved but hardly touched; the test is skipped where 6 GiB cannot be reserved.
     """
-    C, step = 8, 2**30
+    step = 2**30
     shape = {"batch": (4, C, 3, 5), "row": (1, C, 4, 5), "pixel": (1, C, 3, 4)}[far]
     strides = {"batch": (step, 1, 5 * C, C), "row": (1, 1, step, C), "pixel": (1, 1, C, step)}[far]
     try:
         memory = numpy.zeros(3 * step + 4096, numpy.int16)
     except MemoryError:
         pytest.skip("6 GiB of address space are not to be had")
-    problem = Problem("far", shape[0], C, 4, *shape[2:], G=2)
+    problem = Problem("far", shape[0], C, outputs, *shape[2:], G=2)
     values = problem.tensors(torch.bfloat16)
     x = torch.from_numpy(memory).view(torch.bfloat16).as_strided(shape, strides)
     x.copy_(values[0])

@@ -36,6 +36,20 @@ void allow_shared_bytes(Kernel kernel, int bytes) {
     FASTDS_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
+// The compute capability for which the kernel was compiled that runs on this device: 80 for sm_80.
+template <class Kernel>
+int compiled_for(Kernel kernel) {
+    cudaFuncAttributes attributes;
+    FASTDS_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+    return attributes.ptxVersion;
+}
+
+inline int multiprocessors(int device) {
+    int count = 0;
+    FASTDS_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+}
+
 }  // namespace
 }  // namespace fastds
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the CUDA kernels of deform_conv2d share: the matrix tile, the pixel table, the samples, vector loads.
 //
-// All products run on the plain multipliers in the compute type, from slabs of shared memory; the samples of a slab are gathered
-// by the block itself, so no columns are ever stored. (Tensor cores are the Triton kernel's: what they need, 16-bit operands, is
-// where this op is bound by the gather anyway, and a library GEMM would want the K*C*H*W columns in memory and would follow
-// torch's TF32 switches.) The limit is the multipliers for float and the gather for 16-bit types.
+// Samples of a slab of terms are gathered by the block itself, so that no columns are ever stored: a library's product would
+// want K * C * H * W of them in memory and would follow torch's TF32 switches. Products run on the plain multipliers in the
+// compute type; on tensor cores, in 16 bits, in cuda_tensor_cores.cuh and in Triton (kernels/deform_conv2d.py).
 #pragma once
 #include "core/launch.h"
 #include "deform_conv2d/math.h"
@@ -114,7 +113,14 @@ struct Inputs {
     const T* x;
     const void* offset;  // T or float by d.offset_dtype
     const T* mask;       // null: ones
+    compute_t<T> height, width;
 };
+
+template <class T>
+Inputs<T> inputs(const DeformConv2dDims& d, const void* x, const void* offset, const void* mask) {
+    return {static_cast<const T*>(x), offset, static_cast<const T*>(mask), static_cast<compute_t<T>>(d.H),
+            static_cast<compute_t<T>>(d.W)};
+}
 
 // Tap k: its place before displacement relative to tap (0, 0).
 template <class A>
@@ -146,7 +152,7 @@ struct Sample {
             const T* offset = static_cast<const T*>(in.offset) + at;
             y += load(offset[0]), x += load(offset[1]);
         }
-        if (!sample_inside<A>(y, x, d.H, d.W)) return false;
+        if (!sample_inside(y, x, in.height, in.width)) return false;
         cell = bilinear_cell<A, int>(y, x, static_cast<int>(d.H), static_cast<int>(d.W));
         mask = in.mask != nullptr ? load(in.mask[pixel.mask + q]) : A(1);
         bilinear_weights(cell.ly, cell.lx, weight[0], weight[1], weight[2], weight[3]);

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <iterator>
+
 #include "deform_conv2d/cuda_forward.cuh"
+#include "deform_conv2d/cuda_tensor_cores.cuh"
 
 namespace fastds {
 
@@ -10,13 +14,41 @@ namespace {
 template <class T, int V, int kM, int kN, int kTM, int kTN>
 void launch(const DeformConv2dDims& d, const DeformConv2dForward& t, void* stream) {
     const int64_t tiles = d.groups * ceil_div(d.O / d.groups, kN), blocks = ceil_div(d.B * d.Ho * d.Wo, kM) * tiles;
-    const Inputs<T> in{static_cast<const T*>(t.x), t.offset, static_cast<const T*>(t.mask)};
+    const Inputs<T> in = inputs<T>(d, t.x, t.offset, t.mask);
     FASTDS_LAUNCH((deform_conv2d_forward_kernel<T, V, kM, kN, kTM, kTN>), grid_size(blocks), kThreads, 0, stream, d, in,
                   static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y));
 }
 
 template <class T>
-void run(const DeformConv2dDims& d, const DeformConv2dForward& t, void* stream) {
+void launch_tensor_cores(const DeformConv2dDims& d, const DeformConv2dForward& t, int device, void* stream) {
+    const int64_t tiles = d.groups * ceil_div(d.O / d.groups, kMmaOutputs);
+    const int64_t places = ceil_div(2 * multiprocessors(device), tiles);
+    const int64_t shares = std::min(places, ceil_div(d.B * d.Ho * d.Wo, kMmaWarps * kMmaPixels));
+    constexpr int bytes = kMmaOutputs * kMmaPanel * sizeof(T);
+    allow_shared_bytes(deform_conv2d_tensor_cores_kernel<T>, bytes);
+    const Inputs<T> in = inputs<T>(d, t.x, t.offset, t.mask);
+    FASTDS_LAUNCH((deform_conv2d_tensor_cores_kernel<T>), grid_size(tiles * shares), kMmaWarps * 32, bytes, stream, d, in,
+                  static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y), static_cast<int>(shares));
+}
+
+// The shapes for which auto takes Triton: a GPU has yet to say which is faster. The kernel counts elements in 32 bits.
+template <class T>
+bool tensor_cores_fit(const DeformConv2dDims& d, const DeformConv2dForward& t) {
+    const int64_t terms = d.kh * d.kw * (d.C / d.groups), samples = d.offset_groups * d.kh * d.kw;
+    const int64_t extents[] = {terms + kMmaTerms, d.B * d.Ho * d.Wo + kMmaPixels,
+                               (d.B - 1) * d.x_b + d.H * d.x_h + d.W * d.x_w + d.C,
+                               (d.B - 1) * d.offset_b + d.Ho * d.offset_h + d.Wo * d.offset_w + 2 * samples,
+                               (d.B - 1) * d.mask_b + d.Ho * d.mask_h + d.Wo * d.mask_w + samples};
+    return d.C / d.groups >= 16 && d.O / d.groups >= 16 && packs_fit<T>(d, t.x) &&
+           reinterpret_cast<uintptr_t>(t.weight) % 16 == 0 && compiled_for(deform_conv2d_tensor_cores_kernel<T>) >= 80 &&
+           std::all_of(std::begin(extents), std::end(extents), [](int64_t n) { return n <= INT32_MAX; });
+}
+
+template <class T>
+void run(const DeformConv2dDims& d, const DeformConv2dForward& t, int device, void* stream) {
+    if constexpr (sizeof(T) == 2) {
+        if (tensor_cores_fit<T>(d, t)) return launch_tensor_cores<T>(d, t, device, stream);
+    }
     const bool packs = packs_fit<T>(d, t.x);
     if (d.O / d.groups <= 16) {  // few outputs: more pixels instead of empty columns
         packs ? launch<T, kVector<T>, 128, 16, 4, 4>(d, t, stream) : launch<T, 1, 128, 16, 4, 4>(d, t, stream);
@@ -30,7 +62,7 @@ void run(const DeformConv2dDims& d, const DeformConv2dForward& t, void* stream) 
 void deform_conv2d_forward_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device, void* stream) {
     check_sizes(dims);
     const DeviceGuard guard(device);
-    FASTDS_DTYPE_SWITCH(dims.dtype, run<scalar>(dims, tensors, stream))
+    FASTDS_DTYPE_SWITCH(dims.dtype, run<scalar>(dims, tensors, device, stream))
 }
 
 }  // namespace fastds

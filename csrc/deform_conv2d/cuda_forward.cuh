@@ -8,7 +8,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// weight: (K, C/groups, O) dense; y: NHWC dense.
+// weight: (O, K, C/groups) dense; y: NHWC dense.
 template <class T, int V, int kM, int kN, int kTM, int kTN>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const T* __restrict__ weight,
@@ -48,9 +48,9 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
             for (int v = 0; v < V; v++) columns[lane + v][p] = values[v];
         }
         for (int i = thread; i < kStep * kN; i += kThreads) {
-            const int term = i / kN, o = i % kN;
+            const int o = i / kStep, term = i % kStep;
             const bool there = e0 + term < terms && o0 + o < group_outputs;
-            weights[term][o] = there ? load(weight[(e0 + term) * d.O + group * group_outputs + o0 + o]) : A(0);
+            weights[term][o] = there ? load(weight[(int64_t{group} * group_outputs + o0 + o) * terms + e0 + term]) : A(0);
         }
         k += step_taps, c += step_channels;
         if (c >= group_channels) c -= group_channels, k++;

@@ -17,8 +17,8 @@ struct BilinearCell {
 
 // A sample contributes only in -1 < y < H, -1 < x < W. Written so that NaN fails; only what passes may be cast to integer.
 template <class A>
-FASTDS_HD bool sample_inside(A y, A x, int64_t H, int64_t W) {
-    return y > A(-1) && y < A(H) && x > A(-1) && x < A(W);
+FASTDS_HD bool sample_inside(A y, A x, A H, A W) {
+    return y > A(-1) && y < H && x > A(-1) && x < W;
 }
 
 // The cell of a sample for which sample_inside holds. On an integer it is the cell that starts there, so that derivatives at

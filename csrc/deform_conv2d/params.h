@@ -39,7 +39,7 @@ struct DeformConv2dBackward {
 FASTDS_PER_ISA(void deform_conv2d_forward(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int threads))
 FASTDS_PER_ISA(void deform_conv2d_backward(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int threads))
 
-// CUDA kernels. weight is dense (K, C/groups, O) in the forward and (K, O, C/groups) in the backward. The backward comes in two
+// CUDA kernels. weight is dense (O, K, C/groups) in the forward and (K, O, C/groups) in the backward. The backward comes in two
 // calls, each of which ignores what belongs to the other. Samples: grad_x, grad_offset and grad_mask; grad_x is added to zeros in
 // the compute type, unless there is a workspace of zeros, deform_conv2d_ordered_workspace(dims) bytes: then it is written in its
 // own type and the same for any order of the additions, and mask must be dense. Weight: grad_weight, with a workspace of

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The part of the CUDA language that kernels of this project use, in terms of the emulator. tests/gpuless/emu.py includes it
-// in front of every .cu. Tensor cores and cp.async are not there: a kernel that uses them keeps a plain way beside them.
+// in front of every .cu; core/mma.h has tensor cores. cp.async is not there: a kernel that uses it keeps a plain way beside it.
 #pragma once
 #include <limits.h>
 #include <math.h>

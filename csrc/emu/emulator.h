@@ -103,8 +103,14 @@ class Emulator {
 
     // Bit i: lane i of the mask gave a value other than 0.
     unsigned ballot(Site site, unsigned mask, bool given) {
-        collective(site, mask, given, -1);
+        collective(site, mask, given, kVotes);
         return static_cast<unsigned>(fibers_[current_].taken);
+    }
+
+    // What every lane of the full warp gives, in their order; stays until the warp's next collective.
+    const uint64_t* of_all_lanes(Site site, uint64_t given) {
+        collective(site, ~0u, given, kAll);
+        return given_[current_ / 32];
     }
 
     int lane() const { return current_ % 32; }
@@ -117,6 +123,7 @@ class Emulator {
 
   private:
     static constexpr size_t kStack = 256 << 10, kGuard = 64 << 10;
+    static constexpr int kVotes = -1, kAll = -2;  // in place of a source lane
 
     struct SharedBlock {
         char* data = nullptr;
@@ -270,12 +277,14 @@ class Emulator {
         const auto takes_part = [&](unsigned l) {
             return l < lanes && (mask >> l & 1) && fibers_[first + l].state == State::at_collective;
         };
-        unsigned votes = 0;
+        unsigned votes = 0, present = 0;
         for (unsigned l = 0; l < lanes; l++)
-            if (takes_part(l)) votes |= unsigned{fibers_[first + l].given != 0} << l;
+            if (takes_part(l)) votes |= unsigned{fibers_[first + l].given != 0} << l, present |= 1u << l;
         for (unsigned l = 0; l < lanes; l++) {
             if (!takes_part(l)) continue;
+            given_[first / 32][l] = fibers_[first + l].given;
             Fiber& fiber = fibers_[first + l];
+            if (fiber.source == kAll && present != ~0u) fail("thread " + name(first + l) + waiting(fiber) + " without its whole warp");
             const unsigned source = static_cast<unsigned>(fiber.source);
             fiber.taken = fiber.source < 0 ? votes : takes_part(source) ? fibers_[first + source].given : ~uint64_t{0};
         }
@@ -314,6 +323,7 @@ class Emulator {
     const std::function<void()>* thread_ = nullptr;
     std::vector<Fiber> fibers_;
     std::vector<unsigned> order_;
+    uint64_t given_[32][32];  // of each warp's last collective
     unsigned current_ = 0, usable_stacks_ = 0;
     ucontext_t scheduler_;
     char* stacks_ = nullptr;

@@ -13,6 +13,13 @@ struct DeviceGuard {
 template <class Kernel>
 void allow_shared_bytes(Kernel, int) {}
 
+template <class Kernel>
+int compiled_for(Kernel) {
+    return 80;
+}
+
+inline int multiprocessors(int) { return 2; }  // so few that a block which stays for several tiles does so in a test
+
 }  // namespace
 }  // namespace fastds
 

@@ -118,6 +118,25 @@ def test_dynamic_shared_memory_and_reduction(rig, dtype, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_product_on_tensor_cores(rig, dtype, seed):
+    """The operands laid out as the PTX manual has them for mma.m16n8k16."""
+    a, b = (torch.randint(-8, 8, (rows, 16)).to(dtype) for rows in (16, 8))
+    y = torch.full((16, 8), float("nan"))
+    rig.seed = seed
+    rig.product(a.data_ptr(), b.data_ptr(), y.data_ptr(), dtype == torch.float16, False)
+    assert torch.equal(y, a.float() @ b.float().T)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_lane_that_left_is_missed_by_the_tensor_cores(rig, seed):
+    a, b, y = torch.ones(16, 16).half(), torch.ones(8, 16).half(), torch.zeros(16, 8)
+    rig.seed = seed
+    with pytest.raises(RuntimeError, match=r"thread \(0,0,0\) .* waits at .*core/mma.h:\d+ without its whole warp"):
+        rig.product(a.data_ptr(), b.data_ptr(), y.data_ptr(), True, True)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_atomics(rig, seed):
     x = torch.randint(-100, 100, (96,)).float()
     integers, maximum, total = torch.zeros(3, dtype=torch.int32), torch.zeros(1), torch.zeros(1, dtype=torch.float64)

@@ -139,11 +139,9 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
         # Every tensor that gives its address stays bound to a name until the call returns.
         rows = plain if planar else nhwc
         x, offset, mask = nhwc(input), rows(offset), None if mask is None else rows(mask)
-        weight, bias = plain(weight), None if bias is None else plain(bias)
+        weight, bias = dense(weight) if cuda else plain(weight), None if bias is None else plain(bias)
         dims = _dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar)
         module = native.module()
-        if cuda:
-            weight = weight.flatten(2).permute(2, 1, 0).contiguous()  # (K, C/groups, O)
         addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y))
         if cuda:
             module.deform_conv2d_forward_cuda(*addresses, dims, *native.cuda_launch(input))

@@ -33,6 +33,9 @@ inline void register_rig(py::module_& m) {
     m.def("stale_shared", [](intptr_t y, int blocks) { stale_shared_cuda(at<float>(y), blocks); });
     m.def("barrier", [](intptr_t y, int threads, int kind) { barrier_cuda(at<int>(y), threads, kind); });
     m.def("collectives", [](intptr_t x, intptr_t y) { collectives_cuda(at<int>(x), at<int>(y)); });
+    m.def("product", [](intptr_t a, intptr_t b, intptr_t y, bool half, bool leaves) {
+        product_cuda(pointer(a), pointer(b), at<float>(y), half, leaves);
+    });
     m.def("atomics", [](intptr_t x, intptr_t integers, intptr_t maximum, intptr_t sum, int blocks, int threads) {
         atomics_cuda(at<float>(x), at<int>(integers), at<float>(maximum), at<double>(sum), blocks, threads);
     });

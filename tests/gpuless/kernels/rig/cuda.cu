@@ -37,6 +37,15 @@ void barrier_cuda(int* y, int threads, int kind) { FASTDS_LAUNCH(barrier_kernel,
 
 void collectives_cuda(const int* x, int* y) { FASTDS_LAUNCH(collectives_kernel, 1, 64, 0, nullptr, x, y); }
 
+void product_cuda(const void* a, const void* b, float* y, bool half, bool leaves) {
+    if (half) {
+        FASTDS_LAUNCH((product_kernel<Half>), 1, 32, 0, nullptr, static_cast<const Half*>(a), static_cast<const Half*>(b), y, leaves);
+    } else {
+        FASTDS_LAUNCH((product_kernel<BFloat16>), 1, 32, 0, nullptr, static_cast<const BFloat16*>(a),
+                      static_cast<const BFloat16*>(b), y, leaves);
+    }
+}
+
 void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, int blocks, int threads) {
     FASTDS_LAUNCH(atomics_kernel, blocks, threads, 0, nullptr, x, integers, maximum, sum);
 }

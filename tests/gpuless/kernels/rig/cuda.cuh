@@ -3,6 +3,7 @@
 #pragma once
 #include "core/dtype.h"
 #include "core/launch.h"
+#include "core/mma.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -91,6 +92,25 @@ __global__ void collectives_kernel(const int* x, int* y) {
     y[10 * n + i] = __all_sync(half, value < 16);
     y[11 * n + i] = __syncthreads_count(value % 2);
     y[12 * n + i] = static_cast<int>(__shfl_down_sync(all, static_cast<double>(value), 1));
+}
+
+// y (16 x 8) = a (16 x 16) * b transposed (8 x 16) by one warp on tensor cores; where `leaves`, lane 5 is not there.
+template <class T>
+__global__ void product_kernel(const T* a, const T* b, float* y, bool leaves) {
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    if (leaves && threadIdx.x == 5) return;
+    MmaOperands own;
+    for (int i = 0; i < 4; i++) {
+        const T* from = a + (g + i % 2 * 8) * 16 + 2 * t + i / 2 * 8;
+        own.a[i] = packed<T>(load(from[0]), load(from[1]));
+    }
+    for (int i = 0; i < 2; i++) {
+        const T* from = b + g * 16 + 2 * t + i * 8;
+        own.b[i] = packed<T>(load(from[0]), load(from[1]));
+    }
+    float sums[4] = {};
+    mma<T>(sums, own);
+    for (int i = 0; i < 4; i++) y[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = sums[i];
 }
 
 // Counters shared by all threads: sum, maximum, minimum, and a maximum of floats by compare-and-swap.

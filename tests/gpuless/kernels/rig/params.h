@@ -10,6 +10,7 @@ void shared_overrun_cuda(float* y, int n);
 void stale_shared_cuda(float* y, int blocks);
 void barrier_cuda(int* y, int threads, int kind);
 void collectives_cuda(const int* x, int* y);
+void product_cuda(const void* a, const void* b, float* y, bool half, bool leaves);
 void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, int blocks, int threads);
 void order_cuda(int* counter, int* y, int blocks, int threads);
 

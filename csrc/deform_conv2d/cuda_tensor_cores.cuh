@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Forward of 16-bit types on tensor cores. A warp computes 16 pixels x 64 output channels of one group; its samples go from
+// memory into the registers that the product reads, so that warps do not wait for each other. Lane (g, t) = (lane / 4, lane % 4)
+// samples pixels g and g + 8 for 8 neighbouring channels: by the order of k in MmaOperands, which may be any as long as both
+// sides have the same, these are its part of two products.
+//
+// Weights lie in shared memory, (output, term), terms e = k * C/groups + c: as many as fit, which up to 608 terms (64 channels of
+// a 3 x 3 kernel) is all of them, loaded once by a block that stays for all its pixels.
+#pragma once
+#include "core/mma.h"
+#include "deform_conv2d/cuda.cuh"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int kMmaWarps = 8, kMmaPixels = 16, kMmaOutputs = 64;
+constexpr int kMmaChannels = 8;              // of a lane, 16 bytes
+constexpr int kMmaTerms = 4 * kMmaChannels;  // of a warp at a time
+// Terms in shared memory, 76 KiB, twice on a multiprocessor: an odd number of 64 bytes, so that 8 lanes read different banks.
+constexpr int kMmaPanel = 19 * kMmaTerms;
+
+// What kMmaChannels terms have in common: the place of their tap relative to tap (0, 0), NaN behind the last term, q = offset
+// group * K + k, and the first channel.
+struct alignas(16) MmaPiece {
+    float row, column;
+    int q, channel;
+};
+
+// Pixel in 32 bits; at NaN behind the last, where no sample lies inside.
+struct MmaPixel {
+    int x = 0, offset = 0, mask = 0;
+    float row = NAN, column = 0;
+    __device__ __forceinline__ MmaPixel(const DeformConv2dDims& d, int p) {
+        const int width = static_cast<int>(d.Wo), height = static_cast<int>(d.Ho), line = p / width, j = p - line * width;
+        const int b = line / height, i = line - b * height;
+        if (b >= static_cast<int>(d.B)) return;
+        x = b * static_cast<int>(d.x_b);
+        offset = b * static_cast<int>(d.offset_b) + i * static_cast<int>(d.offset_h) + j * static_cast<int>(d.offset_w);
+        mask = b * static_cast<int>(d.mask_b) + i * static_cast<int>(d.mask_h) + j * static_cast<int>(d.mask_w);
+        row = static_cast<float>(i * d.stride_h - d.pad_h);
+        column = static_cast<float>(j * d.stride_w - d.pad_w);
+    }
+};
+
+// The samples of one pixel for the channels of a lane, rounded to T. Nothing waits for the first load before the last is under
+// way: what does not exist is not loaded and has the weight 0.
+template <class T>
+__device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inputs<T>& in, const MmaPixel& pixel,
+                                            const MmaPiece& piece, uint32_t (&to)[4]) {
+    using Words = Pack<uint32_t, kMmaChannels / 2>;
+    const int at = pixel.offset + 2 * piece.q;
+    float y = pixel.row + piece.row, x = pixel.column + piece.column;
+    if (d.offset_dtype == f32) {
+        y += static_cast<const float*>(in.offset)[at], x += static_cast<const float*>(in.offset)[at + 1];
+    } else {
+        y += load(static_cast<const T*>(in.offset)[at]), x += load(static_cast<const T*>(in.offset)[at + 1]);
+    }
+    const float mask = in.mask != nullptr ? load(in.mask[pixel.mask + piece.q]) : 1;
+    const bool inside = sample_inside(y, x, in.height, in.width);
+    y = inside ? y : 0, x = inside ? x : 0;
+    const float floor_y = floorf(y), floor_x = floorf(x);
+    const int y0 = static_cast<int>(floor_y), x0 = static_cast<int>(floor_x);
+    const float ly = y - floor_y, lx = x - floor_x;
+    const bool rows[2] = {inside && y0 >= 0, inside && y0 + 1 < static_cast<int>(d.H)};
+    const bool columns[2] = {x0 >= 0, x0 + 1 < static_cast<int>(d.W)};
+    const float of_row[2] = {rows[0] ? (1 - ly) * mask : 0, rows[1] ? ly * mask : 0};
+    const float of_column[2] = {columns[0] ? 1 - lx : 0, columns[1] ? lx : 0};
+    const int x_h = static_cast<int>(d.x_h), x_w = static_cast<int>(d.x_w);
+    const int first = pixel.x + piece.channel + y0 * x_h + x0 * x_w;
+    const int places[4] = {first, first + x_w, first + x_h, first + x_h + x_w};
+    Words corner[4] = {};
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+        if (rows[n / 2] && columns[n % 2]) corner[n] = *reinterpret_cast<const Words*>(in.x + places[n]);
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+        float values[2] = {};
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int v = 0; v < 2; v++) values[v] += of_row[n / 2] * of_column[n % 2] * unpacked<T>(corner[n].value[pair], v);
+        to[pair] = packed<T>(values[0], values[1]);
+    }
+}
+
+// Weights of `outputs` channels from o0 on and the pieces of the terms from `first` on, as many as fit; zeros behind the
+// last output and term.
+template <class T>
+__device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaPiece* pieces, const DeformConv2dDims& d,
+                                               const Groups& size, const T* __restrict__ weight, int group, int o0,
+                                               int outputs, int first, int terms) {
+    using Weights = Pack<T, kMmaChannels>;
+    const int count = (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * (kMmaTerms / kMmaChannels);
+    for (int i = threadIdx.x; i < count * kMmaOutputs; i += kMmaWarps * 32) {
+        const int output = i / count, piece = i % count, term = first + piece * kMmaChannels;
+        const T* from = weight + int64_t{o0 + output} * terms + term;
+        Weights weights{};
+        if (output < outputs && term < terms) weights = *reinterpret_cast<const Weights*>(from);
+        reinterpret_cast<Weights*>(panel[output])[piece] = weights;
+    }
+    for (int i = threadIdx.x; i < count; i += kMmaWarps * 32) {
+        const int term = first + i * kMmaChannels, k = term / size.channels;
+        const int channel = group * size.channels + term % size.channels;
+        const Tap<float> tap(d, k);
+        pieces[i] = {tap.row, tap.column, channel / size.per_offset_group * size.K + k, channel};
+        if (term >= terms) pieces[i] = {NAN, NAN, 0, 0};
+    }
+}
+
+// weight: (O, K, C/groups) dense; y: NHWC dense. The grid holds `shares` blocks for every 64 outputs of a group.
+template <class T>
+__global__ void __launch_bounds__(kMmaWarps * 32, 2)
+deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, const T* __restrict__ weight,
+                                  const T* __restrict__ bias, T* __restrict__ y, int shares) {
+    FASTDS_DYNAMIC_SHARED(T, shared);
+    const auto panel = reinterpret_cast<T (*)[kMmaPanel]>(shared);  // [kMmaOutputs]
+    FASTDS_SHARED(MmaPiece, pieces, [kMmaPanel / kMmaChannels]);
+    FASTDS_SHARED(float, biases, [kMmaOutputs]);
+    const Groups size(d);
+    const int group_outputs = size.outputs, terms = size.K * size.channels, points = static_cast<int>(d.B * d.Ho * d.Wo);
+    const int output_tiles = (group_outputs + kMmaOutputs - 1) / kMmaOutputs, tile = blockIdx.x / shares;
+    const int group = tile / output_tiles, o0 = group * group_outputs + tile % output_tiles * kMmaOutputs;
+    const int outputs = min((group + 1) * group_outputs - o0, kMmaOutputs);
+
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int64_t strips = (int64_t{points} + kMmaPixels - 1) / kMmaPixels, share = blockIdx.x % shares;
+    const int last = static_cast<int>(strips * (share + 1) / shares);
+    for (int n = threadIdx.x; n < kMmaOutputs; n += kMmaWarps * 32) biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
+    bool loaded = false;
+    for (int strip = static_cast<int>(strips * share / shares) + warp; strip - warp < last; strip += kMmaWarps) {
+        const bool busy = strip < last;
+        const int p = strip * kMmaPixels + g;
+        const MmaPixel pixels[2] = {{d, p}, {d, p + 8}};
+        float sums[kMmaOutputs / 8][4] = {};
+        for (int first = 0; first < terms; first += kMmaPanel) {
+            if (!loaded || terms > kMmaPanel) {
+                __syncthreads();
+                mma_load_panel(panel, pieces, d, size, weight, group, o0, outputs, first, terms);
+                loaded = true;
+                __syncthreads();
+            }
+            if (!busy) continue;
+            const int end = (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
+            for (int e = t * kMmaChannels; e < end; e += kMmaTerms) {
+                const MmaPiece piece = pieces[e / kMmaChannels];
+                uint32_t samples[2][4];
+#pragma unroll
+                for (int m = 0; m < 2; m++) mma_samples(d, in, pixels[m], piece, samples[m]);
+#pragma unroll
+                for (int n = 0; n < kMmaOutputs / 8; n++) {
+                    const auto w = *reinterpret_cast<const Pack<uint32_t, 4>*>(&panel[n * 8 + g][e]);
+#pragma unroll
+                    for (int i = 0; i < 4; i += 2) {
+                        mma<T>(sums[n], {{samples[0][i], samples[1][i], samples[0][i + 1], samples[1][i + 1]},
+                                         {w.value[i], w.value[i + 1]}});
+                    }
+                }
+            }
+        }
+        if (!busy) continue;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int at = p + i / 2 * 8;
+            if (at >= points) continue;
+            T* to = y + at * d.O + o0;
+#pragma unroll
+            for (int n = 0; n < kMmaOutputs / 8; n++) {
+                const int o = n * 8 + t * 2 + i % 2;
+                if (o < outputs) to[o] = store<T>(sums[n][i] + biases[o]);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward of deform_conv2d on tensor cores, on the emulator, against the float64 reference."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from deform_cases import Problem, assert_within_rule, far_problem, torch_in_dtype
+
+from fastds.ops import deform_conv2d
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+
+KERNEL = "deform_conv2d_tensor_cores_kernel"
+HALF = [torch.bfloat16, torch.float16]
+
+
+def drawn(seed: int) -> Problem:
+    """A problem for this kernel: 16 channels or more of 8 together, 16 outputs or more of a group."""
+    draw = random.Random(seed)
+    groups, packs = draw.choice([1, 1, 1, 2, 3]), draw.randint(2, 9)
+    channels = groups * packs * 8
+    kernel = (draw.randint(1, 4), draw.randint(1, 4))
+    return Problem(
+        f"seed{seed}", draw.randint(1, 3), channels, groups * draw.randint(16, 90), draw.randint(4, 14),
+        draw.randint(4, 14), kernel, (draw.randint(1, 2), draw.randint(1, 3)), (draw.randint(0, 3), draw.randint(0, 3)),
+        (1, draw.randint(0, 1)), groups, draw.choice([n for n in range(1, channels + 1) if channels % (8 * n) == 0]),
+        draw.random() < 0.7, draw.random() < 0.7,
+    )  # fmt: skip
+
+
+def compare(problem, tensors):
+    exact = problem.run(reference, [t if t is None else t.double() for t in tensors])
+    got, peer = problem.run(deform_conv2d, tensors), torch_in_dtype(problem, tensors)
+    assert_within_rule([got], [peer], [exact], ["value"], torch.ones_like(exact))
+    return got
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("seed", range(20))
+def test_shapes_drawn_at_random(emulated, seed, dtype):
+    torch.manual_seed(seed)
+    problem = drawn(seed)
+    tensors = problem.tensors(dtype, offset_dtype=random.Random(seed).choice([dtype, torch.float32]))
+    emulator = emulated("deform_conv2d", seed=seed)
+    compare(problem, tensors)
+    assert [launch.name for launch in emulator.launches] == [KERNEL]
+
+
+MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)  # 960, of which 608 fit shared memory at once
+
+
+@pytest.mark.sanitized
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_more_terms_than_fit_shared_memory(emulated, dtype):
+    emulated("deform_conv2d", seed=3)
+    compare(MANY_TERMS, MANY_TERMS.tensors(dtype))
+
+
+@pytest.mark.parametrize("problem", [MANY_TERMS, drawn(1)], ids=lambda p: p.id)
+def test_order_of_threads_does_not_matter(emulated, problem):
+    tensors = problem.tensors(torch.bfloat16)
+    emulator = emulated("deform_conv2d")
+    first = problem.run(deform_conv2d, tensors)
+    for emulator.seed in (1, 2):
+        assert torch.equal(problem.run(deform_conv2d, tensors), first)
+
+
+SPECIAL = [float("nan"), float("inf"), float("-inf"), 1e10, -1.0, -1.0 + 2**-6, -2.0, 65504.0]
+
+
+@pytest.mark.parametrize("what", ["offset", "input", "mask"])
+def test_what_is_not_finite_stays_where_the_reference_has_it(emulated, what):
+    problem = Problem("special", 1, 16, 16, 4, len(SPECIAL), (1, 1), padding=(0, 0), G=1)
+    x, offset, weight, bias, mask = problem.tensors(torch.bfloat16, offset_dtype=torch.float32)
+    offset[:] = 0.25
+    if what == "offset":
+        offset[:, 1] = torch.tensor(SPECIAL) - torch.arange(len(SPECIAL))
+    else:
+        changed = x if what == "input" else mask
+        changed[0, 0, 1, : len(SPECIAL) - 1 : 2] = torch.tensor(SPECIAL[:4]).to(changed.dtype)
+    tensors = (x, offset, weight, bias, mask)
+    emulated("deform_conv2d")
+    got, exact = problem.run(deform_conv2d, tensors), problem.run(reference, [t.double() for t in tensors])
+    assert torch.equal(got.isnan(), exact.isnan())
+    assert what == "offset" or exact.isnan().any()
+    finite = exact.isfinite()
+    torch.testing.assert_close(got[finite].double(), exact[finite], rtol=0.03, atol=0.1)
+
+
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"C": 8, "G": 1}, {"O": 15}, {"C": 20, "G": 1}],
+    ids=["few_channels", "few_outputs", "channels_not_of_8"],
+)
+def test_other_shapes_take_the_plain_kernel(emulated, change):
+    problem = dataclasses.replace(Problem("plain", 1, 16, 16, 5, 6, G=2), **change)
+    emulator = emulated("deform_conv2d")
+    compare(problem, problem.tensors(torch.bfloat16))
+    assert [launch.name for launch in emulator.launches] == ["deform_conv2d_forward_kernel"]
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["input", "weight"])
+def test_addresses_that_no_vector_load_takes(emulated, which):
+    problem = Problem("odd", 1, 16, 16, 5, 6, G=2)
+    tensors = problem.tensors(torch.bfloat16)
+    memory = torch.zeros(tensors[which].numel() + 1, dtype=torch.bfloat16)
+    layout = tensors[which].contiguous(memory_format=torch.channels_last)
+    emulator = emulated("deform_conv2d")
+    aligned = problem.run(deform_conv2d, tensors)
+    tensors[which] = memory[1:].as_strided(layout.shape, layout.stride(), 1).copy_(layout)
+    torch.testing.assert_close(problem.run(deform_conv2d, tensors), aligned, rtol=0.02, atol=0.05)
+    assert [launch.name for launch in emulator.launches] == [KERNEL, "deform_conv2d_forward_kernel"]
+
+
+def test_elements_beyond_32_bits_take_the_plain_kernel(emulated):
+    problem, values, far_values = far_problem("batch", 16, 16)
+    emulator = emulated("deform_conv2d")
+    near, far = problem.run(deform_conv2d, values), problem.run(deform_conv2d, far_values)
+    torch.testing.assert_close(far, near, rtol=0.02, atol=0.05)
+    assert [launch.name for launch in emulator.launches] == [KERNEL, "deform_conv2d_forward_kernel"]
