@@ -47,7 +47,8 @@ def test_shapes_drawn_at_random(emulated, seed, dtype):
     assert [launch.name for launch in emulator.launches] == [KERNEL]
 
 
-MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)  # 960, of which 608 fit shared memory at once
+# 960 terms, of which 608 fit shared memory at once.
+MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)
 
 
 @pytest.mark.sanitized
