@@ -52,6 +52,13 @@ MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)
 
 
 @pytest.mark.sanitized
+def test_no_stray_reads_and_writes(emulated):
+    """35 pixels and 20 outputs fill neither a warp nor a block."""
+    problem = Problem("odd", 1, 16, 20, 5, 7, G=2)
+    emulated("deform_conv2d", seed=4)
+    compare(problem, problem.tensors(torch.bfloat16))
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_more_terms_than_fit_shared_memory(emulated, dtype):
     emulated("deform_conv2d", seed=3)
@@ -87,8 +94,6 @@ def test_what_is_not_finite_stays_where_the_reference_has_it(emulated, what):
     assert what == "offset" or exact.isnan().any()
     finite = exact.isfinite()
     torch.testing.assert_close(got[finite].double(), exact[finite], rtol=0.03, atol=0.1)
-
-
 
 
 @pytest.mark.parametrize(
