@@ -9,12 +9,15 @@ from gpuless.emu import CSRC, compiler
 RUNTIME = """#pragma once
 #include <cstdio>
 using cudaError_t = int;
-constexpr int cudaSuccess = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
+struct cudaFuncAttributes { int ptxVersion; };
+constexpr int cudaSuccess = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0, cudaDevAttrMultiProcessorCount = 0;
 inline int current = 0;
 inline const char* cudaGetErrorString(int) { return "error"; }
 inline int cudaGetDevice(int* device) { return *device = current, 0; }
 inline int cudaSetDevice(int device) { return std::printf("set %d\\n", device), current = device, 0; }
 template <class T> int cudaFuncSetAttribute(T, int, int) { return 0; }
+template <class T> int cudaFuncGetAttributes(cudaFuncAttributes*, T) { return 0; }
+inline int cudaDeviceGetAttribute(int*, int, int) { return 0; }
 """
 PROGRAM = """#define __CUDACC__
 #include "core/launch.h"
