@@ -141,6 +141,22 @@ def assert_within_rule(ours, peer, exact, names, grad_y):
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
 
+def views(name, tensor):
+    """The same values behind other strides or another address."""
+    if name == "contiguous":
+        return tensor.contiguous()
+    if name == "channel_slice":
+        wide = tensor.new_zeros(tensor.shape[0], tensor.shape[1] + 16, *tensor.shape[2:])
+        wide = wide.contiguous(memory_format=torch.channels_last)
+        wide[:, 8:-8] = tensor
+        return wide[:, 8:-8]
+    if name == "expanded":
+        return tensor[:1, :, :1].expand_as(tensor)
+    storage = tensor.new_zeros(tensor.numel() + 1)
+    flat = storage[1:].view(tensor.shape[0], *tensor.shape[2:], tensor.shape[1])
+    return flat.copy_(tensor.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def far_problem(far: str, C: int = 8, outputs: int = 4):
     """(problem, compact tensors, the same tensors with an input whose `far` stride is 2^30 elements).
 

@@ -20,9 +20,17 @@ FASTDS_HD float unpacked(uint32_t word, int half) {
     return load(T{static_cast<uint16_t>(word >> 16 * half)});
 }
 
-#if FASTDS_EMU
+// Two values in a word, the first in its low half.
 template <class T>
-void mma(float (&sums)[4], const MmaOperands& own) {
+__device__ __forceinline__ uint32_t packed(float low, float high) {
+    return store<T>(low).bits | static_cast<uint32_t>(store<T>(high).bits) << 16;
+}
+
+// sums += a * b (16 x 8), of the whole warp: sums[0], sums[1] are row g at columns 2 t, 2 t + 1; sums[2], sums[3] row g + 8.
+// Below sm_80 there is none: a launch asks compiled_for().
+template <class T>
+__device__ __forceinline__ void mma(float (&sums)[4], const MmaOperands& own) {
+#if FASTDS_EMU
     const emu::Site site{__FILE__, __LINE__};
     const uint64_t* addresses = emu::emulator.of_all_lanes(site, reinterpret_cast<uint64_t>(&own));
     const auto of = [&](int lane) { return *reinterpret_cast<const MmaOperands*>(addresses[lane]); };
@@ -35,47 +43,26 @@ void mma(float (&sums)[4], const MmaOperands& own) {
         }
     }
     emu::SyncWarp{site}();  // the operands stay until all lanes have read them
-}
-
-template <class T>
-uint32_t packed(float low, float high) {
-    return store<T>(low).bits | static_cast<uint32_t>(store<T>(high).bits) << 16;
-}
 #else
-// sums += a * b (16 x 8), of the whole warp: sums[0], sums[1] are row g at columns 2 t, 2 t + 1; sums[2], sums[3] row g + 8.
-template <class T>
-__device__ void mma(float (&sums)[4], const MmaOperands& own);
-
-// Two values in a word, the first in its low half.
-template <class T>
-__device__ uint32_t packed(float low, float high);
+    __trap();
+#endif
+}
 
 #if __CUDA_ARCH__ >= 800
 #define FASTDS_TENSOR_CORES(T, name)                                                                                     \
+    template <>                                                                                                          \
+    __device__ __forceinline__ uint32_t packed<T>(float low, float high) {                                               \
+        uint32_t word;                                                                                                   \
+        asm("cvt.rn." name "x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));                                     \
+        return word;                                                                                                     \
+    }                                                                                                                    \
     template <>                                                                                                          \
     __device__ __forceinline__ void mma<T>(float (&sums)[4], const MmaOperands& own) {                                   \
         asm("mma.sync.aligned.m16n8k16.row.col.f32." name "." name ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
             "{%0, %1, %2, %3};"                                                                                          \
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                                 \
             : "r"(own.a[0]), "r"(own.a[1]), "r"(own.a[2]), "r"(own.a[3]), "r"(own.b[0]), "r"(own.b[1]));                 \
-    }                                                                                                                    \
-    template <>                                                                                                          \
-    __device__ __forceinline__ uint32_t packed<T>(float low, float high) {                                               \
-        uint32_t word;                                                                                                   \
-        asm("cvt.rn." name "x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));                                     \
-        return word;                                                                                                     \
     }
-#else  // the host's pass over this file, and older devices, for which compiled_for() tells not to call it
-#define FASTDS_TENSOR_CORES(T, name)                                                                                     \
-    template <>                                                                                                          \
-    __device__ __forceinline__ void mma<T>(float (&)[4], const MmaOperands&) {                                           \
-        __trap();                                                                                                        \
-    }                                                                                                                    \
-    template <>                                                                                                          \
-    __device__ __forceinline__ uint32_t packed<T>(float, float) {                                                        \
-        return 0;                                                                                                        \
-    }
-#endif
 FASTDS_TENSOR_CORES(BFloat16, "bf16")
 FASTDS_TENSOR_CORES(Half, "f16")
 #undef FASTDS_TENSOR_CORES

@@ -116,10 +116,10 @@ struct Inputs {
     compute_t<T> height, width;
 };
 
-template <class T>
-Inputs<T> inputs(const DeformConv2dDims& d, const void* x, const void* offset, const void* mask) {
-    return {static_cast<const T*>(x), offset, static_cast<const T*>(mask), static_cast<compute_t<T>>(d.H),
-            static_cast<compute_t<T>>(d.W)};
+template <class T, class Tensors>
+Inputs<T> inputs(const DeformConv2dDims& d, const Tensors& t) {
+    using A = compute_t<T>;
+    return {static_cast<const T*>(t.x), t.offset, static_cast<const T*>(t.mask), static_cast<A>(d.H), static_cast<A>(d.W)};
 }
 
 // Tap k: its place before displacement relative to tap (0, 0).

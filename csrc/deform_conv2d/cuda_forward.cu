@@ -14,9 +14,8 @@ namespace {
 template <class T, int V, int kM, int kN, int kTM, int kTN>
 void launch(const DeformConv2dDims& d, const DeformConv2dForward& t, void* stream) {
     const int64_t tiles = d.groups * ceil_div(d.O / d.groups, kN), blocks = ceil_div(d.B * d.Ho * d.Wo, kM) * tiles;
-    const Inputs<T> in = inputs<T>(d, t.x, t.offset, t.mask);
-    FASTDS_LAUNCH((deform_conv2d_forward_kernel<T, V, kM, kN, kTM, kTN>), grid_size(blocks), kThreads, 0, stream, d, in,
-                  static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y));
+    FASTDS_LAUNCH((deform_conv2d_forward_kernel<T, V, kM, kN, kTM, kTN>), grid_size(blocks), kThreads, 0, stream, d,
+                  inputs<T>(d, t), static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y));
 }
 
 template <class T>
@@ -26,9 +25,9 @@ void launch_tensor_cores(const DeformConv2dDims& d, const DeformConv2dForward& t
     const int64_t shares = std::min(places, ceil_div(d.B * d.Ho * d.Wo, kMmaWarps * kMmaPixels));
     constexpr int bytes = kMmaOutputs * kMmaPanel * sizeof(T);
     allow_shared_bytes(deform_conv2d_tensor_cores_kernel<T>, bytes);
-    const Inputs<T> in = inputs<T>(d, t.x, t.offset, t.mask);
-    FASTDS_LAUNCH((deform_conv2d_tensor_cores_kernel<T>), grid_size(tiles * shares), kMmaWarps * 32, bytes, stream, d, in,
-                  static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y), static_cast<int>(shares));
+    FASTDS_LAUNCH((deform_conv2d_tensor_cores_kernel<T>), grid_size(tiles * shares), kMmaWarps * 32, bytes, stream, d,
+                  inputs<T>(d, t), static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y),
+                  static_cast<int>(shares));
 }
 
 // The shapes for which auto takes Triton: a GPU has yet to say which is faster. The kernel counts elements in 32 bits.
@@ -40,8 +39,9 @@ bool tensor_cores_fit(const DeformConv2dDims& d, const DeformConv2dForward& t) {
                                (d.B - 1) * d.offset_b + d.Ho * d.offset_h + d.Wo * d.offset_w + 2 * samples,
                                (d.B - 1) * d.mask_b + d.Ho * d.mask_h + d.Wo * d.mask_w + samples};
     return d.C / d.groups >= 16 && d.O / d.groups >= 16 && packs_fit<T>(d, t.x) &&
-           reinterpret_cast<uintptr_t>(t.weight) % 16 == 0 && compiled_for(deform_conv2d_tensor_cores_kernel<T>) >= 80 &&
-           std::all_of(std::begin(extents), std::end(extents), [](int64_t n) { return n <= INT32_MAX; });
+           reinterpret_cast<uintptr_t>(t.weight) % 16 == 0 &&
+           std::all_of(std::begin(extents), std::end(extents), [](int64_t n) { return n <= INT32_MAX; }) &&
+           compiled_for(deform_conv2d_tensor_cores_kernel<T>) >= 80;
 }
 
 template <class T>

@@ -84,6 +84,11 @@ __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inp
     }
 }
 
+// Terms from `first` on that a panel holds, filled up to whole steps of a warp.
+__device__ __forceinline__ int mma_panel_terms(int first, int terms) {
+    return (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
+}
+
 // Weights of `outputs` channels from o0 on and the pieces of the terms from `first` on, as many as fit; zeros behind the
 // last output and term.
 template <class T>
@@ -91,7 +96,7 @@ __device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaPiece* 
                                                const Groups& size, const T* __restrict__ weight, int group, int o0,
                                                int outputs, int first, int terms) {
     using Weights = Pack<T, kMmaChannels>;
-    const int count = (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * (kMmaTerms / kMmaChannels);
+    const int count = mma_panel_terms(first, terms) / kMmaChannels;
     for (int i = threadIdx.x; i < count * kMmaOutputs; i += kMmaWarps * 32) {
         const int output = i / count, piece = i % count, term = first + piece * kMmaChannels;
         const T* from = weight + int64_t{o0 + output} * terms + term;
@@ -126,7 +131,8 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int64_t strips = (int64_t{points} + kMmaPixels - 1) / kMmaPixels, share = blockIdx.x % shares;
     const int last = static_cast<int>(strips * (share + 1) / shares);
-    for (int n = threadIdx.x; n < kMmaOutputs; n += kMmaWarps * 32) biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
+    for (int n = threadIdx.x; n < kMmaOutputs; n += kMmaWarps * 32)
+        biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
     bool loaded = false;
     for (int strip = static_cast<int>(strips * share / shares) + warp; strip - warp < last; strip += kMmaWarps) {
         const bool busy = strip < last;
@@ -141,7 +147,7 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
                 __syncthreads();
             }
             if (!busy) continue;
-            const int end = (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
+            const int end = mma_panel_terms(first, terms);
             for (int e = t * kMmaChannels; e < end; e += kMmaTerms) {
                 const MmaPiece piece = pieces[e / kMmaChannels];
                 uint32_t samples[2][4];

@@ -12,6 +12,7 @@ from deform_cases import (
     far_problem,
     gradients,
     torch_in_dtype,
+    views,
 )
 from gpuless.emu import ptxas_report
 
@@ -94,22 +95,6 @@ def test_order_of_threads_does_not_matter(emulated, problem, dtype, ordered, req
                 assert torch.equal(a, b), index
     if dtype == torch.float32 and not ordered:
         assert any(not torch.equal(other[1], runs[0][1]) for other in runs[1:])  # the seeds do change the order
-
-
-def views(name, tensor):
-    """The same values behind other strides or another address."""
-    if name == "contiguous":
-        return tensor.contiguous()
-    if name == "channel_slice":
-        wide = tensor.new_zeros(tensor.shape[0], tensor.shape[1] + 16, *tensor.shape[2:])
-        wide = wide.contiguous(memory_format=torch.channels_last)
-        wide[:, 8:-8] = tensor
-        return wide[:, 8:-8]
-    if name == "expanded":
-        return tensor[:1, :, :1].expand_as(tensor)
-    storage = tensor.new_zeros(tensor.numel() + 1)
-    flat = storage[1:].view(tensor.shape[0], *tensor.shape[2:], tensor.shape[1])
-    return flat.copy_(tensor.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 MISALIGNED = pytest.param("misaligned", marks=pytest.mark.sanitized)

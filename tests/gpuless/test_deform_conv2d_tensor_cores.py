@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from deform_cases import Problem, assert_within_rule, far_problem, torch_in_dtype
+from deform_cases import Problem, assert_within_rule, far_problem, torch_in_dtype, views
 
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
@@ -33,7 +33,6 @@ def compare(problem, tensors):
     exact = problem.run(reference, [t if t is None else t.double() for t in tensors])
     got, peer = problem.run(deform_conv2d, tensors), torch_in_dtype(problem, tensors)
     assert_within_rule([got], [peer], [exact], ["value"], torch.ones_like(exact))
-    return got
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -47,16 +46,16 @@ def test_shapes_drawn_at_random(emulated, seed, dtype):
     assert [launch.name for launch in emulator.launches] == [KERNEL]
 
 
-# 960 terms, of which 608 fit shared memory at once.
-MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)
-
-
 @pytest.mark.sanitized
 def test_no_stray_reads_and_writes(emulated):
     """35 pixels and 20 outputs fill neither a warp nor a block."""
     problem = Problem("odd", 1, 16, 20, 5, 7, G=2)
     emulated("deform_conv2d", seed=4)
     compare(problem, problem.tensors(torch.bfloat16))
+
+
+# 960 terms, of which 608 fit shared memory at once.
+MANY_TERMS = Problem("terms", 1, 80, 20, 5, 40, (3, 4), padding=(1, 1), G=5)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -112,11 +111,9 @@ def test_other_shapes_take_the_plain_kernel(emulated, change):
 def test_addresses_that_no_vector_load_takes(emulated, which):
     problem = Problem("odd", 1, 16, 16, 5, 6, G=2)
     tensors = problem.tensors(torch.bfloat16)
-    memory = torch.zeros(tensors[which].numel() + 1, dtype=torch.bfloat16)
-    layout = tensors[which].contiguous(memory_format=torch.channels_last)
     emulator = emulated("deform_conv2d")
     aligned = problem.run(deform_conv2d, tensors)
-    tensors[which] = memory[1:].as_strided(layout.shape, layout.stride(), 1).copy_(layout)
+    tensors[which] = views("misaligned", tensors[which])
     torch.testing.assert_close(problem.run(deform_conv2d, tensors), aligned, rtol=0.02, atol=0.05)
     assert [launch.name for launch in emulator.launches] == [KERNEL, "deform_conv2d_forward_kernel"]
 
