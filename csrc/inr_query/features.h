@@ -70,7 +70,6 @@ struct OffsetTerms {
           width(dims.feature == inr_fourier ? dims.D / 2 : dims.D),
           zeros(width),
           constant(width) {
-        __builtin_memset(zeros, 0, width * sizeof(A));
         const A* matrix = static_cast<const A*>(dims.feature == inr_fourier ? t.phase : t.cell_w);
         cell_y = matrix;
         cell_x = matrix ? matrix + width : nullptr;
@@ -93,7 +92,8 @@ struct OffsetTerms {
 
     const bool slopes;  // every corner has its own R, in the maps
     const int64_t width;
-    const Buffer<A> zeros, constant;
+    const Zeros<A> zeros;
+    const Buffer<A> constant;
     const A *bias, *cell_y, *cell_x, *rho_y, *rho_x;
 };
 
