@@ -53,7 +53,8 @@ def measured(file: str) -> dict:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0", "--durations-min=0"]
         start, env = time.monotonic(), {**environment(ROOT), **own}
         said = subprocess.run([*command, file], cwd=ROOT, env=env, capture_output=True, text=True).stdout
-        lines = [json.loads(line) for path in Path(folder).iterdir() for line in path.read_text().splitlines()]
+        whole = [path for path in Path(folder).iterdir() if path.suffix != ".part"]
+        lines = [json.loads(line) for path in whole for line in path.read_text().splitlines()]
     seconds = passed_in(said)
     calls = calls_of(lines, seconds)
     found = {"versions": versions([file, *calls]), "seconds": seconds, "calls": calls}

@@ -87,6 +87,10 @@ def test_thread():
 def test_program():
     subprocess.run([sys.executable, "-c", "from fastds import product; product.outer()()"], check=True)
 
+def test_killed():  # while it writes down what it called
+    with open(os.path.join(os.environ["FASTDS_CALLS_TO"], "x.part"), "w") as cut:
+        cut.write('["test_it.py::test_k')
+
 def test_fork():
     if not (child := os.fork()):
         product.outer()
@@ -119,11 +123,11 @@ def names(tests):
 def test_who_calls_a_function(tree, capsys):
     found = calls.measured("test_it.py")
     there = found["calls"]["fastds/product.py"]
-    passed = {"nothing", "function", "thread", "program", "fork", "failing[c d]"}
+    passed = {"nothing", "function", "thread", "program", "killed", "fork", "failing[c d]"}
     assert names(found["seconds"]) == passed == names(there["5"])  # imported: by all; line 5 is the decorator
     assert names(there["9"]) == passed and there["9"][0] == "test_it.py::test_function"  # fixtures come after tests
-    assert names(there["12"]) == passed - {"nothing"} and names(there["13"]) == {"program"}
-    assert "measured test_it.py: 6 tests" in capsys.readouterr().out
+    assert names(there["12"]) == passed - {"nothing", "killed"} and names(there["13"]) == {"program"}
+    assert "measured test_it.py: 7 tests" in capsys.readouterr().out
     assert calls.measured("test_it.py") == found and not capsys.readouterr().out  # from the cache
     (tree / "fastds" / "product.py").write_text(PRODUCT + "\n")
     calls.measured("test_it.py")

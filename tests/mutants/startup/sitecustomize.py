@@ -26,11 +26,14 @@ def trace(frame, event, argument):
 
 def write() -> None:
     sys.settrace(None)
-    with open(os.path.join(TO, uuid.uuid4().hex), "w") as out:
-        for test, functions in called.items():
-            name, _, phase = test.rpartition(" ")
-            for function in functions:
-                out.write(json.dumps([name, phase.strip("()"), *function]) + "\n")
+    lines = []
+    for test, functions in called.items():
+        name, _, phase = test.rpartition(" ")
+        lines += [json.dumps([name, phase.strip("()"), *function]) + "\n" for function in functions]
+    path = os.path.join(TO, uuid.uuid4().hex)
+    with open(path + ".part", "w") as out:
+        out.writelines(lines)
+    os.rename(path + ".part", path)  # whole, or not there: tests kill their programs at any moment
 
 
 def leave(status: int, leave=os._exit) -> None:  # as forked processes end
