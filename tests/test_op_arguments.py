@@ -65,6 +65,15 @@ def test_float16_weights_under_bfloat16_autocast(name, native):
         torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_of_an_output_gate_are_read_as_they_are_under_autocast(dtype, native):
+    x, value, weight = maps(dtype=torch.bfloat16), maps(dtype=dtype), filters(4, 8)
+    with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as seen:
+        ops.output_gate(x, value)
+        ops.conv_output_gate(x, x, value, weight)
+    assert not [event for event in seen.events() if event.name == "aten::_to_copy"]
+
+
 @pytest.mark.parametrize(
     "stride,padding,dilation", [(1 << 31, 0, 1), (1, 1 << 31, 1), (1, 1, 1 << 31), (1, 1 << 40, 1 << 41)]
 )

@@ -123,21 +123,22 @@ def cast(value, dtype: torch.dtype):
     return value.to(dtype) if covered else value
 
 
-def cast_parameter(value, dtype: torch.dtype):
-    """A weight or bias under autocast: float32 stays, the other 16-bit dtype is cast; float64, and no tensor, stay."""
+def cast_either(value, dtype: torch.dtype):
+    """What may be in dtype or in float32 under autocast: these stay, the other 16-bit dtype is cast; float64, and no
+    tensor, stay."""
     return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast(value, dtype)
 
 
-def autocast(tensors: tuple, wide: tuple[int, ...] = (), parameters: tuple[int, ...] = ()):
+def autocast(tensors: tuple, wide: tuple[int, ...] = (), either: tuple[int, ...] = ()):
     """Under autocast: its dtype for the tensors, float32 for those whose positions `wide` names; float64 stays.
 
-    Those whose positions `parameters` names are weights and biases, which may stay in float32.
+    Those whose positions `either` names, weights, biases and what a kernel reads once, may stay in float32.
     """
     dtype = autocast_dtype(next((t for t in tensors if isinstance(t, Tensor)), None))
     if dtype is None:
         return tensors
     return [
-        cast_parameter(t, dtype) if k in parameters else cast(t, torch.float32 if k in wide else dtype)
+        cast_either(t, dtype) if k in either else cast(t, torch.float32 if k in wide else dtype)
         for k, t in enumerate(tensors)
     ]
 

@@ -13,7 +13,7 @@ from fastds.ops.core.arguments import (
     DTYPES,
     autocast_dtype,
     cast,
-    cast_parameter,
+    cast_either,
     check_choice,
     check_filters,
     check_shape,
@@ -274,7 +274,7 @@ def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
     dtype = autocast_dtype(x)
     if dtype is None:
         return x, weight, bias, x2, residual
-    weight = cast_parameter(weight, dtype)
+    weight = cast_either(weight, dtype)
     bias = cast(bias, weight.dtype) if isinstance(weight, Tensor) else bias
     of_result = out_dtype if isinstance(out_dtype, torch.dtype) else dtype
     return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, of_result)

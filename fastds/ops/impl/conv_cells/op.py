@@ -45,7 +45,7 @@ def conv_lstm_cell(
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
-    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), parameters=(3, 4))
+    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
     weight = of_first(weight, x, state=c) if h is None else weight
     return LSTM(x, h, weight, bias, None, c)
 
@@ -90,7 +90,7 @@ def conv_gru_cell(
     of_gates, of_candidate = shares or (None, None)
     h, x = _turned_once(h), _turned_once(x)
     tensors = (h, x, gates_weight, gates_bias, candidate_weight, candidate_bias, of_gates, of_candidate)
-    tensors = autocast(tensors, parameters=(2, 3, 4, 5))
+    tensors = autocast(tensors, either=(2, 3, 4, 5))
     options = (keep, act, number("negative_slope", negative_slope))
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return STEP(*tensors, *options, current())[0]
@@ -147,7 +147,7 @@ def conv_st_lstm_gates(
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
-    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), parameters=(3, 4))
+    x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
     weight = of_first(weight, x) if h is None else weight
     return ST_LSTM(x, h, weight, bias, None, c)
 
@@ -170,7 +170,7 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
-    x, x2, c, weight, bias = autocast((x, x2, c, weight, bias), wide=(2,), parameters=(3, 4))
+    x, x2, c, weight, bias = autocast((x, x2, c, weight, bias), wide=(2,), either=(3, 4))
     weight = of_first(weight, x) if x2 is None else weight
     return MEMORY(x, x2, weight, bias, None, c, "none")[0]
 
@@ -192,10 +192,11 @@ def conv_output_gate(
     Returns:
         y (B, C, H, W) in x's dtype, channels_last.
 
-    Gradients, determinism, autocast, errors: as conv_st_lstm_gates.
+    Gradients, determinism, errors: as conv_st_lstm_gates. Under autocast x, x2 and residual take its dtype; value may
+    stay in float32.
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
     tensors = (x, x2, value, residual, weight, bias)
-    x, x2, value, residual, weight, bias = autocast(tensors, wide=(2,), parameters=(4, 5))
+    x, x2, value, residual, weight, bias = autocast(tensors, either=(2, 4, 5))
     return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]

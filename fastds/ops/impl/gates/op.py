@@ -128,7 +128,8 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
         y (B, C, H, W) in pre's dtype, contiguous when pre is, else channels_last.
 
     Gradients: pre and value, to any order (beyond the first by the reference formula). Deterministic. Everything
-    between load and store is float32 (float64 for float64). Under autocast pre takes its dtype, value is float32.
+    between load and store is float32 (float64 for float64). Under autocast pre takes its dtype; value may stay in
+    float32.
 
     Raises:
         TypeError: a dtype that is not allowed.
@@ -136,7 +137,7 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
-    tensors = autocast((pre, value), wide=(1,))
+    tensors = autocast((pre, value), either=(1,))
     return OUTPUT_GATE.forward(*tensors, act)
 
 

@@ -176,7 +176,7 @@ def _autocast(maps, trunk, *parameters):
     """Maps take the autocast dtype; parameters in float32 stay so."""
     weights, biases = trunk
     tensors = (maps, *weights, *biases, *parameters)
-    maps, *rest = autocast(tensors, parameters=range(1, len(tensors)))
+    maps, *rest = autocast(tensors, either=range(1, len(tensors)))
     n = len(weights)
     return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
 

@@ -242,7 +242,7 @@ def pixel_shuffle(
 
     Source: Shi et al. 2016 (ESPCN), equation 4.
     """
-    x, bias = autocast((x, bias), parameters=(1,))
+    x, bias = autocast((x, bias), either=(1,))
     act = "none" if act is None else act
     return PIXEL_SHUFFLE(x, r, bias, act, number("negative_slope", negative_slope))
 
