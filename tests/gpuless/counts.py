@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels that a network starts on a GPU, and the bytes each reads and writes, counted on fake CUDA tensors."""
+
+import torch
+from gpuless.fake_cuda import Watched
+from triton.runtime.jit import JITFunction
+
+from fastds.models.graph import as_captured
+from fastds.ops.core.registry import Op
+from fastds.ops.impl.conv3x3 import direct
+
+# Operations that start no kernel.
+VIEWS = {
+    "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like", "empty_strided", "expand",
+    "new_empty", "permute", "rand", "select", "slice", "split", "split_with_sizes", "squeeze", "transpose", "unbind",
+    "unsqueeze", "view",
+}  # fmt: skip
+
+
+def size(tensors):
+    return sum(z.numel() * z.element_size() for z in tensors)
+
+
+def counted(monkeypatch, call, in_one_pass=True):
+    """(name, bytes) of every kernel of call(), a forward without gradients whose arithmetic is in bfloat16.
+
+    Convolutions are counted with what is in them, every other op of fastds as one kernel. in_one_pass: what follows a
+    library's convolution is one pass; else it is operators of torch."""
+    inside, kernels = Op._computed, []
+
+    def computed(self, args, visible=False):
+        return inside(self, args, visible and self.name not in ("conv1x1", "conv3x3"))
+
+    def run(self, *args, grid, warmup, **options):
+        kernels.append((self.fn.__name__, size(z for z in args if isinstance(z, torch.Tensor))))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Op, "_computed", computed)
+        patched.setattr(JITFunction, "run", run)
+        patched.setattr(torch.cuda, "current_device", lambda: 0)
+        patched.setattr(direct, "fused", lambda x: in_one_pass)  # fake tensors are refused
+        with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
+            call()
+    for func, given, made in seen.calls:
+        name = func._overloadpacket.__name__
+        if name not in VIEWS:
+            kernels.append((name, size([*given, *made])))
+        if name == "convolution" and len(given) == 3:  # torch adds cuDNN's bias by a kernel of its own
+            kernels.append(("bias", size([*made, *made])))
+    return kernels
+
+
+def estimated_ms(kernels, flops):
+    """Time on an H200 as a graph: arithmetic at 400 TFLOP/s; every kernel as long as its bytes at 3.5 TB/s, at least 2
+    us, and 0.8 us until the next."""
+    return 1e3 * (flops / 400e12 + sum(max(n / 3.5e12, 2e-6) + 0.8e-6 for _, n in kernels))
