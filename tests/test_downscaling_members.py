@@ -184,8 +184,8 @@ def test_twice_in_time_each_time_has_members(coarse):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("fczsm-small", {"members": 1}, "members must be a whole number >= 2, got 1"),
-        ("fczsm-small", {"members": 2.5}, "members must be a whole number >= 2, got 2.5"),
+        ("fczsm-small", {"members": 1}, "members must be a whole number from 2 to 10000, got 1"),
+        ("fczsm-small", {"members": 2.5}, "members must be a whole number, got 2.5"),
         ("fczsm-small", {"members": 2, "seed": -1}, "seed must be a whole number >= 0, got -1"),
         ("fczsm-small", {"seed": 1}, "seed is that of members, give the argument members, got 1"),
         ("advection", {"members": 2}, "from 15 to 70 dBZ 2 times as fine, such as fczsm-small; advection is none"),

@@ -418,7 +418,7 @@ def test_wet_area_and_mean_rain_are_ratios_to_the_truth():
 
 
 BAD = {
-    "--members 0": "--members must be a whole number >= 1, got 0",
+    "--members 0": "--members must be a whole number from 1 to 10000, got 0",
     "--seed 3": "--seed is that of members, give the option --members or --probability, got 3",
     "--members 2 --seed -1": "--seed must be a whole number >= 0, got -1",
     "--probability 5,1": "--probability must be growing rain rates in mm/h such as 1,5,10, got [5.0, 1.0]",

@@ -281,7 +281,7 @@ def folder(event, tmp_path_factory):
         ("good.nc", ["--lead", "7min"], "lead must be a multiple of the interval between fields, 300 s, got '7min'"),
         ("good.nc", ["--lead", "60"], "lead must be a duration with its unit such as 60min or 1h, got '60'"),
         ("good.nc", ["--lead", "1h", "--steps", "3"], "give one of the options --steps and --lead, got 3 and '1h'"),
-        ("good.nc", ["--steps", "0"], "steps must be a whole number >= 1, got 0"),
+        ("good.nc", ["--steps", "0"], "steps must be a whole number from 1 to 10000, got 0"),
         ("good.nc", ["--every", "7min"], "every must be a multiple of the file's 300 s"),
         ("good.nc", ["--interval", "2min"], "interval must be a multiple of the file's 300 s"),
         ("good.nc", ["--coarsen", "30"], "coarsen must leave 2 or more cells each way of (42, 54), got 30"),

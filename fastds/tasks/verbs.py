@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from fastds import models
 from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import is_dbz, named_reflectivity, rain_kind
 from fastds.data.reading import Data, Reading, are_paths, opened
+from fastds.tasks.common.argument_types import annotations_of, check_types
 from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
 
@@ -53,9 +54,11 @@ def downscale(model: Model, data: Data, **options: Any) -> xr.Dataset:
 
     Returns: a new Dataset with the settings in its attributes, in memory; lazy for a Dataset whose fields dask holds.
 
-    Raises: UnknownOptionError (a TypeError and a ValueError) for an option that the model's task does not take;
+    Raises: UnknownOptionError for an option that the model's task does not take and ArgumentTypeError for one of
+        another type (both are a TypeError and a ValueError);
         ValueError for a model that does not downscale, and what those functions raise.
     """
+    _check_given(model, data)
     task = downscaling_task(model, options)
     run = task_function(task, "downscale")
     reading = _reading(options, *READING)
@@ -79,10 +82,12 @@ def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
 
     Raises: UnknownOptionError for another option; what fastds.tasks.nowcast.run.nowcast raises.
     """
+    _check_given(model, data)
     run = task_function("nowcast", "nowcast")
-    known = inspect.signature(importlib.import_module("fastds.tasks.nowcast.run").Options).parameters
+    known = annotations_of(importlib.import_module("fastds.tasks.nowcast.run").Options) | {"progress": bool}
     reading = _reading(options, "missing", "units", "stop")
-    _check(options, {"progress", *known}, "nowcast")
+    _check(options, known.keys(), "nowcast")
+    check_types(known, options)
     with opened(data, **reading) as dataset:
         out = run(model, dataset, **options)
         return out.load() if are_paths(data) else out
@@ -108,6 +113,7 @@ def query(
 
     Raises: UnknownOptionError for another option; what fastds.tasks.fields.run.query raises.
     """
+    _check_given(model, data)
     run = task_function("fields", "query")
     reading = _reading(options, *READING)
     check_options(run, "query", options)
@@ -142,7 +148,11 @@ def evaluated(
 ) -> EvaluationTable | FieldTable | NowcastTable:
     """evaluate; elsewhere: what makes the scores, of the task; None: this process."""
     given, reading = options.pop("input", None), _reading(options, *READING)
-    with opened(prediction) as p, opened(truth, **reading) as t, opened(given, **reading) as source:
+    with (
+        opened(prediction, name="prediction") as p,
+        opened(truth, name="truth", **reading) as t,
+        opened(given, name="input", **reading) as source,
+    ):
         task = evaluating_task(p, options.get("var"))
         run, name = task_function(task, "evaluate"), given_name(task)
         check_options(run, task, options, {"input", "model"}, {name, "elsewhere"})
@@ -210,16 +220,22 @@ def check_options(
     run: Callable, task: str, options: Mapping, further: set[str] = frozenset(), without: set[str] = frozenset()
 ) -> None:
     """Raise UnknownOptionError for an option that is neither a keyword argument of `run` nor in `further`, or is in
-    `without`."""
+    `without`, and ArgumentTypeError for one of another type than `run` says."""
     parameters = inspect.signature(run).parameters.values()
     known = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "model"}
     _check(options, (known | further) - without, task)
+    check_types(annotations_of(run), options)
+
+
+def _check_given(model: Model, data: Data) -> None:
+    """ArgumentTypeError for a model or data of another type."""
+    check_types({"model": "nn.Module | str | os.PathLike | None", "data": "xr.Dataset"}, {"model": model, "data": data})
 
 
 _TOLD_BY_OTHERS = {"progress", "origin"}  # the command gives origin, by --to and what that needs
 
 
-def _check(options: Mapping, known: set[str], task: str) -> None:
+def _check(options: Mapping, known: Set[str], task: str) -> None:
     for name in options:
         if name not in known:
             takes = f"takes the arguments {', '.join(sorted(known - _TOLD_BY_OTHERS))}"
@@ -227,5 +243,8 @@ def _check(options: Mapping, known: set[str], task: str) -> None:
 
 
 def _reading(options: dict, *names: str) -> dict:
-    """Those of the named options of fastds.data.reading that were given, taken out of options, and var."""
-    return {name: options.pop(name) for name in names if name in options} | {"var": options.get("var")}
+    """Those of the named options of fastds.data.reading that were given, taken out of options, and var;
+    ArgumentTypeError for one of another type."""
+    reading = {name: options.pop(name) for name in names if name in options} | {"var": options.get("var")}
+    check_types(Reading.__annotations__ | {"var": str | None}, reading)
+    return reading

@@ -267,7 +267,9 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
             f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
         )
     dataset = dataset.sortby(time)
-    limits = (value and _limit(dataset[time], name, value) for name, value in (("start", start), ("stop", stop)))
+    limits = (
+        None if date is None else _limit(dataset[time], name, date) for name, date in (("start", start), ("stop", stop))
+    )
     kept = dataset.sel({time: slice(*limits)})
     if not kept.sizes[time]:
         first, last = (str(dataset[time].values[k])[:19] for k in (0, -1))

@@ -11,8 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fastds.tasks.common.argument_types import is_whole
+
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
+MOST = 10_000  # members or steps: who asks for more has made a slip, which would fill the memory
 
 
 class Settings(NamedTuple):
@@ -43,16 +46,17 @@ def check_settings(threads: int | None, precision: str | None = None, device: st
         raise ValueError("device must be cpu or auto on this machine, where torch finds no GPU, got 'cuda'")
 
 
-def check_whole(name: str, value: float | None, least: int) -> None:
-    """ValueError for a number, where one is given, that is not whole or less than the least."""
-    if value is not None and (int(value) != value or value < least):
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+def check_whole(name: str, value: float | None, least: int, most: int | None = None) -> None:
+    """ValueError for a number, where one is given, that is not whole, less than the least or more than the most."""
+    if value is not None and not (is_whole(value) and least <= value <= (most or value)):
+        allowed = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
 
 
 def check_count(name: str, value: int) -> None:
     """ValueError for a number of threads or processes that is none, or more than this machine can want."""
     most = max(64, 4 * (os.cpu_count() or 1))
-    if int(value) != value or not 1 <= value <= most:
+    if not is_whole(value) or not 1 <= value <= most:
         raise ValueError(f"{name} must be a whole number from 1 to {most} on this machine, got {value!r}")
 
 

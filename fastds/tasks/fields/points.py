@@ -3,6 +3,7 @@
 
 import csv
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,20 +32,28 @@ def _rows(path: str | os.PathLike) -> list[dict]:
     return rows
 
 
+def _in_memory(points: Mapping[str, Sequence] | Sequence[tuple[float, float]]) -> list[dict]:
+    try:
+        if not hasattr(points, "keys"):
+            return [{"lat": latitude, "lon": longitude} for latitude, longitude in points]
+        names = list(points.keys())
+        return [dict(zip(names, row, strict=True)) for row in zip(*(points[n] for n in names), strict=True)]
+    except (TypeError, ValueError):
+        expected = "a CSV file, columns lat and lon of one length by name, or pairs (latitude, longitude)"
+        raise TypeError(f"points must be {expected}, got {reprlib.repr(points)}") from None
+
+
 def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
-    """Rows, latitudes and longitudes of points, see query. Raises: FileNotFoundError; ValueError without a latitude and
-    a longitude for each."""
+    """Rows, latitudes and longitudes of points, see query. Raises: FileNotFoundError; TypeError for what are no points;
+    ValueError without a latitude and a longitude for each."""
     where = "points"
     if isinstance(points, str | os.PathLike):
         where = str(points)
         if not Path(points).is_file():
             raise FileNotFoundError(f"no such file: {points}")
         stations = _rows(points)
-    elif hasattr(points, "keys"):
-        names = list(points.keys())
-        stations = [dict(zip(names, row, strict=True)) for row in zip(*(points[n] for n in names), strict=True)]
     else:
-        stations = [{"lat": latitude, "lon": longitude} for latitude, longitude in points]
+        stations = _in_memory(points)
     columns = {str(name).strip().lower(): name for name in (stations[0] if stations else {})}
     pair = [
         next((columns[n] for n in names if n in columns), None) for names in (("lat", "latitude"), ("lon", "longitude"))
@@ -53,6 +62,6 @@ def read_points(points: Points) -> tuple[list[dict], list[float], list[float]]:
         raise ValueError(f"{where}: expected the columns lat and lon, found {', '.join(columns) or 'nothing'}")
     try:
         latitude, longitude = ([float(s[name]) for s in stations] for name in pair)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: a coordinate is no number such as 45.2: {error}") from None
     return stations, latitude, longitude

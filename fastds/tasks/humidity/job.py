@@ -27,7 +27,7 @@ from fastds.models.wgan_gp import HumidityGenerator
 from fastds.tasks.common.inference import Report, loaded
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import computing, device_of, settle
+from fastds.tasks.common.settings import MOST, check_whole, computing, device_of, settle
 from fastds.tasks.domain.score import Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import texture
 from fastds.tasks.fields.geometry import geometry
@@ -47,7 +47,7 @@ class HumidityJob:
         self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None
     ):  # fmt: skip
         self.model = model = loaded(model)
-        _check(model, members)
+        _check(model, members, seed)
         self.computed = settle(model, threads, precision, device)
         self.names = _time_names(dataset)
         self.dataset = dataset = dataset.rename(self.names)
@@ -139,14 +139,14 @@ class HumidityJob:
         return Report(self.model.card.name, self._settings(), [f"model {self.model.card.name}"])
 
 
-def _check(model, members):
+def _check(model, members, seed):
     if not isinstance(model, HumidityGenerator):
         raise ValueError(f"model is a {type(model).__name__}, expected a HumidityGenerator for an ensemble")
     card = model.card
     if card.offset is None or card.range is None or card.coarsening is None:
         raise ValueError(f"model {card.name} has no offset, range and coarsening in its card")
-    if members is not None and members < 1:
-        raise ValueError(f"members must be at least 1, got {members}")
+    check_whole("members", members, 1, MOST)
+    check_whole("seed", seed, 0)
     if model.config["in_channels"] != 1:
         raise ValueError(f"model {card.name} reads {model.config['in_channels']} variables, a file gives one")
 

@@ -29,7 +29,7 @@ from fastds.tasks.common.inference import (
 )
 from fastds.tasks.common.pieces import Piece, cut
 from fastds.tasks.common.progress import progress_bar
-from fastds.tasks.common.settings import Settings, check_settings, check_whole, computing, settle
+from fastds.tasks.common.settings import MOST, Settings, check_settings, check_whole, computing, settle
 from fastds.tasks.common.tables import counted
 from fastds.tasks.domain.score import TOLERANCE, Domain, domain_of, evenly
 from fastds.tasks.domain.statistics import of_echo
@@ -114,7 +114,7 @@ class Options:
         if self.steps is not None and self.lead is not None:
             raise ValueError(f"give one of the arguments steps and lead, got {self.steps} and {self.lead!r}")
         for name in ("steps", "coarsen", "block", "members"):
-            check_whole(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name), 1, MOST)
         check_whole("seed", self.seed, 0)
         if self.seed is not None and not self.drawn:
             raise ValueError(f"seed is that of members, give the argument members or probability, got {self.seed}")
@@ -330,7 +330,12 @@ def _multiple(value: float, limits: tuple[float, float] | None) -> int:
 
 def _steps(options: Options, interval: float) -> int:
     if options.lead is not None:
-        return count_of(options.lead, "lead", interval, "the interval between fields,")
+        steps = count_of(options.lead, "lead", interval, "the interval between fields,")
+        if steps > MOST:
+            raise ValueError(
+                f"lead must be at most {MOST} steps of {interval:g} s, got {options.lead!r}: {steps} steps"
+            )
+        return steps
     return STEPS if options.steps is None else int(options.steps)
 
 

@@ -13,7 +13,7 @@ from fastds.models import ModelCard, load
 from fastds.models.baselines import advection
 from fastds.models.ensembles import ErrorLaw, echo
 from fastds.models.ensembles.detail import ECHO, Detail, correlation, lost_detail, mean, smooth_noise
-from fastds.tasks.common.settings import check_whole
+from fastds.tasks.common.settings import MOST, check_whole
 from fastds.tasks.fields.places import noise_seed
 from fastds.tasks.radar.agreement import one_band
 
@@ -104,7 +104,7 @@ def _law() -> ErrorLaw:
 
 def check_members(members: int | None, seed: int | None, card: ModelCard) -> None:
     """ValueError for numbers of members and seeds that are none, and for models whose errors the law does not know."""
-    check_whole("members", members, 2)
+    check_whole("members", members, 2, MOST)
     check_whole("seed", seed, 0)
     if members is None:
         if seed is not None:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments of the public verbs that are of no type they take: one sentence that names the argument."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import fastds
+from fastds.data import coarsen_dataset, synthetic_event
+from fastds.tasks.common.argument_types import annotations_of, check_types
+from fastds.tasks.nowcast.run import Options
+from fastds.tasks.verbs import READING, task_function
+
+TRUTH = synthetic_event(seed=1, frames=5, shape=(32, 32))
+COARSE = coarsen_dataset(TRUTH)
+NOT_TOLD = ("model", "progress", "elsewhere", "origin", "coarse")
+
+
+def downscale(model):
+    return lambda **options: fastds.downscale(model, COARSE, **options)
+
+
+def keywords(task, verb):
+    parameters = inspect.signature(task_function(task, verb)).parameters.values()
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in NOT_TOLD]
+    return [*names, *READING]
+
+
+VERBS = {
+    "radar": (downscale("fczsm-small"), keywords("radar", "downscale")),
+    "fields": (downscale("inr-any"), keywords("fields", "downscale")),
+    "humidity": (downscale("wgan-gp-small-x2"), keywords("humidity", "downscale")),
+    "nowcast": (
+        lambda **options: fastds.nowcast("extrapolation", TRUTH, **options),
+        [*annotations_of(Options), "missing", "units", "stop"],
+    ),
+    "query": (lambda points=[(1, 2)], **options: fastds.query("inr-any", COARSE, points, **options),  # noqa: B006
+              ["points", *keywords("fields", "query")]),
+    "evaluate": (lambda **options: fastds.evaluate(TRUTH, TRUTH, **options), ["input", *keywords("radar", "evaluate")]),
+    "data": (lambda model="fczsm-small", data=COARSE: fastds.downscale(model, data), ["model", "data"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value", [object(), [object()], {}, b"x", np.array([[1.0]])], ids=lambda value: type(value).__name__
+)
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb, (_, names) in VERBS.items() for name in names])
+def test_another_type_is_named(verb, name, value):
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b") as refused:
+        VERBS[verb][0](**{name: value})
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
+
+
+@pytest.mark.parametrize("name", ["steps", "members", "seed", "threads", "tile"])
+@pytest.mark.parametrize("value", ["3", float("nan"), float("inf"), 1.5, True, 1e30, -1])
+def test_no_whole_number(name, value):
+    verb = "radar" if name == "tile" else "nowcast"
+    if (name, value) in (("tile", 1e30), ("seed", 1e30)):
+        return  # larger than any field, and as good as another
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        VERBS[verb][0](**{name: value} | ({"members": 2} if name == "seed" else {}))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("int | None", [None, 3, 2.0, np.int64(1)], [True, "3", 1.5, [1]]),
+        (float, [1, 0.5, np.float32(2)], [None, True, "1"]),
+        ("bool", [True, np.bool_(False)], [1, None, "yes"]),
+        ("tuple[float, float] | None", [(1, 2), [200, 1.6], np.array([1.0, 2.0])], [(1,), (1, 2, 3), ("1", 2), "ab"]),
+        ("Sequence[float] | None", [[1], (1, 5.0)], [["1"], 1, [[1]]]),
+        ("str | os.PathLike | None", ["x", None], [1, b"x"]),
+        ("Something", [1, None, object()], []),
+    ],
+)
+def test_annotations(annotation, good, bad):
+    for value in good:
+        check_types({"it": annotation}, {"it": value})
+    for value in bad:
+        with pytest.raises(TypeError, match="it must be "):
+            check_types({"it": annotation}, {"it": value})
+
+
+def test_columns_of_points_have_one_length():
+    with pytest.raises(TypeError, match="points must be a CSV file, columns lat and lon of one length"):
+        fastds.query("inr-any", COARSE, {"lat": [1, 2], "lon": [3]}, var="reflectivity")
+
+
+def test_a_lead_that_no_memory_holds():
+    with pytest.raises(ValueError, match="lead must be at most 10000 steps of 300 s, got '1000000min': 200000 steps"):
+        fastds.nowcast("extrapolation", TRUTH, lead="1000000min")
