@@ -24,7 +24,7 @@ def test_deform_conv2d_module_is_the_op():
     torch.testing.assert_close(y, expected)
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert DeformConv2d(6, 4, 3, bias=False).bias is None
-    assert "kernel_size=(3, 2), stride=(2, 1)" in repr(layer)
+    assert "kernel_size=(3, 2), stride=(2, 1)" in repr(layer) and "groups=2, bias=True" in repr(layer)
 
 
 def test_deform_conv2d_module_refuses_groups():

@@ -78,6 +78,12 @@ def test_04_untrained_is_bilinear(scale, slope):
     assert (y - expected).abs().max() < 1e-12 * 250
 
 
+def test_phases_of_lte_start_in_their_range():
+    """Uniform from -(0.5**0.5) to 0.5**0.5, as a linear layer of two inputs."""
+    phase = create("lte").decoder.phase
+    assert phase.abs().max() <= 0.5**0.5 and phase.min() < -0.6 and phase.max() > 0.6 and phase.mean().abs() < 0.1
+
+
 @pytest.mark.parametrize("decoder", ["attention", "liif", "lte", "metasr", "ciaosr"])
 @pytest.mark.parametrize("encoder", ["edsr", "rdn", "swinir"])
 def test_every_encoder_with_every_decoder(encoder, decoder):

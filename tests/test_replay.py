@@ -45,6 +45,17 @@ def test_networks(name, dtype, native):
         assert equal(fast(*others), expected)
 
 
+@pytest.mark.parametrize(("name", "fields"), [("nowcast-small", 3), ("fczsm-small", 2)])
+def test_flow_is_that_of_the_fields_of_each_call(name, fields, native):
+    model = create(name).eval()
+    given = [torch.rand(1, fields, 1, 32, 32) for _ in range(3)]
+    fast = fastds.compile_graph(model, given[0])
+    for x in given[1:]:
+        with torch.no_grad():
+            expected = model(x)
+        assert equal(fast(x), expected)
+
+
 class Everything(nn.Module):
     """Operators of all kinds: views that copy and views that do not, several results, in place, by places."""
 
