@@ -6,9 +6,9 @@ import inspect
 import numpy as np
 import pytest
 
-import fastds
-from fastds.data import coarsen_dataset, synthetic_event
-from fastds.tasks.common.argument_types import annotations_of, check_types
+import fastds.models
+from fastds._argument_types import annotations_of, check_types
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.tasks.nowcast.run import Options
 from fastds.tasks.verbs import READING, task_function
 
@@ -60,6 +60,27 @@ def test_no_whole_number(name, value):
         return  # larger than any field, and as good as another
     with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
         VERBS[verb][0](**{name: value} | ({"members": 2} if name == "seed" else {}))
+
+
+FUNCTIONS = {
+    synthetic_event: {},
+    coarsen_dataset: {"dataset": TRUTH},
+    open_dataset: {"path": "none.nc"},
+    save_dataset: {"dataset": TRUTH, "path": "none/out.nc"},
+    fastds.models.load: {"name_or_path": "none"},
+    fastds.models.load_card: {"name_or_path": "none"},
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(function, name) for function in FUNCTIONS for name in annotations_of(function)]
+)
+@pytest.mark.parametrize("value", [object(), {}, float("nan"), -1, np.array([1, 2])], ids=lambda v: type(v).__name__)
+def test_functions_of_files_name_what_they_refuse(function, name, value):
+    if isinstance(value, float | int) and name in ("floor", "stratiform_dbz"):
+        return  # dBZ
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+        function(**FUNCTIONS[function] | {name: value})
 
 
 @pytest.mark.parametrize(

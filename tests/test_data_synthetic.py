@@ -112,8 +112,8 @@ def test_other_grids():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 1}, "frames must be at least 2, got 1"),
-        ({"shape": (16, 64)}, r"shape must be two sizes of at least 32 pixels, got \(16, 64\)"),
+        ({"frames": 1}, "frames must be from 2 to 10000, got 1"),
+        ({"shape": (16, 64)}, r"shape must be two of at least 32 pixels, got \(16, 64\)"),
         ({"shape": (64,)}, "shape must be two sizes"),
     ],
     ids=["frames", "small", "one-dimensional"],

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from fastds._argument_types import checks_types
 from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.card import ModelCard
@@ -56,6 +57,7 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
         os.fsync(file.fileno())
 
 
+@checks_types
 def load(name_or_path: str | os.PathLike) -> nn.Module:
     """Read a model from the package or from a file, in evaluation mode.
 
@@ -88,6 +90,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     return model.eval()
 
 
+@checks_types
 def load_card(name_or_path: str | os.PathLike) -> ModelCard:
     """Read the card of a weights file without its weights; name_or_path and errors as in load."""
     path = _find(name_or_path)

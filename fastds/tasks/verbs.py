@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fastds import models
+from fastds._argument_types import annotations_of, check_types
 from fastds.data.grid.grids import latitude_longitude
 from fastds.data.grid.variables import is_dbz, named_reflectivity, rain_kind
 from fastds.data.reading import Data, Reading, are_paths, opened
-from fastds.tasks.common.argument_types import annotations_of, check_types
 from fastds.tasks.fields.places import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
 
@@ -229,7 +229,7 @@ def check_options(
 
 def _check_given(model: Model, data: Data) -> None:
     """ArgumentTypeError for a model or data of another type."""
-    check_types({"model": "nn.Module | str | os.PathLike | None", "data": "xr.Dataset"}, {"model": model, "data": data})
+    check_types({"model": "Module | str | PathLike | None", "data": Data}, {"model": model, "data": data})
 
 
 _TOLD_BY_OTHERS = {"progress", "origin"}  # the command gives origin, by --to and what that needs

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 import xarray as xr
 
+from fastds._argument_types import checks_types
 from fastds.data.formats import radolan
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import Format, format_of, refusal
@@ -25,6 +26,7 @@ Part = tuple[pathlib.Path, xr.Dataset]  # of a file
 Source = str | os.PathLike | Iterable[str | os.PathLike]
 
 
+@checks_types
 def open_dataset(path: Source, *, start: str | None = None, stop: str | None = None) -> xr.Dataset:
     """Open fields as an xarray.Dataset (time, y, x) with times, fill values and coordinates decoded.
 

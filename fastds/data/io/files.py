@@ -15,6 +15,7 @@ import h5netcdf
 import xarray as xr
 from xarray.backends.common import ArrayWriter
 
+from fastds._argument_types import checks_types
 from fastds._outputs import place_of, replacing
 from fastds.data.io.sink import sink
 from fastds.data.packages import require
@@ -36,6 +37,7 @@ def check_format(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: fields are written as NetCDF (.nc) or Zarr (.zarr), not as {suffix}")
 
 
+@checks_types
 def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
     """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path`
     until it is complete.

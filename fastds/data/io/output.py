@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds._argument_types import checks_types
 from fastds.data.grid.grids import coarsen_grid, refine_grid, scalar_coordinates
 from fastds.data.grid.kept import field_attributes, global_attributes, kept_attributes, with_bounds
 from fastds.data.grid.plausible import stored_kind
@@ -106,6 +107,7 @@ def add_history(dataset: xr.Dataset, text: str) -> xr.Dataset:
     return dataset.assign_attrs(history=f"{line}\n{dataset.attrs['history']}" if dataset.attrs.get("history") else line)
 
 
+@checks_types
 def coarsen_dataset(
     dataset: xr.Dataset,
     factor: int = 2,
@@ -125,6 +127,9 @@ def coarsen_dataset(
     Returns: Dataset with the same variable name, coordinates, grid mapping and attributes; times as they are at every
         `every`-th frame.
     """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    factor, every = int(factor), int(every)
     source = to_reflectivity(dataset, var)
     if source.kind != "reflectivity":
         raise ValueError(f"coarsen_dataset needs reflectivity, variable {source.source_name} is a rain {source.kind}")

@@ -8,14 +8,20 @@ import numpy as np
 import xarray as xr
 from scipy import fft, ndimage
 
+from fastds._argument_types import checks_types
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ, rate_to_reflectivity, reflectivity_to_rate
 
 _WEAKEST_ECHO_DBZ = 0.0
 _STRONGEST_ECHO_DBZ = 62.0
 _CELL_LIFE_S = (1200.0, 4200.0)
 _EDDY_M = 30_000.0
+_RANGES = {
+    "seed": (0, 2**63), "frames": (2, 10_000), "cadence_minutes": (0.1, 1440), "spacing_m": (50, 50_000),
+    "speed": (0, 200), "rotation": (0, 10), "gusts": (0, 10), "cells_per_10000_km2": (0, 1000),
+}  # fmt: skip
 
 
+@checks_types
 def synthetic_event(
     seed: int = 0,
     frames: int = 12,
@@ -55,12 +61,24 @@ def synthetic_event(
         start: first time (UTC).
     Returns: Dataset with `reflectivity`, the wind `eastward_wind`, `northward_wind` (y, x) in m/s, constant in time
         and the true motion of every feature, and projection coordinates x, y in m (pixel centres, y descending).
-    Raises: ValueError for fewer than two frames or a side below 32 pixels.
+    Raises: TypeError for an argument of another type; ValueError for fewer than two frames, a side below 32 pixels and
+        numbers outside of what weather has.
     """
-    if frames < 2:
-        raise ValueError(f"frames must be at least 2, got {frames}")
-    if len(shape) != 2 or min(shape) < 32:
+    if min(shape) < 32:
         raise ValueError(f"shape must be two sizes of at least 32 pixels, got {shape}")
+    given = {
+        "seed": seed, "frames": frames, "cadence_minutes": cadence_minutes, "spacing_m": spacing_m, "speed": speed,
+        "rotation": rotation, "gusts": gusts, "cells_per_10000_km2": cells_per_10000_km2,
+    }  # fmt: skip
+    for name, value in given.items():
+        least, most = _RANGES[name]
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be from {least} to {most:g}, got {value}")
+    try:
+        first = np.datetime64(start, "ns")
+    except ValueError:
+        raise ValueError(f"start must be a date and time such as 2024-06-01T12:00, got {start!r}") from None
+    seed, frames, shape = int(seed), int(frames), tuple(map(int, shape))
     rng = np.random.default_rng(seed)
     step_s = cadence_minutes * 60.0
     reach = (1.0 + rotation + 3.0 * gusts) * speed * step_s / spacing_m * (frames // 2 + 1)
@@ -79,7 +97,7 @@ def synthetic_event(
         dbz = rate_to_reflectivity(rain, no_echo=NO_ECHO_DBZ)
         z[number] = np.where(dbz < _WEAKEST_ECHO_DBZ, NO_ECHO_DBZ, np.minimum(dbz, _STRONGEST_ECHO_DBZ))
     wind = flow[:, pad : pad + shape[0], pad : pad + shape[1]] * (spacing_m / step_s)
-    return _dataset(z, wind, seed, cadence_minutes, spacing_m, start)
+    return _dataset(z, wind, seed, cadence_minutes, spacing_m, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +248,11 @@ def _inverse(spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _dataset(
-    z: np.ndarray, wind: np.ndarray, seed: int, cadence_minutes: float, spacing_m: float, start: str
+    z: np.ndarray, wind: np.ndarray, seed: int, cadence_minutes: float, spacing_m: float, first: np.datetime64
 ) -> xr.Dataset:
     frames, height, width = z.shape
     step = np.timedelta64(round(cadence_minutes * 60e9), "ns")
-    times = np.datetime64(start, "ns") + step * np.arange(frames)
+    times = first + step * np.arange(frames)
     y = ((height - 1) / 2.0 - np.arange(height)) * spacing_m
     x = (np.arange(width) - (width - 1) / 2.0) * spacing_m
     metres = {"units": "m", "long_name": "pixel centre"}

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the public verbs against the annotations of the functions that carry them out."""
+"""Arguments of public functions against their annotations."""
 
+import functools
 import inspect
 import os
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import xarray as xr
-from torch import nn
 
-from fastds.data.reading import are_paths
+Function = TypeVar("Function", bound=Callable)
 
 
 class ArgumentTypeError(TypeError, ValueError):
@@ -27,6 +27,30 @@ def is_whole(value: object) -> bool:
     return is_number(value) and float(value).is_integer()
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _has_class(*names: str) -> Callable[[object], bool]:
+    """Whether a value is of one of the classes, by their names: their packages need not be imported to know."""
+    return lambda value: any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(value).__mro__)
+
+
+_is_data = _has_class("xarray.core.dataset.Dataset", "xarray.core.dataarray.DataArray")
+_is_module = _has_class("torch.nn.modules.module.Module")
+
+
+def _is_paths(value: object) -> bool:
+    """Of one path or many, which a generator may give."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_path, value))
+    return _is_path(value) or (hasattr(value, "__iter__") and not isinstance(value, Mapping | bytes | np.ndarray))
+
+
 def _each(check: Callable[[object], bool], count: int | None = None) -> Callable[[object], bool]:
     """Whether a value is a sequence, of so many, whose entries pass the check."""
 
@@ -37,14 +61,6 @@ def _each(check: Callable[[object], bool], count: int | None = None) -> Callable
     return passes
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_data(value: object) -> bool:
-    return are_paths(value) or isinstance(value, xr.Dataset | xr.DataArray)
-
-
 # By the words of an annotation: what is expected, and whether a value is that. Others are left to the functions.
 KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "None": ("None", lambda value: value is None),
@@ -52,13 +68,17 @@ KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "int": ("a whole number", is_whole),
     "float": ("a number", is_number),
     "str": ("a string", _is_text),
-    "xr.Dataset": ("an xarray Dataset or DataArray or files", _is_data),
-    "nn.Module": ("a model", lambda value: isinstance(value, nn.Module)),
-    "os.PathLike": ("a path", lambda value: isinstance(value, os.PathLike)),
+    "PathLike": ("a path", lambda value: isinstance(value, os.PathLike)),
+    "Dataset": ("an xarray Dataset", _is_data),
+    "DataArray": ("a DataArray", _is_data),
+    "Module": ("a model", _is_module),
     "list[str]": ("a list of strings", _each(_is_text)),
+    "list[str | PathLike]": ("a list of paths", _each(_is_path)),
+    "Iterable[str | PathLike]": ("several paths", _is_paths),
     "Sequence[str]": ("a list of strings", _each(_is_text)),
     "Sequence[float]": ("a list of numbers", _each(is_number)),
     "tuple[float, float]": ("two numbers", _each(is_number, 2)),
+    "tuple[int, int]": ("two whole numbers", _each(is_whole, 2)),
 }
 
 
@@ -68,8 +88,22 @@ def check_types(annotations: Mapping[str, Any], arguments: Mapping[str, Any]) ->
         kinds = _words(annotations[name]) if name in annotations else []
         if not kinds or any(kind not in KINDS or KINDS[kind][1](value) for kind in kinds):
             continue
-        expected = " or ".join(KINDS[kind][0] for kind in kinds if kind != "None")
+        left_out = {"None", "str"} if "PathLike" in kinds else {"None"}  # a string is a path there
+        *others, last = (KINDS[kind][0] for kind in kinds if kind not in left_out)
+        expected = f"{', '.join(others)} or {last}" if others else last
         raise ArgumentTypeError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+
+
+def checks_types(function: Function) -> Function:
+    """The function, its arguments checked against its annotations before it runs."""
+    signature, annotations = inspect.signature(function), annotations_of(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check_types(annotations, signature.bind(*args, **kwargs).arguments)
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def annotations_of(function: Callable) -> dict[str, Any]:
@@ -78,5 +112,6 @@ def annotations_of(function: Callable) -> dict[str, Any]:
 
 
 def _words(annotation: Any) -> list[str]:
+    """ "xr.Dataset | list[str] | None" -> Dataset, list[str], None."""
     words = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return words.split(" | ")
+    return re.split(r" \| (?![^\[]*\])", re.sub(r"\b(\w+\.)+", "", words))
