@@ -113,8 +113,8 @@ def test_other_grids():
     ("options", "message"),
     [
         ({"frames": 1}, "frames must be from 2 to 10000, got 1"),
-        ({"shape": (16, 64)}, r"shape must be two of at least 32 pixels, got \(16, 64\)"),
-        ({"shape": (64,)}, "shape must be two sizes"),
+        ({"shape": (16, 64)}, r"shape must be two sizes of at least 32 pixels, got \(16, 64\)"),
+        ({"shape": (64,)}, "shape must be two whole numbers"),
     ],
     ids=["frames", "small", "one-dimensional"],
 )
