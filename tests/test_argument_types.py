@@ -108,6 +108,27 @@ def test_columns_of_points_have_one_length():
         fastds.query("inr-any", COARSE, {"lat": [1, 2], "lon": [3]}, var="reflectivity")
 
 
+def test_coarsened_to_nothing():
+    assert dict(coarsen_dataset(TRUTH, 32).sizes) == {"time": 3, "y": 1, "x": 1}
+    for factor in (33, 1e30):
+        with pytest.raises(ValueError, match="factor must be at most 32, the fewest pixels of a side, got"):
+            coarsen_dataset(TRUTH, factor)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ([1], {}, r"name must be a string, got \[1\]"),
+        ("srcnn", {"channels": "one"}, "channels must be a whole number, got 'one'"),
+        ("srcnn", {"channels": -1}, "SRCNN cannot be built from the configuration .*'channels': -1"),
+        ("simvp", {"groups": 0}, "SimVP cannot be built from the configuration .*'groups': 0"),
+    ],
+)
+def test_networks_of_no_size(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        fastds.models.create(name, **options)
+
+
 def test_a_lead_that_no_memory_holds():
     with pytest.raises(ValueError, match="lead must be at most 10000 steps of 300 s, got '1000000min': 200000 steps"):
         fastds.nowcast("extrapolation", TRUTH, lead="1000000min")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fastds._argument_types import annotations_of, check_types
 from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
@@ -136,6 +137,7 @@ def create(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: unknown name or argument.
     """
+    check_types({"name": str}, {"name": name})
     if name not in PRESETS:
         near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -150,11 +152,12 @@ def build(architecture: str, config: dict) -> nn.Module:
     """Build an architecture by name from its config.
 
     Raises:
-        ValueError: unknown architecture or an argument it does not take.
+        ValueError: unknown architecture, an argument it does not take or whose type or size is none.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {architecture!r}")
+    check_types(annotations_of(ARCHITECTURES[architecture]), config)
     try:
         return ARCHITECTURES[architecture](**config)
-    except TypeError as error:
+    except (TypeError, RuntimeError, ZeroDivisionError) as error:  # sizes that torch refuses, 0 groups
         raise ValueError(f"{architecture} cannot be built from the configuration {config}: {error}") from None

@@ -131,6 +131,8 @@ def coarsen_dataset(
         raise ValueError(f"every must be at least 1, got {every}")
     factor, every = int(factor), int(every)
     source = to_reflectivity(dataset, var)
+    if factor > min(source.shape[1:]):
+        raise ValueError(f"factor must be at most {min(source.shape[1:])}, the fewest pixels of a side, got {factor}")
     if source.kind != "reflectivity":
         raise ValueError(f"coarsen_dataset needs reflectivity, variable {source.source_name} is a rain {source.kind}")
     raw = source.raw.isel({source.dims[0]: slice(None, None, every)})
