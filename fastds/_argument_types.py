@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any, TypeVar
@@ -35,13 +36,18 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _has_class(*names: str) -> Callable[[object], bool]:
-    """Whether a value is of one of the classes, by their names: their packages need not be imported to know."""
-    return lambda value: any(f"{kind.__module__}.{kind.__qualname__}" in names for kind in type(value).__mro__)
+def _is_of(module: str, *classes: str) -> Callable[[object], bool]:
+    """Whether a value is of one of the classes of a module, which is not imported for it: who has one has done that."""
+
+    def passes(value: object) -> bool:
+        known = sys.modules.get(module)
+        return known is not None and isinstance(value, tuple(getattr(known, name) for name in classes))
+
+    return passes
 
 
-_is_data = _has_class("xarray.core.dataset.Dataset", "xarray.core.dataarray.DataArray")
-_is_module = _has_class("torch.nn.modules.module.Module")
+_is_data = _is_of("xarray", "Dataset", "DataArray")
+_is_module = _is_of("torch.nn", "Module")
 
 
 def _is_paths(value: object) -> bool:

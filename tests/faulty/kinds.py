@@ -255,7 +255,7 @@ HOLDS = {
     ),
 }
 RADAR = HOLDS | {
-    "one time": Kind(changed(lambda d: d.isel(time=[0])), "two|at least|times|needs", ("evaluate",)),
+    "one time": Kind(changed(lambda d: d.isel(time=[0])), "two|at least|times|needs", ("downscale", "evaluate")),
     "times uneven": Kind(
         times(lambda t: t + np.arange(len(t)) ** 2 * np.timedelta64(7, "s")), "irregular|steps|regular|spac|times"
     ),
