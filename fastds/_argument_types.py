@@ -36,18 +36,9 @@ def _is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _is_of(module: str, *classes: str) -> Callable[[object], bool]:
-    """Whether a value is of one of the classes of a module, which is not imported for it: who has one has done that."""
-
-    def passes(value: object) -> bool:
-        known = sys.modules.get(module)
-        return known is not None and isinstance(value, tuple(getattr(known, name) for name in classes))
-
-    return passes
-
-
-_is_data = _is_of("xarray", "Dataset", "DataArray")
-_is_module = _is_of("torch.nn", "Module")
+def _is_of(module: str, name: str) -> Callable[[object], bool]:
+    """Whether a value is of a class of a module, which is not imported for that: who has such a value has done it."""
+    return lambda value: module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 
 def _is_paths(value: object) -> bool:
@@ -75,9 +66,9 @@ KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "float": ("a number", is_number),
     "str": ("a string", _is_text),
     "PathLike": ("a path", lambda value: isinstance(value, os.PathLike)),
-    "Dataset": ("an xarray Dataset", _is_data),
-    "DataArray": ("a DataArray", _is_data),
-    "Module": ("a model", _is_module),
+    "Dataset": ("an xarray Dataset", _is_of("xarray", "Dataset")),
+    "DataArray": ("a DataArray", _is_of("xarray", "DataArray")),
+    "Module": ("a model", _is_of("torch.nn", "Module")),
     "list[str]": ("a list of strings", _each(_is_text)),
     "list[str | PathLike]": ("a list of paths", _each(_is_path)),
     "Iterable[str | PathLike]": ("several paths", _is_paths),
@@ -97,7 +88,13 @@ def check_types(annotations: Mapping[str, Any], arguments: Mapping[str, Any]) ->
         left_out = {"None", "str"} if "PathLike" in kinds else {"None"}  # a string is a path there
         *others, last = (KINDS[kind][0] for kind in kinds if kind not in left_out)
         expected = f"{', '.join(others)} or {last}" if others else last
-        raise ArgumentTypeError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+        raise ArgumentTypeError(f"{name} must be {expected}, got {_said(value)}")
+
+
+def _said(value: object) -> str:
+    """A value in a few words: of what takes lines, such as arrays and datasets, the type."""
+    lines = repr(value).splitlines()
+    return reprlib.repr(value) if len(lines) == 1 else f"a {type(value).__name__}"
 
 
 def checks_types(function: Function) -> Function:

@@ -103,6 +103,14 @@ def test_annotations(annotation, good, bad):
             check_types({"it": annotation}, {"it": value})
 
 
+def test_an_array_is_no_dataset():
+    for call in (lambda: coarsen_dataset(TRUTH.reflectivity), lambda: save_dataset(TRUTH.reflectivity, "out.nc")):
+        with pytest.raises(TypeError, match="dataset must be an xarray Dataset, got a DataArray"):
+            call()
+    fine = fastds.downscale("fczsm-small", COARSE.reflectivity)
+    assert fine.sizes["y"] == 2 * COARSE.sizes["y"]
+
+
 def test_columns_of_points_have_one_length():
     with pytest.raises(TypeError, match="points must be a CSV file, columns lat and lon of one length"):
         fastds.query("inr-any", COARSE, {"lat": [1, 2], "lon": [3]}, var="reflectivity")

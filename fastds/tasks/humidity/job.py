@@ -52,7 +52,7 @@ class HumidityJob:
         self.names = _time_names(dataset)
         self.dataset = dataset = dataset.rename(self.names)
         self.field = choose_field(dataset, var, level)
-        self.members, self.seed, self.level = members, seed, level
+        self.members, self.seed, self.level = None if members is None else int(members), int(seed), level
         self.humid = _is_humidity(model, self.field)
         self.wrapped = WRAPPED if _goes_round(dataset, self.field) else 0
         self.dims = (("realization",) if members else ()) + self.field.dims
