@@ -10,7 +10,7 @@ from torch import nn
 import fastds
 from fastds.models import create
 from fastds.models.export.signatures import signature
-from fastds.models.graph import Arguments
+from fastds.models.graph import Arguments, frozen
 from fastds.models.replay import ReplayedForward
 from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
 from fastds.ops.core import buffer_pool
@@ -54,6 +54,15 @@ def test_flow_is_that_of_the_fields_of_each_call(name, fields, native):
         with torch.no_grad():
             expected = model(x)
         assert equal(fast(x), expected)
+
+
+@pytest.mark.parametrize("name", ["ms-predrnn-small", "ms-mim-small", "ms-convgru-small", "ms-predrnn++-small"])
+def test_a_frozen_copy_gives_the_same(name, native):
+    """That of a graph on a GPU, whose summed convolutions have one bias."""
+    torch.manual_seed(4)
+    model, x = create(name).eval(), torch.rand(1, 3, 1, 32, 32)
+    with torch.no_grad():
+        assert equal(frozen(model, torch.float32)(x, 2), model(x, 2))
 
 
 class Everything(nn.Module):

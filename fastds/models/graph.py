@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from fastds.models.replay import ReplayedForward
+from fastds.nn.convolutions import SummedConv3x3
 
 WARM_UP_RUNS = 3  # Triton compiles, cuDNN chooses and the caching allocator fills before the capture
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -150,6 +151,9 @@ def as_captured(dtype: torch.dtype) -> Iterator[None]:
 def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy for inference, weights in `dtype` and channels_last; buffers, such as means in kelvin, as they are."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, SummedConv3x3):
+            module.freeze_bias()
     for parameter in model.parameters():
         layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
         parameter.data = parameter.data.to(dtype, memory_format=layout)

@@ -104,3 +104,14 @@ def test_host_work_in_a_network_is_found(fake_cuda, monkeypatch):
     model.convs[0].register_forward_hook(lambda module, inputs, y: y * torch.tensor([2.0], device=y.device))
     with pytest.raises(HostWork, match="copies between host and device"), Watched():
         model(torch.rand(1, 1, 8, 8, device="cuda"))
+
+
+def test_biases_of_summands_are_added_once(fake_cuda):
+    """And the model, of which a graph has a copy, keeps its own."""
+    model = on_cuda("db-predrnn")
+    copy = frozen(model, torch.bfloat16)
+    with Watched() as seen, torch.no_grad(), as_captured(torch.bfloat16):
+        copy(*arguments("db-predrnn", model))
+    assert not [func for func, *_ in seen.calls if func is torch.ops.aten.sum.dim_IntList]
+    gates, summed = (network.forecaster.cells[0].gates for network in (model, copy))
+    assert gates.bias.shape == (2, 96) and summed.bias.shape == (96,)

@@ -62,10 +62,10 @@ class PrecipLSTM(Cell):
         h, c, ms, mt = state
         m = zeros(x, memory=True) if m is None else m
         y = self.attention(x)
-        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.bias.sum(0))
+        c, q = conv_st_lstm_gates(y, h, c, self.gates.weight, self.gates.total_bias())
 
         def updated(module: SummedConv3x3, source: Tensor, memory: Tensor) -> Tensor:
-            weights = module.weight, module.bias.sum(0)
+            weights = module.weight, module.total_bias()
             return conv_memory_gates(source, memory.to(source.dtype), memory, *weights)
 
         m, ms = updated(self.zigzag_gates, y, m), updated(self.spatial_gates, y, ms)

@@ -78,12 +78,12 @@ class PredRNNV2(PredRNN):
         h, c = (None, zeros(x, self.channels, memory=True)) if state is None else state
         weight, memory_weight = (self.gates.weight, self.spatial.memory.weight) if folded is None else folded
 
-        pre = _convolve(x, h, weight, self.gates.bias)
+        pre = _convolve(x, h, weight, self.gates.total_bias())
         i, _, g, _ = pre.chunk(4, 1)
         c, q = st_lstm_gates(pre, c)
         added = shared(output_gate(i, g))
 
-        pre = _convolve(x, m, memory_weight, self.spatial.memory.bias)
+        pre = _convolve(x, m, memory_weight, self.spatial.memory.total_bias())
         i, _, g = pre.chunk(3, 1)
         m = memory_gates(pre, zeros(x, self.channels, memory=True) if m is None else m)
         similarities.append(F.cosine_similarity(added.flatten(2), shared(output_gate(i, g)).flatten(2), dim=2).abs())
@@ -93,6 +93,6 @@ class PredRNNV2(PredRNN):
 
 
 def _convolve(x: Tensor, x2: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-    """The convolution of [x; x2], x2 None for zeros, with a bias for each."""
+    """The convolution of [x; x2], x2 None for zeros."""
     weight = of_first(weight, x) if x2 is None else weight
-    return convolve(x, weight, bias.sum(0), x2=x2 if x2 is None else x2.to(x.dtype))
+    return convolve(x, weight, bias, x2=x2 if x2 is None else x2.to(x.dtype))
