@@ -30,13 +30,11 @@ def are_paths(data: object) -> bool:
 
 
 @contextlib.contextmanager
-def opened(
-    data: Data | None, var: str | None = None, name: str = "data", **reading: Unpack[Reading]
-) -> Iterator[xr.Dataset | None]:
+def opened(data: Data | None, var: str | None = None, **reading: Unpack[Reading]) -> Iterator[xr.Dataset | None]:
     """A Dataset of what was given: a DataArray by its name, files opened and closed with the block; None stays None.
 
-    var: the variable that missing and units are of; name: what the argument is called; reading: see Reading. Raises:
-    TypeError for other data, and what open_dataset and declared raise."""
+    var: the variable that missing and units are of; reading: see Reading. Raises: TypeError for other data, and what
+    open_dataset and declared raise."""
     told = reading.get("missing"), reading.get("units"), var
     times = reading.get("start"), reading.get("stop")
     if data is None:
@@ -49,4 +47,4 @@ def opened(
         with open_dataset(data, start=times[0], stop=times[1]) as dataset:
             yield declared(dataset, *told)
     else:
-        raise TypeError(f"{name} must be an xarray Dataset or DataArray or files, got a {type(data).__name__}")
+        raise TypeError(f"data must be an xarray Dataset or DataArray or files, got a {type(data).__name__}")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastds.tasks.nowcast.scores import NowcastTable
     from fastds.tasks.radar.scores import EvaluationTable
 
-    Model = nn.Module | str | os.PathLike | None
+Model = nn.Module | str | os.PathLike | None
 
 DOWNSCALING = ("radar", "fields", "humidity")
 # Options that choose the task where no model does.
@@ -148,11 +148,9 @@ def evaluated(
 ) -> EvaluationTable | FieldTable | NowcastTable:
     """evaluate; elsewhere: what makes the scores, of the task; None: this process."""
     given, reading = options.pop("input", None), _reading(options, *READING)
-    with (
-        opened(prediction, name="prediction") as p,
-        opened(truth, name="truth", **reading) as t,
-        opened(given, name="input", **reading) as source,
-    ):
+    files = {"prediction": prediction, "truth": truth, "input": given}
+    check_types({"prediction": Data, "truth": Data, "input": Data | None}, files)
+    with opened(prediction) as p, opened(truth, **reading) as t, opened(given, **reading) as source:
         task = evaluating_task(p, options.get("var"))
         run, name = task_function(task, "evaluate"), given_name(task)
         check_options(run, task, options, {"input", "model"}, {name, "elsewhere"})
@@ -229,7 +227,7 @@ def check_options(
 
 def _check_given(model: Model, data: Data) -> None:
     """ArgumentTypeError for a model or data of another type."""
-    check_types({"model": "Module | str | PathLike | None", "data": Data}, {"model": model, "data": data})
+    check_types({"model": Model, "data": Data}, {"model": model, "data": data})
 
 
 _TOLD_BY_OTHERS = {"progress", "origin"}  # the command gives origin, by --to and what that needs
