@@ -10,6 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in the command: a busy mac
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # tests of threads ask for theirs
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
 
+import numpy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -109,7 +110,7 @@ def instruction_set():
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """torch.empty and relatives give NaN, so that an element nobody wrote shows."""
+    """torch.empty, numpy.empty and relatives give NaN, so that an element nobody wrote shows."""
 
     def poisoned(allocate):
         def empty(*args, **kwargs):
@@ -121,9 +122,20 @@ def poison(monkeypatch):
 
         return empty
 
+    def poisoned_array(allocate):
+        def empty(*args, **kwargs):
+            result = allocate(*args, **kwargs)
+            if result.dtype.kind in "fc":
+                result.fill(float("nan"))
+            return result
+
+        return empty
+
     for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(numpy, name, poisoned_array(getattr(numpy, name)))
 
 
 @pytest.fixture(scope="session")

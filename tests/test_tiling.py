@@ -83,9 +83,9 @@ def test_tiled_equals_whole_where_the_halo_covers_the_reach(size):
     flow = torch.randn(1, 2, 2, *size)
     network = blur(6)
     whole = network(x[None, :, None], flow[None])[0, :, 0]
-    tiled = run_tiles(network, x, flow, plan_tiles(*size, 32, 16), 2)
+    (tiled,) = run_tiles(network, [x], [flow], plan_tiles(*size, 32, 16), 2)
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6)
-    cut = run_tiles(network, x, flow, plan_tiles(*size, 32, 0), 2)
+    (cut,) = run_tiles(network, [x], [flow], plan_tiles(*size, 32, 0), 2)
     assert (cut - whole).abs().max() > 1e-3
 
 
@@ -97,7 +97,7 @@ def test_flow_is_cut_with_the_tile():
         return torch.zeros(1, 3, 1, 2 * x.shape[-2], 2 * x.shape[-1])
 
     flow = torch.randn(1, 2, 2, 48, 32)
-    run_tiles(network, torch.rand(2, 48, 32), flow, plan_tiles(48, 32, 32, 16), 2)
+    run_tiles(network, [torch.rand(2, 48, 32)], [flow], plan_tiles(48, 32, 32, 16), 2)
     assert [tuple(f.shape) for f in seen] == [(1, 1, 2, 2, 48, 32), (1, 1, 2, 2, 32, 32)]
     torch.testing.assert_close(seen[1][0], flow[..., 16:48, :])
 
@@ -112,9 +112,32 @@ def test_tiles_without_echo_are_not_run():
     x = torch.zeros(2, 64, 64)
     x[:, 5, 5] = 1
     done = []
-    y = run_tiles(network, x, None, plan_tiles(64, 64, 32, 0), 2, after_tile=lambda: done.append(1))
+    (y,) = run_tiles(network, [x], None, plan_tiles(64, 64, 32, 0), 2, after_tile=lambda: done.append(1))
     assert len(calls) == 1 and len(done) == 4
     assert (y[:, :64, :64] == 1).all() and y.sum() == 3 * 64 * 64
+
+
+@pytest.mark.parametrize(("at_once", "calls"), [(1, 11), (2, 6), (3, 5), (100, 2)])
+def test_windows_of_one_size_run_as_a_batch(at_once, calls):
+    """Two sequences of six tiles, four of 32 x 32 and two of 32 x 16, one of the large ones dry."""
+    torch.manual_seed(1)
+    sequences, flows = list(torch.rand(2, 2, 64, 80)), list(torch.randn(2, 1, 2, 2, 64, 80))
+    static = torch.rand(1, 64, 80)
+    sequences[1][:, :32, 32:64] = 0
+    seen = []
+
+    def network(x, flow, maps):
+        seen.append(len(x))
+        y = x[:, [0, 0, 1], 0] + 2 * flow[:, 0].sum((1, 2))[:, None] + 3 * maps
+        return F.interpolate(y, scale_factor=2)[:, :, None]
+
+    tiles = plan_tiles(64, 80, 32, 0)
+    made = run_tiles(network, sequences, flows, tiles, 2, static=static, at_once=at_once)
+    assert len(seen) == calls and max(seen) <= at_once and sum(seen) == 11
+    for x, flow, y in zip(sequences, flows, made, strict=True):
+        whole = network(x[None, :, None], flow[None], static[None])[0, :, 0]
+        whole[:, :64, 64:128] *= x[:, :32, 32:64].any()
+        assert torch.equal(y, whole)
 
 
 def test_tile_is_chosen_within_the_memory_budget():

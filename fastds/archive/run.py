@@ -53,7 +53,7 @@ def compute_archive(
 
     The work is cut into pieces along time. target.part is filled and becomes target at the end; beside it lies a
     manifest of the pieces that are done. The same call goes on where a killed one stopped, and computes nothing again.
-    Every piece has the bits that one process computes of the whole.
+    Every piece has the bits that one process computes of the whole, on a GPU to rounding.
 
     Args:
         task: of fastds.tasks. source: a file, folder, pattern or list, see fastds.data.open_dataset.

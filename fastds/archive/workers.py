@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fastds.archive.lost_workers import KILLED, lasting
 from fastds.archive.store import Store
 from fastds.data.packages import require
@@ -185,7 +187,19 @@ def _itself(packed: Packed) -> Packed:
 
 
 def _make(packed: Packed, store: Path, piece: Piece) -> Made:
-    return make(packed.job, store, piece)
+    with _own_gpu():
+        return make(packed.job, store, piece)
+
+
+def _own_gpu() -> contextlib.AbstractContextManager:
+    """In the block "cuda" is GPU k, modulo how many there are, for worker k of this machine. Workers of a scheduler with
+    other names than numbers see what it gives them."""
+    from distributed import get_worker
+
+    number, count = get_worker().name, torch.cuda.device_count()
+    if count < 2 or not isinstance(number, int):
+        return contextlib.nullcontext()
+    return torch.cuda.device(number % count)
 
 
 def by_workers(found: tuple[Client, int, str], job: Packed, store: Path, pieces: Iterable[Piece]) -> Iterator[Made]:

@@ -47,10 +47,10 @@ class FrameRefiner:
     """Refine sequences of coarse frames (H, W) in dBZ, NaN = missing, values <= no_echo = no echo.
 
     network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
-    list of Tile over the coarse grid. after_tile: called after each tile of each pair. static: see run_tiles.
+    list of Tile over the coarse grid. after_tile: called after each tile of each pair. static, at_once: see run_tiles.
     coarsened: how the coarse frames average finer cells, see agreement.py; None: not known. members: what draws
     members of every fine frame; None: none are drawn.
-    Attributes: `observe`, a callable (x (2, H, W), flow) run before each pair, or None.
+    Attributes: `observe`, a callable (x (2, H, W), flow) run before the first pair of those at once, or None.
     """
 
     def __init__(
@@ -64,11 +64,13 @@ class FrameRefiner:
         tiles: list[Tile],
         after_tile: Callable | None = None,
         static: torch.Tensor | None = None,
+        at_once: int = 1,
         coarsened: str | None = None,
         members: Members | None = None,
     ):
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
         self.static, self.coarsened, self.members = static, coarsened, members
+        self.at_once, self.pairs_at_once = at_once, max(1, at_once // max(1, len(tiles)))
         self.floor, self.ceiling, self.no_echo = floor, ceiling, no_echo
         # Echo below this counts as this, and dry cells too, where strong echo is interpolated next to weak echo.
         self.low = min(floor, WEAKEST_DBZ)
@@ -85,21 +87,15 @@ class FrameRefiner:
         """
         if time_factor == 4:
             frames = self._with_middle_frames(frames)
-        pending = previous = None
-        times = iter(times)
-        for frame in frames:
-            current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
-            if previous is not None:
-                y, near, flow, strong = self._pair(previous, current)
-                first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-                yield self._outer(self._at_input(first, previous, next(times)), first_near, previous)
-                middle = self._between(y, previous, current, strong, next(times))
-                yield self._middle(middle, near, previous, current, flow)
-                pending = y[2].clone(), near
-            previous = current
-        if pending is not None:
-            last, near = pending
-            yield self._outer(self._at_input(last, previous, next(times)), near, previous)
+        pending, times = None, iter(times)
+        for previous, current, (y, near, flow, strong) in self._pairs(frames):
+            first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
+            yield self._outer(self._at_input(first, previous, next(times)), first_near, previous)
+            middle = self._between(y, previous, current, strong, next(times))
+            yield self._middle(middle, near, previous, current, flow)
+            pending = y[2].clone(), near
+        last, near = pending
+        yield self._outer(self._at_input(last, current, next(times)), near, current)
 
     def _at_input(self, y: torch.Tensor, given: torch.Tensor, time: object) -> torch.Tensor:
         """The network's field at an input time, or members of it."""
@@ -119,39 +115,46 @@ class FrameRefiner:
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
-        previous, mode = None, self.coarsened or "dbz"
-        for frame in frames:
-            current = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
-            if previous is not None:
-                y, near, flow, _ = self._pair(previous, current)
-                middle = self._middle(y[1], near, previous, current, flow)
-                yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
-            yield frame
-            previous = current
+        mode = self.coarsened or "dbz"
+        for previous, current, (y, near, flow, _) in self._pairs(frames):
+            yield previous.numpy()
+            middle = self._middle(y[1], near, previous, current, flow)
+            yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
+        yield current.numpy()
 
-    def _pair(self, first: torch.Tensor, second: torch.Tensor):
-        """Network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and for members that
-        of echo above the floor."""
-        x = self._scaled(first, second, self.floor)
-        echo = (x > 0).any(0)
-        flow, motion = _flow(x), 0.0
-        if echo.any():
-            motion = torch.hypot(*flow[0].unbind(1))[:, echo].max().item()
+    def _pairs(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple]]:
+        """Frames that follow one another, and what _results gives of them, computed for so many pairs at once."""
+        pairs = itertools.pairwise(torch.from_numpy(np.ascontiguousarray(frame, np.float32)) for frame in frames)
+        while some := list(itertools.islice(pairs, self.pairs_at_once)):
+            for pair, result in zip(some, self._results(some), strict=True):
+                yield *pair, result
+
+    def _results(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple]:
+        """Of each pair: network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and
+        for members that of echo above the floor."""
+        scaled = [self._scaled(*pair, self.floor) for pair in pairs]
+        flows = [_flow(x) for x in scaled]
         if self.observe is not None:
-            self.observe(x, flow)
-        y = run_tiles(self.network, x, flow, self.tiles, self.scale, self.after_tile, self.static)
-        if self.coarsened is not None:
-            known = ~torch.stack([first, second]).isnan()
-            agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor, self._bands)
-        del x
+            self.observe(scaled[0], flows[0])
+        form = {"after_tile": self.after_tile, "static": self.static, "at_once": self.at_once}
+        made = run_tiles(self.network, scaled, flows, self.tiles, self.scale, **form)
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made
-        near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
-        strong = None if self.members is None else flow
-        if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
-            del flow
-            flow = _flow(self._scaled(first, second, self.low))
-        return y, near, flow, strong
+        for pair in pairs:
+            x, flow, y = (some.pop(0) for some in (scaled, flows, made))  # large: each lives as long as it is needed
+            echo, motion = (x > 0).any(0), 0.0
+            if echo.any():
+                motion = torch.hypot(*flow[0].unbind(1))[:, echo].max().item()
+            if self.coarsened is not None:
+                known = ~torch.stack(pair).isnan()
+                agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor, self._bands)
+            del x
+            near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
+            strong = None if self.members is None else flow
+            if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
+                del flow
+                flow = _flow(self._scaled(*pair, self.low))
+            yield y, near, flow, strong
 
     def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
         """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""

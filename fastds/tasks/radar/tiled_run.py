@@ -23,8 +23,10 @@ from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reac
 from fastds.tasks.radar.members import LAW, Members
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
-# Working memory of the network that the automatic choice of tiles stays within.
+# Working memory of the network that the automatic choice of tiles stays within; on a GPU half of what is free there.
 MEMORY_BUDGET_BYTES = 2 << 30
+# Windows that a GPU gets at once: a batch beyond this leaves it no less idle.
+_MOST_AT_ONCE = 16
 
 
 class TiledRun:
@@ -61,6 +63,7 @@ class TiledRun:
             no_echo=source.no_echo,
             tiles=self.tiles,
             static=self.static,
+            at_once=self._windows_at_once(),
             coarsened=coarsened,
             members=members,
         )
@@ -88,14 +91,28 @@ class TiledRun:
         if halo is not None:
             halo = check_multiple("halo", halo, 0)
         per_pixel = _pixel_bytes(self.model)
-        fits = height * width * per_pixel <= MEMORY_BUDGET_BYTES
+        fits = height * width * per_pixel <= self._budget()
         if (tile is None and fits) or (tile is not None and tile >= max(height, width)):
             return None, 0
         motion = self._likely_motion()
         reach = network_reach(self._network, self.scale, self.amplitude, motion, self.uses_flow)
         self.reach = max(reach, NEAR_PIXELS + math.ceil(motion))
         halo = round_up(self.reach) if halo is None else halo
-        return tile or choose_tile(height, width, halo, per_pixel, MEMORY_BUDGET_BYTES), halo
+        return tile or choose_tile(height, width, halo, per_pixel, self._budget()), halo
+
+    def _budget(self) -> float:
+        """Bytes of working memory for the network."""
+        if self.computed.device.type != "cuda":
+            return MEMORY_BUDGET_BYTES
+        free, _ = torch.cuda.mem_get_info(self.computed.device)
+        return free / 2
+
+    def _windows_at_once(self) -> int:
+        """How many windows the network gets as a batch: one by one on a CPU, which a window fills."""
+        if self.computed.device.type != "cuda":
+            return 1
+        largest = max(math.prod(s.stop - s.start for s in tile.window) for tile in self.tiles)
+        return max(1, min(_MOST_AT_ONCE, int(self._budget() / (largest * _pixel_bytes(self.model)))))
 
     def _likely_motion(self) -> float:
         """Pixels per input step for which the reach is measured: the card's largest, the data's is not known yet."""
@@ -140,7 +157,8 @@ class TiledRun:
         height, width = x.shape[-2:]
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
         wide = plan_tiles(height, width, self.tile, round_up(self.reach))[self.tiles.index(tile)]
-        small, large = (run_tiles(self._network, x, flow, [t], self.scale, static=self.static) for t in (tile, wide))
+        given = self._network, [x], [flow]
+        small, large = (run_tiles(*given, [t], self.scale, static=self.static)[0] for t in (tile, wide))
         rows, columns = (slice(c.start * self.scale, c.stop * self.scale) for c in tile.core)
         difference = (small - large)[:, rows, columns].abs() * self.amplitude
         self.seam_error = difference.max().item(), difference.square().mean().sqrt().item()
