@@ -10,12 +10,10 @@ import signal
 import socket
 import sys
 import time
-import types
 
 import forked
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from test_pieces import counted, event, fields  # noqa: F401
 from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, nowcaster, radar_model
@@ -399,29 +397,6 @@ def test_workers_of_a_scheduler(files, event):  # noqa: F811
     assert same(stored(files / "out.zarr"), stored(files / "other.zarr"))
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(OSError, match="127.0.0.1:9"):
         archive(files, target="third.zarr", scheduler="tcp://127.0.0.1:9")
-
-
-@pytest.mark.parametrize(
-    ("gpus", "name", "used"),
-    [(0, 1, []), (1, 1, []), (2, 0, [0]), (2, 1, [1]), (2, 5, [1]), (3, 5, [2]), (2, "tcp://127.0.0.1:9", [])],
-)
-def test_a_worker_has_a_gpu_of_its_own(monkeypatch, gpus, name, used):
-    """Worker k computes on GPU k modulo their number."""
-    distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
-    inside, asked = [], []
-
-    @contextlib.contextmanager
-    def device(number):
-        inside.append(number)
-        yield
-        inside.clear()
-
-    monkeypatch.setattr(distributed, "get_worker", lambda: types.SimpleNamespace(name=name))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(workers, "make", lambda *piece: asked.append((*piece, *inside)))
-    workers._make(types.SimpleNamespace(job="job"), "store", "piece")
-    assert asked == [("job", "store", "piece", *used)] and not inside
 
 
 def test_little_work_starts_no_workers(files, whole, monkeypatch):

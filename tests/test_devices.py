@@ -2,6 +2,7 @@
 """The options device and precision of every command: what is chosen, refused, and told in the result."""
 
 import contextlib
+import types
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_verbs import HUMIDITY, TEMPERATURE, field_model, generator, gridded, n
 
 import fastds
 from fastds import models
+from fastds.archive import workers
 from fastds.cli import main
 from fastds.data import coarsen_dataset, synthetic_event
 from fastds.tasks.common.settings import Settings, check_count, computing, settle
@@ -138,3 +140,26 @@ def test_every_command_refuses_a_gpu_that_is_not_there(case, folder, monkeypatch
     assert main([case.split()[0], *COMMANDS[case].split(), "--device=cuda"]) == 2
     assert ABSENT in capsys.readouterr().err.splitlines()[-1]
     assert not {"out.nc", "out.zarr", "out.csv"} & {path.name for path in folder.iterdir()} - set(before)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "used"),
+    [(0, 1, []), (1, 1, []), (2, 0, [0]), (2, 1, [1]), (2, 5, [1]), (3, 5, [2]), (2, "tcp://127.0.0.1:9", [])],
+)
+def test_a_worker_has_a_gpu_of_its_own(monkeypatch, gpus, name, used):
+    """Worker k computes on GPU k modulo their number."""
+    distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
+    inside, asked = [], []
+
+    @contextlib.contextmanager
+    def device(number):
+        inside.append(number)
+        yield
+        inside.clear()
+
+    monkeypatch.setattr(distributed, "get_worker", lambda: types.SimpleNamespace(name=name))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(workers, "make", lambda *piece: asked.append((*piece, *inside)))
+    workers._make(types.SimpleNamespace(job="job"), "store", "piece")
+    assert asked == [("job", "store", "piece", *used)] and not inside

@@ -8,10 +8,9 @@ import xarray as xr
 from torch import nn
 
 from fastds import models
-from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.data import coarsen_dataset, open_dataset, save_dataset, synthetic_event
 from fastds.models.baselines import trilinear
 from fastds.tasks.common import inference
-from fastds.tasks.common.settings import Settings
 from fastds.tasks.radar import refinement, tiled_run
 from fastds.tasks.radar.methods import pick_model
 from fastds.tasks.radar.run import downscale, downscale_file
@@ -224,44 +223,6 @@ def test_tiles_are_chosen_by_memory(coarse, network, monkeypatch):
     monkeypatch.setattr(tiled_run, "MEMORY_BUDGET_BYTES", 1)
     out = downscale(network, coarse.isel(x=slice(0, 32), y=slice(0, 32)))
     assert out.attrs["fastds_tile"] == 16
-
-
-@pytest.mark.parametrize(
-    ("at_once", "tile", "time_factor", "most"),
-    [(2, None, 2, 2), (16, None, 4, 4), (2, 16, 2, 2), (16, 32, 4, 4)],
-)
-def test_pairs_and_tiles_at_once_change_nothing(coarse, network, monkeypatch, at_once, tile, time_factor, most):
-    """Three fields are two pairs, and four in the second pass of time factor 4."""
-    coarse = coarse.isel(y=slice(0, 32), x=slice(0, 48))
-    form = {"tile": tile, "halo": 0 if tile else None, "time_factor": time_factor}
-    alone = downscale(network, coarse, **form)
-    monkeypatch.setattr(tiled_run.TiledRun, "_windows_at_once", lambda self: at_once)
-    sizes, forward = [], network.forward
-    monkeypatch.setattr(network, "forward", lambda x, **given: sizes.append(len(x)) or forward(x, **given))
-    together = downscale(network, coarse, **form)
-    assert max(sizes) == most
-    np.testing.assert_allclose(together.reflectivity, alone.reflectivity, rtol=0, atol=2e-3)
-
-
-PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 features at twice the resolution
-
-
-@pytest.mark.parametrize(
-    ("free", "asked", "tile", "at_once"),
-    [
-        (1e12, None, None, 16),
-        (2 * 5.5 * 48 * 64 * PIXEL, None, None, 5),
-        (2 * 5.5 * 32 * 32 * PIXEL, 32, 32, 5),
-        (2 * 0.5 * 48 * 64 * PIXEL, None, 16, 1),
-        (1, None, 16, 1),
-    ],
-)
-def test_a_gpu_gets_what_half_of_its_free_memory_takes(coarse, network, monkeypatch, free, asked, tile, at_once):
-    gpu = torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {gpu: (free, 1e13)}[device])
-    monkeypatch.setattr(tiled_run, "network_reach", lambda *args: 0)
-    run = tiled_run.TiledRun(network, to_reflectivity(coarse), asked, asked and 0, Settings(None, gpu, "bf16"), 2)
-    assert (run.tile, run.refiner.at_once) == (tile, at_once)
 
 
 def test_one_tile_is_no_tile(coarse, monkeypatch):

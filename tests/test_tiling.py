@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiles: they cover the grid, keep the alignment of strided levels, and see what the network sees."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_verbs import radar_model
 
+from fastds.data import coarsen_dataset, synthetic_event, to_reflectivity
+from fastds.tasks.common.settings import Settings
 from fastds.tasks.common.tiling import ALIGNMENT, choose_tile, network_reach, plan_tiles, round_up, run_tiles
+from fastds.tasks.radar import tiled_run
+from fastds.tasks.radar.run import downscale
 
 
 @pytest.mark.parametrize("size", [(16, 16), (37, 101), (96, 64), (1, 300)], ids=str)
@@ -146,3 +152,56 @@ def test_tile_is_chosen_within_the_memory_budget():
     assert side % ALIGNMENT == 0 and (side + 96) ** 2 * 1000 <= 1e9 < (side + 16 + 96) ** 2 * 1000
     assert choose_tile(4000, 4000, 480, 1000.0, 1e6) == ALIGNMENT
     assert [round_up(v) for v in (0, 1, 16, 16.5)] == [0, 16, 16, 32]
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    return coarsen_dataset(synthetic_event(3, 5, (64, 96)))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small FC-ZSM with random weights that do something."""
+    model = radar_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "conv_offset_mask" in name or "last" in name:
+                parameter.normal_(0, 0.02)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("at_once", "tile", "time_factor", "most"),
+    [(2, None, 2, 2), (16, None, 4, 4), (2, 16, 2, 2), (16, 32, 4, 4)],
+)
+def test_pairs_and_tiles_at_once_change_nothing(coarse, network, monkeypatch, at_once, tile, time_factor, most):
+    """Three fields are two pairs, and four in the second pass of time factor 4."""
+    form = {"tile": tile, "halo": 0 if tile else None, "time_factor": time_factor}
+    alone = downscale(network, coarse, **form)
+    monkeypatch.setattr(tiled_run.TiledRun, "_windows_at_once", lambda self: at_once)
+    sizes, forward = [], network.forward
+    monkeypatch.setattr(network, "forward", lambda x, **given: sizes.append(len(x)) or forward(x, **given))
+    together = downscale(network, coarse, **form)
+    assert max(sizes) == most
+    np.testing.assert_allclose(together.reflectivity, alone.reflectivity, rtol=0, atol=2e-3)
+
+
+PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 features at twice the resolution
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "tile", "at_once"),
+    [
+        (1e12, None, None, 16),
+        (2 * 5.5 * 32 * 48 * PIXEL, None, None, 5),
+        (2 * 5.5 * 32 * 32 * PIXEL, 32, 32, 5),
+        (2 * 0.5 * 32 * 48 * PIXEL, None, 16, 1),
+        (1, None, 16, 1),
+    ],
+)
+def test_a_gpu_gets_what_half_of_its_free_memory_takes(coarse, network, monkeypatch, free, asked, tile, at_once):
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {gpu: (free, 1e13)}[device])
+    monkeypatch.setattr(tiled_run, "network_reach", lambda *args: 0)
+    run = tiled_run.TiledRun(network, to_reflectivity(coarse), asked, asked and 0, Settings(None, gpu, "bf16"), 2)
+    assert (run.tile, run.refiner.at_once) == (tile, at_once)

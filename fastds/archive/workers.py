@@ -192,8 +192,8 @@ def _make(packed: Packed, store: Path, piece: Piece) -> Made:
 
 
 def _own_gpu() -> contextlib.AbstractContextManager:
-    """In the block "cuda" is GPU k, modulo how many there are, for worker k of this machine. Workers of a scheduler with
-    other names than numbers see what it gives them."""
+    """In the block "cuda" is GPU k, modulo how many there are, for worker k of this machine. Workers of a scheduler
+    with other names than numbers see what it gives them."""
     from distributed import get_worker
 
     number, count = get_worker().name, torch.cuda.device_count()

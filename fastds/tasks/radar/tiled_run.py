@@ -25,7 +25,7 @@ from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
 # Working memory of the network that the automatic choice of tiles stays within; on a GPU half of what is free there.
 MEMORY_BUDGET_BYTES = 2 << 30
-# Windows that a GPU gets at once: a batch beyond this leaves it no less idle.
+# At most so many windows go to a GPU at once: their results are kept in the host's memory.
 _MOST_AT_ONCE = 16
 
 
