@@ -269,13 +269,13 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
             f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
         )
     dataset = dataset.sortby(time)
-    limits = (
-        None if date is None else _limit(dataset[time], name, date) for name, date in (("start", start), ("stop", stop))
-    )
-    kept = dataset.sel({time: slice(*limits)})
+    given = {name: date for name, date in (("start", start), ("stop", stop)) if date is not None}
+    limits = {name: _limit(dataset[time], name, date) for name, date in given.items()}
+    kept = dataset.sel({time: slice(limits.get("start"), limits.get("stop"))})
     if not kept.sizes[time]:
         first, last = (str(dataset[time].values[k])[:19] for k in (0, -1))
-        raise ValueError(f"no time lies between start {start} and stop {stop}; the fields reach from {first} to {last}")
+        asked = " and ".join(f"{name} {date}" for name, date in given.items())
+        raise ValueError(f"no time fits {asked}; the fields reach from {first} to {last}")
     kept.set_close(dataset.close)  # a selection does not close what it is of
     return kept
 
