@@ -23,8 +23,8 @@ READMES = sorted(p for p in ROOT.rglob("README.md") if not {"build", ".git"} & s
 FENCE = re.compile(r"^(<!-- ci -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a test shortens: minutes of training and benchmarks. pip and sanitizer builds are left to .ci/run and to hand.
 SHORTER = (
-    (r"(train humidity .*)--max_minutes=\d+", r"\1--max_steps=2 --threads=1 --data.validation_samples=4"),
-    (r"(train (?:radar|nowcast) .*)--max_minutes=\d+", r"\1--max_steps=2 --threads=1 --data.validation_samples=4"),
+    (r"(train (?:radar|nowcast|humidity) .*--max_minutes=\d+)", r"\1 --data.validation_samples=4"),
+    (r"(train .*)--max_minutes=\d+", r"\1--max_steps=2 --threads=1 --data.batch_size=2"),
     (r"--max_minutes=\d+", "--max_steps=2 --threads=1"),
     (r"(study fczsm .*)--budget=\d+min", r"\1--max_steps=2 --threads=1 --data.test_samples=2 --run=[UNet]"),
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
