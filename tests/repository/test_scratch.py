@@ -3,12 +3,16 @@
 denormal numbers, with which Intel calculates a hundred times slower.
 
 Each process here runs with an aligned_alloc that fills what it gives with signalling NaN, which raise a flag of the
-processor when they are calculated with. tests/test_conv3x3.py asks the same of the workspace that calls share.
+processor when they are calculated with. tests/test_conv3x3.py asks the same of the workspace that calls share. torch.empty and numpy.empty
+are filled by tests/conftest.py.
 """
 
 import os
 import subprocess
 import sys
+
+import numpy as np
+import torch
 
 FILLING = """
 #include <stdint.h>
@@ -85,3 +89,11 @@ def test_nothing_is_calculated_with_what_scratch_held(tmp_path, isa):
     preloaded = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     asked = subprocess.run([sys.executable, "-c", ASKING, isa], env=preloaded, capture_output=True, text=True)
     assert (asked.returncode, asked.stdout) == (0, ""), asked.stdout + asked.stderr
+
+
+def test_tests_get_nan_where_nobody_wrote():
+    for made in (torch.empty(3), torch.empty_like(torch.ones(2)), torch.ones(1).new_empty(4)):
+        assert made.isnan().all()
+    for made in (np.empty(3), np.empty_like(np.ones(2, np.float32)), np.empty(2, complex)):
+        assert np.isnan(made).all()
+    assert np.empty(2, "datetime64[ns]").dtype == "datetime64[ns]" and np.empty(2, int).dtype == int
