@@ -3,8 +3,8 @@
 denormal numbers, with which Intel calculates a hundred times slower.
 
 Each process here runs with an aligned_alloc that fills what it gives with signalling NaN, which raise a flag of the
-processor when they are calculated with. tests/test_conv3x3.py asks the same of the workspace that calls share. torch.empty and numpy.empty
-are filled by tests/conftest.py.
+processor when they are calculated with. tests/test_conv3x3.py asks the same of the workspace that calls share, and
+tests/conftest.py fills torch.empty and numpy.empty.
 """
 
 import os
