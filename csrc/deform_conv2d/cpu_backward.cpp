@@ -2,19 +2,15 @@
 // deform_conv2d backward, one pass: per task (backward_split.h) and panel of output pixels, the gradients of the columns come
 // from a product with the packed weights; they are scattered to grad_x, give the gradients of offset and mask, and are replaced
 // by the sampled values, whose product with grad_y is added to a partial grad_weight. Only the panel's columns are ever stored.
-#include "core/amx.h"
 #include "core/parallel.h"
 #include "core/turn.h"
 #include "deform_conv2d/backward_parts.h"
 #include "deform_conv2d/band_sums.h"
+#include "deform_conv2d/panel_products.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
-
-// Output pixels of a panel: a multiple of every tile_rows, or as many as matrix tiles sum in two steps.
-constexpr int64_t kPanel = 48, kTilePanel = 2 * kTileDepth;
-constexpr int64_t kLine = kTilePanel + kTileDepth;  // numbers from channel to channel of `lines`: an odd number of cache lines
 
 // What a task works with: its samples, and the panel in hand.
 template <class T>
@@ -32,122 +28,6 @@ struct Scratch {
     // For tiles: the pixels of every channel of grad_y, and the columns of pairs of pixels.
     const Buffer<T> lines, pairs;
 };
-
-// columns = grad_y * packed for the n pixels of a panel and the parts of a slice.
-template <class Step>
-void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking blocking, int64_t slice, int64_t n,
-                    const typename Step::Stored* grad_y, int64_t grad_row, const typename Step::Stored* packed,
-                    typename Step::A* columns, int64_t column_row) {
-    using A = typename Step::A;
-    constexpr int64_t terms = Step::terms;
-    const int64_t out = d.O / d.groups, padded = round_up(out, blocking.whole<Step>());
-    for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
-        const Part& part = parts.list[i];
-        const typename Step::Stored *b = packed + part.packed, *a = grad_y + part.group * out;
-        for (int64_t run = 0; run < part.runs; run++) {
-            A* to = columns + part.first + run * part.stride;
-            const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
-                constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
-                if constexpr (terms > 1 && NV <= 2)
-                    if (blocking.tiles) {
-                        for_tile_sums<NV>({a, grad_row, padded / kTileDepth}, n, b, [&](int64_t first, const float* sums) {
-                            for (int64_t r = first; r < least(first + 2 * kTileRows, n); r++)
-                                for (int j = 0; j < NV; j++, sums += lanes)
-                                    store_first<lanes>(to + r * column_row + column + j * lanes, load_vec<lanes>(sums),
-                                                       part.run_columns - column - j * lanes);
-                        });
-                        b += NV * lanes * padded;
-                        return;
-                    }
-                for (int64_t r = 0; r < n; r += MR) {
-                    Vec<A> acc[MR][NV];
-                    clear<A>(acc);
-                    multiply<Step>(acc, a + r * grad_row, grad_row, terms, b, NV * lanes * terms, padded / terms);
-#pragma GCC unroll 12
-                    for (int m = 0; m < MR; m++)
-#pragma GCC unroll 4
-                        for (int j = 0; j < NV; j++)
-                            store_first<lanes>(to + (r + m) * column_row + column + j * lanes, acc[m][j],
-                                               part.run_columns - column - j * lanes);
-                }
-                b += NV * lanes * padded;
-            };
-            for_column_blocks<A>(part.run_columns, multiply_block, blocking.vectors());
-        }
-    }
-}
-
-// partial += grad_y^T * columns: (output channel, tap, channel of the part); each panel is summed from zero.
-template <class A>
-void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, int64_t n, const A* grad_y, const A* columns,
-                int64_t column_row, A* partial, Prefetch<A>& prefetch) {
-    const int64_t out = d.O / d.groups;
-    for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
-        const Part& part = parts.list[i];
-        const int64_t row = part.runs * part.run_columns;
-        for (int64_t run = 0; run < part.runs; run++) {
-            const A *b = columns + part.first + run * part.stride, *a = grad_y + part.group * out;
-            A* to = partial + part.partial + run * part.run_columns;
-            for_column_blocks<A>(part.run_columns, [&](auto width, int64_t column) __attribute__((noinline)) {
-                constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
-                for (int64_t o = 0; o < out; o += MR) {
-                    Vec<A> acc[MR][NV];
-                    clear<A>(acc);
-                    prefetch.fetch(2);
-                    multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
-                    A sums[MR * NV * lanes];
-                    store_tile(sums, acc);
-                    for (int64_t m = 0; m < MR && o + m < out; m++)
-                        for (int64_t c = 0; c < NV * lanes; c += lanes)
-                            add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
-                                             part.run_columns - column - c);
-                }
-            });
-        }
-    }
-}
-
-#if defined(__AVX512BF16__)
-// The columns of `n` pixels as pairs of pixels, the two numbers of a column side by side; zeros for the pixels behind them.
-inline void write_pairs(const float* columns, int64_t column_row, int64_t n, BFloat16* pairs) {
-    const auto bits = [&](int64_t p, int64_t c) {
-        if (p >= n) return __m512i{};
-        return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load_vec<kLanes<float>>(columns + p * column_row + c)));
-    };
-    for (int64_t p = 0; p < kTilePanel; p += 2, pairs += 2 * column_row)
-        for (int64_t c = 0; c < column_row; c += kLanes<float>)
-            _mm512_storeu_si512(pairs + 2 * c, _mm512_or_si512(bits(p, c), _mm512_slli_epi32(bits(p + 1, c), 16)));
-}
-
-// As add_weight, from the lines and pairs of a panel.
-inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, int64_t slice, const BFloat16* lines,
-                                const BFloat16* pairs, int64_t column_row, float* partial, Prefetch<float>& prefetch) {
-    const int64_t out = d.O / d.groups;
-    for (int64_t i = parts.begin[slice]; i < parts.begin[slice + 1]; i++) {
-        const Part& part = parts.list[i];
-        const int64_t row = part.runs * part.run_columns;
-        for (int64_t run = 0; run < part.runs; run++) {
-            const BFloat16 *b = pairs + 2 * (part.first + run * part.stride), *a = lines + part.group * out * kLine;
-            float* to = partial + part.partial + run * part.run_columns;
-            const auto add_block = [&](auto width, int64_t column) __attribute__((noinline)) {
-                constexpr int NV = decltype(width)::value, lanes = kLanes<float>;
-                if constexpr (NV <= 2)
-                    for (int64_t o = 0; o < out; o += 2 * kTileRows) {
-                        alignas(64) float sums[2 * kTileRows * NV * lanes];
-                        prefetch.fetch(2 * kTileRows);
-                        const auto multiply = out - o > kTileRows ? add_pairs<2, NV> : add_pairs<1, NV>;
-                        multiply(a + o * kLine, kLine, b + 2 * column, column_row, kTilePanel, true, sums, NV * lanes);
-                        for (int64_t m = 0; m < least(2 * kTileRows, out - o); m++)
-                            for (int64_t c = 0; c < NV * lanes; c += lanes)
-                                add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
-                                                 part.run_columns - column - c);
-                    }
-            };
-            for_column_blocks<float>(part.run_columns, add_block, Blocking{true}.vectors());
-        }
-    }
-}
-#endif
 
 // ColumnStep: how the product that gives the gradients of the columns multiplies.
 template <class T, class ColumnStep>

@@ -162,10 +162,10 @@ def test_no_flag_that_changes_floating_point_for_the_process():
         assert not re.search(r"ffast-math|Ofast|funsafe", path.read_text()), relative(path)
 
 
-def faults(text):
+def faults(text, longest=400):
     """What the house rules say against the text of a source file."""
-    if text.count("\n") > 500:
-        yield "longer than 500 lines: split it"
+    if text.count("\n") > longest:
+        yield f"longer than {longest} lines: split it"
     if not re.match(r"(?:#|//) SPDX-License-Identifier: Apache-2.0\n", text) or text.count("\n# SPDX") + text.count(
         "\n// SPDX"
     ):
@@ -175,14 +175,19 @@ def faults(text):
 
 
 def test_files():
-    found = {relative(path): list(faults(path.read_text())) for path in SOURCES}
+    """Tests and benchmarks may be somewhat longer than the product."""
+    longest = {"tests": 500, "bench": 500}
+    found = {
+        name: list(faults(path.read_text(), longest.get(name.partition("/")[0], 400)))
+        for name, path in ((str(relative(path)), path) for path in SOURCES)
+    }
     assert len(found) > 400 and not {name: said for name, said in found.items() if said}
 
 
 def test_every_fault_of_a_file_is_found():
     licence = "# SPDX-License-Identifier: Apache-2.0\n"
     assert list(faults(licence)) == []
-    for text in ("", "\n" + licence, 2 * licence, licence + 501 * "\n", licence + "x = '/" + "tmp/x'"):
+    for text in ("", "\n" + licence, 2 * licence, licence + 401 * "\n", licence + "x = '/" + "tmp/x'"):
         assert len(list(faults(text))) == 1, text
 
 
