@@ -177,10 +177,10 @@ def faults(text, longest=400):
 def test_files():
     """Tests and benchmarks may be somewhat longer than the product."""
     longest = {"tests": 500, "bench": 500}
-    found = {
-        name: list(faults(path.read_text(), longest.get(name.partition("/")[0], 400)))
-        for name, path in ((str(relative(path)), path) for path in SOURCES)
-    }
+    found = {}
+    for path in SOURCES:
+        name = relative(path)
+        found[name] = list(faults(path.read_text(), longest.get(name.partition("/")[0], 400)))
     assert len(found) > 400 and not {name: said for name, said in found.items() if said}
 
 
