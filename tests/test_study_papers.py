@@ -62,6 +62,8 @@ def test_a_study_is_complete(case):
     assert {f"{figure}.png" for figure in figures} <= set(found)
     assert all(content.startswith(b"\x89PNG") for path, content in found.items() if path.endswith(".png"))
     assert {n for n in found if n.startswith("scores/")} == {f"scores/{method}-0.json" for method in ran}
+    logs = [path.read_text().splitlines() for path in sorted((whole / "runs").glob("*/validation.csv"))]
+    assert logs and all(log[-1].startswith("3,") for log in logs)  # steps, not those of each of two optimisers
     tables = [n for n in found if n.endswith(".md")]
     assert len(tables) >= 4 and all(f"{n[:-3]}.csv" in found for n in tables)
     assert "in 3 steps on the same samples" in found["notes.txt"].decode()

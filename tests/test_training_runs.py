@@ -86,10 +86,11 @@ def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
         others = "val_mse", "val_mse_reference", "val_mse_trilinear", "val_mse_noise_free", "val_mse_bicubic"
         values = dict.fromkeys(others, torch.tensor(1.0)) | {name: torch.tensor(sign * score)}
         shown = {"sanity_checking": False, "state": SimpleNamespace(fn="fit"), "is_global_zero": True}
-        trainer = SimpleNamespace(**shown, global_step=tag, callback_metrics=values)
+        trainer = SimpleNamespace(**shown, callback_metrics=values)
         config = SimpleNamespace(model=SimpleNamespace(card={}), seed=7)
         plain = {key: float(value) for key, value in values.items()}
-        module = SimpleNamespace(model=network, exported=network, config=config, validation_scores=lambda: plain)
+        methods = {"steps_done": lambda: tag, "validation_scores": lambda: plain}
+        module = SimpleNamespace(model=network, exported=network, config=config, **methods)
         callback.on_validation_epoch_end(trainer, module)
         assert (network.card.input_ranges, network.card.seeds) == ({"mean": [1.0, 2.0]}, [7])
         return saved["last.safetensors"], saved.get("best.safetensors")

@@ -156,7 +156,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
         raise
     if trainer.is_global_zero and not best.exists():
         raise ValueError(
-            f"the run ended at step {trainer.global_step} without a finite validation error, and has exported no best "
+            f"the run ended at step {module.steps_done()} without a finite validation error, and has exported no best "
             f"weights; its checkpoint in {output} is kept: resume with a smaller learning_rate, or with other "
             "validation data where these are dry"
         )
@@ -199,7 +199,7 @@ class ExportBest(callbacks.Callback):
         if self.samples is not None and not math.isclose(self._sum, self.samples, rel_tol=_SAME):
             print("the validation samples are others than before: the best weights are chosen anew", flush=True)
             self.best = float("inf")
-        self.samples, self.errors[trainer.global_step] = self._sum, error
+        self.samples, self.errors[module.steps_done()] = self._sum, error
         write_csv(self.folder / "validation.csv", ["step", "error"], [[str(k), str(v)] for k, v in self.errors.items()])
         models.save(network, self.folder / "last.safetensors")
         if error < self.best:

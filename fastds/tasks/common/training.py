@@ -244,6 +244,6 @@ class SupervisedModule(TimedModule):
         if self._bad_steps >= patience:
             steps = f"{patience} steps in a row (step" if patience > 1 else "a step of several processes ("
             raise FloatingPointError(
-                f"the {what} was not finite in {steps} {self.global_step}); "
+                f"the {what} was not finite in {steps} {self.steps_done()}); "
                 "the last checkpoint is kept: resume with a smaller learning_rate"
             )
