@@ -43,16 +43,21 @@ class Stub(nn.Module):
         return y + self.weight
 
 
+def awake(model):
+    """An FC-ZSM whose first offsets and last convolution, which start at zero, have random weights."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "conv_offset_mask" in name or "last" in name:
+                parameter.normal_(0, 0.02)
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def network():
     """A small FC-ZSM with random weights that do something."""
     torch.manual_seed(1)
     model = models.create("fczsm-small", num_features=8, offset_groups=2, extractor_blocks=1, reconstruction_blocks=1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "conv_offset_mask" in name or "last" in name:
-                parameter.normal_(0, 0.02)
-    return give_card(model.eval(), name="small")
+    return give_card(awake(model), name="small")
 
 
 @pytest.fixture(scope="module")

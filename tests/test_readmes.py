@@ -25,7 +25,6 @@ FENCE = re.compile(r"^(<!-- ci -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.D
 SHORTER = (
     (r"(train (?:radar|nowcast|humidity) .*--max_minutes=\d+)", r"\1 --data.validation_samples=4"),
     (r"(train .*)--max_minutes=\d+", r"\1--max_steps=2 --threads=1 --data.batch_size=2"),
-    (r"--max_minutes=\d+", "--max_steps=2 --threads=1"),
     (r"(study fczsm .*)--budget=\d+min", r"\1--max_steps=2 --threads=1 --data.test_samples=2 --run=[UNet]"),
     (r"^pytest bench/(\S+).*$", r"pytest -q --collect-only bench/\1"),
     (r"^pytest tests/(\S+).*$", r"test -e tests/\1"),  # this run collects it

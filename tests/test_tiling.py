@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_downscaling import awake
 from test_verbs import radar_model
 
 from fastds.data import coarsen_dataset, synthetic_event, to_reflectivity
@@ -161,13 +162,7 @@ def coarse():
 
 @pytest.fixture(scope="module")
 def network():
-    """A small FC-ZSM with random weights that do something."""
-    model = radar_model()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "conv_offset_mask" in name or "last" in name:
-                parameter.normal_(0, 0.02)
-    return model
+    return awake(radar_model())
 
 
 @pytest.mark.parametrize(
@@ -200,8 +195,10 @@ PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 featur
     ],
 )
 def test_a_gpu_gets_what_half_of_its_free_memory_takes(coarse, network, monkeypatch, free, asked, tile, at_once):
+    """Asked once, before the network runs and torch keeps some of it."""
     gpu = torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: {gpu: (free, 1e13)}[device])
+    told = {gpu: (free, 1e13)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", told.pop)
     monkeypatch.setattr(tiled_run, "network_reach", lambda *args: 0)
     run = tiled_run.TiledRun(network, to_reflectivity(coarse), asked, asked and 0, Settings(None, gpu, "bf16"), 2)
     assert (run.tile, run.refiner.at_once) == (tile, at_once)

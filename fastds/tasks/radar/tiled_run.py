@@ -51,6 +51,7 @@ class TiledRun:
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
         self.seam_error, self.reach = None, None
         self.static_origin, self.static = (None, None) if static is None else (static.origin, self._normalised(static))
+        self.budget = _budget(settings.device)  # before anything runs: torch keeps a GPU's memory that it had once
         self.tile, self.halo = self._choose(tile, halo)
         height, width = source.shape[1:]
         whole = round_up(max(height, width))
@@ -91,28 +92,21 @@ class TiledRun:
         if halo is not None:
             halo = check_multiple("halo", halo, 0)
         per_pixel = _pixel_bytes(self.model)
-        fits = height * width * per_pixel <= self._budget()
+        fits = height * width * per_pixel <= self.budget
         if (tile is None and fits) or (tile is not None and tile >= max(height, width)):
             return None, 0
         motion = self._likely_motion()
         reach = network_reach(self._network, self.scale, self.amplitude, motion, self.uses_flow)
         self.reach = max(reach, NEAR_PIXELS + math.ceil(motion))
         halo = round_up(self.reach) if halo is None else halo
-        return tile or choose_tile(height, width, halo, per_pixel, self._budget()), halo
-
-    def _budget(self) -> float:
-        """Bytes of working memory for the network."""
-        if self.computed.device.type != "cuda":
-            return MEMORY_BUDGET_BYTES
-        free, _ = torch.cuda.mem_get_info(self.computed.device)
-        return free / 2
+        return tile or choose_tile(height, width, halo, per_pixel, self.budget), halo
 
     def _windows_at_once(self) -> int:
         """How many windows the network gets as a batch: one by one on a CPU, which a window fills."""
         if self.computed.device.type != "cuda":
             return 1
         largest = max(math.prod(s.stop - s.start for s in tile.window) for tile in self.tiles)
-        return max(1, min(_MOST_AT_ONCE, int(self._budget() / (largest * _pixel_bytes(self.model)))))
+        return max(1, min(_MOST_AT_ONCE, int(self.budget / (largest * _pixel_bytes(self.model)))))
 
     def _likely_motion(self) -> float:
         """Pixels per input step for which the reach is measured: the card's largest, the data's is not known yet."""
@@ -202,6 +196,14 @@ class TiledRun:
         if self.source.z_r is not None:
             settings["fastds_z_r"] = "Z = {:g} R^{:g}, {}".format(*self.source.z_r, self.source.z_r_origin)
         return settings
+
+
+def _budget(device: torch.device) -> float:
+    """Bytes of working memory for the network."""
+    if device.type != "cuda":
+        return MEMORY_BUDGET_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return free / 2
 
 
 def _pixel_bytes(model) -> float:
