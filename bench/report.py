@@ -20,6 +20,15 @@ import numpy as np
 
 SLOW, TOO_SLOW = 0.95, 0.8
 SPREAD = ("shapes", "median", "10 %", "worst", f"below {SLOW}", f"below {TOO_SLOW}")
+# Of (time of the best peer) / (our time), by op and mode.
+GOALS = {
+    ("conv3x3", "forward"): "2.3", ("conv3x3", "step"): "2", ("conv_lstm_cell", "forward"): "2.5",
+    ("conv_lstm_cell", "step"): "2.5", ("conv_gru_cell", "forward"): "2.5", ("conv_gru_cell", "step"): "2.5",
+    ("deform_conv2d", "forward"): "2.5 contiguous, 3", ("deform_conv2d", "step"): "4",
+    ("pixel_shuffle", "forward"): "1.5 contiguous, 2", ("pixel_shuffle", "step"): "1.5 contiguous, 2",
+    ("lstm_gates", "forward"): "3", ("lstm_gates", "step"): "3", ("inr_query", "forward"): "4",
+    ("inr_query", "step"): "4", ("window_attention2d", "forward"): "10", ("window_attention2d", "step"): "10",
+}  # fmt: skip
 RESULTS = pathlib.Path(__file__).parent / "results"
 README = pathlib.Path(__file__).parent / "README.md"
 MARKER = "<!-- tables: python -m bench.report --readme -->"
@@ -151,17 +160,20 @@ def spread(ratios: list[float]) -> tuple[str, ...]:
 
 
 def sweeps() -> str:
-    """A line for every saved sweep, mode and layout."""
-    header = ("op", "dtype", "mode", "layout", *SPREAD, "seed", "machine")
-    lines = []
+    """A line for every op, dtype, mode, instruction set and kind of machine, over all saved seeds."""
+    header = ("op", "dtype", "mode", *SPREAD, "goal of the median", "seeds", "machine")
+    ratios, seeds = defaultdict(list), defaultdict(set)
     for path in sorted((RESULTS / "sweeps").glob("*.json")):
         result = json.loads(path.read_text())
-        machine = f"{result['device']}, {result['isa']}, {result['threads']} threads, load {result['load']:.0f}"
-        ratios = defaultdict(list)
         for row in result["rows"]:
-            ratios[row["mode"], row["layout"]].append(row["ratio"])
-        for kind in sorted(ratios):
-            lines.append((result["op"], result["dtype"], *kind, *spread(ratios[kind]), str(result["seed"]), machine))
+            kind = result["op"], result["dtype"], row["mode"], f"{result['device']}, {result['isa']}"
+            ratios[kind].append(row["ratio"])
+            seeds[kind].add(result["seed"])
+    lines = []
+    for op, dtype, mode, machine in sorted(ratios):
+        kind = op, dtype, mode, machine
+        drawn = ", ".join(map(str, sorted(seeds[kind])))
+        lines.append((op, dtype, mode, *spread(ratios[kind]), GOALS.get((op, mode), ""), drawn, machine))
     return f"## Shapes drawn at random\n\n{table(header, lines)}"
 
 

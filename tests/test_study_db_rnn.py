@@ -85,7 +85,7 @@ def test_every_method_is_trained_alike(budget):
 
 
 def test_costs_of_a_study(config):
-    """A staged network's step is that of its forecaster and a forward."""
+    """A staged network's step is that of its forecaster and a forward; steps and forecasts are measured."""
     study = StudyConfig(dataclasses.replace(config, test_samples=1), device="cpu")
     data = samples.training_data(study.data, {"rain.nc": {"train": [0, 10], "validation": [12, 24]}})
     block = samples.test_block(study.data, "rain.nc", [27, 38])

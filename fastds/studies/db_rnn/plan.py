@@ -12,7 +12,7 @@ from fastds.studies.common.plan import FORWARD, START, Costs, seconds_of_step
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import TestedBlock
 from fastds.studies.db_rnn.config import StudyConfig
-from fastds.studies.db_rnn.methods import METHODS, VALIDATED, training_config
+from fastds.studies.db_rnn.methods import FUTURE, METHODS, VALIDATED, training_config
 from fastds.studies.db_rnn.scores import score
 from fastds.tasks.common.settings import resolved
 from fastds.tasks.nowcast.config import DataConfig as TrainingData
@@ -32,22 +32,34 @@ def measure(config: StudyConfig, names: list[str], data: TrainingData, blocks: l
     a_sample = seconds_a_call(lambda: samples.training[next(number)], most=20)
     batch = [samples.training[k] for k in range(training.batch_size)]
     batch = {key: torch.stack([sample[key] for sample in batch]).to(resolved(config.device)) for key in batch[0]}
-    steps = {name: _seconds_of(config, name, data, batch) for name in names}
-    tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks) / training.crop**2
-    crops = 8 * VALIDATED + tested  # forwards of validations and test
+    found = {name: _seconds_of(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
+    tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks)
+    validated = 8 * VALIDATED * training.crop**2
     scoring = _scoring(blocks, config.data.z_r)
-    fixed = sum(START + setup + scoring + crops * FORWARD * s / training.batch_size for s in steps.values())
-    return Costs({name: s + training.batch_size * a_sample for name, s in steps.items()}, fixed + 2 * scoring)
+    fixed = sum(START + setup + scoring + (tested + validated) * a_pixel for _, a_pixel in found.values())
+    return Costs({name: s + training.batch_size * a_sample for name, (s, _) in found.items()}, fixed + 2 * scoring)
 
 
-def _seconds_of(config: StudyConfig, name: str, data: TrainingData, batch: dict) -> float:
-    """Seconds of a step without its samples; of a staged network, of which one half is trained behind the other, those
-    of the MS network and a forward more."""
+def _seconds_of(
+    config: StudyConfig, name: str, data: TrainingData, batch: dict, known: torch.Tensor
+) -> tuple[float, float]:
+    """Seconds of a step without its samples, and of the forecasts of a pixel; known: the inputs of a test sample.
+
+    Of a staged network, of which one half is trained behind the other, both are told by the MS network.
+    """
     staged = METHODS[name].kind == "staged"
     trained = name.removesuffix("-S") if staged else name
     training = training_config(trained, config.ablation, config.budget, _STEPS, data, config.data.z_r)
-    module = NowcastModule(build_model(training), training).to(next(iter(batch.values())).device)
-    return seconds_of_step(module, batch) * (1 + FORWARD * staged)
+    device = next(iter(batch.values())).device
+    module, known = NowcastModule(build_model(training), training).to(device), known[None].to(device)
+
+    def forecast() -> float:
+        with torch.no_grad():
+            return float(module.model.forecast(known, FUTURE).sum())
+
+    step = seconds_of_step(module, batch) * (1 + FORWARD * staged)
+    module.eval()
+    return step, seconds_a_call(forecast, most=3) / known[0, 0].numel() * (1 + staged)
 
 
 def _scoring(blocks: list[TestedBlock], z_r: list[float]) -> float:
