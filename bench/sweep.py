@@ -4,8 +4,9 @@
 Listed benchmarks show what was tuned; a sweep shows what a user meets. Every shape is drawn from wide distributions
 (channels 1 to 1024, maps 5 to 500 pixels, batch 1 to 16, log-uniform, at most 2^23 numbers a map), in both memory
 formats, forward and training step. Ours and the peers run in turn in one process on the same tensors; each peer may
-use the layout it likes best; freed memory is kept (`fastds.keep_freed_memory()`). Prints the distribution of (time of
-the best peer) / (our time) and every loser.
+use the layout it likes best; freed memory is kept (`fastds.keep_freed_memory()`). All shapes are measured in rounds,
+minutes apart, because a neighbour on the host can slow one of them for seconds. Prints the distribution of (time of the
+best peer) / (our time) and every loser.
 --save puts the rows into bench/results/sweeps and draws the distribution beside them. --avx2 keeps ours and torch to
 AVX2 on a machine that has more; onnxruntime, the peer of deform_conv2d, cannot be told.
 """
@@ -327,6 +328,15 @@ def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
     }  # fmt: skip
 
 
+def measured(op: str, shapes: int, seed: int, dtype: torch.dtype) -> list[dict]:
+    """The rows of all shapes."""
+    rows = []
+    for number, (case, layout, mode) in enumerate(drawn(op, shapes, seed), 1):
+        rows.append(measure(case, layout, mode, dtype))
+        print(f"{number}/{shapes} {rows[-1]['shape']} {layout} {mode}: {rows[-1]['ratio']:.2f}", flush=True)
+    return rows
+
+
 def summary(rows: list[dict]) -> str:
     lines = []
     for mode, layout in sorted({(r["mode"], r["layout"]) for r in rows}):
@@ -362,7 +372,8 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--seconds", type=float, default=0.1, help="for every program of a shape")
+    parser.add_argument("--seconds", type=float, default=0.05, help="for every program of a shape in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="over all shapes; the one of the middle ratio counts")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--avx2", action="store_true", help="on a machine that has more")
     options = parser.parse_args()
@@ -374,10 +385,9 @@ def main() -> None:
     from fastds.info import info
 
     keep_freed_memory()
-    rows, load = [], os.getloadavg()[0]
-    for number, (case, layout, mode) in enumerate(drawn(options.op, options.shapes, options.seed), 1):
-        rows.append(measure(case, layout, mode, getattr(torch, options.dtype)))
-        print(f"{number}/{options.shapes} {rows[-1]['shape']} {layout} {mode}: {rows[-1]['ratio']:.2f}", flush=True)
+    load, dtype = os.getloadavg()[0], getattr(torch, options.dtype)
+    rounds = [measured(options.op, options.shapes, options.seed, dtype) for _ in range(options.rounds)]
+    rows = [sorted(same, key=lambda r: r["ratio"])[len(same) // 2] for same in zip(*rounds, strict=True)]
     head = {"op": options.op, "dtype": options.dtype, "seed": options.seed, "device": cpu_name()}
     isa = info()["instruction sets"].split()[-2]
     head |= {"threads": torch.get_num_threads(), "isa": isa, "torch": torch.__version__, "load": round(load, 1)}

@@ -119,6 +119,15 @@ def test_few_outputs(native, isa, layout):
             assert_close(problem.run(*tensors), problem.expected(tensors), dtype)
 
 
+@pytest.mark.parametrize("size", [(128, 128), (129, 131)], ids=str)
+@pytest.mark.parametrize("inputs", [17, 129])
+def test_large_planes(native, isa, inputs, size):
+    """Planes of more than 16,384 pixels, which begin at equal places of a page, as those of 128 x 128 do, or not."""
+    problem = Problem(1, inputs, 0, 21, size, torch.float32, torch.float32, "contiguous", "relu", True, False, seed=3)
+    tensors = problem.tensors()
+    torch.testing.assert_close(problem.run(*tensors).double(), problem.expected(tensors), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("inputs, outputs", [(1, 1), (2, 9), (17, 24), (24, 17), (5, 130), (130, 3), (33, 31)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_gradient_of_the_weight_sees_its_own_channels_alone(native, isa, inputs, outputs, dtype):

@@ -9,6 +9,7 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kFewPlanes = 128;         // of pixels side by side, which are read where they are
+constexpr int64_t kLargePlane = 16 << 10;   // pixels
 constexpr int64_t kPackedAlone = 32 << 10;  // weights that one thread packs
 constexpr int64_t kLeastChannels = 8;       // which a matrix tile, of 32, does not pay for
 constexpr int64_t kFarChannels = 512;       // from pixel to pixel: they share sets of the first cache
@@ -23,6 +24,14 @@ struct Panel {
 inline int64_t most_channels(const Conv1x1& call) {
     const int64_t one = call.source[0].channels, other = call.sources > 1 ? call.source[1].channels : 0;
     return one > other ? one : other;
+}
+
+// Whether planes of floats are read where they are. A read waits for a write just before it at the same place of a 4 KB page:
+// planes begin near one place of a page, or they are few or small.
+inline bool read_as_planes(const Conv1x1Map& map) {
+    constexpr int64_t page = 4096 / sizeof(float);
+    const int64_t off = map.c % page, apart = least(off, page - off);
+    return map.channels <= kFewPlanes && (map.channels <= kL || map.c < kLargePlane || apart * map.channels <= page);
 }
 
 // Where the numbers of a call lie.
@@ -46,8 +55,10 @@ struct Layout {
         most = tiles ? 128 : 48;
         for (int s = 0; s < call.sources; s++) {
             const Conv1x1Map& map = call.source[s];
-            const bool few = Step::terms == 1 && map.channels <= kFewPlanes;
-            direct[s] = sizeof(T) == sizeof(S) && (few || (map.c == 1 && map.channels == padded(map.channels)));
+            const bool planes = map.c != 1;
+            const bool readable = planes ? Step::terms == 1 && read_as_planes(map) : map.channels == padded(map.channels);
+            direct[s] = sizeof(T) == sizeof(S) && readable;
+            if (planes && !tiles && !direct[s]) most = 192;  // streams of so many numbers
             row[s] = round_up(map.channels + 1, kL);
             if (tiles) {
                 direct[s] = direct[s] && map.p < kFarChannels && call.pixels >= kTileRows;

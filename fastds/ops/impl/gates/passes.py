@@ -16,7 +16,7 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import CHANNELS_LAST, laid_out, output_format
+from fastds.ops.core.layout import CHANNELS_LAST, empty_map, laid_out, output_format
 from fastds.ops.core.registry import define, vector_jacobian
 
 KERNELS = {"cpu": "gates_cpu", "cuda": "gates_cuda"}
@@ -94,19 +94,20 @@ class Pass:
 
 def _empty(like: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     batch, _, height, width = like.shape
-    shape = (batch, channels, height, width)
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=output_format(like))
+    return empty_map((batch, channels, height, width), dtype, like, output_format(like))
 
 
-def _row(tensor: Tensor, layout: torch.memory_format) -> int | None:
-    """Elements from one row of the operand to the next (see csrc/gates/params.h); None where rows do not lie so."""
-    _, channels, height, width = tensor.shape
-    if tensor.is_contiguous(memory_format=layout):
-        return channels if layout == CHANNELS_LAST else channels * height * width
-    b, c, h, w = tensor.stride()
-    if layout == CHANNELS_LAST:
-        return w if c == 1 and h == width * w and b == height * h else None
-    return b if w == 1 and h == width and c == height * width else None
+def _rows(tensor: Tensor, layout: torch.memory_format) -> tuple[Tensor, int, int]:
+    """The operand where its rows lie evenly (see csrc/gates/params.h), else a copy; elements from row to row and from
+    channel to channel."""
+    tensor = tensor.resolve_neg()
+    (_, channels, height, width), (b, c, h, w) = tensor.shape, tensor.stride()
+    if layout == CHANNELS_LAST and c == 1 and h == width * w and b == height * h:
+        return tensor, w, 1
+    if layout != CHANNELS_LAST and w == 1 and h == width and c == height * width:
+        return tensor, b, c
+    tensor = laid_out(tensor, layout)
+    return tensor, channels if layout == CHANNELS_LAST else channels * height * width, tensor.stride(1)
 
 
 def run(formula: str, like: Tensor, channels: int, operands, option: float, slope: float) -> None:
@@ -119,15 +120,14 @@ def run(formula: str, like: Tensor, channels: int, operands, option: float, slop
         if tensor is None:
             addresses += [(0, 0, native.DTYPE_CODES[like.dtype])] * count
             continue
-        tensor = tensor.resolve_neg()
-        row = _row(tensor, layout)
-        if row is None:
-            tensor = laid_out(tensor, layout)
-            row = _row(tensor, layout)
-        alive.append(tensor)  # addresses stay valid until the call returns
-        step = channels * tensor.stride(1) * tensor.element_size()
-        dtype = native.DTYPE_CODES[tensor.dtype]
-        addresses += [(tensor.data_ptr() + j * step, row, dtype) for j in range(count)]
+        if tensor.is_contiguous(memory_format=layout) and not tensor.is_neg():
+            row, gate = count * length, length
+        else:
+            tensor, row, channel = _rows(tensor, layout)
+            gate = channels * channel
+            alive.append(tensor)  # addresses stay valid until the call returns
+        address, step, dtype = tensor.data_ptr(), gate * tensor.dtype.itemsize, native.DTYPE_CODES[tensor.dtype]
+        addresses += [(address + j * step, row, dtype) for j in range(count)]
     module = native.module()
     arguments = (module.GATE_FORMULAS[formula], rows, length, addresses, option, slope)
     if native.runs_on_cuda(like):
