@@ -159,21 +159,33 @@ def spread(ratios: list[float]) -> tuple[str, ...]:
     return str(len(ratios)), *(f"{value:.2f}" for value in middle), *map(str, slower)
 
 
+def in_its_layout(row: dict) -> float | None:
+    """The ratio of a row of a sweep without peers that were given channels_last for contiguous tensors; None: the times
+    of all peers were not kept."""
+    if "peers" not in row:
+        return None
+    last = row["layout"] == "channels_last"
+    return min(ms for peer, ms in row["peers"].items() if last or "channels_last" not in peer) / row["ms"]
+
+
 def sweeps() -> str:
     """A line for every op, dtype, mode, instruction set and kind of machine, over all saved seeds."""
-    header = ("op", "dtype", "mode", *SPREAD, "goal of the median", "seeds", "machine")
-    ratios, seeds = defaultdict(list), defaultdict(set)
+    header = ("op", "dtype", "mode", *SPREAD, f"below {SLOW} in one layout", "goal of the median", "seeds", "machine")
+    rows, seeds = defaultdict(list), defaultdict(set)
     for path in sorted((RESULTS / "sweeps").glob("*.json")):
         result = json.loads(path.read_text())
         for row in result["rows"]:
             kind = result["op"], result["dtype"], row["mode"], f"{result['device']}, {result['isa']}"
-            ratios[kind].append(row["ratio"])
+            rows[kind].append(row)
             seeds[kind].add(result["seed"])
     lines = []
-    for op, dtype, mode, machine in sorted(ratios):
-        kind = op, dtype, mode, machine
+    for kind in sorted(rows):
+        op, dtype, mode, machine = kind
+        alike = [ratio for ratio in map(in_its_layout, rows[kind]) if ratio is not None]
+        slower = f"{sum(ratio < SLOW for ratio in alike)} of {len(alike)}" if alike else ""
+        told = spread([row["ratio"] for row in rows[kind]])
         drawn = ", ".join(map(str, sorted(seeds[kind])))
-        lines.append((op, dtype, mode, *spread(ratios[kind]), GOALS.get((op, mode), ""), drawn, machine))
+        lines.append((op, dtype, mode, *told, slower, GOALS.get((op, mode), ""), drawn, machine))
     return f"## Shapes drawn at random\n\n{table(header, lines)}"
 
 

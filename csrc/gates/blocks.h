@@ -4,27 +4,34 @@
 // dense already are used in place, and so are rows of whole half vectors, two rows at a time. Of all this only two loops know
 // the formula.
 #pragma once
+#include "core/lanes.h"
 #include "core/parallel.h"
-#include "core/simd.h"
 #include "gates/math.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kBlock = 384;  // elements of an operand in L1
+constexpr int64_t kBlock = 192;       // elements of an operand in L1, beside those they are copied from
+constexpr int64_t kLongestRow = 384;  // that is used in place
 
 // The part of all operands that one block covers: rows x columns elements.
 struct Piece {
     int64_t row, rows, column, columns;
 };
 
+// Rows into a dense run and back. Where masked loads are free the last vector of a row reaches into the place of the next,
+// which is written after it; behind the last row the run has room for it.
 template <class T, class A>
 inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, from += row, to += piece.columns) {
-        int64_t i = 0;
-        for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
-        for (; i < piece.columns; i++) to[i] = load(from[i]);
+        if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
+            for_vectors<true>(piece.columns, [&](int64_t i, int lanes) { store_vec<kL>(to + i, load_some(from + i, lanes)); });
+        } else {
+            int64_t i = 0;
+            for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
+            for (; i < piece.columns; i++) to[i] = load(from[i]);
+        }
     }
 }
 
@@ -32,8 +39,13 @@ template <class T, class A>
 inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, to += row, from += piece.columns) {
         int64_t i = 0;
-        for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
-        for (; i < piece.columns; i++) to[i] = store<T>(from[i]);
+        if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
+            for (; i + kL <= piece.columns; i += kL) store_vec<kL>(to + i, load_vec<kL>(from + i));
+            if (i < piece.columns) store_lanes(to + i, load_vec<kL>(from + i), static_cast<int>(piece.columns - i));
+        } else {
+            for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
+            for (; i < piece.columns; i++) to[i] = store<T>(from[i]);
+        }
     }
 }
 
@@ -141,7 +153,7 @@ struct Blocks {
     // Whether rows may be read and written where they lie: whole rows of half vectors, all of the compute type.
     bool by_rows() const {
         constexpr int half = kLanes<A> / 2;
-        bool fits = loops.pair != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kBlock;
+        bool fits = loops.pair != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kLongestRow;
         for (int k = 0; k < operands; k++) fits = fits && (!p.operands[k].data || p.operands[k].dtype == own_type);
         return fits;
     }
@@ -149,6 +161,19 @@ struct Blocks {
     // Several streams of short rows are more than the hardware sees coming: 1.6 ms become 1.2 (lstm_gates, 68 MB).
     static FASTDS_HD void fetch(const A* row, int64_t run) {
         for (int64_t i = 0; i < run; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + i);
+    }
+
+    // The same of what a piece copies, results as well: they are written after all has been calculated.
+    void fetch(const Piece& piece) const {
+        for (int k = 0; k < operands; k++) {
+            if (!p.operands[k].data || in_place(p.operands[k], piece)) continue;
+            with_storage<A>(p.operands[k], piece, [&](const auto* row) {
+                constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(*row));
+                for (int64_t r = 0; r < piece.rows; r++, row += p.operands[k].row)
+                    for (int64_t i = 0; i < piece.columns; i += line)
+                        k < inputs ? __builtin_prefetch(row + i) : __builtin_prefetch(row + i, 1);
+            });
+        }
     }
 
     // n elements of dense operands; the end of a run that is no multiple of a vector is calculated in copies.
@@ -168,8 +193,8 @@ struct Blocks {
     }
 
     void run_rows(int64_t begin, int64_t end, int64_t rows_each) const {
-        alignas(64) A none[kBlock], zeros[kBlock] = {};  // in the place of operands that are not there
-        const int64_t ahead = kBlock / p.run, last = end * rows_each < p.rows ? end * rows_each : p.rows;
+        alignas(64) A none[kLongestRow], zeros[kLongestRow] = {};  // in the place of operands that are not there
+        const int64_t ahead = kLongestRow / p.run, last = end * rows_each < p.rows ? end * rows_each : p.rows;
         A* rows[2][kGateOperands];
         int64_t steps[kGateOperands];
         for (int k = 0; k < operands; k++) {
@@ -191,14 +216,19 @@ struct Blocks {
         }
     }
 
+    Piece piece_of(int64_t task, int64_t rows_each, int64_t pieces_each) const {
+        const int64_t row = task / pieces_each * rows_each, column = task % pieces_each * kBlock;
+        return {row, p.rows - row < rows_each ? p.rows - row : rows_each, column,
+                p.run - column < kBlock ? p.run - column : kBlock};
+    }
+
     void run_pieces(int64_t begin, int64_t end, int64_t rows_each, int64_t pieces_each) const {
-        alignas(64) A buffers[kGateOperands][kBlock];
+        alignas(64) A buffers[kGateOperands][kBlock + kLanes<A>];
         for (int k = 0; k < inputs; k++)
             if (!p.operands[k].data) __builtin_memset(buffers[k], 0, sizeof(buffers[k]));
         for (int64_t task = begin; task < end; task++) {
-            const int64_t row = task / pieces_each * rows_each, column = task % pieces_each * kBlock;
-            const Piece piece{row, p.rows - row < rows_each ? p.rows - row : rows_each, column,
-                              p.run - column < kBlock ? p.run - column : kBlock};
+            const Piece piece = piece_of(task, rows_each, pieces_each);
+            if (task + 1 < end) fetch(piece_of(task + 1, rows_each, pieces_each));
             A* dense[kGateOperands];
             for (int k = 0; k < operands; k++) {
                 const GateOperand& operand = p.operands[k];
@@ -235,9 +265,10 @@ void run(GatesParams p, int threads) {
     if (p.run == 0) return;
     const Blocks<A> blocks{p, loops};
     const bool by_rows = blocks.by_rows();
-    int64_t rows_each = p.run < kBlock ? kBlock / p.run : 1;
+    const int64_t most = by_rows ? kLongestRow : kBlock;
+    int64_t rows_each = p.run < most ? most / p.run : 1;
     if (by_rows) rows_each += rows_each % 2;  // pairs, whatever the number of threads
-    const int64_t pieces_each = (p.run + kBlock - 1) / kBlock;
+    const int64_t pieces_each = (p.run + most - 1) / most;
     parallel_for((p.rows + rows_each - 1) / rows_each * pieces_each, threads, [&](int64_t begin, int64_t end) {
         if (by_rows)
             blocks.run_rows(begin, end, rows_each);
