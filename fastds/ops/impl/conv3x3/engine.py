@@ -4,6 +4,7 @@
 Each thread of Python keeps its own packed weights, so that nobody reads what another thread rewrites.
 """
 
+import itertools
 import math
 import threading
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
 KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
+OLDEST = 16  # of thousands that small networks, no longer in use, may have left
 PACKED_BYTES = 16  # for each number of a weight: 36 of float32 for 9
 FEW_TILES = 32  # of 4 x 4 outputs, whose products with many filters take less time than reading these
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
@@ -76,12 +78,13 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
 
 
 def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Tensor, Tensor]:
-    """Memory for a copy and a transform: the oldest of that size once half of what may be kept is kept.
+    """Memory for a copy and a transform: that of one of the oldest, if it has that size, once half of what may be kept
+    is kept.
 
     Weights that are put together in every pass come from ever new addresses; theirs is memory that is mapped already.
     """
     if _kept.weight_bytes > KEPT_WEIGHT_BYTES // 2:
-        for key, (copy, transform) in weights.items():
+        for key, (copy, transform) in itertools.islice(weights.items(), OLDEST):
             if copy.nbytes == weight_bytes and transform.numel() == packed_size:
                 del weights[key]
                 return copy, transform
