@@ -3,6 +3,7 @@
 
 import copy
 import multiprocessing
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -247,6 +248,28 @@ def test_kept_weights_are_bounded(monkeypatch):
         run_layer(x, weight)
     held = sum(t.nbytes for entry in _engine._kept.weights.values() for t in entry)
     assert held == _engine._kept.weight_bytes <= 1 << 20
+
+
+def test_room_is_looked_for_among_the_oldest_few(monkeypatch):
+    """A search of all that other networks have left took more time than the convolutions of a small one."""
+    from fastds.ops.impl.conv3x3 import engine as _engine
+
+    seen = []
+
+    class Watched(OrderedDict):
+        def items(self):
+            for item in super().items():
+                seen.append(item[0])
+                yield item
+
+    def bytes_of(n):
+        return torch.empty(n, dtype=torch.uint8), torch.empty(n)
+
+    monkeypatch.setattr(_engine._kept, "weight_bytes", _engine.KEPT_WEIGHT_BYTES, raising=False)
+    weights = Watched({n: bytes_of(n) for n in range(1, 1000)})
+    assert _engine._room(weights, 3, 3)[0] is not None and 3 not in weights and seen == [1, 2, 3]
+    seen.clear()
+    assert _engine._room(weights, 999, 999)[1].numel() == 999 and len(seen) <= _engine.OLDEST and 999 in weights
 
 
 def _in_child(x, weight, expected, queue):
