@@ -38,11 +38,13 @@ inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
 template <class T, class A>
 inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, to += row, from += piece.columns) {
-        int64_t i = 0;
         if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
-            for (; i + kL <= piece.columns; i += kL) store_vec<kL>(to + i, load_vec<kL>(from + i));
-            if (i < piece.columns) store_lanes(to + i, load_vec<kL>(from + i), static_cast<int>(piece.columns - i));
+            for_vectors<true>(piece.columns, [&](int64_t i, int lanes) {
+                const V v = load_vec<kL>(from + i);
+                lanes == kL ? store_vec<kL>(to + i, v) : store_lanes(to + i, v, lanes);
+            });
         } else {
+            int64_t i = 0;
             for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
             for (; i < piece.columns; i++) to[i] = store<T>(from[i]);
         }
