@@ -120,7 +120,9 @@ def config(tmp_path, study, **options):
 
 def test_radar_rows(tmp_path, capsys):
     results = {
-        (f"{k}.nc", 15.0, mode): {"model": {"mse_total": value}, "advection": {"mse_total": 2.0}}
+        (f"{k}.nc", 15.0, mode): radar.Row(
+            {name: [{"mse_total": mse, "pixels": 3}] for name, mse in (("model", value), ("advection", 2.0))}, [0]
+        )
         for mode in ("dbz", "linear_z")
         for k, value in enumerate((1.6, 1.8, 2.0, 1.7, 1.9))
     }

@@ -308,7 +308,8 @@ def test_studies(folder, tmp_path, monkeypatch, capsys):
     assert main(["study", "radar", f"--data.path={folder}", "--floors=[15]", "--modes=[dbz]", f"--report={path}"]) == 0
     printed = capsys.readouterr().out.splitlines()[-1].split(" | ")
     cells = parsed(path).texts("td")
-    assert [cells[6 * k + 3] for k in range(4)] == printed[3:7] and cells[20] == "model"
+    assert [cells[7 * k + 3] for k in range(4)] == printed[3:7] and cells[23] == "model"
+    assert cells[27] == printed[8].removesuffix(" |")
     assert main(["study", "nowcast", f"--data.path={folder}", "--starts=1", f"--report={path}"]) == 0
     page = parsed(path)
     assert all(caption.startswith("truth.nc: ") for caption in page.texts("caption")) and len(page.all("img")) >= 3

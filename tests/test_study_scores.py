@@ -81,7 +81,8 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
     assert printed[1] == "|---|---|---|---|---|---|---|---|---|" and len(printed) == 4
     assert list(results) == [("event.nc", 15.0, "dbz"), ("event.nc", 0.0, "dbz")]
     truth, there = truth_of(folder)
-    for line, ((_, floor, _), row) in zip(printed[2:], results.items(), strict=True):
+    for line, ((_, floor, _), result) in zip(printed[2:], results.items(), strict=True):
+        row = result.errors
         expected = {}
         for name, method in (("trilinear", trilinear), ("advection", advection)):
             expected[name] = mse([interpolated(t, floor, 70, method) for t in truth], truth, there, floor)
@@ -101,7 +102,7 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
         ratios = [f"{row['model']['mse_total'] / row[name]['mse_total']:.3f}" for name in ("trilinear", "advection")]
         assert line == f"| event.nc | {floor:g} | dbz | " + " | ".join([*cells, *ratios]) + " |"
     scores = radar.summary(results)["event.nc, floor 15 dBZ"]
-    row = results["event.nc", 15.0, "dbz"]
+    row = results["event.nc", 15.0, "dbz"].errors
     assert scores == {
         **{key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")},
         **{f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in radar.BASELINES},
@@ -114,10 +115,38 @@ def test_inputs_coarsened_another_way(folder, one_file, capsys):
     assert list(radar.summary(results)) == ["event.nc, floor 15 dBZ", "event.nc, floor 15 dBZ, plain_dbz"]
     truth, there = truth_of(folder)
     first, middle, last = mse([interpolated(t, 15, 70, trilinear, "plain_dbz") for t in truth], truth, there, 15)
-    found = results["event.nc", 15.0, "plain_dbz"]["trilinear"]
+    found = results["event.nc", 15.0, "plain_dbz"].errors["trilinear"]
     assert found["mse_t2"] == pytest.approx(middle, rel=1e-3)
     assert found["mse_t13"] == pytest.approx((first + last) / 2, rel=1e-3)
-    assert found["mse_total"] != pytest.approx(results["event.nc", 15.0, "dbz"]["trilinear"]["mse_total"], rel=1e-4)
+    assert found["mse_total"] != pytest.approx(
+        results["event.nc", 15.0, "dbz"].errors["trilinear"]["mse_total"], rel=1e-4
+    )
+
+
+def row_of(ours, theirs, blocks, pixels=None):
+    """A row of the radar study with these squared errors of the samples."""
+    pixels = pixels or [1] * len(blocks)
+    of = {"model": ours, "advection": theirs}
+    samples = {k: [{"mse_total": e, "pixels": n} for e, n in zip(of[k], pixels, strict=True)] for k in of}
+    return radar.Row(samples, blocks)
+
+
+def test_ratios_of_blocks_of_time():
+    """Sums over samples by their pixels; an interval of five blocks or more, by drawing blocks."""
+    row = row_of([1.0, 3.0, np.nan], [2.0, 2.0, np.nan], [0, 0, 1], [3, 1, 0])
+    assert row.errors["model"] == {"mse_total": 1.5, "pixels": 4}
+    found = radar.ratio([row], "advection")
+    assert found.mean == pytest.approx(0.75) and np.isnan(found.low)
+    ours = np.array([0.6, 0.7, 0.8, 0.9, 1.0])
+    alike = row_of(2 * ours, [2.0] * 5, range(5))
+    found = radar.ratio([alike], "advection")
+    drawn = np.random.default_rng(0).choice(ours, (4000, 5)).mean(1)
+    assert found.mean == pytest.approx(0.8)
+    assert found[1:] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
+    paired = row_of([*ours, *ours], [1.0] * 10, [0, 1, 2, 3, 4] * 2)  # samples of a block are drawn together
+    assert radar.ratio([paired], "advection")[1:] == pytest.approx(found[1:], abs=0.02)
+    both = radar.ratio([alike, row_of([1.2], [1.0], [0])], "advection")  # the mean of 0.8 and 1.2
+    assert both.mean == pytest.approx(1.0) and both.low < 0.85 < 1.0 < both.high
 
 
 def test_other_cadences_and_grids_of_the_radars(folder, one_file):

@@ -14,6 +14,7 @@ pytest.importorskip("lightning", reason="training needs Lightning (extra 'train'
 from fastds import data, models
 from fastds.models.baselines import trilinear
 from fastds.studies.radar import TEST_BLOCKS
+from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.command import TASKS, configurations, main
 from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
 from fastds.tasks.common.training import TimedModule
@@ -80,6 +81,26 @@ def test_named_configurations_parse():
         for file, block in config.data.blocks.items():
             start = TEST_BLOCKS[file][0] if file in TEST_BLOCKS else np.inf
             assert block["train"][1] <= block["validation"][0] and block["validation"][1] <= start - 1, file
+
+
+def test_a_radar_is_left_out():
+    """With its weight, and with what the card tells of training on it."""
+    fmi, words = "radar_fmi_20160928_5min.nc", ["--config", "fczsm-small", "--data.path=elsewhere"]
+    whole, config = parse_arguments(words), parse_arguments([*words, f"--data.without=[{fmi}]"])
+    assert fmi in whole.data.blocks and list(config.data.blocks) == list(whole.data.blocks)[1:]
+    assert config.data.weights == whole.data.weights[1:]
+    card = models.ModelCard()
+    fill_card_of_run(card, config)
+    assert not card.training_data and card.cadence_s == [600.0, 1800.0]
+
+
+@pytest.mark.parametrize(
+    ("without", "message"), [(["x.nc"], "data.without must name files of data.blocks.*got x.nc"), (None, "no file")]
+)
+def test_radars_that_cannot_be_left_out(without, message):
+    blocks = parse_arguments(["--config", "fczsm-small", "--data.path=elsewhere"]).data.blocks
+    with pytest.raises(ValueError, match=message):
+        DataConfig("elsewhere", blocks, without or list(blocks))
 
 
 def test_unknown_configuration_is_named(capsys):

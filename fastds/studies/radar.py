@@ -2,9 +2,11 @@
 """The errors of a model on the test blocks of radar files: `fastds study radar --data.path FOLDER`."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,11 +17,12 @@ from torch import Tensor
 from fastds import data as fd
 from fastds import metrics, models
 from fastds.data.radar.preparation import COARSENING_MODES
+from fastds.data.grid.variables import duration_seconds
 from fastds.metrics.errors import CEILING_DBZ
 from fastds.models.baselines import advection, optical_flow
 from fastds.report import check_report
 from fastds.studies.command import Files
-from fastds.studies.common.bootstrap import Estimate
+from fastds.studies.common.bootstrap import Estimate, labels_of
 from fastds.studies.radar_members import SCORES, member_scores
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
@@ -56,18 +59,26 @@ class Block:
         name: of its file.
         floor: dBZ above which x and y are normalised.
         samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W).
+        blocks: the number of the block of time of each sample.
     """
 
     name: str
     floor: float
     samples: list[dict]
+    blocks: list[int]
 
 
 def test_block(
-    folder: str | os.PathLike, file: str, floor: float = 15.0, interval: int = 1, scale: int = 1, mode: str = "dbz"
+    folder: str | os.PathLike,
+    file: str,
+    floor: float = 15.0,
+    interval: int = 1,
+    scale: int = 1,
+    mode: str = "dbz",
+    seconds: float = 1800.0,
 ) -> Block:
     """Read the test block of a file; interval and scale make coarser cadences and grids out of it, mode says how the
-    input is coarsened (see EvaluationTriples).
+    input is coarsened (see EvaluationTriples), seconds how long blocks of time are.
     """
     start, stop, every = TEST_BLOCKS[file]
     source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
@@ -77,21 +88,36 @@ def test_block(
     samples = [dict(triples[i]) for i in range(len(triples))]
     for sample in samples:
         sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
-    return Block(file, floor, samples)
+    starts = triples.store.seconds[triples.index[:, 0]]
+    return Block(file, floor, samples, [int(start // seconds) for start in starts])
 
 
-def errors(block: Block, method: Callable, with_ssim: bool = False) -> dict[str, float]:
-    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor,
-    over all samples.
+def errors_of_samples(block: Block, method: Callable) -> list[dict[str, float]]:
+    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor, of each
+    sample.
     """
-    predictions, truths, valid = [], [], []
+    found = []
     with torch.inference_mode():
         for sample in block.samples:
-            predictions.append(method(sample["x"][None])[0, :, 0])
-            truths.append(sample["y"][:, 0])
-            valid.append(sample["valid"][:, 0])
-    p, t = (fd.restore(torch.stack(z), block.floor, CEILING_DBZ) for z in (predictions, truths))
-    return metrics.radar_errors(p, t, torch.stack(valid), block.floor, with_ssim)
+            fields = method(sample["x"][None])[0, :, 0], sample["y"][:, 0]
+            p, t = (fd.restore(z, block.floor, CEILING_DBZ) for z in fields)
+            found.append(metrics.radar_errors(p, t, sample["valid"][:, 0], block.floor, with_ssim=False))
+    return found
+
+
+def errors(block: Block, method: Callable) -> dict[str, float]:
+    """radar_errors of a method over all samples, see errors_of_samples."""
+    return pooled(errors_of_samples(block, method))
+
+
+def pooled(found: list[dict[str, float]]) -> dict[str, float]:
+    """radar_errors of all samples together from those of each."""
+    pixels = np.array([one["pixels"] for one in found])
+    if not pixels.any():
+        return found[0]
+    there = [one for one in found if one["pixels"]]  # errors of the others are NaN
+    means = {key: np.average([one[key] for one in there], weights=pixels[pixels > 0]) for key in there[0]}
+    return means | {"pixels": int(pixels.sum())}
 
 
 def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None) -> Callable:
@@ -119,12 +145,53 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
     return method
 
 
+@dataclasses.dataclass
+class Row:
+    """What was found on one test block.
+
+    Attributes:
+        samples: of each method radar_errors of each sample.
+        blocks: the number of the block of time of each sample.
+    """
+
+    samples: dict[str, list[dict[str, float]]]
+    blocks: list[int]
+
+    @functools.cached_property
+    def errors(self) -> dict[str, dict[str, float]]:
+        """Of each method those of all samples together."""
+        return {name: pooled(found) for name, found in self.samples.items()}
+
+    def squares(self, method: str) -> np.ndarray:
+        """The sum of the squared errors of each sample, 0 where no pixel counts."""
+        found = [one["mse_total"] * one["pixels"] if one["pixels"] else 0.0 for one in self.samples[method]]
+        return np.array(found)
+
+
+def ratio(rows: Sequence[Row], baseline: str) -> Estimate:
+    """The error of the model over that of a baseline, mean over the rows, with an interval by drawing blocks of time;
+    a draw takes the mean of those rows that it has samples of."""
+    ends = np.cumsum([len(row.blocks) for row in rows])[:-1]
+    own, theirs = (np.concatenate([row.squares(name) for row in rows]) for name in ("model", baseline))
+
+    def mean_ratio(weights: np.ndarray) -> np.ndarray:
+        sums = [[part.sum(1) for part in np.split(weights * squares, ends, axis=1)] for squares in (own, theirs)]
+        with np.errstate(invalid="ignore"):
+            ratios = np.array(sums[0]) / np.array(sums[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any sample
+            return np.nanmean(ratios, 0)
+
+    return Estimate.by(mean_ratio, labels_of(row.blocks for row in rows))
+
+
 def summary(results: dict) -> dict:
     """Scores for a model card: {"FILE, floor F dBZ": {"mse_total", "mse_t2", "mse_t13", and of the
     baselines mse_total}}; ", MODE" follows where the input is not coarsened as dbz.
     """
     out = {}
-    for (file, floor, mode), row in results.items():
+    for (file, floor, mode), found in results.items():
+        row = found.errors
         scores = {key: round(row["model"][key], 4) for key in ("mse_total", "mse_t2", "mse_t13")}
         scores |= {f"mse_total_{name}": round(row[name]["mse_total"], 4) for name in BASELINES}
         out[f"{file}, floor {floor:g} dBZ" + (f", {mode}" if mode != "dbz" else "")] = scores
@@ -153,8 +220,8 @@ class StudyConfig:
         files: of TEST_BLOCKS; none: all.
         modes: ways in which the input is coarsened, see fastds.data.coarsen.
         told: tell the network in which way, as `fastds downscale --coarsened` does.
+        block: time that the bootstrap draws at once.
         members: of an ensemble whose scores are printed, too; 0: none.
-        ssim: compute the model's structural similarity, too (slow).
         threads: of torch; None leaves them as they are.
         report: an HTML page to write with the table; None: none.
         leaderboard: a file of rows, see fastds/models/README.md, that errors over advection's are added to; None: none.
@@ -166,8 +233,8 @@ class StudyConfig:
     files: list[str] = dataclasses.field(default_factory=list)
     modes: list[str] = dataclasses.field(default_factory=lambda: list(COARSENING_MODES))
     told: bool = False
+    block: str = "30min"
     members: int = 0
-    ssim: bool = False
     threads: int | None = None
     report: str | None = None
     leaderboard: str | None = None
@@ -183,8 +250,9 @@ def study(config: StudyConfig) -> None:
     if config.report is not None:
         check_report(config.report)
     with computing(None, settle(None, config.threads)):
+        seconds = duration_seconds(config.block, "block")
         results = table(
-            config.data.path, config.model, config.floors, config.files, config.modes, config.ssim, config.told
+            config.data.path, config.model, config.floors, config.files, config.modes, config.told, seconds
         )
         drawn = [] if config.members < 2 else [member_table(config)]
     if config.report is not None:
@@ -219,10 +287,10 @@ def leaderboard_rows(results: dict) -> list[dict]:
     interval by drawing files."""
     rows, means = [], {}
     for (file, floor, mode), row in results.items():
-        found = row["model"]["mse_total"] / row["advection"]["mse_total"]
+        found = ratio([row], "advection")
         score = f"squared error above {floor:g} dBZ over advection's, coarsened by {mode}"
-        rows.append({"data": file, "score": score, "value": round(found, 4)})
-        means.setdefault(score, []).append(found)
+        rows.append({"data": file, "score": score, "value": found})
+        means.setdefault(score, []).append(found.mean)
     for score, found in means.items():
         labels = np.arange(len(found)).reshape(-1, 1)
         mean = Estimate.of(np.array(found), labels)
@@ -233,12 +301,13 @@ def leaderboard_rows(results: dict) -> list[dict]:
 def _score_table(results: dict) -> Table:
     """The errors, a line for each file, floor and way of coarsening."""
     columns = "mse_total", "mse_t2", "mse_t13"
-    heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns)
+    heads = "block", "floor dBZ", "coarsened", "method", *(f"{name} dBZ²" for name in columns), "of advection"
     rich = score_table("Squared errors", heads)
     for (file, floor, mode), row in results.items():
-        for number, (method, errors) in enumerate(row.items(), 1):
-            numbers = (number_text(errors[name]) for name in columns)
-            rich.add_row(file, f"{floor:g}", mode, method, *numbers, end_section=number == len(row))
+        for number, (method, errors) in enumerate(row.errors.items(), 1):
+            cells = [*(number_text(errors[name]) for name in columns)]
+            cells.append(ratio([row], "advection").text() if method == "model" else "")
+            rich.add_row(file, f"{floor:g}", mode, method, *cells, end_section=number == len(row.errors))
     return rich
 
 
@@ -248,28 +317,31 @@ def table(
     floors: Sequence[float] = (),
     files: Sequence[str] = (),
     modes: Sequence[str] = COARSENING_MODES,
-    ssim: bool = False,
     told: bool = False,
-) -> dict:
+    seconds: float = 1800.0,
+) -> dict[tuple[str, float, str], Row]:
     """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
-    folder.
+    folder, seconds: of a block of time.
 
-    Returns: {(file, floor, mode): {method: radar_errors}}.
+    Returns: {(file, floor, mode): Row}.
     """
     network = models.load(model).eval()
     results = {}
     print("| block | floor | coarsened | " + " | ".join(BASELINES) + f" | {model} | of trilinear | of advection |")
     print("|---" * (len(BASELINES) + 6) + "|")
-    for floor, mode, file in itertools.product(floors or metrics.EVALUATION_FLOORS, modes, files or TEST_BLOCKS):
-        block = test_block(data, file, floor, mode=mode)
-        row = {name: errors(block, method) for name, method in BASELINES.items()}
-        row["model"] = errors(block, as_method(network, floor, mode if told else None), with_ssim=ssim)
-        results[file, floor, mode] = row
-        total = {name: value["mse_total"] for name, value in row.items()}
-        print(
-            f"| {file} | {floor:g} | {mode} | "
-            + " | ".join(f"{total[name]:.3f}" for name in (*BASELINES, "model"))
-            + f" | {total['model'] / total['trilinear']:.3f} | {total['model'] / total['advection']:.3f} |",
-            flush=True,
-        )
+    for floor, mode in itertools.product(floors or metrics.EVALUATION_FLOORS, modes):
+        for file in files or TEST_BLOCKS:
+            block = test_block(data, file, floor, mode=mode, seconds=seconds)
+            methods = {**BASELINES, "model": as_method(network, floor, mode if told else None)}
+            row = Row({name: errors_of_samples(block, method) for name, method in methods.items()}, block.blocks)
+            results[file, floor, mode] = row
+            _print_row(file, floor, mode, [f"{found['mse_total']:.3f}" for found in row.errors.values()], [row])
+        rows = [row for (_, *case), row in results.items() if case == [floor, mode]]
+        if len(rows) > 1:
+            _print_row("mean", floor, mode, [""] * (len(BASELINES) + 1), rows)
     return results
+
+
+def _print_row(block: str, floor: float, mode: str, totals: list[str], rows: list[Row]) -> None:
+    ratios = [ratio(rows, name).text() for name in ("trilinear", "advection")]
+    print(f"| {' | '.join([block, f'{floor:g}', mode, *totals, *ratios])} |", flush=True)

@@ -89,7 +89,7 @@ def _radar_errors(network: nn.Module, simple: Callable, triples, place: int):
     valid = metrics.interior(one["valid"][..., *fine].all(0, keepdim=True), MARGIN).expand_as(y)
     if (x > 0).float().mean() < 0.01:
         return None
-    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid}])
+    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid}], [0])
     own, theirs = (errors(block, method)["mse_total"] for method in (as_method(network, 15.0), simple))
     return of_echo(x[:, 0]), own, theirs
 

@@ -32,6 +32,7 @@ class DataConfig:
         blocks: per file name the frames {"train": [start, stop], "validation": [start, stop]}; only files named here
             count.
             Empty: every *.nc under path, its last fifth for validation with two frames left out between.
+        without: files of blocks to leave out, with their weights: a radar that the network shall be tested on.
         synthetic_events: number of seeded synthetic events (wind 5 to 25 m/s) that join the training samples.
         weights: relative share of each training source, files in the order of blocks, then the synthetic events;
             empty: equal.
@@ -56,6 +57,7 @@ class DataConfig:
 
     path: str
     blocks: dict[str, dict[str, list[int]]] = dataclasses.field(default_factory=dict)
+    without: list[str] = dataclasses.field(default_factory=list)
     synthetic_events: int = 0
     weights: list[float] = dataclasses.field(default_factory=list)
     var: str | None = None
@@ -75,6 +77,20 @@ class DataConfig:
 
     def __post_init__(self):
         config.check_radar_samples(self)
+        for file in self.without:
+            self._leave_out(file)
+        self.without = []
+
+    def _leave_out(self, file: str) -> None:
+        """Take a file from blocks, and its weight."""
+        if file not in self.blocks:
+            known = ", ".join(self.blocks) or "none"
+            raise ValueError(f"data.without must name files of data.blocks, which are {known}, got {file}")
+        if len(self.blocks) == 1:
+            raise ValueError(f"data.without leaves no file of data.blocks to train on, got all: {file} is the last")
+        place = list(self.blocks).index(file)
+        self.blocks = {name: part for name, part in self.blocks.items() if name != file}
+        self.weights = [*self.weights[:place], *self.weights[place + 1 :]]
 
 
 @dataclasses.dataclass
