@@ -29,17 +29,19 @@ from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
 if TYPE_CHECKING:
     from fastds.models.graph import compile_graph
     from fastds.tasks.common.export import export
-    from fastds.tasks.verbs import downscale, evaluate, nowcast, query
+    from fastds.tasks.common.fit import fit
+    from fastds.tasks.verbs import downscale, evaluate, nowcast, predict, query
 
 _verbs.register("export", "fastds.tasks.common.export:export")
 _verbs.register("compile_graph", "fastds.models.graph:compile_graph")
+_verbs.register("fit", "fastds.tasks.common.fit:fit")
 # What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
-for _verb in ("downscale", "evaluate", "nowcast", "query"):
+for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
     _verbs.register(_verb, f"fastds.tasks.verbs:{_verb}")
 
 __all__ = [
     "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",
-    "keep_freed_memory", "load", "nowcast", "ops", "query",
+    "fit", "keep_freed_memory", "load", "nowcast", "ops", "predict", "query",
 ]  # fmt: skip
 
 _SUBPACKAGES = {

@@ -176,6 +176,20 @@ def test_nowcast(event, tmp_path):
     np.testing.assert_allclose(again.rainfall_rate, nowcast_run.nowcast(model, event, steps=2).rainfall_rate)
 
 
+def test_predict_does_what_the_card_is_for(event, tmp_path):
+    coarse = coarsen_dataset(event)
+    models.save(nowcaster(), tmp_path / "nowcaster.safetensors")
+    for model in (nowcaster(), tmp_path / "nowcaster.safetensors", "extrapolation"):
+        xr.testing.assert_equal(fastds.predict(model, event, steps=2), fastds.nowcast(model, event, steps=2))
+    for model, options in ((radar_model(), {"tile": 32, "halo": 16}), ("trilinear", {})):
+        finer = fastds.downscale(model, coarse, **options)
+        xr.testing.assert_equal(fastds.predict(model, coarse, **options), finer)
+    with pytest.raises(ValueError, match="model must be given"):
+        fastds.predict(None, event)
+    with pytest.raises(FileNotFoundError, match="'absent' is neither a file nor"):
+        fastds.predict("absent", event)
+
+
 def test_query_of_pairs_columns_and_a_file(tmp_path):
     model, data = field_model(), gridded(TEMPERATURE)
     (tmp_path / "p.csv").write_text("name,lat,lon\nA,45.0,110.0\nB,40.0,120.5\n")

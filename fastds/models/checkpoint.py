@@ -18,15 +18,22 @@ from fastds._argument_types import checks_types
 from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.card import ModelCard
-from fastds.models.registry import ARCHITECTURES, PRESETS, build
+from fastds.models.registry import ARCHITECTURES, PRESETS, TASKS, build, task_of
+from fastds.ops.core.arguments import check_choice
 
 FORMAT = "fastds-1"
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def available(pretrained: bool = False) -> list[str]:
-    """Names of the presets (for create), or with pretrained=True of the weights in the package (for load)."""
-    return sorted(path.stem for path in WEIGHTS.glob("*.safetensors")) if pretrained else sorted(PRESETS)
+def available(pretrained: bool = False, task: str | None = None) -> list[str]:
+    """Names of the presets (for create), or with pretrained=True of the weights in the package (for load).
+
+    task: "radar", "nowcast", "fields" or "humidity", those for it alone. Raises: ValueError for another."""
+    names = sorted(path.stem for path in WEIGHTS.glob("*.safetensors")) if pretrained else sorted(PRESETS)
+    if task is None:
+        return names
+    check_choice("task", task, tuple(filter(None, TASKS)))
+    return [name for name in names if (load_card(name).task if pretrained else task_of(name)) == task]
 
 
 def save(model: nn.Module, path: str | os.PathLike) -> None:

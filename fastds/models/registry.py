@@ -16,25 +16,18 @@ from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 
+# By the task that they are for; of "" those that serve other networks.
+TASKS: dict[str, tuple[type[nn.Module], ...]] = {
+    "radar": (FCZSM, UNet, UNet3D),
+    "nowcast": (
+        db_rnn.DBRNN, db_rnn.LagrangianRNN, db_rnn.MSRNN, db_rnn.StagedRNN, mlcast.MLCastConvGRU, SimVP,
+    ),
+    "fields": (FixedRatioDownscaler, INRDownscaler),
+    "humidity": (HumidityGenerator, SRCNN, SRResNet),
+    "": (ErrorLaw, HumidityCritic),
+}  # fmt: skip
 # Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    "DBRNN": db_rnn.DBRNN,
-    "ErrorLaw": ErrorLaw,
-    "FCZSM": FCZSM,
-    "FixedRatioDownscaler": FixedRatioDownscaler,
-    "INRDownscaler": INRDownscaler,
-    "LagrangianRNN": db_rnn.LagrangianRNN,
-    "MLCastConvGRU": mlcast.MLCastConvGRU,
-    "MSRNN": db_rnn.MSRNN,
-    "SimVP": SimVP,
-    "StagedRNN": db_rnn.StagedRNN,
-    "HumidityCritic": HumidityCritic,
-    "HumidityGenerator": HumidityGenerator,
-    "SRCNN": SRCNN,
-    "SRResNet": SRResNet,
-    "UNet": UNet,
-    "UNet3D": UNet3D,
-}
+ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kinds in TASKS.values() for kind in kinds}
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
 PRESETS: dict[str, tuple[str, dict, str]] = {
@@ -146,6 +139,12 @@ def create(name: str, **overrides: Any) -> nn.Module:
     model = build(architecture, {**config, **overrides})
     model.card.name, model.card.description = name, description
     return model
+
+
+def task_of(name: str) -> str:
+    """The task of a preset, "radar", "nowcast", "fields" or "humidity"; "" where it has none."""
+    kind = ARCHITECTURES[PRESETS[name][0]]
+    return next(task for task, kinds in TASKS.items() if kind in kinds)
 
 
 def build(architecture: str, config: dict) -> nn.Module:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public verbs downscale, nowcast, query and evaluate: the model's card says which task does it."""
+"""The public verbs downscale, nowcast, predict, query and evaluate: the model's card says which task does it."""
 
 from __future__ import annotations
 
@@ -91,6 +91,24 @@ def nowcast(model: Model, data: Data, **options: Any) -> xr.Dataset:
     with opened(data, **reading) as dataset:
         out = run(model, dataset, **options)
         return out.load() if are_paths(data) else out
+
+
+def predict(model: Model, data: Data, **options: Any) -> xr.Dataset:
+    """nowcast with a model that forecasts, downscale with any other.
+
+    model: as in these, but None, which does not tell. data, options: as in the one that it is. Returns and raises: what
+    that does.
+    """
+    from fastds.tasks.nowcast.methods import BASELINES
+
+    if model is None:
+        raise ValueError("model must be given: a loaded model, a shipped name, a weights file or a method, got None")
+    _check_given(model, data)
+    if isinstance(model, str) and model in BASELINES:
+        return nowcast(model, data, **options)
+    card = _card_of(model)
+    verb = nowcast if card is not None and card.task == "nowcast" else downscale
+    return verb(model, data, **options)
 
 
 def query(
@@ -197,13 +215,18 @@ def task_function(task: str, verb: str) -> Callable:
 def downscaling_task(model: Model, options: Mapping) -> str:
     """The task that downscales with a model; where its card does not tell: fields with one of the options scale, grid
     and like, else radar. Raises ValueError for a nowcaster, and what fastds.models.load_card raises."""
-    card = getattr(model, "card", None)
-    if not isinstance(model, nn.Module) and model is not None and model not in _without_weights():
-        card = models.load_card(model)
+    card = _card_of(model)
     task = "" if card is None else card.task
     if task == "nowcast":
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
     return task or ("fields" if any(options.get(name) is not None for name in _OF_FIELDS) else "radar")
+
+
+def _card_of(model: Model) -> models.ModelCard | None:
+    """The card of a model, None of what has none. Raises: what fastds.models.load_card raises."""
+    if isinstance(model, nn.Module) or model is None:
+        return getattr(model, "card", None)
+    return None if model in _without_weights() else models.load_card(model)
 
 
 def _without_weights() -> set[str]:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastds.fit: a network by name, trained on files, is that of `fastds train`; which names there are by task."""
+
+import importlib
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+
+import fastds
+from fastds import data, models
+from fastds.tasks.common.command import TASKS, main
+
+TINY = {"data.crop": 16, "data.epoch_samples": 4, "data.validation_samples": 2, "data.workers": 0, "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def event(tmp_path_factory):
+    path = tmp_path_factory.mktemp("event") / "event.nc"
+    data.save_dataset(data.synthetic_event(seed=3, frames=16, shape=(64, 64))[["reflectivity"]], path)
+    return path
+
+
+def test_a_network_is_trained_as_by_the_command(event, tmp_path):
+    before = torch.get_num_threads()
+    model = fastds.fit("fczsm-small", event, tmp_path / "fit", threads=1, **TINY)
+    assert torch.get_num_threads() == before and model.card.task == "radar"
+    words = [f"--{name}={value}" for name, value in TINY.items()]
+    command = ["radar", "--model=fczsm-small", f"--data.path={event}", f"--output={tmp_path / 'train'}", "--threads=1"]
+    assert main([*command, "--progress=false", *words]) == 0
+    expected = models.load(tmp_path / "train" / "best.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    fine = fastds.predict(model, data.coarsen_dataset(data.synthetic_event(seed=1, frames=3, shape=(64, 64))))
+    assert fine["reflectivity"].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sentence"),
+    [
+        ("fczsm-huge", {}, "model must be one of ciaosr, .*, got 'fczsm-huge'"),
+        ("nowcast-errors", {}, "model must be one of .*, got 'nowcast-errors'"),
+        ("fczsm-small", {"max_steps": "many"}, "--max_steps must be .*got 'many'"),
+        ("fczsm-small", {"data.crap": 3}, "data.crap.*see fastds train radar --help"),
+        (3, {}, "model must be a text|model"),
+    ],
+)
+def test_what_cannot_be_trained(event, tmp_path, model, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fastds.fit(model, event, tmp_path / "fit", **options)
+    assert not (tmp_path / "fit").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_names_by_task_are_those_that_the_task_takes(task, tmp_path):
+    options, training = (importlib.import_module(f"fastds.tasks.{task}.{name}") for name in ("config", "training"))
+    names = models.available(task=task)
+    assert names and set(names) < set(models.available())
+    assert all(models.load_card(name).task == task for name in models.available(pretrained=True, task=task))
+    if task in ("radar", "nowcast"):
+        for name in models.available():
+            config = options.parse_arguments([f"--model={name}", "--data.path=x", f"--output={tmp_path}"])
+            if name in names and name != "mlcast-convgru":  # which MLCast trains
+                training.build_model(config)
+            else:
+                with pytest.raises(ValueError, match="cannot be trained"):
+                    training.build_model(config)
+
+
+def test_another_task_is_named():
+    with pytest.raises(ValueError, match="task must be one of 'radar', 'nowcast', 'fields', 'humidity', got 'rain'"):
+        models.available(task="rain")
