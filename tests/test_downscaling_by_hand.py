@@ -72,7 +72,8 @@ def test_time_factor_4_is_factor_2_of_the_frames_and_the_middle_ones_made_coarse
 
 @pytest.mark.parametrize("floor", [15.0, -5.0])
 def test_pixel_by_pixel_what_is_written(floor):
-    """The network's value near echo, less what its floor adds at the rim; else the interpolated input; else none."""
+    """The network's value near echo, less what its floor adds at the rim, less and less where the input is weak; else
+    the interpolated input; else none."""
     ceiling, low = 70.0, min(floor, 0.0)
     refiner = refinement.FrameRefiner(None, scale=2, floor=floor, ceiling=ceiling, no_echo=NO_ECHO, tiles=[])
     g = torch.Generator().manual_seed(0)
@@ -88,8 +89,8 @@ def test_pixel_by_pixel_what_is_written(floor):
             alone, _, known, lifted = fine[:, i, j].tolist()
             z = floor + y[i, j].item() * (ceiling - floor)
             z += min(max(1 - (z - floor) / 3, 0), 1) * (known - lifted)
-            z = min(z, ceiling)
-            if alone <= low:
+            z = min(known + min(max((known - (floor - 10)) / 10, 0), 1) * (z - known), ceiling)
+            if known <= low:
                 below = alone
             elif near[i, j]:
                 below = max(min(known, z), low)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
-from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.grid.variables import duration_seconds
+from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.models.baselines import advection, optical_flow
+from fastds.models.baselines import optical_flow
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate, labels_of
@@ -28,9 +28,10 @@ from fastds.studies.report import write_rows, write_study
 from fastds.tasks.common.command import read_command_line
 from fastds.tasks.common.settings import computing, settle
 from fastds.tasks.common.tables import number_text, score_table
+from fastds.tasks.common.tiling import Tile
 from fastds.tasks.radar.agreement import agree
-from fastds.tasks.radar.methods import BASELINES
-from fastds.tasks.radar.refinement import RIM_DB
+from fastds.tasks.radar.methods import BASELINES, needs_flow
+from fastds.tasks.radar.refinement import FrameRefiner
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
@@ -48,6 +49,7 @@ TEST_BLOCKS = {
     "radar_meteonet_nw_20180312_5min.nc": (0, None, 2),
     "radar_unica_xband_20250416_5min.nc": (0, None, 4),
 }
+NO_ECHO_DBZ = -32.0
 MARGIN = 2  # fine pixels next to missing ones or to the edge that do not count
 
 
@@ -121,28 +123,42 @@ def pooled(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None) -> Callable:
-    """The model as a method for errors(); below the model's own floor the field is that of advection. coarsened: how
-    its input averages finer cells, where that is told, see fastds.tasks.radar.agreement.
+    """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
+    fastds.tasks.radar.agreement.
 
-    A model trained above 15 dBZ knows nothing of weaker echo: where it says "at the floor", weaker echo is
-        interpolated, and its values next to that are corrected.
+    A model trained above 15 dBZ knows nothing of weaker echo: where errors above a lower floor are asked for, the
+        fields are those of `fastds downscale`, which interpolates weaker echo; no cell is known to be dry.
     """
-    low, high, ceiling = model.card.floor_dbz, model.card.ceiling_dbz, CEILING_DBZ
+    low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
     def method(x: Tensor) -> Tensor:
-        given = fd.prepare(fd.restore(x, floor, ceiling), low, high)
+        z = fd.restore(x, floor, CEILING_DBZ)
+        if low > floor:
+            return _scaled(_refined(model, z[0, :, 0], coarsened), floor)
+        given = fd.prepare(z, low, high)
         y = model(given)
         if coarsened is not None:
             frames = given[0, :, 0]
             agree(y[0, :, 0], frames, optical_flow(given)[0], torch.ones_like(frames).bool(), coarsened, high - low)
-        z = fd.restore(y, low, high)
-        if low > floor:
-            weak = fd.restore(advection(x), floor, ceiling).clamp(max=low)
-            z = z + (1 - (z - low) / RIM_DB).clamp(0, 1) * (weak - low)  # as downscale does, see refinement.py
-            z = torch.where(z > low, z, weak)
-        return (z.clamp(floor, ceiling) - floor) / (ceiling - floor)
+        return _scaled(fd.restore(y, low, high), floor)
 
     return method
+
+
+def _scaled(z: Tensor, floor: float) -> Tensor:
+    return (z.clamp(floor, CEILING_DBZ) - floor) / (CEILING_DBZ - floor)
+
+
+def _refined(model: torch.nn.Module, frames: Tensor, coarsened: str | None) -> Tensor:
+    """Fine frames (1, 3, 1, H, W) of two coarse ones (2, h, w) in dBZ, as `fastds downscale` makes them."""
+
+    def network(x: Tensor, flow: Tensor) -> Tensor:
+        return model(x, flow=flow) if needs_flow(model) else model(x)
+
+    whole = tuple(slice(0, size) for size in frames.shape[1:])
+    options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
+    refiner = FrameRefiner(network, scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
+    return torch.from_numpy(np.stack(list(refiner.refine(frames.numpy()))))[None, :, None]
 
 
 @dataclasses.dataclass
@@ -251,9 +267,7 @@ def study(config: StudyConfig) -> None:
         check_report(config.report)
     with computing(None, settle(None, config.threads)):
         seconds = duration_seconds(config.block, "block")
-        results = table(
-            config.data.path, config.model, config.floors, config.files, config.modes, config.told, seconds
-        )
+        results = table(config.data.path, config.model, config.floors, config.files, config.modes, config.told, seconds)
         drawn = [] if config.members < 2 else [member_table(config)]
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results), *drawn])

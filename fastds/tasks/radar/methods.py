@@ -42,6 +42,11 @@ class Baseline(nn.Module):
         return advection(x, 2, flow) if self.name == "advection" else BASELINES[self.name](x, 2)
 
 
+def needs_flow(model: nn.Module) -> bool:
+    """Whether the model reads optical flow."""
+    return bool(model.config.get("flow_guided")) or model.config.get("residual") == "advection"
+
+
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
     """Return a model and a sentence about it: the one given, the one named, or the shipped one for reflectivity in dBZ.
 

@@ -21,6 +21,7 @@ from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings
 from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
 from fastds.tasks.radar.members import LAW, Members
+from fastds.tasks.radar.methods import needs_flow
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
 # Working memory of the network that the automatic choice of tiles stays within; on a GPU half of what is free there.
@@ -47,7 +48,7 @@ class TiledRun:
         self.model, self.source, self.computed, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
         self.order = upright(source.raw)  # the network sees all fields upright
-        self.uses_flow = bool(model.config.get("flow_guided") or model.config.get("residual") == "advection")
+        self.uses_flow = needs_flow(model)
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
         self.seam_error, self.reach = None, None
         self.static_origin, self.static = (None, None) if static is None else (static.origin, self._normalised(static))

@@ -17,7 +17,7 @@ from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
 from fastds.tasks.radar.config import TrainingConfig
-from fastds.tasks.radar.methods import VARIABLE
+from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
 
 NETWORKS = (models.FCZSM, UNet, UNet3D)
@@ -123,11 +123,6 @@ def build_model(config: TrainingConfig) -> torch.nn.Module:
     fill_card_of_run(model.card, config)
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
-
-
-def needs_flow(model: torch.nn.Module) -> bool:
-    """Whether the model reads optical flow: the samples then carry that of the whole frames."""
-    return bool(model.config.get("flow_guided")) or model.config.get("residual") == "advection"
 
 
 def train(config: TrainingConfig) -> pathlib.Path:
