@@ -118,7 +118,7 @@ def pooled(found: list[dict[str, float]]) -> dict[str, float]:
     if not pixels.any():
         return found[0]
     there = [one for one in found if one["pixels"]]  # errors of the others are NaN
-    means = {key: np.average([one[key] for one in there], weights=pixels[pixels > 0]) for key in there[0]}
+    means = {key: float(np.average([one[key] for one in there], weights=pixels[pixels > 0])) for key in there[0]}
     return means | {"pixels": int(pixels.sum())}
 
 
