@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from fastds import cli, models
+from fastds.models.card import ANY
 from fastds.tasks.common.command import main
 from fastds.tasks.fields.config import DataConfig, ModelConfig, TrainingConfig
 from fastds.tasks.fields.evaluation import coarse_and_fine
@@ -61,6 +62,25 @@ def test_training_learns_and_exports(path, tmp_path):
         error = (model(x, scale=2) - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))
     bicubic = torch.nn.functional.interpolate(x, y.shape[2:], mode="bicubic")
     assert (error < (bicubic - y)[..., 8:-8, 8:-8].square().mean((0, 2, 3))).all()
+
+
+def test_samples_suit_the_network(path, tmp_path):
+    """Without options: of its one factor, and every field for a network of any variable; others are refused."""
+    with xr.open_dataset(path) as dataset:
+        xr.concat([dataset, dataset], "longitude").to_netcdf(tmp_path / "wide.nc", engine="h5netcdf")
+    small = [f"--data.path={tmp_path / 'wide.nc'}", "--data.crop=12", "--data.queries=20", "--data.epoch_samples=8"]
+    for name, more, scale in (("edsr-x2", ["--data.variables=[t,q]"], 2), ("inr-any", [], None)):
+        output = tmp_path / name
+        assert main(["fields", f"--model={name}", *small, *more, "--max_steps=1", f"--output={output}"]) == 0
+        model = models.load(output / "best.safetensors")
+        assert model.config.get("scale") == scale
+        assert [v["name"] for v in model.card.input_variables] == (["t", "q"] if scale else [ANY])
+
+
+def test_another_factor_than_the_networks_is_refused(path, tmp_path, capsys):
+    given = ["fields", "--model=edsr-x2", f"--data.path={path}", "--data.variables=[t,q]", f"--output={tmp_path}/o"]
+    assert main([*given, "--data.scales=[1,3]"]) == 2
+    assert "--data.scales must be [2, 2], the one factor of edsr-x2, got [1.0, 3.0]" in capsys.readouterr().err
 
 
 def test_static_maps_reach_the_encoder(path, tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import torch
@@ -12,13 +13,14 @@ from torch.utils.data import default_collate
 from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.card import ANY
+from fastds.models.registry import PRESETS
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.lightning_extra import L
 from fastds.tasks.common.run_folder import ExportBest, averaging, begin, run
 from fastds.tasks.common.training import SupervisedModule
 from fastds.tasks.common.verdict import against
-from fastds.tasks.fields.config import TrainingConfig
+from fastds.tasks.fields.config import DataConfig, TrainingConfig
 from fastds.tasks.fields.evaluation import scores
 from fastds.tasks.fields.samples import FieldData, describe
 
@@ -102,12 +104,28 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
     return model
 
 
+def _suit_network(config: TrainingConfig) -> None:
+    """Let the samples be those that the network takes, where the options do not tell: of its one factor, and for a
+    network of any variable every field there is. Raises: ValueError for scales that are not its one factor."""
+    c, data, usual = config.model, config.data, DataConfig(config.data.path)
+    options = models.load(c.start).config if c.start else {**PRESETS.get(c.name, ("", {}))[1], **c.options}
+    if (factor := options.get("scale")) is not None:
+        for name, wanted in (("scales", [factor, factor]), ("test_scales", [factor])):
+            given = getattr(data, name)
+            if given not in (getattr(usual, name), wanted):
+                raise ValueError(f"data.{name} must be {wanted}, the one factor of {c.start or c.name}, got {given}")
+            setattr(data, name, wanted)
+    if options.get("contrast_window") and data.variables == usual.variables:
+        config.data = dataclasses.replace(data, each=data.each or ["*"])
+
+
 def train(config: TrainingConfig) -> pathlib.Path:
     """Train, resume where config.output holds a checkpoint, and export best.safetensors, whose path is returned.
 
     Raises: FileNotFoundError, ValueError for data or options that do not fit; FloatingPointError when the loss stays
         not finite.
     """
+    _suit_network(config)
     begin(config)
     data = FieldData(config.data, config.seed, config.devices)
     module = FieldModule(build_model(config, data), config, data)
