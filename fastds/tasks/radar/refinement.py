@@ -4,8 +4,9 @@ as they are.
 
 The network sees reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so weaker echo and no echo
 are the same to it. A fine pixel takes the network's value (at the rim of echo less what interpolation with cells below
-the floor gains by lifting those to the floor) where that is above the floor and echo is near. Elsewhere it takes the
-interpolated input (bicubic in space, along the optical flow in time), and it is no echo where the input is.
+the floor gains by lifting those to the floor; less and less of it where the interpolated input is below the floor) where
+that is above the floor and echo is near. Elsewhere it takes the interpolated input (bicubic in space, along the optical
+flow in time), and it is no echo where the input is.
 """
 
 from __future__ import annotations
