@@ -93,7 +93,8 @@ def test_told_how_it_was_coarsened_the_error_is_smaller(mode):
 def test_the_study_tells_it(data_dir):
     """Means of linear Z of a radar that no training saw: 0.90 of the error."""
     frames = TimeBlock(str(data_dir / "radar_mch_20160711_5min.nc"), 0, 3)
-    block = radar.Block("MeteoSwiss", 15.0, [dict(EvaluationTriples(frames, mode="linear_z")[0])], [0])
+    sample = dict(EvaluationTriples(frames, mode="linear_z")[0]) | {"beside": (None, None)}
+    block = radar.Block("MeteoSwiss", 15.0, [sample], [0])
     network = fastds.load("fczsm-small").eval()
     known, unknown = (
         radar.errors(block, radar.as_method(network, 15.0, coarsened))["mse_total"] for coarsened in ("linear_z", None)

@@ -449,7 +449,7 @@ def test_workers_open_no_files_again(files, monkeypatch):
         os.remove(files / "in" / f"{number}.nc")
     piece = job.pieces(4)[1]
     (values,), (expected,) = (made.compute(piece).values() for made in (pickle.loads(there).job, job))
-    assert piece.reads == (3, 6) and np.array_equal(values, expected)
+    assert piece.reads == (2, 6) and np.array_equal(values, expected)
 
 
 # The command, killed when its manifest, the first word, has a piece.

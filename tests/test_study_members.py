@@ -16,6 +16,7 @@ from fastds.models.ensembles.detail import ECHO, FEATURES, LACKING
 from fastds.studies import radar, radar_law
 from fastds.studies.radar_members import SCORES, member_scores
 from fastds.tasks.radar.members import NEAR, Members, details
+from fastds.tasks.radar.motion import steady_flow
 
 FILE = "radar.nc"
 
@@ -55,10 +56,11 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
     samples = block.samples[:1]
     found = member_scores(samples, model, 5)
     x, y, valid = (samples[0][key] for key in ("x", "y", "valid"))
+    flow = steady_flow(samples[0]["beside"][0], x[:, 0], samples[0]["beside"][1])
     with torch.inference_mode():
-        made = model(x[None])[0, :, 0].clamp(0, 1)
+        made = model(x[None], flow=flow[None])[0, :, 0].clamp(0, 1)
     members = Members(5, 0, model.card)
-    read = details(made, x[:, 0], models.baselines.optical_flow(x[None])[0], model.card)
+    read = details(made, x[:, 0], flow, model.card)
     drawn, share = members.between(read, 0), read[1].features(slice(0, 96))[ECHO]
     near = valid[1, 0] & (share > NEAR)
     truth = y[1, 0]

@@ -19,7 +19,6 @@ from fastds import metrics, models
 from fastds.data.grid.variables import duration_seconds
 from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.metrics.errors import CEILING_DBZ
-from fastds.models.baselines import optical_flow
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate, labels_of
@@ -31,6 +30,7 @@ from fastds.tasks.common.tables import number_text, score_table
 from fastds.tasks.common.tiling import Tile
 from fastds.tasks.radar.agreement import agree
 from fastds.tasks.radar.methods import BASELINES, needs_flow
+from fastds.tasks.radar.motion import steady_flow
 from fastds.tasks.radar.refinement import FrameRefiner
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
@@ -60,7 +60,8 @@ class Block:
     Attributes:
         name: of its file.
         floor: dBZ above which x and y are normalised.
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W).
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside: the pairs (2, h, w) before and behind x,
+            None where the block has none.
         blocks: the number of the block of time of each sample.
     """
 
@@ -88,20 +89,23 @@ def test_block(
         source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor, mode=mode
     )
     samples = [dict(triples[i]) for i in range(len(triples))]
-    for sample in samples:
+    others = fd.EvaluationTriples(triples.store, interval=interval, scale=scale, floor=floor, mode=mode)
+    places = {tuple(index): number for number, index in enumerate(others.index)}
+    for sample, index in zip(samples, triples.index, strict=True):
+        length = index[2] - index[0]
+        found = (places.get(tuple(index + step)) for step in (-length, length))
+        sample["beside"] = [None if number is None else others[number]["x"][:, 0] for number in found]
         sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
     starts = triples.store.seconds[triples.index[:, 0]]
     return Block(file, floor, samples, [int(start // seconds) for start in starts])
 
 
 def errors_of_samples(block: Block, method: Callable) -> list[dict[str, float]]:
-    """radar_errors of method(x (1, 2, 1, h, w)) -> (1, 3, 1, H, W), both normalised above the block's floor, of each
-    sample.
-    """
+    """radar_errors of method(sample) -> (1, 3, 1, H, W), fields normalised above the block's floor, of each sample."""
     found = []
     with torch.inference_mode():
         for sample in block.samples:
-            fields = method(sample["x"][None])[0, :, 0], sample["y"][:, 0]
+            fields = method(sample)[0, :, 0], sample["y"][:, 0]
             p, t = (fd.restore(z, block.floor, CEILING_DBZ) for z in fields)
             found.append(metrics.radar_errors(p, t, sample["valid"][:, 0], block.floor, with_ssim=False))
     return found
@@ -122,27 +126,41 @@ def pooled(found: list[dict[str, float]]) -> dict[str, float]:
     return means | {"pixels": int(pixels.sum())}
 
 
+def plainly(method: Callable) -> Callable:
+    """A function of x (1, 2, 1, h, w) in [0, 1], such as those of BASELINES, as a method for errors()."""
+    return lambda sample: method(sample["x"][None])
+
+
 def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None) -> Callable:
     """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
     fastds.tasks.radar.agreement.
 
-    A model trained above 15 dBZ knows nothing of weaker echo: where errors above a lower floor are asked for, the
-        fields are those of `fastds downscale`, which interpolates weaker echo; no cell is known to be dry.
+    The flow is that of `fastds downscale`, which the pairs beside make steadier. A model trained above 15 dBZ knows
+        nothing of weaker echo: where errors above a lower floor are asked for, the fields are those of `fastds
+        downscale` of the two fields alone, which interpolates weaker echo; no cell is known to be dry.
     """
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
-    def method(x: Tensor) -> Tensor:
-        z = fd.restore(x, floor, CEILING_DBZ)
+    def method(sample: dict) -> Tensor:
+        before, x, behind = (
+            None if pair is None else fd.restore(pair, floor, CEILING_DBZ)
+            for pair in (sample["beside"][0], sample["x"][:, 0], sample["beside"][1])
+        )
         if low > floor:
-            return _scaled(_refined(model, z[0, :, 0], coarsened), floor)
-        given = fd.prepare(z, low, high)
-        y = model(given)
+            return _scaled(_refined(model, x, coarsened), floor)
+        pairs = [None if pair is None else fd.prepare(pair, low, high) for pair in (before, x, behind)]
+        flow, given = steady_flow(*pairs), pairs[1]
+        y = _network(model)(given[None, :, None], flow[None])
         if coarsened is not None:
-            frames = given[0, :, 0]
-            agree(y[0, :, 0], frames, optical_flow(given)[0], torch.ones_like(frames).bool(), coarsened, high - low)
+            agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         return _scaled(fd.restore(y, low, high), floor)
 
     return method
+
+
+def _network(model: torch.nn.Module) -> Callable:
+    """network(x, flow), whether the model reads the flow or not."""
+    return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
 
 def _scaled(z: Tensor, floor: float) -> Tensor:
@@ -151,13 +169,9 @@ def _scaled(z: Tensor, floor: float) -> Tensor:
 
 def _refined(model: torch.nn.Module, frames: Tensor, coarsened: str | None) -> Tensor:
     """Fine frames (1, 3, 1, H, W) of two coarse ones (2, h, w) in dBZ, as `fastds downscale` makes them."""
-
-    def network(x: Tensor, flow: Tensor) -> Tensor:
-        return model(x, flow=flow) if needs_flow(model) else model(x)
-
     whole = tuple(slice(0, size) for size in frames.shape[1:])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
-    refiner = FrameRefiner(network, scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
+    refiner = FrameRefiner(_network(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
     return torch.from_numpy(np.stack(list(refiner.refine(frames.numpy()))))[None, :, None]
 
 
@@ -346,7 +360,8 @@ def table(
     for floor, mode in itertools.product(floors or metrics.EVALUATION_FLOORS, modes):
         for file in files or TEST_BLOCKS:
             block = test_block(data, file, floor, mode=mode, seconds=seconds)
-            methods = {**BASELINES, "model": as_method(network, floor, mode if told else None)}
+            methods = {name: plainly(method) for name, method in BASELINES.items()}
+            methods["model"] = as_method(network, floor, mode if told else None)
             row = Row({name: errors_of_samples(block, method) for name, method in methods.items()}, block.blocks)
             results[file, floor, mode] = row
             _print_row(file, floor, mode, [f"{found['mse_total']:.3f}" for found in row.errors.values()], [row])

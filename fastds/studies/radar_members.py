@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastds.metrics import EnsembleScores, spectral_ratio
-from fastds.models.baselines import optical_flow
 from fastds.models.ensembles.detail import ECHO
 from fastds.tasks.radar.members import NEAR, Members, details
+from fastds.tasks.radar.motion import steady_flow
 
 SCORES = "CRPS / MAE", "spread/skill", "detail", "detail of mean field", "rain area / truth's"
 _BAND = (2.0, 4.0)
@@ -22,13 +22,14 @@ def member_scores(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
     spread over skill, power at wavelengths of 2 to 4 pixels of a member and of the network's field over the truth's,
     area above the floor over the truth's; on pixels near echo.
 
-    samples: x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card.
+    samples: x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model's card, and beside, see radar.Block.
     """
     members, span = Members(count, 0, model.card), model.card.ceiling_dbz - model.card.floor_dbz
     found = {times: _Sums() for times in _TIMES}
     for number, sample in enumerate(samples):
         x = sample["x"]
-        flow = optical_flow(x[None])
+        before, behind = sample["beside"]
+        flow = steady_flow(before, x[:, 0], behind)[None]
         with torch.inference_mode():
             y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
         read = details(y, x[:, 0], flow[0], model.card)

@@ -18,7 +18,7 @@ from fastds.data.radar.preparation import COARSENING_MODES
 from fastds.data.samples.fields import choose_field, coarsen_fields, pressure_hpa
 from fastds.models.baselines import advection, interpolate, trilinear
 from fastds.studies.common.radar import window_of
-from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors
+from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, as_method, errors, plainly
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.domain.score import Domain, domain_of
 from fastds.tasks.domain.statistics import of_echo, of_fields, texture
@@ -89,8 +89,8 @@ def _radar_errors(network: nn.Module, simple: Callable, triples, place: int):
     valid = metrics.interior(one["valid"][..., *fine].all(0, keepdim=True), MARGIN).expand_as(y)
     if (x > 0).float().mean() < 0.01:
         return None
-    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid}], [0])
-    own, theirs = (errors(block, method)["mse_total"] for method in (as_method(network, 15.0), simple))
+    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid, "beside": (None, None)}], [0])
+    own, theirs = (errors(block, method)["mse_total"] for method in (as_method(network, 15.0), plainly(simple)))
     return of_echo(x[:, 0]), own, theirs
 
 

@@ -75,11 +75,11 @@ class RadarJob:
         self.variables = {source.source_name: (dims, shape)}
 
     def pieces(self, steps: int) -> list[Piece]:
-        """Pieces within segments; a frame needs those beside it."""
-        pieces, outputs = [], 0
+        """Pieces within segments; a frame needs those beside it, and those that tell its motion."""
+        pieces, outputs, beside = [], 0, (2, self.time_factor // 2 + 1)
         for segment in self.source.segments:
             for start, stop in cut(segment.start, segment.stop, steps):
-                reads = max(start - 1, segment.start), min(stop + 1, segment.stop)
+                reads = max(start - beside[0], segment.start), min(stop + beside[1], segment.stop)
                 made = self.time_factor * (stop - start)
                 if stop == segment.stop and self.source.kind != "amount":
                     made -= self.time_factor - 1  # nothing follows the last frame
@@ -90,9 +90,11 @@ class RadarJob:
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""
         part = self.source.part(slice(*piece.reads))
-        part.check(stacklevel=3)
-        first = self.time_factor * (piece.steps[0] - piece.reads[0])
-        values = self._values(part, False, None)
+        wanted = tuple(step - piece.reads[0] for step in piece.steps)
+        used = slice(max(wanted[0] - 1, 0), wanted[1] + 1)  # the others tell the motion alone
+        part.part(used).check(stacklevel=3)
+        first = self.time_factor * wanted[0]
+        values = self._values(part, False, None, wanted)
         made = slice(first, first + piece.outputs[1] - piece.outputs[0])
         return {self.source.source_name: values[..., made, :, :]}
 
@@ -101,10 +103,16 @@ class RadarJob:
         self.source.check(stacklevel=5)
         return self.result({self.source.source_name: self._values(self.source, progress, folder)})
 
-    def _values(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
-        """The fine values of the source, or of a part of it, or members of them."""
+    def _values(
+        self,
+        source: ReflectivityInput,
+        progress: bool,
+        folder: str | os.PathLike | None,
+        wanted: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """The fine values of the source, or of a part of it, or members of them; wanted: see FrameRefiner.refine."""
         with computing(self.model, self.settings):
-            z = self.tiled.run(source, progress, folder)
+            z = self.tiled.run(source, progress, folder, wanted)
         if source.kind == "reflectivity":
             return z
         form = self.tiled.scale, self.time_factor

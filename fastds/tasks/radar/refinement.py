@@ -3,17 +3,19 @@
 as they are.
 
 The network sees reflectivity scaled to [0, 1] between the floor and the ceiling of its card, so weaker echo and no echo
-are the same to it. A fine pixel takes the network's value (at the rim of echo less what interpolation with cells below
-the floor gains by lifting those to the floor; less and less of it where the interpolated input is below the floor) where
-that is above the floor and echo is near. Elsewhere it takes the interpolated input (bicubic in space, along the optical
-flow in time), and it is no echo where the input is.
+are the same to it. A fine pixel takes the network's value where that is above the floor and echo is near: at the rim of
+echo less what interpolation with cells below the floor gains by lifting those to the floor, and less and less of it
+where the interpolated input is below the floor. Elsewhere it takes the interpolated input (bicubic in space, along the
+optical flow in time), and it is no echo where the input is.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,11 +24,12 @@ import torch
 from fastds.data import prepare
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.memory import return_freed_memory
-from fastds.models.baselines import advection, optical_flow
+from fastds.models.baselines import advection
 from fastds.models.baselines.interpolation import upsample
 from fastds.tasks.common.tiling import Tile, run_tiles
 from fastds.tasks.radar.agreement import agree
 from fastds.tasks.radar.members import Members, detail_at, details
+from fastds.tasks.radar.motion import Motion, steadied
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
 WEAKEST_DBZ = 0.0
@@ -46,6 +49,15 @@ _DB_SPAN = 128.0
 _LEAST_SHARE = 0.05
 # Coarse pixels that are interpolated at once, and rows read beyond the motion for the kernels of interpolation.
 _BAND_PIXELS, _MARGIN = 1 << 20, 6
+
+
+class _Moving(NamedTuple):
+    """Two coarse frames in dBZ, scaled (2, H, W), and the flow of echo above the floor and of all echo."""
+
+    pair: tuple[torch.Tensor, torch.Tensor]
+    x: torch.Tensor
+    flow: torch.Tensor
+    weak: torch.Tensor
 
 
 class FrameRefiner:
@@ -82,25 +94,46 @@ class FrameRefiner:
         self.observe = None
 
     def refine(
-        self, frames: Iterable[np.ndarray], time_factor: int = 2, times: Iterable = itertools.repeat(None)
+        self,
+        frames: Iterable[np.ndarray],
+        time_factor: int = 2,
+        times: Iterable = itertools.repeat(None),
+        wanted: tuple[int, int] | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield f N - f + 1 fine frames (rH, rW) for N coarse ones, f = time_factor 2 or 4; at least two frames. With
         members: (members, rH, rW), drawn by the fine times.
 
         Inner input times belong to two pairs; their network output is the mean of both. Factor 4 puts the coarsened
         middle frames of a first pass between the input frames and refines that sequence.
+
+        wanted: (first, stop), the coarse frames from and to which fine ones are wanted; None: all. Others tell the
+        motion, for which f / 2 + 1 of them are enough on either side, and are NaN where the network need not run.
         """
+        first, stop = (0, sys.maxsize // 4) if wanted is None else wanted
         if time_factor == 4:
-            frames = self._with_middle_frames(frames)
+            frames, first, stop = self._with_middle_frames(frames, range(first - 1, stop + 1)), 2 * first, 2 * stop
         pending, times = None, iter(times)
-        for previous, current, (y, near, flow, strong) in self._pairs(frames):
-            first, first_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
-            yield self._outer(self._at_input(first, previous, next(times)), first_near, previous)
-            middle = self._between(y, previous, current, strong, next(times))
+        for previous, current, result in self._pairs(frames, range(first - 1, stop)):
+            now, between = next(times), next(times)
+            if result is None:
+                yield from (self._nothing(previous), self._nothing(previous))
+                pending = None
+                continue
+            y, near, flow, strong = result
+            ahead, ahead_near = (y[0], near) if pending is None else ((pending[0] + y[0]) / 2, pending[1] | near)
+            yield self._outer(self._at_input(ahead, previous, now), ahead_near, previous)
+            middle = self._between(y, previous, current, strong, between)
             yield self._middle(middle, near, previous, current, flow)
             pending = y[2].clone(), near
-        last, near = pending
-        yield self._outer(self._at_input(last, current, next(times)), near, current)
+        if pending is None:
+            yield self._nothing(current)
+        else:
+            yield self._outer(self._at_input(pending[0], current, next(times)), pending[1], current)
+
+    def _nothing(self, given: torch.Tensor) -> np.ndarray:
+        """In the place of a fine frame that is not wanted."""
+        count = () if self.members is None else (self.members.count,)
+        return np.full((*count, *(self.scale * size for size in given.shape)), np.nan, np.float32)
 
     def _at_input(self, y: torch.Tensor, given: torch.Tensor, time: object) -> torch.Tensor:
         """The network's field at an input time, or members of it."""
@@ -118,27 +151,57 @@ class FrameRefiner:
         x = self._scaled(first, second, self.floor)
         return self.members.between(details(y, x, flow, self.members.card, self._bands), time)
 
-    def _with_middle_frames(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them."""
+    def _with_middle_frames(self, frames: Iterable[np.ndarray], wanted: range) -> Iterator[np.ndarray]:
+        """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them; NaN
+        for those of pairs whose numbers are not wanted."""
         mode = self.coarsened or "dbz"
-        for previous, current, (y, near, flow, _) in self._pairs(frames):
+        for previous, current, result in self._pairs(frames, wanted):
             yield previous.numpy()
+            if result is None:
+                yield np.full_like(previous.numpy(), np.nan)
+                continue
+            y, near, flow, _ = result
             middle = self._middle(y[1], near, previous, current, flow)
             yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
         yield current.numpy()
 
-    def _pairs(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[torch.Tensor, torch.Tensor, tuple]]:
-        """Frames that follow one another, and what _results gives of them, computed for so many pairs at once."""
+    def _pairs(self, frames: Iterable[np.ndarray], wanted: range) -> Iterator[tuple]:
+        """Frames that follow one another, and what _results gives of them, computed for so many pairs at once, or None
+        for pairs whose numbers are not wanted."""
         pairs = itertools.pairwise(torch.from_numpy(np.ascontiguousarray(frame, np.float32)) for frame in frames)
-        while some := list(itertools.islice(pairs, self.pairs_at_once)):
-            for pair, result in zip(some, self._results(some), strict=True):
-                yield *pair, result
+        moving = enumerate(self._with_motion(pairs))
+        while some := list(itertools.islice(moving, self.pairs_at_once)):
+            told = [(seen.pair, number in wanted) for number, seen in some]
+            results = self._results([seen for number, seen in some if number in wanted])
+            some.clear()  # large
+            for pair, runs in told:
+                yield *pair, next(results) if runs else None
 
-    def _results(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple]:
+    def _with_motion(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_Moving]:
+        """Pairs of frames with their motion, which those before and behind make steadier."""
+        before, this = [None, None], None
+        for behind in itertools.chain(map(self._seen, pairs), [None]):
+            if this is not None:
+                pair, x, motions = this
+                after = [None, None] if behind is None else behind[2]
+                flows = [steadied(motion, before[k], after[k]) for k, motion in enumerate(motions)]
+                yield _Moving(pair, x, flows[0], flows[-1])
+                before = motions
+            this = behind
+
+    def _seen(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
+        """A pair, scaled, and the motion of its echo above the floor and, where weaker echo counts, of all echo."""
+        x = self._scaled(*pair, self.floor)
+        weak = [Motion.of(self._scaled(*pair, self.low))] if self.low < self.floor else []
+        return pair, x, [Motion.of(x), *weak]
+
+    def _results(self, moving: list[_Moving]) -> Iterator[tuple]:
         """Of each pair: network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and
         for members that of echo above the floor."""
-        scaled = [self._scaled(*pair, self.floor) for pair in pairs]
-        flows = [_flow(x) for x in scaled]
+        if not moving:
+            return
+        pairs, scaled, flows, weak = map(list, zip(*moving, strict=True))
+        moving.clear()
         if self.observe is not None:
             self.observe(scaled[0], flows[0])
         form = {"after_tile": self.after_tile, "static": self.static, "at_once": self.at_once}
@@ -146,7 +209,7 @@ class FrameRefiner:
         if len(self.tiles) > 1:
             return_freed_memory()  # of the network, before the arrays of whole frames are made
         for pair in pairs:
-            x, flow, y = (some.pop(0) for some in (scaled, flows, made))  # large: each lives as long as it is needed
+            x, flow, of_all, y = (some.pop(0) for some in (scaled, flows, weak, made))  # large, and freed one by one
             echo, motion = (x > 0).any(0), 0.0
             if echo.any():
                 motion = torch.hypot(*flow[0].unbind(1))[:, echo].max().item()
@@ -155,11 +218,7 @@ class FrameRefiner:
                 agree(y, x, flow, known, self.coarsened, self.ceiling - self.floor, self._bands)
             del x
             near = _dilate(echo, NEAR_PIXELS + math.ceil(motion))
-            strong = None if self.members is None else flow
-            if self.low < self.floor:  # weak echo has a motion of its own, which the network's input does not show
-                del flow
-                flow = _flow(self._scaled(*pair, self.low))
-            yield y, near, flow, strong
+            yield y, near, of_all, None if self.members is None else flow
 
     def _scaled(self, first: torch.Tensor, second: torch.Tensor, floor: float) -> torch.Tensor:
         """Both frames (2, H, W), scaled to [0, 1] between floor and the ceiling, missing pixels 0."""
@@ -240,11 +299,6 @@ class FrameRefiner:
 
     def _repeat(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.repeat_interleave(self.scale, -2).repeat_interleave(self.scale, -1)
-
-
-def _flow(x: torch.Tensor) -> torch.Tensor:
-    """The optical flow (1, 2, 2, H, W) of two frames (2, H, W) in [0, 1], zero where both are dry everywhere."""
-    return optical_flow(x[None])[0].float() if x.any() else x.new_zeros(1, 2, 2, *x.shape[-2:])
 
 
 def _dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:

@@ -113,9 +113,15 @@ class TiledRun:
         """Pixels per input step for which the reach is measured: the card's largest, the data's is not known yet."""
         return float(self.card.motion_px[1]) if self.card.motion_px else 8.0
 
-    def run(self, source: ReflectivityInput, progress: bool, folder: str | os.PathLike | None) -> np.ndarray:
-        """Fine reflectivity of all segments of the source, or of a part of it, one after another, ([members,] n, rH,
-        rW) float32 dBZ."""
+    def run(
+        self,
+        source: ReflectivityInput,
+        progress: bool,
+        folder: str | os.PathLike | None,
+        wanted: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """Fine reflectivity of all segments of the source, one after another, ([members,] n, rH, rW) float32 dBZ, or of
+        a part of one; wanted: see FrameRefiner.refine, of a part."""
         height, width = source.shape[1:]
         shape = (output_frames(source, self.time_factor), self.scale * height, self.scale * width)
         first = () if self.refiner.members is None else (self.refiner.members.count,)
@@ -124,19 +130,21 @@ class TiledRun:
         with progress_bar(progress, self._passes(source) * len(self.tiles), "downscaling", "tiles") as advance:
             self.refiner.after_tile = advance
             for segment in source.segments:
-                for fine in self._refined(source, segment):
+                for fine in self._refined(source, segment, wanted):
                     z[..., start, :, :] = fine[self.order]
                     start += 1
                     if self.tile:
                         return_freed_memory()
         return z
 
-    def _refined(self, source: ReflectivityInput, segment: slice) -> Iterator[np.ndarray]:
+    def _refined(
+        self, source: ReflectivityInput, segment: slice, wanted: tuple[int, int] | None
+    ) -> Iterator[np.ndarray]:
         """The fine frames of a segment, upright, or members of them."""
         frames = (source.frames(i)[self.order].copy() for i in range(segment.start, segment.stop))
         times = source.times[segment]
         if len(times) > 1:
-            return self.refiner.refine(frames, self.time_factor, refine_time(times, self.time_factor))
+            return self.refiner.refine(frames, self.time_factor, refine_time(times, self.time_factor), wanted)
         # A frame alone between two gaps: the pair of it with itself has no motion and only its first end is kept.
         frame = next(frames)
         return itertools.islice(self.refiner.refine([frame, frame], times=itertools.repeat(times[0])), 1)
