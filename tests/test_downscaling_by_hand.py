@@ -47,7 +47,7 @@ def test_the_network_counts_as_far_as_echo_moves(monkeypatch, coarse):
     """A cell of echo moves by 20 pixels: half way, 10 pixels from echo in either frame, the network's value holds."""
     flow = torch.zeros(1, 2, 2, 48, 64)
     flow[:, 0, 1], flow[:, 1, 1] = 20.0, -20.0
-    monkeypatch.setattr(flows, "optical_flow", lambda x: flow[None])
+    monkeypatch.setattr(flows, "optical_flow", lambda x, fine: flow[None])
     z = np.full((3, 48, 64), NO_ECHO, np.float32)
     z[0, 20:27, 10:17] = z[1:, 20:27, 30:37] = 30.0
     out = downscale(Stub(constants=[0.2, 0.8, 0.2]), fill(coarse, z)).reflectivity.values

@@ -16,7 +16,7 @@ from fastds.tasks.radar.motion import Motion, steadied, steady_flow
 def motion(rows, columns, known=1.0, size=(24, 32)):
     """The same displacement everywhere from the first field on, and back."""
     flow = torch.tensor([[[rows, columns], [-rows, -columns]]]).view(1, 2, 2, 1, 1).expand(1, 2, 2, *size).clone()
-    return Motion(flow, torch.full((2, 1, *size), known))
+    return Motion(torch.zeros(2, *size), flow, torch.full((2, 1, *size), known))
 
 
 def test_the_mean_of_three_by_how_well_they_are_known():
@@ -25,8 +25,8 @@ def test_the_mean_of_three_by_how_well_they_are_known():
     found = steadied(this, before, behind)
     torch.testing.assert_close(found[0, 0], expected.view(2, 1, 1).expand(2, 24, 32))
     torch.testing.assert_close(found[0, 1], -found[0, 0])
-    for alone in (None, None), (before, None), (None, behind), (motion(9.0, 9.0, 0.0), motion(9.0, 9.0, 0.0)):
-        assert torch.equal(steadied(this, *alone), this.flow)  # at the ends of a series, and where nothing is known
+    unknown = motion(9.0, 9.0, 0.0)
+    assert torch.equal(steadied(this, unknown, unknown), this.flow)
 
 
 @pytest.mark.parametrize("way", [0, 1])
@@ -49,7 +49,9 @@ def test_dry_fields_do_not_move():
     assert Motion.of(x).known[0, 0, 10, 14] == pytest.approx(1 / 25) and not Motion.of(x).known[1].any()
     this = torch.rand(2, 24, 32)
     dry = torch.zeros(2, 24, 32)
-    assert torch.equal(steady_flow(dry, this, dry), optical_flow(this[None])[0])
+    assert torch.equal(steady_flow(dry, this, dry), optical_flow(this[None], fine=True)[0])
+    for ends in (None, None), (dry, None), (None, dry):  # of a series
+        assert torch.equal(steady_flow(ends[0], this, ends[1]), optical_flow(this[None])[0])
 
 
 def test_the_middle_field_is_nearer_to_the_truth():

@@ -192,7 +192,7 @@ class FrameRefiner:
     def _seen(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
         """A pair, scaled, and the motion of its echo above the floor and, where weaker echo counts, of all echo."""
         x = self._scaled(*pair, self.floor)
-        weak = [Motion.of(self._scaled(*pair, self.low))] if self.low < self.floor else []
+        weak = [Motion.of(self._scaled(*pair, self.low), fine=False)] if self.low < self.floor else []
         return pair, x, [Motion.of(x), *weak]
 
     def _results(self, moving: list[_Moving]) -> Iterator[tuple]:
