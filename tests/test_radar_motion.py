@@ -16,7 +16,9 @@ from fastds.tasks.radar.motion import Motion, steadied, steady_flow
 def motion(rows, columns, known=1.0, size=(24, 32)):
     """The same displacement everywhere from the first field on, and back."""
     flow = torch.tensor([[[rows, columns], [-rows, -columns]]]).view(1, 2, 2, 1, 1).expand(1, 2, 2, *size).clone()
-    return Motion(torch.zeros(2, *size), flow, torch.full((2, 1, *size), known))
+    made = Motion(torch.zeros(2, *size))
+    made.flow, made.known = flow, torch.full((2, 1, *size), known)
+    return made
 
 
 def test_the_mean_of_three_by_how_well_they_are_known():
@@ -43,10 +45,10 @@ def test_the_motion_of_the_same_air(way, beside, sign):
 
 def test_dry_fields_do_not_move():
     x = torch.zeros(2, 24, 32)
-    still = Motion.of(x)
+    still = Motion(x)
     assert not still.flow.any() and not still.known.any() and still.flow.shape == (1, 2, 2, 24, 32)
     x[0, 12, 16] = 0.5
-    assert Motion.of(x).known[0, 0, 10, 14] == pytest.approx(1 / 25) and not Motion.of(x).known[1].any()
+    assert Motion(x).known[0, 0, 10, 14] == pytest.approx(1 / 25) and not Motion(x).known[1].any()
     this = torch.rand(2, 24, 32)
     dry = torch.zeros(2, 24, 32)
     assert torch.equal(steady_flow(dry, this, dry), optical_flow(this[None], fine=True)[0])

@@ -32,7 +32,7 @@ def available(pretrained: bool = False, task: str | None = None) -> list[str]:
     names = sorted(path.stem for path in WEIGHTS.glob("*.safetensors")) if pretrained else sorted(PRESETS)
     if task is None:
         return names
-    check_choice("task", task, tuple(filter(None, TASKS)))
+    check_choice("task", task, tuple(TASKS))
     return [name for name in names if (load_card(name).task if pretrained else task_of(name)) == task]
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fastds._outputs import replacing
 from fastds._version import __version__
+from fastds.models.registry import TASKS
 
 LEADERBOARD = Path(__file__).parent / "leaderboard.json"
-TASKS = ("radar", "nowcast", "fields", "humidity")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 
-# By the task that they are for; of "" those that serve other networks.
+# By the task that they are for.
 TASKS: dict[str, tuple[type[nn.Module], ...]] = {
     "radar": (FCZSM, UNet, UNet3D),
     "nowcast": (
@@ -24,10 +24,12 @@ TASKS: dict[str, tuple[type[nn.Module], ...]] = {
     ),
     "fields": (FixedRatioDownscaler, INRDownscaler),
     "humidity": (HumidityGenerator, SRCNN, SRResNet),
-    "": (ErrorLaw, HumidityCritic),
 }  # fmt: skip
+_OF_OTHERS = (ErrorLaw, HumidityCritic)  # networks
 # Classes that a checkpoint may name; each takes its config as keyword arguments and keeps it as .config.
-ARCHITECTURES: dict[str, type[nn.Module]] = {kind.__name__: kind for kinds in TASKS.values() for kind in kinds}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kinds in (*TASKS.values(), _OF_OTHERS) for kind in kinds
+}
 
 # Named configurations: architecture, what differs from its defaults, one sentence.
 PRESETS: dict[str, tuple[str, dict, str]] = {
@@ -144,7 +146,7 @@ def create(name: str, **overrides: Any) -> nn.Module:
 def task_of(name: str) -> str:
     """The task of a preset, "radar", "nowcast", "fields" or "humidity"; "" where it has none."""
     kind = ARCHITECTURES[PRESETS[name][0]]
-    return next(task for task, kinds in TASKS.items() if kind in kinds)
+    return next((task for task, kinds in TASKS.items() if kind in kinds), "")
 
 
 def build(architecture: str, config: dict) -> nn.Module:

@@ -85,18 +85,16 @@ def test_block(
     """
     start, stop, every = TEST_BLOCKS[file]
     source = fd.TimeBlock(str(pathlib.Path(folder) / file), start, stop)
-    triples = fd.EvaluationTriples(
-        source, every=every if interval == 1 else 1, interval=interval, scale=scale, floor=floor, mode=mode
-    )
-    samples = [dict(triples[i]) for i in range(len(triples))]
-    others = fd.EvaluationTriples(triples.store, interval=interval, scale=scale, floor=floor, mode=mode)
-    places = {tuple(index): number for number, index in enumerate(others.index)}
-    for sample, index in zip(samples, triples.index, strict=True):
+    triples = fd.EvaluationTriples(source, interval=interval, scale=scale, floor=floor, mode=mode)
+    places = {tuple(index): number for number, index in enumerate(triples.index)}
+    chosen = triples.store.triples(interval, every if interval == 1 else 1)
+    samples = [dict(triples[places[tuple(index)]]) for index in chosen]
+    for sample, index in zip(samples, chosen, strict=True):
         length = index[2] - index[0]
         found = (places.get(tuple(index + step)) for step in (-length, length))
-        sample["beside"] = [None if number is None else others[number]["x"][:, 0] for number in found]
+        sample["beside"] = [None if number is None else triples[number]["x"][:, 0] for number in found]
         sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
-    starts = triples.store.seconds[triples.index[:, 0]]
+    starts = triples.store.seconds[chosen[:, 0]]
     return Block(file, floor, samples, [int(start // seconds) for start in starts])
 
 
@@ -142,14 +140,14 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
     def method(sample: dict) -> Tensor:
-        before, x, behind = (
-            None if pair is None else fd.restore(pair, floor, CEILING_DBZ)
-            for pair in (sample["beside"][0], sample["x"][:, 0], sample["beside"][1])
-        )
+        x, (before, behind) = sample["x"][:, 0], sample["beside"]
         if low > floor:
-            return _scaled(_refined(model, x, coarsened), floor)
-        pairs = [None if pair is None else fd.prepare(pair, low, high) for pair in (before, x, behind)]
-        flow, given = steady_flow(*pairs), pairs[1]
+            return _scaled(_refined(model, fd.restore(x, floor, CEILING_DBZ), coarsened), floor)
+        before, given, behind = (
+            None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
+            for pair in (before, x, behind)
+        )
+        flow = steady_flow(before, given, behind)
         y = _network(model)(given[None, :, None], flow[None])
         if coarsened is not None:
             agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)

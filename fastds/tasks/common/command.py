@@ -6,6 +6,7 @@ Every task reads its options with read_command_line, so that an option means the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import logging
@@ -15,8 +16,10 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -124,6 +127,17 @@ def _write_report(config, best: pathlib.Path) -> None:
     from fastds.tasks.common.training_report import write_training_report
 
     write_training_report(config.report, best, config)
+
+
+@contextlib.contextmanager
+def training_of(task: str) -> Iterator[ModuleType]:
+    """The module that trains the networks of a task; behind the block torch has its threads again."""
+    training, before = importlib.import_module(f"fastds.tasks.{task}.training"), torch.get_num_threads()
+    quieten_lightning()
+    try:
+        yield training
+    finally:
+        torch.set_num_threads(before)
 
 
 def quieten_lightning() -> None:

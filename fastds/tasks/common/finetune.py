@@ -10,12 +10,11 @@ import pathlib
 import warnings
 from typing import Unpack
 
-import torch
 import yaml
 
 from fastds.data.reading import Reading
 from fastds.models import ModelCard, load, load_card, save
-from fastds.tasks.common.command import configurations, quieten_lightning
+from fastds.tasks.common.command import configurations, training_of
 from fastds.tasks.common.told_files import told_files
 
 LEARNING_RATE, MINUTES = 5e-4, 30.0
@@ -63,16 +62,11 @@ def finetune(
     if card.task in ("radar", "nowcast"):
         config.data.var = var
     config.threads, config.device, config.progress = threads, device, progress
-    training = importlib.import_module(f"fastds.tasks.{card.task}.training")
-    quieten_lightning()
-    before = torch.get_num_threads()
-    try:
+    with training_of(card.task) as training:
         best = training.train(config)
         if card.task == "radar":
             _compare_elsewhere(model, best, config.device)
         return best
-    finally:
-        torch.set_num_threads(before)
 
 
 def _files(data, folder: pathlib.Path, card: ModelCard, var: str | None, reading: Reading):

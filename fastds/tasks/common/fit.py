@@ -8,14 +8,13 @@ import json
 import os
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentError
 from torch import nn
 
 from fastds import models
 from fastds._argument_types import checks_types
 from fastds.models.registry import task_of
-from fastds.tasks.common.command import parser_sentence, quieten_lightning
+from fastds.tasks.common.command import parser_sentence, training_of
 
 
 @checks_types
@@ -39,13 +38,8 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
         raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
     task, given = task_of(model), {"model.name": model, "data.path": data, "output": output}
     config = _config(task, {"progress": False, **options, **given})
-    training = importlib.import_module(f"fastds.tasks.{task}.training")
-    quieten_lightning()
-    before = torch.get_num_threads()
-    try:
+    with training_of(task) as training:
         return models.load(training.train(config))
-    finally:
-        torch.set_num_threads(before)
 
 
 def _config(task: str, options: dict[str, Any]) -> Any:

@@ -115,8 +115,8 @@ def _suit_network(config: TrainingConfig) -> None:
             if given not in (getattr(usual, name), wanted):
                 raise ValueError(f"data.{name} must be {wanted}, the one factor of {c.start or c.name}, got {given}")
             setattr(data, name, wanted)
-    if options.get("contrast_window") and data.variables == usual.variables:
-        config.data = dataclasses.replace(data, each=data.each or ["*"])
+    if options.get("contrast_window") and data.variables == usual.variables and not data.each:
+        config.data = dataclasses.replace(data, each=["*"])
 
 
 def train(config: TrainingConfig) -> pathlib.Path:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +15,26 @@ from fastds.models.baselines.advection import warp
 _NEAR = 2  # pixels around one, where echo makes its motion known
 
 
-class Motion(NamedTuple):
-    """Of two fields that follow one another, x (2, h, w) in [0, 1]: flow (1, 2, 2, h, w) as optical_flow gives it, and
-    how well it is known, (2, 1, h, w), the share of echo near a pixel of each field."""
+class Motion:
+    """The motion of two fields that follow one another, x (2, h, w) in [0, 1], found when it is first asked for.
 
-    x: Tensor
-    flow: Tensor
-    known: Tensor
+    Attributes: flow (1, 2, 2, h, w) as optical_flow gives it, fine or not, zero where both fields are dry everywhere;
+    known (2, 1, h, w), how well it is known: the share of echo near a pixel of each field.
+    """
 
-    @classmethod
-    def of(cls, x: Tensor, fine: bool = True) -> Motion:
-        """The optical flow of x, zero where both fields are dry everywhere; fine: see optical_flow."""
-        dry = x.new_zeros(1, 2, 2, *x.shape[-2:])
-        flow = optical_flow(x[None], fine)[0].float() if x.any() else dry
-        around = F.pad((x > 0).float()[:, None], (_NEAR,) * 4)
-        return cls(x, flow, F.avg_pool2d(around, 2 * _NEAR + 1, 1))
+    def __init__(self, x: Tensor, fine: bool = True):
+        self.x, self.fine = x, fine
+
+    @functools.cached_property
+    def flow(self) -> Tensor:
+        if not self.x.any():
+            return self.x.new_zeros(1, 2, 2, *self.x.shape[-2:])
+        return optical_flow(self.x[None], self.fine)[0].float()
+
+    @functools.cached_property
+    def known(self) -> Tensor:
+        around = F.pad((self.x > 0).float()[:, None], (_NEAR,) * 4)
+        return F.avg_pool2d(around, 2 * _NEAR + 1, 1)
 
 
 def steadied(this: Motion, before: Motion | None, behind: Motion | None) -> Tensor:
@@ -44,7 +49,7 @@ def steadied(this: Motion, before: Motion | None, behind: Motion | None) -> Tens
     files, fields every 10 to 20 minutes).
     """
     if before is None or behind is None:
-        return Motion.of(this.x, fine=False).flow
+        return Motion(this.x, fine=False).flow if this.fine else this.flow
     flow = this.flow[0]
     ahead = torch.stack([flow[0], -flow[1]])  # of the same air one interval later, for the flow of either field
     total = torch.cat([flow, torch.ones_like(this.known)], 1)
@@ -55,4 +60,4 @@ def steadied(this: Motion, before: Motion | None, behind: Motion | None) -> Tens
 
 def steady_flow(before: Tensor | None, this: Tensor, behind: Tensor | None) -> Tensor:
     """steadied of pairs of fields (2, h, w) in [0, 1]."""
-    return steadied(Motion.of(this), *(None if pair is None else Motion.of(pair) for pair in (before, behind)))
+    return steadied(Motion(this), *(None if pair is None else Motion(pair) for pair in (before, behind)))

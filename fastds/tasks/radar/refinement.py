@@ -192,14 +192,12 @@ class FrameRefiner:
     def _seen(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
         """A pair, scaled, and the motion of its echo above the floor and, where weaker echo counts, of all echo."""
         x = self._scaled(*pair, self.floor)
-        weak = [Motion.of(self._scaled(*pair, self.low), fine=False)] if self.low < self.floor else []
-        return pair, x, [Motion.of(x), *weak]
+        weak = [Motion(self._scaled(*pair, self.low), fine=False)] if self.low < self.floor else []
+        return pair, x, [Motion(x), *weak]
 
     def _results(self, moving: list[_Moving]) -> Iterator[tuple]:
         """Of each pair: network output (3, rH, rW) in [0, 1], where it counts (H, W) bool, the flow of all echo, and
         for members that of echo above the floor."""
-        if not moving:
-            return
         pairs, scaled, flows, weak = map(list, zip(*moving, strict=True))
         moving.clear()
         if self.observe is not None:
