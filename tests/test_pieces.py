@@ -107,7 +107,7 @@ def test_pieces_follow_one_another_and_read_what_is_beside_them(event):
     job = RadarJob(radar_model(), event)
     found = job.pieces(4)
     assert [piece.steps for piece in found] == [(0, 4), (4, 6), (6, 10), (10, 11), (11, 12)]
-    assert [piece.reads for piece in found] == [(0, 5), (3, 6), (6, 11), (9, 11), (11, 12)]
+    assert [piece.reads for piece in found] == [(0, 6), (2, 6), (6, 11), (8, 11), (11, 12)]
     assert [piece.outputs for piece in found] == [(0, 8), (8, 11), (11, 19), (19, 20), (20, 21)]
     line = prepare("persistence", synthetic_event(5, 12, (32, 32)), steps=2, every="5min").pieces(5)
     assert [piece.outputs for piece in line] == [(0, 5), (5, 10), (10, 12)] and line[1].reads == (5, 10)
