@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastds
 from bench.in_turn import medians
 from fastds.models import create
-from fastds.models.export.run import export
 from fastds.models.export.signatures import signature
 from fastds.models.fczsm import FCZSM
 from fastds.models.fczsm.oracle import ReferenceFCZSM
@@ -96,7 +95,7 @@ def exported(name: str) -> Path:
     path, model = Path(os.environ[FOLDER], f"{name}.onnx"), model_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        export(model, path, **steps_of(model))
+        fastds.export(model, path, **steps_of(model))
     return path
 
 

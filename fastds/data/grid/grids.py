@@ -5,7 +5,6 @@ from collections.abc import Hashable
 
 import numpy as np
 import xarray as xr
-from scipy.interpolate import RegularGridInterpolator
 
 from fastds.data.grid.axes import check_degrees, is_latitude, is_longitude, unwrap
 
@@ -282,6 +281,8 @@ def places_between(field: xr.DataArray, rows: np.ndarray, columns: np.ndarray) -
     lat, lon = latitude_longitude(field)
     if lat is None or lat.ndim != 2:
         return {}
+    from scipy.interpolate import RegularGridInterpolator  # a third of a second, which most grids do without
+
     axes = tuple(np.arange(size, dtype=float) for size in lat.shape)
     vectors = np.moveaxis(_unit_vectors(lat.values, lon.values), 0, -1)
     between = RegularGridInterpolator(axes, vectors, bounds_error=False, fill_value=None)
