@@ -46,7 +46,7 @@ def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind
         weight, bias = weight_of(kind, outputs, inputs, dtype), torch.randn(outputs).to(dtype)
         expected = value_and_gradient(x, weight, bias, shuffle)
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "KEPT_WEIGHT_BYTES", 0)
+            patch.setattr(engine, "least_bytes", lambda tiles, trained: 0)
             patch.setattr(engine, "packed", None)
             found = value_and_gradient(x, weight, bias, shuffle)
             torch.set_num_threads(1)
@@ -60,17 +60,31 @@ def test_packed_piece_by_piece(engine_isa, two_threads, monkeypatch, dtype, kind
         torch.testing.assert_close(found[0].double(), exact, rtol=slack, atol=3e-5)
 
 
-def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch):
-    """More than a quarter of what may be kept, for 32 tiles at most."""
-    calls = []
-    known = engine.packed
+@pytest.mark.parametrize(
+    ("trained", "cases"),
+    [
+        # Channels and side: least bytes of 16 tiles, of 32 tiles, more tiles.
+        (False, [(8, 16, True), (9, 16, False), (16, 17, True), (17, 17, False), (17, 23, True)]),
+        (True, [(4, 16, True), (5, 16, False), (16, 17, True), (17, 17, False), (17, 23, True)]),
+    ],
+)
+def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch, trained, cases):
+    calls, known = [], engine.packed
     monkeypatch.setattr(engine, "packed", lambda *args: calls.append(args) or known(*args))
-    monkeypatch.setattr(engine, "KEPT_WEIGHT_BYTES", 4 * 144 * 40 * 40)
-    for channels, side, kept in ((40, 8, True), (41, 8, False), (41, 23, True)):
+    # In units of 144 bytes, what a filter of 3 x 3 takes.
+    monkeypatch.setattr(engine, "KEPT_WEIGHT_BYTES", 4 * 144 * 16 * 16)
+    monkeypatch.setattr(engine, "INFERRED_BYTES", 144 * 8 * 8)
+    monkeypatch.setattr(engine, "TRAINED_BYTES", 144 * 4 * 4)
+    for channels, side, kept in cases:
         calls.clear()
-        weight = torch.randn(channels, channels, 3, 3)
-        conv3x3(torch.randn(1, channels, side, side), weight, algorithm="winograd")
+        weight = torch.randn(channels, channels, 3, 3, requires_grad=True)
+        x = torch.randn(1, channels, side, side, requires_grad=trained)
+        y = conv3x3(x, weight, algorithm="winograd")
         assert bool(calls) == kept, (channels, side)
+        if trained:
+            calls.clear()
+            y.sum().backward()
+            assert bool(calls) == kept, (channels, side)
 
 
 def test_filters_that_do_not_fit_are_refused(native):

@@ -8,6 +8,7 @@ from thread_cases import assert_same_bits
 
 import fastds
 from fastds.ops import conv_lstm_cell
+from fastds.ops.impl.conv_cells import fused
 from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -158,6 +159,17 @@ def test_torch_machinery():
     for a, b, c in zip(conv_lstm_cell(*plain), expected, reference(*plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(b, c)
+
+
+@pytest.mark.parametrize(("channels", "few", "fuses"), [(9, 9 * 63, True), (9, 9 * 63 - 1, False), (8, 0, True)])
+def test_gates_of_odd_channels_follow_the_convolution_where_maps_are_large(monkeypatch, channels, few, fuses):
+    calls, known = [], fused.run_engine
+    monkeypatch.setattr(fused, "run_engine", lambda *args: calls.append(args) or known(*args))
+    monkeypatch.setattr(fused, "FEW_NUMBERS", few)
+    tensors = [t.detach() for t in inputs((1, 30, channels, 9, 7))]
+    for found, exact in zip(conv_lstm_cell(*tensors), oracle(*(t.double() for t in tensors)), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+    assert bool(calls) == fuses
 
 
 def test_error_messages():

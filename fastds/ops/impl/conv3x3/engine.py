@@ -22,7 +22,8 @@ ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
 KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
 OLDEST = 16  # of thousands that small networks, no longer in use, may have left
 PACKED_BYTES = 16  # for each number of a weight: 36 of float32 for 9
-FEW_TILES = 32  # of 4 x 4 outputs, whose products with many filters take less time than reading these
+FEW_TILES, FEWEST_TILES = 32, 16  # of 4 x 4 outputs, whose products with many filters take less time than reading these
+TRAINED_BYTES, INFERRED_BYTES = 4 << 20, 16 << 20  # see least_bytes
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
 
 _kept = threading.local()
@@ -93,18 +94,29 @@ def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Te
     return entry
 
 
-def filters_of(weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tuple[int, int, int]) -> tuple:
+def filters_of(
+    weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tuple[int, int, int], trained: bool
+) -> tuple:  # fmt: skip
     """What conv3x3_run takes as filters for maps of (batch, height, width), and what keeps their address valid.
 
-    Packed filters are kept between calls. Those of few tiles that would take more than a quarter of what may be kept
-    are packed by the engine as it goes: MLCast's network, which has more than that, takes 0.30 s in place of 0.73.
+    Packed filters are kept between calls, but many of few tiles are packed by the engine as it goes, to the same bits.
+    trained: the next step has another weight.
     """
-    kept_anyway = amx or PACKED_BYTES * weight.numel() <= KEPT_WEIGHT_BYTES // 4
-    if kept_anyway or size[0] * -(-size[1] // 4) * -(-size[2] // 4) > FEW_TILES:
+    tiles = size[0] * -(-size[1] // 4) * -(-size[2] // 4)
+    if amx or PACKED_BYTES * weight.numel() <= least_bytes(tiles, trained):
         kept = packed(weight, adjoint, shuffle, amx)
         return kept.data_ptr(), [], kept
     kind = native.DTYPE_CODES[weight.dtype]
     return 0, [(weight.data_ptr(), kind, *weight.shape[:2], *weight.stride(), adjoint, shuffle)], weight
+
+
+def least_bytes(tiles: int, trained: bool) -> float:
+    """From how many bytes of packed filters on it takes less time to pack them anew than to have them from memory."""
+    if tiles > FEW_TILES:
+        return math.inf
+    if tiles > FEWEST_TILES:
+        return KEPT_WEIGHT_BYTES // 4
+    return TRAINED_BYTES if trained else INFERRED_BYTES
 
 
 def forward(
@@ -118,7 +130,9 @@ def forward(
         residual = nhwc(residual)
     if bias is not None:
         bias = plain(bias)
-    address, described, _kept_alive = filters_of(weight, False, shuffle, amx, (batch, height, width))
+    address, described, _kept_alive = filters_of(
+        weight, False, shuffle, amx, (batch, height, width), x.requires_grad and weight.requires_grad
+    )
     native.in_workspace(
         native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
         [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, address, described,
@@ -147,7 +161,7 @@ def grad_sources(
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
     size = (height + 2 * extra_h, width + 2 * extra_w)
-    address, described, _kept_alive = filters_of(weight, True, shuffle, amx, (batch, *size))
+    address, described, _kept_alive = filters_of(weight, True, shuffle, amx, (batch, *size), True)
     mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
     geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
     folded = extra_h or extra_w

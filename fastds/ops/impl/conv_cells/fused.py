@@ -27,6 +27,7 @@ from fastds.ops.impl.conv3x3.op import refusal as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
 from fastds.ops.impl.gates.passes import PassOps
 
+FEW_NUMBERS = 1 << 14  # of a map
 _recompute = Switch(False)
 
 
@@ -320,10 +321,10 @@ def engine_of(convolution: Convolution, others, algorithm: str) -> str | None:
     """The algorithm of the engine that takes the convolution with its pass in the output stage, or None; others: that
     pass's other inputs.
 
-    Channels that are no multiple of 4 go one by one there, which takes 5 times as long as the pass behind.
+    Channels that are no multiple of 4 go one by one there, which pays for maps so small that a call more takes longer.
     """
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
-    if algorithm == "auto" and any(t.shape[1] % 4 for t in others):
+    if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > FEW_NUMBERS:
         return None
     beside = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
     found = chosen(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **beside)
