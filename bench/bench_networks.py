@@ -28,7 +28,7 @@ from fastds.models.fczsm import FCZSM
 from fastds.models.fczsm.oracle import ReferenceFCZSM
 
 SIZES = {  # pixels of the input, each way
-    "fczsm": (50, 100, 200),
+    "fczsm": (48, 100, 200),
     "fczsm-small": (64, 200, 400),
     "ms-convlstm": (64, 160, 256),
     "ms-mim": (64, 160),
