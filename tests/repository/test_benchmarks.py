@@ -2,16 +2,18 @@
 """What benchmarks call is there, for a small network."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
-
-from bench import bench_networks
 
 pytest.importorskip("onnxscript", reason="networks are written as ONNX by the extra export")
 
 
 def test_whole_networks_have_the_results_of_their_peers(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    from bench import bench_networks
+
     monkeypatch.setenv(bench_networks.FOLDER, str(tmp_path))
     for mode in ("forward", "training step"):
         found = {}
