@@ -149,12 +149,10 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (path.parent / target).exists(), f"{path}: {target}"
 
 
-def test_bench_tables_are_those_of_the_saved_results():
-    sys.path.insert(0, str(ROOT))
-    try:
-        from bench import report
-    finally:
-        sys.path.pop(0)
+def test_bench_tables_are_those_of_the_saved_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import report
+
     assert report.README.read_text().partition(report.MARKER)[2].strip() == report.readme().strip(), (
         "run: python -m bench.report --readme"
     )
