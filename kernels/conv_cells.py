@@ -133,7 +133,7 @@ def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.d
     single = dtype == torch.float32
     slab = min(max(power_of_two(inputs), 16), 32 if single else 64)
     most = (32 if gates > 2 else 64) // (2 if single else 1)  # accumulators of all gates stay in registers
-    return Tiles(pixels, min(max(power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 2)
+    return Tiles(pixels, min(max(power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
 
 
 def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):

@@ -15,7 +15,7 @@ BRAIN, FULL = torch.bfloat16, torch.float32
 BOTH = [(BRAIN, 3e-2, 0.1), (FULL, 1e-2, 1e-2)]  # float32 convolutions of cuDNN are tf32
 SHAPES = [(4, 24, 160, 160), (4, 24, 40, 40), (8, 64, 64, 64)]  # B, C1 = C, H, W
 # Tiles to try beside that of kernels/conv_cells.py, named in the row: pixels, channels, slab, warps, stages.
-TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 3), (128, 32, 32, 4, 3), (64, 32, 32, 4, 3), (128, 32, 64, 8, 3)]
+TILES = [(128, 32, 32, 8, 2), (128, 32, 32, 8, 4), (128, 32, 32, 4, 3), (128, 32, 32, 4, 4), (128, 16, 32, 4, 3)]
 
 
 def composition(x, h, c, weight, bias):

@@ -28,7 +28,7 @@ def value_and_gradients(function, tensors):
     """Output and gradients of every tensor for the gradient sin(0), sin(1), ... of the output."""
     tracked = leaves(tensors)
     y = function(*tracked)
-    grad_y = torch.arange(y.numel(), device=y.device).sin().reshape(y.shape).to(y.dtype)
+    grad_y = torch.arange(y.numel(), dtype=torch.float64).sin().reshape(y.shape).to(y)  # the same on every device
     return [y.detach(), *torch.autograd.grad(y, [t for t in tracked if t is not None], grad_y)]
 
 

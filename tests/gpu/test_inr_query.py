@@ -22,12 +22,13 @@ def native(forced, device):
         yield
 
 
-def case(kind, dtype=torch.float32, **options):
-    """The query as a function of all its differentiable tensors, and these."""
+def case(kind, dtype=torch.float32, device="cpu", **options):
+    """The query as a function of all its differentiable tensors, and these; device: of the cell, which a graph cannot
+    fetch from the CPU."""
     maps, trunk, keywords = random_case(kind, SOURCE, dtype=torch.float32, **options)
+    keywords["cell"] = keywords["cell"].to(device)
     names = [k for k, v in keywords.items() if isinstance(v, torch.Tensor) and k != "cell"]
     tensors = [maps.to(dtype), *(t for pair in trunk for t in pair), *(keywords[k] for k in names)]
-
     def function(maps, *rest, where=GRID, op=query):
         layers = list(zip(rest[: 2 * len(trunk) : 2], rest[1 : 2 * len(trunk) : 2], strict=True))
         given = keywords | dict(zip(names, rest[2 * len(trunk) :], strict=True))
@@ -61,7 +62,7 @@ def test_bfloat16_and_points(kind, native, device):
 
 
 def test_streams_graphs_compile_and_layouts(native, device):
-    function, tensors = case("affine-early_attn")
+    function, tensors = case("affine-early_attn", device=device)
     tensors = checks.moved(tensors, device)
     checks.check_stream(function, tensors)
     checks.check_graph(function, tensors)

@@ -93,7 +93,8 @@ def epilogue(
     shuffle: int,
 ) -> Tensor:
     """shuffle(act(y + second + residual + bias)) in one pass; y is overwritten where shuffle is 1."""
-    y, second, residual = (None if z is None else dense(z.expand_as(y)) for z in (y, second, residual))
+    y = dense(y)  # no view, which autograd would not let anybody overwrite
+    second, residual = (None if z is None else dense(z.expand_as(y)) for z in (second, residual))
     slope = {"relu": 0.0, "leaky_relu": negative_slope}.get(act)
     if shuffle == 1 and slope is None and bias is second is residual is None:
         return y

@@ -241,7 +241,7 @@ def _backward_triton(grad_y, input, offset, weight, stride, padding, dilation, m
     if wanted[0]:
         grads[0] = grads[0].to(input.dtype)
     if wanted[2]:
-        grads[2] = kernels.weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype)
+        grads[2] = plain(kernels.weight_gradient(grad_y, x, offset, mask, weight, problem).to(weight.dtype))
     if wanted[3]:
         grads[3] = channel_sums(grad_y).to(grad_y.dtype)
     return [grad for grad in grads if grad is not None]

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps twice as fine, compiled for GPUs that are not there."""
+
+import pytest
+import torch
+from fastds.kernels.resize import upsample2
+from gpuless.triton_rig import ARCHS, compiled_launches
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_machine_code(arch):
+    x, out = (
+        torch.empty(1, 64, n, n, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+        for n in (100, 200)
+    )
+    (kernel,) = compiled_launches(arch, lambda: upsample2(x, out))
+    kernel.check(registers=64, shared=16 << 10)
+    assert sum(n for name, n in kernel.counts.items() if name.startswith("LDG.E.128")) >= 4, kernel.counts
