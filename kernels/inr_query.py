@@ -116,7 +116,10 @@ def by_heads(h, alpha, D: tl.constexpr, HEADS: tl.constexpr):
 
 @triton.jit
 def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: tl.constexpr, HIDDEN: tl.constexpr):
-    """The trunk: HIDDEN layers of width D with ReLU, then the last, OP outputs (padded). Weights (layer, in, out)."""
+    """The trunk: HIDDEN layers of width D with ReLU, then the last, OP outputs (padded).
+
+    Weights (layer, in, out), but the last (out, in): the assembler of CUDA 12.8 loses its addresses in shared memory
+    where it is (in, out), see lost_addresses in tests/gpuless/triton_rig.py."""
     dtype: tl.constexpr = weight_ptr.dtype.element_ty
     c = tl.arange(0, D)
     o = tl.arange(0, OP)
@@ -125,8 +128,8 @@ def mlp(x, weight_ptr, bias_ptr, last_ptr, last_bias_ptr, D: tl.constexpr, OP: t
         w = tl.load(weight_ptr + layer * D * D + c[:, None] * D + c[None, :])
         x = tl.dot(x, w) + tl.load(bias_ptr + layer * D + c)[None, :]
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL).to(dtype)
-    w = tl.load(last_ptr + c[:, None] * OP + o[None, :])
-    return tl.dot(x, w) + tl.load(last_bias_ptr + o)[None, :]
+    w = tl.load(last_ptr + o[:, None] * D + c[None, :])
+    return tl.dot(x, tl.trans(w)) + tl.load(last_bias_ptr + o)[None, :]
 
 
 @triton.jit
@@ -275,7 +278,8 @@ def _late_kernel(
     o = tl.arange(0, OP)
     y = tl.zeros((4 * BLOCK, OP), tl.float32)
     for part in tl.static_range(D // CHUNK):
-        y = tl.dot(x[part], tl.load(last_ptr + (part * CHUNK + c)[:, None] * OP + o[None, :]), y)
+        w = tl.load(last_ptr + o[:, None] * D + (part * CHUNK + c)[None, :])
+        y = tl.dot(x[part], tl.trans(w), y)
     y += tl.load(last_bias_ptr + o)[None, :]
     if HAS_SKIP:
         at = ((image * height + pixel_y) * width + pixel_x) * outputs
@@ -353,8 +357,8 @@ def launch(call: Query, y: torch.Tensor) -> None:
     hidden = call.trunk[:-1]
     weight = torch.stack([w.T for w, _ in hidden]).to(dtype).contiguous() if hidden else maps.new_empty(1)
     hidden_bias = torch.stack([b for _, b in hidden]).float().contiguous() if hidden else y
-    last, last_bias = maps.new_zeros((depth, padded)), y.new_zeros(padded)
-    last[:, :outputs], last_bias[:outputs] = call.trunk[-1][0].T.to(dtype), call.trunk[-1][1].float()
+    last, last_bias = maps.new_zeros((padded, depth)), y.new_zeros(padded)
+    last[:outputs], last_bias[:outputs] = call.trunk[-1][0].to(dtype), call.trunk[-1][1].float()
     grid_axes = call.axes or [1, 0, 0, 1, 1, 0, 0, 1]
     b, _, h, w = maps.stride()
     per_query = call.cell is not None and call.cell.dim() == 3

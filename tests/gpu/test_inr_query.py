@@ -71,26 +71,38 @@ def test_streams_graphs_compile_and_layouts(native, device):
     checks.check_other_device(function, tensors)
 
 
-@pytest.mark.parametrize("dtype", checks.dtypes(FUSED))
-@pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_area", 64), ("late", 256), ("late", 64)])
-def test_fused(ensemble, width, dtype, device, forced):
-    """The whole query in one Triton kernel; gradients come from CUDA C++."""
+def fused_case(ensemble, width, dtype, hidden, bare):
+    """maps, trunk and options of a query that one Triton kernel takes."""
     heads, dk = (4, 16) if ensemble == "early_attn" else (1, 0)
     maps = torch.randn(2, width + 2 * heads * dk, *SOURCE).to(dtype).contiguous(memory_format=torch.channels_last)
-    layers = [torch.randn(n, width) / width**0.5 for n in (width, width, 3)]
-    biases = [torch.randn(n) for n in (width, width, 3)]
-    options = {"ensemble": ensemble, "heads": heads, "dk": dk}
+    trunk = [(torch.randn(n, width) / width**0.5, torch.randn(n)) for n in [width] * hidden + [3]]
+    options = {"rho_w": torch.randn(width, 2), "cell_w": torch.randn(width, 2), "cell": torch.rand(2, 2)}
+    if not bare:
+        options |= {"bias": torch.randn(width), "skip": torch.randn(2, 3, *SOURCE)}
+        options |= {"rho_bias": torch.randn(heads, 2)} if heads > 1 else {}
+    return maps, trunk, options | {"ensemble": ensemble, "heads": heads, "dk": dk}
 
-    def run(op, maps, *rest):
-        rho_w = torch.ones(width, 2).to(rest[0]) / 4
-        trunk = list(zip(rest[:3], rest[3:], strict=True))
-        return op(maps, GRID, trunk, rho_w=rho_w, cell_w=rho_w, cell=torch.ones(2, 2).to(rest[0]), **options)
 
-    wanted = run(exact, *(t.double() for t in (maps, *layers, *biases)))
-    arguments = checks.moved([maps, *layers, *biases], device)
-    explained = flat_arguments(arguments[0], GRID, list(zip(arguments[1:4], arguments[4:], strict=True)), **options)
-    with forced("inr_query", "triton", *explained), torch.no_grad():
-        checks.close([run(query, *arguments)], [wanted], FUSED[dtype])
+def cast(maps, trunk, options, device, dtype=None):
+    """The same case elsewhere; dtype: None for that of each tensor."""
+    trunk = [checks.moved(pair, device, dtype) for pair in trunk]
+    options = {k: v.to(device, dtype or v.dtype) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    return maps.to(device, dtype or maps.dtype), trunk, options
+
+
+@pytest.mark.parametrize("dtype", checks.dtypes(FUSED))
+@pytest.mark.parametrize("bare", [False, True], ids=["all", "bare"])
+@pytest.mark.parametrize("ensemble, width", [("early_attn", 128), ("early_attn", 64), ("early_area", 64),
+                                             ("late", 256), ("late", 128), ("late", 64)])  # fmt: skip
+def test_fused(ensemble, width, bare, dtype, device, forced):
+    """The whole query in one Triton kernel; gradients come from CUDA C++."""
+    for hidden in (1, 2, 3):
+        case = fused_case(ensemble, width, dtype, hidden, bare)
+        maps, trunk, options = cast(*case, "cpu", torch.float64)
+        wanted = exact(maps, GRID, trunk, **options)
+        maps, trunk, options = cast(*case, device)
+        with forced("inr_query", "triton", *flat_arguments(maps, GRID, trunk, **options)), torch.no_grad():
+            checks.close([query(maps, GRID, trunk, **options)], [wanted], FUSED[dtype])
 
 
 @pytest.mark.filterwarnings("ignore:fastds.inr_query_backward runs on its slow PyTorch reference")

@@ -84,9 +84,29 @@ class Compiled:
             found[name] = found.get(name, 0) + 1
         return found
 
+    def lost_addresses(self):
+        """Sums of 64 bits, such as tensor cores' addresses in shared memory, whose two halves come from one register.
+
+        The assembler of CUDA 12.8, that of Triton 3.6, makes them of a base that two products share: an H200 then gave
+        wrong results of inr_query."""
+        lines = (re.sub(r"^\s*/\*[0-9a-f]+\*/\s+", "", s) for s in self.sass.splitlines() if re.match(r"\s*/\*", s))
+        lines, found = list(lines), []
+        for i, line in enumerate(lines):
+            low = re.match(r"UIADD3(?:\.\w+)? UR\d+, UP\d, (UR\d+), 0x\w+, URZ", line)
+            for k, later in enumerate(lines[i + 1 : i + 12] if low else ()):
+                high = re.match(r"UIADD3\.X UR\d+, (UR\d+),", later)
+                if high is None:
+                    continue
+                between = lines[i : i + 1 + k]
+                if high[1] == low[1] and not any(re.match(rf"[A-Z0-9.]+ {low[1]},", z) for z in between):
+                    found.append((line, later))
+                break
+        return found
+
     def check(self, registers=255, shared=160 << 10, stack=0):
         """Fails on spills, local memory, float64 values and on more registers or bytes than the limits."""
         where, usage = f"{self.name} for sm_{self.arch}", self.usage()
+        assert not self.lost_addresses(), f"{where}: an assembler lost a part of an address: {self.lost_addresses()}"
         spilled = usage["STACK"] > stack or usage["LOCAL"]
         assert not spilled, f"{where} spills or keeps arrays in local memory: {usage}"
         assert usage["REG"] <= registers, f"{where} takes {usage['REG']} registers, limit {registers}"
