@@ -345,7 +345,7 @@ def late_tile(width):
     """Queries of a program of the late ensemble, channels of a part and warps: what registers hold without spills."""
     if driver.active.get_current_target().arch < 90:
         return {64: (16, 64, 4), 128: (16, 128, 8), 256: (8, 128, 8)}[width]
-    return 32, 128 if width == 128 else 64, 8
+    return 32, 64, 8
 
 
 def launch(call: Query, y: torch.Tensor) -> None:

@@ -96,12 +96,12 @@ class Op:
         self.check(*args)
 
     def _watched(self, args: tuple) -> bool:
-        """Whether the dispatcher is asked: somebody may want to see the op called, or it is not on the CPU."""
+        """Whether the dispatcher is asked: somebody may want to see the op called, or it is on no CPU or GPU."""
         main = args[self.main]
         return (
             torch.compiler.is_compiling()
             or type(main) not in _PLAIN
-            or not main.is_cpu
+            or not (main.is_cpu or main.is_cuda)
             or torch.autograd.profiler._is_profiler_enabled
             or _intercepted(args, self.usual)
         )
