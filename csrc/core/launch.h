@@ -50,6 +50,13 @@ inline int multiprocessors(int device) {
     return count;
 }
 
+// Of a block that allow_shared_bytes lets have them.
+inline int most_shared_bytes(int device) {
+    int bytes = 0;
+    FASTDS_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    return bytes;
+}
+
 }  // namespace
 }  // namespace fastds
 

@@ -93,6 +93,24 @@ inline void register_deform_conv2d(py::module_& m) {
         },
         "y from x; weight (K, C/groups, O); mask and bias may be 0");
     bind(
+        m, "deform_conv2d_window_fits",
+        [](intptr_t x, intptr_t offset, intptr_t weight, const DeformConv2dDims& dims, int device) {
+            const DeformConv2dForward tensors{pointer(x), pointer(offset), nullptr, pointer(weight), nullptr, nullptr};
+            return deform_conv2d_window_fits(dims, tensors, device);
+        },
+        "Whether the samples of the forward come from a window in shared memory, as deform_conv2d_guided_cuda needs it");
+    bind(
+        m, "deform_conv2d_guided_cuda",
+        [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y, intptr_t base, bool sigmoid,
+           double slope, const DeformConv2dDims& dims, int device, intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dForward tensors{pointer(x),      pointer(offset), pointer(mask),
+                                              pointer(weight), pointer(bias),   pointer(y)};
+            const DeformConv2dGuide guide{static_cast<const float*>(pointer(base)), sigmoid, static_cast<float>(slope)};
+            deform_conv2d_guided_cuda(dims, tensors, guide, device, pointer(stream));
+        },
+        "As deform_conv2d_forward_cuda, of offsets + base and sigmoid(mask), with a leaky ReLU; base may be 0");
+    bind(
         m, "deform_conv2d_backward_samples_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
            intptr_t grad_offset, intptr_t grad_mask, intptr_t workspace, const DeformConv2dDims& dims, int device,

@@ -3,7 +3,7 @@
 #include <iterator>
 
 #include "deform_conv2d/cuda_forward.cuh"
-#include "deform_conv2d/cuda_tensor_cores.cuh"
+#include "deform_conv2d/cuda_window.cuh"
 
 namespace fastds {
 
@@ -44,9 +44,54 @@ bool tensor_cores_fit(const DeformConv2dDims& d, const DeformConv2dForward& t) {
            compiled_for(deform_conv2d_tensor_cores_kernel<T>) >= 80;
 }
 
+// The window with the largest margin that fits, or none: rows is 0. All weights of 64 outputs lie beside it.
+template <class T>
+Window window_of(const DeformConv2dDims& d, const DeformConv2dForward& t, int device) {
+    const int64_t channels = d.C / d.groups, terms = d.kh * d.kw * channels, least = 2;
+    const int64_t odd = d.offset_b | d.offset_h | d.offset_w, offset_bytes = d.offset_dtype == f32 ? 4 : 2;
+    Window window{};
+    if (terms > kMmaPanel || channels > 64 || odd % 2 != 0 || reinterpret_cast<uintptr_t>(t.offset) % (2 * offset_bytes) != 0)
+        return window;
+    const int64_t limit = most_shared_bytes(device) - kPanelBytes - 2048;  // static ones beside
+    const int64_t rows = (kWindowRows - 1) * d.stride_h + (d.kh - 1) * d.dil_h + 2;
+    const int64_t columns = (kWindowColumns - 1) * d.stride_w + (d.kw - 1) * d.dil_w + 2;
+    for (int64_t margin = kMostMargin; margin >= least; margin--) {
+        if (limit < kExchangeBytes || (rows + 2 * margin) * (columns + 2 * margin) * channels * 2 > limit) continue;
+        window.rows = static_cast<int>(rows + 2 * margin), window.columns = static_cast<int>(columns + 2 * margin);
+        window.margin = static_cast<int>(margin);
+        window.tiles_down = static_cast<int>(ceil_div(d.Ho, kWindowRows));
+        window.tiles_across = static_cast<int>(ceil_div(d.Wo, kWindowColumns));
+        break;
+    }
+    return window;
+}
+
+template <class T>
+void launch_window(const DeformConv2dDims& d, const DeformConv2dForward& t, const Window& window, const DeformConv2dGuide& guide, int device,
+                   void* stream) {
+    const int64_t parts = d.groups * ceil_div(d.O / d.groups, kMmaOutputs), tiles = d.B * window.tiles_down * window.tiles_across;
+    const int64_t shares = std::min(ceil_div(multiprocessors(device), parts), tiles);
+    const int64_t pixels = int64_t{window.rows} * window.columns * (d.C / d.groups) * 2;
+    const int bytes = kPanelBytes + static_cast<int>(std::max<int64_t>(pixels, kExchangeBytes));
+    allow_shared_bytes(deform_conv2d_window_kernel<T>, bytes);
+    FASTDS_LAUNCH((deform_conv2d_window_kernel<T>), grid_size(parts * shares), kWindowWarps * 32, bytes, stream, d,
+                  inputs<T>(d, t), guide, static_cast<const T*>(t.weight), static_cast<const T*>(t.bias), static_cast<T*>(t.y),
+                  window, static_cast<int>(shares));
+}
+
+template <class T>
+Window fitting_window(const DeformConv2dDims& d, const DeformConv2dForward& t, int device) {
+    if constexpr (sizeof(T) == 2) {
+        if (tensor_cores_fit<T>(d, t)) return window_of<T>(d, t, device);
+    }
+    return {};
+}
+
 template <class T>
 void run(const DeformConv2dDims& d, const DeformConv2dForward& t, int device, void* stream) {
     if constexpr (sizeof(T) == 2) {
+        const Window window = fitting_window<T>(d, t, device);
+        if (window.rows > 0) return launch_window<T>(d, t, window, {nullptr, false, 1.f}, device, stream);
         if (tensor_cores_fit<T>(d, t)) return launch_tensor_cores<T>(d, t, device, stream);
     }
     const bool packs = packs_fit<T>(d, t.x);
@@ -58,6 +103,24 @@ void run(const DeformConv2dDims& d, const DeformConv2dForward& t, int device, vo
 }
 
 }  // namespace
+
+bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device) {
+    const DeviceGuard guard(device);
+    FASTDS_DTYPE_SWITCH(dims.dtype, return fitting_window<scalar>(dims, tensors, device).rows > 0)
+    return false;
+}
+
+void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, const DeformConv2dGuide& guide,
+                               int device, void* stream) {
+    const DeviceGuard guard(device);
+    FASTDS_DTYPE_SWITCH(dims.dtype, {
+        if constexpr (sizeof(scalar) == 2) {
+            const Window window = fitting_window<scalar>(dims, tensors, device);
+            FASTDS_CHECK(window.rows > 0, "deform_conv2d: no window fits this guided call");
+            launch_window<scalar>(dims, tensors, window, guide, device, stream);
+        }
+    })
+}
 
 void deform_conv2d_forward_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device, void* stream) {
     check_sizes(dims);

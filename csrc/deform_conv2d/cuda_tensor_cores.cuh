@@ -97,14 +97,14 @@ __device__ __forceinline__ void mma_load_panel(T (*panel)[kMmaPanel], MmaPiece* 
                                                int outputs, int first, int terms) {
     using Weights = Pack<T, kMmaChannels>;
     const int count = mma_panel_terms(first, terms) / kMmaChannels;
-    for (int i = threadIdx.x; i < count * kMmaOutputs; i += kMmaWarps * 32) {
+    for (int i = threadIdx.x; i < count * kMmaOutputs; i += blockDim.x) {
         const int output = i / count, piece = i % count, term = first + piece * kMmaChannels;
         const T* from = weight + int64_t{o0 + output} * terms + term;
         Weights weights{};
         if (output < outputs && term < terms) weights = *reinterpret_cast<const Weights*>(from);
         reinterpret_cast<Weights*>(panel[output])[piece] = weights;
     }
-    for (int i = threadIdx.x; i < count; i += kMmaWarps * 32) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
         const int term = first + i * kMmaChannels, k = term / size.channels;
         const int channel = group * size.channels + term % size.channels;
         const Tap<float> tap(d, k);

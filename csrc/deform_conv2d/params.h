@@ -45,6 +45,17 @@ FASTDS_PER_ISA(void deform_conv2d_backward(const DeformConv2dDims& dims, const D
 // own type and the same for any order of the additions, and mask must be dense. Weight: grad_weight, with a workspace of
 // deform_conv2d_weight_workspace(dims) bytes. grad_bias is the caller's.
 void deform_conv2d_forward_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device, void* stream);
+
+// What the guided op adds, in the forward on CUDA where deform_conv2d_window_fits: base (B, 2, Ho, Wo), (dy, dx) of a pixel added
+// to all its offsets, or null; whether mask is what a sigmoid is yet to be taken of; the slope of a leaky ReLU, 1 for none.
+struct DeformConv2dGuide {
+    const float* base;
+    bool sigmoid;
+    float slope;
+};
+bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, int device);
+void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors, const DeformConv2dGuide& guide,
+                               int device, void* stream);
 void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                          void* stream);
 void deform_conv2d_backward_weight_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,

@@ -11,7 +11,7 @@ from deform_cases import Problem, assert_within_rule, far_problem, torch_in_dtyp
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
-KERNEL = "deform_conv2d_tensor_cores_kernel"
+KERNELS = {"deform_conv2d_window_kernel", "deform_conv2d_tensor_cores_kernel"}
 HALF = [torch.bfloat16, torch.float16]
 
 
@@ -43,7 +43,7 @@ def test_shapes_drawn_at_random(emulated, seed, dtype):
     tensors = problem.tensors(dtype, offset_dtype=random.Random(seed).choice([dtype, torch.float32]))
     emulator = emulated("deform_conv2d", seed=seed)
     compare(problem, tensors)
-    assert [launch.name for launch in emulator.launches] == [KERNEL]
+    assert {launch.name for launch in emulator.launches} <= KERNELS
 
 
 @pytest.mark.sanitized
@@ -115,7 +115,8 @@ def test_addresses_that_no_vector_load_takes(emulated, which):
     aligned = problem.run(deform_conv2d, tensors)
     tensors[which] = views("misaligned", tensors[which])
     torch.testing.assert_close(problem.run(deform_conv2d, tensors), aligned, rtol=0.02, atol=0.05)
-    assert [launch.name for launch in emulator.launches] == [KERNEL, "deform_conv2d_forward_kernel"]
+    first, second = (launch.name for launch in emulator.launches)
+    assert first in KERNELS and second == "deform_conv2d_forward_kernel"
 
 
 def test_elements_beyond_32_bits_take_the_plain_kernel(emulated):
@@ -123,4 +124,5 @@ def test_elements_beyond_32_bits_take_the_plain_kernel(emulated):
     emulator = emulated("deform_conv2d")
     near, far = problem.run(deform_conv2d, values), problem.run(deform_conv2d, far_values)
     torch.testing.assert_close(far, near, rtol=0.02, atol=0.05)
-    assert [launch.name for launch in emulator.launches] == [KERNEL, "deform_conv2d_forward_kernel"]
+    first, second = (launch.name for launch in emulator.launches)
+    assert first in KERNELS and second == "deform_conv2d_forward_kernel"

@@ -19,7 +19,7 @@ KEPT_WORKSPACE_BYTES = 64 << 20
 # Functions of the module that only tell something.
 QUERIES = frozenset(
     ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv3x3_same")
-    + ("conv_gates_fits", "isa", "use_huge_pages")
+    + ("conv_gates_fits", "deform_conv2d_window_fits", "isa", "use_huge_pages")
 )
 
 _kept = threading.local()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """deform_conv2d guided by a raw map: offsets and mask of one convolution, sigmoid and base offset inside the kernel.
 
-Triton alone has it as one kernel: on a GPU it saves the sigmoid's and the base offset's passes over the largest maps of
-the network. Elsewhere fastds.nn.GuidedDeformConv2d composes the same from deform_conv2d.
+On a GPU it is one kernel, in CUDA C++ or in Triton, which saves the sigmoid's and the base offset's passes over the
+largest maps of the network. Elsewhere fastds.nn.GuidedDeformConv2d composes the same from deform_conv2d.
 """
 
 from typing import NamedTuple
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core import triton_loader
+from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend, forced
 from fastds.ops.core.layout import channel_sums, dense, empty_map, laid_out, nhwc, output_format
 from fastds.ops.core.registry import define, reached, vector_jacobian
-from fastds.ops.impl.deform_conv2d.op import autocast, check, group_counts, triton_problem
+from fastds.ops.impl.deform_conv2d.op import autocast, check, dims_of, group_counts, triton_problem, window_fits
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
 
 
@@ -85,7 +85,33 @@ def reference(*args) -> Tensor:
     return F.leaky_relu(y, call.slope).to(call.input.dtype)
 
 
-def _forward(*args):
+def _refusal_native(*args) -> str | None:
+    call = Guided(*args)
+    reason = native.refusal(_WINDOW, call.input)
+    if reason is not None:
+        return reason
+    if call.modulated and call.raw.dtype != call.input.dtype:
+        return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
+    if not window_fits(call.input, call.split(call.raw)[0], call.weight, None, *call.geometry()):
+        return "only 16-bit channels_last maps whose window fits shared memory, see fastds.ops.deform_conv2d"
+    return None
+
+
+def _forward_native(*args):
+    call = Guided(*args)
+    x, weight, base = call.input, dense(call.weight), call.base()
+    y = empty_map((x.shape[0], weight.shape[0], *call.raw.shape[2:]), x.dtype, x)
+    if y.numel():
+        offset, mask = call.split(call.raw)
+        bias = None if call.bias is None else call.bias.contiguous()
+        dims = dims_of(x, offset, weight, mask, *call.geometry(), *group_counts(x, offset, weight))
+        addresses = (native.address(t) for t in (x, offset, mask, weight, bias, y, base))
+        launch = native.cuda_launch(x)
+        native.module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)
+    return y
+
+
+def _forward_triton(*args):
     call = Guided(*args)
     input, weight = call.input, call.weight
     shape = (input.shape[0], weight.shape[0], *call.raw.shape[2:])
@@ -187,13 +213,17 @@ class _GuidedDeformConv2d(torch.autograd.Function):
         return (None, *(next(grads) if want else None for want in wanted), None, None, None)
 
 
+_WINDOW = dict.fromkeys(("cuda", "cpu"), "deform_conv2d_guided_cuda")  # "cpu": of the emulator in tests/gpuless
 _INPUTS = "Tensor input, Tensor raw, Tensor weight"
 _OPTIONS = "Tensor? base_offset, int offset_groups, bool modulated"
 
 GUIDED_DEFORM_CONV2D = define(
     f"guided_deform_conv2d({_INPUTS}, Tensor? bias, {_OPTIONS}, float slope=1.0) -> Tensor",
     reference=reference,
-    backends={"triton": Backend(_forward, lambda input, *_: triton_loader.refusal(input))},
+    backends={
+        "native": Backend(_forward_native, _refusal_native),
+        "triton": Backend(_forward_triton, lambda input, *_: triton_loader.refusal(input)),
+    },
     fake=_fake,
     check=_check,
     function=_GuidedDeformConv2d,

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Forward of 16-bit types on tensor cores whose samples come from shared memory. An L1 cache gives one line of 128 bytes a cycle,
+// and a corner of 16 bytes takes one: (1, 64, 200, 200) with 8 offset groups asks for 11.5 million. Shared memory gives 8 corners
+// a cycle that lie in different banks. So a block loads the part of the map around a tile of output pixels once, with a margin
+// for the displacements, zeros where the map ends; the few samples beyond it come from the map.
+//
+// The product is that of cuda_tensor_cores.cuh: a warp has 16 pixels, a row of the tile, and every second step of the terms; the
+// two halves of the sums meet in shared memory.
+#pragma once
+#include "deform_conv2d/cuda_tensor_cores.cuh"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+constexpr int kWindowRows = 8, kWindowColumns = kMmaPixels;  // output pixels of a tile
+constexpr int kWindowWarps = 2 * kWindowRows;                // two for every row
+constexpr int kMostMargin = 12;                              // pixels: more cost more loads than they save
+constexpr int kPanelBytes = kMmaOutputs * kMmaPanel * 2;
+constexpr int kExchangeBytes = kWindowRows * 32 * kMmaOutputs / 2 * 4;  // half of the sums of a tile
+
+// Pixels of the map that a block holds, and the tiles of the result.
+struct Window {
+    int rows, columns, margin;
+    int tiles_across, tiles_down;
+};
+
+__device__ __forceinline__ float quick_sigmoid(float x) {
+#if defined(__CUDA_ARCH__)
+    return __fdividef(1.f, 1.f + __expf(-x));
+#else
+    return 1.f / (1.f + std::exp(-x));
+#endif
+}
+
+// Two neighbours in memory, T or float: aligned to their size, which the launch has looked at.
+template <class T>
+__device__ __forceinline__ void displacement(const Inputs<T>& in, bool single, int at, float& y, float& x) {
+    if (single) {
+        const auto pair = *reinterpret_cast<const Pack<float, 2>*>(static_cast<const float*>(in.offset) + at);
+        y = pair.value[0], x = pair.value[1];
+    } else {
+        const auto pair = *reinterpret_cast<const Pack<T, 2>*>(static_cast<const T*>(in.offset) + at);
+        y = load(pair.value[0]), x = load(pair.value[1]);
+    }
+}
+
+// The window of a tile in shared memory: pixel after pixel, the channels of a group in packs of 16 bytes. Of 8 packs the halves
+// are exchanged in every second pixel, so that 8 lanes which read 4 packs of two neighbours find them in different banks.
+struct Held {
+    const Pack<uint32_t, 4>* packs;
+    int row, column, columns;  // of its first pixel in the map; how wide it is
+    int count, exchanged;      // packs of a pixel; 4 for 8 of them, else 0
+    float low_y, high_y, low_x, high_x;  // bounds of the positions whose four corners it holds and that lie inside the map
+
+    __device__ __forceinline__ const Pack<uint32_t, 4>& at(int pixel, int pack) const {
+        return packs[pixel * count + (pack ^ ((pixel & 1) * exchanged))];
+    }
+};
+
+// As mma_samples, for a pack of channels of one group.
+template <class T>
+__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dGuide& guide, const Held& held,
+                                               const MmaPixel& pixel, float base_y, float base_x, const MmaPiece& piece, int pack,
+                                               uint32_t (&to)[4]) {
+    using Words = Pack<uint32_t, 4>;
+    float y, x;
+    displacement(in, d.offset_dtype == f32, pixel.offset + 2 * piece.q, y, x);
+    y = pixel.row + piece.row + (y + base_y), x = pixel.column + piece.column + (x + base_x);
+    float mask = in.mask != nullptr ? load(in.mask[pixel.mask + piece.q]) : 1;
+    if (guide.sigmoid) mask = quick_sigmoid(mask);
+    float weight[4];
+    Words corner[4] = {};
+    if (y >= held.low_y && y < held.high_y && x >= held.low_x && x < held.high_x) {
+        const float floor_y = floorf(y), floor_x = floorf(x), ly = y - floor_y, lx = x - floor_x;
+        const int first = (static_cast<int>(floor_y) - held.row) * held.columns + static_cast<int>(floor_x) - held.column;
+        corner[0] = held.at(first, pack), corner[1] = held.at(first + 1, pack);
+        corner[2] = held.at(first + held.columns, pack), corner[3] = held.at(first + held.columns + 1, pack);
+        const float lower = ly * mask, upper = mask - lower;
+        weight[1] = upper * lx, weight[0] = upper - weight[1];
+        weight[3] = lower * lx, weight[2] = lower - weight[3];
+    } else {
+        const bool inside = sample_inside(y, x, in.height, in.width);
+        const auto cell = bilinear_cell<float, int>(inside ? y : 0, inside ? x : 0, static_cast<int>(d.H), static_cast<int>(d.W));
+        bilinear_weights(cell.ly, cell.lx, weight[0], weight[1], weight[2], weight[3]);
+        const T* from = in.x + pixel.x + piece.channel + cell.y0 * static_cast<int>(d.x_h) + cell.x0 * static_cast<int>(d.x_w);
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const bool exists = inside && cell.corner[n];
+            weight[n] = exists ? weight[n] * mask : 0;
+            if (exists)
+                corner[n] = *reinterpret_cast<const Words*>(from + n / 2 * static_cast<int>(d.x_h) + n % 2 * static_cast<int>(d.x_w));
+        }
+    }
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+        float values[2] = {};
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpacked<T>(corner[n].value[pair], v);
+        to[pair] = packed<T>(values[0], values[1]);
+    }
+}
+
+// The part of image b from pixel (row, column) on, zeros where there is no map.
+template <class T>
+__device__ __forceinline__ void load_window(Pack<uint32_t, 4>* to, const DeformConv2dDims& d, const Inputs<T>& in, int rows,
+                                            const Held& held, int b, int first_channel) {
+    using Words = Pack<uint32_t, 4>;
+    const T* from = in.x + b * static_cast<int>(d.x_b) + first_channel;
+    const int total = rows * held.columns * held.count;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < total; i += kWindowWarps * 32) {
+        const int pixel = i / held.count, pack = i - pixel * held.count, r = pixel / held.columns;
+        const int row = held.row + r, column = held.column + pixel - r * held.columns;
+        Words words{};
+        if (row >= 0 && row < static_cast<int>(d.H) && column >= 0 && column < static_cast<int>(d.W))
+            words = *reinterpret_cast<const Words*>(from + row * static_cast<int>(d.x_h) + column * static_cast<int>(d.x_w) +
+                                                    pack * kMmaChannels);
+        to[pixel * held.count + (pack ^ ((pixel & 1) * held.exchanged))] = words;
+    }
+}
+
+// weight: (O, K, C/groups) dense; y: NHWC dense. The grid holds `shares` blocks for every 64 outputs of a group.
+template <class T>
+__global__ void __launch_bounds__(kWindowWarps * 32, 1)
+deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dGuide guide, const T* __restrict__ weight,
+                            const T* __restrict__ bias, T* __restrict__ y, const Window window, int shares) {
+    using Words = Pack<uint32_t, 4>;
+    FASTDS_DYNAMIC_SHARED(unsigned char, shared);
+    const auto panel = reinterpret_cast<T (*)[kMmaPanel]>(shared);  // [kMmaOutputs]
+    const auto packs = reinterpret_cast<Words*>(shared + kPanelBytes);
+    const auto exchange = reinterpret_cast<float*>(shared + kPanelBytes);
+    FASTDS_SHARED(MmaPiece, pieces, [kMmaPanel / kMmaChannels]);
+    FASTDS_SHARED(float, biases, [kMmaOutputs]);
+    const Groups size(d);
+    const int terms = size.K * size.channels, end = mma_panel_terms(0, terms);
+    const int output_tiles = (size.outputs + kMmaOutputs - 1) / kMmaOutputs, part = blockIdx.x / shares;
+    const int group = part / output_tiles, o0 = group * size.outputs + part % output_tiles * kMmaOutputs;
+    const int outputs = min((group + 1) * size.outputs - o0, kMmaOutputs);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int row = warp % kWindowRows, half = warp / kWindowRows;
+    for (int n = threadIdx.x; n < kMmaOutputs; n += kWindowWarps * 32)
+        biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
+    mma_load_panel(panel, pieces, d, size, weight, group, o0, outputs, 0, terms);
+
+    Held held;
+    held.packs = packs, held.columns = window.columns;
+    held.count = size.channels / kMmaChannels, held.exchanged = held.count == 8 ? 4 : 0;
+    const int height = static_cast<int>(d.Ho), width = static_cast<int>(d.Wo);
+    const int tiles = static_cast<int>(d.B) * window.tiles_down * window.tiles_across;
+    for (int tile = blockIdx.x % shares; tile < tiles; tile += shares) {
+        const int line = tile / window.tiles_across, b = line / window.tiles_down;
+        const int i0 = (line - b * window.tiles_down) * kWindowRows, j0 = (tile - line * window.tiles_across) * kWindowColumns;
+        const int i = i0 + row;
+        held.row = i0 * static_cast<int>(d.stride_h) - static_cast<int>(d.pad_h) - window.margin;
+        held.column = j0 * static_cast<int>(d.stride_w) - static_cast<int>(d.pad_w) - window.margin;
+        if (guide.base != nullptr) {  // the window follows the displacement of the tile's middle
+            const int middle = min(i0 + kWindowRows / 2, height - 1) * width + min(j0 + kWindowColumns / 2, width - 1);
+            const float* of_tile = guide.base + int64_t{2} * b * height * width + middle;
+            const float dy = of_tile[0], dx = of_tile[height * width], most = 1 << 20;
+            if (fabsf(dy) < most) held.row += static_cast<int>(dy);  // NaN fails
+            if (fabsf(dx) < most) held.column += static_cast<int>(dx);
+        }
+        constexpr float inside = -0.99999994f;  // the first position behind -1
+        held.low_y = fmaxf(static_cast<float>(held.row), inside), held.low_x = fmaxf(static_cast<float>(held.column), inside);
+        held.high_y = fminf(static_cast<float>(held.row + window.rows - 1), in.height);
+        held.high_x = fminf(static_cast<float>(held.column + window.columns - 1), in.width);
+        __syncthreads();  // the last tile's window and sums have been read
+        load_window(packs, d, in, window.rows, held, b, group * size.channels);
+        __syncthreads();
+
+        MmaPixel pixels[2] = {{d, INT32_MAX}, {d, INT32_MAX}};
+        float base[2][2] = {};
+        int at[2];
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            const int j = j0 + g + 8 * m;
+            at[m] = i < height && j < width ? (b * height + i) * width + j : -1;
+            if (at[m] < 0) continue;
+            pixels[m] = MmaPixel(d, at[m]);
+            if (guide.base == nullptr) continue;
+            const float* of_pixel = guide.base + int64_t{2} * b * height * width + i * width + j;
+            base[m][0] = of_pixel[0], base[m][1] = of_pixel[height * width];
+        }
+        float sums[kMmaOutputs / 8][4] = {};
+        for (int e = t * kMmaChannels + half * kMmaTerms; e < end; e += 2 * kMmaTerms) {
+            const MmaPiece piece = pieces[e / kMmaChannels];
+            const int pack = (piece.channel - group * size.channels) / kMmaChannels;
+            uint32_t samples[2][4];
+#pragma unroll
+            for (int m = 0; m < 2; m++)
+                window_samples(d, in, guide, held, pixels[m], base[m][0], base[m][1], piece, max(pack, 0), samples[m]);
+#pragma unroll
+            for (int n = 0; n < kMmaOutputs / 8; n++) {
+                const auto w = *reinterpret_cast<const Words*>(&panel[n * 8 + g][e]);
+#pragma unroll
+                for (int k = 0; k < 4; k += 2) {
+                    mma<T>(sums[n], {{samples[0][k], samples[1][k], samples[0][k + 1], samples[1][k + 1]},
+                                     {w.value[k], w.value[k + 1]}});
+                }
+            }
+        }
+        __syncthreads();  // the window has been read: its place takes half of the sums
+        float* const mine = exchange + row * (32 * kMmaOutputs / 2) + lane;
+        if (half == 1) {
+#pragma unroll
+            for (int k = 0; k < kMmaOutputs / 2; k++) mine[k * 32] = sums[k / 4][k % 4];
+        }
+        __syncthreads();
+        if (half == 1) continue;
+#pragma unroll
+        for (int k = 0; k < kMmaOutputs / 2; k++) {
+            const int m = k % 4 / 2, o = k / 4 * 8 + t * 2 + k % 2;
+            float sum = sums[k / 4][k % 4] + mine[k * 32] + biases[o];
+            sum = sum < 0 ? sum * guide.slope : sum;
+            if (at[m] >= 0 && o < outputs) y[int64_t{at[m]} * d.O + o0 + o] = store<T>(sum);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""deform_conv2d and its guided form from a window of the map in shared memory, on the emulator, against float64."""
+
+import random
+
+import pytest
+import torch
+from deform_cases import Problem, assert_within_rule, torch_in_dtype
+
+from fastds.ops import deform_conv2d
+from fastds.ops.impl.deform_conv2d import guided
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+
+KERNEL = "deform_conv2d_window_kernel"
+HALF = [torch.bfloat16, torch.float16]
+
+
+def drawn(seed: int) -> Problem:
+    """A problem for this kernel, several tiles of 8 x 16 pixels."""
+    draw = random.Random(seed)
+    groups, packs = draw.choice([1, 1, 2]), draw.choice([2, 4, 5, 8])
+    channels = groups * packs * 8
+    return Problem(
+        f"seed{seed}", draw.randint(1, 2), channels, groups * draw.randint(16, 70), draw.randint(6, 19),
+        draw.randint(6, 35), (draw.randint(1, 3), draw.randint(1, 3)), (draw.randint(1, 2), draw.randint(1, 2)),
+        (draw.randint(0, 2), draw.randint(0, 2)), (1, 1), groups,
+        draw.choice([n for n in range(1, channels + 1) if channels % (8 * n) == 0]), draw.random() < 0.7,
+        draw.random() < 0.7,
+    )  # fmt: skip
+
+
+def compare(problem, tensors):
+    exact = problem.run(reference, [t if t is None else t.double() for t in tensors])
+    got, peer = problem.run(deform_conv2d, tensors), torch_in_dtype(problem, tensors)
+    assert_within_rule([got], [peer], [exact], ["value"], torch.ones_like(exact))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("seed", range(8))
+def test_shapes_drawn_at_random(emulated, seed, dtype):
+    torch.manual_seed(seed)
+    problem = drawn(seed)
+    tensors = problem.tensors(dtype, offset_dtype=random.Random(seed).choice([dtype, torch.float32]))
+    emulator = emulated("deform_conv2d", seed=seed)
+    compare(problem, tensors)
+    assert [launch.name for launch in emulator.launches] == [KERNEL]
+
+
+@pytest.mark.sanitized
+def test_samples_beyond_the_window_and_the_map(emulated):
+    """Displacements of up to 40 pixels: a margin has 12."""
+    problem = Problem("far", 1, 16, 20, 30, 37, G=2)
+    x, offset, *rest = problem.tensors(torch.bfloat16, offset_dtype=torch.float32)
+    emulator = emulated("deform_conv2d", seed=4)
+    compare(problem, [x, 10 * offset, *rest])
+    assert [launch.name for launch in emulator.launches] == [KERNEL]
+
+
+def test_order_of_threads_does_not_matter(emulated):
+    problem = Problem("order", 1, 64, 64, 9, 17, G=8)
+    tensors = problem.tensors(torch.bfloat16)
+    emulator = emulated("deform_conv2d")
+    first = problem.run(deform_conv2d, tensors)
+    for emulator.seed in (1, 2):
+        assert torch.equal(problem.run(deform_conv2d, tensors), first)
+
+
+@pytest.mark.parametrize("modulated, shift, slope", [(True, 0.0, 0.1), (True, 35.0, 1.0), (False, None, 0.1)])
+def test_guided(emulated, modulated, shift, slope):
+    """shift: of the base offset, which the window follows; None: there is none."""
+    groups, channels = 2, 16
+    x = torch.randn(2, channels, 11, 40).bfloat16().contiguous(memory_format=torch.channels_last)
+    raw = torch.randn(2, (3 if modulated else 2) * groups * 9, 11, 40).bfloat16()
+    raw = raw.contiguous(memory_format=torch.channels_last)
+    weight, bias = (torch.randn(20, channels, 3, 3) / 12).bfloat16(), torch.randn(20).bfloat16()
+    base = None if shift is None else torch.randn(2, 2, 11, 40) + torch.tensor([0.3, shift])[:, None, None]
+    args = (x, raw, weight, bias, base, groups, modulated, slope)
+    emulator = emulated("deform_conv2d")
+    got = guided.GUIDED_DEFORM_CONV2D(*args)
+    assert [launch.name for launch in emulator.launches] == [KERNEL]
+    exact = guided.reference(*(t.double() if isinstance(t, torch.Tensor) else t for t in args))
+    torch.testing.assert_close(got.double(), exact, rtol=1.6e-2, atol=1.6e-2)
