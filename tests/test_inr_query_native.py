@@ -274,6 +274,21 @@ def test_24_opcheck(kind):
     torch.library.opcheck(torch.ops.fastds.inr_query.default, tuple(args))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_24_fake_gradients_lie_as_real_ones(layout):
+    maps, trunk, keywords = single("affine-early_attn", torch.float32)
+    args = flat_arguments(maps.contiguous(memory_format=layout), GRID, trunk, **keywords)
+    backward, grad_y = torch.ops.fastds.inr_query_backward, torch.ones(2, GRID.count, 3)
+
+    def on(device, value):
+        if isinstance(value, list):
+            return [on(device, v) for v in value]
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    real, fake = (backward(*on(device, [grad_y, True, *args])) for device in ("cpu", "meta"))
+    assert [g.stride() for g in real] == [g.stride() for g in fake]
+
+
 @pytest.mark.parametrize("kind", ["affine-early_attn", "affine-late"])
 def test_24_compile(kind):
     maps, trunk, keywords = single(kind, torch.float32)

@@ -59,7 +59,7 @@ def runner(small, dtype, device, peer):
     return eager, list(model.parameters())
 
 
-def graph(small, dtype, device):
+def graphed(small, dtype, device):
     x = frames(small, device)[:, :KNOWN]
     model = copy.deepcopy(network(small)).to(device, memory_format=torch.channels_last)
     run = compile_graph(model, x, STEPS, dtype=dtype)
@@ -117,7 +117,7 @@ def rows(small: bool) -> list[Row]:
         Row(
             "db_rnn convlstm", f"({batch},{KNOWN}+{STEPS},1,{size},{size})", mode, name_of(dtype), peer,
             build=(
-                functools.partial(graph, small, dtype) if peer == "fastds graph"
+                functools.partial(graphed, small, dtype) if peer == "fastds graph"
                 else functools.partial(training_step if "training" in mode else forward, small, dtype, peer)
             ),
             expected=functools.partial(expected, mode, small), oracle=("db_rnn", mode), tolerance=tolerance,

@@ -75,7 +75,9 @@ def _backward(grad_y, with_skip, *args):
 
 
 def _backward_fake(grad_y, with_skip, *args):
-    return [torch.empty_like(t) for t in Query(*args).given(with_skip)]
+    layouts = {4: torch.channels_last}  # of maps, whatever theirs
+    given = Query(*args).given(with_skip)
+    return [torch.empty_like(t, memory_format=layouts.get(t.dim(), torch.contiguous_format)) for t in given]
 
 
 def _backward_reference(grad_y, with_skip, *args):
