@@ -16,7 +16,7 @@ ELEMENTS = 1024  # of a program: 8 a thread
 
 @triton.jit
 def nearer_and_farther(fine, count):
-    """Of a fine row or column: the coarse one that it lies in, of weight 3/4, and the next one, the same at a border."""
+    """Of a fine row or column: the coarse one it lies in, of weight 3/4, and the next one, at a border the same."""
     near = fine // 2
     far = near + 2 * (fine % 2) - 1
     return near, tl.minimum(tl.maximum(far, 0), count - 1)

@@ -63,7 +63,7 @@ def graphed(small, dtype, device):
     x = frames(small, device)[:, :KNOWN]
     model = copy.deepcopy(network(small)).to(device, memory_format=torch.channels_last)
     run = compile_graph(model, x, STEPS, dtype=dtype)
-    return lambda: run(x)[-1]
+    return lambda: run(x, STEPS)[-1]
 
 
 def forward(small, dtype, peer, device):

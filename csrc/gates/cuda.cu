@@ -16,6 +16,13 @@ bool in_runs(const GatesParams& params) {
     return true;
 }
 
+// Whether a result or an operand is in 16 bits.
+bool rounded(const GatesParams& params) {
+    for (const GateOperand& operand : params.operands)
+        if (operand.data != nullptr && operand.dtype != f32) return true;
+    return false;
+}
+
 }  // namespace
 
 void gates_cuda(const GatesParams& params, int device, void* stream) {
@@ -23,14 +30,16 @@ void gates_cuda(const GatesParams& params, int device, void* stream) {
     if (elements == 0) return;
     const DeviceGuard guard(device);
     constexpr int block = 256;
-    const bool runs = in_runs(params);
+    const bool runs = in_runs(params), quick = rounded(params);
     const int64_t threads = runs ? elements / kGateRun : elements, grid = (threads + block - 1) / block;
     FASTDS_CHECK(grid <= INT32_MAX, "gates: more elements than one CUDA grid holds");
     with_gate_formula(params.formula, [&](auto formula) {
         using Formula = decltype(formula);
-        if (runs)
-            FASTDS_LAUNCH((gates_run_kernel<Formula>), static_cast<unsigned>(grid), block, 0, stream, params,
-                          static_cast<uint32_t>(threads), static_cast<uint32_t>(params.run / kGateRun));
+        const auto count = static_cast<uint32_t>(threads), per_row = static_cast<uint32_t>(params.run / kGateRun);
+        if (runs && quick)
+            FASTDS_LAUNCH((gates_run_kernel<Formula, Quick>), static_cast<unsigned>(grid), block, 0, stream, params, count, per_row);
+        else if (runs)
+            FASTDS_LAUNCH((gates_run_kernel<Formula, float>), static_cast<unsigned>(grid), block, 0, stream, params, count, per_row);
         else if (params.wide)
             FASTDS_LAUNCH((gates_kernel<Formula, double>), static_cast<unsigned>(grid), block, 0, stream, params);
         else

@@ -10,8 +10,11 @@ from fastds.ops import conv_gru_cell, conv_lstm_cell, conv_memory_gates, conv_ou
 from fastds.ops.impl.conv_cells import reference as stages
 from fastds.ops.impl.conv_cells.reference import conv_lstm_cell as reference
 
-DTYPES = {torch.float32: 4e-5,  # of cuDNN's gradient of a weight, over 33,000 pixels: 2.4e-5
-           torch.bfloat16: 6e-2, torch.float16: 1e-2}
+DTYPES = {
+    torch.float32: 4e-5,  # of cuDNN's gradient of a weight, over 33,000 pixels: 2.4e-5
+    torch.bfloat16: 6e-2,
+    torch.float16: 1e-2,
+}
 SHAPES = [(2, 24, 20, 9, 7), (1, 3, 24, 5, 18), (1, 17, 16, 4, 4), (2, 5, 1, 1, 3), (1, 40, 65, 6, 5)]  # B, C1, C, H, W
 LARGE = (2, 24, 24, 130, 127)
 

@@ -29,6 +29,7 @@ def case(kind, dtype=torch.float32, device="cpu", **options):
     keywords["cell"] = keywords["cell"].to(device)
     names = [k for k, v in keywords.items() if isinstance(v, torch.Tensor) and k != "cell"]
     tensors = [maps.to(dtype), *(t for pair in trunk for t in pair), *(keywords[k] for k in names)]
+
     def function(maps, *rest, where=GRID, op=query):
         layers = list(zip(rest[: 2 * len(trunk) : 2], rest[1 : 2 * len(trunk) : 2], strict=True))
         given = keywords | dict(zip(names, rest[2 * len(trunk) :], strict=True))

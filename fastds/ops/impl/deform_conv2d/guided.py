@@ -16,7 +16,8 @@ from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend, forced
 from fastds.ops.core.layout import channel_sums, dense, empty_map, laid_out, nhwc, output_format
 from fastds.ops.core.registry import define, reached, vector_jacobian
-from fastds.ops.impl.deform_conv2d.op import autocast, check, dims_of, group_counts, triton_problem, window_fits
+from fastds.ops.impl.deform_conv2d.calls import dims_of, group_counts, triton_problem, window_fits
+from fastds.ops.impl.deform_conv2d.op import autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
 
 
