@@ -15,19 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import (
-    Tiles,
-    boxes_pay,
-    is_wide,
-    map_boxes,
-    on_device,
-    power_of_two,
-    precision,
-    strides,
-    unit_of,
-    weight_boxes,
-)
-from .implicit_gemm import BOX_COLUMNS, add_boxes, add_source, load_map, own_box, own_pixels
+from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
+from .implicit_gemm import add_source, load_map, own_pixels
 
 
 @triton.jit
@@ -61,38 +50,22 @@ def _cell_kernel(
     FIRST_UNIT: tl.constexpr, SECOND_UNIT: tl.constexpr, INPUTS: tl.constexpr, INPUTS2: tl.constexpr, C: tl.constexpr,
     GATES: tl.constexpr, FORMULA: tl.constexpr, OPTION: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, SLAB: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS: of a rectangle of pixels, where x, x2 and weight are descriptors of boxes; 0 for pixels in a row."""
     TOTAL: tl.constexpr = INPUTS + INPUTS2
-    ROWS: tl.constexpr = BLOCK_M // COLUMNS if COLUMNS else 1
-    if COLUMNS:
-        p, valid, image, row, column, of_box, row_0, column_0 = own_box(height, width, WIDE, ROWS, COLUMNS)
-    else:
-        p, valid, image, row, column = own_pixels(points, height, width, WIDE, BLOCK_M)
+    p, valid, image, row, column = own_pixels(points, height, width, WIDE, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < C
     acc_0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc_1 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc_2 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc_3 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if COLUMNS:
-        acc_0, acc_1, acc_2, acc_3 = add_boxes(
-            acc_0, acc_1, acc_2, acc_3, x_ptr, weight_ptr, of_box, row_0, column_0, tl.program_id(1) * BLOCK_N, 0,
-            INPUTS, C, GATES, SLAB, 3, ROWS, COLUMNS, BLOCK_N,
-        )  # fmt: skip
-    else:
-        at = (image * x_b + row * x_h + column * x_w) * X_UNIT
-        acc_0, acc_1, acc_2, acc_3 = add_source(
-            acc_0, acc_1, acc_2, acc_3, x_ptr, weight_ptr, at, row, column, valid, height, width, x_h * X_UNIT,
-            x_w * X_UNIT, n, n_exists, 0, INPUTS, TOTAL, C, GATES, SLAB, PRECISION, 3, "zeros",
-        )  # fmt: skip
-    if INPUTS2 > 0 and COLUMNS:
-        acc_0, acc_1, acc_2, acc_3 = add_boxes(
-            acc_0, acc_1, acc_2, acc_3, x2_ptr, weight_ptr, of_box, row_0, column_0, tl.program_id(1) * BLOCK_N, INPUTS,
-            INPUTS2, C, GATES, SLAB, 3, ROWS, COLUMNS, BLOCK_N,
-        )  # fmt: skip
-    elif INPUTS2 > 0:
+    at = (image * x_b + row * x_h + column * x_w) * X_UNIT
+    acc_0, acc_1, acc_2, acc_3 = add_source(
+        acc_0, acc_1, acc_2, acc_3, x_ptr, weight_ptr, at, row, column, valid, height, width, x_h * X_UNIT,
+        x_w * X_UNIT, n, n_exists, 0, INPUTS, TOTAL, C, GATES, SLAB, PRECISION, 3, "zeros",
+    )  # fmt: skip
+    if INPUTS2 > 0:
         at = (image * x2_b + row * x2_h + column * x2_w) * X2_UNIT
         acc_0, acc_1, acc_2, acc_3 = add_source(
             acc_0, acc_1, acc_2, acc_3, x2_ptr, weight_ptr, at, row, column, valid, height, width, x2_h * X2_UNIT,
@@ -163,7 +136,7 @@ def tiles_of(points: int, inputs: int, channels: int, gates: int, dtype: torch.d
     return Tiles(pixels, min(max(power_of_two(channels), 16), most), slab, 8 if pixels == 128 else 4, 3)
 
 
-def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None, boxes=None):
+def launch(formula, option, slope, convolution, others, results, pre, *, wide=None, tiles=None):
     """One step; writes the results and, unless None, pre completely.
 
     Args:
@@ -175,7 +148,6 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
         others: the other maps of the formula, (B, C, H, W), each in its own dtype. Channel stride 1 in every map.
         results: (B, C, H, W) each; pre: (B, gates C, H, W), what the formula starts from, or None; dense channels_last.
         wide: 64-bit addresses; None: where a tensor needs them. tiles: None: tiles_of.
-        boxes: read by boxes that the GPU copies; None: where they pay.
     """
     if results[0].numel() == 0:
         return
@@ -189,21 +161,14 @@ def launch(formula, option, slope, convolution, others, results, pre, *, wide=No
     maps = (x, x2, residual, first, second)
     units = [1 if t is None else unit_of(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
-    boxes = boxes_pay(x, x2, weight) if boxes is None else boxes
-    columns, programs, sources = 0, triton.cdiv(points, tiles.pixels), (x, x2, weight)
-    if boxes:
-        columns, rows = BOX_COLUMNS, tiles.pixels // BOX_COLUMNS
-        programs = batch * triton.cdiv(height, rows) * triton.cdiv(width, columns)
-        boxed = (map_boxes(t, rows, columns, tiles.slab) for t in (x, x2))
-        sources = (*boxed, weight_boxes(weight, tiles.outputs, tiles.slab))
-    grid = (programs, triton.cdiv(channels, tiles.outputs))
+    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.outputs))
     with on_device(x):
         _cell_kernel[grid](
-            *sources, bias, residual, first, second, result, result2, pre, points, height, width, slope, *steps,
+            x, x2, weight, bias, residual, first, second, result, result2, pre, points, height, width, slope, *steps,
             X_UNIT=units[0], X2_UNIT=units[1], RESIDUAL_UNIT=units[2], FIRST_UNIT=units[3], SECOND_UNIT=units[4],
             INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
             OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
             PRECISION=precision(x.dtype), WIDE=is_wide(*maps, result, pre) if wide is None else wide,
-            BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, COLUMNS=columns, num_warps=tiles.warps,
+            BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, num_warps=tiles.warps,
             num_stages=tiles.stages,
         )  # fmt: skip

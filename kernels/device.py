@@ -6,8 +6,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from triton.runtime import driver
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Tiles(NamedTuple):
@@ -56,42 +54,3 @@ def unit_of(tensor) -> int:
     multiples of 16 alone.
     """
     return math.gcd(16, *strides(tensor))
-
-
-def channels_last(tensor):
-    """A map or weight (B, C, H, W) as (B, H, W, C); None for None."""
-    return None if tensor is None else tensor.permute(0, 2, 3, 1)
-
-
-def boxes_pay(x, x2, weight) -> bool:
-    """Whether programs read the sources (B, C, H, W) of a product, and its weight, by boxes that the GPU copies.
-
-    That is TMA, of sm_90; nobody has timed newer ones. 16-bit tensors at addresses and strides of 16 bytes, sources of
-    whole slabs. On an H100, us: two sources of 64 channels and 200 x 200 pixels 27 for 39, a ConvLSTM of 64 channels 59
-    for 85; but one of 24 channels 105 for 83.
-    """
-    tensors = [channels_last(t) for t in (x, x2, weight) if t is not None]
-    if any(t.dtype.itemsize != 2 or t.shape[3] % 64 for t in tensors):
-        return False
-    if any(t.device.type == "cpu" or type(t) is not torch.Tensor or t.data_ptr() % 16 for t in tensors):
-        return False  # a fake tensor has no address
-    steps = [s for t in tensors for s in t.stride()[:-1]]
-    hopper = 90 <= driver.active.get_current_target().arch < 100
-    return hopper and all(s > 0 and s % 8 == 0 for s in steps)
-
-
-def map_boxes(tensor, rows: int, columns: int, channels: int):
-    """Boxes of a map (B, C, H, W) with channel stride 1, zeros where it ends; None for None."""
-    if tensor is None:
-        return None
-    tensor = channels_last(tensor)
-    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [1, rows, columns, channels])
-
-
-def weight_boxes(weight, outputs: int, channels: int):
-    """Boxes (outputs, 1, channels) of one tap of a weight (O, C, k, k) in channels_last memory, or a slice of its
-    inputs."""
-    count, inputs, size, _ = weight.shape
-    tap = weight.stride(3 if size > 1 else 0)
-    shape, strides = [count, size * size, inputs], [weight.stride(0), tap, 1]
-    return TensorDescriptor(channels_last(weight), shape, strides, [outputs, 1, channels])

@@ -14,18 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import (
-    Tiles,
-    boxes_pay,
-    is_wide,
-    map_boxes,
-    on_device,
-    power_of_two,
-    precision,
-    strides,
-    unit_of,
-    weight_boxes,
-)
+from .device import Tiles, is_wide, on_device, power_of_two, precision, strides, unit_of
 
 
 @triton.jit
@@ -99,44 +88,6 @@ def add_source(
 
 
 @triton.jit
-def own_box(height, width, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The pixels of a program that takes a rectangle: as own_pixels, and the rectangle's image, row and column."""
-    program = tl.program_id(0)
-    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
-    image = program // across // down
-    first_column, first_row = program % across * COLUMNS, program // across % down * ROWS
-    i = tl.arange(0, ROWS * COLUMNS)
-    row, column = first_row + i // COLUMNS, first_column + i % COLUMNS
-    images = image.to(tl.int64) if WIDE else image
-    valid = (row < height) & (column < width)
-    return (images * height + row) * width + column, valid, images, row, column, image, first_row, first_column
-
-
-@triton.jit
-def add_boxes(
-    acc_0, acc_1, acc_2, acc_3, source, weight, image, row, column, n, FIRST: tl.constexpr, INPUTS: tl.constexpr,
-    C: tl.constexpr, GATES: tl.constexpr, SLAB: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """As add_source of the rectangle from (row, column) on, by boxes that the GPU copies into shared memory; zeros lie
-    around the map, and behind its last channel, where the weights are another source's. n: the first output."""
-    TAPS: tl.constexpr = SIZE * SIZE
-    for step in range(TAPS * ((INPUTS + SLAB - 1) // SLAB)):
-        tap = step % TAPS
-        c = step // TAPS * SLAB
-        values = source.load([image, row + tap // SIZE - SIZE // 2, column + tap % SIZE - SIZE // 2, c])
-        values = values.reshape(ROWS * COLUMNS, SLAB)
-        acc_0 = tl.dot(values, weight.load([n, tap, FIRST + c]).reshape(BLOCK_N, SLAB).T, acc_0)
-        if GATES > 1:
-            acc_1 = tl.dot(values, weight.load([C + n, tap, FIRST + c]).reshape(BLOCK_N, SLAB).T, acc_1)
-        if GATES > 2:
-            acc_2 = tl.dot(values, weight.load([2 * C + n, tap, FIRST + c]).reshape(BLOCK_N, SLAB).T, acc_2)
-        if GATES > 3:
-            acc_3 = tl.dot(values, weight.load([3 * C + n, tap, FIRST + c]).reshape(BLOCK_N, SLAB).T, acc_3)
-    return acc_0, acc_1, acc_2, acc_3
-
-
-@triton.jit
 def load_map(ptr, image, row, column, stride_b, stride_h, stride_w, n, exists, UNIT: tl.constexpr):
     at = (image * stride_b + row * stride_h + column * stride_w) * UNIT
     return tl.load(ptr + at[:, None] + n[None, :], mask=exists, other=0.0).to(tl.float32)
@@ -150,39 +101,21 @@ def _convolution_kernel(
     OUTPUTS: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, R: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVE: tl.constexpr, SLOPE: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLAB: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """out = shuffle(act(conv([x; x2]) + bias + residual)); h_out and w_out before the shuffle.
-
-    COLUMNS: of a rectangle of pixels, where x, x2 and weight are descriptors of boxes; 0 for pixels in a row."""
+    """out = shuffle(act(conv([x; x2]) + bias + residual)); h_out and w_out before the shuffle."""
     FINE: tl.constexpr = OUTPUTS // (R * R)  # channels after the shuffle
-    ROWS: tl.constexpr = BLOCK_M // COLUMNS if COLUMNS else 1
-    if COLUMNS:
-        p, valid, image, row, column, of_box, row_0, column_0 = own_box(h_out, w_out, WIDE, ROWS, COLUMNS)
-    else:
-        p, valid, image, row, column = own_pixels(points, h_out, w_out, WIDE, BLOCK_M)
+    p, valid, image, row, column = own_pixels(points, h_out, w_out, WIDE, BLOCK_M)
     # Sub-pixel after sub-pixel, so that neighbours in a tile are neighbours in the result's memory.
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     n_exists = n < OUTPUTS
     channel = n if R == 1 else n % FINE * (R * R) + n // FINE
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if COLUMNS:
-        acc, _, _, _ = add_boxes(
-            acc, acc, acc, acc, x_ptr, weight_ptr, of_box, row_0, column_0, tl.program_id(1) * BLOCK_N, 0, INPUTS,
-            OUTPUTS, 1, SLAB, SIZE, ROWS, COLUMNS, BLOCK_N,
-        )  # fmt: skip
-    else:
-        at = (image * x_b + row * STRIDE * x_h + column * STRIDE * x_w) * X_UNIT
-        acc, _, _, _ = add_source(
-            acc, acc, acc, acc, x_ptr, weight_ptr, at, row * STRIDE, column * STRIDE, valid, height, width,
-            x_h * X_UNIT, x_w * X_UNIT, channel, n_exists, 0, INPUTS, TOTAL, OUTPUTS, 1, SLAB, PRECISION, SIZE, PADDING,
-        )  # fmt: skip
-    if INPUTS2 > 0 and COLUMNS:
-        acc, _, _, _ = add_boxes(
-            acc, acc, acc, acc, x2_ptr, weight_ptr, of_box, row_0, column_0, tl.program_id(1) * BLOCK_N, INPUTS,
-            INPUTS2, OUTPUTS, 1, SLAB, SIZE, ROWS, COLUMNS, BLOCK_N,
-        )  # fmt: skip
-    elif INPUTS2 > 0:
+    at = (image * x_b + row * STRIDE * x_h + column * STRIDE * x_w) * X_UNIT
+    acc, _, _, _ = add_source(
+        acc, acc, acc, acc, x_ptr, weight_ptr, at, row * STRIDE, column * STRIDE, valid, height, width, x_h * X_UNIT,
+        x_w * X_UNIT, channel, n_exists, 0, INPUTS, TOTAL, OUTPUTS, 1, SLAB, PRECISION, SIZE, PADDING,
+    )  # fmt: skip
+    if INPUTS2 > 0:
         at = (image * x2_b + row * STRIDE * x2_h + column * STRIDE * x2_w) * X2_UNIT
         acc, _, _, _ = add_source(
             acc, acc, acc, acc, x2_ptr, weight_ptr, at, row * STRIDE, column * STRIDE, valid, height, width,
@@ -206,7 +139,6 @@ def _convolution_kernel(
     tl.store(out_ptr + to, acc.to(out_ptr.dtype.element_ty), mask=exists)
 
 
-BOX_COLUMNS = 8  # pixels of a rectangle's row
 MULTIPROCESSORS = 132  # of an H100 or H200
 BLOCKS = ((128, 128), (128, 64), (64, 64), (64, 32))  # pixels and outputs of a program, from the best product on
 
@@ -226,7 +158,7 @@ def tiles_of(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> Tile
 
 
 def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros", slope=None, shuffle=1, wide=None,
-           tiles=None, boxes=None) -> None:  # fmt: skip
+           tiles=None) -> None:  # fmt: skip
     """out = shuffle(act(conv([x; x2], weight) + bias + residual)), size kept, written completely.
 
     Args:
@@ -237,7 +169,6 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
         stride: of the convolution, in pixels. padding_mode: as of fastds.ops.conv3x3.
         slope: of the negative side, 0 for ReLU; None: no activation. shuffle: r.
         wide: 64-bit addresses; None: where a tensor needs them. tiles: None: tiles_of.
-        boxes: read by boxes that the GPU copies; None: where they pay.
     """
     if out.numel() == 0:
         return
@@ -249,24 +180,14 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
     maps = (x, x2, residual)
     units = [1 if t is None else unit_of(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in strides(t, unit)]
-    if boxes is None:
-        boxes = padding_mode == "zeros" and stride == shuffle == 1 and boxes_pay(x, x2, weight)
-    columns = BOX_COLUMNS if boxes else 0
-    programs = triton.cdiv(points, tiles.pixels)
-    sources = (x, x2, weight)
-    if boxes:
-        rows = tiles.pixels // columns
-        programs = out.shape[0] * triton.cdiv(h_out, rows) * triton.cdiv(w_out, columns)
-        boxed = (map_boxes(t, rows, columns, tiles.slab) for t in (x, x2))
-        sources = (*boxed, weight_boxes(weight, tiles.outputs, tiles.slab))
-    grid = (programs, triton.cdiv(outputs, tiles.outputs))
+    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(outputs, tiles.outputs))
     with on_device(x):
         _convolution_kernel[grid](
-            *sources, bias, residual, out, points, *x.shape[2:], h_out, w_out, *steps, X_UNIT=units[0],
+            x, x2, weight, bias, residual, out, points, *x.shape[2:], h_out, w_out, *steps, X_UNIT=units[0],
             X2_UNIT=units[1], RESIDUAL_UNIT=units[2], INPUTS=inputs[0], INPUTS2=inputs[1],
             TOTAL=weight.stride(3 if size > 1 else 0), OUTPUTS=outputs, SIZE=size, STRIDE=stride, PADDING=padding_mode,
             R=shuffle, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVE=slope is not None,
             SLOPE=0.0 if slope is None else slope, PRECISION=precision(x.dtype),
             WIDE=is_wide(*maps, out) if wide is None else wide, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
-            SLAB=tiles.slab, COLUMNS=columns, num_warps=tiles.warps, num_stages=tiles.stages,
+            SLAB=tiles.slab, num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip

@@ -15,14 +15,14 @@ def maps(*shape, dtype):
 
 def compiled(
     arch, inputs=(64, 0), outputs=64, dtype=torch.bfloat16, batch=1, pixels=200, size=3, stride=1, shuffle=1,
-    residual=True, padding_mode="zeros", boxes=None,
+    residual=True, padding_mode="zeros",
 ):  # fmt: skip
     x, x2 = (maps(batch, n, pixels, pixels, dtype=dtype) if n else None for n in inputs)
     coarse, fine = -(-pixels // stride), -(-pixels // stride) * shuffle
     weight, bias = maps(outputs, sum(inputs), size, size, dtype=dtype), torch.empty(outputs, dtype=dtype, device="meta")
     after = maps(batch, outputs, coarse, coarse, dtype=dtype) if residual else None
     out = maps(batch, outputs // shuffle**2, fine, fine, dtype=dtype)
-    options = {"stride": stride, "padding_mode": padding_mode, "slope": 0.1, "shuffle": shuffle, "boxes": boxes}
+    options = {"stride": stride, "padding_mode": padding_mode, "slope": 0.1, "shuffle": shuffle}
     (kernel,) = compiled_launches(arch, lambda: kernels.launch(x, x2, weight, bias, after, out, **options))
     return kernel
 
@@ -56,15 +56,9 @@ def test_machine_code(arch, options, registers):
     assert not narrow or options.get("shuffle", 1) > 1, kernel.counts  # there the bias is read one by one
 
 
-@pytest.mark.parametrize("arch, inputs, boxed", [(90, (64, 0), True), (90, (64, 64), True), (90, (24, 24), False),
-                                                 (80, (64, 64), False)])  # fmt: skip
-def test_boxes_where_they_pay(arch, inputs, boxed):
-    assert any(name.startswith("UTMALDG") for name in compiled(arch, inputs).counts) == boxed
-
-
 def test_neighbouring_taps_are_read_through_l1():
     """Triton 3.6 copies asynchronously past L1 alone."""
-    counts = compiled(90, boxes=False).counts
+    counts = compiled(90).counts
     through = sum(n for name, n in counts.items() if name.startswith("LDGSTS") and "BYPASS" not in name)
     assert (through >= 8) == (Version(triton.__version__) >= Version("3.9")), counts
 

@@ -47,8 +47,10 @@ def drawn(seed):
     }  # fmt: skip
 
 
-def check(call, **forced):
-    """One call of the kernel against float64."""
+@pytest.mark.parametrize("seed", range(CALLS))
+def test_random_calls(seed):
+    call = drawn(seed)
+    torch.manual_seed(seed)
     dtype, size, stride, r = (call[name] for name in ("dtype", "size", "stride", "shuffle"))
     batch, height, width = (call[name] for name in ("batch", "height", "width"))
     outputs, inputs = call["fine"] * r * r, call["inputs"] + call["inputs2"]
@@ -63,7 +65,7 @@ def check(call, **forced):
     out = guard(empty.contiguous(memory_format=torch.channels_last))
     slope = {"none": None, "relu": 0.0, "leaky_relu": 0.1}[call["act"]]
     options = {"stride": stride, "padding_mode": call["padding_mode"], "slope": slope, "shuffle": r}
-    kernels.launch(x, x2, weight, bias, residual, out, **options, **forced)
+    kernels.launch(x, x2, weight, bias, residual, out, **options)
     source = (x if x2 is None else torch.cat([x, x2], 1)).double()
     source = source if size == 1 else pad(source, call["padding_mode"])
     exact = F.conv2d(source, weight.double(), None if bias is None else bias.double(), stride)
@@ -71,25 +73,10 @@ def check(call, **forced):
     exact = F.pixel_shuffle(exact, r)
     assert (out.double() - exact).abs().max() <= TOLERANCES[dtype] * exact.abs().max().clamp_min(1), call
     assert untouched(out)
-    if not forced:  # 64-bit addresses give the same bits
+    if seed % 4 == 0:  # 64-bit addresses give the same bits
         again = torch.empty_like(out)
         kernels.launch(x, x2, weight, bias, residual, again, **options, wide=True)
         assert torch.equal(again, out)
-
-
-@pytest.mark.parametrize("seed", range(CALLS))
-def test_random_calls(seed):
-    torch.manual_seed(seed)
-    check(drawn(seed))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_boxes(seed):
-    """Sources in boxes, as sm_90 copies them: sizes that fill none, zeros around the map and behind its channels."""
-    d = random.Random(seed)
-    torch.manual_seed(seed)
-    call = drawn(seed) | {"stride": 1, "shuffle": 1, "padding_mode": "zeros", "dtype": torch.float16}
-    check(call | {"inputs": d.choice((8, 16, 24)), "inputs2": d.choice((0, 8, 24))}, boxes=True)
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
