@@ -61,12 +61,11 @@ struct Held {
 // As mma_samples, for a pack of channels of one group.
 template <class T>
 __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dGuide& guide, const Held& held,
-                                               const MmaPixel& pixel, float base_y, float base_x, const MmaPiece& piece, int pack,
-                                               uint32_t (&to)[4]) {
+                                               const MmaPixel& pixel, const MmaPiece& piece, int pack, uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, 4>;
     float y, x;
     displacement(in, d.offset_dtype == f32, pixel.offset + 2 * piece.q, y, x);
-    y = pixel.row + piece.row + (y + base_y), x = pixel.column + piece.column + (x + base_x);
+    y += pixel.row + piece.row, x += pixel.column + piece.column;
     float mask = in.mask != nullptr ? load(in.mask[pixel.mask + piece.q]) : 1;
     if (guide.sigmoid) mask = quick_sigmoid(mask);
     float weight[4];
@@ -172,7 +171,6 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         __syncthreads();
 
         MmaPixel pixels[2] = {{d, INT32_MAX}, {d, INT32_MAX}};
-        float base[2][2] = {};
         int at[2];
 #pragma unroll
         for (int m = 0; m < 2; m++) {
@@ -182,7 +180,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
             pixels[m] = MmaPixel(d, at[m]);
             if (guide.base == nullptr) continue;
             const float* of_pixel = guide.base + int64_t{2} * b * height * width + i * width + j;
-            base[m][0] = of_pixel[0], base[m][1] = of_pixel[height * width];
+            pixels[m].row += of_pixel[0], pixels[m].column += of_pixel[height * width];
         }
         float sums[kMmaOutputs / 8][4] = {};
         for (int e = t * kMmaChannels + half * kMmaTerms; e < end; e += 2 * kMmaTerms) {
@@ -191,7 +189,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
             uint32_t samples[2][4];
 #pragma unroll
             for (int m = 0; m < 2; m++)
-                window_samples(d, in, guide, held, pixels[m], base[m][0], base[m][1], piece, max(pack, 0), samples[m]);
+                window_samples(d, in, guide, held, pixels[m], piece, max(pack, 0), samples[m]);
 #pragma unroll
             for (int n = 0; n < kMmaOutputs / 8; n++) {
                 const auto w = *reinterpret_cast<const Words*>(&panel[n * 8 + g][e]);

@@ -11,6 +11,7 @@ RUNTIME = """#pragma once
 using cudaError_t = int;
 struct cudaFuncAttributes { int ptxVersion; };
 constexpr int cudaSuccess = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0, cudaDevAttrMultiProcessorCount = 0;
+constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 0;
 inline int current = 0;
 inline const char* cudaGetErrorString(int) { return "error"; }
 inline int cudaGetDevice(int* device) { return *device = current, 0; }
