@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 
+import torch
+
 HERE = pathlib.Path(__file__).resolve()
-TURN_SECONDS, MOST_CALLS = 0.02, 40
+DTYPES = (torch.float32, torch.bfloat16)
 SLOWER = 1.03
 
 
@@ -32,17 +34,11 @@ def _pairs(module, peers):
 ROWS = {
     "conv3x3": lambda m: [(p, c, mode, d) for c, mode, (p, d) in itertools.product(m.CASES, m.MODES, m.PEERS)],
     "deform_conv2d": lambda m: _pairs(m, m.ROWS),
-    "inr_query": lambda m: [(p, m.CASES[c], d) for c, p, d in itertools.product(m.CASES, m.BUILDERS, _dtypes())],
+    "inr_query": lambda m: [(p, m.CASES[c], d) for c, p, d in itertools.product(m.CASES, m.BUILDERS, DTYPES)],
     "lstm_gates": lambda m: [row.values for row in m.rows()],
     "pixel_shuffle": lambda m: _pairs(m, m.ROWS),
     "window_attention2d": lambda m: list(itertools.product(m.CASES, ("forward", "forward+backward"), m.PEERS)),
 }
-
-
-def _dtypes():
-    import torch
-
-    return torch.float32, torch.bfloat16
 
 
 def of_ours(name: str) -> list[tuple]:
@@ -53,23 +49,18 @@ def of_ours(name: str) -> list[tuple]:
 
 def serve() -> None:
     """For every line, a name and a row's number, build it or take a turn; answers in lines of JSON."""
+    from in_turn import turn  # of this tree, beside this file: bench and fastds are the other's there
+
     import fastds
 
     fastds.keep_freed_memory()
     built, run = None, None
     for line in sys.stdin:
-        name, number = json.loads(line)
-        row = of_ours(name)[number]
-        if built != (name, number):
-            run = importlib.import_module(f"bench.bench_{name}").build(*row)
-            built = name, number
-        run()
-        taken = []
-        while not taken or (sum(taken) < TURN_SECONDS and len(taken) < MOST_CALLS):
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-        print(json.dumps(min(taken)), flush=True)
+        name, number = wanted = json.loads(line)
+        if built != wanted:
+            run = importlib.import_module(f"bench.bench_{name}").build(*of_ours(name)[number])
+            built = wanted
+        print(json.dumps(min(turn(run))), flush=True)
 
 
 class Tree:

@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
@@ -139,6 +140,13 @@ def assert_within_rule(ours, peer, exact, names, grad_y):
             floor += torch.finfo(torch.float32).eps * grad_y.double().abs().sum((0, 2, 3)).max()
         error, allowed = (a.double() - e).abs().max(), 2 * (b.double() - e).abs().max() + floor
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def assert_agrees(problem, tensors):
+    """The op's value by the rule."""
+    exact = problem.run(reference, [t if t is None else t.double() for t in tensors])
+    got, peer = problem.run(deform_conv2d, tensors), torch_in_dtype(problem, tensors)
+    assert_within_rule([got], [peer], [exact], ["value"], torch.ones_like(exact))
 
 
 def views(name, tensor):

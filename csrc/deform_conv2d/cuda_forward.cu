@@ -67,8 +67,8 @@ Window window_of(const DeformConv2dDims& d, const DeformConv2dForward& t, int de
 }
 
 template <class T>
-void launch_window(const DeformConv2dDims& d, const DeformConv2dForward& t, const Window& window, const DeformConv2dGuide& guide, int device,
-                   void* stream) {
+void launch_window(const DeformConv2dDims& d, const DeformConv2dForward& t, const Window& window,
+                   const DeformConv2dGuide& guide, int device, void* stream) {
     const int64_t parts = d.groups * ceil_div(d.O / d.groups, kMmaOutputs), tiles = d.B * window.tiles_down * window.tiles_across;
     const int64_t shares = std::min(ceil_div(multiprocessors(device), parts), tiles);
     const int64_t pixels = int64_t{window.rows} * window.columns * (d.C / d.groups) * 2;
@@ -90,9 +90,11 @@ Window fitting_window(const DeformConv2dDims& d, const DeformConv2dForward& t, i
 template <class T>
 void run(const DeformConv2dDims& d, const DeformConv2dForward& t, int device, void* stream) {
     if constexpr (sizeof(T) == 2) {
-        const Window window = fitting_window<T>(d, t, device);
-        if (window.rows > 0) return launch_window<T>(d, t, window, {nullptr, false, 1.f}, device, stream);
-        if (tensor_cores_fit<T>(d, t)) return launch_tensor_cores<T>(d, t, device, stream);
+        if (tensor_cores_fit<T>(d, t)) {
+            const Window window = window_of<T>(d, t, device);
+            if (window.rows > 0) return launch_window<T>(d, t, window, {nullptr, false, 1.f}, device, stream);
+            return launch_tensor_cores<T>(d, t, device, stream);
+        }
     }
     const bool packs = packs_fit<T>(d, t.x);
     if (d.O / d.groups <= 16) {  // few outputs: more pixels instead of empty columns

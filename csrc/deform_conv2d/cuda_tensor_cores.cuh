@@ -43,6 +43,21 @@ struct MmaPixel {
     }
 };
 
+// The weighted sum of four corners, rounded to T.
+template <class T>
+__device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint32_t, kMmaChannels / 2> (&corner)[4],
+                                      uint32_t (&to)[4]) {
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+        float values[2] = {};
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpacked<T>(corner[n].value[pair], v);
+        to[pair] = packed<T>(values[0], values[1]);
+    }
+}
+
 // The samples of one pixel for the channels of a lane, rounded to T. Nothing waits for the first load before the last is under
 // way: what does not exist is not loaded and has the weight 0.
 template <class T>
@@ -73,15 +88,9 @@ __device__ __forceinline__ void mma_samples(const DeformConv2dDims& d, const Inp
 #pragma unroll
     for (int n = 0; n < 4; n++)
         if (rows[n / 2] && columns[n % 2]) corner[n] = *reinterpret_cast<const Words*>(in.x + places[n]);
-#pragma unroll
-    for (int pair = 0; pair < 4; pair++) {
-        float values[2] = {};
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int v = 0; v < 2; v++) values[v] += of_row[n / 2] * of_column[n % 2] * unpacked<T>(corner[n].value[pair], v);
-        to[pair] = packed<T>(values[0], values[1]);
-    }
+    const float weight[4] = {of_row[0] * of_column[0], of_row[0] * of_column[1], of_row[1] * of_column[0],
+                             of_row[1] * of_column[1]};
+    blend<T>(weight, corner, to);
 }
 
 // Terms from `first` on that a panel holds, filled up to whole steps of a warp.

@@ -7,6 +7,7 @@
 // The product is that of cuda_tensor_cores.cuh: a warp has 16 pixels, a row of the tile, and every second step of the terms; the
 // two halves of the sums meet in shared memory.
 #pragma once
+#include "core/quick.h"
 #include "deform_conv2d/cuda_tensor_cores.cuh"
 
 namespace fastds {
@@ -24,14 +25,6 @@ struct Window {
     int rows, columns, margin;
     int tiles_across, tiles_down;
 };
-
-__device__ __forceinline__ float quick_sigmoid(float x) {
-#if defined(__CUDA_ARCH__)
-    return __fdividef(1.f, 1.f + __expf(-x));
-#else
-    return 1.f / (1.f + std::exp(-x));
-#endif
-}
 
 // Two neighbours in memory, T or float: aligned to their size, which the launch has looked at.
 template <class T>
@@ -60,14 +53,15 @@ struct Held {
 
 // As mma_samples, for a pack of channels of one group.
 template <class T>
-__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dGuide& guide, const Held& held,
-                                               const MmaPixel& pixel, const MmaPiece& piece, int pack, uint32_t (&to)[4]) {
+__device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const Inputs<T>& in, const DeformConv2dGuide& guide,
+                                               const Held& held, const MmaPixel& pixel, const MmaPiece& piece, int pack,
+                                               uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, 4>;
     float y, x;
     displacement(in, d.offset_dtype == f32, pixel.offset + 2 * piece.q, y, x);
     y += pixel.row + piece.row, x += pixel.column + piece.column;
     float mask = in.mask != nullptr ? load(in.mask[pixel.mask + piece.q]) : 1;
-    if (guide.sigmoid) mask = quick_sigmoid(mask);
+    if (guide.sigmoid) mask = sigmoid<float>(Quick(mask)).value;
     float weight[4];
     Words corner[4] = {};
     if (y >= held.low_y && y < held.high_y && x >= held.low_x && x < held.high_x) {
@@ -91,15 +85,7 @@ __device__ __forceinline__ void window_samples(const DeformConv2dDims& d, const 
                 corner[n] = *reinterpret_cast<const Words*>(from + n / 2 * static_cast<int>(d.x_h) + n % 2 * static_cast<int>(d.x_w));
         }
     }
-#pragma unroll
-    for (int pair = 0; pair < 4; pair++) {
-        float values[2] = {};
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpacked<T>(corner[n].value[pair], v);
-        to[pair] = packed<T>(values[0], values[1]);
-    }
+    blend<T>(weight, corner, to);
 }
 
 // The part of image b from pixel (row, column) on, zeros where there is no map.

@@ -76,5 +76,5 @@ def prefers_triton(input, weight) -> bool:
 
 def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
     """The same of the forward: on an H100 (1, 64, 200, 200) takes 84 to 91 us from a window, 97 to 125 by Triton."""
-    window = window_fits(input, offset, weight, mask, stride, padding, dilation)
-    return prefers_triton(input, weight) and not window
+    geometry = (stride, padding, dilation)
+    return prefers_triton(input, weight) and not window_fits(input, offset, weight, mask, *geometry)
