@@ -2,9 +2,10 @@
 """Our listed rows in this tree and in another checkout, in turn: `python -m bench.listed OTHER [--only conv3x3,...]`.
 
 Two processes, one for each tree, build the same row and take turns of some milliseconds, so that what else happens to
-the machine happens to both. A row that takes more than 1.03 times as long here is measured once more, four times as
-long. OTHER is a checkout whose native module is built in place. Prints, for every op, the median of the times here over
-the times there, and the rows that stay slower; exit status 1 where there are any.
+the machine happens to both. Where memory lies differs from process to process, and times by a third with it: a row's
+ratio is the median of `--processes` such pairs, and of three times as many where it is above 1.03. OTHER is a checkout
+whose native module is built in place; this tree itself says what of a difference is chance. Prints, for every op, the
+median of the times here over the times there, and the rows that stay slower; exit status 1 where there are any.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def of_ours(name: str) -> list[tuple]:
 
 
 def serve() -> None:
-    """For every line, a name and a row's number, build it or take a turn; answers in lines of JSON."""
+    """For every line, a name and a row's number, build it or take a turn; answers in JSON, null where it failed."""
     from in_turn import turn  # of this tree, beside this file: bench and fastds are the other's there
 
     import fastds
@@ -57,22 +58,28 @@ def serve() -> None:
     built, run = None, None
     for line in sys.stdin:
         name, number = wanted = json.loads(line)
-        if built != wanted:
-            run = importlib.import_module(f"bench.bench_{name}").build(*of_ours(name)[number])
-            built = wanted
-        print(json.dumps(min(turn(run))), flush=True)
+        try:
+            if built != wanted:
+                run = importlib.import_module(f"bench.bench_{name}").build(*of_ours(name)[number])
+                built = wanted
+            answer = min(turn(run))
+        except Exception as error:  # an old tree's row may not run beside today's libraries
+            print(f"row {number} of {name}: {error}", file=sys.stderr)
+            answer = None
+        print(json.dumps(answer), flush=True)
 
 
 class Tree:
-    """A process that runs the rows of one checkout."""
+    """A process that runs the rows of one checkout, in huge pages: small ones lie elsewhere in every process."""
 
     def __init__(self, root: pathlib.Path):
         command, env = [sys.executable, str(HERE), "--serve"], os.environ | {"PYTHONPATH": str(root)}
+        env["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         self.process = subprocess.Popen(
             command, cwd=root, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def turn(self, name: str, number: int) -> float:
+    def turn(self, name: str, number: int) -> float | None:
         self.process.stdin.write(json.dumps([name, number]) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -80,23 +87,50 @@ class Tree:
             raise SystemExit(f"bench.listed: the process of row {number} of {name} ended")
         return json.loads(answer)
 
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
-def ratio(here: Tree, other: Tree, name: str, number: int, seconds: float) -> tuple[float, float]:
-    """Time of a row here over that there, of the least of each turn's calls in the median, and milliseconds here."""
-    turns, end = ([], []), time.perf_counter() + seconds
-    here.turn(name, number), other.turn(name, number)  # built, caches filled
-    while len(turns[0]) < 5 or time.perf_counter() < end:
-        for tree, found in zip((here, other), turns, strict=True):
-            found.append(tree.turn(name, number))
-    ours, theirs = map(statistics.median, turns)
-    return ours / theirs, 1e3 * ours
+
+def of_pair(roots, name: str, numbers: list[int], seconds: float) -> dict[int, tuple[float, float]]:
+    """{row: time in the first tree over that in the second, milliseconds in the first} by a new pair of processes.
+
+    Times are of the least of each turn's calls, in the median; rows that one of the trees cannot run are left out.
+    """
+    trees, found = [Tree(root) for root in roots], {}
+    for number in numbers:
+        if None in [tree.turn(name, number) for tree in trees]:  # built, caches filled
+            continue
+        turns, end = ([], []), time.perf_counter() + seconds
+        while len(turns[0]) < 5 or time.perf_counter() < end:
+            for tree, times in zip(trees, turns, strict=True):
+                times.append(tree.turn(name, number))
+        first, second = map(statistics.median, turns)
+        found[number] = first / second, 1e3 * first
+    for tree in trees:
+        tree.close()
+    return found
+
+
+def of_op(roots, name: str, processes: int, seconds: float) -> dict[int, tuple[float, float]]:
+    """{row: ratio, milliseconds}, medians of several pairs of processes."""
+    looks, middles, numbers = {}, {}, list(range(len(of_ours(name))))
+    for pairs in (processes, 2 * processes):
+        for _ in range(pairs):
+            for number, found in of_pair(roots, name, numbers, seconds).items():
+                looks.setdefault(number, []).append(found)
+        for number in looks:
+            middles[number] = tuple(map(statistics.median, zip(*looks[number], strict=True)))
+        numbers = [number for number, (ratio, _) in middles.items() if ratio > SLOWER]
+    return middles
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", nargs="?", type=pathlib.Path, help="the other checkout")
     parser.add_argument("--only", default=",".join(ROWS), help=f"of {', '.join(ROWS)}; default all")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each row, both trees together")
+    parser.add_argument("--processes", type=int, default=3, help="pairs of processes for each row; default 3")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each row of a pair; default 0.5")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -104,20 +138,15 @@ def main() -> int:
         return 0
     if options.other is None or not (options.other / "bench").is_dir():
         parser.error("OTHER must be a checkout of fastds")
-    here, other, slower = Tree(HERE.parents[1]), Tree(options.other.resolve()), 0
+    roots, slower = (HERE.parents[1], options.other.resolve()), 0
     for name in options.only.split(","):
-        rows = of_ours(name)
-        found = {}
-        for number, row in enumerate(rows):
-            found[row] = ratio(here, other, name, number, options.seconds)
-            if found[row][0] > SLOWER:
-                found[row] = ratio(here, other, name, number, 4 * options.seconds)
-        middle = statistics.median(r for r, _ in found.values())
-        late = {row: r for row, r in found.items() if r[0] > SLOWER}
+        found, rows = of_op(roots, name, options.processes, options.seconds), of_ours(name)
+        late = {number: look for number, look in found.items() if look[0] > SLOWER}
         slower += len(late)
-        print(f"{name}: {len(rows)} rows, {middle:.2f} of the other's time in the median, {len(late)} above {SLOWER}")
-        for row, (over, milliseconds) in sorted(late.items(), key=lambda item: -item[1][0]):
-            print(f"  {over:.2f}  {milliseconds:.3f} ms  {' '.join(map(str, row))}", flush=True)
+        middle = statistics.median(ratio for ratio, _ in found.values())
+        print(f"{name}: {len(found)} rows, {middle:.2f} of the other's time in the median, {len(late)} above {SLOWER}")
+        for number, (ratio, milliseconds) in sorted(late.items(), key=lambda item: -item[1][0]):
+            print(f"  {ratio:.2f}  {milliseconds:.3f} ms  {' '.join(map(str, rows[number]))}", flush=True)
     return 1 if slower else 0
 
 

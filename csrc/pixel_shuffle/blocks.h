@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Blocks of channels of one coarse pixel, permuted in registers: coarse (c, i, j) to fine rows i of (j, c), and back.
+// Blocks of channels of one coarse pixel, permuted in registers: coarse (c, i, j) to fine rows i of (j, c), and back. What is
+// calculated with the elements is a matter of where they are read from (calculate.h).
 #pragma once
 #include "pixel_shuffle/permute.h"
 #include "pixel_shuffle/problem.h"
@@ -14,15 +15,24 @@ constexpr int kWhole = kHasLanes<U> ? kVectorBytes / static_cast<int>(sizeof(U))
 template <class U>
 constexpr int kQuarter = kWhole<U> < 4 ? 1 : kWhole<U> / 4;
 
+// Some channels of one pixel: where they begin in `x` and in its sub-pixels, their number within the pixel, how many of them
+// another block has moved already.
+struct Place {
+    int64_t coarse, fine, c, again;
+};
+
 // N channels from x to the sub-pixels y; fine_row: elements from a row of sub-pixels to the next.
-template <int R, int N, class U>
-FASTDS_HD void block_to_fine(const U* x, U* y, int64_t C, int64_t fine_row, bool streamed) {
+template <int R, int N, class From, class U>
+FASTDS_HD void block_to_fine(const From& x, const Place& place, U* y, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
     V v[R][R];
 #pragma GCC unroll 4
     for (int g = 0; g < R; g++) {
 #pragma GCC unroll 8
-        for (int k = 0; k < R; k++) __builtin_memcpy(&v[g][k], x + (g * R + k) * N, sizeof(V));
+        for (int k = 0; k < R; k++) {
+            const int e = (g * R + k) * N;
+            v[g][k] = x.template at<N>(place.coarse + e, place.c * R * R + e, 0);
+        }
         deinterleave<R, N>(v[g]);
     }
 #pragma GCC unroll 4
@@ -32,20 +42,21 @@ FASTDS_HD void block_to_fine(const U* x, U* y, int64_t C, int64_t fine_row, bool
         for (int g = 0; g < R; g++) column[g] = v[g][j];
         deinterleave<R, N>(column);
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++) store_line(y + i * fine_row + j * C, column[i], streamed);
+        for (int i = 0; i < R; i++) store_line(y + place.fine + i * fine_row + j * C, column[i], streamed);
     }
 }
 
 // The way back.
-template <int R, int N, class U>
-FASTDS_HD void block_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, bool streamed) {
+template <int R, int N, class From, class U>
+FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
     V v[R][R];
 #pragma GCC unroll 4
     for (int j = 0; j < R; j++) {
         V column[R];
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++) __builtin_memcpy(&column[i], y + i * fine_row + j * C, sizeof(V));
+        for (int i = 0; i < R; i++)
+            column[i] = y.template at<N>(place.fine + i * fine_row + j * C, (i * R + j) * C + place.c, place.again);
         interleave<R, N>(column);
 #pragma GCC unroll 8
         for (int g = 0; g < R; g++) v[g][j] = column[g];
@@ -54,28 +65,33 @@ FASTDS_HD void block_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, bo
     for (int g = 0; g < R; g++) {
         interleave<R, N>(v[g]);
 #pragma GCC unroll 8
-        for (int k = 0; k < R; k++) store_line(x + (g * R + k) * N, v[g][k], streamed);
+        for (int k = 0; k < R; k++) store_line(x + place.coarse + (g * R + k) * N, v[g][k], streamed);
     }
 }
 
 // The same where R * R vectors are more than there are registers: as many rows of sub-pixels at a time as fill a vector. Vector
 // k of such a row holds elements (c, j) from k * N on; in coarse memory those of the next rows lie behind the R of one.
 template <int R, int N>
+constexpr int kRowsOf = N > R ? N / R : 1;
+template <int R, int N>
 FASTDS_HD int64_t coarse_place(int first, int k, int i) {
     const int e = k * N + i * R;
     return e / R * R * R + first * R + e % R;
 }
-template <int R, int N, class U>
-FASTDS_HD void rows_to_fine(const U* x, U* y, int64_t C, int64_t fine_row, bool streamed) {
+template <int R, int N, class From, class U>
+FASTDS_HD void rows_to_fine(const From& x, const Place& place, U* y, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
-    constexpr int rows = N > R ? N / R : 1;
+    constexpr int rows = kRowsOf<R, N>;
     for (int first = 0; first < R; first += rows) {
         V v[rows][R];
 #pragma GCC unroll 8
         for (int k = 0; k < R; k++) {
             V runs[rows];
 #pragma GCC unroll 4
-            for (int i = 0; i < rows; i++) __builtin_memcpy(&runs[i], x + coarse_place<R, N>(first, k, i), sizeof(V));
+            for (int i = 0; i < rows; i++) {
+                const int64_t e = coarse_place<R, N>(first, k, i);
+                runs[i] = x.template at<N>(place.coarse + e, place.c * R * R + e, 0);
+            }
             transpose_runs<rows, R, N>(runs);
 #pragma GCC unroll 4
             for (int i = 0; i < rows; i++) v[i][k] = runs[i];
@@ -84,77 +100,87 @@ FASTDS_HD void rows_to_fine(const U* x, U* y, int64_t C, int64_t fine_row, bool 
         for (int i = 0; i < rows; i++) {
             deinterleave<R, N>(v[i]);
 #pragma GCC unroll 8
-            for (int j = 0; j < R; j++) store_line(y + (first + i) * fine_row + j * C, v[i][j], streamed);
+            for (int j = 0; j < R; j++) store_line(y + place.fine + (first + i) * fine_row + j * C, v[i][j], streamed);
         }
     }
 }
-template <int R, int N, class U>
-FASTDS_HD void rows_to_coarse(const U* y, U* x, int64_t C, int64_t fine_row, bool streamed) {
+// The way back, for the rows of sub-pixels from `first` on that fill a vector.
+template <int R, int N, class From, class U>
+FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
-    constexpr int rows = N > R ? N / R : 1;
-    for (int first = 0; first < R; first += rows) {
-        V v[rows][R];
+    constexpr int rows = kRowsOf<R, N>;
+    V v[rows][R];
 #pragma GCC unroll 4
-        for (int i = 0; i < rows; i++) {
+    for (int i = 0; i < rows; i++) {
 #pragma GCC unroll 8
-            for (int j = 0; j < R; j++) __builtin_memcpy(&v[i][j], y + (first + i) * fine_row + j * C, sizeof(V));
-            interleave<R, N>(v[i]);
-        }
+        for (int j = 0; j < R; j++)
+            v[i][j] = y.template at<N>(place.fine + (first + i) * fine_row + j * C,
+                                       ((first + i) * R + j) * C + place.c, place.again);
+        interleave<R, N>(v[i]);
+    }
 #pragma GCC unroll 8
-        for (int k = 0; k < R; k++) {
-            V runs[rows];
+    for (int k = 0; k < R; k++) {
+        V runs[rows];
 #pragma GCC unroll 4
-            for (int i = 0; i < rows; i++) runs[i] = v[i][k];
-            transpose_runs<rows, R, N>(runs);
+        for (int i = 0; i < rows; i++) runs[i] = v[i][k];
+        transpose_runs<rows, R, N>(runs);
 #pragma GCC unroll 4
-            for (int i = 0; i < rows; i++) store_line(x + coarse_place<R, N>(first, k, i), runs[i], streamed);
-        }
+        for (int i = 0; i < rows; i++) store_line(x + place.coarse + coarse_place<R, N>(first, k, i), runs[i], streamed);
     }
 }
 
-// Calls block(Width<N>, w, c) for all channels of some pixels. Channels after the last whole block make one with some of those
-// before them, which are moved again.
-template <class U, class Block>
+// Calls block(place) for all channels of some pixels, N at a time. Channels after the last whole block make one with some of
+// those before them, which are moved again.
+template <int R, int N, class Block>
 FASTDS_HD void for_blocks(int64_t C, int64_t pixels, const Block& block) {
-    const auto blocks = [=](auto width) __attribute__((always_inline)) {
-        constexpr int N = decltype(width)::value;
-        const int64_t whole = C - C % N;
-        for (int64_t w = 0; w < pixels; w++) {
-            for (int64_t c = 0; c < whole; c += N) block(width, w, c);
-            if (whole < C) block(width, w, C - N);
-        }
-    };
-    if (C >= kWhole<U>)
-        blocks(Width<kWhole<U>>{});
-    else
-        blocks(Width<kQuarter<U>>{});
+    const int64_t whole = C - C % N;
+    for (int64_t w = 0; w < pixels; w++) {
+        const auto at = [=](int64_t c, int64_t again) __attribute__((always_inline)) {
+            block(Place{(w * C + c) * R * R, w * R * C + c, c, again});
+        };
+        for (int64_t c = 0; c < whole; c += N) at(c, 0);
+        if (whole < C) at(C - N, N - (C - whole));
+    }
 }
 
-template <int R, class U>
-__attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const U* coarse, int64_t pixels, U* fine,
+// Calls use(Width<N>) for the blocks of C channels. Few channels are calculated beforehand, for many pixels at a time.
+template <class U, class From, class Use>
+FASTDS_HD void with_width(int64_t C, const Use& use) {
+    if (From::calculated || C >= kWhole<U>)
+        use(Width<kWhole<U>>{});
+    else if constexpr (!From::calculated)
+        use(Width<kQuarter<U>>{});
+}
+
+template <int R, class From, class U>
+__attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const From& coarse, int64_t pixels, U* fine,
                                               int64_t fine_row) {
-    for_blocks<U>(C, pixels, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
+    const From own = coarse;
+    with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value;
-        const U* from = coarse + (w * C + c) * R * R;
-        U* to = fine + w * R * C + c;
-        if constexpr (R * R > 16 && N * sizeof(U) <= 32)  // whole lines are read faster in their order
-            rows_to_fine<R, N>(from, to, C, fine_row, streamed);
-        else
-            block_to_fine<R, N>(from, to, C, fine_row, streamed);
+        for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
+            if constexpr (R * R > 16 && N * sizeof(U) <= 32)  // whole lines are read faster in their order
+                rows_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
+            else
+                block_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
+        });
     });
 }
 
-template <int R, class U>
-__attribute__((noinline)) void blocks_to_coarse(int64_t C, bool streamed, const U* fine, int64_t fine_row, int64_t pixels,
+template <int R, class From, class U>
+__attribute__((noinline)) void blocks_to_coarse(int64_t C, bool streamed, const From& fine, int64_t fine_row, int64_t pixels,
                                                 U* coarse) {
-    for_blocks<U>(C, pixels, [=](auto width, int64_t w, int64_t c) __attribute__((always_inline)) {
-        constexpr int N = decltype(width)::value;
-        const U* from = fine + w * R * C + c;
-        U* to = coarse + (w * C + c) * R * R;
-        if constexpr (R * R > 16)
-            rows_to_coarse<R, N>(from, to, C, fine_row, streamed);
-        else
-            block_to_coarse<R, N>(from, to, C, fine_row, streamed);
+    const From own = fine;
+    // Few rows of sub-pixels in each pass over the pixels: few streams for the processor to follow.
+    with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
+        constexpr int N = decltype(width)::value, rows = R * R > 16 ? kRowsOf<R, N> : R;
+        for (int first = 0; first < R; first += rows)
+            for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
+                if constexpr (rows < R)
+                    rows_to_coarse<R, N>(own, first, place, coarse, C, fine_row, streamed);
+                else
+                    block_to_coarse<R, N>(own, place, coarse, C, fine_row, streamed);
+            });
     });
 }
 

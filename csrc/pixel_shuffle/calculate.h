@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bias, activation and their gradients for runs of elements that lie side by side.
+// Bias, activation and their gradients: for runs of elements that lie side by side, and for single vectors on their way to
+// where they belong.
 #pragma once
+#include "pixel_shuffle/permute.h"
 #include "pixel_shuffle/problem.h"
 
 namespace fastds {
@@ -44,6 +46,89 @@ FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, co
         store_vec<L>(to + k, grad);
     }
 }
+
+// The N stored values from element k on that each(k), a vector of compute values, gives; as bits, which do not go through memory:
+// a load that two stores fill waits for both.
+template <int N, class T, class Each>
+FASTDS_HD Vec<bits_t<T>, N> stored_bits(const Each& each, int k = 0) {
+    constexpr int L = kLanes<compute_t<T>>;
+    if constexpr (N == L) {
+        T stored[N];
+        store_vec<L>(stored, each(k));
+        Vec<bits_t<T>, N> bits;
+        __builtin_memcpy(&bits, stored, sizeof(bits));
+        return bits;
+    } else {
+        return side_by_side(stored_bits<N / 2, T>(each, k), stored_bits<N / 2, T>(each, k + N / 2), lanes_of<N>{});
+    }
+}
+
+template <int N>
+FASTDS_HD Vec<int32_t, N> lane_numbers() {
+    Vec<int32_t, N> numbers;
+    for (int i = 0; i < N; i++) numbers[i] = i;
+    return numbers;
+}
+
+// What blocks of channels are read from (blocks.h). at<N>(k, o, again): N elements from k on, which belong to the channels
+// from o on of their pixel; the first `again` of them were read before.
+template <class U>
+struct AsTheyAre {
+    static constexpr bool calculated = false;
+    const U* from;
+
+    template <int N>
+    FASTDS_HD Vec<U, N> at(int64_t k, int64_t, int64_t) const {
+        Vec<U, N> v;
+        __builtin_memcpy(&v, from + k, sizeof(v));
+        return v;
+    }
+};
+
+// act(x + bias)
+template <class T>
+struct Activated {
+    static constexpr bool calculated = true;
+    const T* x;
+    const compute_t<T>* bias;
+    Activation<compute_t<T>> act;
+
+    template <int N>
+    FASTDS_HD auto at(int64_t k, int64_t o, int64_t) const {
+        constexpr int L = kLanes<compute_t<T>>;
+        return stored_bits<N, T>([=](int n) __attribute__((always_inline)) {
+            return activate(Vec<compute_t<T>, L>(load_vec<L>(x + k + n) + load_vec<L>(bias + o + n)), act);
+        });
+    }
+};
+
+// Gradients before bias and activation; sums, where not null, take those of each channel.
+template <class T>
+struct Gradients {
+    static constexpr bool calculated = true;
+    const T *grad_y, *y;  // y null: no activation
+    compute_t<T>* sums;
+    Activation<compute_t<T>> act;
+    int64_t next;  // elements to the same ones of the next pixel
+
+    template <int N>
+    FASTDS_HD auto at(int64_t k, int64_t o, int64_t again) const {
+        using A = compute_t<T>;
+        constexpr int L = kLanes<A>;
+        // Two tensors by r rows of sub-pixels are more streams than the processor follows by itself.
+        __builtin_prefetch(grad_y + k + next);
+        if (y != nullptr) __builtin_prefetch(y + k + next);
+        return stored_bits<N, T>([=](int n) __attribute__((always_inline)) {
+            auto grad = load_vec<L>(grad_y + k + n);
+            if (y != nullptr) grad = activation_gradient(grad, load_vec<L>(y + k + n), act);
+            if (sums != nullptr) {
+                const auto first = lane_numbers<L>() >= static_cast<int>(again) - n ? grad : Vec<A, L>{};
+                store_vec<L>(sums + o + n, Vec<A, L>(load_vec<L>(sums + o + n) + first));
+            }
+            return grad;
+        });
+    }
+};
 
 }  // namespace
 }  // namespace FASTDS_ISA

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parallel over rows of coarse pixels; bound by memory bandwidth. Bias, activation and gradients are calculated for some
-// pixels at a time in the order in which they lie in memory (calculate.h), into the first cache; what is there is then moved
-// as bits (moves.h, planes.h).
+// Parallel over rows of coarse pixels; bound by memory bandwidth. Bias, activation and gradients are calculated where whole
+// vectors are read (blocks.h, runs.h). Else they are calculated for some pixels at a time in the order in which they lie in memory
+// (calculate.h), into the first cache; what is there is then moved as bits (moves.h, planes.h).
 #include "core/parallel.h"
 #include "pixel_shuffle/calculate.h"
 #include "pixel_shuffle/moves.h"
@@ -19,8 +19,34 @@ int64_t pixels_together(const PixelShuffleParams& p) {
     return (p.W + parts - 1) / parts;
 }
 
+// Values by channel as the vectors of a row ask for them: a single channel's are repeated for whole vectors (runs.h).
 template <class T>
-void forward(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
+int64_t channel_values(const PixelShuffleParams& p) {
+    return p.C == 1 ? p.r * kWhole<bits_t<T>> : p.C * p.r * p.r;
+}
+
+template <class T>
+void forward_in_registers(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
+    using A = compute_t<T>;
+    using U = bits_t<T>;
+    parallel_for(problem.p.B * problem.p.H, threads, [=](int64_t begin, int64_t end) {
+        const PixelShuffleParams& p = problem.p;
+        const Buffer<A> biases(channel_values<T>(p));
+        for (int64_t k = 0; k < channel_values<T>(p); k++)
+            biases[k] = static_cast<const A*>(t.bias)[p.C == 1 ? k % (p.r * p.r) : k];
+        for (int64_t row = begin; row < end; row++) {
+            const Activated<T> coarse{static_cast<const T*>(t.x) + problem.coarse(row), biases, problem.act};
+            U* fine = static_cast<U*>(t.y) + problem.fine(row);
+            for_power(p.r, [&](auto r) {
+                to_fine<decltype(r)::value>(p.C, problem.streamed, coarse, p.W, fine, problem.row_stride);
+            });
+        }
+        if (problem.streamed) end_stream();
+    });
+}
+
+template <class T>
+void forward_rows(const Problem<T>& problem, const PixelShuffleForward& t, int threads) {
     using A = compute_t<T>;
     using U = bits_t<T>;
     parallel_for(problem.p.B * problem.p.H, threads, [=](int64_t begin, int64_t end) {
@@ -116,6 +142,36 @@ void backward_rows(const Problem<T>& problem, const PixelShuffleBackward& t, int
     });
 }
 
+template <class T>
+void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward& t, int threads) {
+    using A = compute_t<T>;
+    using U = bits_t<T>;
+    const int64_t rows = problem.p.B * problem.p.H, pieces = pixel_shuffle_cpu_partials(problem.p);
+    parallel_for(pieces, threads, [=](int64_t begin, int64_t end) {
+        const PixelShuffleParams& p = problem.p;
+        const int64_t channels = p.C * p.r * p.r, values = channel_values<T>(p);
+        const Buffer<A> totals(values);
+        for (int64_t piece = begin; piece < end; piece++) {
+            __builtin_memset(totals, 0, values * sizeof(A));
+            for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
+                const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
+                const int64_t at = problem.fine(row);
+                A* summed = t.grad_bias ? static_cast<A*>(totals) : nullptr;
+                const Gradients<T> fine{grad_y + at, y ? y + at : nullptr, summed, problem.act, p.r * p.C};
+                U* coarse = static_cast<U*>(t.grad_x) + problem.coarse(row);
+                for_power(p.r, [&](auto r) {
+                    to_coarse<decltype(r)::value>(p.C, problem.streamed, fine, problem.row_stride, p.W, coarse);
+                });
+            }
+            if (t.grad_bias == nullptr) continue;
+            A* sums = static_cast<A*>(t.partials) + piece * channels;
+            __builtin_memset(sums, 0, channels * sizeof(A));
+            for (int64_t k = 0; k < values; k++) sums[p.C == 1 ? k / kWhole<U> * p.r + k % p.r : k] += totals[k];
+        }
+        if (problem.streamed) end_stream();
+    });
+}
+
 int64_t elements(const PixelShuffleParams& p) { return p.B * p.C * p.r * p.r * p.H * p.W; }
 
 template <class T>
@@ -124,8 +180,11 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     const int64_t C = problem.p.C, sub_pixels = problem.p.r * problem.p.r, channels = C * sub_pixels;
     if (t.grad_bias != nullptr) __builtin_memset(t.grad_bias, 0, channels * sizeof(A));
     if (elements(problem.p) == 0) return;
+    const bool calculated = t.y != nullptr || t.grad_bias != nullptr;
     if (t.planes)
         backward_planes(problem, t, threads);
+    else if (calculated && t.grad_x != nullptr && calculated_in_registers<bits_t<T>>(problem.p))
+        backward_in_registers(problem, t, threads);
     else
         backward_rows(problem, t, threads);
     if (t.grad_bias == nullptr) return;
@@ -146,7 +205,12 @@ void pixel_shuffle_forward(const PixelShuffleParams& params, const PixelShuffleF
     threads = worth(params, threads);
     FASTDS_KERNEL_DTYPE_SWITCH(params.dtype, {
         const Problem<scalar> problem(params);
-        tensors.planes ? forward_planes(problem, tensors, threads) : forward(problem, tensors, threads);
+        if (tensors.planes)
+            forward_planes(problem, tensors, threads);
+        else if (tensors.bias != nullptr && calculated_in_registers<bits_t<scalar> >(params))
+            forward_in_registers(problem, tensors, threads);
+        else
+            forward_rows(problem, tensors, threads);
     })
 }
 

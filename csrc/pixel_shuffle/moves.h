@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sub-pixels of some coarse pixels of a row, and back, as bits. Factor 1 is a copy. Else blocks of channels are permuted in
-// registers, runs of a single channel copied, and for any other factor and number of channels elements fetched by a list of
-// their places.
+// Sub-pixels of some coarse pixels of a row, and back. Blocks of channels and the runs of a single channel are permuted in
+// registers, where values may be calculated, too (calculate.h). As bits alone: factor 1 is a copy, and for any other factor
+// and number of channels elements are fetched by a list of their places.
 #pragma once
 #include "core/buffer.h"
 #include "pixel_shuffle/blocks.h"
+#include "pixel_shuffle/calculate.h"
+#include "pixel_shuffle/runs.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -27,37 +29,46 @@ FASTDS_HD void fetch(const U* from, const int32_t* places, int64_t count, U* to)
     for (; k < count; k++) to[k] = from[places[k]];
 }
 
-// A single channel: coarse pixels of R runs of R elements, which keep their order within a run.
-template <int R, class U>
-void runs_to_fine(const U* coarse, int64_t pixels, U* fine, int64_t fine_row) {
-    for (int64_t w = 0; w < pixels; w++)
-        for (int i = 0; i < R; i++) __builtin_memcpy(fine + i * fine_row + w * R, coarse + (w * R + i) * R, R * sizeof(U));
-}
-template <int R, class U>
-void runs_to_coarse(const U* fine, int64_t fine_row, int64_t pixels, U* coarse) {
-    for (int64_t w = 0; w < pixels; w++)
-        for (int i = 0; i < R; i++) __builtin_memcpy(coarse + (w * R + i) * R, fine + i * fine_row + w * R, R * sizeof(U));
-}
-
-enum class Way { copy, blocks, runs, places };
+enum class Way { copy, registers, places };
 
 template <class U>
 Way way_of(const PixelShuffleParams& p) {
     if (p.r == 1) return Way::copy;
     if (p.r > 4 && p.r < 8) return Way::places;
-    if (p.C == 1) return Way::runs;
-    return kHasLanes<U> && p.C >= kQuarter<U> ? Way::blocks : Way::places;
+    return p.C == 1 || (kHasLanes<U> && p.C >= kQuarter<U>) ? Way::registers : Way::places;
 }
 
-// Calls use(Width<r>) for the factors with blocks and runs.
+// Calls use(Width<r>) for the factors that are permuted in registers.
 template <class Use>
 FASTDS_HD void for_power(int r, const Use& use) {
     switch (r) {
+        case 1: return use(Width<1>{});
         case 2: return use(Width<2>{});
         case 3: return use(Width<3>{});
         case 4: return use(Width<4>{});
         case 8: return use(Width<8>{});
     }
+}
+template <int R, class From, class U>
+FASTDS_HD void to_fine(int64_t C, bool streamed, const From& coarse, int64_t pixels, U* fine, int64_t fine_row) {
+    if (C == 1)
+        runs_to_fine<R>(coarse, pixels, fine, fine_row);
+    else if constexpr (kHasLanes<U>)
+        blocks_to_fine<R>(C, streamed, coarse, pixels, fine, fine_row);
+}
+template <int R, class From, class U>
+FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fine_row, int64_t pixels, U* coarse) {
+    if (C == 1)
+        runs_to_coarse<R>(fine, fine_row, pixels, coarse);
+    else if constexpr (kHasLanes<U>)
+        blocks_to_coarse<R>(C, streamed, fine, fine_row, pixels, coarse);
+}
+
+// Whether bias, activation and gradients are calculated on this way: in whole vectors.
+template <class U>
+bool calculated_in_registers(const PixelShuffleParams& p) {
+    if (!kHasLanes<U> || (p.r > 4 && p.r < 8)) return false;
+    return p.C >= kWhole<U> || (p.C == 1 && (p.r == 2 || p.r == 4 || p.r == 8) && p.W * p.r >= kWhole<U>);
 }
 
 // Coarse pixels of a row to sub-pixels.
@@ -78,14 +89,10 @@ class ToFine {
     void operator()(const U* coarse, int64_t pixels, U* fine, int64_t fine_row) const {
         switch (way_) {
             case Way::copy: __builtin_memcpy(fine, coarse, pixels * C_ * sizeof(U)); break;
-            case Way::runs:
-                for_power(r_, [=](auto r) { runs_to_fine<decltype(r)::value>(coarse, pixels, fine, fine_row); });
-                break;
-            case Way::blocks:
-                if constexpr (kHasLanes<U>)
-                    for_power(r_, [=](auto r) {
-                        blocks_to_fine<decltype(r)::value>(C_, streamed_, coarse, pixels, fine, fine_row);
-                    });
+            case Way::registers:
+                for_power(r_, [=](auto r) {
+                    to_fine<decltype(r)::value>(C_, streamed_, AsTheyAre<U>{coarse}, pixels, fine, fine_row);
+                });
                 break;
             case Way::places:
                 for (int i = 0; i < r_; i++) fetch<U>(coarse + i * r_, places_, pixels * r_ * C_, fine + i * fine_row);
@@ -123,14 +130,10 @@ class ToCoarse {
     void operator()(const U* fine, int64_t pixels, U* coarse) const {
         switch (way_) {
             case Way::copy: __builtin_memcpy(coarse, fine, pixels * C_ * sizeof(U)); break;
-            case Way::runs:
-                for_power(r_, [=](auto r) { runs_to_coarse<decltype(r)::value>(fine, fine_row_, pixels, coarse); });
-                break;
-            case Way::blocks:
-                if constexpr (kHasLanes<U>)
-                    for_power(r_, [=](auto r) {
-                        blocks_to_coarse<decltype(r)::value>(C_, streamed_, fine, fine_row_, pixels, coarse);
-                    });
+            case Way::registers:
+                for_power(r_, [=](auto r) {
+                    to_coarse<decltype(r)::value>(C_, streamed_, AsTheyAre<U>{fine}, fine_row_, pixels, coarse);
+                });
                 break;
             case Way::places: fetch<U>(fine, places_, pixels * r_ * r_ * C_, coarse);
         }
