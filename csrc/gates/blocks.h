@@ -89,8 +89,9 @@ struct Loops {
     int inputs, outputs;
     // n elements of dense operands, whole vectors. No call in it: the constants of the formula stay in registers.
     void (*dense)(A* const* operands, int64_t n, const GateOptions<A>& options);
-    // Two rows of `run` elements as one sequence of vectors: half a vector may end one row and begin the other.
-    void (*pair)(A* const (*rows)[kGateOperands], int64_t run, const GateOptions<A>& options);
+    // Pairs of rows of `run` elements, each pair one sequence of vectors: half a vector may end one row and begin the other.
+    // rows: where the operands' first rows lie, moved behind the last; steps: elements to the next row.
+    void (*pairs)(A** rows, const int64_t* steps, int64_t run, int64_t pairs, const GateOptions<A>& options);
 };
 
 template <class Formula, class A>
@@ -107,33 +108,50 @@ void dense_loop(A* const* operands, int64_t n, const GateOptions<A>& options) {
     }
 }
 
+// Several streams of short rows are more than the hardware sees coming: 1.6 ms become 1.2 (lstm_gates, 68 MB).
+template <class A>
+FASTDS_HD void fetch(const A* row, int64_t run) {
+    for (int64_t i = 0; i < run; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + i);
+}
+
 template <class Formula, class A>
-void pair_loop(A* const (*rows)[kGateOperands], int64_t run, const GateOptions<A>& options) {
-    constexpr int lanes = kLanes<A>, half = lanes / 2, inputs = Formula::inputs;
-    for (int64_t e = 0; e < 2 * run; e += lanes) {
-        const bool across = e < run && e + lanes > run;
-        A* const* at = rows[e >= run];
-        const int64_t i = e >= run ? e - run : e;
-        Vec<A> values[inputs], results[Formula::outputs];
-        if (across) {
-#pragma GCC unroll 8
-            for (int k = 0; k < inputs; k++) values[k] = joined<A, lanes>(at[k] + i, rows[1][k]);
-        } else {
-#pragma GCC unroll 8
-            for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(at[k] + i);
+void pairs_loop(A** rows, const int64_t* steps, int64_t run, int64_t pairs, const GateOptions<A>& options) {
+    constexpr int lanes = kLanes<A>, half = lanes / 2, inputs = Formula::inputs, operands = inputs + Formula::outputs;
+    const int64_t ahead = kLongestRow / run;
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        A* at[2][operands];
+#pragma GCC unroll 16
+        for (int k = 0; k < operands; k++) {
+            at[0][k] = rows[k];
+            at[1][k] = rows[k] + steps[k];
+            rows[k] += 2 * steps[k];
+            if (k < inputs) fetch(at[0][k] + ahead * steps[k], run), fetch(at[1][k] + ahead * steps[k], run);
         }
-        Formula::template apply<A>(values, results, options);
-        if (across) {
+        for (int64_t e = 0; e < 2 * run; e += lanes) {
+            const bool across = e < run && e + lanes > run;
+            A* const* row = at[e >= run];
+            const int64_t i = e >= run ? e - run : e;
+            Vec<A> values[inputs], results[Formula::outputs];
+            if (across) {
 #pragma GCC unroll 8
-            for (int k = 0; k < Formula::outputs; k++) {
-                Vec<A, half> parts[2];
-                __builtin_memcpy(parts, &results[k], sizeof(parts));
-                store_vec<half>(at[inputs + k] + i, parts[0]);
-                store_vec<half>(rows[1][inputs + k], parts[1]);
+                for (int k = 0; k < inputs; k++) values[k] = joined<A, lanes>(row[k] + i, at[1][k]);
+            } else {
+#pragma GCC unroll 8
+                for (int k = 0; k < inputs; k++) values[k] = load_vec<lanes>(row[k] + i);
             }
-        } else {
+            Formula::template apply<A>(values, results, options);
+            if (across) {
 #pragma GCC unroll 8
-            for (int k = 0; k < Formula::outputs; k++) store_vec<lanes>(at[inputs + k] + i, results[k]);
+                for (int k = 0; k < Formula::outputs; k++) {
+                    Vec<A, half> parts[2];
+                    __builtin_memcpy(parts, &results[k], sizeof(parts));
+                    store_vec<half>(row[inputs + k] + i, parts[0]);
+                    store_vec<half>(at[1][inputs + k], parts[1]);
+                }
+            } else {
+#pragma GCC unroll 8
+                for (int k = 0; k < Formula::outputs; k++) store_vec<lanes>(row[inputs + k] + i, results[k]);
+            }
         }
     }
 }
@@ -155,17 +173,12 @@ struct Blocks {
     // Whether rows may be read and written where they lie: whole rows of half vectors, all of the compute type.
     bool by_rows() const {
         constexpr int half = kLanes<A> / 2;
-        bool fits = loops.pair != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kLongestRow;
+        bool fits = loops.pairs != nullptr && p.rows > 1 && p.run % half == 0 && p.run <= kLongestRow;
         for (int k = 0; k < operands; k++) fits = fits && (!p.operands[k].data || p.operands[k].dtype == own_type);
         return fits;
     }
 
-    // Several streams of short rows are more than the hardware sees coming: 1.6 ms become 1.2 (lstm_gates, 68 MB).
-    static FASTDS_HD void fetch(const A* row, int64_t run) {
-        for (int64_t i = 0; i < run; i += 64 / static_cast<int64_t>(sizeof(A))) __builtin_prefetch(row + i);
-    }
-
-    // The same of what a piece copies, results as well: they are written after all has been calculated.
+    // The next piece, results as well: they are written after all has been calculated.
     void fetch(const Piece& piece) const {
         for (int k = 0; k < operands; k++) {
             if (!p.operands[k].data || in_place(p.operands[k], piece)) continue;
@@ -196,26 +209,16 @@ struct Blocks {
 
     void run_rows(int64_t begin, int64_t end, int64_t rows_each) const {
         alignas(64) A none[kLongestRow], zeros[kLongestRow] = {};  // in the place of operands that are not there
-        const int64_t ahead = kLongestRow / p.run, last = end * rows_each < p.rows ? end * rows_each : p.rows;
-        A* rows[2][kGateOperands];
+        const int64_t first = begin * rows_each, last = end * rows_each < p.rows ? end * rows_each : p.rows;
+        A* rows[kGateOperands];
         int64_t steps[kGateOperands];
         for (int k = 0; k < operands; k++) {
             const GateOperand& operand = p.operands[k];
             steps[k] = operand.data ? operand.row : 0;
-            A* base = operand.data ? static_cast<A*>(operand.data) : k < inputs ? zeros : none;
-            rows[0][k] = base + begin * rows_each * steps[k];
+            rows[k] = (operand.data ? static_cast<A*>(operand.data) : k < inputs ? zeros : none) + first * steps[k];
         }
-        for (int64_t row = begin * rows_each; row < last; row += 2) {
-            for (int k = 0; k < operands; k++) {
-                rows[1][k] = rows[0][k] + steps[k];
-                if (k < inputs) fetch(rows[0][k] + ahead * steps[k], p.run), fetch(rows[1][k] + ahead * steps[k], p.run);
-            }
-            if (row + 1 < last)
-                loops.pair(rows, p.run, options);
-            else
-                run_dense(rows[0], p.run);
-            for (int k = 0; k < operands; k++) rows[0][k] = rows[1][k] + steps[k];
-        }
+        loops.pairs(rows, steps, p.run, (last - first) / 2, options);
+        if ((last - first) % 2 != 0) run_dense(rows, p.run);
     }
 
     Piece piece_of(int64_t task, int64_t rows_each, int64_t pieces_each) const {
@@ -256,7 +259,7 @@ void run(GatesParams p, int threads) {
     with_gate_formula(p.formula, [&](auto formula) {
         using Formula = decltype(formula);
         loops = {Formula::inputs, Formula::outputs, dense_loop<Formula, A>, nullptr};
-        if constexpr (sizeof(A) == 4) loops.pair = pair_loop<Formula, A>;  // float64 is for checking
+        if constexpr (sizeof(A) == 4) loops.pairs = pairs_loop<Formula, A>;  // float64 is for checking
     });
     bool dense = true;
     for (int k = 0; k < loops.inputs + loops.outputs; k++) dense = dense && (!p.operands[k].data || p.operands[k].row == p.run);
