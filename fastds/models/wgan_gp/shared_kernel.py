@@ -85,7 +85,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx, grad):
         (x, weight), kernel = ctx.saved_tensors, ctx.kernel
         want_x, _, _, want_residual, _ = ctx.needs_input_grad
-        want_weight, want_bias = reached(ctx, weight, 1, 2)
+        want_weight, want_bias = reached(ctx, weight, grad, 1, 2)
         grad_weight = _grad_weight(grad, x, weight) if want_weight else None
         grad_x = _grad_x(grad, weight, x.dtype, kernel) if want_x else None
         grad_bias = bias_gradient(grad, weight.dtype) if want_bias else None

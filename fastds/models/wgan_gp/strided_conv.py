@@ -45,7 +45,7 @@ class _Conv(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        wanted[1:] = reached(ctx, weight, 1, 2)
+        wanted[1:] = reached(ctx, weight, grad, 1, 2)
         grad_x, grad_weight = _gradients(grad, x, weight, ctx.stride, wanted[0], wanted[1])
         return grad_x, grad_weight, bias_gradient(grad, grad.dtype) if wanted[2] else None, None
 

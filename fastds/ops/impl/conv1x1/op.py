@@ -51,7 +51,7 @@ class _Conv1x1(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:6])
-        wanted[1:3] = reached(ctx, weight, 2, 3)
+        wanted[1:3] = reached(ctx, weight, grad_y, 2, 3)
         args = (grad_y, x, weight, x2, y, ctx.negative_slope)
         return None, *gradients_by(CONV1X1_BACKWARD, args, wanted, y is None), None, None
 

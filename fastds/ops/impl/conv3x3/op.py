@@ -145,7 +145,7 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx, grad_y):
         x, weight, x2, y = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:6])
-        wanted[1:3] = reached(ctx, weight, 2, 3)
+        wanted[1:3] = reached(ctx, weight, grad_y, 2, 3)
         if wanted[1] and y is None and ctx.options[1:3] == ("zeros", 1):
             wanted[1] = not shared.left_to_node(weight, grad_y, x, x2)
         grads = (differentiable_gradients if torch.is_grad_enabled() else _fused_gradients)(

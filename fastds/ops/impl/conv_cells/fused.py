@@ -306,7 +306,7 @@ class ConvPassOps:
                     return (None,) * len(ctx.needs_input_grad)
                 *tensors, pre = ctx.saved_tensors
                 call, wanted = ops._named((*tensors, *ctx.settings)), list(ctx.needs_input_grad[1 : 1 + ops.tensors])
-                wanted[2:4] = reached(ctx, call.convolution.weight, 3, 4)
+                wanted[2:4] = reached(ctx, call.convolution.weight, call.convolution.x, 3, 4)
                 if torch.is_grad_enabled():
                     results = ops._differentiable_gradients(call, grads, wanted)
                 else:

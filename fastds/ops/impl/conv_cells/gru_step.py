@@ -362,7 +362,8 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         wanted, grads, kept = Inputs(*ctx.needs_input_grad[1 : 1 + _TENSORS]), Results(*grads), Kept(*ctx.saved_tensors)
-        of_gates, of_candidate = reached(ctx, kept.gates_weight, 3, 4), reached(ctx, kept.candidate_weight, 5, 6)
+        of_gates = reached(ctx, kept.gates_weight, kept.h, 3, 4)
+        of_candidate = reached(ctx, kept.candidate_weight, kept.h, 5, 6)
         wanted = Inputs(wanted.h, wanted.x, *of_gates, *of_candidate, *wanted[6:])
         unwanted = _SETTINGS * (None,)
         if torch.is_grad_enabled() or any(g is not None for g in grads[1:]):

@@ -209,7 +209,7 @@ class _GuidedDeformConv2d(torch.autograd.Function):
         if y is not None:
             grad_y = torch.where(y >= 0, grad_y, ctx.slope * grad_y)
         wanted = list(ctx.needs_input_grad[1:6])
-        wanted[2:4] = reached(ctx, tensors[2], 3, 4)
+        wanted[2:4] = reached(ctx, tensors[2], grad_y, 3, 4)
         grads = iter(GUIDED_DEFORM_CONV2D_BACKWARD.trusted(grad_y, *tensors, *ctx.options, wanted))
         return (None, *(next(grads) if want else None for want in wanted), None, None, None)
 

@@ -251,7 +251,7 @@ class _DeformConv2d(torch.autograd.Function):
     def backward(ctx, grad_y):
         input, offset, weight, mask = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[i] for i in (1, 2, 3, 4, 8)]
-        wanted[2:4] = reached(ctx, weight, 3, 4)
+        wanted[2:4] = reached(ctx, weight, grad_y, 3, 4)
         arguments = (grad_y, input, offset, weight, *ctx.geometry, mask, wanted)
         grads = iter(DEFORM_CONV2D_BACKWARD.trusted(*arguments))
         grad_x, grad_offset, grad_weight, grad_bias, grad_mask = (next(grads) if want else None for want in wanted)
