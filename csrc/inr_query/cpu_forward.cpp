@@ -67,15 +67,19 @@ struct Trunk {
         const int64_t padded = round_up(in, blocking.whole<Step>()), steps = padded / Step::terms;
         for (int64_t i = 0; i < n; i++)  // what the last step reads more: another layer's values, NaN maybe
             for (int64_t c = in; c < padded; c++) x[i * stride + c] = Stored{};
+        constexpr int lanes = kLanes<A>;
         const auto write = [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
-            for (int64_t c = 0; c < vectors * kLanes<A>; c += kLanes<A>) {
-                constexpr int lanes = kLanes<A>;
-                const Vec<A> value = load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c);
-                store_first<lanes>(y + row * stride + column + c, relu_if<A, lanes>(relu, value), out - column - c);
-            }
+            Out* to = y + row * stride + column;
+            const auto value = [&](int64_t c) __attribute__((always_inline)) {
+                return relu_if<A, lanes>(relu, Vec<A>(load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c)));
+            };
+            if (column + vectors * lanes <= out)
+                for (int64_t c = 0; c < vectors * lanes; c += lanes) store_vec<lanes>(to + c, value(c));
+            else
+                for (int64_t c = 0; c < vectors * lanes; c += lanes) store_first<lanes>(to + c, value(c), out - column - c);
         };
         const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
-            constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+            constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
             constexpr int64_t b_step = NV * lanes * Step::terms;
             if constexpr (Step::terms > 1 && NV <= 2)
                 if (blocking.tiles) {
