@@ -37,7 +37,7 @@ void forward_in_registers(const Problem<T>& problem, const PixelShuffleForward& 
         for (int64_t row = begin; row < end; row++) {
             const Activated<T> coarse{static_cast<const T*>(t.x) + problem.coarse(row), biases, problem.act};
             U* fine = static_cast<U*>(t.y) + problem.fine(row);
-            for_power(p.r, [&](auto r) {
+            with_factor(p.r, [&](auto r) {
                 to_fine<decltype(r)::value>(p.C, problem.streamed, coarse, p.W, fine, problem.row_stride);
             });
         }
@@ -159,7 +159,7 @@ void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward
                 A* summed = t.grad_bias ? static_cast<A*>(totals) : nullptr;
                 const Gradients<T> fine{grad_y + at, y ? y + at : nullptr, summed, problem.act, p.r * p.C};
                 U* coarse = static_cast<U*>(t.grad_x) + problem.coarse(row);
-                for_power(p.r, [&](auto r) {
+                with_factor(p.r, [&](auto r) {
                     to_coarse<decltype(r)::value>(p.C, problem.streamed, fine, problem.row_stride, p.W, coarse);
                 });
             }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sub-pixels of some coarse pixels of a row, and back. Blocks of channels and the runs of a single channel are permuted in
-// registers, where values may be calculated, too (calculate.h). As bits alone: factor 1 is a copy, and for any other factor
-// and number of channels elements are fetched by a list of their places.
+// registers, where values may be calculated, too (calculate.h). As bits alone: factor 1 is a copy, and the elements of few
+// channels are fetched by a list of their places.
 #pragma once
 #include "core/buffer.h"
 #include "pixel_shuffle/blocks.h"
 #include "pixel_shuffle/calculate.h"
 #include "pixel_shuffle/runs.h"
+#include "pixel_shuffle/transposed.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -31,28 +32,23 @@ FASTDS_HD void fetch(const U* from, const int32_t* places, int64_t count, U* to)
 
 enum class Way { copy, registers, places };
 
+// Channels of a coarse pixel from which on it is permuted in registers, other than one.
+template <class U>
+int64_t least_channels(int r) {
+    return is_transposed(r) ? kTransposed : kQuarter<U>;
+}
 template <class U>
 Way way_of(const PixelShuffleParams& p) {
     if (p.r == 1) return Way::copy;
-    if (p.r > 4 && p.r < 8) return Way::places;
-    return p.C == 1 || (kHasLanes<U> && p.C >= kQuarter<U>) ? Way::registers : Way::places;
+    return p.C == 1 || (kHasLanes<U> && p.C >= least_channels<U>(p.r)) ? Way::registers : Way::places;
 }
 
-// Calls use(Width<r>) for the factors that are permuted in registers.
-template <class Use>
-FASTDS_HD void for_power(int r, const Use& use) {
-    switch (r) {
-        case 1: return use(Width<1>{});
-        case 2: return use(Width<2>{});
-        case 3: return use(Width<3>{});
-        case 4: return use(Width<4>{});
-        case 8: return use(Width<8>{});
-    }
-}
 template <int R, class From, class U>
 FASTDS_HD void to_fine(int64_t C, bool streamed, const From& coarse, int64_t pixels, U* fine, int64_t fine_row) {
     if (C == 1)
         runs_to_fine<R>(coarse, pixels, fine, fine_row);
+    else if constexpr (kHasLanes<U> && is_transposed(R))
+        transposed_to_fine(R, C, streamed, coarse, pixels, fine, fine_row);
     else if constexpr (kHasLanes<U>)
         blocks_to_fine<R>(C, streamed, coarse, pixels, fine, fine_row);
 }
@@ -60,6 +56,8 @@ template <int R, class From, class U>
 FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fine_row, int64_t pixels, U* coarse) {
     if (C == 1)
         runs_to_coarse<R>(fine, fine_row, pixels, coarse);
+    else if constexpr (kHasLanes<U> && is_transposed(R))
+        transposed_to_coarse(R, C, fine, fine_row, pixels, coarse);
     else if constexpr (kHasLanes<U>)
         blocks_to_coarse<R>(C, streamed, fine, fine_row, pixels, coarse);
 }
@@ -67,8 +65,9 @@ FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fin
 // Whether bias, activation and gradients are calculated on this way: in whole vectors.
 template <class U>
 bool calculated_in_registers(const PixelShuffleParams& p) {
-    if (!kHasLanes<U> || (p.r > 4 && p.r < 8)) return false;
-    return p.C >= kWhole<U> || (p.C == 1 && (p.r == 2 || p.r == 4 || p.r == 8) && p.W * p.r >= kWhole<U>);
+    if (!kHasLanes<U>) return false;
+    if (p.C == 1) return (p.r == 2 || p.r == 4 || p.r == 8) && p.W * p.r >= kWhole<U>;
+    return p.C >= (is_transposed(p.r) ? kTransposed : kWhole<U>);
 }
 
 // Coarse pixels of a row to sub-pixels.
@@ -90,7 +89,7 @@ class ToFine {
         switch (way_) {
             case Way::copy: __builtin_memcpy(fine, coarse, pixels * C_ * sizeof(U)); break;
             case Way::registers:
-                for_power(r_, [=](auto r) {
+                with_factor(r_, [=](auto r) {
                     to_fine<decltype(r)::value>(C_, streamed_, AsTheyAre<U>{coarse}, pixels, fine, fine_row);
                 });
                 break;
@@ -131,7 +130,7 @@ class ToCoarse {
         switch (way_) {
             case Way::copy: __builtin_memcpy(coarse, fine, pixels * C_ * sizeof(U)); break;
             case Way::registers:
-                for_power(r_, [=](auto r) {
+                with_factor(r_, [=](auto r) {
                     to_coarse<decltype(r)::value>(C_, streamed_, AsTheyAre<U>{fine}, fine_row_, pixels, coarse);
                 });
                 break;

@@ -15,6 +15,21 @@ struct Width {
     static constexpr int value = N;
 };
 
+// Calls use(Width<r>).
+template <class Use>
+FASTDS_HD void with_factor(int r, const Use& use) {
+    switch (r) {
+        case 1: return use(Width<1>{});
+        case 2: return use(Width<2>{});
+        case 3: return use(Width<3>{});
+        case 4: return use(Width<4>{});
+        case 5: return use(Width<5>{});
+        case 6: return use(Width<6>{});
+        case 7: return use(Width<7>{});
+        default: return use(Width<8>{});
+    }
+}
+
 // Whether values of a type are permuted in registers. Double precision is for checking, and without AVX-512 there is no
 // permutation of 16-bit lanes.
 #if defined(__AVX512BW__)

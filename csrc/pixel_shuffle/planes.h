@@ -68,33 +68,18 @@ void unweave(const U* from, int64_t pitch, int64_t W, U* rows) {
     }
 }
 
-// Calls use(Width<r>).
-template <class Use>
-FASTDS_HD void for_factor(int r, const Use& use) {
-    switch (r) {
-        case 1: return use(Width<1>{});
-        case 2: return use(Width<2>{});
-        case 3: return use(Width<3>{});
-        case 4: return use(Width<4>{});
-        case 5: return use(Width<5>{});
-        case 6: return use(Width<6>{});
-        case 7: return use(Width<7>{});
-        default: return use(Width<8>{});
-    }
-}
-
 // The same for any factor.
 template <class U, class Each>
 __attribute__((noinline)) void weave_rows(int r, const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     if constexpr (kHasLanes<U>)
-        for_factor(r, [=](auto factor) { weave<decltype(factor)::value>(rows, pitch, W, to, each); });
+        with_factor(r, [=](auto factor) { weave<decltype(factor)::value>(rows, pitch, W, to, each); });
     else
         for (int64_t k = 0; k < W * r; k++) to[k] = rows[k % r * pitch + k / r];
 }
 template <class U>
 __attribute__((noinline)) void unweave_rows(int r, const U* from, int64_t pitch, int64_t W, U* rows) {
     if constexpr (kHasLanes<U>)
-        for_factor(r, [=](auto factor) { unweave<decltype(factor)::value>(from, pitch, W, rows); });
+        with_factor(r, [=](auto factor) { unweave<decltype(factor)::value>(from, pitch, W, rows); });
     else
         for (int64_t k = 0; k < W * r; k++) rows[k % r * pitch + k / r] = from[k];
 }
