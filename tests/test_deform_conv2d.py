@@ -114,12 +114,16 @@ def test_contiguous_maps_give_the_same_bits(native, isa, dtype, wide_offset, mas
     maps = [x.to(dtype), offset.to(torch.promote_types(dtype, torch.float32) if wide_offset else dtype), mask.to(dtype)]
     weight, bias = torch.randn(37, 8, 3, 3).to(dtype), torch.randn(37).to(dtype)
 
-    def run(fmt):
-        x, offset, mask = (t.contiguous(memory_format=fmt) for t in maps)
+    def run(*formats):
+        x, offset, mask = (t.contiguous(memory_format=fmt) for t, fmt in zip(maps, formats, strict=True))
         return deform_conv2d(x, offset, weight, bias, 1, 1, 1, mask if masked else None)
 
-    y = run(torch.contiguous_format)
-    assert y.is_contiguous() and torch.equal(y, run(torch.channels_last))
+    rows, planes = torch.channels_last, torch.contiguous_format
+    y = run(planes, planes, planes)
+    assert y.is_contiguous() and torch.equal(y, run(rows, rows, rows))
+    for formats in ((planes, rows, rows), (planes, rows, planes), (planes, planes, rows)):
+        mixed = run(*formats)
+        assert mixed.is_contiguous() and torch.equal(y, mixed)
 
 
 def test_a_slice_beside_whole_maps():

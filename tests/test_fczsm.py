@@ -367,3 +367,13 @@ def test_rows_in_pieces_are_rows_together(monkeypatch):
 def test_static_maps_have_as_many_levels_as_the_frames(levels):
     maps = StaticBranch(torch.nn.Identity(), 4, levels).eval()(torch.rand(1, 4, 16, 16))
     assert [tuple(z.shape) for z in maps] == [(1, 4, 16 >> k, 16 >> k) for k in range(levels)]
+
+
+def test_states_of_a_zero_state_lie_in_channels_last():
+    """A zero state has strides of 0; a state that lies otherwise costs a copy of its offsets at each step."""
+    lstm = conv_lstm.DeformableConvLSTM(4, 2, True, 0, True)
+    with torch.no_grad():
+        from_x, from_h, bias = lstm.gate_parameters()
+        zero = torch.zeros(1, 4, 1, 1).expand(2, 4, 6, 8)
+        states = lstm.cell(zero, zero, torch.randn(2, 16, 6, 8), from_h)
+    assert all(z.is_contiguous(memory_format=torch.channels_last) for z in states)

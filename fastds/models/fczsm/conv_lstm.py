@@ -152,7 +152,8 @@ class DeformableConvLSTM(nn.Module):
         """One step from the aligned states and the x-share of the gates; from_h as gate_parameters gives it."""
         if not pieces_pay(h):
             return apply_gates(convolve(h, from_h, residual=gates_x), c)
-        h_out, c_out = torch.empty_like(h), torch.empty_like(c)
+        # Not laid out as they are: a zero state has strides of 0.
+        h_out, c_out = (torch.empty_like(z, memory_format=torch.channels_last) for z in (h, c))
         row_bytes = from_h.shape[0] * h.shape[3] * h.element_size()
         for i in range(h.shape[0]):
             one = slice(i, i + 1)

@@ -103,7 +103,8 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
     groups, offset_groups = group_counts(input, offset, weight)
     shape, layout = (input.shape[0], weight.shape[0], *offset.shape[2:]), output_format(input)
     cuda = native.runs_on_cuda(input)
-    planar = not cuda and layout != CHANNELS_LAST  # the kernel reads and writes planes then, but for input
+    # The kernel reads and writes planes then, but for input: where its offsets lie so, which are most of what it reads.
+    planar = not cuda and CHANNELS_LAST not in (layout, output_format(offset))
     y = input.new_empty(shape) if planar else empty_map(shape, input.dtype, input)
     if y.numel():
         # Every tensor that gives its address stays bound to a name until the call returns.
