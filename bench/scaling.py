@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and peak memory of `fastds downscale` by the size of a field: `python -m bench.scaling [--sizes 512 1024 ...]`.
+"""How the cost of `fastds downscale` grows: `python -m bench.scaling [--axes size threads members files] [--save]`.
 
-Each run is a process of its own on a packed file of two synthetic fields, start and writing included. Memory that does
-not grow with the field (the start of Python, torch and the network) is the row of size 64.
+size: two synthetic fields of so many pixels a side. threads: of 1024 pixels. members: of 256 pixels. files: a folder of
+files of one field of 64 pixels into a Zarr archive. Each run is a process of its own, start and writing included. The
+unit is a pixel, for members one of a member, for files a file; "beyond" is what a unit takes beyond the start, which is
+the run of two fields of 64 pixels. --save puts the rows and a picture into bench/results. Other options are passed on.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import subprocess
@@ -14,50 +17,103 @@ import tempfile
 import time
 
 import numpy as np
+import xarray as xr
 
+from bench.conftest import cpu_name
+from bench.report import table
 from fastds.data import save_dataset, synthetic_event
 
-SIZES = (64, 512, 1024, 2048, 4000)
+AXES = {"size": (512, 1024, 2048, 4000), "threads": (1, 2), "members": (1, 2, 4, 8), "files": (1, 10, 100, 1000)}
+SIDES = {"threads": 1024, "members": 256, "files": 64}  # pixels, other than by size
+START = 64
 PACKED = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 0.0, "_FillValue": np.int16(-32768)}
+COLUMNS = ("axis", "value", "s", "us a unit beyond the start", "peak MB", "bytes a unit")
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def write_fields(path: pathlib.Path, size: int) -> None:
-    """Two fields of size x size pixels ten minutes apart; above 512 pixels mirrored copies of one event."""
-    event = synthetic_event(3, 3, (min(size, 512),) * 2).isel(time=[0, 2])
+def write_fields(path: pathlib.Path, size: int, times=slice(0, 3, 2)) -> None:
+    """Fields of size x size pixels, two of ten minutes apart; above 512 pixels mirrored copies of one event."""
+    event = synthetic_event(3, 3, (min(size, 512),) * 2).isel(time=times)
     pad = (0, size - event.sizes["y"])
     z = np.pad(event.reflectivity.values, ((0, 0), pad, pad), mode="symmetric")
-    axes = {dim: 1000.0 * np.arange(size) for dim in ("y", "x")}
+    axes = {dim: 2000.0 * np.arange(size) for dim in ("y", "x")}
     large = event.drop_dims(("y", "x")).assign_coords({d: (d, v, event[d].attrs) for d, v in axes.items()})
     large["reflectivity"] = (event.reflectivity.dims, z, event.reflectivity.attrs, PACKED)
     save_dataset(large, path)
 
 
-def measure(size: int, folder: pathlib.Path, options: list[str]) -> tuple[float, float, int]:
-    """Seconds, peak resident memory in MB and bytes of output."""
-    source, target = folder / f"in{size}.nc", folder / f"out{size}.nc"
-    write_fields(source, size)
+def write_files(folder: pathlib.Path, count: int) -> None:
+    """Files of one field each, ten minutes apart."""
+    folder.mkdir()
+    write_fields(folder / "0000.nc", SIDES["files"], slice(0, 1))
+    with xr.open_dataset(folder / "0000.nc") as first:
+        field = first.load()
+    for k in range(1, count):
+        save_dataset(field.assign_coords(time=field.time + np.timedelta64(10 * k, "m")), folder / f"{k:04}.nc")
+
+
+def downscale(source: pathlib.Path, target: pathlib.Path, options: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident memory in MB."""
+    command = [sys.executable, "-m", "fastds.cli", "downscale", source, target, *options]
     began = time.perf_counter()
-    run = subprocess.Popen([sys.executable, "-m", "fastds.cli", "downscale", source, target, *options])
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = run.stderr.read()
     _, status, usage = os.wait4(run.pid, 0)
     if status:
-        raise SystemExit(f"fastds downscale of {size} x {size} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024, target.stat().st_size
+        raise SystemExit(f"{said}\nfastds downscale of {source} ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - began, usage.ru_maxrss / 1024
+
+
+def measure(axis: str, value: int, folder: pathlib.Path, options: list[str]) -> tuple[float, float, int]:
+    """Seconds, peak memory in MB and the number of units."""
+    source, target = folder / f"{axis}{value}.nc", folder / f"{axis}{value}_fine.nc"
+    if axis == "files":
+        source, target = source.with_suffix(""), target.with_suffix(".zarr")
+        write_files(source, value)
+        return *downscale(source, target, options), value
+    size = SIDES.get(axis, value)
+    write_fields(source, size)
+    own = [] if axis == "size" else [f"--{axis}", str(value)]
+    return *downscale(source, target, [*own, *options]), 2 * size**2 * (value if axis == "members" else 1)
+
+
+def save(device: str, rows: list[dict]) -> None:
+    from matplotlib.figure import Figure
+
+    from fastds.plot import save_png
+
+    path = RESULTS / "scaling.json"
+    path.write_text(json.dumps({"device": device, "rows": rows}, indent=0) + "\n")
+    axes = list(dict.fromkeys(row["axis"] for row in rows))
+    figure = Figure(figsize=(3 * len(axes), 4.5), layout="constrained")
+    for column, axis in enumerate(axes):
+        own = [row for row in rows if row["axis"] == axis]
+        for line, quantity in enumerate(("us a unit beyond the start", "peak MB")):
+            panel = figure.add_subplot(2, len(axes), line * len(axes) + column + 1)
+            panel.plot([r["value"] for r in own], [r[quantity] for r in own], marker="o")
+            panel.set(xscale="log", xlabel=axis, ylabel=quantity, ylim=(0, None))
+    save_png(figure, path.with_suffix(".png"), dpi=80)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--save", action="store_true")
     arguments, options = parser.parse_known_args()
-    print("| pixels | s | peak MB | us a pixel | bytes a pixel | output MB |\n|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for size in arguments.sizes:
-            seconds, peak, output = measure(size, pathlib.Path(folder), options)
-            pixels = 2 * size**2
-            print(
-                f"| 2 x {size}² | {seconds:.1f} | {peak:.0f} | {1e6 * seconds / pixels:.2f} | "
-                f"{peak * 2**20 / pixels:.0f} | {output / 2**20:.1f} |",
-                flush=True,
-            )
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        start = min(measure("size", START, folder, options)[0] for _ in range(3))
+        for axis in arguments.axes:
+            for value in AXES[axis]:
+                seconds, peak, units = measure(axis, value, folder, options)
+                beyond, memory = 1e6 * (seconds - start) / units, peak * 2**20 / units
+                rows.append(dict(zip(COLUMNS, (axis, value, seconds, beyond, peak, memory), strict=True)))
+                print(f"{axis} {value}: {seconds:.1f} s, {beyond:.3g} us a unit, {peak:.0f} MB", flush=True)
+    lines = [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows]
+    print(f"\n{cpu_name()}, start {start:.1f} s\n\n{table(COLUMNS, lines)}")
+    if arguments.save:
+        save(cpu_name(), rows)
 
 
 if __name__ == "__main__":
