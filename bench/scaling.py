@@ -23,7 +23,7 @@ from bench.conftest import cpu_name
 from bench.report import table
 from fastds.data import save_dataset, synthetic_event
 
-AXES = {"size": (512, 1024, 2048, 4000), "threads": (1, 2), "members": (1, 2, 4, 8), "files": (1, 10, 100, 1000)}
+AXES = {"size": (512, 1024, 2048, 4000), "threads": (1, 2), "members": (2, 4, 8), "files": (1, 10, 100, 1000)}
 SIDES = {"threads": 1024, "members": 256, "files": 64}  # pixels, other than by size
 START = 64
 PACKED = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 0.0, "_FillValue": np.int16(-32768)}
