@@ -259,16 +259,16 @@ struct CountedLanes<0, I...> {
 template <int N>
 using lanes_of = typename CountedLanes<N>::type;
 
-// Of the sequence a then b: the elements 0, 2, 4, ... or 1, 3, 5, ...
-template <int Odd, class V, int... I>
+// Of the sequence a then b, in runs of Run elements: the runs 0, 2, 4, ... or 1, 3, 5, ...
+template <int Odd, int Run = 1, class V, int... I>
 FASTDS_HD V every_second(const V& a, const V& b, LaneList<I...>) {
-    return __builtin_shufflevector(a, b, (2 * I + Odd)...);
+    return __builtin_shufflevector(a, b, ((2 * (I / Run) + Odd) * Run + I % Run)...);
 }
-// a0 b0 a1 b1 ...: the first or the second half.
-template <int Half, class V, int... I>
+// a0 b0 a1 b1 ..., runs of Run elements: the first or the second half.
+template <int Half, int Run = 1, class V, int... I>
 FASTDS_HD V alternate(const V& a, const V& b, LaneList<I...>) {
     constexpr int N = sizeof...(I);
-    return __builtin_shufflevector(a, b, ((I & 1) * N + (Half * N + I) / 2)...);
+    return __builtin_shufflevector(a, b, (I / Run % 2 * N + (Half * N / Run + I / Run) / 2 * Run + I % Run)...);
 }
 template <int I, class V>
 FASTDS_HD auto half_of(const V& v) {

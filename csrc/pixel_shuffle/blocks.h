@@ -9,12 +9,6 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Channels of the two kinds of blocks: a whole register, or a quarter of one.
-template <class U>
-constexpr int kWhole = kHasLanes<U> ? kVectorBytes / static_cast<int>(sizeof(U)) : 1;
-template <class U>
-constexpr int kQuarter = kWhole<U> < 4 ? 1 : kWhole<U> / 4;
-
 // Some channels of one pixel: where they begin in `x` and in its sub-pixels, their number within the pixel, how many of them
 // another block has moved already.
 struct Place {

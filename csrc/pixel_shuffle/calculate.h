@@ -47,8 +47,8 @@ FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, co
     }
 }
 
-// The N stored values from element k on that each(k), a vector of compute values, gives; as bits, which do not go through memory:
-// a load that two stores fill waits for both.
+// The N stored values from element k on that each(k), a vector of compute values, gives; as bits, which do not go through
+// memory: a load that two stores fill waits for both.
 template <int N, class T, class Each>
 FASTDS_HD Vec<bits_t<T>, N> stored_bits(const Each& each, int k = 0) {
     constexpr int L = kLanes<compute_t<T>>;

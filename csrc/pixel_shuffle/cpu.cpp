@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parallel over rows of coarse pixels; bound by memory bandwidth. Bias, activation and gradients are calculated where whole
-// vectors are read (blocks.h, runs.h). Else they are calculated for some pixels at a time in the order in which they lie in memory
-// (calculate.h), into the first cache; what is there is then moved as bits (moves.h, planes.h).
+// vectors are read (blocks.h, runs.h, transposed.h). Else they are calculated for some pixels at a time in the order in which
+// they lie in memory (calculate.h), into the first cache; what is there is then moved as bits (moves.h, planes.h).
 #include "core/parallel.h"
 #include "pixel_shuffle/calculate.h"
 #include "pixel_shuffle/moves.h"

@@ -66,7 +66,7 @@ FASTDS_HD void to_coarse(int64_t C, bool streamed, const From& fine, int64_t fin
 template <class U>
 bool calculated_in_registers(const PixelShuffleParams& p) {
     if (!kHasLanes<U>) return false;
-    if (p.C == 1) return (p.r == 2 || p.r == 4 || p.r == 8) && p.W * p.r >= kWhole<U>;
+    if (p.C == 1) return has_runs(p.r) && p.W * p.r >= kWhole<U>;
     return p.C >= (is_transposed(p.r) ? kTransposed : kWhole<U>);
 }
 

@@ -43,6 +43,12 @@ template <class T>
 constexpr bool kHasLanes = false;
 #endif
 
+// Elements of a whole register, and of a quarter of one.
+template <class U>
+constexpr int kWhole = kHasLanes<U> ? kVectorBytes / static_cast<int>(sizeof(U)) : 1;
+template <class U>
+constexpr int kQuarter = kWhole<U> < 4 ? 1 : kWhole<U> / 4;
+
 // Odd factors take their lanes from two vectors at once, then from one more at a time: what step K does not take stays.
 //
 // Of the sequence v[0], v[1], ...: the elements J, J + R, J + 2R, ...
@@ -115,24 +121,26 @@ FASTDS_HD void transpose_runs(V (&v)[P]) {
 template <int R, class V>
 constexpr bool kQuickTranspose = R == 8 && sizeof(V) == 32;
 
-// v[0], v[1], ... is one sequence of R*N elements; afterwards v[j] holds its elements j, j + R, j + 2R, ...
-template <int R, int N, class V>
+// v[0], v[1], ... is one sequence of R*N elements; afterwards v[j] holds its elements j, j + R, j + 2R, ... Of runs of Run
+// elements, which keep their order, with R a power of two: its runs.
+template <int R, int N, int Run = 1, class V>
 FASTDS_HD void deinterleave(V (&v)[R]) {
     using L = lanes_of<N>;
-    if constexpr (N == 1 || R == 1) {
-        return;  // one element per vector is in place already
-    } else if constexpr (kQuickTranspose<R, V>) {
+    if constexpr (N == Run || R == 1) {
+        return;  // one element or run per vector is in place already
+    } else if constexpr (Run == 1 && kQuickTranspose<R, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
+        static_assert(Run == 1, "runs of an odd number of vectors are not permuted");
         split_odd(v, lanes_of<R>{}, L{});
     } else {
         V even[R / 2], odd[R / 2];
         for (int k = 0; k < R / 2; k++) {
-            even[k] = every_second<0>(v[2 * k], v[2 * k + 1], L{});
-            odd[k] = every_second<1>(v[2 * k], v[2 * k + 1], L{});
+            even[k] = every_second<0, Run>(v[2 * k], v[2 * k + 1], L{});
+            odd[k] = every_second<1, Run>(v[2 * k], v[2 * k + 1], L{});
         }
-        deinterleave<R / 2, N>(even);
-        deinterleave<R / 2, N>(odd);
+        deinterleave<R / 2, N, Run>(even);
+        deinterleave<R / 2, N, Run>(odd);
         for (int k = 0; k < R / 2; k++) {
             v[2 * k] = even[k];
             v[2 * k + 1] = odd[k];
@@ -141,14 +149,15 @@ FASTDS_HD void deinterleave(V (&v)[R]) {
 }
 
 // The inverse of deinterleave.
-template <int R, int N, class V>
+template <int R, int N, int Run = 1, class V>
 FASTDS_HD void interleave(V (&v)[R]) {
     using L = lanes_of<N>;
-    if constexpr (N == 1 || R == 1) {
+    if constexpr (N == Run || R == 1) {
         return;
-    } else if constexpr (kQuickTranspose<R, V>) {
+    } else if constexpr (Run == 1 && kQuickTranspose<R, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
+        static_assert(Run == 1, "runs of an odd number of vectors are not permuted");
         join_odd(v, lanes_of<R>{}, L{});
     } else {
         V even[R / 2], odd[R / 2];
@@ -156,11 +165,11 @@ FASTDS_HD void interleave(V (&v)[R]) {
             even[k] = v[2 * k];
             odd[k] = v[2 * k + 1];
         }
-        interleave<R / 2, N>(even);
-        interleave<R / 2, N>(odd);
+        interleave<R / 2, N, Run>(even);
+        interleave<R / 2, N, Run>(odd);
         for (int k = 0; k < R / 2; k++) {
-            v[2 * k] = alternate<0>(even[k], odd[k], L{});
-            v[2 * k + 1] = alternate<1>(even[k], odd[k], L{});
+            v[2 * k] = alternate<0, Run>(even[k], odd[k], L{});
+            v[2 * k + 1] = alternate<1, Run>(even[k], odd[k], L{});
         }
     }
 }
