@@ -20,7 +20,7 @@ Finish finish_of(bool cell, int store) {
     switch (static_cast<Store>(store)) {
         case Store::staged: return cell ? finish_cell<T, Store::staged> : finish_block<T, Store::staged>;
         case Store::streamed:
-            if constexpr (sizeof(T) == sizeof(float))
+            if constexpr (sizeof(T) == sizeof(float) && kFillsLine)
                 return cell ? finish_cell<T, Store::streamed> : finish_block<T, Store::streamed>;
         case Store::cached: break;
     }
@@ -47,7 +47,7 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     const Conv3x3Geometry& g = call.geometry;
     const int64_t item = call.sinks.dtype == f32 ? 4 : 2;
     if (!kCanStream || g.B * g.Ho * g.Wo * call.sinks.channels() * item < kStreamBytes) return Store::cached;
-    bool aligned = item == 4, dense = true;
+    bool aligned = item == 4 && kFillsLine, dense = true;
     for (int s = 0; s < call.sinks.count; s++) {
         const Conv3x3View& view = call.sinks.view[s];
         dense = dense && view.w == view.channels;
