@@ -2,8 +2,10 @@
 """What the algorithms of conv3x3 cost on a CPU: the rule of "auto".
 
 Seconds = sum of COSTS times TERMS, fitted by `python -m bench.fit_conv3x3` on two cores; with more of them all
-algorithms gain alike. Those of planes with AVX2, and for bfloat16 with AVX-512 of Intel without matrix tiles, were not
-measured: they are taken to be slower than AMD's by the factor by which the products of the engine are.
+algorithms gain alike.
+
+Those with AVX2 are of an AMD processor kept to it. Those of planes for bfloat16 with AVX-512 of Intel without matrix
+tiles were not measured: they are taken to be slower than AMD's by the factor by which the products of the engine are.
 """
 
 import functools
@@ -56,16 +58,16 @@ def _planes(batch: int, inputs: int, outputs: int, height: int, width: int) -> t
 TERMS = {"winograd": _winograd, "amx": _amx, "planes": _planes, "product": _product, "direct": _direct}
 COSTS = {
     ("avx2", "float32", False): {
-        "winograd": (1.6e-05, 1.3e-10, 1.1e-11, 0, 1.2e-10, 3.8e-10),
-        "planes": (1.7e-05, 1.5e-09, 1.2e-11, 0, 3.3e-10, 2.4e-10),
-        "product": (3.6e-05, 1.4e-10, 1.1e-11, 5.8e-10, 1.1e-09),
-        "direct": (2.5e-05, 6.3e-10, 8.6e-12, 0, 3e-11),
+        "winograd": (1.9e-05, 4.6e-11, 1.1e-11, 6.7e-12, 9.8e-11, 1.9e-10),
+        "planes": (1.8e-05, 8.3e-10, 1.4e-11, 0, 2.2e-10, 1.7e-10),
+        "product": (6.3e-05, 2.1e-10, 1.2e-11, 5.9e-10, 4.5e-10),
+        "direct": (3.6e-05, 9.9e-10, 8.3e-12, 0, 3.7e-11),
     },
     ("avx2", "float32", True): {
-        "winograd": (4e-05, 4.7e-10, 2.6e-11, 0, 2.3e-10, 1.3e-09),
-        "planes": (4.8e-05, 2.5e-09, 2.6e-11, 2.7e-12, 5.2e-10, 5.7e-10),
-        "product": (0.00017, 6.4e-10, 2e-11, 1e-09, 3.6e-10),
-        "direct": (4.9e-05, 2.2e-09, 1.8e-11, 0, 1e-09),
+        "winograd": (3.8e-05, 4.8e-10, 2.2e-11, 0, 2.3e-10, 5.5e-10),
+        "planes": (5e-05, 2e-09, 2.3e-11, 2.1e-12, 4.1e-10, 3.9e-10),
+        "product": (0.00021, 9e-10, 2.4e-11, 1.2e-09, 1.1e-09),
+        "direct": (9e-05, 2.3e-09, 1.8e-11, 0, 1.1e-09),
     },
     ("avx512", "float32", False): {
         "winograd": (1.4e-05, 9.8e-11, 6.1e-12, 4.7e-11, 6.2e-11, 0),
