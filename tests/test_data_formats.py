@@ -347,6 +347,7 @@ def test_netcdf_files_are_joined(halves, dask, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with open_dataset(folder) as dataset:
         assert (dataset.reflectivity.chunks is not None) == dask
+        assert not dask or len(dataset.reflectivity.data.dask.layers) == 1  # what a read looks at, however many files
         xr.testing.assert_identical(dataset.load(), event)
     with open_dataset([folder / "b.nc", folder / "a.nc"]) as dataset:
         np.testing.assert_array_equal(dataset.time, event.time)

@@ -62,7 +62,7 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
         raise ValueError(
             f"{path} holds files of the formats {', '.join(names)}; a pattern or a list takes files of one kind"
         )
-    dataset = between(_read(forms[0], contents), start, stop)
+    dataset = _of_one_graph(between(_read(forms[0], contents), start, stop))
     dataset.encoding.update(format=forms[0].name, files=len(contents))
     return dataset
 
@@ -166,6 +166,17 @@ def _lazily(form: Format, contents: Contents) -> xr.Dataset:
             values = da.from_delayed(later[name], variable.shape, variable.dtype)
             fields[name] = variable.variable.copy(deep=False, data=values)
     return dataset.assign(fields)
+
+
+def _of_one_graph(dataset: xr.Dataset) -> xr.Dataset:
+    """With the tasks of all files in one layer: of layers, dask looks at every one for each field that is read."""
+    if not any(variable.chunks for variable in dataset.variables.values()):
+        return dataset
+    import dask
+
+    (one,) = dask.optimize(dataset)
+    one.set_close(dataset.close)
+    return one
 
 
 def _fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
