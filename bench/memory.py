@@ -8,10 +8,11 @@ import re
 import torch
 
 
-def resident(key: str) -> int:
-    """VmRSS (now) or VmHWM (peak since the last reset) in bytes."""
-    with open("/proc/self/status") as file:
-        return int(re.search(rf"{key}:\s+(\d+) kB", file.read()).group(1)) * 1024
+def resident(key: str, process: int | str = "self") -> int:
+    """VmRSS (now) or VmHWM (peak since the last reset) in bytes; 0 of a process that has just ended."""
+    with open(f"/proc/{process}/status") as file:
+        found = re.search(rf"{key}:\s+(\d+) kB", file.read())
+    return int(found.group(1)) * 1024 if found else 0
 
 
 def peak_growth(build, args) -> int:

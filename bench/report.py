@@ -189,12 +189,21 @@ def sweeps() -> str:
     return f"## Shapes drawn at random\n\n{table(header, lines)}"
 
 
+def growth() -> str:
+    """What bench.scaling saved."""
+    result = json.loads((RESULTS / "scaling.json").read_text())
+    lines = [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in result["rows"]]
+    told = table(tuple(result["rows"][0]), lines)
+    picture = "![Growth by size, threads, members and files](results/scaling.png)"
+    return f"## How the cost of `fastds downscale` grows\n\n{result['device']}\n\n{told}\n\n{picture}"
+
+
 def readme() -> str:
-    """The tables of bench/README.md: every sweep, every saved machine, every op."""
-    parts = [sweeps()]
+    """The tables of bench/README.md: every sweep, growth, every saved machine, every op."""
+    parts = [sweeps(), growth()]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        if "device" not in result:
+        if "ceilings" not in result:  # no table of benchmarks
             continue
         ceilings = ceilings_of(result)
         parts.append(f"## {result['device']}\n\ntorch {result['torch']}; ceilings of its last run: {ceilings}.")
