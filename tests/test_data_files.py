@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-import pickle
 
 import forked
 import h5py
@@ -27,22 +26,6 @@ def test_netcdf4_round_trip(event, tmp_path):
         assert np.isnan(encoding["_FillValue"])
         assert back["x"].encoding.get("_FillValue") is None
     assert os.listdir(tmp_path) == ["event.nc"]
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("limits", [{}, {"start": "2000-01-01"}], ids=["all", "some"])
-def test_files_are_closed(event, tmp_path, count, limits):
-    for k in range(count):
-        save_dataset(event.isel(time=[k]), tmp_path / f"{k}.nc")
-
-    def open_files():
-        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
-        return sum(str(tmp_path) in os.readlink(link) for link in links if os.path.lexists(link))
-
-    with open_dataset(tmp_path, **limits) as dataset:
-        assert dataset["reflectivity"][0].values.shape == (32, 40) and open_files() == count
-    assert open_files() == 0
-    xr.testing.assert_identical(pickle.loads(pickle.dumps(dataset)).load(), event.isel(time=slice(count)))
 
 
 def test_netcdf3_is_read_by_scipy(event, tmp_path):

@@ -54,7 +54,7 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
     with contents.unpacked() as path:
         try:
             dataset = xr.open_dataset(path, engine=engine, **how)
-            return closing(with_time(dataset.load() if contents.compressed else dataset), dataset)
+            return with_time(dataset.load() if contents.compressed else dataset)
         except Exception as error:
             lines = str(error).strip().splitlines()
             said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -75,13 +75,6 @@ def _opens_without_times(path, engine: str) -> bool:
     except Exception:
         return False
     return True
-
-
-def closing(dataset: xr.Dataset, source: xr.Dataset) -> xr.Dataset:
-    """The dataset, made of source, closing its files: xarray forgets them wherever it makes one of another."""
-    if dataset is not source:
-        dataset.set_close(source.close)
-    return dataset
 
 
 def with_time(dataset: xr.Dataset) -> xr.Dataset:

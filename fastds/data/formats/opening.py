@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """open_dataset: files of any format in the registry, one or many of one time each."""
 
-import functools
 import glob
 import importlib.util
 import os
@@ -14,7 +13,6 @@ import xarray as xr
 
 from fastds._argument_types import checks_types
 from fastds.data.formats import radolan
-from fastds.data.formats.cf import closing
 from fastds.data.formats.contents import Contents
 from fastds.data.formats.registry import Format, format_of, refusal
 from fastds.data.grid.axes import time_of
@@ -118,14 +116,12 @@ def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     if form.name == "RADOLAN":  # which sorts and joins by its headers, an archive holds many
         return radolan.open_radolan([content.path for content in contents])
     if len(contents) == 1:
-        dataset = form.read(contents[0])
-        return closing(_observations([(contents[0].path, dataset)])[0][1], dataset)
+        return _observations([(contents[0].path, form.read(contents[0]))])[0][1]
     return _joined(form, contents)
 
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     read = [(content.path, _lazily(form, content)) for content in contents]
-    opened = [part for _, part in read]
     own = "time" if "time" in read[0][1].variables else time_of(read[0][1]) or "time"
     if own != "time":
         read = [(path, part.rename({own: "time"}) if own in part.dims else part) for path, part in read]
@@ -149,13 +145,8 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     times = joined["time"].values
     joined = joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
     joined = joined if own == "time" else joined.rename(time=own)
-    joined.set_close(functools.partial(_close, opened))
+    joined.set_close(lambda: [part.close() for part in parts])
     return joined
-
-
-def _close(datasets: list[xr.Dataset]) -> None:
-    for dataset in datasets:
-        dataset.close()
 
 
 def _lazily(form: Format, contents: Contents) -> xr.Dataset:
@@ -165,7 +156,7 @@ def _lazily(form: Format, contents: Contents) -> xr.Dataset:
     if importlib.util.find_spec("dask") is None:
         return dataset
     if any(not variable._in_memory for variable in dataset.variables.values()):
-        return closing(dataset.chunk(), dataset)
+        return dataset.chunk()
     import dask
     import dask.array as da
 
@@ -183,7 +174,9 @@ def _of_one_graph(dataset: xr.Dataset) -> xr.Dataset:
         return dataset
     import dask
 
-    return closing(dask.optimize(dataset)[0], dataset)
+    (one,) = dask.optimize(dataset)
+    one.set_close(dataset.close)
+    return one
 
 
 def _fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -286,15 +279,16 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
         raise ValueError(
             f"start and stop need a dimension time; the dimensions are {', '.join(map(str, dataset.dims))}"
         )
-    ordered = dataset.sortby(time)
+    dataset = dataset.sortby(time)
     given = {name: date for name, date in (("start", start), ("stop", stop)) if date is not None}
-    limits = {name: _limit(ordered[time], name, date) for name, date in given.items()}
-    kept = ordered.sel({time: slice(limits.get("start"), limits.get("stop"))})
+    limits = {name: _limit(dataset[time], name, date) for name, date in given.items()}
+    kept = dataset.sel({time: slice(limits.get("start"), limits.get("stop"))})
     if not kept.sizes[time]:
-        first, last = (str(ordered[time].values[k])[:19] for k in (0, -1))
+        first, last = (str(dataset[time].values[k])[:19] for k in (0, -1))
         asked = " and ".join(f"{name} {date}" for name, date in given.items())
         raise ValueError(f"no time fits {asked}; the fields reach from {first} to {last}")
-    return closing(kept, dataset)
+    kept.set_close(dataset.close)  # a selection does not close what it is of
+    return kept
 
 
 def _limit(times: xr.DataArray, name: str, date: str) -> str:
