@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import gc
 import os
+import pickle
 
 import forked
 import h5py
@@ -26,6 +28,23 @@ def test_netcdf4_round_trip(event, tmp_path):
         assert np.isnan(encoding["_FillValue"])
         assert back["x"].encoding.get("_FillValue") is None
     assert os.listdir(tmp_path) == ["event.nc"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_files_are_closed_when_nothing_holds_them(event, tmp_path, count):
+    for k in range(count):
+        save_dataset(event.isel(time=[k]), tmp_path / f"{k}.nc")
+
+    def open_files():
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return sum(str(tmp_path) in os.readlink(link) for link in links if os.path.lexists(link))
+
+    dataset = open_dataset(tmp_path)
+    assert dataset["reflectivity"][0].values.shape == (32, 40) and open_files() == count
+    xr.testing.assert_identical(pickle.loads(pickle.dumps(dataset)).load(), event.isel(time=slice(count)))
+    del dataset
+    gc.collect()
+    assert open_files() == 0
 
 
 def test_netcdf3_is_read_by_scipy(event, tmp_path):

@@ -31,7 +31,7 @@ def are_paths(data: object) -> bool:
 
 @contextlib.contextmanager
 def opened(data: Data | None, var: str | None = None, **reading: Unpack[Reading]) -> Iterator[xr.Dataset | None]:
-    """A Dataset of what was given: a DataArray by its name, files opened and closed with the block; None stays None.
+    """A Dataset of what was given: a DataArray by its name, files opened for the block; None stays None.
 
     var: the variable that missing and units are of; reading: see Reading. Raises: TypeError for other data, and what
     open_dataset and declared raise."""

@@ -39,8 +39,8 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
             Several files must be of one format, grid and set of variables; they are joined and sorted by time.
         start, stop: only times from start to stop, both included, such as "2024-06-01T12:00"; None: all.
 
-    Returns: xarray.Dataset, lazy where the format allows; close it, or use it in a with statement. Times outside the
-        standard calendar become cftime objects.
+    Returns: xarray.Dataset, lazy where the format allows; its files are closed when nothing holds them any more. Times
+        outside the standard calendar become cftime objects.
 
     Warns (UserWarning) about forecasts among observations, which are left out, about nothing but forecasts, and about
     files in a folder that hold no fields.
@@ -144,9 +144,7 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
             variable.encoding = {}
     times = joined["time"].values
     joined = joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
-    joined = joined if own == "time" else joined.rename(time=own)
-    joined.set_close(lambda: [part.close() for part in parts])
-    return joined
+    return joined if own == "time" else joined.rename(time=own)
 
 
 def _lazily(form: Format, contents: Contents) -> xr.Dataset:
@@ -174,9 +172,7 @@ def _of_one_graph(dataset: xr.Dataset) -> xr.Dataset:
         return dataset
     import dask
 
-    (one,) = dask.optimize(dataset)
-    one.set_close(dataset.close)
-    return one
+    return dask.optimize(dataset)[0]
 
 
 def _fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
