@@ -41,9 +41,10 @@ def scheduler_rate(workers: int, count: int = 2000) -> float:
         module._make = kept
 
 
-def write_files(folder: Path, count: int) -> None:
-    """One field a file, of an event that comes again and again."""
-    event = coarsen_dataset(synthetic_event(1, 2 * EVENT, (256, 256))[["reflectivity", "crs"]])
+def write_files(folder: Path, count: int, size: int = 128) -> None:
+    """One field of size x size pixels a file, of an event that comes again and again."""
+    folder.mkdir()
+    event = coarsen_dataset(synthetic_event(1, 2 * EVENT, (2 * size, 2 * size))[["reflectivity", "crs"]])
     length = EVENT * (event.time[1] - event.time[0])
     for k in range(count):
         field = event.isel(time=slice(k % EVENT, k % EVENT + 1))
@@ -78,7 +79,6 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "in").mkdir()
         write_files(folder / "in", options.files)
         walls = {}
         for workers in (1, 2):

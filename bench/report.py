@@ -189,11 +189,16 @@ def sweeps() -> str:
     return f"## Shapes drawn at random\n\n{table(header, lines)}"
 
 
+def growth_table(rows: list[dict]) -> str:
+    """The rows of bench.scaling."""
+    lines = [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows]
+    return table(tuple(rows[0]), lines)
+
+
 def growth() -> str:
     """What bench.scaling saved."""
     result = json.loads((RESULTS / "scaling.json").read_text())
-    lines = [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in result["rows"]]
-    told = table(tuple(result["rows"][0]), lines)
+    told = growth_table(result["rows"])
     picture = "![Growth by size, threads, members and files](results/scaling.png)"
     return f"## How the cost of `fastds downscale` grows\n\n{result['device']}\n\n{told}\n\n{picture}"
 

@@ -16,11 +16,11 @@ import tempfile
 import time
 
 import numpy as np
-import xarray as xr
 
+from bench.archive_scaling import write_files
 from bench.conftest import cpu_name
 from bench.memory import resident
-from bench.report import table
+from bench.report import RESULTS, growth_table
 from fastds.data import save_dataset, synthetic_event
 
 AXES = {"size": (512, 1024, 2048, 4000), "threads": (1, 2), "members": (2, 4, 8), "files": (1, 10, 100, 1000)}
@@ -28,28 +28,17 @@ SIDES = {"threads": 1024, "members": 256, "files": 64}  # pixels, other than by 
 START = 64
 PACKED = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 0.0, "_FillValue": np.int16(-32768)}
 COLUMNS = ("axis", "value", "s", "us a unit beyond the start", "peak MB", "bytes a unit")
-RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def write_fields(path: pathlib.Path, size: int, times=slice(0, 3, 2)) -> None:
-    """Fields of size x size pixels, two of ten minutes apart; above 512 pixels mirrored copies of one event."""
-    event = synthetic_event(3, 3, (min(size, 512),) * 2).isel(time=times)
+def write_fields(path: pathlib.Path, size: int) -> None:
+    """Two fields of size x size pixels ten minutes apart; above 512 pixels mirrored copies of one event."""
+    event = synthetic_event(3, 3, (min(size, 512),) * 2).isel(time=[0, 2])
     pad = (0, size - event.sizes["y"])
     z = np.pad(event.reflectivity.values, ((0, 0), pad, pad), mode="symmetric")
     axes = {dim: 2000.0 * np.arange(size) for dim in ("y", "x")}
     large = event.drop_dims(("y", "x")).assign_coords({d: (d, v, event[d].attrs) for d, v in axes.items()})
     large["reflectivity"] = (event.reflectivity.dims, z, event.reflectivity.attrs, PACKED)
     save_dataset(large, path)
-
-
-def write_files(folder: pathlib.Path, count: int) -> None:
-    """Files of one field each, ten minutes apart."""
-    folder.mkdir()
-    write_fields(folder / "0000.nc", SIDES["files"], slice(0, 1))
-    with xr.open_dataset(folder / "0000.nc") as first:
-        field = first.load()
-    for k in range(1, count):
-        save_dataset(field.assign_coords(time=field.time + np.timedelta64(10 * k, "m")), folder / f"{k:04}.nc")
 
 
 def downscale(source: pathlib.Path, target: pathlib.Path, options: list[str]) -> tuple[float, float]:
@@ -73,7 +62,7 @@ def measure(axis: str, value: int, folder: pathlib.Path, options: list[str]) -> 
     source, target = folder / f"{axis}{value}.nc", folder / f"{axis}{value}_fine.nc"
     if axis == "files":
         source, target = source.with_suffix(""), target.with_suffix(".zarr")
-        write_files(source, value)
+        write_files(source, value, SIDES["files"])
         return *downscale(source, target, options), value
     size = SIDES.get(axis, value)
     write_fields(source, size)
@@ -118,8 +107,7 @@ def main() -> None:
                 beyond, memory = 1e6 * (seconds - start) / units, peak * 2**20 / units
                 rows.append(dict(zip(COLUMNS, (axis, value, seconds, beyond, peak, memory), strict=True)))
                 print(f"{axis} {value}: {seconds:.1f} s, {beyond:.3g} us a unit, {peak:.0f} MB", flush=True)
-    lines = [[v if isinstance(v, str) else f"{v:.4g}" for v in row.values()] for row in rows]
-    print(f"\n{cpu_name()}, start {start:.1f} s\n\n{table(COLUMNS, lines)}")
+    print(f"\n{cpu_name()}, start {start:.1f} s\n\n{growth_table(rows)}")
     if arguments.save:
         save(cpu_name(), rows)
 

@@ -46,9 +46,9 @@ constexpr bool kCanStream = false;  // and never called
 FASTDS_HD void stream_vec(void* p, V v) { __builtin_memcpy(p, &v, sizeof(v)); }
 #endif
 
-// A vector that is half a line, whose other half comes after many stores, goes to memory by itself: a convolution of 64 channels
-// took 1.35 times as long.
-constexpr int64_t kLineBytes = 64;
+constexpr int64_t kLineBytes = 64;  // of the caches
+// A vector that is half a line, whose other half comes after many stores, goes to memory by itself: a convolution of 64
+// channels took 1.35 times as long.
 constexpr bool kFillsLine = kVectorBytes == kLineBytes;
 
 // Makes a thread's streamed stores visible to the others.

@@ -283,7 +283,6 @@ def between(dataset: xr.Dataset, start: str | None, stop: str | None) -> xr.Data
         first, last = (str(dataset[time].values[k])[:19] for k in (0, -1))
         asked = " and ".join(f"{name} {date}" for name, date in given.items())
         raise ValueError(f"no time fits {asked}; the fields reach from {first} to {last}")
-    kept.set_close(dataset.close)  # a selection does not close what it is of
     return kept
 
 
