@@ -12,15 +12,15 @@ pytestmark = pytest.mark.usefixtures("native")
 
 
 def map_of(channels):
-    return torch.randn(1, channels, 6, 7)
+    return (1, channels, 6, 7)
 
 
 def weight_of(outputs, inputs):
-    return torch.randn(outputs, inputs, 3, 3)
+    return (outputs, inputs, 3, 3)
 
 
-CASES = {  # op, tensors; the first is x, the weight is the only one with four outputs
-    "conv3x3": (ops.conv3x3, [map_of(3), weight_of(4, 3), torch.randn(4)]),
+CASES = {  # op, shapes; the first is x, the weight is the only one with four outputs
+    "conv3x3": (ops.conv3x3, [map_of(3), weight_of(4, 3), (4,)]),
     "conv_lstm_cell": (lambda *t: ops.conv_lstm_cell(*t)[0], [map_of(3), map_of(1), map_of(1), weight_of(4, 4)]),
     "conv_gru_cell": (
         lambda x, h, weight, other: ops.conv_gru_cell(x, h, weight, None, other, None),
@@ -30,14 +30,14 @@ CASES = {  # op, tensors; the first is x, the weight is the only one with four o
         lambda x, offset, weight: ops.deform_conv2d(x, offset, weight, padding=1),
         [map_of(3), map_of(18), weight_of(4, 3)],
     ),
-    "strided_conv3x3": (lambda *t: strided_conv.strided_conv3x3(*t, 2), [map_of(3), weight_of(4, 3), torch.randn(4)]),
+    "strided_conv3x3": (lambda *t: strided_conv.strided_conv3x3(*t, 2), [map_of(3), weight_of(4, 3), (4,)]),
 }
 
 
 @pytest.fixture(params=CASES)
 def case(request):
-    function, tensors = CASES[request.param]
-    return function, [t.clone().requires_grad_() for t in tensors]
+    function, shapes = CASES[request.param]
+    return function, [torch.randn(shape, requires_grad=True) for shape in shapes]
 
 
 @pytest.fixture
@@ -72,7 +72,8 @@ def test_no_gradients_of_weights(case, made, create_graph, leaf):
     assert weights_in(made) and torch.equal(alone, together[0])
     y.backward(inputs=tensors[1:])
     for given, expected in zip(tensors[1:], together[1:], strict=True):
-        torch.testing.assert_close(given.grad, expected)
+        # Other orders of sums and other exponentials: of 2000 seeds none differed by more than 1.8e-5 of the greatest.
+        torch.testing.assert_close(given.grad, expected, rtol=0, atol=3e-5 * expected.abs().max().item())
 
 
 def test_a_pass_to_all(case):
