@@ -119,6 +119,30 @@ def draw_conv1x1(rng: random.Random) -> Case:
     return Case(text, (x, normal(batch, more, height, width), weight, bias), ours, peers)
 
 
+def draw_conv2d_shape(rng: random.Random) -> tuple[int, ...]:
+    """Batch, inputs and outputs of a group, height, width, size of the kernel, groups."""
+    while True:
+        (batch, height, width), groups = maps(rng), rng.choice((1, 1, 2, 4, 8))
+        inputs, outputs, size = log_uniform(rng, 1, 256), log_uniform(rng, 1, 256), rng.choice((3, 5, 5, 7, 7, 9, 11))
+        points = groups * batch * height * width
+        flops = 2.0 * points * inputs * outputs * size**2
+        if points * max(inputs, outputs) <= MOST_NUMBERS and flops <= MOST_FLOPS:
+            return batch, inputs, outputs, height, width, size, groups
+
+
+def draw_conv2d(rng: random.Random) -> Case:
+    batch, inputs, outputs, height, width, size, groups = draw_conv2d_shape(rng)
+    weight = normal(groups * outputs, inputs, size, size) / (size * inputs**0.5)
+    tensors = normal(batch, groups * inputs, height, width), weight, normal(groups * outputs)
+
+    def peer(x, weight, bias):
+        return F.conv2d(x, weight, bias, padding=size // 2, groups=groups)
+
+    text = f"({batch},{groups}*{inputs},{height},{width}) -> {groups}*{outputs}, {size} x {size}"
+    peers = {"torch": peer, "torch channels_last": peer}
+    return Case(text, tensors, lambda *t: ops.conv2d(*t, groups=groups), peers)
+
+
 def draw_pixel_shuffle(rng: random.Random) -> Case:
     (batch, height, width), r = maps(rng), rng.randint(2, 8)
     count, act = log_uniform(rng, 1, 256), rng.choice(("none", "relu", "leaky_relu"))
@@ -265,6 +289,7 @@ def draw_inr_query(rng: random.Random) -> Case:
 
 OPS: dict[str, Callable[[random.Random], Case]] = {
     "conv1x1": draw_conv1x1,
+    "conv2d": draw_conv2d,
     "conv3x3": draw_conv3x3,
     "conv_gru_cell": draw_conv_gru_cell,
     "conv_lstm_cell": draw_conv_lstm_cell,

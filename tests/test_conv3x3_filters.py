@@ -89,7 +89,7 @@ def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch, traine
 
 def test_filters_that_do_not_fit_are_refused(native):
     """The module itself, as csrc relies on it."""
-    described = (64, 0, 8, 8, 72, 9, 3, 1, False, 1)
+    described = (64, 0, 8, 8, 3, 72, 9, 3, 1, False, 1)
     geometry, map_of = (
         (1, 4, 4, 4, 4, 1, 1, 0, 0),
         lambda channels: (64, 0, channels, 16 * channels, 4 * channels, channels),
@@ -97,8 +97,8 @@ def test_filters_that_do_not_fit_are_refused(native):
     for filters, address, said in (
         ([described], 64, "filters twice, or not at all"),
         ([], 0, "filters twice, or not at all"),
-        ([(64, 0, 8, 9, 72, 9, 3, 1, False, 1)], 0, "filters do not fit the maps"),
-        ([(64, 0, 8, 8, 72, 9, 3, 1, False, 3)], 0, "no kernel for these filters"),
+        ([(64, 0, 8, 9, 3, 72, 9, 3, 1, False, 1)], 0, "filters do not fit the maps"),
+        ([(64, 0, 8, 8, 3, 72, 9, 3, 1, False, 3)], 0, "no kernel for these filters"),
     ):
         with pytest.raises(ValueError, match=said):
             native.conv3x3_run(

@@ -12,28 +12,34 @@ namespace conv3x3_bind {
 // Weights of this size are worth a comparison by all threads.
 constexpr int64_t kSharedBytes = 256 << 10;
 
-// None, or one: address, dtype, O, C, strides of output, input, row and column in elements, adjoint, shuffle
-using FiltersArgs = std::vector<std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t>>;
+// address, dtype, O, C, size, strides of output, input, row and column in elements, adjoint, shuffle
+using FilterArgs =
+    std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int64_t>;
 
-inline Conv3x3Filters to_filters(const FiltersArgs::value_type& t, const Conv3x3Views& sources, const Conv3x3Views& sinks) {
-    const auto [address, dtype, O, C, o, c, h, w, adjoint, shuffle] = t;
-    FASTDS_CHECK(dtype != f64 && shuffle >= 1 && O % (shuffle * shuffle) == 0, "conv3x3: no kernel for these filters");
-    FASTDS_CHECK(sources.channels() == (adjoint ? O : C) && sinks.channels() == (adjoint ? C : O),
-                 "conv3x3: filters do not fit the maps");
-    return {{pointer(address), to_dtype(dtype), O, C, o, c, h, w}, adjoint, shuffle};
+inline Conv3x3Filters to_filters(const FilterArgs& t) {
+    const auto [address, dtype, O, C, size, o, c, h, w, adjoint, shuffle] = t;
+    FASTDS_CHECK(dtype != f64 && size >= 3 && shuffle >= 1 && O % (shuffle * shuffle) == 0,
+                 "conv3x3: no kernel for these filters");
+    return {{pointer(address), to_dtype(dtype), O, C, o, c, h, w, size}, adjoint, shuffle};
 }
 
 inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
-                      const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, const FiltersArgs& filters,
-                      intptr_t bias, int bias_dtype, const std::vector<TensorArgs>& residual, int act, float negative_slope,
-                      bool amx) {
+                      const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed,
+                      const std::vector<FilterArgs>& filters, intptr_t bias, int bias_dtype,
+                      const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx) {
     Conv3x3Call call{};
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, source_shuffle, sign);
     call.sinks = to_views(sinks, sink_shuffle, 0);
     call.packed = static_cast<const float*>(pointer(packed));
     FASTDS_CHECK((packed == 0) == (filters.size() == 1) && !(amx && packed == 0), "conv3x3: filters twice, or not at all");
-    if (packed == 0) call.filters = to_filters(filters[0], call.sources, call.sinks);
+    if (packed == 0) {
+        call.filters = to_filters(filters[0]);
+        const Conv3x3Weight& w = call.filters.weight;
+        const auto [inputs, outputs] = call.filters.adjoint ? std::pair(w.O, w.C) : std::pair(w.C, w.O);
+        FASTDS_CHECK(call.sources.channels() == inputs * w.blocks() && call.sinks.channels() == outputs,
+                     "conv3x3: filters do not fit the maps");
+    }
     call.bias = pointer(bias);
     call.bias_dtype = to_dtype(bias_dtype);
     set_residual(call, residual);
@@ -84,8 +90,9 @@ inline void register_conv3x3(py::module_& m) {
     bind(
         m, "conv3x3_run",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, int64_t source_shuffle, intptr_t sign,
-           const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed, const FiltersArgs& filters, intptr_t bias,
-           int bias_dtype, const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx, int threads, intptr_t workspace,
+           const std::vector<TensorArgs>& sinks, int64_t sink_shuffle, intptr_t packed,
+           const std::vector<FilterArgs>& filters, intptr_t bias, int bias_dtype,
+           const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx, int threads, intptr_t workspace,
            int64_t bytes) {
             const Conv3x3Call call = make_call(geometry, sources, source_shuffle, sign, sinks, sink_shuffle, packed, filters,
                                                bias, bias_dtype, residual, act, negative_slope, amx);
@@ -161,21 +168,21 @@ inline void register_conv3x3(py::module_& m) {
         "The weight gradient of a convolution with few channels on one side. Workspace as conv3x3_run");
     bind(
         m, "conv3x3_packed_size",
-        [](int64_t O, int64_t C, bool adjoint, bool amx) {
-            const Conv3x3Weight w{nullptr, f32, O, C, 0, 0, 0, 0};
-            return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, w, adjoint, amx);
+        [](const FilterArgs& filters, bool amx) {
+            const Conv3x3Filters f = to_filters(filters);
+            return FASTDS_DISPATCH_VECTOR(conv3x3_packed_size, f.weight, f.adjoint, amx);
         },
         "Floats of a packed weight");
     bind(
         m, "conv3x3_pack_weight",
-        [](intptr_t weight, int dtype, int64_t O, int64_t C, int64_t stride_o, int64_t stride_c, int64_t stride_h, int64_t stride_w,
-           bool adjoint, int64_t shuffle, bool amx, intptr_t packed, intptr_t copy, int threads) {
-            const Conv3x3Weight w{pointer(copy), to_dtype(dtype), O, C, stride_o, stride_c, stride_h, stride_w};
-            FASTDS_CHECK(dtype != f64, "conv3x3: no kernel for float64");
+        [](const FilterArgs& filters, bool amx, intptr_t packed, intptr_t copy, int threads) {
+            Conv3x3Filters f = to_filters(filters);
+            Conv3x3Weight& w = f.weight;
+            FASTDS_CHECK(!amx || w.size == 3, "conv3x3: matrix tiles are for 3x3 taps");
             py::gil_scoped_release release;
-            std::memcpy(pointer(copy), pointer(weight), O * C * 9 * item_size(dtype));
-            const Conv3x3Filters filters{w, adjoint, shuffle};
-            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, filters, amx, static_cast<float*>(pointer(packed)), threads);
+            std::memcpy(pointer(copy), w.data, w.O * w.C * w.size * w.size * item_size(w.dtype));
+            w.data = pointer(copy);
+            FASTDS_DISPATCH_VECTOR(conv3x3_pack_weight, f, amx, static_cast<float*>(pointer(packed)), threads);
         },
         "Packs the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
         "conv3x3_packed_size floats, copy: the bytes of the weight");

@@ -30,7 +30,7 @@ void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
     const Conv3x3Weight& w = filters.weight;
     const T* data = static_cast<const T*>(w.data);
     const bool adjoint = filters.adjoint;
-    const auto [inputs, outputs, map] = PackedMaps(filters);
+    const auto [inputs, per_block, outputs, map] = PackedMaps(filters);
     const int64_t steps = steps_of(inputs);
     const int64_t vectors = (map.columns + kTileColumns - 1) / kTileColumns, tile = kTileDepth * kTileColumns;
     parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
@@ -58,7 +58,7 @@ void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
 }  // namespace
 
 int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint, bool amx) {
-    const int64_t inputs = adjoint ? w.O : w.C;
+    const int64_t inputs = (adjoint ? w.O : w.C) * w.blocks();
     const ColumnBlocks cut = column_blocks<float>(adjoint ? w.C : w.O);
     return amx ? packed_pairs(inputs, cut.vectors) : kPoints * packed_plane(inputs, cut);
 }

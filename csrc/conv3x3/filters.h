@@ -12,11 +12,12 @@ namespace {
 
 // What the packed rows and columns stand for: inputs and outputs, in the adjoint the other way round.
 struct PackedMaps {
-    int64_t inputs;
+    int64_t inputs, per_block;  // rows: of all blocks of 3x3 taps, of one
     ColumnMap outputs, columns;
 
     explicit PackedMaps(const Conv3x3Filters& f)
-        : inputs(f.adjoint ? f.weight.O : f.weight.C),
+        : inputs((f.adjoint ? f.weight.O : f.weight.C) * f.weight.blocks()),
+          per_block(f.adjoint ? f.weight.O : f.weight.C),
           outputs{f.weight.O, f.shuffle},
           columns(f.adjoint ? ColumnMap{f.weight.C, 1} : outputs) {}
 };
@@ -24,9 +25,34 @@ struct PackedMaps {
 constexpr int64_t kGathered = 32, kAhead = 32;  // rows
 constexpr int64_t kLine = 64;                    // bytes of a cache line
 
-// The taps of some rows for one vector of columns: taps[(row * 9 + tap) * kL + lane], zeros in lanes behind the last column.
+// The 3x3 taps of one block; those before the first and behind the last of the filter are zeros.
+struct TapBlock {
+    const Conv3x3Weight& weight;
+    int64_t top, left;
+
+    // The adjoint convolves with the filter turned round: its blocks begin at the last tap.
+    FASTDS_HD TapBlock(const Conv3x3Filters& f, int64_t index) : weight(f.weight) {
+        const int64_t y = index / weight.side() * 3, x = index % weight.side() * 3;
+        top = f.adjoint ? weight.size - 3 - y : y;
+        left = f.adjoint ? weight.size - 3 - x : x;
+    }
+    FASTDS_HD bool whole() const {
+        return top >= 0 && left >= 0 && top + 3 <= weight.size && left + 3 <= weight.size;
+    }
+    FASTDS_HD bool has(int64_t tap) const {
+        const int64_t y = top + tap / 3, x = left + tap % 3;
+        return y >= 0 && y < weight.size && x >= 0 && x < weight.size;
+    }
+    FASTDS_HD int64_t offset(int64_t tap) const {
+        return (top + tap / 3) * weight.stride_h + (left + tap % 3) * weight.stride_w;
+    }
+};
+
+// The taps of some rows of one block for one vector of columns: taps[(row * 9 + tap) * kL + lane], zeros in lanes behind the last
+// column. Rows count from the block's first.
 template <class T>
-void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t vector, Range rows, T* taps) {
+void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const TapBlock& block, int64_t vector, Range rows,
+                 T* taps) {
     using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
     const Conv3x3Weight& w = filters.weight;
     const int64_t base = vector * kL, count = rows.end - rows.begin, lanes = least(kL, maps.columns.columns - base);
@@ -37,24 +63,24 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t 
         const int64_t at = filters.adjoint ? maps.outputs.output(row) * w.stride_o : row * w.stride_c;
         return static_cast<const T*>(w.data) + at;
     };
-    const auto tap_of = [&](int64_t tap) { return tap / 3 * w.stride_h + tap % 3 * w.stride_w; };
-    const bool dense = w.stride_w == 1 && w.stride_h == 3;
+    const bool dense = w.size == 3 && w.stride_w == 1 && w.stride_h == 3;
     const auto exchange = [&](const T* from, int64_t columns, T* to, int64_t to_row) {
         turn(reinterpret_cast<const Bits*>(from + first * lane_stride), lane, lanes, columns, reinterpret_cast<Bits*>(to),
              to_row);
     };
     // `columns` numbers of each lane some rows later: filters of many inputs lie pages apart.
     const auto fetch_ahead = [&](int64_t row, int64_t offset, int64_t columns) {
-        if (row + kAhead >= maps.inputs) return;
+        if (row + kAhead >= maps.per_block) return;
         for (int64_t k = 0; k < lanes; k++)
             for (int64_t i = 0; i < columns; i += kLine / static_cast<int64_t>(sizeof(T)))
                 __builtin_prefetch(row_of(row + kAhead) + first * lane_stride + k * lane + offset + i);
     };
-    if (lanes < kL) __builtin_memset(taps, 0, count * 9 * kL * sizeof(T));
+    if (lanes < kL || !block.whole()) __builtin_memset(taps, 0, count * 9 * kL * sizeof(T));
     if (even && !filters.adjoint && w.stride_c == 1) {  // rows side by side
         for (int64_t tap = 0; tap < 9; tap++) {
-            fetch_ahead(rows.begin, tap_of(tap), count);
-            exchange(row_of(rows.begin) + tap_of(tap), count, taps + tap * kL, 9 * kL);
+            if (!block.has(tap)) continue;
+            fetch_ahead(rows.begin, block.offset(tap), count);
+            exchange(row_of(rows.begin) + block.offset(tap), count, taps + tap * kL, 9 * kL);
         }
     } else if (even && !filters.adjoint && dense && w.stride_c == 9) {  // rows and taps
         fetch_ahead(rows.begin, 0, 9 * count);
@@ -67,14 +93,16 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t 
     } else if (even && lane == 1) {  // lanes
         for (int64_t i = 0; i < count; i++)
             for (int64_t tap = 0; tap < 9; tap++) {
-                const T* from = row_of(rows.begin + i) + first * lane_stride + tap_of(tap);
+                if (!block.has(tap)) continue;
+                const T* from = row_of(rows.begin + i) + first * lane_stride + block.offset(tap);
                 __builtin_memcpy(taps + (9 * i + tap) * kL, from, (lanes == kL ? kL : lanes) * sizeof(T));
             }
     } else {
         for (int64_t i = 0; i < count; i++)
             for (int64_t k = 0; k < lanes; k++) {
                 const T* filter = row_of(rows.begin + i) + maps.columns.output(base + k) * lane_stride;
-                for (int64_t tap = 0; tap < 9; tap++) taps[(9 * i + tap) * kL + k] = filter[tap_of(tap)];
+                for (int64_t tap = 0; tap < 9; tap++)
+                    if (block.has(tap)) taps[(9 * i + tap) * kL + k] = filter[block.offset(tap)];
             }
     }
 }
@@ -84,9 +112,15 @@ template <class T>
 void pack_vector(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t vector, Range inputs, float* out, int64_t step,
                  int64_t plane) {
     T taps[kGathered * 9 * kL];
+    int64_t gathered = inputs.begin, end = gathered;
     for (int64_t i = inputs.begin; i < inputs.end; i++, out += step) {
-        const int64_t row = (i - inputs.begin) % kGathered;
-        if (row == 0) gather_taps(filters, maps, vector, {i, least(i + kGathered, inputs.end)}, taps);
+        if (i == end) {
+            const int64_t block = i / maps.per_block, first = block * maps.per_block;
+            gathered = i;
+            end = least(least(i + kGathered, inputs.end), first + maps.per_block);
+            gather_taps(filters, maps, TapBlock(filters, block), vector, {i - first, end - first}, taps);
+        }
+        const int64_t row = i - gathered;
         V half[6][3];
         for (int c = 0; c < 3; c++) {
             V g[3], u[6];

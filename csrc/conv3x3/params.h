@@ -46,11 +46,16 @@ struct Conv3x3Geometry {
     FASTDS_HD int64_t tiles() const { return B * tiles_h() * tiles_w(); }
 };
 
-// weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w.
+// weight[o, c, i, j] at o*stride_o + c*stride_c + i*stride_h + j*stride_w, i and j < size.
+//
+// A filter of more than 3x3 taps is cut into blocks of 3x3, zeros behind the last tap: the sum of as many 3x3 convolutions of
+// shifted maps. Their sources are views side by side, row of blocks by row, each with all C channels (O in the adjoint).
 struct Conv3x3Weight {
     const void* data;
     DType dtype;
-    int64_t O, C, stride_o, stride_c, stride_h, stride_w;
+    int64_t O, C, stride_o, stride_c, stride_h, stride_w, size;
+    FASTDS_HD int64_t side() const { return (size + 2) / 3; }  // blocks in a row
+    FASTDS_HD int64_t blocks() const { return side() * side(); }
 };
 
 // A weight for forward or (adjoint) grad_x; shuffle is the factor of the convolution's output.

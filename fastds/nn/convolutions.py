@@ -9,7 +9,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fastds.ops import conv1x1, conv3x3
+from fastds.ops import conv1x1, conv2d, conv3x3
 from fastds.ops.core.arguments import check_counts, number
 from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.op import autocast_convolution, check
@@ -154,6 +154,29 @@ class Conv1x1(_Conv):
     """
 
     kernel_size = 1
+
+
+class Conv2d(nn.Conv2d):
+    """torch.nn.Conv2d of stride 1 whose map keeps its size, by fastds.ops.conv2d.
+
+    Args:
+        in_channels, out_channels: C and O, divisible by groups.
+        kernel_size: k, odd.
+        groups: G.
+        bias: add a learned bias.
+
+    Shapes: (B, C, H, W) -> (B, O, H, W), channels_last.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True):
+        check_counts(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size, groups=groups)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x."""
+        return conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
 class BorderConv(Conv3x3):

@@ -19,6 +19,7 @@ from fastds.ops import impl
 
 if TYPE_CHECKING:  # type checkers and editors cannot follow the loop below
     from fastds.ops.impl.conv1x1.op import *  # noqa: F403
+    from fastds.ops.impl.conv2d.op import *  # noqa: F403
     from fastds.ops.impl.conv3x3.op import *  # noqa: F403
     from fastds.ops.impl.conv_cells.op import *  # noqa: F403
     from fastds.ops.impl.deform_conv2d.op import *  # noqa: F403

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.models.db_rnn.network import NowcastModel, check_frames
-from fastds.nn.convolutions import Conv1x1, Conv3x3
+from fastds.nn.convolutions import Conv1x1, Conv2d, Conv3x3
 
 SLOPE = 0.2  # of every leaky ReLU
 
@@ -44,7 +44,7 @@ class Inception(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, kernels: tuple[int, ...], groups: int):
         super().__init__()
         self.squeeze = Conv1x1(inputs, hidden)
-        convs = (nn.Conv2d(hidden, outputs, k, padding=k // 2, groups=groups) for k in kernels)
+        convs = (Conv2d(hidden, outputs, k, groups) for k in kernels)
         self.branches = nn.ModuleList(Normed(conv, outputs, groups) for conv in convs)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -155,6 +155,21 @@ GATES = (1e-5, 2e-10)
 PASS = (2e-6, 1.5e-10)
 
 
+def usable(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
+    """The row of COSTS, without what takes very much longer."""
+    kind, half = machine(isa, dtype), dtype == torch.float16
+    slow = dtype == torch.bfloat16 and kind == "avx2"
+    costs = COSTS[kind, "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
+    # Those of torch for float16 take as long as in float32, but a thousand times as long backward; for bfloat16 with
+    # AVX2 up to 700 times as long.
+    left_out = ("direct", "product") if slow else ("direct",) if half and backward else ()
+    return {name: numbers for name, numbers in costs.items() if name not in left_out}
+
+
+def seconds_of(costs: tuple[float, ...], terms: tuple[float, ...]) -> float:
+    return sum(cost * term for cost, term in zip(costs, terms, strict=True))
+
+
 @functools.lru_cache(maxsize=4096)
 def cheapest(
     isa: str, dtype: torch.dtype, backward: bool, batch: int, inputs: int, outputs: int, height: int, width: int,
@@ -165,20 +180,15 @@ def cheapest(
     dtype: that of the arithmetic, float32 or less; gated: gates follow, which engines have in their output stage;
     contiguous: TURN goes before; joined: of two sources, which "direct" lays side by side; passes: over the outputs,
     for residual, activation and sub-pixels, which engines do not need, nor planes forward."""
-    kind, half = machine(isa, dtype), dtype == torch.float16
-    slow = dtype == torch.bfloat16 and kind == "avx2"
-    costs = COSTS[kind, "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
-    # Those of torch for float16 take as long as in float32, but a thousand times as long backward; for bfloat16 with
-    # AVX2 up to 700 times as long.
-    names = set(costs) - ({"direct", "product"} if slow else {"direct"} if half and backward else set())
+    costs = usable(isa, dtype, backward)
+    names = set(costs)
     if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
         names.discard("product")
 
     points = batch * height * width
 
     def seconds(name: str) -> float:
-        terms = TERMS[name](batch, inputs, outputs, height, width)
-        total = sum(cost * term for cost, term in zip(costs[name], terms, strict=True))
+        total = seconds_of(costs[name], TERMS[name](batch, inputs, outputs, height, width))
         if name not in ENGINES:
             total += gated * (GATES[0] + GATES[1] * outputs * points)
         if name not in ENGINES and (backward or name != "planes"):

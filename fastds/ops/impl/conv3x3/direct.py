@@ -134,7 +134,7 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return channel_sums(grad).to(dtype)
 
 
-def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False):
+def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False, groups=1):
     """Gradients of source, weight and bias by the library, in the dtype of x."""
     source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
     padding = weight.shape[-1] // 2 if padding_mode == "zeros" else 0
@@ -142,12 +142,27 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
     if wanted_x:
         weight = _rearranged(weight)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1,
+        grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups,
         [wanted_x, wanted_weight, wanted_bias],
     )  # fmt: skip
     if wanted_x:
         grad_x = dense(grad_x if padding_mode == "zeros" else reference.fold(grad_x, padding_mode))
     return grad_x, grad_weight, grad_bias
+
+
+@outside_autocast
+def conv2d(x, weight, bias, groups):
+    """A convolution of any odd size, in groups."""
+    bias = None if bias is None else bias.to(x.dtype)
+    weight = _rearranged(weight.to(x.dtype))
+    return dense(F.conv2d(_for_onednn(x), weight, bias, padding=weight.shape[-1] // 2, groups=groups))
+
+
+@outside_autocast
+def conv2d_backward(grad, x, weight, groups, wanted_x, wanted_weight):
+    """Gradients of x and weight, None where not wanted."""
+    grad_x, grad_weight, _ = _gradients(grad, x, weight, "zeros", wanted_x, wanted_weight, groups=groups)
+    return grad_x, plain(grad_weight.to(weight.dtype)) if wanted_weight else None
 
 
 @outside_autocast

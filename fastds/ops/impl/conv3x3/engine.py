@@ -66,16 +66,20 @@ def packed(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
     entry, threads = weights.get(key), torch.get_num_threads()
     fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads)
     if not fresh:
-        out, inputs = weight.shape[:2]
+        given = described(weight, adjoint, shuffle)
         if entry is None:
-            size = module.conv3x3_packed_size(out, inputs, adjoint, amx)
-            entry = weights[key] = _room(weights, weight.nbytes, size)
-        sizes = (native.DTYPE_CODES[weight.dtype], out, inputs, *weight.stride(), adjoint, shuffle, amx)
-        module.conv3x3_pack_weight(weight.data_ptr(), *sizes, entry[1].data_ptr(), entry[0].data_ptr(), threads)
+            entry = weights[key] = _room(weights, weight.nbytes, module.conv3x3_packed_size(given, amx))
+        module.conv3x3_pack_weight(given, amx, entry[1].data_ptr(), entry[0].data_ptr(), threads)
     weights.move_to_end(key)
     while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
         _kept.weight_bytes -= sum(t.nbytes for t in weights.popitem(last=False)[1])
     return entry[1]
+
+
+def described(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
+    """Filters as csrc/conv3x3 takes them; the weight stays bound to a name until the call returns."""
+    kind = native.DTYPE_CODES[weight.dtype]
+    return weight.data_ptr(), kind, *weight.shape[:3], *weight.stride(), adjoint, shuffle
 
 
 def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Tensor, Tensor]:
@@ -106,8 +110,7 @@ def filters_of(
     if amx or PACKED_BYTES * weight.numel() <= least_bytes(tiles, trained):
         kept = packed(weight, adjoint, shuffle, amx)
         return kept.data_ptr(), [], kept
-    kind = native.DTYPE_CODES[weight.dtype]
-    return 0, [(weight.data_ptr(), kind, *weight.shape[:2], *weight.stride(), adjoint, shuffle)], weight
+    return 0, [described(weight, adjoint, shuffle)], weight
 
 
 def least_bytes(tiles: int, trained: bool) -> float:
@@ -130,12 +133,12 @@ def forward(
         residual = nhwc(residual)
     if bias is not None:
         bias = plain(bias)
-    address, described, _kept_alive = filters_of(
+    address, filters, _kept_alive = filters_of(
         weight, False, shuffle, amx, (batch, height, width), x.requires_grad and weight.requires_grad
     )
     native.in_workspace(
         native.module().conv3x3_run, (batch, height, width, height, width, 1, 1, *PADDING[padding_mode]),
-        [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, address, described,
+        [native.view(t) for t in sources], 1, 0, [native.view(y)], shuffle, address, filters,
         *((0, 0) if bias is None else (bias.data_ptr(), native.DTYPE_CODES[bias.dtype])),
         [] if residual is None else [native.view(residual)], ACT[act], negative_slope, amx,
     )  # fmt: skip
@@ -161,7 +164,7 @@ def grad_sources(
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
     size = (height + 2 * extra_h, width + 2 * extra_w)
-    address, described, _kept_alive = filters_of(weight, True, shuffle, amx, (batch, *size), True)
+    address, filters, _kept_alive = filters_of(weight, True, shuffle, amx, (batch, *size), True)
     mode_w = PADDING[padding_mode][1] if padding_mode == "circular_x" else 0
     geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
     folded = extra_h or extra_w
@@ -175,7 +178,7 @@ def grad_sources(
     residual = [_addend(*pair) for pair in zip(added, sinks, strict=True)] if adds else []
     native.in_workspace(
         native.module().conv3x3_run, geometry, [native.view(grad)], shuffle, native.address(sign),
-        [native.view(t) for t in sinks], 1, address, described, 0, 0, [view for view, _ in residual], ACT["none"],
+        [native.view(t) for t in sinks], 1, address, filters, 0, 0, [view for view, _ in residual], ACT["none"],
         negative_slope, amx,
     )  # fmt: skip
     if not folded:

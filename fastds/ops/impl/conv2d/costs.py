@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the engine takes less time than the library for a convolution of any size in groups.
+
+Seconds = sum of COSTS times terms, fitted by `python -m bench.fit_conv2d` on two cores; those with AVX2 are of an AMD
+processor kept to it.
+"""
+
+import functools
+
+import torch
+
+from fastds.ops.impl.conv3x3 import costs as conv3x3
+
+PASSES = ("forward", "grad_x", "grad_weight")
+SURE = 0.85  # times that differ less are not told apart
+FITTED = ("amd", "float32")  # scaled for kinds of machines that are not in COSTS
+COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+    ("amd", "float32"): {
+        "forward": (
+            (2.9e-05, 1.4e-05, 1.9e-10, 1e-11, 5.6e-11, 7.4e-11, 5.1e-10),
+            (7.7e-05, 5e-10, 7.3e-12, 3.1e-10, 0),
+        ),
+        "grad_x": ((5.3e-05, 6.6e-06, 7.4e-10, 1.2e-11, 5.3e-11, 8.9e-11, 0), (0.00011, 3.7e-10, 7.3e-12, 4.7e-10, 0)),
+        "grad_weight": ((2.5e-05, 3.2e-05, 1.2e-09, 1.6e-11, 5.7e-11, 0, 0), (0.00013, 4.3e-10, 9.4e-12, 2.4e-12)),
+    },
+    ("amd", "bfloat16"): {
+        "forward": (
+            (2.2e-05, 1.2e-05, 1.7e-10, 1e-11, 5.4e-11, 6.5e-11, 1.4e-10),
+            (8.3e-05, 2.2e-10, 3.8e-12, 1.5e-10, 7.1e-11),
+        ),
+        "grad_x": (
+            (3.4e-05, 1.3e-05, 4.8e-10, 1e-11, 5.3e-11, 6.5e-11, 7.2e-10),
+            (0.00013, 1.6e-10, 4e-12, 1.7e-10, 3.5e-11),
+        ),
+        "grad_weight": ((3e-05, 2.2e-05, 2.3e-10, 1.2e-11, 5.3e-11, 0, 6.1e-10), (0.00014, 6.8e-10, 5e-12, 2.2e-12)),
+    },
+    ("avx2", "float32"): {
+        "forward": (
+            (2.6e-05, 1.5e-05, 1.5e-10, 1.1e-11, 2.5e-11, 1.1e-10, 5.8e-10),
+            (7.8e-05, 6e-10, 6.4e-12, 0, 1.2e-10),
+        ),
+        "grad_x": ((4e-05, 1.3e-05, 1.1e-09, 1.1e-11, 2.4e-11, 1.2e-10, 0), (0.0001, 8.7e-10, 6e-12, 0, 5.2e-10)),
+        "grad_weight": ((3.4e-05, 2.8e-05, 9.5e-10, 1.3e-11, 2.9e-11, 0, 0), (0.00011, 1e-09, 9.4e-12, 0)),
+    },
+}
+
+
+def _rounded(channels: int) -> int:
+    return -(-channels // 16) * 16
+
+
+def terms(
+    direction: str, batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
+    """What the times of engine and library grow with.
+
+    Engine: the call, groups, transformed weights, multiplications, numbers read, numbers written, and transformed
+    weights of a group that come from memory. Library: the call, weights, multiplications, numbers read and written; for
+    grad_weight in place of those two sums that multiplications add to.
+
+    direction: one of PASSES; inputs, outputs: of one group."""
+    if direction == "grad_x":
+        inputs, outputs = outputs, inputs
+    blocks, points, tiles = (-(-size // 3)) ** 2, batch * height * width, batch * -(-height // 4) * -(-width // 4)
+    deep, wide = _rounded(inputs), _rounded(outputs)
+    weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
+    far, filters = max(0, weights - conv3x3.CACHED_WEIGHTS), size**2 * wide * deep
+    if direction == "grad_weight":
+        engine = 1, weights, weights * tiles, read + written, 0, far
+        library = filters, size**2 * wide * inputs * points, size**2 * wide * points
+    else:
+        taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two
+        engine = 1, weights, weights * tiles, read, written, far
+        library = filters, size**2 * wide * taken * points, inputs * points, outputs * points
+    return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
+
+
+def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of engine and library. Where nobody measured them, as much longer than those of FITTED as products of conv3x3."""
+    name = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    key = conv3x3.machine(isa, dtype), name
+    if key in COSTS:
+        return COSTS[key][direction]
+    here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, FITTED))
+    factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))
+    return tuple(
+        tuple(factor * cost for cost in costs) for factor, costs in zip(factors, COSTS[FITTED][direction], strict=True)
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def engine_pays(
+    direction: str, isa: str, dtype: torch.dtype, batch: int, inputs: int, outputs: int, height: int, width: int,
+    size: int, groups: int,
+) -> bool:  # fmt: skip
+    """direction: one of PASSES; inputs, outputs: of one group."""
+    if "direct" not in conv3x3.usable(isa, dtype, direction != "forward"):
+        return True
+    sizes = terms(direction, batch, inputs, outputs, height, width, size, groups)
+    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), sizes)
+    return engine < SURE * library

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv2d: convolutions of any odd size, in groups."""
+
+import torch
+from torch import Tensor
+
+from fastds.ops.core.arguments import DTYPES, check_filters, check_shape, check_tensor, is_count
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.registry import define, reached
+from fastds.ops.impl.conv2d import kernels, reference
+from fastds.ops.impl.conv3x3.op import autocast_convolution, refusal
+
+__all__ = ["conv2d"]
+
+
+# ---- checks
+
+
+def _check(x, weight, bias, groups) -> None:
+    check_tensor("x", x, 4, DTYPES, None, "x")
+    check_tensor("weight", weight, 4, (x.dtype, torch.float32), x.device, "x")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one channel, row and column")
+    channels, (outputs, _, size, _) = x.shape[1], weight.shape
+    if not is_count(groups) or groups < 1 or channels % groups or outputs % groups or outputs < 1:
+        said = f"{channels} channels of x and the {outputs} outputs of weight"
+        raise ValueError(f"groups must be an int that divides the {said}, got {groups!r}")
+    if size % 2 == 0:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected an odd size of its last two dimensions")
+    check_filters("weight", weight, (outputs, channels // groups, size, size), "every group of x")
+    if bias is not None:
+        check_tensor("bias", bias, 1, (weight.dtype,), x.device, "x")
+        check_shape("bias", bias, (outputs,))
+
+
+def _check_backward(grad_y, x, weight, groups, wanted) -> None:
+    _check(x, weight, None, groups)
+    check_tensor("grad_y", grad_y, 4, (x.dtype,), x.device, "x")
+    check_shape("grad_y", grad_y, (x.shape[0], weight.shape[0], *x.shape[2:]))
+
+
+# ---- gradients
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run, x, weight, bias, groups):
+        ctx.save_for_backward(x, weight)
+        ctx.groups = groups
+        return run(x, weight, bias, groups)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, weight = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[1], *reached(ctx, weight, grad_y, 2, 3)]
+        found = iter(CONV2D_BACKWARD.trusted(grad_y, x, weight, ctx.groups, wanted) if any(wanted) else ())
+        return None, *(next(found) if want else None for want in wanted), None
+
+
+# ---- registration
+
+
+CONV2D = define(
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, int groups) -> Tensor",
+    reference=reference.conv2d,
+    backends={"native": Backend(kernels.forward, refusal)},
+    fake=kernels.forward_fake,
+    check=_check,
+    function=_Conv2d,
+)
+CONV2D_BACKWARD = define(
+    "conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, int groups, bool[3] wanted) -> Tensor[]",
+    reference=reference.conv2d_backward,
+    backends={"native": Backend(kernels.backward, refusal)},
+    fake=kernels.backward_fake,
+    check=_check_backward,
+)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
+    """k x k convolution of stride 1 in groups of channels; its size is kept by zeros around x.
+
+    y[b, o, p] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[b, g C/G + c, p + (i, j) - k // 2],
+    g = o G // O the group of output o
+
+    As torch.nn.functional.conv2d with padding k // 2. On a CPU a filter of more than 3 x 3 taps is a sum of filters of
+    3 x 3 taps on shifted maps, by the Winograd transforms of conv3x3, where that takes less time than torch's: from
+    about 100 pixels of a batch and 16 channels of a group on. fastds.convolution("direct") leaves all to torch.
+
+    Args:
+        x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.
+        weight: (O, C / G, k, k), k odd, dtype of x or float32.
+        bias: (O,), dtype of weight, or None.
+        groups: G, divides C and O.
+
+    Returns:
+        (B, O, H, W), dtype of x, channels_last.
+
+    Errors as those of conv3x3's "winograd". Gradients: x, weight and bias, to any order. Deterministic, and independent
+    of the number of threads, bit for bit, where the engine runs. Under autocast x takes its dtype; weight and bias stay
+    float32.
+
+    Raises:
+        TypeError: a dtype that is not allowed.
+        ValueError: a shape, device or option that does not fit.
+        RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
+    """
+    x, weight, bias, _, _ = autocast_convolution(x, weight, bias, None, None, None)
+    return CONV2D(x, weight, bias, groups)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions of any size in groups."""
+
+from fastds import ops
+
+from ..small import maps, vector, weight
+
+
+def conv2d(d):
+    groups, inputs, outputs = d.pick((1, 1, 2, 3)), d.int(1, 10), d.int(1, 10)
+    weight = d.filters(groups * outputs, inputs, d.pick((1, 3, 5, 7, 11)))
+    return {
+        "x": d.image(groups * inputs),
+        "weight": weight,
+        "bias": d.maybe(d.parameter(groups * outputs, dtype=weight.dtype)),
+        "groups": groups,
+    }
+
+
+STRATEGIES = {"conv2d": conv2d}
+
+
+def examples():
+    yield lambda: ops.conv2d(maps(), weight(6, 2, 5, 5), vector(6), groups=2)
