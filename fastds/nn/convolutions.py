@@ -33,7 +33,8 @@ def convolve(
 
     Those of 3x3 and 1x1 pixels and stride 1 are fastds.ops.conv3x3 and conv1x1. For the others two sources are the sum
     of two convolutions, so that no concatenated map is made or saved for the gradient, and the epilogue overwrites the
-    convolution's output. On a GPU, in 16 bits and without gradients, all is one kernel where that pays.
+    convolution's output; with stride 1 on a CPU they are fastds.ops.conv2d. On a GPU, in 16 bits and without gradients,
+    all is one kernel where that pays.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.
@@ -60,7 +61,8 @@ def convolve(
     slope = number("negative_slope", negative_slope)
     dtype = x.dtype if isinstance(x, Tensor) else None
     check(x, weight, bias, x2, residual, act, slope, "zeros", shuffle, dtype, "direct", size=size, stride=stride)
-    return direct.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride)
+    by = conv2d if stride == 1 and x.is_cpu else None
+    return direct.convolve(x, weight, bias, x2, residual, act, slope, shuffle, stride, by)
 
 
 def parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -249,7 +251,7 @@ class SummedConv3x3(nn.Module):
 
 
 class SummedConv5x5(SummedConv3x3):
-    """As SummedConv3x3 with 5x5 kernels, which the Winograd engine has not: a convolution per source."""
+    """As SummedConv3x3 with 5x5 kernels: a convolution per source."""
 
     kernel_size = 5
 

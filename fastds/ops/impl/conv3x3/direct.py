@@ -46,12 +46,13 @@ def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor
     return F.relu_(y) if act == "relu" else y
 
 
-def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride):
+def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride, by=None):
     """shuffle(act(convolution of both sources + bias + residual)), what follows the convolution overwriting its output;
     on a GPU one kernel where that pays.
 
     weight: of any odd size. Two sources are the sum of two convolutions, so that no concatenated map is made or saved
-    for the gradient. channels_last; act "none", "relu" or "leaky_relu".
+    for the gradient. channels_last; act "none", "relu" or "leaky_relu". by: the convolution of one source with its
+    weight and bias; None: the library's.
     """
     split, in_one_pass = x.shape[1], fused(x)
     in_one_kernel = in_one_pass and current() in ("auto", "implicit_gemm")
@@ -63,6 +64,7 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
         bias = None if bias is None else bias.to(source.dtype)
         return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
 
+    convolution = by or convolution
     y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
     second = None if x2 is None else convolution(x2, weight[:, split:], None)
     if in_one_pass:
