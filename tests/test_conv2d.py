@@ -215,6 +215,10 @@ def test_costs_of_every_machine(isa, dtype, direction):
         assert pays[-1]
 
 
+def test_the_gradient_of_x_costs_what_the_turned_convolution_does():
+    assert costs.terms("grad_x", 2, 5, 40, 9, 8, 7, 3) == costs.terms("forward", 2, 40, 5, 9, 8, 7, 3)
+
+
 # ---- gradients of gradients, subsets
 
 

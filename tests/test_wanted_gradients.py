@@ -15,11 +15,12 @@ def map_of(channels):
     return (1, channels, 6, 7)
 
 
-def weight_of(outputs, inputs):
-    return (outputs, inputs, 3, 3)
+def weight_of(outputs, inputs, size=3):
+    return (outputs, inputs, size, size)
 
 
 CASES = {  # op, shapes; the first is x, the weight is the only one with four outputs
+    "conv2d": (ops.conv2d, [map_of(3), weight_of(4, 3, 5), (4,)]),
     "conv3x3": (ops.conv3x3, [map_of(3), weight_of(4, 3), (4,)]),
     "conv_lstm_cell": (lambda *t: ops.conv_lstm_cell(*t)[0], [map_of(3), map_of(1), map_of(1), weight_of(4, 4)]),
     "conv_gru_cell": (
@@ -58,7 +59,7 @@ def made(monkeypatch):
 
 
 def weights_in(shapes):
-    return [shape for shape in shapes if shape[-2:] == (3, 3)]
+    return [shape for shape in shapes if shape[-2:] in ((3, 3), (5, 5))]
 
 
 @pytest.mark.parametrize("create_graph", [False, True], ids=["values", "graph"])
