@@ -6,35 +6,53 @@ A filter of k x k taps is a sum of filters of 3 x 3 taps on shifted maps. The en
 takes the shifted ones as views into one map with a border of zeros, and transforms the sum once.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.layout import empty_map, nhwc, plain
-from fastds.ops.impl.conv2d.costs import engine_pays
+from fastds.ops.core.layout import dense, empty_map, nhwc, plain
+from fastds.ops.impl.conv2d import costs
 from fastds.ops.impl.conv3x3 import direct, engine
 from fastds.ops.impl.conv3x3.algorithm import current, winograd_refusal
 
 MOST_BLOCKS = 8  # each way: views that the engine takes
 
 
-def _by_engine(direction: str, x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether the engine makes the result or gradient, of those of costs.PASSES."""
+def _refusal(x: Tensor, size: int) -> str | None:
+    """Why the engine cannot convolve tensors like x with filters of this size, or None."""
+    if -(-size // 3) > MOST_BLOCKS:
+        return f"the engine takes filters of at most {3 * MOST_BLOCKS - 1} taps each way, not of {size}"
+    return winograd_refusal(x)
+
+
+def _pays(rule: Callable, of: str | tuple[str, ...], x: Tensor, weight: Tensor, groups: int) -> bool:
+    """The rule of costs.py for one pass or several; without it where an algorithm is asked for."""
     algorithm, size = current(), weight.shape[-1]
     if size < 3 or algorithm not in ("auto", "winograd"):
         return False
-    reason = winograd_refusal(x)
-    if reason is None and -(-size // 3) > MOST_BLOCKS:
-        reason = f"the engine takes filters of at most {3 * MOST_BLOCKS - 1} taps each way, not of {size}"
-    if algorithm == "winograd":
-        if reason is not None:
-            raise RuntimeError(f"conv2d: algorithm 'winograd' was asked for, but {reason}")
-        return True
-    if reason is not None or native.module().isa() == "baseline":
-        return False
+    reason = _refusal(x, size)
+    if algorithm == "winograd" and reason is not None:
+        raise RuntimeError(f"conv2d: algorithm 'winograd' was asked for, but {reason}")
+    if algorithm == "winograd" or reason is not None or (isa := native.module().isa()) == "baseline":
+        return algorithm == "winograd"
     batch, channels, height, width = x.shape
-    sizes = batch, channels // groups, weight.shape[0] // groups, height, width, size, groups
-    return engine_pays(direction, native.module().isa(), x.dtype, *sizes)
+    contiguous = channels > 1 and x.stride(1) != 1
+    parts = channels // groups, weight.shape[0] // groups
+    return rule(of, isa, x.dtype, contiguous, batch, *parts, height, width, size, groups)
+
+
+def op_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the op takes less time than torch's convolution, with the gradients that will be asked for."""
+    tracked = torch.is_grad_enabled()
+    wanted = True, tracked and x.requires_grad, tracked and weight.requires_grad
+    passes = tuple(direction for direction, want in zip(costs.PASSES, wanted, strict=True) if want)
+    return _pays(costs.op_pays, passes, x, weight, groups)
+
+
+def _by_engine(direction: str, x: Tensor, weight: Tensor, groups: int) -> bool:
+    return _pays(costs.engine_pays, direction, x, weight, groups)
 
 
 # ---- native calls. Every tensor that gives its address stays bound to a name until the call returns.
@@ -110,7 +128,7 @@ def forward(x, weight, bias, groups):
     if x.shape[0] == 0:
         return forward_fake(x, weight, bias, groups)
     if not _by_engine("forward", x, weight, groups):
-        return direct.conv2d(x, weight, bias, groups)
+        return dense(direct.conv2d(x, weight, bias, groups))
     return _convolution(x, weight, bias, groups, False, x.requires_grad and weight.requires_grad)
 
 

@@ -4,10 +4,11 @@
 import torch
 from torch import Tensor
 
-from fastds.ops.core.arguments import DTYPES, check_filters, check_shape, check_tensor, is_count
-from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, reached
+from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_count
+from fastds.ops.core.backends import Backend, forced
+from fastds.ops.core.registry import define, observed, reached
 from fastds.ops.impl.conv2d import kernels, reference
+from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.op import autocast_convolution, refusal
 
 __all__ = ["conv2d"]
@@ -77,6 +78,15 @@ CONV2D_BACKWARD = define(
 )
 
 
+def _is_left_to_torch(x, weight, bias, groups) -> bool:
+    """Whether torch's own convolution is called in place of the op, whose result is channels_last: where that takes
+    less time, and nobody watches or asks for an implementation."""
+    if forced() is not None or torch.compiler.is_compiling() or observed(x, weight):
+        return False
+    check_dense(("x", "weight", "bias"), (x, weight, bias))
+    return not kernels.op_pays(x, weight, groups)
+
+
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
     """k x k convolution of stride 1 in groups of channels; its size is kept by zeros around x.
 
@@ -94,7 +104,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
         groups: G, divides C and O.
 
     Returns:
-        (B, O, H, W), dtype of x, channels_last.
+        (B, O, H, W), dtype of x; channels_last, but as torch gives it where its convolution is taken.
 
     Errors as those of conv3x3's "winograd". Gradients: x, weight and bias, to any order. Deterministic, and independent
     of the number of threads, bit for bit, where the engine runs. Under autocast x takes its dtype; weight and bias stay
@@ -106,4 +116,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
         RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
     """
     x, weight, bias, _, _ = autocast_convolution(x, weight, bias, None, None, None)
-    return CONV2D(x, weight, bias, groups)
+    _check(x, weight, bias, groups)
+    if _is_left_to_torch(x, weight, bias, groups):
+        return direct.conv2d(x, weight, bias, groups)
+    return CONV2D.trusted(x, weight, bias, groups)
