@@ -210,14 +210,14 @@ def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
     monkeypatch.setattr(costs, "op_pays", lambda directions, *args: calls.append(directions))
     x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 2, 5, 5, requires_grad=True)
     y = conv2d(x, weight)
-    assert y.is_contiguous() and y.grad_fn.name() == "ConvolutionBackward0"
+    assert y.grad_fn.name() == "ConvolutionBackward0"
     x.requires_grad_()
     conv2d(x, weight)
     with torch.no_grad():
         conv2d(x, weight)
     assert calls == [("forward", "grad_weight"), costs.PASSES, ("forward",)]
     with fastds.backend("native"):
-        assert conv2d(x, weight).is_contiguous(memory_format=LAST)
+        assert conv2d(x, weight).grad_fn.name() == "_Conv2dBackward"
     assert len(calls) == 3
 
 

@@ -154,9 +154,12 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
 
 @outside_autocast
 def conv2d(x, weight, bias, groups):
-    """A convolution of any odd size, in groups; the layout of the result is torch's choice."""
-    bias = None if bias is None else bias.to(x.dtype)
-    return F.conv2d(x, weight.to(x.dtype), bias, padding=weight.shape[-1] // 2, groups=groups)
+    """A convolution of any odd size, in groups, differentiable; the layout of the result is torch's choice.
+
+    In channels_last, in which torch takes a quarter of the time for groups."""
+    source = dense(x) if x.requires_grad and x.dtype != torch.float64 else _for_onednn(x)
+    weight, bias = _rearranged(weight.to(x.dtype)), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(source, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
 
 
 @outside_autocast
