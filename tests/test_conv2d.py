@@ -171,6 +171,23 @@ def test_reads_its_own_channels_and_pixels_alone(native, engine_isa, by_engine, 
     assert all(result.isfinite().all() for result in results)
 
 
+def test_many_filters_are_not_kept(native, by_engine, monkeypatch):
+    """They give the bits of kept ones, and push none of those out."""
+    x, weight = torch.randn(1, 8, 20, 20, requires_grad=True), torch.randn(12, 4, 7, 7).transpose(2, 3)
+
+    def value_and_gradient():
+        y = conv2d(x, weight, groups=2)
+        return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    with engine.own_weights() as kept:
+        expected = value_and_gradient()
+        assert len(kept) == 4  # of each group, forward and turned round
+    monkeypatch.setattr(costs, "MOST_KEPT", 36 * 9 * 4 * 12 - 1)
+    with engine.own_weights() as kept:
+        assert all(map(torch.equal, expected, value_and_gradient())) and not kept
+    assert not costs.keeps_filters(12, 4, 7) and costs.keeps_filters(11, 4, 7)
+
+
 def test_a_weight_that_changes_in_place(native, by_engine):
     x, weight = torch.randn(1, 8, 20, 20), torch.randn(8, 4, 5, 5)
     conv2d(x, weight, groups=2)

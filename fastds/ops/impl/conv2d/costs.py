@@ -14,6 +14,8 @@ from fastds.ops.impl.conv3x3 import costs as conv3x3
 
 PASSES = ("forward", "grad_x", "grad_weight")
 SURE = 0.85  # times that differ less are not told apart
+PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
+MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out
 CALL = 15e-6  # what a pass of the op takes longer than one of torch before it computes
 FITTED = ("amd", "float32")  # scaled for kinds of machines that are not in COSTS
 COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
@@ -77,6 +79,11 @@ def terms(
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
 
+def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
+    """Whether the transformed filters are kept between calls; inputs: of one group, outputs: of all."""
+    return 36 * (-(-size // 3)) ** 2 * inputs * outputs <= MOST_KEPT
+
+
 def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of engine and library. Where nobody measured them, as much longer than those of FITTED as products of conv3x3."""
     name = "bfloat16" if dtype == torch.bfloat16 else "float32"
@@ -95,7 +102,9 @@ def _seconds(direction: str, isa: str, dtype: torch.dtype, contiguous: bool, sha
     engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, *shape))
     if "direct" not in conv3x3.usable(isa, dtype, direction != "forward"):
         library = math.inf
-    batch, inputs, _, height, width, _, groups = shape
+    batch, inputs, outputs, height, width, size, groups = shape
+    if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
+        engine += PACKING * terms(direction, *shape)[0][2]
     if contiguous:
         engine += conv3x3.TURN[0] + conv3x3.TURN[1] * dtype.itemsize * batch * groups * inputs * height * width
     return [engine, library]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
-from fastds.ops.core.layout import dense, empty_map, nhwc, plain
+from fastds.ops.core.layout import CHANNELS_LAST, dense, empty_map, nhwc, plain
 from fastds.ops.impl.conv2d import costs
 from fastds.ops.impl.conv3x3 import direct, engine
 from fastds.ops.impl.conv3x3.algorithm import current, winograd_refusal
@@ -90,12 +90,19 @@ def _convolution(
 ) -> Tensor:
     """Of each group of channels with its filters, (adjoint) turned round and with the outputs as inputs."""
     batch, _, height, width = maps.shape
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
+        weight = plain(weight)
     size, outputs = weight.shape[-1], groups * weight.shape[1] if adjoint else weight.shape[0]
     result = empty_map((batch, outputs, height, width), maps.dtype, maps)
     biases = [None] * groups if bias is None else plain(bias).chunk(groups)
     maps_of_groups = _bordered(maps, size).chunk(groups, 1), result.chunk(groups, 1)
+    keep = costs.keeps_filters(*weight.shape[:3])
     for source, sink, filters, of_sum in zip(*maps_of_groups, weight.chunk(groups), biases, strict=True):
-        packed, given, _kept = engine.filters_of(filters, adjoint, 1, False, (batch, height, width), trained)
+        if keep:
+            packed, given, _alive = engine.filters_of(filters, adjoint, 1, False, (batch, height, width), trained)
+        else:
+            once = engine.packed_once(filters, adjoint)
+            packed, given = once.data_ptr(), []
         kind = 0 if of_sum is None else native.DTYPE_CODES[of_sum.dtype]
         native.in_workspace(
             native.module().conv3x3_run, _geometry(maps), _shifted(source, size), 1, 0, [native.view(sink)], 1, packed,

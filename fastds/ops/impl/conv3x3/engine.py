@@ -98,6 +98,14 @@ def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Te
     return entry
 
 
+def packed_once(weight: Tensor, adjoint: bool) -> Tensor:
+    """The filters as the engine reads them, for one call."""
+    given, module = described(weight, adjoint, 1), native.module()
+    copy, result = torch.empty_like(weight), torch.empty(module.conv3x3_packed_size(given, False))
+    module.conv3x3_pack_weight(given, False, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
+    return result
+
+
 def filters_of(
     weight: Tensor, adjoint: bool, shuffle: int, amx: bool, size: tuple[int, int, int], trained: bool
 ) -> tuple:  # fmt: skip
