@@ -167,7 +167,7 @@ class Conv2d(nn.Conv2d):
         groups: G.
         bias: add a learned bias.
 
-    Shapes: (B, C, H, W) -> (B, O, H, W), channels_last.
+    Shapes: (B, C, H, W) -> (B, O, H, W).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True):

@@ -97,30 +97,26 @@ def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, .
     )
 
 
-def _seconds(direction: str, isa: str, dtype: torch.dtype, contiguous: bool, shape: tuple[int, ...]) -> list[float]:
+def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
     engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, *shape))
     if "direct" not in conv3x3.usable(isa, dtype, direction != "forward"):
         library = math.inf
-    batch, inputs, outputs, height, width, size, groups = shape
+    _, inputs, outputs, _, _, size, groups = shape
     if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
         engine += PACKING * terms(direction, *shape)[0][2]
-    if contiguous:
-        engine += conv3x3.TURN[0] + conv3x3.TURN[1] * dtype.itemsize * batch * groups * inputs * height * width
     return [engine, library]
 
 
 @functools.lru_cache(maxsize=4096)
-def engine_pays(direction: str, isa: str, dtype: torch.dtype, contiguous: bool, *shape: int) -> bool:
-    """Whether the engine takes less time for one of PASSES.
-
-    contiguous: channels of x lie apart; shape: batch, inputs and outputs of a group, height, width, size, groups."""
-    engine, library = _seconds(direction, isa, dtype, contiguous, shape)
+def engine_pays(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
+    """Whether the engine takes less time for one of PASSES; shape: as in _seconds."""
+    engine, library = _seconds(direction, isa, dtype, shape)
     return engine < SURE * library
 
 
 @functools.lru_cache(maxsize=4096)
-def op_pays(directions: tuple[str, ...], isa: str, dtype: torch.dtype, contiguous: bool, *shape: int) -> bool:
+def op_pays(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
     """Whether all these passes together, each by the quicker one, take less time than torch's own convolution."""
-    seconds = [_seconds(direction, isa, dtype, contiguous, shape) for direction in directions]
+    seconds = [_seconds(direction, isa, dtype, shape) for direction in directions]
     return len(directions) * CALL + sum(map(min, seconds)) < SURE * sum(library for _, library in seconds)

@@ -38,9 +38,8 @@ def _pays(rule: Callable, of: str | tuple[str, ...], x: Tensor, weight: Tensor, 
     if algorithm == "winograd" or reason is not None or (isa := native.module().isa()) == "baseline":
         return algorithm == "winograd"
     batch, channels, height, width = x.shape
-    contiguous = channels > 1 and x.stride(1) != 1
     parts = channels // groups, weight.shape[0] // groups
-    return rule(of, isa, x.dtype, contiguous, batch, *parts, height, width, size, groups)
+    return rule(of, isa, x.dtype, batch, *parts, height, width, size, groups)
 
 
 def op_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
