@@ -49,6 +49,11 @@ COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...
 }
 
 
+def blocks_of(size: int) -> int:
+    """Blocks of 3 x 3 taps in a row of a filter of `size` taps each way."""
+    return -(-size // 3)
+
+
 def _rounded(channels: int) -> int:
     return -(-channels // 16) * 16
 
@@ -65,7 +70,7 @@ def terms(
     direction: one of PASSES; inputs, outputs: of one group."""
     if direction == "grad_x":
         inputs, outputs = outputs, inputs
-    blocks, points, tiles = (-(-size // 3)) ** 2, batch * height * width, batch * -(-height // 4) * -(-width // 4)
+    blocks, points, tiles = blocks_of(size) ** 2, batch * height * width, batch * -(-height // 4) * -(-width // 4)
     deep, wide = _rounded(inputs), _rounded(outputs)
     weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
     far, filters = max(0, weights - conv3x3.CACHED_WEIGHTS), size**2 * wide * deep
@@ -81,7 +86,7 @@ def terms(
 
 def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
     """Whether the transformed filters are kept between calls; inputs: of one group, outputs: of all."""
-    return 36 * (-(-size // 3)) ** 2 * inputs * outputs <= MOST_KEPT
+    return 36 * blocks_of(size) ** 2 * inputs * outputs <= MOST_KEPT
 
 
 def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -22,7 +22,7 @@ MOST_BLOCKS = 8  # each way: views that the engine takes
 
 def _refusal(x: Tensor, size: int) -> str | None:
     """Why the engine cannot convolve tensors like x with filters of this size, or None."""
-    if -(-size // 3) > MOST_BLOCKS:
+    if costs.blocks_of(size) > MOST_BLOCKS:
         return f"the engine takes filters of at most {3 * MOST_BLOCKS - 1} taps each way, not of {size}"
     return winograd_refusal(x)
 
@@ -59,8 +59,8 @@ def _by_engine(direction: str, x: Tensor, weight: Tensor, groups: int) -> bool:
 
 def _bordered(maps: Tensor, size: int) -> Tensor:
     """The maps with zeros around them, as far as the blocks of a filter of this size reach."""
-    maps, before, blocks = nhwc(maps), size // 2, -(-size // 3)
-    after = 3 * blocks - 1 - before
+    maps, before = nhwc(maps), size // 2
+    after = 3 * costs.blocks_of(size) - 1 - before
     batch, channels, height, width = maps.shape
     result = empty_map((batch, channels, height + before + after, width + before + after), maps.dtype, maps)
     strides = maps.stride(0), *maps.stride()[2:]
@@ -111,11 +111,12 @@ def _convolution(
 
 
 def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """grad: channels side by side."""
     outputs, channels, size, _ = weight.shape
-    result, blocks = torch.empty(weight.shape, dtype=weight.dtype), -(-size // 3)
+    result, blocks = torch.empty(weight.shape, dtype=weight.dtype), costs.blocks_of(size)
     code, item, part = native.DTYPE_CODES[weight.dtype], weight.dtype.itemsize, outputs // groups
     found = torch.empty((part, blocks, blocks, channels, 3, 3), dtype=weight.dtype)
-    maps_of_groups = _bordered(x, size).chunk(groups, 1), nhwc(grad).chunk(groups, 1)
+    maps_of_groups = _bordered(x, size).chunk(groups, 1), grad.chunk(groups, 1)
     for source, of_sum, taps in zip(*maps_of_groups, result.chunk(groups), strict=True):
         native.in_workspace(
             native.module().conv3x3_grad_weight, _geometry(x), _shifted(source, size), native.view(of_sum), 1, 0, 0.0,
@@ -149,6 +150,7 @@ def backward(grad_y, x, weight, groups, wanted):
         want and _by_engine(direction, x, weight, groups)
         for direction, want in zip(("grad_x", "grad_weight"), wanted, strict=False)
     )
+    grad_y = nhwc(grad_y)  # once for all that read it
     grads = [None, None, direct.bias_gradient(grad_y, weight.dtype) if wanted[2] else None]
     left = wanted[0] and not x_by_engine, wanted[1] and not weight_by_engine
     if any(left):
