@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """fastds: downscaling and nowcasting of weather fields with deep networks on fast native kernels."""
 
+import gc as _gc
 import importlib as _importlib
 import os as _os
 from pathlib import Path as _Path
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fastds import _outputs as _outputs
 from fastds._version import __version__
 
-if _outputs.is_command():
+_command = _outputs.is_command()
+if _command:
     _outputs.end_at_once()  # from here on, while torch is imported, too
+    _gc.disable()  # what is imported stays; to look for garbage in it takes .3 s, and as much again at the end
     # Threads of OpenMP that wait give the core away: where others work beside, spinning costs 4 to 12 times the time.
     if "OMP_WAIT_POLICY" not in _os.environ:
         _os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -25,6 +28,10 @@ from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
 from fastds.ops.explained import explain  # noqa: E402
 from fastds.ops.impl.conv3x3.algorithm import convolution  # noqa: E402
+
+if _command:
+    _gc.freeze()
+    _gc.enable()
 
 if TYPE_CHECKING:
     from fastds.models.graph import compile_graph

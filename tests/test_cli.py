@@ -142,6 +142,18 @@ def test_module_runs_and_help_imports_nothing_heavy():
     assert run.returncode == 2 and "Traceback" not in run.stderr
 
 
+def test_downscaling_starts_without_parts_of_scipy_and_without_a_look_for_garbage_in_what_is_imported():
+    code = (
+        "import gc, sys; gc.unfreeze(); sys.argv[0] = 'fastds'\n"
+        "import fastds; assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+        "import fastds.tasks.radar.run, fastds.tasks.fields.run\n"
+        "heavy = {'scipy.fft', 'scipy.ndimage', 'scipy.sparse', 'matplotlib', 'dask.array'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = forked.run(code, imports=forked.TORCH)
+    assert done.returncode == 0, done.stderr
+
+
 def moved(folder, tmp_path, change):
     """A truth that is changed."""
     with open_dataset(folder / "truth.nc") as truth:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
-from scipy.fft import dctn
 from torch import Tensor
 
 
@@ -125,7 +125,7 @@ def power_spectrum(fields: Tensor, floor: float = 15.0) -> tuple[np.ndarray, np.
 def _power(fields: Tensor) -> np.ndarray:
     """Power (H, W) of the modes of fields (..., H, W), summed over the leading dimensions."""
     flat = fields.reshape(-1, *fields.shape[-2:]).double().numpy()
-    return np.square(dctn(flat, axes=(-2, -1), norm="ortho")).sum(axis=0)
+    return np.square(scipy.fft.dctn(flat, axes=(-2, -1), norm="ortho")).sum(axis=0)
 
 
 @functools.lru_cache(maxsize=4)

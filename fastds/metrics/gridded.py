@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from fastds.metrics.ensembles import crps, rank_histogram, spread
@@ -121,7 +121,7 @@ def _fine_power(prediction: Tensor, truth: Tensor) -> list[float]:
     nearest one that is not, in both."""
     missing = torch.isnan(prediction) | torch.isnan(truth)
     if missing.any():
-        nearest = distance_transform_edt(missing.numpy(), return_distances=False, return_indices=True)
+        nearest = scipy.ndimage.distance_transform_edt(missing.numpy(), return_distances=False, return_indices=True)
         prediction, truth = (z[tuple(torch.from_numpy(nearest).long())] for z in (prediction, truth))
     return [band_powers(z, (FINE_BAND,))[0] for z in (prediction, truth)]
 

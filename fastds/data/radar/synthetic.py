@@ -5,8 +5,8 @@ composite shows them."""
 import dataclasses
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import xarray as xr
-from scipy import fft, ndimage
 
 from fastds._argument_types import checks_types
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ, rate_to_reflectivity, reflectivity_to_rate
@@ -83,7 +83,7 @@ def synthetic_event(
     step_s = cadence_minutes * 60.0
     reach = (1.0 + rotation + 3.0 * gusts) * speed * step_s / spacing_m * (frames // 2 + 1)
     pad = int(np.ceil(reach)) + 8
-    padded = tuple(fft.next_fast_len(size + 2 * pad, real=True) for size in shape)
+    padded = tuple(scipy.fft.next_fast_len(size + 2 * pad, real=True) for size in shape)
     air = _Air(padded, spacing_m, step_s, _ragged_places(rng, padded, spacing_m))
     flow = _flow(rng, padded, shape, spacing_m, speed, rotation, gusts) * (step_s / spacing_m)
     origins = _departures(flow, frames)
@@ -93,7 +93,7 @@ def synthetic_event(
     for number in range(frames):
         rain = _rain(textures[number], cells, number * step_s, air, stratiform_dbz)
         where = [origin[pad : pad + shape[0], pad : pad + shape[1]] for origin in origins[number]]
-        rain = ndimage.map_coordinates(rain, where, order=3, mode="nearest")
+        rain = scipy.ndimage.map_coordinates(rain, where, order=3, mode="nearest")
         dbz = rate_to_reflectivity(rain, no_echo=NO_ECHO_DBZ)
         z[number] = np.where(dbz < _WEAKEST_ECHO_DBZ, NO_ECHO_DBZ, np.minimum(dbz, _STRONGEST_ECHO_DBZ))
     wind = flow[:, pad : pad + shape[0], pad : pad + shape[1]] * (spacing_m / step_s)
@@ -155,7 +155,7 @@ def _departures(flow: np.ndarray, frames: int) -> list[np.ndarray]:
 
 
 def _sample(field: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return np.stack([ndimage.map_coordinates(part, places, order=1, mode="nearest") for part in field])
+    return np.stack([scipy.ndimage.map_coordinates(part, places, order=1, mode="nearest") for part in field])
 
 
 def _gaussian_fields(rng: np.random.Generator, frames: int, air: _Air) -> list[np.ndarray]:
@@ -209,8 +209,8 @@ def _rain(
     for number in np.flatnonzero((age > 0.0) & (age < cells["life"])):
         cell = {key: value[number] for key, value in cells.items()}
         _add_cell(rain, cell, age[number])
-    fine = texture - ndimage.gaussian_filter(texture, 8_000.0 / air.spacing_m, mode="wrap")
-    rain = ndimage.map_coordinates(rain, air.ragged, order=1, mode="nearest") * np.exp(0.5 * fine / fine.std())
+    fine = texture - scipy.ndimage.gaussian_filter(texture, 8_000.0 / air.spacing_m, mode="wrap")
+    rain = scipy.ndimage.map_coordinates(rain, air.ragged, order=1, mode="nearest") * np.exp(0.5 * fine / fine.std())
     if stratiform_dbz is not None:
         dbz = stratiform_dbz + 13.0 * texture
         dbz = 32.0 - 5.0 * np.logaddexp(0.0, (32.0 - dbz) / 5.0)
@@ -236,15 +236,15 @@ def _add_cell(rain: np.ndarray, cell: dict[str, float], age: float) -> None:
 
 def _wavenumber(shape: tuple[int, ...], spacing_m: float) -> np.ndarray:
     """Waves per metre (H, W / 2 + 1) of a real Fourier transform."""
-    return np.hypot(fft.fftfreq(shape[0], spacing_m)[:, None], fft.rfftfreq(shape[1], spacing_m)[None, :])
+    return np.hypot(scipy.fft.fftfreq(shape[0], spacing_m)[:, None], scipy.fft.rfftfreq(shape[1], spacing_m)[None, :])
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return fft.rfft2(rng.standard_normal(shape))
+    return scipy.fft.rfft2(rng.standard_normal(shape))
 
 
 def _inverse(spectrum: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return fft.irfft2(spectrum, s=shape)
+    return scipy.fft.irfft2(spectrum, s=shape)
 
 
 def _dataset(

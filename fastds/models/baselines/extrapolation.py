@@ -5,8 +5,8 @@ import contextlib
 import io
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
-from scipy.ndimage import distance_transform_edt, gaussian_filter
 from torch import Tensor
 
 from fastds.models.baselines.advection import optical_flow, warp
@@ -150,7 +150,9 @@ def fill_missing(x: Tensor) -> Tensor:
         if holes.all():
             field.zero_()
         elif holes.any():
-            rows, columns = distance_transform_edt(holes.cpu().numpy(), return_distances=False, return_indices=True)
+            rows, columns = scipy.ndimage.distance_transform_edt(
+                holes.cpu().numpy(), return_distances=False, return_indices=True
+            )
             field.copy_(field[torch.from_numpy(rows), torch.from_numpy(columns)])
     return out.reshape(x.shape)
 
@@ -158,4 +160,6 @@ def fill_missing(x: Tensor) -> Tensor:
 def _blur(x: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return x
-    return torch.from_numpy(gaussian_filter(x.numpy(), (0.0,) * (x.ndim - 2) + (sigma, sigma), mode="nearest"))
+    return torch.from_numpy(
+        scipy.ndimage.gaussian_filter(x.numpy(), (0.0,) * (x.ndim - 2) + (sigma, sigma), mode="nearest")
+    )

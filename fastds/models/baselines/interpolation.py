@@ -5,9 +5,9 @@ import functools
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fastds.ops import GridSpec, PointSpec, inr_query
@@ -99,7 +99,7 @@ def interpolate(x: Tensor, r: int, method: str = "bicubic", align: str = "center
         return rows @ x @ columns.T
 
 
-def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = False) -> csr_array:
+def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = False) -> "scipy.sparse.csr_array":
     """(P, n) float64, sparse: what values at positions along a line of n points take from these, rows summing to one.
 
     positions: (P,), 0 at the first point and 1 at the second. method: see interpolate. periodic: the line goes round;
@@ -113,7 +113,7 @@ def weights_at(positions: np.ndarray, n: int, method: str, periodic: bool = Fals
     near = near % n if periodic else near.clip(0, n - 1)
     rows = np.repeat(np.arange(len(positions)), 2 * reach)
     kept = weights.ravel() != 0  # a missing value is none where it has no weight
-    return csr_array((weights.ravel()[kept], (rows[kept], near.ravel()[kept])), shape=(len(positions), n))
+    return scipy.sparse.csr_array((weights.ravel()[kept], (rows[kept], near.ravel()[kept])), shape=(len(positions), n))
 
 
 def _by_phases(x: Tensor, r: int, method: str, align: str) -> Tensor:

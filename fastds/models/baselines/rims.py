@@ -3,9 +3,9 @@
 
 from typing import NamedTuple
 
+import scipy  # its parts are imported at first use
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 _RIM = 8  # pixels from missing ones within which motion is not trusted; from twice that on it is
@@ -57,7 +57,7 @@ def trusted_motion(flow: Tensor, valid: Tensor) -> Tensor:
 def _trusted(flow: Tensor, valid: Tensor) -> Tensor:
     if valid.all():
         return flow
-    gaps = torch.from_numpy(distance_transform_edt(valid.cpu().numpy())).float()
+    gaps = torch.from_numpy(scipy.ndimage.distance_transform_edt(valid.cpu().numpy())).float()
     trust = ((gaps - _RIM) / _RIM).clamp(0, 1)
     if not trust.any():
         return flow
@@ -90,7 +90,7 @@ class Origins(NamedTuple):
         beyond = torch.hypot((rows - inside[0]).float(), (columns - inside[1]).float())
         gaps = torch.full((h, w), float(h + w))
         if valid.any():
-            gaps = torch.from_numpy(distance_transform_edt(~valid.cpu().numpy())).float()
+            gaps = torch.from_numpy(scipy.ndimage.distance_transform_edt(~valid.cpu().numpy())).float()
         return cls(rows, columns, place, beyond + gaps.to(place.device).flatten()[place])
 
 

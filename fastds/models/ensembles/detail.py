@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
 import torch.nn.functional as F
-from scipy import fft
 from torch import Tensor
 
 from fastds.models.baselines.rims import local_mean
@@ -111,10 +111,10 @@ def smooth_noise(seed: Sequence[int], shape: tuple[int, int], neighbours: float)
     """Noise (H, W) of variance one whose correlation at a distance of d pixels is neighbours^d. It is periodic on a
     somewhat larger plane."""
     margin = 16 + round(3 / -math.log(neighbours))  # where the correlation is .05
-    plane = tuple(fft.next_fast_len(size + margin, real=True) for size in shape)
+    plane = tuple(scipy.fft.next_fast_len(size + margin, real=True) for size in shape)
     rows, columns = (np.minimum(np.arange(size), size - np.arange(size)) for size in plane)
-    power = fft.rfft2(neighbours ** np.hypot(rows[:, None], columns[None]), workers=torch.get_num_threads()).real
+    power = scipy.fft.rfft2(neighbours ** np.hypot(rows[:, None], columns[None]), workers=torch.get_num_threads()).real
     noise = np.random.default_rng(seed).standard_normal(plane, np.float32)
-    spectrum = fft.rfft2(noise, workers=torch.get_num_threads()) * np.sqrt(power.clip(0)).astype(np.float32)
-    drawn = fft.irfft2(spectrum, plane, workers=torch.get_num_threads())
+    spectrum = scipy.fft.rfft2(noise, workers=torch.get_num_threads()) * np.sqrt(power.clip(0)).astype(np.float32)
+    drawn = scipy.fft.irfft2(spectrum, plane, workers=torch.get_num_threads())
     return torch.from_numpy(np.ascontiguousarray(drawn[: shape[0], : shape[1]], np.float32))

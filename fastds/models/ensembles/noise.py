@@ -4,8 +4,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy import fft
-from scipy.ndimage import gaussian_filter1d
+import scipy  # its parts are imported at first use
 
 from fastds.models.ensembles.surroundings import Surroundings
 
@@ -44,7 +43,7 @@ class MovingNoise:
         columns: np.ndarray,
     ):
         self.valid = valid
-        self.shape = tuple(fft.next_fast_len(size + _MARGIN, real=True) for size in last.shape)
+        self.shape = tuple(scipy.fft.next_fast_len(size + _MARGIN, real=True) for size in last.shape)
         self.rings = _Rings(self.shape)
         now, then = (self._transform(field) for field in (last, before))
         self.power, former = (np.maximum(self.rings.mean(np.abs(part) ** 2), 1e-12) for part in (now, then))
@@ -66,7 +65,7 @@ class MovingNoise:
         for number in range(rounds):
             for lead, noise in enumerate(self.draw([number])):
                 ratio = self.power / np.maximum(self._power(member(lead, noise)), 1e-12)
-                ratio = gaussian_filter1d(np.log(ratio.clip(1 / _STEP, _STEP)), 1.0, mode="nearest")
+                ratio = scipy.ndimage.gaussian_filter1d(np.log(ratio.clip(1 / _STEP, _STEP)), 1.0, mode="nearest")
                 self.filters[lead] = self._scaled(self.filters[lead] * np.exp(0.5 * ratio)[self.rings.index])
 
     @classmethod
@@ -84,13 +83,13 @@ class MovingNoise:
         for filtered, rows, columns in zip(self.filters, self.rows, self.columns, strict=True):
             fresh = rng.standard_normal((height, width, 2), np.float32).view(np.complex64)[..., 0]
             state = fresh if state is None else self.similar * state + self.fresh * fresh
-            plane = fft.irfft2(state * filtered, self.shape, workers=workers)
+            plane = scipy.fft.irfft2(state * filtered, self.shape, workers=workers)
             yield plane[rows, columns]
 
     def _transform(self, field: np.ndarray) -> np.ndarray:
         plane = np.zeros(self.shape, np.float32)
         plane[: field.shape[0], : field.shape[1]] = np.where(self.valid, field - field[self.valid].mean(), 0)
-        return fft.rfft2(plane)
+        return scipy.fft.rfft2(plane)
 
     def _power(self, field: np.ndarray) -> np.ndarray:
         return self.rings.mean(np.abs(self._transform(field)) ** 2)
@@ -107,7 +106,7 @@ class _Rings:
     """Wavenumbers of a real transform by their length. index: the ring of each. counts: modes that each stands for."""
 
     def __init__(self, shape: tuple[int, int]):
-        rows, columns = fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None]
+        rows, columns = scipy.fft.fftfreq(shape[0])[:, None], scipy.fft.rfftfreq(shape[1])[None]
         count, self.lengths = min(shape), np.hypot(rows, columns)
         self.index = np.minimum((self.lengths * count).round().astype(int), count // 2)
         self.counts = np.full(self.index.shape, 2.0)

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fastds.models.baselines.interpolation import weights_at
@@ -95,7 +95,7 @@ def agreeing(y: Tensor, x: Tensor) -> Tensor:
     return fine
 
 
-def _along(axes: Sequence[csr_array], field: np.ndarray) -> np.ndarray:
+def _along(axes: "Sequence[scipy.sparse.csr_array]", field: np.ndarray) -> np.ndarray:
     rows, columns = axes
     return rows @ (columns @ field.T).T
 
@@ -106,7 +106,7 @@ def cells_of(at: np.ndarray, n: int, periodic: bool) -> np.ndarray:
     return cells % n if periodic else cells.clip(0, n - 1)
 
 
-def cell_means(at: np.ndarray, n: int, periodic: bool) -> tuple[csr_array, np.ndarray]:
+def cell_means(at: np.ndarray, n: int, periodic: bool) -> "tuple[scipy.sparse.csr_array, np.ndarray]":
     """Means along an axis over n coarse cells, cell j from j - 1/2 to j + 1/2, of the fine cells around positions `at`:
     (n, m), sparse; and (n,) which coarse cells these cover.
 
@@ -122,6 +122,6 @@ def cell_means(at: np.ndarray, n: int, periodic: bool) -> tuple[csr_array, np.nd
     cells = cells % n if periodic else cells
     kept = (shared > 0) & (cells >= 0) & (cells < n)
     fine = np.broadcast_to(np.arange(len(at))[:, None], cells.shape)
-    shares = csr_array((shared[kept], (cells[kept].astype(np.int64), fine[kept])), shape=(n, len(at)))
+    shares = scipy.sparse.csr_array((shared[kept], (cells[kept].astype(np.int64), fine[kept])), shape=(n, len(at)))
     length = shares.sum(1)
     return shares.multiply(1 / np.where(length > 0, length, 1)[:, None]).tocsr(), length > 1 - 1e-6

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import scipy  # its parts are imported at first use
 import torch
 import xarray as xr
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import METHODS, weights_at
@@ -73,7 +73,7 @@ class Interpolation(Fields):
         upright = tuple(slice(None, None, -1 if turned else 1) for turned in self.grid.turned)
         beyond = min(_REACH, field.shape[1]) if self.grid.periodic else 0
         wide = np.pad(field[upright], ((0, 0), (beyond, beyond)), "wrap")
-        nearest = distance_transform_edt(np.isnan(wide), return_distances=False, return_indices=True)
+        nearest = scipy.ndimage.distance_transform_edt(np.isnan(wide), return_distances=False, return_indices=True)
         return wide[tuple(nearest)][:, beyond : wide.shape[1] - beyond][upright]
 
 
