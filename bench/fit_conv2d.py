@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost model of conv2d: `python -m bench.fit_conv2d --shapes 150 --seed 1 [--dtypes float32 bfloat16]`.
 
-Times engine and library on shapes drawn at random, forward and for each gradient, fits COSTS of
-fastds/ops/impl/conv2d/costs.py (seconds per unit of each term, none negative), and prints the table and what its
-choices lose against the quicker one on every third shape, which it is not fitted to. Run it on an idle machine, once
-per kind of machine; an AVX2 one is a newer one with --isa avx2 --dtypes float32, ONEDNN_MAX_CPU_ISA=AVX2 and
+Times engine and library on shapes drawn at random, forward and for each gradient, without the op around them, fits
+COSTS of fastds/ops/impl/conv2d/costs.py (seconds per unit of each term, none negative), and prints the table and what
+its choices lose against the quicker one on every third shape, which it is not fitted to. Run it on an idle machine,
+once per kind of machine; an AVX2 one is a newer one with --isa avx2 --dtypes float32, ONEDNN_MAX_CPU_ISA=AVX2 and
 MKL_ENABLE_INSTRUCTIONS=AVX2.
 """
 
@@ -20,8 +20,9 @@ import fastds
 from bench import in_turn
 from bench.sweep import draw_conv2d_shape
 from fastds.ops.core import native
+from fastds.ops.impl.conv2d import kernels
 from fastds.ops.impl.conv2d.costs import PASSES, SURE, terms
-from fastds.ops.impl.conv2d.op import CONV2D_BACKWARD
+from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.costs import machine
 
 Row = tuple[tuple[int, ...], float, float]  # shape, seconds of engine and library
@@ -43,21 +44,27 @@ def measured(shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Row:
 
     x, grad = maps(inputs), maps(outputs)
     weight = (torch.randn(groups * outputs, inputs, size, size) / (size * inputs**0.5)).to(dtype)
-    wanted = [direction == "grad_x", direction == "grad_weight", False]
 
-    def run(algorithm: str):
-        def call():
-            with fastds.convolution(algorithm):
-                if direction == "forward":
-                    return fastds.ops.conv2d(x, weight, groups=groups)
-                weight.neg_()
-                return CONV2D_BACKWARD(grad, x, weight, groups, wanted)
+    def stepped():
+        return weight.neg_()
 
-        return call
-
+    engine, library = {
+        "forward": (
+            lambda: kernels.convolution(x, weight, None, groups, False, False),
+            lambda: direct.conv2d(x, weight, None, groups),
+        ),
+        "grad_x": (
+            lambda: kernels.convolution(grad, stepped(), None, groups, True, True),
+            lambda: direct.conv2d_backward(grad, x, stepped(), groups, True, False),
+        ),
+        "grad_weight": (
+            lambda: kernels.grad_weight(grad, x, stepped(), groups),
+            lambda: direct.conv2d_backward(grad, x, stepped(), groups, False, True),
+        ),
+    }[direction]
     with torch.no_grad():
-        seconds = in_turn.quiet({algorithm: run(algorithm) for algorithm in ("winograd", "direct")})
-    return shape, seconds["winograd"], seconds["direct"]
+        seconds = in_turn.quiet({"engine": engine, "library": library})
+    return shape, seconds["engine"], seconds["library"]
 
 
 def fitted(matrix: np.ndarray, seconds: np.ndarray) -> np.ndarray:
@@ -72,7 +79,8 @@ def fitted(matrix: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 def print_costs(rows: list[Row], direction: str) -> None:
     """The entry of COSTS, and the time of its choices over the quicker one's."""
-    matrices = [np.array(m, float) for m in zip(*(terms(direction, *row[0]) for row in rows), strict=True)]
+    isa = native.module().isa()
+    matrices = [np.array(m, float) for m in zip(*(terms(direction, isa, *row[0]) for row in rows), strict=True)]
     seconds = np.array([row[1:] for row in rows]).T
     tested = np.arange(len(rows)) % 3 == 2
     costs = [fitted(m[~tested], s[~tested]) for m, s in zip(matrices, seconds, strict=True)]

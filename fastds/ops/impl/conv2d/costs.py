@@ -16,35 +16,44 @@ PASSES = ("forward", "grad_x", "grad_weight")
 SURE = 0.85  # times that differ less are not told apart
 PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
 MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out
-CALL = 15e-6  # what a pass of the op takes longer than one of torch before it computes
+CALL = 8e-6  # what a pass of the op takes longer than one of torch before it computes
 FITTED = ("amd", "float32")  # scaled for kinds of machines that are not in COSTS
 COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     ("amd", "float32"): {
         "forward": (
-            (2.9e-05, 1.4e-05, 1.9e-10, 1e-11, 5.6e-11, 7.4e-11, 5.1e-10),
-            (7.7e-05, 5e-10, 7.3e-12, 3.1e-10, 0),
+            (1.4e-05, 1.5e-05, 2.1e-10, 9.9e-12, 5.7e-11, 7.1e-11, 4e-10),
+            (4.6e-05, 4.6e-10, 6.8e-12, 5.2e-10, 6.3e-12),
         ),
-        "grad_x": ((5.3e-05, 6.6e-06, 7.4e-10, 1.2e-11, 5.3e-11, 8.9e-11, 0), (0.00011, 3.7e-10, 7.3e-12, 4.7e-10, 0)),
-        "grad_weight": ((2.5e-05, 3.2e-05, 1.2e-09, 1.6e-11, 5.7e-11, 0, 0), (0.00013, 4.3e-10, 9.4e-12, 2.4e-12)),
+        "grad_x": ((1.3e-05, 2e-05, 1.2e-09, 1e-11, 6.2e-11, 6.8e-11, 0), (7e-05, 5.1e-10, 7.4e-12, 4e-10, 0)),
+        "grad_weight": (
+            (2.1e-05, 1.8e-05, 2.3e-10, 1.1e-11, 5.6e-11, 0, 4.1e-10),
+            (8.3e-05, 6.4e-13, 8.6e-12, 1.9e-12),
+        ),
     },
     ("amd", "bfloat16"): {
         "forward": (
-            (2.2e-05, 1.2e-05, 1.7e-10, 1e-11, 5.4e-11, 6.5e-11, 1.4e-10),
-            (8.3e-05, 2.2e-10, 3.8e-12, 1.5e-10, 7.1e-11),
+            (1.1e-05, 1.4e-05, 1.5e-10, 9.8e-12, 5.7e-11, 5.5e-11, 4.4e-10),
+            (5.4e-05, 3.5e-10, 3.8e-12, 2.9e-10, 1.7e-11),
         ),
         "grad_x": (
-            (3.4e-05, 1.3e-05, 4.8e-10, 1e-11, 5.3e-11, 6.5e-11, 7.2e-10),
-            (0.00013, 1.6e-10, 4e-12, 1.7e-10, 3.5e-11),
+            (1.2e-05, 1.5e-05, 4.9e-10, 1e-11, 5.5e-11, 9.2e-11, 6.5e-11),
+            (8.9e-05, 1.5e-10, 4.3e-12, 1.4e-10, 0),
         ),
-        "grad_weight": ((3e-05, 2.2e-05, 2.3e-10, 1.2e-11, 5.3e-11, 0, 6.1e-10), (0.00014, 6.8e-10, 5e-12, 2.2e-12)),
+        "grad_weight": ((1.2e-05, 2.3e-05, 7.5e-10, 1e-11, 5.2e-11, 0, 0), (9.5e-05, 5.8e-10, 5.1e-12, 1.6e-12)),
     },
     ("avx2", "float32"): {
         "forward": (
-            (2.6e-05, 1.5e-05, 1.5e-10, 1.1e-11, 2.5e-11, 1.1e-10, 5.8e-10),
-            (7.8e-05, 6e-10, 6.4e-12, 0, 1.2e-10),
+            (1.8e-05, 9.5e-06, 1.8e-10, 1.1e-11, 2.6e-11, 1.1e-10, 7e-10),
+            (5e-05, 4.5e-10, 9.1e-12, 2.7e-10, 1.9e-10),
         ),
-        "grad_x": ((4e-05, 1.3e-05, 1.1e-09, 1.1e-11, 2.4e-11, 1.2e-10, 0), (0.0001, 8.7e-10, 6e-12, 0, 5.2e-10)),
-        "grad_weight": ((3.4e-05, 2.8e-05, 9.5e-10, 1.3e-11, 2.9e-11, 0, 0), (0.00011, 1e-09, 9.4e-12, 0)),
+        "grad_x": (
+            (2.9e-05, 1.4e-05, 9.9e-10, 1e-11, 2.4e-11, 1.1e-10, 0),
+            (8.1e-05, 3.3e-10, 9.3e-12, 2.9e-10, 9.9e-11),
+        ),
+        "grad_weight": (
+            (2.6e-05, 2.2e-05, 5.2e-10, 1.3e-11, 3.1e-11, 0, 1.3e-10),
+            (9.1e-05, 5.2e-10, 1.2e-11, 1.4e-12),
+        ),
     },
 }
 
@@ -54,12 +63,12 @@ def blocks_of(size: int) -> int:
     return -(-size // 3)
 
 
-def _rounded(channels: int) -> int:
-    return -(-channels // 16) * 16
+def _rounded(channels: int, to: int = 16) -> int:
+    return -(-channels // to) * to
 
 
 def terms(
-    direction: str, batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int
+    direction: str, isa: str, batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
     """What the times of engine and library grow with.
 
@@ -73,14 +82,16 @@ def terms(
     blocks, points, tiles = blocks_of(size) ** 2, batch * height * width, batch * -(-height // 4) * -(-width // 4)
     deep, wide = _rounded(inputs), _rounded(outputs)
     weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
-    far, filters = max(0, weights - conv3x3.CACHED_WEIGHTS), size**2 * wide * deep
+    far = max(0, weights - conv3x3.CACHED_WEIGHTS)
+    lanes = size**2 * _rounded(outputs, 8 if isa == "avx2" else 16)
+    filters, products = lanes * deep, lanes * points
     if direction == "grad_weight":
         engine = 1, weights, weights * tiles, read + written, 0, far
-        library = filters, size**2 * wide * inputs * points, size**2 * wide * points
+        library = filters, inputs * products, products
     else:
         taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two
         engine = 1, weights, weights * tiles, read, written, far
-        library = filters, size**2 * wide * taken * points, inputs * points, outputs * points
+        library = filters, taken * products, inputs * points, outputs * points
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
 
@@ -104,12 +115,12 @@ def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, .
 
 def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
-    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, *shape))
+    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, isa, *shape))
     if "direct" not in conv3x3.usable(isa, dtype, direction != "forward"):
         library = math.inf
     _, inputs, outputs, _, _, size, groups = shape
     if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
-        engine += PACKING * terms(direction, *shape)[0][2]
+        engine += PACKING * terms(direction, isa, *shape)[0][2]
     return [engine, library]
 
 

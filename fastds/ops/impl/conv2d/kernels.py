@@ -84,9 +84,7 @@ def _geometry(maps: Tensor) -> tuple:
     return batch, height + 2, width + 2, height, width, 0, 0, 0, 0
 
 
-def _convolution(
-    maps: Tensor, weight: Tensor, bias: Tensor | None, groups: int, adjoint: bool, trained: bool
-) -> Tensor:
+def convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, groups: int, adjoint: bool, trained: bool) -> Tensor:
     """Of each group of channels with its filters, (adjoint) turned round and with the outputs as inputs."""
     batch, _, height, width = maps.shape
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
@@ -110,7 +108,7 @@ def _convolution(
     return result
 
 
-def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     """grad: channels side by side."""
     outputs, channels, size, _ = weight.shape
     result, blocks = torch.empty(weight.shape, dtype=weight.dtype), costs.blocks_of(size)
@@ -136,7 +134,7 @@ def forward(x, weight, bias, groups):
         return forward_fake(x, weight, bias, groups)
     if not _by_engine("forward", x, weight, groups):
         return dense(direct.conv2d(x, weight, bias, groups))
-    return _convolution(x, weight, bias, groups, False, x.requires_grad and weight.requires_grad)
+    return convolution(x, weight, bias, groups, False, x.requires_grad and weight.requires_grad)
 
 
 def forward_fake(x, weight, bias, groups):
@@ -156,9 +154,9 @@ def backward(grad_y, x, weight, groups, wanted):
     if any(left):
         grads[:2] = direct.conv2d_backward(grad_y, x, weight, groups, *left)
     if x_by_engine:
-        grads[0] = _convolution(grad_y, weight, None, groups, True, True)
+        grads[0] = convolution(grad_y, weight, None, groups, True, True)
     if weight_by_engine:
-        grads[1] = _grad_weight(grad_y, x, weight, groups)
+        grads[1] = grad_weight(grad_y, x, weight, groups)
     return [g for g, want in zip(grads, wanted, strict=True) if want]
 
 

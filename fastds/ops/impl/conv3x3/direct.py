@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastds.ops.core import triton_loader
 from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import channel_sums, dense, empty_map, plain
+from fastds.ops.core.layout import WORTH_A_CALL, channel_sums, dense, empty_map, plain
 from fastds.ops.core.registry import transforms_active
 from fastds.ops.impl.conv3x3 import implicit, reference
 from fastds.ops.impl.conv3x3.algorithm import current
@@ -28,8 +28,9 @@ def _for_onednn(x: Tensor) -> Tensor:
 
 
 def _rearranged(weight: Tensor) -> Tensor:
-    """The weight in the layout that oneDNN's maps have, to which torch would bring it more slowly."""
-    return dense(weight) if weight.is_cpu and weight.dtype != torch.float64 else weight
+    """A weight in the layout that oneDNN's maps have, where torch would bring it there more slowly."""
+    worth_it = weight.numel() >= WORTH_A_CALL and weight.is_cpu and weight.dtype != torch.float64
+    return dense(weight) if worth_it else weight
 
 
 def _conv2d(x, weight, bias, padding_mode):
@@ -158,8 +159,9 @@ def conv2d(x, weight, bias, groups):
 
     In channels_last, in which torch takes a quarter of the time for groups."""
     source = dense(x) if x.requires_grad and x.dtype != torch.float64 else _for_onednn(x)
-    weight, bias = _rearranged(weight.to(x.dtype)), None if bias is None else bias.to(x.dtype)
-    return F.conv2d(source, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
+    if weight.dtype != x.dtype:
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.conv2d(source, _rearranged(weight), bias, padding=weight.shape[-1] // 2, groups=groups)
 
 
 @outside_autocast
