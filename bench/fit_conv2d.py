@@ -45,21 +45,18 @@ def measured(shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Row:
     x, grad = maps(inputs), maps(outputs)
     weight = (torch.randn(groups * outputs, inputs, size, size) / (size * inputs**0.5)).to(dtype)
 
-    def stepped():
-        return weight.neg_()
-
     engine, library = {
         "forward": (
             lambda: kernels.convolution(x, weight, None, groups, False, False),
             lambda: direct.conv2d(x, weight, None, groups),
         ),
         "grad_x": (
-            lambda: kernels.convolution(grad, stepped(), None, groups, True, True),
-            lambda: direct.conv2d_backward(grad, x, stepped(), groups, True, False),
+            lambda: kernels.convolution(grad, weight.neg_(), None, groups, True, True),
+            lambda: direct.conv2d_backward(grad, x, weight.neg_(), groups, True, False),
         ),
         "grad_weight": (
-            lambda: kernels.grad_weight(grad, x, stepped(), groups),
-            lambda: direct.conv2d_backward(grad, x, stepped(), groups, False, True),
+            lambda: kernels.grad_weight(grad, x, weight.neg_(), groups),
+            lambda: direct.conv2d_backward(grad, x, weight.neg_(), groups, False, True),
         ),
     }[direction]
     with torch.no_grad():
