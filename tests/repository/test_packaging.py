@@ -121,14 +121,15 @@ def test_wheel_content(full_build):
     assert "[pysteps.plugins.diagnostic]\nfastds = fastds.tasks.radar.pysteps_diagnostic:diagnostic_fastds" in points
 
 
-def test_sdist_has_what_a_build_needs(small_tree):
-    done = run([sys.executable, "setup.py", "-q", "sdist"], small_tree)
+def test_sdist_has_what_a_build_needs(tmp_path):
+    tree = copy_sources(tmp_path)
+    done = run([sys.executable, "setup.py", "-q", "sdist"], tree)
     assert done.returncode == 0, done.stderr
-    (archive,) = (small_tree / "dist").glob("*.tar.gz")
+    (archive,) = (tree / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     for top in ("csrc", "kernels", "fastds"):
-        wanted = {p.relative_to(small_tree).as_posix() for p in (small_tree / top).rglob("*") if p.is_file()}
+        wanted = {p.relative_to(tree).as_posix() for p in (tree / top).rglob("*") if p.is_file()}
         assert {n for n in wanted if "__pycache__" not in n and not n.endswith((".md", ".png"))} <= names
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
