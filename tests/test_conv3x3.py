@@ -108,12 +108,20 @@ def test_gradients_of_small_fields(engine_isa, size, padding_mode):
     check_gradients(problem, tensors, problem.run(tensors))
 
 
-@pytest.mark.parametrize("height", [12, 37], ids=["one stretch", "two stretches"])
-def test_gradients_of_wide_layers(engine_isa, two_threads, height):
-    """Their sums of the weight gradient are larger than the caches and are written and fetched in other ways."""
-    problem = Problem(B=1, C1=176, C2=0, O=176, H=height, W=38)
-    tensors = leaves(problem)
+@pytest.mark.parametrize("height", [12, 37], ids=["blocks of sums", "two stretches"])
+@pytest.mark.parametrize("channels", [(176, 0, 176), (150, 29, 172)], ids=["whole vectors", "tails"])
+def test_gradients_of_wide_layers(engine_isa, two_threads, height, channels):
+    """Their sums of the weight gradient are larger than the caches: they are made block by block, or written and
+    fetched in other ways. The number of threads changes the blocks, and no bits."""
+    problem = Problem(B=1, C1=channels[0], C2=channels[1], O=channels[2], H=height, W=38)
+    tensors, found = leaves(problem), []
     check_gradients(problem, tensors, problem.run(tensors))
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        y = problem.run(tensors)
+        found.append(gradients(y, tensors, torch.ones_like(y)))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 @pytest.mark.parametrize("outputs", [40, 64], ids=["staged", "aligned"])

@@ -4,10 +4,11 @@
 //
 // Narrow layers: a task owns the sums of one lane, a range of tiles, and transforms and multiplies them block by block; lanes
 // are added at the end. Wide layers, whose sums are too large for lanes: the threads transform a stretch of tiles together,
-// short enough for the shared cache, then each multiplies for points of its own. Sums start from zero every kSumTiles tiles at
-// most and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
+// short enough for the shared cache, then each multiplies for points of its own. Where one stretch has all tiles, each thread
+// makes filters of its own instead, from sums that never leave its cache. Sums start from zero every kSumTiles tiles at most
+// and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
+#include "conv3x3/gradient_filters.h"
 #include "conv3x3/gradient_tiles.h"
-#include "conv3x3/lanes_of_tiles.h"
 #include "conv3x3/output.h"
 #include "core/parallel.h"
 
@@ -16,35 +17,42 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
+constexpr int64_t kBlockInputs = 48;  // of the sums that a thread makes at once where they do not leave it
 
 struct Layout {
-    bool shared;                                        // V and D of all threads
-    int64_t lanes, tiles;                               // tiles: transformed at once, at most
-    int64_t v_row, v_plane, d_row, d_plane, sum_plane;  // floats
-    int64_t lane, bias;                                 // sums[lane][point][input][column], bias[lane][column]
-    int64_t scratch, thread_floats, d, zeros, floats;   // d and zeros from the beginning of a thread's scratch
+    enum { by_lanes, by_stretches, by_blocks } way;
+    SumsLayout sums;
+    int64_t tiles;                                     // transformed at once, at most
+    int64_t v_row, v_plane, d_row, d_plane;            // floats
+    int64_t bias;                                      // bias[lane][column]
+    int64_t scratch, thread_floats, d, zeros, floats;  // d and zeros from the beginning of a thread's scratch
 
     explicit Layout(const Conv3x3GradWeight& call) {
         constexpr int64_t item = sizeof(float);
         const int64_t all = call.geometry.tiles();
         v_row = source_columns(call.sources);
         d_row = source_columns(call.gradients);
-        sum_plane = round_up((call.sources.channels() + 3) * d_row, 32) + 16;  // add_products may write three rows too many
-        lane = kPoints * sum_plane;
-        shared = lane * item > kLaneBytes;
-        lanes = shared ? 1 : lanes_of_sums(all, lane * item);
+        sums = SumsLayout(1, call.sources.channels(), d_row);
+        way = sums.lane * item > kLaneBytes ? by_stretches : by_lanes;
         tiles = kSumTiles;
-        if (shared) tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch_bytes(lane * item)));
+        if (way == by_lanes)
+            sums.lanes = lanes_of_sums(all, sums.lane * item);
+        else
+            tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch_bytes(sums.lane * item)));
+        if (way == by_stretches && tiles == all) {
+            way = by_blocks;
+            sums = SumsLayout(1, kBlockInputs, kTileVectors * kL);
+        }
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = tiles * v_row + 16;
         d_plane = tiles * d_row + 16;
         const int64_t wide = widest(call.sources), wide_gradients = widest(call.gradients);
-        bias = lanes * lane;
-        scratch = round_up(bias + lanes * d_row, 16);
+        bias = (way == by_blocks ? call.threads : sums.lanes) * sums.lane;
+        scratch = round_up(bias + sums.lanes * d_row, 16);
         d = kPoints * v_plane;
         zeros = d + (kPoints + 1) * d_plane;
         thread_floats = round_up(zeros + (wide > wide_gradients ? wide : wide_gradients) + kL, 16);
-        floats = scratch + (shared ? 1 : call.threads) * thread_floats;
+        floats = scratch + (way == by_lanes ? call.threads : 1) * thread_floats;
     }
 };
 
@@ -99,21 +107,22 @@ enum class Sums { fresh, streamed, near, far };
 
 // sums[c, 0:NV*L] (+)= sum over tiles of V[t, c] * D[t, 0:NV*L] for MR inputs c.
 template <int MR, int NV>
-inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t tiles, float* sums, Sums state) {
+inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t tiles, float* sums, int64_t row,
+                     Sums state) {
     V acc[MR][NV];
     clear<float>(acc);
     if (state == Sums::far) {
 #pragma GCC unroll 12
         for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; j++) __builtin_prefetch(sums + i * d_row + j * kL, 1);
+            for (int j = 0; j < NV; j++) __builtin_prefetch(sums + i * row + j * kL, 1);
     }
     multiply<FmaStep<float>, MR, NV>(acc, v, 1, v_row, d, d_row, tiles);
 #pragma GCC unroll 12
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) {
-            float* at = sums + i * d_row + j * kL;
+            float* at = sums + i * row + j * kL;
             if (state == Sums::streamed)
                 stream_vec(at, acc[i][j]);
             else
@@ -122,34 +131,32 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
 }
 
 template <int NV>
-inline void add_products(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles, float* sums,
-                         Sums state) {
+inline void add_products(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles,
+                         float* sums, int64_t row, Sums state) {
     constexpr int MR = tile_rows(NV), kRest = MR == 12 ? 8 : 4;
     int64_t c = 0;
-    for (; c + MR <= inputs; c += MR) add_rows<MR, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, state);
-    for (; c + 4 < inputs && kRest == 8; c += 8) add_rows<kRest, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, state);
-    for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * d_row, state);
+    for (; c + MR <= inputs; c += MR) add_rows<MR, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
+    for (; c + 4 < inputs && kRest == 8; c += 8) add_rows<kRest, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
+    for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
 }
 
-// Point `p` of the planes in scratch, one block of columns, `tiles` tiles; sums: of that point. add: to sums that are there.
-void add_columns(const Conv3x3GradWeight& call, const Layout& at, int64_t p, Range vectors, int64_t tiles, bool add,
-                 const float* scratch, float* sums) {
-    const int64_t inputs = call.sources.channels(), parts = parts_of(tiles, kSumTiles);
-    sums += vectors.begin * kL;
+// Of point `p` of the planes in scratch, `tiles` tiles: the sums of these inputs and of one block of columns, `row` floats from
+// input to input, which are in the state `before`.
+void add_columns(const Layout& at, int64_t p, Range inputs, Range vectors, int64_t tiles, const float* scratch, float* sums,
+                 int64_t row, Sums before) {
+    const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin;
     for (int64_t i = 0; i < parts; i++) {
         const Range part = part_of(tiles, parts, i);
-        const float* v = scratch + p * at.v_plane + part.begin * at.v_row;
+        const float* v = scratch + p * at.v_plane + part.begin * at.v_row + inputs.begin;
         const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vectors.begin * kL;
         const int64_t count = part.end - part.begin;
-        const bool is_far = i == 0 && at.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
-        const bool streams = is_far && parts == 1 && at.tiles < call.geometry.tiles();  // added to by the next stretch
-        const Sums state = i > 0 || add ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
+        const Sums state = i > 0 ? Sums::near : before;
         switch (vectors.end - vectors.begin) {
-            case 1: add_products<1>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
-            case 2: add_products<2>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
+            case 1: add_products<1>(v, at.v_row, d, at.d_row, count_inputs, count, sums, row, state); break;
+            case 2: add_products<2>(v, at.v_row, d, at.d_row, count_inputs, count, sums, row, state); break;
 #if FASTDS_MANY_REGISTERS
-            case 3: add_products<3>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
-            case 4: add_products<4>(v, at.v_row, d, at.d_row, inputs, count, sums, state); break;
+            case 3: add_products<3>(v, at.v_row, d, at.d_row, count_inputs, count, sums, row, state); break;
+            case 4: add_products<4>(v, at.v_row, d, at.d_row, count_inputs, count, sums, row, state); break;
 #endif
         }
     }
@@ -171,7 +178,7 @@ void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, f
 }
 
 void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, float* work, float* scratch) {
-    const Range all = part_of(call.geometry.tiles(), at.lanes, lane);
+    const Range all = part_of(call.geometry.tiles(), at.sums.lanes, lane);
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
     const int64_t stretches = parts_of(all.end - all.begin, at.tiles);
     for (int64_t i = 0; i < stretches; i++) {
@@ -182,9 +189,12 @@ void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, flo
         transform_gradients(call, at, first, {0, count}, scratch);
         add_bias(at, count, i > 0, scratch, work + at.bias + lane * at.d_row);
         for (int64_t p = 0; p < kPoints; p++)
-            for (int64_t b = 0; b < cut.blocks; b++)
-                add_columns(call, at, p, part_of(cut.vectors, cut.blocks, b), count, i > 0, scratch,
-                            work + lane * at.lane + p * at.sum_plane);
+            for (int64_t b = 0; b < cut.blocks; b++) {
+                const Range vectors = part_of(cut.vectors, cut.blocks, b);
+                float* sums = work + lane * at.sums.lane + p * at.sums.plane + vectors.begin * kL;
+                add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums, at.sums.row,
+                            i > 0 ? Sums::near : Sums::fresh);
+            }
     }
 }
 
@@ -193,95 +203,95 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = work + at.scratch + thread * at.thread_floats;
             __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
-            const Range lanes = part_of(at.lanes, call.threads, thread);
+            const Range lanes = part_of(at.sums.lanes, call.threads, thread);
             for (int64_t lane = lanes.begin; lane < lanes.end; lane++) run_lane(call, at, lane, work, scratch);
         }
     });
 }
 
+// A stretch of tiles into V and D, by all threads together.
+void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range stretch, float* scratch) {
+    const int64_t count = stretch.end - stretch.begin;
+    parallel_for(count, call.threads, [&](int64_t begin, int64_t end) {
+        transform_inputs(call, at, stretch.begin, {begin, end}, scratch);
+        transform_gradients(call, at, stretch.begin, {begin, end}, scratch);
+    });
+    clear_inputs_behind(at, count, scratch);
+}
+
 void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work) {
-    const int64_t all = call.geometry.tiles();
+    const int64_t all = call.geometry.tiles(), stretches = parts_of(all, at.tiles);
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
+    const bool is_far = at.sums.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
     float* scratch = work + at.scratch;
-    __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
-    const int64_t stretches = parts_of(all, at.tiles);
     for (int64_t i = 0; i < stretches; i++) {
         const Range stretch = part_of(all, stretches, i);
-        const int64_t first = stretch.begin, count = stretch.end - first;
-        parallel_for(count, call.threads, [&](int64_t begin, int64_t end) {
-            transform_inputs(call, at, first, {begin, end}, scratch);
-            transform_gradients(call, at, first, {begin, end}, scratch);
-        });
-        clear_inputs_behind(at, count, scratch);
+        const int64_t count = stretch.end - stretch.begin;
+        transform_stretch(call, at, stretch, scratch);
+        const bool streams = is_far && count <= kSumTiles;  // added to by the next stretch alone
+        const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
                 const int64_t p = task / cut.blocks;
-                if (p == kPoints)
+                if (p == kPoints) {
                     add_bias(at, count, i > 0, scratch, work + at.bias);
-                else
-                    add_columns(call, at, p, part_of(cut.vectors, cut.blocks, task % cut.blocks), count, i > 0, scratch,
-                                work + p * at.sum_plane);
+                } else {
+                    const Range vectors = part_of(cut.vectors, cut.blocks, task % cut.blocks);
+                    float* sums = work + p * at.sums.plane + vectors.begin * kL;
+                    add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums, at.sums.row, before);
+                }
             }
             stream_fence();
         });
     }
 }
 
-// G^T sums G of one input and a vector of columns, of all lanes.
-inline void finish_taps(const Layout& at, const float* sums, float (&taps)[9][kL]) {
-    V half[3][6];
-#pragma GCC unroll 6
-    for (int q = 0; q < 6; q++) {
-        V u[6], g[3];
-#pragma GCC unroll 6
-        for (int r = 0; r < 6; r++) {
-            const float* lanes = sums + (r * 6 + q) * at.sum_plane;
-            u[r] = load_vec<kL>(lanes);
-            for (int64_t lane = 1; lane < at.lanes; lane++) u[r] += load_vec<kL>(lanes + lane * at.lane);
-        }
-        transform_weight_adjoint(u, g);
-#pragma GCC unroll 3
-        for (int r = 0; r < 3; r++) half[r][q] = g[r];
-    }
-#pragma GCC unroll 3
-    for (int r = 0; r < 3; r++) {
-        V g[3];
-        transform_weight_adjoint(half[r], g);
-#pragma GCC unroll 3
-        for (int q = 0; q < 3; q++) store_vec<kL>(taps[r * 3 + q], g[q]);
-    }
-}
-
-// Filters of a vector of columns and as many inputs into grad_weight (O, C, 3, 3), dense: 9 numbers of each input follow each
-// other, so vectors of (input, tap) are made of vectors of columns. sums: of those inputs and columns.
-template <class T>
-void finish_filters(const Conv3x3GradWeight& call, const Layout& at, Range inputs, Range columns, const float* sums) {
-    const ColumnMap outputs{call.gradients.channels(), call.shuffle};
-    const int64_t numbers = (inputs.end - inputs.begin) * 9;
-    float taps[kL][9][kL] = {};
-    for (int64_t i = 0; i < inputs.end - inputs.begin; i++) finish_taps(at, sums + i * at.d_row, taps[i]);
-    for (int64_t first = 0; first < numbers; first += kL) {
-        V square[kL];
-        for (int i = 0; i < kL; i++) square[i] = load_vec<kL>(taps[0][0] + (first + i) * kL);
-        turn_rows(square);
-        for (int64_t i = 0; i < columns.end - columns.begin; i++) {
-            const int64_t filter = outputs.output(columns.begin + i) * call.sources.channels() + inputs.begin;
-            store_first<kL>(static_cast<T*>(call.grad_weight) + filter * 9 + first, square[i], numbers - first);
-        }
-    }
-}
-
 template <class T>
 void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) {
-    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels(), vectors = parts_of(outputs, kL);
-    parallel_for(parts_of(inputs, kL) * vectors, call.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) {
-            const int64_t c = i / vectors * kL, column = i % vectors * kL;
-            finish_filters<T>(call, at, {c, least(c + kL, inputs)}, {column, least(column + kL, outputs)},
-                              work + c * at.d_row + column);
+    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels();
+    parallel_for(parts_of(inputs, kL), call.threads, [&](int64_t begin, int64_t end) {
+        finish_block<T>(call, at.sums, {begin * kL, least(end * kL, inputs)}, {0, outputs}, work + begin * kL * at.sums.row);
+    });
+}
+
+// All sums of some inputs and of one block of columns, and the filters they give, one such block after the other.
+template <class T>
+void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
+    const int64_t all = call.geometry.tiles(), inputs = call.sources.channels(), outputs = call.gradients.channels();
+    const ColumnBlocks cut = column_blocks<float>(outputs);
+    int64_t rows = kBlockInputs;
+    while (rows > kL && parts_of(inputs, rows) * cut.blocks < 4 * call.threads) rows -= kL;
+    const int64_t tasks = parts_of(inputs, rows) * cut.blocks;
+    float* scratch = work + at.scratch;
+    transform_stretch(call, at, {0, all}, scratch);
+    add_bias(at, all, false, scratch, work + at.bias);
+    parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; thread++) {
+            float* sums = work + thread * at.sums.lane;
+            const Range own = part_of(tasks, call.threads, thread);
+            for (int64_t task = own.begin; task < own.end; task++) {
+                const int64_t first = task / cut.blocks * rows;
+                const Range some{first, least(first + rows, inputs)};
+                const Range vectors = part_of(cut.vectors, cut.blocks, task % cut.blocks);
+                for (int64_t p = 0; p < kPoints; p++)
+                    add_columns(at, p, some, vectors, all, scratch, sums + p * at.sums.plane, at.sums.row, Sums::fresh);
+                finish_block<T>(call, at.sums, some, {vectors.begin * kL, least(vectors.end * kL, outputs)}, sums);
+            }
         }
     });
-    finish_bias<T>(call, work + at.bias, at.lanes, at.d_row);
+}
+
+template <class T>
+void run(const Conv3x3GradWeight& call, const Layout& at, float* work) {
+    float* scratch = work + at.scratch;
+    if (at.way != Layout::by_lanes) __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
+    if (at.way == Layout::by_blocks) {
+        run_blocks<T>(call, at, work);
+    } else {
+        (at.way == Layout::by_lanes ? run_lanes : run_stretches)(call, at, work);
+        finish<T>(call, at, work);
+    }
+    finish_bias<T>(call, work + at.bias, at.sums.lanes, at.d_row);
 }
 
 }  // namespace
@@ -292,14 +302,10 @@ int64_t conv3x3_grad_weight_bytes(const Conv3x3GradWeight& call) {
 
 void conv3x3_grad_weight(const Conv3x3GradWeight& call, float* work) {
     const Layout at(call);
-    if (at.shared)
-        run_stretches(call, at, work);
-    else
-        run_lanes(call, at, work);
     switch (call.dtype) {
-        case f32: return finish<float>(call, at, work);
-        case f16: return finish<Half>(call, at, work);
-        case bf16: return finish<BFloat16>(call, at, work);
+        case f32: return run<float>(call, at, work);
+        case f16: return run<Half>(call, at, work);
+        case bf16: return run<BFloat16>(call, at, work);
         case f64: break;
     }
 }

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// The last step of the weight gradient in the Winograd domain: filters G^T sums G from the sums over tiles.
+#pragma once
+#include "conv3x3/lanes_of_tiles.h"
+#include "conv3x3/output.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// sums[lane][point][input][column], in floats.
+struct SumsLayout {
+    int64_t lanes, row, plane, lane;
+
+    SumsLayout() = default;
+    SumsLayout(int64_t lanes, int64_t inputs, int64_t columns)
+        : lanes(lanes),
+          row(columns),
+          plane(round_up((inputs + 3) * columns, 32) + 16),  // add_products may write three rows too many
+          lane(kPoints * plane) {}
+};
+
+// G^T sums G of one input and a vector of columns, of all lanes.
+inline void finish_taps(const SumsLayout& at, const float* sums, float (&taps)[9][kL]) {
+    V half[3][6];
+#pragma GCC unroll 6
+    for (int q = 0; q < 6; q++) {
+        V u[6], g[3];
+#pragma GCC unroll 6
+        for (int r = 0; r < 6; r++) {
+            const float* lanes = sums + (r * 6 + q) * at.plane;
+            u[r] = load_vec<kL>(lanes);
+            for (int64_t lane = 1; lane < at.lanes; lane++) u[r] += load_vec<kL>(lanes + lane * at.lane);
+        }
+        transform_weight_adjoint(u, g);
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; r++) half[r][q] = g[r];
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; r++) {
+        V g[3];
+        transform_weight_adjoint(half[r], g);
+#pragma GCC unroll 3
+        for (int q = 0; q < 3; q++) store_vec<kL>(taps[r * 3 + q], g[q]);
+    }
+}
+
+// Filters of a vector of columns and as many inputs into grad_weight (O, C, 3, 3), dense: 9 numbers of each input follow each
+// other, so vectors of (input, tap) are made of vectors of columns. sums: of those inputs and columns.
+template <class T>
+void finish_filters(const Conv3x3GradWeight& call, const SumsLayout& at, Range inputs, Range columns, const float* sums) {
+    const ColumnMap outputs{call.gradients.channels(), call.shuffle};
+    const int64_t numbers = (inputs.end - inputs.begin) * 9;
+    float taps[kL][9][kL] = {};
+    for (int64_t i = 0; i < inputs.end - inputs.begin; i++) finish_taps(at, sums + i * at.row, taps[i]);
+    for (int64_t first = 0; first < numbers; first += kL) {
+        V square[kL];
+        for (int i = 0; i < kL; i++) square[i] = load_vec<kL>(taps[0][0] + (first + i) * kL);
+        turn_rows(square);
+        for (int64_t i = 0; i < columns.end - columns.begin; i++) {
+            const int64_t filter = outputs.output(columns.begin + i) * call.sources.channels() + inputs.begin;
+            store_first<kL>(static_cast<T*>(call.grad_weight) + filter * 9 + first, square[i], numbers - first);
+        }
+    }
+}
+
+// Those of a range of inputs and columns that both begin with a whole vector.
+template <class T>
+void finish_block(const Conv3x3GradWeight& call, const SumsLayout& at, Range inputs, Range columns, const float* sums) {
+    for (int64_t c = inputs.begin; c < inputs.end; c += kL)
+        for (int64_t column = columns.begin; column < columns.end; column += kL)
+            finish_filters<T>(call, at, {c, least(c + kL, inputs.end)}, {column, least(column + kL, columns.end)},
+                              sums + (c - inputs.begin) * at.row + column - columns.begin);
+}
+
+}  // namespace
+}  // namespace FASTDS_ISA
+}  // namespace fastds
