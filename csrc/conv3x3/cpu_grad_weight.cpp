@@ -17,11 +17,11 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
-constexpr int64_t kBlockInputs = 48;  // of the sums that a thread makes at once where they do not leave it
+constexpr int64_t kBlockInputs = 48;  // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
 
 struct Layout {
     enum { by_lanes, by_stretches, by_blocks } way;
-    SumsLayout sums;
+    SumsLayout sums;                                   // by_blocks: of one thread's block
     int64_t tiles;                                     // transformed at once, at most
     int64_t v_row, v_plane, d_row, d_plane;            // floats
     int64_t bias;                                      // bias[lane][column]
@@ -248,9 +248,13 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
 
 template <class T>
 void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) {
-    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels();
-    parallel_for(parts_of(inputs, kL), call.threads, [&](int64_t begin, int64_t end) {
-        finish_block<T>(call, at.sums, {begin * kL, least(end * kL, inputs)}, {0, outputs}, work + begin * kL * at.sums.row);
+    const int64_t inputs = call.sources.channels(), outputs = call.gradients.channels(), vectors = parts_of(outputs, kL);
+    parallel_for(parts_of(inputs, kL) * vectors, call.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t c = i / vectors * kL, column = i % vectors * kL;
+            finish_filters<T>(call, at.sums, {c, least(c + kL, inputs)}, {column, least(column + kL, outputs)},
+                              work + c * at.sums.row + column);
+        }
     });
 }
 
