@@ -4,9 +4,9 @@
 //
 // Narrow layers: a task owns the sums of one lane, a range of tiles, and transforms and multiplies them block by block; lanes
 // are added at the end. Wide layers, whose sums are too large for lanes: the threads transform a stretch of tiles together,
-// short enough for the shared cache, then each multiplies for points of its own. Where one stretch has all tiles, each thread
-// makes filters of its own instead, from sums that never leave its cache. Sums start from zero every kSumTiles tiles at most
-// and are added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
+// short enough for the shared cache, then each multiplies for points of its own. Where there are few tiles, each thread makes
+// filters of its own instead, from sums that never leave its cache. Sums start from zero every kSumTiles tiles at most and are
+// added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
 #include "conv3x3/gradient_filters.h"
 #include "conv3x3/gradient_tiles.h"
 #include "conv3x3/output.h"
@@ -17,6 +17,7 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
+constexpr int64_t kBlockTiles = 96;   // more of them, read for every block, take longer than sums that are written and read
 constexpr int64_t kBlockInputs = 48;  // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
 
 struct Layout {
@@ -39,7 +40,7 @@ struct Layout {
             sums.lanes = lanes_of_sums(all, sums.lane * item);
         else
             tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch_bytes(sums.lane * item)));
-        if (way == by_stretches && tiles == all) {
+        if (way == by_stretches && tiles == all && all <= kBlockTiles) {
             way = by_blocks;
             sums = SumsLayout(1, kBlockInputs, kTileVectors * kL);
         }
@@ -228,7 +229,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
         const Range stretch = part_of(all, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
         transform_stretch(call, at, stretch, scratch);
-        const bool streams = is_far && count <= kSumTiles;  // added to by the next stretch alone
+        const bool streams = is_far && count <= kSumTiles && stretches > 1;  // added to by the next stretch alone
         const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++) {
