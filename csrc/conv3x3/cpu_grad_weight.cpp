@@ -9,7 +9,7 @@
 // added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
 #include "conv3x3/gradient_filters.h"
 #include "conv3x3/gradient_tiles.h"
-#include "conv3x3/output.h"
+#include "conv3x3/lanes_of_tiles.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -141,11 +141,11 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
     for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
 }
 
-// Of point `p` of the planes in scratch, `tiles` tiles: the sums of these inputs and of one block of columns, `row` floats from
-// input to input, which are in the state `before`.
+// Of point `p` of the planes in scratch, `tiles` tiles: the sums of these inputs and of one block of columns, which are in the
+// state `before`.
 void add_columns(const Layout& at, int64_t p, Range inputs, Range vectors, int64_t tiles, const float* scratch, float* sums,
-                 int64_t row, Sums before) {
-    const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin;
+                 Sums before) {
+    const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin, row = at.sums.row;
     for (int64_t i = 0; i < parts; i++) {
         const Range part = part_of(tiles, parts, i);
         const float* v = scratch + p * at.v_plane + part.begin * at.v_row + inputs.begin;
@@ -178,22 +178,34 @@ void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, f
     }
 }
 
+inline void clear_zeros(const Layout& at, float* scratch) {
+    __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
+}
+
+// A stretch of tiles into V and D, by so many threads together.
+void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range stretch, int threads, float* scratch) {
+    const int64_t count = stretch.end - stretch.begin;
+    parallel_for(count, threads, [&](int64_t begin, int64_t end) {
+        transform_inputs(call, at, stretch.begin, {begin, end}, scratch);
+        transform_gradients(call, at, stretch.begin, {begin, end}, scratch);
+    });
+    clear_inputs_behind(at, count, scratch);
+}
+
 void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, float* work, float* scratch) {
     const Range all = part_of(call.geometry.tiles(), at.sums.lanes, lane);
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
     const int64_t stretches = parts_of(all.end - all.begin, at.tiles);
     for (int64_t i = 0; i < stretches; i++) {
         const Range stretch = part_of(all.end - all.begin, stretches, i);
-        const int64_t first = all.begin + stretch.begin, count = stretch.end - stretch.begin;
-        transform_inputs(call, at, first, {0, count}, scratch);
-        clear_inputs_behind(at, count, scratch);
-        transform_gradients(call, at, first, {0, count}, scratch);
+        const int64_t count = stretch.end - stretch.begin;
+        transform_stretch(call, at, {all.begin + stretch.begin, all.begin + stretch.end}, 1, scratch);
         add_bias(at, count, i > 0, scratch, work + at.bias + lane * at.d_row);
         for (int64_t p = 0; p < kPoints; p++)
             for (int64_t b = 0; b < cut.blocks; b++) {
                 const Range vectors = part_of(cut.vectors, cut.blocks, b);
                 float* sums = work + lane * at.sums.lane + p * at.sums.plane + vectors.begin * kL;
-                add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums, at.sums.row,
+                add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums,
                             i > 0 ? Sums::near : Sums::fresh);
             }
     }
@@ -203,21 +215,11 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = work + at.scratch + thread * at.thread_floats;
-            __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
+            clear_zeros(at, scratch);
             const Range lanes = part_of(at.sums.lanes, call.threads, thread);
             for (int64_t lane = lanes.begin; lane < lanes.end; lane++) run_lane(call, at, lane, work, scratch);
         }
     });
-}
-
-// A stretch of tiles into V and D, by all threads together.
-void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range stretch, float* scratch) {
-    const int64_t count = stretch.end - stretch.begin;
-    parallel_for(count, call.threads, [&](int64_t begin, int64_t end) {
-        transform_inputs(call, at, stretch.begin, {begin, end}, scratch);
-        transform_gradients(call, at, stretch.begin, {begin, end}, scratch);
-    });
-    clear_inputs_behind(at, count, scratch);
 }
 
 void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work) {
@@ -225,10 +227,11 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
     const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
     const bool is_far = at.sums.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
     float* scratch = work + at.scratch;
+    clear_zeros(at, scratch);
     for (int64_t i = 0; i < stretches; i++) {
         const Range stretch = part_of(all, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
-        transform_stretch(call, at, stretch, scratch);
+        transform_stretch(call, at, stretch, call.threads, scratch);
         const bool streams = is_far && count <= kSumTiles && stretches > 1;  // added to by the next stretch alone
         const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {
@@ -239,7 +242,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
                 } else {
                     const Range vectors = part_of(cut.vectors, cut.blocks, task % cut.blocks);
                     float* sums = work + p * at.sums.plane + vectors.begin * kL;
-                    add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums, at.sums.row, before);
+                    add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums, before);
                 }
             }
             stream_fence();
@@ -268,7 +271,8 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     while (rows > kL && parts_of(inputs, rows) * cut.blocks < 4 * call.threads) rows -= kL;
     const int64_t tasks = parts_of(inputs, rows) * cut.blocks;
     float* scratch = work + at.scratch;
-    transform_stretch(call, at, {0, all}, scratch);
+    clear_zeros(at, scratch);
+    transform_stretch(call, at, {0, all}, call.threads, scratch);
     add_bias(at, all, false, scratch, work + at.bias);
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
@@ -279,7 +283,7 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
                 const Range some{first, least(first + rows, inputs)};
                 const Range vectors = part_of(cut.vectors, cut.blocks, task % cut.blocks);
                 for (int64_t p = 0; p < kPoints; p++)
-                    add_columns(at, p, some, vectors, all, scratch, sums + p * at.sums.plane, at.sums.row, Sums::fresh);
+                    add_columns(at, p, some, vectors, all, scratch, sums + p * at.sums.plane, Sums::fresh);
                 finish_block<T>(call, at.sums, some, {vectors.begin * kL, least(vectors.end * kL, outputs)}, sums);
             }
         }
@@ -288,8 +292,6 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
 
 template <class T>
 void run(const Conv3x3GradWeight& call, const Layout& at, float* work) {
-    float* scratch = work + at.scratch;
-    if (at.way != Layout::by_lanes) __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
     if (at.way == Layout::by_blocks) {
         run_blocks<T>(call, at, work);
     } else {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The last step of the weight gradient in the Winograd domain: filters G^T sums G from the sums over tiles.
 #pragma once
-#include "conv3x3/lanes_of_tiles.h"
 #include "conv3x3/output.h"
+#include "core/turn.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
