@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("native")
 
 
 def map_of(channels):
-    return (1, channels, 6, 7)
+    return (2, channels, 6, 7)
 
 
 def weight_of(outputs, inputs, size=3):

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conv3x3 of one small map in training, which "auto" leaves to torch's own convolution."""
+
+import pytest
+import torch
+from conv3x3_cases import Problem, gradients, leaves, relative_error
+
+import fastds
+from fastds.ops.impl.conv3x3 import op
+
+pytestmark = pytest.mark.usefixtures("native")
+
+ONE_MAP = {"B": 1, "C1": 5, "C2": 0, "O": 8}
+
+
+def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
+    """Of the graph's node that gives the result before what follows the convolution."""
+    tensors = leaves(problem)
+    return problem.run(tensors[:4] + [None], algorithm).grad_fn.name()
+
+
+@pytest.mark.parametrize("act", [None, "relu", "leaky_relu"], ids=str)
+@pytest.mark.parametrize("shuffle", [1, 2])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
+    """Against the reference in float64."""
+    problem = Problem(**ONE_MAP, act=act, shuffle=shuffle, residual=residual)
+    tensors = [t if t is None else t.requires_grad_() for t in problem.tensors(layout=layout)]
+    doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
+    before = [t if t is None else t.detach().clone() for t in tensors]
+    monkeypatch.setattr(op, "CONV3X3", None)  # not asked
+    y, expected = problem.run(tensors, "auto"), problem.expected(doubles)
+    assert relative_error(y, expected) < 1e-6
+    grad_y = torch.randn_like(y)
+    exact = gradients(expected, doubles, grad_y.double())
+    for got, wanted in zip(gradients(y, tensors, grad_y), exact, strict=True):
+        assert relative_error(got, wanted) < 2e-6
+    for tensor, kept in zip(tensors, before, strict=True):
+        assert tensor is None or torch.equal(tensor, kept)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"B": 2},
+        {"C1": 1, "H": 1, "W": op.SMALL + 1},
+        {"C2": 1},
+        {"padding_mode": "replicate"},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float64},
+    ],
+    ids=str,
+)
+def test_what_the_op_keeps(changes):
+    assert name_of_node(Problem(**{**ONE_MAP, **changes})) == "_Conv3x3Backward"
+
+
+def test_what_torch_gets():
+    largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.SMALL})
+    assert name_of_node(Problem(**ONE_MAP)) == name_of_node(largest) == "ConvolutionBackward0"
+
+
+def test_who_asks_for_the_op_gets_it(monkeypatch):
+    """By an algorithm or an implementation; and who compiles it or wants no gradients."""
+    monkeypatch.setattr(op, "F", None)  # not asked
+    problem = Problem(**ONE_MAP)
+    expected = problem.run(leaves(problem), "winograd")
+    with fastds.backend("native"):
+        torch.testing.assert_close(problem.run(leaves(problem), "auto"), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(problem.run(leaves(problem), "auto"), expected)
+    compiled = torch.compile(problem.run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(leaves(problem), "auto"), expected)
+
+
+@pytest.mark.parametrize(
+    ("k", "shape", "message"),
+    [(1, (8, 5, 5, 5), r"weight has shape \(8, 5, 5, 5\), expected"), (4, (1, 8, 9, 6), "residual has shape")],
+)
+def test_arguments_are_checked(k, shape, message):
+    tensors = leaves(Problem(**ONE_MAP))
+    tensors[k] = torch.zeros(shape, requires_grad=True)
+    with pytest.raises(ValueError, match=message):
+        Problem(**ONE_MAP).run(tensors, "auto")
