@@ -61,10 +61,12 @@ def share_where_it_pays(weight: Tensor, maps: Tensor) -> Tensor:
 
 def node_of(weight: Tensor):
     """In a backward pass the node of a weight that is shared, to which its gradient can be left, or None."""
+    node = weight.grad_fn
+    if not isinstance(node, _Shared._backward_cls):
+        return None
     compiled = sys.modules.get("torch._dynamo.compiled_autograd")
-    if getattr(compiled, "in_compiled_autograd_region", False):
-        return None  # every node has to give what it promised
-    return weight.grad_fn if isinstance(weight.grad_fn, _Shared._backward_cls) else None
+    # Where backward passes are compiled every node has to give what it promised.
+    return None if getattr(compiled, "in_compiled_autograd_region", False) else node
 
 
 def left_to_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | None = None) -> bool:
