@@ -47,16 +47,21 @@ FASTDS_HD void unturn(V (&rows)[N]) {
     }
 }
 
-// to[c * plane + x] = from[x * N + c]; reads and writes whole vectors, some numbers behind the last.
+// to[c * plane + x] = from[x * count + c], 1 < count <= N; reads and writes whole vectors, some numbers behind the last.
 template <int N>
-void unturn_pixels(const float* from, int64_t width, float* to, int64_t plane) {
+void unturn_pixels(const float* from, int64_t count, int64_t width, float* to, int64_t plane) {
     for (int64_t x = 0; x < width; x += kL) {
+        float numbers[N * kL];
+        for (int pixel = 0; count < N && pixel < kL; pixel++)
+            __builtin_memcpy(numbers + pixel * N, from + (x + pixel) * count, N * sizeof(float));
+        const float* next = count == N ? from + x * N : numbers;
         V rows[N];
 #pragma GCC unroll 8
-        for (int i = 0; i < N; i++) rows[i] = load_vec<kL>(from + x * N + i * kL);
+        for (int i = 0; i < N; i++) rows[i] = load_vec<kL>(next + i * kL);
         unturn(rows);
 #pragma GCC unroll 8
-        for (int i = 0; i < N; i++) store_vec<kL>(to + i * plane + x, rows[i]);
+        for (int i = 0; i < N; i++)
+            if (i < count) store_vec<kL>(to + i * plane + x, rows[i]);
     }
 }
 
@@ -88,10 +93,10 @@ inline void turn_pixels(const float* from, int64_t plane, int64_t count, int64_t
 // Row of `width` pixels, `count` channels of which lie side by side, into as many planes; work: kPlanes * width numbers and more.
 template <class T>
 void turn_row(const T* from, int64_t pixel, int64_t width, int64_t count, float* work, float* to, int64_t plane) {
-    if (pixel == count && (count == 2 || count == 4 || count == 8)) {
+    if (pixel == count && 1 < count && count <= 8) {
         widen(from, width * count, work);
-        if (count == 2) return unturn_pixels<2>(work, width, to, plane);
-        return count == 4 ? unturn_pixels<4>(work, width, to, plane) : unturn_pixels<8>(work, width, to, plane);
+        if (count == 2) return unturn_pixels<2>(work, count, width, to, plane);
+        return count <= 4 ? unturn_pixels<4>(work, count, width, to, plane) : unturn_pixels<8>(work, count, width, to, plane);
     }
     if constexpr (sizeof(T) == sizeof(float)) {
         turn(reinterpret_cast<const uint32_t*>(from), pixel, width, count, reinterpret_cast<uint32_t*>(to), plane);
