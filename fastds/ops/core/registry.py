@@ -21,7 +21,7 @@ from fastds.ops.core.backends import Backend, choose
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
-_WORTH_ASKING = 3 * 10**8  # products of a weight's gradient, see reached
+_WORTH_ASKING = 5 * 10**8  # products of a weight's gradient, see reached
 _USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, tuple, torch.dtype))  # types that hide no subclass
 
 
