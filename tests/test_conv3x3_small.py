@@ -29,7 +29,7 @@ def test_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
     tensors = [t if t is None else t.requires_grad_() for t in problem.tensors(layout=layout)]
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     before = [t if t is None else t.detach().clone() for t in tensors]
-    monkeypatch.setattr(op, "CONV3X3", None)  # not asked
+    monkeypatch.setattr(type(op.CONV3X3), "__call__", None)  # not asked
     y, expected = problem.run(tensors, "auto"), problem.expected(doubles)
     assert relative_error(y, expected) < 1e-6
     grad_y = torch.randn_like(y)
@@ -82,4 +82,11 @@ def test_arguments_are_checked(k, shape, message):
     tensors = leaves(Problem(**ONE_MAP))
     tensors[k] = torch.zeros(shape, requires_grad=True)
     with pytest.raises(ValueError, match=message):
+        Problem(**ONE_MAP).run(tensors, "auto")
+
+
+def test_sparse_maps_are_refused():
+    tensors = leaves(Problem(**ONE_MAP))
+    tensors[0] = tensors[0].detach().to_sparse()
+    with pytest.raises(TypeError, match="x is a tensor of layout torch.sparse_coo, expected a dense one"):
         Problem(**ONE_MAP).run(tensors, "auto")

@@ -16,7 +16,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastds.ops.core.arguments import check_dense
-from fastds.ops.core.backends import Backend, choose
+from fastds.ops.core.backends import Backend, choose, forced
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
@@ -212,6 +212,11 @@ def _intercepted(args: tuple, usual: frozenset) -> bool:
 def observed(*tensors: torch.Tensor) -> bool:
     """Whether functorch, a tracer, a dispatch mode or a subclass of Tensor wants to see what is done to the tensors."""
     return transforms_active() or _intercepted(tensors, _USUAL)
+
+
+def unasked(*tensors: torch.Tensor) -> bool:
+    """Whether nobody asks for an op of these tensors: for one of its implementations, or to see it called."""
+    return forced() is None and not (torch.compiler.is_compiling() or observed(*tensors))
 
 
 def _is_subclass(value) -> bool:

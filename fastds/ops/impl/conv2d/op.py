@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_count
-from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.registry import define, observed, reached
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.registry import define, reached, unasked
 from fastds.ops.impl.conv2d import kernels, reference
 from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.op import autocast_convolution, refusal
@@ -81,7 +81,7 @@ CONV2D_BACKWARD = define(
 def _is_left_to_torch(x, weight, bias, groups) -> bool:
     """Whether torch's own convolution is called in place of the op, whose result is channels_last: where that takes
     less time, and nobody watches or asks for an implementation."""
-    if forced() is not None or torch.compiler.is_compiling() or observed(x, weight):
+    if not unasked(x, weight):
         return False
     check_dense(("x", "weight", "bias"), (x, weight, bias))
     return not kernels.op_pays(x, weight, groups)

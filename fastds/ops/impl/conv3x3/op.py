@@ -16,6 +16,7 @@ from fastds.ops.core.arguments import (
     cast,
     cast_either,
     check_choice,
+    check_dense,
     check_filters,
     check_shape,
     check_slope,
@@ -23,8 +24,8 @@ from fastds.ops.core.arguments import (
     is_count,
     number,
 )  # fmt: skip
-from fastds.ops.core.backends import Backend, forced
-from fastds.ops.core.registry import define, observed, reached
+from fastds.ops.core.backends import Backend
+from fastds.ops.core.registry import define, reached, unasked
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current
 
@@ -292,7 +293,7 @@ def _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm) -> bool
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not (one_map and trained and x.dtype == weight.dtype == out_dtype == torch.float32):
         return False
-    return x.is_cpu and forced() is None and not (torch.compiler.is_compiling() or observed(x, weight))
+    return x.is_cpu and unasked(x, weight)
 
 
 def conv3x3(
@@ -361,6 +362,7 @@ def conv3x3(
     args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
     if _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm):
         check(*args)
+        check_dense(CONV3X3.arguments, args)
         y = F.conv2d(x, weight, bias, padding=1)
         return direct.finish(y, residual, act, slope, shuffle)
     return CONV3X3(*args)
