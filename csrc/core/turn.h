@@ -2,7 +2,7 @@
 // Rows and columns of a matrix exchanged. Squares of vectors are turned in registers: of 4-byte numbers as they are, of 2-byte
 // numbers with those of two rows as one number.
 #pragma once
-#include "core/simd.h"
+#include "core/lanes.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -28,25 +28,25 @@ constexpr int kTurn = kLanes<float>;
 using TurnRow = Vec<float, kTurn>;
 
 // The first n of kTurn numbers, zeros behind them; and the first n numbers of a vector.
-#if defined(__AVX512BW__)
 FASTDS_HD Vec<uint32_t, kTurn> load_row(const uint32_t* from, int64_t n) {
-    return (Vec<uint32_t, kTurn>)_mm512_maskz_loadu_epi32((1u << n) - 1, from);
+    return (Vec<uint32_t, kTurn>)load_lanes(reinterpret_cast<const float*>(from), static_cast<int>(n));
 }
+FASTDS_HD void store_row(uint32_t* to, TurnRow row, int64_t n) {
+    store_lanes(reinterpret_cast<float*>(to), row, static_cast<int>(n));
+}
+#if defined(__AVX512BW__)
 FASTDS_HD Vec<uint16_t, kTurn> load_row(const uint16_t* from, int64_t n) {
     return (Vec<uint16_t, kTurn>)_mm256_maskz_loadu_epi16((1u << n) - 1, from);
 }
-FASTDS_HD void store_row(uint32_t* to, TurnRow row, int64_t n) { _mm512_mask_storeu_epi32(to, (1u << n) - 1, (__m512i)row); }
 FASTDS_HD void store_row(uint16_t* to, TurnRow row, int64_t n) { _mm512_mask_storeu_epi16(to, (1ull << n) - 1, (__m512i)row); }
 #else
-template <class T>
-FASTDS_HD Vec<T, kTurn> load_row(const T* from, int64_t n) {
-    Vec<T, kTurn> row{};
+FASTDS_HD Vec<uint16_t, kTurn> load_row(const uint16_t* from, int64_t n) {
+    Vec<uint16_t, kTurn> row{};
     for (int64_t i = 0; i < n; i++) row[i] = from[i];
     return row;
 }
-template <class T>
-FASTDS_HD void store_row(T* to, TurnRow row, int64_t n) {
-    T numbers[sizeof(row) / sizeof(T)];
+FASTDS_HD void store_row(uint16_t* to, TurnRow row, int64_t n) {
+    uint16_t numbers[sizeof(row) / sizeof(uint16_t)];
     __builtin_memcpy(numbers, &row, sizeof(row));
     for (int64_t i = 0; i < n; i++) to[i] = numbers[i];
 }
