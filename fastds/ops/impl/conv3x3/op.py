@@ -287,13 +287,11 @@ def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
 def _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm) -> bool:
     """Whether torch's own convolution and its gradients run in place of the op: in training, for one small map, which
     torch convolves without a library and its start."""
-    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and 0 < x.numel() <= SMALL and x.dim() == 4):
-        return False
-    one_map = x.shape[0] == 1 and x2 is None and (padding_mode, algorithm) == ("zeros", "auto")
+    one_map = x.shape[0] == 1 and x.numel() <= SMALL and x2 is None
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not (one_map and trained and x.dtype == weight.dtype == out_dtype == torch.float32):
         return False
-    return x.is_cpu and unasked(x, weight)
+    return x.is_cpu and (padding_mode, algorithm) == ("zeros", "auto") and unasked(x, weight)
 
 
 def conv3x3(
@@ -360,9 +358,9 @@ def conv3x3(
     out_dtype = out_dtype or (x.dtype if isinstance(x, Tensor) else None)
     slope = number("negative_slope", negative_slope)
     args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
+    check(*args)
     if _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm):
-        check(*args)
         check_dense(CONV3X3.arguments, args)
         y = F.conv2d(x, weight, bias, padding=1)
         return direct.finish(y, residual, act, slope, shuffle)
-    return CONV3X3(*args)
+    return CONV3X3.trusted(*args)
