@@ -400,8 +400,12 @@ def test_product(problem):
     exact = leaves(problem, torch.float64)
     along = torch.randn_like(y)
     pairs = zip(gradients(y, tensors, along), gradients(problem.expected(exact), exact, along.double()), strict=True)
-    for got, right in [(y.detach(), expected), *pairs]:
-        assert (got.double() - right).norm() <= (0.03 if problem.dtype == torch.bfloat16 else 0.02) * right.norm()
+    bound = 0.03 if problem.dtype == torch.bfloat16 else 0.02
+    assert (y.detach().double() - expected).norm() <= bound * expected.norm()
+    if problem.act == "relu":  # rounding turns the sign of some sums near zero, and there the gradient is another
+        bound *= 2
+    for got, right in pairs:
+        assert (got.double() - right).norm() <= bound * right.norm()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -13,6 +13,9 @@ import torch
 from fastds.ops.impl.conv3x3 import costs as conv3x3
 
 PASSES = ("forward", "grad_x", "grad_weight")
+PASSES_WANTED = {  # by whether the gradients of x and of the weight are; a table, for small calls wait for it
+    (False, False): PASSES[:1], (True, False): PASSES[:2], (False, True): PASSES[::2], (True, True): PASSES,
+}  # fmt: skip
 SURE = 0.85  # times that differ less are not told apart
 PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
 MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out

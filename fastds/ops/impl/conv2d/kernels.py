@@ -45,8 +45,7 @@ def _pays(rule: Callable, of: str | tuple[str, ...], x: Tensor, weight: Tensor, 
 def op_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether the op takes less time than torch's convolution, with the gradients that will be asked for."""
     tracked = torch.is_grad_enabled()
-    wanted = True, tracked and x.requires_grad, tracked and weight.requires_grad
-    passes = tuple(direction for direction, want in zip(costs.PASSES, wanted, strict=True) if want)
+    passes = costs.PASSES_WANTED[tracked and x.requires_grad, tracked and weight.requires_grad]
     return _pays(costs.op_pays, passes, x, weight, groups)
 
 
