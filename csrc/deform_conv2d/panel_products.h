@@ -42,12 +42,12 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
                     Vec<A> acc[MR][NV];
                     clear<A>(acc);
                     multiply<Step>(acc, a + r * grad_row, grad_row, terms, b, NV * lanes * terms, padded / terms);
-#pragma GCC unroll 12
-                    for (int m = 0; m < MR; m++)
-#pragma GCC unroll 4
-                        for (int j = 0; j < NV; j++)
-                            store_first<lanes>(to + (r + m) * column_row + column + j * lanes, acc[m][j],
-                                               part.run_columns - column - j * lanes);
+                    A sums[MR * NV * lanes];
+                    store_tile(sums, acc);
+                    for (int64_t m = 0; m < MR; m++)
+                        for (int64_t c = 0; c < NV * lanes; c += lanes)
+                            store_first<lanes>(to + (r + m) * column_row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
+                                               part.run_columns - column - c);
                 }
                 b += NV * lanes * padded;
             };

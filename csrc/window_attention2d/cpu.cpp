@@ -6,6 +6,7 @@
 // pixels in registers and gives one vector of logits per column, `weigh` keeps as many sums in registers. The backward runs
 // once per query for grad_q and once per key for grad_k and grad_v, recomputing the logits: no two threads write one element.
 #include "core/parallel.h"
+#include "core/range.h"
 #include "core/simd.h"
 #include "core/vec_math.h"
 #include "window_attention2d/params.h"
@@ -241,13 +242,24 @@ void backward(const AttentionDims& d, const AttentionBackward& tensors, int thre
     });
 }
 
+#if defined(__AVX512F__)
+// Whether vectors of 8 pixels, as AVX2 has, read a quarter less of short rows than those of 16.
+bool half_vectors_pay(const AttentionDims& d) { return 4 * round_up(d.W, 8) <= 3 * round_up(d.W, 16); }
+#endif
+
 }  // namespace
 
 void window_attention2d_forward(const AttentionDims& dims, const AttentionForward& tensors, int threads) {
+#if defined(__AVX512F__)
+    if (half_vectors_pay(dims)) return avx2::window_attention2d_forward(dims, tensors, threads);
+#endif
     FASTDS_KERNEL_DTYPE_SWITCH(static_cast<DType>(dims.dtype), forward<scalar>(dims, tensors, threads))
 }
 
 void window_attention2d_backward(const AttentionDims& dims, const AttentionBackward& tensors, int threads) {
+#if defined(__AVX512F__)
+    if (half_vectors_pay(dims)) return avx2::window_attention2d_backward(dims, tensors, threads);
+#endif
     FASTDS_KERNEL_DTYPE_SWITCH(static_cast<DType>(dims.dtype), backward<scalar>(dims, tensors, threads))
 }
 
