@@ -30,14 +30,11 @@ FASTDS_HD void with_factor(int r, const Use& use) {
     }
 }
 
-// Whether values of a type are permuted in registers. Double precision is for checking, and without AVX-512 there is no
-// permutation of 16-bit lanes.
-#if defined(__AVX512BW__)
+// Whether values of a type are permuted in registers. Double precision is for checking. AVX2 has no permutation of 16-bit lanes,
+// but some instructions of two or three steps are still several times as fast as to fetch every number by itself.
+#if defined(__AVX2__)
 template <class T>
 constexpr bool kHasLanes = sizeof(T) <= 4;
-#elif defined(__AVX2__)
-template <class T>
-constexpr bool kHasLanes = sizeof(T) == 4;
 #else
 template <class T>
 constexpr bool kHasLanes = false;
@@ -118,8 +115,8 @@ FASTDS_HD void transpose_runs(V (&v)[P]) {
 }
 
 // R vectors of R lanes are transposed; AVX2's in two thirds of the instructions, shorter ones in more.
-template <int R, class V>
-constexpr bool kQuickTranspose = R == 8 && sizeof(V) == 32;
+template <int R, int N, class V>
+constexpr bool kQuickTranspose = R == 8 && N == R && sizeof(V) == 32;
 
 // v[0], v[1], ... is one sequence of R*N elements; afterwards v[j] holds its elements j, j + R, j + 2R, ... Of runs of Run
 // elements, which keep their order, with R a power of two: its runs.
@@ -128,7 +125,7 @@ FASTDS_HD void deinterleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == Run || R == 1) {
         return;  // one element or run per vector is in place already
-    } else if constexpr (Run == 1 && kQuickTranspose<R, V>) {
+    } else if constexpr (Run == 1 && kQuickTranspose<R, N, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
         static_assert(Run == 1, "runs of an odd number of vectors are not permuted");
@@ -154,7 +151,7 @@ FASTDS_HD void interleave(V (&v)[R]) {
     using L = lanes_of<N>;
     if constexpr (N == Run || R == 1) {
         return;
-    } else if constexpr (Run == 1 && kQuickTranspose<R, V>) {
+    } else if constexpr (Run == 1 && kQuickTranspose<R, N, V>) {
         transpose_runs<R, 1, N>(v);
     } else if constexpr (R % 2 == 1) {
         static_assert(Run == 1, "runs of an odd number of vectors are not permuted");
