@@ -133,7 +133,7 @@ FASTDS_HD void store_vec(BFloat16* p, Vec<float, N> v) {
         const auto bits = (Vec<uint32_t, N>)v;
         const auto rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
         const auto nan = (bits >> 16) | 0x40u;
-        const auto is_nan = (Vec<uint32_t, N>)((bits & 0x7fffffffu) > 0x7f800000u);
+        const auto is_nan = (Vec<uint32_t, N>)(v != v);
         const auto half = __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), Vec<uint16_t, N>);
         __builtin_memcpy(p, &half, sizeof(half));
     }
