@@ -31,15 +31,18 @@ def check_values(problem, y, expected):
     assert excess.max() <= 1, f"{problem}: {excess.max():.2f} times the bound"
 
 
-def check_gradients(problem, tensors, y):
-    """Against float64 with the activation's derivative taken from the stored result, as near 0 the signs may differ."""
+def pairs_of_gradients(problem, tensors, y):
+    """Those of y and those of float64 with the activation's derivative taken from y, as near 0 the signs may differ."""
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
-    got = gradients(y, tensors, grad_y)
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.1}[problem.act]
     linear = replace(problem, act=None).expected(doubles)
     expected = gradients(linear, doubles, torch.where(y > 0, grad_y, slope * grad_y.double()))
-    for grad, exact in zip(got, expected, strict=True):
+    return zip(gradients(y, tensors, grad_y), expected, strict=True)
+
+
+def check_gradients(problem, tensors, y):
+    for grad, exact in pairs_of_gradients(problem, tensors, y):
         stored = 0 if grad.dtype == torch.float32 else TOLERANCE[grad.dtype] * exact.abs()
         bound = 4e-5 * exact.pow(2).mean().sqrt() + 1e-6 + stored
         excess = (grad.double() - exact).abs() / bound
@@ -397,15 +400,8 @@ def test_product(problem):
         check_gradients(problem, tensors, y)
         return
     # As the library's kernels it rounds the weights to the dtype of the maps.
-    exact = leaves(problem, torch.float64)
-    along = torch.randn_like(y)
-    pairs = zip(gradients(y, tensors, along), gradients(problem.expected(exact), exact, along.double()), strict=True)
-    bound = 0.03 if problem.dtype == torch.bfloat16 else 0.02
-    assert (y.detach().double() - expected).norm() <= bound * expected.norm()
-    if problem.act == "relu":  # rounding turns the sign of some sums near zero, and there the gradient is another
-        bound *= 2
-    for got, right in pairs:
-        assert (got.double() - right).norm() <= bound * right.norm()
+    for got, right in [(y.detach(), expected), *pairs_of_gradients(problem, tensors, y)]:
+        assert (got.double() - right).norm() <= (0.03 if problem.dtype == torch.bfloat16 else 0.02) * right.norm()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

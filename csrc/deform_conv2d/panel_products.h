@@ -12,6 +12,14 @@ namespace {
 constexpr int64_t kPanel = 48, kTilePanel = 2 * kTileDepth;
 constexpr int64_t kLine = kTilePanel + kTileDepth;  // numbers from channel to channel of `lines`: an odd number of cache lines
 
+// Calls each(row, column, vector) for so many rows of a tile of NV vectors in memory.
+template <int NV, class A, class Each>
+FASTDS_HD void for_tile_vectors(const A* sums, int64_t rows, const Each& each) {
+    constexpr int64_t lanes = kLanes<A>;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < NV * lanes; c += lanes, sums += lanes) each(r, c, load_vec<lanes>(sums));
+}
+
 // columns = grad_y * packed for the n pixels of a panel and the parts of a slice.
 template <class Step>
 void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking blocking, int64_t slice, int64_t n,
@@ -27,13 +35,15 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
             A* to = columns + part.first + run * part.stride;
             const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
                 constexpr int NV = decltype(width)::value, MR = tile_rows(NV), lanes = kLanes<A>;
+                const auto write = [&](int64_t first, int64_t rows, const A* sums) {
+                    for_tile_vectors<NV>(sums, rows, [&](int64_t r, int64_t c, Vec<A> v) {
+                        store_first<lanes>(to + (first + r) * column_row + column + c, v, part.run_columns - column - c);
+                    });
+                };
                 if constexpr (terms > 1 && NV <= 2)
                     if (blocking.tiles) {
                         for_tile_sums<NV>({a, grad_row, padded / kTileDepth}, n, b, [&](int64_t first, const float* sums) {
-                            for (int64_t r = first; r < least(first + 2 * kTileRows, n); r++)
-                                for (int j = 0; j < NV; j++, sums += lanes)
-                                    store_first<lanes>(to + r * column_row + column + j * lanes, load_vec<lanes>(sums),
-                                                       part.run_columns - column - j * lanes);
+                            write(first, least(2 * kTileRows, n - first), sums);
                         });
                         b += NV * lanes * padded;
                         return;
@@ -44,10 +54,7 @@ void multiply_parts(const DeformConv2dDims& d, const Parts& parts, Blocking bloc
                     multiply<Step>(acc, a + r * grad_row, grad_row, terms, b, NV * lanes * terms, padded / terms);
                     A sums[MR * NV * lanes];
                     store_tile(sums, acc);
-                    for (int64_t m = 0; m < MR; m++)
-                        for (int64_t c = 0; c < NV * lanes; c += lanes)
-                            store_first<lanes>(to + (r + m) * column_row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
-                                               part.run_columns - column - c);
+                    write(r, MR, sums);
                 }
                 b += NV * lanes * padded;
             };
@@ -76,10 +83,9 @@ void add_weight(const DeformConv2dDims& d, const Parts& parts, int64_t slice, in
                     multiply<FmaStep<A>>(acc, a + o, 1, d.O, b + column, column_row, n);
                     A sums[MR * NV * lanes];
                     store_tile(sums, acc);
-                    for (int64_t m = 0; m < MR && o + m < out; m++)
-                        for (int64_t c = 0; c < NV * lanes; c += lanes)
-                            add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
-                                             part.run_columns - column - c);
+                    for_tile_vectors<NV>(sums, least(MR, out - o), [&](int64_t m, int64_t c, Vec<A> v) {
+                        add_first<lanes>(to + (o + m) * row + column + c, v, part.run_columns - column - c);
+                    });
                 }
             });
         }
@@ -116,10 +122,9 @@ inline void add_weight_on_tiles(const DeformConv2dDims& d, const Parts& parts, i
                         prefetch.fetch(2 * kTileRows);
                         const auto multiply = out - o > kTileRows ? add_pairs<2, NV> : add_pairs<1, NV>;
                         multiply(a + o * kLine, kLine, b + 2 * column, column_row, kTilePanel, true, sums, NV * lanes);
-                        for (int64_t m = 0; m < least(2 * kTileRows, out - o); m++)
-                            for (int64_t c = 0; c < NV * lanes; c += lanes)
-                                add_first<lanes>(to + (o + m) * row + column + c, load_vec<lanes>(sums + m * NV * lanes + c),
-                                                 part.run_columns - column - c);
+                        for_tile_vectors<NV>(sums, least(2 * kTileRows, out - o), [&](int64_t m, int64_t c, Vec<float> v) {
+                            add_first<lanes>(to + (o + m) * row + column + c, v, part.run_columns - column - c);
+                        });
                     }
             };
             for_column_blocks<float>(part.run_columns, add_block, Blocking{true}.vectors());

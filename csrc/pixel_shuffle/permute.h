@@ -30,8 +30,8 @@ FASTDS_HD void with_factor(int r, const Use& use) {
     }
 }
 
-// Whether values of a type are permuted in registers. Double precision is for checking. AVX2 has no permutation of 16-bit lanes,
-// but some instructions of two or three steps are still several times as fast as to fetch every number by itself.
+// Whether values of a type are permuted in registers. Double precision is for checking. AVX2 permutes 16-bit lanes in several
+// instructions, which are still two to four times as fast as fetching each value by itself.
 #if defined(__AVX2__)
 template <class T>
 constexpr bool kHasLanes = sizeof(T) <= 4;
