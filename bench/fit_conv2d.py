@@ -4,8 +4,8 @@
 Times engine and library on shapes drawn at random, forward and for each gradient, without the op around them, fits
 COSTS of fastds/ops/impl/conv2d/costs.py (seconds per unit of each term, none negative), and prints the table and what
 its choices lose against the quicker one on every third shape, which it is not fitted to. Run it on an idle machine,
-once per kind of machine; an AVX2 one is a newer one with --isa avx2 --dtypes float32, ONEDNN_MAX_CPU_ISA=AVX2 and
-MKL_ENABLE_INSTRUCTIONS=AVX2.
+once per kind of machine; an AVX2 one is a newer one with --isa avx2, ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2
+and MKL_ENABLE_INSTRUCTIONS=AVX2, and --flops 2e8 for bfloat16, for which torch takes seconds there for the largest.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 import fastds
 from bench import in_turn
-from bench.sweep import draw_conv2d_shape
+from bench.sweep import MOST_FLOPS, draw_conv2d_shape
 from fastds.ops.core import native
 from fastds.ops.impl.conv2d import kernels
 from fastds.ops.impl.conv2d.costs import PASSES, SURE, terms
@@ -29,9 +29,9 @@ Row = tuple[tuple[int, ...], float, float]  # shape, seconds of engine and libra
 ROUNDS = 30  # of weights that make squared errors absolute ones
 
 
-def drawn(count: int, seed: int) -> Iterator[tuple[int, ...]]:
+def drawn(count: int, seed: int, most_flops: float) -> Iterator[tuple[int, ...]]:
     rng = random.Random(seed)
-    return (draw_conv2d_shape(rng) for _ in range(count))
+    return (draw_conv2d_shape(rng, most_flops) for _ in range(count))
 
 
 def measured(shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Row:
@@ -74,10 +74,10 @@ def fitted(matrix: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     return costs
 
 
-def print_costs(rows: list[Row], direction: str) -> None:
+def print_costs(rows: list[Row], direction: str, dtype: torch.dtype) -> None:
     """The entry of COSTS, and the time of its choices over the quicker one's."""
     isa = native.module().isa()
-    matrices = [np.array(m, float) for m in zip(*(terms(direction, isa, *row[0]) for row in rows), strict=True)]
+    matrices = [np.array(m, float) for m in zip(*(terms(direction, isa, dtype, *row[0]) for row in rows), strict=True)]
     seconds = np.array([row[1:] for row in rows]).T
     tested = np.arange(len(rows)) % 3 == 2
     costs = [fitted(m[~tested], s[~tested]) for m, s in zip(matrices, seconds, strict=True)]
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--isa", default=None, help="of the engine; default: the best of the machine")
+    parser.add_argument("--flops", type=float, default=MOST_FLOPS, help="of the largest shape drawn")
     options = parser.parse_args()
     if options.isa:
         native.module().set_isa(options.isa)
@@ -108,8 +109,8 @@ def main() -> None:
         kind = getattr(torch, dtype)
         print(f"    ({machine(native.module().isa(), kind)!r}, {dtype!r}): {{")
         for direction in PASSES:
-            rows = [measured(shape, kind, direction) for shape in drawn(options.shapes, options.seed)]
-            print_costs(rows, direction)
+            rows = [measured(shape, kind, direction) for shape in drawn(options.shapes, options.seed, options.flops)]
+            print_costs(rows, direction, kind)
         print("    },", flush=True)
 
 

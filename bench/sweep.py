@@ -119,14 +119,14 @@ def draw_conv1x1(rng: random.Random) -> Case:
     return Case(text, (x, normal(batch, more, height, width), weight, bias), ours, peers)
 
 
-def draw_conv2d_shape(rng: random.Random) -> tuple[int, ...]:
+def draw_conv2d_shape(rng: random.Random, most_flops: float = MOST_FLOPS) -> tuple[int, ...]:
     """Batch, inputs and outputs of a group, height, width, size of the kernel, groups."""
     while True:
         (batch, height, width), groups = maps(rng), rng.choice((1, 1, 2, 4, 8))
         inputs, outputs, size = log_uniform(rng, 1, 256), log_uniform(rng, 1, 256), rng.choice((3, 5, 5, 7, 7, 9, 11))
         points = groups * batch * height * width
         flops = 2.0 * points * inputs * outputs * size**2
-        if points * max(inputs, outputs) <= MOST_NUMBERS and flops <= MOST_FLOPS:
+        if points * max(inputs, outputs) <= MOST_NUMBERS and flops <= most_flops:
             return batch, inputs, outputs, height, width, size, groups
 
 

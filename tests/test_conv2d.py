@@ -263,9 +263,16 @@ def test_costs_of_every_machine(monkeypatch, kind, dtype, direction):
 
 
 def test_the_gradient_of_x_costs_what_the_turned_convolution_does():
-    assert costs.terms("grad_x", "avx512", 2, 5, 40, 9, 8, 7, 3) == costs.terms(
-        "forward", "avx512", 2, 40, 5, 9, 8, 7, 3
-    )
+    kind = "avx512", torch.float32
+    assert costs.terms("grad_x", *kind, 2, 5, 40, 9, 8, 7, 3) == costs.terms("forward", *kind, 2, 40, 5, 9, 8, 7, 3)
+
+
+@pytest.mark.parametrize("passes, outputs, pays", [
+    ("forward", 1, False), ("forward", 64, True), ("grad_weight", 1, False), ("grad_x", 1, True), ("grad_x", 64, True),
+])  # fmt: skip
+def test_few_outputs_in_bfloat16_with_avx2_are_left_to_torch(passes, outputs, pays):
+    """Which has no quick products there, but unfolds maps for one output as fast as the engine transforms them."""
+    assert costs.op_pays((passes,), "avx2", torch.bfloat16, 2, 255, outputs, 23, 10, 7, 1) is pays
 
 
 # ---- gradients of gradients, subsets

@@ -58,6 +58,20 @@ COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...
             (9.1e-05, 5.2e-10, 1.2e-11, 1.4e-12),
         ),
     },
+    ("avx2", "bfloat16"): {
+        "forward": (
+            (1.9e-05, 1.9e-05, 1.9e-10, 4.6e-12, 2.7e-10, 2.1e-10, 0),
+            (1.4e-05, 2.8e-09, 7.1e-11, 6.4e-11, 1.5e-08),
+        ),
+        "grad_x": (
+            (1.6e-05, 2.1e-05, 3.6e-10, 6.1e-12, 2.6e-10, 2.1e-10, 0),
+            (3.7e-05, 2.3e-09, 2.6e-09, 4.3e-10, 0),
+        ),
+        "grad_weight": (
+            (2.4e-05, 1.5e-05, 3.1e-10, 6.6e-12, 2.2e-10, 0, 0),
+            (2.8e-05, 2.2e-09, 6e-11, 6.9e-11, 2.1e-09),
+        ),
+    },
 }
 
 
@@ -70,31 +84,52 @@ def _rounded(channels: int, to: int = 16) -> int:
     return -(-channels // to) * to
 
 
-def terms(
-    direction: str, isa: str, batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:  # fmt: skip
-    """What the times of engine and library grow with.
-
-    Engine: the call, groups, transformed weights, multiplications, numbers read, numbers written, and transformed
-    weights of a group that come from memory. Library: the call, weights, multiplications, numbers read and written; for
-    grad_weight in place of those two sums that multiplications add to.
-
-    direction: one of PASSES; inputs, outputs: of one group."""
-    if direction == "grad_x":
-        inputs, outputs = outputs, inputs
-    blocks, points, tiles = blocks_of(size) ** 2, batch * height * width, batch * -(-height // 4) * -(-width // 4)
-    deep, wide = _rounded(inputs), _rounded(outputs)
+def _engine_terms(direction: str, inputs: int, outputs: int, tiles: int, size: int) -> tuple[int, ...]:
+    """The group, transformed weights, multiplications, numbers read, numbers written, and transformed weights from
+    memory."""
+    blocks, deep, wide = blocks_of(size) ** 2, _rounded(inputs), _rounded(outputs)
     weights, read, written = 36 * blocks * inputs * wide, 36 * blocks * deep * tiles, 36 * wide * tiles
     far = max(0, weights - conv3x3.CACHED_WEIGHTS)
-    lanes = size**2 * _rounded(outputs, 8 if isa == "avx2" else 16)
-    filters, products = lanes * deep, lanes * points
     if direction == "grad_weight":
-        engine = 1, weights, weights * tiles, read + written, 0, far
-        library = filters, inputs * products, products
+        return 1, weights, weights * tiles, read + written, 0, far
+    return 1, weights, weights * tiles, read, written, far
+
+
+def _library_terms(direction: str, inputs: int, outputs: int, points: int, size: int, lanes: int) -> tuple[float, ...]:
+    """Weights, multiplications, numbers read and written; for grad_weight in place of those two sums that
+    multiplications add to. lanes: of a vector."""
+    weights = size**2 * _rounded(outputs, lanes)
+    filters, products = weights * _rounded(inputs), weights * points
+    if direction == "grad_weight":
+        return filters, inputs * products, products
+    taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two
+    return filters, taken * products, inputs * points, outputs * points
+
+
+def _unfolded_terms(inputs: int, outputs: int, points: int, size: int) -> tuple[int, ...]:
+    """Pixels copied to a matrix of the taps at every pixel, its numbers, multiplications by it, results."""
+    taps = size**2 * points
+    return taps, taps * inputs, taps * inputs * outputs, outputs * points
+
+
+def terms(
+    direction: str, isa: str, dtype: torch.dtype,
+    batch: int, inputs: int, outputs: int, height: int, width: int, size: int, groups: int,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:  # fmt: skip
+    """What the times of engine and library grow with: the call and, for every group, the terms above.
+
+    oneDNN has no bfloat16 with AVX2; torch unfolds the maps there.
+
+    direction: one of PASSES; inputs, outputs: of one group."""
+    points, tiles = batch * height * width, batch * -(-height // 4) * -(-width // 4)
+    unfolded = _unfolded_terms(inputs, outputs, points, size)
+    if direction == "grad_x":
+        inputs, outputs = outputs, inputs
+    engine = _engine_terms(direction, inputs, outputs, tiles, size)
+    if dtype == torch.bfloat16 and conv3x3.machine(isa, dtype) == "avx2":
+        library: tuple[float, ...] = unfolded
     else:
-        taken = 1.5 * inputs if inputs < 3 else -(-inputs // 4) * 4  # oneDNN has kernels for one and two
-        engine = 1, weights, weights * tiles, read, written, far
-        library = filters, taken * products, inputs * points, outputs * points
+        library = _library_terms(direction, inputs, outputs, points, size, 8 if isa == "avx2" else 16)
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
 
@@ -118,12 +153,12 @@ def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, .
 
 def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
-    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, isa, *shape))
-    if "direct" not in conv3x3.usable(isa, dtype, direction != "forward"):
+    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, isa, dtype, *shape))
+    if dtype == torch.float16 and direction != "forward":  # a thousand times as long as in float32
         library = math.inf
     _, inputs, outputs, _, _, size, groups = shape
     if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
-        engine += PACKING * terms(direction, isa, *shape)[0][2]
+        engine += PACKING * terms(direction, isa, dtype, *shape)[0][2]
     return [engine, library]
 
 
