@@ -275,6 +275,14 @@ def test_few_outputs_in_bfloat16_with_avx2_are_left_to_torch(passes, outputs, pa
     assert costs.op_pays((passes,), "avx2", torch.bfloat16, 2, 255, outputs, 23, 10, 7, 1) is pays
 
 
+@pytest.mark.parametrize("has_products", [True, False])
+def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products):
+    on_a(monkeypatch, "amd")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products})
+    assert costs.engine_pays("forward", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1) is not has_products
+    assert costs.engine_pays("grad_x", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1)
+
+
 # ---- gradients of gradients, subsets
 
 

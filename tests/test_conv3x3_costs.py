@@ -112,6 +112,13 @@ def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
     costs.cheapest.cache_clear()
 
 
+@pytest.mark.parametrize(("has_products", "expected"), [(True, "direct"), (False, "winograd")])
+def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products, expected):
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "amd")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products})
+    assert costs.cheapest.__wrapped__("any", torch.float16, False, 8, 1, 32, 48, 55) == expected
+
+
 def test_auto_knows_that_planes_need_no_channels_last(monkeypatch):
     monkeypatch.setattr(costs, "machine", lambda isa, dtype: "amd")
     costs.cheapest.cache_clear()

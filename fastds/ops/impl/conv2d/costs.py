@@ -20,7 +20,6 @@ SURE = 0.85  # times that differ less are not told apart
 PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
 MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out
 CALL = 8e-6  # what a pass of the op takes longer than one of torch before it computes
-FITTED = ("amd", "float32")  # scaled for kinds of machines that are not in COSTS
 COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     ("amd", "float32"): {
         "forward": (
@@ -43,6 +42,12 @@ COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...
             (8.9e-05, 1.5e-10, 4.3e-12, 1.4e-10, 0),
         ),
         "grad_weight": ((1.2e-05, 2.3e-05, 7.5e-10, 1e-11, 5.2e-11, 0, 0), (9.5e-05, 5.8e-10, 5.1e-12, 1.6e-12)),
+    },
+    ("amd", "float16"): {
+        "forward": (
+            (1.3e-05, 1.2e-05, 1.5e-10, 8.8e-12, 6.7e-11, 5.6e-11, 0),
+            (1.3e-05, 2e-09, 1.1e-10, 4.8e-11, 9.5e-09),
+        ),
     },
     ("avx2", "float32"): {
         "forward": (
@@ -70,6 +75,12 @@ COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...
         "grad_weight": (
             (2.4e-05, 1.5e-05, 3.1e-10, 6.6e-12, 2.2e-10, 0, 0),
             (2.8e-05, 2.2e-09, 6e-11, 6.9e-11, 2.1e-09),
+        ),
+    },
+    ("avx2", "float16"): {
+        "forward": (
+            (1.4e-05, 1.1e-05, 1.3e-10, 3.8e-12, 2.3e-10, 1.1e-10, 0),
+            (9.7e-06, 1.9e-09, 4.6e-11, 5e-11, 9.1e-09),
         ),
     },
 }
@@ -118,15 +129,13 @@ def terms(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:  # fmt: skip
     """What the times of engine and library grow with: the call and, for every group, the terms above.
 
-    oneDNN has no bfloat16 with AVX2; torch unfolds the maps there.
-
     direction: one of PASSES; inputs, outputs: of one group."""
     points, tiles = batch * height * width, batch * -(-height // 4) * -(-width // 4)
     unfolded = _unfolded_terms(inputs, outputs, points, size)
     if direction == "grad_x":
         inputs, outputs = outputs, inputs
     engine = _engine_terms(direction, inputs, outputs, tiles, size)
-    if dtype == torch.bfloat16 and conv3x3.machine(isa, dtype) == "avx2":
+    if conv3x3.is_unfolded(isa, dtype):
         library: tuple[float, ...] = unfolded
     else:
         library = _library_terms(direction, inputs, outputs, points, size, 8 if isa == "avx2" else 16)
@@ -139,23 +148,25 @@ def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
 
 
 def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of engine and library. Where nobody measured them, as much longer than those of FITTED as products of conv3x3."""
-    name = "bfloat16" if dtype == torch.bfloat16 else "float32"
+    """Of engine and library. Where nobody measured them, as much longer than AMD's as products of conv3x3."""
+    is_own = dtype == torch.bfloat16 or conv3x3.is_unfolded(isa, dtype)
+    name = str(dtype).removeprefix("torch.") if is_own else "float32"
     key = conv3x3.machine(isa, dtype), name
     if key in COSTS:
         return COSTS[key][direction]
-    here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, FITTED))
+    fitted = "amd", "float16" if name == "float16" else "float32"
+    here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted))
     factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))
     return tuple(
-        tuple(factor * cost for cost in costs) for factor, costs in zip(factors, COSTS[FITTED][direction], strict=True)
+        tuple(factor * cost for cost in costs) for factor, costs in zip(factors, COSTS[fitted][direction], strict=True)
     )
 
 
 def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
+    if dtype == torch.float16 and direction != "forward":
+        return [0.0, math.inf]  # torch takes a thousand times as long as in float32
     engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, isa, dtype, *shape))
-    if dtype == torch.float16 and direction != "forward":  # a thousand times as long as in float32
-        library = math.inf
     _, inputs, outputs, _, _, size, groups = shape
     if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
         engine += PACKING * terms(direction, isa, dtype, *shape)[0][2]

@@ -147,6 +147,14 @@ def machine(isa: str, dtype: torch.dtype) -> str:
     return "amd" if "AMD" in has.get("cpu_name", "") else isa
 
 
+def is_unfolded(isa: str, dtype: torch.dtype) -> bool:
+    """Whether oneDNN has no convolution of the dtype, so that torch multiplies matrices of neighbourhoods: with few
+    outputs quick enough, else up to 40 times as long as the engine, and 700 times backward."""
+    if dtype == torch.float16:
+        return not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_fp16", False)
+    return dtype == torch.bfloat16 and machine(isa, dtype) == "avx2"
+
+
 # Maps in contiguous memory, which only planes are made from, are brought to channels_last: the call, bytes.
 TURN = (5e-6, 8e-11)
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
@@ -157,11 +165,9 @@ PASS = (2e-6, 1.5e-10)
 
 def usable(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[float, ...]]:
     """The row of COSTS, without what takes very much longer."""
-    kind, half = machine(isa, dtype), dtype == torch.float16
-    slow = dtype == torch.bfloat16 and kind == "avx2"
-    costs = COSTS[kind, "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
-    # Those of torch for float16 take as long as in float32, but a thousand times as long backward; for bfloat16 with
-    # AVX2 up to 700 times as long.
+    slow, half = is_unfolded(isa, dtype), dtype == torch.float16
+    costs = COSTS[machine(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
+    # Backward those of float16 take a thousand times as long as in float32.
     left_out = ("direct", "product") if slow else ("direct",) if half and backward else ()
     return {name: numbers for name, numbers in costs.items() if name not in left_out}
 
