@@ -278,7 +278,7 @@ def test_few_outputs_in_bfloat16_with_avx2_are_left_to_torch(passes, outputs, pa
 @pytest.mark.parametrize("has_products", [True, False])
 def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products):
     on_a(monkeypatch, "amd")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
     assert costs.engine_pays("forward", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1) is not has_products
     assert costs.engine_pays("grad_x", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1)
 

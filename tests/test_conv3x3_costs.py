@@ -115,7 +115,7 @@ def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
 @pytest.mark.parametrize(("has_products", "expected"), [(True, "direct"), (False, "winograd")])
 def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_products, expected):
     monkeypatch.setattr(costs, "machine", lambda isa, dtype: "amd")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
     assert costs.cheapest.__wrapped__("any", torch.float16, False, 8, 1, 32, 48, 55) == expected
 
 

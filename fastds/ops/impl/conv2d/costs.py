@@ -131,14 +131,13 @@ def terms(
 
     direction: one of PASSES; inputs, outputs: of one group."""
     points, tiles = batch * height * width, batch * -(-height // 4) * -(-width // 4)
-    unfolded = _unfolded_terms(inputs, outputs, points, size)
-    if direction == "grad_x":
-        inputs, outputs = outputs, inputs
-    engine = _engine_terms(direction, inputs, outputs, tiles, size)
-    if conv3x3.is_unfolded(isa, dtype):
-        library: tuple[float, ...] = unfolded
-    else:
-        library = _library_terms(direction, inputs, outputs, points, size, 8 if isa == "avx2" else 16)
+    turned = (outputs, inputs) if direction == "grad_x" else (inputs, outputs)
+    engine = _engine_terms(direction, *turned, tiles, size)
+    library: tuple[float, ...] = (
+        _unfolded_terms(inputs, outputs, points, size)
+        if conv3x3.is_unfolded(isa, dtype)
+        else _library_terms(direction, *turned, points, size, 8 if isa == "avx2" else 16)
+    )
     return (1, *(groups * term for term in engine)), (1, *(groups * term for term in library))
 
 
@@ -164,12 +163,13 @@ def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, .
 
 def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
-    if dtype == torch.float16 and direction != "forward":
-        return [0.0, math.inf]  # torch takes a thousand times as long as in float32
-    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), terms(direction, isa, dtype, *shape))
+    if conv3x3.is_hopeless(dtype, direction != "forward"):
+        return [0.0, math.inf]
+    counts = terms(direction, isa, dtype, *shape)
+    engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), counts)
     _, inputs, outputs, _, _, size, groups = shape
     if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
-        engine += PACKING * terms(direction, isa, dtype, *shape)[0][2]
+        engine += PACKING * counts[0][2]
     return [engine, library]
 
 

@@ -134,12 +134,17 @@ COSTS = {
 }
 
 
+def _capabilities() -> dict:
+    """Of the processor, as torch names them; none where it does not."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
 @functools.cache
 def machine(isa: str, dtype: torch.dtype) -> str:
     """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "amd" for
     AVX-512 of AMD, where torch's matrix products take longer and the engine less; for NEON, which nobody has measured,
     those of AVX2."""
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has = _capabilities()
     if isa != "avx512":
         return "avx2" if isa == "neon" else isa
     if has.get("amx_bf16") and dtype == torch.bfloat16:
@@ -151,8 +156,13 @@ def is_unfolded(isa: str, dtype: torch.dtype) -> bool:
     """Whether oneDNN has no convolution of the dtype, so that torch multiplies matrices of neighbourhoods: with few
     outputs quick enough, else up to 40 times as long as the engine, and 700 times backward."""
     if dtype == torch.float16:
-        return not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_fp16", False)
+        return not _capabilities().get("avx512_fp16", False)
     return dtype == torch.bfloat16 and machine(isa, dtype) == "avx2"
+
+
+def is_hopeless(dtype: torch.dtype, backward: bool) -> bool:
+    """Whether torch's convolution takes a thousand times as long as in float32."""
+    return backward and dtype == torch.float16
 
 
 # Maps in contiguous memory, which only planes are made from, are brought to channels_last: the call, bytes.
@@ -167,8 +177,7 @@ def usable(isa: str, dtype: torch.dtype, backward: bool) -> dict[str, tuple[floa
     """The row of COSTS, without what takes very much longer."""
     slow, half = is_unfolded(isa, dtype), dtype == torch.float16
     costs = COSTS[machine(isa, dtype), "float32" if half or slow else str(dtype).removeprefix("torch."), backward]
-    # Backward those of float16 take a thousand times as long as in float32.
-    left_out = ("direct", "product") if slow else ("direct",) if half and backward else ()
+    left_out = ("direct", "product") if slow else ("direct",) if is_hopeless(dtype, backward) else ()
     return {name: numbers for name, numbers in costs.items() if name not in left_out}
 
 
