@@ -113,17 +113,18 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
     V acc[MR][NV];
     clear<float>(acc);
     if (state == Sums::far) {
+        const float* at = sums;
 #pragma GCC unroll 12
-        for (int i = 0; i < MR; i++)
+        for (int i = 0; i < MR; i++, at = next_row(at, row))
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; j++) __builtin_prefetch(sums + i * row + j * kL, 1);
+            for (int j = 0; j < NV; j++) __builtin_prefetch(at + j * kL, 1);
     }
     multiply<FmaStep<float>, MR, NV>(acc, v, 1, v_row, d, d_row, tiles);
 #pragma GCC unroll 12
-    for (int i = 0; i < MR; i++)
+    for (int i = 0; i < MR; i++, sums = next_row(sums, row))
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) {
-            float* at = sums + i * row + j * kL;
+            float* at = sums + j * kL;
             if (state == Sums::streamed)
                 stream_vec(at, acc[i][j]);
             else

@@ -68,17 +68,22 @@ template <int NV, bool Add>
 inline void multiply_rows(const float* v, int64_t v_row, const float* packed, int64_t inputs, int64_t tiles, float* m,
                           int64_t m_row) {
     constexpr int MR = tile_rows(NV);
-    for (int64_t t = 0; t < tiles; t += MR) {
+    for (int64_t t = 0; t < tiles; t += MR, v += MR * v_row) {
         V acc[MR][NV];
+        if constexpr (Add) {
+            const float* from = m;
 #pragma GCC unroll 12
-        for (int i = 0; i < MR; i++)
+            for (int i = 0; i < MR; i++, from = next_row(from, m_row))
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; j++) acc[i][j] = Add ? load_vec<kL>(m + (t + i) * m_row + j * kL) : V{};
-        multiply<FmaStep<float>, MR, NV>(acc, v + t * v_row, v_row, 1, packed, NV * kL, inputs);
+                for (int j = 0; j < NV; j++) acc[i][j] = load_vec<kL>(from + j * kL);
+        } else {
+            clear<float>(acc);
+        }
+        multiply<FmaStep<float>, MR, NV>(acc, v, v_row, 1, packed, NV * kL, inputs);
 #pragma GCC unroll 12
-        for (int i = 0; i < MR; i++)
+        for (int i = 0; i < MR; i++, m = next_row(m, m_row))
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; j++) store_vec<kL>(m + (t + i) * m_row + j * kL, acc[i][j]);
+            for (int j = 0; j < NV; j++) store_vec<kL>(m + j * kL, acc[i][j]);
     }
 }
 

@@ -43,12 +43,13 @@ struct Bf16DotStep {
 };
 #endif
 
-// acc += sum over `steps` of A * B. Strides in stored elements: A has one between rows and one between steps, B one between
-// steps (its rows are contiguous).
+// acc += sum over `steps`, one at least, of A * B. Strides in stored elements: A has one between rows and one between steps, B
+// one between steps (its rows are contiguous).
 template <class Step, int MR, int NV>
 FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Step::Stored* a, int64_t a_row, int64_t a_step,
                         const typename Step::Stored* b, int64_t b_step, int64_t steps) {
     using A = typename Step::A;
+    if (steps < 1) __builtin_unreachable();  // for none the compiler would copy all sums before and after the loop
     for (int64_t s = 0; s < steps; s++) {
         Vec<A> bv[NV];
 #pragma GCC unroll 4
@@ -63,6 +64,14 @@ FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Ste
         a += a_step;
         b += b_step;
     }
+}
+
+// Address of the next row of a tile. The compiler would work out all of them ahead of the sum and run out of registers.
+template <class T>
+FASTDS_HD T* next_row(T* row, int64_t step) {
+    row += step;
+    asm volatile("" : "+r"(row));
+    return row;
 }
 
 template <class A, int MR, int NV>
