@@ -4,9 +4,8 @@
 Times engine and library on shapes drawn at random, forward and for each gradient, without the op around them, fits
 COSTS of fastds/ops/impl/conv2d/costs.py (seconds per unit of each term, none negative), and prints the table and what
 its choices lose against the quicker one on every third shape, which it is not fitted to. Run it on an idle machine,
-once per kind of machine; an AVX2 one is a newer one with --isa avx2, ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2
-and MKL_ENABLE_INSTRUCTIONS=AVX2. Where oneDNN has no convolution of a dtype (bfloat16 with AVX2, float16 without
-AVX512_FP16) the largest shapes take torch seconds: --flops 2e8.
+once per kind of machine, with --avx2 on a newer one for AVX2. Where oneDNN has no convolution of a dtype (bfloat16 with
+AVX2, float16 without AVX512_FP16) the largest shapes take torch seconds: --flops 2e8.
 """
 
 import argparse
@@ -19,6 +18,7 @@ from scipy.optimize import nnls
 
 import fastds
 from bench import in_turn
+from bench.avx2 import keep_to_avx2
 from bench.sweep import MOST_FLOPS, draw_conv2d_shape
 from fastds.ops.core import native
 from fastds.ops.impl.conv2d import kernels
@@ -99,11 +99,11 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--isa", default=None, help="of the engine; default: the best of the machine")
+    parser.add_argument("--avx2", action="store_true", help="on a machine that has more")
     parser.add_argument("--flops", type=float, default=MOST_FLOPS, help="of the largest shape drawn")
     options = parser.parse_args()
-    if options.isa:
-        native.module().set_isa(options.isa)
+    if options.avx2:
+        keep_to_avx2()
     in_turn.SECONDS, in_turn.LEAST_TURNS = 0.03, 2
     fastds.keep_freed_memory()
     for dtype in options.dtypes:

@@ -5,8 +5,8 @@ Times every algorithm on shapes drawn at random, forward and backward, fits COST
 fastds/ops/impl/conv3x3/costs.py (seconds per unit of each term, none negative) to the relative errors, and prints
 the table and what its choices lose against the fastest. --rows keeps the times, or reads them where the file is there.
 Run it on an idle machine, once per kind of machine. A newer one is an AVX-512 machine without AMX with
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, and an AVX2 machine with --isa avx2 --dtypes float32 (torch's 16-bit kernels take
-up to 700 times as long there), ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2.
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, and an AVX2 machine with --avx2 --dtypes float32 (torch's 16-bit kernels take up to
+700 times as long there).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from scipy.optimize import nnls
 
 from bench import in_turn
+from bench.avx2 import keep_to_avx2
 from bench.sweep import channels, log_uniform, maps
 from fastds.ops import conv3x3
 from fastds.ops.core import native
@@ -111,11 +112,11 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=150)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--isa", default=None, help="of the engine; default: the best of the machine")
+    parser.add_argument("--avx2", action="store_true", help="on a machine that has more")
     parser.add_argument("--rows", type=pathlib.Path, default=None)
     options = parser.parse_args()
-    if options.isa:
-        native.module().set_isa(options.isa)
+    if options.avx2:
+        keep_to_avx2()
     in_turn.SECONDS, in_turn.LEAST_TURNS = 0.03, 2
     if options.rows and options.rows.exists():
         rows = json.loads(options.rows.read_text())

@@ -17,7 +17,6 @@ import math
 import os
 import pathlib
 import random
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,17 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import in_turn
+from bench.avx2 import keep_to_avx2
 from bench.conftest import cpu_name
 from bench.report import SLOW, SPREAD, spread, table
 from fastds import keep_freed_memory, ops
-from fastds.ops.core import native
 
 FOLDER = pathlib.Path(__file__).parent / "results" / "sweeps"
 MOST_NUMBERS = 1 << 23  # in one map
 MOST_FLOPS = 3e10
 CHANNELS_LAST = torch.channels_last
-# Read once, before torch computes.
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 @dataclass
@@ -403,9 +400,7 @@ def main() -> None:
     parser.add_argument("--avx2", action="store_true", help="on a machine that has more")
     options = parser.parse_args()
     if options.avx2:
-        if not AVX2.items() <= os.environ.items():
-            os.execve(sys.executable, [*sys.orig_argv], os.environ | AVX2)
-        native.module().set_isa("avx2")
+        keep_to_avx2()
     in_turn.SECONDS = options.seconds
     from fastds.info import info
 
