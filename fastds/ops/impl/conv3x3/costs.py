@@ -14,6 +14,7 @@ import torch
 
 ENGINES = ("winograd", "amx")  # algorithms of csrc/conv3x3, whose output stage may have gates
 MOST_NEIGHBOURHOODS = 1 << 24  # numbers of the matrix that the product makes, 64 MB
+ROW_START = 4  # pixels that the start of a row takes as long as, to gather it
 CACHED_WEIGHTS = 1 << 22  # numbers of transformed weights; more of them come from memory
 
 
@@ -49,8 +50,9 @@ def _direct(batch: int, inputs: int, outputs: int, height: int, width: int) -> t
 def _planes(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
     points, few, many = batch * height * width, min(inputs, outputs), _rounded(max(inputs, outputs), 16)
     weights, run = 9 * inputs * outputs, batch * _rounded(height * (width + 2), 16)
+    read = inputs * batch * height * (width + ROW_START)
     # Of the outputs and of the inputs' gradient, and of the weight's gradient, whose vectors are of the side with more.
-    return 1, weights, weights * run, 9 * few * many * points, inputs * points, outputs * points
+    return 1, weights, weights * run, 9 * few * many * points, read, outputs * points
 
 
 # What a time grows with: the call, weights read, multiplications, numbers read, numbers written, and for Winograd
