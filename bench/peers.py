@@ -2,17 +2,14 @@
 """Other implementations of deform_conv2d, each as `peer(case, mode) -> callable`, on inputs in its own best layout."""
 
 import ctypes
-import functools
-import pathlib
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bench.compiled import library
 
 
 @dataclass(frozen=True)
@@ -148,26 +145,16 @@ def torchvision(case: Case, mode: str, dtype: torch.dtype):
     return forward_or_backward(function, case.args(), case.grad_y(), mode)
 
 
-@functools.cache
-def serial_library() -> ctypes.CDLL:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    source = pathlib.Path(__file__).with_name("serial_im2col.cpp")
-    with tempfile.TemporaryDirectory() as folder:
-        library = f"{folder}/serial_im2col.so"
-        subprocess.run([compiler, "-O3", "-shared", "-fPIC", source, "-o", library], check=True)
-        return ctypes.CDLL(library)
-
-
 def serial_im2col(case: Case, mode: str, dtype: torch.dtype):
     """torchvision's and mmcv's CPU algorithm: serial loops over NCHW, the whole column matrix, one GEMM per image."""
-    library, (x, offset, mask, weight, bias), grad_y = serial_library(), case.args(), case.grad_y()
+    serial, (x, offset, mask, weight, bias), grad_y = library("serial_im2col.cpp"), case.args(), case.grad_y()
     points = case.height * case.width
     sizes = (case.channels, case.height, case.width, case.offset_groups, *case.kernel, case.height, case.width, 1)
     shape = (ctypes.c_int64 * 13)(*sizes, *case.padding, case.dilation, case.dilation)
     matrix = weight.flatten(1)
 
     def call(name, *tensors):
-        getattr(library, name)(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), shape)
+        getattr(serial, name)(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), shape)
 
     def columns_of(b):
         columns = torch.empty(case.channels * case.taps, points)

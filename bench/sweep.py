@@ -6,7 +6,7 @@ Listed benchmarks show what was tuned; a sweep shows what a user meets. Every sh
 formats, forward and training step. Ours and the peers run in turn in one process on the same tensors; each peer may
 use the layout it likes best; freed memory is kept (`fastds.keep_freed_memory()`). All shapes are measured in rounds,
 minutes apart, because a neighbour on the host can slow one of them for seconds. Prints the distribution of (time of the
-best peer) / (our time) and every loser.
+best peer) / (our time) and every loser, and with it how long two threads take to exchange memory: see exchange.py.
 --save puts the rows into bench/results/sweeps and draws the distribution beside them. --avx2 keeps ours and torch to
 AVX2 on a machine that has more; onnxruntime, the peer of deform_conv2d, cannot be told.
 """
@@ -28,6 +28,7 @@ from torch import Tensor
 from bench import in_turn
 from bench.avx2 import keep_to_avx2
 from bench.conftest import cpu_name
+from bench.exchange import SLOW_NS, exchange_ns
 from bench.report import SLOW, SPREAD, spread, table
 from fastds import keep_freed_memory, ops
 
@@ -341,12 +342,15 @@ def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
             continue
         own = "channels_last" if "channels_last" in name else layout
         runs[name] = program(peer, laid_out(case.tensors, own, dtype), mode)
+    before = exchange_ns()
     seconds = in_turn.quiet(runs)
+    exchange = max(before, exchange_ns())
     peers = {name: 1e3 * second for name, second in seconds.items() if name != "fastds"}
     best = min(peers, key=peers.get)
     return {
         "shape": case.text, "layout": layout, "mode": mode, "ms": 1e3 * seconds["fastds"], "best": best,
         "best_ms": peers[best], "ratio": 1e-3 * peers[best] / seconds["fastds"], "peers": peers,
+        "exchange_ns": round(exchange),
     }  # fmt: skip
 
 
@@ -412,8 +416,11 @@ def main() -> None:
     isa = info()["instruction sets"].split()[-2]
     head |= {"threads": torch.get_num_threads(), "isa": isa, "torch": torch.__version__, "load": round(load, 1)}
     print(f"\n{head}\n\n{summary(rows)}\n\nslower than the best peer:")
+    line = "{ratio:.2f} {shape} {layout} {mode}: {ms:.3g} against {best_ms:.3g} ms, {best}; exchange {exchange_ns} ns"
     for row in sorted((r for r in rows if r["ratio"] < SLOW), key=lambda r: r["ratio"]):
-        print("{ratio:.2f} {shape} {layout} {mode}: {ms:.3g} against {best_ms:.3g} ms, {best}".format(**row))
+        print(line.format(**row))
+    far = sum(r["exchange_ns"] > SLOW_NS for r in rows)
+    print(f"two threads took more than {SLOW_NS:.0f} ns to exchange memory in {far} of {len(rows)} shapes")
     if options.save:
         print(f"\nsaved {save(head | {'rows': rows})}")
 
