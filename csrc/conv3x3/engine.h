@@ -216,7 +216,7 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
 
 // What a thread needs before its first block.
 inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t block_tiles, float* scratch) {
-    __builtin_memset(scratch + at.zeros, 0, (at.floats - at.zeros) * sizeof(float));
+    __builtin_memset(scratch + at.zeros, 0, (at.staging - at.zeros) * sizeof(float));
 #if defined(__AVX512BF16__)
     if (!call.amx) return;
     clear_rest(call.sources.channels(), block_tiles, reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane);
