@@ -299,10 +299,11 @@ def test_gradients_larger_than_the_caches(engine_isa, channels):
     [
         ("winograd", {"B": 2, "C1": 40, "C2": 9, "O": 72, "H": 37, "W": 30}),
         ("planes", {"B": 2, "C1": 40, "C2": 9, "O": 72, "H": 37, "W": 30}),
+        ("winograd", {"B": 1, "C1": 40, "C2": 9, "O": 72, "H": 18, "W": 13}),
         ("winograd", {"B": 2, "C1": 128, "C2": 9, "O": 264, "H": 9, "W": 14}),
         ("winograd", {"B": 1, "C1": 128, "C2": 9, "O": 144, "H": 18, "W": 21}),
     ],
-    ids=["winograd", "planes", "shared", "shared by more than a block"],
+    ids=["winograd", "planes", "two lanes of few tiles", "shared", "shared by more than a block"],
 )
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_bits_do_not_depend_on_threads(engine_isa, threads, algorithm, sizes):

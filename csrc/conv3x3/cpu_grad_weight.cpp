@@ -17,6 +17,7 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kSumTiles = 64;
+constexpr int64_t kTwoLanesTiles = 16;  // of fewer a second thread makes nothing quicker
 constexpr int64_t kBlockTiles = 96;   // more of them, read for every block, take longer than sums that are written and read
 constexpr int64_t kBlockInputs = 48;  // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
 
@@ -37,7 +38,7 @@ struct Layout {
         way = sums.lane * item > kLaneBytes ? by_stretches : by_lanes;
         tiles = kSumTiles;
         if (way == by_lanes)
-            sums.lanes = lanes_of_sums(all, sums.lane * item);
+            sums.lanes = lanes_of_sums(all, sums.lane * item, kTwoLanesTiles);
         else
             tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch_bytes(sums.lane * item)));
         if (way == by_stretches && tiles == all && all <= kBlockTiles) {

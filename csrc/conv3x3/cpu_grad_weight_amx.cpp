@@ -36,7 +36,7 @@ struct Layout {
         x_step = kPoints * x_plane;
         g_step = kSums * g_plane;
         shared = lane * item > kLaneBytes;
-        lanes = shared ? 1 : lanes_of_sums(all, lane * item);
+        lanes = shared ? 1 : lanes_of_sums(all, lane * item, 4 * kTileDepth);
         steps = shared ? least(stretch_bytes(lane * item) / (2 * (x_step + g_step)) + 1, parts_of(all, kTileDepth)) : 1;
         bias = lanes * lane;
         x = round_up(bias + lanes * outputs, 16);

@@ -11,11 +11,12 @@ namespace {
 
 constexpr int64_t kLaneBytes = 700 << 10;  // of the sums of a lane at most
 
-// A power of two that follows from the shape alone; bytes: of the sums of one.
-inline int64_t lanes_of_sums(int64_t tiles, int64_t bytes) {
-    constexpr int64_t lane_tiles = 64;  // at least
+// A power of two that follows from the shape alone; bytes: of the sums of one; two: tiles that are enough for two lanes.
+inline int64_t lanes_of_sums(int64_t tiles, int64_t bytes, int64_t two) {
+    constexpr int64_t lane_tiles = 64;  // at least, of more lanes than two
+    if (tiles < two) return 1;
     int64_t lanes = 8;
-    while (lanes > 1 && (lanes * lane_tiles > tiles || lanes * bytes > 4 * kLaneBytes)) lanes /= 2;
+    while (lanes > 2 && (lanes * lane_tiles > tiles || lanes * bytes > 4 * kLaneBytes)) lanes /= 2;
     return lanes;
 }
 
