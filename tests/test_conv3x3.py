@@ -112,10 +112,13 @@ def test_gradients_of_small_fields(engine_isa, size, padding_mode):
 
 
 @pytest.mark.parametrize("height", [12, 37], ids=["blocks of sums", "two stretches"])
-@pytest.mark.parametrize("channels", [(176, 0, 176), (150, 29, 172)], ids=["whole vectors", "tails"])
+@pytest.mark.parametrize(
+    "channels", [(176, 0, 176), (150, 29, 172), (9, 7, 330)], ids=["whole vectors", "tails", "many outputs"]
+)
 def test_gradients_of_wide_layers(engine_isa, two_threads, height, channels):
     """Their sums of the weight gradient are larger than the caches: they are made block by block, or written and
-    fetched in other ways. The number of threads changes the blocks, and no bits."""
+    fetched in other ways; of many outputs each thread transforms its own. The number of threads changes the blocks, and
+    no bits."""
     problem = Problem(B=1, C1=channels[0], C2=channels[1], O=channels[2], H=height, W=38)
     tensors, found = leaves(problem), []
     check_gradients(problem, tensors, problem.run(tensors))

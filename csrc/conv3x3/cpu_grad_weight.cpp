@@ -4,9 +4,11 @@
 //
 // Narrow layers: a task owns the sums of one lane, a range of tiles, and transforms and multiplies them block by block; lanes
 // are added at the end. Wide layers, whose sums are too large for lanes: the threads transform a stretch of tiles together,
-// short enough for the shared cache, then each multiplies for points of its own. Where there are few tiles, each thread makes
-// filters of its own instead, from sums that never leave its cache. Sums start from zero every kSumTiles tiles at most and are
-// added in their order, and lanes follow from the shape: neither precision nor order of a sum know the threads.
+// short enough for the shared cache, then each multiplies for points of its own; of many columns and few inputs for columns of
+// its own, whose gradients it alone transforms, into a panel by itself: cores without a common cache wait for what others
+// write, even beside what they read. Where there are few tiles, each thread makes filters of its own instead, from sums that
+// never leave its cache. Sums start from zero every kSumTiles tiles at most and are added in their order, and lanes follow from
+// the shape: neither precision nor order of a sum know the threads.
 #include "conv3x3/gradient_filters.h"
 #include "conv3x3/gradient_tiles.h"
 #include "conv3x3/lanes_of_tiles.h"
@@ -18,6 +20,7 @@ namespace {
 
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kTwoLanesTiles = 16;  // of fewer a second thread makes nothing quicker
+constexpr int64_t kManyColumns = 4;     // times the inputs, which all threads read
 constexpr int64_t kBlockTiles = 96;   // more of them, read for every block, take longer than sums that are written and read
 constexpr int64_t kBlockInputs = 48;  // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
 
@@ -25,7 +28,9 @@ struct Layout {
     enum { by_lanes, by_stretches, by_blocks } way;
     SumsLayout sums;                                   // by_blocks: of one thread's block
     int64_t tiles;                                     // transformed at once, at most
+    ColumnBlocks cut;                                  // of all columns
     int64_t v_row, v_plane, d_row, d_plane;            // floats
+    int64_t panels, d_panel;                           // D[panel][point][tile][column], the tiles' sums as a last point
     int64_t bias;                                      // bias[lane][column]
     int64_t scratch, thread_floats, d, zeros, floats;  // d and zeros from the beginning of a thread's scratch
 
@@ -33,28 +38,45 @@ struct Layout {
         constexpr int64_t item = sizeof(float);
         const int64_t all = call.geometry.tiles();
         v_row = source_columns(call.sources);
-        d_row = source_columns(call.gradients);
-        sums = SumsLayout(1, call.sources.channels(), d_row);
+        const int64_t columns = source_columns(call.gradients);
+        cut = column_blocks<float>(call.gradients.channels());
+        sums = SumsLayout(1, call.sources.channels(), columns);
         way = sums.lane * item > kLaneBytes ? by_stretches : by_lanes;
         tiles = kSumTiles;
         if (way == by_lanes)
             sums.lanes = lanes_of_sums(all, sums.lane * item, kTwoLanesTiles);
         else
-            tiles = parts_of(all, parts_of(kPoints * all * (v_row + d_row) * item, stretch_bytes(sums.lane * item)));
+            tiles = parts_of(all, parts_of(kPoints * all * (v_row + columns) * item, stretch_bytes(sums.lane * item)));
         if (way == by_stretches && tiles == all && all <= kBlockTiles) {
             way = by_blocks;
             sums = SumsLayout(1, kBlockInputs, kTileVectors * kL);
         }
+        // Of several views the last vectors overlap: see transform_tile.
+        const bool owns = way == by_stretches && call.gradients.count == 1 && columns >= kManyColumns * v_row;
+        panels = owns ? least(call.threads, cut.blocks) : 1;
+        d_row = columns;
+        if (panels > 1) d_row = parts_of(cut.blocks, panels) * kTileVectors * kL;
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = tiles * v_row + 16;
         d_plane = tiles * d_row + 16;
+        d_panel = (kPoints + 1) * d_plane;
         const int64_t wide = widest(call.sources), wide_gradients = widest(call.gradients);
         bias = (way == by_blocks ? call.threads : sums.lanes) * sums.lane;
-        scratch = round_up(bias + sums.lanes * d_row, 16);
+        scratch = round_up(bias + sums.lanes * columns, 16);
         d = kPoints * v_plane;
-        zeros = d + (kPoints + 1) * d_plane;
+        zeros = d + panels * d_panel;
         thread_floats = round_up(zeros + (wide > wide_gradients ? wide : wide_gradients) + kL, 16);
         floats = scratch + (way == by_lanes ? call.threads : 1) * thread_floats;
+    }
+
+    Range vectors(int64_t block) const { return part_of(cut.vectors, cut.blocks, block); }
+    // The first vector of a panel's columns, which are whole blocks.
+    int64_t panel_begin(int64_t panel) const { return vectors(part_of(cut.blocks, panels, panel).begin).begin; }
+    // In D, where a block of columns begins.
+    int64_t columns(int64_t block) const {
+        if (panels == 1) return d + vectors(block).begin * kL;
+        const int64_t panel = ((block + 1) * panels - 1) / cut.blocks;
+        return d + panel * d_panel + (vectors(block).begin - panel_begin(panel)) * kL;
     }
 };
 
@@ -75,24 +97,38 @@ void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t f
     }
 }
 
+// These vectors of the channels of a single view.
+template <class T>
+Conv3x3Views some_channels(const Conv3x3Views& views, Range vectors) {
+    Conv3x3Views some{views.dtype, 1, {views.view[0]}};
+    Conv3x3View& view = some.view[0];
+    view.channels = least(vectors.end * kL, view.channels) - vectors.begin * kL;
+    view.data = static_cast<T*>(view.data) + vectors.begin * kL;
+    if (view.sign != nullptr) view.sign = static_cast<const T*>(view.sign) + vectors.begin * kL;
+    return some;
+}
+
 // Zeros for the inputs that add_products takes beyond those of the last tile: see clear_tiles_behind in engine.h.
 inline void clear_inputs_behind(const Layout& at, int64_t tiles, float* scratch) {
     for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
 }
 
-// Tiles first + [begin, end) into D.
-void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
+// Tiles first + [begin, end) into one panel of D.
+void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t panel, Range tiles,
+                         float* scratch) {
     const auto transform = [&](auto zero) {
         using T = decltype(zero);
         const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
-        const bool has_sign = call.gradients.view[0].sign != nullptr;
+        const Range vectors{at.panel_begin(panel), at.panel_begin(panel + 1)};
+        const Conv3x3Views gradients = at.panels > 1 ? some_channels<T>(call.gradients, vectors) : call.gradients;
+        const bool has_sign = gradients.view[0].sign != nullptr;
         Tile tile = tile_at(call.geometry, first + tiles.begin);
         for (int64_t i = tiles.begin; i < tiles.end; i++, to_next_tile(call.geometry, tile)) {
-            float* out = scratch + at.d + i * at.d_row;
+            float* out = scratch + at.d + panel * at.d_panel + i * at.d_row;
             if (has_sign)
-                transform_gradient_tile<T, true>(call, tile, zeros, out, at.d_plane);
+                transform_gradient_tile<T, true>(call.geometry, gradients, tile, call.negative_slope, zeros, out, at.d_plane);
             else
-                transform_gradient_tile<T, false>(call, tile, zeros, out, at.d_plane);
+                transform_gradient_tile<T, false>(call.geometry, gradients, tile, call.negative_slope, zeros, out, at.d_plane);
         }
     };
     switch (call.gradients.dtype) {
@@ -145,13 +181,15 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
 
 // Of point `p` of the planes in scratch, `tiles` tiles: the sums of these inputs and of one block of columns, which are in the
 // state `before`.
-void add_columns(const Layout& at, int64_t p, Range inputs, Range vectors, int64_t tiles, const float* scratch, float* sums,
+void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64_t tiles, const float* scratch, float* sums,
                  Sums before) {
     const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin, row = at.sums.row;
+    const Range vectors = at.vectors(block);
+    const float* planes = scratch + at.columns(block) + p * at.d_plane;
     for (int64_t i = 0; i < parts; i++) {
         const Range part = part_of(tiles, parts, i);
         const float* v = scratch + p * at.v_plane + part.begin * at.v_row + inputs.begin;
-        const float* d = scratch + at.d + p * at.d_plane + part.begin * at.d_row + vectors.begin * kL;
+        const float* d = planes + part.begin * at.d_row;
         const int64_t count = part.end - part.begin;
         const Sums state = i > 0 ? Sums::near : before;
         switch (vectors.end - vectors.begin) {
@@ -165,18 +203,20 @@ void add_columns(const Layout& at, int64_t p, Range inputs, Range vectors, int64
     }
 }
 
-void add_bias(const Layout& at, int64_t tiles, bool add, const float* scratch, float* bias) {
-    const float* tile_sums = scratch + at.d + kPoints * at.d_plane;
-    for (int64_t column = 0; column < at.d_row; column += kL) {
-        V total = add ? load_vec<kL>(bias + column) : V{};
-        const int64_t parts = parts_of(tiles, kSumTiles);
+// Of a block of columns.
+void add_bias(const Layout& at, int64_t block, int64_t tiles, bool add, const float* scratch, float* bias) {
+    const float* tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
+    const Range vectors = at.vectors(block);
+    const int64_t parts = parts_of(tiles, kSumTiles);
+    for (int64_t vector = vectors.begin; vector < vectors.end; vector++, tile_sums += kL) {
+        V total = add ? load_vec<kL>(bias + vector * kL) : V{};
         for (int64_t i = 0; i < parts; i++) {
             const Range part = part_of(tiles, parts, i);
             V sum = {};
-            for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(tile_sums + t * at.d_row + column);
+            for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(tile_sums + t * at.d_row);
             total += sum;
         }
-        store_vec<kL>(bias + column, total);
+        store_vec<kL>(bias + vector * kL, total);
     }
 }
 
@@ -184,31 +224,48 @@ inline void clear_zeros(const Layout& at, float* scratch) {
     __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
 }
 
+// A table of `rows` rows of `length` cells, shared by the threads; row i begins with vector first(i), and a cell weighs as much
+// as its row has vectors. The cells of a thread.
+template <class First>
+Range cells_of(int64_t rows, const First& first, int64_t length, int64_t threads, int64_t thread) {
+    const auto begin_of = [&](int64_t thread) {
+        const int64_t begin = first(rows) * length * thread / threads;
+        int64_t row = 0;
+        while (row < rows && first(row + 1) * length <= begin) row++;
+        return row == rows ? rows * length : row * length + (begin - first(row) * length) / (first(row + 1) - first(row));
+    };
+    return {begin_of(thread), begin_of(thread + 1)};
+}
+
 // A stretch of tiles into V and D, by so many threads together.
 void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range stretch, int threads, float* scratch) {
     const int64_t count = stretch.end - stretch.begin;
-    parallel_for(count, threads, [&](int64_t begin, int64_t end) {
-        transform_inputs(call, at, stretch.begin, {begin, end}, scratch);
-        transform_gradients(call, at, stretch.begin, {begin, end}, scratch);
+    parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; thread++) {
+            transform_inputs(call, at, stretch.begin, part_of(count, threads, thread), scratch);
+            const auto first = [&](int64_t panel) { return at.panel_begin(panel); };
+            for_rectangles(cells_of(at.panels, first, count, threads, thread), count, [&](Range panels, Range tiles) {
+                for (int64_t panel = panels.begin; panel < panels.end; panel++)
+                    transform_gradients(call, at, stretch.begin, panel, tiles, scratch);
+            });
+        }
     });
     clear_inputs_behind(at, count, scratch);
 }
 
 void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, float* work, float* scratch) {
     const Range all = part_of(call.geometry.tiles(), at.sums.lanes, lane);
-    const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
     const int64_t stretches = parts_of(all.end - all.begin, at.tiles);
     for (int64_t i = 0; i < stretches; i++) {
         const Range stretch = part_of(all.end - all.begin, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
         transform_stretch(call, at, {all.begin + stretch.begin, all.begin + stretch.end}, 1, scratch);
-        add_bias(at, count, i > 0, scratch, work + at.bias + lane * at.d_row);
+        for (int64_t block = 0; block < at.cut.blocks; block++)
+            add_bias(at, block, count, i > 0, scratch, work + at.bias + lane * at.sums.row);
         for (int64_t p = 0; p < kPoints; p++)
-            for (int64_t b = 0; b < cut.blocks; b++) {
-                const Range vectors = part_of(cut.vectors, cut.blocks, b);
-                float* sums = work + lane * at.sums.lane + p * at.sums.plane + vectors.begin * kL;
-                add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums,
-                            i > 0 ? Sums::near : Sums::fresh);
+            for (int64_t block = 0; block < at.cut.blocks; block++) {
+                float* sums = work + lane * at.sums.lane + p * at.sums.plane + at.vectors(block).begin * kL;
+                add_columns(at, p, {0, call.sources.channels()}, block, count, scratch, sums, i > 0 ? Sums::near : Sums::fresh);
             }
     }
 }
@@ -226,7 +283,6 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
 
 void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     const int64_t all = call.geometry.tiles(), stretches = parts_of(all, at.tiles);
-    const ColumnBlocks cut = column_blocks<float>(call.gradients.channels());
     const bool is_far = at.sums.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
     float* scratch = work + at.scratch;
     clear_zeros(at, scratch);
@@ -236,15 +292,25 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
         transform_stretch(call, at, stretch, call.threads, scratch);
         const bool streams = is_far && count <= kSumTiles && stretches > 1;  // added to by the next stretch alone
         const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
-        parallel_for(kPoints * cut.blocks + 1, call.threads, [&](int64_t begin, int64_t end) {
-            for (int64_t task = begin; task < end; task++) {
-                const int64_t p = task / cut.blocks;
-                if (p == kPoints) {
-                    add_bias(at, count, i > 0, scratch, work + at.bias);
+        parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t thread = begin; thread < end; thread++) {
+                const Range own = part_of(at.cut.blocks, call.threads, thread);
+                for (int64_t block = own.begin; block < own.end; block++)
+                    add_bias(at, block, count, i > 0, scratch, work + at.bias);
+                const auto add = [&](int64_t p, int64_t block) {
+                    add_columns(at, p, {0, call.sources.channels()}, block, count, scratch,
+                                work + p * at.sums.plane + at.vectors(block).begin * kL, before);
+                };
+                if (at.panels > 1) {
+                    const auto first = [&](int64_t block) { return at.vectors(block).begin; };
+                    for_rectangles(cells_of(at.cut.blocks, first, kPoints, call.threads, thread), kPoints,
+                                   [&](Range blocks, Range points) {
+                                       for (int64_t p = points.begin; p < points.end; p++)
+                                           for (int64_t block = blocks.begin; block < blocks.end; block++) add(p, block);
+                                   });
                 } else {
-                    const Range vectors = part_of(cut.vectors, cut.blocks, task % cut.blocks);
-                    float* sums = work + p * at.sums.plane + vectors.begin * kL;
-                    add_columns(at, p, {0, call.sources.channels()}, vectors, count, scratch, sums, before);
+                    const Range tasks = part_of(kPoints * at.cut.blocks, call.threads, thread);
+                    for (int64_t task = tasks.begin; task < tasks.end; task++) add(task / at.cut.blocks, task % at.cut.blocks);
                 }
             }
             stream_fence();
@@ -268,14 +334,14 @@ void finish(const Conv3x3GradWeight& call, const Layout& at, const float* work) 
 template <class T>
 void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     const int64_t all = call.geometry.tiles(), inputs = call.sources.channels(), outputs = call.gradients.channels();
-    const ColumnBlocks cut = column_blocks<float>(outputs);
+    const ColumnBlocks& cut = at.cut;
     int64_t rows = kBlockInputs;
     while (rows > kL && parts_of(inputs, rows) * cut.blocks < 4 * call.threads) rows -= kL;
     const int64_t tasks = parts_of(inputs, rows) * cut.blocks;
     float* scratch = work + at.scratch;
     clear_zeros(at, scratch);
     transform_stretch(call, at, {0, all}, call.threads, scratch);
-    add_bias(at, all, false, scratch, work + at.bias);
+    for (int64_t block = 0; block < cut.blocks; block++) add_bias(at, block, all, false, scratch, work + at.bias);
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* sums = work + thread * at.sums.lane;
@@ -283,9 +349,10 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
             for (int64_t task = own.begin; task < own.end; task++) {
                 const int64_t first = task / cut.blocks * rows;
                 const Range some{first, least(first + rows, inputs)};
-                const Range vectors = part_of(cut.vectors, cut.blocks, task % cut.blocks);
+                const int64_t block = task % cut.blocks;
+                const Range vectors = at.vectors(block);
                 for (int64_t p = 0; p < kPoints; p++)
-                    add_columns(at, p, some, vectors, all, scratch, sums + p * at.sums.plane, Sums::fresh);
+                    add_columns(at, p, some, block, all, scratch, sums + p * at.sums.plane, Sums::fresh);
                 finish_block<T>(call, at.sums, some, {vectors.begin * kL, least(vectors.end * kL, outputs)}, sums);
             }
         }
@@ -300,7 +367,7 @@ void run(const Conv3x3GradWeight& call, const Layout& at, float* work) {
         (at.way == Layout::by_lanes ? run_lanes : run_stretches)(call, at, work);
         finish<T>(call, at, work);
     }
-    finish_bias<T>(call, work + at.bias, at.sums.lanes, at.d_row);
+    finish_bias<T>(call, work + at.bias, at.sums.lanes, at.sums.row);
 }
 
 }  // namespace

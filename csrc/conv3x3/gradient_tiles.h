@@ -29,15 +29,15 @@ void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const in
 
 // Transforms all channels of one tile; out[p * plane + channel], as transform_tile.
 template <class T, bool Signed>
-void transform_gradient_tile(const Conv3x3GradWeight& call, const Tile& tile, const T* zeros, float* out, int64_t plane) {
+void transform_gradient_tile(const Conv3x3Geometry& g, const Conv3x3Views& gradients, const Tile& tile, float slope,
+                             const T* zeros, float* out, int64_t plane) {
     int64_t row[4], column[4];
     for (int i = 0; i < 4; i++) {
-        row[i] = tile.y + i < call.geometry.Ho ? tile.y + i : -1;
-        column[i] = tile.x + i < call.geometry.Wo ? tile.x + i : -1;
+        row[i] = tile.y + i < g.Ho ? tile.y + i : -1;
+        column[i] = tile.x + i < g.Wo ? tile.x + i : -1;
     }
-    const float slope = call.negative_slope;
-    for (int s = 0; s < call.gradients.count; s++) {
-        const Conv3x3View& view = call.gradients.view[s];
+    for (int s = 0; s < gradients.count; s++) {
+        const Conv3x3View& view = gradients.view[s];
         if (row[3] >= 0 && column[3] >= 0)
             transform_gradient_view<true, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
         else

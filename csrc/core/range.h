@@ -20,6 +20,19 @@ struct Range {
 inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
+// A range of the cells of a table, counted row by row, as rectangles: part of a row, whole rows, part of a row. Calls
+// body(rows, columns).
+template <class Body>
+inline void for_rectangles(Range cells, int64_t width, const Body& body) {
+    while (cells.begin < cells.end) {
+        const int64_t row = cells.begin / width, column = cells.begin % width, left = cells.end - cells.begin;
+        const bool whole = column == 0 && left >= width;
+        const Range rows{row, row + (whole ? left / width : 1)}, columns{column, least(column + left, width)};
+        body(rows, columns);
+        cells.begin += (rows.end - rows.begin) * (columns.end - columns.begin);
+    }
+}
+
 }  // namespace
 }  // namespace FASTDS_ISA
 }  // namespace fastds
