@@ -64,8 +64,9 @@ int64_t most_amx_tiles(int64_t inputs, int64_t block_vectors) {
     return tiles >= 128 ? 128 : tiles >= 64 ? 64 : 32;
 }
 
-// Few tiles, less than one block a thread, and filters that do not fit into its first cache.
-constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128;
+// Few tiles, less than one block a thread, and filters that do not fit into its first cache; or so few that one thread would
+// work alone.
+constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kLonelyFilters = 64 * 64;
 
 }  // namespace
 
@@ -82,7 +83,8 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     // Of the widest column block.
     plan.group_tiles = call.amx ? kTileRows : tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
-    const bool few = threads > 1 && tiles <= kSharedTiles && inputs * outputs >= kSharedFilters;
+    const int64_t least_filters = groups == 1 ? kLonelyFilters : kSharedFilters;
+    const bool few = threads > 1 && tiles <= kSharedTiles && inputs * outputs >= least_filters;
     const bool shares = !call.amx && tiles > 0 && (few || call.packed == nullptr);
     plan.sharing = shares ? threads : 0;
     plan.threads = shares ? 1 : static_cast<int>(least(threads, groups > 0 ? groups : 1));
