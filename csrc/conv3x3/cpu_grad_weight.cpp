@@ -21,8 +21,8 @@ namespace {
 constexpr int64_t kSumTiles = 64;
 constexpr int64_t kTwoLanesTiles = 16;  // of fewer a second thread makes nothing quicker
 constexpr int64_t kManyColumns = 4;     // times the inputs, which all threads read
-constexpr int64_t kBlockTiles = 96;   // more of them, read for every block, take longer than sums that are written and read
-constexpr int64_t kBlockInputs = 48;  // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
+constexpr int64_t kBlockTiles = 96;     // more of them, read for every block, take longer than sums that are written and read
+constexpr int64_t kBlockInputs = 48;    // of a block of sums, 442 KB; a multiple of kL and of every tile_rows
 
 struct Layout {
     enum { by_lanes, by_stretches, by_blocks } way;
@@ -97,17 +97,6 @@ void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t f
     }
 }
 
-// These vectors of the channels of a single view.
-template <class T>
-Conv3x3Views some_channels(const Conv3x3Views& views, Range vectors) {
-    Conv3x3Views some{views.dtype, 1, {views.view[0]}};
-    Conv3x3View& view = some.view[0];
-    view.channels = least(vectors.end * kL, view.channels) - vectors.begin * kL;
-    view.data = static_cast<T*>(view.data) + vectors.begin * kL;
-    if (view.sign != nullptr) view.sign = static_cast<const T*>(view.sign) + vectors.begin * kL;
-    return some;
-}
-
 // Zeros for the inputs that add_products takes beyond those of the last tile: see clear_tiles_behind in engine.h.
 inline void clear_inputs_behind(const Layout& at, int64_t tiles, float* scratch) {
     for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
@@ -119,16 +108,21 @@ void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_
     const auto transform = [&](auto zero) {
         using T = decltype(zero);
         const T* zeros = reinterpret_cast<const T*>(scratch + at.zeros);
-        const Range vectors{at.panel_begin(panel), at.panel_begin(panel + 1)};
-        const Conv3x3Views gradients = at.panels > 1 ? some_channels<T>(call.gradients, vectors) : call.gradients;
-        const bool has_sign = gradients.view[0].sign != nullptr;
+        const Conv3x3View* views = call.gradients.view;
+        Conv3x3View own;
+        if (at.panels > 1) {
+            own = some_channels<T>(*views, {at.panel_begin(panel), at.panel_begin(panel + 1)});
+            views = &own;
+        }
+        const int n = call.gradients.count;
+        const bool has_sign = views->sign != nullptr;
         Tile tile = tile_at(call.geometry, first + tiles.begin);
         for (int64_t i = tiles.begin; i < tiles.end; i++, to_next_tile(call.geometry, tile)) {
             float* out = scratch + at.d + panel * at.d_panel + i * at.d_row;
             if (has_sign)
-                transform_gradient_tile<T, true>(call.geometry, gradients, tile, call.negative_slope, zeros, out, at.d_plane);
+                transform_gradient_tile<T, true>(call.geometry, views, n, tile, call.negative_slope, zeros, out, at.d_plane);
             else
-                transform_gradient_tile<T, false>(call.geometry, gradients, tile, call.negative_slope, zeros, out, at.d_plane);
+                transform_gradient_tile<T, false>(call.geometry, views, n, tile, 0.f, zeros, out, at.d_plane);
         }
     };
     switch (call.gradients.dtype) {
@@ -203,20 +197,26 @@ void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64
     }
 }
 
-// Of a block of columns.
-void add_bias(const Layout& at, int64_t block, int64_t tiles, bool add, const float* scratch, float* bias) {
-    const float* tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
-    const Range vectors = at.vectors(block);
+// Of a vector of columns, whose sums of tiles these are.
+void add_bias(const Layout& at, const float* tile_sums, int64_t tiles, bool add, float* bias) {
+    V total = add ? load_vec<kL>(bias) : V{};
     const int64_t parts = parts_of(tiles, kSumTiles);
-    for (int64_t vector = vectors.begin; vector < vectors.end; vector++, tile_sums += kL) {
-        V total = add ? load_vec<kL>(bias + vector * kL) : V{};
-        for (int64_t i = 0; i < parts; i++) {
-            const Range part = part_of(tiles, parts, i);
-            V sum = {};
-            for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(tile_sums + t * at.d_row);
-            total += sum;
-        }
-        store_vec<kL>(bias + vector * kL, total);
+    for (int64_t i = 0; i < parts; i++) {
+        const Range part = part_of(tiles, parts, i);
+        V sum = {};
+        for (int64_t t = part.begin; t < part.end; t++) sum += load_vec<kL>(tile_sums + t * at.d_row);
+        total += sum;
+    }
+    store_vec<kL>(bias, total);
+}
+
+// Of these blocks of columns.
+void add_bias(const Layout& at, Range blocks, int64_t tiles, bool add, const float* scratch, float* bias) {
+    for (int64_t block = blocks.begin; block < blocks.end; block++) {
+        const float* tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
+        const Range vectors = at.vectors(block);
+        for (int64_t vector = vectors.begin; vector < vectors.end; vector++, tile_sums += kL)
+            add_bias(at, tile_sums, tiles, add, bias + vector * kL);
     }
 }
 
@@ -260,8 +260,7 @@ void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, flo
         const Range stretch = part_of(all.end - all.begin, stretches, i);
         const int64_t count = stretch.end - stretch.begin;
         transform_stretch(call, at, {all.begin + stretch.begin, all.begin + stretch.end}, 1, scratch);
-        for (int64_t block = 0; block < at.cut.blocks; block++)
-            add_bias(at, block, count, i > 0, scratch, work + at.bias + lane * at.sums.row);
+        add_bias(at, {0, at.cut.blocks}, count, i > 0, scratch, work + at.bias + lane * at.sums.row);
         for (int64_t p = 0; p < kPoints; p++)
             for (int64_t block = 0; block < at.cut.blocks; block++) {
                 float* sums = work + lane * at.sums.lane + p * at.sums.plane + at.vectors(block).begin * kL;
@@ -281,6 +280,26 @@ void run_lanes(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     });
 }
 
+// The sums over a stretch that are a thread's: of columns of its own where it has a panel, else of points.
+void add_stretch(const Conv3x3GradWeight& call, const Layout& at, int64_t thread, int64_t tiles, const float* scratch,
+                 float* sums, Sums before) {
+    const auto add = [&](int64_t p, int64_t block) {
+        add_columns(at, p, {0, call.sources.channels()}, block, tiles, scratch,
+                    sums + p * at.sums.plane + at.vectors(block).begin * kL, before);
+    };
+    if (at.panels > 1) {
+        const auto first = [&](int64_t block) { return at.vectors(block).begin; };
+        const Range cells = cells_of(at.cut.blocks, first, kPoints, call.threads, thread);
+        for_rectangles(cells, kPoints, [&](Range blocks, Range points) {
+            for (int64_t p = points.begin; p < points.end; p++)
+                for (int64_t block = blocks.begin; block < blocks.end; block++) add(p, block);
+        });
+    } else {
+        const Range tasks = part_of(kPoints * at.cut.blocks, call.threads, thread);
+        for (int64_t task = tasks.begin; task < tasks.end; task++) add(task / at.cut.blocks, task % at.cut.blocks);
+    }
+}
+
 void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     const int64_t all = call.geometry.tiles(), stretches = parts_of(all, at.tiles);
     const bool is_far = at.sums.lane * static_cast<int64_t>(sizeof(float)) > kFarBytes;
@@ -294,24 +313,8 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
         const Sums before = i > 0 ? (is_far ? Sums::far : Sums::near) : streams ? Sums::streamed : Sums::fresh;
         parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
             for (int64_t thread = begin; thread < end; thread++) {
-                const Range own = part_of(at.cut.blocks, call.threads, thread);
-                for (int64_t block = own.begin; block < own.end; block++)
-                    add_bias(at, block, count, i > 0, scratch, work + at.bias);
-                const auto add = [&](int64_t p, int64_t block) {
-                    add_columns(at, p, {0, call.sources.channels()}, block, count, scratch,
-                                work + p * at.sums.plane + at.vectors(block).begin * kL, before);
-                };
-                if (at.panels > 1) {
-                    const auto first = [&](int64_t block) { return at.vectors(block).begin; };
-                    for_rectangles(cells_of(at.cut.blocks, first, kPoints, call.threads, thread), kPoints,
-                                   [&](Range blocks, Range points) {
-                                       for (int64_t p = points.begin; p < points.end; p++)
-                                           for (int64_t block = blocks.begin; block < blocks.end; block++) add(p, block);
-                                   });
-                } else {
-                    const Range tasks = part_of(kPoints * at.cut.blocks, call.threads, thread);
-                    for (int64_t task = tasks.begin; task < tasks.end; task++) add(task / at.cut.blocks, task % at.cut.blocks);
-                }
+                add_bias(at, part_of(at.cut.blocks, call.threads, thread), count, i > 0, scratch, work + at.bias);
+                add_stretch(call, at, thread, count, scratch, work, before);
             }
             stream_fence();
         });
@@ -341,7 +344,7 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
     float* scratch = work + at.scratch;
     clear_zeros(at, scratch);
     transform_stretch(call, at, {0, all}, call.threads, scratch);
-    for (int64_t block = 0; block < cut.blocks; block++) add_bias(at, block, all, false, scratch, work + at.bias);
+    add_bias(at, {0, cut.blocks}, all, false, scratch, work + at.bias);
     parallel_for(call.threads, call.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* sums = work + thread * at.sums.lane;

@@ -27,23 +27,32 @@ void transform_gradient_view(const Conv3x3View& view, const Tile& tile, const in
     }
 }
 
-// Transforms all channels of one tile; out[p * plane + channel], as transform_tile.
+// Transforms all channels of one tile of `count` views; out[p * plane + channel], as transform_tile.
 template <class T, bool Signed>
-void transform_gradient_tile(const Conv3x3Geometry& g, const Conv3x3Views& gradients, const Tile& tile, float slope,
+void transform_gradient_tile(const Conv3x3Geometry& g, const Conv3x3View* views, int count, const Tile& tile, float slope,
                              const T* zeros, float* out, int64_t plane) {
     int64_t row[4], column[4];
     for (int i = 0; i < 4; i++) {
         row[i] = tile.y + i < g.Ho ? tile.y + i : -1;
         column[i] = tile.x + i < g.Wo ? tile.x + i : -1;
     }
-    for (int s = 0; s < gradients.count; s++) {
-        const Conv3x3View& view = gradients.view[s];
+    for (int s = 0; s < count; s++) {
+        const Conv3x3View& view = views[s];
         if (row[3] >= 0 && column[3] >= 0)
             transform_gradient_view<true, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
         else
             transform_gradient_view<false, T, Signed>(view, tile, row, column, slope, zeros, out, plane);
         out += view.channels;
     }
+}
+
+// These vectors of the view's channels.
+template <class T>
+Conv3x3View some_channels(Conv3x3View view, Range vectors) {
+    view.channels = least(vectors.end * kL, view.channels) - vectors.begin * kL;
+    view.data = static_cast<T*>(view.data) + vectors.begin * kL;
+    if (view.sign != nullptr) view.sign = static_cast<const T*>(view.sign) + vectors.begin * kL;
+    return view;
 }
 
 }  // namespace
