@@ -38,7 +38,7 @@ def test_samples(part):
         check_values(problem, problem.run(tensors, "amx"), problem.expected(tensors))
 
 
-@pytest.mark.parametrize("inputs", [1, 31, 32, 33, 64, 96, 256, 1024])
+@pytest.mark.parametrize("inputs", [1, 3, 10, 11, 31, 32, 33, 64, 96, 256, 1024])
 @pytest.mark.parametrize("outputs", [1, 16, 17, 33, 48, 300])
 def test_tails_of_channels(inputs, outputs):
     problem = Problem(B=3, C1=inputs, C2=0, O=outputs, H=11, W=5, dtype=HALF)  # 18 tiles: two and a part
@@ -46,12 +46,22 @@ def test_tails_of_channels(inputs, outputs):
     check_values(problem, problem.run(tensors, "amx"), problem.expected(tensors))
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+@pytest.mark.parametrize("second", [0, 4])
+@pytest.mark.parametrize("width", [1, 2, 5, 18])
+def test_few_channels(padding_mode, second, width):
+    """Three pixels of a row are one number of the sums: at every edge, of one source and of two."""
+    problem = Problem(B=2, C1=6, C2=second, O=20, H=9, W=width, padding_mode=padding_mode, dtype=HALF)
+    tensors = rounded(problem.tensors())
+    check_values(problem, problem.run(tensors, "amx"), problem.expected(tensors))
+
+
 @pytest.mark.parametrize("act", [None, "relu"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
-@pytest.mark.parametrize("shuffle", [1, 2])
-def test_gradients(act, padding_mode, shuffle):
+@pytest.mark.parametrize("shuffle,outputs", [(1, 24), (2, 24), (1, 7), (2, 8)])
+def test_gradients(act, padding_mode, shuffle, outputs):
     """Each rounded once, to bfloat16; sums of the weight's gradient are kept in float32."""
-    problem = Problem(act=act, padding_mode=padding_mode, shuffle=shuffle, dtype=HALF, C1=40, H=13, W=18)
+    problem = Problem(act=act, padding_mode=padding_mode, shuffle=shuffle, dtype=HALF, C1=40, O=outputs, H=13, W=18)
     tensors = [t.detach().requires_grad_() for t in rounded(leaves(problem))]
     y = problem.run(tensors, "amx")
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(HALF)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The convolution as plain sums of products of bfloat16 on matrix tiles (AMX), in the blocks of the engine: V[p][tile][channel]
-// holds the 36 input pixels of every tile, M[q][tile][column] the sums of its 16 output pixels in float32. Output q reads the
+// The convolution as plain sums of products of bfloat16 on matrix tiles (AMX), in the blocks of the engine: V[p][tile][number]
+// holds the input pixels of every tile, M[q][tile][column] the sums of its 16 output pixels in float32. Output q reads the
 // inputs q + (0..2, 0..2).
 //
 // The channels are walked in steps of 32, and all outputs take one step before the next: the nine inputs of an output and the
@@ -15,15 +15,26 @@ namespace {
 
 constexpr int kSums = 16;
 
-FASTDS_HD int64_t steps_of(int64_t channels) { return (channels + kTileDepth - 1) / kTileDepth; }
+// How V holds the pixels of a tile: 36 planes of one pixel, of which an output reads nine; or, where the depth of a multiplication
+// has room for it, 24 planes of three pixels of a row side by side, of which it reads three.
+struct PixelPlanes {
+    int64_t pixels, across, taps;  // of a plane; planes of a row of pixels; planes that an output reads
+    int64_t depth, steps;          // numbers of a tile's row, and the multiplications that take them
 
-// Numbers of bfloat16 in a tile's row of V: whole steps, and an odd number of cache lines, which fall into different sets.
-FASTDS_HD int64_t pixel_row(int64_t channels) { return (steps_of(channels) | 1) * kTileDepth; }
-
-// Packed filters: for every two vectors of columns (or the last one), every step and every tap, their tiles B.
-FASTDS_HD int64_t packed_pairs(int64_t inputs, int64_t vectors) {
-    return 9 * steps_of(inputs) * kTileDepth * vectors * kTileColumns / 2;
-}
+    explicit PixelPlanes(int64_t channels) {
+        const bool three = 3 * channels <= kTileDepth;
+        pixels = three ? 3 : 1;
+        across = three ? 4 : 6;
+        taps = 9 / pixels;
+        depth = pixels * channels;
+        steps = parts_of(depth, kTileDepth);
+    }
+    int64_t count() const { return 6 * across; }
+    // Numbers of bfloat16 in a row: whole steps, and an odd number of cache lines, which fall into different sets.
+    int64_t row() const { return (steps | 1) * kTileDepth; }
+    // Packed filters: for every two vectors of columns (or the last one), every step and every tap, their tiles B.
+    int64_t packed_pairs(int64_t vectors) const { return taps * steps * kTileDepth * vectors * kTileColumns / 2; }
+};
 
 #if defined(__AVX512BF16__)
 // `count` pixels of `channels` channels, `step` numbers apart, into rows of V. sign: as in Conv3x3View, same steps.
@@ -49,82 +60,103 @@ inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step
     }
 }
 
-// Copies the 36 input pixels of `count` tiles side by side; out[p * plane + i * row + channel].
+// Copies the input pixels of `count` tiles side by side; out[p * plane + i * row + number].
 template <bool Signed>
-inline void copy_tiles(const Conv3x3Call& call, const Tile& tile, int64_t count, const BFloat16* zeros, BFloat16* out, int64_t row,
-                       int64_t plane) {
+inline void copy_tiles(const Conv3x3Call& call, const PixelPlanes& planes, const Tile& tile, int64_t count, const BFloat16* zeros,
+                       BFloat16* out, int64_t row, int64_t plane) {
     const Conv3x3Geometry& g = call.geometry;
+    const int64_t channels = call.sources.channels();
     for (int s = 0; s < call.sources.count; out += call.sources.view[s++].channels) {
         const Conv3x3View& view = call.sources.view[s];
-        for (int p = 0; p < kPoints; p++) {
-            const int64_t y = continued(tile.y - g.pad_h + p / 6, g.H, g.mode_h), x = tile.x - g.pad_w + p % 6;
-            const int64_t line = tile.b * view.b + y * view.h;
-            // Tiles [i, i + n), whose pixels lie 4 columns apart from this one on.
-            const auto copy = [&](int64_t i, int64_t n, int64_t column) {
+        const bool dense = view.channels == channels && view.w == channels;
+        for (int64_t p = 0; p < planes.count(); p++) {
+            const int64_t y = continued(tile.y - g.pad_h + p / planes.across, g.H, g.mode_h);
+            const int64_t x = tile.x - g.pad_w + p % planes.across, line = tile.b * view.b + y * view.h;
+            BFloat16* to = out + p * plane;
+            // Tiles [i, i + n), whose pixels lie 4 columns apart from this one on; pixel: of the plane's.
+            const auto copy = [&](int64_t i, int64_t n, int64_t column, int64_t pixel, int64_t numbers) {
                 const bool outside = y < 0 || column < 0;
                 const int64_t at = line + column * view.w;
                 copy_pixels<Signed>(outside ? zeros : static_cast<const BFloat16*>(view.data) + at,
                                     outside || !Signed ? zeros : static_cast<const BFloat16*>(view.sign) + at,
-                                    outside ? 0 : 4 * view.w, n, view.channels, call.negative_slope,
-                                    out + p * plane + i * row, row);
+                                    outside ? 0 : 4 * view.w, n, numbers, call.negative_slope, to + i * row + pixel * channels, row);
             };
-            const int64_t begin = x < 0 ? 1 : 0, inside = (g.W - x + 3) / 4, end = least(count, inside > begin ? inside : begin);
-            if (begin > 0) copy(0, 1, continued(x, g.W, g.mode_w));
-            copy(begin, end - begin, x + 4 * begin);
-            for (int64_t i = end; i < count; i++) copy(i, 1, continued(x + 4 * i, g.W, g.mode_w));
+            const auto copy_edge = [&](int64_t i) {
+                for (int64_t k = 0; k < planes.pixels; k++) copy(i, 1, continued(x + 4 * i + k, g.W, g.mode_w), k, view.channels);
+            };
+            const int64_t begin = x < 0 ? 1 : 0, inside = (g.W - x - planes.pixels + 4) / 4;
+            const int64_t end = least(count, inside > begin ? inside : begin);
+            if (begin > 0) copy_edge(0);
+            if (dense && y >= 0)
+                copy(begin, end - begin, x + 4 * begin, 0, planes.depth);
+            else
+                for (int64_t k = 0; k < planes.pixels; k++) copy(begin, end - begin, x + 4 * begin + k, k, view.channels);
+            for (int64_t i = end; i < count; i++) copy_edge(i);
         }
     }
 }
 
 inline void copy_block(const Conv3x3Call& call, int64_t first, int64_t count, const BFloat16* zeros, BFloat16* v, int64_t row,
                        int64_t plane) {
+    const PixelPlanes planes(call.sources.channels());
     const auto copy = call.sources.view[0].sign != nullptr ? copy_tiles<true> : copy_tiles<false>;
     const int64_t across = call.geometry.tiles_w();
     for (int64_t i = 0, next; i < count; i = next) {
         next = least(count, i + across - (first + i) % across);  // the end of the tile's row
-        copy(call, tile_at(call.geometry, first + i), next - i, zeros, v + i * row, row, plane);
+        copy(call, planes, tile_at(call.geometry, first + i), next - i, zeros, v + i * row, row, plane);
     }
 }
 
-// The channels of V that the last step reads beyond those of the sources; copies do not touch them.
-inline void clear_rest(int64_t channels, int64_t rows, BFloat16* v, int64_t row, int64_t plane) {
-    const int64_t end = steps_of(channels) * kTileDepth;
-    for (int p = 0; channels < end && p < kPoints; p++)
-        for (int64_t i = 0; i < rows; i++) __builtin_memset(v + p * plane + i * row + channels, 0, (end - channels) * sizeof(BFloat16));
+// The numbers of V that the last step reads beyond those of the sources; copies do not touch them.
+inline void clear_rest(const PixelPlanes& planes, int64_t rows, BFloat16* v, int64_t row, int64_t plane) {
+    const int64_t end = planes.steps * kTileDepth;
+    for (int64_t p = 0; planes.depth < end && p < planes.count(); p++)
+        for (int64_t i = 0; i < rows; i++)
+            __builtin_memset(v + p * plane + i * row + planes.depth, 0, (end - planes.depth) * sizeof(BFloat16));
 }
 
 // One step of one output: Rows x Columns tiles (1 or 2 each) of M (+)= V * packed.
-template <int Rows, int Columns>
+template <int Rows, int Columns, int Taps>
 FASTDS_HD void add_step(const BFloat16* v, int64_t row, int64_t plane, const BFloat16* packed, bool first, float* m, int64_t m_row) {
     using Sums = TileSums<Rows, Columns>;
     constexpr int64_t tile = kTileDepth * kTileColumns;
     Sums::begin(m, m_row, first);
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; tap++, packed += Columns * tile)
-        Sums::add(v + (tap / 3 * 6 + tap % 3) * plane, row * sizeof(BFloat16), packed, kTileLine, tile * sizeof(BFloat16));
+    for (int tap = 0; tap < Taps; tap++, packed += Columns * tile)
+        Sums::add(v + (Taps == 9 ? tap / 3 * 6 + tap % 3 : tap * 4) * plane, row * sizeof(BFloat16), packed, kTileLine,
+                  tile * sizeof(BFloat16));
     Sums::end(m, m_row);
 }
 
-template <int Rows, int Columns>
+template <int Rows, int Columns, int Taps>
 inline void sum_products(const BFloat16* v, int64_t row, int64_t plane, const BFloat16* packed, int64_t steps, float* m,
                          int64_t m_row, int64_t m_plane) {
-    for (int64_t step = 0; step < steps; step++, v += kTileDepth, packed += 9 * Columns * kTileDepth * kTileColumns)
-        for (int q = 0; q < kSums; q++)
-            add_step<Rows, Columns>(v + (q / 4 * 6 + q % 4) * plane, row, plane, packed, step == 0, m + q * m_plane, m_row);
+    constexpr int64_t across = Taps == 9 ? 6 : 4;
+    for (int64_t step = 0; step < steps; step++, v += kTileDepth, packed += Taps * Columns * kTileDepth * kTileColumns)
+        for (int64_t q = 0; q < kSums; q++)
+            add_step<Rows, Columns, Taps>(v + (q / 4 * across + q % 4) * plane, row, plane, packed, step == 0, m + q * m_plane, m_row);
+}
+
+template <int Rows, int Columns>
+constexpr auto products_of(bool nine) {
+    return nine ? sum_products<Rows, Columns, 9> : sum_products<Rows, Columns, 3>;
 }
 
 // M of `count` tiles and of the vectors of columns [begin, end), begin even; m: of column vector `begin`.
 inline void multiply_pixels(const Conv3x3Call& call, int64_t count, const BFloat16* v, int64_t row, int64_t plane, float* m,
                             int64_t m_row, int64_t m_plane, Range vectors) {
-    const int64_t steps = steps_of(call.sources.channels());
+    const PixelPlanes planes(call.sources.channels());
+    const bool nine = planes.taps == 9;
     const BFloat16* packed = reinterpret_cast<const BFloat16*>(call.packed);
     for (int64_t vector = vectors.begin; vector < vectors.end; vector += 2) {
-        const auto sums = vector + 1 < vectors.end
-                              ? [](bool two) { return two ? sum_products<2, 2> : sum_products<1, 2>; }
-                              : [](bool two) { return two ? sum_products<2, 1> : sum_products<1, 1>; };
-        for (int64_t i = 0; i < count; i += 2 * kTileRows)
-            sums(count - i > kTileRows)(v + i * row, row, plane, packed + 9 * steps * kTileDepth * kTileColumns * vector, steps,
-                                        m + i * m_row + (vector - vectors.begin) * kL, m_row, m_plane);
+        const bool pair = vector + 1 < vectors.end;
+        for (int64_t i = 0; i < count; i += 2 * kTileRows) {
+            const bool two = count - i > kTileRows;
+            const auto products = pair ? (two ? products_of<2, 2>(nine) : products_of<1, 2>(nine))
+                                       : (two ? products_of<2, 1>(nine) : products_of<1, 1>(nine));
+            products(v + i * row, row, plane, packed + 2 * planes.packed_pairs(vector), planes.steps,
+                     m + i * m_row + (vector - vectors.begin) * kL, m_row, m_plane);
+        }
     }
 }
 #endif

@@ -59,7 +59,8 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
 
 // As many tiles as leave half of a 2 MB cache to the filters.
 int64_t most_amx_tiles(int64_t inputs, int64_t block_vectors) {
-    const int64_t tile = kPoints * pixel_row(inputs) * sizeof(BFloat16) + kSums * block_vectors * kL * sizeof(float);
+    const PixelPlanes planes(inputs);
+    const int64_t tile = planes.count() * planes.row() * sizeof(BFloat16) + kSums * block_vectors * kL * sizeof(float);
     const int64_t tiles = (1 << 20) / tile;
     return tiles >= 128 ? 128 : tiles >= 64 ? 64 : 32;
 }

@@ -27,15 +27,16 @@ struct Layout {
 
     Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors, int sharing) {
         const int64_t rows = round_up(block_tiles, call.amx ? kTileRows : kTileRowsMultiple);
+        const PixelPlanes planes(call.sources.channels());
         const int64_t columns = columns_of(call).columns, vectors = (columns + kL - 1) / kL;
-        v_row = call.amx ? pixel_row(call.sources.channels()) / 2 : source_columns(call.sources);
+        v_row = call.amx ? planes.row() / 2 : source_columns(call.sources);
         m_row = block_vectors * kL;
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
         if (call.amx) {
             v = 0;
-            m = kPoints * v_plane;
+            m = planes.count() * v_plane;
             zeros = m + kSums * m_plane;
         } else if (block_vectors >= vectors && sharing == 0) {
             v_plane = m_plane = v_plane > m_plane ? v_plane : m_plane;
@@ -219,7 +220,8 @@ inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t bloc
     __builtin_memset(scratch + at.zeros, 0, (at.staging - at.zeros) * sizeof(float));
 #if defined(__AVX512BF16__)
     if (!call.amx) return;
-    clear_rest(call.sources.channels(), block_tiles, reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane);
+    clear_rest(PixelPlanes(call.sources.channels()), block_tiles, reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row,
+               2 * at.v_plane);
 #endif
 }
 

@@ -31,9 +31,10 @@ def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) ->
 
 
 def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    tiles, steps, wide = batch * -(-height // 4) * -(-width // 4), -(-inputs // 32), _rounded(outputs, 16)
-    products = 9 * 16 * 32 * steps * wide * _rounded(tiles, 16)
-    return 1, 9 * 32 * steps * wide, products, 36 * inputs * tiles, 16 * wide * tiles
+    tiles, wide = batch * -(-height // 4) * -(-width // 4), _rounded(outputs, 16)
+    # Of few inputs three pixels of a row are one number of the sums: csrc/conv3x3/amx.h.
+    depth, read = (3 * 32, 72 * inputs) if 3 * inputs <= 32 else (9 * _rounded(inputs, 32), 36 * inputs)
+    return 1, depth * wide, 16 * depth * wide * _rounded(tiles, 16), read * tiles, 16 * wide * tiles
 
 
 def _product(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
