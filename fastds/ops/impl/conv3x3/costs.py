@@ -6,7 +6,8 @@ algorithms gain alike.
 
 Those with AVX2 are of an AMD processor kept to it. Those of planes for bfloat16 with AVX-512 of Intel without matrix
 tiles were not measured: they are taken to be slower than AMD's by the factor by which the products of the engine are.
-All of planes are of a fit before ROW_START, which was set by looking at maps of 5 to 20 pixels a row.
+All of planes are of a fit before ROW_START, which was set by looking at maps of 5 to 20 pixels a row. Those with matrix
+tiles are of two machines, one 2.2 times as slow in everything: forward their geometric mean, backward of the latter.
 """
 
 import functools
@@ -122,18 +123,18 @@ COSTS = {
         "direct": (0.00014, 1.6e-09, 5.4e-12, 2.2e-11, 3.4e-10),
     },
     ("amx", "bfloat16", False): {
-        "winograd": (1.5e-05, 8.8e-11, 5.5e-12, 5e-11, 5.4e-11, 0),
-        "amx": (1.6e-05, 1.6e-10, 4.9e-13, 2.4e-11, 5.8e-11),
-        "planes": (1.6e-05, 1.2e-09, 6e-12, 0, 1.9e-10, 1.8e-10),
-        "product": (7.9e-05, 7e-11, 8.9e-13, 2.3e-10, 2.1e-10),
-        "direct": (4.7e-05, 4.8e-10, 5.5e-13, 6.9e-11, 6.7e-11),
+        "winograd": (1.4e-05, 7e-11, 4.9e-12, 5.6e-11, 4.9e-11, 0),
+        "amx": (1.6e-05, 1e-10, 5.2e-13, 2.2e-11, 7.2e-11),
+        "planes": (1.5e-05, 1.2e-09, 5.3e-12, 0, 1.9e-10, 1.4e-10),
+        "product": (7.5e-05, 1.1e-10, 8.1e-13, 2.2e-10, 2.1e-10),
+        "direct": (4.3e-05, 4.5e-10, 5.7e-13, 8.2e-11, 6.3e-11),
     },
     ("amx", "bfloat16", True): {
-        "winograd": (4.5e-05, 3e-10, 1.3e-11, 1.7e-11, 2e-10, 5.4e-10),
-        "amx": (4.6e-05, 9.7e-10, 1.2e-12, 1.1e-10, 7.2e-11),
-        "planes": (4.9e-05, 2.6e-09, 8.7e-12, 4.4e-12, 2.2e-10, 3.6e-10),
-        "product": (0.00026, 2.6e-10, 2.5e-12, 7.8e-10, 5.9e-10),
-        "direct": (0.00014, 1.7e-09, 1.8e-12, 2.3e-10, 3e-10),
+        "winograd": (3.6e-05, 1.7e-10, 1e-11, 5e-11, 1.5e-10, 6e-11),
+        "amx": (4.1e-05, 7.9e-10, 1.4e-12, 5.3e-11, 2.2e-10),
+        "planes": (4.2e-05, 3e-09, 4.2e-12, 7.6e-12, 1.3e-10, 2.4e-10),
+        "product": (0.00024, 3.9e-10, 2.5e-12, 7e-10, 3.6e-10),
+        "direct": (0.00012, 1.4e-09, 2e-12, 1.6e-10, 2.1e-10),
     },
 }
 
