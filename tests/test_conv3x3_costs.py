@@ -93,6 +93,12 @@ def test_what_goes_before_and_follows(monkeypatch, named, spared, pays, call, pe
         ("avx512", (1, 1024, 1024, 5, 5), torch.float32, False, "product"),  # reading the weights is most of the work
         ("avx512", (16, 1024, 2048, 8, 8), torch.float32, False, "winograd"),
         ("avx512", (1, 1024, 1024, 5, 5), torch.float32, True, "product"),
+        # torch multiplies matrices of one small map in float32
+        ("avx512", (1, 233, 512, 4, 7), torch.float32, False, "direct"),
+        ("avx512", (1, 96, 96, 6, 8), torch.float32, True, "direct"),
+        ("avx512", (2, 96, 96, 6, 8), torch.float32, True, "winograd"),
+        ("avx512", (1, 96, 96, 6, 8), torch.bfloat16, True, "winograd"),
+        ("avx512", (1, 32, 256, 32, 16), torch.float32, False, "winograd"),
         ("amx", (1, 64, 64, 200, 200), torch.bfloat16, False, "amx"),
         ("avx512", (1, 64, 64, 200, 200), torch.bfloat16, False, "winograd"),
         ("avx2", (1, 1024, 1024, 5, 5), torch.bfloat16, False, "winograd"),
@@ -111,6 +117,13 @@ def test_auto_rule(monkeypatch, kind, shape, dtype, backward, expected):
     costs.cheapest.cache_clear()
     assert costs.cheapest("any", dtype, backward, *shape) == expected
     costs.cheapest.cache_clear()
+
+
+def test_cells_of_one_map_keep_the_bits_of_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "avx512")
+    shape = torch.float32, True, 1, 96, 96, 6, 8
+    for of_cells, expected in (({}, "direct"), ({"gated": True}, "winograd"), ({"joined": True}, "winograd")):
+        assert costs.cheapest.__wrapped__("any", *shape, **of_cells) == expected
 
 
 @pytest.mark.parametrize(("has_products", "expected"), [(True, "direct"), (False, "winograd")])
@@ -136,3 +149,4 @@ def test_costs_have_rows_for_every_machine(native):
     for rows in costs.COSTS.values():
         assert set(costs.TERMS) - {"amx"} <= set(rows) <= set(costs.TERMS)
         assert all(len(row) == len(costs.TERMS[name](1, 1, 1, 1, 1)) for name, row in rows.items())
+    assert {len(row) for row in costs.ONE_MAP_COSTS.values()} == {len(costs.TERMS["product"](1, 1, 1, 1, 1))}

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 of one small map in training, which "auto" leaves to torch's own convolution."""
+"""conv3x3 of one small map, which "auto" may leave to torch's own convolution."""
 
 import pytest
 import torch
 from conv3x3_cases import Problem, gradients, leaves, relative_error
 
 import fastds
-from fastds.ops.impl.conv3x3 import op
+from fastds.ops.impl.conv3x3 import costs, op
 
 pytestmark = pytest.mark.usefixtures("native")
 
 ONE_MAP = {"B": 1, "C1": 5, "C2": 0, "O": 8}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """Sets whose costs count, AMD's until a test asks for others."""
+
+    def choose(name: str) -> None:
+        monkeypatch.setattr(costs, "machine", lambda isa, dtype: name)
+        costs.cheapest.cache_clear()
+
+    choose("amd")
+    yield choose
+    costs.cheapest.cache_clear()
 
 
 def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
@@ -59,6 +72,31 @@ def test_what_the_op_keeps(changes):
 def test_what_torch_gets():
     largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.SMALL})
     assert name_of_node(Problem(**ONE_MAP)) == name_of_node(largest) == "ConvolutionBackward0"
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_more_is_left_to_quick_products(machine, trained, monkeypatch):
+    """Many channels of few pixels, where torch's products are Intel's; of one map, and in neither case of two."""
+    problem = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False)
+    two = Problem(**{**vars(problem), "B": 2})
+    asked = []
+    monkeypatch.setattr(type(op.CONV3X3), "trusted", lambda self, *args: asked.append(args[0].shape[0]) or args[0])
+    for name, expected in (("amd", [1, 2]), ("avx512", [2])):
+        machine(name)
+        for given in (problem, two):
+            with torch.set_grad_enabled(trained):
+                given.run([t if t is None else t.requires_grad_(trained) for t in given.tensors()], "auto")
+        assert asked == expected
+        asked.clear()
+
+
+def test_without_gradients_the_result_is_channels_last(machine):
+    machine("avx512")
+    tensors = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False).tensors(layout=torch.contiguous_format)
+    with torch.no_grad():
+        y = fastds.ops.conv3x3(*tensors[:3])
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert relative_error(y, torch.nn.functional.conv2d(*[t.double() for t in tensors[:3]], padding=1)) < 2e-6
 
 
 def test_who_asks_for_the_op_gets_it(monkeypatch):

@@ -138,6 +138,16 @@ COSTS = {
     },
 }
 
+# torch convolves one float32 map of at most so many numbers by matrix products, without a library and its start. Costs
+# of TERMS["product"], of machines where somebody measured them; forward 1.6 times those of a fit, because the checks
+# before it take as long as many such calls. Not of cells, which have gates or two sources: the bits of those products
+# depend on the number of threads.
+ONE_MAP = 20480
+ONE_MAP_COSTS = {
+    ("avx512", False): (1.5e-05, 1.5e-10, 3.8e-12, 1.9e-10, 3e-10),
+    ("avx512", True): (2e-05, 1.7e-10, 6.9e-12, 4.8e-10, 2e-10),
+}
+
 
 def _capabilities() -> dict:
     """Of the processor, as torch names them; none where it does not."""
@@ -205,10 +215,16 @@ def cheapest(
     if 9 * inputs * batch * height * width > MOST_NEIGHBOURHOODS:
         names.discard("product")
 
-    points = batch * height * width
+    points, shape = batch * height * width, (batch, inputs, outputs, height, width)
+    of_one_map = None
+    if batch == 1 and inputs * points <= ONE_MAP and dtype == torch.float32 and not (gated or joined):
+        of_one_map = ONE_MAP_COSTS.get((machine(isa, dtype), backward))
 
     def seconds(name: str) -> float:
-        total = seconds_of(costs[name], TERMS[name](batch, inputs, outputs, height, width))
+        if name == "direct" and of_one_map is not None:
+            total = seconds_of(of_one_map, TERMS["product"](*shape))
+        else:
+            total = seconds_of(costs[name], TERMS[name](*shape))
         if name not in ENGINES:
             total += gated * (GATES[0] + GATES[1] * outputs * points)
         if name not in ENGINES and (backward or name != "planes"):

@@ -25,13 +25,16 @@ from fastds.ops.core.arguments import (
     number,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import define, reached, unasked
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, current
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current
+from fastds.ops.impl.conv3x3.costs import ONE_MAP
 
 __all__ = ["conv3x3"]
 
-SMALL = 3000  # numbers of a map
+SMALL = 3000  # numbers of a map that torch convolves in training whatever its costs
+WORTH_ASKING = 1 << 16  # numbers of a weight; without gradients fewer of them save less time than asking takes
 
 
 def check(
@@ -284,14 +287,19 @@ def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
     return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, of_result)
 
 
-def _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm) -> bool:
-    """Whether torch's own convolution and its gradients run in place of the op: in training, for one small map, which
-    torch convolves without a library and its start."""
-    one_map = x.shape[0] == 1 and x.numel() <= SMALL and x2 is None
-    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not (one_map and trained and x.dtype == weight.dtype == out_dtype == torch.float32):
+def _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm, passes) -> bool:
+    """Whether torch's own convolution and its gradients run in place of the op: for one small map, see costs.ONE_MAP.
+    passes: as in algorithm.chosen."""
+    if x.shape[0] != 1 or x.numel() > ONE_MAP or x2 is not None or algorithm != "auto":
         return False
-    return x.is_cpu and (padding_mode, algorithm) == ("zeros", "auto") and unasked(x, weight)
+    if not (x.dtype == weight.dtype == out_dtype == torch.float32 and x.is_cpu and padding_mode == "zeros"):
+        return False
+    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not (trained or weight.numel() >= WORTH_ASKING) or native.missing() is not None or not unasked(x, weight):
+        return False
+    if trained and x.numel() <= SMALL:
+        return True
+    return chosen(algorithm, x, x.shape[1], weight.shape[0], x.dtype, trained, passes=passes) == "direct"
 
 
 def conv3x3(
@@ -331,8 +339,8 @@ def conv3x3(
             fastds.convolution(...), "auto" without one.
 
     Returns:
-        (B, O / r^2, r*H, r*W), out_dtype, channels_last; in training, of one float32 map of at most 3000 numbers, as
-        torch gives it, whose convolution "auto" takes there.
+        (B, O / r^2, r*H, r*W), out_dtype, channels_last; in training, of one float32 map of at most 20480 numbers, as
+        torch gives it, to whose convolution "auto" may leave it.
 
     "winograd" computes F(4x4, 3x3) in float32 for every dtype: errors are at most 2e-5 of the output's standard
     deviation on unit-variance input. A NaN or an infinity reaches up to all 16 outputs of the 4x4 tiles that read it
@@ -359,8 +367,9 @@ def conv3x3(
     slope = number("negative_slope", negative_slope)
     args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
     check(*args)
-    if _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm):
+    passes = (residual is not None) + (act != "none") + (shuffle > 1)
+    if _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm, passes):
         check_dense(CONV3X3.arguments, args)
         y = F.conv2d(x, weight, bias, padding=1)
-        return direct.finish(y, residual, act, slope, shuffle)
+        return direct.finish(y if y.requires_grad else dense(y), residual, act, slope, shuffle)
     return CONV3X3.trusted(*args)
