@@ -15,6 +15,9 @@ namespace {
 
 constexpr int kSums = 16;
 
+// Runs of so many pixels in a row of six.
+FASTDS_HD constexpr int64_t across_of(int64_t pixels) { return 7 - pixels; }
+
 // How V holds the pixels of a tile: 36 planes of one pixel, of which an output reads nine; or, where the depth of a multiplication
 // has room for it, 24 planes of three pixels of a row side by side, of which it reads three.
 struct PixelPlanes {
@@ -22,9 +25,8 @@ struct PixelPlanes {
     int64_t depth, steps;          // numbers of a tile's row, and the multiplications that take them
 
     explicit PixelPlanes(int64_t channels) {
-        const bool three = 3 * channels <= kTileDepth;
-        pixels = three ? 3 : 1;
-        across = three ? 4 : 6;
+        pixels = 3 * channels <= kTileDepth ? 3 : 1;
+        across = across_of(pixels);
         taps = 9 / pixels;
         depth = pixels * channels;
         steps = parts_of(depth, kTileDepth);
@@ -87,7 +89,7 @@ inline void copy_tiles(const Conv3x3Call& call, const PixelPlanes& planes, const
             const int64_t begin = x < 0 ? 1 : 0, inside = (g.W - x - planes.pixels + 4) / 4;
             const int64_t end = least(count, inside > begin ? inside : begin);
             if (begin > 0) copy_edge(0);
-            if (dense && y >= 0)
+            if (dense && y >= 0)  // the zeros are of one pixel
                 copy(begin, end - begin, x + 4 * begin, 0, planes.depth);
             else
                 for (int64_t k = 0; k < planes.pixels; k++) copy(begin, end - begin, x + 4 * begin + k, k, view.channels);
@@ -115,45 +117,46 @@ inline void clear_rest(const PixelPlanes& planes, int64_t rows, BFloat16* v, int
             __builtin_memset(v + p * plane + i * row + planes.depth, 0, (end - planes.depth) * sizeof(BFloat16));
 }
 
-// One step of one output: Rows x Columns tiles (1 or 2 each) of M (+)= V * packed.
-template <int Rows, int Columns, int Taps>
+// One step of one output: Rows x Columns tiles (1 or 2 each) of M (+)= V * packed. Pixels: of a plane.
+template <int Rows, int Columns, int Pixels>
 FASTDS_HD void add_step(const BFloat16* v, int64_t row, int64_t plane, const BFloat16* packed, bool first, float* m, int64_t m_row) {
     using Sums = TileSums<Rows, Columns>;
-    constexpr int64_t tile = kTileDepth * kTileColumns;
+    constexpr int64_t tile = kTileDepth * kTileColumns, across = across_of(Pixels);
+    constexpr int in_row = 3 / Pixels;
     Sums::begin(m, m_row, first);
 #pragma GCC unroll 9
-    for (int tap = 0; tap < Taps; tap++, packed += Columns * tile)
-        Sums::add(v + (Taps == 9 ? tap / 3 * 6 + tap % 3 : tap * 4) * plane, row * sizeof(BFloat16), packed, kTileLine,
+    for (int tap = 0; tap < 3 * in_row; tap++, packed += Columns * tile)
+        Sums::add(v + (tap / in_row * across + tap % in_row) * plane, row * sizeof(BFloat16), packed, kTileLine,
                   tile * sizeof(BFloat16));
     Sums::end(m, m_row);
 }
 
-template <int Rows, int Columns, int Taps>
+template <int Rows, int Columns, int Pixels>
 inline void sum_products(const BFloat16* v, int64_t row, int64_t plane, const BFloat16* packed, int64_t steps, float* m,
                          int64_t m_row, int64_t m_plane) {
-    constexpr int64_t across = Taps == 9 ? 6 : 4;
-    for (int64_t step = 0; step < steps; step++, v += kTileDepth, packed += Taps * Columns * kTileDepth * kTileColumns)
+    constexpr int64_t across = across_of(Pixels), packed_step = 9 / Pixels * Columns * kTileDepth * kTileColumns;
+    for (int64_t step = 0; step < steps; step++, v += kTileDepth, packed += packed_step)
         for (int64_t q = 0; q < kSums; q++)
-            add_step<Rows, Columns, Taps>(v + (q / 4 * across + q % 4) * plane, row, plane, packed, step == 0, m + q * m_plane, m_row);
+            add_step<Rows, Columns, Pixels>(v + (q / 4 * across + q % 4) * plane, row, plane, packed, step == 0, m + q * m_plane,
+                                            m_row);
 }
 
 template <int Rows, int Columns>
-constexpr auto products_of(bool nine) {
-    return nine ? sum_products<Rows, Columns, 9> : sum_products<Rows, Columns, 3>;
+constexpr auto products_of(int64_t pixels) {
+    return pixels == 1 ? sum_products<Rows, Columns, 1> : sum_products<Rows, Columns, 3>;
 }
 
 // M of `count` tiles and of the vectors of columns [begin, end), begin even; m: of column vector `begin`.
 inline void multiply_pixels(const Conv3x3Call& call, int64_t count, const BFloat16* v, int64_t row, int64_t plane, float* m,
                             int64_t m_row, int64_t m_plane, Range vectors) {
     const PixelPlanes planes(call.sources.channels());
-    const bool nine = planes.taps == 9;
     const BFloat16* packed = reinterpret_cast<const BFloat16*>(call.packed);
     for (int64_t vector = vectors.begin; vector < vectors.end; vector += 2) {
         const bool pair = vector + 1 < vectors.end;
         for (int64_t i = 0; i < count; i += 2 * kTileRows) {
             const bool two = count - i > kTileRows;
-            const auto products = pair ? (two ? products_of<2, 2>(nine) : products_of<1, 2>(nine))
-                                       : (two ? products_of<2, 1>(nine) : products_of<1, 1>(nine));
+            const auto products = pair ? (two ? products_of<2, 2>(planes.pixels) : products_of<1, 2>(planes.pixels))
+                                       : (two ? products_of<2, 1>(planes.pixels) : products_of<1, 1>(planes.pixels));
             products(v + i * row, row, plane, packed + 2 * planes.packed_pairs(vector), planes.steps,
                      m + i * m_row + (vector - vectors.begin) * kL, m_row, m_plane);
         }

@@ -81,6 +81,11 @@ def amx_refusal(x: Tensor, dtype: torch.dtype) -> str | None:
 _REFUSALS = {"amx": amx_refusal, "implicit_gemm": implicit.refusal}
 
 
+def passes_behind(residual: Tensor | None, act: str, shuffle: int) -> int:
+    """Passes over the outputs that an engine does not need: see costs.cheapest."""
+    return (residual is not None) + (act != "none") + (shuffle > 1)
+
+
 def chosen(
     algorithm: str, x: Tensor, channels: int, outputs: int, dtype: torch.dtype, backward: bool, *,
     gated: bool = False, joined: bool = False, passes: int = 0,

@@ -5,7 +5,7 @@ import torch
 
 from fastds.ops.core.layout import dense, empty_map, nhwc
 from fastds.ops.impl.conv3x3 import direct, engine, implicit, planes, product, reference
-from fastds.ops.impl.conv3x3.algorithm import chosen
+from fastds.ops.impl.conv3x3.algorithm import chosen, passes_behind
 
 BESIDE_THE_ENGINE = {"direct": direct, "planes": planes, "product": product, "implicit_gemm": implicit}
 
@@ -16,8 +16,7 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         return forward_fake(*args, algorithm)
     if algorithm == "auto" and x.is_cuda and implicit.pays(x, weight, bias, x2, residual, act, shuffle, out_dtype):
         algorithm = "implicit_gemm"
-    passes = (residual is not None) + (act != "none") + (shuffle > 1)
-    beside = {"joined": x2 is not None, "passes": passes}
+    beside = {"joined": x2 is not None, "passes": passes_behind(residual, act, shuffle)}
     algorithm = chosen(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **beside)
     if algorithm in BESIDE_THE_ENGINE:
         return BESIDE_THE_ENGINE[algorithm].forward(*args)

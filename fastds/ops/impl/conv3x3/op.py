@@ -28,7 +28,7 @@ from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import define, reached, unasked
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
-from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current
+from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passes_behind
 from fastds.ops.impl.conv3x3.costs import ONE_MAP
 
 __all__ = ["conv3x3"]
@@ -287,9 +287,8 @@ def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
     return cast(x, dtype), weight, bias, cast(x2, dtype), cast(residual, of_result)
 
 
-def _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm, passes) -> bool:
-    """Whether torch's own convolution and its gradients run in place of the op: for one small map, see costs.ONE_MAP.
-    passes: as in algorithm.chosen."""
+def _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
+    """Whether torch's own convolution and its gradients run in place of the op: for one small map, costs.ONE_MAP."""
     if x.shape[0] != 1 or x.numel() > ONE_MAP or x2 is not None or algorithm != "auto":
         return False
     if not (x.dtype == weight.dtype == out_dtype == torch.float32 and x.is_cpu and padding_mode == "zeros"):
@@ -299,6 +298,7 @@ def _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm, passes)
         return False
     if trained and x.numel() <= SMALL:
         return True
+    passes = passes_behind(residual, act, shuffle)
     return chosen(algorithm, x, x.shape[1], weight.shape[0], x.dtype, trained, passes=passes) == "direct"
 
 
@@ -367,8 +367,7 @@ def conv3x3(
     slope = number("negative_slope", negative_slope)
     args = (x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm)
     check(*args)
-    passes = (residual is not None) + (act != "none") + (shuffle > 1)
-    if _is_left_to_torch(x, weight, x2, padding_mode, out_dtype, algorithm, passes):
+    if _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
         check_dense(CONV3X3.arguments, args)
         y = F.conv2d(x, weight, bias, padding=1)
         return direct.finish(y if y.requires_grad else dense(y), residual, act, slope, shuffle)
