@@ -39,6 +39,7 @@ void finish_cell(const Stage& stage, const Layout& at, int64_t first, int64_t co
     const int64_t channels = cell.channels, outputs = all.end;
     Tile tile = tile_at(call.geometry, first);
     for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile)) {
+        if (tile.x >= call.geometry.Wo) continue;  // a gap
         const int rows = static_cast<int>(least(4, call.geometry.Ho - tile.y));
         const int columns = static_cast<int>(least(4, call.geometry.Wo - tile.x));
         const float* m = scratch + at.m + i * at.m_row;

@@ -12,7 +12,9 @@ void finish_block(const Stage& stage, const Layout& at, int64_t first, int64_t c
     const StoreStage<T, How> store{stage.call, stage.bias, reinterpret_cast<T*>(scratch + at.staging)};
     Tile tile = tile_at(stage.call.geometry, first);
     for (int64_t i = 0; i < count; i++, to_next_tile(stage.call.geometry, tile))
-        finish_tile(stage.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin, columns.end);
+        if (tile.x < stage.call.geometry.Wo)  // else a gap
+            finish_tile(stage.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin,
+                        columns.end);
 }
 
 template <class T>
@@ -58,9 +60,9 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
 }
 
 // As many tiles as leave half of a 2 MB cache to the filters.
-int64_t most_amx_tiles(int64_t inputs, int64_t block_vectors) {
-    const PixelPlanes planes(inputs);
-    const int64_t tile = planes.count() * planes.row() * sizeof(BFloat16) + kSums * block_vectors * kL * sizeof(float);
+int64_t most_amx_tiles(const Conv3x3Call& call, int64_t block_vectors) {
+    const PixelRows rows(call.sources.channels());
+    const int64_t tile = 6 * call.geometry.tile_step() * rows.pixel * sizeof(BFloat16) + kSums * block_vectors * kL * sizeof(float);
     const int64_t tiles = (1 << 20) / tile;
     return tiles >= 128 ? 128 : tiles >= 64 ? 64 : 32;
 }
@@ -80,7 +82,7 @@ Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
     const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
     const int64_t pass = call.amx ? 2 : (wide ? kWidePassColumns : kPassColumns) / kL;
     plan.block_vectors = cell || (!call.amx && makes_one_pass(inputs, outputs)) ? vectors : least(pass, vectors);
-    const int64_t most_tiles = call.amx ? most_amx_tiles(inputs, plan.block_vectors) : wide ? 96 : narrow ? 72 : 24;
+    const int64_t most_tiles = call.amx ? most_amx_tiles(call, plan.block_vectors) : wide ? 96 : narrow ? 72 : 24;
     // Of the widest column block.
     plan.group_tiles = call.amx ? kTileRows : tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;

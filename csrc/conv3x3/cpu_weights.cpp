@@ -31,20 +31,20 @@ void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
     const T* data = static_cast<const T*>(w.data);
     const bool adjoint = filters.adjoint;
     const auto [inputs, per_block, outputs, map] = PackedMaps(filters);
-    const PixelPlanes planes(inputs);
+    const PixelRows rows(inputs);
     const int64_t vectors = (map.columns + kTileColumns - 1) / kTileColumns, tile = kTileDepth * kTileColumns;
     parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             const int64_t pair = vector / 2 * 2, width = least(2, vectors - pair);
-            BFloat16* out = packed + 2 * planes.packed_pairs(pair) + (vector - pair) * tile;
-            for (int64_t step = 0; step < planes.steps; step++)
-                for (int64_t tap = 0; tap < planes.taps; tap++, out += width * tile)
+            BFloat16* out = packed + 2 * rows.packed_pairs(pair) + (vector - pair) * tile;
+            for (int64_t step = 0; step < rows.steps; step++)
+                for (int64_t tap = 0; tap < rows.taps; tap++, out += width * tile)
                     for (int64_t k = 0; k < kTileDepth; k++)
                         for (int64_t n = 0; n < kTileColumns; n++) {
-                            const int64_t output = map.output(vector * kTileColumns + n), number = step * kTileDepth + k;
+                            const int64_t output = map.output(vector * kTileColumns + n), number = rows.first(step) + k;
+                            const int64_t i = number % rows.pixel, place = tap * rows.window + number / rows.pixel;
                             BFloat16 value{};
-                            if (output >= 0 && number < planes.depth) {
-                                const int64_t i = number % inputs, place = tap * planes.pixels + number / inputs;
+                            if (output >= 0 && number >= step * kTileDepth && number < rows.depth && i < inputs) {
                                 const int64_t o = adjoint ? outputs.output(i) : output, c = adjoint ? output : i;
                                 const int64_t t = adjoint ? 8 - place : place;
                                 value = store<BFloat16>(static_cast<float>(
@@ -61,7 +61,7 @@ void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
 int64_t conv3x3_packed_size(const Conv3x3Weight& w, bool adjoint, bool amx) {
     const int64_t inputs = (adjoint ? w.O : w.C) * w.blocks();
     const ColumnBlocks cut = column_blocks<float>(adjoint ? w.C : w.O);
-    return amx ? PixelPlanes(inputs).packed_pairs(cut.vectors) : kPoints * packed_plane(inputs, cut);
+    return amx ? PixelRows(inputs).packed_pairs(cut.vectors) : kPoints * packed_plane(inputs, cut);
 }
 
 void conv3x3_pack_weight(const Conv3x3Filters& filters, bool amx, float* packed, int threads) {

@@ -27,16 +27,17 @@ struct Layout {
 
     Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors, int sharing) {
         const int64_t rows = round_up(block_tiles, call.amx ? kTileRows : kTileRowsMultiple);
-        const PixelPlanes planes(call.sources.channels());
+        const PixelRows pixels(call.sources.channels());
         const int64_t columns = columns_of(call).columns, vectors = (columns + kL - 1) / kL;
-        v_row = call.amx ? planes.row() / 2 : source_columns(call.sources);
+        v_row = call.amx ? call.geometry.tile_step() * pixels.pixel / 2 : source_columns(call.sources);
         m_row = block_vectors * kL;
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
         if (call.amx) {
             v = 0;
-            m = planes.count() * v_plane;
+            v_plane = round_up((rows * v_row + pixels.pixel), 16) | 16;
+            m = 6 * v_plane;
             zeros = m + kSums * m_plane;
         } else if (block_vectors >= vectors && sharing == 0) {
             v_plane = m_plane = v_plane > m_plane ? v_plane : m_plane;
@@ -220,8 +221,8 @@ inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t bloc
     __builtin_memset(scratch + at.zeros, 0, (at.staging - at.zeros) * sizeof(float));
 #if defined(__AVX512BF16__)
     if (!call.amx) return;
-    clear_rest(PixelPlanes(call.sources.channels()), block_tiles, reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row,
-               2 * at.v_plane);
+    const int64_t channels = call.sources.channels();
+    clear_rest(PixelRows(channels), channels, 2 * at.v_plane, reinterpret_cast<BFloat16*>(scratch + at.v));
 #endif
 }
 
@@ -289,7 +290,7 @@ inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* works
     if (plan.sharing > 0) return run_shared(stage, plan, workspace);
     const Layout at(stage.call, plan.block_tiles, plan.block_vectors, plan.sharing);
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
-        const TileUse use(stage.call.amx);
+        const TileUse use(stage.call.amx, PixelRows(stage.call.sources.channels()).in_step);
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
             begin_thread(stage.call, at, plan.block_tiles, scratch);

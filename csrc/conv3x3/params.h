@@ -41,8 +41,10 @@ struct Conv3x3Geometry {
     int64_t Ho, Wo;     // of the sinks
     int pad_h, pad_w;   // 1: same size, 2: gradient of the padded input
     int mode_h, mode_w; // Conv3x3Padding
+    int gap;            // 1: a tile without outputs behind every row of tiles, which has the last two pixels of its neighbour; else 0
     FASTDS_HD int64_t tiles_h() const { return (Ho + 3) / 4; }
-    FASTDS_HD int64_t tiles_w() const { return (Wo + 3) / 4; }
+    FASTDS_HD int64_t tiles_w() const { return (Wo + 3) / 4 + gap; }
+    FASTDS_HD int64_t tile_step() const { return gap ? 4 : 6; }  // pixels from tile to tile in rows that gaps are for
     FASTDS_HD int64_t tiles() const { return B * tiles_h() * tiles_w(); }
 };
 

@@ -12,11 +12,16 @@ namespace {
 // Of a product: lines of A and of the sum, what is summed, columns of B and of the sum. Of a tile in memory: bytes of a line.
 constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 16, kTileLine = 64;
 
-// What the instruction LDTILECFG reads.
+// What the instruction LDTILECFG reads. depth: numbers that a product sums, even; the registers are those of TileSums.
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+
+    explicit TileConfig(int64_t depth) {
+        bytes[4] = bytes[5] = static_cast<uint16_t>(depth * sizeof(BFloat16));
+        rows[6] = rows[7] = static_cast<uint8_t>(depth / 2);
+    }
 };
 
 // Lines of numbers, `row` numbers apart: of each `runs` pieces, `run` numbers apart and `steps` tiles of kTileDepth numbers long.
@@ -27,8 +32,8 @@ struct TileLines {
 
 #if defined(__AVX512BF16__)
 // Strides in bytes. In assembler: intrinsics want a flag of the compiler for the whole file.
-inline void configure_tiles() {
-    const TileConfig config;
+inline void configure_tiles(int64_t depth) {
+    const TileConfig config(depth);
     asm volatile("ldtilecfg %0" ::"m"(config));
 }
 inline void release_tiles() { asm volatile("tilerelease"); }
@@ -129,7 +134,7 @@ FASTDS_HD void for_tile_sums(const TileLines& a, int64_t lines, const BFloat16* 
     }
 }
 #else  // never called
-inline void configure_tiles() {}
+inline void configure_tiles(int64_t) {}
 inline void release_tiles() {}
 template <int Columns, class Take>
 void for_tile_sums(const TileLines&, int64_t, const void*, const Take&) {}
@@ -138,8 +143,8 @@ void for_tile_sums(const TileLines&, int64_t, const void*, const Take&) {}
 // A thread's use of its tiles, or nothing.
 class TileUse {
 public:
-    explicit TileUse(bool tiles) : tiles_(tiles) {
-        if (tiles) configure_tiles();
+    explicit TileUse(bool tiles, int64_t depth = kTileDepth) : tiles_(tiles) {
+        if (tiles) configure_tiles(depth);
     }
     ~TileUse() {
         if (tiles_) release_tiles();
