@@ -51,25 +51,16 @@ inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& resid
                  "conv3x3: residual does not fit the output");
 }
 
-// Matrix tiles take maps of bfloat16, and some processors have them.
-inline void check_amx(const Conv3x3Views& maps) {
-    FASTDS_CHECK(has_amx() && maps.dtype == bf16, "conv3x3: no matrix tiles for this");
-}
-
-// Rows of so many tiles are long: a tile more costs less than copying two pixels of four twice.
-constexpr int64_t kLongRow = 8;
-
-// For the call, whose sources and geometry stand already.
-inline void set_amx(Conv3x3Call& call, bool amx) {
-    if (amx) check_amx(call.sources);
-    call.amx = amx;
-    call.geometry.gap = amx && call.geometry.tiles_w() >= kLongRow;
+// amx, which only maps of bfloat16 and some processors have.
+inline bool to_amx(bool amx, const Conv3x3Views& maps) {
+    FASTDS_CHECK(!amx || (has_amx() && maps.dtype == bf16), "conv3x3: no matrix tiles for this");
+    return amx;
 }
 
 inline Conv3x3Geometry to_geometry(const GeometryArgs& g) {
     const auto [B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w] = g;
     FASTDS_CHECK(B >= 0 && H > 0 && W > 0 && Ho >= 0 && Wo >= 0, "conv3x3: a size is not positive");
-    return {B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w, 0};
+    return {B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w};
 }
 
 }  // namespace fastds

@@ -47,7 +47,7 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.shuffle = sink_shuffle;
     call.act = act;
     call.negative_slope = negative_slope;
-    set_amx(call, amx);
+    call.amx = to_amx(amx, call.sources);
     return call;
 }
 
@@ -111,7 +111,8 @@ inline void register_conv3x3(py::module_& m) {
             const Conv3x3GradWeight call =
                 make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
             float* work = static_cast<float*>(pointer(workspace));
-            if (amx) check_amx(call.sources), check_amx(call.gradients);
+            to_amx(amx, call.sources);
+            to_amx(amx, call.gradients);
             FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: no gradient in float16 from matrix tiles");
             py::gil_scoped_release release;
             const int64_t needed = amx ? FASTDS_DISPATCH_VECTOR(conv3x3_amx_grad_weight_bytes, call)

@@ -39,14 +39,13 @@ void finish_cell(const Stage& stage, const Layout& at, int64_t first, int64_t co
     const int64_t channels = cell.channels, outputs = all.end;
     Tile tile = tile_at(call.geometry, first);
     for (int64_t i = 0; i < count; i++, to_next_tile(call.geometry, tile)) {
-        if (tile.x >= call.geometry.Wo) continue;  // a gap
         const int rows = static_cast<int>(least(4, call.geometry.Ho - tile.y));
         const int columns = static_cast<int>(least(4, call.geometry.Wo - tile.x));
         const float* m = scratch + at.m + i * at.m_row;
         for (int64_t column = 0; column < outputs; column += kL, m += kL) {
             const int lanes = static_cast<int>(least(kL, outputs - column));
             V y[4][4];
-            outputs_of(call, m, at.m_plane, y);
+            finish_vector(m, at.m_plane, y);
             store.complete(tile, rows, columns, column, lanes, y);
             if (call.sinks.view[0].data != nullptr) store.store(tile, rows, columns, column, lanes, y);
             stage_vector(y, column, lanes, channels, buffer);

@@ -5,8 +5,8 @@
 //
 // A multiplication sums 32 tiles of 4 x 4 outputs, a step. G[step][q][o][tile] has the tiles of an output side by side,
 // X[step][p][tile / 2][c] those of an input in pairs. Lanes and stretches of tiles as in cpu_grad_weight.cpp: the order of a sum does not know the threads.
-#include "conv3x3/amx.h"
 #include "conv3x3/lanes_of_tiles.h"
+#include "core/amx.h"
 #include "core/parallel.h"
 
 namespace fastds {
@@ -14,6 +14,8 @@ namespace FASTDS_ISA {
 
 #if defined(__AVX512BF16__)
 namespace {
+
+constexpr int kSums = 16;  // outputs of a tile
 
 struct Layout {
     int64_t inputs, outputs;                   // rounded up to whole matrix tiles

@@ -12,9 +12,7 @@ void finish_block(const Stage& stage, const Layout& at, int64_t first, int64_t c
     const StoreStage<T, How> store{stage.call, stage.bias, reinterpret_cast<T*>(scratch + at.staging)};
     Tile tile = tile_at(stage.call.geometry, first);
     for (int64_t i = 0; i < count; i++, to_next_tile(stage.call.geometry, tile))
-        if (tile.x < stage.call.geometry.Wo)  // else a gap
-            finish_tile(stage.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin,
-                        columns.end);
+        finish_tile(stage.call.geometry, store, tile, scratch + at.m + i * at.m_row, at.m_plane, columns.begin, columns.end);
 }
 
 template <class T>
@@ -38,7 +36,9 @@ Finish finish_of(DType dtype, bool cell, int store) {
 }
 
 void run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& plan, float* workspace) {
-    const Stage stage{call, bias_of_columns(call, plan, workspace), cell, finish_of(call.sinks.dtype, cell, plan.store)};
+    if (call.amx) return conv3x3_amx_run(call, cell, plan, workspace);
+    const float* bias = bias_of_columns(call, workspace + plan.threads * plan.thread_floats);
+    const Stage stage{call, bias, cell, finish_of(call.sinks.dtype, cell, plan.store)};
     run_engine(stage, plan, workspace);
 }
 
@@ -59,14 +59,6 @@ Store choose_store(const Conv3x3Call& call, bool one_pass) {
     return one_pass && dense ? Store::staged : Store::cached;
 }
 
-// As many tiles as leave half of a 2 MB cache to the filters.
-int64_t most_amx_tiles(const Conv3x3Call& call, int64_t block_vectors) {
-    const PixelRows rows(call.sources.channels());
-    const int64_t tile = 6 * call.geometry.tile_step() * rows.pixel * sizeof(BFloat16) + kSums * block_vectors * kL * sizeof(float);
-    const int64_t tiles = (1 << 20) / tile;
-    return tiles >= 128 ? 128 : tiles >= 64 ? 64 : 32;
-}
-
 // Few tiles, less than one block a thread, and filters that do not fit into its first cache; or so few that one thread would
 // work alone.
 constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kLonelyFilters = 64 * 64;
@@ -74,21 +66,22 @@ constexpr int64_t kSharedTiles = 32, kSharedFilters = 128 * 128, kLonelyFilters 
 }  // namespace
 
 Conv3x3Plan conv3x3_plan(const Conv3x3Call& call, bool cell, int threads) {
+    if (call.amx) return conv3x3_amx_plan(call, cell, threads);
     Conv3x3Plan plan{};
     const int64_t inputs = call.sources.channels(), outputs = columns_of(call).columns, tiles = call.geometry.tiles();
     const ColumnBlocks cut = column_blocks<float>(outputs);
     const int64_t vectors = cut.vectors;
     // Measured: few channels want long blocks, matrices far beyond the L2 cache too, so that they are read less often.
     const bool wide = is_wide(inputs, outputs), narrow = inputs <= 32 && outputs <= 32;
-    const int64_t pass = call.amx ? 2 : (wide ? kWidePassColumns : kPassColumns) / kL;
-    plan.block_vectors = cell || (!call.amx && makes_one_pass(inputs, outputs)) ? vectors : least(pass, vectors);
-    const int64_t most_tiles = call.amx ? most_amx_tiles(call, plan.block_vectors) : wide ? 96 : narrow ? 72 : 24;
+    const int64_t pass = (wide ? kWidePassColumns : kPassColumns) / kL;
+    plan.block_vectors = cell || makes_one_pass(inputs, outputs) ? vectors : least(pass, vectors);
+    const int64_t most_tiles = wide ? 96 : narrow ? 72 : 24;
     // Of the widest column block.
-    plan.group_tiles = call.amx ? kTileRows : tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
+    plan.group_tiles = tile_rows(static_cast<int>((vectors + cut.blocks - 1) / cut.blocks));
     const int64_t groups = (tiles + plan.group_tiles - 1) / plan.group_tiles;
     const int64_t least_filters = groups == 1 ? kLonelyFilters : kSharedFilters;
     const bool few = threads > 1 && tiles <= kSharedTiles && inputs * outputs >= least_filters;
-    const bool shares = !call.amx && tiles > 0 && (few || call.packed == nullptr);
+    const bool shares = tiles > 0 && (few || call.packed == nullptr);
     plan.sharing = shares ? threads : 0;
     plan.threads = shares ? 1 : static_cast<int>(least(threads, groups > 0 ? groups : 1));
     if (shares) plan.block_vectors = vectors;

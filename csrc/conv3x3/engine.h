@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine: transforms a block of tiles (6x6 inputs of 4x4 outputs), multiplies its 36 planes with the 36 packed matrices and
-// hands the products to an output stage. Threads own disjoint blocks, the numbers of a tile depend on no blocking. With
-// call.amx the planes are the pixels themselves, see amx.h.
+// hands the products to an output stage. Threads own disjoint blocks, the numbers of a tile depend on no blocking.
 //
 // Planes in the workspace of a thread: V[p][tile][channel] and M[p][tile][column]. When all outputs are made in one pass, M
 // lies one plane before V: product p overwrites transformed input p - 1, which nobody needs any more. Where tiles are few and
 // filters many, whose reading takes the time, the threads share a block: each reads a part of the filters. Where these are too
 // many to be kept packed, it packs that part piece by piece.
 #pragma once
-#include "conv3x3/amx.h"
 #include "conv3x3/filters.h"
 #include "conv3x3/output.h"
 #include "core/parallel.h"
@@ -26,20 +24,14 @@ struct Layout {
     int64_t zeros, staging, staging_row, pieces, floats;
 
     Layout(const Conv3x3Call& call, int64_t block_tiles, int64_t block_vectors, int sharing) {
-        const int64_t rows = round_up(block_tiles, call.amx ? kTileRows : kTileRowsMultiple);
-        const PixelRows pixels(call.sources.channels());
+        const int64_t rows = round_up(block_tiles, kTileRowsMultiple);
         const int64_t columns = columns_of(call).columns, vectors = (columns + kL - 1) / kL;
-        v_row = call.amx ? call.geometry.tile_step() * pixels.pixel / 2 : source_columns(call.sources);
+        v_row = source_columns(call.sources);
         m_row = block_vectors * kL;
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
-        if (call.amx) {
-            v = 0;
-            v_plane = round_up((rows * v_row + pixels.pixel), 16) | 16;
-            m = 6 * v_plane;
-            zeros = m + kSums * m_plane;
-        } else if (block_vectors >= vectors && sharing == 0) {
+        if (block_vectors >= vectors && sharing == 0) {
             v_plane = m_plane = v_plane > m_plane ? v_plane : m_plane;
             m = 0;
             v = m_plane;
@@ -140,11 +132,6 @@ struct Stage {
 };
 
 inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t first, int64_t count, float* scratch) {
-#if defined(__AVX512BF16__)
-    if (call.amx)
-        return copy_block(call, first, count, reinterpret_cast<const BFloat16*>(scratch + at.zeros),
-                          reinterpret_cast<BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane);
-#endif
     switch (call.sources.dtype) {
         case f32: return transform_block<float>(call, at, first, count, scratch);
         case f16: return transform_block<Half>(call, at, first, count, scratch);
@@ -157,7 +144,7 @@ inline void transform_block(const Conv3x3Call& call, const Layout& at, int64_t f
 // denormal number, with which a multiplication takes a hundred times as long on Intel; nobody reads the results.
 inline void clear_tiles_behind(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch) {
     const int64_t end = least(count + tile_rows(1) - 1, round_up(count, kTileRowsMultiple));
-    for (int p = 0; !call.amx && p < kPoints; p++)
+    for (int p = 0; p < kPoints; p++)
         __builtin_memset(scratch + at.v + p * at.v_plane + count * at.v_row, 0, (end - count) * at.v_row * sizeof(float));
 }
 
@@ -174,11 +161,6 @@ inline void multiply_plane(const Conv3x3Call& call, const Layout& at, int64_t co
 
 // M of these vectors of columns, whole blocks of them.
 inline void multiply_planes(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, Range vectors) {
-#if defined(__AVX512BF16__)
-    if (call.amx)
-        return multiply_pixels(call, count, reinterpret_cast<const BFloat16*>(scratch + at.v), 2 * at.v_row, 2 * at.v_plane,
-                               scratch + at.m, at.m_row, at.m_plane, vectors);
-#endif
     const ColumnBlocks cut = column_blocks<float>(columns_of(call).columns);
     for (int64_t p = 0; p < kPoints; p++)
         for (int64_t block = 0; block < cut.blocks; block++) {
@@ -189,8 +171,7 @@ inline void multiply_planes(const Conv3x3Call& call, const Layout& at, int64_t c
 }
 
 // Where the pass ends that begins with this vector of columns: after whole blocks, and at most block_vectors.
-inline int64_t end_of_pass(const ColumnBlocks& cut, int64_t begin, int64_t block_vectors, bool amx) {
-    if (amx) return least(begin + block_vectors, cut.vectors);
+inline int64_t end_of_pass(const ColumnBlocks& cut, int64_t begin, int64_t block_vectors) {
     int64_t end = begin;
     for (int64_t block = 1; block <= cut.blocks; block++) {
         const int64_t next = cut.vectors * block / cut.blocks;
@@ -210,7 +191,7 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
     if (count % kTileRowsMultiple != 0) clear_tiles_behind(call, at, count, scratch);
     const ColumnBlocks cut = column_blocks<float>(outputs);
     for (int64_t begin = 0, end; begin < cut.vectors; begin = end) {
-        end = end_of_pass(cut, begin, plan.block_vectors, call.amx);
+        end = end_of_pass(cut, begin, plan.block_vectors);
         multiply_planes(call, at, count, scratch, Range{begin, end});
         stage.finish(stage, at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
     }
@@ -219,11 +200,6 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
 // What a thread needs before its first block.
 inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t block_tiles, float* scratch) {
     __builtin_memset(scratch + at.zeros, 0, (at.staging - at.zeros) * sizeof(float));
-#if defined(__AVX512BF16__)
-    if (!call.amx) return;
-    const int64_t channels = call.sources.channels();
-    clear_rest(PixelRows(channels), channels, 2 * at.v_plane, reinterpret_cast<BFloat16*>(scratch + at.v));
-#endif
 }
 
 // M of a block of columns, vectors of them, from filters that are packed into `piece`.
@@ -290,7 +266,6 @@ inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* works
     if (plan.sharing > 0) return run_shared(stage, plan, workspace);
     const Layout at(stage.call, plan.block_tiles, plan.block_vectors, plan.sharing);
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
-        const TileUse use(stage.call.amx, PixelRows(stage.call.sources.channels()).in_step);
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
             begin_thread(stage.call, at, plan.block_tiles, scratch);
@@ -299,26 +274,6 @@ inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* works
         }
         stream_fence();
     });
-}
-
-// Bias of the columns, in the plan's last floats; zeros where there is none.
-inline const float* bias_of_columns(const Conv3x3Call& call, const Conv3x3Plan& plan, float* workspace) {
-    float* bias = workspace + plan.threads * plan.thread_floats;
-    const ColumnMap map = columns_of(call);
-    for (int64_t i = 0; i < round_up(map.columns, kL); i++) {
-        const int64_t output = call.bias == nullptr ? -1 : map.output(i);
-        if (output < 0) {
-            bias[i] = 0.f;
-            continue;
-        }
-        switch (call.bias_dtype) {
-            case f32: bias[i] = static_cast<const float*>(call.bias)[output]; break;
-            case f16: bias[i] = load(static_cast<const Half*>(call.bias)[output]); break;
-            case bf16: bias[i] = load(static_cast<const BFloat16*>(call.bias)[output]); break;
-            case f64: break;
-        }
-    }
-    return bias;
 }
 
 }  // namespace

@@ -25,13 +25,23 @@ FASTDS_HD void finish_vector(const float* m, int64_t plane, V (&y)[4][4]) {
     for (int r = 0; r < 4; r++) transform_output(half[r], y[r]);
 }
 
-// One vector of columns of a tile's 4 x 4 outputs from M.
-FASTDS_HD void outputs_of(const Conv3x3Call& call, const float* m, int64_t plane, V (&y)[4][4]) {
-    if (!call.amx) return finish_vector(m, plane, y);
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) y[r][c] = load_vec<kL>(m + (r * 4 + c) * plane);
+// Bias of the columns, in whole vectors at `bias`; zeros where there is none.
+inline const float* bias_of_columns(const Conv3x3Call& call, float* bias) {
+    const ColumnMap map = columns_of(call);
+    for (int64_t i = 0; i < round_up(map.columns, kL); i++) {
+        const int64_t output = call.bias == nullptr ? -1 : map.output(i);
+        if (output < 0) {
+            bias[i] = 0.f;
+            continue;
+        }
+        switch (call.bias_dtype) {
+            case f32: bias[i] = static_cast<const float*>(call.bias)[output]; break;
+            case f16: bias[i] = load(static_cast<const Half*>(call.bias)[output]); break;
+            case bf16: bias[i] = load(static_cast<const BFloat16*>(call.bias)[output]); break;
+            case f64: break;
+        }
+    }
+    return bias;
 }
 
 // Stores past the caches: for outputs that would not stay there anyway. Reads no line before writing it.
@@ -208,7 +218,7 @@ inline void finish_tile(const Conv3x3Geometry& g, const Stage& stage, const Tile
     for (; column < end; column += kL, m += kL) {
         V y[4][4];
         stage.fetch_next(tile, column);
-        outputs_of(stage.call, m, plane, y);
+        finish_vector(m, plane, y);
         const int count = static_cast<int>(least(kL, end - column));
         stage.complete(tile, rows, columns, column, count, y);
         stage.store(tile, rows, columns, column, count, y);

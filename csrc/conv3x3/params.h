@@ -41,10 +41,8 @@ struct Conv3x3Geometry {
     int64_t Ho, Wo;     // of the sinks
     int pad_h, pad_w;   // 1: same size, 2: gradient of the padded input
     int mode_h, mode_w; // Conv3x3Padding
-    int gap;            // 1: a tile without outputs behind every row of tiles, which has the last two pixels of its neighbour; else 0
     FASTDS_HD int64_t tiles_h() const { return (Ho + 3) / 4; }
-    FASTDS_HD int64_t tiles_w() const { return (Wo + 3) / 4 + gap; }
-    FASTDS_HD int64_t tile_step() const { return gap ? 4 : 6; }  // pixels from tile to tile in rows that gaps are for
+    FASTDS_HD int64_t tiles_w() const { return (Wo + 3) / 4; }
     FASTDS_HD int64_t tiles() const { return B * tiles_h() * tiles_w(); }
 };
 
@@ -168,6 +166,9 @@ FASTDS_PER_ISA(int64_t conv3x3_planes_bytes(const Conv3x3Planes& call))
 FASTDS_PER_ISA(void conv3x3_planes(const Conv3x3Planes& call, float* workspace))
 FASTDS_PER_ISA(int64_t conv3x3_few_grad_weight_bytes(const Conv3x3FewGradWeight& call))
 FASTDS_PER_ISA(void conv3x3_few_grad_weight(const Conv3x3FewGradWeight& call, float* workspace))
+// Forward and grad_x on matrix tiles. The plan is for conv3x3_amx_run; cell: null, or of conv3x3_run_cell.
+FASTDS_PER_ISA(Conv3x3Plan conv3x3_amx_plan(const Conv3x3Call& call, bool cell, int threads))
+FASTDS_PER_ISA(void conv3x3_amx_run(const Conv3x3Call& call, const Conv3x3Cell* cell, const Conv3x3Plan& plan, float* workspace))
 // clang-format on
 
 }  // namespace fastds

@@ -50,7 +50,7 @@ FASTDS_HD Tile tile_at(const Conv3x3Geometry& g, int64_t index) {
 
 FASTDS_HD void to_next_tile(const Conv3x3Geometry& g, Tile& tile) {
     tile.x += 4;
-    if (tile.x < 4 * g.tiles_w()) return;
+    if (tile.x < g.Wo) return;
     tile.x = 0;
     tile.y += 4;
     if (tile.y < g.Ho) return;

@@ -73,7 +73,7 @@ inline void register_conv_cells(py::module_& m) {
             cell.call.packed = static_cast<const float*>(pointer(packed));
             cell.call.bias = pointer(bias);
             cell.call.bias_dtype = to_dtype(bias_dtype);
-            set_amx(cell.call, amx);
+            cell.call.amx = to_amx(amx, cell.call.sources);
             const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, cell.call, true, threads);
             if (plan.bytes > bytes) return plan.bytes;
             py::gil_scoped_release release;
