@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The convolution as plain sums of products of bfloat16 on matrix tiles (AMX): how filters and pixels lie for it. See cpu_amx.cpp.
+// The convolution as plain sums of products of bfloat16 on matrix tiles (AMX): how filters and pixels lie. See cpu_amx.cpp.
 #pragma once
 #include "conv3x3/tiles.h"
 #include "core/amx.h"
@@ -8,8 +8,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// How the input pixels of an output are multiplied: as nine windows of one pixel; or three windows of three pixels of a row, whose numbers follow each other, where that saves a third
-// of the multiplications (they begin anywhere in a cache line then: less is not worth it).
+// How the input pixels of an output are multiplied: as nine windows of one pixel; or three windows of three pixels of a row, whose
+// numbers follow each other, where that saves a third of the multiplications (they begin anywhere in a cache line then: less is not
+// worth it).
 struct PixelRows {
     int64_t window, taps;   // pixels of a window, windows of an output
     int64_t pixel;          // numbers of bfloat16 from pixel to pixel, even

@@ -10,16 +10,16 @@
 
 namespace fastds {
 
-// address, dtype, channels, strides of batch, row and pixel in elements
-using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t>;
+// address, dtype, channels, strides of batch, row, pixel and channel in elements
+using TensorArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t, int64_t>;
 // B, H, W, Ho, Wo, pad_h, pad_w, mode_h, mode_w
 using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
 
 inline int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
 
 inline Conv3x3View to_view(const TensorArgs& t) {
-    const auto [address, dtype, channels, b, h, w] = t;
-    return {pointer(address), nullptr, channels, b, h, w};
+    const auto [address, dtype, channels, b, h, w, c] = t;
+    return {pointer(address), nullptr, channels, b, h, w, channels == 1 ? 1 : c};
 }
 
 // The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none.
@@ -36,7 +36,7 @@ inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shu
             const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * item_size(views.dtype);
             views.view[views.count++] = {static_cast<char*>(whole.data) + shift,
                                          sign ? static_cast<char*>(pointer(sign)) + shift : nullptr,
-                                         whole.channels, whole.b, whole.h * shuffle, whole.w * shuffle};
+                                         whole.channels, whole.b, whole.h * shuffle, whole.w * shuffle, whole.c};
         }
     }
     return views;
@@ -49,6 +49,14 @@ inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& resid
     call.residual = to_views(residual, 1, 0);
     FASTDS_CHECK(call.residual.dtype == call.sinks.dtype && call.residual.channels() == call.sinks.channels(),
                  "conv3x3: residual does not fit the output");
+}
+
+// Whether channels lie side by side, or (planar) pixels do.
+inline void check_strides(const Conv3x3Views& maps, bool planar) {
+    for (int i = 0; i < maps.count; i++) {
+        const Conv3x3View& view = maps.view[i];
+        FASTDS_CHECK(view.c == 1 || (planar && view.w == 1 && view.sign == nullptr), "conv3x3: channels do not lie side by side");
+    }
 }
 
 // amx, which only maps of bfloat16 and some processors have.

@@ -48,6 +48,8 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.act = act;
     call.negative_slope = negative_slope;
     call.amx = to_amx(amx, call.sources);
+    check_strides(call.sources, amx);
+    check_strides(call.sinks, false);
     return call;
 }
 
@@ -58,6 +60,8 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, 1, 0);
     call.gradients = to_views({gradient}, shuffle, sign);
+    check_strides(call.sources, false);
+    check_strides(call.gradients, false);
     call.dtype = to_dtype(dtype);
     FASTDS_CHECK(call.dtype != f64, "conv3x3: no kernel for float64");
     call.grad_weight = pointer(grad_weight);

@@ -198,7 +198,7 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
 }
 
 // What a thread needs before its first block.
-inline void begin_thread(const Conv3x3Call& call, const Layout& at, int64_t block_tiles, float* scratch) {
+inline void begin_thread(const Layout& at, float* scratch) {
     __builtin_memset(scratch + at.zeros, 0, (at.staging - at.zeros) * sizeof(float));
 }
 
@@ -235,7 +235,7 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
     const Conv3x3Call& call = stage.call;
     const Layout at(call, plan.block_tiles, plan.block_vectors, plan.sharing);
     const int64_t tiles = call.geometry.tiles(), outputs = columns_of(call).columns;
-    begin_thread(call, at, plan.block_tiles, scratch);
+    begin_thread(at, scratch);
     // work(layout, first tile, their number), by every thread for a part of the tiles
     const auto share_tiles = [&](const auto& work) {
         parallel_for(plan.sharing, plan.sharing, [&](int64_t begin, int64_t end) {
@@ -268,7 +268,7 @@ inline void run_engine(const Stage& stage, const Conv3x3Plan& plan, float* works
     parallel_for(plan.threads, plan.threads, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; thread++) {
             float* scratch = workspace + thread * plan.thread_floats;
-            begin_thread(stage.call, at, plan.block_tiles, scratch);
+            begin_thread(at, scratch);
             for (int64_t b = plan.blocks * thread / plan.threads; b < plan.blocks * (thread + 1) / plan.threads; b++)
                 run_block(stage, at, plan, b, scratch);
         }

@@ -2,7 +2,7 @@
 // Sizes and addresses of the 3x3 convolution engine; plain data shared by the binding and the kernels.
 //
 // One engine runs forward and grad_x: it reads the virtual concatenation of `sources` and writes the virtual concatenation of
-// `sinks`. Both are views with channel stride 1. A pixel-shuffled tensor of factor r is r*r such views, one per sub-pixel, so
+// `sinks`. Both are views with channel stride 1; matrix tiles also take sources with channels apart and pixel stride 1. A pixel-shuffled tensor of factor r is r*r such views, one per sub-pixel, so
 // that the packed weights carry the channels in the order (sub-pixel, channel).
 #pragma once
 #include <stdint.h>
@@ -20,7 +20,7 @@ enum Conv3x3Padding : int { pad_zeros = 0, pad_replicate = 1, pad_wrap = 2 };
 struct Conv3x3View {
     void* data;
     const void* sign;
-    int64_t channels, b, h, w;
+    int64_t channels, b, h, w, c;
 };
 
 // A tensor as views side by side in its channels.

@@ -48,7 +48,7 @@ inline ConvGates to_cell(int formula, double option, double slope, const Geometr
                      "conv_gates: an operand does not fit");
         cell.operands[k] = {to_view(operands[k]), dtype != call.sources.dtype};
     }
-    const TensorArgs sink = pre.empty() ? TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0} : pre[0];
+    const TensorArgs sink = pre.empty() ? TensorArgs{0, call.sources.dtype, outputs, 0, 0, 0, 1} : pre[0];
     FASTDS_CHECK(std::get<1>(sink) == call.sources.dtype && std::get<2>(sink) == outputs, "conv_gates: pre does not fit the output");
     call.sinks = to_views({sink}, 1, 0);
     set_residual(call, residual);
@@ -74,6 +74,7 @@ inline void register_conv_cells(py::module_& m) {
             cell.call.bias = pointer(bias);
             cell.call.bias_dtype = to_dtype(bias_dtype);
             cell.call.amx = to_amx(amx, cell.call.sources);
+            check_strides(cell.call.sources, amx);
             const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, cell.call, true, threads);
             if (plan.bytes > bytes) return plan.bytes;
             py::gil_scoped_release release;

@@ -122,9 +122,9 @@ def address(tensor: Tensor | None) -> int:
 
 
 def view(tensor: Tensor) -> tuple:
-    """A map whose channels lie side by side, as csrc/core takes it: address, dtype, channels, strides of B, H and W."""
-    b, _, h, w = tensor.stride()
-    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.shape[1], b, h, w
+    """A map as csrc/conv3x3 takes it: address, dtype, channels, strides of B, H, W and C."""
+    b, c, h, w = tensor.stride()
+    return tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tensor.shape[1], b, h, w, c
 
 
 def kept_workspace() -> Tensor | None:

@@ -72,9 +72,10 @@ def _bordered(maps: Tensor, size: int) -> Tensor:
 
 def _shifted(bordered: Tensor, size: int) -> list[tuple]:
     """The views of all blocks of taps, row by row."""
-    at, kind, channels, of_image, row, column = native.view(bordered)
+    at, kind, channels, of_image, row, column, _ = native.view(bordered)
     starts, item = range(0, size, 3), bordered.dtype.itemsize
-    return [(at + (y * row + x * column) * item, kind, channels, of_image, row, column) for y in starts for x in starts]
+    strides = of_image, row, column, 1
+    return [(at + (y * row + x * column) * item, kind, channels, *strides) for y in starts for x in starts]
 
 
 def _geometry(maps: Tensor) -> tuple:

@@ -136,7 +136,7 @@ def forward(
     """conv3x3 by the engine."""
     batch, _, height, width = x.shape
     y = _output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
-    sources = [nhwc(x)] if x2 is None else [nhwc(x), nhwc(x2)]
+    sources = [source if amx and _is_planar(source) else nhwc(source) for source in (x, x2) if source is not None]
     if residual is not None:
         residual = nhwc(residual)
     if bias is not None:
@@ -151,6 +151,11 @@ def forward(
         [] if residual is None else [native.view(residual)], ACT[act], negative_slope, amx,
     )  # fmt: skip
     return y
+
+
+def _is_planar(tensor: Tensor) -> bool:
+    """Whether pixels lie side by side, as values: matrix tiles read such maps as they are."""
+    return tensor.stride(3) == 1 and not tensor.is_neg()
 
 
 def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
