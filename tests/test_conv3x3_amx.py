@@ -56,6 +56,32 @@ def test_few_channels(padding_mode, second, width):
     check_values(problem, problem.run(tensors, "amx"), problem.expected(tensors))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5, 16, 33, 70])
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+def test_maps_with_channels_apart(channels, padding_mode):
+    """They are read as they are, to the same bits: contiguous, cut out of larger ones, and beside others."""
+    whole, weight = torch.randn(2, channels + 3, 9, 37).to(HALF), torch.randn(20, channels + 4, 3, 3).to(HALF)
+    x, x2 = whole[:, 2 : channels + 2, 1:, 3:36], torch.randn(2, 4, 8, 33).to(HALF)
+    copies = [t.contiguous(memory_format=torch.channels_last) for t in (x, x2)]
+    options = {"padding_mode": padding_mode, "algorithm": "amx"}
+    expected = conv3x3(copies[0], weight, x2=copies[1], **options)
+    assert torch.equal(conv3x3(x, weight, x2=x2, **options), expected)
+    assert torch.equal(conv3x3(x.contiguous(), weight, x2=copies[1], **options), expected)
+    assert torch.equal(conv3x3(copies[0], weight, x2=x2, **options), expected)
+
+
+@pytest.mark.parametrize("inputs,size", [(3, (7, 1100)), (200, (5, 300)), (9, (700, 21)), (1, (2, 600)), (33, (1, 90))])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular_x"])
+def test_large_fields(inputs, size, padding_mode):
+    """Rows that are cut into strips, and more rows than a thread takes at once."""
+    problem = Problem(2, inputs, 0, 21, *size, padding_mode=padding_mode, act="relu", dtype=HALF)
+    tensors = rounded(problem.tensors())
+    expected = problem.expected(tensors)
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        check_values(problem, problem.run(tensors, "amx"), expected)
+
+
 @pytest.mark.parametrize("act", [None, "relu"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("shuffle,outputs", [(1, 24), (2, 24), (1, 7), (2, 8)])
@@ -110,11 +136,14 @@ def test_bits_depend_on_no_threads_and_no_batch():
     assert torch.equal(conv3x3(x[1:2], weight, algorithm="amx"), y[1:2])
 
 
-def test_nan_stays_where_the_formula_has_it():
-    x, weight = torch.randn(1, 40, 12, 12).to(HALF), torch.randn(8, 40, 3, 3).to(HALF)
-    x[0, 3, 5, 6] = torch.nan
+@pytest.mark.parametrize("channels", [3, 12, 40])
+@pytest.mark.parametrize("column", [0, 6, 11])
+def test_nan_stays_where_the_formula_has_it(channels, column):
+    x, weight = torch.randn(1, channels, 12, 12).to(HALF), torch.randn(8, channels, 3, 3).to(HALF)
+    x[0, 2, 5, column] = torch.nan
     y = conv3x3(x, weight, algorithm="amx").isnan()
-    assert y[..., 4:7, 5:8].all() and y.sum() == 9 * 8
+    columns = slice(max(column - 1, 0), column + 2)
+    assert y[..., 4:7, columns].all() and y.sum() == y[..., 4:7, columns].numel()
 
 
 @pytest.mark.parametrize("hidden,inputs", [(8, 3), (32, 32), (40, 24)])

@@ -8,9 +8,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// How the input pixels of an output are multiplied: as nine windows of one pixel; or three windows of three pixels of a row, whose
-// numbers follow each other, where that saves a third of the multiplications (they begin anywhere in a cache line then: less is not
-// worth it).
+// How the input pixels of an output are multiplied: as nine windows of one pixel; or three windows of three pixels of a row,
+// whose numbers follow each other, where that saves a third of the multiplications (they begin anywhere in a cache line then:
+// less is not worth it).
 struct PixelRows {
     int64_t window, taps;   // pixels of a window, windows of an output
     int64_t pixel;          // numbers of bfloat16 from pixel to pixel, even

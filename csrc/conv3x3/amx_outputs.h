@@ -120,19 +120,14 @@ inline bool has_lines(const Conv3x3Call& call) {
            (!adds || (add.b == sink.b && add.h == sink.h && add.w == sink.w));
 }
 
-// The places of all positions of a block, whose first row is `first`, and of one group more, which is fetched ahead.
-void find_places(const Conv3x3Call& call, const Rows& rows, const Block& block, int64_t first, LinePlace* places) {
+// The places of `count` positions of a block, whose first row is `first`, and of as many more as are fetched ahead.
+inline void find_places(const Conv3x3Call& call, const Rows& rows, int64_t first, int64_t count, LinePlace* places) {
     const Conv3x3View& sink = call.sinks.view[0];
-    Walk walk(call.geometry, rows, first, 0);
-    const int64_t all = round_up(block.positions, kGroup) + kGroup;
-    for (int64_t p = 0, n; p < all; p += n) {
-        n = p < block.positions ? least(walk.run(), block.positions - p) : all - p;
-        const bool has = p < block.positions && walk.has_output();
-        const Tile pixel = has ? walk.pixel() : Tile{0, 0, 0};
+    __builtin_memset(places, 0, (round_up(count, kGroup) + kGroup) * sizeof(*places));
+    for_outputs(call.geometry, rows, first, Range{0, count}, count, [&](int64_t p, const Tile& pixel, int64_t n) {
         const int64_t at = pixel.b * sink.b + pixel.y * sink.h + pixel.x * sink.w;
-        for (int64_t i = 0; i < n; i++) places[p + i] = {has ? at + i * sink.w : 0, has ? ~0u : 0u};
-        if (p < block.positions) walk.advance(n);
-    }
+        for (int64_t i = 0; i < n; i++) places[p + i] = {at + i * sink.w, ~0u};
+    });
 }
 
 FASTDS_HD void store_pair(BFloat16* to, V left, V right, __mmask32 lanes) {

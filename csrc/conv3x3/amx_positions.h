@@ -12,10 +12,10 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kGroup = 2 * kTileRows;     // positions of a product
-constexpr int64_t kBlockBytes = 512 << 10;    // of V, which shares an L2 cache with filters and sums
-constexpr int64_t kBlockPositions = 4096;     // whose places are looked up
-constexpr int64_t kBlockRows = 8;             // at least, where images are not higher: each block copies two rows more
+constexpr int64_t kGroup = 2 * kTileRows;   // positions of a product
+constexpr int64_t kBlockBytes = 512 << 10;  // of V, which shares an L2 cache with filters and sums
+constexpr int64_t kBlockPositions = 4096;   // whose places are looked up
+constexpr int64_t kBlockRows = 8;           // at least, where images are not higher: each block copies two rows more
 
 // The rows of all images, cut into strips of columns where they are long.
 struct Rows {
@@ -33,7 +33,7 @@ struct Rows {
     }
 };
 
-// A row of a strip, or its pixel: in an image, its first output.
+// A row of a strip: its first output, and their number.
 struct Place {
     int64_t b, y, x, width;
 };
@@ -43,32 +43,20 @@ inline Place row_at(const Conv3x3Geometry& g, const Rows& rows, int64_t index) {
     return {strip / rows.strips, index % rows.high, x, index % rows.high < g.Ho ? least(rows.width, g.Wo - x) : 0};
 }
 
-// The outputs in the order of their positions.
-class Walk {
-public:
-    Walk(const Conv3x3Geometry& g, const Rows& rows, int64_t first_row, int64_t position)
-        : g_(g), rows_(rows), index_(first_row + position / rows.row), column_(position % rows.row) {
-        begin_row();
+// Calls take(position, pixel, n) for n outputs in succession, at most `most` and never across a multiple of it, of the positions
+// of a block, whose first row is `first`.
+template <class Take>
+void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Range positions, int64_t most, const Take& take) {
+    for (int64_t p = positions.begin, n; p < positions.end; p += n) {
+        const Place row = row_at(g, rows, first + p / rows.row);
+        const int64_t column = p % rows.row;
+        n = least(least(rows.row - column, positions.end - p), most - p % most);
+        if (column < row.width) {
+            n = least(n, row.width - column);
+            take(p, Tile{row.b, row.y, row.x + column}, n);
+        }
     }
-    bool has_output() const { return column_ < place_.width; }
-    // Positions with outputs, or without, from here on in this row.
-    int64_t run() const { return (has_output() ? place_.width : rows_.row) - column_; }
-    Tile pixel() const { return {place_.b, place_.y, place_.x + column_}; }
-    void advance(int64_t by) {
-        column_ += by;
-        if (column_ < rows_.row) return;
-        column_ -= rows_.row;
-        index_++;
-        begin_row();
-    }
-
-private:
-    void begin_row() { place_ = row_at(g_, rows_, index_); }
-    const Conv3x3Geometry& g_;
-    const Rows& rows_;
-    int64_t index_, column_;
-    Place place_;
-};
+}
 
 #if defined(__AVX512BF16__)
 // `count` pixels of `channels` channels, `step` numbers apart, into rows of V. sign: as in Conv3x3View, same steps.

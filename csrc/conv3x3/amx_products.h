@@ -35,10 +35,10 @@ FASTDS_HD void add_step(const BFloat16* at, int64_t pixel, int64_t row, const BF
     Sums::end(m, m_row);
 }
 
-// Of a block in memory.
+// A block: V, whose rows are `row` numbers apart, and M, whose positions are m_row floats apart.
 struct Block {
     const BFloat16* v;
-    int64_t row, positions;  // numbers of a row; positions with outputs or without
+    int64_t row, first, positions;  // first: of the call's rows; positions with outputs or without
     float* m;
     int64_t m_row, m_group;
 };

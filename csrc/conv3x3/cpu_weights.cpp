@@ -24,34 +24,42 @@ void pack(const Conv3x3Filters& filters, float* packed, int threads) {
     });
 }
 
+// The numbers of one tap and step for 16 columns, as pairs of them; columns: where they lie in the weight, -1: zeros.
+template <class T>
+void pack_tile(const Conv3x3Filters& filters, const PackedMaps& maps, const PixelRows& pixels, int64_t tap, int64_t step,
+               const int64_t (&columns)[kTileColumns], BFloat16* out) {
+    const Conv3x3Weight& w = filters.weight;
+    const T* data = static_cast<const T*>(w.data);
+    for (int64_t k = 0; k < kTileDepth; k++) {
+        const int64_t number = pixels.first(step) + k, i = number % pixels.pixel;
+        const int64_t place = tap * pixels.window + number / pixels.pixel, t = filters.adjoint ? 8 - place : place;
+        const bool taken = number >= step * kTileDepth && number < pixels.depth && i < maps.inputs;
+        const int64_t row = !taken ? 0 : filters.adjoint ? maps.outputs.output(i) * w.stride_o : i * w.stride_c;
+        const T* from = data + row + (taken ? t / 3 * w.stride_h + t % 3 * w.stride_w : 0);
+        BFloat16* to = out + k / 2 * 2 * kTileColumns + k % 2;
+        for (int64_t n = 0; n < kTileColumns; n++)
+            to[2 * n] = taken && columns[n] >= 0 ? store<BFloat16>(static_cast<float>(load(from[columns[n]]))) : BFloat16{};
+    }
+}
+
 // For amx.h: pairs of inputs of 16 outputs side by side.
 template <class T>
 void pack_pixels(const Conv3x3Filters& filters, BFloat16* packed, int threads) {
-    const Conv3x3Weight& w = filters.weight;
-    const T* data = static_cast<const T*>(w.data);
-    const bool adjoint = filters.adjoint;
-    const auto [inputs, per_block, outputs, map] = PackedMaps(filters);
-    const PixelRows rows(inputs);
-    const int64_t vectors = (map.columns + kTileColumns - 1) / kTileColumns, tile = kTileDepth * kTileColumns;
+    const PackedMaps maps(filters);
+    const PixelRows pixels(maps.inputs);
+    const int64_t vectors = parts_of(maps.columns.columns, kTileColumns), tile = kTileDepth * kTileColumns;
     parallel_for(vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             const int64_t pair = vector / 2 * 2, width = least(2, vectors - pair);
-            BFloat16* out = packed + 2 * rows.packed_pairs(pair) + (vector - pair) * tile;
-            for (int64_t step = 0; step < rows.steps; step++)
-                for (int64_t tap = 0; tap < rows.taps; tap++, out += width * tile)
-                    for (int64_t k = 0; k < kTileDepth; k++)
-                        for (int64_t n = 0; n < kTileColumns; n++) {
-                            const int64_t output = map.output(vector * kTileColumns + n), number = rows.first(step) + k;
-                            const int64_t i = number % rows.pixel, place = tap * rows.window + number / rows.pixel;
-                            BFloat16 value{};
-                            if (output >= 0 && number >= step * kTileDepth && number < rows.depth && i < inputs) {
-                                const int64_t o = adjoint ? outputs.output(i) : output, c = adjoint ? output : i;
-                                const int64_t t = adjoint ? 8 - place : place;
-                                value = store<BFloat16>(static_cast<float>(
-                                    load(data[o * w.stride_o + c * w.stride_c + t / 3 * w.stride_h + t % 3 * w.stride_w])));
-                            }
-                            out[(k / 2 * kTileColumns + n) * 2 + k % 2] = value;
-                        }
+            BFloat16* out = packed + 2 * pixels.packed_pairs(pair) + (vector - pair) * tile;
+            int64_t columns[kTileColumns];
+            for (int64_t n = 0; n < kTileColumns; n++) {
+                const int64_t output = maps.columns.output(vector * kTileColumns + n);
+                columns[n] = output < 0 ? -1 : output * (filters.adjoint ? filters.weight.stride_c : filters.weight.stride_o);
+            }
+            for (int64_t step = 0; step < pixels.steps; step++)
+                for (int64_t tap = 0; tap < pixels.taps; tap++, out += width * tile)
+                    pack_tile<T>(filters, maps, pixels, tap, step, columns, out);
         }
     });
 }

@@ -7,7 +7,7 @@ algorithms gain alike.
 Those with AVX2 are of an AMD processor kept to it. Those of planes for bfloat16 with AVX-512 of Intel without matrix
 tiles were not measured: they are taken to be slower than AMD's by the factor by which the products of the engine are.
 All of planes are of a fit before ROW_START, which was set by looking at maps of 5 to 20 pixels a row. Those with matrix
-tiles are of two machines, one 2.2 times as slow in everything: forward their geometric mean, backward of the latter.
+tiles are of a machine 2.2 times as slow in everything as the others, and divided by that.
 """
 
 import functools
@@ -32,10 +32,10 @@ def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) ->
 
 
 def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    tiles, wide = batch * -(-height // 4) * -(-width // 4), _rounded(outputs, 16)
-    # Of few inputs three pixels of a row are one number of the sums: csrc/conv3x3/amx.h.
-    depth, read = (3 * 32, 72 * inputs) if 3 * inputs <= 32 else (9 * _rounded(inputs, 32), 36 * inputs)
-    return 1, depth * wide, 16 * depth * wide * _rounded(tiles, 16), read * tiles, 16 * wide * tiles
+    positions, wide = _rounded(batch * (height + 2) * (width + 2), 32), _rounded(outputs, 16)
+    steps, of_three = -(-inputs // 32), -(-3 * _rounded(inputs, 2) // 32)  # of one pixel, of three: csrc/conv3x3/amx.h
+    depth = 32 * (3 * of_three if of_three <= 2 * steps else 9 * steps)
+    return 1, depth * wide, depth * wide * positions, inputs * positions, wide * positions
 
 
 def _product(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
@@ -123,18 +123,18 @@ COSTS = {
         "direct": (0.00014, 1.6e-09, 5.4e-12, 2.2e-11, 3.4e-10),
     },
     ("amx", "bfloat16", False): {
-        "winograd": (1.4e-05, 7e-11, 4.9e-12, 5.6e-11, 4.9e-11, 0),
-        "amx": (1.6e-05, 1e-10, 5.2e-13, 2.2e-11, 7.2e-11),
-        "planes": (1.5e-05, 1.2e-09, 5.3e-12, 0, 1.9e-10, 1.4e-10),
-        "product": (7.5e-05, 1.1e-10, 8.1e-13, 2.2e-10, 2.1e-10),
-        "direct": (4.3e-05, 4.5e-10, 5.7e-13, 8.2e-11, 6.3e-11),
+        "winograd": (1.6e-05, 7.7e-11, 5e-12, 5.9e-11, 5.5e-11, 4.5e-12),
+        "amx": (1.6e-05, 9.5e-11, 6.8e-13, 8.6e-12, 5e-11),
+        "planes": (1.7e-05, 7.3e-10, 5.5e-12, 0, 1.6e-10, 1.7e-10),
+        "product": (8.2e-05, 4.2e-11, 1.5e-12, 2.1e-10, 2.7e-10),
+        "direct": (4.5e-05, 5e-10, 1.1e-12, 1.5e-11, 7.7e-11),
     },
     ("amx", "bfloat16", True): {
-        "winograd": (3.6e-05, 1.7e-10, 1e-11, 5e-11, 1.5e-10, 6e-11),
-        "amx": (4.1e-05, 7.9e-10, 1.4e-12, 5.3e-11, 2.2e-10),
-        "planes": (4.2e-05, 3e-09, 4.2e-12, 7.6e-12, 1.3e-10, 2.4e-10),
-        "product": (0.00024, 3.9e-10, 2.5e-12, 7e-10, 3.6e-10),
-        "direct": (0.00012, 1.4e-09, 2e-12, 1.6e-10, 2.1e-10),
+        "winograd": (4.2e-05, 2.4e-10, 1.1e-11, 2.8e-11, 2e-10, 0),
+        "amx": (4.3e-05, 1.2e-09, 1.5e-12, 1.2e-10, 2.4e-10),
+        "planes": (5e-05, 1.5e-09, 8.6e-12, 4.5e-12, 1.7e-10, 4e-10),
+        "product": (0.00029, 3.6e-10, 3e-12, 8.2e-10, 5.5e-10),
+        "direct": (0.00014, 1.7e-09, 2.6e-12, 1.6e-10, 3e-10),
     },
 }
 
