@@ -92,7 +92,7 @@ def test_filters_that_do_not_fit_are_refused(native):
     described = (64, 0, 8, 8, 3, 72, 9, 3, 1, False, 1)
     geometry, map_of = (
         (1, 4, 4, 4, 4, 1, 1, 0, 0),
-        lambda channels: (64, 0, channels, 16 * channels, 4 * channels, channels),
+        lambda channels: (64, 0, channels, 16 * channels, 4 * channels, channels, 1),
     )
     for filters, address, said in (
         ([described], 64, "filters twice, or not at all"),
