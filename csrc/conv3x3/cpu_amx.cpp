@@ -41,11 +41,10 @@ struct Job {
     }
 };
 
-// Calls chunk(groups) for all groups of a block.
-template <class Chunk>
-void for_chunks(const Block& block, const Chunk& chunk) {
-    const int64_t groups = parts_of(block.positions, kGroup);
-    for (int64_t begin = 0; begin < groups; begin += kChunk / kGroup) chunk(Range{begin, least(begin + kChunk / kGroup, groups)});
+// Calls take(part) for parts of at most `most` groups.
+template <class Take>
+void for_parts(Range groups, int64_t most, const Take& take) {
+    for (int64_t begin = groups.begin; begin < groups.end; begin += most) take(Range{begin, least(begin + most, groups.end)});
 }
 
 // take(position, pixel, n, their sums), for a chunk of groups.
@@ -57,9 +56,9 @@ void for_sums(const Job& job, const Block& block, Range groups, int64_t most, co
     });
 }
 
-// One or two vectors of columns of all positions of a block, which are stored line by line.
+// One or two vectors of columns of some groups of a block, which are stored line by line.
 template <class T, int Columns>
-void convolve_lines(const Job& job, const Block& block, const LinePlace* places, const float* bias, int64_t vector) {
+void convolve_lines(const Job& job, const Block& block, Range all, const LinePlace* places, const float* bias, int64_t vector) {
     const Conv3x3Call& call = job.call;
     const int64_t column = vector * kL, rest = job.columns - column;
     const __mmask32 lanes = rest >= kPair ? ~0u : (1u << rest) - 1;
@@ -91,16 +90,16 @@ void convolve_lines(const Job& job, const Block& block, const LinePlace* places,
                 store_piece(to + at, a, static_cast<__mmask16>(here));
         }
     };
-    for_chunks(block, [&](Range groups) {
+    for_parts(all, kChunk / kGroup, [&](Range groups) {
         sum_products<Columns>(block, job.pixels, job.packed(vector), block.m, groups, take);
     });
 }
 
 // The same where they are stored view by view.
 template <class T, int Columns>
-void convolve_views(const Job& job, const Block& block, const float* bias, int64_t vector) {
+void convolve_views(const Job& job, const Block& block, Range all, const float* bias, int64_t vector) {
     const Outputs<T> outputs(job.call, bias, Range{vector, vector + Columns}, job.columns);
-    for_chunks(block, [&](Range groups) {
+    for_parts(all, kChunk / kGroup, [&](Range groups) {
         sum_products<Columns>(block, job.pixels, job.packed(vector), block.m, groups, [](int64_t, float*, Range) {});
         for_sums(job, block, groups, kGroup, [&](const Tile& pixel, int64_t n, float* sums) {
             outputs.add_residual(pixel, n, sums, block.m_row, job.columns);
@@ -134,7 +133,7 @@ void finish_cell(const Job& job, const Tile& pixel, int64_t count, const float* 
 template <class T>
 void convolve_cell(const Job& job, const Block& block, const float* bias, float* buffer) {
     const auto nothing = [](int64_t, float*, Range) {};
-    for_chunks(block, [&](Range groups) {
+    for_parts(Range{0, parts_of(block.positions, kGroup)}, kChunk / kGroup, [&](Range groups) {
         for (int64_t vector = 0; vector < job.vectors; vector += 2) {
             float* m = block.m + vector * kL;
             vector + 1 < job.vectors ? sum_products<2>(block, job.pixels, job.packed(vector), m, groups, nothing)
@@ -163,15 +162,19 @@ void run_block(const Job& job, Range rows, const float* bias, float* scratch) {
     LinePlace* places = reinterpret_cast<LinePlace*>(scratch + job.places);
     const bool lines = has_lines(call);
     if (lines) find_places(call, job.rows, block.first, block.positions, places);
-    for (int64_t vector = 0; vector < job.vectors; vector += 2) {
-        const bool pair = vector + 1 < job.vectors;
-        if (lines)
-            pair ? convolve_lines<T, 2>(job, block, places, bias, vector)
-                 : convolve_lines<T, 1>(job, block, places, bias, vector);
-        else
-            pair ? convolve_views<T, 2>(job, block, bias, vector)
-                 : convolve_views<T, 1>(job, block, bias, vector);
-    }
+    const int64_t groups = parts_of(block.positions, kGroup), filters = 4 * job.pixels.packed_pairs(job.vectors);
+    // Outputs of few positions stay in the caches until their lines are full; but many filters are read as seldom as can be.
+    for_parts(Range{0, groups}, filters <= kBlockBytes ? kChunk / kGroup : groups, [&](Range part) {
+        for (int64_t vector = 0; vector < job.vectors; vector += 2) {
+            const bool pair = vector + 1 < job.vectors;
+            if (lines)
+                pair ? convolve_lines<T, 2>(job, block, part, places, bias, vector)
+                     : convolve_lines<T, 1>(job, block, part, places, bias, vector);
+            else
+                pair ? convolve_views<T, 2>(job, block, part, bias, vector)
+                     : convolve_views<T, 1>(job, block, part, bias, vector);
+        }
+    });
 }
 
 // Zeros for what sums read beyond the channels of a pixel, and for pixels outside; copies do not touch them.
