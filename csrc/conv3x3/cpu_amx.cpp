@@ -71,7 +71,9 @@ void convolve_lines(const Job& job, const Block& block, Range all, const LinePla
     const auto take = [=](int64_t group, const float* sums, Range lines) {
         const LinePlace* place = places + group * kGroup;
         for (int64_t line = lines.begin; line < lines.end; line++) {
+            // Both lines that it may fall into: with one alone, outputs of odd channels took twice as long.
             __builtin_prefetch(to + place[line + kGroup].offset, 1);
+            __builtin_prefetch(to + place[line + kGroup].offset + Columns * kL - 1, 1);
             const int64_t at = place[line].offset;
             const __mmask32 here = place[line].lanes & lanes;
             V a = load_vec<kL>(sums + line * kPair) + left, b = right;
