@@ -12,21 +12,18 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kGroup = 2 * kTileRows;   // positions of a product
-constexpr int64_t kBlockBytes = 512 << 10;  // of V, which shares an L2 cache with filters and sums
-constexpr int64_t kBlockPositions = 4096;   // whose places are looked up
-constexpr int64_t kBlockRows = 8;           // at least, where images are not higher: each block copies two rows more
+constexpr int64_t kGroup = 2 * kTileRows;  // positions of a product
+constexpr int64_t kBlockRows = 8;          // at least, where images are not higher: each block has two rows more
 
-// The rows of all images, cut into strips of columns where they are long.
+// The rows of all images, cut into strips of columns where they are long. most: positions of a block, about.
 struct Rows {
     int64_t strips, width;  // of an image; outputs of a row of a strip
     int64_t row, high;      // positions of a row; rows of an image
     int64_t count;          // rows of all strips of all images
 
-    Rows(const Conv3x3Geometry& g, const PixelRows& pixels) : high(g.Ho + 2) {
-        const int64_t bytes = pixels.pixel * sizeof(BFloat16);
-        const int64_t most = least(kBlockBytes / bytes / (kBlockRows + 2), kBlockPositions / kBlockRows) - 2;
-        strips = parts_of(g.Wo, most > kTileRows ? most : kTileRows);
+    Rows(const Conv3x3Geometry& g, int64_t most) : high(g.Ho + 2) {
+        const int64_t widest = most / kBlockRows - 2;
+        strips = parts_of(g.Wo, widest > kTileRows ? widest : kTileRows);
         width = parts_of(g.Wo, strips > 0 ? strips : 1);
         row = width + 2;
         count = g.B * strips * high;
@@ -58,6 +55,18 @@ void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Rang
     }
 }
 
+// Calls take(i, n, row, column) for `count` pixels of a row from column x on, continued beyond the edges of an image: pixels
+// [i, i + n) lie side by side from there on, or are zeros (column -1).
+template <class Take>
+void for_pixels(const Conv3x3Geometry& g, int64_t y, int64_t x, int64_t count, const Take& take) {
+    const int64_t row = continued(y, g.H, g.mode_h);
+    if (row < 0) return take(0, count, -1, -1);
+    const int64_t begin = x < 0 ? least(-x, count) : 0, inside = least(g.W - x, count), end = inside > begin ? inside : begin;
+    for (int64_t i = 0; i < begin; i++) take(i, 1, row, continued(x + i, g.W, g.mode_w));
+    if (end > begin) take(begin, end - begin, row, x + begin);
+    for (int64_t i = end; i < count; i++) take(i, 1, row, continued(x + i, g.W, g.mode_w));
+}
+
 #if defined(__AVX512BF16__)
 // `count` pixels of `channels` channels, `step` numbers apart, into rows of V. sign: as in Conv3x3View, same steps.
 template <bool Signed>
@@ -84,37 +93,26 @@ inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step
 
 // `count` pixels of an image's row from column x on, continued beyond its edges, `pixel` numbers apart.
 template <bool Signed>
-void copy_row(const Conv3x3Call& call, int64_t b, int64_t y, int64_t x, int64_t count, const BFloat16* zeros, BFloat16* out,
-              int64_t pixel) {
-    const Conv3x3Geometry& g = call.geometry;
-    const int64_t row = continued(y, g.H, g.mode_h);
-    for (int s = 0; s < call.sources.count; out += call.sources.view[s++].channels) {
-        const Conv3x3View& view = call.sources.view[s];
-        const int64_t line = b * view.b + row * view.h;
+void copy_row(const Conv3x3Geometry& g, const Conv3x3Views& sources, float slope, int64_t b, int64_t y, int64_t x, int64_t count,
+              const BFloat16* zeros, BFloat16* out, int64_t pixel) {
+    for (int s = 0; s < sources.count; out += sources.view[s++].channels) {
+        const Conv3x3View& view = sources.view[s];
         const bool dense = !Signed && view.c == 1 && view.w == view.channels && pixel == view.channels;
-        // Pixels [i, i + n), which lie side by side from `column` on; -1: zeros.
-        const auto copy = [&](int64_t i, int64_t n, int64_t column) {
-            const bool outside = row < 0 || column < 0;
-            const int64_t at = line + column * view.w;
-            const BFloat16* from = outside ? zeros : static_cast<const BFloat16*>(view.data) + at;
-            if (view.c != 1 && !outside)
-                return turn(reinterpret_cast<const uint16_t*>(from), view.c, view.channels, n,
-                            reinterpret_cast<uint16_t*>(out + i * pixel), pixel);
-            if (dense && !outside) return static_cast<void>(__builtin_memcpy(out + i * pixel, from, n * pixel * sizeof(*out)));
-            copy_pixels<Signed>(from, outside || !Signed ? zeros : static_cast<const BFloat16*>(view.sign) + at,
-                                outside ? 0 : view.w, n, view.channels, call.negative_slope, out + i * pixel, pixel);
-        };
-        if (row < 0) {
-            copy(0, count, -1);
-            continue;
-        }
-        const int64_t begin = x < 0 ? least(-x, count) : 0, inside = least(g.W - x, count), end = inside > begin ? inside : begin;
-        for (int64_t i = 0; i < begin; i++) copy(i, 1, continued(x + i, g.W, g.mode_w));
-        if (end > begin) copy(begin, end - begin, x + begin);
-        for (int64_t i = end; i < count; i++) copy(i, 1, continued(x + i, g.W, g.mode_w));
+        for_pixels(g, y, x, count, [&](int64_t i, int64_t n, int64_t row, int64_t column) {
+            BFloat16* to = out + i * pixel;
+            if (column < 0) return copy_pixels<false>(zeros, zeros, 0, n, view.channels, 0.f, to, pixel);
+            const int64_t at = b * view.b + row * view.h + column * view.w;
+            const BFloat16* from = static_cast<const BFloat16*>(view.data) + at;
+            if (dense)
+                __builtin_memcpy(to, from, n * pixel * sizeof(*to));
+            else if (view.c != 1)
+                turn(reinterpret_cast<const uint16_t*>(from), view.c, view.channels, n, reinterpret_cast<uint16_t*>(to), pixel);
+            else
+                copy_pixels<Signed>(from, Signed ? static_cast<const BFloat16*>(view.sign) + at : zeros, view.w, n, view.channels,
+                                    slope, to, pixel);
+        });
     }
 }
-
 #endif
 
 }  // namespace

@@ -60,7 +60,6 @@ inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const st
     call.geometry = to_geometry(geometry);
     call.sources = to_views(sources, 1, 0);
     call.gradients = to_views({gradient}, shuffle, sign);
-    check_strides(call.sources, false);
     check_strides(call.gradients, false);
     call.dtype = to_dtype(dtype);
     FASTDS_CHECK(call.dtype != f64, "conv3x3: no kernel for float64");
@@ -115,6 +114,7 @@ inline void register_conv3x3(py::module_& m) {
             const Conv3x3GradWeight call =
                 make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
             float* work = static_cast<float*>(pointer(workspace));
+            check_strides(call.sources, amx);
             to_amx(amx, call.sources);
             to_amx(amx, call.gradients);
             FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: no gradient in float16 from matrix tiles");

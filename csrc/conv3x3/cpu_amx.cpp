@@ -10,6 +10,15 @@ namespace FASTDS_ISA {
 #if defined(__AVX512BF16__)
 namespace {
 
+constexpr int64_t kBlockBytes = 512 << 10;  // of V, which shares an L2 cache with filters and sums
+constexpr int64_t kBlockPositions = 4096;   // whose places are looked up
+
+// Positions of a block, about: each block copies two rows more.
+inline int64_t most_positions(const PixelRows& pixels) {
+    const int64_t bytes = pixels.pixel * static_cast<int64_t>(sizeof(BFloat16));
+    return least(kBlockBytes / bytes * kBlockRows / (kBlockRows + 2), kBlockPositions);
+}
+
 // A call, and how it is cut into blocks.
 struct Job {
     const Conv3x3Call& call;
@@ -21,10 +30,9 @@ struct Job {
     int64_t m, places, zeros, buffer, thread_floats;  // where they begin in the workspace of a thread, behind V
 
     Job(const Conv3x3Call& c, const Conv3x3Cell* behind, bool has_cell, int threads)
-        : call(c), cell(behind), pixels(c.sources.channels()), rows(c.geometry, pixels), columns(c.sinks.channels()),
-          vectors(parts_of(columns, kL)) {
-        const int64_t row_bytes = rows.row * pixels.pixel * static_cast<int64_t>(sizeof(BFloat16));
-        const int64_t most = least(kBlockBytes / row_bytes - 2, kBlockPositions / rows.row);
+        : call(c), cell(behind), pixels(c.sources.channels()), rows(c.geometry, most_positions(pixels)),
+          columns(c.sinks.channels()), vectors(parts_of(columns, kL)) {
+        const int64_t most = most_positions(pixels) / rows.row;
         blocks = round_up(parts_of(rows.count, most > 1 ? most : 1), threads);
         blocks = least(blocks, least(parts_of(rows.count * rows.row, kGroup), rows.count));
         const int64_t positions = round_up(parts_of(rows.count, blocks > 0 ? blocks : 1) * rows.row, kGroup);
@@ -158,7 +166,7 @@ void run_block(const Job& job, Range rows, const float* bias, float* scratch) {
     const auto copy = call.sources.view[0].sign != nullptr ? copy_row<true> : copy_row<false>;
     for (int64_t r = rows.begin; r < least(rows.end + 2, job.rows.count); r++, v += block.row) {
         const Place at = row_at(g, job.rows, r);
-        copy(call, at.b, at.y - g.pad_h, at.x - g.pad_w, job.rows.row, zeros, v, job.pixels.pixel);
+        copy(g, call.sources, call.negative_slope, at.b, at.y - g.pad_h, at.x - g.pad_w, job.rows.row, zeros, v, job.pixels.pixel);
     }
     if (job.cell != nullptr) return convolve_cell<T>(job, block, bias, scratch + job.buffer);
     LinePlace* places = reinterpret_cast<LinePlace*>(scratch + job.places);

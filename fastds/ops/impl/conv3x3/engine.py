@@ -136,7 +136,7 @@ def forward(
     """conv3x3 by the engine."""
     batch, _, height, width = x.shape
     y = _output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
-    sources = [source if amx and _is_planar(source) else nhwc(source) for source in (x, x2) if source is not None]
+    sources = readable((x, x2), amx)
     if residual is not None:
         residual = nhwc(residual)
     if bias is not None:
@@ -153,9 +153,9 @@ def forward(
     return y
 
 
-def _is_planar(tensor: Tensor) -> bool:
-    """Whether pixels lie side by side, as values: matrix tiles read such maps as they are."""
-    return tensor.stride(3) == 1 and not tensor.is_neg()
+def readable(sources: tuple[Tensor | None, ...], amx: bool) -> list[Tensor]:
+    """Those that are given, in a layout that the engine reads: matrix tiles also take pixels side by side."""
+    return [t if amx and t.stride(3) == 1 and not t.is_neg() else nhwc(t) for t in sources if t is not None]
 
 
 def _addend(tensor: Tensor | None, sink: Tensor) -> tuple:
@@ -202,7 +202,7 @@ def grad_sources(
 
 
 def grad_weight(grad, sources, padding_mode, shuffle, sign, negative_slope, dtype, bias: bool, amx: bool):
-    """Gradients of weight and, if wanted, bias; grad and sign in one dense channels_last layout."""
+    """Gradients of weight and, if wanted, bias; grad and sign in one dense channels_last layout, sources readable."""
     batch, _, height, width = sources[0].shape
     shape = (grad.shape[1] * shuffle**2, sum(t.shape[1] for t in sources), 3, 3)
     grad_weight = torch.empty(shape, dtype=dtype, device=grad.device)

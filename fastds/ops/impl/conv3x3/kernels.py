@@ -3,7 +3,7 @@
 
 import torch
 
-from fastds.ops.core.layout import dense, empty_map, nhwc
+from fastds.ops.core.layout import dense, empty_map
 from fastds.ops.impl.conv3x3 import direct, engine, implicit, planes, product, reference
 from fastds.ops.impl.conv3x3.algorithm import chosen, passes_behind
 
@@ -56,8 +56,9 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
     algorithm = chosen(algorithm, x, channels, grad.shape[1], x.dtype, True, joined=x2 is not None)
     if algorithm in BESIDE_THE_ENGINE:
         return BESIDE_THE_ENGINE[algorithm].grad_weight(grad, x, x2, padding_mode, dtype)
-    sources = [nhwc(t) for t in (x, x2) if t is not None]
-    return engine.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False, algorithm == "amx")[0]
+    amx = algorithm == "amx"
+    sources = engine.readable((x, x2), amx)
+    return engine.grad_weight(dense(grad), sources, padding_mode, 1, None, 0.0, dtype, False, amx)[0]
 
 
 def grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
@@ -107,7 +108,7 @@ def _backward_engine(
         parts = iter(_engine_grad_x(grad, part, *settings))
         grad_x, grad_x2 = (next(parts) if wanted[i] else None for i in (0, 3))
     if wanted[1]:
-        sources = [nhwc(t) for t in (x, x2) if t is not None]
+        sources = engine.readable((x, x2), amx)
         grad_weight, grad_bias = engine.grad_weight(
             grad, sources, padding_mode, shuffle, sign, slope, weight.dtype, wanted[2], amx
         )
