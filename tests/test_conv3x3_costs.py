@@ -66,6 +66,9 @@ def test_terms_by_hand(name, lengths, expected):
     ("named", "spared", "pays", "call", "per_point"),
     [
         ({"contiguous": True}, "planes", "winograd", costs.TURN[0], 2 * 3 * costs.TURN[1]),
+        ({"contiguous": True, "backward": True}, "planes", "direct", costs.TURN[0], 2 * 3 * costs.TURN[1]),
+        ({"contiguous": True}, "amx", "product", costs.TURN[0], 2 * 3 * costs.TURN[1]),
+        ({"contiguous": True, "backward": True}, "amx", "winograd", costs.TURN[0], 2 * 3 * costs.TURN[1]),
         ({"gated": True}, "winograd", "planes", costs.GATES[0], 5 * costs.GATES[1]),
         ({"joined": True}, "product", "direct", costs.PASS[0], 3 * costs.PASS[1]),
         ({"passes": 1}, "amx", "direct", costs.PASS[0], 5 * costs.PASS[1]),
@@ -85,6 +88,16 @@ def test_what_goes_before_and_follows(monkeypatch, named, spared, pays, call, pe
         costs.cheapest.cache_clear()
         assert costs.cheapest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **beside) == expected
     costs.cheapest.cache_clear()
+
+
+def test_contiguous_maps_of_many_channels_are_turned_for_the_gradients_of_planes(monkeypatch):
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: "mine")
+    turn = costs.TURN[0] + 2 * 5 * 100 * costs.TURN[1]
+    for share, expected in ((0.99, "amx"), (1.01, "planes")):
+        rows = {"amx": (1 + share * turn, 0, 0, 0, 0), "planes": (1.0, 0, 0, 0, 0, 0)}
+        monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", True), rows)
+        shape = (1, 5, 3, 10, 10)
+        assert costs.cheapest.__wrapped__("any", torch.bfloat16, True, *shape, contiguous=True) == expected
 
 
 @pytest.mark.parametrize(

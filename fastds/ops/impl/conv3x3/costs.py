@@ -180,7 +180,8 @@ def is_hopeless(dtype: torch.dtype, backward: bool) -> bool:
     return backward and dtype == torch.float16
 
 
-# Maps in contiguous memory are brought to channels_last, but not for planes and matrix tiles: the call, bytes.
+# Maps in contiguous memory are brought to channels_last, but not for matrix tiles, nor for planes, whose weight gradient
+# only takes those with the fewer channels as they are: the call, bytes.
 TURN = (5e-6, 8e-11)
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
 GATES = (1e-5, 2e-10)
@@ -231,7 +232,7 @@ def cheapest(
             total += passes * (PASS[0] + PASS[1] * outputs * points)
         if joined and name == "direct":
             total += PASS[0] + PASS[1] * inputs * points
-        if contiguous and not (name == "planes" or (name == "amx" and not backward)):
+        if contiguous and not (name == "amx" or (name == "planes" and not (backward and inputs > outputs))):
             total += TURN[0] + TURN[1] * dtype.itemsize * inputs * points
         return total
 
