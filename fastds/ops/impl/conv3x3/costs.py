@@ -180,8 +180,8 @@ def is_hopeless(dtype: torch.dtype, backward: bool) -> bool:
     return backward and dtype == torch.float16
 
 
-# Maps in contiguous memory are brought to channels_last, but not for matrix tiles, nor for planes, whose weight gradient
-# only takes those with the fewer channels as they are: the call, bytes.
+# Maps in contiguous memory are brought to channels_last: the call, bytes. Not for matrix tiles, nor for planes, whose
+# weight gradient takes the side with the fewer channels as it is.
 TURN = (5e-6, 8e-11)
 # A pass of gates behind the convolution, which the engine has in its output stage: the call, numbers read and written.
 GATES = (1e-5, 2e-10)
