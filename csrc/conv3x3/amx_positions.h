@@ -101,7 +101,7 @@ void copy_row(const Conv3x3Geometry& g, const Conv3x3Views& sources, float slope
         for_pixels(g, y, x, count, [&](int64_t i, int64_t n, int64_t row, int64_t column) {
             BFloat16* to = out + i * pixel;
             if (column < 0) return copy_pixels<false>(zeros, zeros, 0, n, view.channels, 0.f, to, pixel);
-            const int64_t at = b * view.b + row * view.h + column * view.w;
+            const int64_t at = view.offset(b, row, column);
             const BFloat16* from = static_cast<const BFloat16*>(view.data) + at;
             if (dense)
                 __builtin_memcpy(to, from, n * pixel * sizeof(*to));

@@ -17,13 +17,15 @@ using GeometryArgs = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int
 
 inline int64_t item_size(int dtype) { return dtype == f64 ? 8 : dtype == f32 ? 4 : 2; }
 
-inline Conv3x3View to_view(const TensorArgs& t) {
+// Its channels lie side by side or, where it may be planar, its pixels.
+inline Conv3x3View to_view(const TensorArgs& t, bool planar = false) {
     const auto [address, dtype, channels, b, h, w, c] = t;
+    FASTDS_CHECK(channels == 1 || c == 1 || (planar && w == 1), "conv3x3: channels do not lie side by side");
     return {pointer(address), nullptr, channels, b, h, w, channels == 1 ? 1 : c};
 }
 
-// The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none.
-inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shuffle, intptr_t sign) {
+// The tensors side by side; a shuffled tensor gives one view per sub-pixel. sign: see Conv3x3View, 0: none; planar: without it.
+inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shuffle, intptr_t sign, bool planar = false) {
     FASTDS_CHECK(!tensors.empty() && shuffle >= 1 && shuffle * shuffle * static_cast<int64_t>(tensors.size()) <= kConv3x3Views,
                  "conv3x3: expected 1 to " + std::to_string(kConv3x3Views) + " views");
     Conv3x3Views views{};
@@ -31,7 +33,7 @@ inline Conv3x3Views to_views(const std::vector<TensorArgs>& tensors, int64_t shu
     FASTDS_CHECK(views.dtype != f64, "conv3x3: no kernel for float64");
     for (const TensorArgs& tensor : tensors) {
         FASTDS_CHECK(std::get<1>(tensor) == views.dtype && std::get<2>(tensor) > 0, "conv3x3: tensors of different dtype or empty");
-        const Conv3x3View whole = to_view(tensor);
+        const Conv3x3View whole = to_view(tensor, planar && shuffle == 1 && sign == 0);
         for (int64_t part = 0; part < shuffle * shuffle; part++) {
             const int64_t shift = (part / shuffle * whole.h + part % shuffle * whole.w) * item_size(views.dtype);
             views.view[views.count++] = {static_cast<char*>(whole.data) + shift,
@@ -49,14 +51,6 @@ inline void set_residual(Conv3x3Call& call, const std::vector<TensorArgs>& resid
     call.residual = to_views(residual, 1, 0);
     FASTDS_CHECK(call.residual.dtype == call.sinks.dtype && call.residual.channels() == call.sinks.channels(),
                  "conv3x3: residual does not fit the output");
-}
-
-// Whether channels lie side by side, or (planar) pixels do.
-inline void check_strides(const Conv3x3Views& maps, bool planar) {
-    for (int i = 0; i < maps.count; i++) {
-        const Conv3x3View& view = maps.view[i];
-        FASTDS_CHECK(view.c == 1 || (planar && view.w == 1 && view.sign == nullptr), "conv3x3: channels do not lie side by side");
-    }
 }
 
 // amx, which only maps of bfloat16 and some processors have.

@@ -29,7 +29,7 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
                       const std::vector<TensorArgs>& residual, int act, float negative_slope, bool amx) {
     Conv3x3Call call{};
     call.geometry = to_geometry(geometry);
-    call.sources = to_views(sources, source_shuffle, sign);
+    call.sources = to_views(sources, source_shuffle, sign, amx);
     call.sinks = to_views(sinks, sink_shuffle, 0);
     call.packed = static_cast<const float*>(pointer(packed));
     FASTDS_CHECK((packed == 0) == (filters.size() == 1) && !(amx && packed == 0), "conv3x3: filters twice, or not at all");
@@ -48,19 +48,16 @@ inline Conv3x3Call make_call(const GeometryArgs& geometry, const std::vector<Ten
     call.act = act;
     call.negative_slope = negative_slope;
     call.amx = to_amx(amx, call.sources);
-    check_strides(call.sources, amx);
-    check_strides(call.sinks, false);
     return call;
 }
 
 inline Conv3x3GradWeight make_grad_weight(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources,
                                    const TensorArgs& gradient, int64_t shuffle, intptr_t sign, float negative_slope, int dtype,
-                                   intptr_t grad_weight, intptr_t grad_bias, int threads) {
+                                   intptr_t grad_weight, intptr_t grad_bias, bool amx, int threads) {
     Conv3x3GradWeight call{};
     call.geometry = to_geometry(geometry);
-    call.sources = to_views(sources, 1, 0);
+    call.sources = to_views(sources, 1, 0, amx);
     call.gradients = to_views({gradient}, shuffle, sign);
-    check_strides(call.gradients, false);
     call.dtype = to_dtype(dtype);
     FASTDS_CHECK(call.dtype != f64, "conv3x3: no kernel for float64");
     call.grad_weight = pointer(grad_weight);
@@ -112,9 +109,9 @@ inline void register_conv3x3(py::module_& m) {
            intptr_t sign, float negative_slope, int dtype, intptr_t grad_weight, intptr_t grad_bias, bool amx, int threads,
            intptr_t workspace, int64_t bytes) {
             const Conv3x3GradWeight call =
-                make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, threads);
+                make_grad_weight(geometry, sources, gradient, shuffle, sign, negative_slope, dtype, grad_weight, grad_bias, amx,
+                                 threads);
             float* work = static_cast<float*>(pointer(workspace));
-            check_strides(call.sources, amx);
             to_amx(amx, call.sources);
             to_amx(amx, call.gradients);
             FASTDS_CHECK(!amx || call.dtype != f16, "conv3x3: no gradient in float16 from matrix tiles");

@@ -87,8 +87,8 @@ void convolve_lines(const Job& job, const Block& block, Range all, const LinePla
             V a = load_vec<kL>(sums + line * kPair) + left, b = right;
             if (Columns > 1) b += load_vec<kL>(sums + line * kPair + kL);
             if (add != nullptr) {
-                a += load_piece(add + at, static_cast<__mmask16>(here));
-                if (Columns > 1) b += load_piece(add + at + kL, static_cast<__mmask16>(here >> kL));
+                a += load_masked(add + at, static_cast<__mmask16>(here));
+                if (Columns > 1) b += load_masked(add + at + kL, static_cast<__mmask16>(here >> kL));
             }
             if (act != act_none) {
                 a = activate(a, act, slope);
@@ -97,7 +97,7 @@ void convolve_lines(const Job& job, const Block& block, Range all, const LinePla
             if (Columns > 1)
                 store_pair(to + at, a, b, here);
             else
-                store_piece(to + at, a, static_cast<__mmask16>(here));
+                store_masked(to + at, a, static_cast<__mmask16>(here));
         }
     };
     for_parts(all, kChunk / kGroup, [&](Range groups) {
@@ -112,23 +112,31 @@ void convolve_views(const Job& job, const Block& block, Range all, const float* 
     for_parts(all, kChunk / kGroup, [&](Range groups) {
         sum_products<Columns>(block, job.pixels, job.packed(vector), block.m, groups, [](int64_t, float*, Range) {});
         for_sums(job, block, groups, kGroup, [&](const Tile& pixel, int64_t n, float* sums) {
-            outputs.add_residual(pixel, n, sums, block.m_row, job.columns);
+            outputs.add_residual(pixel, n, sums, block.m_row);
             outputs.store(pixel, n, sums, block.m_row);
         });
     });
 }
 
-// Hands the pre-activations of up to 16 outputs of a row to the cell.
+// Hands the pre-activations of up to 16 outputs of a row to the cell. They have one view, and so has what is added to them.
 template <class T>
 void finish_cell(const Job& job, const Tile& pixel, int64_t count, const float* bias, float* sums, float* buffer) {
     const Conv3x3Cell& cell = *job.cell;
-    for (int64_t vector = 0; vector < job.vectors; vector += 2) {
-        const Outputs<T> outputs(job.call, bias, Range{vector, least(vector + 2, job.vectors)}, job.columns);
-        outputs.add_residual(pixel, count, sums + vector * kL, job.m_row, job.columns);
-        outputs.store(pixel, count, sums + vector * kL, job.m_row);
-    }
+    const auto row_of = [&](const Conv3x3View& view) {
+        return view.data == nullptr ? nullptr : static_cast<T*>(view.data) + view.offset(pixel.b, pixel.y, pixel.x);
+    };
+    const Conv3x3View &sink = job.call.sinks.view[0], &residual = job.call.residual.view[0];
+    T* const to = row_of(sink);
+    const T* const add = job.call.residual.count > 0 ? row_of(residual) : nullptr;
     for (int64_t i = 0; i < count; i++, sums += job.m_row) {
-        for (int64_t c = 0; c < job.columns; c += kL) store_vec<kL>(sums + c, load_vec<kL>(sums + c) + load_vec<kL>(bias + c));
+        for (int64_t c = 0; c < job.columns; c += kL) {
+            const int lanes = static_cast<int>(least(kL, job.columns - c));
+            V y = load_vec<kL>(sums + c);
+            if (add != nullptr) y += load_lanes(add + i * residual.w + c, lanes);
+            y += load_vec<kL>(bias + c);
+            if (to != nullptr) store_lanes(to + i * sink.w + c, y, lanes);
+            store_vec<kL>(sums + c, y);
+        }
         for (int64_t gate = 0; gate < job.columns / cell.channels; gate++)
             __builtin_memcpy(buffer + (gate * kTileRows + i) * cell.channels, sums + gate * cell.channels,
                              cell.channels * sizeof(float));
@@ -166,7 +174,8 @@ void run_block(const Job& job, Range rows, const float* bias, float* scratch) {
     const auto copy = call.sources.view[0].sign != nullptr ? copy_row<true> : copy_row<false>;
     for (int64_t r = rows.begin; r < least(rows.end + 2, job.rows.count); r++, v += block.row) {
         const Place at = row_at(g, job.rows, r);
-        copy(g, call.sources, call.negative_slope, at.b, at.y - g.pad_h, at.x - g.pad_w, job.rows.row, zeros, v, job.pixels.pixel);
+        copy(g, call.sources, call.negative_slope, at.b, at.y - g.pad_h, at.x - g.pad_w, job.rows.row, zeros, v,
+             job.pixels.pixel);
     }
     if (job.cell != nullptr) return convolve_cell<T>(job, block, bias, scratch + job.buffer);
     LinePlace* places = reinterpret_cast<LinePlace*>(scratch + job.places);

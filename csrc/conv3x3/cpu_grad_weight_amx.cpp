@@ -55,8 +55,7 @@ struct Layout {
         g = steps * outputs * kTileDepth;
         row = round_up((v + x + g) / 2, 16);
         zeros = row + round_up(rows.row * call.gradients.channels() / 2 + 1, 16);
-        const int64_t wide = widest(call.gradients), wide_sources = widest(call.sources);
-        parts = round_up(zeros + (wide > wide_sources ? wide : wide_sources) / 2 + 1, 16);
+        parts = round_up(zeros + widest(call.sources) / 2 + 1, 16);
         block = parts + outputs;
         blocks = shared ? least(stretch_bytes(lane * item) / (block * item) + 1, parts_of(rows.count, block_rows)) : 1;
         bias = lanes * lane;
@@ -127,7 +126,7 @@ void stage_gradients(const Conv3x3GradWeight& call, const Layout& at, Range rows
         BFloat16* out = to.g + p / kTileDepth * at.outputs * kTileDepth + p % kTileDepth;
         for (int s = 0; s < call.gradients.count; out += call.gradients.view[s++].channels * kTileDepth) {
             const Conv3x3View& view = call.gradients.view[s];
-            const int64_t place = pixel.b * view.b + pixel.y * view.h + pixel.x * view.w;
+            const int64_t place = view.offset(pixel.b, pixel.y, pixel.x);
             const BFloat16* from = static_cast<const BFloat16*>(view.data) + place;
             if (view.sign != nullptr)
                 copy_pixels<true>(from, static_cast<const BFloat16*>(view.sign) + place, view.w, n, view.channels,
@@ -153,7 +152,7 @@ void add_bias(const Layout& at, const BFloat16* g, float* bias) {
 void stage(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to, float* bias) {
     stage_inputs(call, at, rows, to);
     stage_gradients(call, at, rows, to);
-    add_bias(at, to.g, bias);
+    if (call.grad_bias != nullptr) add_bias(at, to.g, bias);
 }
 
 // sums (+)= G X of Rows x Columns matrix tiles, these steps and all taps.

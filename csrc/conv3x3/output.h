@@ -105,7 +105,7 @@ struct StoreStage {
     }
 
     static FASTDS_HD T* pixels_of(const Conv3x3View& view, const Tile& tile) {
-        return static_cast<T*>(view.data) + tile.b * view.b + tile.y * view.h + tile.x * view.w;
+        return static_cast<T*>(view.data) + view.offset(tile.b, tile.y, tile.x);
     }
 
     // Adds the residual of columns [column, column + count).
@@ -165,7 +165,7 @@ struct StoreStage {
     FASTDS_HD void fetch_next(const Tile& tile, int64_t column) const {
         if (How != Store::cached || call.sinks.count > 1) return;
         const Conv3x3View& sink = call.sinks.view[0];
-        const T* at = static_cast<const T*>(sink.data) + tile.b * sink.b + tile.y * sink.h + (tile.x + 4) * sink.w + column;
+        const T* at = static_cast<const T*>(sink.data) + sink.offset(tile.b, tile.y, tile.x + 4) + column;
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4

@@ -21,6 +21,7 @@ struct Conv3x3View {
     void* data;
     const void* sign;
     int64_t channels, b, h, w, c;
+    FASTDS_HD int64_t offset(int64_t image, int64_t row, int64_t column) const { return image * b + row * h + column * w; }
 };
 
 // A tensor as views side by side in its channels.

@@ -74,7 +74,6 @@ inline void register_conv_cells(py::module_& m) {
             cell.call.bias = pointer(bias);
             cell.call.bias_dtype = to_dtype(bias_dtype);
             cell.call.amx = to_amx(amx, cell.call.sources);
-            check_strides(cell.call.sources, amx);
             const Conv3x3Plan plan = FASTDS_DISPATCH_VECTOR(conv3x3_plan, cell.call, true, threads);
             if (plan.bytes > bytes) return plan.bytes;
             py::gil_scoped_release release;

@@ -13,20 +13,26 @@ using V = Vec<float>;
 // Lanes [from, to) of a vector, zeros elsewhere; `at` is where lane 0 would lie.
 #if defined(__AVX512F__)
 FASTDS_HD __mmask16 lane_mask(int from, int to) { return (__mmask16)((1u << to) - (1u << from)); }
-FASTDS_HD V load_range(const float* at, int from, int to) { return (V)_mm512_maskz_loadu_ps(lane_mask(from, to), at); }
+FASTDS_HD V load_masked(const float* at, __mmask16 lanes) { return (V)_mm512_maskz_loadu_ps(lanes, at); }
+FASTDS_HD V load_masked(const BFloat16* at, __mmask16 lanes) {
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, at)), 16);
+}
+FASTDS_HD void store_masked(float* at, V v, __mmask16 lanes) { _mm512_mask_storeu_ps(at, lanes, (__m512)v); }
+template <class T>
+FASTDS_HD void store_masked(T* at, V v, __mmask16 lanes) {
+    T numbers[kL];
+    store_vec<kL>(numbers, v);
+    __m256i bits;
+    __builtin_memcpy(&bits, numbers, sizeof(bits));
+    _mm256_mask_storeu_epi16(at, lanes, bits);
+}
+FASTDS_HD V load_range(const float* at, int from, int to) { return load_masked(at, lane_mask(from, to)); }
 FASTDS_HD __m256i load_range16(const void* at, int from, int to) { return _mm256_maskz_loadu_epi16(lane_mask(from, to), at); }
 FASTDS_HD V load_range(const Half* at, int from, int to) { return (V)_mm512_cvtph_ps(load_range16(at, from, to)); }
-FASTDS_HD V load_range(const BFloat16* at, int from, int to) {
-    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_range16(at, from, to)), 16);
-}
-FASTDS_HD void store_range(float* at, V v, int from, int to) { _mm512_mask_storeu_ps(at, lane_mask(from, to), (__m512)v); }
+FASTDS_HD V load_range(const BFloat16* at, int from, int to) { return load_masked(at, lane_mask(from, to)); }
 template <class T>
 FASTDS_HD void store_range(T* at, V v, int from, int to) {
-    T lanes[kL];
-    store_vec<kL>(lanes, v);
-    __m256i bits;
-    __builtin_memcpy(&bits, lanes, sizeof(bits));
-    _mm256_mask_storeu_epi16(at, lane_mask(from, to), bits);
+    store_masked(at, v, lane_mask(from, to));
 }
 #else
 #if defined(__AVX2__)
