@@ -48,7 +48,7 @@ def test_tails_of_channels(inputs, outputs):
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
 @pytest.mark.parametrize("second", [0, 4])
-@pytest.mark.parametrize("width", [1, 2, 5, 18])
+@pytest.mark.parametrize("width", [1, 2, 5, 16, 18, 31])
 def test_few_channels(padding_mode, second, width):
     """Three pixels of a row are one number of the sums: at every edge, of one source and of two."""
     problem = Problem(B=2, C1=6, C2=second, O=20, H=9, W=width, padding_mode=padding_mode, dtype=HALF)
@@ -99,10 +99,15 @@ def test_gradients(act, padding_mode, shuffle, outputs):
         assert ((grad.double() - exact).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("channels,size", [(176, 40), (40, 90)], ids=["stretches of tiles", "lanes of tiles"])
+@pytest.mark.parametrize(
+    "channels,size",
+    [(176, (1, 40, 41)), (40, (1, 90, 91)), (9, (6, 5, 7)), (20, (5, 16, 16)), (33, (3, 9, 29)), (33, (3, 7, 31))],
+)
 def test_gradients_of_the_weight(channels, size):
-    """Wide layers, whose sums the threads share, and many tiles; two sources, numbers of channels that fill no tile."""
-    problem = Problem(1, channels, 21, channels + 3, size, size + 1, act="relu", dtype=HALF, residual=False)
+    """Wide layers, whose sums the threads share, many positions and few; two sources, numbers of channels that fill no
+    tile."""
+    batch, *size = size
+    problem = Problem(batch, channels, 21, channels + 3, *size, act="relu", dtype=HALF, residual=False)
     tensors = [None if t is None else t.requires_grad_() for t in rounded(problem.tensors())]
     y = problem.run(tensors, "amx")
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(HALF)

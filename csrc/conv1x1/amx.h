@@ -41,8 +41,9 @@ void tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel,
     for (int s = 0; s < count; s++) {
         const Panel& p = panels[s];
         const BFloat16 *a = p.a + pixel * p.row, *b = p.b + column * p.steps * 2;
+        const int64_t stride = p.row * sizeof(*a);
         for (int64_t step = 0; step < p.steps; step += kTileDepth / 2, a += kTileDepth, b += Columns * kTileColumns * kTileDepth)
-            Sums::add(a, p.row * sizeof(BFloat16), b, Columns * kTileLine, kTileLine);
+            Sums::add(a, stride, kTileRows * stride, b, Columns * kTileLine, kTileLine);
     }
     Sums::end(sums, Columns * kTileColumns);
 }

@@ -86,7 +86,7 @@ struct Outputs {
     }
 };
 
-// Where the output of a position lies in a view of its own; all lanes of a vector, or none where it has no output.
+// Where the output of a line of sums lies in a view of its own; all lanes of a vector, or none where it has no output.
 struct LinePlace {
     int64_t offset;
     __mmask32 lanes;
@@ -100,13 +100,15 @@ inline bool has_lines(const Conv3x3Call& call) {
            (!adds || (add.b == sink.b && add.h == sink.h && add.w == sink.w));
 }
 
-// The places of `count` positions of a block, whose first row is `first`, and of as many more as are fetched ahead.
-inline void find_places(const Conv3x3Call& call, const Rows& rows, int64_t first, int64_t count, LinePlace* places) {
+// The places of the lines of a block, and of as many more as are fetched ahead.
+inline void find_places(const Conv3x3Call& call, const Rows& rows, const Block& block, LinePlace* places) {
     const Conv3x3View& sink = call.sinks.view[0];
-    __builtin_memset(places, 0, (round_up(count, kGroup) + kGroup) * sizeof(*places));
-    for_outputs(call.geometry, rows, first, Range{0, count}, count, [&](int64_t p, const Tile& pixel, int64_t n) {
+    __builtin_memset(places, 0, (block.groups() + 1) * kGroup * sizeof(*places));
+    const Range all{0, block.tiles.count};
+    for_runs(call.geometry, rows, block.tiles, all, [&](int64_t tile, int64_t i, const Tile& pixel, int64_t n) {
+        LinePlace* place = places + tile * kTileRows + i;
         const int64_t at = sink.offset(pixel.b, pixel.y, pixel.x);
-        for (int64_t i = 0; i < n; i++) places[p + i] = {at + i * sink.w, ~0u};
+        for (int64_t j = 0; j < n; j++) place[j] = {at + j * sink.w, ~0u};
     });
 }
 

@@ -3,7 +3,8 @@
 //
 // Outputs stand at positions: those of a row one after the other, two more positions without outputs, then the next row; behind
 // the last row of an image two such rows. Where the input pixels lie at positions in the same way (V), position p reads
-// p + y * row + x for 0 <= x, y < 3, whatever p is: 16 positions in succession and 16 filters are one product of a tap.
+// p + y * row + x for 0 <= x, y < 3, whatever p is: 16 positions in succession, a tile, and 16 filters are one product of a tap.
+// A tile begins at the first output that those before it do not hold: so it skips positions without outputs where it can.
 #pragma once
 #include "conv3x3/amx.h"
 #include "core/turn.h"
@@ -12,8 +13,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-constexpr int64_t kGroup = 2 * kTileRows;  // positions of a product
-constexpr int64_t kBlockRows = 8;          // at least, where images are not higher: each block has two rows more
+constexpr int64_t kBlockRows = 8;  // at least, where images are not higher: each block has two rows more
 
 // The rows of all images, cut into strips of columns where they are long. most: positions of a block, about.
 struct Rows {
@@ -40,19 +40,58 @@ inline Place row_at(const Conv3x3Geometry& g, const Rows& rows, int64_t index) {
     return {strip / rows.strips, index % rows.high, x, index % rows.high < g.Ho ? least(rows.width, g.Wo - x) : 0};
 }
 
-// Calls take(position, pixel, n) for n outputs in succession, at most `most` and never across a multiple of it, of the positions
-// of a block, whose first row is `first`.
-template <class Take>
-void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Range positions, int64_t most, const Take& take) {
-    for (int64_t p = positions.begin, n; p < positions.end; p += n) {
-        const Place row = row_at(g, rows, first + p / rows.row);
-        const int64_t column = p % rows.row;
-        n = least(least(rows.row - column, positions.end - p), most - p % most);
-        if (column < row.width) {
-            n = least(n, row.width - column);
-            take(p, Tile{row.b, row.y, row.x + column}, n);
-        }
+inline void to_next(const Conv3x3Geometry& g, const Rows& rows, Place& row) {
+    if (++row.y == rows.high) {
+        row.y = 0;
+        row.x += rows.width;
+        if (row.x >= g.Wo) row.x = 0, row.b++;
     }
+    row.width = row.y < g.Ho ? least(rows.width, g.Wo - row.x) : 0;
+}
+
+// Calls take(position, pixel, n) for n outputs in succession of these positions of a block, whose first row is `first`.
+template <class Take>
+void for_outputs(const Conv3x3Geometry& g, const Rows& rows, int64_t first, Range positions, const Take& take) {
+    if (positions.begin == positions.end) return;
+    Place row = row_at(g, rows, first + positions.begin / rows.row);
+    int64_t column = positions.begin % rows.row;
+    for (int64_t p = positions.begin - column; p < positions.end; p += rows.row, column = 0, to_next(g, rows, row)) {
+        const int64_t n = least(row.width, positions.end - p) - column;
+        if (n > 0) take(p + column, Tile{row.b, row.y, row.x + column}, n);
+    }
+}
+
+// Runs of `length` positions that hold all outputs of a block: each begins at the first that those before it do not hold.
+struct Runs {
+    int64_t first, positions;  // of the block: its first row, and all of them
+    int64_t length, count;
+    const int32_t* begin;
+};
+
+// memory: for parts_of(positions, length) numbers, the most that are needed.
+inline Runs find_runs(const Conv3x3Geometry& g, const Rows& rows, Range block, int64_t length, int32_t* memory) {
+    Runs runs{block.begin, (block.end - block.begin) * rows.row, length, 0, memory};
+    int64_t next = 0;  // behind the last run
+    for_outputs(g, rows, runs.first, Range{0, runs.positions}, [&](int64_t p, const Tile&, int64_t n) {
+        for (; next < p + n; next = memory[runs.count++] + length) memory[runs.count] = static_cast<int32_t>(next > p ? next : p);
+    });
+    return runs;
+}
+
+// Calls take(run, i, pixel, n) for n outputs in succession, at positions i and following of a run.
+template <class Take>
+void for_runs(const Conv3x3Geometry& g, const Rows& rows, const Runs& runs, Range some, const Take& take) {
+    if (some.begin == some.end) return;
+    int64_t run = some.begin;
+    const auto end = [&](int64_t i) { return runs.begin[i] + runs.length; };
+    const Range positions{runs.begin[run], least(end(some.end - 1), runs.positions)};
+    for_outputs(g, rows, runs.first, positions, [&](int64_t p, Tile pixel, int64_t n) {
+        for (const int64_t behind = p + n; p < behind; p += n, pixel.x += n) {
+            run += p >= end(run);
+            n = least(behind, end(run)) - p;
+            take(run, p - runs.begin[run], pixel, n);
+        }
+    });
 }
 
 // Calls take(i, n, row, column) for `count` pixels of a row from column x on, continued beyond the edges of an image: pixels

@@ -27,7 +27,7 @@ struct Job {
     Rows rows;
     int64_t columns, vectors;
     int64_t blocks, m_row, m_group;                   // floats of M from position to position, from group to group
-    int64_t m, places, zeros, buffer, thread_floats;  // where they begin in the workspace of a thread, behind V
+    int64_t m, places, tiles, zeros, buffer, thread_floats;  // where they begin in the workspace of a thread, behind V
 
     Job(const Conv3x3Call& c, const Conv3x3Cell* behind, bool has_cell, int threads)
         : call(c), cell(behind), pixels(c.sources.channels()), rows(c.geometry, most_positions(pixels)),
@@ -38,9 +38,10 @@ struct Job {
         const int64_t positions = round_up(parts_of(rows.count, blocks > 0 ? blocks : 1) * rows.row, kGroup);
         m_row = has_cell ? vectors * kL : kPair;
         m_group = kGroup * m_row + 16;
-        m = round_up((positions + 2 * rows.row + 2) * pixels.pixel / 2, 16);
+        m = round_up((positions + kTileRows + 2 * rows.row + 2) * pixels.pixel / 2, 16);
         places = m + kChunk / kGroup * m_group;
-        zeros = places + (positions + kGroup) * static_cast<int64_t>(sizeof(LinePlace) / sizeof(float));
+        tiles = places + (positions + kGroup) * static_cast<int64_t>(sizeof(LinePlace) / sizeof(float));
+        zeros = tiles + positions / kTileRows;
         buffer = round_up(zeros + widest(call.sources) / 2 + 1, 16);
         thread_floats = round_up(buffer + (has_cell ? kTileRows * columns : 0), 16);
     }
@@ -55,12 +56,13 @@ void for_parts(Range groups, int64_t most, const Take& take) {
     for (int64_t begin = groups.begin; begin < groups.end; begin += most) take(Range{begin, least(begin + most, groups.end)});
 }
 
-// take(position, pixel, n, their sums), for a chunk of groups.
+// take(pixel, n, their sums), n at most kTileRows, for a chunk of groups.
 template <class Take>
-void for_sums(const Job& job, const Block& block, Range groups, int64_t most, const Take& take) {
-    const Range positions{groups.begin * kGroup, least(groups.end * kGroup, block.positions)};
-    for_outputs(job.call.geometry, job.rows, block.first, positions, most, [&](int64_t p, const Tile& pixel, int64_t n) {
-        take(pixel, n, block.m + (p / kGroup - groups.begin) * block.m_group + p % kGroup * block.m_row);
+void for_sums(const Job& job, const Block& block, Range groups, const Take& take) {
+    const Range tiles{2 * groups.begin, least(2 * groups.end, block.tiles.count)};
+    for_runs(job.call.geometry, job.rows, block.tiles, tiles, [&](int64_t tile, int64_t i, const Tile& pixel, int64_t n) {
+        const int64_t line = tile % 2 * kTileRows + i;
+        take(pixel, n, block.m + (tile / 2 - groups.begin) * block.m_group + line * block.m_row);
     });
 }
 
@@ -111,7 +113,7 @@ void convolve_views(const Job& job, const Block& block, Range all, const float* 
     const Outputs<T> outputs(job.call, bias, Range{vector, vector + Columns}, job.columns);
     for_parts(all, kChunk / kGroup, [&](Range groups) {
         sum_products<Columns>(block, job.pixels, job.packed(vector), block.m, groups, [](int64_t, float*, Range) {});
-        for_sums(job, block, groups, kGroup, [&](const Tile& pixel, int64_t n, float* sums) {
+        for_sums(job, block, groups, [&](const Tile& pixel, int64_t n, float* sums) {
             outputs.add_residual(pixel, n, sums, block.m_row);
             outputs.store(pixel, n, sums, block.m_row);
         });
@@ -151,13 +153,13 @@ void finish_cell(const Job& job, const Tile& pixel, int64_t count, const float* 
 template <class T>
 void convolve_cell(const Job& job, const Block& block, const float* bias, float* buffer) {
     const auto nothing = [](int64_t, float*, Range) {};
-    for_parts(Range{0, parts_of(block.positions, kGroup)}, kChunk / kGroup, [&](Range groups) {
+    for_parts(Range{0, block.groups()}, kChunk / kGroup, [&](Range groups) {
         for (int64_t vector = 0; vector < job.vectors; vector += 2) {
             float* m = block.m + vector * kL;
             vector + 1 < job.vectors ? sum_products<2>(block, job.pixels, job.packed(vector), m, groups, nothing)
                                      : sum_products<1>(block, job.pixels, job.packed(vector), m, groups, nothing);
         }
-        for_sums(job, block, groups, kTileRows, [&](const Tile& pixel, int64_t n, float* sums) {
+        for_sums(job, block, groups, [&](const Tile& pixel, int64_t n, float* sums) {
             finish_cell<T>(job, pixel, n, bias, sums, buffer);
         });
     });
@@ -169,19 +171,19 @@ void run_block(const Job& job, Range rows, const float* bias, float* scratch) {
     const Conv3x3Geometry& g = call.geometry;
     BFloat16* v = reinterpret_cast<BFloat16*>(scratch);
     const BFloat16* zeros = reinterpret_cast<const BFloat16*>(scratch + job.zeros);
-    const Block block{v, job.rows.row * job.pixels.pixel, rows.begin, (rows.end - rows.begin) * job.rows.row,
-                      scratch + job.m, job.m_row, job.m_group};
+    const Block block{v, job.rows.row * job.pixels.pixel, scratch + job.m, job.m_row, job.m_group,
+                      find_runs(g, job.rows, rows, kTileRows, reinterpret_cast<int32_t*>(scratch + job.tiles))};
     const auto copy = call.sources.view[0].sign != nullptr ? copy_row<true> : copy_row<false>;
-    for (int64_t r = rows.begin; r < least(rows.end + 2, job.rows.count); r++, v += block.row) {
-        const Place at = row_at(g, job.rows, r);
+    Place at = row_at(g, job.rows, rows.begin);
+    for (int64_t r = rows.begin; r < least(rows.end + 2, job.rows.count); r++, v += block.row, to_next(g, job.rows, at)) {
         copy(g, call.sources, call.negative_slope, at.b, at.y - g.pad_h, at.x - g.pad_w, job.rows.row, zeros, v,
              job.pixels.pixel);
     }
     if (job.cell != nullptr) return convolve_cell<T>(job, block, bias, scratch + job.buffer);
     LinePlace* places = reinterpret_cast<LinePlace*>(scratch + job.places);
     const bool lines = has_lines(call);
-    if (lines) find_places(call, job.rows, block.first, block.positions, places);
-    const int64_t groups = parts_of(block.positions, kGroup), filters = 4 * job.pixels.packed_pairs(job.vectors);
+    if (lines) find_places(call, job.rows, block, places);
+    const int64_t groups = block.groups(), filters = 4 * job.pixels.packed_pairs(job.vectors);
     // Outputs of few positions stay in the caches until their lines are full; but many filters are read as seldom as can be.
     for_parts(Range{0, groups}, filters <= kBlockBytes ? kChunk / kGroup : groups, [&](Range part) {
         for (int64_t vector = 0; vector < job.vectors; vector += 2) {

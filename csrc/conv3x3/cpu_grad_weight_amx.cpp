@@ -3,9 +3,9 @@
 //
 //     grad_weight[o, c, tap] = sum over positions p of grad[p][o] * x[p + tap][c]
 //
-// with the positions of amx_positions.h, 32 in a multiplication, a step. G[step][o][p] has those of an output side by side, zeros
-// where there is none. X[c / 16][p / 2][c] has pairs of positions, and X once more those that begin at odd ones: so every tap is
-// another pair to begin at.
+// with the positions of amx_positions.h, a run of 32 in a multiplication, a step. G[step][o][p] has those of an output side by
+// side, zeros where there is none. X[c / 16][p / 2][c] has pairs of positions, and X once more those that begin at odd ones: so
+// every tap is another pair to begin at.
 //
 // Narrow layers: a lane is a range of rows with sums of its own. Wide layers, whose sums are too large for lanes: the threads go
 // through stretches of rows together. The order of a sum does not know the threads.
@@ -31,7 +31,7 @@ struct Layout {
     bool shared;                          // X and G of all threads
     int64_t lanes, blocks;                // blocks: staged at once
     int64_t staged, block, floats;        // staged: where the blocks begin; block: floats of one
-    int64_t row, zeros, parts;            // in a block, behind V, X and G; row: of gradients; parts: its sum of the bias
+    int64_t row, zeros, parts, runs;      // in a block, behind V, X and G; row: of gradients; parts: its sum of the bias
 
     static int64_t most_positions(int64_t inputs, int64_t outputs) {
         const int64_t most = kBlockBytes / ((3 * inputs + outputs) * static_cast<int64_t>(sizeof(BFloat16)));
@@ -48,7 +48,7 @@ struct Layout {
         lanes = shared ? 1 : least(lanes_of_sums(tiles, lane * item, 4 * kTileDepth), rows.count > 0 ? rows.count : 1);
         block_rows = least(most > 1 ? most : 1, parts_of(rows.count, lanes));
         steps = parts_of(block_rows * rows.row, kTileDepth);
-        pairs = steps * kTileDepth / 2 + rows.row + 1;
+        pairs = (steps + 1) * kTileDepth / 2 + rows.row + 1;
         v = round_up((2 * pairs + 1) * call.sources.channels(), kTileDepth);
         x_plane = pairs * kTileDepth;
         x = 2 * inputs / kTileColumns * x_plane;
@@ -56,7 +56,8 @@ struct Layout {
         row = round_up((v + x + g) / 2, 16);
         zeros = row + round_up(rows.row * call.gradients.channels() / 2 + 1, 16);
         parts = round_up(zeros + widest(call.sources) / 2 + 1, 16);
-        block = parts + outputs;
+        runs = parts + outputs;
+        block = round_up(runs + static_cast<int64_t>(sizeof(Runs)) / item + steps, 16);
         blocks = shared ? least(stretch_bytes(lane * item) / (block * item) + 1, parts_of(rows.count, block_rows)) : 1;
         bias = lanes * lane;
         staged = round_up(bias + lanes * outputs, 16);
@@ -68,10 +69,12 @@ struct Layout {
 struct Staged {
     BFloat16 *v, *x, *g, *row, *zeros;
     float* bias;
+    Runs* runs;
 
     Staged(const Layout& at, float* block)
         : v(reinterpret_cast<BFloat16*>(block)), x(v + at.v), g(x + at.x), row(reinterpret_cast<BFloat16*>(block + at.row)),
-          zeros(reinterpret_cast<BFloat16*>(block + at.zeros)), bias(block + at.parts) {}
+          zeros(reinterpret_cast<BFloat16*>(block + at.zeros)), bias(block + at.parts),
+          runs(reinterpret_cast<Runs*>(block + at.runs)) {}
 
     void clear(const Layout& at) const {
         __builtin_memset(zeros, 0, (at.parts - at.zeros) * sizeof(float));
@@ -94,8 +97,8 @@ inline Pairs interleave(__m512i a, __m512i b) {
 void stage_inputs(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to) {
     const Conv3x3Geometry& g = call.geometry;
     const int64_t loaded = least(rows.end + 2, at.rows.count) - rows.begin, channels = call.sources.channels();
-    for (int64_t r = 0; r < loaded; r++) {
-        const Place place = row_at(g, at.rows, rows.begin + r);
+    Place place = row_at(g, at.rows, rows.begin);
+    for (int64_t r = 0; r < loaded; r++, to_next(g, at.rows, place)) {
         copy_row<false>(g, call.sources, 0.f, place.b, place.y - g.pad_h, place.x - g.pad_w, at.rows.row, to.zeros,
                         to.v + r * at.rows.row * channels, channels);
     }
@@ -120,10 +123,10 @@ void stage_inputs(const Conv3x3GradWeight& call, const Layout& at, Range rows, c
 
 // The gradients of these rows into G.
 void stage_gradients(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to) {
-    const int64_t count = (rows.end - rows.begin) * at.rows.row;
-    __builtin_memset(to.g, 0, at.g * sizeof(*to.g));
-    for_outputs(call.geometry, at.rows, rows.begin, Range{0, count}, kTileDepth, [&](int64_t p, const Tile& pixel, int64_t n) {
-        BFloat16* out = to.g + p / kTileDepth * at.outputs * kTileDepth + p % kTileDepth;
+    const Runs runs = *to.runs = find_runs(call.geometry, at.rows, rows, kTileDepth, reinterpret_cast<int32_t*>(to.runs + 1));
+    __builtin_memset(to.g, 0, runs.count * at.outputs * kTileDepth * sizeof(*to.g));
+    for_runs(call.geometry, at.rows, runs, Range{0, runs.count}, [&](int64_t step, int64_t i, const Tile& pixel, int64_t n) {
+        BFloat16* out = to.g + step * at.outputs * kTileDepth + i;
         for (int s = 0; s < call.gradients.count; out += call.gradients.view[s++].channels * kTileDepth) {
             const Conv3x3View& view = call.gradients.view[s];
             const int64_t place = view.offset(pixel.b, pixel.y, pixel.x);
@@ -138,11 +141,11 @@ void stage_gradients(const Conv3x3GradWeight& call, const Layout& at, Range rows
 }
 
 // Adds the sums of a block's gradients to bias.
-void add_bias(const Layout& at, const BFloat16* g, float* bias) {
+void add_bias(const Layout& at, const Staged& staged, float* bias) {
     for (int64_t o = 0; o < at.outputs; o++) {
         V sum = {};
-        for (int64_t step = 0; step < at.steps; step++) {
-            const BFloat16* line = g + (step * at.outputs + o) * kTileDepth;
+        for (int64_t step = 0; step < staged.runs->count; step++) {
+            const BFloat16* line = staged.g + (step * at.outputs + o) * kTileDepth;
             sum += load_vec<kL>(line) + load_vec<kL>(line + kL);
         }
         bias[o] += _mm512_reduce_add_ps((__m512)sum);
@@ -152,21 +155,23 @@ void add_bias(const Layout& at, const BFloat16* g, float* bias) {
 void stage(const Conv3x3GradWeight& call, const Layout& at, Range rows, const Staged& to, float* bias) {
     stage_inputs(call, at, rows, to);
     stage_gradients(call, at, rows, to);
-    if (call.grad_bias != nullptr) add_bias(at, to.g, bias);
+    if (call.grad_bias != nullptr) add_bias(at, to, bias);
 }
 
-// sums (+)= G X of Rows x Columns matrix tiles, these steps and all taps.
+// sums (+)= G X of Rows x Columns matrix tiles, these steps, which begin at `begin`, and all taps.
 template <int Rows, int Columns>
-void add_taps(const Layout& at, const BFloat16* g, const BFloat16* x, Range steps, bool fresh, float* sums) {
+void add_taps(const Layout& at, const BFloat16* g, const BFloat16* x, const int32_t* begin, Range steps, bool fresh, float* sums) {
     using Sums = TileSums<Rows, Columns>;
-    const int64_t g_step = at.outputs * kTileDepth, x_step = kTileDepth / 2 * kTileDepth;
+    const int64_t g_step = at.outputs * kTileDepth;
     for (int64_t tap = 0; tap < 9; tap++, sums += at.sum_plane) {
         const int64_t shift = tap / 3 * at.rows.row + tap % 3;
-        const BFloat16* b = x + shift % 2 * (at.x / 2) + shift / 2 * kTileDepth + steps.begin * x_step;
         const BFloat16* a = g + steps.begin * g_step;
         Sums::begin(sums, at.inputs, fresh);
-        for (int64_t step = steps.begin; step < steps.end; step++, a += g_step, b += x_step)
-            Sums::add(a, kTileLine, b, kTileLine, at.x_plane * sizeof(*b));
+        for (int64_t step = steps.begin; step < steps.end; step++, a += g_step) {
+            const int64_t first = begin[step] + shift;
+            const BFloat16* b = x + first % 2 * (at.x / 2) + first / 2 * kTileDepth;
+            Sums::add(a, kTileLine, kTileRows * kTileLine, b, kTileLine, at.x_plane * sizeof(*b));
+        }
         Sums::end(sums, at.inputs);
     }
 }
@@ -175,7 +180,7 @@ void add_taps(const Layout& at, const BFloat16* g, const BFloat16* x, Range step
 void add_part(const Layout& at, int64_t output, int64_t input, const Staged& staged, Range steps, bool fresh, float* sums) {
     const bool two = at.outputs - output > kTileRows, pair = at.inputs - input > kTileColumns;
     const auto add = two ? (pair ? add_taps<2, 2> : add_taps<2, 1>) : (pair ? add_taps<1, 2> : add_taps<1, 1>);
-    add(at, staged.g + output * kTileDepth, staged.x + input / kTileColumns * at.x_plane, steps, fresh,
+    add(at, staged.g + output * kTileDepth, staged.x + input / kTileColumns * at.x_plane, staged.runs->begin, steps, fresh,
         sums + output * at.inputs + input);
 }
 
@@ -183,10 +188,11 @@ void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, con
     const Range rows = part_of(at.rows.count, at.lanes, lane);
     for (int64_t first = rows.begin; first < rows.end; first += at.block_rows) {
         stage(call, at, Range{first, least(first + at.block_rows, rows.end)}, staged, work + at.bias + lane * at.outputs);
-        for (int64_t step = 0; step < at.steps; step += kPart)
+        const int64_t steps = staged.runs->count;
+        for (int64_t step = 0; step == 0 || step < steps; step += kPart)
             for (int64_t o = 0; o < at.outputs; o += 2 * kTileRows)
                 for (int64_t c = 0; c < at.inputs; c += 2 * kTileColumns)
-                    add_part(at, o, c, staged, Range{step, least(step + kPart, at.steps)}, first == rows.begin && step == 0,
+                    add_part(at, o, c, staged, Range{step, least(step + kPart, steps)}, first == rows.begin && step == 0,
                              work + lane * at.lane);
     }
 }
@@ -225,7 +231,7 @@ void run_stretches(const Conv3x3GradWeight& call, const Layout& at, float* work)
             const TileUse use(true);
             for (int64_t task = begin; task < end; task++)
                 for (int64_t i = 0; i < blocks; i++)
-                    add_part(at, task % rows * 2 * kTileRows, task / rows * 2 * kTileColumns, staged(i), Range{0, at.steps},
+                    add_part(at, task % rows * 2 * kTileRows, task / rows * 2 * kTileColumns, staged(i), Range{0, staged(i).runs->count},
                              first == 0 && i == 0, work);
         });
     }

@@ -73,9 +73,9 @@ struct TileSums {
             if (Rows > 1 && Columns > 1) load_tile<3>(below + kTileColumns, stride);
         }
     }
-    // a: tiles one below the other; right: bytes from the first tile of B to the second.
-    static inline __attribute__((always_inline)) void add(const void* a, int64_t a_stride, const void* b, int64_t b_stride,
-                                                          int64_t right) {
+    // below, right: bytes from the first tile of A, of B, to the second.
+    static inline __attribute__((always_inline)) void add(const void* a, int64_t a_stride, int64_t below, const void* b,
+                                                          int64_t b_stride, int64_t right) {
         load_tile<4>(a, a_stride);
         load_tile<6>(b, b_stride);
         multiply_tiles<0, 4, 6>();
@@ -84,7 +84,7 @@ struct TileSums {
             multiply_tiles<1, 4, 7>();
         }
         if (Rows > 1) {
-            load_tile<5>(static_cast<const char*>(a) + kTileRows * a_stride, a_stride);
+            load_tile<5>(static_cast<const char*>(a) + below, a_stride);
             multiply_tiles<2, 5, 6>();
             if (Columns > 1) multiply_tiles<3, 5, 7>();
         }
@@ -103,11 +103,12 @@ struct TileSums {
 template <int Rows, int Columns>
 void multiply_lines(const TileLines& a, int64_t first, const BFloat16* b, float* sums) {
     using Sums = TileSums<Rows, Columns>;
+    const int64_t stride = a.row * sizeof(*b);
     Sums::begin(sums, 0, true);
     for (int64_t run = 0; run < a.runs; run++) {
         const BFloat16* at = a.data + first * a.row + run * a.run;
         for (int64_t step = 0; step < a.steps; step++, at += kTileDepth, b += Columns * kTileColumns * kTileDepth)
-            Sums::add(at, a.row * sizeof(*at), b, Columns * kTileLine, kTileLine);
+            Sums::add(at, stride, kTileRows * stride, b, Columns * kTileLine, kTileLine);
     }
     Sums::end(sums, Columns * kTileColumns);
 }
@@ -118,9 +119,10 @@ template <int Rows, int Columns>
 void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64_t row, int64_t depth, bool fresh, float* sums,
                int64_t sums_row) {
     using Sums = TileSums<Rows, Columns>;
+    const int64_t stride = line * sizeof(*lines);
     Sums::begin(sums, sums_row, fresh);
     for (int64_t i = 0; i < depth; i += kTileDepth, lines += kTileDepth, pairs += kTileDepth * row)
-        Sums::add(lines, line * sizeof(*lines), pairs, 2 * row * sizeof(*pairs), kTileLine);
+        Sums::add(lines, stride, kTileRows * stride, pairs, 2 * row * sizeof(*pairs), kTileLine);
     Sums::end(sums, sums_row);
 }
 

@@ -32,7 +32,8 @@ def _winograd(batch: int, inputs: int, outputs: int, height: int, width: int) ->
 
 
 def _amx(batch: int, inputs: int, outputs: int, height: int, width: int) -> tuple[int, ...]:
-    positions, wide = _rounded(batch * (height + 2) * (width + 2), 32), _rounded(outputs, 16)
+    row = min(width + 2, _rounded(width, 16))  # tiles skip the two positions behind a row that ends with one of them
+    positions, wide = _rounded(batch * height * row, 32), _rounded(outputs, 16)
     steps, of_three = -(-inputs // 32), -(-3 * _rounded(inputs, 2) // 32)  # of one pixel, of three: csrc/conv3x3/amx.h
     depth = 32 * (3 * of_three if of_three <= 2 * steps else 9 * steps)
     return 1, depth * wide, depth * wide * positions, inputs * positions, wide * positions
