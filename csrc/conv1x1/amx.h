@@ -34,53 +34,94 @@ inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t
 }
 
 // One block: Rows x Columns tiles (1 or 2 each) from a pixel of the panels on, rows of Columns vectors; bias: of its columns.
-template <int Rows, int Columns, class Panel>
-void tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums) {
+// after(): after each step.
+template <int Rows, int Columns, class Panel, class After>
+FASTDS_HD void tile_sums(const Panel* panels, int count, const float* bias, int64_t pixel, int64_t column, float* sums,
+                         const After& after) {
     using Sums = TileSums<Rows, Columns>;
     Sums::begin(bias, 0, false);  // every line is the bias
     for (int s = 0; s < count; s++) {
         const Panel& p = panels[s];
         const BFloat16 *a = p.a + pixel * p.row, *b = p.b + column * p.steps * 2;
         const int64_t stride = p.row * sizeof(*a);
-        for (int64_t step = 0; step < p.steps; step += kTileDepth / 2, a += kTileDepth, b += Columns * kTileColumns * kTileDepth)
+        constexpr int64_t tiles = Columns * kTileColumns * kTileDepth;
+        for (int64_t step = 0; step < p.steps; step += kTileDepth / 2, a += kTileDepth, b += tiles) {
             Sums::add(a, stride, kTileRows * stride, b, Columns * kTileLine, kTileLine);
+            after();
+        }
     }
     Sums::end(sums, Columns * kTileColumns);
 }
 
-// Rows of NV vectors of sums into y; f is what becomes of them before. count: of their columns that are outputs.
-template <int NV, class F>
-FASTDS_HD void store_rows(const float* sums, int64_t pixels, int64_t count, BFloat16* y, int64_t row, const F& f) {
-    const __mmask32 lanes = count >= NV * kL ? ~0u : (1u << count) - 1;
-    for (int64_t i = 0; i < pixels; i++, sums += NV * kL, y += row) {
-        const __m512 low = (__m512)f(load_vec<kL>(sums));
-        if (NV == 1)
-            _mm256_mask_storeu_epi16(y, static_cast<__mmask16>(lanes), (__m256i)_mm512_cvtneps_pbh(low));
-        else
-            _mm512_mask_storeu_epi16(y, lanes, (__m512i)_mm512_cvtne2ps_pbh((__m512)f(load_vec<kL>(sums + (NV - 1) * kL)), low));
-    }
-}
+// Stores the sums of a block while the next one is summed: that takes no time of its own then.
+class Stores {
+public:
+    // steps: of a block.
+    Stores(const Conv1x1& call, int64_t steps)
+        : residual_(static_cast<const BFloat16*>(call.residual)), y_(static_cast<BFloat16*>(call.y)), row_(call.outputs),
+          each_(parts_of(kBlock, steps)), act_(call.act), slope_(call.negative_slope) {}
 
-// The same with what follows the sums, to number `at` of y and the pixels behind it.
-template <int NV>
-void finish_rows(const Conv1x1& call, float* sums, int64_t pixels, int64_t at, int64_t count) {
-    BFloat16* const y = static_cast<BFloat16*>(call.y) + at;
-    const float slope = call.negative_slope;
-    if (call.residual != nullptr) {
-        const BFloat16* residual = static_cast<const BFloat16*>(call.residual) + at;
-        for (int64_t i = 0; i < pixels; i++, residual += call.outputs)
-            for (int64_t c = 0; c < least(NV * kL, count); c += kL) {
-                float* sum = sums + i * NV * kL + c;
-                store_vec<kL>(sum, V(load_vec<kL>(sum) + load_lanes(residual + c, static_cast<int>(least(kL, count - c)))));
+    // The block that is summed next goes to number `at` of y and the pixels behind it.
+    FASTDS_HD void announce(int64_t at) { next_ = fetched_ = at; }
+    // It is summed: `lines` of them, Vectors vectors each, of which `count` numbers are outputs.
+    template <int Vectors>
+    FASTDS_HD void take(const float* sums, int64_t lines, int64_t count) {
+        sums_ = sums, at_ = next_, line_ = 0, lines_ = lines, vectors_ = Vectors;
+        lanes_ = count >= Vectors * kL ? ~0u >> (32 - Vectors * kL) : (1u << count) - 1;
+    }
+    FASTDS_HD void some() { store(least(line_ + each_, lines_)); }
+    FASTDS_HD void rest() { store(lines_); }
+
+private:
+    FASTDS_HD void store(int64_t end) {
+        const bool plain = residual_ == nullptr && act_ == act_none;
+        if (vectors_ == 2)
+            plain ? store<2, true>(end) : store<2, false>(end);
+        else
+            plain ? store<1, true>(end) : store<1, false>(end);
+    }
+    template <int Vectors, bool Plain>
+    FASTDS_HD void store(int64_t end) {
+        const int64_t count = end - line_, row = row_;
+        const float *sums = sums_, slope = slope_;
+        const __mmask32 lanes = lanes_;
+        const int act = act_;
+        BFloat16 *y = y_ + at_, *ahead = y_ + fetched_;
+        const BFloat16* residual = residual_ == nullptr ? nullptr : residual_ + at_;
+        for (int64_t i = 0; i < count; i++, sums += Vectors * kL, y += row, ahead += row) {
+            if (Vectors > 1) {
+                // Both lines that it may fall into: with one alone, outputs of odd channels took twice as long.
+                __builtin_prefetch(ahead, 1);
+                __builtin_prefetch(ahead + kBlock - 1, 1);
             }
+            V left = load_vec<kL>(sums), right{};
+            if (Vectors > 1) right = load_vec<kL>(sums + kL);
+            if (!Plain && residual != nullptr) {
+                left += load_masked(residual, static_cast<__mmask16>(lanes));
+                if (Vectors > 1) right += load_masked(residual + kL, static_cast<__mmask16>(lanes >> kL));
+                residual += row;
+            }
+            if (!Plain && act != act_none) {
+                left = activate(left, act, slope);
+                right = activate(right, act, slope);
+            }
+            if (Vectors > 1)
+                store_pair(y, left, right, lanes);
+            else
+                store_masked(y, left, static_cast<__mmask16>(lanes));
+        }
+        line_ = end, sums_ = sums, at_ += count * row, fetched_ += count * row;
     }
-    const auto store = [&](const auto& f) { store_rows<NV>(sums, pixels, count, y, call.outputs, f); };
-    switch (call.act) {
-        case act_relu: return store([](V v) { return activate(v, act_relu, 0.f); });
-        case act_leaky_relu: return store([&](V v) { return activate(v, act_leaky_relu, slope); });
-        default: return store([](V v) { return v; });
-    }
-}
+
+    const BFloat16* const residual_;
+    BFloat16* const y_;
+    const int64_t row_, each_;
+    const int act_;
+    const float slope_;
+    const float* sums_ = nullptr;
+    int64_t at_ = 0, next_ = 0, fetched_ = 0, line_ = 0, lines_ = 0, vectors_ = 1;
+    __mmask32 lanes_ = 0;
+};
 
 // Some pixels, which are those of y from pixel `first` on. The last that are no whole tile are taken with some before them once
 // more.
@@ -89,21 +130,34 @@ void multiply_on_tiles(const Conv1x1& call, const Panel* panels, const float* bi
     int64_t steps = 0;
     for (int s = 0; s < call.sources; s++) steps += panels[s].steps;
     const int64_t group = 2 * steps > kNearChannels ? pixels : kBlock;
-    int64_t from = 0;
+    alignas(64) float sums[2][kBlock * kBlock + 16];
+    int64_t from = 0, block = 0;
+    const bool hides = steps > kTileDepth;  // two products of a block, or one, hide nothing
+    Stores stores(call, 2 * steps / kTileDepth);
     const auto multiply_block = [&](auto width, int64_t column) {
         constexpr int NV = decltype(width)::value;
         if constexpr (NV <= 2)
-            for (int64_t next = from; next < least(from + group, pixels);) {
-                alignas(64) float sums[kBlock * NV * kL];
+            for (int64_t next = from; next < least(from + group, pixels); block++) {
                 const bool two = pixels - next > kTileRows && pixels >= kBlock;
                 const int64_t rows = two ? kBlock : kTileRows, pixel = pixels < rows ? 0 : least(next, pixels - rows);
-                const auto sum = two ? tile_sums<2, NV, Panel> : tile_sums<1, NV, Panel>;
-                sum(panels, call.sources, bias + column, pixel, column, sums);
-                finish_rows<NV>(call, sums, least(rows, pixels), (first + pixel) * call.outputs + column, call.outputs - column);
+                float* const to = sums[block % 2];
+                const auto sum = [&](const auto& after) __attribute__((always_inline)) {
+                    two ? tile_sums<2, NV>(panels, call.sources, bias + column, pixel, column, to, after)
+                        : tile_sums<1, NV>(panels, call.sources, bias + column, pixel, column, to, after);
+                };
+                stores.announce((first + pixel) * call.outputs + column);
+                if (hides)
+                    sum([&] { stores.some(); });
+                else
+                    sum([] {});
+                stores.rest();
+                stores.template take<NV>(to, least(rows, pixels), call.outputs - column);
+                if (!hides) stores.rest();
                 next = pixel + rows;
             }
     };
     for (; from < pixels; from += group) for_column_blocks<float>(call.outputs, multiply_block, Blocking{true}.vectors());
+    stores.rest();
 }
 #endif
 

@@ -45,6 +45,7 @@ struct Layout {
     int64_t chunk, chunks, threads;  // pixels; of an image
     bool direct[2];                  // whether a source is read where it is
     int64_t row[2];                  // of a source that is not
+    int64_t depth;                   // numbers that a product of matrix tiles sums
 
     explicit Layout(const Conv1x1& call) {
         int64_t channels = 0;
@@ -53,10 +54,12 @@ struct Layout {
         const bool tiles = Step::terms > 1 && call.tiles && channels > kLeastChannels;
         blocking = {tiles};
         most = tiles ? 128 : 48;
+        depth = call.sources == 1 && channels < kTileDepth ? round_up(channels, 2) : kTileDepth;
         for (int s = 0; s < call.sources; s++) {
             const Conv1x1Map& map = call.source[s];
             const bool planes = map.c != 1;
-            const bool readable = planes ? Step::terms == 1 && read_as_planes(map) : map.channels == padded(map.channels);
+            const bool whole = map.channels % (tiles ? depth : Step::terms) == 0;
+            const bool readable = planes ? Step::terms == 1 && read_as_planes(map) : whole;
             direct[s] = sizeof(T) == sizeof(S) && readable;
             if (planes && !tiles && !direct[s]) most = 192;  // streams of so many numbers
             row[s] = round_up(map.channels + 1, kL);
@@ -259,7 +262,7 @@ void run_product(const Conv1x1& call, char* workspace) {
     }
     const int64_t each = at.own_bytes(call);
     parallel_for(at.threads, static_cast<int>(at.threads), [&](int64_t begin, int64_t end) {
-        const TileUse tiles(at.blocking.tiles);
+        const TileUse tiles(at.blocking.tiles, at.depth);
         for (int64_t thread = begin; thread < end; thread++) {
             Workspace mine{space.next + thread * each};
             const auto own = at.own(call, mine);

@@ -112,14 +112,6 @@ inline void find_places(const Conv3x3Call& call, const Rows& rows, const Block& 
     });
 }
 
-FASTDS_HD void store_pair(BFloat16* to, V left, V right, __mmask32 lanes) {
-    _mm512_mask_storeu_epi16(to, lanes, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
-}
-FASTDS_HD void store_pair(float* to, V left, V right, __mmask32 lanes) {
-    store_masked(to, left, static_cast<__mmask16>(lanes));
-    store_masked(to + kL, right, static_cast<__mmask16>(lanes >> kL));
-}
-
 #endif
 
 }  // namespace

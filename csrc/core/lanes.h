@@ -18,6 +18,11 @@ FASTDS_HD V load_masked(const BFloat16* at, __mmask16 lanes) {
     return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, at)), 16);
 }
 FASTDS_HD void store_masked(float* at, V v, __mmask16 lanes) { _mm512_mask_storeu_ps(at, lanes, (__m512)v); }
+#if defined(__AVX512BF16__)
+FASTDS_HD void store_masked(BFloat16* at, V v, __mmask16 lanes) {
+    _mm256_mask_storeu_epi16(at, lanes, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+#endif
 template <class T>
 FASTDS_HD void store_masked(T* at, V v, __mmask16 lanes) {
     T numbers[kL];
@@ -26,6 +31,16 @@ FASTDS_HD void store_masked(T* at, V v, __mmask16 lanes) {
     __builtin_memcpy(&bits, numbers, sizeof(bits));
     _mm256_mask_storeu_epi16(at, lanes, bits);
 }
+// Two vectors that follow each other.
+FASTDS_HD void store_pair(float* to, V left, V right, __mmask32 lanes) {
+    store_masked(to, left, static_cast<__mmask16>(lanes));
+    store_masked(to + kL, right, static_cast<__mmask16>(lanes >> kL));
+}
+#if defined(__AVX512BF16__)
+FASTDS_HD void store_pair(BFloat16* to, V left, V right, __mmask32 lanes) {
+    _mm512_mask_storeu_epi16(to, lanes, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
+}
+#endif
 FASTDS_HD V load_range(const float* at, int from, int to) { return load_masked(at, lane_mask(from, to)); }
 FASTDS_HD __m256i load_range16(const void* at, int from, int to) { return _mm256_maskz_loadu_epi16(lane_mask(from, to), at); }
 FASTDS_HD V load_range(const Half* at, int from, int to) { return (V)_mm512_cvtph_ps(load_range16(at, from, to)); }
