@@ -22,7 +22,9 @@ NETWORKS = {
     "fczsm-small": {}, "nowcast-small": {}, "ms-convlstm": {}, "ms-predrnn": {}, "ms-mim": {}, "simvp": {},
     "wgan-gp-small": {}, "inr-small": {}, "mlcast-convgru": {"num_blocks": 2}, "edsr-x2": {},
 }  # fmt: skip
-CASES = [(name, torch.float32) for name in NETWORKS] + [("ms-predrnn", torch.bfloat16), ("fczsm-small", torch.bfloat16)]
+CASES = [(name, torch.float32) for name in NETWORKS] + [
+    (name, torch.bfloat16) for name in ("ms-predrnn", "fczsm-small", "simvp", "wgan-gp-small")
+]
 
 
 def equal(a, b):
@@ -149,6 +151,39 @@ def test_other_threads_are_not_recorded_and_nothing_is_left(native):
     assert not failures and len(lengths) == 1
     assert loader.module() is native and loader._kept.all is None
     assert getattr(buffer_pool._current, "pool", None) is None
+
+
+class Weighs(nn.Module):
+    """The sum of its weights is scaled, where it lies or not; in place by the input, too."""
+
+    def __init__(self, scaled):
+        super().__init__()
+        self.one, self.other = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
+        self.scaled = scaled
+
+    def forward(self, x):
+        return x * self.scaled(self.one + self.other, x)
+
+
+@pytest.mark.parametrize(
+    ("scaled", "calls"),
+    [
+        (lambda w, x: 2 * w, 1),
+        (lambda w, x: 2 * w.view(1, 5), 1),
+        (lambda w, x: 2 * (w + x[0]), 3),
+        (lambda w, x: w.mul_(2), 3),
+        (lambda w, x: w.add_(x[0]), 3),
+        (lambda w, x: torch.add(w, x[0], out=w), 3),
+    ],
+    ids=["constant", "view of a constant", "input", "in place", "in place by the input", "into a constant"],
+)
+def test_what_follows_from_weights_alone_is_calculated_once(scaled, calls, native):
+    model, x = Weighs(scaled), torch.randn(2, 5)
+    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
+    assert len(graph.calls) == calls
+    for other in (torch.randn(2, 5), torch.randn(2, 5)):
+        with torch.no_grad():
+            assert torch.equal(graph(other), model(other))
 
 
 class Asks(nn.Module):

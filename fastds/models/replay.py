@@ -25,11 +25,17 @@ Call = tuple[Callable, tuple, dict[str, Any]]
 
 
 class Recorder(TorchDispatchMode):
-    """A block in which every operator runs and is written down in `calls`, its result in memory of the recorder."""
+    """A block in which every operator runs and is written down in `calls`, its result in memory of the recorder; but
+    what follows from constants alone stays as it was calculated here.
 
-    def __init__(self, calls: list[Call], pool: buffer_pool.Pool):
+    constants: tensors that no call changes; `overwritten` says whether one did, and `calls` is of no use then.
+    """
+
+    def __init__(self, calls: list[Call], pool: buffer_pool.Pool, constants: list[Tensor]):
         super().__init__()
         self.calls, self.pool = calls, pool
+        self.constants = {_place(t): t for t in constants}  # which also keeps them alive
+        self.overwritten = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -40,12 +46,16 @@ class Recorder(TorchDispatchMode):
         _check_repeatable(func, name, (args, kwargs))
         results = func(*args, **kwargs)
         if func._schema.is_mutable:
+            self.overwritten |= any(_place(t) in self.constants for t in _written(func, args, kwargs))
             self.calls.append((func, args, kwargs))
             return results
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        new = [t for t in tree_leaves(results) if isinstance(t, Tensor)]
-        if not new or all(t.untyped_storage().data_ptr() in given for t in new):
+        given = {_place(t) for t in _tensors((args, kwargs))}
+        new = _tensors(results)
+        if all(_place(t) in given for t in new):
             return results  # a view, or no tensor
+        if given and given <= self.constants.keys() and name not in _EMPTY:
+            self.constants |= {_place(t): t for t in new}
+            return results
         kept = tree_map_only(Tensor, self._like, results)
         if name not in _EMPTY:
             self._write(func, args, kwargs, results, kept)
@@ -68,6 +78,23 @@ class Recorder(TorchDispatchMode):
             self.calls.append((out, args, {**kwargs, "out": kept}))
         else:
             self.calls.append((lambda *a, **k: _copy(kept, func(*a, **k)), args, kwargs))
+
+
+def _tensors(tree) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    """Which memory it lies in, views of one tensor in the same."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _written(func, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    """Arguments that an operator changes."""
+    arguments = func._schema.arguments
+    values = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+    changed = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return _tensors([values.get(name) for name in changed])
 
 
 def _names(func) -> list[str]:
@@ -112,18 +139,25 @@ class ReplayedForward:
         examples = [z.detach() for z in arguments.leaves if isinstance(z, Tensor)]
         self.inputs = [z.clone() for z in examples]
         self.args, self.kwargs = arguments.with_tensors(self.inputs)
-        self.calls: list[Call] = []
-        self.pool = buffer_pool.Pool()
         with torch.no_grad(), native.own_workspaces() as spaces, engine.own_weights() as weights:
-            self.kept = spaces, weights  # whose addresses the calls have
             self._forward()  # weights are packed, the workspace grows
-            with native.recorded(self.calls), Recorder(self.calls, self.pool):
-                self.output = self._forward()
+            recorder = self._record([*self.model.parameters(), *self.model.buffers()])
+            if recorder.overwritten:
+                recorder = self._record([])
+            self.kept = spaces, weights, recorder  # whose addresses the calls have
         self._check([z.flip(-1) if z.is_floating_point() and z.dim() else z for z in examples])
 
     def _forward(self) -> Any:
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
             return self.model(*self.args, **self.kwargs)
+
+    def _record(self, constants: list[Tensor]) -> Recorder:
+        self.calls: list[Call] = []
+        self.pool = buffer_pool.Pool()
+        recorder = Recorder(self.calls, self.pool, constants)
+        with native.recorded(self.calls), recorder:
+            self.output = self._forward()
+        return recorder
 
     def _check(self, tensors: list[Tensor]) -> None:
         """That other inputs give what the model gives for them."""
