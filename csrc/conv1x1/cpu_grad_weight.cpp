@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The gradient of the weight: a product summed over the pixels, a chunk of them at a time. Its columns fill vectors, so that
-// they are the channels of the side whose number leaves fewer lanes empty.
+// they are the channels of the side whose number leaves fewer lanes empty. On matrix tiles rows have pixels side by side, and
+// columns channels: they are the sides that lie so, where the two lie differently.
 #include "conv1x1/amx.h"
 
 namespace fastds {
@@ -51,7 +52,9 @@ struct GradLayout {
     explicit GradLayout(const Conv1x1GradWeight& call)
         : tiles(call.tiles && call.dtype == bf16), most(tiles ? kTilePixels : kSummedPixels),
           task_rows(tiles ? 2 * kTileRows : kTaskRows),
-          turned(10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
+          turned(tiles && (call.source.c == 1) != (call.gradient.c == 1)
+                     ? call.gradient.c == 1
+                     : 10 * lanes_taken(call.source, call.gradient) < 9 * lanes_taken(call.gradient, call.source)),
           rows(turned ? call.source : call.gradient), columns(turned ? call.gradient : call.source),
           chunks(parts_of(call.pixels, most)),
           lanes(least(least(kMostLanes, 1 + call.batch * call.pixels / (2 * kLanePixels)), call.batch * chunks)),
