@@ -62,7 +62,7 @@ public:
           each_(parts_of(kBlock, steps)), act_(call.act), slope_(call.negative_slope) {}
 
     // The block that is summed next goes to number `at` of y and the pixels behind it.
-    FASTDS_HD void announce(int64_t at) { next_ = fetched_ = at; }
+    FASTDS_HD void announce(int64_t at) { next_ = at; }
     // It is summed: `lines` of them, Vectors vectors each, of which `count` numbers are outputs.
     template <int Vectors>
     FASTDS_HD void take(const float* sums, int64_t lines, int64_t count) {
@@ -82,35 +82,19 @@ private:
     }
     template <int Vectors, bool Plain>
     FASTDS_HD void store(int64_t end) {
-        const int64_t count = end - line_, row = row_;
-        const float *sums = sums_, slope = slope_;
+        const int64_t count = end - line_, row = row_, at = at_ + line_ * row;
+        const float *sums = sums_ + line_ * Vectors * kL, slope = slope_;
         const __mmask32 lanes = lanes_;
-        const int act = act_;
-        BFloat16 *y = y_ + at_, *ahead = y_ + fetched_;
-        const BFloat16* residual = residual_ == nullptr ? nullptr : residual_ + at_;
+        const int act = Plain ? static_cast<int>(act_none) : act_;
+        BFloat16 *y = y_ + at, *ahead = y_ + next_ + line_ * row;
+        const BFloat16* residual = Plain || residual_ == nullptr ? nullptr : residual_ + at;
         for (int64_t i = 0; i < count; i++, sums += Vectors * kL, y += row, ahead += row) {
-            if (Vectors > 1) {
-                // Both lines that it may fall into: with one alone, outputs of odd channels took twice as long.
-                __builtin_prefetch(ahead, 1);
-                __builtin_prefetch(ahead + kBlock - 1, 1);
-            }
-            V left = load_vec<kL>(sums), right{};
-            if (Vectors > 1) right = load_vec<kL>(sums + kL);
-            if (!Plain && residual != nullptr) {
-                left += load_masked(residual, static_cast<__mmask16>(lanes));
-                if (Vectors > 1) right += load_masked(residual + kL, static_cast<__mmask16>(lanes >> kL));
-                residual += row;
-            }
-            if (!Plain && act != act_none) {
-                left = activate(left, act, slope);
-                right = activate(right, act, slope);
-            }
-            if (Vectors > 1)
-                store_pair(y, left, right, lanes);
-            else
-                store_masked(y, left, static_cast<__mmask16>(lanes));
+            if (Vectors > 1) fetch_line<Vectors>(ahead);
+            const V right = Vectors > 1 ? load_vec<kL>(sums + kL) : V{};
+            finish_line<Vectors>(load_vec<kL>(sums), right, residual, act, slope, y, lanes);
+            if (residual != nullptr) residual += row;
         }
-        line_ = end, sums_ = sums, at_ += count * row, fetched_ += count * row;
+        line_ = end;
     }
 
     const BFloat16* const residual_;
@@ -119,7 +103,7 @@ private:
     const int act_;
     const float slope_;
     const float* sums_ = nullptr;
-    int64_t at_ = 0, next_ = 0, fetched_ = 0, line_ = 0, lines_ = 0, vectors_ = 1;
+    int64_t at_ = 0, next_ = 0, line_ = 0, lines_ = 0, vectors_ = 1;
     __mmask32 lanes_ = 0;
 };
 

@@ -81,25 +81,12 @@ void convolve_lines(const Job& job, const Block& block, Range all, const LinePla
     const auto take = [=](int64_t group, const float* sums, Range lines) {
         const LinePlace* place = places + group * kGroup;
         for (int64_t line = lines.begin; line < lines.end; line++) {
-            // Both lines that it may fall into: with one alone, outputs of odd channels took twice as long.
-            __builtin_prefetch(to + place[line + kGroup].offset, 1);
-            __builtin_prefetch(to + place[line + kGroup].offset + Columns * kL - 1, 1);
+            fetch_line<Columns>(to + place[line + kGroup].offset);
             const int64_t at = place[line].offset;
             const __mmask32 here = place[line].lanes & lanes;
-            V a = load_vec<kL>(sums + line * kPair) + left, b = right;
-            if (Columns > 1) b += load_vec<kL>(sums + line * kPair + kL);
-            if (add != nullptr) {
-                a += load_masked(add + at, static_cast<__mmask16>(here));
-                if (Columns > 1) b += load_masked(add + at + kL, static_cast<__mmask16>(here >> kL));
-            }
-            if (act != act_none) {
-                a = activate(a, act, slope);
-                b = activate(b, act, slope);
-            }
-            if (Columns > 1)
-                store_pair(to + at, a, b, here);
-            else
-                store_masked(to + at, a, static_cast<__mmask16>(here));
+            const V a = load_vec<kL>(sums + line * kPair) + left;
+            const V b = Columns > 1 ? load_vec<kL>(sums + line * kPair + kL) + right : V{};
+            finish_line<Columns>(a, b, add == nullptr ? nullptr : add + at, act, slope, to + at, here);
         }
     };
     for_parts(all, kChunk / kGroup, [&](Range groups) {

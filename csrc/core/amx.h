@@ -3,7 +3,8 @@
 //
 // A thread configures them before its first tile instruction and releases them after its last; see isa.h for has_amx().
 #pragma once
-#include "core/dtype.h"
+#include "core/activation.h"
+#include "core/lanes.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
@@ -124,6 +125,30 @@ void add_pairs(const BFloat16* lines, int64_t line, const BFloat16* pairs, int64
     for (int64_t i = 0; i < depth; i += kTileDepth, lines += kTileDepth, pairs += kTileDepth * row)
         Sums::add(lines, stride, kTileRows * stride, pairs, 2 * row * sizeof(*pairs), kTileLine);
     Sums::end(sums, sums_row);
+}
+
+// A line of sums, one vector or two, to y = act(sums + residual); residual may be null.
+template <int Vectors, class T>
+FASTDS_HD void finish_line(V left, V right, const T* residual, int act, float slope, T* y, __mmask32 lanes) {
+    if (residual != nullptr) {
+        left += load_masked(residual, static_cast<__mmask16>(lanes));
+        if (Vectors > 1) right += load_masked(residual + kL, static_cast<__mmask16>(lanes >> kL));
+    }
+    if (act != act_none) {
+        left = activate(left, act, slope);
+        right = activate(right, act, slope);
+    }
+    if (Vectors > 1)
+        store_pair(y, left, right, lanes);
+    else
+        store_masked(y, left, static_cast<__mmask16>(lanes));
+}
+
+// Both cache lines that such a line may fall into: with one alone, outputs of odd channels took twice as long.
+template <int Vectors, class T>
+FASTDS_HD void fetch_line(const T* y) {
+    __builtin_prefetch(y, 1);
+    __builtin_prefetch(y + Vectors * kL - 1, 1);
 }
 
 // Calls take(first, sums) for every two tiles of lines: rows of Columns vectors. Lines up to the end of a tile are read.
