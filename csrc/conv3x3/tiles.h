@@ -67,14 +67,6 @@ FASTDS_HD int64_t continued(int64_t i, int64_t size, int mode) {
     return rest < 0 ? rest + size : rest;
 }
 
-// The same pointer, without its history: else the compiler computes the addresses of all pixels and planes of a tile ahead of
-// a loop over its channels that has few rounds, which took as long as the transform itself.
-template <class P>
-FASTDS_HD P* opaque(P* pointer) {
-    asm("" : "+r"(pointer));
-    return pointer;
-}
-
 // Where the N x N pixels of a tile lie in one view.
 template <class T, int N>
 struct Pixels {

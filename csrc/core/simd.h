@@ -59,6 +59,14 @@ FASTDS_HD Vec<A, N> broadcast(A value) {
     return value - Vec<A, N>{};
 }
 
+// The same pointer or index, without its history: else the compiler computes all addresses of a block ahead of the loop around
+// it. They are more than there are registers, and to read them back may take as long as the block itself.
+template <class P>
+FASTDS_HD P opaque(P place) {
+    asm("" : "+r"(place));
+    return place;
+}
+
 // Unaligned loads of N storage values as compute values.
 template <int N, class A, typename IsElement<A>::yes = 0>
 FASTDS_HD Vec<A, N> load_vec(const A* p) {

@@ -48,9 +48,12 @@ FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t 
 #pragma GCC unroll 4
     for (int j = 0; j < R; j++) {
         V column[R];
+        int64_t at = place.fine + j * C, channel = j * C + place.c;
 #pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-            column[i] = y.template at<N>(place.fine + i * fine_row + j * C, (i * R + j) * C + place.c, place.again);
+        for (int i = 0; i < R; i++, at = opaque(at + fine_row), channel = opaque(channel + R * C)) {
+            y.soon(at + R * C);
+            column[i] = y.template at<N>(at, channel, place.again);
+        }
         interleave<R, N>(column);
 #pragma GCC unroll 8
         for (int g = 0; g < R; g++) v[g][j] = column[g];
@@ -106,10 +109,13 @@ FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x
     V v[rows][R];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
+        int64_t channel = (first + i) * R * C + place.c;
 #pragma GCC unroll 8
-        for (int j = 0; j < R; j++)
-            v[i][j] = y.template at<N>(place.fine + (first + i) * fine_row + j * C,
-                                       ((first + i) * R + j) * C + place.c, place.again);
+        for (int j = 0; j < R; j++, channel = opaque(channel + C)) {
+            const int64_t at = place.fine + (first + i) * fine_row + j * C;
+            y.soon(at + R * C);
+            v[i][j] = y.template at<N>(at, channel, place.again);
+        }
         interleave<R, N>(v[i]);
     }
 #pragma GCC unroll 8

@@ -52,7 +52,9 @@ FASTDS_HD void calculate_gradient(const Problem<T>& problem, const T* grad_y, co
 template <int N, class T, class Each>
 FASTDS_HD Vec<bits_t<T>, N> stored_bits(const Each& each, int k = 0) {
     constexpr int L = kLanes<compute_t<T>>;
-    if constexpr (N == L) {
+    if constexpr (N == L && sizeof(T) == sizeof(compute_t<T>)) {
+        return each(k);
+    } else if constexpr (N == L) {
         T stored[N];
         store_vec<L>(stored, each(k));
         Vec<bits_t<T>, N> bits;
@@ -71,7 +73,8 @@ FASTDS_HD Vec<int32_t, N> lane_numbers() {
 }
 
 // What blocks of channels are read from (blocks.h). at<N>(k, o, again): N elements from k on, which belong to the channels
-// from o on of their pixel; the first `again` of them were read before.
+// from o on of their pixel; the first `again` of them were read before. soon(k): those from k on are read next.
+// summed_apart<Count>(use): calls use(source), whose sums of Count channels are added when it is done.
 template <class U>
 struct AsTheyAre {
     static constexpr bool calculated = false;
@@ -82,6 +85,11 @@ struct AsTheyAre {
         Vec<U, N> v;
         __builtin_memcpy(&v, from + k, sizeof(v));
         return v;
+    }
+    FASTDS_HD void soon(int64_t) const {}
+    template <int Count, class Use>
+    FASTDS_HD void summed_apart(const Use& use) const {
+        use(*this);
     }
 };
 
@@ -102,31 +110,36 @@ struct Activated {
     }
 };
 
-// Gradients before bias and activation; sums, where not null, take those of each channel.
+// Gradients before bias and activation; sums take those of each channel.
 template <class T>
 struct Gradients {
     static constexpr bool calculated = true;
-    const T *grad_y, *y;  // y null: no activation
+    const T *grad_y, *y;
     compute_t<T>* sums;
     Activation<compute_t<T>> act;
-    int64_t next;  // elements to the same ones of the next pixel
 
     template <int N>
     FASTDS_HD auto at(int64_t k, int64_t o, int64_t again) const {
         using A = compute_t<T>;
         constexpr int L = kLanes<A>;
-        // Two tensors by r rows of sub-pixels are more streams than the processor follows by itself.
-        __builtin_prefetch(grad_y + k + next);
-        if (y != nullptr) __builtin_prefetch(y + k + next);
         return stored_bits<N, T>([=](int n) __attribute__((always_inline)) {
-            auto grad = load_vec<L>(grad_y + k + n);
-            if (y != nullptr) grad = activation_gradient(grad, load_vec<L>(y + k + n), act);
-            if (sums != nullptr) {
-                const auto first = lane_numbers<L>() >= static_cast<int>(again) - n ? grad : Vec<A, L>{};
-                store_vec<L>(sums + o + n, Vec<A, L>(load_vec<L>(sums + o + n) + first));
-            }
+            const auto grad = activation_gradient(load_vec<L>(grad_y + k + n), load_vec<L>(y + k + n), act);
+            const auto first = lane_numbers<L>() >= static_cast<int>(again) - n ? grad : Vec<A, L>{};
+            store_vec<L>(sums + o + n, Vec<A, L>(load_vec<L>(sums + o + n) + first));
             return grad;
         });
+    }
+    // Two tensors by r rows of sub-pixels are more streams than the processor follows by itself.
+    FASTDS_HD void soon(int64_t k) const {
+        __builtin_prefetch(grad_y + k);
+        __builtin_prefetch(y + k);
+    }
+    // In registers: in memory they would be stored in turn with results, which wait for their lines.
+    template <int Count, class Use>
+    FASTDS_HD void summed_apart(const Use& use) const {
+        compute_t<T> own[Count] = {};
+        use(Gradients{grad_y, y, own, act});
+        for (int k = 0; k < Count; k++) sums[k] += own[k];
     }
 };
 

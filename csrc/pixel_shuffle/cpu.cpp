@@ -154,10 +154,10 @@ void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward
         for (int64_t piece = begin; piece < end; piece++) {
             __builtin_memset(totals, 0, values * sizeof(A));
             for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
-                const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
+                // Without an activation negative values, of any tensor, keep their gradients.
+                const void* y = t.y != nullptr ? t.y : t.grad_y;
                 const int64_t at = problem.fine(row);
-                A* summed = t.grad_bias ? static_cast<A*>(totals) : nullptr;
-                const Gradients<T> fine{grad_y + at, y ? y + at : nullptr, summed, problem.act, p.r * p.C};
+                const Gradients<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals, problem.act};
                 U* coarse = static_cast<U*>(t.grad_x) + problem.coarse(row);
                 with_factor(p.r, [&](auto r) {
                     to_coarse<decltype(r)::value>(p.C, problem.streamed, fine, problem.row_stride, p.W, coarse);
@@ -190,8 +190,9 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     if (t.grad_bias == nullptr) return;
     const A* partials = static_cast<const A*>(t.partials);
     A* grad_bias = static_cast<A*>(t.grad_bias);
-    for (int64_t piece = 0; piece < pixel_shuffle_cpu_partials(problem.p); piece++, partials += channels)
-        for (int64_t o = 0; o < channels; o++) grad_bias[o % C * sub_pixels + o / C] += partials[o];
+    for (int64_t piece = 0; piece < pixel_shuffle_cpu_partials(problem.p); piece++)
+        for (int64_t e = 0; e < sub_pixels; e++, partials += C)
+            for (int64_t c = 0; c < C; c++) grad_bias[c * sub_pixels + e] += partials[c];
 }
 
 // Fewer elements are moved before another thread is awake.

@@ -52,10 +52,12 @@ static inline int64_t pixel_shuffle_partials(const PixelShuffleParams& params) {
     return rows < 64 ? rows : 64;
 }
 
-// The same on a CPU, where a piece of few pixels costs as much as it sums.
+// The same on a CPU, where a piece of few pixels costs as much as it sums. A power of two: threads get equal numbers of them.
 static inline int64_t pixel_shuffle_cpu_partials(const PixelShuffleParams& params) {
-    const int64_t few = 2 + params.B * params.H * params.W / 256, most = pixel_shuffle_partials(params);
-    return few < most ? few : most;
+    const int64_t fitting = 2 + params.B * params.H * params.W / 256, most = pixel_shuffle_partials(params);
+    int64_t pieces = 2;
+    while (pieces < fitting) pieces *= 2;
+    return pieces < most ? pieces : most;
 }
 
 }  // namespace fastds

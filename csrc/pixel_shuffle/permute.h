@@ -89,7 +89,13 @@ FASTDS_HD void join_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
 // a, then b, in one vector of twice the lanes.
 template <class V, int... I>
 FASTDS_HD auto side_by_side(const V& a, const V& b, LaneList<I...>) {
-    return __builtin_shufflevector(a, b, I...);
+#if defined(__AVX512F__)
+    // GCC 12 permutes lanes of 16 bits one by one, three instructions of an Intel processor.
+    if constexpr (sizeof(V) == 32)
+        return (decltype(__builtin_shufflevector(a, b, I...)))_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
+    else
+#endif
+        return __builtin_shufflevector(a, b, I...);
 }
 
 // Of two vectors as runs of Run elements: the runs of even (Part 0) or odd (Part 1) number, a's and b's in turn.

@@ -47,13 +47,15 @@ __attribute__((noinline)) void runs_to_coarse(const From& fine, int64_t fine_row
     constexpr int N = kRunLanes<R, U>, together = N / R;
     if constexpr (N > 0)
         if (pixels >= together)
-            return for_pixels(pixels, together, [=](int64_t w, int64_t again) __attribute__((always_inline)) {
-                Vec<U, N> v[R];
+            return fine.template summed_apart<R * N>([=](const From& own) __attribute__((always_inline)) {
+                for_pixels(pixels, together, [=](int64_t w, int64_t again) __attribute__((always_inline)) {
+                    Vec<U, N> v[R];
 #pragma GCC unroll 8
-                for (int i = 0; i < R; i++) v[i] = fine.template at<N>(i * fine_row + w * R, i * N, again * R);
-                interleave<R, N, R>(v);
+                    for (int i = 0; i < R; i++) v[i] = own.template at<N>(i * fine_row + w * R, i * N, again * R);
+                    interleave<R, N, R>(v);
 #pragma GCC unroll 8
-                for (int k = 0; k < R; k++) __builtin_memcpy(coarse + w * R * R + k * N, &v[k], sizeof(v[k]));
+                    for (int k = 0; k < R; k++) __builtin_memcpy(coarse + w * R * R + k * N, &v[k], sizeof(v[k]));
+                });
             });
     if constexpr (!From::calculated)
         for (int64_t w = 0; w < pixels; w++)

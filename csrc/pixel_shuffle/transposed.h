@@ -67,8 +67,9 @@ __attribute__((noinline)) void transposed_to_coarse(int r, int64_t C, const From
             Vec<U, N> v[N];
 #pragma GCC unroll 16
             for (int k = 0; k < N; k++) {
-                const int64_t again = k < e_again ? N : c_again;
-                v[k] = own.template at<N>(w * r * C + places.at[e + k] + c, (e + k) * C + c, again);
+                const int64_t at = w * r * C + places.at[e + k] + c, again = k < e_again ? N : c_again;
+                own.soon(at + r * C);
+                v[k] = own.template at<N>(at, (e + k) * C + c, again);
             }
             transpose_runs<N, 1, N>(v);
 #pragma GCC unroll 16
