@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fastds
@@ -13,7 +14,7 @@ from fastds.models.export.signatures import signature
 from fastds.models.graph import Arguments, frozen
 from fastds.models.replay import ReplayedForward
 from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
-from fastds.ops.core import buffer_pool
+from fastds.ops.core import buffer_pool, onednn
 from fastds.ops.core import native as loader
 from fastds.ops.impl.conv3x3 import engine
 
@@ -184,6 +185,62 @@ def test_what_follows_from_weights_alone_is_calculated_once(scaled, calls, nativ
     for other in (torch.randn(2, 5), torch.randn(2, 5)):
         with torch.no_grad():
             assert torch.equal(graph(other), model(other))
+
+
+class Convolves(nn.Module):
+    def __init__(self, convolve):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(24, 4, 3, 3)), nn.Parameter(torch.randn(24))
+        self.convolve = convolve
+
+    def forward(self, x):
+        return self.convolve(x, self.weight, self.bias)
+
+
+def prepares_itself(x, weight, bias):
+    geometry = [1, 1], [1, 1], [1, 1], 3
+    return onednn.convolve(x, onednn.prepared(weight, x, *geometry), bias, *geometry)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("convolve", "filters"),
+    [
+        (lambda x, w, b: F.conv2d(x, w, b, 1, 1, 1, 3), 1),
+        (lambda x, w, b: F.conv2d(x.contiguous(memory_format=torch.channels_last), w, None, 2, 0, 2, 3), 1),
+        (lambda x, w, b: torch.convolution(x, w, b, [1, 2], [0, 1], [1, 1], False, [0, 0], 3), 1),
+        (lambda x, w, b: F.conv2d(x, w, groups=3) + F.conv2d(x, w.flip(2), groups=3), 2),
+        (lambda x, w, b: F.conv2d(x, w + x[0, 0, :3, :3], b, groups=3), 0),
+        (lambda x, w, b: F.conv_transpose2d(x, w[:12]), 0),
+        (lambda x, w, b: F.conv1d(x[:, :, 0], w[:, :, 0], b, groups=3), 0),
+        (lambda x, w, b: F.conv2d(x[:0], w, b, groups=3), 0),
+    ],
+    ids=["groups", "stride", "by name", "two", "filters of the input", "transposed", "of rows", "empty"],
+)
+def test_filters_are_prepared_once(convolve, filters, dtype, native, monkeypatch):
+    asked, prepared = [], onednn.prepared
+    monkeypatch.setattr(onednn, "prepared", lambda *args: asked.append(1) or prepared(*args))
+    model, x = Convolves(convolve), torch.randn(2, 12, 9, 8)
+    graph = ReplayedForward(model, Arguments((x,), {}, CPU), dtype)
+    assert len(asked) == (filters if onednn.prepares(dtype) else 0)
+    for other in (torch.randn_like(x), torch.randn_like(x)):
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            assert torch.equal(graph(other), model(other))
+
+
+def test_filters_that_the_forward_prepares(native):
+    model, x = Convolves(prepares_itself), torch.randn(2, 12, 9, 8)
+    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
+    with torch.no_grad():
+        assert torch.equal(graph(2 * x), model(2 * x))
+
+
+def test_filters_stay_where_a_bit_would_change(native, monkeypatch):
+    monkeypatch.setattr(onednn, "convolve", lambda x, filters, bias, *_: torch.zeros(2, 24, 7, 6))
+    model, x = Convolves(lambda x, w, b: F.conv2d(x, w, b, groups=3)), torch.randn(2, 12, 9, 8)
+    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
+    with torch.no_grad():
+        assert torch.equal(graph(2 * x), model(2 * x))
 
 
 class Asks(nn.Module):

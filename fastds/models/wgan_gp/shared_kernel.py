@@ -4,13 +4,13 @@
 They are the steps of a sequence, or a critic's passes over its samples. The gradient is that of a weight they share,
 fastds/ops/impl/conv3x3/shared.py.
 
-Kernels prepared for oneDNN take 5 % off a training step of the humidity WGAN-GP. They need private functions of torch;
-where those are missing conv3x3 runs.
+Kernels prepared for oneDNN take 5 % off a training step of the humidity WGAN-GP; where that is impossible conv3x3 runs.
 """
 
 import torch
 from torch import Tensor
 
+from fastds.ops.core import onednn
 from fastds.ops.core.arguments import autocast
 from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import reached, transforms_active
@@ -20,10 +20,7 @@ from fastds.ops.impl.conv3x3.direct import bias_gradient
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_GRAD_WEIGHT, CONV3X3_GRAD_X, conv3x3
 from fastds.ops.impl.conv3x3.shared import left_to_node, share
 
-_PREPARES = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and hasattr(
-    torch.ops.mkldnn, "_convolution_pointwise"
-)
-_GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
+_GEOMETRY = [1, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
 
 
 class _Kernel:
@@ -55,21 +52,18 @@ def _library_pays(x: Tensor, outputs: int, channels: int) -> bool:
     """Fields too small for the engine: its transform of the kernel, four times as large, would be read every step."""
     if current() != "auto" or x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
         return False
-    if not (_PREPARES and torch.backends.mkldnn.is_available()):
+    if not onednn.prepares(x.dtype):
         return False
     return chosen("auto", x, channels, outputs, x.dtype, False) not in ENGINES
 
 
 def _prepared(weight: Tensor, x: Tensor) -> Tensor:
-    """The kernel in the blocks oneDNN reads, which it would otherwise make again in every call: half of a small one."""
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.contiguous().to_mkldnn(), *_GEOMETRY, list(x.shape))
+    """The kernel as oneDNN would otherwise make it again in every call: half of a small one."""
+    return onednn.prepared(weight.contiguous(), x, *_GEOMETRY)
 
 
 def _library(x: Tensor, prepared: Tensor, bias: Tensor | None = None) -> Tensor:
-    """oneDNN by name, as compiled graphs of torch call it with weights prepared before."""
-    x = dense(x)
-    y = torch.ops.mkldnn._convolution_pointwise(x, prepared, bias, *_GEOMETRY, "none", [], "")
-    return dense(y)
+    return dense(onednn.convolve(dense(x), prepared, bias, *_GEOMETRY))
 
 
 class _Step(torch.autograd.Function):
