@@ -197,6 +197,13 @@ class Convolves(nn.Module):
         return self.convolve(x, self.weight, self.bias)
 
 
+def check_replay(model, x, dtype=torch.float32):
+    graph = ReplayedForward(model, Arguments((x,), {}, CPU), dtype)
+    for other in (torch.randn_like(x), torch.randn_like(x)):
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            assert torch.equal(graph(other), model(other))
+
+
 def prepares_itself(x, weight, bias):
     geometry = [1, 1], [1, 1], [1, 1], 3
     return onednn.convolve(x, onednn.prepared(weight, x, *geometry), bias, *geometry)
@@ -220,27 +227,17 @@ def prepares_itself(x, weight, bias):
 def test_filters_are_prepared_once(convolve, filters, dtype, native, monkeypatch):
     asked, prepared = [], onednn.prepared
     monkeypatch.setattr(onednn, "prepared", lambda *args: asked.append(1) or prepared(*args))
-    model, x = Convolves(convolve), torch.randn(2, 12, 9, 8)
-    graph = ReplayedForward(model, Arguments((x,), {}, CPU), dtype)
+    check_replay(Convolves(convolve), torch.randn(2, 12, 9, 8), dtype)
     assert len(asked) == (filters if onednn.prepares(dtype) else 0)
-    for other in (torch.randn_like(x), torch.randn_like(x)):
-        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            assert torch.equal(graph(other), model(other))
 
 
 def test_filters_that_the_forward_prepares(native):
-    model, x = Convolves(prepares_itself), torch.randn(2, 12, 9, 8)
-    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
-    with torch.no_grad():
-        assert torch.equal(graph(2 * x), model(2 * x))
+    check_replay(Convolves(prepares_itself), torch.randn(2, 12, 9, 8))
 
 
 def test_filters_stay_where_a_bit_would_change(native, monkeypatch):
     monkeypatch.setattr(onednn, "convolve", lambda x, filters, bias, *_: torch.zeros(2, 24, 7, 6))
-    model, x = Convolves(lambda x, w, b: F.conv2d(x, w, b, groups=3)), torch.randn(2, 12, 9, 8)
-    graph = ReplayedForward(model, Arguments((x,), {}, CPU), torch.float32)
-    with torch.no_grad():
-        assert torch.equal(graph(2 * x), model(2 * x))
+    check_replay(Convolves(lambda x, w, b: F.conv2d(x, w, b, groups=3)), torch.randn(2, 12, 9, 8))
 
 
 class Asks(nn.Module):

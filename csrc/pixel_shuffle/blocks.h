@@ -109,7 +109,7 @@ FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x
     V v[rows][R];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++) {
-        int64_t channel = (first + i) * R * C + place.c;
+        int64_t channel = (first + i) * R * C + place.c;  // opaque; with opaque places 16-bit values took 1.1 times as long
 #pragma GCC unroll 8
         for (int j = 0; j < R; j++, channel = opaque(channel + C)) {
             const int64_t at = place.fine + (first + i) * fine_row + j * C;

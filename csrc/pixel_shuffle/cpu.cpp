@@ -154,7 +154,7 @@ void backward_in_registers(const Problem<T>& problem, const PixelShuffleBackward
         for (int64_t piece = begin; piece < end; piece++) {
             __builtin_memset(totals, 0, values * sizeof(A));
             for (int64_t row = rows * piece / pieces; row < rows * (piece + 1) / pieces; row++) {
-                // Without an activation negative values, of any tensor, keep their gradients.
+                // Without an activation the slope is 1: the signs may be those of any tensor.
                 const void* y = t.y != nullptr ? t.y : t.grad_y;
                 const int64_t at = problem.fine(row);
                 const Gradients<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals, problem.act};
@@ -190,7 +190,8 @@ void backward(const Problem<T>& problem, const PixelShuffleBackward& t, int thre
     if (t.grad_bias == nullptr) return;
     const A* partials = static_cast<const A*>(t.partials);
     A* grad_bias = static_cast<A*>(t.grad_bias);
-    for (int64_t piece = 0; piece < pixel_shuffle_cpu_partials(problem.p); piece++)
+    const int64_t pieces = pixel_shuffle_cpu_partials(problem.p);
+    for (int64_t piece = 0; piece < pieces; piece++)
         for (int64_t e = 0; e < sub_pixels; e++, partials += C)
             for (int64_t c = 0; c < C; c++) grad_bias[c * sub_pixels + e] += partials[c];
 }

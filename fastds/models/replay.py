@@ -74,13 +74,28 @@ class Recorder(TorchDispatchMode):
     def _write(self, func, args: tuple, kwargs: dict[str, Any], results, kept) -> None:
         """Write a call down whose results go to `kept`: itself there where it can, else by a copy."""
         _copy(kept, results)
-        if func in _CONVOLUTIONS and _place(_values(func, args, kwargs)["weight"]) in self.constants:
-            func, args, kwargs = _with_packed_filters(func, args, kwargs, results)
-        out = None if func is onednn.convolve else getattr(func.overloadpacket, "out", None)
-        if isinstance(kept, Tensor) and out is not None and _names(out) == _names(func):
+        out, prepared = getattr(func.overloadpacket, "out", None), self._prepared(func, args, kwargs, results)
+        if prepared is not None:
+            self.calls.append((lambda *a: _copy(kept, onednn.convolve(*a)), prepared, {}))
+        elif isinstance(kept, Tensor) and out is not None and _names(out) == _names(func):
             self.calls.append((out, args, {**kwargs, "out": kept}))
         else:
             self.calls.append((lambda *a, **k: _copy(kept, func(*a, **k)), args, kwargs))
+
+    def _prepared(self, func, args: tuple, kwargs: dict[str, Any], result: Tensor) -> tuple | None:
+        """Arguments of onednn.convolve, which need not rearrange constant filters in every call; None where the call is
+        no such convolution or a bit of the result would change."""
+        if func not in _CONVOLUTIONS:
+            return None
+        v = _values(func, args, kwargs)
+        x, weight = v["input"], v["weight"]
+        if _place(weight) not in self.constants or x.dim() != 4 or v.get("transposed") or not result.numel():
+            return None
+        if not onednn.prepares(x.dtype):
+            return None
+        geometry = v["padding"], v["stride"], v["dilation"], v["groups"]
+        prepared = x, onednn.prepared(weight, x, *geometry), v["bias"], *geometry
+        return prepared if _same(onednn.convolve(*prepared), result) else None
 
 
 def _tensors(tree) -> list[Tensor]:
@@ -104,18 +119,6 @@ def _values(func, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     arguments = func._schema.arguments
     given = {a.name: value for a, value in zip(arguments, args, strict=False)}
     return {a.name: a.default_value for a in arguments} | given | kwargs
-
-
-def _with_packed_filters(func, args: tuple, kwargs: dict[str, Any], result: Tensor) -> Call:
-    """A convolution whose filters oneDNN need not rearrange in every call; the one given where that changes a bit."""
-    v = _values(func, args, kwargs)
-    x, bias = v["input"], v["bias"]
-    if x.dim() != 4 or v.get("transposed") or not result.numel() or not onednn.prepares(x.dtype):
-        return func, args, kwargs
-    geometry = v["padding"], v["stride"], v["dilation"], v["groups"]
-    packed_args = x, onednn.prepared(v["weight"], x, *geometry), bias, *geometry
-    same = _same(onednn.convolve(*packed_args), result)
-    return (onednn.convolve, packed_args, {}) if same else (func, args, kwargs)
 
 
 def _names(func) -> list[str]:
