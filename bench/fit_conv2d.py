@@ -45,6 +45,7 @@ def measured(shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Row:
 
     x, grad = maps(inputs), maps(outputs)
     weight = (torch.randn(groups * outputs, inputs, size, size) / (size * inputs**0.5)).to(dtype)
+    x.requires_grad_(), weight.requires_grad_()  # else the library's filters are kept
 
     engine, library = {
         "forward": (

@@ -2,11 +2,14 @@
 // The Python module _fastds. setup.py writes ops.h, which includes the bind.h of every op and lists their names in FASTDS_OPS.
 #include <pybind11/pybind11.h>
 
+#include <cstring>
+
 #include "core/arguments.h"
 #include "core/build_info.h"
 #include "core/column_sums.h"
 #include "core/isa.h"
 #include "core/pages.h"
+#include "core/parallel.h"
 #include "core/transpose.h"
 #include "ops.h"
 
@@ -43,6 +46,19 @@ void transpose(intptr_t from, intptr_t to, int64_t batch, int64_t rows, int64_t 
     FASTDS_DISPATCH(transpose_matrices, call);
 }
 
+// Whether two stretches of memory have the same bytes.
+bool same_bytes(intptr_t a, intptr_t b, int64_t bytes, int threads) {
+    constexpr int64_t kShared = 256 << 10;  // worth all threads
+    const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
+    if (bytes < kShared) return std::memcmp(one, other, bytes) == 0;
+    py::gil_scoped_release release;
+    int different = 0;
+    once::parallel_for(bytes, threads, [&](int64_t begin, int64_t end) {
+        if (std::memcmp(one + begin, other + begin, end - begin) != 0) __atomic_store_n(&different, 1, __ATOMIC_RELAXED);
+    });
+    return different == 0;
+}
+
 // to[column] = sum over the rows of from[row][column]. Returns the bytes of workspace it needs; with fewer it does nothing else.
 int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, intptr_t to, int threads, intptr_t workspace,
                     int64_t bytes) {
@@ -64,6 +80,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
     m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::use_huge_pages(fastds::pointer(address), bytes); });
+    fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);
 #define FASTDS_REGISTER(op) fastds::register_##op(m);

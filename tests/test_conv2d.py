@@ -12,10 +12,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastds
 from fastds.nn import Conv2d
-from fastds.ops import conv2d
-from fastds.ops.impl.conv2d import costs, kernels
+from fastds.ops import conv2d, conv3x3
+from fastds.ops.core import kept_weights
+from fastds.ops.impl.conv2d import costs, kernels, reference
 from fastds.ops.impl.conv2d.op import CONV2D_BACKWARD
-from fastds.ops.impl.conv3x3 import engine
+from fastds.ops.impl.conv3x3 import direct, engine
+from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_of_conv3x3
 
 LAST = torch.channels_last
 # Of the largest value: sums in float32 of rounded inputs, and the rounding of the result.
@@ -179,11 +181,11 @@ def test_many_filters_are_not_kept(native, by_engine, monkeypatch):
         y = conv2d(x, weight, groups=2)
         return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
-    with engine.own_weights() as kept:
+    with kept_weights.own() as kept:
         expected = value_and_gradient()
         assert len(kept) == 4  # of each group, forward and turned round
     monkeypatch.setattr(costs, "MOST_KEPT", 36 * 9 * 4 * 12 - 1)
-    with engine.own_weights() as kept:
+    with kept_weights.own() as kept:
         assert all(map(torch.equal, expected, value_and_gradient())) and not kept
     assert not costs.keeps_filters(12, 4, 7) and costs.keeps_filters(11, 4, 7)
 
@@ -281,6 +283,34 @@ def test_float16_is_left_to_torch_where_it_has_quick_products(monkeypatch, has_p
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
     assert costs.engine_pays("forward", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1) is not has_products
     assert costs.engine_pays("grad_x", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1)
+
+
+@pytest.mark.parametrize(("outputs", "turned"), [(30, True), (32, False)])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False)])
+def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, turned, wanted):
+    """Which takes less time on matrix tiles."""
+    calls, flipped = [], direct._turned
+    monkeypatch.setattr(direct, "has_matrix_tiles", lambda dtype: True)
+    monkeypatch.setattr(direct, "_turned", lambda *args: calls.append(1) or flipped(*args))
+    x, weight = torch.randn(2, 6, 9, 7, dtype=torch.float64), torch.randn(outputs, 3, 5, 5, dtype=torch.float64)
+    grad = torch.randn(2, outputs, 9, 7, dtype=torch.float64)
+    found = direct.conv2d_backward(grad, x, weight, 2, *wanted)
+    exact = reference.conv2d_backward(grad, x, weight, 2, [*wanted, False])
+    for got, want in zip(found, exact, strict=False):
+        torch.testing.assert_close(got, want)
+    assert bool(calls) == turned
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
+def test_gradient_of_few_outputs_of_a_continued_map(native, monkeypatch, padding_mode):
+    monkeypatch.setattr(direct, "has_matrix_tiles", lambda dtype: True)
+    x, weight = torch.randn(2, 6, 9, 7, requires_grad=True), torch.randn(4, 6, 3, 3)
+    options = {"padding_mode": padding_mode, "algorithm": "direct"}
+    (got,) = torch.autograd.grad(conv3x3(x, weight, **options).square().sum(), x)
+    doubles = x.detach().double().requires_grad_()
+    y = reference_of_conv3x3(doubles, weight.double(), padding_mode=padding_mode)
+    (exact,) = torch.autograd.grad(y.square().sum(), doubles)
+    torch.testing.assert_close(got.double(), exact, rtol=0, atol=1e-5 * exact.abs().max().item())
 
 
 # ---- gradients of gradients, subsets

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.ops import conv3x3
+from fastds.ops.core import kept_weights
 from fastds.ops.impl.conv3x3 import engine
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -72,7 +73,7 @@ def test_many_filters_of_few_tiles_are_not_kept(two_threads, monkeypatch, traine
     calls, known = [], engine.packed
     monkeypatch.setattr(engine, "packed", lambda *args: calls.append(args) or known(*args))
     # In units of 144 bytes, what a filter of 3 x 3 takes.
-    monkeypatch.setattr(engine, "KEPT_WEIGHT_BYTES", 4 * 144 * 16 * 16)
+    monkeypatch.setattr(kept_weights, "KEPT_BYTES", 4 * 144 * 16 * 16)
     monkeypatch.setattr(engine, "INFERRED_BYTES", 144 * 8 * 8)
     monkeypatch.setattr(engine, "TRAINED_BYTES", 144 * 4 * 4)
     for channels, side, kept in cases:

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv3x3 inside torch: second derivatives, kept weights, opcheck, compile, export, autocast, functorch, subsets."""
 
-import copy
-import multiprocessing
-from collections import OrderedDict
-
 import pytest
 import torch
 from conv3x3_cases import Problem, gradients, leaves
@@ -122,31 +118,7 @@ def test_input_changed_before_backward_is_refused():
         y.sum().backward()
 
 
-# ---- kept weights: each change must show, however it was made
-
-
-def run_layer(x, weight):
-    return conv3x3(x, weight, algorithm="winograd")
-
-
-def fused_optimiser(weight):
-    weight.grad = torch.ones_like(weight)
-    torch.optim.SGD([weight], lr=0.1, fused=True).step()
-
-
-def data_write(weight):
-    weight.data[3, 2, 1, 1] += 1
-
-
-def data_swap(weight):
-    weight.data = weight.data + 1
-
-
-def numpy_write(weight):
-    weight.detach().numpy()[0, 0, 0, 0] = 7
-
-
-CHANGES = [fused_optimiser, data_write, data_swap, numpy_write]
+# ---- dispatcher, compiler, autocast
 
 
 class Log(torch.utils._python_dispatch.TorchDispatchMode):
@@ -199,115 +171,6 @@ def test_short_calls_are_seen_by_those_who_watch():
     assert "fastds.conv3x3.default" in Wrapper.names
     assert "fastds::conv3x3" in str(traced.graph)
 
-
-@pytest.mark.parametrize("change", CHANGES, ids=[c.__name__ for c in CHANGES])
-def test_changed_weights_are_seen(change):
-    x, weight = torch.randn(1, 16, 9, 9), torch.nn.Parameter(torch.randn(16, 16, 3, 3))
-    before = run_layer(x, weight).detach()
-    assert torch.equal(run_layer(x, weight), before)
-    change(weight)
-    after = run_layer(x, weight)
-    assert not torch.equal(after, before)
-    torch.testing.assert_close(after, reference(x, weight), rtol=1e-4, atol=1e-3)
-    (grad,) = torch.autograd.grad(run_layer(x.requires_grad_(), weight).sum(), x)
-    torch.testing.assert_close(grad, torch.autograd.grad(reference(x, weight).sum(), x)[0], rtol=1e-4, atol=1e-3)
-
-
-def test_load_state_dict_and_deepcopy():
-    class Layer(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.randn(16, 16, 3, 3))
-
-        def forward(self, x):
-            return run_layer(x, self.weight)
-
-    x, layer, other = torch.randn(1, 16, 9, 9), Layer(), Layer()
-    layer(x), other(x)
-    twin = copy.deepcopy(layer)
-    assert torch.equal(twin(x), layer(x))
-    layer.load_state_dict(other.state_dict())
-    assert torch.equal(layer(x), other(x)) and not torch.equal(twin(x), layer(x))
-
-
-def test_weights_at_the_address_of_freed_ones():
-    x = torch.randn(1, 16, 9, 9)
-    for _ in range(20):
-        weight = torch.randn(16, 16, 3, 3)
-        torch.testing.assert_close(run_layer(x, weight), reference(x, weight), rtol=1e-4, atol=1e-3)
-        del weight
-
-
-def test_kept_weights_are_bounded(monkeypatch):
-    from fastds.ops.impl.conv3x3 import engine as _engine
-
-    monkeypatch.setattr(_engine, "KEPT_WEIGHT_BYTES", 1 << 20)
-    weights = [torch.randn(16, 16, 3, 3) for _ in range(40)]
-    x = torch.randn(1, 16, 5, 5)
-    for weight in weights:
-        run_layer(x, weight)
-    held = sum(t.nbytes for entry in _engine._kept.weights.values() for t in entry)
-    assert held == _engine._kept.weight_bytes <= 1 << 20
-
-
-def test_room_is_looked_for_among_the_oldest_few(monkeypatch):
-    """A search of all that other networks have left took more time than the convolutions of a small one."""
-    from fastds.ops.impl.conv3x3 import engine as _engine
-
-    seen = []
-
-    class Watched(OrderedDict):
-        def items(self):
-            for item in super().items():
-                seen.append(item[0])
-                yield item
-
-    def bytes_of(n):
-        return torch.empty(n, dtype=torch.uint8), torch.empty(n)
-
-    monkeypatch.setattr(_engine._kept, "weight_bytes", _engine.KEPT_WEIGHT_BYTES, raising=False)
-    weights = Watched({n: bytes_of(n) for n in range(1, 1000)})
-    assert _engine._room(weights, 3, 3)[0] is not None and 3 not in weights and seen == [1, 2, 3]
-    seen.clear()
-    assert _engine._room(weights, 999, 999)[1].numel() == 999 and len(seen) <= _engine.OLDEST and 999 in weights
-
-
-def _in_child(x, weight, expected, queue):
-    torch.set_num_threads(1)
-    same = torch.equal(run_layer(x, weight), expected)
-    weight.data.add_(1)
-    queue.put((same, torch.allclose(run_layer(x, weight), reference(x, weight), rtol=1e-4, atol=1e-3)))
-
-
-def test_fork():
-    torch.set_num_threads(before := torch.get_num_threads())
-    x, weight = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3)
-    torch.set_num_threads(1)  # a forked child of a process with running OpenMP threads may not start more
-    try:
-        expected = run_layer(x, weight)
-        context = multiprocessing.get_context("fork")
-        queue = context.Queue()
-        child = context.Process(target=_in_child, args=(x, weight, expected, queue))
-        child.start()
-        assert queue.get(timeout=60) == (True, True)
-        child.join()
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_threads_of_python():
-    from concurrent.futures import ThreadPoolExecutor
-
-    problems = [Problem(seed=i, C1=16 + i, C2=0) for i in range(8)]
-    tensors = [p.tensors() for p in problems]
-    expected = [p.run(t) for p, t in zip(problems, tensors, strict=True)]
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(5):
-            for got, want in zip(pool.map(lambda i: problems[i].run(tensors[i]), range(8)), expected, strict=True):
-                assert torch.equal(got, want)
-
-
-# ---- dispatcher, compiler, autocast
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 

@@ -14,9 +14,8 @@ from fastds.models.export.signatures import signature
 from fastds.models.graph import Arguments, frozen
 from fastds.models.replay import ReplayedForward
 from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
-from fastds.ops.core import buffer_pool, onednn
+from fastds.ops.core import buffer_pool, kept_weights, onednn
 from fastds.ops.core import native as loader
-from fastds.ops.impl.conv3x3 import engine
 
 CPU = torch.device("cpu")
 NETWORKS = {
@@ -123,7 +122,7 @@ def test_memory_is_used_again_and_stays(native):
         expected = model(x)
         for _ in range(4):  # what others keep in this thread grows and goes
             conv3x3(torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3), algorithm="winograd")
-        engine._kept.weights.clear()
+        kept_weights._kept.entries.clear()
         model.weight.fill_(0)  # a copy was taken
     assert torch.equal(graph(x), expected)
     first = graph(x)

@@ -3,14 +3,10 @@
 #include <cstring>
 
 #include "conv3x3/arguments.h"
-#include "core/parallel.h"
 
 namespace fastds {
 
 namespace conv3x3_bind {
-
-// Weights of this size are worth a comparison by all threads.
-constexpr int64_t kSharedBytes = 256 << 10;
 
 // address, dtype, O, C, size, strides of output, input, row and column in elements, adjoint, shuffle
 using FilterArgs =
@@ -187,19 +183,6 @@ inline void register_conv3x3(py::module_& m) {
         },
         "Packs the filters of a dense weight for forward or (adjoint) grad_x, from a copy that it makes first; packed: "
         "conv3x3_packed_size floats, copy: the bytes of the weight");
-    bind(
-        m, "conv3x3_same",
-        [](intptr_t a, intptr_t b, int64_t bytes, int threads) {
-            const char *one = static_cast<const char*>(pointer(a)), *other = static_cast<const char*>(pointer(b));
-            if (bytes < kSharedBytes) return std::memcmp(one, other, bytes) == 0;
-            py::gil_scoped_release release;
-            int different = 0;
-            once::parallel_for(bytes, threads, [&](int64_t begin, int64_t end) {
-                if (std::memcmp(one + begin, other + begin, end - begin) != 0) __atomic_store_n(&different, 1, __ATOMIC_RELAXED);
-            });
-            return different == 0;
-        },
-        "Whether two weights have the same bytes");
 }
 
 }  // namespace fastds

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastds.ops.core import buffer_pool, native, onednn
+from fastds.ops.core import buffer_pool, kept_weights, native, onednn
 from fastds.ops.core.registry import OPS
-from fastds.ops.impl.conv3x3 import engine
 
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 _CONVOLUTIONS = torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default
@@ -163,12 +162,13 @@ class ReplayedForward:
         examples = [z.detach() for z in arguments.leaves if isinstance(z, Tensor)]
         self.inputs = [z.clone() for z in examples]
         self.args, self.kwargs = arguments.with_tensors(self.inputs)
-        with torch.no_grad(), native.own_workspaces() as spaces, engine.own_weights() as weights:
+        with torch.no_grad(), native.own_workspaces() as spaces, kept_weights.own() as weights:
             self._forward()  # weights are packed, the workspace grows
             recorder = self._record([*self.model.parameters(), *self.model.buffers()])
             if recorder.overwritten:
                 recorder = self._record([])
-            self.kept = spaces, weights, recorder  # whose addresses the calls have
+            packed = [entry for entry in weights.values() if not entry[1].is_mkldnn]  # those are arguments of calls
+            self.kept = spaces, packed, recorder  # whose addresses the calls have
         self._check([z.flip(-1) if z.is_floating_point() and z.dim() else z for z in examples])
 
     def _forward(self) -> Any:

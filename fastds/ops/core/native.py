@@ -18,8 +18,8 @@ KEPT_WORKSPACE_BYTES = 64 << 20
 
 # Functions of the module that only tell something.
 QUERIES = frozenset(
-    ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv3x3_same")
-    + ("conv_gates_fits", "deform_conv2d_window_fits", "isa", "use_huge_pages")
+    ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv_gates_fits")
+    + ("deform_conv2d_window_fits", "isa", "same_bytes", "use_huge_pages")
 )
 
 _kept = threading.local()

@@ -168,6 +168,11 @@ def machine(isa: str, dtype: torch.dtype) -> str:
     return "amd" if "AMD" in has.get("cpu_name", "") else isa
 
 
+def has_matrix_tiles(dtype: torch.dtype) -> bool:
+    """Whether torch's kernels multiply the dtype on matrix tiles (AMX)."""
+    return machine("avx512", dtype) == "amx"
+
+
 def is_unfolded(isa: str, dtype: torch.dtype) -> bool:
     """Whether oneDNN has no convolution of the dtype, so that torch multiplies matrices of neighbourhoods: with few
     outputs quick enough, else up to 40 times as long as the engine, and 700 times backward."""

@@ -5,12 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core import triton_loader
+from fastds.ops.core import onednn, triton_loader
 from fastds.ops.core.arguments import outside_autocast
 from fastds.ops.core.layout import WORTH_A_CALL, channel_sums, dense, empty_map, plain
-from fastds.ops.core.registry import transforms_active
+from fastds.ops.core.registry import is_batched, observed, transforms_active
 from fastds.ops.impl.conv3x3 import implicit, reference
 from fastds.ops.impl.conv3x3.algorithm import current
+from fastds.ops.impl.conv3x3.costs import ONE_MAP, has_matrix_tiles
+
+FEW_OUTPUTS = 16  # of a group
 
 
 def _for_onednn(x: Tensor) -> Tensor:
@@ -27,17 +30,42 @@ def _for_onednn(x: Tensor) -> Tensor:
     return x if channels > 1 else x.as_strided(x.shape, (height * width, 1, width, 1))
 
 
+def _channels_beside(x: Tensor) -> Tensor:
+    """_for_onednn, differentiable."""
+    return dense(x) if x.requires_grad and x.dtype != torch.float64 else _for_onednn(x)
+
+
 def _rearranged(weight: Tensor) -> Tensor:
     """A weight in the layout that oneDNN's maps have, where torch would bring it there more slowly."""
     worth_it = weight.numel() >= WORTH_A_CALL and weight.is_cpu and weight.dtype != torch.float64
     return dense(weight) if worth_it else weight
 
 
-def _conv2d(x, weight, bias, padding_mode):
-    weight = _rearranged(weight)
-    if padding_mode == "zeros":
-        return F.conv2d(_for_onednn(x), weight, bias, padding=1)
-    return F.conv2d(_for_onednn(reference.pad(x, padding_mode)), weight, bias)
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, trained: bool, stride: int = 1, groups: int = 1
+) -> Tensor:  # fmt: skip
+    """The library's convolution in the dtype of x; where nothing is trained, with filters that are kept in the order
+    that oneDNN multiplies."""
+    bias = None if bias is None else bias.to(x.dtype)
+    if trained or not _keeps_filters(x, weight):
+        return F.conv2d(x, _rearranged(weight.to(x.dtype)), bias, stride, padding, 1, groups)
+    geometry = (padding,) * 2, (stride,) * 2, (1, 1), groups
+    return onednn.convolve(x, onednn.kept(weight, x, *geometry), bias, *geometry)
+
+
+def _is_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the call has to be differentiable, or the weight is another in the next step."""
+    if not torch.is_grad_enabled():
+        return x.requires_grad and weight.requires_grad  # true inside an autograd function, too
+    return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+
+
+def _keeps_filters(x: Tensor, weight: Tensor) -> bool:
+    if x.numel() == 0 or not onednn.keeps(weight, x):
+        return False
+    if x.dtype == torch.float32 and x.shape[0] == 1 and x.numel() <= ONE_MAP:
+        return False  # torch does without oneDNN
+    return not (torch.compiler.is_compiling() or observed(x, weight) or is_batched(x))
 
 
 def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
@@ -61,11 +89,13 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
         args = (x, weight, bias, x2, residual, act, negative_slope, "zeros", shuffle, x.dtype, stride)
         return implicit.forward(*args)
 
-    def convolution(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        bias = None if bias is None else bias.to(source.dtype)
-        return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
+    def library(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        trained = _is_trained(source, weight, bias)
+        if source.is_cpu and not (transforms_active() or torch.compiler.is_compiling()):
+            source = _channels_beside(source)
+        return _convolution(source, weight, bias, weight.shape[-1] // 2, trained, stride)
 
-    convolution = by or convolution
+    convolution = by or library
     y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
     second = None if x2 is None else convolution(x2, weight[:, split:], None)
     if in_one_pass:
@@ -120,9 +150,11 @@ def finish(y: Tensor, residual: Tensor | None, act: str | None, negative_slope: 
 @outside_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
     """conv3x3 by the library."""
-    weight, bias = weight.to(out_dtype), None if bias is None else bias.to(out_dtype)
-    in_one_pass = fused(x)
-    y = _conv2d(_source(x, x2).to(out_dtype), weight, None if in_one_pass else bias, padding_mode)
+    source, bias, in_one_pass = _source(x, x2).to(out_dtype), None if bias is None else bias.to(out_dtype), fused(x)
+    if padding_mode != "zeros":
+        source = reference.pad(source, padding_mode)
+    trained, of_sum = _is_trained(x, weight, bias), None if in_one_pass else bias
+    y = _convolution(_for_onednn(source), weight, of_sum, 1 if padding_mode == "zeros" else 0, trained)
     if in_one_pass:
         return epilogue(y, bias, None, residual, act, negative_slope, shuffle)
     return finish(dense(y), residual, act, negative_slope, shuffle)
@@ -137,6 +169,19 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return channel_sums(grad).to(dtype)
 
 
+def _is_quicker_turned(grad: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the gradient of x takes less time as a forward convolution: oneDNN fills matrix tiles with several taps
+    of few channels there, and with zeros backward."""
+    return grad.is_cpu and weight.shape[0] // groups < FEW_OUTPUTS and has_matrix_tiles(grad.dtype)
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """The filters of the adjoint: turned round, with outputs as inputs."""
+    outputs, inputs, *size = weight.shape
+    parts = weight.reshape(groups, outputs // groups, inputs, *size).flip(3, 4).transpose(1, 2)
+    return parts.reshape(groups * inputs, outputs // groups, *size)
+
+
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False, groups=1):
     """Gradients of source, weight and bias by the library, in the dtype of x."""
     source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
@@ -144,10 +189,13 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
     grad, weight = _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
     if wanted_x:
         weight = _rearranged(weight)
+    turned = wanted_x and _is_quicker_turned(grad, weight, groups)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups,
-        [wanted_x, wanted_weight, wanted_bias],
+        [wanted_x and not turned, wanted_weight, wanted_bias],
     )  # fmt: skip
+    if turned:
+        grad_x = F.conv2d(grad, _turned(weight, groups), padding=weight.shape[-1] - 1 - padding, groups=groups)
     if wanted_x:
         grad_x = dense(grad_x if padding_mode == "zeros" else reference.fold(grad_x, padding_mode))
     return grad_x, grad_weight, grad_bias
@@ -158,10 +206,8 @@ def conv2d(x, weight, bias, groups):
     """A convolution of any odd size, in groups, differentiable; the layout of the result is torch's choice.
 
     In channels_last, in which torch takes a quarter of the time for groups."""
-    source = dense(x) if x.requires_grad and x.dtype != torch.float64 else _for_onednn(x)
-    if weight.dtype != x.dtype:
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    return F.conv2d(source, _rearranged(weight), bias, padding=weight.shape[-1] // 2, groups=groups)
+    trained = _is_trained(x, weight, bias)
+    return _convolution(_channels_beside(x), weight, bias, weight.shape[-1] // 2, trained, groups=groups)
 
 
 @outside_autocast

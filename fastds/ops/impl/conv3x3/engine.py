@@ -1,44 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the native engine, and the packed weights. amx: products on matrix tiles, not of Winograd transforms.
+"""Calls of the native engine, and the packed weights. amx: products on matrix tiles, not of Winograd transforms."""
 
-Each thread of Python keeps its own packed weights, so that nobody reads what another thread rewrites.
-"""
-
-import itertools
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from fastds.ops.core import native
+from fastds.ops.core import kept_weights, native
 from fastds.ops.core.layout import dense, empty_map, nhwc, plain
 
 PADDING = {"zeros": (0, 0), "replicate": (1, 1), "circular_x": (1, 2)}  # rows, columns: csrc/conv3x3/params.h
 ACT = {"none": 0, "relu": 1, "leaky_relu": 2}
-KEPT_WEIGHT_BYTES = 256 << 20  # per thread: copies and transforms of the weights used last
-OLDEST = 16  # of thousands that small networks, no longer in use, may have left
 PACKED_BYTES = 16  # for each number of a weight: 36 of float32 for 9
 FEW_TILES, FEWEST_TILES = 32, 16  # of 4 x 4 outputs, whose products with many filters take less time than reading these
 TRAINED_BYTES, INFERRED_BYTES = 4 << 20, 16 << 20  # see least_bytes
 FRESH_BYTES = 32 << 20  # glibc takes larger blocks from the system and gives them back
-
-_kept = threading.local()
-
-
-@contextmanager
-def own_weights() -> Iterator[OrderedDict]:
-    """A block with packed weights of its own, which it gives; none of them is thrown away while the dict lives."""
-    before = getattr(_kept, "weights", None), getattr(_kept, "weight_bytes", 0)
-    mine = _kept.weights = OrderedDict()
-    _kept.weight_bytes = -math.inf  # never too many
-    try:
-        yield mine
-    finally:
-        _kept.weights, _kept.weight_bytes = before
 
 
 def _output(shape, dtype, like: Tensor) -> Tensor:
@@ -50,30 +26,16 @@ def _output(shape, dtype, like: Tensor) -> Tensor:
 
 
 def packed(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -> Tensor:
-    """The filters as the engine reads them, kept while the weight's bytes stay the same.
-
-    Neither the address nor the version counter says whether a weight changed: fused optimisers, p.data and reallocation
-    leave them as they were. So a copy of the weight lies beside its transform, and they are compared.
-    """
-    weights = getattr(_kept, "weights", None)
-    if weights is None:
-        weights = _kept.weights = OrderedDict()
-        _kept.weight_bytes = 0
+    """The filters as the engine reads them, kept while the weight's bytes stay the same."""
     module = native.module()
-    key = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, adjoint, shuffle, amx, module.isa())
-    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
-        weight = plain(weight)  # the key is of the part itself: copies of it lie anywhere
-    entry, threads = weights.get(key), torch.get_num_threads()
-    fresh = entry is not None and module.conv3x3_same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads)
-    if not fresh:
+
+    def pack(weight: Tensor, entry: kept_weights.Entry | None) -> kept_weights.Entry:
         given = described(weight, adjoint, shuffle)
-        if entry is None:
-            entry = weights[key] = _room(weights, weight.nbytes, module.conv3x3_packed_size(given, amx))
-        module.conv3x3_pack_weight(given, amx, entry[1].data_ptr(), entry[0].data_ptr(), threads)
-    weights.move_to_end(key)
-    while _kept.weight_bytes > KEPT_WEIGHT_BYTES and len(weights) > 1:
-        _kept.weight_bytes -= sum(t.nbytes for t in weights.popitem(last=False)[1])
-    return entry[1]
+        copy, result = entry or _room(weight.nbytes, module.conv3x3_packed_size(given, amx))
+        module.conv3x3_pack_weight(given, amx, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
+        return copy, result
+
+    return kept_weights.made_of(weight, ("conv3x3", adjoint, shuffle, amx, module.isa()), pack)
 
 
 def described(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
@@ -82,20 +44,16 @@ def described(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
     return weight.data_ptr(), kind, *weight.shape[:3], *weight.stride(), adjoint, shuffle
 
 
-def _room(weights: OrderedDict, weight_bytes: int, packed_size: int) -> tuple[Tensor, Tensor]:
-    """Memory for a copy and a transform: that of one of the oldest, if it has that size, once half of what may be kept
-    is kept.
+def _room(weight_bytes: int, packed_size: int) -> kept_weights.Entry:
+    """Memory for a copy and a transform: that of one of the oldest, if it has that size."""
 
-    Weights that are put together in every pass come from ever new addresses; theirs is memory that is mapped already.
-    """
-    if _kept.weight_bytes > KEPT_WEIGHT_BYTES // 2:
-        for key, (copy, transform) in itertools.islice(weights.items(), OLDEST):
-            if copy.nbytes == weight_bytes and transform.numel() == packed_size:
-                del weights[key]
-                return copy, transform
-    entry = torch.empty(weight_bytes, dtype=torch.uint8), torch.empty(packed_size, dtype=torch.float32)
-    _kept.weight_bytes += sum(t.nbytes for t in entry)
-    return entry
+    def fits(entry: kept_weights.Entry) -> bool:
+        copy, made = entry
+        return copy.nbytes == weight_bytes and made.numel() == packed_size and copy.dtype == torch.uint8
+
+    if (entry := kept_weights.one_of_the_oldest(fits)) is not None:
+        return entry
+    return torch.empty(weight_bytes, dtype=torch.uint8), torch.empty(packed_size, dtype=torch.float32)
 
 
 def packed_once(weight: Tensor, adjoint: bool) -> Tensor:
@@ -126,7 +84,7 @@ def least_bytes(tiles: int, trained: bool) -> float:
     if tiles > FEW_TILES:
         return math.inf
     if tiles > FEWEST_TILES:
-        return KEPT_WEIGHT_BYTES // 4
+        return kept_weights.KEPT_BYTES // 4
     return TRAINED_BYTES if trained else INFERRED_BYTES
 
 
