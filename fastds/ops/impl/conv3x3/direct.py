@@ -60,12 +60,15 @@ def _is_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
+def _is_one_map(x: Tensor) -> bool:
+    """Whether torch convolves it without oneDNN."""
+    return x.dtype == torch.float32 and x.shape[0] == 1 and x.numel() <= ONE_MAP
+
+
 def _keeps_filters(x: Tensor, weight: Tensor) -> bool:
     if x.numel() == 0 or not onednn.keeps(weight, x):
         return False
-    if x.dtype == torch.float32 and x.shape[0] == 1 and x.numel() <= ONE_MAP:
-        return False  # torch does without oneDNN
-    return not (torch.compiler.is_compiling() or observed(x, weight) or is_batched(x))
+    return not (_is_one_map(x) or torch.compiler.is_compiling() or observed(x, weight) or is_batched(x))
 
 
 def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
@@ -90,10 +93,12 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
         return implicit.forward(*args)
 
     def library(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        trained = _is_trained(source, weight, bias)
-        if source.is_cpu and not (transforms_active() or torch.compiler.is_compiling()):
-            source = _channels_beside(source)
-        return _convolution(source, weight, bias, weight.shape[-1] // 2, trained, stride)
+        padding = weight.shape[-1] // 2
+        if source.is_cpu and not (_is_one_map(source) or transforms_active() or torch.compiler.is_compiling()):
+            trained = _is_trained(source, weight, bias)
+            return _convolution(_channels_beside(source), weight, bias, padding, trained, stride)
+        bias = None if bias is None else bias.to(source.dtype)
+        return F.conv2d(source, weight.to(source.dtype), bias, stride, padding)
 
     convolution = by or library
     y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
