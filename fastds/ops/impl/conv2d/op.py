@@ -96,6 +96,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     As torch.nn.functional.conv2d with padding k // 2. On a CPU a filter of more than 3 x 3 taps is a sum of filters of
     3 x 3 taps on shifted maps, by the Winograd transforms of conv3x3, where that takes less time than torch's: the more
     pixels and channels of a group, the sooner. fastds.convolution("direct") leaves all to torch, "winograd" nothing.
+    Without gradients filters are kept as the processor reads them, with a copy of the weight beside them that tells
+    whether it changed: up to 256 MB for every thread of Python.
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.
