@@ -85,6 +85,15 @@ bool has_amx() {
     return granted && isa() == Isa::avx512;
 }
 
+bool is_intel() {
+#if defined(__x86_64__)
+    static const bool found = __builtin_cpu_is("intel");
+    return found;
+#else
+    return false;
+#endif
+}
+
 void need_vectors(const char* function) {
     if (isa() == Isa::baseline)
         throw std::runtime_error(std::string(function) + " has no code for the instruction set baseline in this build");

@@ -34,6 +34,7 @@ inline bool has_amx() { return false; }
 #else
 bool has_amx();  // matrix tiles for bfloat16, beside isa() avx512
 #endif
+bool is_intel();  // the processor
 void need_vectors(const char* function);  // throws std::runtime_error where isa() is baseline
 
 }  // namespace fastds

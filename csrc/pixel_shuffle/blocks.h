@@ -158,11 +158,15 @@ __attribute__((noinline)) void blocks_to_fine(int64_t C, bool streamed, const Fr
     const From own = coarse;
     with_width<U, From>(C, [=](auto width) __attribute__((always_inline)) {
         constexpr int N = decltype(width)::value;
+        if constexpr (R * R > 16) {
+            // Whole lines are read faster in their order; on Intel's processors those of floats are not.
+            if (N * sizeof(U) <= 32 || (sizeof(U) == 4 && is_intel()))
+                return for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
+                    rows_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
+                });
+        }
         for_blocks<R, N>(C, pixels, [=](const Place& place) __attribute__((always_inline)) {
-            if constexpr (R * R > 16 && N * sizeof(U) <= 32)  // whole lines are read faster in their order
-                rows_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
-            else
-                block_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
+            block_to_fine<R, N>(own, place, fine, C, fine_row, streamed);
         });
     });
 }
