@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""conv3x3 inside torch: second derivatives, kept weights, opcheck, compile, export, autocast, functorch, subsets."""
+"""conv3x3 inside torch: second derivatives, opcheck, compile, export, autocast, functorch, subsets."""
 
 import pytest
 import torch

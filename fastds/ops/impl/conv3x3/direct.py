@@ -35,6 +35,13 @@ def _channels_beside(x: Tensor) -> Tensor:
     return dense(x) if x.requires_grad and x.dtype != torch.float64 else _for_onednn(x)
 
 
+def _continued(x: Tensor, size: int, padding_mode: str) -> tuple[Tensor, int]:
+    """x as a convolution of `size` taps each way reads it, and the zeros that it adds on every side."""
+    if padding_mode == "zeros":
+        return _for_onednn(x), size // 2
+    return _for_onednn(reference.pad(x, padding_mode)), 0
+
+
 def _rearranged(weight: Tensor) -> Tensor:
     """A weight in the layout that oneDNN's maps have, where torch would bring it there more slowly."""
     worth_it = weight.numel() >= WORTH_A_CALL and weight.is_cpu and weight.dtype != torch.float64
@@ -60,15 +67,15 @@ def _is_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
 
 
-def _is_one_map(x: Tensor) -> bool:
-    """Whether torch convolves it without oneDNN."""
+def is_one_map(x: Tensor) -> bool:
+    """Whether torch convolves it without oneDNN: one small map of float32."""
     return x.dtype == torch.float32 and x.shape[0] == 1 and x.numel() <= ONE_MAP
 
 
 def _keeps_filters(x: Tensor, weight: Tensor) -> bool:
     if x.numel() == 0 or not onednn.keeps(weight, x):
         return False
-    return not (_is_one_map(x) or torch.compiler.is_compiling() or observed(x, weight) or is_batched(x))
+    return not (is_one_map(x) or torch.compiler.is_compiling() or observed(x, weight) or is_batched(x))
 
 
 def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
@@ -93,12 +100,10 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
         return implicit.forward(*args)
 
     def library(source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = weight.shape[-1] // 2
-        if source.is_cpu and not (_is_one_map(source) or transforms_active() or torch.compiler.is_compiling()):
-            trained = _is_trained(source, weight, bias)
-            return _convolution(_channels_beside(source), weight, bias, padding, trained, stride)
+        if source.is_cpu and not (is_one_map(source) or transforms_active() or torch.compiler.is_compiling()):
+            return conv2d(source, weight, bias, 1, stride)
         bias = None if bias is None else bias.to(source.dtype)
-        return F.conv2d(source, weight.to(source.dtype), bias, stride, padding)
+        return F.conv2d(source, weight.to(source.dtype), bias, stride, weight.shape[-1] // 2)
 
     convolution = by or library
     y = convolution(x, weight if x2 is None else weight[:, :split], None if in_one_pass else bias)
@@ -155,11 +160,10 @@ def finish(y: Tensor, residual: Tensor | None, act: str | None, negative_slope: 
 @outside_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
     """conv3x3 by the library."""
-    source, bias, in_one_pass = _source(x, x2).to(out_dtype), None if bias is None else bias.to(out_dtype), fused(x)
-    if padding_mode != "zeros":
-        source = reference.pad(source, padding_mode)
-    trained, of_sum = _is_trained(x, weight, bias), None if in_one_pass else bias
-    y = _convolution(_for_onednn(source), weight, of_sum, 1 if padding_mode == "zeros" else 0, trained)
+    bias, in_one_pass = None if bias is None else bias.to(out_dtype), fused(x)
+    source, padding = _continued(_source(x, x2).to(out_dtype), 3, padding_mode)
+    trained = _is_trained(x, weight, bias)
+    y = _convolution(source, weight, None if in_one_pass else bias, padding, trained)
     if in_one_pass:
         return epilogue(y, bias, None, residual, act, negative_slope, shuffle)
     return finish(dense(y), residual, act, negative_slope, shuffle)
@@ -189,12 +193,11 @@ def _turned(weight: Tensor, groups: int) -> Tensor:
 
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False, groups=1):
     """Gradients of source, weight and bias by the library, in the dtype of x."""
-    source = _for_onednn(x if padding_mode == "zeros" else reference.pad(x, padding_mode))
-    padding = weight.shape[-1] // 2 if padding_mode == "zeros" else 0
+    source, padding = _continued(x, weight.shape[-1], padding_mode)
     grad, weight = _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
-    if wanted_x:
-        weight = _rearranged(weight)
     turned = wanted_x and _is_quicker_turned(grad, weight, groups)
+    if wanted_x and not turned:
+        weight = _rearranged(weight)
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups,
         [wanted_x and not turned, wanted_weight, wanted_bias],
@@ -207,12 +210,12 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
 
 
 @outside_autocast
-def conv2d(x, weight, bias, groups):
+def conv2d(x, weight, bias, groups, stride=1):
     """A convolution of any odd size, in groups, differentiable; the layout of the result is torch's choice.
 
     In channels_last, in which torch takes a quarter of the time for groups."""
     trained = _is_trained(x, weight, bias)
-    return _convolution(_channels_beside(x), weight, bias, weight.shape[-1] // 2, trained, groups=groups)
+    return _convolution(_channels_beside(x), weight, bias, weight.shape[-1] // 2, trained, stride, groups)
 
 
 @outside_autocast

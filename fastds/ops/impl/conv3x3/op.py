@@ -29,7 +29,6 @@ from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import define, reached, unasked
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passes_behind
-from fastds.ops.impl.conv3x3.costs import ONE_MAP
 
 __all__ = ["conv3x3"]
 
@@ -288,10 +287,10 @@ def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
 
 
 def _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
-    """Whether torch's own convolution and its gradients run in place of the op: for one small map, costs.ONE_MAP."""
-    if x.shape[0] != 1 or x.numel() > ONE_MAP or x2 is not None or algorithm != "auto":
+    """Whether torch's own convolution and its gradients run in place of the op: for one small map."""
+    if not direct.is_one_map(x) or x2 is not None or algorithm != "auto":
         return False
-    if not (x.dtype == weight.dtype == out_dtype == torch.float32 and x.is_cpu and padding_mode == "zeros"):
+    if not (weight.dtype == out_dtype == x.dtype and x.is_cpu and padding_mode == "zeros"):
         return False
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not (trained or weight.numel() >= WORTH_ASKING) or native.missing() is not None or not unasked(x, weight):
