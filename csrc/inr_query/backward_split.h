@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the backward of inr_query is cut into tasks: a function of the shape alone, so that every sum has one order.
+// How the two backward passes of inr_query are cut into tasks: a function of the shape alone, so that every sum has one order.
 #pragma once
 #include "inr_query/params.h"
 
@@ -19,6 +19,28 @@ struct InrBackwardSplit {
 
     int64_t samples, bands;
     int64_t parameters;  // elements of one partial sum
+};
+
+// The trunk: tasks are runs of panels of rows, each with partial sums of the gradients of all layers.
+struct InrTrunkSplit {
+    explicit InrTrunkSplit(const InrQueryDims& d) {
+        constexpr int64_t kPanelRows = 96, kTaskPanels = 4, kMostTasks = 32;
+        panel_queries = kPanelRows / (d.ensemble == inr_late ? 4 : 1);
+        panels = (d.B * d.Q + panel_queries - 1) / panel_queries;
+        tasks = panels / kTaskPanels > kMostTasks ? kMostTasks : panels / kTaskPanels;
+        if (tasks < 1) tasks = 1;
+        for (int l = 0; l < d.layers; l++) {
+            first[l] = elements;
+            elements += d.width[l] * row(d, l) + (d.width[l] + kPad - 1) / kPad * kPad;
+        }
+    }
+    // Elements of a row of a layer's weight gradient: whole vectors.
+    static int64_t row(const InrQueryDims& d, int layer) { return (inr_layer_inputs(d, layer) + kPad - 1) / kPad * kPad; }
+
+    static constexpr int64_t kPad = 16;
+    int64_t panel_queries, panels, tasks;
+    int64_t first[kInrLayers];  // element of a task's sums where a layer begins: the rows of its weight, then the bias
+    int64_t elements = 0;       // of a task's sums
 };
 
 }  // namespace

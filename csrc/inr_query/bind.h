@@ -16,6 +16,12 @@ inline int64_t inr_query_workspace(const InrQueryDims& d) {
     return (split.tasks() * split.parameters + copies) * (d.dtype == f64 ? 8 : 4);
 }
 
+// Bytes of the partial sums of inr_query_trunk_backward.
+inline int64_t inr_trunk_workspace(const InrQueryDims& d) {
+    const FASTDS_ISA::InrTrunkSplit split(d);
+    return split.tasks * split.elements * (d.dtype == f64 ? 8 : 4);
+}
+
 namespace inr_query_bind {
 
 struct Call {
@@ -94,7 +100,8 @@ inline void register_inr_query(py::module_& m) {
     using namespace inr_query_bind;
     py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call, see csrc/inr_query/params.h")
         .def(py::init(&make_call))
-        .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); });
+        .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); })
+        .def_property_readonly("trunk_workspace", [](const Call& call) { return inr_trunk_workspace(call.dims); });
     bind(m, "inr_query_forward", [](const Call& call, intptr_t y, int threads) {
         py::gil_scoped_release release;
         FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_forward, call.dims, call.tensors, pointer(y), threads);
@@ -108,6 +115,13 @@ inline void register_inr_query(py::module_& m) {
         py::gil_scoped_release release;
         const InrQueryGradients gradients{pointer(maps), pointer(offsets), pointer(rho_bias), pointer(workspace)};
         FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors, pointer(grad_rows), gradients, threads);
+    });
+    bind(m, "inr_query_trunk_backward", [](const Call& call, intptr_t grad_y, intptr_t grad_rows, intptr_t grad_layers,
+                                         intptr_t workspace, int threads) {
+        FASTDS_CHECK(call.dims.layers > 0, "inr_query: the call has no trunk");
+        py::gil_scoped_release release;
+        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_trunk_backward, call.dims, call.tensors, pointer(grad_y), pointer(grad_rows),
+                              pointer(grad_layers), pointer(workspace), threads);
     });
 #if FASTDS_BUILD_CUDA
     bind(m, "inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {

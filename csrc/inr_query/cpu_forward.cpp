@@ -2,112 +2,15 @@
 // inr_query forward: panels of queries are located, their features gathered into rows, and the rows taken through the whole
 // trunk while they stay in L2; only y is written to memory. Parallel over panels; every value of y is a sum in one order,
 // whatever the panel, the chunk of queries or the thread count.
-#include "core/amx.h"
-#include "core/gemm.h"
 #include "core/parallel.h"
 #include "inr_query/features.h"
+#include "inr_query/trunk.h"
 
 namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
 constexpr int64_t kPanelRows = 96;  // two buffers of it and the weights of one layer share L2
-
-// The trunk with its weights packed, and how wide its rows are.
-template <class Step>
-struct Trunk {
-    using A = typename Step::A;
-    using Stored = typename Step::Stored;
-
-    Trunk(const InrQueryDims& dims, const InrQueryTensors& t)
-        : d(dims), blocking{Step::terms > 1 && dims.tiles}, weights(total(dims)), bias(dims.layers * widest(dims)),
-          stride(round_up(widest(dims), blocking.tiles ? 32 : 16)) {
-        Stored* at = weights;
-        for (int l = 0; l < d.layers; l++) {
-            const int64_t in = input(l), out = d.width[l];
-            const A* w = static_cast<const A*>(t.weight[l]);
-            pack<Step>(at, out, in, [&](int64_t term, int64_t o) { return store<Stored>(w[o * in + term]); }, blocking);
-            __builtin_memcpy(bias + l * widest(d), t.layer_bias[l], out * sizeof(A));
-            at += packed_size<Step>(out, in, blocking);
-        }
-    }
-
-    int64_t input(int l) const { return l ? d.width[l - 1] : d.D; }
-    static int64_t widest(const InrQueryDims& d) {
-        int64_t most = d.D > d.O ? d.D : d.O;
-        for (int l = 0; l < d.layers; l++) most = d.width[l] > most ? d.width[l] : most;
-        return most;
-    }
-    int64_t total(const InrQueryDims& d) const {
-        int64_t sum = 0, in = d.D;
-        for (int l = 0; l < d.layers; l++) sum += packed_size<Step>(d.width[l], in, blocking), in = d.width[l];
-        return sum;
-    }
-
-    // rows, then other and rows in turn as scratch, then y: the last layer's values in the compute type. Not inlined: the same
-    // for all storage types with this step.
-    __attribute__((noinline)) void run(Stored* rows, Stored* other, A* y, int64_t n) const {
-        const Stored* packed = weights;
-        for (int l = 0; l < d.layers; l++) {
-            const A* b = bias + l * widest(d);
-            if (l + 1 < d.layers) {
-                layer(rows, packed, b, input(l), d.width[l], other, n, true);
-            } else {
-                layer(rows, packed, b, input(l), d.width[l], y, n, false);
-            }
-            packed += packed_size<Step>(d.width[l], input(l), blocking);
-            Stored* next = other;
-            other = rows;
-            rows = next;
-        }
-    }
-
-    template <class Out>
-    void layer(Stored* x, const Stored* packed, const A* b, int64_t in, int64_t out, Out* y, int64_t n, bool relu) const {
-        const int64_t padded = round_up(in, blocking.whole<Step>()), steps = padded / Step::terms;
-        for (int64_t i = 0; i < n; i++)  // what the last step reads more: another layer's values, NaN maybe
-            for (int64_t c = in; c < padded; c++) x[i * stride + c] = Stored{};
-        constexpr int lanes = kLanes<A>;
-        const auto write = [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
-            Out* to = y + row * stride + column;
-            const auto value = [&](int64_t c) __attribute__((always_inline)) {
-                return relu_if<A, lanes>(relu, Vec<A>(load_vec<lanes>(sum + c) + load_vec<lanes>(b + column + c)));
-            };
-            if (column + vectors * lanes <= out)
-                for (int64_t c = 0; c < vectors * lanes; c += lanes) store_vec<lanes>(to + c, value(c));
-            else
-                for (int64_t c = 0; c < vectors * lanes; c += lanes) store_first<lanes>(to + c, value(c), out - column - c);
-        };
-        const auto multiply_block = [&](auto width, int64_t column) __attribute__((noinline)) {
-            constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
-            constexpr int64_t b_step = NV * lanes * Step::terms;
-            if constexpr (Step::terms > 1 && NV <= 2)
-                if (blocking.tiles) {
-                    for_tile_sums<NV>({x, stride, padded / kTileDepth}, n, packed, [&](int64_t first, const float* sums) {
-                        for (int64_t r = first; r < least(first + 2 * kTileRows, n); r++, sums += NV * lanes) write(r, column, sums, NV);
-                    });
-                    packed += steps * b_step;
-                    return;
-                }
-            for (int64_t r = 0; r < n; r += MR) {
-                Vec<A> acc[MR][NV];
-                clear<A>(acc);
-                multiply<Step>(acc, x + r * stride, stride, Step::terms, packed, b_step, steps);
-                A sums[MR * NV * lanes];
-                store_tile(sums, acc);
-                for (int64_t i = 0; i < MR && r + i < n; i++) write(r + i, column, sums + i * NV * lanes, NV);
-            }
-            packed += steps * b_step;
-        };
-        for_column_blocks<A>(out, multiply_block, blocking.vectors());
-    }
-
-    const InrQueryDims& d;
-    const Blocking blocking;
-    const Buffer<Stored> weights;
-    const Zeros<A> bias;
-    const int64_t stride;  // of the rows
-};
 
 // y = (late: sum of omega_j over the four rows, else the row) + bilinear skip; NaN where no corner is valid.
 template <class T, class A>

@@ -70,13 +70,20 @@ FASTDS_PER_ISA(void inr_query_features(const InrQueryDims& dims, const InrQueryT
 FASTDS_PER_ISA(void inr_query_features_backward(const InrQueryDims& dims, const InrQueryTensors& tensors,
                                                 const void* grad_rows, const InrQueryGradients& gradients, int threads))
 
-// The same two on a GPU; rows in the storage type. The parameters' gradients come as partial sums, (inr_query_cuda_partials,
+// The backward pass through the trunk: from grad_y (B, Q, O) to grad_rows, and to the gradients of all layers, one after the
+// other, each of weight (out, in) and bias. workspace: inr_trunk_workspace bytes.
+FASTDS_PER_ISA(void inr_query_trunk_backward(const InrQueryDims& dims, const InrQueryTensors& tensors, const void* grad_y,
+                                             void* grad_rows, void* grad_layers, void* workspace, int threads))
+
+// Of the features on a GPU; rows in the storage type. The parameters' gradients come as partial sums, (inr_query_cuda_partials,
 // kInrOffsetRows * D + 2 * heads); these and grad_maps start at zero.
 void inr_query_features_cuda(const InrQueryDims& dims, const InrQueryTensors& tensors, void* rows, void* weights, int device,
                              void* stream);
 void inr_query_features_backward_cuda(const InrQueryDims& dims, const InrQueryTensors& tensors, const void* grad_rows,
                                       void* grad_maps, void* partials, int device, void* stream);
 int64_t inr_query_cuda_partials(const InrQueryDims& dims);
+
+static inline int64_t inr_layer_inputs(const InrQueryDims& d, int layer) { return layer ? d.width[layer - 1] : d.D; }
 
 static inline int64_t inr_query_channels(const InrQueryDims& d) {
     if (d.feature == inr_dot) return d.O * (d.D + 1);

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of the native inr_query kernels: addresses and layouts, and the backward pass around the trunk.
 
-The forward is one kernel. The backward takes chunks of queries: the rows that enter the trunk are computed again, the
-gradients of the trunk are matrix products here, and a second kernel carries that of the rows on to maps and parameters.
+The forward is one kernel. The backward takes chunks of queries. The rows that enter the trunk are computed again; from
+them come the gradients of the trunk, on a CPU by a kernel, on a GPU by the library's matrix products, and those of the
+rows, which another kernel carries on to maps and parameters.
 """
 
 from typing import NamedTuple
@@ -148,10 +149,9 @@ class Gradients(NamedTuple):
 def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
     """Gradients of query.given(with_skip)."""
     exact = query.exact
-    layers = [(w.detach().to(exact), b.detach().to(exact)) for w, b in zip(query.weights, query.biases, strict=True)]
     total = None
     for first, stop, part in query.chunks():
-        found = _chunk(grad_y[:, first:stop].to(exact), part, layers, with_skip)
+        found = _chunk(grad_y[:, first:stop].to(exact), part, with_skip)
         if total is None:
             total = found
         else:
@@ -176,18 +176,19 @@ def _valid(query: Query, omega: Tensor, along: Tensor | None = None) -> Tensor:
     return valid
 
 
-def _chunk(grad_y: Tensor, query: Query, layers, with_skip: bool) -> Gradients:
-    outputs = query.outputs
-    call = Call(query, trunk=False)
-    rows, omega = _features(call, query)
-    rows = rows.to(grad_y.dtype)
+def _chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
+    outputs, by_kernel = query.outputs, query.maps.is_cpu and len(query.weights) > 0
+    call = Call(query, trunk=by_kernel)
+    rows, omega = (None, None) if by_kernel and query.mask is None else _features(call, query)
     grad_y = grad_y.reshape(-1, outputs)
     if query.mask is not None:
         grad_y = torch.where(_valid(query, omega)[:, None], grad_y, 0)
-    grad_rows = grad_y
-    if query.ensemble == "late":
-        grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs)
-    grad_rows, of_trunk = _trunk_backward(rows, grad_rows, layers)
+    if by_kernel:
+        grad_rows, of_trunk = _trunk_backward(call, grad_y, query)
+    else:
+        by_corner = query.ensemble == "late"
+        grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs) if by_corner else grad_y
+        grad_rows, of_trunk = _trunk_backward_by_library(rows.to(grad_y.dtype), grad_rows, query)
     of_maps, offsets, of_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
     of_skip = grad_y.new_zeros(0)
     if with_skip:
@@ -216,8 +217,22 @@ def _features_backward(call: Call, grad_rows: Tensor, query: Query) -> tuple[Ten
     return grad_maps.permute(0, 3, 1, 2), offsets, rho_bias
 
 
-def _trunk_backward(rows: Tensor, grad: Tensor, trunk) -> tuple[Tensor, list[Tensor]]:
+def _trunk_backward(call: Call, grad_y: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
     """Gradient of the rows, and of all weights, then all biases."""
+    sizes = [n for w, b in zip(call.weights, call.biases, strict=True) for n in (w.numel(), b.numel())]
+    grad_y, of_layers = plain(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
+    grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
+    workspace = torch.empty(call.native.trunk_workspace, dtype=torch.uint8)
+    addresses = [t.data_ptr() for t in (grad_y, grad_rows, of_layers, workspace)]
+    native.module().inr_query_trunk_backward(call.native, *addresses, torch.get_num_threads())
+    parts = of_layers.split(sizes)
+    return grad_rows, [*(g.view_as(w) for g, w in zip(parts[::2], call.weights, strict=True)), *parts[1::2]]
+
+
+def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tuple[Tensor, list[Tensor]]:
+    """The same from the rows and the gradient of what leaves the trunk."""
+    layers = zip(query.weights, query.biases, strict=True)
+    trunk = [(w.detach().to(rows.dtype), b.detach().to(rows.dtype)) for w, b in layers]
     inputs = [rows]
     for w, b in trunk[:-1]:
         inputs.append(torch.addmm(b, inputs[-1], w.T).relu_())

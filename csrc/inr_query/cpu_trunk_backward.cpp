@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward pass of inr_query through the trunk. A panel of rows goes through all layers forward, as the kernel of the
+// forward pass takes it, and back while its values stay in L2; only the gradient of the rows is written to memory.
+//
+// A task is a run of panels with its own sums of the gradients of weights and biases, which are added up in order.
+#include "core/parallel.h"
+#include "inr_query/backward_split.h"
+#include "inr_query/trunk.h"
+
+namespace fastds {
+namespace FASTDS_ISA {
+namespace {
+
+// sums (outputs rows of `row` elements) += sum over n rows of grad[n, o] * x[n, c]; both `stride` apart.
+template <class A>
+void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, int64_t outputs, int64_t inputs, A* sums,
+                         int64_t row) {
+    constexpr int lanes = kLanes<A>;
+    for_column_blocks<A>(inputs, [&](auto width, int64_t column) __attribute__((noinline)) {
+        constexpr int NV = decltype(width)::value, MR = tile_rows(NV);
+        for (int64_t o = 0; o < outputs; o += MR) {
+            Vec<A> acc[MR][NV];
+            clear<A>(acc);
+            multiply<FmaStep<A>>(acc, grad + o, 1, stride, x + column, stride, n);
+            A tile[MR * NV * lanes];
+            store_tile(tile, acc);
+            for (int64_t i = 0; i < least(MR, outputs - o); i++) {
+                A* to = sums + (o + i) * row + column;
+                for (int64_t c = 0; c < NV * lanes; c += lanes)
+                    store_vec<lanes>(to + c, Vec<A>(load_vec<lanes>(to + c) + load_vec<lanes>(tile + i * NV * lanes + c)));
+            }
+        }
+    });
+}
+
+// The buffers of a thread and what its panels share.
+template <class T>
+struct Panel {
+    using A = compute_t<T>;
+    const Source<T>& source;
+    const InrQueryDims& d;
+    const InrTrunkSplit& split;
+    const Trunk<FmaStep<A>>& trunk;
+    const A* const* turned;  // of every layer, packed: outputs as terms
+    Features<A, T, A> features;
+    const int64_t per_query, elements;  // elements of a buffer of rows
+    const Zeros<A> inputs;              // of every layer
+    const Zeros<A> first, second;       // gradients
+    const Buffer<Place<A>> places;
+
+    Panel(const Source<T>& s, const InrTrunkSplit& split, const Trunk<FmaStep<A>>& trunk, const A* const* turned)
+        : source(s), d(s.d), split(split), trunk(trunk), turned(turned), features(s), per_query(d.ensemble == inr_late ? 4 : 1),
+          elements(split.panel_queries * per_query * trunk.stride), inputs(d.layers * elements), first(elements),
+          second(elements), places(split.panel_queries) {}
+
+    void add(int64_t index, const A* grad_y, A* grad_rows, A* sums) {
+        const int64_t begin = index * split.panel_queries, queries = least(split.panel_queries, d.B * d.Q - begin);
+        forward(begin, queries);
+        A *grad = first, *next = second;
+        for (int64_t i = 0; i < queries; i++)
+            for (int64_t j = 0; j < per_query; j++)
+                for (int64_t o = 0; o < d.O; o++)
+                    grad[(i * per_query + j) * trunk.stride + o] =
+                        grad_y[(begin + i) * d.O + o] * (per_query > 1 ? places[i].weight[j] : A(1));
+        const int64_t n = queries * per_query;
+        for (int l = d.layers - 1; l > 0; l--) {
+            add_layer(l, grad, n, sums);
+            const A* x = inputs + l * elements;
+            back(l, grad, n, [&](int64_t row, int64_t c, Vec<A> sum) {
+                const Vec<A> value = load_vec<kLanes<A>>(x + row * trunk.stride + c);
+                store_vec<kLanes<A>>(next + row * trunk.stride + c, Vec<A>(value <= A(0) ? Vec<A>{} : sum));
+            });
+            A* swapped = grad;
+            grad = next;
+            next = swapped;
+        }
+        add_layer(0, grad, n, sums);
+        A* rows = grad_rows + begin * per_query * d.D;
+        back(0, grad, n, [&](int64_t row, int64_t c, Vec<A> sum) {
+            store_first<kLanes<A>>(rows + row * d.D + c, sum, least(kLanes<A>, d.D - c));
+        });
+    }
+
+  private:
+    void forward(int64_t begin, int64_t queries) {
+        for (int64_t i = 0; i < queries; i++) {
+            const int64_t b = (begin + i) / d.Q, q = (begin + i) % d.Q;
+            places[i] = source.place(b, q, features.corners);
+            features.write(places[i], b, q, inputs + i * per_query * trunk.stride, trunk.stride);
+        }
+        for (int l = 0; l + 1 < d.layers; l++)
+            trunk.layer(l, inputs + l * elements, inputs + (l + 1) * elements, queries * per_query, true);
+    }
+
+    void add_layer(int l, const A* grad, int64_t n, A* sums) {
+        const int64_t outputs = d.width[l], row = split.row(d, l);
+        A *weight = sums + split.first[l], *bias = weight + outputs * row;
+        add_weight_gradient(grad, inputs + l * elements, trunk.stride, n, outputs, inr_layer_inputs(d, l), weight, row);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t o = 0; o < outputs; o++) bias[o] += grad[i * trunk.stride + o];
+    }
+
+    // The gradients of the inputs of a layer: write(row, channel, those of a vector from there).
+    template <class Write>
+    void back(int l, A* grad, int64_t n, const Write& write) {
+        multiply_rows<FmaStep<A>>(grad, trunk.stride, d.width[l], turned[l], inr_layer_inputs(d, l), n, trunk.blocking,
+                                  [&](int64_t row, int64_t column, const A* sum, int64_t vectors) {
+                                      for (int64_t c = 0; c < vectors * kLanes<A>; c += kLanes<A>)
+                                          if (column + c < inr_layer_inputs(d, l)) write(row, column + c, load_vec<kLanes<A>>(sum + c));
+                                  });
+    }
+};
+
+template <class T>
+void trunk_backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T>* grad_y, compute_t<T>* grad_rows,
+                    compute_t<T>* grad_layers, compute_t<T>* partials, int threads) {
+    using A = compute_t<T>;
+    const Source<T> source(d, t);
+    const InrTrunkSplit split(d);
+    const Trunk<FmaStep<A>> trunk(d, t);
+    int64_t size = 0;
+    for (int l = 0; l < d.layers; l++) size += packed_size<FmaStep<A>>(inr_layer_inputs(d, l), d.width[l]);
+    const Buffer<A> all(size);
+    const A* turned[kInrLayers];
+    for (int64_t l = 0, at = 0; l < d.layers; l++) {
+        const int64_t in = inr_layer_inputs(d, l);
+        const A* w = static_cast<const A*>(t.weight[l]);
+        pack<FmaStep<A>>(all + at, in, d.width[l], [&](int64_t o, int64_t c) { return w[o * in + c]; });
+        turned[l] = all + at;
+        at += packed_size<FmaStep<A>>(in, d.width[l]);
+    }
+    parallel_tasks(split.tasks, threads, [&](const auto& next) {
+        Panel<T> panel(source, split, trunk, turned);
+        for (int64_t task; (task = next()) >= 0;) {
+            A* sums = partials + task * split.elements;
+            __builtin_memset(sums, 0, split.elements * sizeof(A));
+            const Range panels = part_of(split.panels, split.tasks, task);
+            for (int64_t i = panels.begin; i < panels.end; i++) panel.add(i, grad_y, grad_rows, sums);
+        }
+    });
+    for (int l = 0; l < d.layers; l++) {
+        const int64_t in = inr_layer_inputs(d, l), row = split.row(d, l);
+        const auto sum_of = [&](int64_t at) {
+            A sum = partials[at];
+            for (int64_t task = 1; task < split.tasks; task++) sum += partials[task * split.elements + at];
+            return sum;
+        };
+        parallel_for(d.width[l], threads, [&](int64_t begin, int64_t end) {
+            for (int64_t o = begin; o < end; o++)
+                for (int64_t c = 0; c < in; c++) grad_layers[o * in + c] = sum_of(split.first[l] + o * row + c);
+        });
+        grad_layers += d.width[l] * in;
+        for (int64_t o = 0; o < d.width[l]; o++) *grad_layers++ = sum_of(split.first[l] + d.width[l] * row + o);
+    }
+}
+
+}  // namespace
+
+void inr_query_trunk_backward(const InrQueryDims& dims, const InrQueryTensors& tensors, const void* grad_y, void* grad_rows,
+                              void* grad_layers, void* workspace, int threads) {
+    FASTDS_KERNEL_DTYPE_SWITCH(
+        dims.dtype, trunk_backward<scalar>(dims, tensors, static_cast<const compute_t<scalar>*>(grad_y),
+                                           static_cast<compute_t<scalar>*>(grad_rows), static_cast<compute_t<scalar>*>(grad_layers),
+                                           static_cast<compute_t<scalar>*>(workspace), threads))
+}
+
+}  // namespace FASTDS_ISA
+}  // namespace fastds
