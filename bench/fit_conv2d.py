@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost model of conv2d: `python -m bench.fit_conv2d --shapes 150 --seed 1 [--dtypes float32 bfloat16]`.
 
-Times engine and library on shapes drawn at random, forward and for each gradient, without the op around them, fits
+Times engine and library on shapes drawn at random, in each pass, without the op around them, fits
 COSTS of fastds/ops/impl/conv2d/costs.py (seconds per unit of each term, none negative), and prints the table and what
 its choices lose against the quicker one on every third shape, which it is not fitted to. Run it on an idle machine,
 once per kind of machine, with --avx2 on a newer one for AVX2. Where oneDNN has no convolution of a dtype (bfloat16 with
@@ -22,9 +22,9 @@ from bench.avx2 import keep_to_avx2
 from bench.sweep import MOST_FLOPS, draw_conv2d_shape
 from fastds.ops.core import native
 from fastds.ops.impl.conv2d import kernels
-from fastds.ops.impl.conv2d.costs import PASSES, SURE, terms
+from fastds.ops.impl.conv2d.costs import PASSES, SURE, machine, terms
 from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.costs import is_hopeless, machine
+from fastds.ops.impl.conv3x3.costs import is_hopeless
 
 Row = tuple[tuple[int, ...], float, float]  # shape, seconds of engine and library
 ROUNDS = 30  # of weights that make squared errors absolute ones
@@ -45,13 +45,16 @@ def measured(shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Row:
 
     x, grad = maps(inputs), maps(outputs)
     weight = (torch.randn(groups * outputs, inputs, size, size) / (size * inputs**0.5)).to(dtype)
-    x.requires_grad_(), weight.requires_grad_()  # else the library's filters are kept
+    for tensor in x, weight:
+        tensor.requires_grad_(direction != "inference")  # else the library's filters are kept
 
+    forward = (
+        lambda: kernels.convolution(x, weight, None, groups, False, False),
+        lambda: direct.conv2d(x, weight, None, groups),
+    )
     engine, library = {
-        "forward": (
-            lambda: kernels.convolution(x, weight, None, groups, False, False),
-            lambda: direct.conv2d(x, weight, None, groups),
-        ),
+        "forward": forward,
+        "inference": forward,
         "grad_x": (
             lambda: kernels.convolution(grad, weight.neg_(), None, groups, True, True),
             lambda: direct.conv2d_backward(grad, x, weight.neg_(), groups, True, False),
@@ -111,7 +114,7 @@ def main() -> None:
         kind = getattr(torch, dtype)
         print(f"    ({machine(native.module().isa(), kind)!r}, {dtype!r}): {{")
         for direction in PASSES:
-            if is_hopeless(kind, direction != "forward"):
+            if is_hopeless(kind, direction.startswith("grad")):
                 continue
             rows = [measured(shape, kind, direction) for shape in drawn(options.shapes, options.seed, options.flops)]
             print_costs(rows, direction, kind)

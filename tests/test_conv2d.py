@@ -14,7 +14,7 @@ import fastds
 from fastds.nn import Conv2d
 from fastds.ops import conv2d, conv3x3
 from fastds.ops.core import kept_weights
-from fastds.ops.impl.conv2d import costs, kernels, reference
+from fastds.ops.impl.conv2d import costs, kernels, op, reference
 from fastds.ops.impl.conv2d.op import CONV2D_BACKWARD
 from fastds.ops.impl.conv3x3 import direct, engine
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_of_conv3x3
@@ -209,7 +209,8 @@ def test_what_the_engine_cannot_take(native):
 
 def on_a(monkeypatch, kind):
     """On a machine of this kind."""
-    monkeypatch.setattr(costs.conv3x3, "machine", lambda isa, dtype: kind)
+    monkeypatch.setattr(costs, "machine", lambda isa, dtype: kind)
+    monkeypatch.setattr(costs.conv3x3, "machine", lambda isa, dtype: "amd" if kind == "zen5" else kind)
     for rule in ("engine_pays", "op_pays"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
 
@@ -235,6 +236,7 @@ def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
     """Of a training all passes are counted; who watches sees the op."""
     calls = []
     monkeypatch.setattr(costs, "op_pays", lambda directions, *args: calls.append(directions))
+    monkeypatch.setattr(op, "_libraries", {})
     x, weight = torch.randn(1, 2, 9, 9), torch.randn(2, 2, 5, 5, requires_grad=True)
     y = conv2d(x, weight)
     assert y.grad_fn.name() == "ConvolutionBackward0"
@@ -242,15 +244,52 @@ def test_torch_alone_where_the_op_does_not_pay(native, monkeypatch):
     conv2d(x, weight)
     with torch.no_grad():
         conv2d(x, weight)
-    assert calls == [("forward", "grad_weight"), costs.PASSES, ("forward",)]
+    conv2d(x, weight)
+    assert calls == [("forward", "grad_weight"), ("forward", "grad_x", "grad_weight"), ("inference",)]
     with fastds.backend("native"):
         assert conv2d(x, weight).grad_fn.name() == "_Conv2dBackward"
     assert len(calls) == 3
 
 
+def test_what_is_known_of_tensors_alike(native, monkeypatch):
+    """What was found out for one call is taken for no other one, and no error is passed over."""
+    monkeypatch.setattr(op, "_libraries", {})
+    monkeypatch.setattr(kernels, "op_pays", lambda *_: op.current() == "winograd")
+    x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)
+    for source in (x.contiguous(memory_format=LAST), x, x.mT, x[:, :, :, ::2], x.double()):
+        kernel = weight.to(
+            source.dtype, copy=True
+        ).requires_grad_()  # kept filters give channels_last whatever they meet
+        y, expected = conv2d(source, kernel), F.conv2d(source, kernel, padding=1)
+        torch.testing.assert_close(y.detach(), expected.detach(), rtol=1e-4, atol=1e-4)
+        assert y.is_contiguous(memory_format=LAST) or source.dtype == torch.float64
+    assert conv2d(x.clone().requires_grad_(), weight).requires_grad and not conv2d(x, weight).requires_grad
+    conv2d(x, weight, bias, groups=1)
+    for groups in (True, 1.0, 3):
+        with pytest.raises(ValueError, match="groups must be"):
+            conv2d(x, weight, bias, groups=groups)
+    with pytest.raises(TypeError, match="bias"):
+        conv2d(x, weight, bias.double())
+    with pytest.raises(ValueError, match="weight has shape"):
+        conv2d(x, weight[:, :2], bias)
+    for odd, said in (x.to_sparse(), "a tensor of layout"), (torch.nested.nested_tensor([*x]), "a nested tensor"):
+        with pytest.raises(TypeError, match=f"x is {said}"):
+            conv2d(odd, weight)
+    monkeypatch.setattr(op, "_MOST_KINDS", 3), op._libraries.clear()
+    for size in range(5, 12):
+        conv2d(torch.randn(2, 4, size, 9), weight)
+    assert len(op._libraries) <= 3
+    with fastds.convolution("winograd"):
+        assert conv2d(x, weight.clone().requires_grad_()).grad_fn.name() == "_Conv2dBackward"
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [(kind, dtype) for kind in ("avx2", "avx512", "amd") for dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    [
+        (kind, dtype)
+        for kind in ("avx2", "avx512", "amd", "zen5")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    ]
     + [("amx", torch.bfloat16)],
     ids=str,
 )

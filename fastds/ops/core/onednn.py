@@ -48,6 +48,11 @@ def kept(weight: Tensor, x: Tensor, padding: tuple, stride: tuple, dilation: tup
     return kept_weights.made_of(weight, ("onednn", x.dtype, *geometry), prepare)
 
 
+@functools.cache
+def _convolution():
+    return torch.ops.mkldnn._convolution_pointwise.default
+
+
 def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, padding, stride, dilation, groups: int) -> Tensor:
     """The convolution with prepared filters."""
-    return torch.ops.mkldnn._convolution_pointwise(x, filters, bias, padding, stride, dilation, groups, "none", [], "")
+    return _convolution()(x, filters, bias, padding, stride, dilation, groups, "none", [], "")

@@ -21,6 +21,7 @@ from fastds.ops.core.backends import Backend, choose, forced
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # no subclasses that want to see what happens to them
+_OPTIONAL = frozenset((*_PLAIN, type(None)))
 _WORTH_ASKING = 5 * 10**8  # products of a weight's gradient, see reached
 _USUAL = frozenset((*_PLAIN, type(None), bool, int, float, str, tuple, torch.dtype))  # types that hide no subclass
 
@@ -223,6 +224,11 @@ def _is_subclass(value) -> bool:
     if isinstance(value, list):
         return any(map(_is_subclass, value))
     return isinstance(value, torch.Tensor) and type(value) not in _PLAIN
+
+
+def are_plain(*values) -> bool:
+    """Whether all are tensors of no subclass, or None."""
+    return _OPTIONAL.issuperset(map(type, values))
 
 
 def is_batched(value) -> bool:

@@ -12,9 +12,9 @@ import torch
 
 from fastds.ops.impl.conv3x3 import costs as conv3x3
 
-PASSES = ("forward", "grad_x", "grad_weight")
+PASSES = ("forward", "grad_x", "grad_weight", "inference")  # the last: forward, with filters kept by the library, too
 PASSES_WANTED = {  # by whether the gradients of x and of the weight are; a table, for small calls wait for it
-    (False, False): PASSES[:1], (True, False): PASSES[:2], (False, True): PASSES[::2], (True, True): PASSES,
+    (False, False): PASSES[3:], (True, False): PASSES[:2], (False, True): PASSES[:3:2], (True, True): PASSES[:3],
 }  # fmt: skip
 SURE = 0.85  # times that differ less are not told apart
 PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
@@ -47,6 +47,42 @@ COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...
         "forward": (
             (1.3e-05, 1.2e-05, 1.5e-10, 8.8e-12, 6.7e-11, 5.6e-11, 0),
             (1.3e-05, 2e-09, 1.1e-10, 4.8e-11, 9.5e-09),
+        ),
+    },
+    ("zen5", "float32"): {
+        "forward": (
+            (1e-05, 9.8e-06, 6.8e-11, 5.4e-12, 3.4e-11, 3.2e-11, 6.1e-10),
+            (3.1e-05, 8.5e-11, 3.6e-12, 1.1e-10, 5e-11),
+        ),
+        "grad_x": (
+            (1.1e-05, 1.3e-05, 2.7e-10, 4.9e-12, 3.9e-11, 3.3e-11, 7.8e-10),
+            (4.1e-05, 1.2e-10, 3.7e-12, 1.3e-10, 0),
+        ),
+        "grad_weight": (
+            (1.1e-05, 9.4e-06, 1.9e-10, 5e-12, 3.8e-11, 0, 2.5e-10),
+            (4.3e-05, 1.9e-10, 4.4e-12, 1.9e-12),
+        ),
+        "inference": (
+            (9.8e-06, 1e-05, 7.8e-11, 5.4e-12, 3.6e-11, 3.3e-11, 5.8e-10),
+            (2.6e-05, 7.3e-11, 3.6e-12, 1.6e-10, 2e-11),
+        ),
+    },
+    ("zen5", "bfloat16"): {
+        "forward": (
+            (9.9e-06, 9.4e-06, 8.1e-11, 4.7e-12, 3.5e-11, 3e-11, 4.8e-10),
+            (3.2e-05, 1e-10, 2.1e-12, 3.7e-11, 1.1e-10),
+        ),
+        "grad_x": (
+            (1.1e-05, 1.2e-05, 2.6e-10, 4.5e-12, 3.8e-11, 3e-11, 5.2e-10),
+            (3.8e-05, 2.4e-10, 2e-12, 1.4e-10, 0),
+        ),
+        "grad_weight": (
+            (1.2e-05, 8.3e-06, 1.8e-10, 4.9e-12, 3.5e-11, 0, 1.9e-10),
+            (4.4e-05, 2.8e-10, 2.9e-12, 4.9e-13),
+        ),
+        "inference": (
+            (1e-05, 9.6e-06, 8.6e-11, 4.8e-12, 3.8e-11, 3e-11, 4.2e-10),
+            (2.9e-05, 4.1e-12, 2.1e-12, 2.6e-11, 4.1e-11),
         ),
     },
     ("avx2", "float32"): {
@@ -146,29 +182,45 @@ def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
     return 36 * blocks_of(size) ** 2 * inputs * outputs <= MOST_KEPT
 
 
-def _costs(isa: str, dtype: torch.dtype, direction: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def machine(isa: str, dtype: torch.dtype) -> str:
+    """That of conv3x3, or "zen5": AMD's from family 26 on, which multiply twice as many numbers at once."""
+    name = conv3x3.machine(isa, dtype)
+    return "zen5" if name == "amd" and conv3x3.has("avx_vnni") else name
+
+
+Costs = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _fitted(key: tuple[str, str], direction: str) -> Costs:
+    """Those of "forward" where nobody measured inference."""
+    return COSTS[key].get(direction) or COSTS[key]["forward"]
+
+
+def _costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
     """Of engine and library. Where nobody measured them, as much longer than AMD's as products of conv3x3."""
     is_own = dtype == torch.bfloat16 or conv3x3.is_unfolded(isa, dtype)
     name = str(dtype).removeprefix("torch.") if is_own else "float32"
     key = conv3x3.machine(isa, dtype), name
-    if key in COSTS:
-        return COSTS[key][direction]
+    for known in (machine(isa, dtype), name), key:
+        if known in COSTS:
+            return _fitted(known, direction)
     fitted = "amd", "float16" if name == "float16" else "float32"
     here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted))
     factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))
     return tuple(
-        tuple(factor * cost for cost in costs) for factor, costs in zip(factors, COSTS[fitted][direction], strict=True)
+        tuple(factor * cost for cost in costs)
+        for factor, costs in zip(factors, _fitted(fitted, direction), strict=True)
     )
 
 
 def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
-    if conv3x3.is_hopeless(dtype, direction != "forward"):
+    if conv3x3.is_hopeless(dtype, direction.startswith("grad")):
         return [0.0, math.inf]
     counts = terms(direction, isa, dtype, *shape)
     engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), counts)
     _, inputs, outputs, _, _, size, groups = shape
-    if direction == "forward" and not keeps_filters(groups * outputs, inputs, size):
+    if direction in ("forward", "inference") and not keeps_filters(groups * outputs, inputs, size):
         engine += PACKING * counts[0][2]
     return [engine, library]
 

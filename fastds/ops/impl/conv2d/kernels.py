@@ -132,7 +132,8 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
 def forward(x, weight, bias, groups):
     if x.shape[0] == 0:
         return forward_fake(x, weight, bias, groups)
-    if not _by_engine("forward", x, weight, groups):
+    direction = "forward" if direct.is_trained(x, weight, bias) else "inference"
+    if not _by_engine(direction, x, weight, groups):
         return dense(direct.conv2d(x, weight, bias, groups))
     return convolution(x, weight, bias, groups, False, x.requires_grad and weight.requires_grad)
 

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.registry import define, reached, unasked
+from fastds.ops.core.registry import are_plain, define, reached, unasked
 from fastds.ops.impl.conv2d import kernels, reference
 from fastds.ops.impl.conv3x3 import direct
+from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv3x3.op import autocast_convolution, refusal
 
 __all__ = ["conv2d"]
@@ -78,13 +79,40 @@ CONV2D_BACKWARD = define(
 )
 
 
-def _is_left_to_torch(x, weight, bias, groups) -> bool:
-    """Whether torch's own convolution is called in place of the op, whose result is channels_last: where that takes
-    less time, and nobody watches or asks for an implementation."""
-    if not unasked(x, weight):
-        return False
+_MOST_KINDS = 4096
+_UNKNOWN = object()
+_libraries: dict[tuple, direct.Library | None] = {}  # by _kind
+
+
+def _kind(x, weight, bias, groups) -> tuple:
+    """All that _library depends on."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    made = [(t.dtype, t.device, t.layout, t.shape, t.stride(), t.requires_grad) for t in tensors]
+    return *made, groups, torch.is_grad_enabled(), current()
+
+
+def _library(x, weight, bias, groups) -> direct.Library | None:
+    """torch's own convolution, whose result is channels_last, where that takes less time than the op."""
+    _check(x, weight, bias, groups)
     check_dense(("x", "weight", "bias"), (x, weight, bias))
-    return not kernels.op_pays(x, weight, groups)
+    if kernels.op_pays(x, weight, groups):
+        return None
+    return direct.library_of(x, weight, weight.shape[-1] // 2, direct.is_trained(x, weight, bias), 1, groups)
+
+
+def _known_library(x, weight, bias, groups) -> direct.Library | None:
+    """_library, found out once for tensors of a kind, because that takes as long as a small convolution."""
+    try:
+        kind = _kind(x, weight, bias, groups)
+    except RuntimeError:  # a nested tensor has no shape
+        check_dense(("x", "weight", "bias"), (x, weight, bias))
+        raise
+    found = _libraries.get(kind, _UNKNOWN)
+    if found is _UNKNOWN:
+        if len(_libraries) == _MOST_KINDS:
+            _libraries.clear()
+        found = _libraries[kind] = _library(x, weight, bias, groups)
+    return found
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
@@ -118,7 +146,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
         RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
     """
     x, weight, bias, _, _ = autocast_convolution(x, weight, bias, None, None, None)
-    _check(x, weight, bias, groups)
-    if _is_left_to_torch(x, weight, bias, groups):
-        return direct.conv2d(x, weight, bias, groups)
+    if unasked(x, weight) and are_plain(x, weight, bias) and type(groups) is int:
+        library = _known_library(x, weight, bias, groups)
+        if library is not None:
+            return library(x, weight, bias)
+    else:
+        _check(x, weight, bias, groups)
     return CONV2D.trusted(x, weight, bias, groups)

@@ -155,6 +155,11 @@ def _capabilities() -> dict:
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
+def has(feature: str) -> bool:
+    """Whether the processor has what torch names so."""
+    return bool(_capabilities().get(feature))
+
+
 @functools.cache
 def machine(isa: str, dtype: torch.dtype) -> str:
     """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "amd" for

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv3x3 and its gradients by the library's convolution: oneDNN on a CPU, cuDNN on a GPU."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import onednn, triton_loader
-from fastds.ops.core.arguments import outside_autocast
-from fastds.ops.core.layout import WORTH_A_CALL, channel_sums, dense, empty_map, plain
+from fastds.ops.core.arguments import autocast_dtype, outside_autocast
+from fastds.ops.core.layout import CHANNELS_LAST, WORTH_A_CALL, channel_sums, dense, empty_map, plain
 from fastds.ops.core.registry import is_batched, observed, transforms_active
 from fastds.ops.impl.conv3x3 import implicit, reference
 from fastds.ops.impl.conv3x3.algorithm import current
@@ -30,11 +32,6 @@ def _for_onednn(x: Tensor) -> Tensor:
     return x if channels > 1 else x.as_strided(x.shape, (height * width, 1, width, 1))
 
 
-def _channels_beside(x: Tensor) -> Tensor:
-    """_for_onednn, differentiable."""
-    return dense(x) if x.requires_grad and x.dtype != torch.float64 else _for_onednn(x)
-
-
 def _continued(x: Tensor, size: int, padding_mode: str) -> tuple[Tensor, int]:
     """x as a convolution of `size` taps each way reads it, and the zeros that it adds on every side."""
     if padding_mode == "zeros":
@@ -42,25 +39,44 @@ def _continued(x: Tensor, size: int, padding_mode: str) -> tuple[Tensor, int]:
     return _for_onednn(reference.pad(x, padding_mode)), 0
 
 
-def _rearranged(weight: Tensor) -> Tensor:
-    """A weight in the layout that oneDNN's maps have, where torch would bring it there more slowly."""
-    worth_it = weight.numel() >= WORTH_A_CALL and weight.is_cpu and weight.dtype != torch.float64
-    return dense(weight) if worth_it else weight
+def _is_rearranged(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight is better brought into the layout that oneDNN's maps have, which torch does more slowly."""
+    return weight.numel() >= WORTH_A_CALL and weight.is_cpu and dtype != torch.float64
 
 
-def _convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, trained: bool, stride: int = 1, groups: int = 1
-) -> Tensor:  # fmt: skip
-    """The library's convolution in the dtype of x; where nothing is trained, with filters that are kept in the order
-    that oneDNN multiplies."""
-    bias = None if bias is None else bias.to(x.dtype)
-    if trained or not _keeps_filters(x, weight):
-        return F.conv2d(x, _rearranged(weight.to(x.dtype)), bias, stride, padding, 1, groups)
+class Library(NamedTuple):
+    """How the library convolves tensors of one kind: what does not depend on their numbers."""
+
+    turns: bool  # x into channels_last
+    rearranges: bool  # the weight into the layout of the maps
+    keeps: bool  # filters, in the order that oneDNN multiplies
+    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]  # padding, stride, dilation, groups
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """In the dtype of x; differentiable unless filters are kept."""
+        if autocast_dtype(x) is not None:  # would cast again
+            with torch.autocast(x.device.type, enabled=False):
+                return self(x, weight, bias)
+        if self.turns:
+            x = dense(x) if x.requires_grad else _for_onednn(x)
+        bias = None if bias is None else bias.to(x.dtype)
+        if self.keeps and not (weight.is_neg() or is_batched(x)):
+            return onednn.convolve(x, onednn.kept(weight, x, *self.geometry), bias, *self.geometry)
+        weight = weight.to(x.dtype)
+        padding, stride, dilation, groups = self.geometry
+        return F.conv2d(x, dense(weight) if self.rearranges else weight, bias, stride, padding, dilation, groups)
+
+
+def library_of(x: Tensor, weight: Tensor, padding: int, trained: bool, stride: int = 1, groups: int = 1) -> Library:
+    """Of one convolution. Filters are kept where nothing is trained and nobody watches."""
+    beside = x.is_contiguous(memory_format=CHANNELS_LAST) and (x.requires_grad or x.shape[1] > 1)
+    turns = x.dtype != torch.float64 and not beside
+    keeps = not trained and _keeps_filters(x, weight)
     geometry = (padding,) * 2, (stride,) * 2, (1, 1), groups
-    return onednn.convolve(x, onednn.kept(weight, x, *geometry), bias, *geometry)
+    return Library(turns, _is_rearranged(weight, x.dtype), keeps, geometry)
 
 
-def _is_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def is_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the call has to be differentiable, or the weight is another in the next step."""
     if not torch.is_grad_enabled():
         return x.requires_grad and weight.requires_grad  # true inside an autograd function, too
@@ -75,7 +91,7 @@ def is_one_map(x: Tensor) -> bool:
 def _keeps_filters(x: Tensor, weight: Tensor) -> bool:
     if x.numel() == 0 or not onednn.keeps(weight, x):
         return False
-    return not (is_one_map(x) or torch.compiler.is_compiling() or observed(x, weight) or is_batched(x))
+    return not (is_one_map(x) or torch.compiler.is_compiling() or observed(x, weight))
 
 
 def activate_(y: Tensor, act: str | None, negative_slope: float = 0.1) -> Tensor:
@@ -162,8 +178,8 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     """conv3x3 by the library."""
     bias, in_one_pass = None if bias is None else bias.to(out_dtype), fused(x)
     source, padding = _continued(_source(x, x2).to(out_dtype), 3, padding_mode)
-    trained = _is_trained(x, weight, bias)
-    y = _convolution(source, weight, None if in_one_pass else bias, padding, trained)
+    trained = is_trained(x, weight, bias)
+    y = library_of(source, weight, padding, trained)(source, weight, None if in_one_pass else bias)
     if in_one_pass:
         return epilogue(y, bias, None, residual, act, negative_slope, shuffle)
     return finish(dense(y), residual, act, negative_slope, shuffle)
@@ -197,7 +213,7 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
     grad, weight = _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
     turned = wanted_x and _is_quicker_turned(grad, weight, groups)
     if wanted_x and not turned:
-        weight = _rearranged(weight)
+        weight = dense(weight) if _is_rearranged(weight, weight.dtype) else weight
     grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad, source, weight, weight.shape[:1], [1, 1], [padding] * 2, [1, 1], False, [0, 0], groups,
         [wanted_x and not turned, wanted_weight, wanted_bias],
@@ -209,13 +225,12 @@ def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bi
     return grad_x, grad_weight, grad_bias
 
 
-@outside_autocast
 def conv2d(x, weight, bias, groups, stride=1):
     """A convolution of any odd size, in groups, differentiable; the layout of the result is torch's choice.
 
     In channels_last, in which torch takes a quarter of the time for groups."""
-    trained = _is_trained(x, weight, bias)
-    return _convolution(_channels_beside(x), weight, bias, weight.shape[-1] // 2, trained, stride, groups)
+    trained = is_trained(x, weight, bias)
+    return library_of(x, weight, weight.shape[-1] // 2, trained, stride, groups)(x, weight, bias)
 
 
 @outside_autocast
