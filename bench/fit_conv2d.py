@@ -22,9 +22,9 @@ from bench.avx2 import keep_to_avx2
 from bench.sweep import MOST_FLOPS, draw_conv2d_shape
 from fastds.ops.core import native
 from fastds.ops.impl.conv2d import kernels
-from fastds.ops.impl.conv2d.costs import PASSES, SURE, machine, terms
+from fastds.ops.impl.conv2d.costs import PASSES, SURE, terms
 from fastds.ops.impl.conv3x3 import direct
-from fastds.ops.impl.conv3x3.costs import is_hopeless
+from fastds.ops.impl.conv3x3.costs import is_hopeless, machine
 
 Row = tuple[tuple[int, ...], float, float]  # shape, seconds of engine and library
 ROUNDS = 30  # of weights that make squared errors absolute ones

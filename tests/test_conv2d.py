@@ -209,8 +209,7 @@ def test_what_the_engine_cannot_take(native):
 
 def on_a(monkeypatch, kind):
     """On a machine of this kind."""
-    monkeypatch.setattr(costs, "machine", lambda isa, dtype: kind)
-    monkeypatch.setattr(costs.conv3x3, "machine", lambda isa, dtype: "amd" if kind == "zen5" else kind)
+    monkeypatch.setattr(costs.conv3x3, "machine", lambda isa, dtype: kind)
     for rule in ("engine_pays", "op_pays"):  # past what they remember
         monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
 

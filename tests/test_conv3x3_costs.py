@@ -16,6 +16,8 @@ INTEL, AMD = {"cpu_name": "Intel Xeon"}, {"cpu_name": "AMD EPYC"}
         ("neon", {}, "avx2"),
         ("avx512", INTEL, "avx512"),
         ("avx512", AMD, "amd"),
+        ("avx512", AMD | {"avx_vnni": True}, "zen5"),
+        ("avx512", INTEL | {"avx_vnni": True}, "avx512"),
         ("avx512", INTEL | {"amx_bf16": True}, "amx"),
     ],
 )

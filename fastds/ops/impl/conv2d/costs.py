@@ -182,12 +182,6 @@ def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
     return 36 * blocks_of(size) ** 2 * inputs * outputs <= MOST_KEPT
 
 
-def machine(isa: str, dtype: torch.dtype) -> str:
-    """That of conv3x3, or "zen5": AMD's from family 26 on, which multiply twice as many numbers at once."""
-    name = conv3x3.machine(isa, dtype)
-    return "zen5" if name == "amd" and conv3x3.has("avx_vnni") else name
-
-
 Costs = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -201,9 +195,8 @@ def _costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
     is_own = dtype == torch.bfloat16 or conv3x3.is_unfolded(isa, dtype)
     name = str(dtype).removeprefix("torch.") if is_own else "float32"
     key = conv3x3.machine(isa, dtype), name
-    for known in (machine(isa, dtype), name), key:
-        if known in COSTS:
-            return _fitted(known, direction)
+    if key in COSTS:
+        return _fitted(key, direction)
     fitted = "amd", "float16" if name == "float16" else "float32"
     here, there = (conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted))
     factors = (here[algorithm][2] / there[algorithm][2] for algorithm in ("winograd", "direct"))

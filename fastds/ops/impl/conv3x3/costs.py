@@ -123,6 +123,30 @@ COSTS = {
         "product": (0.00025, 3.7e-10, 6.1e-12, 5.9e-10, 4.8e-10),
         "direct": (0.00014, 1.6e-09, 5.4e-12, 2.2e-11, 3.4e-10),
     },
+    ("zen5", "float32", False): {
+        "winograd": (1.7e-05, 2.9e-11, 5.1e-12, 4.4e-11, 3.4e-11, 9.8e-11),
+        "planes": (1.4e-05, 5.8e-10, 5e-12, 0, 1.9e-10, 9.8e-11),
+        "product": (5e-05, 1.7e-10, 1e-11, 3.9e-10, 3.8e-10),
+        "direct": (4.1e-05, 8.8e-11, 4e-12, 6e-11, 1e-11),
+    },
+    ("zen5", "float32", True): {
+        "winograd": (4.1e-05, 1.3e-10, 1.2e-11, 4.8e-11, 1.4e-10, 2.3e-10),
+        "planes": (3.7e-05, 8.4e-10, 7.2e-12, 4.8e-12, 1.7e-10, 2.4e-10),
+        "product": (0.00016, 4.8e-10, 2.1e-11, 7.7e-10, 8.8e-10),
+        "direct": (8.9e-05, 1.5e-09, 8.1e-12, 0, 7.8e-10),
+    },
+    ("zen5", "bfloat16", False): {
+        "winograd": (1.7e-05, 2.5e-11, 4.8e-12, 4.2e-11, 3.1e-11, 8.7e-11),
+        "planes": (1.6e-05, 1.1e-09, 4.7e-12, 0, 1.9e-10, 9.3e-11),
+        "product": (7.4e-05, 5.5e-11, 2.8e-12, 2e-10, 7.4e-11),
+        "direct": (4.4e-05, 2.3e-11, 2.1e-12, 3.5e-11, 1.9e-11),
+    },
+    ("zen5", "bfloat16", True): {
+        "winograd": (4.3e-05, 1.2e-10, 1.1e-11, 4.4e-11, 1.2e-10, 1.9e-10),
+        "planes": (4.2e-05, 1.7e-09, 7e-12, 4.7e-12, 1.3e-10, 2.1e-10),
+        "product": (0.00024, 2.5e-10, 5.4e-12, 4.6e-10, 3.5e-10),
+        "direct": (0.00012, 1.2e-09, 4.7e-12, 0, 3.3e-10),
+    },
     ("amx", "bfloat16", False): {
         "winograd": (1.6e-05, 7.7e-11, 5e-12, 5.9e-11, 5.5e-11, 4.5e-12),
         "amx": (1.6e-05, 9.5e-11, 6.8e-13, 8.6e-12, 5e-11),
@@ -162,15 +186,16 @@ def has(feature: str) -> bool:
 
 @functools.cache
 def machine(isa: str, dtype: torch.dtype) -> str:
-    """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "amd" for
-    AVX-512 of AMD, where torch's matrix products take longer and the engine less; for NEON, which nobody has measured,
-    those of AVX2."""
-    has = _capabilities()
+    """The rows of COSTS: those of the instruction set; "amx" where torch's kernels have tiles for bfloat16; "zen5" and
+    "amd" for AVX-512 of AMD, from family 26 on and before, where torch's matrix products take longer and the engine
+    less; for NEON, which nobody has measured, those of AVX2."""
     if isa != "avx512":
         return "avx2" if isa == "neon" else isa
-    if has.get("amx_bf16") and dtype == torch.bfloat16:
+    if has("amx_bf16") and dtype == torch.bfloat16:
         return "amx"
-    return "amd" if "AMD" in has.get("cpu_name", "") else isa
+    if "AMD" in _capabilities().get("cpu_name", ""):
+        return "zen5" if has("avx_vnni") else "amd"
+    return isa
 
 
 def has_matrix_tiles(dtype: torch.dtype) -> bool:
@@ -182,7 +207,7 @@ def is_unfolded(isa: str, dtype: torch.dtype) -> bool:
     """Whether oneDNN has no convolution of the dtype, so that torch multiplies matrices of neighbourhoods: with few
     outputs quick enough, else up to 40 times as long as the engine, and 700 times backward."""
     if dtype == torch.float16:
-        return not _capabilities().get("avx512_fp16", False)
+        return not has("avx512_fp16")
     return dtype == torch.bfloat16 and machine(isa, dtype) == "avx2"
 
 
