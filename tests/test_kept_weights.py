@@ -275,6 +275,25 @@ def test_not_for_what_is_trained_or_watched(asked):
 
 
 @here
+def test_what_conv2d_knows_of_tensors_alike(asked):
+    """Filters are kept, and not taken for a call that differs in what shapes and strides do not show."""
+    x, weight = torch.randn(2, 8, 9, 7).contiguous(memory_format=LAST), torch.randn(2, 8, 5, 5)
+    with fastds.convolution("direct"):
+        expected = conv2d(x, weight)
+        assert len(asked) == 1 and torch.equal(expected, F.conv2d(x, weight, padding=2))
+        for source, filters in ((x, torch._neg_view(-weight)), (torch._neg_view(-x), weight)):
+            assert torch.equal(conv2d(source, filters), expected)
+        with torch.backends.mkldnn.flags(enabled=False):
+            torch.testing.assert_close(conv2d(x, weight + 1), F.conv2d(x, weight + 1, padding=2))
+        torch.testing.assert_close(torch.vmap(lambda x: conv2d(x, weight))(x[None])[0], expected)
+        with FlopCounterMode(display=False):
+            assert torch.equal(conv2d(x, weight), expected)
+        assert len(asked) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            assert conv2d(x, weight).dtype == torch.bfloat16
+
+
+@here
 def test_not_of_weights_that_take_long_to_compare(asked, monkeypatch):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
     monkeypatch.setattr(onednn, "MOST_KEPT_BYTES", 2 * weight.nbytes - 1)

@@ -79,16 +79,18 @@ CONV2D_BACKWARD = define(
 )
 
 
+# ---- torch's own convolution in place of the op
+
 _MOST_KINDS = 4096
 _UNKNOWN = object()
 _libraries: dict[tuple, direct.Library | None] = {}  # by _kind
 
 
 def _kind(x, weight, bias, groups) -> tuple:
-    """All that _library depends on."""
+    """All that _library depends on, of tensors that hide nothing and that nobody watches."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     made = [(t.dtype, t.device, t.layout, t.shape, t.stride(), t.requires_grad) for t in tensors]
-    return *made, groups, torch.is_grad_enabled(), current()
+    return *made, groups, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled(), current()
 
 
 def _library(x, weight, bias, groups) -> direct.Library | None:
