@@ -177,7 +177,7 @@ def _valid(query: Query, omega: Tensor, along: Tensor | None = None) -> Tensor:
 
 
 def _chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
-    outputs, by_kernel = query.outputs, query.maps.is_cpu and len(query.weights) > 0
+    outputs, by_kernel = query.outputs, len(query.weights) > 0 and not native.runs_on_cuda(query.maps)
     call = Call(query, trunk=by_kernel)
     rows, omega = (None, None) if by_kernel and query.mask is None else _features(call, query)
     grad_y = grad_y.reshape(-1, outputs)
