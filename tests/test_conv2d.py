@@ -256,9 +256,8 @@ def test_what_is_known_of_tensors_alike(native, monkeypatch):
     monkeypatch.setattr(kernels, "op_pays", lambda *_: op.current() == "winograd")
     x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)
     for source in (x.contiguous(memory_format=LAST), x, x.mT, x[:, :, :, ::2], x.double()):
-        kernel = weight.to(
-            source.dtype, copy=True
-        ).requires_grad_()  # kept filters give channels_last whatever they meet
+        # Of a training: kept filters give channels_last whatever they meet.
+        kernel = weight.to(source.dtype, copy=True).requires_grad_()
         y, expected = conv2d(source, kernel), F.conv2d(source, kernel, padding=1)
         torch.testing.assert_close(y.detach(), expected.detach(), rtol=1e-4, atol=1e-4)
         assert y.is_contiguous(memory_format=LAST) or source.dtype == torch.float64

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the two backward passes of inr_query are cut into tasks: a function of the shape alone, so that every sum has one order.
 #pragma once
+#include "core/parallel.h"
+#include "core/range.h"
 #include "inr_query/params.h"
 
 namespace fastds {
@@ -25,23 +27,35 @@ struct InrBackwardSplit {
 struct InrTrunkSplit {
     explicit InrTrunkSplit(const InrQueryDims& d) {
         constexpr int64_t kPanelRows = 96, kTaskPanels = 4, kMostTasks = 32;
-        panel_queries = kPanelRows / (d.ensemble == inr_late ? 4 : 1);
-        panels = (d.B * d.Q + panel_queries - 1) / panel_queries;
-        tasks = panels / kTaskPanels > kMostTasks ? kMostTasks : panels / kTaskPanels;
+        panel_queries = kPanelRows / inr_rows_per_query(d);
+        panels = parts_of(d.B * d.Q, panel_queries);
+        tasks = least(panels / kTaskPanels, kMostTasks);
         if (tasks < 1) tasks = 1;
         for (int l = 0; l < d.layers; l++) {
             first[l] = elements;
-            elements += d.width[l] * row(d, l) + (d.width[l] + kPad - 1) / kPad * kPad;
+            elements += d.width[l] * row(d, l) + round_up(d.width[l], kPad);
         }
     }
     // Elements of a row of a layer's weight gradient: whole vectors.
-    static int64_t row(const InrQueryDims& d, int layer) { return (inr_layer_inputs(d, layer) + kPad - 1) / kPad * kPad; }
+    static int64_t row(const InrQueryDims& d, int layer) { return round_up(inr_layer_inputs(d, layer), kPad); }
 
     static constexpr int64_t kPad = 16;
     int64_t panel_queries, panels, tasks;
     int64_t first[kInrLayers];  // element of a task's sums where a layer begins: the rows of its weight, then the bias
     int64_t elements = 0;       // of a task's sums
 };
+
+// target = sum of `count` arrays of n, `stride` apart, in order; target may be the first of them.
+template <class A>
+void sum_in_order(A* target, const A* parts, int64_t count, int64_t stride, int64_t n, int threads) {
+    parallel_for(n, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            A sum = parts[i];
+            for (int64_t k = 1; k < count; k++) sum += parts[k * stride + i];
+            target[i] = sum;
+        }
+    });
+}
 
 }  // namespace
 }  // namespace FASTDS_ISA

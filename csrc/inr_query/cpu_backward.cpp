@@ -183,18 +183,6 @@ struct Task {
     }
 };
 
-// target = sum of `count` arrays of n, `stride` apart, in order; target may be the first of them.
-template <class A>
-void sum_in_order(A* target, const A* parts, int64_t count, int64_t stride, int64_t n, int threads) {
-    parallel_for(n, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) {
-            A sum = parts[i];
-            for (int64_t k = 1; k < count; k++) sum += parts[k * stride + i];
-            target[i] = sum;
-        }
-    });
-}
-
 template <class T>
 void backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T>* grad_rows, const InrQueryGradients& g,
               int threads) {
@@ -202,7 +190,7 @@ void backward(const InrQueryDims& d, const InrQueryTensors& t, const compute_t<T
     const Source<T> source(d, t);
     const InrBackwardSplit split(d);
     const int64_t pixels = d.H * d.W * source.channels, parameters = split.parameters;
-    const int64_t row = (d.ensemble == inr_late ? 4 : 1) * (d.feature == inr_dot ? d.O : d.D);
+    const int64_t row = inr_rows_per_query(d) * (d.feature == inr_dot ? d.O : d.D);
     A* workspace = static_cast<A*>(g.workspace);
     A* partials = workspace;
     A* copies = workspace + split.tasks() * parameters;  // of bands 1 and up; band 0 works in the result

@@ -39,7 +39,7 @@ void forward(const InrQueryDims& d, const InrQueryTensors& t, typename Step::A* 
     using Stored = typename Step::Stored;
     const Source<T> source(d, t);
     const Trunk<Step> trunk(d, t);
-    const int64_t per_query = d.ensemble == inr_late ? 4 : 1, queries = kPanelRows / per_query, total = d.B * d.Q;
+    const int64_t per_query = inr_rows_per_query(d), queries = kPanelRows / per_query, total = d.B * d.Q;
     const int corners = d.ensemble == inr_none ? 1 : 4;
     parallel_tasks((total + queries - 1) / queries, threads, [&](const auto& next) {
         const TileUse tiles(trunk.blocking.tiles);
@@ -72,7 +72,7 @@ template <class T>
 void features(const InrQueryDims& d, const InrQueryTensors& t, compute_t<T>* rows, compute_t<T>* weights, int threads) {
     using A = compute_t<T>;
     const Source<T> source(d, t);
-    const int64_t per_query = d.ensemble == inr_late ? 4 : 1, width = d.feature == inr_dot ? d.O : d.D;
+    const int64_t per_query = inr_rows_per_query(d), width = d.feature == inr_dot ? d.O : d.D;
     parallel_for(d.B * d.Q, threads, [&](int64_t begin, int64_t end) {
         Features<A, T, A> write(source);
         for (int64_t at = begin; at < end; at++) {

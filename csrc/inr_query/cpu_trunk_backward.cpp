@@ -49,7 +49,7 @@ struct Panel {
     const Buffer<Place<A>> places;
 
     Panel(const Source<T>& s, const InrTrunkSplit& split, const Trunk<FmaStep<A>>& trunk, const A* const* turned)
-        : source(s), d(s.d), split(split), trunk(trunk), turned(turned), features(s), per_query(d.ensemble == inr_late ? 4 : 1),
+        : source(s), d(s.d), split(split), trunk(trunk), turned(turned), features(s), per_query(inr_rows_per_query(d)),
           elements(split.panel_queries * per_query * trunk.stride), inputs(d.layers * elements), first(elements),
           second(elements), places(split.panel_queries) {}
 
@@ -140,17 +140,14 @@ void trunk_backward(const InrQueryDims& d, const InrQueryTensors& t, const compu
     });
     for (int l = 0; l < d.layers; l++) {
         const int64_t in = inr_layer_inputs(d, l), row = split.row(d, l);
-        const auto sum_of = [&](int64_t at) {
-            A sum = partials[at];
-            for (int64_t task = 1; task < split.tasks; task++) sum += partials[task * split.elements + at];
-            return sum;
-        };
+        const A* sums = partials + split.first[l];
         parallel_for(d.width[l], threads, [&](int64_t begin, int64_t end) {
             for (int64_t o = begin; o < end; o++)
-                for (int64_t c = 0; c < in; c++) grad_layers[o * in + c] = sum_of(split.first[l] + o * row + c);
+                sum_in_order(grad_layers + o * in, sums + o * row, split.tasks, split.elements, in, 1);
         });
         grad_layers += d.width[l] * in;
-        for (int64_t o = 0; o < d.width[l]; o++) *grad_layers++ = sum_of(split.first[l] + d.width[l] * row + o);
+        sum_in_order(grad_layers, sums + d.width[l] * row, split.tasks, split.elements, d.width[l], 1);
+        grad_layers += d.width[l];
     }
 }
 

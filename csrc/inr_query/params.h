@@ -83,6 +83,9 @@ void inr_query_features_backward_cuda(const InrQueryDims& dims, const InrQueryTe
                                       void* grad_maps, void* partials, int device, void* stream);
 int64_t inr_query_cuda_partials(const InrQueryDims& dims);
 
+// Rows that enter the trunk.
+static inline int64_t inr_rows_per_query(const InrQueryDims& d) { return d.ensemble == inr_late ? 4 : 1; }
+
 static inline int64_t inr_layer_inputs(const InrQueryDims& d, int layer) { return layer ? d.width[layer - 1] : d.D; }
 
 static inline int64_t inr_query_channels(const InrQueryDims& d) {

@@ -11,6 +11,7 @@ from fastds.ops.core import kept_weights, native
 
 MOST_KEPT_BYTES = 24 << 20  # of a weight and its filters; to compare more takes as long as to rearrange them
 _HAS_THEM = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise"))
+_CONVOLUTION = torch.ops.mkldnn._convolution_pointwise.default if _HAS_THEM else None
 
 
 def prepares(dtype: torch.dtype) -> bool:
@@ -48,11 +49,6 @@ def kept(weight: Tensor, x: Tensor, padding: tuple, stride: tuple, dilation: tup
     return kept_weights.made_of(weight, ("onednn", x.dtype, *geometry), prepare)
 
 
-@functools.cache
-def _convolution():
-    return torch.ops.mkldnn._convolution_pointwise.default
-
-
 def convolve(x: Tensor, filters: Tensor, bias: Tensor | None, padding, stride, dilation, groups: int) -> Tensor:
     """The convolution with prepared filters."""
-    return _convolution()(x, filters, bias, padding, stride, dilation, groups, "none", [], "")
+    return _CONVOLUTION(x, filters, bias, padding, stride, dilation, groups, "none", [], "")

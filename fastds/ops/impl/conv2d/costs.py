@@ -20,7 +20,8 @@ SURE = 0.85  # times that differ less are not told apart
 PACKING = 2.5e-10  # seconds a transformed weight more than where they are kept, as in the fit of "forward"
 MOST_KEPT = 8 << 20  # transformed weights; more of them would push those of other layers out
 CALL = 8e-6  # what a pass of the op takes longer than one of torch before it computes
-COSTS: dict[tuple[str, str], dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
+Costs = tuple[tuple[float, ...], tuple[float, ...]]  # of engine and library
+COSTS: dict[tuple[str, str], dict[str, Costs]] = {
     ("amd", "float32"): {
         "forward": (
             (1.4e-05, 1.5e-05, 2.1e-10, 9.9e-12, 5.7e-11, 7.1e-11, 4e-10),
@@ -182,16 +183,13 @@ def keeps_filters(outputs: int, inputs: int, size: int) -> bool:
     return 36 * blocks_of(size) ** 2 * inputs * outputs <= MOST_KEPT
 
 
-Costs = tuple[tuple[float, ...], tuple[float, ...]]
-
-
 def _fitted(key: tuple[str, str], direction: str) -> Costs:
     """Those of "forward" where nobody measured inference."""
     return COSTS[key].get(direction) or COSTS[key]["forward"]
 
 
 def _costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
-    """Of engine and library. Where nobody measured them, as much longer than AMD's as products of conv3x3."""
+    """Where nobody measured them, as much longer than AMD's as products of conv3x3."""
     is_own = dtype == torch.bfloat16 or conv3x3.is_unfolded(isa, dtype)
     name = str(dtype).removeprefix("torch.") if is_own else "float32"
     key = conv3x3.machine(isa, dtype), name
@@ -208,12 +206,13 @@ def _costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
 
 def _seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Of engine and library; shape: batch, inputs and outputs of a group, height, width, size, groups."""
-    if conv3x3.is_hopeless(dtype, direction.startswith("grad")):
+    backward = direction.startswith("grad")
+    if conv3x3.is_hopeless(dtype, backward):
         return [0.0, math.inf]
     counts = terms(direction, isa, dtype, *shape)
     engine, library = map(conv3x3.seconds_of, _costs(isa, dtype, direction), counts)
     _, inputs, outputs, _, _, size, groups = shape
-    if direction in ("forward", "inference") and not keeps_filters(groups * outputs, inputs, size):
+    if not backward and not keeps_filters(groups * outputs, inputs, size):
         engine += PACKING * counts[0][2]
     return [engine, library]
 

@@ -132,10 +132,10 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
 def forward(x, weight, bias, groups):
     if x.shape[0] == 0:
         return forward_fake(x, weight, bias, groups)
-    direction = "forward" if direct.is_trained(x, weight, bias) else "inference"
-    if not _by_engine(direction, x, weight, groups):
+    trained = direct.is_trained(x, weight, bias)
+    if not _by_engine("forward" if trained else "inference", x, weight, groups):
         return dense(direct.conv2d(x, weight, bias, groups))
-    return convolution(x, weight, bias, groups, False, x.requires_grad and weight.requires_grad)
+    return convolution(x, weight, bias, groups, False, trained)
 
 
 def forward_fake(x, weight, bias, groups):
