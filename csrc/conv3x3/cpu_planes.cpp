@@ -107,7 +107,7 @@ void finish_row(const Conv3x3Planes& call, const Band& band, const float* sums, 
         turn_pixels(sums, band.plane, call.outputs, width, pixels);
         sums = pixels;
     }
-    for_vectors<true>(numbers, [&](int64_t i, int count) {
+    for_vectors(numbers, [&](int64_t i, int count) {
         const V sum = load_some(sums + i, count);
         const V v = residual == nullptr ? sum : sum + load_some(residual + i, count);
         const V result = activate(v, call.act, call.negative_slope);
@@ -206,7 +206,7 @@ inline void add_pixels(const Conv3x3Map& many, const T* pixels, int count, const
 template <class T>
 void add_few(const Conv3x3FewGradWeight& call, const FewLayout& at, const Band& band, int64_t b, int64_t first, float* work) {
     const T* rows = static_cast<const T*>(call.many.data) + b * call.many.b + first * call.many.h;
-    for_vectors<true>(call.many.channels, [&](int64_t m, int count) {
+    for_vectors(call.many.channels, [&](int64_t m, int count) {
         for (int64_t f = 0; f < call.few.channels; f += kFew) {
             const float* planes = work + f * band.plane;
             float* sums = work + at.sums + f * 9 * at.columns + m;

@@ -171,7 +171,7 @@ inline void transform_view(const Conv3x3View& view, const Tile& tile, const Inpu
             [&](int c, V(&d)[6]) { load_column<Inside, Signed>(data, sign, c, channel, count, slope, d); }, transform,
             out + channel, plane);
     };
-    for_vectors<!kMasksAreFree || (Inside && Signed)>(view.channels, vector);
+    for_vectors(view.channels, vector);
 }
 
 // Transforms all channels of one tile; out[p * plane + channel]. The last vector of a view writes past its channels, where the

@@ -78,19 +78,20 @@ FASTDS_HD void store_lanes(T* p, V v, int count) {
     store_range(p, v, 0, count);
 }
 
-// Where a masked load costs what a plain one does, the last lanes need no way of their own.
+// Whether a load under a mask is one instruction, whatever the mask.
 #if defined(__AVX512F__)
 constexpr bool kMasksAreFree = true;
 #else
 constexpr bool kMasksAreFree = false;
 #endif
 
-// Calls vector(channel, count of lanes) for all channels. Twice: `vector` is compiled for whole vectors, too.
-template <bool Twice, class Vector>
+// Calls vector(channel, count of lanes) for all channels. `vector` is compiled for whole vectors, too, without masks, which take
+// a tenth of a transform's time on Zen 5.
+template <class Vector>
 FASTDS_HD void for_vectors(int64_t channels, const Vector& vector) {
     int64_t c = 0;
-    for (; Twice && c + kL <= channels; c += kL) vector(c, kL);
-    for (; c < channels; c += kL) vector(c, static_cast<int>(channels - c < kL ? channels - c : kL));
+    for (; c + kL <= channels; c += kL) vector(c, kL);
+    if (c < channels) vector(c, static_cast<int>(channels - c));
 }
 template <class T>
 FASTDS_HD V load_some(const T* p, int count) {

@@ -26,7 +26,7 @@ template <class T, class A>
 inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, from += row, to += piece.columns) {
         if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
-            for_vectors<true>(piece.columns, [&](int64_t i, int lanes) { store_vec<kL>(to + i, load_some(from + i, lanes)); });
+            for_vectors(piece.columns, [&](int64_t i, int lanes) { store_vec<kL>(to + i, load_some(from + i, lanes)); });
         } else {
             int64_t i = 0;
             for (; i + 8 <= piece.columns; i += 8) store_vec<8>(to + i, load_vec<8>(from + i));
@@ -39,7 +39,7 @@ template <class T, class A>
 inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, to += row, from += piece.columns) {
         if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
-            for_vectors<true>(piece.columns, [&](int64_t i, int lanes) {
+            for_vectors(piece.columns, [&](int64_t i, int lanes) {
                 const V v = load_vec<kL>(from + i);
                 lanes == kL ? store_vec<kL>(to + i, v) : store_lanes(to + i, v, lanes);
             });
