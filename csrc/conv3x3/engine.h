@@ -148,37 +148,45 @@ inline void clear_tiles_behind(const Conv3x3Call& call, const Layout& at, int64_
         __builtin_memset(scratch + at.v + p * at.v_plane + count * at.v_row, 0, (end - count) * at.v_row * sizeof(float));
 }
 
-// M of one block of columns at one point; first: the vector of columns that M begins with.
-inline void multiply_plane(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, int64_t p, int64_t block,
-                           int64_t first) {
-    const int64_t inputs = call.sources.channels();
-    const ColumnBlocks cut = column_blocks<float>(columns_of(call).columns);
-    const Range vectors = part_of(cut.vectors, cut.blocks, block);
-    multiply_block(vectors.end - vectors.begin, scratch + at.v + p * at.v_plane, at.v_row,
-                   call.packed + p * packed_plane(inputs, cut) + vectors.begin * kL * inputs, inputs, count,
-                   scratch + at.m + p * at.m_plane + (vectors.begin - first) * kL, at.m_row, false);
-}
+// The products of a call. What they need at every point is found once: a narrow layer has 36 short ones for every 72 tiles.
+struct Products {
+    const float* packed;
+    int64_t inputs;
+    ColumnBlocks cut;  // of the columns
+    int64_t plane;     // of packed, floats
 
-// M of these vectors of columns, whole blocks of them.
-inline void multiply_planes(const Conv3x3Call& call, const Layout& at, int64_t count, float* scratch, Range vectors) {
-    const ColumnBlocks cut = column_blocks<float>(columns_of(call).columns);
-    for (int64_t p = 0; p < kPoints; p++)
-        for (int64_t block = 0; block < cut.blocks; block++) {
-            const Range part = part_of(cut.vectors, cut.blocks, block);
-            if (part.begin >= vectors.begin && part.end <= vectors.end)
-                multiply_plane(call, at, count, scratch, p, block, vectors.begin);
-        }
-}
+    explicit Products(const Conv3x3Call& call)
+        : packed(call.packed),
+          inputs(call.sources.channels()),
+          cut(column_blocks<float>(columns_of(call).columns)),
+          plane(packed_plane(inputs, cut)) {}
 
-// Where the pass ends that begins with this vector of columns: after whole blocks, and at most block_vectors.
-inline int64_t end_of_pass(const ColumnBlocks& cut, int64_t begin, int64_t block_vectors) {
-    int64_t end = begin;
-    for (int64_t block = 1; block <= cut.blocks; block++) {
-        const int64_t next = cut.vectors * block / cut.blocks;
-        if (next - begin <= block_vectors) end = next;
+    Range vectors(int64_t block) const { return part_of(cut.vectors, cut.blocks, block); }
+
+    // M of a block of these vectors of columns at one point; first: the vector that M begins with.
+    void multiply(const Layout& at, int64_t count, float* scratch, int64_t p, Range vectors, int64_t first) const {
+        multiply_block(vectors.end - vectors.begin, scratch + at.v + p * at.v_plane, at.v_row,
+                       packed + p * plane + vectors.begin * kL * inputs, inputs, count,
+                       scratch + at.m + p * at.m_plane + (vectors.begin - first) * kL, at.m_row, false);
     }
-    return end;
-}
+
+    // The blocks of the pass that begins with this one: of block_vectors at most.
+    Range pass(int64_t begin, int64_t block_vectors) const {
+        int64_t end = begin + 1;
+        while (end < cut.blocks && vectors(end).end - vectors(begin).begin <= block_vectors) end++;
+        return {begin, end};
+    }
+
+    // M of the blocks of a pass.
+    void multiply_pass(const Layout& at, int64_t count, float* scratch, Range blocks) const {
+        const Range first = vectors(blocks.begin);
+        for (int64_t p = 0; p < kPoints; p++) {
+            multiply(at, count, scratch, p, first, first.begin);
+            for (int64_t block = blocks.begin + 1; block < blocks.end; block++)
+                multiply(at, count, scratch, p, vectors(block), first.begin);
+        }
+    }
+};
 
 // Runs one block of tiles: transforms, products, output stage.
 inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& plan, int64_t block, float* scratch) {
@@ -189,10 +197,11 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
     const int64_t count = least(tiles, groups * (block + 1) / plan.blocks * plan.group_tiles) - first;
     transform_block(call, at, first, count, scratch);
     if (count % kTileRowsMultiple != 0) clear_tiles_behind(call, at, count, scratch);
-    const ColumnBlocks cut = column_blocks<float>(outputs);
-    for (int64_t begin = 0, end; begin < cut.vectors; begin = end) {
-        end = end_of_pass(cut, begin, plan.block_vectors);
-        multiply_planes(call, at, count, scratch, Range{begin, end});
+    const Products products(call);
+    for (Range blocks{0, 0}; blocks.end < products.cut.blocks;) {
+        blocks = products.pass(blocks.end, plan.block_vectors);
+        products.multiply_pass(at, count, scratch, blocks);
+        const int64_t begin = products.vectors(blocks.begin).begin, end = products.vectors(blocks.end - 1).end;
         stage.finish(stage, at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
     }
 }
@@ -248,13 +257,14 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
     };
     share_tiles([&](const Layout& own, int64_t first, int64_t count) { transform_block(call, own, first, count, scratch); });
     clear_tiles_behind(call, at, tiles, scratch);
-    const int64_t blocks = column_blocks<float>(outputs).blocks;
+    const Products products(call);
+    const int64_t blocks = products.cut.blocks;
     if (call.packed == nullptr)
         multiply_pieces(call, at, plan.sharing, scratch);
     else
         parallel_for(kPoints * blocks, plan.sharing, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++)
-                multiply_plane(call, at, tiles, scratch, task / blocks, task % blocks, 0);
+                products.multiply(at, tiles, scratch, task / blocks, products.vectors(task % blocks), 0);
         });
     share_tiles([&](const Layout& own, int64_t first, int64_t count) {
         stage.finish(stage, own, first, count, scratch, Range{0, outputs});
