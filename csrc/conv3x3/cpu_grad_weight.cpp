@@ -145,13 +145,13 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
     clear<float>(acc);
     if (state == Sums::far) {
         const float* at = sums;
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int i = 0; i < MR; i++, at = next_row(at, row))
 #pragma GCC unroll 4
             for (int j = 0; j < NV; j++) __builtin_prefetch(at + j * kL, 1);
     }
     multiply<FmaStep<float>, MR, NV>(acc, v, 1, v_row, d, d_row, tiles);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int i = 0; i < MR; i++, sums = next_row(sums, row))
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) {
@@ -163,14 +163,23 @@ inline void add_rows(const float* v, int64_t v_row, const float* d, int64_t d_ro
         }
 }
 
+// The last inputs, fewer than MR, in one product with up to three inputs too many.
+template <int MR, int NV>
+inline void add_rest(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles, float* sums,
+                     int64_t row, Sums state) {
+    constexpr int kFewer = (MR - 1) / 4 * 4;
+    if constexpr (kFewer > 0)
+        if (inputs <= kFewer) return add_rest<kFewer, NV>(v, v_row, d, d_row, inputs, tiles, sums, row, state);
+    if (inputs > 0) add_rows<MR, NV>(v, v_row, d, d_row, tiles, sums, row, state);
+}
+
 template <int NV>
 inline void add_products(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t inputs, int64_t tiles,
                          float* sums, int64_t row, Sums state) {
-    constexpr int MR = tile_rows(NV), kRest = MR == 12 ? 8 : 4;
+    constexpr int MR = NV == 1 && FASTDS_MANY_REGISTERS ? 16 : tile_rows(NV);
     int64_t c = 0;
     for (; c + MR <= inputs; c += MR) add_rows<MR, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
-    for (; c + 4 < inputs && kRest == 8; c += 8) add_rows<kRest, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
-    for (; c < inputs; c += 4) add_rows<4, NV>(v + c, v_row, d, d_row, tiles, sums + c * row, row, state);
+    add_rest<MR, NV>(v + c, v_row, d, d_row, inputs - c, tiles, sums + c * row, row, state);
 }
 
 // Of point `p` of the planes in scratch, `tiles` tiles: the sums of these inputs and of one block of columns, which are in the

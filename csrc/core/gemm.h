@@ -54,7 +54,7 @@ FASTDS_HD void multiply(Vec<typename Step::A> (&acc)[MR][NV], const typename Ste
         Vec<A> bv[NV];
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) __builtin_memcpy(&bv[j], (const char*)b + j * kVectorBytes, kVectorBytes);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
         for (int i = 0; i < MR; i++) {
             typename Step::Unit unit;
             __builtin_memcpy(&unit, a + i * a_row, sizeof(unit));
@@ -76,7 +76,7 @@ FASTDS_HD T* next_row(T* row, int64_t step) {
 
 template <class A, int MR, int NV>
 FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) acc[i][j] = Vec<A>{};
@@ -86,7 +86,7 @@ FASTDS_HD void clear(Vec<A> (&acc)[MR][NV]) {
 // row to row.
 template <class T, int MR, int NV>
 FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t row = NV * kLanes<compute_t<T>>) {
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; j++) store_vec<kLanes<compute_t<T>>>(to + i * row + j * kLanes<compute_t<T>>, acc[i][j]);
