@@ -110,6 +110,35 @@ FASTDS_HD void gather_vectors(const Plan<A>& plan, const Samples<A>& s, int64_t 
     });
 }
 
+#if defined(__AVX512F__)
+// Eight channels of a sample fill half a vector: two samples at a time, which may be of two pixels. kDense: columns without gaps.
+template <bool kDense, class T, class Out>
+FASTDS_HD void gather_eights(const Plan<float>& plan, const Samples<float>& s, int64_t samples, const Image image, const T* x,
+                             Out* columns) {
+    using V = Vec<float>;
+    const int64_t step[4] = {0, image.right, image.below, image.below + image.right};
+    for_samples<2>(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
+        const T *a = x + s.at[q], *b = x + s.at[q + 1];
+        V v[4], w[4];
+        for (int n = 0; n < 4; n++) v[n] = load_two(a + step[n], b + step[n]);
+        if constexpr (decltype(border)::value) {
+            V counts[4];
+            broadcast4_two((const float*)static_cast<const Bits<float>*>(s.inside + 4 * q), counts);
+            for (int n = 0; n < 4; n++) v[n] = (Vec<Bits<float>>)counts[n] ? v[n] : 0;
+        }
+        broadcast4_two(s.weights + 4 * q, w);
+        const V both = (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
+        if constexpr (kDense) {
+            store_vec<16>(columns + 8 * q, both);
+        } else {
+            Vec<float, 8> halves[2];
+            __builtin_memcpy(halves, &both, sizeof(both));
+            for (int n = 0; n < 2; n++) store_vec<8>(columns + plan.column[q + n], halves[n]);
+        }
+    });
+}
+#endif
+
 // The columns of a run of pixels: mask * sampled value at plan.column[q] + channel, and up to a vector of garbage after the last.
 // x: the image at the first channel of the plan.
 template <class A, class T, class Out>
@@ -117,26 +146,10 @@ FASTDS_HD void gather(const Plan<A>& plan, const Samples<A>& s, int64_t run, con
     const int64_t *at = s.at, *column = plan.column, samples = run * plan.samples;
     const A* weights = s.weights;
 #if defined(__AVX512F__)
-    // Eight channels fill half a vector: two samples at a time, which may be of two pixels.
     if constexpr (kLanes<A> == 16)
         if (plan.by_group && plan.per_group == 8)
-            return for_samples<2>(samples, s, [&](auto border, int64_t q) FASTDS_INLINE {
-                const T *a = x + at[q], *b = x + at[q + 1];
-                const int64_t step[4] = {0, image.right, image.below, image.below + image.right};
-                Vec<A> v[4], w[4];
-                for (int n = 0; n < 4; n++) v[n] = load_two(a + step[n], b + step[n]);
-                if constexpr (decltype(border)::value) {
-                    Vec<A> counts[4];
-                    broadcast4_two((const A*)static_cast<const Bits<A>*>(s.inside + 4 * q), counts);
-                    for (int n = 0; n < 4; n++) v[n] = (Vec<Bits<A>>)counts[n] ? v[n] : 0;
-                }
-                broadcast4_two(weights + 4 * q, w);
-                const Vec<A> both = (w[0] * v[0] + w[1] * v[1]) + (w[2] * v[2] + w[3] * v[3]);
-                if (plan.dense) return store_vec<16>(columns + 8 * q, both);
-                Vec<A, 8> halves[2];
-                __builtin_memcpy(halves, &both, sizeof(both));
-                for (int n = 0; n < 2; n++) store_vec<8>(columns + column[q + n], halves[n]);
-            });
+            return plan.dense ? gather_eights<true>(plan, s, samples, image, x, columns)
+                              : gather_eights<false>(plan, s, samples, image, x, columns);
 #endif
     if constexpr (FirstLanes<T, kLanes<A>>::quick)
         if (plan.by_group && plan.per_group % kLanes<A> != 0) {  // what a vector has too much the next sample writes over
