@@ -233,19 +233,6 @@ inline void clear_zeros(const Layout& at, float* scratch) {
     __builtin_memset(scratch + at.zeros, 0, (at.thread_floats - at.zeros) * sizeof(float));
 }
 
-// A table of `rows` rows of `length` cells, shared by the threads; row i begins with vector first(i), and a cell weighs as much
-// as its row has vectors. The cells of a thread.
-template <class First>
-Range cells_of(int64_t rows, const First& first, int64_t length, int64_t threads, int64_t thread) {
-    const auto begin_of = [&](int64_t thread) {
-        const int64_t begin = first(rows) * length * thread / threads;
-        int64_t row = 0;
-        while (row < rows && first(row + 1) * length <= begin) row++;
-        return row == rows ? rows * length : row * length + (begin - first(row) * length) / (first(row + 1) - first(row));
-    };
-    return {begin_of(thread), begin_of(thread + 1)};
-}
-
 // A stretch of tiles into V and D, by so many threads together.
 void transform_stretch(const Conv3x3GradWeight& call, const Layout& at, Range stretch, int threads, float* scratch) {
     const int64_t count = stretch.end - stretch.begin;

@@ -20,6 +20,19 @@ struct Range {
 inline int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 inline Range part_of(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
+// A table of `rows` rows of `length` cells, shared by the threads; row i begins with vector first(i), and a cell weighs as much
+// as its row has vectors. The cells of a thread.
+template <class First>
+Range cells_of(int64_t rows, const First& first, int64_t length, int64_t threads, int64_t thread) {
+    const auto begin_of = [&](int64_t thread) {
+        const int64_t begin = first(rows) * length * thread / threads;
+        int64_t row = 0;
+        while (row < rows && first(row + 1) * length <= begin) row++;
+        return row == rows ? rows * length : row * length + (begin - first(row) * length) / (first(row + 1) - first(row));
+    };
+    return {begin_of(thread), begin_of(thread + 1)};
+}
+
 // A range of the cells of a table, counted row by row, as rectangles: part of a row, whole rows, part of a row. Calls
 // body(rows, columns).
 template <class Body>
