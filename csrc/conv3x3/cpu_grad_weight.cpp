@@ -69,14 +69,13 @@ struct Layout {
         floats = scratch + (way == by_lanes ? call.threads : 1) * thread_floats;
     }
 
-    Range vectors(int64_t block) const { return part_of(cut.vectors, cut.blocks, block); }
     // The first vector of a panel's columns, which are whole blocks.
-    int64_t panel_begin(int64_t panel) const { return vectors(part_of(cut.blocks, panels, panel).begin).begin; }
+    int64_t panel_begin(int64_t panel) const { return cut.vectors_of(part_of(cut.blocks, panels, panel).begin).begin; }
     // In D, where a block of columns begins.
     int64_t columns(int64_t block) const {
-        if (panels == 1) return d + vectors(block).begin * kL;
+        if (panels == 1) return d + cut.vectors_of(block).begin * kL;
         const int64_t panel = ((block + 1) * panels - 1) / cut.blocks;
-        return d + panel * d_panel + (vectors(block).begin - panel_begin(panel)) * kL;
+        return d + panel * d_panel + (cut.vectors_of(block).begin - panel_begin(panel)) * kL;
     }
 };
 
@@ -187,7 +186,7 @@ inline void add_products(const float* v, int64_t v_row, const float* d, int64_t 
 void add_columns(const Layout& at, int64_t p, Range inputs, int64_t block, int64_t tiles, const float* scratch, float* sums,
                  Sums before) {
     const int64_t parts = parts_of(tiles, kSumTiles), count_inputs = inputs.end - inputs.begin, row = at.sums.row;
-    const Range vectors = at.vectors(block);
+    const Range vectors = at.cut.vectors_of(block);
     const float* planes = scratch + at.columns(block) + p * at.d_plane;
     for (int64_t i = 0; i < parts; i++) {
         const Range part = part_of(tiles, parts, i);
@@ -223,7 +222,7 @@ void add_bias(const Layout& at, const float* tile_sums, int64_t tiles, bool add,
 void add_bias(const Layout& at, Range blocks, int64_t tiles, bool add, const float* scratch, float* bias) {
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
         const float* tile_sums = scratch + at.columns(block) + kPoints * at.d_plane;
-        const Range vectors = at.vectors(block);
+        const Range vectors = at.cut.vectors_of(block);
         for (int64_t vector = vectors.begin; vector < vectors.end; vector++, tile_sums += kL)
             add_bias(at, tile_sums, tiles, add, bias + vector * kL);
     }
@@ -259,7 +258,7 @@ void run_lane(const Conv3x3GradWeight& call, const Layout& at, int64_t lane, flo
         add_bias(at, {0, at.cut.blocks}, count, i > 0, scratch, work + at.bias + lane * at.sums.row);
         for (int64_t p = 0; p < kPoints; p++)
             for (int64_t block = 0; block < at.cut.blocks; block++) {
-                float* sums = work + lane * at.sums.lane + p * at.sums.plane + at.vectors(block).begin * kL;
+                float* sums = work + lane * at.sums.lane + p * at.sums.plane + at.cut.vectors_of(block).begin * kL;
                 add_columns(at, p, {0, call.sources.channels()}, block, count, scratch, sums, i > 0 ? Sums::near : Sums::fresh);
             }
     }
@@ -281,10 +280,10 @@ void add_stretch(const Conv3x3GradWeight& call, const Layout& at, int64_t thread
                  float* sums, Sums before) {
     const auto add = [&](int64_t p, int64_t block) {
         add_columns(at, p, {0, call.sources.channels()}, block, tiles, scratch,
-                    sums + p * at.sums.plane + at.vectors(block).begin * kL, before);
+                    sums + p * at.sums.plane + at.cut.vectors_of(block).begin * kL, before);
     };
     if (at.panels > 1) {
-        const auto first = [&](int64_t block) { return at.vectors(block).begin; };
+        const auto first = [&](int64_t block) { return at.cut.vectors_of(block).begin; };
         const Range cells = cells_of(at.cut.blocks, first, kPoints, call.threads, thread);
         for_rectangles(cells, kPoints, [&](Range blocks, Range points) {
             for (int64_t p = points.begin; p < points.end; p++)
@@ -349,7 +348,7 @@ void run_blocks(const Conv3x3GradWeight& call, const Layout& at, float* work) {
                 const int64_t first = task / cut.blocks * rows;
                 const Range some{first, least(first + rows, inputs)};
                 const int64_t block = task % cut.blocks;
-                const Range vectors = at.vectors(block);
+                const Range vectors = at.cut.vectors_of(block);
                 for (int64_t p = 0; p < kPoints; p++)
                     add_columns(at, p, some, block, all, scratch, sums + p * at.sums.plane, Sums::fresh);
                 finish_block<T>(call, at.sums, some, {vectors.begin * kL, least(vectors.end * kL, outputs)}, sums);

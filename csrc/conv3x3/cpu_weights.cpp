@@ -16,8 +16,8 @@ void pack(const Conv3x3Filters& filters, float* packed, int threads) {
     parallel_for(cut.vectors, threads, [&](int64_t begin, int64_t end) {
         for (int64_t vector = begin; vector < end; vector++) {
             int64_t block = 0;
-            while (part_of(cut.vectors, cut.blocks, block).end <= vector) block++;
-            const Range side = part_of(cut.vectors, cut.blocks, block);
+            while (cut.vectors_of(block).end <= vector) block++;
+            const Range side = cut.vectors_of(block);
             pack_vector(filters, maps, vector, {0, maps.inputs}, packed + (side.begin * maps.inputs + vector - side.begin) * kL,
                         (side.end - side.begin) * kL, plane);
         }

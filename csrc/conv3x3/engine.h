@@ -161,8 +161,6 @@ struct Products {
           cut(column_blocks<float>(columns_of(call).columns)),
           plane(packed_plane(inputs, cut)) {}
 
-    Range vectors(int64_t block) const { return part_of(cut.vectors, cut.blocks, block); }
-
     // M of a block of these vectors of columns at one point; first: the vector that M begins with.
     void multiply(const Layout& at, int64_t count, float* scratch, int64_t p, Range vectors, int64_t first) const {
         multiply_block(vectors.end - vectors.begin, scratch + at.v + p * at.v_plane, at.v_row,
@@ -173,17 +171,17 @@ struct Products {
     // The blocks of the pass that begins with this one: of block_vectors at most.
     Range pass(int64_t begin, int64_t block_vectors) const {
         int64_t end = begin + 1;
-        while (end < cut.blocks && vectors(end).end - vectors(begin).begin <= block_vectors) end++;
+        while (end < cut.blocks && cut.vectors_of(end).end - cut.vectors_of(begin).begin <= block_vectors) end++;
         return {begin, end};
     }
 
     // M of the blocks of a pass.
     void multiply_pass(const Layout& at, int64_t count, float* scratch, Range blocks) const {
-        const Range first = vectors(blocks.begin);
+        const Range first = cut.vectors_of(blocks.begin);
         for (int64_t p = 0; p < kPoints; p++) {
             multiply(at, count, scratch, p, first, first.begin);
             for (int64_t block = blocks.begin + 1; block < blocks.end; block++)
-                multiply(at, count, scratch, p, vectors(block), first.begin);
+                multiply(at, count, scratch, p, cut.vectors_of(block), first.begin);
         }
     }
 };
@@ -201,7 +199,7 @@ inline void run_block(const Stage& stage, const Layout& at, const Conv3x3Plan& p
     for (Range blocks{0, 0}; blocks.end < products.cut.blocks;) {
         blocks = products.pass(blocks.end, plan.block_vectors);
         products.multiply_pass(at, count, scratch, blocks);
-        const int64_t begin = products.vectors(blocks.begin).begin, end = products.vectors(blocks.end - 1).end;
+        const int64_t begin = products.cut.vectors_of(blocks.begin).begin, end = products.cut.vectors_of(blocks.end - 1).end;
         stage.finish(stage, at, first, count, scratch, Range{begin * kL, least(end * kL, outputs)});
     }
 }
@@ -264,7 +262,7 @@ inline void run_shared(const Stage& stage, const Conv3x3Plan& plan, float* scrat
     else
         parallel_for(kPoints * blocks, plan.sharing, [&](int64_t begin, int64_t end) {
             for (int64_t task = begin; task < end; task++)
-                products.multiply(at, tiles, scratch, task / blocks, products.vectors(task % blocks), 0);
+                products.multiply(at, tiles, scratch, task / blocks, products.cut.vectors_of(task % blocks), 0);
         });
     share_tiles([&](const Layout& own, int64_t first, int64_t count) {
         stage.finish(stage, own, first, count, scratch, Range{0, outputs});

@@ -95,6 +95,7 @@ FASTDS_HD void store_tile(T* to, const Vec<compute_t<T>> (&acc)[MR][NV], int64_t
 // Columns are cut into blocks of up to `most` vectors as equal as possible (9 vectors: 3 + 3 + 3).
 struct ColumnBlocks {
     int64_t vectors, blocks;
+    Range vectors_of(int64_t block) const { return part_of(vectors, blocks, block); }
 };
 template <class A>
 FASTDS_HD ColumnBlocks column_blocks(int64_t columns, int64_t most = kTileVectors) {
@@ -112,7 +113,7 @@ template <class A, class F>
 FASTDS_HD void for_column_blocks(int64_t columns, Range blocks, const F& f, int64_t most = kTileVectors) {
     const ColumnBlocks cut = column_blocks<A>(columns, most);
     for (int64_t i = blocks.begin; i < blocks.end; i++) {
-        const Range vectors = part_of(cut.vectors, cut.blocks, i);
+        const Range vectors = cut.vectors_of(i);
         const int64_t column = vectors.begin * kLanes<A>;
         switch (vectors.end - vectors.begin) {
             case 1: f(Width<1>{}, column); break;

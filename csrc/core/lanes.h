@@ -80,9 +80,9 @@ FASTDS_HD void store_lanes(T* p, V v, int count) {
 
 // Whether a load under a mask is one instruction, whatever the mask.
 #if defined(__AVX512F__)
-constexpr bool kMasksAreFree = true;
+constexpr bool kQuickMasks = true;
 #else
-constexpr bool kMasksAreFree = false;
+constexpr bool kQuickMasks = false;
 #endif
 
 // Calls vector(channel, count of lanes) for all channels. `vector` is compiled for whole vectors, too, without masks, which take
@@ -96,7 +96,7 @@ FASTDS_HD void for_vectors(int64_t channels, const Vector& vector) {
 template <class T>
 FASTDS_HD V load_some(const T* p, int count) {
     const bool whole = count == kL;
-    return (kMasksAreFree ? __builtin_constant_p(whole) && whole : whole) ? load_vec<kL>(p) : load_lanes(p, count);
+    return (kQuickMasks ? __builtin_constant_p(whole) && whole : whole) ? load_vec<kL>(p) : load_lanes(p, count);
 }
 
 }  // namespace

@@ -20,12 +20,12 @@ struct Piece {
     int64_t row, rows, column, columns;
 };
 
-// Rows into a dense run and back. Where masked loads are free the last vector of a row reaches into the place of the next,
+// Rows into a dense run and back. Where masks are quick the last vector of a row reaches into the place of the next,
 // which is written after it; behind the last row the run has room for it.
 template <class T, class A>
 inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, from += row, to += piece.columns) {
-        if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
+        if constexpr (kQuickMasks && sizeof(A) == sizeof(float)) {
             for_vectors(piece.columns, [&](int64_t i, int lanes) { store_vec<kL>(to + i, load_some(from + i, lanes)); });
         } else {
             int64_t i = 0;
@@ -38,7 +38,7 @@ inline void read(A* to, const T* from, int64_t row, const Piece& piece) {
 template <class T, class A>
 inline void write(T* to, const A* from, int64_t row, const Piece& piece) {
     for (int64_t r = 0; r < piece.rows; r++, to += row, from += piece.columns) {
-        if constexpr (kMasksAreFree && sizeof(A) == sizeof(float)) {
+        if constexpr (kQuickMasks && sizeof(A) == sizeof(float)) {
             for_vectors(piece.columns, [&](int64_t i, int lanes) {
                 const V v = load_vec<kL>(from + i);
                 lanes == kL ? store_vec<kL>(to + i, v) : store_lanes(to + i, v, lanes);
