@@ -77,6 +77,22 @@ def test_no_gradients_of_weights(case, made, create_graph, leaf):
         torch.testing.assert_close(given.grad, expected, rtol=0, atol=3e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name != "strided_conv3x3"])
+def test_leaves_are_asked_about_without_exceptions(name, made, monkeypatch):
+    function, shapes = CASES[name]
+    tensors, asked, ask = [torch.randn(shape, requires_grad=True) for shape in shapes], [], registry._is_reached
+
+    def asked_about(ctx, k):
+        asked.append(k)
+        nodes = [node for node, _ in ctx.next_functions if node is not None]
+        torch._C._will_engine_execute_node(nodes[sum(ctx.needs_input_grad[:k])])
+        return ask(ctx, k)
+
+    monkeypatch.setattr(registry, "_is_reached", asked_about)
+    torch.autograd.grad(function(*tensors).sum(), tensors)
+    assert asked
+
+
 def test_a_pass_to_all(case):
     function, tensors = case
     y = function(*tensors).square().sum()

@@ -56,9 +56,11 @@ struct Layout {
         panels = owns ? least(call.threads, cut.blocks) : 1;
         d_row = columns;
         if (panels > 1) d_row = parts_of(cut.blocks, panels) * kTileVectors * kL;
+        // Parts of such rows, read again for every few inputs, would share an eighth of an L1 cache.
+        if (way == by_stretches && d_row % 512 == 0) d_row += 16;
         // An odd number of cache lines between planes spreads them over the sets of the caches.
         v_plane = tiles * v_row + 16;
-        d_plane = tiles * d_row + 16;
+        d_plane = (parts_of(tiles * d_row, 16) | 1) * 16;
         d_panel = (kPoints + 1) * d_plane;
         const int64_t wide = widest(call.sources), wide_gradients = widest(call.gradients);
         bias = (way == by_blocks ? call.threads : sums.lanes) * sums.lane;

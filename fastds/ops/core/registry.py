@@ -54,6 +54,7 @@ class Op:
         flags = [k for k, kind in enumerate(types) if kind == "List[bool]"]
         self.lengths = [(k, arguments[k].N) for k in flags]  # other lists are left to the op's own check
         self.usual = _USUAL if "List[Tensor]" in types else _USUAL | {list}
+        self.weights = [k for k, name in enumerate(self.arguments) if name.endswith("weight")]
 
     def __call__(self, *args):
         """Checks the arguments and computes."""
@@ -119,12 +120,23 @@ class Op:
             if chosen == "reference":
                 return self.reference(*args)
             run = self._below_autograd if visible else self.backends[chosen].run
-            return self.function.apply(run, *args) if tracked else run(*args)
+            if not tracked:
+                return run(*args)
+            return self.function.apply(run, *(args if visible else self._askable(args)))
         except RuntimeError:
             if any(map(is_batched, args)):
                 return self.reference(*args)
             check_dense(self.arguments, args)  # asked when it is too late, because asking costs 1 % of a small call
             raise
+
+    def _askable(self, args: tuple) -> tuple:
+        """The arguments, each weight that reached() will ask about through a node of its own: of a leaf that
+        autograd.grad was asked for torch answers by an exception, which takes 60 us between two convolutions."""
+        for k in self.weights:
+            weight = args[k]
+            if weight.requires_grad and weight.is_leaf and _is_worth_asking(weight, args[self.main]):
+                args = *args[:k], weight.view_as(weight), *args[k + 1 :]
+        return args
 
     def _below_autograd(self, *args):
         with torch._C._AutoDispatchBelowAutograd():
@@ -241,21 +253,24 @@ def reached(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int) -> list[b
     pixels as the result; at: the places of weight and bias among the arguments of its forward.
 
     torch.autograd.grad(y, x) does not reach the weights between, and ctx.needs_input_grad does not tell. Where the
-    weight is reached the bias is taken to be, too. Nobody asks where the gradient takes little time: for a leaf that
-    autograd.grad was asked for the answer is an exception of torch's, which takes 60 us between two convolutions.
+    weight is reached the bias is taken to be, too. Nobody asks where the gradient takes little time.
     """
-    wanted, products = [], weight.numel() * (result.numel() // max(result.shape[1], 1))
+    wanted, worth = [], _is_worth_asking(weight, result)
     for k in at:
-        known = products < _WORTH_ASKING or any(wanted)
+        known = not worth or any(wanted)
         wanted.append(ctx.needs_input_grad[k] and (known or _is_reached(ctx, k)))
     return wanted
+
+
+def _is_worth_asking(weight: torch.Tensor, maps: torch.Tensor) -> bool:
+    return weight.numel() * (maps.numel() // max(maps.shape[1], 1)) >= _WORTH_ASKING
 
 
 def _is_reached(ctx, k: int) -> bool:
     nodes = [node for node, _ in ctx.next_functions if node is not None]  # of the arguments that require a gradient
     try:
         return torch._C._will_engine_execute_node(nodes[sum(ctx.needs_input_grad[:k])])
-    except RuntimeError:  # of a leaf that was asked for
+    except RuntimeError:  # of a leaf that was asked for: a bias, a weight of whoever calls without Op
         return True
 
 
