@@ -28,8 +28,8 @@ def _for_onednn(x: Tensor) -> Tensor:
     if x.dtype == torch.float64:
         return x
     x = dense(x)
-    _, channels, height, width = x.shape
-    return x if channels > 1 else x.as_strided(x.shape, (height * width, 1, width, 1))
+    batch, channels, height, width = x.shape
+    return x if channels > 1 else x.view(batch, height, width, 1).permute(0, 3, 1, 2)
 
 
 def _continued(x: Tensor, size: int, padding_mode: str) -> tuple[Tensor, int]:
@@ -58,7 +58,7 @@ class Library(NamedTuple):
             with torch.autocast(x.device.type, enabled=False):
                 return self(x, weight, bias)
         if self.turns:
-            x = dense(x) if x.requires_grad else _for_onednn(x)
+            x = _for_onednn(x)
         bias = None if bias is None else bias.to(x.dtype)
         if self.keeps and not (weight.is_neg() or is_batched(x)):
             return onednn.convolve(x, onednn.kept(weight, x, *self.geometry), bias, *self.geometry)
@@ -69,8 +69,7 @@ class Library(NamedTuple):
 
 def library_of(x: Tensor, weight: Tensor, padding: int, trained: bool, stride: int = 1, groups: int = 1) -> Library:
     """Of one convolution. Filters are kept where nothing is trained and nobody watches."""
-    beside = x.is_contiguous(memory_format=CHANNELS_LAST) and (x.requires_grad or x.shape[1] > 1)
-    turns = x.dtype != torch.float64 and not beside
+    turns = x.dtype != torch.float64 and not (x.is_contiguous(memory_format=CHANNELS_LAST) and x.stride(1) == 1)
     keeps = not trained and _keeps_filters(x, weight)
     geometry = (padding,) * 2, (stride,) * 2, (1, 1), groups
     return Library(turns, _is_rearranged(weight, x.dtype), keeps, geometry)
