@@ -412,7 +412,7 @@ def test_opcheck(dtype, native):
     torch.library.opcheck(torch.ops.fastds.conv2d_backward, args)
 
 
-def test_compile_with_gradients(native):
+def test_compile_with_gradients(native, by_engine):
     x, weight = torch.randn(1, 3, 14, 15, requires_grad=True), torch.randn(2, 3, 5, 5, requires_grad=True)
     compiled = torch.compile(lambda x, w: conv2d(2 * x, w), fullgraph=True, backend="aot_eager")
     got = torch.autograd.grad(compiled(x, weight).square().sum(), (x, weight))

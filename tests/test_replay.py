@@ -13,9 +13,11 @@ from fastds.models import create
 from fastds.models.export.signatures import signature
 from fastds.models.graph import Arguments, frozen
 from fastds.models.replay import ReplayedForward
+from fastds.nn import Conv2d
 from fastds.ops import conv1x1, conv3x3, conv_lstm_cell, deform_conv2d
 from fastds.ops.core import buffer_pool, kept_weights, onednn
 from fastds.ops.core import native as loader
+from fastds.ops.impl.conv2d import costs, op
 
 CPU = torch.device("cpu")
 NETWORKS = {
@@ -264,6 +266,18 @@ def test_what_cannot_be_repeated_is_refused(ask, native):
     with pytest.raises(RuntimeError, match="the forward cannot be repeated"):
         fastds.compile_graph(Asks(ask), torch.randn(2, 5))
     assert loader.module() is native
+
+
+def test_a_convolution_that_pays_but_for_the_call(native, monkeypatch):
+    """What takes little less by the engine is left to torch, also where the op is recorded."""
+    monkeypatch.setattr(costs, "_seconds", lambda *_: [0.99 * costs.SURE * 1e-4, 1e-4])
+    for rule in ("engine_pays", "op_pays"):  # past what they remember
+        monkeypatch.setattr(costs, rule, getattr(costs, rule).__wrapped__)
+    monkeypatch.setattr(op, "_libraries", {})
+    model, x = Conv2d(8, 8, 5), torch.randn(2, 8, 12, 12)
+    fast = fastds.compile_graph(model, x)
+    with torch.no_grad():
+        assert equal(fast(x), model(x))
 
 
 def test_missing_values_spread_and_other_threads_fill_theirs(native):
