@@ -6,7 +6,7 @@ import torch
 from conv3x3_cases import Problem, gradients, leaves, relative_error
 
 import fastds
-from fastds.ops.impl.conv3x3 import costs, op
+from fastds.ops.impl.conv3x3 import costs, direct, op
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -74,9 +74,8 @@ def test_what_torch_gets():
     assert name_of_node(Problem(**ONE_MAP)) == name_of_node(largest) == "ConvolutionBackward0"
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_more_is_left_to_quick_products(machine, trained, monkeypatch):
-    """Many channels of few pixels, where torch's products are Intel's; of one map, and in neither case of two."""
+def test_more_is_left_to_quick_products(machine, monkeypatch):
+    """In a training many channels of few pixels, where torch's products are Intel's; of one map, and not of two."""
     problem = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False)
     two = Problem(**{**vars(problem), "B": 2})
     asked = []
@@ -84,8 +83,7 @@ def test_more_is_left_to_quick_products(machine, trained, monkeypatch):
     for name, expected in (("amd", [1, 2]), ("avx512", [2])):
         machine(name)
         for given in (problem, two):
-            with torch.set_grad_enabled(trained):
-                given.run([t if t is None else t.requires_grad_(trained) for t in given.tensors()], "auto")
+            given.run(leaves(given), "auto")
         assert asked == expected
         asked.clear()
 
@@ -97,6 +95,12 @@ def test_without_gradients_the_result_is_channels_last(machine):
         y = fastds.ops.conv3x3(*tensors[:3])
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert relative_error(y, torch.nn.functional.conv2d(*[t.double() for t in tensors[:3]], padding=1)) < 2e-6
+
+
+@pytest.mark.parametrize("maps, outputs, turns", [(1, 256, False), (1, 2, True), (2, 256, True)])
+def test_one_map_stays_contiguous_where_its_weight_would_be_rearranged(maps, outputs, turns):
+    library = direct.library_of(torch.randn(maps, 200, 5, 7), torch.randn(outputs, 200, 3, 3), 1, False)
+    assert library.turns == turns and library.rearranges == (turns and outputs > 2)
 
 
 def test_who_asks_for_the_op_gets_it(monkeypatch):

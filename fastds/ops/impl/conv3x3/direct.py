@@ -34,9 +34,7 @@ def _for_onednn(x: Tensor) -> Tensor:
 
 def _continued(x: Tensor, size: int, padding_mode: str) -> tuple[Tensor, int]:
     """x as a convolution of `size` taps each way reads it, and the zeros that it adds on every side."""
-    if padding_mode == "zeros":
-        return _for_onednn(x), size // 2
-    return _for_onednn(reference.pad(x, padding_mode)), 0
+    return (x, size // 2) if padding_mode == "zeros" else (reference.pad(x, padding_mode), 0)
 
 
 def _is_rearranged(weight: Tensor, dtype: torch.dtype) -> bool:
@@ -70,9 +68,12 @@ class Library(NamedTuple):
 def library_of(x: Tensor, weight: Tensor, padding: int, trained: bool, stride: int = 1, groups: int = 1) -> Library:
     """Of one convolution. Filters are kept where nothing is trained and nobody watches."""
     turns = x.dtype != torch.float64 and not (x.is_contiguous(memory_format=CHANNELS_LAST) and x.stride(1) == 1)
+    rearranges = _is_rearranged(weight, x.dtype)
+    if turns and rearranges and is_one_map(x):  # to rearrange the weight takes longer than what is saved
+        turns = rearranges = False
     keeps = not trained and _keeps_filters(x, weight)
     geometry = (padding,) * 2, (stride,) * 2, (1, 1), groups
-    return Library(turns, _is_rearranged(weight, x.dtype), keeps, geometry)
+    return Library(turns, rearranges, keeps, geometry)
 
 
 def is_trained(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -177,8 +178,8 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     """conv3x3 by the library."""
     bias, in_one_pass = None if bias is None else bias.to(out_dtype), fused(x)
     source, padding = _continued(_source(x, x2).to(out_dtype), 3, padding_mode)
-    trained = is_trained(x, weight, bias)
-    y = library_of(source, weight, padding, trained)(source, weight, None if in_one_pass else bias)
+    library = library_of(source, weight, padding, is_trained(x, weight, bias))
+    y = library(source, weight, None if in_one_pass else bias)
     if in_one_pass:
         return epilogue(y, bias, None, residual, act, negative_slope, shuffle)
     return finish(dense(y), residual, act, negative_slope, shuffle)
@@ -209,7 +210,7 @@ def _turned(weight: Tensor, groups: int) -> Tensor:
 def _gradients(grad, x, weight, padding_mode, wanted_x, wanted_weight, wanted_bias=False, groups=1):
     """Gradients of source, weight and bias by the library, in the dtype of x."""
     source, padding = _continued(x, weight.shape[-1], padding_mode)
-    grad, weight = _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
+    source, grad, weight = _for_onednn(source), _for_onednn(grad.to(x.dtype)), weight.to(x.dtype)
     turned = wanted_x and _is_quicker_turned(grad, weight, groups)
     if wanted_x and not turned:
         weight = dense(weight) if _is_rearranged(weight, weight.dtype) else weight

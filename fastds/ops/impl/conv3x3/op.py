@@ -33,7 +33,6 @@ from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passe
 __all__ = ["conv3x3"]
 
 SMALL = 3000  # numbers of a map that torch convolves in training whatever its costs
-WORTH_ASKING = 1 << 16  # numbers of a weight; without gradients fewer of them save less time than asking takes
 
 
 def check(
@@ -287,18 +286,18 @@ def autocast_convolution(x, weight, bias, x2, residual, out_dtype):
 
 
 def _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm) -> bool:
-    """Whether torch's own convolution and its gradients run in place of the op: for one small map."""
+    """Whether torch's own convolution and its gradients run in place of the op: for one small map in a training."""
     if not direct.is_one_map(x) or x2 is not None or algorithm != "auto":
         return False
     if not (weight.dtype == out_dtype == x.dtype and x.is_cpu and padding_mode == "zeros"):
         return False
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not (trained or weight.numel() >= WORTH_ASKING) or native.missing() is not None or not unasked(x, weight):
+    if not trained or native.missing() is not None or not unasked(x, weight):
         return False
-    if trained and x.numel() <= SMALL:
+    if x.numel() <= SMALL:
         return True
     passes = passes_behind(residual, act, shuffle)
-    return chosen(algorithm, x, x.shape[1], weight.shape[0], x.dtype, trained, passes=passes) == "direct"
+    return chosen(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
 
 
 def conv3x3(
