@@ -25,7 +25,6 @@ from fastds.ops.core.arguments import (
     number,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.layout import dense
 from fastds.ops.core.registry import define, reached, unasked
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passes_behind
@@ -367,6 +366,5 @@ def conv3x3(
     check(*args)
     if _is_left_to_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype, algorithm):
         check_dense(CONV3X3.arguments, args)
-        y = F.conv2d(x, weight, bias, padding=1)
-        return direct.finish(y if y.requires_grad else dense(y), residual, act, slope, shuffle)
+        return direct.finish(F.conv2d(x, weight, bias, padding=1), residual, act, slope, shuffle)
     return CONV3X3.trusted(*args)
