@@ -21,6 +21,7 @@ from fastds.archive.store import Store
 from fastds.archive.workers import Made, check_workers, made_of, threads_of
 from fastds.data.formats.opening import Source, files_of
 from fastds.data.grid.axes import time_of
+from fastds.data.io.files import names_zarr
 from fastds.data.io.packing import check_stored
 from fastds.data.packages import require
 from fastds.data.reading import Reading, opened
@@ -119,7 +120,7 @@ def compute_archive(
 def _checked(source: Source, target: Path, workers: int | None, scheduler: str | None, dtype: str) -> int:
     """The number of workers. Raises: ValueError for what cannot be."""
     check_target(source, target)
-    if target.suffix != ".zarr":
+    if not names_zarr(target):
         raise ValueError(f"the output of an archive is a Zarr store, whose name ends in .zarr, got {target}")
     check_stored(dtype)
     return check_workers(workers, scheduler)

@@ -31,7 +31,7 @@ class Contents:
         """Whether it is a folder that is a Zarr store."""
         names = (".zgroup", ".zmetadata", "zarr.json")
         return self.path.is_dir() and (
-            self.path.suffix == ".zarr" or any((self.path / name).exists() for name in names)
+            self.path.suffix.lower() == ".zarr" or any((self.path / name).exists() for name in names)
         )
 
     @functools.cached_property

@@ -22,6 +22,7 @@ from fastds.data.grid.variables import same_units
 
 _ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
 _SAME_GRID = 1e-3  # cells
+_STORAGE = ("dtype", "scale_factor", "add_offset", "_FillValue")
 Part = tuple[pathlib.Path, xr.Dataset]  # of a file
 Source = str | os.PathLike | Iterable[str | os.PathLike]
 
@@ -139,12 +140,24 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
         join="override",
         combine_attrs="override",
     )
-    for variable in joined.variables.values():
+    for name, variable in joined.variables.items():
         if "calendar" in variable.encoding:  # days may do for the times of the first file, not for all
             variable.encoding = {}
+        elif not _stored_alike(name, parts):  # the packing of the first file does not hold the values of others
+            variable.encoding = {key: v for key, v in variable.encoding.items() if key not in _STORAGE}
     times = joined["time"].values
     joined = joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
     return joined if own == "time" else joined.rename(time=own)
+
+
+def _stored_alike(name: Hashable, parts: list[xr.Dataset]) -> bool:
+    """Return True if all parts store a variable in the same dtype and packing, with the same fill value."""
+    first, *others = (part[name].encoding for part in parts)
+    return all(_same(first.get(key), other.get(key)) for other in others for key in _STORAGE)
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or bool(one == other) or (one != one and other != other)  # NaN is the same as NaN
 
 
 def _lazily(form: Format, contents: Contents) -> xr.Dataset:

@@ -17,7 +17,7 @@ from fastds.data.grid.grids import METRES, grid_mappings
 from fastds.data.grid.projections import TOLERANCE, cf_attributes, deviation
 from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import rain_units
-from fastds.data.io.files import settled_writes
+from fastds.data.io.files import names_zarr, settled_writes
 from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
 
@@ -112,7 +112,7 @@ def check_mlcast(dataset: xr.Dataset, path: str | os.PathLike, var: str | None =
 
 def _archivable(dataset: xr.Dataset, path: str | os.PathLike, var: str | None) -> tuple[ReflectivityInput, str, list]:
     """The fields, the variable of their grid mapping, and the units of y and x."""
-    if pathlib.Path(path).suffix != ".zarr":
+    if not names_zarr(path):
         raise ValueError(f"{path}: archives are Zarr stores, and their names end in .zarr")
     for package in ("zarr", "pyproj"):
         require(package, "archives")

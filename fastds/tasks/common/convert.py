@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 
 from fastds.data import opened, save_dataset
 from fastds.data.grid.variables import only_rain
+from fastds.data.io.files import names_zarr
 from fastds.data.io.mlcast import Origin, save_mlcast
 from fastds.tasks.common.inference import check_field_target, read_as
 from fastds.tasks.common.tables import tracked
@@ -18,7 +19,7 @@ def convert(options: Namespace, reading: dict) -> str:
     """Run the command with its options and those of reading files; what was done, for the user."""
     source = options.inputs[0] if len(options.inputs) == 1 else options.inputs
     check_field_target(source, options.output)
-    origin = origin_of(options, "mlcast" if options.output.endswith(".zarr") else "cf")
+    origin = origin_of(options, "mlcast" if names_zarr(options.output) else "cf")
     with opened(source, options.var, **reading) as dataset:
         said = read_as(dataset, always=True)
         if origin is not None:

@@ -20,7 +20,7 @@ from torch import nn
 from fastds._outputs import check_replaceable, place_of
 from fastds.data import ReflectivityInput, grid_spacing_m, opened, save_dataset
 from fastds.data.formats.opening import Source, files_of
-from fastds.data.io.files import check_format
+from fastds.data.io.files import check_format, names_zarr
 from fastds.data.io.mlcast import Origin, check_mlcast, save_mlcast
 from fastds.data.io.packing import check_stored, packed_like
 from fastds.data.reading import Reading
@@ -57,7 +57,7 @@ def check_target(source: Source, target: str | os.PathLike) -> None:
     folder = place_of(target).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    if target.is_dir() and target.suffix != ".zarr":
+    if target.is_dir() and not names_zarr(target):
         raise IsADirectoryError(f"the output must be a file, {target} is a folder")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"the folder of the output is read-only: {folder}")
