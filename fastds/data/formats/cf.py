@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetCDF-4 (h5netcdf), NetCDF-3 (scipy) and Zarr, opened lazily by xarray."""
 
+import errno
+import os
+import re
+import warnings
+
 import h5py
 import xarray as xr
 
 from fastds.data.formats.contents import HDF5, Contents
+from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
+from fastds.data.formats.masking import decode
 from fastds.data.packages import require
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
+_TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EAGAIN, errno.ENOMEM, errno.EBUSY)
 
 
 def is_netcdf4(contents: Contents) -> bool:
@@ -26,17 +34,43 @@ def is_zarr(contents: Contents) -> bool:
 
 
 def read_netcdf4(contents: Contents) -> xr.Dataset:
-    """Open NetCDF-4. Raises: ValueError for damaged files and HDF5 without variables at its top level."""
-    dataset = _open(contents, "h5netcdf", "NetCDF-4", phony_dims="access")  # HDF5 without dimensions: told below
-    if not dataset.variables:
-        dataset.close()
-        with h5py.File(contents.path) as file:
-            groups = ", ".join(sorted(file)[:5])
-        raise ValueError(
-            f"{contents.path} has no variables at its top level (groups: {groups or 'none'}), so it is no NetCDF file; "
-            "convert it to NetCDF first"
-        )
-    return dataset
+    """Open NetCDF-4: its top level or, where that has no variables, the only group with fields; other groups are named
+    in a warning.
+
+    Raises: ValueError for damaged files, and for HDF5 without fields in one place."""
+    check_filters(contents, "NetCDF-4")
+    group = None
+    with errors_of_hdf5(contents, "NetCDF-4"), contents.hdf5() as file:
+        groups = {name: _count_fields(found) for name, found in file.items() if isinstance(found, h5py.Group)}
+        at_top = any(isinstance(found, h5py.Dataset) for found in file.values())
+    with_fields = sorted(name for name, count in groups.items() if count)
+    if not at_top:
+        if len(with_fields) != 1:
+            there = ", ".join(sorted(groups)[:5]) or "none"
+            raise ValueError(
+                f"{contents.path} has no variables at its top level (groups: {there}), so it is no NetCDF file, or one "
+                "of several groups: write one to a file with xarray (open_dataset(FILE, group=NAME).to_netcdf) or "
+                "ncks -G : -g NAME first"
+            )
+        group = with_fields[0]
+        warnings.warn(f"the fields of {contents.path} are those of its group {group}", UserWarning, stacklevel=2)
+    elif with_fields:
+        said = f"the group{'s' * (len(with_fields) > 1)} {', '.join(with_fields[:5])} of {contents.path}"
+        warnings.warn(f"{said} {'are' if len(with_fields) > 1 else 'is'} left out", UserWarning, stacklevel=2)
+    # HDF5 without dimensions gets phony ones: it is refused where its axes are asked for.
+    return _open(contents, "h5netcdf", "NetCDF-4", phony_dims="access", group=group)
+
+
+def _count_fields(group: h5py.Group) -> int:
+    """The number of arrays over two dimensions or more in a group and those below it."""
+    count = 0
+
+    def visit(name: str, found: object) -> None:
+        nonlocal count
+        count += isinstance(found, h5py.Dataset) and len(found.shape or ()) >= 2
+
+    group.visititems(visit)
+    return count
 
 
 def read_netcdf3(contents: Contents) -> xr.Dataset:
@@ -47,18 +81,23 @@ def read_netcdf3(contents: Contents) -> xr.Dataset:
 def read_zarr(contents: Contents) -> xr.Dataset:
     """Open a Zarr store. Raises: ImportError without zarr; ValueError for damaged stores."""
     require("zarr", "Zarr stores")
-    return _open(contents, "zarr", "Zarr")
+    return _open(contents, "zarr", "Zarr", use_zarr_fill_value_as_mask=False)
 
 
 def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
     with contents.unpacked() as path:
         try:
-            dataset = xr.open_dataset(path, engine=engine, **how)
+            raw = xr.open_dataset(path, engine=engine, decode_cf=False, cache=False, **how)
+            if engine == "zarr":
+                _declare_zarr_fill(raw, path)
+            dataset = decode(raw, default_fill=engine != "zarr")
             return with_time(dataset.load() if contents.compressed else dataset)
         except Exception as error:
-            lines = str(error).strip().splitlines()
-            said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-            if _opens_without_times(path, engine):
+            said = _first_line(error)
+            number = _system_error(error)
+            if number in _TEMPORARY:
+                raise OSError(number, f"{contents.path} cannot be opened: {os.strerror(number)}") from error
+            if _opens_without_times(path, engine, how):
                 said = said.partition(". Try opening")[0]
                 raise ValueError(
                     f"the times in {contents.path} cannot be decoded ({said}); give them units such as days since "
@@ -69,9 +108,44 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             ) from error
 
 
-def _opens_without_times(path, engine: str) -> bool:
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _system_error(error: Exception) -> int | None:
+    """The number of the system's error behind an exception, which HDF5 tells in its text; None where there is none."""
+    found = re.search(r"errno = (\d+)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:
+    """Give the variables of a Zarr store of format 2 the fill values of their arrays as _FillValue, as xarray writes
+    missing values there; 0, which zarr gives an array unless told otherwise, counts as a value where nothing is packed.
+    """
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    if group.metadata.zarr_format != 2:
+        return
+    zeros = []
+    for name, variable in raw.variables.items():
+        fill = group[name].fill_value
+        if variable.dtype.kind not in "fiu" or fill is None or "_FillValue" in variable.attrs:
+            continue
+        packed = "scale_factor" in variable.attrs or "add_offset" in variable.attrs
+        if fill != 0 or packed:
+            variable.attrs["_FillValue"] = variable.dtype.type(fill)
+        if fill == 0 and variable.ndim >= 2:
+            zeros.append(f"{name} ({'missing, as it is packed' if packed else 'a value'})")
+    if zeros:
+        said = f"0 is the fill value of the Zarr arrays {', '.join(zeros[:5])}"
+        warnings.warn(f"{said}; --missing 0 takes a value as missing", UserWarning, stacklevel=2)
+
+
+def _opens_without_times(path, engine: str, how: dict) -> bool:
     try:
-        xr.open_dataset(path, engine=engine, decode_times=False).close()
+        xr.open_dataset(path, engine=engine, decode_times=False, **how).close()
     except Exception:
         return False
     return True

@@ -26,7 +26,8 @@ def recognises(contents: Contents) -> bool:
 
 def read(contents: Contents) -> xr.Dataset:
     """Read value = scale code + offset, as the band or FMI's tags Gain and Offset have it; missing is the band's nodata
-    or the tag Nodata, no echo the tag Undetect. What neither units nor the tag Quantity tell is named band_1. The time
+    or the tag Nodata and what a mask, inside the file or beside it (.msk), or an alpha band leaves out; no echo is the
+    tag Undetect. What neither units nor the tag Quantity tell is named band_1. The time
     is the tag "Observation time" (YYYYMMDDhhmm), else that of the file's name.
 
     Raises: ImportError without rasterio; ValueError for a damaged image, several bands, a grid without projection or
@@ -47,16 +48,25 @@ def read(contents: Contents) -> xr.Dataset:
     time = [_time(contents, tags)]
     if crs.is_geographic:
         return maps.geographic_map(fields, time, axes)
+    # The axes are in metres, and so is the projection that maps.projection tells.
     return maps.projected_map(fields, time, axes, maps.projection(crs.to_wkt(), axes))
 
 
 def _check(image: Any, contents: Contents) -> None:
-    if image.count != 1:
-        raise ValueError(f"{contents.path} has {image.count} bands, expected one; gdal_translate -b takes one out")
+    bands = [band for band in image.indexes if band != _alpha(image)]
+    if len(bands) != 1 or bands[0] != 1:
+        raise ValueError(f"{contents.path} has {len(bands)} bands, expected one; gdal_translate -b takes one out")
     if image.crs is None:
         raise ValueError(f"{contents.path} does not tell its projection; gdal_translate -a_srs writes one")
     if image.transform.b or image.transform.d:
         raise ValueError(f"{contents.path} has a grid that is turned against its projection; gdalwarp turns it back")
+
+
+def _alpha(image: Any) -> int | None:
+    """The number of the band that says how opaque pixels are; None where there is none."""
+    from rasterio.enums import ColorInterp
+
+    return next((i for i, meaning in zip(image.indexes, image.colorinterp, strict=True) if meaning == ColorInterp.alpha), None)
 
 
 def _axes(image: Any) -> maps.Coordinates:
@@ -71,13 +81,20 @@ def _fields(image: Any, tags: dict[str, str]) -> maps.Fields:
     scale, offset = (float(tags.get(name, of[0])) for name, of in (("gain", image.scales), ("offset", image.offsets)))
     missing = float(tags["nodata"]) if "nodata" in tags else image.nodata
     values = scale * codes.astype(np.float64) + offset
-    values[~np.isfinite(values) | (codes == missing)] = np.nan
+    values[~np.isfinite(values) | _equals(codes, missing) | (image.read_masks(1) == 0)] = np.nan
     units = image.units[0]
     if is_dbz(units) or "reflectivity" in tags.get("quantity", "").lower():
         return maps.reflectivity(values, scale * float(tags["undetect"]) + offset if "undetect" in tags else None)
     if rain_units(units) == (1.0, 3600.0):
         return maps.rainfall_rate(values)
     return {_FIELD: (values, {"long_name": image.descriptions[0] or _FIELD} | ({"units": units} if units else {}))}
+
+
+def _equals(codes: np.ndarray, code: float | None) -> np.ndarray:
+    """Where codes are a code; of floating ones to the precision of float32, in which tags may be told."""
+    if code is None:
+        return np.zeros(codes.shape, bool)
+    return np.isclose(codes, code, rtol=1e-6, atol=0) if codes.dtype.kind == "f" else codes == code
 
 
 def _time(contents: Contents, tags: dict[str, str]) -> datetime.datetime:

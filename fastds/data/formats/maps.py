@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.projections import cf_attributes
+from fastds.data.grid.projections import cf_attributes, in_metres
 from fastds.data.packages import import_pyproj, require
 
 Fields = Mapping[str, tuple[np.ndarray, dict[str, Any]]]
@@ -37,20 +37,54 @@ def centres(corner: float, step: float, size: int) -> np.ndarray:
     return corner + step * (np.arange(size) + 0.5)
 
 
-def projection(proj4: str, coordinates: Coordinates) -> dict[str, Any]:
-    """CF attributes of a grid mapping from a PROJ string; coordinates: y and x of the grid, metres, on which some
-    projections are told nearly, see cf_attributes. Raises: ImportError without pyproj; ValueError for a string that
-    PROJ does not read."""
+def read_crs(text: str) -> Any:
+    """The pyproj.CRS of a PROJ string or WKT. Raises: ImportError without pyproj; ValueError for what PROJ does not
+    read."""
+    pyproj = _pyproj()
     try:
-        y, x = coordinates
-        return cf_attributes(_pyproj().CRS.from_user_input(proj4), x, y)
-    except _pyproj().exceptions.CRSError as error:
-        raise ValueError(f"the projection {proj4!r} cannot be read ({str(error).splitlines()[0]})") from error
+        return pyproj.CRS.from_user_input(text)
+    except pyproj.exceptions.CRSError as error:
+        raise ValueError(f"the projection {text!r} cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def project(proj4: str, longitude: float, latitude: float) -> tuple[float, float]:
-    """x and y in metres of a place in degrees."""
-    return _pyproj().Proj(proj4)(longitude, latitude)
+def projection(text: str, coordinates: Coordinates) -> dict[str, Any]:
+    """CF attributes of a grid mapping in metres from a PROJ string or WKT in any unit of length; coordinates: y and x of
+    the grid, metres, on which some projections are told nearly, see cf_attributes. Raises: as read_crs."""
+    y, x = coordinates
+    return cf_attributes(in_metres(read_crs(text))[0], x, y)
+
+
+def project(text: str, longitude: float, latitude: float) -> tuple[float, float]:
+    """x and y in metres of a place in degrees; of a geographic projection the degrees."""
+    crs = read_crs(text)
+    if crs.is_geographic:
+        return longitude, latitude
+    x, y = _pyproj().Proj(crs)(longitude, latitude)
+    factor = float(crs.axis_info[0].unit_conversion_factor)
+    return x * factor, y * factor
+
+
+def check_corners(
+    corners: Mapping[str, tuple[float, float]], text: str, edges: Mapping[str, tuple[float, float]], cell: Coordinates
+) -> None:
+    """Compare the corners that a file names with those of its grid.
+
+    Args:
+        corners: longitude and latitude in degrees by the corner's name. text: the projection.
+        edges: x and y of the same corners of the grid. cell: widths of a cell along y and x.
+
+    Raises: ValueError where one lies more than half a cell from the other, with both."""
+    for name, (longitude, latitude) in corners.items():
+        x, y = project(text, longitude, latitude)
+        if not np.isfinite([x, y]).all():
+            continue
+        across, down = abs(x - edges[name][0]) / abs(cell[1]), abs(y - edges[name][1]) / abs(cell[0])
+        if max(across, down) > 0.51:
+            said = f"the corner {name} is {longitude:.6g} E, {latitude:.6g} N, at x {x:.10g}, y {y:.10g}"
+            raise ValueError(
+                f"{said}, and by projection, size and cells of the file at x {edges[name][0]:.10g}, y "
+                f"{edges[name][1]:.10g}: {max(across, down):.3g} cells apart"
+            )
 
 
 def _pyproj() -> Any:

@@ -2,7 +2,8 @@
 """Composites in ODIM HDF5: OPERA, DWD, FMI, DMI and other European services."""
 
 import datetime
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
@@ -10,8 +11,9 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import maps
-from fastds.data.formats.attributes import number_of, text_of
+from fastds.data.formats.attributes import number_of, required, text_of
 from fastds.data.formats.contents import Contents
+from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
 _REFLECTIVITY = ("DBZH", "DBZV", "TH", "TV")
@@ -28,34 +30,51 @@ def read(contents: Contents) -> xr.Dataset:
     """Read a composite: reflectivity (DBZH, DBZV, TH, TV), rain rates (RATE) or amounts (ACRR), and quality (QIND).
 
     `undetect` is no echo (-32 dBZ, 0 mm), `nodata` is missing. The time is the nominal one, that of a forecast the end
-    of its interval; the scalar coordinate `lead` tells them apart. A quantity that is there several times, at heights
-    say, is taken from the first dataset.
+    of its interval; the scalar coordinate `lead` tells them apart. A quantity that is there several times, of other
+    times or heights, is taken from the first dataset, and a warning counts the others.
 
-    Raises: ValueError for polar volumes and scans, for files without one of these quantities or without georeference.
+    Raises: ValueError for polar volumes and scans, for files without one of these quantities or without georeference,
+        and where the corners of the file do not agree with its projection and size.
     Source: EUMETNET OPERA, ODIM_H5 2.0 to 2.4.
     """
-    with contents.hdf5() as file:
+    check_filters(contents)
+    with errors_of_hdf5(contents), contents.hdf5() as file:
         kind = text_of(file["what"].attrs.get("object", ""))
         if kind not in _MAPS:
             raise ValueError(
                 f"{contents.path} holds polar data (ODIM {kind}); grid them first, with xradar and wradlib"
             )
-        fields, interval = {}, None
+        fields, interval, others = {}, None, []
         for quantity, dataset, data in _quantities(file):
             field = _field(quantity, data, dataset)
             if field and not set(field) & set(fields):
                 fields |= field
                 interval = interval or _interval(dataset)
+            elif field:
+                others.append((quantity, dataset, data))
         if not set(fields) - {"quality"}:
             found = ", ".join(sorted({quantity for quantity, _, _ in _quantities(file)})) or "none"
             raise ValueError(f"{contents.path} holds the quantities {found}; expected DBZH, DBZV, TH, TV, RATE or ACRR")
-        nominal = _moment(file["what"].attrs, "")
+        nominal = _moment(file["what"].attrs, "", "what")
         lead = _lead(nominal, interval)
-        proj4, y, x = _grid(file)
         named = {"title": f"ODIM composite {', '.join(sorted(set(fields) - {'quality'}))}"}
         named["institution"] = text_of(file["what"].attrs.get("source", ""))
-        found = maps.projected_map(fields, [nominal + lead], (y, x), maps.projection(proj4, (y, x)), **named)
+        found = _map(file, fields, nominal + lead, named)
+        _warn_of_others(contents, nominal, others)
     return found.assign_coords(lead=((), np.timedelta64(int(lead.total_seconds()), "s")))
+
+
+def _warn_of_others(contents: Contents, nominal: datetime.datetime, others: list[tuple]) -> None:
+    """Name the fields that are left out, since one of their quantity came before."""
+    if not others:
+        return
+    leads = [_lead(nominal, _interval(dataset)).total_seconds() / 60 for _, dataset, _ in others]
+    ahead = f", forecasts up to {max(leads):g} min ahead among them" if max(leads) > 0 else ""
+    places = [data.name.lstrip("/") for _, _, data in others]
+    listed = ", ".join(places[:4]) + " ..." * (len(places) > 4)
+    what = f"{len(others)} further field{'s' * (len(others) > 1)} of {contents.path}"
+    are = "are" if len(others) > 1 else "is"
+    warnings.warn(f"{what} ({listed}{ahead}) {are} left out: the first of a quantity is taken", UserWarning, stacklevel=3)
 
 
 def _quantities(file: h5py.File) -> Iterator[tuple[str, h5py.Group, h5py.Group]]:
@@ -78,7 +97,13 @@ def _field(quantity: str, data: h5py.Group, dataset: h5py.Group) -> maps.Fields:
     if quantity == "RATE":
         return maps.rainfall_rate(_values(data, dataset, 0.0))
     if quantity == "ACRR":
-        start, end = _interval(dataset)
+        interval = _interval(dataset)
+        if interval is None:
+            named = dataset.name.lstrip("/")
+            raise ValueError(f"amounts (ACRR) need startdate, starttime, enddate and endtime in {named}/what")
+        start, end = interval
+        if end <= start:
+            raise ValueError(f"the interval of {dataset.name.lstrip('/')}/what ends at {end}, before it starts, {start}")
         return maps.rainfall_amount(_values(data, dataset, 0.0), (end - start).total_seconds() / 60.0)
     if quantity == "QIND":
         return {"quality": (_values(data, dataset, np.nan), {"long_name": "quality index", "units": "1"})}
@@ -94,8 +119,17 @@ def _values(data: h5py.Group, dataset: h5py.Group, undetected: float) -> np.ndar
             for name, default in (("gain", 1.0), ("offset", 0.0), ("nodata", np.nan), ("undetect", np.nan))
         )
     )
-    values = np.where(codes == undetect, undetected, codes * gain + offset)
-    return np.where(codes == nodata, np.nan, values).astype(np.float32)
+    if not np.isfinite([gain, offset]).all() or gain == 0:
+        raise ValueError(f"{data.name.lstrip('/')}/what has gain {gain:g} and offset {offset:g}, so the values are lost")
+    values = np.where(_equals(codes, undetect), undetected, codes * gain + offset)
+    return np.where(_equals(codes, nodata), np.nan, values).astype(np.float32)
+
+
+def _equals(codes: np.ndarray, code: float) -> np.ndarray:
+    """Where codes are a code; of floating ones to the precision of float32, in which files store one or the other."""
+    if np.isnan(code):
+        return np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)
+    return np.isclose(codes, code, rtol=1e-6, atol=0) if codes.dtype.kind == "f" else codes == code
 
 
 def _attribute(data: h5py.Group, dataset: h5py.Group, name: str) -> Any:
@@ -109,9 +143,11 @@ def _attribute(data: h5py.Group, dataset: h5py.Group, name: str) -> Any:
 def _interval(dataset: h5py.Group) -> tuple[datetime.datetime, datetime.datetime] | None:
     """Start and end of what a dataset stands for; None where it does not say."""
     attrs = dataset["what"].attrs if "what" in dataset else {}
-    if not {"startdate", "starttime", "enddate", "endtime"} <= set(attrs):
+    names = ("startdate", "starttime", "enddate", "endtime")
+    if not all(name in attrs and text_of(attrs[name]).strip() for name in names):
         return None
-    return _moment(attrs, "start"), _moment(attrs, "end")
+    where = f"{dataset.name.lstrip('/')}/what"
+    return _moment(attrs, "start", where), _moment(attrs, "end", where)
 
 
 def _lead(nominal: datetime.datetime, interval: tuple[datetime.datetime, ...] | None) -> datetime.timedelta:
@@ -121,22 +157,50 @@ def _lead(nominal: datetime.datetime, interval: tuple[datetime.datetime, ...] | 
     return interval[1] - nominal
 
 
-def _moment(attrs: Any, prefix: str) -> datetime.datetime:
-    text = text_of(attrs[f"{prefix}date"]) + text_of(attrs[f"{prefix}time"])[:6].ljust(6, "0")
-    return datetime.datetime.strptime(text, "%Y%m%d%H%M%S")
+def _moment(attrs: Mapping[str, Any], prefix: str, where: str) -> datetime.datetime:
+    """The time of a pair of attributes; 240000 is the start of the next day."""
+    date, clock = (text_of(required(attrs, f"{prefix}{part}", where)).strip() for part in ("date", "time"))
+    digits = clock[:6].ljust(6, "0")
+    hours, minutes, seconds = (digits[k : k + 2] for k in (0, 2, 4))
+    try:
+        day = datetime.datetime.strptime(date, "%Y%m%d")
+        if len(date) != 8 or not digits.isdecimal() or int(hours) > 24 or int(minutes) > 59 or int(seconds) > 60:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"{where}/{prefix}date and {prefix}time are {date!r} and {clock!r}; expected YYYYMMDD and HHmmss"
+        ) from None
+    return day + datetime.timedelta(hours=int(hours), minutes=int(minutes), seconds=int(seconds))
 
 
-def _grid(file: h5py.File) -> tuple[str, np.ndarray, np.ndarray]:
-    """PROJ string, and centres y (north to south) and x in metres."""
+def _map(file: h5py.File, fields: maps.Fields, time: datetime.datetime, named: dict[str, str]) -> xr.Dataset:
+    """The fields on their grid, projected in metres or geographic in degrees, rows from north to south."""
     where = dict(file["where"].attrs) | (dict(file["dataset1/where"].attrs) if "where" in file["dataset1"] else {})
     needed = ("projdef", "xsize", "ysize", "xscale", "yscale", "LL_lon", "LL_lat")
     missing = [name for name in needed if name not in where]
     if missing:
         raise ValueError(f"{file.filename} has no georeference: {', '.join(missing)} missing in `where`")
-    proj4 = text_of(where["projdef"])
+    text = text_of(where["projdef"])
     height, width = int(number_of(where["ysize"])), int(number_of(where["xsize"]))
     dy, dx = number_of(where["yscale"]), number_of(where["xscale"])
-    left, bottom = maps.project(proj4, number_of(where["LL_lon"]), number_of(where["LL_lat"]))
-    # Corners are stored in degrees, to a millimetre or so.
-    left, bottom = round(left, 2), round(bottom, 2)
-    return proj4, maps.centres(bottom + dy * height, -dy, height), maps.centres(left, dx, width)
+    for name, (values, _) in fields.items():
+        if values.shape != (height, width):
+            raise ValueError(f"the field {name} has the shape {values.shape}, where/ysize and xsize say {height}, {width}")
+    if not (dy > 0 and dx > 0):
+        raise ValueError(f"where/xscale and yscale are {dx:g} and {dy:g}; expected positive numbers")
+    geographic = maps.read_crs(text).is_geographic
+    left, bottom = maps.project(text, number_of(where["LL_lon"]), number_of(where["LL_lat"]))
+    if not geographic:  # corners are stored in degrees, to a millimetre or so
+        left, bottom = round(left, 2), round(bottom, 2)
+    top, right = bottom + dy * height, left + dx * width
+    edges = {"LL": (left, bottom), "UL": (left, top), "UR": (right, top), "LR": (right, bottom)}
+    corners = {
+        name: (number_of(where[f"{name}_lon"]), number_of(where[f"{name}_lat"]))
+        for name in edges
+        if f"{name}_lon" in where and f"{name}_lat" in where
+    }
+    maps.check_corners(corners, text, edges, (dy, dx))
+    axes = maps.centres(top, -dy, height), maps.centres(left, dx, width)
+    if geographic:
+        return maps.geographic_map(fields, [time], axes, **named)
+    return maps.projected_map(fields, [time], axes, maps.projection(text, axes), **named)

@@ -16,6 +16,29 @@ _OF_OBLIQUE_MERCATOR = (
 )
 
 
+_METRE = {"type": "LinearUnit", "name": "metre", "conversion_factor": 1}
+
+
+def in_metres(crs: Any) -> tuple[Any, float]:
+    """The same projection with axes and parameters in metres, and the metres in a unit of the given one.
+
+    Args: crs: a projected pyproj.CRS in any unit of length."""
+    factor = float(crs.axis_info[0].unit_conversion_factor)
+    if factor == 1.0:
+        return crs, 1.0
+    told = (crs.sub_crs_list[0] if crs.is_compound else crs.source_crs if crs.is_bound else crs).to_json_dict()
+    for axis in told["coordinate_system"]["axis"]:
+        axis["unit"] = _METRE
+    for parameter in told["conversion"].get("parameters", ()):
+        unit = parameter.get("unit")
+        if isinstance(unit, dict) and unit.get("type") == "LinearUnit":
+            parameter["value"] *= unit["conversion_factor"]
+            parameter["unit"] = _METRE
+    told.pop("id", None)
+    told["name"] = f"{told['name']} in metres"
+    return import_pyproj().CRS.from_json_dict(told), factor
+
+
 def cf_attributes(crs: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """CF attributes of a grid mapping, with the exact crs_wkt.
 
