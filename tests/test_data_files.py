@@ -188,11 +188,14 @@ def test_times_that_cannot_be_decoded(event, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_hdf5_without_fields_at_the_top(tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["inside/field"] = np.zeros((3, 4))
-    with pytest.raises(ValueError, match=r"no variables at its top level \(groups: inside\), so it is no NetCDF"):
-        open_dataset(tmp_path / "a.h5")
+def test_the_only_group_with_fields_is_read_and_one_of_several_is_not(tmp_path):
+    event = synthetic_event(1, frames=2, shape=(32, 32))
+    event.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", group="Grid")
+    with pytest.warns(UserWarning, match="are those of its group Grid"), open_dataset(tmp_path / "a.nc") as found:
+        np.testing.assert_array_equal(found["reflectivity"], event["reflectivity"])
+    event.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", group="Other", mode="a")
+    with pytest.raises(ValueError, match=r"no variables at its top level \(groups: Grid, Other\).* group=NAME"):
+        open_dataset(tmp_path / "a.nc")
 
 
 def test_a_process_that_reads_grib_ends_well(data_dir):

@@ -81,7 +81,7 @@ def read_netcdf3(contents: Contents) -> xr.Dataset:
 def read_zarr(contents: Contents) -> xr.Dataset:
     """Open a Zarr store. Raises: ImportError without zarr; ValueError for damaged stores."""
     require("zarr", "Zarr stores")
-    return _open(contents, "zarr", "Zarr", use_zarr_fill_value_as_mask=False)
+    return _open(contents, "zarr", "Zarr")
 
 
 def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
@@ -120,9 +120,10 @@ def _system_error(error: Exception) -> int | None:
 
 
 def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:
-    """Give the variables of a Zarr store of format 2 the fill values of their arrays as _FillValue, as xarray writes
-    missing values there; 0, which zarr gives an array unless told otherwise, counts as a value where nothing is packed.
-    """
+    """Take the fill values of a Zarr store of format 2 as missing only where they mean that.
+
+    xarray writes missing values there as the fill values of arrays, and reads them so; but 0 is what zarr itself gives
+    an array: where nothing is packed and no attribute says otherwise it counts as a value."""
     import zarr
 
     group = zarr.open_group(path, mode="r")
@@ -130,13 +131,15 @@ def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:
         return
     zeros = []
     for name, variable in raw.variables.items():
-        fill = group[name].fill_value
-        if variable.dtype.kind not in "fiu" or fill is None or "_FillValue" in variable.attrs:
+        own = group[name].attrs
+        if variable.dtype.kind not in "fiu" or group[name].fill_value != 0 or "missing_value" in own:
             continue
-        packed = "scale_factor" in variable.attrs or "add_offset" in variable.attrs
-        if fill != 0 or packed:
-            variable.attrs["_FillValue"] = variable.dtype.type(fill)
-        if fill == 0 and variable.ndim >= 2:
+        packed = "scale_factor" in own or "add_offset" in own
+        if "_FillValue" in own:
+            variable.attrs["_FillValue"] = own["_FillValue"]
+        elif not packed:
+            variable.attrs.pop("_FillValue", None)
+        if variable.ndim >= 2 and "_FillValue" not in own:
             zeros.append(f"{name} ({'missing, as it is packed' if packed else 'a value'})")
     if zeros:
         said = f"0 is the fill value of the Zarr arrays {', '.join(zeros[:5])}"

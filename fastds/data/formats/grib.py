@@ -2,6 +2,8 @@
 """GRIB by cfgrib, plain or gzipped, and the composites of NOAA's MRMS, whose parameters ecCodes does not know."""
 
 import contextlib
+import functools
+import pathlib
 import re
 import tempfile
 import warnings
@@ -11,25 +13,34 @@ import xarray as xr
 
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
+from fastds.data.formats.lazy import map_values
 from fastds.data.packages import import_pyproj, require
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
+_LONGEST_HEADER = 256  # bytes before the first message
+_SCANNING_KEYS = ["iScansNegatively", "jPointsAreConsecutive", "alternativeRowScanning"]
+_FIELD_KEYS = (
+    "paramId", "shortName", "typeOfLevel", "level", "bottomLevel", "stepType", "dataType", "number", "validityDate",
+    "validityTime", "numberOfPoints", "gridType", "latitudeOfFirstGridPoint", "longitudeOfFirstGridPoint",
+)  # fmt: skip
 _MRMS_CENTRE = "161"
-_MRMS_NAME = re.compile(r"MRMS_([A-Za-z0-9]+(?:_QPE_\d+H)?)")
+_MRMS_NAME = re.compile(r"(?:MRMS_)?([A-Za-z0-9]+(?:_QPE_\d+H)?)")
 _HOURS = re.compile(r"QPE_(\d+)H")
 # The product of a file is told by its name; these are (missing, no coverage) in its values.
 _DRY_MISSING, _ECHO_MISSING = -1.0, -99.0
 
 
 def recognises(contents: Contents) -> bool:
-    """True for GRIB of edition 1 or 2, gzipped or not."""
-    return contents.start.startswith(b"GRIB")
+    """True for GRIB of edition 1 or 2, gzipped or not, behind a header of the WMO, too."""
+    at = contents.start.find(b"GRIB", 0, _LONGEST_HEADER)
+    return at == 0 or (at > 0 and contents.start[at + 7 : at + 8] in (b"\x01", b"\x02"))
 
 
 def read(contents: Contents) -> xr.Dataset:
     """Open GRIB lazily (gzipped: in memory); times are those the fields are valid at.
 
-    Fields on several kinds of level come as variables of one dataset; of a name that is there on several kinds of level
+    Rows and columns are those of the coordinates, however the messages scan them. Of several fields at one valid time,
+    as of two runs, the last in the file is taken, and a warning counts the others. Fields on several kinds of level come as variables of one dataset; of a name that is there on several kinds of level
     each gets the kind as its ending (t_surface). MRMS products become rain rates, amounts or reflectivity by the file's
     name.
 
@@ -55,14 +66,76 @@ def read(contents: Contents) -> xr.Dataset:
 def _open(path) -> xr.Dataset:
     from cfgrib.dataset import DatasetBuildError
 
-    how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise"}  # else a damaged message is left out
+    # "raise": else a damaged message is left out
+    how = {"indexpath": "", "time_dims": ["valid_time"], "errors": "raise", "read_keys": _SCANNING_KEYS}
     try:
         dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs=how)
     except DatasetBuildError:
         dataset = _merged(path)
     if not dataset.variables:
         raise ValueError("no field was found")
+    _warn_of_hidden(path)
+    dataset = dataset.assign({name: _upright(variable) for name, variable in dataset.data_vars.items()})
     return dataset.rename(valid_time="time") if "valid_time" in dataset.variables else dataset
+
+
+def _upright(field: xr.DataArray) -> xr.Variable:
+    """The values of a field in the order of its coordinates, which cfgrib gives in that of the scanning rows alone.
+
+    Raises: ValueError for grids with 2-D coordinates that are scanned otherwise."""
+    left, columns, alternate = (int(field.attrs.get(f"GRIB_{key}", 0)) for key in _SCANNING_KEYS)
+    if not (left or columns or alternate):
+        return field.variable
+    if field.dims[-2:] != ("latitude", "longitude"):
+        raise ValueError(
+            f"{field.name} is scanned from east to west, by columns or with alternating rows on a grid of the type "
+            f"{field.attrs.get('GRIB_gridType')}; reorder it first (grib_copy, wgrib2 -order, cdo)"
+        )
+    order = functools.partial(_in_order, left=bool(left), columns=bool(columns), alternate=bool(alternate))
+    return map_values(field.variable, order, planes=True)
+
+
+def _in_order(values: np.ndarray, left: bool, columns: bool, alternate: bool) -> np.ndarray:
+    """Planes (..., rows, columns) as cfgrib reads them, with columns from west to east (WMO code table 3.4).
+
+    cfgrib turns every second of its rows where the messages alternate, though these may be of columns."""
+    height, width = values.shape[-2:]
+    if columns:
+        values = values.copy()
+        if alternate:
+            values[..., 1::2, :] = values[..., 1::2, ::-1]
+        values = values.reshape(*values.shape[:-2], width, height)
+        if alternate:
+            values[..., 1::2, :] = values[..., 1::2, ::-1]
+        values = np.swapaxes(values, -1, -2)
+    return values[..., ::-1] if left else values
+
+
+def _warn_of_hidden(path) -> None:
+    """Count the messages behind others of the same field and valid time."""
+    import eccodes
+
+    seen: set[tuple] = set()
+    hidden = 0
+    with open(path, "rb") as file:
+        while (handle := eccodes.codes_grib_new_from_file(file, headers_only=True)) is not None:
+            field = tuple(_key(handle, name) for name in _FIELD_KEYS)
+            eccodes.codes_release(handle)
+            hidden += field in seen
+            seen.add(field)
+    if hidden:
+        said = f"{hidden} field{'s' * (hidden > 1)} of {pathlib.Path(path).name} {'are' if hidden > 1 else 'is'} left out"
+        warnings.warn(f"{said}: of several at one valid time, as of two runs, the last is taken", UserWarning, 3)
+
+
+def _key(handle: int, name: str) -> object:
+    """The value of a key of a message; None where it has none."""
+    import eccodes
+
+    try:
+        return eccodes.codes_get(handle, name)
+    except eccodes.KeyValueNotFoundError:
+        return None
 
 
 def _merged(path) -> xr.Dataset:
@@ -72,7 +145,7 @@ def _merged(path) -> xr.Dataset:
     # cfgrib merges trial by trial: by an index it reads the file once. It warns at each future default of xarray.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        how = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"]}
+        how = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"], "read_keys": _SCANNING_KEYS}
         parts = cfgrib.open_datasets(path, backend_kwargs=how)
     count = {}
     for part in parts:

@@ -94,8 +94,7 @@ def check_written(path: pathlib.Path, engine: str, meant: dict[Hashable, Statist
         encodings: of the variables; of packed ones half a step is allowed.
 
     Raises: ValueError for the first variable that differs."""
-    how = {"use_zarr_fill_value_as_mask": False} if engine == "zarr" else {}
-    with xr.open_dataset(path, engine=engine, decode_cf=False, cache=False, **how) as stored:
+    with xr.open_dataset(path, engine=engine, decode_cf=False, cache=False) as stored:
         timed = [name for name, expected in meant.items() if _is_time(expected.low)]
         times = (
             xr.decode_cf(stored[timed], decode_timedelta=True).variables if timed else {}
