@@ -66,7 +66,9 @@ def _alpha(image: Any) -> int | None:
     """The number of the band that says how opaque pixels are; None where there is none."""
     from rasterio.enums import ColorInterp
 
-    return next((i for i, meaning in zip(image.indexes, image.colorinterp, strict=True) if meaning == ColorInterp.alpha), None)
+    return next(
+        (i for i, meaning in zip(image.indexes, image.colorinterp, strict=True) if meaning == ColorInterp.alpha), None
+    )
 
 
 def _axes(image: Any) -> maps.Coordinates:

@@ -124,7 +124,9 @@ def _warn_of_hidden(path) -> None:
             hidden += field in seen
             seen.add(field)
     if hidden:
-        said = f"{hidden} field{'s' * (hidden > 1)} of {pathlib.Path(path).name} {'are' if hidden > 1 else 'is'} left out"
+        said = (
+            f"{hidden} field{'s' * (hidden > 1)} of {pathlib.Path(path).name} {'are' if hidden > 1 else 'is'} left out"
+        )
         warnings.warn(f"{said}: of several at one valid time, as of two runs, the last is taken", UserWarning, 3)
 
 

@@ -10,7 +10,15 @@ import h5py
 
 from fastds.data.formats.contents import Contents
 
-_FILTERS = {307: "bzip2", 32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "Zstandard"}
+_FILTERS = {
+    307: "bzip2",
+    32000: "LZF",
+    32001: "Blosc",
+    32004: "LZ4",
+    32008: "bitshuffle",
+    32013: "ZFP",
+    32015: "Zstandard",
+}
 _FILTERS |= {32017: "SZ", 32019: "JPEG", 32024: "SZ3", 32026: "Blosc2"}
 
 

@@ -59,7 +59,10 @@ def read(contents: Contents) -> xr.Dataset:
         else:
             raise ValueError(f"{contents.path} holds {parameter}; expected REFLECTIVITY_[DBZ] or amounts in [MM]")
         proj4, y, x = _grid(file["geographic"], codes.shape)
-        named = {"title": f"KNMI {text_of(required(overview, 'product_group_name', 'overview'))}", "institution": "KNMI"}
+        named = {
+            "title": f"KNMI {text_of(required(overview, 'product_group_name', 'overview'))}",
+            "institution": "KNMI",
+        }
         others = sorted(name for name in file if re.fullmatch(r"image\d+", name) and name != "image1")
         if others:
             said = f"{', '.join(others[:5])} of {contents.path}"
@@ -88,12 +91,18 @@ def _grid(geographic: h5py.Group, shape: tuple[int, ...]) -> tuple[str, np.ndarr
 
     Raises: ValueError where its corners do not agree with offsets and projection, or its size with that of the image."""
     attrs = geographic.attrs
-    proj4 = text_of(required(geographic["map_projection"].attrs, "projection_proj4_params", "geographic/map_projection"))
+    proj4 = text_of(
+        required(geographic["map_projection"].attrs, "projection_proj4_params", "geographic/map_projection")
+    )
     proj4 = re.sub(r"(?<!\+)\by_0=", "+y_0=", proj4)
     proj4 = re.sub(r"\+([ab])=([\d.]+)", lambda axis: f"+{axis[1]}={_axis(float(axis[2]))}", proj4)
-    rows, columns = (int(number_of(required(attrs, f"geo_number_{name}", "geographic"))) for name in ("rows", "columns"))
+    rows, columns = (
+        int(number_of(required(attrs, f"geo_number_{name}", "geographic"))) for name in ("rows", "columns")
+    )
     if shape != (rows, columns):
-        raise ValueError(f"the image has the shape {shape}, geographic/geo_number_rows and columns say {rows}, {columns}")
+        raise ValueError(
+            f"the image has the shape {shape}, geographic/geo_number_rows and columns say {rows}, {columns}"
+        )
     units = [unit.strip().upper() for unit in text_of(attrs.get("geo_dim_pixel", "KM,KM")).split(",")]
     if len(units) != 2 or not set(units) <= set(_METRES):
         raise ValueError(f"geographic/geo_dim_pixel is {','.join(units)}; expected KM,KM or M,M")

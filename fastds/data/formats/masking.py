@@ -133,7 +133,9 @@ def _unpacked(end: np.ndarray, variable: xr.Variable) -> float:
         code = int(code) + (1 << 8 * variable.dtype.itemsize)
     if not packed or (end.dtype.kind == "f" and variable.dtype.kind != "f"):
         return float(code)
-    scale, offset = (float(np.ravel(variable.attrs.get(key, one))[0]) for key, one in zip(_PACKING, (1, 0), strict=True))
+    scale, offset = (
+        float(np.ravel(variable.attrs.get(key, one))[0]) for key, one in zip(_PACKING, (1, 0), strict=True)
+    )
     return float(code) * scale + offset
 
 
@@ -163,7 +165,9 @@ def _mask_impossible_places(dataset: xr.Dataset) -> xr.Dataset:
         return dataset
     said = f"{int(wrong.sum())} points of {chosen['lat']} and {chosen['lon']} are no places and are taken as missing"
     warnings.warn(said, UserWarning, stacklevel=2)
-    masked = {chosen[k]: v.copy(deep=False, data=np.where(wrong, np.nan, v.values)) for k, v in (("lat", lat), ("lon", lon))}
+    masked = {
+        chosen[k]: v.copy(deep=False, data=np.where(wrong, np.nan, v.values)) for k, v in (("lat", lat), ("lon", lon))
+    }
     at_coords = {name: variable for name, variable in masked.items() if name in dataset.coords}
     return dataset.assign_coords(at_coords).assign({n: v for n, v in masked.items() if n not in at_coords})
 

@@ -74,7 +74,9 @@ def _warn_of_others(contents: Contents, nominal: datetime.datetime, others: list
     listed = ", ".join(places[:4]) + " ..." * (len(places) > 4)
     what = f"{len(others)} further field{'s' * (len(others) > 1)} of {contents.path}"
     are = "are" if len(others) > 1 else "is"
-    warnings.warn(f"{what} ({listed}{ahead}) {are} left out: the first of a quantity is taken", UserWarning, stacklevel=3)
+    warnings.warn(
+        f"{what} ({listed}{ahead}) {are} left out: the first of a quantity is taken", UserWarning, stacklevel=3
+    )
 
 
 def _quantities(file: h5py.File) -> Iterator[tuple[str, h5py.Group, h5py.Group]]:
@@ -103,7 +105,9 @@ def _field(quantity: str, data: h5py.Group, dataset: h5py.Group) -> maps.Fields:
             raise ValueError(f"amounts (ACRR) need startdate, starttime, enddate and endtime in {named}/what")
         start, end = interval
         if end <= start:
-            raise ValueError(f"the interval of {dataset.name.lstrip('/')}/what ends at {end}, before it starts, {start}")
+            raise ValueError(
+                f"the interval of {dataset.name.lstrip('/')}/what ends at {end}, before it starts, {start}"
+            )
         return maps.rainfall_amount(_values(data, dataset, 0.0), (end - start).total_seconds() / 60.0)
     if quantity == "QIND":
         return {"quality": (_values(data, dataset, np.nan), {"long_name": "quality index", "units": "1"})}
@@ -120,7 +124,9 @@ def _values(data: h5py.Group, dataset: h5py.Group, undetected: float) -> np.ndar
         )
     )
     if not np.isfinite([gain, offset]).all() or gain == 0:
-        raise ValueError(f"{data.name.lstrip('/')}/what has gain {gain:g} and offset {offset:g}, so the values are lost")
+        raise ValueError(
+            f"{data.name.lstrip('/')}/what has gain {gain:g} and offset {offset:g}, so the values are lost"
+        )
     values = np.where(_equals(codes, undetect), undetected, codes * gain + offset)
     return np.where(_equals(codes, nodata), np.nan, values).astype(np.float32)
 
@@ -185,7 +191,9 @@ def _map(file: h5py.File, fields: maps.Fields, time: datetime.datetime, named: d
     dy, dx = number_of(where["yscale"]), number_of(where["xscale"])
     for name, (values, _) in fields.items():
         if values.shape != (height, width):
-            raise ValueError(f"the field {name} has the shape {values.shape}, where/ysize and xsize say {height}, {width}")
+            raise ValueError(
+                f"the field {name} has the shape {values.shape}, where/ysize and xsize say {height}, {width}"
+            )
     if not (dy > 0 and dx > 0):
         raise ValueError(f"where/xscale and yscale are {dx:g} and {dy:g}; expected positive numbers")
     geographic = maps.read_crs(text).is_geographic

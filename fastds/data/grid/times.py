@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from fastds.data.grid.variables import interval_seconds, rain_units, time_method
 
 _ISO = re.compile(r"(\d{4}(?:-\d\d?(?:-\d\d?(?:[T ]\d\d?(?::\d\d(?::\d\d(?:\.\d+)?)?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
-# Times within this share of the cadence are the same.
+# Times may lie this share of the cadence from those of a regular series.
 JITTER = 0.10
 _GAP = 1.5
 _MICROSECONDS = {
@@ -48,11 +48,12 @@ def sequences(
 ) -> np.ndarray:
     """Indices of frames at t, t + D, ..., t + (length - 1) D, found by time stamp, so that no sequence has a gap.
 
+    Every time may lie 10 % of the step of times from that of a regular series; of several frames the nearest is taken.
+
     Args:
         times: (T,) sorted times without duplicates: datetime64, cftime objects, or numbers.
         length: frames of a sequence.
-        interval: D as timedelta64, datetime.timedelta or number (the unit of times); None: the most frequent step of
-            times.
+        interval: D as timedelta64, datetime.timedelta or number (the unit of times); None: the step of times.
         every: keep only starts that are a multiple of `every` intervals after the first time (length: sequences share
             no frame; length - 1: they share end frames only).
     Returns: (n, length) int64 array of indices, n may be 0.
@@ -62,15 +63,36 @@ def sequences(
     step = most_frequent_step(seconds) if interval is None else to_seconds(interval)
     if not step > 0:
         raise ValueError(f"interval must be positive, got {interval!r}")
-    place = {round(value * 1000): index for index, value in enumerate(seconds)}
-    found = []
-    for value in seconds:
-        if every > 1 and round(value / step, 6) % every:
-            continue
-        frames = [place.get(round((value + k * step) * 1000)) for k in range(length)]
-        if None not in frames:
-            found.append(frames)
-    return np.array(found, dtype=np.int64).reshape(-1, length)
+    starts, jitter = np.arange(len(seconds)), JITTER * min(step, most_frequent_step(seconds))
+    if every > 1:
+        counts = np.rint(seconds / step)
+        starts = starts[(counts % every == 0) & (np.abs(seconds - counts * step) <= 2 * jitter)]
+    frames = find_times(seconds, seconds[starts][:, None] + step * np.arange(length), 2 * jitter)
+    return frames[(frames >= 0).all(axis=1)]
+
+
+def find_times(seconds: np.ndarray, requested: np.ndarray, tolerance: float) -> np.ndarray:
+    """Index of the nearest of the sorted seconds for each requested time, -1 where none is within the tolerance.
+
+    Args: seconds (T,), requested (...), tolerance: all in seconds. Returns: int64 array (...)."""
+    after = np.searchsorted(seconds, requested).clip(0, len(seconds) - 1)
+    before = (after - 1).clip(0)
+    nearest = np.where(np.abs(seconds[before] - requested) <= np.abs(seconds[after] - requested), before, after)
+    found = np.abs(seconds[nearest] - requested) <= tolerance * (1 + 1e-9) + 1e-3
+    return np.where(found, nearest, -1).astype(np.int64)
+
+
+def same_times(times: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
+    """Index in `times` of each of the others, the nearest within the tolerance in seconds; -1 where there is none.
+
+    Args: times (T,) sorted, others (n,): datetime64 or cftime; of two calendars none is the same."""
+    if len(times) == 0 or len(others) == 0:
+        return np.full(len(others), -1)
+    try:
+        own, other = (np.array([to_seconds(value - times[0]) for value in values]) for values in (times, others))
+    except TypeError:
+        return np.full(len(others), -1)
+    return find_times(own, other, tolerance)
 
 
 def seconds_since_first(times: ArrayLike) -> np.ndarray:
@@ -90,9 +112,22 @@ def seconds_since_first(times: ArrayLike) -> np.ndarray:
 
 
 def most_frequent_step(seconds: np.ndarray) -> float:
-    """The most frequent difference of sorted seconds (ties: the smaller one), to the millisecond."""
-    steps, counts = np.unique(np.round(np.diff(seconds), 3), return_counts=True)
-    return float(steps[np.argmax(counts)])
+    """The step of sorted seconds, to the millisecond.
+
+    It is the one that most of their differences have, so that gaps do not change it; else, so that jitter does not,
+    that of the regular series nearest to them, or the whole minutes next to it where all times stay as near to those.
+    """
+    steps = np.round(np.diff(seconds), 3)
+    values, counts = np.unique(steps, return_counts=True)
+    if 2 * counts.max() > len(steps):
+        return float(values[np.argmax(counts)])
+    median = float(np.sort(steps)[(len(steps) - 1) // 2])  # the smaller of two
+    numbers = np.concatenate([[0.0], np.cumsum(np.rint(steps / median))]) if median > 0 else np.zeros(len(seconds))
+    if np.any(np.diff(numbers) < 1):
+        return median
+    step = float(np.polyfit(numbers, seconds, 1)[0])
+    minutes = 60.0 * round(step / 60.0)
+    return minutes if abs(step - minutes) * numbers[-1] <= JITTER * step else round(step, 3)
 
 
 def to_seconds(interval: np.timedelta64 | datetime.timedelta | float) -> float:
@@ -147,8 +182,8 @@ def sort_times(field: xr.DataArray, least: int = 2) -> tuple[xr.DataArray, list[
 def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[str]]:
     """Slices of frames that follow one another at the cadence, the cadence in seconds, and notes about gaps.
 
-    The cadence is the most frequent step, NaN of a single time. Steps within 10 % of it are regular, steps of 1.5 times
-    and more are gaps.
+    The cadence is that of most_frequent_step, NaN of a single time. Steps within 10 % of it are regular, and so are all
+    where every time lies within 10 % of a regular series; steps of 1.5 times and more are gaps.
     Raises: ValueError that names the two times for any other step.
     """
     if len(times) == 1:
@@ -160,7 +195,7 @@ def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[
     steps = np.diff(seconds)
     gaps = steps >= _GAP * cadence
     odd = ~gaps & (np.abs(steps - cadence) > JITTER * cadence)
-    if odd.any():
+    if odd.any() and not _lie_on_grid(seconds, cadence):
         first = int(np.argmax(odd))
         raise ValueError(
             f"times are irregular: {steps[first]:g} s between {text_of(times[first])} and "
@@ -173,6 +208,14 @@ def regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, list[
         for i in np.flatnonzero(gaps)
     ]
     return segments, cadence, notes
+
+
+def _lie_on_grid(seconds: np.ndarray, cadence: float) -> bool:
+    """Return True if every time lies within 10 % of the cadence from a time of one regular series."""
+    numbers = np.concatenate([[0], np.cumsum(np.rint(np.diff(seconds) / cadence))])
+    if np.any(np.diff(numbers) < 1):
+        return False
+    return bool(np.ptp(seconds - cadence * numbers) <= 2 * JITTER * cadence)
 
 
 def refine_time(times: ArrayLike, factor: int = 2) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from fastds.data.grid.times import text_of
+from fastds.data.grid.times import JITTER, most_frequent_step, same_times, seconds_since_first, text_of
 from fastds.tasks.fields.geometry import Geometry, Plane
 
 MEMBER = "realization"  # the dimension of the members of an ensemble
@@ -69,6 +69,7 @@ def same_places(
     """
     (first, like), *_ = fields.items()
     lead = [dim for dim in like.dims if dim not in (MEMBER, *horizontal)]
+    fields = {what: field if what == first else _with_times_of(field, like, lead) for what, field in fields.items()}
     out = {what: _with_dimensions(field, like, lead, horizontal, what, first) for what, field in fields.items()}
     notes = []
     for dim in lead:
@@ -82,6 +83,20 @@ def same_places(
             if dim in field.coords:
                 out[what] = field.isel({dim: _slice(field.indexes[dim].get_indexer(wanted))})
     return out, notes
+
+
+def _with_times_of(field: xr.DataArray, like: xr.DataArray, lead: list[Hashable]) -> xr.DataArray:
+    """The field with the times of another where they differ by 10 % of its step or less, as by other encodings."""
+    for dim in lead:
+        if dim not in field.indexes or dim not in like.indexes or like.sizes[dim] < 2:
+            continue
+        own, other = like[dim].values, field[dim].values
+        if own.dtype.kind not in "MO" or own.dtype.kind != other.dtype.kind or not np.all(own[:-1] < own[1:]):
+            continue
+        found = same_times(own, other, JITTER * most_frequent_step(seconds_since_first(own)))
+        if len(set(found[found >= 0])) == (found >= 0).sum():
+            field = field.assign_coords({dim: np.where(found >= 0, own[found], other)})
+    return field
 
 
 def _with_dimensions(

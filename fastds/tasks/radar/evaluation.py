@@ -8,12 +8,13 @@ import os
 import xarray as xr
 
 from fastds.data import ReflectivityInput, refine_grid, refine_time, to_reflectivity
+from fastds.data.grid.times import JITTER, same_times
 from fastds.data.packages import how_to_install
 from fastds.tasks.common.radar_files import at_places, check_quietly, differ
 from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.radar import scores
 from fastds.tasks.radar.methods import BASELINES, OF_ONE_TIME
-from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, Pairs, whole_seconds
+from fastds.tasks.radar.pairs import SPACE_FACTOR, Pair, Pairs
 from fastds.tasks.radar.scores import EvaluationTable
 
 _VERIFY = "torchmetrics", "scores"
@@ -41,13 +42,14 @@ def check_truth(
         if dim in fields.raw.coords and own in grid.coords and differ(fields.raw[dim].values, grid[own].values):
             raise ValueError(f"the grids differ: its coordinate {dim} and that of the output are other places")
     if source.shape[0] == 1:
-        wanted, lacks = [whole_seconds(source.times)], f"it has no field of {source.times[0]}"
+        wanted, lacks, tolerance = [source.times], f"it has no field of {source.times[0]}", 60.0 * JITTER
     else:
-        fine = [whole_seconds(refine_time(source.times[part], time_factor)) for part in source.segments]
+        fine = [refine_time(source.times[part], time_factor) for part in source.segments]
         starts = ((times, i) for times in fine for i in range(0, len(times) - time_factor, time_factor))
         wanted = [times[i : i + time_factor + 1] for times, i in starts]
         lacks = "it has nowhere all times from one input time to the next"
-    if not any(map(set(whole_seconds(fields.times)).issuperset, wanted)):
+        tolerance = JITTER * source.cadence / time_factor
+    if not any((same_times(fields.times, times, tolerance) >= 0).all() for times in wanted):
         raise ValueError(lacks)
     check_quietly(fields)
 

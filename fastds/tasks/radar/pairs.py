@@ -10,8 +10,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from fastds.data import prepare, refine_mask, restore
+from fastds.data import ReflectivityInput, prepare, refine_mask, restore
 from fastds.data.grid.axes import upright
+from fastds.data.grid.times import JITTER, same_times
 from fastds.data.io.output import coarsen_with_weak_echo
 from fastds.data.radar.preparation import CEILING_DBZ
 from fastds.metrics import EVALUATION_FLOORS, interior
@@ -90,41 +91,46 @@ class Pairs:
         if self.coarse is None:
             when = "" if self.single else " at every second time"
             self.notes.append(f"coarse input of the baselines: TRUTH averaged 2 x 2{when}")
-        places = [{t: i for i, t in enumerate(whole_seconds(s.times))} for s in (self.fine, self.truth)]
+        places = [dict(enumerate(range(len(self.fine.times)))), self._places_of(self.truth)]
         self.pairs = self._single(places) if self.single else self._find(places)
         if not self.pairs:
             common = "time" if self.single else "pair of input times with all times between them"
             raise ValueError(f"PRED, TRUTH and COARSE have no {common} in common")
 
+    def _places_of(self, source: ReflectivityInput) -> dict[int, int]:
+        """Numbers of the frames of another source by those of the prediction at the same times."""
+        tolerance = JITTER * (60.0 if self.single else self.fine.cadence)
+        found = same_times(self.fine.times, source.times, tolerance)
+        return {int(frame): number for number, frame in enumerate(found) if frame >= 0}
+
     def _single(self, places: list[dict]) -> list[tuple]:
         """As _find, of a prediction of one time."""
-        (time,) = places[0]
-        given = {time: 0} if self.coarse is None else {t: i for i, t in enumerate(whole_seconds(self.coarse.times))}
-        there = time in places[1] and time in given
-        return [((given[time], given[time]), [0], [places[1][time]])] if there else []
+        given = {0: 0} if self.coarse is None else self._places_of(self.coarse)
+        there = 0 in places[1] and 0 in given
+        return [((given[0], given[0]), [0], [places[1][0]])] if there else []
 
     def _find(self, places: list[dict]) -> list[tuple]:
         """Numbers of the two coarse frames, of the fine frames in the prediction and of those in the truth."""
+        count = len(self.fine.times)
         if self.coarse is None:
             factor = 2
-            starts = range(0, len(self.fine.times) - factor, factor)
-            pairs = [((i, i + factor), list(whole_seconds(self.fine.times[i : i + factor + 1]))) for i in starts]
+            pairs = [((i, i + factor), range(i, i + factor + 1)) for i in range(0, count - factor, factor)]
         else:
             factor = round(self.coarse.cadence / self.fine.cadence)
             if factor not in (2, 4):
                 steps = f"{self.fine.cadence:g} and {self.coarse.cadence:g} s"
                 raise ValueError(f"PRED must have a half or a quarter of COARSE's time step, got {steps}")
-            keys, fine = whole_seconds(self.coarse.times), whole_seconds(self.fine.times)
-            pairs = []
-            for segment in self.coarse.segments:
-                for i in range(segment.start, segment.stop - 1):
-                    if keys[i] in places[0]:
-                        start = places[0][keys[i]]
-                        pairs.append(((i, i + 1), fine[start : start + factor + 1]))
+            starts = {number: frame for frame, number in self._places_of(self.coarse).items()}
+            pairs = [
+                ((i, i + 1), range(starts[i], starts[i] + factor + 1))
+                for segment in self.coarse.segments
+                for i in range(segment.start, segment.stop - 1)
+                if i in starts and starts[i] + factor < count
+            ]
         return [
-            (outer, [places[0][t] for t in times], [places[1][t] for t in times])
-            for outer, times in pairs
-            if len(times) == factor + 1 and all(t in places[1] for t in times)
+            (outer, list(frames), [places[1][t] for t in frames])
+            for outer, frames in pairs
+            if all(t in places[1] for t in frames)
         ]
 
     def __len__(self) -> int:
