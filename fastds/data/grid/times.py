@@ -114,20 +114,24 @@ def seconds_since_first(times: ArrayLike) -> np.ndarray:
 def most_frequent_step(seconds: np.ndarray) -> float:
     """The step of sorted seconds, to the millisecond.
 
-    It is the one that most of their differences have, so that gaps do not change it; else, so that jitter does not,
-    that of the regular series nearest to them, or the whole minutes next to it where all times stay as near to those.
+    It is the most frequent difference (of several the smallest) where all are multiples of it, as in series with gaps;
+    else whole minutes where all times stay within 10 % of those, so that jitter does not change it; else the difference
+    that most have, or the step of the nearest regular series.
     """
     steps = np.round(np.diff(seconds), 3)
     values, counts = np.unique(steps, return_counts=True)
-    if 2 * counts.max() > len(steps):
-        return float(values[np.argmax(counts)])
+    frequent = float(values[np.argmax(counts)])
+    if frequent > 0 and np.all(np.abs(steps - frequent * np.rint(steps / frequent)) <= 1e-3):
+        return frequent
     median = float(np.sort(steps)[(len(steps) - 1) // 2])  # the smaller of two
     numbers = np.concatenate([[0.0], np.cumsum(np.rint(steps / median))]) if median > 0 else np.zeros(len(seconds))
     if np.any(np.diff(numbers) < 1):
-        return median
+        return frequent
     step = float(np.polyfit(numbers, seconds, 1)[0])
     minutes = 60.0 * round(step / 60.0)
-    return minutes if abs(step - minutes) * numbers[-1] <= JITTER * step else round(step, 3)
+    if abs(step - minutes) * numbers[-1] <= JITTER * step:
+        return minutes
+    return frequent if 2 * counts.max() > len(steps) else round(step, 3)
 
 
 def to_seconds(interval: np.timedelta64 | datetime.timedelta | float) -> float:
