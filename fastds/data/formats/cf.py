@@ -88,6 +88,7 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
     with contents.unpacked() as path:
         try:
             raw = xr.open_dataset(path, engine=engine, decode_cf=False, cache=False, **how)
+            contents.held.append(raw)
             if engine == "zarr":
                 _declare_zarr_fill(raw, path)
             dataset = decode(raw, default_fill=engine != "zarr")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import h5py
+import xarray as xr
 
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -25,6 +26,7 @@ class Contents:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
+        self.held: list[xr.Dataset] = []  # datasets that a reader opened lazily, to be closed with the result
 
     @functools.cached_property
     def is_zarr(self) -> bool:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """open_dataset: files of any format in the registry, one or many of one time each."""
 
+import contextlib
+import functools
 import glob
 import importlib.util
 import os
 import pathlib
+import struct
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 import xarray as xr
@@ -22,6 +25,8 @@ from fastds.data.grid.variables import same_units
 
 _ASIDE = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # beside fields in a folder
 _SAME_GRID = 1e-3  # cells
+_UNEXPECTED = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, struct.error)
+_KEPT_LEADS = ("NetCDF-4", "NetCDF-3", "Zarr", "GRIB")  # whose coordinate `lead` is their own
 _STORAGE = ("dtype", "scale_factor", "add_offset", "_FillValue")
 Part = tuple[pathlib.Path, xr.Dataset]  # of a file
 Source = str | os.PathLike | Iterable[str | os.PathLike]
@@ -40,7 +45,8 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
             Several files must be of one format, grid and set of variables; they are joined and sorted by time.
         start, stop: only times from start to stop, both included, such as "2024-06-01T12:00"; None: all.
 
-    Returns: xarray.Dataset, lazy where the format allows; its files are closed when nothing holds them any more. Times
+    Returns: xarray.Dataset, lazy where the format allows; its files are closed by its close(), at the end of a `with` block,
+        or when nothing holds them any more. Times
         outside the standard calendar become cftime objects.
 
     Warns (UserWarning) about forecasts among observations, which are left out, about nothing but forecasts, and about
@@ -65,7 +71,13 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
         )
     dataset = _of_one_graph(between(_read(forms[0], contents), start, stop))
     dataset.encoding.update(format=forms[0].name, files=len(contents))
+    dataset.set_close(functools.partial(_close_all, [held for content in contents for held in content.held]))
     return dataset
+
+
+def _close_all(datasets: list[xr.Dataset]) -> None:
+    for dataset in datasets:
+        dataset.close()
 
 
 def files_of(path: Source) -> list[pathlib.Path]:
@@ -115,10 +127,29 @@ def _without_others(contents: list[Contents], forms: list[Format | None]) -> tup
 
 def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     if form.name == "RADOLAN":  # which sorts and joins by its headers, an archive holds many
-        return radolan.open_radolan([content.path for content in contents])
+        with _errors_of(form, contents[0].path if len(contents) == 1 else contents[0].path.parent):
+            return radolan.open_radolan([content.path for content in contents])
     if len(contents) == 1:
-        return _observations([(contents[0].path, form.read(contents[0]))])[0][1]
+        return _observations(form, [(contents[0].path, _read_one(form, contents[0]))])[0][1]
     return _joined(form, contents)
+
+
+def _read_one(form: Format, contents: Contents) -> xr.Dataset:
+    with _errors_of(form, contents.path):
+        return form.read(contents)
+
+
+@contextlib.contextmanager
+def _errors_of(form: Format, path: pathlib.Path) -> Iterator[None]:
+    """A block that reads a file: what a library or a reader raises of other than the expected contents becomes a
+    ValueError that names the file."""
+    try:
+        yield
+    except _UNEXPECTED as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} looks like {form.name} but has other contents than that format ({type(error).__name__}: {said})"
+        ) from error
 
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
@@ -127,10 +158,12 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     if own != "time":
         read = [(path, part.rename({own: "time"}) if own in part.dims else part) for path, part in read]
     read = [(path, part if "time" in part.dims else _expanded(part, path)) for path, part in read]
-    (first, expected), *others = named = _observations(read)
+    (first, expected), *others = named = _observations(form, read)
     for path, part in others:
         check_alike(first, expected, path, part)
-    parts = [part.assign_coords(_plane(expected)) for _, part in named]
+    _check_calendars(named)
+    parts = _with_changing_scalars([part for _, part in named])
+    parts = [part.assign_coords(_plane(expected, parts[0])) for part in parts]
     joined = xr.concat(
         parts,
         "time",
@@ -146,8 +179,40 @@ def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
         elif not _stored_alike(name, parts):  # the packing of the first file does not hold the values of others
             variable.encoding = {key: v for key, v in variable.encoding.items() if key not in _STORAGE}
     times = joined["time"].values
-    joined = joined if np.all(times[:-1] < times[1:]) else joined.sortby("time")
+    if not np.all(times[:-1] < times[1:]):
+        joined = joined.sortby("time")
+        repeated = len(times) - len(np.unique(times))
+        if repeated:
+            said = f"{repeated} of {len(times)} times are in several files, and so are they in what is read"
+            warnings.warn(said, UserWarning, stacklevel=4)
     return joined if own == "time" else joined.rename(time=own)
+
+
+def _check_calendars(parts: list[Part]) -> None:
+    """ValueError where the times of two files are of different calendars, naming both."""
+    (first, calendar), *others = ((path, _calendar(part)) for path, part in parts)
+    for path, other in others:
+        if other != calendar:
+            raise ValueError(f"times are in the calendar {calendar} in {first} and {other} in {path}; join them apart")
+
+
+def _calendar(dataset: xr.Dataset) -> str:
+    values = dataset["time"].values
+    if values.dtype.kind == "O" and values.size and hasattr(values.flat[0], "calendar"):
+        return values.flat[0].calendar
+    return "standard" if values.dtype.kind == "M" else "none"
+
+
+def _with_changing_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
+    """The parts of a series with the single coordinates that differ between them, such as a lead time, along time; one
+    that not all have is left out."""
+    names = {name for part in parts for name, c in part.coords.items() if c.ndim == 0}
+    for name in sorted(names, key=str):
+        if not all(name in part.coords and part[name].ndim == 0 for part in parts):
+            parts = [part.drop_vars(name, errors="ignore") for part in parts]
+        elif len({str(part[name].values) for part in parts}) > 1:
+            parts = [part.assign_coords({name: part[name].expand_dims(time=part["time"])}) for part in parts]
+    return parts
 
 
 def _stored_alike(name: Hashable, parts: list[xr.Dataset]) -> bool:
@@ -163,7 +228,7 @@ def _same(one: object, other: object) -> bool:
 def _lazily(form: Format, contents: Contents) -> xr.Dataset:
     """A file chunked, where dask is installed: joining many keeps none in memory. Fields that a reader loads are read
     again when they are asked for."""
-    dataset = form.read(contents)
+    dataset = _read_one(form, contents)
     if importlib.util.find_spec("dask") is None:
         return dataset
     if any(not variable._in_memory for variable in dataset.variables.values()):
@@ -200,8 +265,10 @@ def _expanded(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
     return dataset.assign({name: dataset[name].expand_dims("time") for name in fields})
 
 
-def _observations(parts: list[Part]) -> list[Part]:
+def _observations(form: Format, parts: list[Part]) -> list[Part]:
     """The parts of lead 0, warning about others; all, warning, where they are forecasts of one lead."""
+    if form.name in _KEPT_LEADS:
+        return parts
     leads = [_minutes(part) for _, part in parts]
     ahead = sorted({lead for lead in leads if lead})
     if not ahead:
@@ -219,12 +286,13 @@ def _observations(parts: list[Part]) -> list[Part]:
 
 
 def _minutes(part: xr.Dataset) -> float:
+    """Minutes of the coordinate `lead`, by which readers of radar formats tell forecasts from observations."""
     return float(part["lead"].values / np.timedelta64(1, "m")) if "lead" in part.coords else 0.0
 
 
-def _plane(dataset: xr.Dataset) -> dict:
-    """The coordinates of a part that do not depend on time."""
-    return {name: c.variable for name, c in dataset.coords.items() if "time" not in c.dims and name != "time"}
+def _plane(dataset: xr.Dataset, part: xr.Dataset) -> dict:
+    """The coordinates of a dataset that depend on time in no part."""
+    return {n: c.variable for n, c in dataset.coords.items() if n in part.coords and "time" not in part[n].dims}
 
 
 def check_alike(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Path, part: xr.Dataset) -> None:
