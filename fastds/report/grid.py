@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fastds.data.grid.axes import unwrap
 from fastds.data.grid.grids import latitude_longitude
+from fastds.data.grid.units import metres_of
 
-_KILOMETRES = {"m": 1e-3, "metre": 1e-3, "meter": 1e-3, "metres": 1e-3, "meters": 1e-3, "km": 1.0, "kilometre": 1.0}
 _TICKS = 4
 
 
@@ -86,8 +86,8 @@ def _axis(field: xr.DataArray, dim: Hashable) -> _Axis:
     attrs, values = field[dim].attrs, unwrap(field[dim].values, field[dim].attrs)
     if any(place is not None and dim == place.name for place in latitude_longitude(field)):
         return _Axis(values, "degrees")
-    scale = _KILOMETRES.get(str(attrs.get("units", "")).strip().lower())
-    return _Axis(values, "pixels") if scale is None else _Axis(values * scale, "km")
+    metres = metres_of(attrs.get("units", ""))
+    return _Axis(values, "pixels") if metres is None else _Axis(values * metres / 1e3, "km")
 
 
 def _turned(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:

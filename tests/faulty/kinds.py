@@ -242,7 +242,7 @@ HOLDS = {
     "columns all the same": Kind(coordinate(-1, lambda x: x * 0 + 1), ORDER),
     "columns with a gap": Kind(coordinate(-1, lambda x: x + 5 * (x[1] - x[0]) * (np.arange(len(x)) > 5)), "spac"),
     "a column without place": Kind(
-        coordinate(-1, lambda x: np.where(np.arange(len(x)) == 3, np.nan, x)), "finite|ascending"
+        coordinate(-1, lambda x: np.where(np.arange(len(x)) == 3, np.nan, x)), "finite|ascending|1 missing value"
     ),
     "one column": Kind(changed(lambda d: d.isel({next(iter(d.data_vars.values())).dims[-1]: [0]})), ONE_AT_LEAST),
     "no rows": Kind(

@@ -40,9 +40,9 @@ def read(contents: Contents) -> xr.Dataset:
     """Open GRIB lazily (gzipped: in memory); times are those the fields are valid at.
 
     Rows and columns are those of the coordinates, however the messages scan them. Of several fields at one valid time,
-    as of two runs, the last in the file is taken, and a warning counts the others. Fields on several kinds of level come as variables of one dataset; of a name that is there on several kinds of level
-    each gets the kind as its ending (t_surface). MRMS products become rain rates, amounts or reflectivity by the file's
-    name.
+    as of two runs, the last in the file is taken, and a warning counts the others. Fields on several kinds of level
+    come as variables of one dataset; of a name that is there on several kinds of level each gets the kind as its ending
+    (t_surface). MRMS products become rain rates, amounts or reflectivity by the file's name.
 
     Raises: ValueError for what cfgrib cannot read and MRMS products that are none of these; ImportError without cfgrib.
     """

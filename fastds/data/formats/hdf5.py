@@ -44,8 +44,8 @@ def check_filters(contents: Contents, form: str = "HDF5") -> None:
         lacking = {code: name for code, name in lacking.items() if not h5py.h5z.filter_avail(code)}
     for code, name in lacking.items():
         raise ValueError(
-            f"{contents.path}: {name} is compressed by the HDF5 filter {_FILTERS.get(code, 'number')} ({code}), which is "
-            "not installed: python -m pip install hdf5plugin"
+            f"{contents.path}: {name} is compressed by the HDF5 filter {_FILTERS.get(code, 'number')} ({code}), which "
+            "is not installed: python -m pip install hdf5plugin"
         )
 
 
@@ -65,8 +65,9 @@ def errors_of_hdf5(contents: Contents, form: str = "HDF5") -> Iterator[None]:
     except OSError as error:
         if "errno" in str(error) or error.errno is not None or not str(error):
             raise
+        said = " ".join(str(error).split())
         raise ValueError(
-            f"{contents.path} looks like {form} but cannot be read ({' '.join(str(error).split())}); it may be truncated or damaged"
+            f"{contents.path} looks like {form} but cannot be read ({said}); it may be truncated or damaged"
         ) from error
 
 

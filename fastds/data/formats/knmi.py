@@ -89,7 +89,7 @@ def _moment(text: str, contents: Contents) -> datetime.datetime:
 def _grid(geographic: h5py.Group, shape: tuple[int, ...]) -> tuple[str, np.ndarray, np.ndarray]:
     """PROJ string in metres, and centres y (north to south) and x. Lengths are in the unit that the file names.
 
-    Raises: ValueError where its corners do not agree with offsets and projection, or its size with that of the image."""
+    Raises: ValueError where its corners do not agree with offsets and projection, or its size with the image."""
     attrs = geographic.attrs
     proj4 = text_of(
         required(geographic["map_projection"].attrs, "projection_proj4_params", "geographic/map_projection")

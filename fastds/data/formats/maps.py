@@ -48,8 +48,10 @@ def read_crs(text: str) -> Any:
 
 
 def projection(text: str, coordinates: Coordinates) -> dict[str, Any]:
-    """CF attributes of a grid mapping in metres from a PROJ string or WKT in any unit of length; coordinates: y and x of
-    the grid, metres, on which some projections are told nearly, see cf_attributes. Raises: as read_crs."""
+    """CF attributes of a grid mapping in metres from a PROJ string or WKT in any unit of length.
+
+    Args: text: the projection. coordinates: y and x of the grid, metres, on which some projections can be described
+        only nearly, see cf_attributes. Raises: as read_crs."""
     y, x = coordinates
     return cf_attributes(in_metres(read_crs(text))[0], x, y)
 

@@ -12,6 +12,7 @@ import xarray as xr
 
 from fastds.data.formats.lazy import cached, map_values
 from fastds.data.grid.axes import is_latitude, is_longitude
+from fastds.data.grid.grids import impossible_places
 from fastds.data.io.storage import decode_text
 
 VALID_ATTRIBUTES = ("valid_range", "valid_min", "valid_max")
@@ -19,7 +20,6 @@ _PACKING = ("scale_factor", "add_offset")
 _MISSING = ("_FillValue", "missing_value")
 # Default fill values of the NetCDF library, which mark what was never written.
 _DEFAULT_FILL = {"f4": 9.969209968386869e36, "f8": 9.969209968386869e36, "i2": -32767, "i4": -2147483647}
-_HIGHEST_LATITUDE, _HIGHEST_LONGITUDE = 90.0 + 1e-3, 540.0
 
 
 def decode(raw: xr.Dataset, default_fill: bool) -> xr.Dataset:
@@ -40,7 +40,7 @@ def decode(raw: xr.Dataset, default_fill: bool) -> xr.Dataset:
         if name in raw.data_vars and variable.ndim >= 2 and variable.dtype.kind in "fiu":
             limits[name] = _valid_limits(name, variable)
     dataset = xr.decode_cf(raw)
-    for name, variable in dataset.variables.items():
+    for variable in dataset.variables.values():
         if not variable._in_memory:
             variable._data = cached(variable._data)
     for name, ends in limits.items():
@@ -83,9 +83,9 @@ def _declare_missing(variable: xr.Variable, default_fill: bool) -> None:
             variable.attrs[key] = numbers if numbers.size > 1 else numbers[0]
     packed = any(key in variable.attrs for key in _PACKING)
     fill = _DEFAULT_FILL.get(variable.dtype.str[1:])
-    if default_fill and fill is not None and not set(_MISSING) & set(variable.attrs) and "units" in variable.attrs:
-        if variable.dtype.kind == "f" or packed:
-            variable.attrs["_FillValue"] = variable.dtype.type(fill)
+    undeclared = default_fill and fill is not None and not set(_MISSING) & set(variable.attrs)
+    if undeclared and "units" in variable.attrs and (variable.dtype.kind == "f" or packed):
+        variable.attrs["_FillValue"] = variable.dtype.type(fill)
 
 
 def _numbers(value: Any) -> np.ndarray | None:
@@ -170,8 +170,3 @@ def _mask_impossible_places(dataset: xr.Dataset) -> xr.Dataset:
     }
     at_coords = {name: variable for name, variable in masked.items() if name in dataset.coords}
     return dataset.assign_coords(at_coords).assign({n: v for n, v in masked.items() if n not in at_coords})
-
-
-def impossible_places(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Where latitudes or longitudes in degrees lie outside the globe or are infinite; missing ones do not."""
-    return (np.abs(latitude) > _HIGHEST_LATITUDE) | (np.abs(longitude) > _HIGHEST_LONGITUDE)

@@ -45,9 +45,8 @@ def open_dataset(path: Source, *, start: str | None = None, stop: str | None = N
             Several files must be of one format, grid and set of variables; they are joined and sorted by time.
         start, stop: only times from start to stop, both included, such as "2024-06-01T12:00"; None: all.
 
-    Returns: xarray.Dataset, lazy where the format allows; its files are closed by its close(), at the end of a `with` block,
-        or when nothing holds them any more. Times
-        outside the standard calendar become cftime objects.
+    Returns: xarray.Dataset, lazy where the format allows; its files are closed by its close(), at the end of a `with`
+        block, or when nothing holds them any more. Times outside the standard calendar become cftime objects.
 
     Warns (UserWarning) about forecasts among observations, which are left out, about nothing but forecasts, and about
     files in a folder that hold no fields.

@@ -133,6 +133,11 @@ def check_order(variable: xr.DataArray, dim: Hashable) -> None:
         raise ValueError(f"coordinate {dim} is neither ascending nor descending; sort it first")
 
 
+def rounding_of(values: np.ndarray) -> float:
+    """How far steps of coordinates may be off where these were stored in float32."""
+    return 4 * 2.0**-24 * float(np.abs(values).max(initial=0.0))
+
+
 def upright(field: xr.DataArray) -> tuple[Any, ...]:
     """The index that brings arrays (..., y, x) of a field into rows from north to south and columns from west to east,
     and back: a network gives a mirrored field another answer, and the order of a file's axes must not matter."""
@@ -153,7 +158,7 @@ def check_spacing(variable: xr.DataArray) -> None:
         steps = np.abs(np.diff(unwrap(variable[dim].values, attrs)))
         middle = float(np.median(steps))
         tolerance = _ANGLE_TOLERANCE if is_longitude(attrs) or is_latitude(attrs) else _SPACING_TOLERANCE
-        if np.any(np.abs(steps - middle) > tolerance * middle):
+        if np.any(np.abs(steps - middle) > max(tolerance * middle, rounding_of(variable[dim].values))):
             units = f" {attrs['units']}" if "units" in attrs else ""
             raise ValueError(
                 f"coordinate {dim} is unevenly spaced, by {steps.min():g} to {steps.max():g}{units}, {middle:g} in the "

@@ -6,19 +6,11 @@ from collections.abc import Hashable
 import numpy as np
 import xarray as xr
 
-from fastds.data.grid.axes import check_degrees, is_latitude, is_longitude, unwrap
+from fastds.data.grid.axes import check_degrees, is_latitude, is_longitude, rounding_of, unwrap
+from fastds.data.grid.units import metres_of
 
 EARTH_RADIUS_M = 6_371_000.0
-METRES = {
-    "m": 1.0,
-    "metre": 1.0,
-    "meter": 1.0,
-    "metres": 1.0,
-    "meters": 1.0,
-    "km": 1e3,
-    "kilometre": 1e3,
-    "kilometer": 1e3,
-}
+_HIGHEST_LATITUDE, _HIGHEST_LONGITUDE = 90.0 + 1e-3, 540.0
 _RANGE_ATTRIBUTES = ("valid_min", "valid_max", "valid_range", "actual_range", "_ChunkSizes")
 
 
@@ -76,9 +68,9 @@ def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | N
         if dim not in field.coords or field.sizes[dim] < 2:
             return None
         step = float(np.median(np.abs(np.diff(unwrap(field[dim].values, field[dim].attrs)))))
-        units = str(field[dim].attrs.get("units", "")).strip().lower()
-        if units in METRES:
-            spacing.append(step * METRES[units])
+        metres = metres_of(field[dim].attrs.get("units", ""))
+        if metres is not None:
+            spacing.append(step * metres)
         elif lat is not None and dim in (lat.dims[0], lon.dims[0]):
             across = np.cos(np.deg2rad(float(np.mean(lat.values)))) if dim == lon.dims[0] else 1.0
             spacing.append(np.deg2rad(step) * EARTH_RADIUS_M * across)
@@ -180,7 +172,7 @@ def _widths(values: np.ndarray) -> np.ndarray:
     the local ones."""
     steps = np.diff(values)
     mean = (values[-1] - values[0]) / (len(values) - 1)
-    if np.all(np.abs(steps - mean) <= 1e-3 * abs(mean)):
+    if np.all(np.abs(steps - mean) <= max(1e-3 * abs(mean), rounding_of(values))):
         return np.full(len(values), mean)
     return np.gradient(values)
 
@@ -255,7 +247,8 @@ def _resample(
 
 
 def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray] | tuple[None, None]:
-    """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None).
+    """The latitude and longitude coordinates of a field (both 2-D, or both 1-D dimensions), or (None, None); 2-D ones
+    are missing where they cannot be.
 
     Raises: ValueError where they are in radians."""
     found = {}
@@ -271,8 +264,15 @@ def latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
     if lat is None or lon is None or lat.ndim != lon.ndim or lat.ndim not in (1, 2):
         return None, None
     if lat.ndim == 2:
-        return lat.transpose(*field.dims[-2:]), lon.transpose(*field.dims[-2:])
+        lat, lon = lat.transpose(*field.dims[-2:]), lon.transpose(*field.dims[-2:])
+        wrong = impossible_places(lat.values, lon.values)
+        return (lat.where(~wrong), lon.where(~wrong)) if wrong.any() else (lat, lon)
     return lat, lon
+
+
+def impossible_places(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Where latitudes or longitudes in degrees lie outside the globe or are infinite; missing ones do not."""
+    return (np.abs(latitude) > _HIGHEST_LATITUDE) | (np.abs(longitude) > _HIGHEST_LONGITUDE)
 
 
 def places_between(field: xr.DataArray, rows: np.ndarray, columns: np.ndarray) -> dict[Hashable, xr.Variable]:

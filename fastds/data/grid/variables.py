@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable
 
 import xarray as xr
 
+from fastds.data.grid.units import parse
+
 _LENGTH_MM = {
     "mm": 1.0,
     "millimeter": 1.0,
@@ -33,6 +35,8 @@ _TIME_S = {
     "day": 86400.0,
     "days": 86400.0,
 }
+# Parts of common units that no unit of rain has; others are looked up by pint, whose import takes a while.
+_NO_RAIN = {"k", "degc", "pa", "hpa", "mb", "j", "w", "n", "v", "mol", "deg", "degree", "rad", "sr", "gpm", "dbz"}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*([a-z]+)$")
 _COUNTED = re.compile(r"(?:(/)|\s)\s*\(?\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*\)?(-1)?$")  # "/5min", " (5 min)-1"
 _TOKEN = re.compile(r"^([a-z]+)(-?\d+)?$")
@@ -52,8 +56,10 @@ def rain_units(units: object) -> tuple[float, float | None] | None:
     """
     units, count = _one_of_many(units)
     powers = _powers(units)
-    if powers is None:
-        return None
+    known = powers is not None and all(name in _TIME_S or name in _LENGTH_MM or name == "kg" for name in powers)
+    if not known:
+        others = powers is not None and not _NO_RAIN.isdisjoint(powers)
+        return None if others else _rain_by_parts(str(units))
     times = [name for name in powers if name in _TIME_S]
     rest = {name: power for name, power in powers.items() if name not in _TIME_S}
     if rest == {"kg": 1, "m": -2}:
@@ -65,6 +71,19 @@ def rain_units(units: object) -> tuple[float, float | None] | None:
     if not times:
         return millimetres, None
     return (millimetres, count * _TIME_S[times[0]]) if len(times) == 1 and powers[times[0]] == -1 else None
+
+
+def _rain_by_parts(text: str) -> tuple[float, float | None] | None:
+    """As rain_units, of any other spelling; of a rate the seconds are 1."""
+    quantity = parse(text)
+    if quantity is None:
+        return None
+    for unit, millimetres in (("meter", 1000.0), ("kilogram / meter ** 2", 1.0)):
+        if quantity.is_compatible_with(unit):
+            return millimetres * float(quantity.to(unit).magnitude), None
+        if quantity.is_compatible_with(f"{unit} / second"):
+            return millimetres * float(quantity.to(f"{unit} / second").magnitude), 1.0
+    return None
 
 
 def _one_of_many(units: object) -> tuple[object, float]:
@@ -97,7 +116,12 @@ def duration_seconds(text: str, name: str) -> float:
 def same_units(one: object, other: object) -> bool:
     """True for two spellings of a unit: "m**2 s**-2" and "m2/s2", "degC" and "Celsius", "%" and "percent"; "", "1" and
     "(0 - 1)" are all no unit."""
-    return _plain_unit(one) == _plain_unit(other)
+    if _plain_unit(one) == _plain_unit(other):
+        return True
+    first, second = parse(str(one)), parse(str(other))
+    if first is None or second is None or first.dimensionality != second.dimensionality:
+        return False
+    return bool(abs(float((first / second).to_base_units().magnitude) - 1.0) < 1e-9)
 
 
 def _plain_unit(units: object) -> str | frozenset:

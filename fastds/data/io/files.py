@@ -53,11 +53,11 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
     """Write a Dataset compressed to NetCDF-4, or to Zarr if the name ends in .zarr; nothing appears under `path`
     until it is complete.
 
-    Variables keep their own `encoding` (units, calendar, _FillValue, packing) where it holds every value: a packing that
-    the values do not fit, as those of other files or after arithmetic, gives way to floating numbers, and a unit of time
-    to a finer one. Floating fields without an encoding are stored as they are with _FillValue NaN, zlib level 4 and one
-    chunk a field. Smallest and largest value and the number of missing values of every variable are compared with those
-    that were to be written. An existing file is replaced in one step.
+    Variables keep their own `encoding` (units, calendar, _FillValue, packing) where it holds every value: a packing
+    that the values do not fit, as those of other files or after arithmetic, gives way to floating numbers, and a unit
+    of time to a finer one. Floating fields without an encoding are stored as they are with _FillValue NaN, zlib level
+    4 and one chunk a field. Smallest and largest value and the number of missing values of every variable are compared
+    with those that were to be written. An existing file is replaced in one step.
 
     Args: dataset: xarray.Dataset; path: file to write.
     Returns: the path. Raises: FileNotFoundError for a folder that is not there; ValueError for variables that cannot
@@ -84,7 +84,7 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
 
 
 def _write(dataset: xr.Dataset, path: pathlib.Path, write: Callable) -> None:
-    """Write the dataset and compare the file with it; once more where values of dask turned out not to fit a packing."""
+    """Write the dataset and compare the file with it; again where values of dask turned out not to fit a packing."""
     engine = "zarr" if write is _write_zarr else "h5netcdf"
     unpacked: frozenset[Hashable] = frozenset()
     while True:

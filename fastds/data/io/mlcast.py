@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 
 from fastds._outputs import replacing
-from fastds.data.grid.grids import METRES, grid_mappings
-from fastds.data.grid.projections import TOLERANCE, cf_attributes, deviation
+from fastds.data.grid.grids import grid_mappings
+from fastds.data.grid.projections import TOLERANCE, cf_attributes, deviation, in_metres
 from fastds.data.grid.times import text_of
+from fastds.data.grid.units import metres_of
 from fastds.data.grid.variables import rain_units
 from fastds.data.io.files import names_zarr, settled_writes
 from fastds.data.packages import import_pyproj, require
@@ -123,7 +124,7 @@ def _archivable(dataset: xr.Dataset, path: str | os.PathLike, var: str | None) -
     names = grid_mappings(source.dataset, source.raw)
     dims = source.dims[-2:]
     units = [str(source.raw[dim].attrs.get("units", "")) if dim in source.raw.coords else "" for dim in dims]
-    if not names or not all(unit in METRES for unit in units):
+    if not names or any(metres_of(unit) is None for unit in units):
         raise ValueError(
             f"variable {source.source_name} must be on a projection, with x and y in metres and a grid mapping, got "
             f"{dims[0]} [{units[0] or 'no units'}] and {dims[1]} [{units[1] or 'no units'}]; {_AS_THEY_ARE}"
@@ -141,8 +142,8 @@ def _kept(dataset: xr.Dataset) -> dict[str, str]:
 def _still(source: ReflectivityInput, mapping: str, units: list[str]) -> xr.Dataset:
     """What does not depend on time: x, y, latitudes, longitudes, the grid mapping and the missing times."""
     pyproj, dims = import_pyproj(), source.dims[-2:]
-    crs = pyproj.CRS.from_cf(source.dataset[mapping].attrs)
-    y, x = (METRES[unit] * source.raw[dim].values.astype(float) for dim, unit in zip(dims, units, strict=True))
+    crs, _ = in_metres(pyproj.CRS.from_cf(source.dataset[mapping].attrs))
+    y, x = (metres_of(unit) * source.raw[dim].values.astype(float) for dim, unit in zip(dims, units, strict=True))
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(x, y))
     mapping = cf_attributes(crs, x, y) | {"spatial_ref": crs.to_wkt()}

@@ -11,6 +11,8 @@ import xarray as xr
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_order, is_latitude, is_longitude, unwrap
 from fastds.data.grid.grids import grid_mappings, grid_spacing_m, latitude_longitude, refine_grid
+from fastds.data.grid.projections import in_metres
+from fastds.data.grid.units import metres_of
 from fastds.data.grid.variables import same_units
 from fastds.data.packages import how_to_install, import_pyproj
 
@@ -251,7 +253,10 @@ def _unprojected(
         ) from None
     crs = pyproj.CRS.from_cf(dataset[names[0]].attrs)
     y, x = field.dims
-    metres = [fine[dim].values * (1e3 if str(fine[dim].attrs.get("units")).startswith("k") else 1.0) for dim in (x, y)]
+    metres = [fine[dim].values for dim in (x, y)]
+    if not crs.is_geographic:  # of a rotated pole both are degrees
+        crs, own = in_metres(crs)
+        metres = [fine[dim].values * (metres_of(fine[dim].attrs.get("units", "")) or own) for dim in (x, y)]
     to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(*metres))
     return xr.DataArray(lat, dims=(y, x)), xr.DataArray(lon, dims=(y, x))

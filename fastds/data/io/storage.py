@@ -123,9 +123,9 @@ def _encode_integers(variable: xr.Variable, encoding: dict[str, Any]) -> dict[st
     """Whole numbers stay as they are: a narrower dtype, a packing or a _FillValue among them would change some."""
     fill = encoding.get("_FillValue")
     encoding = {key: value for key, value in encoding.items() if key not in _PACKING}
-    if fill is not None and not variable.chunks and np.can_cast(np.min_scalar_type(fill), variable.dtype):
-        if not any((block == fill).any() for block in iterate_blocks(variable)):
-            encoding["_FillValue"] = variable.dtype.type(fill)
+    stored = fill is not None and not variable.chunks and np.can_cast(np.min_scalar_type(fill), variable.dtype)
+    if stored and not any((block == fill).any() for block in iterate_blocks(variable)):
+        encoding["_FillValue"] = variable.dtype.type(fill)
     return encoding
 
 

@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fastds.data.grid.grids import METRES, grid_mappings
+from fastds.data.grid.grids import grid_mappings
+from fastds.data.grid.units import metres_of
 from fastds.data.packages import import_pyproj, require
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.variables import on_grid
@@ -46,8 +47,17 @@ def on_axes(crs: Any, grid: Geometry, latitude: Sequence[float], longitude: Sequ
     pyproj = import_pyproj()
     found = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(longitude, latitude)
     # Of a rotated pole both are degrees.
-    metres = 1.0 if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
+    own = 1.0 if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
     rows, columns = (
-        np.asarray(at) * metres / METRES.get(unit, 1.0) for at, unit in zip(found[::-1], grid.units, strict=True)
+        np.asarray(at) * own / (1.0 if crs.is_geographic else _metres(name, unit, own))
+        for at, name, unit in zip(found[::-1], grid.names, grid.units, strict=True)
     )
     return torch.from_numpy(rows), torch.from_numpy(columns)
+
+
+def _metres(name: str, unit: str, own: float) -> float:
+    """Metres in the unit of a coordinate; own: those of its projection, which one without units is in."""
+    metres = metres_of(unit) if unit else own
+    if metres is None:
+        raise ValueError(f"coordinate {name} is in {unit!r}, expected a unit of length: its projection is in such")
+    return metres

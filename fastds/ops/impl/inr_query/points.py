@@ -263,14 +263,20 @@ def from_latlon(lat, lon, grid_lat, grid_lon, *, periodic_x=False, outside="erro
 
 
 def spacing(name: str, values: Tensor) -> float:
-    """The step of equally spaced coordinates, negative where they descend; ValueError where they are not."""
+    """The step of equally spaced coordinates, negative where they descend; ValueError where they are not.
+
+    Steps may differ by a thousandth, or by what storing the coordinates in float32 changes."""
     if values.numel() < 2:
         raise ValueError(f"{name} has {values.numel()} values, expected at least two")
+    if not torch.isfinite(values).all():
+        count = int((~torch.isfinite(values)).sum())
+        raise ValueError(f"{name} has {count} missing value{'s' * (count > 1)}")
     steps = values.diff()
     mean = ((values[-1] - values[0]) / (values.numel() - 1)).item()
     if not (steps * mean > 0).all():
         raise ValueError(f"{name} must be strictly ascending or descending, it repeats or is unsorted")
-    if (steps - mean).abs().max() > 1e-3 * abs(mean):
+    rounding = 4 * 2.0**-24 * values.abs().max().item()
+    if (steps - mean).abs().max() > max(1e-3 * abs(mean), rounding):
         raise ValueError(f"{name} must be equally spaced, steps vary from {steps.min():g} to {steps.max():g}")
     return mean
 
