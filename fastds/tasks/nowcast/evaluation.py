@@ -29,9 +29,11 @@ from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.methods import BASELINES, baseline
+from fastds.tasks.nowcast.members import known_echo, paths_of
+from fastds.tasks.nowcast.methods import BASELINES, Method, baseline
 from fastds.tasks.nowcast.scores import Compared, Comparison, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, coarse_fields
+from fastds.tasks.nowcast.wet_area import keep_wet_area
 
 _NAMES = ("the observed file", "TRUTH")
 
@@ -69,7 +71,7 @@ class Scoring:
         before, after = observed
         order = upright(self.fields.sources[0].raw)
         known = before[order].copy()
-        made = {key: method(known[-method.known :], len(after))[order] for key, method in self.methods.items()}
+        made = {key: _forecast(method, known, len(after))[order] for key, method in self.methods.items()}
         made[self.own[0]] = self.forecasts.fields(number)
         members = self.forecasts.members(number) if self.forecasts.count else None
         if members is not None:
@@ -94,6 +96,16 @@ class Scoring:
             rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
             sums.add(lead, start.members[:, lead], rain)
         return sums
+
+
+def _forecast(method: Method, known: np.ndarray, steps: int) -> np.ndarray:
+    """What `fastds nowcast` makes by a method of the known fields (n, h, w) in dBZ: (steps, h, w)."""
+    known, floor = known[-method.known :], method.card.floor_dbz
+    forecast = method(known, steps)
+    if method.keeps_area:
+        paths = paths_of(known_echo(known, floor), steps) if method.moves else None
+        keep_wet_area(forecast, known[-1], paths, floor)
+    return forecast
 
 
 def evaluate(
