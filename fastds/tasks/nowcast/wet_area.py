@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastds.models.baselines.rims import moved_share
 
-# A forecast may be wet on this multiple of the area of the moved field: every cell that is dried adds squared error where
-# echo does come, so no more are dried than an area within a quarter of the right one needs.
+# A forecast may be wet on this multiple of the area of the moved field. Every cell that is dried adds squared error
+# where echo does come, so no more are dried than an area within a quarter of the right one needs.
 _MORE = 1.24
 # The area that moves in and out is known roughly: it counts between these multiples of the area of the last field.
 _LEAST, _MOST = 0.9, 1.24
