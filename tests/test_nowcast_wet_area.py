@@ -9,27 +9,33 @@ import xarray as xr
 import fastds
 from fastds import models
 from fastds.data import synthetic_event, to_reflectivity
+from fastds.tasks.nowcast.starts import wet_shares
 from fastds.tasks.nowcast.wet_area import dry_beyond, wet_counts
 
 
-def blob(size=96, radius=12, noise=3):
-    """(h, w) dBZ: a shower of a disc, no echo around it."""
-    y, x = np.mgrid[:size, :size] - size / 2
-    z = 35 - 20 * (y**2 + x**2) / radius**2 + np.random.default_rng(noise).normal(0, 3, (size, size))
-    return np.where(y**2 + x**2 < radius**2, z.clip(5), 0.0).astype(np.float32)
-
-
 def test_the_area_moves_with_the_air_and_leaves_with_it():
-    last = blob()
-    now = int((last > 0).sum())
+    y, x = np.mgrid[:96, :96] - 48.0
+    wet = (y**2 + x**2 < 144).astype(np.float32)
+    now = int(wet.sum())
     paths = torch.zeros(3, 2, 96, 96)
-    assert wet_counts(last, paths, 3, 0.0) == wet_counts(last, None, 3, 0.0) == [round(1.24 * now)] * 3
+    assert wet_counts(wet, paths, 3) == wet_counts(wet, None, 3) == [round(1.24 * now)] * 3
     paths[1], paths[2] = 10.0, 80.0  # inside; all of the shower has left
-    still, inside, left = wet_counts(last, paths, 3, 0.0)
+    still, inside, left = wet_counts(wet, paths, 3)
     assert still == inside == round(1.24 * now) and left == round(0.9 * now)
-    assert wet_counts(np.zeros((96, 96), np.float32), paths, 3, 0.0) == [0, 0, 0], "a dry field stays dry"
-    last[:40] = np.nan
-    assert wet_counts(last, None, 1, 0.0) == [round(1.24 * int((last > 0).sum()))]
+    assert wet_counts(np.zeros((96, 96), np.float32), paths, 3) == [0, 0, 0], "a dry field stays dry"
+    wet[:40] = np.nan
+    assert wet_counts(wet, None, 1) == [round(1.24 * np.nansum(wet))]
+
+
+def test_a_cell_of_few_wet_pixels_is_a_small_area():
+    event = synthetic_event(2, shape=(48, 64))
+    source = to_reflectivity(event)
+    pixels = source.frames([3])[0]
+    shares = wet_shares(source, 3, 4, 0.0)
+    assert shares.shape == (12, 16) and 0 < shares.mean() < (shares > 0).mean()
+    expected = (pixels > 0).reshape(12, 4, 16, 4).mean((1, 3))
+    np.testing.assert_allclose(shares[~np.isnan(shares)], expected[~np.isnan(shares)])
+    assert np.array_equal(np.isnan(shares), np.isnan(pixels).reshape(12, 4, 16, 4).any((1, 3)))
 
 
 def test_the_weakest_cells_are_dried_and_equal_ones_one_by_one():

@@ -57,7 +57,7 @@ from fastds.tasks.nowcast.members import (
     weakest_echo,
 )
 from fastds.tasks.nowcast.methods import Method, pick_method
-from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
+from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts, wet_shares
 from fastds.tasks.nowcast.wet_area import keep_wet_area
 
 STEPS = 12
@@ -253,16 +253,18 @@ class NowcastJob:
             with self.computed.autocast():
                 forecast = self.method(known, steps)
             kept = self.options.smooth or not self.method.keeps_area
-            return [forecast if kept else self._dried(forecast, known[-1], paths)]
+            return [forecast if kept else self._dried(forecast, paths, start.frames[-1])]
         members = self.ensemble.draw(known, paths, steps, start.time, count)
         if self.options.probability is None:
             return members
         return exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.law))
 
-    def _dried(self, forecast: np.ndarray, last: np.ndarray, paths: torch.Tensor | None) -> np.ndarray:
-        """The forecast (leads, h, w), which changes, with about the wet area of the last known field (h, w)."""
-        dried = keep_wet_area(forecast, last, paths, self.method.card.floor_dbz)
-        self.changes.add("dried", dried, len(forecast) * np.count_nonzero(~np.isnan(last)))
+    def _dried(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
+        """The forecast (leads, h, w), which changes, with about the wet area of a frame of the source."""
+        floor = self.method.card.floor_dbz
+        wet = wet_shares(self.source, frame, self.factor, floor)[self._order]
+        dried = keep_wet_area(forecast, wet, paths, floor)
+        self.changes.add("dried", dried, len(forecast) * np.count_nonzero(~np.isnan(wet)))
         return forecast
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:

@@ -16,27 +16,24 @@ _MORE = 1.24
 _LEAST, _MOST = 0.9, 1.24
 
 
-def wet_counts(last: np.ndarray, paths: Tensor | None, steps: int, floor: float) -> list[int]:
+def wet_counts(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
     """How many cells a forecast may be wet on, by lead.
 
     Forecasts of least squared error hedge: they spread weak echo over all places that echo may reach, until everything
     is wet. A single field is to be wet on about the area that the last field is wet on once it has moved.
 
     Args:
-        last: (H, W), the last known field in dBZ, NaN where missing.
+        wet: (H, W), the wet share of each cell of the last known field, as wet_shares gives it, NaN where missing.
         paths: (steps, 2, H, W), where the air of each lead was at the start, pixels; None: nothing moves.
         steps: number of leads.
-        floor: dBZ; echo above it is wet.
 
     Returns: numbers of the cells that are not missing.
     """
-    valid = torch.from_numpy(~np.isnan(last))
-    wet = torch.from_numpy(np.nan_to_num(last, nan=floor) > floor)
-    now = float(wet.sum())
+    now = float(np.nansum(wet, dtype=np.float64))
     if paths is None:
         return [round(_MOST * now)] * steps
-    moved = moved_share(wet, valid, paths)
-    areas = (float(share[valid].double().sum()) for share in moved)
+    shares, valid = torch.from_numpy(wet), torch.from_numpy(~np.isnan(wet))
+    areas = (float(share[valid].double().sum()) for share in moved_share(shares, paths))
     return [round(min(max(_MORE * area, _LEAST * now), _MOST * now)) for area in areas]
 
 
@@ -67,7 +64,7 @@ def dry_beyond(fields: np.ndarray, valid: np.ndarray, counts: list[int], floor: 
     return dried
 
 
-def keep_wet_area(forecast: np.ndarray, last: np.ndarray, paths: Tensor | None, floor: float) -> int:
+def keep_wet_area(forecast: np.ndarray, wet: np.ndarray, paths: Tensor | None, floor: float) -> int:
     """Dry a forecast (n, H, W) in dBZ, in place, to about the wet area of the last known field, see wet_counts, which
     takes the other arguments. Returns: how many cells were dried."""
-    return dry_beyond(forecast, ~np.isnan(last), wet_counts(last, paths, len(forecast), floor), floor)
+    return dry_beyond(forecast, ~np.isnan(wet), wet_counts(wet, paths, len(forecast)), floor)
