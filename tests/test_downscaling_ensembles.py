@@ -221,11 +221,20 @@ def test_messages(tmp_path):
             call()
 
 
-def test_humidity_a_little_beyond_is_cut_and_said():
+def test_humidity_beyond_what_the_network_takes_reaches_the_result():
     model = generator()
-    with pytest.warns(UserWarning, match="1 of 144 values of r, .* to 109 %, are cut to 0..105 %"):
-        cut = downscale(model, changed(109.0))
-    assert np.array_equal(cut["r"], downscale(model, changed(105.0))["r"])
+    at_end = downscale(model, changed(105.0))
+    for value in (109.0, 150.0):
+        with pytest.warns(UserWarning, match=f"1 of 144 values of r, .* to {value:g} %, are beyond the 0..105 % that"):
+            out = downscale(model, changed(value))
+        excess = (out - at_end)["r"]
+        assert float(excess.max()) > 0.5 * (value - 105) and float(excess.min()) == 0
+        assert excess.sum() == pytest.approx(4 * (value - 105), rel=1e-3), "the mean of the input's cell is kept"
+        assert out.attrs["fastds_cut_input_share"] == pytest.approx(1 / 144, rel=1e-2)
+    assert at_end.attrs["fastds_cut_input_share"] == 0
+    with pytest.warns(UserWarning, match="1 of 144 values of r"):
+        below = downscale(model, changed(-3.0))
+    assert np.array_equal(below["r"], downscale(model, changed(0.0))["r"])
 
 
 def globe(times=3, columns=40, start=0.0):

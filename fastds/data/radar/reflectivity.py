@@ -22,6 +22,7 @@ from fastds.data.grid.plausible import (
 )
 from fastds.data.grid.times import interval_bounds, regular_segments, sort_times, to_seconds
 from fastds.data.grid.variables import choose_variable, rain_units
+from fastds.data.infinite import Infinite
 from fastds.data.radar.preparation import coarsen, refine_mask
 
 # What picks frames of the first axis.
@@ -217,10 +218,11 @@ class ReflectivityInput:
         stacklevel: int = 2,
     ) -> None:
         """Warn (UserWarning) where some values of the frames (None: of all), which are read once, are implausible or
-        all are missing. Raises: ValueError where more than half are implausible, with the remedy."""
+        infinite, or all are missing. Raises: ValueError where more than half are implausible, with the remedy."""
+        infinite = Infinite()
         check_plausible(
             self.source_name,
-            (self._decoded(i) for i in (range(self.shape[0]) if frames is None else frames)),
+            (self._decoded(i, infinite) for i in (range(self.shape[0]) if frames is None else frames)),
             self._limits,
             self.units,
             codes=stored_as_codes(self.raw),
@@ -229,9 +231,15 @@ class ReflectivityInput:
             all_missing=all_missing,
             stacklevel=stacklevel + 1,
         )
+        infinite.warn(self.source_name, stacklevel)
 
-    def _decoded(self, index: Index) -> np.ndarray:
-        return _decode_flags(self.raw[index].values, self.raw, self._no_echo_in_file)
+    def _decoded(self, index: Index, infinite: Infinite | None = None) -> np.ndarray:
+        """As values, implausible ones as they are; infinite: counts those that are infinite. -inf dBZ is no echo, the
+        logarithm of 0, and so is counted nowhere."""
+        values = self.raw[index].values
+        if infinite is not None:
+            infinite.count += int(np.count_nonzero(np.isposinf(values)))
+        return _decode_flags(values, self.raw, self._no_echo_in_file)
 
     @property
     def _limits(self) -> tuple[float, float]:

@@ -113,6 +113,24 @@ def from_outside(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | Non
     return torch.stack([_from_outside(*part, wet) for part in zip(forecast, last, paths, strict=True)])
 
 
+def moved_share(wet: Tensor, paths: Tensor) -> Tensor:
+    """The share of each pixel of a forecast that the last known field alone makes wet.
+
+    It is 0 or 1 where the air's origin was observed, and farther outside goes to the mean around that place, as
+    from_outside takes echo.
+
+    Args: wet: (H, W), the share of each pixel that is wet, NaN where it was not observed. paths: (n, 2, H, W), see
+    Origins.
+
+    Returns: (n, H, W), 0 to 1.
+    """
+    valid = ~wet.isnan()
+    origins, wet = Origins.of(paths, valid), torch.where(valid, wet, 0.0)
+    known = torch.exp(-origins.distance / _MEMORY)
+    mean = local_mean(wet[None], _WIDE)[0] / known_weight(valid, _WIDE)
+    return torch.lerp(mean.flatten()[origins.place], wet.flatten()[origins.place], known)
+
+
 def _from_outside(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None) -> Tensor:
     valid = ~last.isnan()
     origins, weight = Origins.of(paths, valid[0]), known_weight(valid[0].cpu(), _WIDE)

@@ -77,12 +77,15 @@ class FieldsJob:
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""
         part = copy.copy(self.method)
+        part.begin()
         part.dataset = self.method.dataset.isel({self.dim: slice(*piece.steps)})
         return self._values(part, False, None)
 
     def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
         """The whole result; folder: where large fields are kept in a file, None: in memory."""
-        return self.result(self._values(self.method, progress, folder))
+        self.method.begin()
+        values = self._values(self.method, progress, folder)
+        return self.result(values).assign_attrs(self.method.changes.attributes())
 
     def _values(self, method: Fields, progress: bool, folder: str | os.PathLike | None) -> dict[str, np.ndarray]:
         """The values of the method's fields, which may be some of the dataset's."""
@@ -164,6 +167,7 @@ class FieldsJob:
         others = [name for name in on_grid(self.dataset, self.own) if name not in self.method.names]
         notes = [f"{self.note}: {names} on {size} points"]
         notes += [f"not in the result: {', '.join(others)}"] if others else []
+        notes += self.method.changes.notes()
         return Report(self.method.name, {}, notes)
 
 

@@ -62,7 +62,8 @@ class Interpolation(Fields):
         for channel, values in enumerate(out):
             field = x[0, channel]
             fine = rows @ (columns @ self._whole(field.numpy()).astype(np.float64).T).T
-            values[:] = fine.clip(*self.bounds(channel, field))
+            self.limit(channel, field, fine)
+            values[:] = fine
             self.lose_missing(field, u[:, None], v, values)
 
     def _whole(self, field: np.ndarray) -> np.ndarray:

@@ -91,27 +91,22 @@ class FieldModel(Fields):
         static = None if self.static is None else self.static.to(device)
         return self.model.encode(x.to(device), self._factor(factor), static)
 
-    def decode(
-        self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float], x: Tensor, group: list[int]
-    ) -> Tensor:
-        """Values (1, Q, channels) at the places `where`, on the CPU, of a group of the fields x (1, C, H, W) and within
-        their bounds."""
+    def decode(self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float]) -> Tensor:
+        """Values (1, Q, channels) at the places `where`, on the CPU, of a group of fields."""
         if isinstance(where, PointSpec):
             where = where.to(device_of(self.model))
-        y = self.model.decode(encoded, where, 2 / self._factor(factor)).cpu()
-        for k, channel in enumerate(self._made_of(group)):
-            y[..., k].clamp_(*self.bounds(channel, x[0, channel]))
-        return y
+        return self.model.decode(encoded, where, 2 / self._factor(factor)).cpu()
 
     def _factor(self, factor: tuple[float, float]) -> Tensor:
         return torch.tensor([factor], dtype=torch.float32, device=device_of(self.model))
 
     def at(self, x: Tensor, where: PointSpec, factor: tuple[float, float]) -> Tensor:
         """Values (Q, predicted) of fields (1, C, H, W) at points."""
-        made = (self.decode(self.encode(x[:, group], factor), where, factor, x, group) for group in self.groups)
+        made = (self.decode(self.encode(x[:, group], factor), where, factor) for group in self.groups)
         y = torch.cat(list(made), 2)[0]
         rows, columns = (where.base + where.frac.double())[0].numpy().T
         for k, channel in enumerate(self.predicted):
+            self.limit(channel, x[0, channel], y[:, k].numpy())
             self.lose_missing(x[0, channel], rows, columns, y[:, k].numpy())
         return y
 
@@ -127,10 +122,11 @@ class FieldModel(Fields):
             for first in range(0, u.numel(), rows):
                 part = torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2)
                 where = from_index(part, x.shape[2:], self.model.edge)
-                y = self.decode(encoded, where, factor, x, group)[0].unflatten(0, (-1, v.numel()))
+                y = self.decode(encoded, where, factor)[0].unflatten(0, (-1, v.numel()))
                 for channel, values in enumerate(targets):
                     values[first : first + rows] = y[..., channel]
             for channel, values in zip(self._made_of(group), targets, strict=True):
+                self.limit(channel, x[0, channel], values)
                 self.lose_missing(x[0, channel], u.numpy()[:, None], v.numpy(), values)
 
 

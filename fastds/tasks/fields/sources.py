@@ -12,6 +12,7 @@ import xarray as xr
 
 from fastds.data.grid.kept import kept_attributes
 from fastds.data.grid.plausible import check_packing, check_plausible, stored_as_codes, within, without_missing
+from fastds.data.infinite import Infinite, without_infinite
 from fastds.data.samples.degradation import area_mean
 from fastds.tasks.fields.geometry import Geometry, values_at
 from fastds.tasks.fields.variables import kind_of, limits_of
@@ -27,9 +28,9 @@ class Source:
         self._held = field
 
     def values(self, at: dict[str, int]) -> np.ndarray:
-        """([M,] H, W) float32 at indices of the leading dimensions; what is implausible is NaN."""
+        """([M,] H, W) float32 at indices of the leading dimensions; what is implausible or infinite is NaN."""
         part = self._read(at).transpose(..., *self.names)
-        return within(without_missing(part.values, part.attrs), self.limits)
+        return within(without_infinite(without_missing(part.values, part.attrs)), self.limits)
 
     def _read(self, at: dict[str, int]) -> xr.DataArray:
         """The field at indices; where dask has it, all fields of a block are computed at once and kept for the next."""
@@ -48,10 +49,12 @@ class Source:
         lead = [dim for dim in self.field.dims if dim not in self.names]
         places = np.ndindex(*(self.field.sizes[dim] for dim in lead))
         parts = (self._read(dict(zip(lead, place, strict=True))) for place in places)
-        values = (without_missing(part.values, part.attrs) for part in parts)
+        infinite = Infinite()
+        values = (infinite.removed(without_missing(part.values, part.attrs)) for part in parts)
         name = f"{self.field.name} of {self.what}"
         form = {"codes": stored_as_codes(self.field), "all_missing": f"every value of variable {name} is missing"}
         check_plausible(name, values, self.limits, self.field.attrs.get("units", ""), **form, stacklevel=5)
+        infinite.warn(name, stacklevel=5)
 
     def coarsened(self, grid: Geometry, how: str, what: str) -> Source:
         """The same variable on a coarser grid that `coarser` made, called `what` in errors."""

@@ -23,11 +23,15 @@ from fastds.data.grid.plausible import (
 )
 from fastds.data.grid.times import check_dates
 from fastds.data.grid.variables import same_units
-from fastds.data.samples.fields import HUMIDITY_RANGE
+from fastds.data.infinite import Infinite, without_infinite
+from fastds.tasks.common.changes import Changes
 from fastds.tasks.domain.score import Domain
 from fastds.tasks.fields.geometry import Geometry
 
 Kind = tuple[str | None, str | None]  # standard name and units of a variable
+Bounds = tuple[float, float]
+_NEAR = 1e-4  # of the scale of a field: closer to a limit is at it, which packing leaves
+_CHANGED = {"clipped": "were cut at the limits of their variable"}
 
 
 class Fields:
@@ -38,7 +42,8 @@ class Fields:
         names: of the variables, of the same dimensions. kinds: their standard names and units, None where not told.
 
     Attributes: lead, their leading dimensions; name, what the user calls the method; predicted, which of names the
-    method makes; origin of static maps; most, how many times finer it makes fields; model, a network or None.
+    method makes; origin of static maps; most, how many times finer it makes fields; model, a network or None; changes,
+    counts of what was cut.
 
     Raises: ValueError: leading dimensions without a field or with missing dates.
     """
@@ -49,6 +54,7 @@ class Fields:
     def __init__(self, dataset: xr.Dataset, grid: Geometry, names: list[str], kinds: list[Kind]):
         self.dataset, self.grid, self.names, self.kinds = dataset, grid, names, kinds
         self.limits = [limits_of(*kind) for kind in kinds]
+        self.begin()
         self.predicted: list[int] = list(range(len(names)))
         self.lead = [d for d in dataset[names[0]].dims if d not in grid.names]
         empty = [d for d in self.lead if dataset.sizes[d] == 0]
@@ -58,18 +64,25 @@ class Fields:
             if d in dataset.coords and dataset[d].dtype.kind == "M":
                 check_dates(dataset[d])
 
+    def begin(self) -> None:
+        """Count what is cut from here on."""
+        self.changes = Changes(_CHANGED)
+
     def fields(self) -> Iterator[tuple[dict, Tensor]]:
-        """({leading dimension: index}, (1, C, H, W) float32), read one after another; what is implausible is NaN."""
+        """({leading dimension: index}, (1, C, H, W) float32), read one after another; NaN is what is implausible or
+        infinite."""
         return ((at, self._field(at)) for at in self._places())
 
     def check(self, stacklevel: int) -> None:
-        """Warn (UserWarning) where values of a variable are implausible or all missing. Raises: ValueError where more
-        than half are implausible."""
+        """Warn (UserWarning) where values of a variable are implausible, infinite or all missing. Raises: ValueError
+        where more than half are implausible."""
         for n, limits in zip(self.names, self.limits, strict=True):
-            variable, values = self.dataset[n], (self._values(n, at) for at in self._places())
+            infinite = Infinite()
+            variable, values = self.dataset[n], (infinite.removed(self._read(n, at)) for at in self._places())
             said = f"every value of variable {n} is missing, and so is the output"
             form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
             check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
+            infinite.warn(n, stacklevel + 1)
 
     @functools.cached_property
     def domain(self) -> Domain:
@@ -80,16 +93,31 @@ class Fields:
         """How many times finer a grid of coordinates is, along rows and columns; of a single one `most`."""
         return tuple(finer or self.most for finer in self.grid.finer(latitude, longitude))
 
-    def bounds(self, channel: int, field: Tensor) -> tuple[float, float]:
-        """What the finer values of a field (H, W) cannot be beyond: HUMIDITY_RANGE for relative humidity; 0 below where
-        no value is negative and the quantity never is, or one value in a hundred is zero (rain, radiation, cover); 1,
-        or 100 %, above likewise (cover, masks)."""
+    def bounds(self, channel: int, field: Tensor) -> Bounds:
+        """What the finer values of a field (H, W) cannot be beyond, by what the variable is.
+
+        Relative humidity ends at 0, and upwards where the field does, or at saturation where it stays below: over ice
+        it reaches far beyond 100 %. Other quantities end at 0 where the field has no negative value and the quantity
+        never has, or one value in a hundred is zero (rain, radiation, cover); at 1, or 100 %, likewise (cover, masks).
+        """
         standard_name, units = self.kinds[channel]
         whole = next((number for unit, number in (("%", 100.0), ("1", 1.0)) if same_units(units, unit)), None)
         if standard_name == "relative_humidity" and whole is not None:
-            return tuple(end * whole / 100.0 for end in HUMIDITY_RANGE)
+            present = field[torch.isfinite(field)]
+            return 0.0, max(whole, float(present.max()) if present.numel() else whole)
         low = 0.0 if _ends_at_zero(field, 0.0 if standard_name in NOT_NEGATIVE else 0.01) else -math.inf
         return low, whole if whole is not None and _ends_at_zero(whole - field, 0.01) else math.inf
+
+    def limit(self, channel: int, field: Tensor, values: np.ndarray) -> None:
+        """Cut finer values of a field (H, W) at its bounds, in place, and count those that this changes by more than
+        packing does."""
+        low, high = self.bounds(channel, field)
+        if not math.isfinite(low) and not math.isfinite(high):
+            self.changes.add("clipped", 0, values.size)
+            return
+        slack = _NEAR * _scale(field)
+        self.changes.add("clipped", np.count_nonzero((values < low - slack) | (values > high + slack)), values.size)
+        values.clip(low, high, out=values)
 
     def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
@@ -109,12 +137,16 @@ class Fields:
             yield dict(zip(self.lead, index, strict=True))
 
     def _field(self, at: dict) -> Tensor:
-        """(1, C, H, W) float32 at an index of the leading dimensions; what is implausible is NaN."""
+        """(1, C, H, W) float32 at an index of the leading dimensions; what is implausible or infinite is NaN."""
         fields = [within(self._values(n, at), limits) for n, limits in zip(self.names, self.limits, strict=True)]
         return torch.from_numpy(np.stack(fields))[None]
 
     def _values(self, name: str, at: dict) -> np.ndarray:
-        """(H, W) float32 of a variable at an index of its leading dimensions."""
+        """(H, W) float32 of a variable at an index of its leading dimensions; what is infinite is NaN."""
+        return without_infinite(self._read(name, at))
+
+    def _read(self, name: str, at: dict) -> np.ndarray:
+        """As _values, infinite values as they are."""
         field = self.dataset[name].isel(at).transpose(*self.grid.names)
         return without_missing(field.values, field.attrs)
 
@@ -171,13 +203,23 @@ def names_of_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:
 
 
 def _ends_at_zero(field: Tensor, share: float) -> bool:
-    """Whether no value of a field is negative and at least a share of them is zero. What packing leaves beside zero, a
-    ten thousandth of the largest value, is zero."""
-    present = field[~torch.isnan(field)]
+    """Whether no value of a field is negative and at least a share of them is zero. What packing leaves beside zero is
+    zero; missing and infinite values count as neither."""
+    present = field[torch.isfinite(field)]
     if not present.numel():
         return False
-    near = 1e-4 * max(float(present.max()), 0.0)
+    near = _NEAR * _scale(present)
     return bool(present.min() >= -near) and float((present <= near).sum()) >= share * field.numel()
+
+
+def _scale(field: Tensor) -> float:
+    """How large the values of a field are: the 99th percentile of those that are not zero, without signs, and of few
+    the second largest, so that no single extreme value sets it; 0 where there are none."""
+    sizes = field[torch.isfinite(field) & (field != 0)].abs().numpy()
+    if sizes.size < 2:
+        return float(sizes.sum())
+    place = int(0.99 * (sizes.size - 1))
+    return float(np.partition(sizes, place)[place])
 
 
 def _is_flag(attrs: dict) -> bool:

@@ -23,7 +23,9 @@ from fastds.data.grid.times import text_of
 from fastds.data.grid.variables import same_units
 from fastds.data.samples.fields import HUMIDITY_RANGE, check_values, choose_field, pressure_hpa
 from fastds.models import ModelCard
+from fastds.models.baselines.interpolation import weights_at
 from fastds.models.wgan_gp import HumidityGenerator
+from fastds.tasks.common.changes import Changes
 from fastds.tasks.common.inference import Report, loaded
 from fastds.tasks.common.pieces import Piece, apart
 from fastds.tasks.common.progress import progress_bar
@@ -35,6 +37,10 @@ from fastds.tasks.fields.geometry import geometry
 # Columns beyond the seam. 8, 32 and half a turn leave the same difference to a rolled field, 0.02 to 0.07 % of humidity
 # (0.2 to 0.7 without): that of the channel gates, whose means count these columns twice.
 WRAPPED = 16
+_CHANGED = {
+    "clipped": "were cut at the range of the network",
+    "cut_input": "of the input are beyond the range of the network; what is above it was added to the result",
+}
 SEQUENCE = 8  # steps that the recurrence sees together; a rest at the end is a shorter sequence
 
 
@@ -64,19 +70,28 @@ class HumidityJob:
         shape = *((members,) if members else ()), *fine
         own = {new: old for old, new in self.names.items()}
         self.dim = own.get("time", "time")
+        self.begin()
         self.variables = {self.field.name: (tuple(own.get(dim, dim) for dim in self.dims), shape)}
 
     def pieces(self, steps: int) -> list[Piece]:
         """Pieces of whole sequences."""
         return apart(self.field.shape[0], steps)
 
+    def begin(self) -> None:
+        """Count what is changed from here on, and how far values reach."""
+        self.changes, self.reached = Changes(_CHANGED), -np.inf
+
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
         """See Job."""
         return {self.field.name: self._values(slice(*piece.steps), False)}
 
-    def at_once(self, progress: bool) -> dict[str, np.ndarray]:
-        """The values of the whole result."""
-        return {self.field.name: self._values(slice(None), progress)}
+    def at_once(self, progress: bool) -> xr.Dataset:
+        """The whole result."""
+        self.begin()
+        out = self.result({self.field.name: self._values(slice(None), progress)})
+        if self.humid and self.reached > HUMIDITY_RANGE[1] and "fastds_valid_range" in out.attrs:
+            out.attrs["fastds_valid_range"] = [HUMIDITY_RANGE[0], float(self.reached)]
+        return out.assign_attrs(self.changes.attributes())
 
     def _values(self, steps: slice, progress: bool) -> np.ndarray:
         """The fine values of some steps, whole sequences."""
@@ -84,12 +99,40 @@ class HumidityJob:
         seeds = _seeds(field, steps.start or 0, self.members, self.seed)
         values = plausible_values(field, stacklevel=5)
         check_values(values, f"variable {field.name}")
-        if self.humid:
-            values = _cut_humidity(values, field.name)
+        self.reached = max(self.reached, float(values.max()))
+        seen = self._seen(values) if self.humid else values
         with computing(self.model, self.computed), self.computed.autocast():
-            fine = _draw(self.model, values[self.order].copy(), seeds, progress, self.wrapped)[self.order]
+            fine = _draw(self.model, seen[self.order].copy(), seeds, progress, self.wrapped)[self.order]
         fine = (fine if self.members else fine[0])[..., self.rows, :]
-        return fine.clip(*HUMIDITY_RANGE) if self.humid else fine
+        if not self.humid:
+            return fine
+        low, high = HUMIDITY_RANGE
+        self.changes.add("clipped", np.count_nonzero((fine < low) | (fine > high)), fine.size)
+        fine = fine.clip(low, high)
+        self._add_excess(fine, (values - high).clip(0, None))
+        return fine
+
+    def _seen(self, values: np.ndarray) -> np.ndarray:
+        """What the network is given of humidity: it knows HUMIDITY_RANGE alone, and cuts its result at that."""
+        seen = _cut_humidity(values, self.field.name)
+        self.changes.add("cut_input", np.count_nonzero(seen != values), values.size)
+        return seen
+
+    def _add_excess(self, fine: np.ndarray, excess: np.ndarray) -> None:
+        """Add what the input (time, h, w) has above the range of the network to its fields ([members,] time, H, W), in
+        place, by bilinear interpolation, so that the result reaches as far as the input."""
+        if not excess.any():
+            return
+        scale, (_, height, width) = self.model.config["scale"], excess.shape
+        shift = 0.0 if self.model.card.coarsening == "decimate" else (1 / scale - 1) / 2
+        rows, columns = (np.arange(n * scale) / scale + shift for n in (height, width))
+        along = (
+            weights_at(rows[self.rows], height, "bilinear"),
+            weights_at(columns, width, "bilinear", self.wrapped > 0),
+        )
+        for time, beyond in enumerate(excess):
+            if beyond.any():
+                fine[..., time, :, :] += (along[0] @ (along[1] @ beyond.T.astype(np.float64)).T).astype(np.float32)
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
@@ -136,7 +179,8 @@ class HumidityJob:
 
     def report(self) -> Report:
         """See Job."""
-        return Report(self.model.card.name, self._settings(), [f"model {self.model.card.name}"])
+        notes = [f"model {self.model.card.name}", *self.changes.notes()]
+        return Report(self.model.card.name, self._settings(), notes)
 
 
 def _check(model, members, seed):
@@ -162,7 +206,7 @@ def _is_humidity(model, field):
 
 
 def _cut_humidity(values, name):
-    """Cut to what a model of humidity takes; analyses reach a little beyond, over ice and by interpolation."""
+    """Cut to what a model of humidity takes; analyses reach beyond, over ice and by interpolation."""
     low, high = HUMIDITY_RANGE
     least, most = float(values.min()), float(values.max())
     if most <= 2.0:
@@ -173,8 +217,8 @@ def _cut_humidity(values, name):
     if least < low - 10 or most > high + 75:
         check_values(values, f"variable {name}", humidity=True)
     warnings.warn(
-        f"{int(outside.sum())} of {values.size} values of {name}, {least:.4g} to {most:.4g} %, are cut to "
-        f"{low:g}..{high:g} %",
+        f"{int(outside.sum())} of {values.size} values of {name}, {least:.4g} to {most:.4g} %, are beyond the "
+        f"{low:g}..{high:g} % that the network takes: below it they are cut, above it the excess is interpolated",
         UserWarning,
         stacklevel=4,
     )

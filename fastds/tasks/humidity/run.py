@@ -58,7 +58,7 @@ def downscale(
         of pressure and statistics of a field outside the ranges in the model's card.
     """
     computed = {"threads": threads, "precision": precision, "device": device}
-    return _run(loaded(model), dataset, members, seed, var, level, computed, progress)
+    return _run(loaded(model), dataset, members, seed, var, level, computed, progress)[0]
 
 
 def downscale_file(
@@ -91,8 +91,8 @@ def downscale_file(
         generator = loaded(model)
         computed = {"threads": threads, "precision": precision, "device": device}
         options = members, seed, var, level, computed, progress, None if truth is None else check
-        out = _run(generator, dataset, *options)
-        return out, Report(generator.card.name, dict(out.attrs), [named(generator, model)])
+        out, notes = _run(generator, dataset, *options)
+        return out, Report(generator.card.name, dict(out.attrs), [named(generator, model), *notes])
 
     return file_to_file(source, target, make, var=var, dtype=dtype, **reading)
 
@@ -110,9 +110,10 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     return "; ".join(filter(None, told))
 
 
-def _run(model, dataset, members, seed, var, level, computed, progress, check=None) -> xr.Dataset:
-    """The fine dataset; check: called with its outline before it is computed."""
+def _run(model, dataset, members, seed, var, level, computed, progress, check=None) -> tuple[xr.Dataset, list[str]]:
+    """The fine dataset, and sentences about what was changed; check: called with its outline before it is computed."""
     job = HumidityJob(model, dataset, members=members, seed=seed, var=var, level=level, **computed)
     if check is not None:
         check(outline(job))
-    return lazy(job) if is_lazy(dataset) else job.result(job.at_once(progress))
+    out = lazy(job) if is_lazy(dataset) else job.at_once(progress)
+    return out, job.changes.notes()

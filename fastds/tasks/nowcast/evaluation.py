@@ -29,9 +29,11 @@ from fastds.tasks.common.scoring import Elsewhere, Sums, added_up
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.methods import BASELINES, baseline
+from fastds.tasks.nowcast.members import known_echo, paths_of
+from fastds.tasks.nowcast.methods import BASELINES, Method, baseline
 from fastds.tasks.nowcast.scores import Compared, Comparison, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, coarse_fields
+from fastds.tasks.nowcast.starts import Timeline, coarse_fields, wet_shares
+from fastds.tasks.nowcast.wet_area import keep_wet_area
 
 _NAMES = ("the observed file", "TRUTH")
 
@@ -66,10 +68,10 @@ class Scoring:
         observed = self.fields.around(number)
         if observed is None:
             return None
-        before, after = observed
+        before, after, wet = observed
         order = upright(self.fields.sources[0].raw)
-        known = before[order].copy()
-        made = {key: method(known[-method.known :], len(after))[order] for key, method in self.methods.items()}
+        known, wet = before[order].copy(), wet[order].copy()
+        made = {key: _forecast(method, known, wet, len(after))[order] for key, method in self.methods.items()}
         made[self.own[0]] = self.forecasts.fields(number)
         members = self.forecasts.members(number) if self.forecasts.count else None
         if members is not None:
@@ -94,6 +96,17 @@ class Scoring:
             rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
             sums.add(lead, start.members[:, lead], rain)
         return sums
+
+
+def _forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) -> np.ndarray:
+    """What `fastds nowcast` makes by a method of the known fields (n, h, w) in dBZ: (steps, h, w); wet: (h, w), see
+    wet_shares, of the last."""
+    known, floor = known[-method.known :], method.card.floor_dbz
+    forecast = method(known, steps)
+    if method.keeps_area:
+        paths = paths_of(known_echo(known, floor), steps) if method.moves else None
+        keep_wet_area(forecast, wet, paths, floor)
+    return forecast
 
 
 def evaluate(
@@ -227,7 +240,7 @@ class _Fields:
             _check_grid(forecasts, source, what)
 
     def around(self, number: int) -> list[np.ndarray] | None:
-        """The fields before and after a start, None where one is missing."""
+        """The fields before and after a start, and the wet shares of the last before; None where a field is missing."""
         forecasts = self.forecasts
         shifts = forecasts.leads[0] * np.arange(1 - self.known, 1), forecasts.leads
         found = []
@@ -236,7 +249,8 @@ class _Fields:
             if None in places:
                 return None
             found.append((source, places))
-        return [self._read(*one) for one in found]
+        (source, places), form = found[0], (forecasts.factor, forecasts.floor)
+        return [*(self._read(*one) for one in found), wet_shares(source, places[-1], *form)]
 
     def _read(self, source, places: list[int]) -> np.ndarray:
         return coarse_fields(source, places, self.forecasts.factor, self.forecasts.floor)

@@ -22,6 +22,7 @@ from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import upright
 from fastds.data.radar.reflectivity import z_r_law
 from fastds.models import ModelCard
+from fastds.tasks.common.changes import Changes
 from fastds.tasks.common.inference import (
     Report,
     mean_spacing_m,
@@ -56,10 +57,12 @@ from fastds.tasks.nowcast.members import (
     weakest_echo,
 )
 from fastds.tasks.nowcast.methods import Method, pick_method
-from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts
+from fastds.tasks.nowcast.starts import Start, Timeline, coarse_fields, count_of, find_starts, wet_shares
+from fastds.tasks.nowcast.wet_area import keep_wet_area
 
 STEPS = 12
 MEMBERS = 24  # that probabilities are counted of
+_DRIED = {"dried": "are dry so that the wet area stays near that of the last field; with the argument smooth they stay"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Options:
         interval: duration between fields, a multiple of the file's; None: the shortest in the range of the card.
         block: fields after which the network starts anew from its last forecasts, None: it keeps its state.
         smooth: the mean forecast, of least squared error, without the intensities that networks in the frame of the
-            moving air else take from the last field.
+            moving air else take from the last field, and without the limit of the wet area.
         members: of an ensemble around the mean forecast, or that the network draws itself, along a new first dimension
             `realization`; None: one forecast.
         seed: of the members; None: 0. Member k of a start is the same whatever the number of members.
@@ -170,7 +173,7 @@ class NowcastJob:
         plane = (size // self.factor for size in source.shape[1:])
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
-        self.first, self.ensemble = _first(options), None
+        self.first, self.ensemble, self.changes = _first(options), None, Changes(_DRIED)
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
         if options.drawn:
             kind = OwnMembers if method.draws else Ensemble
@@ -196,7 +199,9 @@ class NowcastJob:
 
     def at_once(self, progress: bool, folder) -> xr.Dataset:
         """The whole result; folder: where large fields are kept in a file, None: in memory."""
-        return self.result(self._values(self.starts, progress, folder))
+        self.changes = Changes(_DRIED)
+        values = self._values(self.starts, progress, folder)
+        return self.result(values).assign_attrs(self.changes.attributes())
 
     def _values(self, starts: list[Start], progress: bool, folder) -> dict[str, np.ndarray]:
         """The forecasts of some starts ([members or thresholds,] starts, leads, h, w), and where they rest on no
@@ -246,11 +251,21 @@ class NowcastJob:
         steps, count = len(self.leads), self.options.drawn
         if self.ensemble is None:
             with self.computed.autocast():
-                return [self.method(known, steps)]
+                forecast = self.method(known, steps)
+            kept = self.options.smooth or not self.method.keeps_area
+            return [forecast if kept else self._dried(forecast, paths, start.frames[-1])]
         members = self.ensemble.draw(known, paths, steps, start.time, count)
         if self.options.probability is None:
             return members
         return exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.law))
+
+    def _dried(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
+        """The forecast (leads, h, w), which changes, with about the wet area of a frame of the source."""
+        floor = self.method.card.floor_dbz
+        wet = wet_shares(self.source, frame, self.factor, floor)[self._order]
+        dried = keep_wet_area(forecast, wet, paths, floor)
+        self.changes.add("dried", dried, len(forecast) * np.count_nonzero(~np.isnan(wet)))
+        return forecast
 
     def result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """See Job."""
@@ -269,6 +284,7 @@ class NowcastJob:
         said += f" of {self.options.drawn} members," * bool(self.ensemble) + f" of {len(leads)} fields"
         said += f" every {leads[0] / 60:g} min"
         notes = [self.note, *self.source.notes, *self.notes, f"{said}, rain by {self.settings['fastds_z_r']}"]
+        notes += self.changes.notes()
         return Report(self.method.name, self._told(), notes)
 
     @functools.cached_property

@@ -21,14 +21,15 @@ from fastds.tasks.common.inference import named
 from fastds.tasks.common.settings import device_of
 from fastds.tasks.nowcast.starts import Timeline, find_starts
 
+BLURRED = "blurred-persistence"
 # Name: function and how many fields it takes.
 BASELINES = {
     "persistence": (persistence, 1),
-    "blurred-persistence": (blurred_persistence, 5),
+    BLURRED: (blurred_persistence, 5),
     "extrapolation": (extrapolation, 2),
     "pysteps": (pysteps_extrapolation, 3),
 }
-STILL = ("persistence", "blurred-persistence")  # those that move nothing
+STILL = ("persistence", BLURRED)  # those that move nothing
 # Taken where no method is named and several nowcasters are shipped, or none.
 DEFAULT_MODEL, FALLBACK = "nowcast-small", "extrapolation"
 # Forecasts of networks less than this above the floor are no echo: least squared error makes networks hedge, so that
@@ -68,6 +69,12 @@ class Method:
     def moves(self) -> bool:
         """Whether it moves echo by the motion of several fields."""
         return self.name not in STILL and self.known > 1
+
+    @property
+    def keeps_area(self) -> bool:
+        """Whether its forecasts are dried to about the wet area of the last field, see wet_area; blurred persistence is
+        made for its squared error, as smooth forecasts are."""
+        return self.name != BLURRED
 
     @property
     def draws(self) -> bool:

@@ -132,3 +132,12 @@ def coarse_fields(source: ReflectivityInput, index: list[int], factor: int, floo
     above the floor; a cell with a missing pixel is missing."""
     z = source.frames(index)
     return z if factor == 1 else coarsen(cut_to_multiple(z, factor), factor, floor=floor)
+
+
+def wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
+    """The share (H // factor, W // factor) of the pixels of each cell that have echo above the floor, float32.
+
+    NaN where a pixel is missing. A cell with a few wet pixels has a mean above the floor, but is not all wet area."""
+    z = cut_to_multiple(source.frames(index), factor)
+    wet = np.where(np.isnan(z), np.nan, z > floor).astype(np.float32)
+    return coarsen(wet, factor)
