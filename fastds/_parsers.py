@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the command `fastds` and its subcommands; nothing heavy is imported for them."""
 
+from collections.abc import Callable
+
 from jsonargparse import ArgumentParser
 
 from fastds._version import __version__
@@ -11,31 +13,24 @@ def parser_of_all() -> ArgumentParser:
     parser = ArgumentParser(
         prog="fastds",
         exit_on_error=False,
+        allow_abbrev=False,
         version=__version__,
         description="Downscale and nowcast weather fields with deep networks.",
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    for name, make, text in (
-        ("downscale", _downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
-        ("nowcast", _nowcast_parser, "forecast the next radar fields from the last ones"),
-        ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
-        ("evaluate", _evaluate_parser, "compare downscaled fields, members or nowcasts with the truth"),
-        ("check", _check_parser, "say what files are and what each command would do with them"),
-        ("convert", _convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
-        ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
-        ("finetune", _finetune_parser, "train weights further on files of one's own"),
-        ("train", _plain_parser, "train a model: fastds train --help"),
-        ("study", _plain_parser, "compare many models on test data: fastds study --help"),
-        ("models", _plain_parser, "list the weights in the package: fastds models --help"),
-        ("export", _plain_parser, "write a network as ONNX or for AOTInductor: fastds export --help"),
-        ("info", _plain_parser, "print versions, compilers and devices"),
-    ):
-        commands.add_subcommand(name, make(), help=text)
+    for name, (_, text) in COMMANDS.items():
+        commands.add_subcommand(name, parser_of(name), help=text)
     return parser
 
 
+def parser_of(command: str) -> ArgumentParser:
+    """The parser of one of COMMANDS; train, study, models, export and info read their arguments themselves."""
+    return COMMANDS[command][0]()
+
+
 def _plain_parser(description: str | None = None) -> ArgumentParser:
-    return ArgumentParser(exit_on_error=False, description=description)
+    # Abbreviations are refused: what is one today may be another option tomorrow.
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
 
 
 def _downscale_parser() -> ArgumentParser:
@@ -230,6 +225,18 @@ def _demo_parser() -> ArgumentParser:
     return parser
 
 
+def _export_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Write a network as ONNX or as a package of AOTInductor, checked against the network itself."
+    )
+    parser.prog = "fastds export"
+    parser.add_argument("model", metavar="MODEL", help="name of shipped weights or a .safetensors file")
+    parser.add_argument("output", metavar="OUT", help="file to write, .onnx or .pt2; one that exists is replaced")
+    parser.add_argument("--frames", type=int, help="fields that go in; default: as the card says, else 2, 5 or 8")
+    parser.add_argument("--steps", type=int, help="fields of a nowcast; default: 12")
+    return parser
+
+
 def _add_computing(parser: ArgumentParser) -> None:
     _add_device(parser)
     parser.add_argument(
@@ -298,3 +305,21 @@ def _add_z_r(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
     )
+
+
+# Command -> what makes its parser, and what it does.
+COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
+    "downscale": (_downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
+    "nowcast": (_nowcast_parser, "forecast the next radar fields from the last ones"),
+    "query": (_query_parser, "read fields at stations with an arbitrary-scale model"),
+    "evaluate": (_evaluate_parser, "compare downscaled fields, members or nowcasts with the truth"),
+    "check": (_check_parser, "say what files are and what each command would do with them"),
+    "convert": (_convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
+    "demo": (_demo_parser, "downscale a synthetic rain event; needs no data and no network"),
+    "finetune": (_finetune_parser, "train weights further on files of one's own"),
+    "train": (_plain_parser, "train a model: fastds train --help"),
+    "study": (_plain_parser, "compare many models on test data: fastds study --help"),
+    "models": (_plain_parser, "list the weights in the package: fastds models --help"),
+    "export": (_export_parser, "write a network as ONNX or for AOTInductor: fastds export --help"),
+    "info": (_plain_parser, "print versions, compilers and devices"),
+}

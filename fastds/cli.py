@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError
 
+from fastds._misspelt import misspelt, spelled
 from fastds._outputs import is_command
 from fastds._parsers import parser_of_all
 from fastds.tasks.common.command import parser_sentence
@@ -27,13 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_command():
         sys.unraisablehook = _unraisable
         _print_everything()
+    said = misspelt(argv)
+    if said is not None:
+        print(said, file=sys.stderr)
+        return _FAILED
     own = _OWN.get(argv[0] if argv else "")
     if own is not None:
         if own is not _info:
             _keep_freed_memory()
         return _guarded(f"fastds {argv[0]}", own, argv[1:])
     try:
-        options = parser_of_all().parse_args([_spelled(word) for word in argv])
+        options = parser_of_all().parse_args([spelled(word) for word in argv])
     except ArgumentError as error:
         command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
         print(f"{command}: {parser_sentence(error, command, '-')}", file=sys.stderr)
@@ -41,12 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _keep_freed_memory()
     name = options.subcommand
     return _guarded(f"fastds {name}", _COMMANDS[name], options[name])
-
-
-def _spelled(word: str) -> str:
-    """An option with hyphens between its words, as those here have, where it is given with underscores."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _keep_freed_memory(keep: bool = True) -> None:

@@ -288,7 +288,7 @@ def folder(event, tmp_path_factory):
         ("good.nc", ["--quantity", "snow"], "invalid choice"),
         ("good.nc", ["--var", "tp"], "there is no variable 'tp' in the file"),
         ("good.nc", ["--model", "oracle"], "methods without weights: persistence, blurred-persistence, extrapolation"),
-        ("good.nc", ["--model", "db-predrnn"], "it is a preset without shipped weights"),
+        ("good.nc", ["--model", "db-predrnn"], "networks of fastds models --presets must be trained first"),
         ("good.nc", ["--model", "{folder}/cell.safetensors"], "cell must be one of convlstm"),
         ("good.nc", ["--model", "{folder}/cardless.safetensors"], "has no floor_dbz and ceiling_dbz in its card"),
         ("good.nc", ["--model", "fczsm-small"], "model fczsm-small does not forecast"),

@@ -8,6 +8,7 @@ import importlib
 import pathlib
 import sys
 
+from fastds._nearest import there_are
 from fastds.tasks.common.command import guarded, option_names
 
 _FIELDS = "fastds.studies.fields.run"
@@ -54,6 +55,13 @@ def overview() -> str:
     return "\n".join(lines + [f"  {name:14} {about}" for name, (_, about) in STUDIES.items()])
 
 
+def unknown_study(name: str) -> str | None:
+    """The sentence of `fastds study` about a study that there is not, None for one that there is."""
+    if name in STUDIES:
+        return None
+    return f"fastds study: there is no study {name!r}{there_are(name, STUDIES)}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command `fastds study NAME ...`: prints the tables, returns the exit status; a user's error is one sentence
     and status 2. arguments: without the program's name; None: those of the process."""
@@ -62,8 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
     name = arguments.pop(0) if arguments else ""
-    if name not in STUDIES:
-        print(f"fastds study: there is no study {name!r}; there are: {', '.join(STUDIES)}", file=sys.stderr)
+    unknown = unknown_study(name)
+    if unknown is not None:
+        print(unknown, file=sys.stderr)
         return 2
     chosen = ["--config", str(configurations()[name])] if name in configurations() else []
 

@@ -16,13 +16,13 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import ModuleType
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from fastds._nearest import did_you_mean, there_are
 from fastds._outputs import Interrupted
 
 Config = typing.TypeVar("Config")
@@ -90,16 +90,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if first is not None and first not in TASKS:
-        known = _FORMER.get(first, f"there is no task {first!r}; there are: {', '.join(TASKS)}")
-        print(f"fastds train: {known}", file=sys.stderr)
+    unknown = None if first is None else unknown_task(first)
+    if unknown is not None:
+        print(unknown, file=sys.stderr)
         return 2
     task = arguments.pop(0) if first else _task_of(arguments)
+
+    from fastds.models.registry import check_preset
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
 
     def train() -> pathlib.Path:
         config = options.parse_arguments(arguments)
+        if config.model.start is None:  # Lightning, which is imported next, takes seconds
+            check_preset(config.model.name)
         if config.report is not None:
             _check_report(config)
         from fastds.tasks.common.verdict import verdict
@@ -117,6 +121,13 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(f"fastds train {task}", train, option_names(options.TrainingConfig))
 
 
+def unknown_task(name: str) -> str | None:
+    """The sentence of `fastds train` about a task that there is not, None for one that there is."""
+    if name in TASKS:
+        return None
+    return f"fastds train: {_FORMER.get(name) or f'there is no task {name!r}{there_are(name, TASKS)}'}"
+
+
 def _check_report(config) -> None:
     from fastds.report import check_report
 
@@ -132,6 +143,8 @@ def _write_report(config, best: pathlib.Path) -> None:
 @contextlib.contextmanager
 def training_of(task: str) -> Iterator[ModuleType]:
     """The module that trains the networks of a task; behind the block torch has its threads again."""
+    import torch
+
     training, before = importlib.import_module(f"fastds.tasks.{task}.training"), torch.get_num_threads()
     quieten_lightning()
     try:
@@ -173,14 +186,16 @@ def with_options(sentence: str, names: set[str]) -> str:
     return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, sentence)
 
 
-def parser_sentence(error: ArgumentError, command: str, between: str = "_") -> str:
+def parser_sentence(error: ArgumentError, command: str, between: str = "_", options: Collection[str] = ()) -> str:
     """What jsonargparse says of a command line, without its keys and Python's classes; and where there is help.
 
-    between: what stands between the words of an option."""
+    between: what stands between the words of an option. options: those that are known."""
     said = " ".join(str(error).split())
     key, kinds = re.match(r'Parser key "([\w.]+)": ', said), re.findall(r"Expected an? <class '(\w+)'>", said)
     given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", said)
     missing = re.fullmatch(r"the following arguments are required: (.*)", said)
+    unknown = re.match(r"unrecognized arguments: (--?[A-Za-z]\S*)", said)
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", said)
     if key and given and kinds and set(kinds) <= set(_KINDS):
         wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
         said = f"--{key[1].replace('_', between)} must be {wanted}, got {given[1]!r}"
@@ -191,6 +206,11 @@ def parser_sentence(error: ArgumentError, command: str, between: str = "_") -> s
         names = missing[1].split(", ")
         names = [n.removeprefix(prefix).upper() if n.startswith(prefix) else f"--{n}" for n in names]
         said = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    elif unknown:
+        option = unknown[1].partition("=")[0]
+        said = f"unknown option {option}{did_you_mean(option, options)}"
+    elif choice:
+        said += did_you_mean(choice[1], re.findall(r"'([^']+)'", choice[2]))
     said = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
     return f"{said} (see {command} --help)"
 
@@ -203,7 +223,8 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
     try:
         result = run()
     except ArgumentError as error:
-        print(f"{prog}: {parser_sentence(error, command)}", file=sys.stderr)
+        options = {f"--{name}" for name in names} | {"--config", "--help", "--print_config"}
+        print(f"{prog}: {parser_sentence(error, command, options=options)}", file=sys.stderr)
         return 2
     except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
         print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
@@ -241,7 +262,7 @@ def read_command_line(
     named = configurations() if named is None else named
     if "model" in _parts(config_class):
         description += " --model NAME is short for --model.name NAME."
-    parser = ArgumentParser(prog=command, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
     own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
     parser.add_argument(
         "--config", action="config", help=", or one of: ".join(filter(None, ("a YAML file", ", ".join(own or named))))
@@ -306,7 +327,7 @@ def _resolve_names(arguments: list[str], named: dict[str, pathlib.Path]) -> list
             if not pathlib.Path(value).is_file():
                 if value not in named:
                     raise ValueError(
-                        f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
+                        f"--config: no file {value!r} and no configuration of that name{there_are(value, named)}"
                     )
                 value = str(named[value])
             _check_yaml(value)
