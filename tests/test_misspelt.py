@@ -107,7 +107,8 @@ def test_nothing_heavy_is_imported_for_it():
     )
     for words in ("downscal", "downscale --scal 2", "nowcast a b --model nowcast-smal", "train radr", "study fczs"):
         # As `python -m fastds WORDS`, in a program that sees what is imported at its end.
-        program = f"import sys; sys.argv = ['-m', *{words.split()!r}]; sys.orig_argv = ['p', *sys.argv[:1], 'fastds', *sys.argv[1:]]"
+        given = words.split()
+        program = f"import sys; sys.argv = {['-m', *given]}; sys.orig_argv = {['python', '-m', 'fastds', *given]}"
         done = subprocess.run([sys.executable, "-c", f"{program}\n{code}"], capture_output=True, text=True, timeout=120)
         assert done.stdout == "2 False False\n", done
         assert done.stderr.startswith("fastds")

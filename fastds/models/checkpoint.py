@@ -118,7 +118,7 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     if name_or_path in PRESETS:
         hint = "; it is a preset without shipped weights, which create() builds"
     raise FileNotFoundError(
-        f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights {names}{hint}"
+        f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights {', '.join(names)}{hint}"
     )
 
 

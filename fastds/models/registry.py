@@ -53,11 +53,11 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         },
         "Small enough for any machine.",
     ),
-    "nowcast-errors": ("ErrorLaw", {}, "The law of a nowcast's errors, which members are drawn from."),
+    "nowcast-errors": ("ErrorLaw", {}, "Error model of nowcasts, which members are drawn from."),
     "downscaling-errors": (
         "ErrorLaw",
         {"hidden": 32, "features": 29, "lacking": 1},
-        "The law of a downscaled radar field's errors, which members are drawn from.",
+        "Error model of downscaled radar fields, which members are drawn from.",
     ),
     "inr": ("INRDownscaler", {}, "Arbitrary-scale downscaling: EDSR encoder with DPFA, attention decoder."),
     "inr-parity256": (

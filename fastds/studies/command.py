@@ -18,8 +18,11 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "any-variable": ("fastds.studies.any_variable", "gains of a network of any variable over interpolation"),
-    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the law that members of nowcasts are drawn from"),
-    "radar-law": ("fastds.studies.radar_law", "the fit of the law that members of downscaled fields are drawn from"),
+    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the error model that members of nowcasts are drawn from"),
+    "radar-law": (
+        "fastds.studies.radar_law",
+        "the fit of the error model that members of downscaled fields are drawn from",
+    ),
     "domain": ("fastds.studies.domain.run", "whether a network's error grows with the score of its inputs"),
     "input-ranges": ("fastds.studies.domain.ranges", "the ranges in a card that inputs are scored by"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),

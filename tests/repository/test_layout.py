@@ -39,6 +39,7 @@ ARROWS = {
         "_nearest",
         "_outputs",
         "_parsers",
+        "_sentences",
         "_version",
         "memory",
         "info",

@@ -6,6 +6,7 @@ Every task reads its options with read_command_line, so that an option means the
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -24,6 +25,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from fastds._nearest import did_you_mean, there_are
 from fastds._outputs import Interrupted
+from fastds._sentences import internal_error, show_traceback
 
 Config = typing.TypeVar("Config")
 _MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
@@ -172,10 +174,14 @@ def with_options(sentence: str, names: set[str]) -> str:
     """A sentence that names fields of a configuration with the options of the command line: "data.crop must be ..."
     becomes "--data.crop must be ...". Single words only where they cannot be others: "resume=false", "threads must"."""
 
-    if "data.var" in names:
-        sentence = sentence.replace("the argument var", "--data.var")
+    def argument(found: re.Match) -> str:
+        own = next((name for name in (found[1], f"data.{found[1]}") if name in names), None)
+        return f"--{own}" if own else found[0]
+
     # There is no such option. The words are plausible.MEND_FIRST, not imported: that loads xarray.
     sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")
+
+    sentence = re.sub(r"\bthe argument ([a-z_]+)", argument, sentence).replace("name_or_path '", "model '")
 
     def option(found: re.Match) -> str:
         name, rest = found[0], sentence[found.end() :]
@@ -227,7 +233,12 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
         print(f"{prog}: {parser_sentence(error, command, options=options)}", file=sys.stderr)
         return 2
     except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
+        show_traceback()
         print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
+        return 2
+    except Exception as error:  # no user's error, and still no traceback
+        show_traceback()
+        print(f"{prog}: {internal_error(error)}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
         if str(interrupt):  # one of several processes says it
@@ -268,6 +279,12 @@ def read_command_line(
         "--config", action="config", help=", or one of: ".join(filter(None, ("a YAML file", ", ".join(own or named))))
     )
     parser.add_class_arguments(config_class, as_group=False)
+    for action in parser._actions:
+        # Beside its parts each group has an option of its own, which takes a file of them.
+        if action.option_strings and action.option_strings[0] in _NETWORKS:
+            action.metavar, action.help = "NAME", f"short for {action.option_strings[0]}.name NAME"
+        elif action.dest in _parts(config_class):
+            action.help = argparse.SUPPRESS
     values = parser.parse_args(_resolve_names(_full_names(arguments, config_class), named))
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values = instantiate(values)
