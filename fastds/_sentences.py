@@ -73,5 +73,5 @@ def internal_error(error: BaseException, files: Iterable[str] = ()) -> str:
 
 def show_traceback() -> None:
     """Print the traceback of the exception that is being handled, where FASTDS_DEBUG=1 asks for it."""
-    if os.environ.get("FASTDS_DEBUG", "0") not in ("", "0"):
+    if os.environ.get("FASTDS_DEBUG") == "1":
         traceback.print_exc(file=sys.stderr)
