@@ -86,6 +86,14 @@ def find_cxx():
     return [path, *named[1:]]
 
 
+def host_compiler(cxx):
+    """What nvcc takes of a C++ compiler command, which may begin with a launcher and end with options: the compiler,
+    and the options. "ccache g++ -pthread" gives "g++" and ["-pthread"]."""
+    options = next((k for k, word in enumerate(cxx) if word.startswith("-")), len(cxx))
+    compiler = cxx[max(options - 1, 0)]
+    return shutil.which(compiler) or compiler, cxx[options:]
+
+
 def find_isas(cxx):
     """Those the compiler makes code for. It may be a cross compiler; on 64-bit Arm the baseline is NEON."""
     target = subprocess.run([*cxx, "-dumpmachine"], capture_output=True, text=True).stdout
@@ -223,15 +231,16 @@ class Ninja:
         return [f"-gencode=arch=compute_{lowest},code=[{codes}]"]
 
     def rules(self):
-        compile_flags = shlex.join(["-std=c++17", *self.host, *self.defines, f"-I{CSRC}"])
-        self.rule("cxx", f"{shlex.join(self.cxx)} {compile_flags} $extra -MMD -MF $out.d -c $in -o $out")
-        link = shlex.join([*self.cxx, *self.host, "-shared"])
+        flags = ["-std=c++17", *self.host, *self.defines, f"-I{CSRC}"]
+        self.rule("cxx", f"{self.words([*self.cxx, *flags])} $extra -MMD -MF $out.d -c $in -o $out")
+        link = [*self.cxx, *self.host, "-shared"]
         if self.nvcc:
-            nvcc = [self.nvcc, "-ccbin", self.cxx[-1], f"-Xcompiler={','.join(self.host)}"]
+            compiler, options = host_compiler(self.cxx)
+            nvcc = [self.nvcc, "-ccbin", compiler, f"-Xcompiler={','.join([*options, *self.host])}"]
             flags = ["-std=c++17", "-O3", *self.defines, f"-I{CSRC}"]
-            self.rule("nvcc", f"{shlex.join(nvcc + flags)} $extra -MD -MF $out.d -c $in -o $out")
-            link = shlex.join([*nvcc, "-shared", "-cudart", "static"])
-        self.lines.append(f"rule link\n  command = {link.replace('$', '$$')} $in -o $out\n  description = $out")
+            self.rule("nvcc", f"{self.words(nvcc + flags)} $extra -MD -MF $out.d -c $in -o $out")
+            link = [*nvcc, "-shared", "-cudart", "static"]
+        self.lines.append(f"rule link\n  command = {self.words(link)} $in -o $out\n  description = $out")
 
     def rule(self, name, command):
         self.lines.append(f"rule {name}\n  command = {command}\n  depfile = $out.d\n  deps = gcc\n  description = $out")
@@ -240,7 +249,12 @@ class Ninja:
         self.objects.append(f"{stem}.o")
         self.lines.append(f"build {stem}.o: {rule} {self.escape(source)}")
         if extra:
-            self.lines.append(f"  extra = {shlex.join(extra)}")
+            self.lines.append(f"  extra = {self.words(extra)}")
+
+    @staticmethod
+    def words(command):
+        """Words of a command for the shell that ninja starts; a dollar sign is ninja's own where it is single."""
+        return shlex.join(command).replace("$", "$$")
 
     @staticmethod
     def escape(path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the command `fastds` and its subcommands; nothing heavy is imported for them."""
 
+from collections.abc import Callable
+
 from jsonargparse import ArgumentParser
 
 from fastds._version import __version__
@@ -11,31 +13,24 @@ def parser_of_all() -> ArgumentParser:
     parser = ArgumentParser(
         prog="fastds",
         exit_on_error=False,
+        allow_abbrev=False,
         version=__version__,
         description="Downscale and nowcast weather fields with deep networks.",
     )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    for name, make, text in (
-        ("downscale", _downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
-        ("nowcast", _nowcast_parser, "forecast the next radar fields from the last ones"),
-        ("query", _query_parser, "read fields at stations with an arbitrary-scale model"),
-        ("evaluate", _evaluate_parser, "compare downscaled fields, members or nowcasts with the truth"),
-        ("check", _check_parser, "say what files are and what each command would do with them"),
-        ("convert", _convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
-        ("demo", _demo_parser, "downscale a synthetic rain event; needs no data and no network"),
-        ("finetune", _finetune_parser, "train weights further on files of one's own"),
-        ("train", _plain_parser, "train a model: fastds train --help"),
-        ("study", _plain_parser, "compare many models on test data: fastds study --help"),
-        ("models", _plain_parser, "list the weights in the package: fastds models --help"),
-        ("export", _plain_parser, "write a network as ONNX or for AOTInductor: fastds export --help"),
-        ("info", _plain_parser, "print versions, compilers and devices"),
-    ):
-        commands.add_subcommand(name, make(), help=text)
+    for name, (_, text) in COMMANDS.items():
+        commands.add_subcommand(name, parser_of(name), help=text)
     return parser
 
 
+def parser_of(command: str) -> ArgumentParser:
+    """The parser of one of COMMANDS; train, study, models, export and info read their arguments themselves."""
+    return COMMANDS[command][0]()
+
+
 def _plain_parser(description: str | None = None) -> ArgumentParser:
-    return ArgumentParser(exit_on_error=False, description=description)
+    # Abbreviations are refused: what is one today may be another option tomorrow.
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
 
 
 def _downscale_parser() -> ArgumentParser:
@@ -74,11 +69,11 @@ def _downscale_parser() -> ArgumentParser:
         "--grid",
         type=float,
         metavar="SPACING",
-        help="gridded fields: of the result, in degrees, or in the units of x and y",
+        help="gridded fields: grid spacing of the output, in degrees, or in the units of x and y",
     )
     parser.add_argument("--like", metavar="FILE", help="gridded fields: onto the grid of this file")
     parser.add_argument("--members", type=int, help="radar, generators: members of the ensemble; default: one field")
-    parser.add_argument("--seed", type=int, help="of the members; default: 0")
+    parser.add_argument("--seed", type=int, help="seed of the members; default: 0")
     parser.add_argument("--level", type=float, help="generators: value of the vertical coordinate")
     _add_static(parser)
     _add_reading(parser)
@@ -100,27 +95,40 @@ def _nowcast_parser() -> ArgumentParser:
         help="shipped name, .safetensors file, persistence, blurred-persistence, extrapolation or pysteps; default: "
         "the shipped nowcaster, else extrapolation",
     )
-    parser.add_argument("--steps", type=int, help="number of fields; default: 12")
-    parser.add_argument("--lead", metavar="DURATION", help="of the last field, such as 60min; instead of --steps")
+    parser.add_argument("--steps", type=int, help="number of forecast fields; default: 12")
+    parser.add_argument(
+        "--lead", metavar="DURATION", help="lead time of the last field, such as 60min; instead of --steps"
+    )
     parser.add_argument("--start", metavar="TIME", help="last known field, such as 2010-08-26T03:00; default: the last")
     parser.add_argument("--every", metavar="STEP", help="hindcasts from --start, or from the first possible time, on")
-    parser.add_argument("--interval", metavar="DURATION", help="between fields; default: the shortest the model knows")
-    parser.add_argument("--coarsen", type=int, help="cells of IN.nc along one of OUT.nc; default: as the model knows")
-    parser.add_argument("--block", type=int, help="start anew from the forecasts after so many fields; default: never")
     parser.add_argument(
-        "--smooth", action="store_true", help="least squared error; default: with the intensities of the last field"
+        "--interval", metavar="DURATION", help="time step of the forecast; default: the shortest the model knows"
     )
+    parser.add_argument(
+        "--coarsen",
+        type=int,
+        metavar="N",
+        help="average N x N cells before forecasting; default: what the model was trained for",
+    )
+    parser.add_argument(
+        "--block", type=int, metavar="N", help="after N fields use forecasts as new input; default: never"
+    )
+    parser.add_argument(
+        "--smooth", action="store_true",
+        help="keep the smooth forecast that minimises squared error; by default its intensities are matched to the "
+        "last field",
+    )  # fmt: skip
     parser.add_argument(
         "--members",
         type=int,
         metavar="N",
         help="ensemble of N forecasts, a dimension realization; default: one forecast",
     )
-    parser.add_argument("--seed", type=int, help="of the members; default: 0. Member k is the same for every N")
+    parser.add_argument("--seed", type=int, help="seed of the members; default: 0. Member k is the same for every N")
     parser.add_argument(
         "--probability", metavar="RATES",
-        help="rain rates in mm/h, such as 1,5,10: write the shares of the members that reach them, not the members, of "
-        "which N are drawn, default: 24, and one is in memory; for both, run it twice with the same --seed",
+        help="rain rates in mm/h, such as 1,5,10: write the share of members that reach each rate, not the members; "
+        "--members N counts N, default: 24, one in memory at a time; for both, run it twice with the same --seed",
     )  # fmt: skip
     parser.add_argument("--quantity", choices=["rate", "reflectivity"], default="rate", help="mm h-1 or dBZ")
     parser.add_argument("--var", help="variable to forecast, where its attributes do not tell")
@@ -209,9 +217,9 @@ def _finetune_parser() -> ArgumentParser:
     parser.add_argument(
         "--output", metavar="DIR", default="finetuned", help="folder of the run; one that is there goes on"
     )
-    parser.add_argument("--max-minutes", type=float, help="of training; default: 30")
-    parser.add_argument("--max-steps", type=int, help="of the optimiser; default: as many as there is time for")
-    parser.add_argument("--learning-rate", type=float, help="the highest; default: 5e-4")
+    parser.add_argument("--max-minutes", type=float, help="length of the training; default: 30")
+    parser.add_argument("--max-steps", type=int, help="optimiser steps; default: as many as there is time for")
+    parser.add_argument("--learning-rate", type=float, help="highest learning rate; default: 5e-4")
     parser.add_argument("--var", help="variable to train on, where its attributes do not tell")
     _add_device(parser)
     _add_reading(parser)
@@ -230,10 +238,22 @@ def _demo_parser() -> ArgumentParser:
     return parser
 
 
+def _export_parser() -> ArgumentParser:
+    parser = _plain_parser(
+        "Write a network as ONNX or as a package of AOTInductor, checked against the network itself."
+    )
+    parser.prog = "fastds export"
+    parser.add_argument("model", metavar="MODEL", help="name of shipped weights or a .safetensors file")
+    parser.add_argument("output", metavar="OUT", help="file to write, .onnx or .pt2; one that exists is replaced")
+    parser.add_argument("--frames", type=int, help="fields that go in; default: as the card says, else 2, 5 or 8")
+    parser.add_argument("--steps", type=int, help="fields of a nowcast; default: 12")
+    return parser
+
+
 def _add_computing(parser: ArgumentParser) -> None:
     _add_device(parser)
     parser.add_argument(
-        "--precision", choices=["fp32", "bf16"], help="inside the network; default: bf16 on a GPU, else fp32"
+        "--precision", choices=["fp32", "bf16"], help="arithmetic of the network; default: bf16 on a GPU, else fp32"
     )
 
 
@@ -253,7 +273,7 @@ def _add_static(parser: ArgumentParser) -> None:
 
 def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
     parser.add_argument("--missing", type=float, metavar="VALUE", help="value that stands for a missing one")
-    parser.add_argument("--units", metavar="UNITS", help="of the variable, where the file does not tell or tells wrong")
+    parser.add_argument("--units", metavar="UNITS", help="units of the variable, where the file has none or wrong ones")
     if start:
         parser.add_argument("--start", metavar="TIME", help="first time that is read, such as 2010-08-26T03:00")
     parser.add_argument("--stop", metavar="TIME", help="last time that is read")
@@ -262,7 +282,9 @@ def _add_reading(parser: ArgumentParser, start: bool = True) -> None:
 def _add_workers(parser: ArgumentParser, where: str) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help=f"{where}: processes that share the work")
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="archives: or file, of a dask scheduler whose workers are taken"
+        "--scheduler",
+        metavar="ADDRESS",
+        help="archives: address or file of a dask scheduler, whose workers do the work",
     )
 
 
@@ -278,7 +300,9 @@ def _add_archive(parser: ArgumentParser) -> None:
 
 def _add_dtype(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", choices=["input", "float32"], help="of OUT.nc; default: input, integers where IN.nc has packed ones"
+        "--dtype",
+        choices=["input", "float32"],
+        help="type of the values in OUT.nc; default: input, integers where IN.nc has packed ones",
     )
 
 
@@ -287,7 +311,9 @@ def _add_form(parser: ArgumentParser, form: str) -> None:
     parser.add_argument("--license", metavar="SPDX", help="archives: licence of the data, such as CC-BY-4.0")
     parser.add_argument("--creator", metavar="'NAME <EMAIL>'", help="archives: who makes it")
     parser.add_argument("--identifier", metavar="ID", help="archives: COUNTRY-ENTITY-VARIABLE: FI-FMI-reflectivity")
-    parser.add_argument("--created-with", metavar="URL", help="archives: of the repository, for MLCast's catalogue")
+    parser.add_argument(
+        "--created-with", metavar="URL", help="archives: address of the repository, for MLCast's catalogue"
+    )
 
 
 def _add_report(parser: ArgumentParser) -> None:
@@ -298,3 +324,21 @@ def _add_z_r(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--z-r", type=float, nargs=2, metavar=("A", "B"), help="Z = A R^B between reflectivity and rain rate in mm/h"
     )
+
+
+# Command -> what makes its parser, and what it does.
+COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
+    "downscale": (_downscale_parser, "make radar fields finer in space and time, or gridded fields in space"),
+    "nowcast": (_nowcast_parser, "forecast the next radar fields from the last ones"),
+    "query": (_query_parser, "read fields at stations with an arbitrary-scale model"),
+    "evaluate": (_evaluate_parser, "compare downscaled fields, members or nowcasts with the truth"),
+    "check": (_check_parser, "say what files are and what each command would do with them"),
+    "convert": (_convert_parser, "write raw files as NetCDF or as an archive of MLCast"),
+    "demo": (_demo_parser, "downscale a synthetic rain event; needs no data and no network"),
+    "finetune": (_finetune_parser, "train weights further on files of one's own"),
+    "train": (_plain_parser, "train a model: fastds train --help"),
+    "study": (_plain_parser, "compare many models on test data: fastds study --help"),
+    "models": (_plain_parser, "list the weights in the package: fastds models --help"),
+    "export": (_export_parser, "write a network as ONNX or for AOTInductor: fastds export --help"),
+    "info": (_plain_parser, "print versions, compilers and devices"),
+}

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError
 
+from fastds._misspelt import misspelt, spelled
 from fastds._outputs import is_command
 from fastds._parsers import parser_of_all
+from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
 from fastds.tasks.common.command import parser_sentence
 
 _OK, _FAILED, _INTERRUPTED = 0, 2, 130
@@ -27,13 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_command():
         sys.unraisablehook = _unraisable
         _print_everything()
+    said = misspelt(argv)
+    if said is not None:
+        print(said, file=sys.stderr)
+        return _FAILED
     own = _OWN.get(argv[0] if argv else "")
     if own is not None:
         if own is not _info:
             _keep_freed_memory()
         return _guarded(f"fastds {argv[0]}", own, argv[1:])
     try:
-        options = parser_of_all().parse_args([_spelled(word) for word in argv])
+        options = parser_of_all().parse_args([spelled(word) for word in argv])
     except ArgumentError as error:
         command = f"fastds {argv[0]}" if argv and argv[0] in _COMMANDS else "fastds"
         print(f"{command}: {parser_sentence(error, command, '-')}", file=sys.stderr)
@@ -41,12 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _keep_freed_memory()
     name = options.subcommand
     return _guarded(f"fastds {name}", _COMMANDS[name], options[name])
-
-
-def _spelled(word: str) -> str:
-    """An option with hyphens between its words, as those here have, where it is given with underscores."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _keep_freed_memory(keep: bool = True) -> None:
@@ -116,7 +115,7 @@ def _nowcast(options) -> None:
         _compute_archive("nowcast", options, chosen)
         return
     made = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
-    print(_with_options(made.summary(), set(options.keys())))
+    print(with_options(made.summary(), set(options.keys())))
     _compare(options, "nowcast", report, read)
 
 
@@ -140,7 +139,7 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
     reading = {name: chosen.pop(name) for name in of_files if name in chosen}
     form = {"model": options.model, "progress": True} | own | _given(options, _ARCHIVE)
     made = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
-    print(_with_options(made.summary(), set(options.keys())))
+    print(with_options(made.summary(), set(options.keys())))
 
 
 def _query(options) -> None:
@@ -303,11 +302,11 @@ def _report(options, *files: str | None) -> dict:
 
 
 def _guarded(name: str, run, options) -> int:
-    """Run a subcommand; errors a user can mend become one sentence, warnings one line."""
+    """Run a subcommand; errors become one sentence, warnings one line."""
     names = set(options.keys()) if hasattr(options, "keys") else set()
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
-        print(f"warning: {_with_options(str(message), names)}", file=sys.stderr)
+        print(f"warning: {with_options(str(message), names)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -325,11 +324,23 @@ def _guarded(name: str, run, options) -> int:
                 raise
             return _UNREAD
         except (ValueError, OSError, ImportError, MemoryError) as error:
-            print(f"{name}: {_with_options(_sentence(error), names)}", file=sys.stderr)
+            show_traceback()
+            print(f"{name}: {with_options(sentence_of(error), names)}", file=sys.stderr)
+            return _FAILED
+        except Exception as error:  # no user's error, and still no traceback
+            show_traceback()
+            print(f"{name}: {with_options(internal_error(error, _read(options)), names)}", file=sys.stderr)
             return _FAILED
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
+
+
+def _read(options) -> list[str]:
+    """The files that a command reads."""
+    names = ("input", "inputs", "prediction", "truth", "like", "points", "data")
+    given = [options.get(name) for name in names] if hasattr(options, "get") else []
+    return [file for one in given if one for file in ([one] if isinstance(one, str) else one)]
 
 
 def _print_everything() -> None:
@@ -349,26 +360,6 @@ def _unraisable(error) -> None:
     """Say nothing of what h5netcdf raises while it closes a damaged file, whose error has been told."""
     if not str(getattr(error.object, "__module__", "")).startswith(("h5netcdf", "h5py")):
         sys.__unraisablehook__(error)
-
-
-def _with_options(sentence: str, names: set[str]) -> str:
-    """A sentence that names arguments of Python with the options of the command line: "time_factor must be ..." becomes
-    "--time-factor must be ...", and "the arguments scale and grid" becomes "the options --scale and --grid"."""
-
-    def option(name: re.Match) -> str:
-        return f"--{name[0].replace('_', '-')}" if name[0] in names else name[0]
-
-    def several(found: re.Match) -> str:
-        return f"option{found[1]} {re.sub(r'[a-z_]+', option, found[2])}"
-
-    sentence = re.sub(r"^[a-z_]+(?= must | is | needs |: )", option, sentence)
-    listed = r"\bargument(s?) ((?:[a-z_]+)(?:(?:, | and | or )[a-z_]+)*)"
-    return re.sub(listed, several, sentence).replace(" is no argument for ", " is no option for ")
-
-
-def _sentence(error: BaseException) -> str:
-    """The error's words on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # These have argument lists of their own, with their own help.

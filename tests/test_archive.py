@@ -85,7 +85,7 @@ def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
     expected = fastds.downscale(files / "w.safetensors", event, threads=1)
     assert found.drop_attrs().equals(expected.drop_attrs()) and found.attrs["fastds_model"] == "tiny"
     assert found.reflectivity.encoding["chunks"] == (1, 64, 64) and found.reflectivity.dtype == np.float32
-    assert any("5 pieces of at most 4 steps: 5 computed by 1 process" in note for note in report.notes)
+    assert any("5 pieces: 5 computed by 1 process" in note for note in report.notes)
     assert any("read 6 files of the format NetCDF-4, 12 times" in note for note in report.notes)
     assert sorted(p.name for p in files.iterdir()) == ["in", "out.zarr", "out.zarr.manifest", "w.safetensors"]
 
@@ -93,11 +93,12 @@ def test_an_archive_is_what_one_run_makes(files, event):  # noqa: F811
 def test_what_is_told_of_pieces():
     took = ((1, 2e9, "a"), (2, 5e9, "b"), (6, 1e9, "a"))
     made = [Made(piece=None, seconds=seconds, peak_bytes=peak, by=who) for seconds, peak, who in took]
-    assert run._told(5, made, 48) == [
-        "5 pieces of at most 48 steps: 2 computed by a, 1 computed by b, 2 were there",
-        "3.00 s a piece; the largest process took 5.0 GB",
+    assert run._told(5, made) == [
+        "5 pieces: 3 computed (2 by a, 1 by b), 2 kept from before",
+        "3.00 s a piece; peak memory 5.0 GB",
     ]
-    assert run._told(2, [], 48) == ["2 pieces of at most 48 steps: 2 were there"]
+    assert run._told(1, []) == ["1 piece: 1 kept from before"]
+    assert run._told(2, made[:1])[0] == "2 pieces: 1 computed by a, 1 kept from before"
     assert run._some(list("abcde")) == list("abcde") and run._some(list("abcdefg"))[4:] == ["e", "... and 2 more"]
 
 
@@ -135,7 +136,9 @@ def test_a_killed_run_goes_on_and_computes_nothing_again(files, whole, monkeypat
     stop = False
     report = archive(files)
     assert len(computed) == len(set(computed)) == 5 and same(stored(files / "out.zarr"), whole)
-    assert any(f"{5 - killed_after} computed by 1 process" in note or "5 were there" in note for note in report.notes)
+    assert any(
+        f"{5 - killed_after} computed by 1 process" in note or "5 kept from before" in note for note in report.notes
+    )
     if killed_after == 5:
         small.undo()
 
@@ -147,7 +150,7 @@ def test_a_finished_run_has_nothing_to_do(files, monkeypatch):
     monkeypatch.setattr(manifest, "stamp_of", lambda file: looked.append(file) or known(file))
     report = archive(files)
     assert len(looked) == 6  # once at each file, which is slow on a network
-    assert not computed and any("5 were there" in note for note in report.notes)
+    assert not computed and any("5 kept from before" in note for note in report.notes)
 
 
 def test_a_run_killed_between_its_last_two_steps(files, monkeypatch):
@@ -294,7 +297,7 @@ def test_a_piece_that_fails_ends_the_run_or_is_left_out(files, event):  # noqa: 
     assert empty.values.nonzero()[0].tolist() == list(range(11, 19))
     assert sum("reflectivity" in note and "2024-06-01T13:10" in note for note in report.notes) == 1
     report = archive(files, keep_going=True)  # tries again what failed
-    assert any("1 computed by 1 process, 4 were there" in note for note in report.notes)
+    assert any("1 computed by 1 process, 4 kept from before" in note for note in report.notes)
 
 
 def test_warnings_of_pieces_are_told_once(files, recwarn):
@@ -372,7 +375,7 @@ def test_hindcasts_are_an_archive(files, tmp_path, capsys):
     [
         (["o.nc", "--workers", "2"], "the output of an archive is a Zarr store, whose name ends in .zarr, got"),
         (["o.zarr", "--workers", "0"], "--workers must be a whole number from 1 to"),
-        (["o.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "give one of the options --workers and --scheduler"),
+        (["o.zarr", "--workers", "2", "--scheduler", "tcp://x:1"], "give one of --workers and --scheduler"),
         (["o.zarr", "--append", "--report", "r.html"], "--report is for results that are made at once"),
     ],
 )
@@ -409,7 +412,7 @@ def test_little_work_starts_no_workers(files, whole, monkeypatch):
 def test_one_long_piece_starts_no_workers(files, monkeypatch):
     monkeypatch.setattr(workers, "cluster", lambda *_: pytest.fail("workers were started"))
     monkeypatch.setattr(workers, "WORTH", 0)
-    assert any("1 pieces of" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
+    assert any("1 piece: 1 computed" in note for note in archive(files, ["0.nc", "1.nc"], workers=2).notes)
 
 
 def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch):
@@ -435,7 +438,7 @@ def test_a_long_first_piece_goes_on_beside_the_workers(files, whole, monkeypatch
     monkeypatch.setattr(workers, "WORTH", 0.01)
     monkeypatch.setattr(workers, "cluster", cluster)
     report = archive(files, workers=2)
-    assert any("4 computed by a worker, 1 computed by 1 process" in note for note in report.notes)
+    assert any("5 computed (4 by a worker, 1 by 1 process)" in note for note in report.notes)
     assert same(stored(files / "out.zarr"), whole)
 
 

@@ -129,7 +129,7 @@ def test_the_command(tmp_path, scheduler, capsys):
     capsys.readouterr()
     for more, sentence in (
         (["--workers", "0"], "--workers must be a whole number from 1 to"),
-        (["--workers", "2", "--scheduler", "tcp://x:1"], "give one of the options --workers and --scheduler"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], "give one of --workers and --scheduler"),
         (["--workers", "2", "--report", str(tmp_path / "r.html")], "--report is written by one process"),
     ):
         assert main([*words, *more]) == 2

@@ -270,11 +270,11 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         "every 5 min, 1 gap\n",
         "variable   reflectivity [dBZ] time 6, y 300, x 310",
         "grid       transverse mercator, cells of 500 x 500 m",
-        "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small",
+        "can        downscale: reflectivity to 10 fields of 600 x 620; model: fczsm-small (others for reflectivity: ",
         "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
-        "cannot     downscale --model wgan-gp-small-x2: the variable is ambiguous, name one of ",
+        "cannot     downscale --model wgan-gp-small-x2, downscale --model wgan-gp-small-x8: the variable is ",
         "northward_wind, reflectivity with --var\n",
-        "can        query: reflectivity at points; model inr-any was chosen",
+        "can        query: reflectivity at points; model: inr-any (any variable)",
         "can        evaluate: reflectivity, as PRED or TRUTH of radar fields",
         "can        convert: to CF, OUT.nc, or OUT.zarr with --to cf",
         "can        convert --to mlcast: to an archive in MLCast's form",
@@ -290,9 +290,7 @@ def test_check_of_fields_that_inr_small_does_not_take(tmp_path, capsys):
     temperature = gridded(TEMPERATURE)
     save_dataset(temperature.assign(terrain=temperature.t[0, :, :].drop_vars("time")), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
-    assert (
-        "can        downscale --scale 2: t at any scale; model inr-any was chosen: inr-small" in capsys.readouterr().out
-    )
+    assert "can        downscale --scale 2: t at any scale; model: inr-any (any variable)" in capsys.readouterr().out
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
     assert "not in the result: terrain" in capsys.readouterr().out
 
@@ -301,12 +299,15 @@ def test_check_of_fields(data_dir, capsys):
     name = data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
     assert main(["check", str(name)]) == 0
     said = capsys.readouterr().out
-    assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small was chosen" in said
+    assert "can        downscale --scale 2: r, t, u, z at any scale; model: inr-small" in said
     assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
-    assert "cannot     downscale: no variable of reflectivity was found" in said and "nowcast: as downscale\n" in said
-    assert "can        query: r, t, u, z at points; model inr-small was chosen" in said
+    radar = (
+        "cannot     radar commands (downscale, nowcast, convert --to mlcast): no variable of reflectivity was found\n"
+    )
+    assert said.endswith(radar), said
+    assert "can        query: r, t, u, z at points; model: inr-small" in said
     assert "can        evaluate: r, t, u, z, as PRED or TRUTH of gridded fields" in said
-    assert "cannot     convert --to mlcast: as downscale\n" in said
+    assert "as downscale" not in said
 
 
 def test_networks_that_nobody_chose_warn_of_nothing(data_dir, capsys):
@@ -320,9 +321,12 @@ def test_networks_that_nobody_chose_warn_of_nothing(data_dir, capsys):
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("grib/nam.t00z.awp21100.tm00.grib2", ["can        convert: to CF", "cannot     nowcast: as downscale\n"]),
+        (
+            "grib/nam.t00z.awp21100.tm00.grib2",
+            ["can        convert: to CF", "cannot     radar commands (downscale, nowcast, "],
+        ),
         ("knmi/RAD_NL25_PCP_CM_202106222000.h5", ["can        downscale: reflectivity to 1 field of 1530 x 1400"]),
-        ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model inr-any"]),
+        ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model: inr-any"]),
     ],
 )
 def test_check_of_what_only_some_commands_take(data_dir, capsys, name, lines):
@@ -388,3 +392,27 @@ def test_check_of_what_nothing_takes(event, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "can        downscale" in said and "cannot be read: no such file:" in said
     assert "notes is in no format that is known: ODIM HDF5" in said
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ([f"{y}-{m:02}-01" for y in (1980, 1981, 1982) for m in (1, 2, 12)], "monthly, 3 gaps"),
+        ([f"1980-{m:02}-{15 + (m != 2)}T12:00" for m in range(1, 13)], "monthly"),
+        ([f"1980-01-{d:02}" for d in range(1, 30)], "every 1 day"),
+        (["1980-01-01", "1980-02-01", "1980-02-03"], "every 2 days, 1 gap"),
+    ],
+)
+def test_check_says_monthly(times, said):
+    assert check._times(np.array(times, "datetime64[ns]")).endswith(f", {said}")
+    dates = xr.date_range("2000-01-01", periods=5, freq="MS", calendar="360_day", use_cftime=True)
+    assert check._times(dates.values).endswith(", monthly")
+
+
+def test_check_of_what_a_network_was_not_trained_for(tmp_path, capsys):
+    save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
+    assert main(["check", str(tmp_path / "t.nc")]) == 0
+    wanted = (
+        "cannot     downscale --model wgan-gp-small-x2, downscale --model wgan-gp-small-x8: needs relative humidity; "
+    )
+    assert f"{wanted}this file has t\n" in capsys.readouterr().out

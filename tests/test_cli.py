@@ -66,9 +66,9 @@ WEIGHTS = ["--model", "{folder}/tiny.safetensors"]
     ("arguments", "sentence"),
     [
         ([], 'expected "subcommand"'),
-        (["sharpen"], "invalid choice"),
+        (["sharpen"], "there is no command 'sharpen' (see fastds --help)"),
         (["downscale", "{folder}/in.nc"], "fastds downscale: OUTPUT is missing (see fastds downscale --help)"),
-        (["downscale", "{folder}/in.nc", "o.nc", "--tyle", "16"], "unrecognized arguments: --tyle 16"),
+        (["downscale", "{folder}/in.nc", "o.nc", "--tyle", "16"], "unknown option --tyle; did you mean --tile?"),
         (["downscale", "{folder}/in.nc", "o.nc", "--tile", "big"], "--tile must be a whole number, got 'big'"),
         (["downscale", "{folder}/none.nc", "o.nc", *WEIGHTS], "no such file: {folder}/none.nc"),
         (["downscale", "{folder}/broken.nc", "o.nc", *WEIGHTS], "may be truncated or damaged"),

@@ -162,7 +162,7 @@ def test_options_of_the_command_are_named_as_such(tmp_path, capsys):
         (["downscale", "--model", "trilinear", "--level", "2"], "--missing, --precision, --seed, --start, --static"),
         (["downscale", "--scale", "2", "--tile", "32"], "--tile is no option for fields, which takes the options"),
         (["nowcast", "--steps", "0"], "fastds nowcast: --steps must be a whole number"),
-        (["nowcast", "--steps", "2", "--lead", "1h"], "give one of the options --steps and --lead"),
+        (["nowcast", "--steps", "2", "--lead", "1h"], "give one of --steps and --lead"),
     ):
         assert main([arguments[0], f"{tmp_path}/in.nc", f"{tmp_path}/o.nc", *arguments[1:]]) == 2
         assert sentence in capsys.readouterr().err

@@ -278,7 +278,7 @@ def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=
     [
         (None, ("--scale", "0"), "scale must be a positive number"),
         (None, ("--scale", "nan"), "scale"),
-        (None, ("--scale", "2", "--grid", "0.1"), "exactly one of the options --scale, --grid and --like"),
+        (None, ("--scale", "2", "--grid", "0.1"), "exactly one of --scale, --grid and --like"),
         (None, ("--grid", "-1"), "grid must be a spacing in degrees"),
         (lambda d: d.drop_vars("u"), ("--scale", "2"), "the model needs the variable u"),
         (

@@ -239,7 +239,7 @@ def test_the_command_draws_members_and_scores_them(truth, coarse, tmp_path, caps
     options = ["--members", "2", "--seed", "1", "--truth", str(tmp_path / "truth.nc"), "--report", str(page)]
     assert main(["downscale", *files, *options]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 members, drawn by the law downscaling-errors" in said and "spread/skill" in said
+    assert "2 members, error model downscaling-errors" in said and "spread/skill" in said
     with open_dataset(files[1]) as made:
         assert made.sizes["realization"] == 2
     assert "mean of 2 members" in page.read_text()

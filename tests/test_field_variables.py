@@ -66,7 +66,7 @@ def test_what_is_never_negative_stays_so(model):
 def test_one_variable_by_its_name(path, capsys):
     words = [str(path), str(path.parent / "out.nc"), "--scale", "2", "--model", "bicubic"]
     assert main(["downscale", *words, "--units", "cm"]) == 2
-    assert "units 'cm' are of one variable; name it with the option --var" in capsys.readouterr().err
+    assert "units 'cm' are of one variable; name it with --var" in capsys.readouterr().err
     assert main(["downscale", *words, "--units", "cm", "--var", "orography"]) == 0
     with xr.open_dataset(path.parent / "out.nc", engine="h5netcdf") as found:
         expected = fastds.downscale("bicubic", files_variables()[["orography"]], scale=2)

@@ -419,13 +419,13 @@ def test_wet_area_and_mean_rain_are_ratios_to_the_truth():
 
 BAD = {
     "--members 0": "--members must be a whole number from 1 to 10000, got 0",
-    "--seed 3": "--seed is that of members, give the option --members or --probability, got 3",
+    "--seed 3": "--seed is that of members, give --members or --probability, got 3",
     "--members 2 --seed -1": "--seed must be a whole number >= 0, got -1",
     "--probability 5,1": "--probability must be growing rain rates in mm/h such as 1,5,10, got [5.0, 1.0]",
     "--probability rain": "--probability must be growing rain rates in mm/h such as 1,5,10, got 'rain'",
     "--probability 1 --quantity reflectivity": "--quantity must be rate with probability, whose thresholds are mm/h",
     "--members 2 --model persistence": "method persistence moves nothing, and members need the motion of two fields",
-    "--probability 1 --picture out.png": "leave out the options --picture and --truth, which need members, with",
+    "--probability 1 --picture out.png": "--picture and --truth do not work with --probability",
     "--probability 1 --report out.html": "--report draws forecasts, and --probability leaves none",
     "--members 2 --to mlcast --license CC0-1.0 --creator A<a@b.org> --identifier DE-A-b": "MLCast's form has one field",
     "--members two": "--members must be a whole number, got 'two'",

@@ -190,7 +190,7 @@ def test_a_forecast_coarser_than_the_file_says_so(event, tmp_path, capsys):
         run = ["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/out.nc", "--model", f"{tmp_path}/w.safetensors"]
         assert main([*run, "--steps", "1", *options]) == 0
         printed = capsys.readouterr().out
-        assert said in printed and ("with the option --coarsen 1 cells stay those of the file" in printed) == hint
+        assert said in printed and ("with --coarsen 1 cells stay those of the file" in printed) == hint
     with open_dataset(tmp_path / "out.nc") as out:
         assert out.attrs["fastds_resolution"].startswith(said)
     fine = nowcast("persistence", event, steps=1)
@@ -293,7 +293,7 @@ def folder(event, tmp_path_factory):
         ("good.nc", ["--start", "yesterday noon"], "start must be a date such as 2020-06-01T12:00:00"),
         ("good.nc", ["--lead", "7min"], "lead must be a multiple of the interval between fields, 300 s, got '7min'"),
         ("good.nc", ["--lead", "60"], "lead must be a duration with its unit such as 60min or 1h, got '60'"),
-        ("good.nc", ["--lead", "1h", "--steps", "3"], "give one of the options --steps and --lead, got 3 and '1h'"),
+        ("good.nc", ["--lead", "1h", "--steps", "3"], "give one of --steps and --lead, got 3 and '1h'"),
         ("good.nc", ["--steps", "0"], "steps must be a whole number from 1 to 10000, got 0"),
         ("good.nc", ["--every", "7min"], "every must be a multiple of the file's 300 s"),
         ("good.nc", ["--interval", "2min"], "interval must be a multiple of the file's 300 s"),
@@ -301,7 +301,7 @@ def folder(event, tmp_path_factory):
         ("good.nc", ["--quantity", "snow"], "invalid choice"),
         ("good.nc", ["--var", "tp"], "there is no variable 'tp' in the file"),
         ("good.nc", ["--model", "oracle"], "methods without weights: persistence, blurred-persistence, extrapolation"),
-        ("good.nc", ["--model", "db-predrnn"], "it is a preset without shipped weights"),
+        ("good.nc", ["--model", "db-predrnn"], "networks of fastds models --presets must be trained first"),
         ("good.nc", ["--model", "{folder}/cell.safetensors"], "cell must be one of convlstm"),
         ("good.nc", ["--model", "{folder}/cardless.safetensors"], "has no floor_dbz and ceiling_dbz in its card"),
         ("good.nc", ["--model", "fczsm-small"], "model fczsm-small does not forecast"),
@@ -320,9 +320,9 @@ def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, 
 @pytest.mark.parametrize(
     ("shipped", "chosen"),
     [
-        ({}, "extrapolation was chosen: no weights"),
-        ({"one": 5, "fczsm-small": None}, "model one was chosen; other nowcasters: none"),
-        ({"one": 5, "nowcast-small": 4}, "model nowcast-small was chosen; other nowcasters: one"),
+        ({}, "method: extrapolation (no weights"),
+        ({"one": 5, "fczsm-small": None}, "model: one"),
+        ({"one": 5, "nowcast-small": 4}, "model: nowcast-small (other nowcasters: one)"),
         ({"one": 5, "two": 4}, "several nowcasters are shipped, name one with the argument model: one, two"),
     ],
     ids=["none", "one", "default", "several"],

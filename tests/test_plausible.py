@@ -196,9 +196,9 @@ def test_units_are_told_on_the_command_line(event, tmp_path, capsys):
     save_dataset(data, tmp_path / "in.nc")
     run = ["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/out.nc", "--model", "persistence", "--steps", "1"]
     assert main([*run, "--var", "paramId_0"]) == 2
-    assert "tell the right ones with the option --units" in capsys.readouterr().err
+    assert "tell the right ones with --units" in capsys.readouterr().err
     assert main([*run, "--var", "paramId_0", "--units", "dBZ"]) == 2
-    assert "with the options --missing and --units" in capsys.readouterr().err
+    assert "with --missing and --units" in capsys.readouterr().err
     assert main([*run, "--var", "paramId_0", "--units", "dBZ", "--missing", "-999"]) == 0
     assert "plausible" not in capsys.readouterr().err
     assert main([*run, "--units", "dBZ", "--missing", "-999"]) == 0  # the only field

@@ -35,7 +35,7 @@ def test_a_file_of_one_projected_variable_has_an_answer(tmp_path, capsys, model)
     words = ["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale=2"]
     assert main([*words, *([f"--model={model}"] if model else [])]) == 0
     said = capsys.readouterr().out
-    assert "t2m on 40 x 48 points" in said and ("model inr-any was chosen" in said) == (model is None)
+    assert "t2m on 40 x 48 points" in said and ("model: inr-any (any variable)" in said) == (model is None)
     expected = projected(40, 48, 1.5e3)
     with xr.open_dataset(tmp_path / "o.nc") as out:
         np.testing.assert_allclose(out.y, expected.y)
@@ -213,4 +213,4 @@ def test_points_on_a_rotated_pole():
 def test_fields_without_an_option_are_told_which_they_take(tmp_path, capsys):
     save_dataset(projected(), tmp_path / "t.nc")
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--model=bicubic"]) == 2
-    assert "other fields take one of the options --scale, --grid and --like" in capsys.readouterr().err
+    assert "other fields take one of --scale, --grid and --like" in capsys.readouterr().err

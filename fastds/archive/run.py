@@ -29,6 +29,7 @@ from fastds.tasks.common.inference import Report, check_target, read_as
 from fastds.tasks.common.pieces import steps_at_once
 from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import resolved
+from fastds.tasks.common.tables import counted
 
 _MANY = 16  # workers that a scheduler may have
 _MOST_SAID = 5  # warnings and errors that are printed of each kind
@@ -113,7 +114,7 @@ def compute_archive(
     _warn(made)
     report = job.report()
     report.notes[:0] = read_as(dataset_of(request))
-    report.notes += [*_told(len(pieces), made, manifest.steps), *_some([*left_out, *failed]), f"wrote {target}"]
+    report.notes += [*_told(len(pieces), made), *_some([*left_out, *failed]), f"wrote {target}"]
     return report
 
 
@@ -208,14 +209,16 @@ def _warn(made: list[Made]) -> None:
         warnings.warn(sentence, UserWarning, stacklevel=3)
 
 
-def _told(count: int, made: list[Made], steps: int) -> list[str]:
+def _told(count: int, made: list[Made]) -> list[str]:
     """Sentences about the pieces and what they took."""
-    parts = [f"{some} computed by {who}" for who, some in collections.Counter(one.by for one in made).items()]
-    parts += [f"{count - len(made)} were there"] * (len(made) < count)
-    notes = [f"{count} pieces of at most {steps} steps: {', '.join(parts)}"]
+    by = collections.Counter(one.by for one in made)
+    told = f" by {made[0].by}" if len(by) == 1 else f" ({', '.join(f'{some} by {who}' for who, some in by.items())})"
+    parts = [f"{len(made)} computed{told}"] * bool(made)
+    parts += [f"{count - len(made)} kept from before"] * (len(made) < count)
+    notes = [f"{counted(count, 'piece')}: {', '.join(parts)}"]
     if made:
         seconds, peak = sum(one.seconds for one in made) / len(made), max(one.peak_bytes for one in made)
-        notes.append(f"{seconds:.2f} s a piece; the largest process took {peak / 1e9:.1f} GB")
+        notes.append(f"{seconds:.2f} s a piece; peak memory {peak / 1e9:.1f} GB")
     return notes
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fastds._argument_types import checks_types
+from fastds._nearest import did_you_mean
 from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.card import ModelCard
@@ -112,10 +113,12 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    hint = "; it is a preset without shipped weights, which create() builds" if name_or_path in PRESETS else ""
+    names = available(pretrained=True)
+    hint = did_you_mean(str(name_or_path), names)
+    if name_or_path in PRESETS:
+        hint = "; it is a preset without shipped weights, which create() builds"
     raise FileNotFoundError(
-        f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights "
-        f"{available(pretrained=True)}{hint}"
+        f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights {', '.join(names)}{hint}"
     )
 
 

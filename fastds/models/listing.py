@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
+from fastds._nearest import did_you_mean
 from fastds.models.checkpoint import WEIGHTS, available, load, load_card
 from fastds.models.leaderboard import LEADERBOARD, read, table
 from fastds.models.registry import PRESETS
@@ -45,7 +46,7 @@ def card(name: str) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{name!r} is no file, no weights of the package ({', '.join(available(pretrained=True))}) and none of the "
-            f"{len(PRESETS)} presets"
+            f"{len(PRESETS)} presets{did_you_mean(name, [*PRESETS, *available(pretrained=True)])}"
         ) from None
     lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
     # Weights of a user may have the name of the preset that they were trained as: these scores are not theirs.

@@ -53,11 +53,11 @@ PRESETS: dict[str, tuple[str, dict, str]] = {
         },
         "Small enough for any machine.",
     ),
-    "nowcast-errors": ("ErrorLaw", {}, "The law of a nowcast's errors, which members are drawn from."),
+    "nowcast-errors": ("ErrorLaw", {}, "Error model of nowcasts, which members are drawn from."),
     "downscaling-errors": (
         "ErrorLaw",
         {"hidden": 32, "features": 29, "lacking": 1},
-        "The law of a downscaled radar field's errors, which members are drawn from.",
+        "Error model of downscaled radar fields, which members are drawn from.",
     ),
     "inr": ("INRDownscaler", {}, "Arbitrary-scale downscaling: EDSR encoder with DPFA, attention decoder."),
     "inr-parity256": (
@@ -133,14 +133,19 @@ def create(name: str, **overrides: Any) -> nn.Module:
         ValueError: unknown name or argument.
     """
     check_types({"name": str}, {"name": name})
-    if name not in PRESETS:
-        near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
-        meant = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"there is no preset {name!r}; {meant}fastds.models.available() lists all {len(PRESETS)}")
+    check_preset(name)
     architecture, config, description = PRESETS[name]
     model = build(architecture, {**config, **overrides})
     model.card.name, model.card.description = name, description
     return model
+
+
+def check_preset(name: str) -> None:
+    """Raise ValueError for a name that is no preset."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"there is no preset {name!r}; {meant}fastds.models.available() lists all {len(PRESETS)}")
 
 
 def task_of(name: str) -> str:

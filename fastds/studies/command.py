@@ -8,6 +8,7 @@ import importlib
 import pathlib
 import sys
 
+from fastds._nearest import there_are
 from fastds.tasks.common.command import guarded, option_names
 
 _FIELDS = "fastds.studies.fields.run"
@@ -17,8 +18,11 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcaster on the test radars, beside its baselines"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "any-variable": ("fastds.studies.any_variable", "gains of a network of any variable over interpolation"),
-    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the law that members of nowcasts are drawn from"),
-    "radar-law": ("fastds.studies.radar_law", "the fit of the law that members of downscaled fields are drawn from"),
+    "nowcast-law": ("fastds.studies.nowcast_law", "the fit of the error model that members of nowcasts are drawn from"),
+    "radar-law": (
+        "fastds.studies.radar_law",
+        "the fit of the error model that members of downscaled fields are drawn from",
+    ),
     "domain": ("fastds.studies.domain.run", "whether a network's error grows with the score of its inputs"),
     "input-ranges": ("fastds.studies.domain.ranges", "the ranges in a card that inputs are scored by"),
     "fczsm": ("fastds.studies.fczsm.run", "the tables and figures of the FC-ZSM paper, on radar files of your own"),
@@ -54,6 +58,13 @@ def overview() -> str:
     return "\n".join(lines + [f"  {name:14} {about}" for name, (_, about) in STUDIES.items()])
 
 
+def unknown_study(name: str) -> str | None:
+    """The sentence of `fastds study` about a study that there is not, None for one that there is."""
+    if name in STUDIES:
+        return None
+    return f"fastds study: there is no study {name!r}{there_are(name, STUDIES)}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command `fastds study NAME ...`: prints the tables, returns the exit status; a user's error is one sentence
     and status 2. arguments: without the program's name; None: those of the process."""
@@ -62,8 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
     name = arguments.pop(0) if arguments else ""
-    if name not in STUDIES:
-        print(f"fastds study: there is no study {name!r}; there are: {', '.join(STUDIES)}", file=sys.stderr)
+    unknown = unknown_study(name)
+    if unknown is not None:
+        print(unknown, file=sys.stderr)
         return 2
     chosen = ["--config", str(configurations()[name])] if name in configurations() else []
 

@@ -141,7 +141,7 @@ def fit(law: ErrorLaw, blocks: Sequence[Sequence[Sample]], steps: int, seed: int
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The fit of the law that members of ensemble nowcasts are drawn from, on radars that no study tests on.
+    """The fit of the error model that members of ensemble nowcasts are drawn from, on radars that no study tests on.
 
     Args:
         data: the folder with the radar files.
@@ -160,7 +160,7 @@ class StudyConfig:
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
     """Read `arguments`, the command line of `fastds study nowcast-law`, into a StudyConfig."""
-    return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The law of a nowcast's errors.", {})
+    return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The error model of nowcasts.", {})
 
 
 def study(config: StudyConfig) -> str:

@@ -120,7 +120,7 @@ def _fields(
 
 @dataclasses.dataclass
 class StudyConfig:
-    """The fit of the law that members of downscaled radar fields are drawn from.
+    """The fit of the error model that members of downscaled radar fields are drawn from.
 
     Args:
         data: the folder with the radar files.
@@ -141,7 +141,9 @@ class StudyConfig:
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
     """Read `arguments`, the command line of `fastds study radar-law`, into a StudyConfig."""
-    return read_command_line(StudyConfig, arguments, "fastds study radar-law", "The law of downscaling's errors.", {})
+    return read_command_line(
+        StudyConfig, arguments, "fastds study radar-law", "The error model of downscaled fields.", {}
+    )
 
 
 def study(config: StudyConfig) -> str:

@@ -24,7 +24,7 @@ ARROWS = {
     "nn": {"ops"},
     "data": {"_argument_types", "_outputs", "_version", "_verbs", "ops"},
     "metrics": set(),
-    "models": {"nn", "ops", "metrics", "data", "_argument_types", "_outputs", "_version", "_verbs"},
+    "models": {"nn", "ops", "metrics", "data", "_argument_types", "_nearest", "_outputs", "_version", "_verbs"},
     "plot": {"data", "metrics", "_outputs"},
     "report": {"data", "metrics", "plot", "_outputs", "_version"},
     "tasks": {
@@ -36,13 +36,16 @@ ARROWS = {
         "plot",
         "report",
         "_argument_types",
+        "_nearest",
         "_outputs",
+        "_parsers",
+        "_sentences",
         "_version",
         "memory",
         "info",
     },
     "archive": {"data", "tasks", "_outputs", "_version", "memory"},
-    "studies": {"data", "metrics", "models", "plot", "report", "tasks", "_outputs"},
+    "studies": {"data", "metrics", "models", "plot", "report", "tasks", "_nearest", "_outputs"},
 }
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PYTHON}
 

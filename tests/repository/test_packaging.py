@@ -185,6 +185,32 @@ def test_build_with_nvcc(small_tree):
     assert "libcudart" not in needed and "libgomp" in needed
 
 
+@pytest.mark.parametrize("cxx", ["{gxx} -pthread", "{launcher} {gxx}", "{launcher} {gxx} -pthread -m64", "{gxx}"])
+def test_nvcc_is_given_the_compiler_alone(small_tree, tools, cxx):
+    """Not its last word, which may be an option, nor the first, which may be ccache."""
+    gxx, launcher = shutil.which("g++"), tools / "ccache"
+    launcher.write_text('#!/bin/sh\nexec "$@"\n')
+    (tools / "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    for tool in (launcher, tools / "nvcc"):
+        tool.chmod(0o755)
+    named = cxx.format(gxx=gxx, launcher=launcher)
+    done = build(small_tree, f"{tools}/out", CXX=named, FASTDS_CUDA_ARCHS="80", CUDA_HOME=tools.parent)
+    assert "a native source failed to compile" in done.stderr  # by an nvcc that fails
+    (ninja,) = (tools / "out").rglob("build.ninja")
+    options = ",".join([*named.partition(gxx)[2].split(), ""])
+    commands = [line for line in ninja.read_text().splitlines() if f"command = {tools}/nvcc" in line]
+    assert len(commands) == 2 and all(f"-ccbin {gxx} -Xcompiler={options}-fPIC," in line for line in commands), commands
+
+
+def test_a_folder_with_a_dollar_sign(small_tree, tmp_path):
+    tree = tmp_path / "a $HOME b:c"
+    shutil.copytree(small_tree, tree, ignore=shutil.ignore_patterns("build", "out", "plain*", "cuda"))
+    (tree / "csrc" / "bind.cpp").write_text(f"#include <pybind11/pybind11.h>\n{BARE}")
+    done = build(tree, FASTDS_CUDA=0)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert list((tree / "out").glob(f"_fastds{SUFFIX}"))
+
+
 def test_cuda_wanted_but_no_nvcc(small_tree, tmp_path):
     done = build(small_tree, FASTDS_CUDA=1, CUDA_HOME=tmp_path)
     assert done.returncode != 0

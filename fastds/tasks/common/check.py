@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -12,6 +11,8 @@ import numpy as np
 import xarray as xr
 from jsonargparse import Namespace
 
+from fastds._parsers import COMMANDS, parser_of
+from fastds._sentences import internal_error, sentence_of, show_traceback, with_options
 from fastds.data import ReflectivityInput, grid_spacing_m, opened, to_reflectivity
 from fastds.data.formats.opening import Source
 from fastds.data.grid.axes import FULL_CIRCLE, time_of
@@ -24,6 +25,8 @@ from fastds.tasks.common.tables import counted
 from fastds.tasks.verbs import DOWNSCALING, evaluating_task, task_function
 
 _MOST = 8  # variables that are listed
+_OF_RADAR = ("downscale", "nowcast")
+_MIDDLES = 2.0  # days between the middles of a long month and of a short one
 
 
 def check_all(options: Namespace, reading: dict) -> int:
@@ -46,25 +49,40 @@ def check(path: Source, var: str | None = None, **reading) -> bool:
             for name, text in _facts(dataset):
                 print(f"  {name:10} {text}")
             found = [_tried(name, run) for name, run in _commands(dataset, var)]
-    except (ValueError, OSError, ImportError) as error:
-        print(f"  cannot be read: {' '.join(str(error).split())}")
+    except Exception as error:
+        print(f"  cannot be read: {_reason(error, path)}")
         return False
     for text in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"  warning    {text}")
-    told: dict[str, str] = {}
+        print(f"  warning    {with_options(text, _options())}")
+    alike: dict[tuple[bool, str], list[str]] = {}
     for name, takes, text in found:
-        # A list of fifty variables once is enough.
-        first = told.setdefault(text, name)
-        print(f"  {'can' if takes else 'cannot':10} {name}: {text if first == name else f'as {first}'}")
+        alike.setdefault((takes, text), []).append(name)
+    for (takes, text), names in sorted(alike.items(), key=lambda one: not one[0][0]):  # what can be done comes first
+        label = ", ".join(names)
+        if not takes and set(_OF_RADAR) <= set(names):
+            label = f"radar commands ({label})"
+        print(f"  {'can' if takes else 'cannot':10} {label}: {text}")
     return any(takes for _, takes, _ in found)
 
 
 def _tried(name: str, run: Callable[[], str]) -> tuple[str, bool, str]:
     try:
         return name, True, run()
-    except (ValueError, KeyError, ImportError) as error:
-        said = " ".join(str(error).split())
-        return name, False, re.sub(r"the argument ([a-z_]+)", lambda found: f"--{found[1].replace('_', '-')}", said)
+    except Exception as error:
+        return name, False, _reason(error).partition("; candidates: ")[0]  # which are listed above
+
+
+def _reason(error: Exception, *files: Source) -> str:
+    """Why a file cannot be read or a command does not take it, in the words of the command line."""
+    show_traceback()
+    users = isinstance(error, ValueError | OSError | ImportError | MemoryError)
+    return with_options(sentence_of(error) if users else internal_error(error, map(str, files)), _options())
+
+
+@functools.cache
+def _options() -> frozenset[str]:
+    """The options of all commands, as Python spells them."""
+    return frozenset(action.dest for name in COMMANDS for action in parser_of(name)._actions)
 
 
 def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
@@ -99,10 +117,28 @@ def _times(times: np.ndarray) -> str:
         segments, cadence, _ = regular_segments(different)
     except ValueError as error:
         return f"{ends}; {error}"
+    months = _months(different)
+    if months is not None:
+        gaps = int((np.diff(months) > 1).sum())
+        return f"{ends}, monthly" + f", {counted(gaps, 'gap')}" * (gaps > 0)
     gaps = len(segments) - 1
     days, rest = divmod(cadence, 86400)
     step = f"{cadence / 60:g} min" if rest else counted(int(days), "day")
     return f"{ends}, every {step}" + f", {counted(gaps, 'gap')}" * (gaps > 0)
+
+
+def _months(times: np.ndarray) -> np.ndarray | None:
+    """The months since some month of times that are at the same place of different months, else None."""
+    if times.dtype.kind == "M":
+        months = times.astype("datetime64[M]")
+        begun = (times - months) / np.timedelta64(1, "D")
+        months = months.astype(int)
+    else:
+        months = np.array([12 * time.year + time.month for time in times])
+        begun = np.array([time.day + time.hour / 24 for time in times])
+    steps = np.diff(months)
+    # Means of months may be at their middle, on the 14th to the 16th.
+    return months if steps.min() == 1 and np.ptp(begun) <= _MIDDLES else None
 
 
 def _grid(dataset: xr.Dataset, field: xr.DataArray) -> str:

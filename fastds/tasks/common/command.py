@@ -6,6 +6,7 @@ Every task reads its options with read_command_line, so that an option means the
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -16,14 +17,15 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import ModuleType
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from fastds._nearest import did_you_mean, there_are
 from fastds._outputs import Interrupted
+from fastds._sentences import internal_error, show_traceback
 
 Config = typing.TypeVar("Config")
 _MOST_VALUES, _LONGEST = 100_000, 1000  # values of a configuration; letters of an error about one
@@ -90,16 +92,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if first is not None and first not in TASKS:
-        known = _FORMER.get(first, f"there is no task {first!r}; there are: {', '.join(TASKS)}")
-        print(f"fastds train: {known}", file=sys.stderr)
+    unknown = None if first is None else unknown_task(first)
+    if unknown is not None:
+        print(unknown, file=sys.stderr)
         return 2
     task = arguments.pop(0) if first else _task_of(arguments)
+
+    from fastds.models.registry import check_preset
 
     options = importlib.import_module(f"fastds.tasks.{task}.config")
 
     def train() -> pathlib.Path:
         config = options.parse_arguments(arguments)
+        if config.model.start is None:  # Lightning, which is imported next, takes seconds
+            check_preset(config.model.name)
         if config.report is not None:
             _check_report(config)
         from fastds.tasks.common.verdict import verdict
@@ -117,6 +123,13 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(f"fastds train {task}", train, option_names(options.TrainingConfig))
 
 
+def unknown_task(name: str) -> str | None:
+    """The sentence of `fastds train` about a task that there is not, None for one that there is."""
+    if name in TASKS:
+        return None
+    return f"fastds train: {_FORMER.get(name) or f'there is no task {name!r}{there_are(name, TASKS)}'}"
+
+
 def _check_report(config) -> None:
     from fastds.report import check_report
 
@@ -132,6 +145,8 @@ def _write_report(config, best: pathlib.Path) -> None:
 @contextlib.contextmanager
 def training_of(task: str) -> Iterator[ModuleType]:
     """The module that trains the networks of a task; behind the block torch has its threads again."""
+    import torch
+
     training, before = importlib.import_module(f"fastds.tasks.{task}.training"), torch.get_num_threads()
     quieten_lightning()
     try:
@@ -159,10 +174,14 @@ def with_options(sentence: str, names: set[str]) -> str:
     """A sentence that names fields of a configuration with the options of the command line: "data.crop must be ..."
     becomes "--data.crop must be ...". Single words only where they cannot be others: "resume=false", "threads must"."""
 
-    if "data.var" in names:
-        sentence = sentence.replace("the argument var", "--data.var")
+    def argument(found: re.Match) -> str:
+        own = next((name for name in (found[1], f"data.{found[1]}") if name in names), None)
+        return f"--{own}" if own else found[0]
+
     # There is no such option. The words are plausible.MEND_FIRST, not imported: that loads xarray.
     sentence = sentence.replace("tell the right ones with the argument units", "mend the file first")
+
+    sentence = re.sub(r"\bthe argument ([a-z_]+)", argument, sentence).replace("name_or_path '", "model '")
 
     def option(found: re.Match) -> str:
         name, rest = found[0], sentence[found.end() :]
@@ -173,14 +192,16 @@ def with_options(sentence: str, names: set[str]) -> str:
     return re.sub(r"(?<![\w./'\"-])[a-z]+(?:[._][a-z_]+)*", option, sentence)
 
 
-def parser_sentence(error: ArgumentError, command: str, between: str = "_") -> str:
+def parser_sentence(error: ArgumentError, command: str, between: str = "_", options: Collection[str] = ()) -> str:
     """What jsonargparse says of a command line, without its keys and Python's classes; and where there is help.
 
-    between: what stands between the words of an option."""
+    between: what stands between the words of an option. options: those that are known."""
     said = " ".join(str(error).split())
     key, kinds = re.match(r'Parser key "([\w.]+)": ', said), re.findall(r"Expected an? <class '(\w+)'>", said)
     given = re.search(r"(?:Got|Given) value: (.*?)(?: Given value type.*)?$", said)
     missing = re.fullmatch(r"the following arguments are required: (.*)", said)
+    unknown = re.match(r"unrecognized arguments: (--?[A-Za-z]\S*)", said)
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", said)
     if key and given and kinds and set(kinds) <= set(_KINDS):
         wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
         said = f"--{key[1].replace('_', between)} must be {wanted}, got {given[1]!r}"
@@ -191,6 +212,11 @@ def parser_sentence(error: ArgumentError, command: str, between: str = "_") -> s
         names = missing[1].split(", ")
         names = [n.removeprefix(prefix).upper() if n.startswith(prefix) else f"--{n}" for n in names]
         said = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    elif unknown:
+        option = unknown[1].partition("=")[0]
+        said = f"unknown option {option}{did_you_mean(option, options)}"
+    elif choice:
+        said += did_you_mean(choice[1], re.findall(r"'([^']+)'", choice[2]))
     said = said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
     return f"{said} (see {command} --help)"
 
@@ -203,10 +229,16 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
     try:
         result = run()
     except ArgumentError as error:
-        print(f"{prog}: {parser_sentence(error, command)}", file=sys.stderr)
+        options = {f"--{name}" for name in names} | {"--config", "--help", "--print_config"}
+        print(f"{prog}: {parser_sentence(error, command, options=options)}", file=sys.stderr)
         return 2
     except (OSError, ImportError, ValueError, FloatingPointError, MemoryError) as error:
+        show_traceback()
         print(f"{prog}: {with_options(' '.join(str(error).split()), names)}", file=sys.stderr)
+        return 2
+    except Exception as error:  # no user's error, and still no traceback
+        show_traceback()
+        print(f"{prog}: {internal_error(error)}", file=sys.stderr)
         return 2
     except Interrupted as interrupt:
         if str(interrupt):  # one of several processes says it
@@ -241,12 +273,18 @@ def read_command_line(
     named = configurations() if named is None else named
     if "model" in _parts(config_class):
         description += " --model NAME is short for --model.name NAME."
-    parser = ArgumentParser(prog=command, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=command, description=description, exit_on_error=False, allow_abbrev=False)
     own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
     parser.add_argument(
         "--config", action="config", help=", or one of: ".join(filter(None, ("a YAML file", ", ".join(own or named))))
     )
     parser.add_class_arguments(config_class, as_group=False)
+    for action in parser._actions:
+        # Beside its parts each group has an option of its own, which takes a file of them.
+        if action.option_strings and action.option_strings[0] in _NETWORKS:
+            action.metavar, action.help = "NAME", f"short for {action.option_strings[0]}.name NAME"
+        elif action.dest in _parts(config_class):
+            action.help = argparse.SUPPRESS
     values = parser.parse_args(_resolve_names(_full_names(arguments, config_class), named))
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     values = instantiate(values)
@@ -306,7 +344,7 @@ def _resolve_names(arguments: list[str], named: dict[str, pathlib.Path]) -> list
             if not pathlib.Path(value).is_file():
                 if value not in named:
                     raise ValueError(
-                        f"--config: no file {value!r} and no configuration of that name; there are: {', '.join(named)}"
+                        f"--config: no file {value!r} and no configuration of that name{there_are(value, named)}"
                     )
                 value = str(named[value])
             _check_yaml(value)

@@ -86,6 +86,7 @@ class RunConfig:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
             )
+        self.end_given = self.max_minutes is not None or self.max_steps is not None
         if self.max_minutes is None and not self.ends():
             self.max_minutes = MINUTES
         if self.devices > 1 and self.max_minutes is not None:

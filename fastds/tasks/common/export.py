@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from torch import nn
 
+from fastds._parsers import parser_of
 from fastds.models.export import Exported
 from fastds.models.export import export as export_loaded
 from fastds.tasks.common.command import parser_sentence
@@ -56,22 +57,10 @@ def _say(doing: str) -> None:
     print(f"export: {doing}", file=sys.stderr, flush=True)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="fastds export", exit_on_error=False,
-        description="Write a network as ONNX or as a package of AOTInductor, checked against the network itself.",
-    )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL", help="name of shipped weights or a .safetensors file")
-    parser.add_argument("output", metavar="OUT", help="file to write, .onnx or .pt2; one that exists is replaced")
-    parser.add_argument("--frames", type=int, help="fields that go in; default: as the card says, else 2, 5 or 8")
-    parser.add_argument("--steps", type=int, help="fields of a nowcast; default: 12")
-    return parser
-
-
 def main(arguments: Sequence[str]) -> None:
     """Export and print what was written. Raises: as export; ValueError for a command line that does not parse."""
     try:
-        options = _parser().parse_args(list(arguments))
+        options = parser_of("export").parse_args(list(arguments))
     except ArgumentError as error:
         said = parser_sentence(error, "fastds export", "-")
         raise ValueError(said.replace("--model", "MODEL").replace("--output", "OUT")) from None

@@ -27,7 +27,7 @@ def usable_files(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part])
     for file in files:
         try:
             if file.suffix not in _SERIES:
-                raise ValueError("no *.nc; fastds convert makes one of files of other formats")
+                raise ValueError("not NetCDF")
             used[file] = use(file)
         except (ValueError, OSError) as error:
             left_out.append(f"{file.name} ({' '.join(str(error).split())})")

@@ -25,8 +25,8 @@ class TrainingProgress(callbacks.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         console = Console(stderr=True)
         self._said = time.monotonic()
-        if trainer.is_global_zero and not module.finished():
-            print(f"training ends {self._end(module)}: max_steps and max_minutes change that", file=sys.stderr)
+        if trainer.is_global_zero and not module.finished() and not module.config.end_given:
+            print(f"training ends {self._end(module)}; --max_steps or --max_minutes change that", file=sys.stderr)
         if console.is_terminal and trainer.is_global_zero:
             self._line = console.status("training")
             self._line.start()

@@ -22,5 +22,8 @@ def verdict(weights: str | os.PathLike) -> str:
     found = card.metrics.get("simple_method")
     if not found:
         return ""
-    scores = f"{found['score']} on the validation samples {found['own']:.4g}, {found['name']} {found['simple']:.4g}"
-    return scores + (": no better, which the card says; train longer or on more files" if card.lost_to else "")
+    beside = f"than {found['name']} ({found['score']} on the validation samples: {found['own']:.4g} "
+    beside += f"against {found['simple']:.4g})"
+    if card.lost_to:
+        return f"Result: no better {beside}. This is noted in the weights file; train longer or on more files."
+    return f"Result: better {beside}."

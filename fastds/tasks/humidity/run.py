@@ -11,6 +11,7 @@ from typing import Unpack
 import xarray as xr
 from torch import nn
 
+from fastds.data.grid.variables import field_names
 from fastds.data.reading import Reading
 from fastds.data.samples.fields import choose_field
 from fastds.models import load_card
@@ -103,9 +104,9 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     card = load_card(name)
     field = choose_field(dataset, var)
     wanted = {str(v.get("standard_name")) for v in card.input_variables}
-    found = str(field.attrs.get("standard_name", "no standard_name"))
-    if found not in wanted:
-        raise ValueError(f"variable {field.name} is {found}, the model was trained for {', '.join(sorted(wanted))}")
+    if str(field.attrs.get("standard_name")) not in wanted:
+        needed = ", ".join(sorted(wanted)).replace("_", " ")
+        raise ValueError(f"needs {needed}; this file has {', '.join(field_names(dataset)) if var is None else var}")
     told = f"{field.name} at {card.space_factor} times the resolution", humidity_domain(card, field).text()
     return "; ".join(filter(None, told))
 

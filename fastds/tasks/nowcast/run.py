@@ -87,7 +87,9 @@ def nowcast_file(
     if origin is not None and chosen.drawn:
         raise ValueError("MLCast's form has one field a time: leave out the arguments members and probability")
     if chosen.probability is not None and (picture is not None or truth is not None):
-        raise ValueError("leave out the arguments picture and truth, which need members, with probability")
+        raise ValueError(
+            "the arguments picture and truth do not work with the argument probability; use the argument members"
+        )
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, Report]:
         out, report = _run(model, dataset, chosen, progress, folder, check)

@@ -131,7 +131,7 @@ class RadarJob:
 
     def report(self) -> Report:
         """See Job."""
-        drawn = [] if self.first is None else [f"{self.first.size} members, drawn by the law {LAW} of such errors"]
+        drawn = [] if self.first is None else [f"{self.first.size} members, error model {LAW}"]
         notes = [self.note, *self.source.notes, *one_time(self.source), *self.tiled.notes(), *drawn]
         return Report(self.model.card.name, self._told(), notes)
 

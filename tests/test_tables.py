@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of scores as they are printed: whole in files and pipes, in parts on a narrow terminal, no number ever cut."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fastds.tasks.common.tables import ScoreTables, score_table
+
+HEADS = ("method", "score", *(f"{minutes}" for minutes in range(5, 65, 5)))
+NUMBERS = [[f"{10 * row + column + 0.123:.3f}" for column in range(12)] for row in range(2)]
+
+
+class Tables(ScoreTables):
+    title = "Scores"
+
+    def tables(self):
+        table = score_table("Scores by lead in minutes", HEADS)
+        for name, numbers in zip(("extrapolation", "nowcast-small"), NUMBERS, strict=True):
+            table.add_row(name, "CSI", *numbers, end_section=True)
+        return [table]
+
+    def sentences(self):
+        return ["A sentence."]
+
+
+def _printed(width: int, terminal: bool) -> str:
+    file = io.StringIO()
+    Tables().print(Console(file=file, width=width, force_terminal=terminal, no_color=True, color_system=None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_whole_where_there_is_no_terminal(width):
+    lines = [line for line in _printed(width, terminal=False).splitlines() if "CSI" in line]
+    assert [re.findall(r"\d+\.\d{3}", line) for line in lines] == NUMBERS
+
+
+@pytest.mark.parametrize("width", [30, 47, 80, 200])
+def test_in_parts_on_a_narrow_terminal(width):
+    printed = _printed(width, terminal=True)
+    assert "…" not in printed and all(len(line) <= width for line in printed.splitlines())
+    lines = [line for line in printed.splitlines() if "CSI" in line]
+    assert len(lines) % 2 == 0 and (len(lines) == 2) == (width == 200)
+    for name, numbers in zip(("extrapolation", "nowcast-small"), NUMBERS, strict=True):
+        found = [re.findall(r"\d+\.\d{3}", line) for line in lines if name in line]
+        assert np.concatenate(found).tolist() == numbers
+    assert printed.count("Scores by lead") == 1
+
+
+def test_a_terminal_that_holds_no_column_beside_the_labels():
+    lines = [line for line in _printed(12, terminal=True).splitlines() if "CSI" in line]
+    assert len(lines) == 24 and all(re.search(r"\d+\.\d{3}", line) for line in lines)
+
+
+def test_a_console_keeps_its_width():
+    console = Console(file=io.StringIO(), width=40)
+    Tables().print(console)
+    assert console.width == 40
