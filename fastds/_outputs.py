@@ -72,14 +72,14 @@ def put_in_place(temporary: Path, path: Path) -> None:
     """Give a complete file or folder its name; what had it is gone then, and so is what an archive's manifest tells."""
     if temporary.is_dir():
         path.with_name(f"{path.name}.manifest").unlink(missing_ok=True)
-    if not path.is_dir():
+    if not path.is_dir() and not (path.exists() and temporary.is_dir()):
         os.replace(temporary, path)
         return
     old = temporary.with_suffix(".old")
     with _uninterrupted():
         os.replace(path, old)
         os.replace(temporary, path)
-    shutil.rmtree(old)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -121,7 +121,7 @@ def test_packing_that_loses_the_values(event, tmp_path, scale, sentence):
         fastds.nowcast("persistence", tmp_path / "in.nc")
 
 
-@pytest.mark.parametrize(("value", "word"), [(-5.0, "-5 K"), (1e32, "1e\\+32 K"), (-9999.0, "-9999 K")])
+@pytest.mark.parametrize(("value", "word"), [(-5.0, "-5 K"), (1e32, "1e\\+32 K"), (-9998.0, "-9998 K")])
 def test_temperatures(value, word):
     model, data = field_model(), gridded(TEMPERATURE)
     data["t"][0, 0, 0] = value

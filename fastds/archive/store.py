@@ -8,7 +8,7 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -99,6 +99,8 @@ class Store:
         packed = {name for name in values if group[name].dtype.kind == "i"}
         # Integers are rounded in the precision of what is given: float64, as those of a file are.
         fields = {name: array.astype(np.float64) if name in packed else array for name, array in values.items()}
+        for name in packed:
+            _check_fits(name, fields[name], group[name].attrs)
         part = xr.Dataset({name: (self.job.variables[name][0], array) for name, array in fields.items()})
         with _quietly():
             part.to_zarr(self.path, region={self.job.dim: slice(first, first + part.sizes[self.job.dim])})
@@ -114,6 +116,16 @@ class Store:
 
         result = outline(self.job, functools.partial(da.zeros, dtype=np.float32, chunks=-1))
         return result.assign({n: v.compute() for n, v in result.variables.items() if n not in self.job.variables})
+
+
+def _check_fits(name: str, values: np.ndarray, attrs: Mapping[str, Any]) -> None:
+    """ValueError where values do not fit the int32 codes of an array, which would wrap around."""
+    low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    reach = (np.iinfo(np.int32).max - 1) * abs(float(attrs["scale_factor"]))
+    offset = float(attrs.get("add_offset", 0.0))
+    if low < offset - reach or high > offset + reach:
+        said = f"values of variable {name} from {low:g} to {high:g} do not fit the packing of the input"
+        raise ValueError(f"{said}, which ends {reach:g} from {offset:g}; dtype float32 stores them as they are")
 
 
 def _coded(variable: xr.Variable, array: zarr.Array) -> np.ndarray:

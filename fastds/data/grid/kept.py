@@ -27,6 +27,7 @@ _STORAGE_ATTRIBUTES = (
     "comment",
     "_ChunkSizes",
 )
+_BOUNDS = ("bounds", "climatology")
 _STALE_GLOBAL_ATTRIBUTES = (
     "cadence_minutes",
     "time_coverage_resolution",
@@ -62,15 +63,23 @@ def mapping_attribute(dataset: xr.Dataset, field: xr.DataArray) -> dict[str, obj
 
 def bounds_of(dataset: xr.Dataset, name: Hashable) -> str | None:
     """The name of the bounds of a coordinate, where the dataset has them."""
-    told = dataset[name].attrs.get("bounds") or dataset[name].encoding.get("bounds")
+    told = _bounds_attribute(dataset, name)[1]
     return told if told in dataset.variables else None
+
+
+def _bounds_attribute(dataset: xr.Dataset, name: Hashable) -> tuple[str, str | None]:
+    """Which attribute of a coordinate names its bounds, and their name; None where none does."""
+    coordinate = dataset[name]
+    found = ((key, coordinate.attrs.get(key) or coordinate.encoding.get(key)) for key in _BOUNDS)
+    return next((pair for pair in found if pair[1]), ("bounds", None))
 
 
 def with_bounds(dataset: xr.Dataset, coordinate: xr.DataArray) -> dict[Hashable, xr.Variable]:
     """A coordinate of a dataset, which may be some of its values or all in another order, and its bounds there."""
     name, variable = coordinate.name, coordinate.variable.to_base_variable().copy(deep=False)
     for told in (variable.attrs, variable.encoding):
-        told.pop("bounds", None)
+        for attribute in _BOUNDS:
+            told.pop(attribute, None)
     bounds = bounds_of(dataset, name)
     if bounds is None or dataset[name].dims != coordinate.dims:
         return {name: variable}
@@ -81,5 +90,5 @@ def with_bounds(dataset: xr.Dataset, coordinate: xr.DataArray) -> dict[Hashable,
     if pairs.dtype.kind in "MO":
         dates = np.concatenate([variable.values.reshape(-1), pairs.values.reshape(-1)])
         variable.encoding = pairs.encoding = time_encoding(dates, variable.encoding)
-    variable.attrs["bounds"] = bounds
+    variable.attrs[_bounds_attribute(dataset, name)[0]] = bounds
     return {name: variable, bounds: pairs}

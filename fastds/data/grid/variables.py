@@ -271,7 +271,8 @@ def _is_field(variable: xr.DataArray) -> bool:
 
 def field_names(dataset: xr.Dataset) -> list[Hashable]:
     """The variables of numbers over two dimensions or more, but bounds of coordinates."""
-    bounds = {kept.get("bounds") for c in dataset.variables.values() for kept in (c.attrs, c.encoding)}
+    told = [attrs for c in dataset.variables.values() for attrs in (c.attrs, c.encoding)]
+    bounds = {attrs.get(key) for attrs in told for key in ("bounds", "climatology")}
     return [name for name in dataset.data_vars if name not in bounds and _is_field(dataset[name])]
 
 

@@ -133,7 +133,8 @@ def _encode_times(dataset: xr.Dataset, name: Hashable) -> dict[str, Any]:
     """An encoding that holds times and their bounds exactly; that of the variable where a time is missing."""
     variable = dataset[name].variable
     times = [np.ravel(variable.values)]
-    bounds = variable.attrs.get("bounds") or variable.encoding.get("bounds")
+    told = variable.encoding | variable.attrs
+    bounds = told.get("bounds") or told.get("climatology")
     if bounds in dataset.variables and dataset[bounds].dtype.kind == variable.dtype.kind:
         times.append(np.ravel(dataset[bounds].values))
     values = np.concatenate(times)

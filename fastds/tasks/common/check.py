@@ -106,6 +106,8 @@ def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
 
 
 def _times(times: np.ndarray) -> str:
+    if not times.size:
+        return "none"
     different = np.unique(times)
     ends = f"{len(times)}, {text_of(times[0])} to {text_of(times[-1])}"
     if len(different) < 2:
