@@ -26,6 +26,7 @@ from fastds.tasks.common.settings import check_settings, computing, settle
 from fastds.tasks.fields.agreement import WAYS, agreement_onto
 from fastds.tasks.fields.geometry import Geometry, Plane, geometry, target_by_scale, target_by_spacing, values_at
 from fastds.tasks.fields.methods import check_inside, pick_method
+from fastds.tasks.fields.totals import RunningTotals, last_beginning
 from fastds.tasks.fields.variables import Fields, on_grid, with_fields
 
 
@@ -60,6 +61,7 @@ class FieldsJob:
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
         self.variables = {names[c]: ((*method.lead, *self.own.names), shape) for c in method.predicted}
         self.dim = method.lead[0] if method.lead else ""
+        method.find_totals()
         ends = self.own.longitude[[0, -1]].tolist()
         if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3 and not isinstance(self.own, Plane):
             twice = f"the meridian {ends[0]:g} is there twice, so the fields do not go round the globe without a seam"
@@ -75,11 +77,14 @@ class FieldsJob:
         return apart(self.dataset.sizes[self.dim], steps)
 
     def compute(self, piece: Piece) -> dict[str, np.ndarray]:
-        """See Job."""
-        part = copy.copy(self.method)
+        """See Job; running totals are added up from where they began."""
+        start, stop = piece.steps
+        part, method = copy.copy(self.method), self.method
         part.begin()
-        part.dataset = self.method.dataset.isel({self.dim: slice(*piece.steps)})
-        return self._values(part, False, None)
+        fields = [method.dataset[method.names[c]] for c, dim in method.running.items() if dim == self.dim]
+        first = min((last_beginning(field, self.dim, method.grid.names, start) for field in fields), default=start)
+        part.dataset = method.dataset.isel({self.dim: slice(first, stop)})
+        return {name: values[start - first :] for name, values in self._values(part, False, None).items()}
 
     def at_once(self, progress: bool, folder: str | os.PathLike | None) -> xr.Dataset:
         """The whole result; folder: where large fields are kept in a file, None: in memory."""
@@ -95,7 +100,9 @@ class FieldsJob:
             size = tuple(axis.numel() for axis in self.target)
             fine = {name: store((*lead, *size), folder) for name in self.variables}
             with progress_bar(progress, math.prod(lead), "downscaling", "fields") as advance:
-                for at, x in method.fields():
+                totals = RunningTotals(method.running)
+                for at, given in method.fields():
+                    x = totals.increments(at, given)
                     made = [values[tuple(at.values())] for values in fine.values()]
                     with self.computed.autocast():
                         method.onto(x, *self.target, made)
@@ -103,6 +110,8 @@ class FieldsJob:
                         for channel, values in zip(method.predicted, made, strict=True):
                             field = x[0, channel]
                             self.agreement.correct(field.numpy(), values, method.bounds(channel, field))
+                    for channel, values in zip(method.predicted, made, strict=True):
+                        totals.add(at, channel, values)
                     if advance is not None:
                         advance()
         return fine
@@ -154,11 +163,18 @@ class FieldsJob:
         rows, columns = self.method.factor(*self.target)
         settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.computed.attributes()
         settings |= self.method.domain.attributes()
+        if self._totals:
+            settings["fastds_running_totals"] = self._totals
         settings |= {} if self.agreement is None else {"fastds_coarsened": "mean"}
         card = getattr(self.method.model, "card", None)
         if card is not None and card.licence:
             settings["fastds_model_licence"] = card.licence
         return settings | {"fastds_scale": rows if abs(rows - columns) < 1e-9 * rows else [rows, columns]}
+
+    @property
+    def _totals(self) -> str:
+        """The names of the running totals."""
+        return ", ".join(str(self.method.names[channel]) for channel in self.method.running)
 
     def report(self) -> Report:
         """See Job."""
@@ -167,6 +183,7 @@ class FieldsJob:
         others = [name for name in on_grid(self.dataset, self.own) if name not in self.method.names]
         notes = [f"{self.note}: {names} on {size} points"]
         notes += [f"not in the result: {', '.join(others)}"] if others else []
+        notes += [f"running totals, made finer as differences between times: {self._totals}"] if self._totals else []
         notes += self.method.changes.notes()
         return Report(self.method.name, {}, notes)
 

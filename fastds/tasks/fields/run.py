@@ -29,6 +29,7 @@ from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
 from fastds.tasks.fields.points import Points, read_points
 from fastds.tasks.fields.stations import on_axes, projection_of
+from fastds.tasks.fields.totals import RunningTotals
 from fastds.tasks.fields.variables import with_fields
 
 
@@ -177,10 +178,15 @@ def _query(model, dataset, points, outside, var, static, **options) -> tuple[lis
         where = grid.points(at_rows, at_columns, outside=outside)
         factor = (fields.model.max_scale,) * 2
         rows = []
-        for label, x in fields.fields():
+        fields.find_totals()
+        totals = RunningTotals(fields.running)
+        for label, given in fields.fields():
+            x = totals.increments(label, given)
             with settings.autocast():
                 y = fields.at(x, where, factor)
-            plain = bilinear_at(x, where, fields.model.edge)[0]
+            for k, c in enumerate(fields.predicted):
+                totals.add(label, c, y[:, k].numpy())
+            plain = bilinear_at(given, where, fields.model.edge)[0]
             at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
             for q, station in enumerate(stations):
                 row = station | at

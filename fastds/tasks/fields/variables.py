@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fastds.data.infinite import Infinite, without_infinite
 from fastds.tasks.common.changes import Changes
 from fastds.tasks.domain.score import Domain
 from fastds.tasks.fields.geometry import Geometry
+from fastds.tasks.fields.totals import running_axis
 
 Kind = tuple[str | None, str | None]  # standard name and units of a variable
 Bounds = tuple[float, float]
@@ -43,7 +44,8 @@ class Fields:
 
     Attributes: lead, their leading dimensions; name, what the user calls the method; predicted, which of names the
     method makes; origin of static maps; most, how many times finer it makes fields; model, a network or None; changes,
-    counts of what was cut.
+    counts of what was cut; running, which of names are running totals, and along which dimension: their fields come as
+    increments.
 
     Raises: ValueError: leading dimensions without a field or with missing dates.
     """
@@ -56,6 +58,7 @@ class Fields:
         self.limits = [limits_of(*kind) for kind in kinds]
         self.begin()
         self.predicted: list[int] = list(range(len(names)))
+        self.running: dict[int, Hashable] = {}
         self.lead = [d for d in dataset[names[0]].dims if d not in grid.names]
         empty = [d for d in self.lead if dataset.sizes[d] == 0]
         if empty:
@@ -100,6 +103,8 @@ class Fields:
         it reaches far beyond 100 %. Other quantities end at 0 where the field has no negative value and the quantity
         never has, or one value in a hundred is zero (rain, radiation, cover); at 1, or 100 %, likewise (cover, masks).
         """
+        if channel in self.running:
+            return 0.0, math.inf
         standard_name, units = self.kinds[channel]
         whole = next((number for unit, number in (("%", 100.0), ("1", 1.0)) if same_units(units, unit)), None)
         if standard_name == "relative_humidity" and whole is not None:
@@ -118,6 +123,11 @@ class Fields:
         slack = _NEAR * _scale(field)
         self.changes.add("clipped", np.count_nonzero((values < low - slack) | (values > high + slack)), values.size)
         values.clip(low, high, out=values)
+
+    def find_totals(self) -> None:
+        """Find out which variables are running totals; a sample of each that may be one is read."""
+        found = {c: running_axis(self.dataset[self.names[c]], self.lead) for c in self.predicted}
+        self.running = {channel: dim for channel, dim in found.items() if dim is not None}
 
     def lose_missing(self, field: Tensor, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Make the finer values of a field (H, W), at places of rows and columns that broadcast to their shape, missing
