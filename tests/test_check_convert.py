@@ -270,11 +270,11 @@ def test_check_says_what_takes_a_file(event, tmp_path, capsys):
         "every 5 min, 1 gap\n",
         "variable   reflectivity [dBZ] time 6, y 300, x 310",
         "grid       transverse mercator, cells of 500 x 500 m",
-        "can        downscale: reflectivity to 10 fields of 600 x 620; model: fczsm-small (others for reflectivity: ",
+        "can        downscale: reflectivity to 10 fields of 600 x 620; model fczsm-small (others for reflectivity: ",
         "cannot     nowcast: the forecast from 2024-06-01T12:30:00 needs 5 fields every 300 s; that of",
         "cannot     downscale --model wgan-gp-small-x2, downscale --model wgan-gp-small-x8: the variable is ",
         "northward_wind, reflectivity with --var\n",
-        "can        query: reflectivity at points; model: inr-any (any variable)",
+        "can        query: reflectivity at points; model inr-any (any variable)",
         "can        evaluate: reflectivity, as PRED or TRUTH of radar fields",
         "can        convert: to CF, OUT.nc, or OUT.zarr with --to cf",
         "can        convert --to mlcast: to an archive in MLCast's form",
@@ -290,7 +290,7 @@ def test_check_of_fields_that_inr_small_does_not_take(tmp_path, capsys):
     temperature = gridded(TEMPERATURE)
     save_dataset(temperature.assign(terrain=temperature.t[0, :, :].drop_vars("time")), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
-    assert "can        downscale --scale 2: t at any scale; model: inr-any (any variable)" in capsys.readouterr().out
+    assert "can        downscale --scale 2: t at any scale; model inr-any (any variable)" in capsys.readouterr().out
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
     assert "not in the result: terrain" in capsys.readouterr().out
 
@@ -299,13 +299,13 @@ def test_check_of_fields(data_dir, capsys):
     name = data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
     assert main(["check", str(name)]) == 0
     said = capsys.readouterr().out
-    assert "can        downscale --scale 2: r, t, u, z at any scale; model: inr-small" in said
+    assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small" in said
     assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
     radar = (
         "cannot     radar commands (downscale, nowcast, convert --to mlcast): no variable of reflectivity was found\n"
     )
     assert said.endswith(radar), said
-    assert "can        query: r, t, u, z at points; model: inr-small" in said
+    assert "can        query: r, t, u, z at points; model inr-small" in said
     assert "can        evaluate: r, t, u, z, as PRED or TRUTH of gridded fields" in said
     assert "as downscale" not in said
 
@@ -326,7 +326,7 @@ def test_networks_that_nobody_chose_warn_of_nothing(data_dir, capsys):
             ["can        convert: to CF", "cannot     radar commands (downscale, nowcast, "],
         ),
         ("knmi/RAD_NL25_PCP_CM_202106222000.h5", ["can        downscale: reflectivity to 1 field of 1530 x 1400"]),
-        ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model: inr-any"]),
+        ("dpc/VMI_1744834500000.h5", ["can        query: reflectivity at points; model inr-any"]),
     ],
 )
 def test_check_of_what_only_some_commands_take(data_dir, capsys, name, lines):

@@ -206,7 +206,7 @@ def table_by_hand(printed):
 def checked(printed):
     assert "format     NetCDF-4, 1 file" in printed and "times      3, 2024-06-01T12:05:00" in printed
     assert "can        nowcast" not in printed and "cannot     nowcast: " in printed
-    assert "can        downscale: rain to 5 fields of 128 x 128; model: fczsm-small" in printed
+    assert "can        downscale: rain to 5 fields of 128 x 128; model fczsm-small" in printed
 
 
 def archived(printed):

@@ -469,16 +469,16 @@ def test_the_only_matching_weights_are_taken(tmp_path, monkeypatch, network):
     network.card.input_variables = [variable]
     models.save(network, tmp_path / "first.safetensors")
     model, note = pick_model()
-    assert isinstance(model, models.FCZSM) and note == "model: first"
+    assert isinstance(model, models.FCZSM) and note == "model first"
     network.card.input_variables = [{**variable, "units": "K", "standard_name": "air_temperature"}]
     models.save(network, tmp_path / "other.safetensors")
-    assert "model: first" in pick_model()[1]
+    assert "model first" in pick_model()[1]
     network.card.input_variables = [variable]
     models.save(network, tmp_path / "second.safetensors")
     with pytest.raises(ValueError, match="several of the shipped weights .* candidates: first, second"):
         pick_model()
     models.save(network, tmp_path / "fczsm-small.safetensors")
-    assert "model: fczsm-small (others for reflectivity: first, second)" in pick_model()[1]
+    assert "model fczsm-small (others for reflectivity: first, second)" in pick_model()[1]
     with pytest.raises(FileNotFoundError, match="'third'"):
         pick_model("third")
 

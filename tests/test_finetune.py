@@ -56,7 +56,7 @@ def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys)
     card = models.load_card(files / "run" / "best.safetensors")
     before, after = (card.metrics[name]["mse_total"] for name in ("start", "validation"))
     assert f"mse_total: {before:.4g} before, {after:.4g} after" in said and f"wrote {files}/run/best" in said
-    assert f"squared error in dBZ^2 on the validation samples {after:.4g}, " in said
+    assert f"squared error in dBZ^2 on the validation samples: {after:.4g} against " in said
     assert after <= before and card.name == "tiny-finetuned" and card.licence == "CC0"
     assert card.training_data == ["an event", "trained further on 1.nc", "trained further on 2.nc"]
     assert card.description == "tiny trained further on mine. A test: small."

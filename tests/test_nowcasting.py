@@ -320,9 +320,9 @@ def test_a_users_error_is_one_sentence(folder, tmp_path, capsys, file, options, 
 @pytest.mark.parametrize(
     ("shipped", "chosen"),
     [
-        ({}, "method: extrapolation (no weights"),
-        ({"one": 5, "fczsm-small": None}, "model: one"),
-        ({"one": 5, "nowcast-small": 4}, "model: nowcast-small (other nowcasters: one)"),
+        ({}, "method extrapolation (no weights"),
+        ({"one": 5, "fczsm-small": None}, "model one"),
+        ({"one": 5, "nowcast-small": 4}, "model nowcast-small (other nowcasters: one)"),
         ({"one": 5, "two": 4}, "several nowcasters are shipped, name one with the argument model: one, two"),
     ],
     ids=["none", "one", "default", "several"],

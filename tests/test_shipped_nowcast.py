@@ -42,7 +42,7 @@ def test_card_and_size():
 
 def test_it_is_the_default_of_the_command():
     method, note = pick_method()
-    assert method.name == "nowcast-small" and "model: nowcast-small" in note
+    assert method.name == "nowcast-small" and "model nowcast-small" in note
 
 
 @pytest.mark.usefixtures("native")

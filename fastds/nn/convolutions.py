@@ -11,6 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastds.ops import conv1x1, conv2d, conv3x3
 from fastds.ops.core.arguments import check_counts, number
+from fastds.ops.core.tracing import Proxy, record, record_layer
 from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.op import autocast_convolution, check
 
@@ -51,6 +52,8 @@ def convolve(
 
     Gradients, dtypes, autocast, errors: as conv3x3; deterministic where torch's convolution is.
     """
+    if type(x) is Proxy:
+        return record(convolve, locals())
     options = {"x2": x2, "residual": residual, "act": act, "negative_slope": negative_slope}
     if weight.shape[-1] == 3 and stride == 1:
         return conv3x3(x, weight, bias, shuffle=shuffle, **options)
@@ -109,6 +112,10 @@ class _Conv(nn.Module):
         x2: second source, or None. residual: added before the activation, or None. act: None, "relu" or "leaky_relu"
         with negative_slope. shuffle: r, the channels become r x r sub-pixels as in torch.nn.PixelShuffle; 1: none.
         """
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(
+                self, x, x2=x2, residual=residual, act=act, negative_slope=negative_slope, shuffle=shuffle
+            )
         return convolve(
             x,
             self.weight,
@@ -178,6 +185,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x."""
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x)
         return conv2d(x, self.weight, self.bias, groups=self.groups)
 
 
@@ -189,6 +198,8 @@ class BorderConv(Conv3x3):
         self.padding_mode = padding_mode
 
     def forward(self, x: Tensor, residual: Tensor | None = None, act: str | None = None, shuffle: int = 1) -> Tensor:
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, residual=residual, act=act, shuffle=shuffle)
         options = {"residual": residual, "act": act, "shuffle": shuffle, "padding_mode": self.padding_mode}
         return conv3x3(x, self.weight, self.bias, **options)
 
@@ -235,6 +246,8 @@ class SummedConv3x3(nn.Module):
         self.bias = nn.Parameter(self.total_bias().detach(), requires_grad=False)
 
     def forward(self, *sources: Tensor, residual: Tensor | None = None) -> Tensor:
+        if type(sources[0]) is Proxy and sources[0].tracer.root is not self:
+            return record_layer(self, *sources, residual=residual)
         bias = self.total_bias()
         sources = [x.to(sources[0].dtype) for x in sources]
         if len(sources) <= 2:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
 from fastds.ops import deform_conv2d
 from fastds.ops.core.arguments import check_counts
+from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.conv3x3.direct import activate_
 from fastds.ops.impl.deform_conv2d import guided as guided
 
@@ -67,6 +68,8 @@ class DeformConv2d(nn.Module):
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return fastds.ops.deform_conv2d of x with the layer's weights, at these offsets (pixels); mask None: 1."""
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, offset, mask)
         return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
@@ -126,6 +129,8 @@ class GuidedDeformConv2d(nn.Module):
         base_offset: (B, 2, H, W), pixels (dy, dx) that are added to every offset, such as an optical flow, or None.
         act: None or "leaky_relu".
         """
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, guide, base_offset=base_offset, act=act)
         if act not in (None, "leaky_relu"):
             raise ValueError(f"act must be None or 'leaky_relu', got {act!r}")
         if base_offset is not None and base_offset.shape != (x.shape[0], 2, *x.shape[2:]):

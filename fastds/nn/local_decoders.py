@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import BorderConv, Conv1x1, parameters_of
 from fastds.ops import GridSpec, PointSpec, inr_query
 from fastds.ops.core.arguments import check_counts
+from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.inr_query.points import from_normalised
 
 CLAMPED = ("clamp", "clamp")
@@ -71,6 +72,8 @@ class LocalDecoder(nn.Module):
         Returns:
             (B, O, H', W') channels_last for a size, else (B, Q, O).
         """
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, where, cell=cell, skip=skip, mask=mask)
         size = where if isinstance(where, tuple | list | torch.Size) else None
         edge = ("clamp", "wrap") if self.padding_mode == "circular_x" else CLAMPED
         if size is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve, parameters_of
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import autocast_dtype, cast, check_counts
+from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.conv3x3.algorithm import chosen, current
 from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.shared import share_where_it_pays
@@ -72,6 +73,8 @@ class ConvLSTMCell(nn.Module):
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step: return (h', c') of x and the state before it, None for zeros; see the class."""
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, state)
         weight, bias = parameters_of(self.gates)
         if state is None:
             pre = convolve(x, weight[:, : self.in_channels], bias)
@@ -138,6 +141,8 @@ class ConvGRUCell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
         """One step: return h' of x and the state h before it, None for zeros; see the class."""
+        if type(x) is Proxy and x.tracer.root is not self:
+            return record_layer(self, x, h)
         both = parameters_of(self.gates), parameters_of(self.candidate)
         if h is None:
             return _first_step(both, x, self.in_channels, self.options)

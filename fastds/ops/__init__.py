@@ -38,6 +38,10 @@ for _folder in sorted(module.name for module in iter_modules(impl.__path__)):
 
 __all__.sort()
 
+from fastds.ops.flops import register_formulas as _register_formulas  # noqa: E402  of the ops found above
+
+_register_formulas()
+
 
 def __dir__() -> list[str]:
     return sorted(__all__)

@@ -104,9 +104,9 @@ def pick_network(
         method = _set_up(loaded(model), dataset, grid, static)
         return method, named(method.model, model)
     try:
-        return _set_up(loaded(DEFAULT_MODEL), dataset, grid), f"model: {DEFAULT_MODEL}"
+        return _set_up(loaded(DEFAULT_MODEL), dataset, grid), f"model {DEFAULT_MODEL}"
     except ValueError:
-        return _set_up(loaded(FALLBACK), dataset, grid), f"model: {FALLBACK} (any variable)"
+        return _set_up(loaded(FALLBACK), dataset, grid), f"model {FALLBACK} (any variable)"
 
 
 def _set_up(model: nn.Module, dataset: xr.Dataset, grid: Geometry, static=None) -> FieldModel:

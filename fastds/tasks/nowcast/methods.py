@@ -179,12 +179,12 @@ def baseline(name: str) -> Method:
 def _shipped() -> tuple[Method, str]:
     names = [name for name in available(pretrained=True) if load_card(name).input_steps is not None]
     if not names:
-        return baseline(FALLBACK), f"method: {FALLBACK} (no weights of a nowcaster are shipped)"
+        return baseline(FALLBACK), f"method {FALLBACK} (no weights of a nowcaster are shipped)"
     chosen = names[0] if len(names) == 1 else DEFAULT_MODEL
     if chosen not in names:
         raise ValueError(f"several nowcasters are shipped, name one with the argument model: {', '.join(names)}")
     others = ", ".join(name for name in names if name != chosen)
-    return _of_model(load(chosen)), f"model: {chosen}" + f" (other nowcasters: {others})" * bool(others)
+    return _of_model(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
 
 
 def _of_model(model: nn.Module) -> Method:

@@ -66,10 +66,10 @@ def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.M
     names = available(pretrained=True)
     matches = [name for name in names if _takes_reflectivity(load_card(name))]
     if len(matches) == 1:
-        return load(matches[0]), f"model: {matches[0]}"
+        return load(matches[0]), f"model {matches[0]}"
     if DEFAULT_MODEL in matches:
         others = ", ".join(name for name in matches if name != DEFAULT_MODEL)
-        return load(DEFAULT_MODEL), f"model: {DEFAULT_MODEL} (others for reflectivity: {others})"
+        return load(DEFAULT_MODEL), f"model {DEFAULT_MODEL} (others for reflectivity: {others})"
     found = "no weights are shipped" if not names else f"candidates: {', '.join(matches or names)}"
     how = "several" if matches else "none"
     raise ValueError(

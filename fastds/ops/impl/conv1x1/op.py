@@ -7,6 +7,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import check_shape, check_tensor, number
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, reached
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.conv1x1 import kernels, reference
 from fastds.ops.impl.conv3x3.op import autocast_convolution, gradients_by, refusal
 from fastds.ops.impl.conv3x3.op import check as check_convolution
@@ -112,6 +113,8 @@ def conv1x1(
         TypeError: a dtype that is not allowed.
         ValueError: a shape, device or option that does not fit.
     """
+    if type(x) is Proxy:
+        return record(conv1x1, locals())
     x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, None)
     act, slope = "none" if act is None else act, number("negative_slope", negative_slope)
     return CONV1X1(x, weight, bias, x2, residual, act, slope)

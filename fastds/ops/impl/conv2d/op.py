@@ -7,6 +7,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_count
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import are_plain, define, reached, unasked
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.conv2d import kernels, reference
 from fastds.ops.impl.conv3x3 import direct
 from fastds.ops.impl.conv3x3.algorithm import current
@@ -147,6 +148,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
         ValueError: a shape, device or option that does not fit.
         RuntimeError: fastds.convolution("winograd") for tensors outside a CPU, in float64, or k beyond 23.
     """
+    if type(x) is Proxy:
+        return record(conv2d, locals())
     x, weight, bias, _, _ = autocast_convolution(x, weight, bias, None, None, None)
     if unasked(x, weight) and are_plain(x, weight, bias) and type(groups) is int:
         library = _known_library(x, weight, bias, groups)

@@ -26,6 +26,7 @@ from fastds.ops.core.arguments import (
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, reached, unasked
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.conv3x3 import direct, kernels, reference, shared
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, chosen, current, passes_behind
 
@@ -357,6 +358,8 @@ def conv3x3(
     Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks; 0, +-sqrt(1/2), +-sqrt(2)
     and infinity as its points.
     """
+    if type(x) is Proxy:
+        return record(conv3x3, locals())
     act = "none" if act is None else act
     algorithm = current() if algorithm is None else algorithm
     x, weight, bias, x2, residual = autocast_convolution(x, weight, bias, x2, residual, out_dtype)

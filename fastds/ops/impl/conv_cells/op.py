@@ -7,6 +7,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import autocast, check_dense, number
 from fastds.ops.core.layout import nhwc
 from fastds.ops.core.registry import transforms_active
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.conv3x3.algorithm import current
 from fastds.ops.impl.conv_cells.fused import ConvPassOps, of_first
 from fastds.ops.impl.conv_cells.gru_step import RESET, STEP, UPDATE, sources
@@ -45,6 +46,8 @@ def conv_lstm_cell(
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
+    if type(x) is Proxy:
+        return record(conv_lstm_cell, locals())
     x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
     weight = of_first(weight, x, state=c) if h is None else weight
     return LSTM(x, h, weight, bias, None, c)
@@ -83,6 +86,8 @@ def conv_gru_cell(
 
     Source: Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
+    if type(x) is Proxy:
+        return record(conv_gru_cell, locals())
     if x is not None and shares is not None:
         raise ValueError("expected x or shares, got both")
     if not isinstance(shares, tuple | list | None) or (shares is not None and len(shares) != 2):
@@ -147,6 +152,8 @@ def conv_st_lstm_gates(
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
+    if type(x) is Proxy:
+        return record(conv_st_lstm_gates, locals())
     x, h, c, weight, bias = autocast((x, h, c, weight, bias), wide=(2,), either=(3, 4))
     weight = of_first(weight, x) if h is None else weight
     return ST_LSTM(x, h, weight, bias, None, c)
@@ -170,6 +177,8 @@ def conv_memory_gates(x: Tensor, x2: Tensor | None, c: Tensor, weight: Tensor, b
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
+    if type(x) is Proxy:
+        return record(conv_memory_gates, locals())
     x, x2, c, weight, bias = autocast((x, x2, c, weight, bias), wide=(2,), either=(3, 4))
     weight = of_first(weight, x) if x2 is None else weight
     return MEMORY(x, x2, weight, bias, None, c, "none")[0]
@@ -197,6 +206,8 @@ def conv_output_gate(
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
+    if type(x) is Proxy:
+        return record(conv_output_gate, locals())
     tensors = (x, x2, value, residual, weight, bias)
     x, x2, value, residual, weight, bias = autocast(tensors, either=(2, 4, 5))
     return OUTPUT(x, x2, weight, bias, residual, value, "sigmoid")[0]

@@ -13,6 +13,7 @@ from fastds.ops.core.arguments import DTYPES, autocast_dtype, cast, check_shape,
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import CHANNELS_LAST, channel_sums, dense, empty_map, laid_out, nhwc, output_format, plain
 from fastds.ops.core.registry import define, reached, vector_jacobian
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.deform_conv2d.calls import (
     dims_of,
     forward_prefers_triton,
@@ -341,6 +342,8 @@ def deform_conv2d(
 
     Source: Zhu et al. 2019, Deformable ConvNets v2, equation 1; Dai et al. 2017.
     """
+    if type(input) is Proxy:
+        return record(deform_conv2d, locals())
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     input, offset, weight, bias, mask = autocast(input, offset, weight, bias, mask)
     return DEFORM_CONV2D(input, offset, weight, bias, stride, padding, dilation, mask)

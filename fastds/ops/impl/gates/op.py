@@ -5,6 +5,7 @@ and traj_gru_gates, each everything that a cell does behind its convolution, in 
 from torch import Tensor
 
 from fastds.ops.core.arguments import autocast, check_choice, check_slope, number
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.gates import reference
 from fastds.ops.impl.gates.passes import Input, Pass, PassOps
 
@@ -36,6 +37,8 @@ def lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Shi et al. 2015, Convolutional LSTM Network, equation 3 without peepholes.
     """
+    if type(pre) is Proxy:
+        return record(lstm_gates, locals())
     tensors = autocast((pre, c), wide=(1,))
     return LSTM_GATES.forward(*tensors)
 
@@ -66,6 +69,8 @@ def st_lstm_gates(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Wang et al. 2017, PredRNN, equation 3.
     """
+    if type(pre) is Proxy:
+        return record(st_lstm_gates, locals())
     tensors = autocast((pre, c), wide=(1,))
     return ST_LSTM_GATES.forward(*tensors)
 
@@ -101,6 +106,8 @@ def memory_gates(pre: Tensor, c: Tensor, *, state_act: str = "none") -> Tensor:
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
+    if type(pre) is Proxy:
+        return record(memory_gates, locals())
     tensors = autocast((pre, c), wide=(1,))
     return MEMORY_GATES.forward(*tensors, state_act)
 
@@ -137,6 +144,8 @@ def output_gate(pre: Tensor, value: Tensor, *, act: str = "sigmoid") -> Tensor:
 
     Source: Wang et al. 2017, PredRNN, equation 3; Wang et al. 2018, PredRNN++, equation 1.
     """
+    if type(pre) is Proxy:
+        return record(output_gate, locals())
     tensors = autocast((pre, value), either=(1,))
     return OUTPUT_GATE.forward(*tensors, act)
 
@@ -174,6 +183,8 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
+    if type(pre_z) is Proxy:
+        return record(gru_reset, locals())
     tensors = autocast((pre_z, pre_r, h))
     return GRU_RESET.forward(*tensors)
 
@@ -221,6 +232,8 @@ def gru_update(
 
     Source: Cho et al. 2014; Ballas et al. 2016, Delving Deeper into Convolutional Networks, equations 5 to 8.
     """
+    if type(z) is Proxy:
+        return record(gru_update, locals())
     tensors = autocast((z, pre_n, h))
     return GRU_UPDATE.forward(*tensors, keep, act, number("negative_slope", negative_slope))
 
@@ -257,5 +270,7 @@ def traj_gru_gates(x_part: Tensor, h_part: Tensor, h: Tensor, *, negative_slope:
 
     Source: Shi et al. 2017, Deep Learning for Precipitation Nowcasting, equation 2.
     """
+    if type(x_part) is Proxy:
+        return record(traj_gru_gates, locals())
     tensors = autocast((x_part, h_part, h))
     return TRAJ_GRU_GATES.forward(*tensors, number("negative_slope", negative_slope))

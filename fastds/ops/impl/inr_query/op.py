@@ -10,6 +10,7 @@ from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.inr_query import native_call
 from fastds.ops.impl.inr_query.points import GridSpec, PointSpec, checked_edge
 from fastds.ops.impl.inr_query.query import Query, check
@@ -259,6 +260,8 @@ def inr_query(
     Source: Chen, Liu and Wang 2021 (LIIF); Lee and Jin 2022 (LTE); Hu et al. 2019 (MetaSR); the factored first layer,
     the bilinear prior and the weights without areas are ours.
     """
+    if type(maps) is Proxy:
+        return record(inr_query, locals())
     if not isinstance(where, GridSpec | PointSpec):
         raise TypeError(f"where is a {type(where).__name__}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):

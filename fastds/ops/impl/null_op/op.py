@@ -12,6 +12,7 @@ from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tenso
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import plain
 from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.null_op import reference
 
 __all__ = ["null_op"]
@@ -142,4 +143,6 @@ def null_op(x: Tensor) -> Tensor:
     Raises:
         TypeError: x is no tensor or of another dtype.
     """
+    if type(x) is Proxy:
+        return record(null_op, locals())
     return NULL_OP(*autocast((x,)))

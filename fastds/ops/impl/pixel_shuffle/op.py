@@ -9,6 +9,7 @@ from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_slope
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import CHANNELS_LAST, channel_sums, empty_map, laid_out, output_format, plain, turned
 from fastds.ops.core.registry import define
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.pixel_shuffle import reference
 
 __all__ = ["pixel_shuffle", "pixel_unshuffle"]
@@ -242,6 +243,8 @@ def pixel_shuffle(
 
     Source: Shi et al. 2016 (ESPCN), equation 4.
     """
+    if type(x) is Proxy:
+        return record(pixel_shuffle, locals())
     x, bias = autocast((x, bias), either=(1,))
     act = "none" if act is None else act
     return PIXEL_SHUFFLE(x, r, bias, act, number("negative_slope", negative_slope))
@@ -265,4 +268,6 @@ def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
         TypeError: a dtype that is not allowed.
         ValueError: a shape or factor that does not fit.
     """
+    if type(x) is Proxy:
+        return record(pixel_unshuffle, locals())
     return PIXEL_UNSHUFFLE(*autocast((x,)), r)

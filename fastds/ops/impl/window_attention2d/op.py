@@ -9,6 +9,7 @@ from fastds.ops.core.arguments import DTYPES, autocast, check_shape, check_tenso
 from fastds.ops.core.backends import Backend
 from fastds.ops.core.layout import dense, empty_map, nhwc
 from fastds.ops.core.registry import define, vector_jacobian
+from fastds.ops.core.tracing import Proxy, record
 from fastds.ops.impl.window_attention2d import reference
 
 __all__ = ["window_attention2d"]
@@ -183,5 +184,7 @@ def window_attention2d(q: Tensor, k: Tensor, v: Tensor, *, window: int = 30) -> 
 
     Source: Ma et al. 2022, PrecipLSTM; Dao et al. 2022, FlashAttention, for the running maximum and the recomputation.
     """
+    if type(q) is Proxy:
+        return record(window_attention2d, locals())
     q, k, v = autocast((q, k, v))
     return WINDOW_ATTENTION2D(q, k, v, window)[0]
