@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tests.faulty: every kind of faulty file through every command that reads it.
+"""python -m tests.faulty: every kind of faulty file through every command that reads it; --files N --seed S: N files
+drawn by seed (drawn.py) through opening, converting and one more command, compared with what was drawn (judged.py).
 
 Right is one sentence that names the fault, status 2 and nothing left behind; or, where a kind allows it, a result with
 a warning. Anything else is "crashed" (an exception came through), "wrong" (a result without a word, or something left)
@@ -10,8 +11,11 @@ import argparse
 import re
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from .commands import commands, good_files, run
 from .kinds import CONTAINERS, FIELDS, RADAR, Kind, make
@@ -48,14 +52,44 @@ def tries(folder: Path, names=None, pick=None):
             yield base, name, command, judge(kind, command, *found), found
 
 
+def campaign(count: int, seed: int, folder: Path, first: int = 0):
+    """(number, outcome, what was said, what was drawn) of files drawn by seed; each by its number alone."""
+    from .drawn import draw
+    from .judged import judge
+
+    for number in range(first, first + count):
+        rng = np.random.default_rng([seed, number])
+        drawn = draw(rng, folder / "in")
+        yield number, *judge(drawn, rng, folder), drawn
+
+
+def run_campaign(count: int, seed: int, first: int) -> int:
+    counts: Counter[str] = Counter()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, outcome, said, drawn in campaign(count, seed, Path(folder), first):
+            counts[outcome] += 1
+            if outcome in ("wrong", "traceback", "unclear") or (outcome == "refused" and not drawn.damaged):
+                print(f"{outcome}: {number} {drawn.how}{' damaged' * drawn.damaged}: {said.strip()[:400]}", flush=True)
+    rate = count / (time.monotonic() - started) * 3600
+    print(f"{count} files of seed {seed}: {dict(counts)}, {rate:.0f} an hour")
+    return int(bool(counts["wrong"] + counts["traceback"] + counts["unclear"]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faulty", description=__doc__.splitlines()[0])
+    parser.add_argument("--files", type=int, metavar="N", help="how many files are drawn by seed")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn files; default: 0")
+    parser.add_argument("--first", type=int, default=0, metavar="K", help="number of the first drawn file; default: 0")
     parser.add_argument(
         "--kinds", nargs="+", choices=sorted(set(TABLES["radar"]) | set(TABLES["fields"])), metavar="KIND"
     )
+    options = parser.parse_args()
+    if options.files:
+        return run_campaign(options.files, options.seed, options.first)
     counts, kinds = Counter(), set()
     with tempfile.TemporaryDirectory() as folder:
-        for base, name, command, outcome, found in tries(Path(folder), names=parser.parse_args().kinds):
+        for base, name, command, outcome, found in tries(Path(folder), names=options.kinds):
             counts[outcome] += 1
             kinds.add((base, name))
             if outcome != "right":

@@ -11,7 +11,7 @@ import xarray as xr
 
 from fastds.data.formats.contents import HDF5, Contents
 from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
-from fastds.data.formats.masking import decode
+from fastds.data.formats.masking import VALID_ATTRIBUTES, decode
 from fastds.data.packages import require
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
@@ -133,14 +133,15 @@ def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:
     zeros = []
     for name, variable in raw.variables.items():
         own = group[name].attrs
-        if variable.dtype.kind not in "fiu" or group[name].fill_value != 0 or "missing_value" in own:
+        if variable.dtype.kind not in "fiu" or group[name].fill_value != 0:
             continue
-        packed = "scale_factor" in own or "add_offset" in own
+        declared = not {"missing_value", *VALID_ATTRIBUTES}.isdisjoint(own)
+        packed = not declared and ("scale_factor" in own or "add_offset" in own)
         if "_FillValue" in own:
             variable.attrs["_FillValue"] = own["_FillValue"]
         elif not packed:
             variable.attrs.pop("_FillValue", None)
-        if variable.ndim >= 2 and "_FillValue" not in own:
+        if variable.ndim >= 2 and "_FillValue" not in own and not declared:
             zeros.append(f"{name} ({'missing, as it is packed' if packed else 'a value'})")
     if zeros:
         said = f"0 is the fill value of the Zarr arrays {', '.join(zeros[:5])}"

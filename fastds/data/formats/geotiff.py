@@ -83,7 +83,9 @@ def _fields(image: Any, tags: dict[str, str]) -> maps.Fields:
     scale, offset = (float(tags.get(name, of[0])) for name, of in (("gain", image.scales), ("offset", image.offsets)))
     missing = float(tags["nodata"]) if "nodata" in tags else image.nodata
     values = scale * codes.astype(np.float64) + offset
-    values[~np.isfinite(values) | _equals(codes, missing) | (image.read_masks(1) == 0)] = np.nan
+    alpha = _alpha(image)
+    masked = image.read_masks(1) == 0 if alpha is None else image.read(alpha) == 0
+    values[~np.isfinite(values) | _equals(codes, missing) | masked] = np.nan
     units = image.units[0]
     if is_dbz(units) or "reflectivity" in tags.get("quantity", "").lower():
         return maps.reflectivity(values, scale * float(tags["undetect"]) + offset if "undetect" in tags else None)

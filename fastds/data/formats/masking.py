@@ -122,7 +122,9 @@ def _valid_limits(name: Any, variable: xr.Variable) -> tuple[float, float] | Non
         said = f"the valid range of variable {name} is empty, {low:g} to {high:g}, and is ignored"
         warnings.warn(said, UserWarning, stacklevel=2)
         return None
-    rounding = 1e-6 * max(abs(end) for end in (low, high) if np.isfinite(end))
+    packed = variable.dtype.kind != "f" and any(key in variable.attrs for key in _PACKING)
+    step = abs(float(np.ravel(variable.attrs.get("scale_factor", 1.0))[0]))
+    rounding = 0.25 * step if packed else 1e-6 * max(abs(end) for end in (low, high) if np.isfinite(end))
     return low - rounding, high + rounding
 
 

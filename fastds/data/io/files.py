@@ -116,6 +116,11 @@ def _watch(dataset: xr.Dataset, encodings: Encodings) -> tuple[xr.Dataset, dict[
 
 
 def _write_zarr(dataset: xr.Dataset, path: pathlib.Path, encodings: Encodings) -> None:
+    for name, variable in dataset.variables.items():
+        uneven = [dim for dim, sizes in variable.chunksizes.items() if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]]
+        if uneven:  # as of files of several lengths, which Zarr's chunks are not
+            even = variable.chunk({dim: max(variable.chunksizes[dim]) for dim in uneven})
+            dataset = dataset.assign({name: even})
     with warnings.catch_warnings():  # consolidated metadata are read by all, but no part of the format 3 yet
         warnings.filterwarnings("ignore", "Consolidated metadata")
         with settled_writes():
