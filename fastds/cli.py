@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -53,7 +54,8 @@ def _keep_freed_memory(keep: bool = True) -> None:
     from fastds import memory
 
     if memory.refusal() is None:
-        memory.keep_freed_memory(keep)
+        with contextlib.suppress(RuntimeError):  # a preloaded allocator, or a heap that cannot grow: it works as well
+            memory.keep_freed_memory(keep)
 
 
 def _given(options, names: Sequence[str]) -> dict:

@@ -4,7 +4,6 @@ import os
 import pickle
 
 import forked
-import h5py
 import numpy as np
 import pytest
 import xarray as xr
