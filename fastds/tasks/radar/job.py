@@ -44,7 +44,7 @@ class RadarJob:
 
     def __init__(
         self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
-        device=None, time_factor=2, static=None, coarsened=None, members=None, seed=None,
+        device=None, time_factor=2, static=None, coarsened=None, members=None, seed=None, smooth=False,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise ValueError(f"time_factor must be 2 or 4 (applied by recursion), got {time_factor}")
@@ -54,6 +54,8 @@ class RadarJob:
         self.model, self.note = pick_model(model)
         _check_model(self.model)
         check_members(members, seed, self.model.card)
+        if smooth and members is not None:
+            raise ValueError("smooth is for one field of each time: leave it out, or the argument members")
         needed = self.model.config.get("static_channels", 0)
         if static is not None or needed:
             check_static(self.model.card, needed, static)
@@ -66,7 +68,7 @@ class RadarJob:
         self.first = None if drawn is None else members_of(drawn.count)
         with computing(self.model, self.settings):
             self.tiled = TiledRun(
-                self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened, drawn
+                self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened, drawn, smooth
             )
         self.dim = source.dims[0]
         dims, shape = source.dims, output_shape(source, self.tiled.scale, time_factor)

@@ -30,6 +30,7 @@ from fastds.tasks.common.tiling import Tile, run_tiles
 from fastds.tasks.radar.agreement import agree
 from fastds.tasks.radar.members import Members, detail_at, details
 from fastds.tasks.radar.motion import Motion, steadied
+from fastds.tasks.radar.steady import steadied_between
 
 # Echo weaker than this is kept but means nothing in interpolation next to stronger echo, dBZ.
 WEAKEST_DBZ = 0.0
@@ -66,7 +67,8 @@ class FrameRefiner:
     network: callable as in tiling.run_tiles. scale: finer by this factor in space. floor, ceiling, no_echo: dBZ. tiles:
     list of Tile over the coarse grid. after_tile: called after each tile of each pair. static, at_once: see run_tiles.
     coarsened: how the coarse frames average finer cells, see agreement.py; None: not known. members: what draws
-    members of every fine frame; None: none are drawn.
+    members of every fine frame; None: none are drawn. steady: frames between two input times have the detail and the
+    intensities of those at the input times, see steady.py; members have their own.
     Attributes: `observe`, a callable (x (2, H, W), flow) run before the first pair of those at once, or None.
     """
 
@@ -84,7 +86,9 @@ class FrameRefiner:
         at_once: int = 1,
         coarsened: str | None = None,
         members: Members | None = None,
+        steady: bool = False,
     ):
+        self.steady = steady and members is None
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
         self.static, self.coarsened, self.members = static, coarsened, members
         self.at_once, self.pairs_at_once = at_once, max(1, at_once // max(1, len(tiles)))
@@ -147,9 +151,13 @@ class FrameRefiner:
     ) -> torch.Tensor:
         """The network's field between two input times, or members of it; flow: of echo above the floor."""
         if self.members is None:
-            return y[1]
+            return self._steadied(y)
         x = self._scaled(first, second, self.floor)
         return self.members.between(details(y, x, flow, self.members.card, self._bands), time)
+
+    def _steadied(self, y: torch.Tensor) -> torch.Tensor:
+        """The middle one of a network's three fields."""
+        return steadied_between(y) if self.steady else y[1]
 
     def _with_middle_frames(self, frames: Iterable[np.ndarray], wanted: range) -> Iterator[np.ndarray]:
         """The coarse frames with the middle frames of a first pass, averaged back to the coarse grid, between them; NaN
@@ -161,7 +169,7 @@ class FrameRefiner:
                 yield np.full_like(previous.numpy(), np.nan)
                 continue
             y, near, flow, _ = result
-            middle = self._middle(y[1], near, previous, current, flow)
+            middle = self._middle(self._steadied(y), near, previous, current, flow)
             yield coarsen_with_weak_echo(middle, self.scale, mode=mode, floor=self.floor, no_echo=self.no_echo)
         yield current.numpy()
 

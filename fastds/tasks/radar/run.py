@@ -45,6 +45,7 @@ def downscale(
     coarsened: str | None = None,
     members: int | None = None,
     seed: int | None = None,
+    smooth: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
     """Return the dataset's radar field at the model's finer grid and at time_factor times the cadence.
@@ -66,6 +67,8 @@ def downscale(
     fastds.data.coarsen; the result, or what members are drawn around, then agrees with it, see agreement.py.
     members: so many fields in place of each, along a new first dimension `realization`, with detail and errors as
     truth has them, see members.py; None: one smooth field of least squared error. seed: of the members; None: 0.
+    smooth: keep the fields of least squared error between input times, which have less detail and less heavy rain than
+    those at input times, so that a series pulses; by default they have the detail and intensities of those, see steady.
     progress: show a progress bar. Returns a new Dataset, with the settings in its attributes, in memory, or lazy where
     dask holds the dataset's field.
     Deterministic for given settings. Raises ValueError for data, settings or models that do not fit.
@@ -73,7 +76,7 @@ def downscale(
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
-    options |= {"members": members, "seed": seed}
+    options |= {"members": members, "seed": seed, "smooth": smooth}
     return _run(model, dataset, progress=progress, **options)[0]
 
 
@@ -94,6 +97,7 @@ def downscale_file(
     coarsened: str | None = None,
     members: int | None = None,
     seed: int | None = None,
+    smooth: bool = False,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -110,7 +114,7 @@ def downscale_file(
     ValueError."""
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
     options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
-    options |= {"members": members, "seed": seed}
+    options |= {"members": members, "seed": seed, "smooth": smooth}
 
     if origin is not None and members is not None:
         raise ValueError(f"MLCast's form has one field a time: leave out the argument members, got {members}")

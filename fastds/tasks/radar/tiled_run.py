@@ -21,7 +21,7 @@ from fastds.tasks.common.progress import progress_bar
 from fastds.tasks.common.settings import Settings
 from fastds.tasks.common.tiling import check_multiple, choose_tile, network_reach, plan_tiles, round_up, run_tiles
 from fastds.tasks.radar.members import LAW, Members
-from fastds.tasks.radar.methods import needs_flow
+from fastds.tasks.radar.methods import Baseline, needs_flow
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
 # Working memory of the network that the automatic choice of tiles stays within; on a GPU half of what is free there.
@@ -44,6 +44,7 @@ class TiledRun:
         static: StaticMaps | None = None,
         coarsened: str | None = None,
         members: Members | None = None,
+        smooth: bool = False,
     ):
         self.model, self.source, self.computed, self.time_factor = model, source, settings, time_factor
         self.card, self.scale = model.card, model.config.get("scale", 2)
@@ -68,6 +69,7 @@ class TiledRun:
             at_once=self._windows_at_once(),
             coarsened=coarsened,
             members=members,
+            steady=not smooth and not isinstance(model, Baseline),  # whose fields are what its name says
         )
         if self.tile and self.halo < self.reach:
             self.refiner.observe = self._measure_seam
@@ -192,6 +194,8 @@ class TiledRun:
             "fastds_tile": self.tile or 0,
             "fastds_halo": self.halo,
         }
+        if self.time_factor > 1 and self.refiner.members is None:
+            settings["fastds_smooth"] = int(not self.refiner.steady)
         if self.refiner.coarsened:
             settings["fastds_coarsened"] = self.refiner.coarsened
         if (members := self.refiner.members) is not None:
