@@ -26,7 +26,8 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
     __path__.append(str(_root))
 
-from fastds import _verbs, ops  # noqa: E402  registers torch.ops.fastds.*
+from fastds import _accessor, _verbs, ops  # noqa: E402  registers torch.ops.fastds.*
+from fastds._behind_import import behind_import as _behind_import  # noqa: E402
 from fastds.memory import keep_freed_memory  # noqa: E402
 from fastds.ops.core.backends import backend  # noqa: E402
 from fastds.ops.explained import explain  # noqa: E402
@@ -48,6 +49,9 @@ _verbs.register("fit", "fastds.tasks.common.fit:fit")
 # What does the work of fastds.VERB(...) and of model.VERB(...), imported at first use.
 for _verb in ("downscale", "evaluate", "nowcast", "predict", "query"):
     _verbs.register(_verb, f"fastds.tasks.verbs:{_verb}")
+
+# xarray takes a quarter of the time of this import, and networks do not need it.
+_behind_import("xarray", _accessor.register)
 
 __all__ = [
     "__version__", "backend", "compile_graph", "convolution", "downscale", "evaluate", "explain", "export",

@@ -255,7 +255,7 @@ def test_commands(tmp_path, capsys):
     capsys.readouterr()
     assert main(["downscale", str(coarse), str(out), "--scale", "2"]) == 0
     said = capsys.readouterr().out
-    assert "model inr-any" in said and "needs the variable r" in said, "the default is inr-small, of other variables"
+    assert "model inr-any (any variable)" in said, "the default is inr-small, of other variables"
 
 
 def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=None):

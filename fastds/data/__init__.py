@@ -4,7 +4,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastds.data import accessor as _accessor  # noqa: F401  dataset.fastds
 from fastds.data.formats.hko7 import open_hko7
 from fastds.data.formats.opening import open_dataset
 from fastds.data.formats.radolan import open_radolan

@@ -3,20 +3,16 @@
 two operations for every product of a number and a weight, none for activations, gates and interpolation."""
 
 import importlib
-import importlib.abc
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
+from fastds._behind_import import behind_import
 from fastds.ops.core.registry import OPS, Op
 from fastds.ops.impl.inr_query.query import Query
 
-_COUNTER = "torch.utils.flop_counter"
 _CORNERS = 4  # that a place has
 
 
@@ -144,29 +140,7 @@ def _register(counter: ModuleType) -> None:
         counter.register_flop_formula(getattr(torch.ops.fastds, name), get_raw=True)(_counting(OPS[name]))
 
 
-class _BehindImport(importlib.abc.MetaPathFinder):
-    """Registers the formulas when torch's counter is imported, which itself imports triton and takes longer than
-    `import fastds`, and is imported by few."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _register(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 def register_formulas() -> None:
-    """Let torch's FlopCounterMode count our ops, whether it is imported already or later."""
-    if _COUNTER in sys.modules:
-        _register(sys.modules[_COUNTER])
-    else:
-        sys.meta_path.insert(0, _BehindImport())
+    """Let torch's FlopCounterMode count our ops, whether it is imported already or later: it imports triton, which
+    takes longer than all of ours, and few need it."""
+    behind_import("torch.utils.flop_counter", _register)

@@ -20,7 +20,7 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
 # Packages under fastds and the others of them that they may import, inside functions, too.
 ARROWS = {
-    "ops": {"kernels", "_source_hash"},
+    "ops": {"kernels", "_behind_import", "_source_hash"},
     "nn": {"ops"},
     "data": {"_argument_types", "_outputs", "_version", "_verbs", "ops"},
     "metrics": set(),

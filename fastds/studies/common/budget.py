@@ -32,6 +32,11 @@ def seconds_a_call(call: Callable[[], object], least: float = 1.0, most: int = 1
     return (time.perf_counter() - began) / count
 
 
+def has_time_for(seconds: float, spent: float) -> bool:
+    """Whether a study of so many seconds has time for what takes `spent`."""
+    return spent <= (1 - _RESERVE) * seconds
+
+
 def steps_within(seconds: float, a_step: float, fixed: float) -> int:
     """The steps that each training may take, all the same.
 

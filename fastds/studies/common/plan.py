@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastds.studies.common.budget import PAPER, budget_seconds, seconds_a_call, steps_within
+from fastds.studies.common.budget import LEAST_STEPS, PAPER, budget_seconds, has_time_for, seconds_a_call, steps_within
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.common.quiet import quietly
 from fastds.tasks.common.training import SupervisedModule
@@ -39,8 +39,25 @@ def make_plan(
     began, seeds = time.perf_counter(), len(config.seeds)
     costs = measure(networks)
     fixed = seeds * costs.fixed + _DRAWING + time.perf_counter() - began
-    steps = steps_within(budget_seconds(config.budget), seeds * sum(costs.a_step.values()), fixed)
+    seconds = budget_seconds(config.budget)
+    try:
+        steps = steps_within(seconds, seeds * sum(costs.a_step.values()), fixed)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_what_fits(config.budget, seconds, seeds, costs)}") from None
     return {"steps": steps, "seconds_a_step": {name: round(second, 4) for name, second in costs.a_step.items()}}
+
+
+def _what_fits(budget: str, seconds: float, seeds: int, costs: Costs) -> str:
+    """The end of a refusal: the quickest methods that a budget has time for, or that it has for none."""
+    chosen, spent = [], _DRAWING
+    for name in sorted(costs.a_step, key=costs.a_step.__getitem__):
+        spent += seeds * (LEAST_STEPS * costs.a_step[name] + costs.fixed / len(costs.a_step))
+        if has_time_for(seconds, spent):
+            chosen.append(name)
+    if not chosen or len(chosen) == len(costs.a_step):
+        return "fewer files, seeds or test_samples take less, and max_steps sets the steps without a budget"
+    listed = ",".join(name for name in costs.a_step if name in chosen)
+    return f"{budget} is enough for run=[{listed}], and max_steps sets the steps without a budget"
 
 
 def seconds_of_step(module: SupervisedModule, batch: dict) -> float:

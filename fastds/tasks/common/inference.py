@@ -77,10 +77,16 @@ def check_field_target(source: Source, target: str | os.PathLike) -> None:
     check_format(target)
 
 
+def check_reads_static(card: ModelCard, needed: int) -> None:
+    """ValueError for a model that reads no static maps."""
+    if not needed:
+        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
+
+
 def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | None) -> None:
     """ValueError where static maps are missing, or given to a model that reads none, or its card does not name them."""
-    if static is not None and not needed:
-        raise ValueError(f"model {card.name or 'without a name'} reads no static maps; leave out the argument static")
+    if static is not None:
+        check_reads_static(card, needed)
     if len(card.static_variables) != needed:
         raise ValueError(
             f"model {card.name or 'without a name'} reads {needed} static maps, and its card names "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import METHODS, weights_at
 from fastds.models.inr import INRDownscaler
-from fastds.tasks.common.inference import loaded, named
+from fastds.tasks.common.inference import check_reads_static, loaded, named
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.variables import Fields, alike
@@ -99,9 +99,16 @@ def pick_network(
     takes the dataset, else inr-any, which takes every variable by itself.
 
     Raises: as FieldModel and fastds.load."""
-    if model is not None or static is not None:
-        model = DEFAULT_MODEL if model is None else model
-        method = _set_up(loaded(model), dataset, grid, static)
+    if static is not None and model is None:
+        raise ValueError(
+            "no shipped network reads static maps: give one that does with the argument model, or leave out the "
+            "argument static"
+        )
+    if model is not None:
+        network = loaded(model)
+        if static is not None:  # before what else the network may need of the dataset
+            check_reads_static(network.card, getattr(network, "static_channels", 0))
+        method = _set_up(network, dataset, grid, static)
         return method, named(method.model, model)
     try:
         return _set_up(loaded(DEFAULT_MODEL), dataset, grid), f"model {DEFAULT_MODEL}"

@@ -27,6 +27,7 @@ from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import geometry
 from fastds.tasks.fields.job import FieldsJob
 from fastds.tasks.fields.methods import pick_method, pick_network
+from fastds.tasks.fields.networks import FieldModel
 from fastds.tasks.fields.points import Points, read_points
 from fastds.tasks.fields.stations import on_axes, projection_of
 from fastds.tasks.fields.totals import RunningTotals
@@ -150,7 +151,7 @@ def query(
     Returns: rows {columns of the point, leading coordinates, name: model value, name_bilinear: interpolated value,
         fastds_out_of_domain and, where something is outside, fastds_out_of_domain_by: see fastds.tasks.domain.score}.
 
-    Raises: ValueError: data, model or points that do not fit.
+    Raises: ValueError: data, model or points that do not fit; points with a column of a name that the rows have.
     """
     options = {"threads": threads, "precision": precision, "device": device}
     return _query(model, dataset, points, outside, var, static, **options)[0]
@@ -169,6 +170,7 @@ def _query(model, dataset, points, outside, var, static, **options) -> tuple[lis
     stations, latitude, longitude = read_points(points)
     grid = geometry(dataset, var)
     fields, note = pick_network(model, with_fields(dataset, grid, var), grid, static)
+    _check_columns(stations, fields)
     grid = fields.grid
     at_rows, at_columns = on_axes(projection_of(fields.dataset, grid), grid, latitude, longitude)
     settings = settle(fields.model, **options)
@@ -194,6 +196,25 @@ def _query(model, dataset, points, outside, var, static, **options) -> tuple[lis
                     row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(plain[q, c])}
                 rows.append(row | judged)
     return rows, fields.name, note
+
+
+def _check_columns(stations: list[dict], fields: FieldModel) -> None:
+    """Raise ValueError where points have a column of a name that the result needs, whose values it would replace."""
+    names = [fields.names[c] for c in fields.predicted]
+    made = [
+        *fields.lead,
+        *names,
+        *(f"{name}_bilinear" for name in names),
+        "fastds_out_of_domain",
+        "fastds_out_of_domain_by",
+    ]
+    taken = [name for name in made if stations and name in stations[0]]
+    if taken:
+        one = len(taken) == 1
+        raise ValueError(
+            f"the points have {'a column' if one else 'columns'} {', '.join(taken)}, as the result has, whose values "
+            f"would be lost: rename {'it' if one else 'them'} in the points, such as {taken[0]}_observed"
+        )
 
 
 def query_file(

@@ -175,7 +175,7 @@ class FieldData(SampleData):
             raise ValueError(
                 f"data: {config.path} leaves {tuple(self.validation.shape)} (times, channels, rows, columns) for the "
                 f"validation, at least {self._least} rows and columns are needed for data.test_scales "
-                f"{config.test_scales}"
+                f"{config.test_scales}{self._way_out(fields)}"
             )
         return block
 
@@ -194,12 +194,19 @@ class FieldData(SampleData):
         if not self.validation:
             raise ValueError(
                 f"data.each: no last fifth of columns has the {self._least} rows and columns that the validation needs "
-                f"for data.test_scales {self.config.test_scales}"
+                f"for data.test_scales {self.config.test_scales}; take fields of {5 * self._least} columns, or one "
+                "variable by data.variables with data.split=time"
             )
         return blocks
 
     def _large_enough(self, fields: Tensor) -> bool:
         return min(fields.shape[2:]) >= self._least
+
+    def _way_out(self, fields: Tensor) -> str:
+        """The end of a refusal: an option with which fields (T, C, H, W) are large enough, where there is one."""
+        if self.config.split != "time" and len(fields) >= 5 and self._large_enough(fields):
+            return "; data.split=time validates on the last times and all columns"
+        return ""
 
     @property
     def _least(self) -> int:

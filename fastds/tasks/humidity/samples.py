@@ -2,6 +2,7 @@
 """Random crops of sequences of fields, from regions kept apart."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from fastds.tasks.common.training import SampleData
 from fastds.tasks.domain.statistics import texture
 from fastds.tasks.humidity.config import DataConfig
 
+_CROP_STEP = 8  # what networks halve three times
 ROLES = ("train", "validation", "test")
 
 
@@ -104,7 +106,7 @@ class FieldSequences(Dataset):
                 raise ValueError(
                     f"a region has {times} times, {rows} rows and {columns} columns, a sample "
                     f"data.steps={config.steps} times and data.crop={config.crop} rows and columns; of a file without "
-                    "regions in data.sources the last quarter of the columns validates"
+                    f"regions in data.sources the last quarter of the columns validates{_crop_that_fits(region, scale)}"
                 )
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
         points = np.array([float(region.numel()) for region in regions])
@@ -123,6 +125,13 @@ class FieldSequences(Dataset):
         flips = [axis for axis in (1, 2) if c.flips and rng.random() < 0.5]
         fine = fine.flip(flips) if flips else fine
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
+
+
+def _crop_that_fits(region: torch.Tensor, scale: int) -> str:
+    """The end of a refusal: the largest crop that a region has room for, where there is one."""
+    side = math.lcm(scale, _CROP_STEP)
+    crop = min(region.shape[1:]) // side * side
+    return f"; data.crop={crop} fits" if crop else ""
 
 
 class HumidityData(SampleData):

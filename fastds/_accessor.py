@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs as methods of xarray objects: after `import fastds.data`, dataset.fastds.downscale()."""
+"""The verbs as methods of xarray objects: after `import fastds`, dataset.fastds.downscale()."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import xarray as xr
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fastds._verbs import function
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Accessor:
@@ -32,15 +36,12 @@ class Accessor:
         return function("evaluate")(self._data, truth, **options)
 
 
-def register() -> None:
-    """Let xarray objects have the attribute `fastds`; once, as xarray warns of a second time."""
+def register(xarray: ModuleType) -> None:
+    """Let the objects of xarray have the attribute `fastds`; once, as xarray warns of a second time."""
     kinds: tuple[tuple[type, Callable], ...] = (
-        (xr.Dataset, xr.register_dataset_accessor),
-        (xr.DataArray, xr.register_dataarray_accessor),
+        (xarray.Dataset, xarray.register_dataset_accessor),
+        (xarray.DataArray, xarray.register_dataarray_accessor),
     )
     for kind, how in kinds:
         if not hasattr(kind, "fastds"):
             how("fastds")(Accessor)
-
-
-register()

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`import fastds` alone gives xarray objects their attribute, whichever is imported first, and does not wait for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fastds._behind_import import behind_import
+
+USED = "\nprint(type(xarray.Dataset().fastds).__name__, type(xarray.DataArray(1).fastds).__name__)"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import fastds, xarray",
+        "import xarray, fastds",
+        "import fastds, xarray, fastds.data",
+        "import fastds.data, xarray",
+        "import fastds, pandas\nimport xarray.core\nimport xarray",
+    ],
+)
+def test_the_accessor_is_there(imports):
+    code = f"import warnings\nwarnings.simplefilter('error', UserWarning)\n{imports}{USED}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "Accessor Accessor\n", done.stderr
+
+
+def test_xarray_is_not_imported_for_it():
+    code = "import sys, fastds; print('xarray' in sys.modules, 'torch.utils.flop_counter' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False False\n", done.stderr
+
+
+def test_work_behind_an_import(tmp_path, monkeypatch):
+    (tmp_path / "late_module.py").write_text("value = 3\n")
+    seen = []
+    behind_import("late_module", lambda module: seen.append(module.value))
+    with pytest.raises(ModuleNotFoundError):
+        import late_module
+    monkeypatch.syspath_prepend(tmp_path)
+    import late_module  # noqa: F811
+
+    assert seen == [late_module.value] == [3]
+    behind_import("late_module", lambda module: seen.append(-module.value))
+    assert seen == [3, -3]
