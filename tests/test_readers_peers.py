@@ -88,7 +88,7 @@ def test_grib_as_eccodes(raw, name):
     with open_dataset(path) as dataset, path.open("rb") as file:
         while (handle := eccodes.codes_grib_new_from_file(file)) is not None:
             short = eccodes.codes_get(handle, "cfVarName")
-            found = dataset[short] if short in dataset else None
+            found = dataset.get(short)
             if found is None or found.squeeze().ndim != 2:
                 eccodes.codes_release(handle)
                 continue

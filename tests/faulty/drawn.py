@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files drawn by seed: formats, packings, fill values, grids, projections, scanning, calendars, jitter and damage.
 
-Each is written by a library that fastds does not write with (netCDF4, h5py, eccodes, rasterio, zarr), together with what
-a reader must find: values, times, and places by pyproj from the drawn metadata.
+Each is written by a library that fastds does not write with (netCDF4, h5py, eccodes, rasterio, zarr), together with
+what a reader must find: values, times, and places by pyproj from the drawn metadata.
 """
 
 import dataclasses
@@ -107,10 +107,7 @@ class Packing:
 
     def store(self, values: np.ndarray) -> np.ndarray:
         """Values (NaN where missing) as the file holds them."""
-        if self.scale is not None:
-            coded = np.rint((values - self.offset) / self.scale)
-        else:
-            coded = values
+        coded = values if self.scale is None else np.rint((values - self.offset) / self.scale)
         coded = np.where(np.isnan(values), np.nan if self.fill is None else self.fill, coded)
         return coded.astype(self.dtype)
 

@@ -103,7 +103,7 @@ def _grid(geographic: h5py.Group, shape: tuple[int, ...]) -> tuple[str, np.ndarr
         raise ValueError(
             f"the image has the shape {shape}, geographic/geo_number_rows and columns say {rows}, {columns}"
         )
-    units = [unit.strip().upper() for unit in text_of(attrs.get("geo_dim_pixel", "KM,KM")).split(",")]
+    units = [unit.strip().upper() for unit in text_of(required(attrs, "geo_dim_pixel", "geographic")).split(",")]
     if len(units) != 2 or not set(units) <= set(_METRES):
         raise ValueError(f"geographic/geo_dim_pixel is {','.join(units)}; expected KM,KM or M,M")
     across, down = (_METRES[unit] for unit in units)
