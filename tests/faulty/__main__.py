@@ -76,6 +76,18 @@ def run_campaign(count: int, seed: int, first: int) -> int:
     return int(bool(counts["wrong"] + counts["traceback"] + counts["unclear"]))
 
 
+def run_planted(most: int, seed: int) -> int:
+    from .planted import FAULTS, find_fault
+
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for fault in FAULTS:
+            found = find_fault(fault, seed, most, Path(folder))
+            missed += found is None
+            print(f"{fault}: {'not found' if found is None else f'file {found[0]}, {found[1][:200]}'}", flush=True)
+    return int(missed > 0)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faulty", description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, metavar="N", help="how many files are drawn by seed")
@@ -84,7 +96,10 @@ def main() -> int:
     parser.add_argument(
         "--kinds", nargs="+", choices=sorted(set(TABLES["radar"]) | set(TABLES["fields"])), metavar="KIND"
     )
+    parser.add_argument("--planted", action="store_true", help="find planted faults by the drawn files")
     options = parser.parse_args()
+    if options.planted:
+        return run_planted(options.files or 400, options.seed)
     if options.files:
         return run_campaign(options.files, options.seed, options.first)
     counts, kinds = Counter(), set()

@@ -114,6 +114,8 @@ def compare(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[
     if times:
         return "wrong", times
     lon, lat = places(found, field)
+    if np.nanmax(np.abs(lat)) > 90:
+        return "wrong", f"a latitude is {lat.flat[np.nanargmax(np.abs(lat))]}"
     for _ in range(_POINTS):
         row, column = (int(rng.integers(size)) for size in wanted.shape[1:])
         if np.isnan(drawn.latitude[row, column]):

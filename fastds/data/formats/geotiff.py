@@ -71,6 +71,12 @@ def _alpha(image: Any) -> int | None:
     )
 
 
+def masked_pixels(image: Any) -> np.ndarray:
+    """Where an alpha band, a mask inside the file or beside it, or the band's nodata leave pixels out."""
+    alpha = _alpha(image)
+    return image.read_masks(1) == 0 if alpha is None else image.read(alpha) == 0
+
+
 def _axes(image: Any) -> maps.Coordinates:
     """Centres of rows and columns, degrees or metres."""
     unit = 1.0 if image.crs.is_geographic else image.crs.linear_units_factor[1]
@@ -83,9 +89,7 @@ def _fields(image: Any, tags: dict[str, str]) -> maps.Fields:
     scale, offset = (float(tags.get(name, of[0])) for name, of in (("gain", image.scales), ("offset", image.offsets)))
     missing = float(tags["nodata"]) if "nodata" in tags else image.nodata
     values = scale * codes.astype(np.float64) + offset
-    alpha = _alpha(image)
-    masked = image.read_masks(1) == 0 if alpha is None else image.read(alpha) == 0
-    values[~np.isfinite(values) | _equals(codes, missing) | masked] = np.nan
+    values[~np.isfinite(values) | _equals(codes, missing) | masked_pixels(image)] = np.nan
     units = image.units[0]
     if is_dbz(units) or "reflectivity" in tags.get("quantity", "").lower():
         return maps.reflectivity(values, scale * float(tags["undetect"]) + offset if "undetect" in tags else None)
