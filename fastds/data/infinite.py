@@ -27,7 +27,9 @@ def find_fill_values(values: np.ndarray) -> list[float]:
     """Known fill values in an array of floats without infinite values that lie far outside everything else: three times
     its range beyond it. An array of nothing but one is missing where the value is negative or huge."""
     found: list[float] = []
-    codes = {float(values.dtype.type(value)) for value in _FILL_VALUES if abs(value) <= np.finfo(values.dtype).max}
+    own = values.dtype.type
+    fills = [value for value in _FILL_VALUES if abs(value) <= np.finfo(own).max]
+    codes = {float(own(value)) for value in (*fills, *map(np.float32, fills))}  # float64 may be decoded float32
     present = values
     while present.size:
         ends = float(np.fmin.reduce(present, axis=None)), float(np.fmax.reduce(present, axis=None))
