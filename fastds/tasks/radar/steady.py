@@ -16,7 +16,8 @@ _WIDTH = 1.5  # standard deviation of the window whose mean is taken from a fiel
 # Of the ratio of variances. The square root would give a field the detail of the others, of which matching the
 # intensities takes some away again.
 _POWER = 0.8
-_MOST = 3.0  # of the ratio of variances
+_MOST = 4.0  # of the ratio of variances
+_PASSES, _NEAR = 2, 1.05  # another one where more than this is lacking of the variance
 _BINS = 4096  # of intensities, of which the distributions are counted
 _COUNTED = 1 << 19  # pixels, about as many as are counted of a large field: those of every so many rows
 
@@ -25,8 +26,8 @@ def steadied_between(y: Tensor) -> Tensor:
     """The middle one of three fields with the detail and the distribution of the other two.
 
     y_1' = Q(F(y_1 + (a - 1) d_1)), d_k: y_k less its mean in a window, a = (mean d^2 of y_0 and y_2 over that of
-    y_1)^0.8; F: the rank in its field; Q: the mean of the quantiles of y_0 and y_2 (probability matching). Where y_1 is
-    0, and so no echo above the floor, it stays 0.
+    y_1)^0.8; F: the rank in its field; Q: the mean of the quantiles of y_0 and y_2 (probability matching); once more
+    where y_1' lacks detail. Where y_1 is 0, and so no echo above the floor, it stays 0.
 
     Args:
         y: (3, H, W) in [0, 1] above the floor, what a network made at two input times and between them.
@@ -36,15 +37,21 @@ def steadied_between(y: Tensor) -> Tensor:
     Source: Ebert 2001, Ability of a Poor Man's Ensemble to Predict the Probability and Distribution of Precipitation.
     """
     own, ends = y[1].clamp(0.0, 1.0), (y[0].clamp(0.0, 1.0), y[2].clamp(0.0, 1.0))
-    wet = own > 0
-    if not wet.any() or not all((end > 0).any() for end in ends):
+    if not all(field.any() for field in (own, *ends)):
         return own
-    detail = _detail(own)
-    ratio = (_variance(_detail(ends[0])) + _variance(_detail(ends[1]))) / 2 / max(_variance(detail), 1e-12)
-    factor = min(max(ratio, 1.0), _MOST) ** _POWER
-    # Echo stays above the floor, so that its rank is among echo.
-    sharp = torch.add(own, detail, alpha=factor - 1).clamp_(1e-6, 1.0).mul_(wet)
-    return _through(sharp, _matching(sharp, ends)).mul_(wet)
+    wet, counts = own > 0, [_above(end) for end in ends]
+    wanted, detail = sum(_variance(_detail(end)) for end in ends) / 2, _detail(own)
+    for number in range(_PASSES):
+        ratio = wanted / max(_variance(detail), 1e-12)
+        if number and ratio < _NEAR:
+            break
+        factor = min(max(ratio, 1.0), _MOST) ** _POWER
+        # Ranks alone count: the strongest echo is not cut, and weak echo stays above the floor, among echo.
+        sharp = own.add_(detail, alpha=factor - 1)
+        sharp = sharp.div_(max(float(sharp.max()), 1.0)).clamp_(min=1e-6).mul_(wet)
+        own = _through(sharp, _matching(_above(sharp), counts)).mul_(wet)
+        detail = _detail(own)
+    return own
 
 
 def _detail(field: Tensor) -> Tensor:
@@ -59,14 +66,14 @@ def _variance(detail: Tensor) -> float:
 def _above(field: Tensor) -> np.ndarray:
     """How many pixels have at least each of _BINS + 1 values from 0 to 1, those at 0 not counted."""
     field = field[:: max(1, field.numel() // _COUNTED)]
-    counts = torch.histc(field[field > 0], _BINS, 0.0, 1.0).double().numpy()
+    counts = torch.histc(field, _BINS, 0.0, 1.0).double().numpy()
+    counts[0] -= field.numel() - int(torch.count_nonzero(field))
     return np.append(counts[::-1].cumsum()[::-1], 0.0)
 
 
-def _matching(field: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
+def _matching(ranks: np.ndarray, counts: list[np.ndarray]) -> Tensor:
     """(2, _BINS): what the lowest and the highest value in each bin of a field become, the mean of the values that as
-    many pixels of either end reach."""
-    ranks, counts = _above(field), [_above(end) for end in ends]
+    many pixels of either end reach; ranks and counts: of the field and the ends, as _above gives them."""
     lowest = np.mean([_reached(above[::-1], ranks[:-1], np.linspace(1.0, 0.0, _BINS + 1)) for above in counts], 0)
     highest = np.mean([_reached(above, ranks[1:], np.linspace(0.0, 1.0, _BINS + 1)) for above in counts], 0)
     return torch.from_numpy(np.stack([lowest, highest]).astype(np.float32))
