@@ -179,7 +179,8 @@ def _check_continues(manifest: Manifest, target: Path, wanted: Wanted) -> None:
     known = [file for file in manifest.files if wanted.files.get(file) != manifest.files[file]]
     gone = [f"{file} {'has changed' if file in wanted.files else 'is not among the files'}" for file in known]
     raise ValueError(
-        f"{target} cannot be continued: {'; '.join(_some([*differ, *gone]))}; without the argument append it is made anew"
+        f"{target} cannot be continued: {'; '.join(_some([*differ, *gone]))}; without the argument append it is made "
+        "anew"
     )
 
 
