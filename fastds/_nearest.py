@@ -5,6 +5,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def with_article(name: str) -> str:
+    """ "a Tensor", "an ErrorLaw"."""
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
+
+
 def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
     """The end of a sentence about an unknown name: "; did you mean --scale?", or "" where nothing known is near.
 

@@ -416,3 +416,12 @@ def test_check_of_what_a_network_was_not_trained_for(tmp_path, capsys):
         "cannot     downscale --model wgan-gp-small-x2, downscale --model wgan-gp-small-x8: needs relative humidity; "
     )
     assert f"{wanted}this file has t\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dim", ["time", "latitude", "longitude"])
+def test_check_of_fields_without_a_value(tmp_path, capsys, dim):
+    gridded(TEMPERATURE).isel({dim: slice(0, 0)}).to_netcdf(tmp_path / "t.nc", engine="h5netcdf")
+    main(["check", str(tmp_path / "t.nc")])
+    said = capsys.readouterr().out
+    assert f"grid       none, dimension {dim} has length 0" in said
+    assert "internal error" not in said and "zero-size" not in said, said

@@ -79,6 +79,8 @@ def compute_archive(
     require("dask", "archives")
     workers = _checked(source, Path(target), workers, scheduler, dtype)
     target = place_of(target)
+    if append:
+        _check_begun(target)
     files, left_out = readable(source) if keep_going else (tuple(map(str, files_of(source))), [])
     threads = threads_of(threads, workers, scheduler)
     options = dict(options or {})
@@ -86,6 +88,8 @@ def compute_archive(
         options["device"] = resolved(options["device"])
     form = {"dtype": dtype, "threads": threads}
     request = Request(task, files, model, options, dict(reading or {}), **form)
+    if append and target.exists():  # before the files are opened, which may be many
+        _check_continues(Manifest(target), target, Wanted.by(request))
     job = job_of(request)
     if not job.dim:
         raise ValueError("an archive has several times or forecasts; leave out workers, scheduler and append for one")
@@ -152,6 +156,41 @@ def _begin(store: Store, manifest: Manifest, request: Request, wanted: Wanted, s
     manifest.begin(wanted, steps, store.length)
 
 
+def _check_begun(target: Path) -> None:
+    """Raise ValueError for a store that nothing can be appended to, as no manifest tells what it was made of."""
+    part = target.with_name(target.name + ".part")
+    moved = not part.exists() and Manifest(part).told is not None  # the run was killed before it moved the manifest
+    if target.exists() and Manifest(target).told is None and not moved:
+        raise ValueError(
+            f"{target} cannot be continued: there is no {target.name}.manifest, which tells what it was made of and is "
+            "written with the arguments workers and append; remove the store, or give another name, and run this again"
+        )
+
+
+def _check_continues(manifest: Manifest, target: Path, wanted: Wanted) -> None:
+    """Raise ValueError, with what differs, for a store of other options or of other files than the first of these."""
+    if manifest.told is None or manifest.grows_to(wanted):
+        return
+    differ = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for old, new in zip(_flat(manifest.told), _flat(wanted.told), strict=True)
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    known = [file for file in manifest.files if wanted.files.get(file) != manifest.files[file]]
+    gone = [f"{file} {'has changed' if file in wanted.files else 'is not among the files'}" for file in known]
+    raise ValueError(
+        f"{target} cannot be continued: {'; '.join(_some([*differ, *gone]))}; without the argument append it is made "
+        "anew"
+    )
+
+
+def _flat(told: dict) -> tuple[dict, dict, dict]:
+    """What a manifest tells: of the whole, the task's options, and of reading."""
+    own = {name: value for name, value in told.items() if name not in ("options", "reading")}
+    return own, told["options"], told["reading"]
+
+
 def _late(request: Request, store: Store, manifest: Manifest, wanted: Wanted) -> list[str]:
     """The new files with times before the last one that a store was made of, where it cannot grow by them."""
     if manifest.is_of(wanted) or not manifest.grows_to(wanted) or store.begins_as(manifest.length):
@@ -171,15 +210,11 @@ def _grow(store: Store, manifest: Manifest, wanted: Wanted) -> None:
     """Make a complete store longer where more files are wanted."""
     if manifest.is_of(wanted):
         return
-    if not manifest.grows_to(wanted):
-        raise ValueError(
-            f"{store.path} cannot be continued: it has no manifest, or was made with other options, or of files that "
-            "have changed or are not among these; without append it is made anew"
-        )
+    _check_continues(manifest, store.path, wanted)
     if not store.begins_as(manifest.length):
         raise ValueError(
             f"{store.path} cannot be continued: the files that are new do not come after those it was made of; with "
-            "keep_going these are left out, without append it is made anew"
+            "the argument keep_going these are left out, without the argument append it is made anew"
         )
     store.grow(manifest.length)
     manifest.begin(wanted, manifest.steps, store.length)

@@ -177,7 +177,8 @@ def forecast_strip(
     unit: str = "km",
     title: str = "",
 ) -> Figure:
-    """Draw observed fields over forecasts over their difference, one column per time, and return the Figure.
+    """Draw observed fields over forecasts over their difference, one column per time, and return the Figure; in one row
+    where no time has both.
 
     observed, forecast: one (H, W) field in dBZ per time, None where there is none; a column with both has a difference,
     taken of fields lifted to 5 dBZ. times: column titles. x (W,), y (H,): cell centres in `unit`; without them pixel
@@ -191,8 +192,11 @@ def forecast_strip(
         for o, f in zip(observed, forecast, strict=True)
     ]
     rows = [("observed", observed, draw_field), ("forecast", forecast, draw_field)]
+    names = ["forecast" if o is None else "observed" for o in observed]
     if any(d is not None for d in differences):
         rows.append(("forecast minus observed", differences, draw_difference))
+    else:
+        rows = [("", [f if o is None else o for o, f in zip(observed, forecast, strict=True)], draw_field)]
     height, width = next(np.shape(f) for f in (*observed, *forecast) if f is not None)
     side = min(3.0, 17.0 / len(times))
     size = (side * len(times) + 0.7, (side * height / width + 0.28) * len(rows) + 1.6)
@@ -206,7 +210,8 @@ def forecast_strip(
             axes.set_visible(values is not None)
             if values is not None:
                 drawn[draw] = draw(axes, values, x, y)
-                label_map(axes, f"{name}, {times[column]}", unit, left=column == first, bottom=row == len(rows) - 1)
+                said = f"{name or names[column]}, {times[column]}"
+                label_map(axes, said, unit, left=column == first, bottom=row == len(rows) - 1)
     colour_bar(figure, drawn[draw_field], grid[:2], reflectivity_style()[2], "reflectivity (dBZ)", "neither")
     if len(rows) == 3:
         colour_bar(

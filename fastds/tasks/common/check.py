@@ -102,7 +102,8 @@ def _facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
     if len(fields) > _MOST:
         yield "", f"and {len(fields) - _MOST} more"
     if fields:
-        yield "grid", _grid(dataset, fields[0])
+        empty = [dim for dim, size in fields[0].sizes.items() if size == 0]
+        yield "grid", f"none, dimension {empty[0]} has length 0" if empty else _grid(dataset, fields[0])
 
 
 def _times(times: np.ndarray) -> str:

@@ -25,7 +25,8 @@ _NO_CURVES = ("epoch", "step")
 def write_training_report(path: str | os.PathLike, best: Path, config: RunConfig) -> None:
     """Write a report of the training whose best weights are the file `best`, from the logs beside it."""
     logs = _logs(best.parent / "csv")
-    charts = [_chart(column, logs) for column in _columns(logs) if not column.startswith("lr-")]
+    curves = [name for name in _columns(logs) if not name.startswith("lr-") and len(_values(name, logs)) > 1]
+    charts = [_chart(column, logs) for column in curves]  # one dot is no curve
     told = facts(best, dict(flat(dataclasses.asdict(config))), {})
     title = f"Training of {config.model.name}"
     Page(

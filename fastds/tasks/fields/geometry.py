@@ -215,7 +215,7 @@ def geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
     try:
         _ = grid.steps  # refuses uneven axes, whose span means nothing
     except ValueError as error:
-        raise ValueError(f"{error}; {_uneven(longitude)}") from None
+        raise ValueError(_uneven(found[1], longitude, error)) from None
     check_longitudes(found[1], turned.numpy())
     return grid
 
@@ -287,12 +287,16 @@ def _axis_of(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) ->
     raise ValueError(f"{said}: the fields are on no regular or Gaussian latitude-longitude grid{where}, {_BRING}")
 
 
-def _uneven(longitude: Tensor) -> str:
-    """What to do about an axis that is not evenly spaced."""
+def _uneven(name: str, longitude: Tensor, error: ValueError) -> str:
+    """What is wrong with an axis that is not evenly spaced, and what to do about it."""
     if longitude.numel() > 2 and (longitude.diff() > 0).all() and longitude.diff().max() > FULL_CIRCLE / 2:
         turned = "longitude % 360" if longitude.min() < 0 else "(longitude + 180) % 360 - 180"
-        return f"a region on both sides of the longitudes' seam is in one piece as {turned}, sorted"
-    return f"the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
+        gap = int(longitude.diff().argmax())
+        return (
+            f"{name} has a gap from {float(longitude[gap]):g} to {float(longitude[gap + 1]):g}: the region lies on "
+            f"both sides of the longitudes' seam, and is in one piece with {turned}, sorted, in place of {name}"
+        )
+    return f"{error}; the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
 
 
 def target_by_scale(grid: Geometry, scale: float) -> tuple[Tensor, Tensor]:

@@ -160,7 +160,9 @@ class FieldsJob:
 
     def _settings(self) -> dict:
         """Attributes that say how the file was made; the factor is a number, or one for rows and one for columns."""
-        rows, columns = self.method.factor(*self.target)
+        rows, columns = (
+            float(f"{finer:.12g}") for finer in self.method.factor(*self.target)
+        )  # 3, not 2.999999999999999
         settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.computed.attributes()
         settings |= self.method.domain.attributes()
         if self._totals:

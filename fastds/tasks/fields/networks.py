@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fastds._nearest import with_article
 from fastds.data.io.statics import static_maps
 from fastds.models.inr import INRDownscaler
 from fastds.models.inr.bands import Encoded
@@ -41,7 +42,9 @@ class FieldModel(Fields):
         self, model: INRDownscaler, dataset: xr.Dataset, grid: Geometry, static: xr.Dataset | list[str] | None = None
     ):
         if not isinstance(model, INRDownscaler):
-            raise ValueError(f"model is a {type(model).__name__}, expected an INRDownscaler for scale, grid and like")
+            raise ValueError(
+                f"model is {with_article(type(model).__name__)}, expected an INRDownscaler for scale, grid and like"
+            )
         self.model, self.name, self.most = model, model.card.name, model.max_scale
         dataset, grid = upright(dataset, grid)
         super().__init__(dataset, grid, *self._chosen(dataset, grid))

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 import fastds
+from fastds._nearest import with_article
 from fastds.data import add_history, refine_grid
 from fastds.data.grid.axes import is_latitude, time_of, upright
 from fastds.data.grid.grids import scalar_coordinates
@@ -185,7 +186,7 @@ class HumidityJob:
 
 def _check(model, members, seed):
     if not isinstance(model, HumidityGenerator):
-        raise ValueError(f"model is a {type(model).__name__}, expected a HumidityGenerator for an ensemble")
+        raise ValueError(f"model is {with_article(type(model).__name__)}, expected a HumidityGenerator for an ensemble")
     card = model.card
     if card.offset is None or card.range is None or card.coarsening is None:
         raise ValueError(f"model {card.name} has no offset, range and coarsening in its card")

@@ -25,6 +25,7 @@ from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, 
 from fastds.report.curves import Curves
 from fastds.tasks.common.inference import mean_spacing_m
 from fastds.tasks.common.reports import facts, file_of, settings_of, utc
+from fastds.tasks.common.tables import counted
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import Compared, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, coarse_fields
@@ -93,6 +94,8 @@ def draw(
     method, in dBZ."""
     grid = MapGrid.of(forecasts.variable)
     maps = Maps(grid, ["observed", *made], radar_style(forecasts.z_r))
+    if forecasts.count:
+        maps.notes.append(f"Maps of the ensemble are the mean of its {counted(forecasts.count, 'member')}.")
     start, leads, before = forecasts.starts[number], forecasts.leads, before[-_BEFORE:]
     for back, field in enumerate(before, 1 - len(before)):
         maps.add(f"{utc(later(start, back * leads[0]))}, observed", {"observed": field})
