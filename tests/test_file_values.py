@@ -235,6 +235,15 @@ def test_a_single_lead_is_kept_and_one_that_changes_lies_along_time(tmp_path):
         np.testing.assert_array_equal(both["lead"].values / np.timedelta64(1, "h"), [0, 6])
 
 
+def test_dates_that_wrf_writes_as_letters(tmp_path):
+    letters = np.array([list("2024-06-01_00:00:00"), list("2024-06-01_06:00:00")], "S1")
+    dataset = gridded().drop_vars("time").rename(time="Time").assign(Times=(("Time", "DateStrLen"), letters))
+    write(dataset, tmp_path / "a.nc")
+    with open_dataset(tmp_path / "a.nc") as found:
+        np.testing.assert_array_equal(found["Time"].values, gridded()["time"].values)
+        assert "Times" not in found
+
+
 def test_files_of_two_calendars(tmp_path):
     cftime = pytest.importorskip("cftime", reason="other calendars need the package cftime")
     gridded().to_netcdf(tmp_path / "a.nc", engine="h5netcdf")

@@ -7,6 +7,7 @@ import re
 import warnings
 
 import h5py
+import numpy as np
 import xarray as xr
 
 from fastds.data.formats.contents import HDF5, Contents
@@ -92,7 +93,7 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             if engine == "zarr":
                 _declare_zarr_fill(raw, path)
             dataset = decode(raw, default_fill=engine != "zarr")
-            return with_time(dataset.load() if contents.compressed else dataset)
+            return with_time(_with_times_of_wrf(dataset.load() if contents.compressed else dataset))
         except Exception as error:
             said = _first_line(error)
             number = _system_error(error)
@@ -154,6 +155,22 @@ def _opens_without_times(path, engine: str, how: dict) -> bool:
     except Exception:
         return False
     return True
+
+
+def _with_times_of_wrf(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with the dates that WRF writes as letters in `Times` as the coordinate of their dimension."""
+    times = dataset.variables.get("Times")
+    if times is None or times.dtype.kind not in "SU" or not times.dims or times.dims[0] in dataset.coords:
+        return dataset
+    letters = np.atleast_2d(times.values) if times.ndim == 2 else times.values[:, None]
+    texts = [b"".join(np.asarray(row, "S").tolist()).decode("ascii", "replace") for row in letters]
+    dates = [text.replace("_", "T") for text in texts]
+    if not all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", date) for date in dates):
+        return dataset
+    attrs = {"standard_name": "time", "axis": "T"}
+    return dataset.drop_vars("Times").assign_coords(
+        {times.dims[0]: (times.dims[0], np.array(dates, "datetime64[ns]"), attrs)}
+    )
 
 
 def with_time(dataset: xr.Dataset) -> xr.Dataset:

@@ -15,7 +15,7 @@ import xarray as xr
 from fastds._outputs import replacing
 from fastds.data.grid.grids import grid_mappings
 from fastds.data.grid.projections import TOLERANCE, cf_attributes, deviation, in_metres
-from fastds.data.grid.times import text_of
+from fastds.data.grid.times import text_of, time_encoding
 from fastds.data.grid.units import metres_of
 from fastds.data.grid.variables import rain_units
 from fastds.data.io.files import names_zarr, settled_writes
@@ -189,19 +189,22 @@ def _write(source: ReflectivityInput, still: xr.Dataset, path: pathlib.Path, wat
                 # The attributes of what is appended replace those of the store.
                 part.assign_attrs(still.attrs).to_zarr(path, append_dim="time", consolidated=True)
             else:
-                _first(part, still).to_zarr(path, mode="w", zarr_format=2, consolidated=True, encoding=_encoding(part))
+                _first(part, still).to_zarr(
+                    path, mode="w", zarr_format=2, consolidated=True, encoding=_encoding(part, source)
+                )
 
 
 def _first(part: xr.Dataset, still: xr.Dataset) -> xr.Dataset:
     return part.assign(still.data_vars).assign_coords(still.coords).assign_attrs(still.attrs)
 
 
-def _encoding(part: xr.Dataset) -> dict:
+def _encoding(part: xr.Dataset, source: ReflectivityInput) -> dict:
     from numcodecs import Zstd
 
     (name,) = part.data_vars
     chunks = (1, *part[name].shape[1:])
-    units = {"units": "seconds since 1970-01-01", "dtype": "int64"}
+    # Of all times, since what is appended gets the units of the first block.
+    units = time_encoding(source.raw[source.dims[0]].values, {"units": "seconds since 1970-01-01"})
     return {name: {"chunks": chunks, "compressors": [Zstd(level=5)], "_FillValue": np.float32("nan")}, "time": units}
 
 
