@@ -125,7 +125,7 @@ def most_frequent_step(seconds: np.ndarray) -> float:
         return frequent
     median = float(np.sort(steps)[(len(steps) - 1) // 2])  # the smaller of two
     numbers = np.concatenate([[0.0], np.cumsum(np.rint(steps / median))]) if median > 0 else np.zeros(len(seconds))
-    if np.any(np.diff(numbers) < 1):
+    if np.any(np.diff(numbers) < 1) or 2 * np.count_nonzero(np.diff(numbers) == 1) <= len(steps):
         return frequent
     step = float(np.polyfit(numbers, seconds, 1)[0])
     minutes = 60.0 * round(step / 60.0)
