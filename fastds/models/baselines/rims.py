@@ -13,6 +13,7 @@ _AROUND = 16  # pixels, of the window that motion is taken from there
 _MEMORY = 32.0  # pixels from the observed area over which the edge is forgotten
 _WIDE = 64  # pixels, of the window that the mean echo is taken from
 _LEAST_WEIGHT = 1e-3
+_LOOKED_AT = 1 << 16  # pixels, about as many as an area is estimated of
 
 
 def local_mean(x: Tensor, width: int) -> Tensor:
@@ -113,22 +114,30 @@ def from_outside(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | Non
     return torch.stack([_from_outside(*part, wet) for part in zip(forecast, last, paths, strict=True)])
 
 
-def moved_share(wet: Tensor, paths: Tensor) -> Tensor:
-    """The share of each pixel of a forecast that the last known field alone makes wet.
+def moved_area(wet: Tensor, paths: Tensor) -> Tensor:
+    """The area that the last known field alone makes wet in a forecast, where that field was observed.
 
-    It is 0 or 1 where the air's origin was observed, and farther outside goes to the mean around that place, as
-    from_outside takes echo.
+    A pixel counts as the air's origin does where that was observed, and farther outside towards the mean around that
+    place, as from_outside takes echo. Of large fields every so many pixels are looked at.
 
     Args: wet: (H, W), the share of each pixel that is wet, NaN where it was not observed. paths: (n, 2, H, W), see
     Origins.
 
-    Returns: (n, H, W), 0 to 1.
+    Returns: (n,), pixels.
     """
-    valid = ~wet.isnan()
-    origins, wet = Origins.of(paths, valid), torch.where(valid, wet, 0.0)
-    known = torch.exp(-origins.distance / _MEMORY)
-    mean = local_mean(wet[None], _WIDE)[0] / known_weight(valid, _WIDE)
-    return torch.lerp(mean.flatten()[origins.place], wet.flatten()[origins.place], known)
+    valid, (h, w) = ~wet.isnan(), wet.shape
+    wet = torch.where(valid, wet, 0.0)
+    mean = (local_mean(wet[None], _WIDE)[0] / known_weight(valid, _WIDE)).flatten()
+    seen = valid.flatten().nonzero()[:, 0][:: max(1, h * w // _LOOKED_AT)]
+    rows, columns = (paths.flatten(2)[..., seen] + torch.stack([seen // w, seen % w])).round().long().unbind(1)
+    inside = rows.clamp(0, h - 1), columns.clamp(0, w - 1)
+    place = inside[0] * w + inside[1]
+    distance = torch.hypot((rows - inside[0]).float(), (columns - inside[1]).float())
+    if not valid.all():
+        gaps = torch.from_numpy(scipy.ndimage.distance_transform_edt(~valid.numpy())).float()
+        distance += gaps.flatten()[place]
+    share = torch.lerp(mean[place], wet.flatten()[place], torch.exp(-distance / _MEMORY))
+    return share.double().mean(1) * int(valid.sum())
 
 
 def _from_outside(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None) -> Tensor:

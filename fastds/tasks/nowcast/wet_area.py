@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastds.models.baselines.rims import moved_share
+from fastds.models.baselines.rims import moved_area
 
 # A forecast may be wet on this multiple of the area of the moved field. Every cell that is dried adds squared error
 # where echo does come, so no more are dried than an area within a quarter of the right one needs.
@@ -32,8 +32,7 @@ def wet_counts(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
     now = float(np.nansum(wet, dtype=np.float64))
     if paths is None:
         return [round(_MOST * now)] * steps
-    shares, valid = torch.from_numpy(wet), torch.from_numpy(~np.isnan(wet))
-    areas = (float(share[valid].double().sum()) for share in moved_share(shares, paths))
+    areas = moved_area(torch.from_numpy(wet), paths).tolist() if now else [0.0] * steps
     return [round(min(max(_MORE * area, _LEAST * now), _MOST * now)) for area in areas]
 
 
@@ -50,16 +49,16 @@ def dry_beyond(fields: np.ndarray, valid: np.ndarray, counts: list[int], floor: 
     """
     dried = 0
     for field, most in zip(fields, counts, strict=True):
-        values = field[valid]
-        beyond = np.count_nonzero(values > floor) - most
+        wet = np.flatnonzero((field > floor) & valid)
+        beyond = len(wet) - most
         if beyond <= 0:
             continue
-        last = len(values) - most - 1
-        strongest = np.partition(values, last)[last]  # of those that are dried
+        values = field.ravel()[wet]
+        strongest = np.partition(values, beyond - 1)[beyond - 1]  # of those that are dried
         cut = values < strongest
         as_strong = np.flatnonzero(values == strongest)  # of equal echo the first in the order of cells
-        cut[as_strong[: last + 1 - np.count_nonzero(cut)]] = True
-        field[valid] = np.where(cut, floor, values)
+        cut[as_strong[: beyond - np.count_nonzero(cut)]] = True
+        field[np.unravel_index(wet[cut], field.shape)] = floor
         dried += beyond
     return dried
 
