@@ -175,7 +175,7 @@ def test_gates_of_odd_channels_follow_the_convolution_where_maps_are_large(monke
 def test_error_messages():
     x, h, c, weight, bias = (t.detach() for t in inputs((1, 3, 4, 5, 5)))
     for arguments, error, words in (
-        ((1, h, c, weight), TypeError, "x is a int, expected a Tensor"),
+        ((1, h, c, weight), TypeError, "x is an int, expected a Tensor"),
         ((x, h.double(), c, weight), TypeError, "h has dtype torch.float64, expected torch.float32"),
         ((x, h, c[:, :3], weight), ValueError, r"c has shape \(1, 3, 5, 5\), expected \(1, 4, 5, 5\)"),
         ((x, h, c, weight[:, :6]), ValueError, r"weight has shape \(16, 6, 3, 3\), expected \(16, 7, 3, 3\)"),

@@ -204,7 +204,7 @@ def test_error_messages():
         ((x, h, c, weight[:15]), ValueError, "a multiple of 4 outputs"),
         ((x, h, c[:, :3], weight), ValueError, r"c has shape \(1, 3, 5, 5\), expected \(1, 4, 5, 5\)"),
         ((x, h, c, weight, bias[:4]), ValueError, r"bias has shape \(4,\), expected \(16,\)"),
-        ((x, None, c, 1), TypeError, "weight is a int, expected a Tensor"),
+        ((x, None, c, 1), TypeError, "weight is an int, expected a Tensor"),
     ):
         with pytest.raises(error, match=words):
             conv_st_lstm_gates(*arguments)

@@ -91,7 +91,7 @@ def test_other_coordinates_are_refused(fields, name, change):
 def test_arguments():
     with pytest.raises(ValueError, match="expected an INRDownscaler of named variables such as inr-small"):
         Downscaling(LATITUDE, LONGITUDE, scale=2, model="nowcast-small")
-    with pytest.raises(ValueError, match="model is a INRDownscaler inr-any, expected"):
+    with pytest.raises(ValueError, match="model is an INRDownscaler inr-any, expected"):
         Downscaling(LATITUDE, LONGITUDE, scale=2, model="inr-any")
     with pytest.raises(ValueError, match="exactly one of the arguments scale, grid"):
         Downscaling(LATITUDE, LONGITUDE)

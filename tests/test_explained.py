@@ -45,7 +45,7 @@ def test_arguments_that_fit_nothing_show_the_function():
         fastds.explain("conv3x3", torch.rand(1, 4, 8, 8))
     with pytest.raises(TypeError, match="gates_weight"):
         fastds.explain("conv_gru_cell", torch.rand(1, 4, 8, 8))
-    with pytest.raises(TypeError, match="x is a int, expected a Tensor"):
+    with pytest.raises(TypeError, match="x is an int, expected a Tensor"):
         fastds.explain("conv3x3", 3, torch.rand(2, 4, 3, 3))
 
 

@@ -72,7 +72,7 @@ WEIGHTS = {"gates_weight": torch.ones(8, 4, 3, 3), "candidate_weight": torch.one
         ({"candidate_weight": torch.ones(4, 7, 0, 3)}, r"candidate_weight has shape .*, expected \(4, 7, 3, 3\)"),
         ({"candidate_weight": torch.ones(8, 7, 3, 3)}, r"candidate_weight has shape .*, expected \(4, 7, 3, 3\)"),
         ({"candidate_weight": torch.ones(9)}, r"candidate_weight has shape \(9,\), expected 4 dimensions"),
-        ({"candidate_bias": 3}, "candidate_bias is a int, expected a Tensor"),
+        ({"candidate_bias": 3}, "candidate_bias is an int, expected a Tensor"),
         ({"h": maps().to_sparse()}, "h is a tensor of layout torch.sparse_coo"),
         ({"candidate_bias": torch.ones(4).to_sparse()}, "candidate_bias is a tensor of layout torch.sparse_coo"),
         ({**WEIGHTS, "shares": (maps(8, 1), maps())}, r"shares\[0\] has shape \(1, 8, 5, 6\), expected \(2, 8, 5, 6\)"),

@@ -319,7 +319,7 @@ def test_error_messages():
         ("r must be an int from 1 to 8, got 9", ValueError, lambda: pixel_shuffle(x, 9)),
         ("r must be an int from 1 to 8, got True", ValueError, lambda: pixel_unshuffle(x, True)),
         ("8 channels, expected a multiple of r\\^2 = 9", ValueError, lambda: pixel_shuffle(x, 3)),
-        ("bias is a int", TypeError, lambda: pixel_shuffle(x, 2, 1)),
+        ("bias is an int", TypeError, lambda: pixel_shuffle(x, 2, 1)),
         ("bias has dtype torch.float64", TypeError, lambda: pixel_shuffle(x, 2, torch.zeros(8).double())),
         ("bias has shape \\(2,\\), expected \\(8,\\)", ValueError, lambda: pixel_shuffle(x, 2, torch.zeros(2))),
         ("bias is on device meta", ValueError, lambda: pixel_shuffle(x, 2, torch.zeros(8, device="meta"))),

@@ -146,7 +146,7 @@ def test_empty_batch():
 def test_error_messages():
     x = torch.ones(1, 2, 3, 3)
     for arguments, window, error, words in (
-        ((1, x, x), 3, TypeError, "q is a int, expected a Tensor"),
+        ((1, x, x), 3, TypeError, "q is an int, expected a Tensor"),
         ((x, x.double(), x), 3, TypeError, "k has dtype torch.float64, expected torch.float32"),
         ((x, x, x[:, :1]), 3, ValueError, r"v has shape \(1, 1, 3, 3\), expected \(1, 2, 3, 3\)"),
         ((torch.ones(1, 65, 3, 3),) * 3, 3, ValueError, "expected 1 to 64 channels"),

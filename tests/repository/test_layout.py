@@ -20,8 +20,8 @@ SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
 # Packages under fastds and the others of them that they may import, inside functions, too.
 ARROWS = {
-    "ops": {"kernels", "_behind_import", "_source_hash"},
-    "nn": {"ops"},
+    "ops": {"kernels", "_behind_import", "_nearest", "_source_hash"},
+    "nn": {"ops", "_nearest"},
     "data": {"_argument_types", "_outputs", "_version", "_verbs", "ops"},
     "metrics": set(),
     "models": {"nn", "ops", "metrics", "data", "_argument_types", "_nearest", "_outputs", "_version", "_verbs"},

@@ -14,6 +14,7 @@ from earth2studio.utils import handshake_coords, handshake_dim
 from earth2studio.utils.type import CoordSystem
 from torch import Tensor, nn
 
+from fastds._nearest import with_article
 from fastds.models import INRDownscaler
 from fastds.tasks.common.inference import loaded
 from fastds.tasks.fields.job import FieldsJob
@@ -55,7 +56,9 @@ class Downscaling(nn.Module):
         self.model = loaded(model)
         if not isinstance(self.model, INRDownscaler) or self.model.card.any_variable:
             what = f"{type(self.model).__name__} {self.model.card.name}".strip()
-            raise ValueError(f"model is a {what}, expected an INRDownscaler of named variables such as inr-small")
+            raise ValueError(
+                f"model is {with_article(what)}, expected an INRDownscaler of named variables such as inr-small"
+            )
         self.wanted, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
         self.variables = np.array([f"{variable['name']}{level}" for variable in self.wanted])
         self.axes = {"lat": np.asarray(latitude), "lon": np.asarray(longitude)}
