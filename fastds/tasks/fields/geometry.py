@@ -294,7 +294,7 @@ def _uneven(name: str, longitude: Tensor, error: ValueError) -> str:
         gap = int(longitude.diff().argmax())
         return (
             f"{name} has a gap from {float(longitude[gap]):g} to {float(longitude[gap + 1]):g}: the region lies on "
-            f"both sides of the longitudes' seam, and is in one piece with {turned}, sorted, in place of {name}"
+            f"both sides of the longitudes' seam, and is in one piece as {turned}, sorted"
         )
     return f"{error}; the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
 
