@@ -64,6 +64,11 @@ def _downscale_parser() -> ArgumentParser:
         help="how the cells of IN average finer ones, where that is known; the result, averaged that way, then nearly "
         "gives IN. Radar: in linear Z, dBZ above a floor, or plain dBZ, no echo included; gridded fields: mean",
     )  # fmt: skip
+    parser.add_argument(
+        "--smooth", action="store_const", const=True,
+        help="radar: keep the fields of least squared error between input times; by default they get the detail and "
+        "intensities of those at input times",
+    )  # fmt: skip
     parser.add_argument("--scale", type=float, help="gridded fields: this many times as fine, any real")
     parser.add_argument(
         "--grid",

@@ -5,7 +5,7 @@
 import warnings
 
 import pytest
-from faulty.__main__ import campaign
+from faulty.campaign import campaign
 from faulty.planted import FAULTS, find_fault
 
 for package in ("netCDF4", "zarr", "eccodes", "rasterio", "pyproj", "cftime"):

@@ -15,10 +15,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
+from .campaign import campaign
 from .commands import commands, good_files, run
 from .kinds import CONTAINERS, FIELDS, RADAR, Kind, make
+from .planted import FAULTS, find_fault
 
 TABLES = {"radar": CONTAINERS | RADAR, "fields": FIELDS}
 
@@ -52,17 +52,6 @@ def tries(folder: Path, names=None, pick=None):
             yield base, name, command, judge(kind, command, *found), found
 
 
-def campaign(count: int, seed: int, folder: Path, first: int = 0):
-    """(number, outcome, what was said, what was drawn) of files drawn by seed; each by its number alone."""
-    from .drawn import draw
-    from .judged import judge
-
-    for number in range(first, first + count):
-        rng = np.random.default_rng([seed, number])
-        drawn = draw(rng, folder / "in")
-        yield number, *judge(drawn, rng, folder), drawn
-
-
 def run_campaign(count: int, seed: int, first: int) -> int:
     counts: Counter[str] = Counter()
     started = time.monotonic()
@@ -77,8 +66,6 @@ def run_campaign(count: int, seed: int, first: int) -> int:
 
 
 def run_planted(most: int, seed: int) -> int:
-    from .planted import FAULTS, find_fault
-
     missed = 0
     with tempfile.TemporaryDirectory() as folder:
         for fault in FAULTS:

@@ -6,7 +6,6 @@ what a reader must find: values, times, and places by pyproj from the drawn meta
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,32 +52,6 @@ class Drawn:
     cell: float
     how: dict
     damaged: bool = False
-
-
-def draw(rng: np.random.Generator, folder: Path) -> Drawn:
-    """Draw a file and write it into an empty folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    form = rng.choice(["netcdf4", "netcdf3", "zarr2", "zarr3", "grib", "odim", "knmi", "geotiff"], p=_SHARES)
-    drawn = _WRITERS[form](rng, folder, str(form))
-    drawn.how["format"] = str(form)
-    if rng.random() < 0.08 and isinstance(drawn.path, Path) and drawn.path.is_file():
-        _damage(rng, drawn)
-    return drawn
-
-
-_SHARES = [0.4, 0.08, 0.1, 0.07, 0.15, 0.1, 0.05, 0.05]
-
-
-def _damage(rng: np.random.Generator, drawn: Drawn) -> None:
-    content = bytearray(drawn.path.read_bytes())
-    if rng.random() < 0.5:
-        content = content[: int(rng.integers(1, len(content)))]
-    else:
-        for at in rng.integers(0, len(content), 20):
-            content[at] ^= 1 << int(rng.integers(8))
-    drawn.path.write_bytes(bytes(content))
-    drawn.damaged = True
 
 
 def random_field(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
@@ -230,7 +203,7 @@ def _grid(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[dict, np.nd
     return axes, lon, lat, cell / 111e3, f"curvilinear{' lost' * lost}"
 
 
-def _cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
+def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
     """NetCDF or Zarr, in one file or in several of other packings."""
     count, shape = int(rng.integers(2, 6)), (int(rng.integers(12, 30)), int(rng.integers(12, 30)))
     kind = str(rng.choice(list(KINDS)))
@@ -320,15 +293,3 @@ def _write_zarr(rng, path: Path, form: str, kind: str, packing: Packing, values,
         array = group.create_array(name, shape=numbers.shape, dtype=numbers.dtype, **how)
         array[...] = numbers
         array.attrs.update(told | ({"_ARRAY_DIMENSIONS": list(own)} if version == 2 else {}))
-
-
-def _radar(rng, folder, form):
-    from .drawn_radar import WRITERS
-
-    return WRITERS[form](rng, folder)
-
-
-_WRITERS = {
-    **dict.fromkeys(("netcdf4", "netcdf3", "zarr2", "zarr3"), _cf),
-    **dict.fromkeys(("grib", "odim", "knmi", "geotiff"), _radar),
-}

@@ -150,9 +150,9 @@ def compare_fine(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> t
 
 def without_fill(values: np.ndarray) -> np.ndarray:
     """Undeclared fill values, which a copy keeps, as missing: what reads the copy takes them so again."""
-    from fastds.data.infinite import without_infinite
+    from fastds.data.undeclared import without_undeclared
 
-    return np.stack([without_infinite(field) for field in values])
+    return np.stack([without_undeclared(field) for field in values])
 
 
 def _in_order(field: xr.DataArray) -> xr.DataArray:

@@ -10,6 +10,8 @@ import numpy as np
 
 from fastds.data.io.storage import Packing
 
+from .campaign import campaign
+
 _FORMATS = "fastds.data.formats"
 _IO = "fastds.data.io"
 
@@ -37,7 +39,7 @@ FAULTS: dict[str, list[tuple[str, object]]] = {
         (f"{_FORMATS}.opening._stored_alike", lambda name, parts: True),
         (f"{_IO}.files.check_written", lambda *arguments: None),
     ],
-    "undeclared fill values are values": [("fastds.data.infinite.find_fill_values", lambda values: [])],
+    "undeclared fill values are values": [("fastds.data.undeclared.find_fill_values", lambda values: [])],
     "impossible latitudes stay": [
         (f"{_FORMATS}.masking.impossible_places", lambda latitude, longitude: np.zeros(latitude.shape, bool))
     ],
@@ -58,8 +60,6 @@ def planted(fault: str) -> Iterator[None]:
 
 def find_fault(fault: str, seed: int, most: int, folder: Path) -> tuple[int, str] | None:
     """Number of the first undamaged file that shows a fault, and what was found; None where none of `most` does."""
-    from .__main__ import campaign
-
     with planted(fault):
         for number, outcome, said, drawn in campaign(most, seed, folder):
             if outcome != "right" and not drawn.damaged:

@@ -22,8 +22,8 @@ from fastds.data.grid.plausible import (
 )
 from fastds.data.grid.times import interval_bounds, regular_segments, sort_times, to_seconds
 from fastds.data.grid.variables import choose_variable, rain_units
-from fastds.data.infinite import Infinite
 from fastds.data.radar.preparation import coarsen, refine_mask
+from fastds.data.undeclared import UndeclaredMissing
 
 # What picks frames of the first axis.
 Index: TypeAlias = int | slice | Sequence[int] | np.ndarray
@@ -219,7 +219,7 @@ class ReflectivityInput:
     ) -> None:
         """Warn (UserWarning) where some values of the frames (None: of all), which are read once, are implausible or
         infinite, or all are missing. Raises: ValueError where more than half are implausible, with the remedy."""
-        infinite = Infinite()
+        infinite = UndeclaredMissing()
         check_plausible(
             self.source_name,
             (self._decoded(i, infinite) for i in (range(self.shape[0]) if frames is None else frames)),
@@ -233,7 +233,7 @@ class ReflectivityInput:
         )
         infinite.warn(self.source_name, stacklevel)
 
-    def _decoded(self, index: Index, infinite: Infinite | None = None) -> np.ndarray:
+    def _decoded(self, index: Index, infinite: UndeclaredMissing | None = None) -> np.ndarray:
         """As values, implausible ones as they are; infinite: counts those that are infinite. -inf dBZ is no echo, the
         logarithm of 0, and so is counted nowhere."""
         values = self.raw[index].values

@@ -12,8 +12,8 @@ import xarray as xr
 
 from fastds.data.grid.kept import kept_attributes
 from fastds.data.grid.plausible import check_packing, check_plausible, stored_as_codes, within, without_missing
-from fastds.data.infinite import Infinite, without_infinite
 from fastds.data.samples.degradation import area_mean
+from fastds.data.undeclared import UndeclaredMissing, without_undeclared
 from fastds.tasks.fields.geometry import Geometry, values_at
 from fastds.tasks.fields.variables import kind_of, limits_of
 
@@ -30,7 +30,7 @@ class Source:
     def values(self, at: dict[str, int]) -> np.ndarray:
         """([M,] H, W) float32 at indices of the leading dimensions; what is implausible or infinite is NaN."""
         part = self._read(at).transpose(..., *self.names)
-        return within(without_infinite(without_missing(part.values, part.attrs)), self.limits)
+        return within(without_undeclared(without_missing(part.values, part.attrs)), self.limits)
 
     def _read(self, at: dict[str, int]) -> xr.DataArray:
         """The field at indices; where dask has it, all fields of a block are computed at once and kept for the next."""
@@ -49,7 +49,7 @@ class Source:
         lead = [dim for dim in self.field.dims if dim not in self.names]
         places = np.ndindex(*(self.field.sizes[dim] for dim in lead))
         parts = (self._read(dict(zip(lead, place, strict=True))) for place in places)
-        infinite = Infinite()
+        infinite = UndeclaredMissing()
         values = (infinite.removed(without_missing(part.values, part.attrs)) for part in parts)
         name = f"{self.field.name} of {self.what}"
         form = {"codes": stored_as_codes(self.field), "all_missing": f"every value of variable {name} is missing"}

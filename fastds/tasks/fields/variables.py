@@ -23,7 +23,7 @@ from fastds.data.grid.plausible import (
 )
 from fastds.data.grid.times import check_dates
 from fastds.data.grid.variables import same_units
-from fastds.data.infinite import Infinite, without_infinite
+from fastds.data.undeclared import UndeclaredMissing, without_undeclared
 from fastds.tasks.common.changes import Changes
 from fastds.tasks.domain.score import Domain
 from fastds.tasks.fields.geometry import Geometry
@@ -80,7 +80,7 @@ class Fields:
         """Warn (UserWarning) where values of a variable are implausible, infinite or all missing. Raises: ValueError
         where more than half are implausible."""
         for n, limits in zip(self.names, self.limits, strict=True):
-            infinite = Infinite()
+            infinite = UndeclaredMissing()
             variable, values = self.dataset[n], (infinite.removed(self._read(n, at)) for at in self._places())
             said = f"every value of variable {n} is missing, and so is the output"
             form = {"codes": stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
@@ -153,7 +153,7 @@ class Fields:
 
     def _values(self, name: str, at: dict) -> np.ndarray:
         """(H, W) float32 of a variable at an index of its leading dimensions; what is infinite is NaN."""
-        return without_infinite(self._read(name, at))
+        return without_undeclared(self._read(name, at))
 
     def _read(self, name: str, at: dict) -> np.ndarray:
         """As _values, infinite values as they are."""

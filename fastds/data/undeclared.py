@@ -15,7 +15,7 @@ _FILL_VALUES = (
 _FAR = 3.0  # ranges of all other values
 
 
-def without_infinite(values: np.ndarray) -> np.ndarray:
+def without_undeclared(values: np.ndarray) -> np.ndarray:
     """The values of an array of floats, NaN where they are infinite or an undeclared fill value."""
     infinite = np.isinf(values)
     values = np.where(infinite, values.dtype.type(np.nan), values) if infinite.any() else values
@@ -53,7 +53,7 @@ def _range_without(values: np.ndarray, codes: set[float]) -> float:
     return float(np.ptp(kept)) if kept.size else 0.0
 
 
-class Infinite:
+class UndeclaredMissing:
     """Counts the infinite values and undeclared fill values of a variable whose fields are read one after another.
 
     Attributes: count, of infinite values; fills, counts by fill value."""
@@ -68,7 +68,7 @@ class Infinite:
         finite = np.where(np.isinf(values), values.dtype.type(np.nan), values)
         for fill in find_fill_values(finite):
             self.fills[fill] = self.fills.get(fill, 0) + int(np.count_nonzero(finite == values.dtype.type(fill)))
-        return without_infinite(values)
+        return without_undeclared(values)
 
     def warn(self, name: object, stacklevel: int = 1) -> None:
         """Warn (UserWarning) once of the infinite values of a variable, and once of each fill value."""

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The campaign: files drawn by seed, and what fastds makes of them."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .drawn import Drawn, write_cf
+from .drawn_radar import WRITERS
+from .judged import judge
+
+_FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", "grib", "odim", "knmi", "geotiff"]
+_SHARES = [0.4, 0.08, 0.1, 0.07, 0.15, 0.1, 0.05, 0.05]
+
+
+def draw(rng: np.random.Generator, folder: Path) -> Drawn:
+    """Draw a file and write it into an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    form = str(rng.choice(_FORMATS, p=_SHARES))
+    drawn = WRITERS[form](rng, folder) if form in WRITERS else write_cf(rng, folder, form)
+    drawn.how["format"] = form
+    if rng.random() < 0.08 and isinstance(drawn.path, Path) and drawn.path.is_file():
+        _damage(rng, drawn)
+    return drawn
+
+
+def _damage(rng: np.random.Generator, drawn: Drawn) -> None:
+    content = bytearray(drawn.path.read_bytes())
+    if rng.random() < 0.5:
+        content = content[: int(rng.integers(1, len(content)))]
+    else:
+        for at in rng.integers(0, len(content), 20):
+            content[at] ^= 1 << int(rng.integers(8))
+    drawn.path.write_bytes(bytes(content))
+    drawn.damaged = True
+
+
+def campaign(count: int, seed: int, folder: Path, first: int = 0) -> Iterator[tuple[int, str, str, Drawn]]:
+    """(number, outcome, what was said, what was drawn) of files drawn by seed; each by its number alone."""
+    for number in range(first, first + count):
+        rng = np.random.default_rng([seed, number])
+        drawn = draw(rng, folder / "in")
+        yield number, *judge(drawn, rng, folder), drawn
