@@ -7,13 +7,14 @@ import os as _os
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
-from fastds import _misspelt as _misspelt
 from fastds import _outputs as _outputs
 from fastds._version import __version__
 
 _command = _outputs.is_command()
 if _command:
     _outputs.end_at_once()  # from here on, while torch is imported, too
+    from fastds import _misspelt
+
     _misspelt.end_misspelt()
     _gc.disable()  # what is imported stays; to look for garbage in it takes .3 s, and as much again at the end
     # Threads of OpenMP that wait give the core away: where others work beside, spinning costs 4 to 12 times the time.
