@@ -188,10 +188,7 @@ def places(found: xr.Dataset, field: xr.DataArray) -> tuple[np.ndarray, np.ndarr
 
     mapping = found[field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "crs"]
     crs = pyproj.CRS.from_wkt(mapping.attrs["crs_wkt"])
-    own = crs.axis_info[0].unit_conversion_factor
-    from fastds.data.grid.units import metres_of
-
-    axes = [found[dim].values * metres_of(found[dim].attrs["units"]) / own for dim in (x, y)]
+    axes = [found[dim].values for dim in (x, y)]  # in the units of the CRS, as other software takes them
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(*axes))
 
 
