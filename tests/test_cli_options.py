@@ -254,7 +254,9 @@ RUNS = {
         times_of("part.nc", 10, 15, 20)
     ),
     f"downscale in.nc four.nc --model radar.safetensors {READING} --time-factor 4": four_times_as_often,
-    f"downscale in.nc told.nc --model radar.safetensors {READING} --smooth --coarsened linear_z": told_how_it_was_coarsened,
+    f"downscale in.nc told.nc --model radar.safetensors {READING} --smooth --coarsened linear_z": (
+        told_how_it_was_coarsened
+    ),
     f"downscale in.nc archive.zarr --model radar.safetensors {READING} --workers 1 --append --keep-going": (
         as_an_archive("archive.zarr")
     ),

@@ -159,7 +159,7 @@ def test_options_of_the_command_are_named_as_such(tmp_path, capsys):
     weights = ["--model", "fczsm-small"]
     for arguments, sentence in (
         (["downscale", *weights, "--threads", "0"], "fastds downscale: --threads must be a whole number"),
-        (["downscale", "--model", "trilinear", "--level", "2"], "--missing, --precision, --seed, --smooth, --start, --static"),
+        (["downscale", "--model", "trilinear", "--level", "2"], "--seed, --smooth, --start, --static"),
         (["downscale", "--scale", "2", "--tile", "32"], "--tile is no option for fields, which takes --"),
         (["nowcast", "--steps", "0"], "fastds nowcast: --steps must be a whole number"),
         (["nowcast", "--steps", "2", "--lead", "1h"], "give one of --steps and --lead"),
