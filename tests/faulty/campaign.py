@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The campaign: files drawn by seed, and what fastds makes of them."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+with contextlib.suppress(ImportError):
+    import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
 from .drawn import Drawn, write_cf
 from .drawn_radar import WRITERS
