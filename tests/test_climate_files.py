@@ -132,11 +132,11 @@ def curved(field):
         ),
         (
             lambda d: d.assign_coords(longitude=(d.longitude - 110) % 360).sortby("longitude"),
-            r"in one piece with \(longitude \+ 180\) % 360 - 180, sorted",
+            r"in one piece as \(longitude \+ 180\) % 360 - 180, sorted",
         ),
         (
             lambda d: d.assign_coords(longitude=(d.longitude + 250) % 360 - 180).sortby("longitude"),
-            "in one piece with longitude % 360, sorted",
+            "in one piece as longitude % 360, sorted",
         ),
     ],
 )

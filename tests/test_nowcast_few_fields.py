@@ -7,7 +7,7 @@ import fastds
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 
-HINT = "; the {} model takes extrapolation, too, which needs 2 every 300 s"
+HINT = "; the argument model takes extrapolation, too, which needs 2 every 300 s"
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +18,11 @@ def event():
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_extrapolation_is_named_and_works(event, tmp_path, capsys, count):
     few = event.isel(time=slice(0, count))
-    with pytest.raises(ValueError, match=f"5 fields every 300 s are needed .*{HINT.format('argument')}"):
+    with pytest.raises(ValueError, match=f"5 fields every 300 s are needed .*{HINT}"):
         fastds.nowcast(None, few, steps=1)
     source, out = str(save_dataset(few, tmp_path / "few.nc")), str(tmp_path / "o.nc")
     assert main(["nowcast", source, out, "--steps=1"]) == 2
-    assert HINT.format("option").replace(" model", " --model") in capsys.readouterr().err
+    assert HINT.replace("the argument model", "--model") in capsys.readouterr().err
     assert main(["nowcast", source, out, "--steps=1", "--model=extrapolation"]) == 0
     assert main(["check", source]) == 0
     assert "; --model takes extrapolation, too, which needs 2 every 300 s\n" in capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_extrapolation_is_named_and_works(event, tmp_path, capsys, count):
 
 def test_behind_a_gap_too(event):
     gap = event.isel(time=[0, 1, 2, 4, 5, 6])
-    with pytest.raises(ValueError, match=f"that of .* is missing{HINT.format('argument')}"):
+    with pytest.raises(ValueError, match=f"that of .* is missing{HINT}"):
         fastds.nowcast(None, gap, steps=1)
     with pytest.raises(ValueError, match="which needs 2 every 600 s"):
         fastds.nowcast(None, gap, steps=1, interval="10min")

@@ -32,7 +32,7 @@ def wet_counts(wet: np.ndarray, paths: Tensor | None, steps: int) -> list[int]:
     now = float(np.nansum(wet, dtype=np.float64))
     if paths is None:
         return [round(_MOST * now)] * steps
-    areas = moved_area(torch.from_numpy(wet), paths).tolist() if now else [0.0] * steps
+    areas = moved_area(torch.from_numpy(np.ascontiguousarray(wet)), paths).tolist() if now else [0.0] * steps
     return [round(min(max(_MORE * area, _LEAST * now), _MOST * now)) for area in areas]
 
 
