@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import math
 import pathlib
 import re
 import tempfile
@@ -23,6 +24,7 @@ _FIELD_KEYS = (
     "paramId", "shortName", "typeOfLevel", "level", "bottomLevel", "stepType", "dataType", "number", "validityDate",
     "validityTime", "numberOfPoints", "gridType", "latitudeOfFirstGridPoint", "longitudeOfFirstGridPoint",
 )  # fmt: skip
+_PLANE = ("latitude", "longitude", "y", "x", "values")
 _MRMS_CENTRE = "161"
 _MRMS_NAME = re.compile(r"(?:MRMS_)?([A-Za-z0-9]+(?:_QPE_\d+H)?)")
 _HOURS = re.compile(r"QPE_(\d+)H")
@@ -74,7 +76,7 @@ def _open(path) -> xr.Dataset:
         dataset = _merged(path)
     if not dataset.variables:
         raise ValueError("no field was found")
-    _warn_of_hidden(path)
+    _warn_of_hidden(path, dataset)
     dataset = dataset.assign({name: _upright(variable) for name, variable in dataset.data_vars.items()})
     return dataset.rename(valid_time="time") if "valid_time" in dataset.variables else dataset
 
@@ -111,10 +113,15 @@ def _in_order(values: np.ndarray, left: bool, columns: bool, alternate: bool) ->
     return values[..., ::-1] if left else values
 
 
-def _warn_of_hidden(path) -> None:
-    """Count the messages behind others of the same field and valid time."""
+def _warn_of_hidden(path, dataset: xr.Dataset) -> None:
+    """Count the messages behind others of the same field and valid time; they are looked at only where there are not as
+    many messages as fields."""
     import eccodes
 
+    fields = sum(math.prod(v.sizes[d] for d in v.dims if d not in _PLANE) for v in dataset.data_vars.values())
+    with open(path, "rb") as file:
+        if eccodes.codes_count_in_file(file) == fields:
+            return
     seen: set[tuple] = set()
     hidden = 0
     with open(path, "rb") as file:
