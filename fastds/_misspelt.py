@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unknown commands, options and model names of a command line, told before torch is imported, which takes seconds."""
+"""Unknown commands, options and models of a command line, reported before torch, which takes seconds, is imported."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ def misspelt(argv: Sequence[str]) -> str | None:
     Args:
         argv: the command line without the program's name.
 
-    Returns: the sentence, or None where every name is known, or cannot be told here.
+    Returns: the message, or None where every name is known or cannot be checked without torch.
     """
     if not argv or {"-h", "--help"} & set(argv):
         return None

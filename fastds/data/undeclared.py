@@ -17,9 +17,16 @@ _FAR = 3.0  # ranges of all other values
 
 def without_undeclared(values: np.ndarray) -> np.ndarray:
     """The values of an array of floats, NaN where they are infinite or an undeclared fill value."""
+    finite = _without_infinite(values)
+    return _without(finite, find_fill_values(finite))
+
+
+def _without_infinite(values: np.ndarray) -> np.ndarray:
     infinite = np.isinf(values)
-    values = np.where(infinite, values.dtype.type(np.nan), values) if infinite.any() else values
-    fills = find_fill_values(values)
+    return np.where(infinite, values.dtype.type(np.nan), values) if infinite.any() else values
+
+
+def _without(values: np.ndarray, fills: list[float]) -> np.ndarray:
     return np.where(np.isin(values, fills), values.dtype.type(np.nan), values) if fills else values
 
 
@@ -65,10 +72,11 @@ class UndeclaredMissing:
     def removed(self, values: np.ndarray) -> np.ndarray:
         """The values, NaN where they are infinite or an undeclared fill value, which are counted."""
         self.count += int(np.count_nonzero(np.isinf(values)))
-        finite = np.where(np.isinf(values), values.dtype.type(np.nan), values)
-        for fill in find_fill_values(finite):
+        finite = _without_infinite(values)
+        fills = find_fill_values(finite)
+        for fill in fills:
             self.fills[fill] = self.fills.get(fill, 0) + int(np.count_nonzero(finite == values.dtype.type(fill)))
-        return without_undeclared(values)
+        return _without(finite, fills)
 
     def warn(self, name: object, stacklevel: int = 1) -> None:
         """Warn (UserWarning) once of the infinite values of a variable, and once of each fill value."""

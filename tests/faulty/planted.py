@@ -16,7 +16,7 @@ _FORMATS = "fastds.data.formats"
 _IO = "fastds.data.io"
 
 
-def _own_packing(self: Packing, values: np.ndarray) -> bool:
+def _fits_always(self: Packing, values: np.ndarray) -> bool:
     return True
 
 
@@ -29,13 +29,13 @@ FAULTS: dict[str, list[tuple[str, object]]] = {
     "GRIB messages keep the order in which they scan": [(f"{_FORMATS}.grib._in_order", lambda values, **how: values)],
     "projections keep units that are not metres": [(f"{_FORMATS}.maps.in_metres", lambda crs: (crs, 1.0))],
     "KNMI lengths are always km": [(f"{_FORMATS}.knmi._METRES", {"KM": 1e3, "M": 1e3})],
-    "ODIM codes are compared exactly": [(f"{_FORMATS}.odim._equals", lambda codes, code: codes == code)],
+    "ODIM codes are compared exactly": [(f"{_FORMATS}.maps.equals_code", lambda codes, code: codes == code)],
     "zero is missing in every Zarr store": [(f"{_FORMATS}.cf._declare_zarr_fill", lambda raw, path: None)],
     "cells lie half a cell to the south and east": [
         (f"{_FORMATS}.maps.centres", lambda corner, step, size: corner + step * (np.arange(size) + 1.0))
     ],
     "the packing of the first file serves all": [
-        (f"{_IO}.storage.Packing.fits", _own_packing),
+        (f"{_IO}.storage.Packing.fits", _fits_always),
         (f"{_FORMATS}.opening._stored_alike", lambda name, parts: True),
         (f"{_IO}.files.check_written", lambda *arguments: None),
     ],

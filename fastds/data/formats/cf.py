@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from fastds.data.errors import first_line_of
 from fastds.data.formats.contents import HDF5, Contents
 from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
 from fastds.data.formats.masking import VALID_ATTRIBUTES, decode
@@ -39,9 +40,9 @@ def read_netcdf4(contents: Contents) -> xr.Dataset:
     in a warning.
 
     Raises: ValueError for damaged files, and for HDF5 without fields in one place."""
-    check_filters(contents, "NetCDF-4")
     group = None
     with errors_of_hdf5(contents, "NetCDF-4"), contents.hdf5() as file:
+        check_filters(file, contents)
         groups = {name: _count_fields(found) for name, found in file.items() if isinstance(found, h5py.Group)}
         at_top = any(isinstance(found, h5py.Dataset) for found in file.values())
     with_fields = sorted(name for name, count in groups.items() if count)
@@ -95,7 +96,7 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             dataset = decode(raw, default_fill=engine != "zarr")
             return with_time(_with_times_of_wrf(dataset.load() if contents.compressed else dataset))
         except Exception as error:
-            said = _first_line(error)
+            said = first_line_of(error)
             number = _system_error(error)
             if number in _TEMPORARY:
                 raise OSError(number, f"{contents.path} cannot be opened: {os.strerror(number)}") from error
@@ -108,11 +109,6 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             raise ValueError(
                 f"{contents.path} looks like {form} but cannot be read ({said}); it may be truncated or damaged"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _system_error(error: Exception) -> int | None:

@@ -89,20 +89,13 @@ def _fields(image: Any, tags: dict[str, str]) -> maps.Fields:
     scale, offset = (float(tags.get(name, of[0])) for name, of in (("gain", image.scales), ("offset", image.offsets)))
     missing = float(tags["nodata"]) if "nodata" in tags else image.nodata
     values = scale * codes.astype(np.float64) + offset
-    values[~np.isfinite(values) | _equals(codes, missing) | masked_pixels(image)] = np.nan
+    values[~np.isfinite(values) | maps.equals_code(codes, missing) | masked_pixels(image)] = np.nan
     units = image.units[0]
     if is_dbz(units) or "reflectivity" in tags.get("quantity", "").lower():
         return maps.reflectivity(values, scale * float(tags["undetect"]) + offset if "undetect" in tags else None)
     if rain_units(units) == (1.0, 3600.0):
         return maps.rainfall_rate(values)
     return {_FIELD: (values, {"long_name": image.descriptions[0] or _FIELD} | ({"units": units} if units else {}))}
-
-
-def _equals(codes: np.ndarray, code: float | None) -> np.ndarray:
-    """Where codes are a code; of floating ones to the precision of float32, in which tags may be told."""
-    if code is None:
-        return np.zeros(codes.shape, bool)
-    return np.isclose(codes, code, rtol=1e-6, atol=0) if codes.dtype.kind == "f" else codes == code
 
 
 def _time(contents: Contents, tags: dict[str, str]) -> datetime.datetime:

@@ -22,22 +22,21 @@ _FILTERS = {
 _FILTERS |= {32017: "SZ", 32019: "JPEG", 32024: "SZ3", 32026: "Blosc2"}
 
 
-def check_filters(contents: Contents, form: str = "HDF5") -> None:
-    """Load the package hdf5plugin where a file is compressed by a filter that HDF5 itself lacks.
+def check_filters(file: h5py.File, contents: Contents) -> None:
+    """Load the package hdf5plugin where an open file is compressed by a filter that HDF5 itself lacks.
 
     Raises: ValueError that names file, variable and filter where the package does not bring it or is not installed."""
-    with errors_of_hdf5(contents, form), contents.hdf5() as file:
-        lacking: dict[int, str] = {}
+    lacking: dict[int, str] = {}
 
-        def visit(name: str, found: object) -> None:
-            if isinstance(found, h5py.Dataset):
-                pipeline = found.id.get_create_plist()
-                for number in range(pipeline.get_nfilters()):
-                    code = pipeline.get_filter(number)[0]
-                    if not h5py.h5z.filter_avail(code):
-                        lacking.setdefault(code, name)
+    def visit(name: str, found: object) -> None:
+        if isinstance(found, h5py.Dataset):
+            pipeline = found.id.get_create_plist()
+            for number in range(pipeline.get_nfilters()):
+                code = pipeline.get_filter(number)[0]
+                if not h5py.h5z.filter_avail(code):
+                    lacking.setdefault(code, name)
 
-        file.visititems(visit)
+    file.visititems(visit)
     if lacking and importlib.util.find_spec("hdf5plugin") is not None:
         import hdf5plugin  # noqa: F401  registers its filters
 

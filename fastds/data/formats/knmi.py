@@ -37,8 +37,8 @@ def read(contents: Contents) -> xr.Dataset:
     Raises: ValueError for other images, an unreadable formula or time.
     Source: KNMI HDF5 data format specification 3.5.
     """
-    check_filters(contents)
     with errors_of_hdf5(contents), contents.hdf5() as file:
+        check_filters(file, contents)
         image, overview = file["image1"], file["overview"].attrs
         calibration, where = image["calibration"].attrs, "image1/calibration"
         codes = image["image_data"][...]

@@ -32,6 +32,14 @@ def rainfall_amount(values: np.ndarray, minutes: float) -> Fields:
     return {"rainfall_amount": (values, attrs | {"cell_methods": f"time: sum (interval: {minutes:g} min)"})}
 
 
+def equals_code(codes: np.ndarray, code: float | None) -> np.ndarray:
+    """Where codes equal a code, NaN included; None equals nothing. Floating codes are compared in the precision of
+    float32, since files may store the array or the attribute in it."""
+    if codes.dtype.kind != "f":
+        return np.zeros(codes.shape, bool) if code is None else codes == code
+    return np.zeros(codes.shape, bool) if code is None else np.isclose(codes, code, rtol=1e-6, atol=0, equal_nan=True)
+
+
 def centres(corner: float, step: float, size: int) -> np.ndarray:
     """Centres of `size` cells of width `step` (negative: descending) whose first edge is at `corner`."""
     return corner + step * (np.arange(size) + 0.5)

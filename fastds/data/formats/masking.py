@@ -13,6 +13,7 @@ import xarray as xr
 from fastds.data.formats.lazy import cached, map_values
 from fastds.data.grid.axes import is_latitude, is_longitude
 from fastds.data.grid.grids import impossible_places
+from fastds.data.grid.plausible import within
 from fastds.data.io.storage import decode_text
 
 VALID_ATTRIBUTES = ("valid_range", "valid_min", "valid_max")
@@ -144,11 +145,7 @@ def _unpacked(end: np.ndarray, variable: xr.Variable) -> float:
 def _within(variable: xr.Variable, low: float, high: float) -> xr.Variable:
     if variable.dtype.kind != "f":  # whole numbers of the file cannot be missing
         variable = variable.astype(np.float64 if variable.dtype.itemsize > 2 else np.float32)
-    return map_values(variable, functools.partial(_mask_outside, low=low, high=high))
-
-
-def _mask_outside(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.where((values < low) | (values > high), values.dtype.type("nan"), values)
+    return map_values(variable, functools.partial(within, limits=(low, high)))
 
 
 def _mask_impossible_places(dataset: xr.Dataset) -> xr.Dataset:

@@ -37,8 +37,8 @@ def read(contents: Contents) -> xr.Dataset:
         and where the corners of the file do not agree with its projection and size.
     Source: EUMETNET OPERA, ODIM_H5 2.0 to 2.4.
     """
-    check_filters(contents)
     with errors_of_hdf5(contents), contents.hdf5() as file:
+        check_filters(file, contents)
         kind = text_of(file["what"].attrs.get("object", ""))
         if kind not in _MAPS:
             raise ValueError(
@@ -127,15 +127,8 @@ def _values(data: h5py.Group, dataset: h5py.Group, undetected: float) -> np.ndar
         raise ValueError(
             f"{data.name.lstrip('/')}/what has gain {gain:g} and offset {offset:g}, so the values are lost"
         )
-    values = np.where(_equals(codes, undetect), undetected, codes * gain + offset)
-    return np.where(_equals(codes, nodata), np.nan, values).astype(np.float32)
-
-
-def _equals(codes: np.ndarray, code: float) -> np.ndarray:
-    """Where codes are a code; of floating ones to the precision of float32, in which files store one or the other."""
-    if np.isnan(code):
-        return np.isnan(codes) if codes.dtype.kind == "f" else np.zeros(codes.shape, bool)
-    return np.isclose(codes, code, rtol=1e-6, atol=0) if codes.dtype.kind == "f" else codes == code
+    values = np.where(maps.equals_code(codes, undetect), undetected, codes * gain + offset)
+    return np.where(maps.equals_code(codes, nodata), np.nan, values).astype(np.float32)
 
 
 def _attribute(data: h5py.Group, dataset: h5py.Group, name: str) -> Any:

@@ -17,6 +17,7 @@ from xarray.backends.common import ArrayWriter
 
 from fastds._argument_types import checks_types
 from fastds._outputs import place_of, replacing
+from fastds.data.errors import first_line_of
 from fastds.data.io.sink import sink
 from fastds.data.io.storage import choose_encoding, packing_of, storable_attributes
 from fastds.data.io.verification import Statistics, check_written, meant_statistics
@@ -29,11 +30,6 @@ _OTHER_FORMATS = (
 )  # fmt: skip
 _UNPACKING = {"_FillValue", "missing_value", "scale_factor", "add_offset"}
 Encodings = dict[Hashable, dict[str, Any]]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 def check_format(path: str | os.PathLike) -> None:
@@ -79,7 +75,7 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
         try:
             _write(dataset, temporary, _write_zarr if names_zarr(path) else _write_netcdf)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be written ({_first_line(error)})") from error
+            raise ValueError(f"{path} cannot be written ({first_line_of(error)})") from error
     return path
 
 
