@@ -67,6 +67,16 @@ def test_a_middle_field_like_the_others_stays_and_empty_ones_do():
     assert (steadied_between(torch.zeros(3, 8, 8)) == 0).all()
 
 
+def test_large_fields_between_are_no_stronger_than_those_at_input_times():
+    """Of large fields every second or third row is counted: the strongest echo may lie on one that is not."""
+    rng = np.random.default_rng(5)
+    y = torch.from_numpy(gaussian_filter(rng.random((3, 1100, 1000)), (0, 6, 6)).astype(np.float32))
+    y = ((y - 0.5) * 8).clamp(0, 0.6)
+    for row in range(3, 9):
+        y[1, row, 100 + 50 * row] = 0.9
+        assert 0.4 < float(steadied_between(y).max()) <= float(y[[0, 2]].max()) + 1 / 4096
+
+
 @pytest.mark.usefixtures("native")
 def test_a_series_does_not_pulse_and_smooth_keeps_the_least_squares():
     coarse = coarsen_dataset(synthetic_event(5, frames=9, shape=(192, 192)))

@@ -76,6 +76,8 @@ def _matching(ranks: np.ndarray, counts: list[np.ndarray]) -> Tensor:
     many pixels of either end reach; ranks and counts: of the field and the ends, as _above gives them."""
     lowest = np.mean([_reached(above[::-1], ranks[:-1], np.linspace(1.0, 0.0, _BINS + 1)) for above in counts], 0)
     highest = np.mean([_reached(above, ranks[1:], np.linspace(0.0, 1.0, _BINS + 1)) for above in counts], 0)
+    # The field's strongest echo may lie on a row that is not counted: no count tells of it, and it gets the highest.
+    lowest = np.minimum(lowest, highest)
     return torch.from_numpy(np.stack([lowest, highest]).astype(np.float32))
 
 
