@@ -19,6 +19,7 @@ from fastds.tasks.common.tiling import Tile
 from fastds.tasks.humidity.config import parse_arguments as humidity_training
 from fastds.tasks.nowcast.scores import NowcastTable
 from fastds.tasks.radar.refinement import FrameRefiner
+from fastds.tasks.radar.steady import steadied_between
 
 # ---- radar
 
@@ -69,20 +70,28 @@ def interpolated(triple, low, high, method, mode="dbz"):
     return low + (high - low) * method(torch.from_numpy(x).float()[None, :, None], 2)[0, :, 0].double().numpy()
 
 
-def refined_means(triple):
+def refined_means(triple, smooth):
     means = np.nan_to_num(coarsen(triple[::2].clip(0), 2), nan=0.0)
     whole = (slice(0, 22), slice(0, 26))
     network = Weaker()
     refiner = FrameRefiner(
-        lambda x, flow: network(x), scale=2, floor=15.0, ceiling=65.0, no_echo=-32.0, tiles=[Tile(whole, whole)]
-    )
+        lambda x, flow: network(x), scale=2, floor=15.0, ceiling=65.0, no_echo=-32.0, tiles=[Tile(whole, whole)],
+        steady=not smooth,
+    )  # fmt: skip
     return np.stack(list(refiner.refine(means)))
 
 
-def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
+def steadied(fields):
+    """Fields (3, h, w) in dBZ of a network from 15 to 65 dBZ, as downscale makes them by default."""
+    y = torch.from_numpy((fields - 15) / 50).float()
+    return np.stack([fields[0], 15 + 50 * steadied_between(y).numpy(), fields[2]])
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_errors_of_a_model_on_the_radars(folder, one_file, capsys, smooth):
     """Above 15 dBZ the model's, above 0 dBZ what downscale makes of it."""
     heads = "block", "floor", "coarsened", *radar.BASELINES, "a model", "of trilinear", "of advection"
-    results = radar.table(str(folder), "a model", modes=["dbz"])
+    results = radar.table(str(folder), "a model", modes=["dbz"], smooth=smooth)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "| " + " | ".join(heads) + " |"
     assert printed[1] == "|---|---|---|---|---|---|---|---|---|" and len(printed) == 4
@@ -94,8 +103,9 @@ def test_errors_of_a_model_on_the_radars(folder, one_file, capsys):
         for name, method in (("trilinear", trilinear), ("advection", advection)):
             expected[name] = mse([interpolated(t, floor, 70, method) for t in truth], truth, there, floor)
         fields = [interpolated(t.clip(floor), 15, 65, trilinear) - 5 for t in truth]
+        fields = fields if smooth else [steadied(z) for z in fields]
         if floor == 0:  # as downscale refines means of what is cut at 0 dBZ
-            fields = [refined_means(t) for t in truth]
+            fields = [refined_means(t, smooth) for t in truth]
         expected["model"] = mse(fields, truth, there, floor)
         for name, (first, middle, last) in expected.items():
             found = row[name]

@@ -32,6 +32,7 @@ from fastds.tasks.radar.agreement import agree
 from fastds.tasks.radar.methods import BASELINES, needs_flow
 from fastds.tasks.radar.motion import steady_flow
 from fastds.tasks.radar.refinement import FrameRefiner
+from fastds.tasks.radar.steady import steadied_between
 
 # File: first frame, end, every how many intervals a triple starts. FMI and KNMI: later frames than the training blocks
 # of fastds/tasks/radar/configs/fczsm-small.yaml. The other files appear in no training configuration; that of
@@ -129,9 +130,10 @@ def plainly(method: Callable) -> Callable:
     return lambda sample: method(sample["x"][None])
 
 
-def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None) -> Callable:
+def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
     """The model as a method for errors(). coarsened: how its input averages finer cells, where that is told, see
-    fastds.tasks.radar.agreement.
+    fastds.tasks.radar.agreement. smooth: fields between input times are those of least squared error; else they have
+    the detail and the intensities of those at input times, as `fastds downscale` makes them without --smooth.
 
     The flow is that of `fastds downscale`, which the pairs beside make steadier. A model trained above 15 dBZ knows
         nothing of weaker echo: where errors above a lower floor are asked for, the fields are those of `fastds
@@ -142,7 +144,7 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
     def method(sample: dict) -> Tensor:
         x, (before, behind) = sample["x"][:, 0], sample["beside"]
         if low > floor:
-            return _scaled(_refined(model, fd.restore(x, floor, CEILING_DBZ), coarsened), floor)
+            return _scaled(_refined(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
         before, given, behind = (
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
             for pair in (before, x, behind)
@@ -151,6 +153,8 @@ def as_method(model: torch.nn.Module, floor: float, coarsened: str | None = None
         y = _network(model)(given[None, :, None], flow[None])
         if coarsened is not None:
             agree(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
+        if not smooth:
+            y[0, 1, 0] = steadied_between(y[0, :, 0])
         return _scaled(fd.restore(y, low, high), floor)
 
     return method
@@ -165,10 +169,11 @@ def _scaled(z: Tensor, floor: float) -> Tensor:
     return (z.clamp(floor, CEILING_DBZ) - floor) / (CEILING_DBZ - floor)
 
 
-def _refined(model: torch.nn.Module, frames: Tensor, coarsened: str | None) -> Tensor:
+def _refined(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
     """Fine frames (1, 3, 1, H, W) of two coarse ones (2, h, w) in dBZ, as `fastds downscale` makes them."""
     whole = tuple(slice(0, size) for size in frames.shape[1:])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
+    options["steady"] = not smooth
     refiner = FrameRefiner(_network(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
     return torch.from_numpy(np.stack(list(refiner.refine(frames.numpy()))))[None, :, None]
 
@@ -248,6 +253,7 @@ class StudyConfig:
         files: of TEST_BLOCKS; none: all.
         modes: ways in which the input is coarsened, see fastds.data.coarsen.
         told: tell the network in which way, as `fastds downscale --coarsened` does.
+        smooth: fields between input times are those of least squared error, as `fastds downscale --smooth` makes them.
         block: time that the bootstrap draws at once.
         members: of an ensemble whose scores are printed, too; 0: none.
         threads: of torch; None leaves them as they are.
@@ -261,6 +267,7 @@ class StudyConfig:
     files: list[str] = dataclasses.field(default_factory=list)
     modes: list[str] = dataclasses.field(default_factory=lambda: list(COARSENING_MODES))
     told: bool = False
+    smooth: bool = False
     block: str = "30min"
     members: int = 0
     threads: int | None = None
@@ -279,7 +286,8 @@ def study(config: StudyConfig) -> None:
         check_report(config.report)
     with computing(None, settle(None, config.threads)):
         seconds = duration_seconds(config.block, "block")
-        results = table(config.data.path, config.model, config.floors, config.files, config.modes, config.told, seconds)
+        c = config
+        results = table(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
         drawn = [] if config.members < 2 else [member_table(config)]
     if config.report is not None:
         write_study("Errors on the test radars", config, [_score_table(results), *drawn])
@@ -344,6 +352,7 @@ def table(
     files: Sequence[str] = (),
     modes: Sequence[str] = COARSENING_MODES,
     told: bool = False,
+    smooth: bool = False,
     seconds: float = 1800.0,
 ) -> dict[tuple[str, float, str], Row]:
     """Print the errors of the model and the baselines on every test block; arguments as in StudyConfig, data: the
@@ -359,7 +368,7 @@ def table(
         for file in files or TEST_BLOCKS:
             block = test_block(data, file, floor, mode=mode, seconds=seconds)
             methods = {name: plainly(method) for name, method in BASELINES.items()}
-            methods["model"] = as_method(network, floor, mode if told else None)
+            methods["model"] = as_method(network, floor, mode if told else None, smooth)
             row = Row({name: errors_of_samples(block, method) for name, method in methods.items()}, block.blocks)
             results[file, floor, mode] = row
             _print_row(file, floor, mode, [f"{found['mse_total']:.3f}" for found in row.errors.values()], [row])
