@@ -33,7 +33,7 @@ class NowcastScores:
             frames have m + n - 1 frames, of which n are future: the published tables score all of them.
         weights: one more than thresholds, of pixels.
     Attributes: counts (T, thresholds, 4) int64 of TP, FN, FP, TN; samples.
-    Source: Ma, Zhang and Liu 2024, DB-RNN, equations 11-15 (printed there without the factor 2 of HSS, which their
+    Source: Ma, Zhang and Liu 2024, DB-RNN, section V-C (printed there without the factor 2 of HSS, which their
         numbers have); Shi et al. 2017 for B-MSE and B-MAE.
     """
 

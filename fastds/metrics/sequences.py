@@ -18,7 +18,11 @@ def _check(prediction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 def correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Pearson correlation over `dims`, which vanish; NaN where a or b does not vary."""
-    a, b = a - a.mean(dims, keepdim=True), b - b.mean(dims, keepdim=True)
+    return uncentred_correlation(a - a.mean(dims, keepdim=True), b - b.mean(dims, keepdim=True), dims)
+
+
+def uncentred_correlation(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """sum(a b) / sqrt(sum(a^2) sum(b^2)) over `dims`, which vanish: no mean is subtracted; NaN where a or b is 0."""
     power = (a.square().sum(dims) * b.square().sum(dims)).sqrt()
     product = (a * b).sum(dims)
     return torch.where(power > 1e-12 * product.abs().max().clamp(min=1e-300), product / power, torch.nan)
@@ -31,8 +35,9 @@ def field_scores(
 
     mse = mean (p - t)^2;  mae = mean |p - t|;  psnr = mean over frames of 10 log10(data_range^2 / mse of the frame);
     ssim: 11 x 11 Gaussian window, sigma 1.5 (torchmetrics);
-    acc: correlation over space of every frame;  acc_daymean: the same of anomalies from each point's own mean over the
-    sequence;  acc_climatology: of anomalies from `climatology`;  tcc: correlation over the steps at every point.
+    acc: correlation over space of every frame;  acc_daymean: sum(p' t') / sqrt(sum(p'^2) sum(t'^2)) over space of every
+    frame, p' and t' the anomalies from each point's own mean over the sequence, of which no second mean is subtracted;
+    acc_climatology: the same of anomalies from `climatology`;  tcc: correlation over the steps at every point.
 
     Args:
         prediction, truth: (..., T, H, W), de-normalised, in one unit (% for humidity).
@@ -45,7 +50,7 @@ def field_scores(
 
     Raises: ValueError for shapes that do not fit, missing values or a data_range that is not positive.
 
-    Source: Li et al. 2024, equations 9-13 (their equation 12 read literally is acc_daymean; their numbers fit acc).
+    Source: Li et al. 2024, equations 8 to 13. Their equation 12 is acc_daymean; the numbers of their tables fit acc.
     """
     if not data_range > 0:
         raise ValueError(f"data_range must be positive, got {data_range}")
@@ -57,14 +62,17 @@ def field_scores(
         "psnr": (10 * torch.log10(data_range**2 / frame.clamp(min=1e-30))).mean(),
         "ssim": _ssim(p, t, data_range),
         "acc": correlation(p, t, (-2, -1)).nanmean(),
-        "acc_daymean": correlation(p - p.mean(-3, keepdim=True), t - t.mean(-3, keepdim=True), (-2, -1)).nanmean(),
+        "acc_daymean": _anomaly_correlation(p, t, p.mean(-3, keepdim=True), t.mean(-3, keepdim=True)),
         "tcc": correlation(p, t, (-3,)).nanmean(),
     }
     if climatology is not None:
-        anomalies = (p - climatology, t - climatology)
-        power = (anomalies[0].square().sum((-2, -1)) * anomalies[1].square().sum((-2, -1))).sqrt()
-        scores["acc_climatology"] = ((anomalies[0] * anomalies[1]).sum((-2, -1)) / power).nanmean()
+        scores["acc_climatology"] = _anomaly_correlation(p, t, climatology, climatology)
     return {name: float(value) for name, value in scores.items()}
+
+
+def _anomaly_correlation(p: Tensor, t: Tensor, mean_p: Tensor, mean_t: Tensor) -> Tensor:
+    """Mean over the frames of the uncentred correlation over space of anomalies."""
+    return uncentred_correlation(p - mean_p, t - mean_t, (-2, -1)).nanmean()
 
 
 def _ssim(p: Tensor, t: Tensor, data_range: float) -> Tensor:

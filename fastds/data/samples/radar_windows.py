@@ -27,7 +27,7 @@ class RadarWindows(torch.utils.data.Dataset):
     Sample: see `make_window`. Deterministic.
     Attributes: store; index (number, known + future), frames of every window.
     Raises: ValueError where the file holds no such window.
-    Source: Ma, Zhang and Liu 2024, DB-RNN, section V-A.
+    Source: Ma, Zhang and Liu 2024, DB-RNN, section V-B.
     """
 
     def __init__(
