@@ -78,7 +78,14 @@ CASES = {
     ),
     "db-rnn": (
         make_events,
-        {"run": "[MS-ConvLSTM-S]", "data.test_samples": 2, "data.scale": 1, "data.window": 32, "data.block": "6min"},
+        {
+            "run": "[MS-ConvLSTM-S]",
+            "data.test_samples": 2,
+            "data.scale": 1,
+            "data.window": 32,
+            "data.block": "6min",
+            "long_leads": 1,
+        },
     ),
     "wgan-gp": (
         make_humidity,

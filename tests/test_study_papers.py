@@ -23,8 +23,8 @@ EXPECTED = {
     ),
     "db-rnn": (
         {"persistence", "extrapolation", "MS-ConvLSTM", "MS-ConvLSTM-S"},
-        {"figure-maps-ConvLSTM", "figure-validation-ConvLSTM", "figure-leads-ConvLSTM-CSI-30"},
-        ("MS-ConvLSTM-S less MS-ConvLSTM", "0.285", "CSI 30 mm/h by lead"),
+        {"figure-maps-ConvLSTM", "figure-validation-ConvLSTM", "figure-04-ConvLSTM-CSI", "figure-08"},
+        ("MS-ConvLSTM-S less MS-ConvLSTM", "0.285", "CSI by lead, ConvLSTM"),
     ),
     "wgan-gp": (
         {*(f"{name}{how}" for name in ("Lanczos", "bilinear", "bicubic") for how in ("", "-misaligned"))}

@@ -15,11 +15,15 @@ from matplotlib.figure import Figure
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Lines beyond the tenth, whose colours come again, are dashed."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
+    _dash_many(axes)
     return figure, axes
+
+
+def _dash_many(axes: Axes) -> None:
+    """Lines beyond the tenth, whose colours come again, are dashed."""
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":"]) * rcParams["axes.prop_cycle"])
 
 
 def training_curves(
@@ -100,6 +104,19 @@ def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]]
     figure, axes = _figure(6.0, 4.0)
     _lines(axes, minutes, curves, "lead (min)", score)
     axes.legend(fontsize=8)
+    return figure
+
+
+def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draw several scores of the same methods by lead, beside each other, and return the Figure.
+
+    minutes: leads. panels: name of the score -> label -> one number a lead, NaN where it is not defined.
+    """
+    figure = Figure(figsize=(3.2 * len(panels) + 0.6, 3.4), layout="constrained")
+    for axes, (score, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _dash_many(axes)
+        _lines(axes, minutes, curves, "lead (min)", score)
+    axes.legend(fontsize=7)
     return figure
 
 

@@ -20,13 +20,17 @@ _GAP = 2  # frames between the parts, which then share none
 _TEST, _VALIDATION = 0.25, 0.1
 
 
-def parts_of(frames: int, name: str, least: int) -> dict[str, list[int]]:
-    """Frames [start, stop) to train, validate and test on, in this order, with a gap between them; least: of each."""
-    test, validation = (max(least, round(share * frames)) for share in (_TEST, _VALIDATION))
+def parts_of(frames: int, name: str, least: int, tested: int | None = None) -> dict[str, list[int]]:
+    """Frames [start, stop) to train, validate and test on, in this order, with a gap between them.
+
+    least: of each part. tested: of the test; None: least."""
+    tested = tested or least
+    test, validation = max(tested, round(_TEST * frames)), max(least, round(_VALIDATION * frames))
     train = frames - test - validation - 2 * _GAP
     if train < least:
         raise ValueError(
-            f"{name} has {frames} times, too few to train, validate and test on: at least {3 * least + 2 * _GAP}"
+            f"{name} has {frames} times, too few to train, validate and test on: at least "
+            f"{2 * least + tested + 2 * _GAP}"
         )
     first = train + _GAP
     return {
@@ -34,8 +38,8 @@ def parts_of(frames: int, name: str, least: int) -> dict[str, list[int]]:
     }  # fmt: skip
 
 
-def find_files(config: RadarFiles, side: int, least: int) -> dict[str, dict[str, list[int]]]:
-    """Name of every file -> its parts of at least `least` frames. side: pixels that a sample needs.
+def find_files(config: RadarFiles, side: int, least: int, tested: int | None = None) -> dict[str, dict[str, list[int]]]:
+    """Name of every file -> its parts, see parts_of for least and tested. side: pixels that a sample needs.
 
     Raises: FileNotFoundError, ValueError where none can be used.
     """
@@ -45,7 +49,7 @@ def find_files(config: RadarFiles, side: int, least: int) -> dict[str, dict[str,
             frames, *grid = fd.to_reflectivity(dataset, config.var).shape
         if min(grid) < side:
             raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
-        return parts_of(frames, file.name, least)
+        return parts_of(frames, file.name, least, tested)
 
     root = pathlib.Path(config.path)
     if not root.exists():

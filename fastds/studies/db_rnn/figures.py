@@ -12,16 +12,19 @@ import torch
 
 from fastds import data as fd
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
-from fastds.plot import draw_by_lead, save_png
+from fastds.plot import draw_panels_by_lead, save_png
 from fastds.report import Chart, MapGrid, Maps, radar_style
 from fastds.studies.common.figures import radar_panel, validation_curves, without_echo
 from fastds.studies.db_rnn.methods import ABLATION, CELLS, FUTURE
+from fastds.studies.db_rnn.published import RATES
 from fastds.studies.db_rnn.scores import Sums
+from fastds.studies.db_rnn.tables import long_scores
 
 _DRAWN = (0, 2, 4)  # leads of the maps
 _ECHO_DBZ = 5.0  # the colours begin here
 _ERROR = "validation error (1: persistence)"
-_CURVES = ("CSI 5", "CSI 30")
+# Score -> rates of its curves, mm/h (figure 4).
+_CURVES = {"CSI": RATES, "HSS": RATES[:4]}
 
 
 def in_dbz(x: torch.Tensor) -> np.ndarray:
@@ -60,12 +63,26 @@ def line_charts(
             draw = functools.partial(validation_curves, chosen, _ERROR)
             alt = f"Validation error by step of {', '.join(chosen)}"
             found[f"figure-validation-{kind}"] = Chart(f"Validation error, {kind}", alt, draw)
-        for score in _CURVES:
-            lines = {name: results[name].by_lead(score, np.ones((1, results[name].samples)))[0] for name in names}
-            draw = functools.partial(draw_by_lead, leads, lines, f"{score} mm/h")
-            alt = f"{score} by lead of {', '.join(names)}"
-            found[f"figure-leads-{kind}-{score.replace(' ', '-')}"] = Chart(f"{score} mm/h by lead, {kind}", alt, draw)
+        for score, rates in _CURVES.items():
+            panels = {f"{score} at {rate} mm/h": _by_lead(results, names, f"{score} {rate}") for rate in rates}
+            draw = functools.partial(draw_panels_by_lead, leads, panels)
+            alt = f"{score} by lead of {', '.join(names)}, at {', '.join(rates)} mm/h"
+            found[f"figure-04-{kind}-{score}"] = Chart(f"{score} by lead, {kind}", alt, draw)
     return found
+
+
+def _by_lead(results: Mapping[str, Sums], names: Iterable[str], score: str) -> dict[str, np.ndarray]:
+    return {name: results[name].by_lead(score, np.ones((1, results[name].samples)))[0] for name in names}
+
+
+def long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dict[str, Chart]:
+    """Figure 8, scores of long forecasts; none where there are none. counted: method -> see tables.long_scores."""
+    if not counted:
+        return {}
+    scores = {name: long_scores(found) for name, found in counted.items()}
+    panels = {f"{kind} at 10 mm/h": {name: one[kind] for name, one in scores.items()} for kind in ("HSS", "POD")}
+    draw = functools.partial(draw_panels_by_lead, [60 * float(h) for h in hours], panels)
+    return {"figure-08": Chart("Long forecasts by lead", f"HSS and POD by lead of {', '.join(scores)}", draw)}
 
 
 def maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:

@@ -65,5 +65,5 @@ def _seconds_of(
 def _scoring(blocks: list[TestedBlock], z_r: list[float]) -> float:
     """Seconds of the scores of one method."""
     one = TestedBlock(blocks[0].name, blocks[0].samples[:1], [0], blocks[0].window, 1.0)
-    a_pixel = seconds_a_call(lambda: score(lambda s: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
+    a_pixel = seconds_a_call(lambda: score(lambda s, steps: s["y"], [one], z_r), most=2) / one.samples[0]["y"].numel()
     return a_pixel * sum(len(b.samples) * b.samples[0]["y"].numel() for b in blocks)

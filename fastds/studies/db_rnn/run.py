@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastds import models
 from fastds.data import FrameStore, TimeBlock, normalised_rates
@@ -15,6 +16,7 @@ from fastds.models.db_rnn.discriminator import variant_of
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import labels_of, told_of
 from fastds.studies.common.budget import PAPER
+from fastds.studies.common.complexity import cost_of
 from fastds.studies.common.plan import Costs
 from fastds.studies.common.quiet import quietly
 from fastds.studies.common.radar import find_files, grid_of, most_echo, path_of, sample_rows
@@ -26,6 +28,7 @@ from fastds.studies.db_rnn.methods import (
     CELLS,
     CROP,
     FUTURE,
+    KNOWN,
     METHODS,
     PAPER_STEPS,
     network_options,
@@ -33,12 +36,14 @@ from fastds.studies.db_rnn.methods import (
     training_config,
 )
 from fastds.studies.db_rnn.plan import measure
-from fastds.studies.db_rnn.scores import Sums, score, with_prediction
-from fastds.studies.db_rnn.tables import tables
+from fastds.studies.db_rnn.published import ABSENT
+from fastds.studies.db_rnn.scores import Predict, Sums, score, score_long, with_prediction
+from fastds.studies.db_rnn.tables import complexity_rows, long_rows, tables
 from fastds.tasks.nowcast.training import train
 
 __all__ = ["StudyConfig", "parse_arguments", "study"]
 _HEAVY = 10.0  # mm/h: the start with most of it is drawn
+_INTERVALS = {"hko-7": "second", "dwd-12": "fifth"}  # section V-B
 
 
 def study(config: StudyConfig) -> pathlib.Path:
@@ -67,7 +72,8 @@ class DbRnnStudy(PaperStudy):
     name, title, paper_steps = "db-rnn", "DB-RNN and what it is compared with", PAPER_STEPS
 
     def __init__(self, config: StudyConfig):
-        self.files = find_files(config.data, CROP * config.data.scale, samples.LEAST)
+        least, tested = (samples.frames_of(config.data, leads) for leads in (1, max(1, config.long_leads)))
+        self.files = find_files(config.data, CROP * config.data.scale, least, tested)
         self.data = samples.training_data(config.data, self.files)
         self.blocks = [samples.test_block(config.data, name, part["test"]) for name, part in self.files.items()]
         self.labels = labels_of(block.blocks for block in self.blocks)
@@ -81,7 +87,7 @@ class DbRnnStudy(PaperStudy):
         cadence = FrameStore(
             TimeBlock(str(path_of(config.data, next(iter(self.files)))), 0, 3, config.data.var)
         ).cadence
-        return [f"{cadence * k / 60:g}" for k in range(1, FUTURE + 1)]
+        return [f"{cadence * config.data.interval * k / 60:g}" for k in range(1, FUTURE + 1)]
 
     def costs(self, networks: list[str]) -> Costs:
         return measure(self.config, networks, self.data, self.blocks)
@@ -103,34 +109,81 @@ class DbRnnStudy(PaperStudy):
         return str(output / "start.safetensors")
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
-        found = self._predicting(name, weights, lambda predict: score(predict, self.blocks, self.config.data.z_r))
+        found = self._predicting(name, weights, self._score)
         if weights is None:
             return found
         model = quietly(lambda: models.load(weights))
         width = model.config.get("hidden") or model.config["spatial"]
         return found | {"width": width, "parameters": sum(p.numel() for p in model.parameters())}
 
+    def _score(self, predict: Predict) -> dict[str, Any]:
+        c = self.config
+        found = score(predict, self.blocks, c.data.z_r)
+        if c.long_leads:
+            parts = [self.files[block.name]["test"] for block in self.blocks]
+            long = [
+                sample
+                for block, part in zip(self.blocks, parts, strict=True)
+                for sample in samples.long_samples(c.data, block, part, c.long_leads)
+            ]
+            found["long"] = score_long(predict, long, c.data.z_r)
+        return found
+
     def _predicting(self, name: str, weights: pathlib.Path | None, use) -> Any:
-        return with_prediction(name, weights, self.config.threads, self.config.device, use)
+        c = self.config
+        return with_prediction(name, weights, c.threads, c.device, use, c.restart)
 
     def _sums(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Sums]:
-        sums = {name: Sums(found) for name, found in results.items()}
-        whole = f"DB-{self.config.ablation}"
-        return sums | ({own_row(self.config.ablation): sums[whole]} if whole in sums else {})
+        """Of the fields to forecast, by row of the tables."""
+        sums, cell = {name: Sums(found) for name, found in results.items()}, self.config.ablation
+        same = {own_row(cell): f"DB-{cell}", "MS": f"MS-{cell}"}
+        return sums | {row: sums[name] for row, name in same.items() if name in sums}
+
+    def _long(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+        """Contingency tables of long forecasts, by method."""
+        return {name: np.array([one["long"] for one in found]) for name, found in results.items() if "long" in found[0]}
 
     def tables(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, ResultTable]:
         sizes = {n: (one[0]["width"], one[0]["parameters"]) for n, one in results.items() if "width" in one[0]}
-        made = tables(self._sums(results), self.labels, sizes, self.minutes)
+        whole = {name: Sums([one["all"] for one in found]) for name, found in results.items() if "all" in found[0]}
+        made = tables(self._sums(results), whole, self.labels, sizes, self.minutes, self.config.published)
+        if long := self._long(results):
+            made["long"] = long_rows(long, self._hours())
+        if costs := {name: self._cost(name) for name in self.runs.networks if name in results}:
+            made["complexity"] = complexity_rows(costs, self.seconds)
         return made | {"samples": sample_rows(self.blocks, self.files)}
 
+    def _hours(self) -> list[str]:
+        """Leads of long forecasts, their last fields."""
+        return [f"{float(self.minutes[-1]) * k / 60:g}" for k in range(1, self.config.long_leads + 1)]
+
+    def _cost(self, name: str) -> dict[str, float]:
+        """See cost_of: of all frames that a network forecasts, on samples of its training."""
+        c = self.config
+        network, options = preset(name, c.ablation)[0], network_options(name, c.ablation, c.budget)
+        training = training_config(name, c.ablation, c.budget, 1, self.data, c.data.z_r, "weights of the MS network")
+        side = training.data.crop
+
+        def inputs(batch: int) -> tuple[torch.Tensor, int]:
+            return torch.zeros(batch, KNOWN, 1, side, side), FUTURE
+
+        def cost() -> dict[str, float]:
+            return cost_of(models.create(network, **options), inputs, training.data.batch_size)
+
+        return self.folder.once(f"costs/{name}", cost)
+
     def charts(self, results: Mapping[str, list[dict[str, Any]]]) -> dict[str, Chart]:
-        return figures.line_charts(self.curves, self._sums(results), self.minutes)
+        made = figures.line_charts(self.curves, self._sums(results), self.minutes)
+        return made | figures.long_charts(self._long(results), self._hours())
 
     def draw(self, results: Mapping[str, list[dict[str, Any]]]) -> Maps:
         block, sample = most_echo(self.blocks, normalised_rates([_HEAVY], tuple(self.config.data.z_r))[0])
 
         def fields(name: str) -> np.ndarray:
-            return self._predicting(name, self.of_first_seed(name), lambda p: figures.in_dbz(p(sample)))
+            def drawn(predict: Predict) -> np.ndarray:
+                return figures.in_dbz(predict(sample, FUTURE)[-FUTURE:])
+
+            return self._predicting(name, self.of_first_seed(name), drawn)
 
         made, grid = {name: fields(name) for name in self.names}, grid_of(self.config.data, block)
         title = f"{block.name}: truth, forecasts, differences"
@@ -146,8 +199,14 @@ class DbRnnStudy(PaperStudy):
             "with warm-up and cosine decay, weights of the lowest validation error); a staged network's deblurrer "
             "takes as many again on the forecasts of the MS network. "
             f"Seeds {', '.join(map(str, self.config.seeds))}{small}.",
-            f"Scores are means over the {FUTURE} frames to forecast; the paper's are those of HKO-7 and, as its public "
-            "code has it, means that include the four forecasts of known frames.",
+            f"Scores are means over the {FUTURE} frames to forecast; tables all-frames are means that include the four "
+            "forecasts of known frames, as the paper's public code has it. The paper's scores are of "
+            f"{self.config.published}, of which it takes every {_INTERVALS[self.config.published]} frame; "
+            f"data.interval is {self.config.data.interval} here.",
+            f"{ABSENT}.",
+            "Multiply-adds are those that are computed: the attention of PrecipLSTM counts, which it does not in the "
+            "paper, and products with the zero states of the first step and of the embedding, which is folded into the "
+            "first convolution, do not. Memory is that of the tensors kept for the gradients and of Adam's.",
             f"Losses and discriminators are tried on {self.config.ablation}; the paper's numbers are of PrecipLSTM. "
             f"{own_row(self.config.ablation)} is DB-{self.config.ablation}.",
             f"{told_of(self.labels)} Rain rates by Z = {self.config.data.z_r[0]:g} R^{self.config.data.z_r[1]:g}.",

@@ -9,17 +9,30 @@ import numpy as np
 
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import ResultTable, beside_paper
-from fastds.studies.db_rnn.methods import ABLATION, METHODS, ORDER, ORDERED, SCORES, published
-from fastds.studies.db_rnn.scores import Sums
+from fastds.studies.db_rnn.methods import ABLATION, ABLATION_ROWS, METHODS, ORDER, ORDERED
+from fastds.studies.db_rnn.published import COMPLEXITY, SCORES, published
+from fastds.studies.db_rnn.scores import Sums, contingency_score
 
-_BY_LEAD = ("CSI 5", "CSI 10", "CSI 30")
+# Table -> its title, its columns and the digits of their numbers.
+_KINDS = {
+    "csi": ("CSI at rain rates in mm/h", SCORES[:5], 3),
+    "hss": ("HSS at rain rates in mm/h", SCORES[5:10], 3),
+    "pod": ("POD at rain rates in mm/h", SCORES[10:15], 3),
+    "errors": ("B-MSE and B-MAE of fields of 160 x 160 pixels", SCORES[-2:], 1),
+}
+_ALL_FRAMES = "all nine forecasts, those of known fields included, as in the paper's tables"
 
 
 def score_rows(
     title: str, names: Iterable[str], columns: Iterable[str], results: Mapping[str, Sums], labels: np.ndarray,
-    sizes: Mapping[str, tuple[int, int]], digits: int = 3,
+    sizes: Mapping[str, tuple[int, int]], digits: int = 3, data: str = "hko-7",
 ) -> ResultTable:  # fmt: skip
-    """Scores of methods beside the paper's. columns: of SCORES; sizes: method -> width and parameters."""
+    """Scores of methods beside the paper's.
+
+    Args:
+        columns: of SCORES. sizes: method -> width and parameters. digits: of all columns but B-MAE, which has one.
+        data: of the paper, see published.
+    """
     columns, rows = list(columns), []
     for name in names:
         width, parameters = sizes.get(name, (0, 0))
@@ -27,26 +40,47 @@ def score_rows(
         ours = ["not run"] + ["-"] * (len(columns) - 1)
         if name in results:
             ours = [Estimate.by(lambda w, n=name, s=score: results[n].mean(s, w), labels) for score in columns]
-        paper = [published(name)[score] for score in columns]
-        rows.append((name, *size, *ours, *("-" if v is None else f"{v:.{digits}f}" for v in paper)))
+        paper = [(published(name, data)[score], _digits(score, digits)) for score in columns]
+        rows.append((name, *size, *ours, *("-" if v is None else f"{v:.{d}f}" for v, d in paper)))
     heads = ("method", "width", "parameters", *columns, *(f"paper: {score}" for score in columns))
     return ResultTable(f"{title}, with 95 % intervals over blocks of time", heads, rows, digits)
 
 
+def _digits(score: str, others: int) -> int:
+    return 1 if score in SCORES[-2:] else others
+
+
 def tables(
-    results: Mapping[str, Sums], labels: np.ndarray, sizes: Mapping[str, tuple[int, int]], minutes: list[str]
+    results: Mapping[str, Sums],
+    whole: Mapping[str, Sums],
+    labels: np.ndarray,
+    sizes: Mapping[str, tuple[int, int]],
+    minutes: list[str],
+    data: str = "hko-7",
 ) -> dict[str, ResultTable]:
-    """All tables of scores by the names of their files. minutes: of the leads."""
+    """All tables of scores by the names of their files.
+
+    Args:
+        results: of the fields to forecast, by method. whole: of all frames that networks forecast.
+        labels: the block of time of every sample. sizes: method -> width and parameters. minutes: of the leads.
+        data: whose published scores stand beside, see published.
+    """
     shown = [name for name in METHODS if name not in ABLATION]
-    rows = [("csi", "CSI at rain rates in mm/h", shown, SCORES[:5], 3)]
-    rows += [("hss", "HSS at rain rates in mm/h", shown, SCORES[5:10], 3)]
-    rows += [("errors", "B-MSE and B-MAE of fields of 160 x 160 pixels", shown, SCORES[10:], 1)]
-    rows += [("ablation", "Losses and discriminators of DB networks", list(ABLATION), ("CSI 10", "CSI 30"), 3)]
-    made = {key: score_rows(title, names, columns, results, labels, sizes, d) for key, title, names, columns, d in rows}
-    return {"csi": made.pop("csi"), "order": order_rows(results, labels), **made, "leads": lead_rows(results, minutes)}
+    made = {}
+    for key, (title, columns, digits) in _KINDS.items():
+        made[key] = score_rows(title, shown, columns, results, labels, sizes, digits, data)
+    made |= {"order": order_rows(results, labels, data)}
+    title, columns = "Losses and discriminators of DB networks", ("CSI 10", "CSI 30", "B-MAE")
+    made["ablation"] = score_rows(title, ABLATION_ROWS, columns, results, labels, sizes)
+    for key, (title, columns, digits) in _KINDS.items():
+        names = [name for name in shown if name in whole]
+        if names:
+            title = f"{title}, {_ALL_FRAMES}"
+            made[f"{key}-all-frames"] = score_rows(title, names, columns, whole, labels, sizes, digits, data)
+    return {"csi": made.pop("csi"), "order": made.pop("order"), **made, "leads": lead_rows(results, minutes)}
 
 
-def order_rows(results: Mapping[str, Sums], labels: np.ndarray) -> ResultTable:
+def order_rows(results: Mapping[str, Sums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
     """Every step of the paper's order, by score."""
     rows = []
     for better, other in ORDER:
@@ -55,7 +89,7 @@ def order_rows(results: Mapping[str, Sums], labels: np.ndarray) -> ResultTable:
         for score in ORDERED:
             pair = results[better], results[other]
             ours = Estimate.by(lambda w, p=pair, s=score: p[0].mean(s, w) - p[1].mean(s, w), labels)
-            told = [published(name)[score] for name in (better, other)]
+            told = [published(name, data)[score] for name in (better, other)]
             paper = None if None in told else told[0] - told[1]
             rows.append((f"{better} less {other}", score, *beside_paper(ours, paper, 1 if score == "B-MAE" else 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
@@ -63,9 +97,41 @@ def order_rows(results: Mapping[str, Sums], labels: np.ndarray) -> ResultTable:
 
 
 def lead_rows(results: Mapping[str, Sums], minutes: list[str]) -> ResultTable:
-    """CSI by lead."""
+    """All scores by lead."""
     rows = []
     for name, sums in results.items():
         once = np.ones((1, sums.samples))
-        rows += [(name, s, *(f"{v:.3f}" for v in sums.by_lead(s, once)[0])) for s in _BY_LEAD]
-    return ResultTable("CSI by lead in minutes", ("method", "score", *minutes), rows)
+        rows += [(name, s, *(f"{v:.{_digits(s, 3)}f}" for v in sums.by_lead(s, once)[0])) for s in SCORES]
+    return ResultTable("Scores by lead in minutes", ("method", "score", *minutes), rows)
+
+
+def long_scores(tables_of: np.ndarray) -> dict[str, np.ndarray]:
+    """HSS and POD (leads,) of long forecasts, means over seeds; tables_of: (seeds, samples, leads, 4)."""
+    pooled = np.asarray(tables_of, float).sum(1)
+    return {kind: contingency_score(kind, pooled).mean(0) for kind in ("HSS", "POD")}
+
+
+def long_rows(results: Mapping[str, np.ndarray], hours: list[str]) -> ResultTable:
+    """Scores of long forecasts, as in figure 8. results: method -> see long_scores. hours: of the leads."""
+    rows = []
+    for name, counted in results.items():
+        scores = long_scores(counted)
+        rows += [(name, f"{kind} 10", *(f"{v:.3f}" for v in values)) for kind, values in scores.items()]
+    return ResultTable("Long forecasts by lead in hours (figure 8)", ("method", "score", *hours), rows)
+
+
+def complexity_rows(found: Mapping[str, Mapping[str, float]], steps: Mapping[str, float]) -> ResultTable:
+    """What networks cost beside table V. found: method -> parameters, multiply_adds (1e9), memory (bytes).
+
+    steps: seconds of a training step, by method, where they were measured."""
+    rows = []
+    for name, cost in found.items():
+        paper = COMPLEXITY.get(name)
+        ours = f"{cost['parameters'] / 1e6:.2f}", f"{cost['multiply_adds']:.2f}", f"{cost['memory'] / 1e9:.2f}"
+        second = f"{steps[name]:.3g}" if name in steps else "-"
+        told = ("-",) * 4 if paper is None else (f"{paper[0]:.2f}", f"{paper[1]:.1f}", f"{paper[2]:.2f}", f"{paper[3]}")
+        rows.append((name, *ours, second, *told))
+    names = "parameters, 1e6", "multiply-adds, 1e9", "memory of a training step, GB", "seconds of a step"
+    paper_names = "parameters, 1e6", "multiply-adds, 1e9", "memory, GB", "hours"
+    heads = ("method", *names, *(f"paper: {name}" for name in paper_names))
+    return ResultTable("What the networks cost (table V)", heads, rows)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network costs: its parameters, multiply-adds of a forward and memory of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+_OF_ADAM = 4  # tensors as large as the parameters: weights, gradients and Adam's two moments
+
+
+def cost_of(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
+    """The costs of a network on a CPU.
+
+    Args:
+        network: on a CPU; it is moved to the meta device.
+        inputs: batch -> the arguments of its forward, with tensors on a CPU.
+        batch: samples of a training step.
+
+    Returns: parameters; multiply_adds of the forward of one sample, 1e9, of convolutions and products; memory in bytes:
+        what a forward of a batch keeps for the gradients, and weights, gradients and Adam's moments.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameters = sum(p.numel() for p in network.parameters())
+    memory = _kept_for_gradients(network.train(), inputs(batch))
+    memory += _OF_ADAM * sum(p.numel() * p.element_size() for p in network.parameters())
+    network = network.eval().to("meta")
+    arguments = [a.to("meta") if isinstance(a, Tensor) else a for a in inputs(1)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*arguments)
+    return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
+
+
+def _kept_for_gradients(network: nn.Module, arguments: tuple) -> int:
+    """Bytes of the tensors that a forward keeps for the backward, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor, storage.nbytes()  # the tensor, so that no other gets its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = network(*arguments)
+    size = sum(count for _, count in kept.values())
+    del made
+    return size
