@@ -2,12 +2,22 @@
 """The nearest of the known names to one that is unknown."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
+
+_PAPERS_NAME = re.compile(r"^(fc-)?zsm(?=-|$)")  # FC-ZSM, ZSM-DS, ...: fczsm, fczsm-ds
 
 
 def with_article(name: str) -> str:
     """ "a Tensor", "an ErrorLaw"."""
     return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
+
+
+def spelled(word: str, known: Collection[str]) -> str | None:
+    """The known name, in small letters, that a word stands for in any case and as the papers write it ("DB-PrecipLSTM",
+    "ZSM-DS"); None where there is none."""
+    plain = _PAPERS_NAME.sub("fczsm", word.lower())
+    return word if word in known else plain if plain in known else None
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:

@@ -25,6 +25,10 @@ def dataset(levels=None, **variables):
     )
 
 
+def every(hours):
+    return dataset()["r"].assign_coords(time=np.datetime64("2019-01-01") + np.asarray(hours) * np.timedelta64(1, "h"))
+
+
 def test_variable_and_level():
     assert ff.choose_field(dataset()).name == "r"
     two = dataset(t="air_temperature", r="relative_humidity")
@@ -51,8 +55,10 @@ def test_messages():
         (r"2 values outside \[0, 105\] %", lambda: ff.check_values(np.array([-1.0, 50, 106]), humidity=True)),
         ("15 x 16 points, expected multiples of 2", lambda: ff.coarsen_fields(np.zeros((15, 16)), 2)),
         ("method must be one of", lambda: ff.coarsen_fields(np.zeros((16, 16)), 2, "median")),
-        ("8 times, fewer than a sequence of 9", lambda: ff.days(dataset()["r"], 9)),
-        ("not equally spaced", lambda: ff.days(dataset()["r"].isel(time=[0, 1, 3]), 3)),
+        ("7 times, fewer than a sequence of 8", lambda: ff.days(dataset()["r"][:7], 8)),
+        ("not equally spaced", lambda: ff.days(every([0, 3, 6, 9, 12, 15, 18, 24]), 8)),
+        ("the times are 5 h apart, .* the 3 h between 8 fields of a day", lambda: ff.days(every(range(0, 40, 5)), 8)),
+        ("6 h apart, .* with data.steps=4 a day has all", lambda: ff.days(every(range(0, 48, 6)), 8)),
         ("validation must lie between 1 and 9", lambda: ff.split_days(10, 10)),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -70,9 +76,13 @@ def test_coarsening_of_arrays_and_tensors():
     assert torch.equal(ff.coarsen_fields(torch.from_numpy(x), 2), torch.from_numpy(ff.coarsen_fields(x, 2)))
 
 
-def test_days_of_any_cadence():
-    parts = ff.days(dataset()["r"], 3)
-    assert [p.sizes["time"] for p in parts] == [3, 3] and np.array_equal(parts[1], dataset()["r"][3:6])
+def test_days_span_a_day():
+    """Of three-hourly fields every second one makes four a day; fields without times are taken as they are."""
+    eight = dataset()["r"]
+    one, four = ff.days(eight, 8), ff.days(eight, 4)
+    assert len(one) == len(four) == 1 and np.array_equal(one[0], eight) and np.array_equal(four[0], eight[::2])
+    parts = ff.days(eight.drop_vars("time"), 3)
+    assert [p.sizes["time"] for p in parts] == [3, 3] and np.array_equal(parts[1], eight[3:6])
 
 
 def test_splits_of_the_paper():

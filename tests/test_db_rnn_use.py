@@ -9,13 +9,13 @@ from fastds import models
 from fastds.models.db_rnn import CELLS, DBRNN, MSRNN, Discriminator, StagedRNN
 from fastds.models.db_rnn.discriminator import variant_of
 from fastds.models.db_rnn.losses import (
-    ABLATIONS,
     Weights,
     discriminator_loss,
     generator_loss,
     gradient_difference_loss,
     pixel_loss,
     scheduled_weights,
+    weights_of,
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -166,8 +166,12 @@ def test_schedule():
     assert [w.forecast for w in ends] == pytest.approx([1, 0.505, 0.01, 0.01])
     assert [w.deblurred for w in ends] == pytest.approx([0.01, 0.505, 1, 1])
     assert {(w.gradient, w.adversarial) for w in ends} == {(0.001, 1.0)}
-    assert ABLATIONS["fixed"](30) == Weights(1, 1, 0, 0)
-    assert ABLATIONS["gdl"](20) == Weights(pytest.approx(0.01), 1.0, 0.001, 0.0)
+    assert weights_of(30, "none", scheduled=False) == Weights(1, 1, 0, 0)
+    assert weights_of(20, "none") == Weights(pytest.approx(0.01), 1.0, 0.0, 0.0)
+    assert weights_of(20, "gdl") == Weights(pytest.approx(0.01), 1.0, 0.001, 0.0)
+    assert weights_of(7) == scheduled_weights(7) and weights_of(7, scheduled=False) == Weights(1, 1, 0.001, 1)
+    with pytest.raises(ValueError, match="terms must be one of none, gdl, adversarial, got 'all'"):
+        weights_of(0, "all")
     with pytest.raises(ValueError, match="epoch must be >= 0"):
         scheduled_weights(-1)
 

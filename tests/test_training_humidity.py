@@ -269,6 +269,17 @@ def test_days_are_drawn_for_validation(folder):
     assert torch.equal(torch.stack([*train, *validation]).sum(0), whole.unflatten(0, (3, 2)).sum(0))
 
 
+def test_every_day_comes_once_in_a_pass(folder):
+    """Of 3 days, in an order of its own, also where a batch holds days of two passes."""
+    config = dataclasses.replace(configuration(folder).data, crop=24, each_once=True)
+    days = [torch.full((2, 24, 24), float(k)) for k in range(3)]
+    drawn = [int(FieldSequences(days, 9, 2, config, 5)[k]["fine"].mean()) for k in range(30)]
+    passes = [tuple(drawn[k : k + 3]) for k in range(0, 30, 3)]
+    assert all(sorted(one) == [0, 1, 2] for one in passes) and len(set(passes)) > 2
+    again = [int(FieldSequences(days, 9, 2, config, 5)[k]["fine"].mean()) for k in range(30)]
+    assert drawn == again
+
+
 def test_error_messages(folder):
     config = configuration(folder).data
     regions = read_regions(config, "train")

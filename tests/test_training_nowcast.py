@@ -259,8 +259,8 @@ def test_gradient_of_csi_is_that_of_many_batches():
 @pytest.mark.parametrize("kind", ["db-rnn", "rain"])
 @pytest.mark.parametrize("network", [MSRNN, DBRNN])
 def test_losses_count_valid_pixels_alone(event, network, kind):
-    ablation = "fixed" if network is MSRNN else "gdl" if kind == "db-rnn" else "scheduled"
-    config = tiny(event, loss=LossConfig(kind=kind, ablation=ablation))
+    deblurs, terms = network is DBRNN, "gdl" if network is DBRNN and kind == "db-rnn" else "none"
+    config = tiny(event, loss=LossConfig(kind=kind, terms=terms, weights="scheduled" if deblurs else None))
     module, batch = NowcastModule(network(hidden=4), config), batch_of()
     outputs = module(batch)
     wrong = [torch.where(batch["valid"][:, 1:], y, 7.0) for y in outputs]
@@ -276,8 +276,8 @@ def test_paper_losses(event):
     batch["valid"][:] = True
     truth = batch["frames"][:, 1:]
     for network in (MSRNN(hidden=4), DBRNN(hidden=4)):
-        ablation = "scheduled" if isinstance(network, DBRNN) else "fixed"
-        module = NowcastModule(network, tiny(event, loss=LossConfig(kind="db-rnn", ablation=ablation)))
+        weights = "scheduled" if isinstance(network, DBRNN) else "fixed"
+        module = NowcastModule(network, tiny(event, loss=LossConfig(kind="db-rnn", weights=weights)))
         outputs = module(batch)
         epoch_0 = Weights(1.0, 0.01, 0.0, 0.0)
         expected = generator_loss(*outputs, truth, epoch_0) if len(outputs) == 2 else pixel_loss(outputs[0], truth)
@@ -289,7 +289,7 @@ def test_the_discriminator_and_the_epochs_of_the_loss_are_chosen(event):
     network, data = DBRNN(cell="predrnn", hidden=4), samples(event, crop=32, batch_size=2, epoch_samples=4)
 
     def module(**options):
-        loss = LossConfig(kind="db-rnn", ablation="adversarial", **options)
+        loss = LossConfig(kind="db-rnn", terms="adversarial", **options)
         return NowcastModule(network, tiny(event, data=data, max_steps=40, loss=loss))
 
     widths = {name: module(discriminator=name).discriminator.hidden.out_features for name in "SML"}
@@ -323,7 +323,7 @@ def test_resume_is_exact(event, tmp_path):
     """Discriminator, scheduled sampling and averaged weights included."""
     config = tiny(
         event, tmp_path / "whole", model=ModelConfig("db-convgru", {"hidden": 4}),
-        loss=LossConfig(kind="db-rnn", ablation="adversarial", scheduled_sampling=True),
+        loss=LossConfig(kind="db-rnn", terms="adversarial", scheduled_sampling=True),
         data=samples(event, crop=32),
     )  # fmt: skip
     train(config)
@@ -416,8 +416,11 @@ def test_named_configurations_parse():
     ("change", "message"),
     [
         ({"loss": {"kind": "mse"}}, "loss.kind must be one of rain, db-rnn"),
+        ({"loss": {"terms": "all"}}, "loss.terms must be one of none, gdl, adversarial, got 'all'"),
+        ({"loss": {"weights": "falling"}}, "loss.weights must be one of fixed, scheduled, got 'falling'"),
         ({"loss": {"ablation": "none"}}, "loss.ablation must be one of fixed"),
-        ({"loss": {"kind": "rain", "ablation": "gdl"}}, "belongs to the sums over pixels"),
+        ({"loss": {"ablation": "gdl", "terms": "gdl"}}, "loss.ablation is the earlier name of loss.terms"),
+        ({"loss": {"kind": "rain", "terms": "gdl"}}, "belong to the sums over pixels"),
         ({"data": {"known": 0}}, "data.known must be positive"),
         ({"data": {"fewest": 4}}, "1 <= data.fewest <= data.future"),
         ({"stage": "both"}, "stage must be one of forecaster, deblurrer"),
@@ -449,7 +452,7 @@ def test_refused_configurations(event, change, message):
     ("change", "message"),
     [
         ({"stage": "forecaster"}, "stage must be given for .* -s, forecaster or deblurrer, and for no other, got"),
-        ({"loss": LossConfig(ablation="scheduled")}, "is for networks that deblur"),
+        ({"loss": LossConfig(weights="scheduled")}, "are for networks that deblur"),
         ({"data": {"crop": 80}}, "smaller than data.crop 80"),
         (
             {"data": {"future": 40, "fewest": 20}},

@@ -15,7 +15,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fastds._argument_types import checks_types
-from fastds._nearest import did_you_mean
+from fastds._nearest import did_you_mean, spelled
 from fastds._outputs import replacing
 from fastds._version import __version__
 from fastds.models.card import ModelCard
@@ -114,8 +114,10 @@ def _find(name_or_path: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     names = available(pretrained=True)
+    if isinstance(name_or_path, str) and (name := spelled(name_or_path, names)):
+        return WEIGHTS / f"{name}.safetensors"
     hint = did_you_mean(str(name_or_path), names)
-    if name_or_path in PRESETS:
+    if spelled(str(name_or_path), PRESETS):
         hint = "; it is a preset without shipped weights, which create() builds"
     raise FileNotFoundError(
         f"name_or_path {str(name_or_path)!r} is neither a file nor one of the shipped weights {', '.join(names)}{hint}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 
-from fastds._nearest import did_you_mean
+from fastds._nearest import did_you_mean, spelled
 from fastds.models.checkpoint import WEIGHTS, available, load, load_card
 from fastds.models.leaderboard import LEADERBOARD, read, table
 from fastds.models.registry import PRESETS
@@ -38,6 +38,7 @@ def card(name: str) -> str:
     """The card of weights, a line a field that is set, or the sentence of a preset.
 
     Raises: FileNotFoundError for what is neither; ValueError for a file that is no weights."""
+    name = spelled(name, {*PRESETS, *available(pretrained=True)}) or name
     if name in PRESETS and name not in available(pretrained=True):
         architecture, _, sentence = PRESETS[name]
         return f"{name}: a preset of {architecture} without shipped weights. {sentence}"

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fastds._argument_types import annotations_of, check_types
+from fastds._nearest import spelled
 from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
@@ -126,31 +127,33 @@ def create(name: str, **overrides: Any) -> nn.Module:
     """Build a preset with fresh weights.
 
     Args:
-        name: of a preset, see available().
+        name: of a preset, see available(), in any case, or as the papers write it, such as "ZSM-DS".
         overrides: arguments of the architecture that replace the preset's.
 
     Raises:
         ValueError: unknown name or argument.
     """
     check_types({"name": str}, {"name": name})
-    check_preset(name)
+    name = check_preset(name)
     architecture, config, description = PRESETS[name]
     model = build(architecture, {**config, **overrides})
     model.card.name, model.card.description = name, description
     return model
 
 
-def check_preset(name: str) -> None:
-    """Raise ValueError for a name that is no preset."""
-    if name not in PRESETS:
+def check_preset(name: str) -> str:
+    """The preset that a name stands for, see create. Raises: ValueError for a name that is none."""
+    found = spelled(str(name), PRESETS)
+    if found is None:
         near = difflib.get_close_matches(str(name).lower(), PRESETS, n=4, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"there is no preset {name!r}; {meant}fastds.models.available() lists all {len(PRESETS)}")
+    return found
 
 
 def task_of(name: str) -> str:
     """The task of a preset, "radar", "nowcast", "fields" or "humidity"; "" where it has none."""
-    kind = ARCHITECTURES[PRESETS[name][0]]
+    kind = ARCHITECTURES[PRESETS[check_preset(name)][0]]
     return next((task for task, kinds in TASKS.items() if kind in kinds), "")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastds.data.grid.axes import check_rows_and_columns, check_spacing, rows_and_columns, time_dimension
-from fastds.data.grid.times import check_dates, text_of
+from fastds.data.grid.times import check_dates, most_frequent_step, seconds_since_first, text_of
 from fastds.data.grid.variables import field_names
 from fastds.data.radar.preparation import Array
 from fastds.data.samples.degradation import Degradation, area_mean
@@ -156,12 +156,18 @@ def coarsen_fields(x: Array, r: int, method: str = "mean") -> Array:
 
 
 def days(field: xr.DataArray, steps: int = 8) -> list[xr.DataArray]:
-    """Cut times into sequences of `steps`, in order, a rest at the end left out.
+    """Cut times into days of `steps`, in order, a rest at the end left out.
+
+    Times less than 24 h / steps apart are thinned: of hourly fields 8 steps are those of hours 0, 3, ..., 21 after the
+    first time of the file. Fields without a coordinate of times are taken as they are.
 
     Args: field: DataArray (time, y, x); steps: 8 three-hourly fields are the paper's day.
     Returns: list of DataArray (steps, y, x).
-    Raises: ValueError where there are fewer times than steps, or the times of a sequence are not equally spaced.
+    Raises: ValueError where there are fewer times than steps, the times of a day are not equally spaced, or 24 h /
+        steps is no multiple of the file's own step.
     """
+    if "time" in field.coords:
+        field = field.isel(time=slice(None, None, _every(field["time"].values, steps)))
     if field.sizes["time"] < steps:
         raise ValueError(f"the file has {field.sizes['time']} times, fewer than a sequence of {steps}")
     parts = [field.isel(time=slice(k, k + steps)) for k in range(0, field.sizes["time"] - steps + 1, steps)]
@@ -169,6 +175,20 @@ def days(field: xr.DataArray, steps: int = 8) -> list[xr.DataArray]:
         if "time" in part.coords and len(np.unique(np.diff(part["time"].values))) > 1:
             raise ValueError(f"the times from {part['time'].values[0]} on are not equally spaced")
     return parts
+
+
+def _every(values: np.ndarray, steps: int) -> int:
+    """How many of the file's times make one of the `steps` of a day."""
+    if len(values) < 2:
+        return 1
+    hours = most_frequent_step(seconds_since_first(values)) / 3600
+    every = round(24 / steps / hours)
+    if every < 1 or abs(every * steps * hours - 24) > 1e-6:
+        raise ValueError(
+            f"the times are {hours:g} h apart, of which no whole number makes the {24 / steps:g} h between {steps} "
+            f"fields of a day: with data.steps={24 / hours:g} a day has all of its fields"
+        )
+    return every
 
 
 def split_days(

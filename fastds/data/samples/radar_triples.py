@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training and evaluation samples from radar files: two coarse frames in, three fine frames out."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,10 +16,23 @@ from fastds.data.grid import times
 from fastds.data.grid.plausible import MEND_FIRST
 from fastds.data.radar import preparation
 from fastds.data.radar.reflectivity import ReflectivityInput, to_reflectivity
+from fastds.data.samples.augmentation import augment
 from fastds.data.samples.dynamic_fields import DynamicFields
 
 _ATTEMPTS = 24
 _MISSING_CODE = np.uint8(255)
+
+
+class Draw(NamedTuple):
+    """Which sample it is: the number of its source, three frames of that, the coarsening of the truth, the way of
+    coarsening, and the first row and column of the crop in coarse pixels."""
+
+    source: int
+    triple: tuple[int, ...]
+    scale: int
+    mode: str
+    row: int
+    column: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +114,9 @@ class RadarTriples(torch.utils.data.Dataset):
         floor, ceiling: dBZ, see `preparation.prepare`.
         minimum_echo, minimum_valid: a crop needs this share of echo in its valid fine pixels (mean of three frames)
             and this share of valid ones; after 24 attempts the attempt with most echo is taken.
-        augment: flips, transposes and time reversal.
+        augment: flips and transposes. reverse: time reversal; None: as augment.
+        fixed: the samples are these draws and no others: every one once in a pass over them, in an order drawn anew
+            for each pass; None: samples are drawn at random.
         flow: None, or a callable on whole coarse frames: (2, h, w) float32 in [0, 1] -> (2, 2, h, w) displacements
             (dy, dx) in pixels, [0] from the first frame to the second, [1] back. Computed once per (source, scale,
             triple) from frames coarsened in dBZ.
@@ -128,18 +144,20 @@ class RadarTriples(torch.utils.data.Dataset):
         minimum_echo: float = preparation.ECHO_FRACTION,
         minimum_valid: float = 0.5,
         augment: bool = True,
+        reverse: bool | None = None,
         flow: Callable[[np.ndarray], np.ndarray] | None = None,
         statics: Sequence[np.ndarray] | None = None,
         dynamics: Sequence[DynamicFields] | None = None,
+        fixed: Sequence[Draw] | None = None,
         seed: int = 0,
     ):
-        self.statics, self.dynamics = statics, dynamics
+        self.statics, self.dynamics, self.fixed = statics, dynamics, fixed
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
         check_not_missing(self.stores)
         self.crop, self.samples, self.modes, self.seed = int(crop), int(samples), tuple(modes), int(seed)
         preparation.check_modes(self.modes)
         self.floor, self.ceiling, self.minimum_echo, self.minimum_valid = floor, ceiling, minimum_echo, minimum_valid
-        self.augment, self.flow = augment, flow
+        self.augment, self.reverse, self.flow = augment, augment if reverse is None else reverse, flow
         self.scales = [
             [scale for scale in scales if 2 * scale * self.crop <= min(store.shape[1:])] for store in self.stores
         ]
@@ -169,25 +187,54 @@ class RadarTriples(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, int(index)))
-        number = int(rng.choice(len(self.stores), p=self.share))
-        store, scale = self.stores[number], int(rng.choice(self.scales[number]))
-        triple = rng.choice(self.triples[number][int(rng.choice(self.intervals[number]))])
-        mode = str(rng.choice(self.modes))
-        z, row, column = self._draw_crop(rng, store, scale, triple)
+        draw, z = self.draw(rng) if self.fixed is None else (self._fixed(int(index)), None)
+        sample = self.read(draw, z)
+        if self.augment or self.reverse:
+            turns = rng.integers(0, 2, 4).astype(bool) & [*3 * [self.augment], self.reverse]
+            sample = augment(sample, *turns)
+        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
+
+    def only(self, fixed: Sequence[Draw]) -> "RadarTriples":
+        """A dataset of these draws alone, never turned, of the same sources in memory."""
+        other = copy.copy(self)
+        other.fixed, other.samples, other.augment, other.reverse = fixed, len(fixed), False, False
+        return other
+
+    def read(self, draw: Draw, z: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The sample of a draw, not turned; z: its fields, where they are at hand."""
+        number, triple, scale, mode, row, column = draw
+        rows, columns = self.window(draw)
+        z = self.stores[number].dbz(triple, rows, columns) if z is None else z
         sample = make_sample(z, scale=scale, mode=mode, floor=self.floor, ceiling=self.ceiling)
-        side = 2 * scale * self.crop
-        window = tuple(slice(2 * scale * first, 2 * scale * first + side) for first in (row, column))
         if self.dynamics is not None:
-            further = self.dynamics[number].coarse(triple[::2], 2 * scale, *window)
+            further = self.dynamics[number].coarse(np.asarray(triple[::2]), 2 * scale, rows, columns)
             sample["x"] = np.concatenate([sample["x"], further], 1)
         if self.flow is not None:
             whole = self._coarse_flow(number, scale, triple)
             sample["flow"] = whole[:, :, row : row + self.crop, column : column + self.crop].astype(np.float32)[None]
         if self.statics is not None:
-            sample["static"] = preparation.coarsen(self.statics[number][:, *window], 2 * scale)
-        if self.augment:
-            sample = augment(sample, *rng.integers(0, 2, 4).astype(bool))
-        return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
+            sample["static"] = preparation.coarsen(self.statics[number][:, rows, columns], 2 * scale)
+        return sample
+
+    def window(self, draw: Draw) -> tuple[slice, slice]:
+        """Rows and columns of a draw on the grid of its source."""
+        block = 2 * draw.scale
+        return tuple(slice(block * first, block * (first + self.crop)) for first in (draw.row, draw.column))
+
+    def _fixed(self, index: int) -> Draw:
+        """Of fixed draws the one of an index."""
+        turn, place = divmod(index, len(self.fixed))
+        return self.fixed[np.random.default_rng((self.seed, 1, turn)).permutation(len(self.fixed))[place]]
+
+    def draw(self, rng: np.random.Generator, attempts: int = _ATTEMPTS) -> tuple[Draw, np.ndarray]:
+        """A sample at random and its fields (3, H, W) in dBZ; attempts: places among which one with echo is looked
+        for."""
+        number = int(rng.choice(len(self.stores), p=self.share))
+        store, scale = self.stores[number], int(rng.choice(self.scales[number]))
+        triple = rng.choice(self.triples[number][int(rng.choice(self.intervals[number]))])
+        mode = str(rng.choice(self.modes))
+        z, row, column = self._draw_crop(rng, store, scale, triple, attempts)
+        return Draw(number, tuple(map(int, triple)), scale, mode, row, column), z
 
     def cache_flow(self, progress: Callable[[list], Iterable] | None = None) -> None:
         """Compute the flow of every (source, scale, triple) now, so that DataLoader workers share it; progress wraps
@@ -203,21 +250,25 @@ class RadarTriples(torch.utils.data.Dataset):
             self._coarse_flow(number, scale, triple)
 
     def _draw_crop(
-        self, rng: np.random.Generator, store: FrameStore, scale: int, triple: np.ndarray
+        self, rng: np.random.Generator, store: FrameStore, scale: int, triple: np.ndarray, attempts: int
     ) -> tuple[np.ndarray, int, int]:
         block, best = 2 * scale, None
         side = block * self.crop
-        for _ in range(_ATTEMPTS):
+        for _ in range(attempts):
             row, column = (int(rng.integers(0, (size - side) // block + 1)) for size in store.shape[1:])
             window = slice(row * block, row * block + side), slice(column * block, column * block + side)
             z = store.dbz(triple, *window)
-            covered = np.isfinite(z).mean()
-            echo = preparation.echo_fraction(z, self.floor) if covered >= self.minimum_valid else -1.0 + covered
+            echo = self.echo(z)
             if best is None or echo > best[0]:
                 best = echo, (z, row, column)
             if echo >= self.minimum_echo:
                 break
         return best[1]
+
+    def echo(self, z: np.ndarray) -> float:
+        """The share of echo of a crop (3, H, W), negative where too much of it is missing."""
+        covered = np.isfinite(z).mean()
+        return preparation.echo_fraction(z, self.floor) if covered >= self.minimum_valid else -1.0 + covered
 
     def _coarse_flow(self, number: int, scale: int, triple: Sequence[int] | np.ndarray) -> np.ndarray:
         key = number, scale, *map(int, triple[::2])
@@ -316,27 +367,6 @@ def make_sample(
     valid = preparation.valid_mask(truth) & blocks
     x, y = (preparation.prepare(part, floor, ceiling)[:, None] for part in (coarse, truth))
     return {"x": x, "y": y, "valid": valid[:, None]}
-
-
-def augment(
-    sample: dict[str, np.ndarray], flip_rows: bool, flip_columns: bool, transpose: bool, reverse: bool
-) -> dict[str, np.ndarray]:
-    """Flip, transpose and reverse in time a sample of arrays; flow vectors (dy, dx) turn with the grid."""
-    flow = sample.get("flow")
-    arrays = {key: value for key, value in sample.items() if key != "flow"}
-    for wanted, axis, component in ((flip_rows, -2, 0), (flip_columns, -1, 1)):
-        if wanted:
-            arrays = {key: np.flip(value, axis) for key, value in arrays.items()}
-            if flow is not None:
-                flow = np.flip(flow, axis).copy()
-                flow[:, :, component] *= -1
-    if transpose:
-        arrays = {key: np.swapaxes(value, -1, -2) for key, value in arrays.items()}
-        flow = None if flow is None else np.flip(np.swapaxes(flow, -1, -2), 2)
-    if reverse:
-        arrays = {key: value if key == "static" else np.flip(value, 0) for key, value in arrays.items()}
-        flow = None if flow is None else np.flip(flow, 1)
-    return arrays if flow is None else {**arrays, "flow": flow}
 
 
 def _read(source: Source) -> tuple[xr.DataArray, str]:

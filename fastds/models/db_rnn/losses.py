@@ -11,6 +11,8 @@ from fastds.models.db_rnn.discriminator import Discriminator
 
 GDL_WEIGHT = 0.001
 ADVERSARIAL_WEIGHT = 1.0
+TERMS = ("none", "gdl", "adversarial")
+WEIGHTS = ("fixed", "scheduled")
 
 
 def _check(y: Tensor, target: Tensor) -> None:
@@ -84,15 +86,21 @@ def scheduled_weights(epoch: int) -> Weights:
     return Weights(1 - 0.99 * progress, 0.01 + 0.99 * progress)
 
 
-# The paper's ablation, Table VIII: what each row trains with at an epoch.
-ABLATIONS = {
-    "fixed": lambda epoch: Weights(1.0, 1.0, 0.0, 0.0),
-    "scheduled": lambda epoch: Weights(scheduled_weights(epoch).forecast, scheduled_weights(epoch).deblurred, 0.0, 0.0),
-    "gdl": lambda epoch: Weights(
-        scheduled_weights(epoch).forecast, scheduled_weights(epoch).deblurred, GDL_WEIGHT, 0.0
-    ),
-    "adversarial": scheduled_weights,
-}
+def weights_of(epoch: int, terms: str = "adversarial", scheduled: bool = True) -> Weights:
+    """The weights at an epoch; the rows of the paper's Table VIII are made of both arguments.
+
+    Args:
+        epoch: from 0.
+        terms: one of TERMS: "none", "gdl" with the gradient difference, "adversarial" with both, the full method.
+        scheduled: see scheduled_weights; False: 1 and 1 for the errors of forecasts and deblurred forecasts.
+
+    Raises: ValueError for other terms.
+    """
+    if terms not in TERMS:
+        raise ValueError(f"terms must be one of {', '.join(TERMS)}, got {terms!r}")
+    errors = scheduled_weights(epoch) if scheduled else Weights(1.0, 1.0)
+    gradient, adversarial = GDL_WEIGHT * (terms != "none"), ADVERSARIAL_WEIGHT * (terms == "adversarial")
+    return Weights(errors.forecast, errors.deblurred, gradient, adversarial)
 
 
 def generator_loss(
@@ -102,7 +110,7 @@ def generator_loss(
 
     Args:
         forecasts, deblurred, target: (B, T, 1, H, W).
-        weights: see scheduled_weights and ABLATIONS.
+        weights: see weights_of.
         discriminator: needed where weights.adversarial > 0; its own gradients are not wanted: freeze it.
 
     Raises:

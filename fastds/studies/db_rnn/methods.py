@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from fastds.studies.common.budget import PAPER
-from fastds.tasks.nowcast.config import DataConfig, LossConfig, ModelConfig, TrainingConfig
+from fastds.tasks.nowcast.config import ABLATIONS, DataConfig, LossConfig, ModelConfig, TrainingConfig
 
 CELLS = {
     "ConvLSTM": "convlstm", "TrajGRU": "trajgru", "PredRNN": "predrnn", "PredRNN++": "predrnn++", "MIM": "mim",
@@ -102,7 +102,7 @@ def training_config(
         epoch_samples=_PASS if paper else batch * max(1, -(-steps // _VALIDATIONS)),
         validation_samples=VALIDATED,
     )
-    loss = LossConfig("db-rnn", method.ablation, method.discriminator, EPOCHS, z_r=z_r)
+    loss = LossConfig("db-rnn", *ABLATIONS[method.ablation], method.discriminator, EPOCHS, z_r=z_r)
     model = ModelConfig(preset(name, ablated)[0], network_options(name, ablated, budget), start=start)
     return TrainingConfig(
         data, loss, model, "deblurrer" if method.kind == "staged" else None,

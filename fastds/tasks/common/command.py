@@ -23,7 +23,7 @@ from types import ModuleType
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fastds._nearest import did_you_mean, there_are
+from fastds._nearest import did_you_mean, spelled, there_are
 from fastds._outputs import Interrupted
 from fastds._sentences import internal_error, show_traceback
 
@@ -251,7 +251,7 @@ def guarded(command: str, run: Callable[[], object], names: set[str] = frozenset
 
 def _task_of(arguments: list[str]) -> str:
     chosen = {value.removeprefix("--config=") for value in arguments}
-    return next((task for task in TASKS if chosen & set(configurations(task))), "radar")
+    return next((task for task in TASKS if any(spelled(name, configurations(task)) for name in chosen)), "radar")
 
 
 def read_command_line(
@@ -342,11 +342,12 @@ def _resolve_names(arguments: list[str], named: dict[str, pathlib.Path]) -> list
         prefix, value = ("--config=", argument[9:]) if argument.startswith("--config=") else ("", argument)
         if prefix or previous == "--config":
             if not pathlib.Path(value).is_file():
-                if value not in named:
+                name = spelled(value, named)
+                if name is None:
                     raise ValueError(
                         f"--config: no file {value!r} and no configuration of that name{there_are(value, named)}"
                     )
-                value = str(named[value])
+                value = str(named[name])
             _check_yaml(value)
         resolved.append(prefix + value)
         previous = argument

@@ -7,6 +7,8 @@ from typing import Any
 # A field of a card. As Any, text with a colon would be read as a dict.
 Written = int | float | str | list | dict | None
 MINUTES = 60.0  # of a training that is given no bound
+OPTIMIZERS = ("adamw", "adam")
+SCHEDULES = ("cosine", "constant", "steps")
 
 
 @dataclasses.dataclass
@@ -86,7 +88,7 @@ class RunConfig:
             raise ValueError(
                 f"devices must be positive and divide data.batch_size={self.data.batch_size}, got {self.devices}"
             )
-        self.end_given = self.max_minutes is not None or self.max_steps is not None
+        self.end_given = self.max_minutes is not None or self.last_step() is not None
         if self.max_minutes is None and not self.ends():
             self.max_minutes = MINUTES
         if self.devices > 1 and self.max_minutes is not None:
@@ -94,28 +96,65 @@ class RunConfig:
 
     def ends(self) -> bool:
         """Whether a number of steps ends the run."""
-        return self.max_steps is not None
+        return self.last_step() is not None
+
+    def last_step(self) -> int | None:
+        """The optimiser step that ends the run, None where none does."""
+        return self.max_steps
 
 
 @dataclasses.dataclass(kw_only=True)
 class SupervisedConfig(RunConfig):
-    """What the trainings of one network share: AdamW with a warm-up and a cosine decay.
+    """What the trainings of one network share: the optimiser, and how the learning rate changes.
 
     Args:
-        warmup_steps: in which the learning rate grows to its highest.
-        weight_decay: of AdamW.
-        gradient_clip: largest norm of the gradient.
+        optimizer: "adamw", whose weight decay is apart from the gradient, or "adam", with torch's weight decay.
+        betas: of the optimiser.
+        weight_decay: of the optimiser.
+        schedule: of the learning rate after the warm-up: "cosine", to zero at the end of the run; "constant"; "steps",
+            times gamma at each of the milestones.
+        milestones: steps at which the rate of schedule "steps" changes.
+        gamma: factor of the rate at each milestone.
+        warmup_steps: in which the learning rate grows to its highest; 0: none.
+        max_epochs: epochs of data.epoch_samples after which the run ends; max_steps replaces it where it is given.
+        gradient_clip: largest norm of the gradient; null: gradients stay as they are. Steps whose loss or gradient is
+            not finite are left out in either case.
     """
 
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)
+    schedule: str = "cosine"
+    milestones: list[int] = dataclasses.field(default_factory=list)
+    gamma: float = 0.5
     warmup_steps: int = 100
     weight_decay: float = 0.0
-    gradient_clip: float = 1.0
+    max_epochs: int | None = None
+    gradient_clip: float | None = 1.0
 
     def __post_init__(self):
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.max_epochs is not None:
+            check_least("max_epochs", self.max_epochs, 1)
         super().__post_init__()
-        check_positive("gradient_clip", self.gradient_clip)
+        if self.gradient_clip is not None:
+            check_positive("gradient_clip", self.gradient_clip)
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {list(self.betas)}")
+        if (self.schedule == "steps") != bool(self.milestones) or self.milestones != sorted(set(self.milestones)):
+            raise ValueError(
+                "milestones must be growing numbers of steps with schedule 'steps' and empty with any other, got "
+                f"{self.milestones} with {self.schedule!r}"
+            )
+        check_positive("gamma", self.gamma)
         check_least("weight_decay", self.weight_decay, 0)
         check_least("warmup_steps", self.warmup_steps, 0)
+
+    def last_step(self) -> int | None:
+        if self.max_steps is not None or self.max_epochs is None:
+            return self.max_steps
+        return self.max_epochs * (self.data.epoch_samples // self.data.batch_size)
 
 
 def check_least(name: str, value: float, least: float) -> None:

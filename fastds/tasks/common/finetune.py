@@ -124,7 +124,11 @@ def _arguments(
     # wgan-gp-small made wgan-gp-small-x2, and weights that were trained further have its name and more.
     shipped = {k: path for k, path in configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
     variables = [v.get("name") for v in card.input_variables]
-    names = [k for k, path in shipped.items() if _variables(path) in (None, variables)]
+    read = {k: yaml.safe_load(path.read_text()) for k, path in shipped.items()}
+    # Only those of shipped weights, which have a card: a paper's crops, steps and files are not a user's.
+    names = [
+        k for k, told in read.items() if "card" in told["model"] and told["data"].get("variables") in (None, variables)
+    ]
     named = ["--config", max(names, key=len)] if names else []
     bounds = [
         f"--max_minutes={minutes}",
@@ -141,11 +145,6 @@ def _arguments(
         statics = [v.get("name") for v in card.static_variables]
         inputs += [f"--data.variables={json.dumps(variables)}", f"--data.statics={json.dumps(statics)}"]
     return [*named, *_OWN_FILES[card.task], *inputs, *files, *bounds, f"--model.start={model}"]
-
-
-def _variables(configuration: pathlib.Path) -> list[str] | None:
-    """That a shipped configuration names, if any."""
-    return yaml.safe_load(configuration.read_text())["data"].get("variables")
 
 
 def _told(card: ModelCard, files: str) -> dict:

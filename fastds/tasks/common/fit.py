@@ -13,6 +13,7 @@ from torch import nn
 
 from fastds import models
 from fastds._argument_types import checks_types
+from fastds._nearest import spelled
 from fastds.models.registry import task_of
 from fastds.tasks.common.command import parser_sentence, training_of
 
@@ -22,7 +23,7 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
     """Train a network with fresh weights, as `fastds train TASK --model MODEL --data.path DATA` does.
 
     Args:
-        model: a name of fastds.models.available(task=...). Weights are trained further by
+        model: a name, in any case, of fastds.models.available(task=...). Weights are trained further by
             fastds.tasks.common.finetune.finetune.
         data: a file or a folder.
         output: folder of the run, with best.safetensors; one that holds a run goes on with it.
@@ -34,8 +35,9 @@ def fit(model: str, data: str | os.PathLike, output: str | os.PathLike = "fitted
     Raises: ValueError for a name, option or data that do not fit, FileNotFoundError, ImportError without Lightning.
     """
     known = [name for name in models.available() if task_of(name)]
-    if model not in known:
-        raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
+    model, asked = spelled(model, known), model
+    if model is None:
+        raise ValueError(f"model must be one of {', '.join(known)}, got {asked!r}")
     task, given = task_of(model), {"model.name": model, "data.path": data, "output": output}
     config = _config(task, {"progress": False, **options, **given})
     with training_of(task) as training:

@@ -117,6 +117,28 @@ def time_blocks(config, least: int = 3) -> tuple[list, list]:
     return train, validation
 
 
+def whole_files(path: str, var: str | None) -> list:
+    """A file, or every file of a folder, as TimeBlocks of all of its times.
+
+    Raises: FileNotFoundError where there is none.
+    """
+    root = pathlib.Path(path)
+    if not root.exists():
+        raise FileNotFoundError(f"data.path: no such file or folder: {root}")
+
+    def readable(file: pathlib.Path) -> None:
+        with fd.open_dataset(file) as dataset:
+            fd.to_reflectivity(dataset, var)
+
+    files = usable_files(root, readable) if root.is_dir() else [root]
+    return [fd.TimeBlock(str(file), var=var) for file in files]
+
+
+def usual(values: Sequence[int]) -> tuple[int, ...]:
+    """The scales or intervals of validation samples: 1, the file's own, where training samples have it, else theirs."""
+    return (1,) if 1 in values else tuple(sorted(set(values)))
+
+
 def overlap(name: str, part: dict) -> None:
     """Raise ValueError unless part names a training and a validation block without a common frame."""
     if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):

@@ -90,7 +90,7 @@ def run(
         "devices": config.devices,
         "strategy": "auto" if config.devices == 1 else DDPStrategy(find_unused_parameters=True),
         "use_distributed_sampler": False,
-        "max_steps": -1 if config.max_steps is None else config.max_steps,
+        "max_steps": -1 if (last := config.last_step()) is None else last,
         "max_epochs": -1,
         "logger": _loggers(output),
         "callbacks": [best, LastCheckpoint(output), *further, *([TrainingProgress(best)] if config.progress else [])],

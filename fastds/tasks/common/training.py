@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ class SampleData(L.LightningDataModule):
 
 
 class TimedModule(L.LightningModule):
-    """Ends at config.max_minutes of training or at config.max_steps, in either case with a validation; the clock, the
+    """Ends at config.max_minutes of training or at config.last_step(), in either case with a validation; the clock, the
     random state and the names of the training data so far are part of the checkpoint.
 
     Subclasses give exported: the network that is validated and saved, with its card.
@@ -121,7 +122,7 @@ class TimedModule(L.LightningModule):
 
     def last_step(self) -> int | None:
         """The step that ends the run, where one does."""
-        return self.config.max_steps
+        return self.config.last_step()
 
     def on_train_start(self) -> None:
         _follow_options(self.trainer)
@@ -132,8 +133,8 @@ class TimedModule(L.LightningModule):
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
 
     def finished(self) -> bool:
-        """Whether max_steps or max_minutes is reached."""
-        limit, last = self.config.max_minutes, self.config.max_steps
+        """Whether the last step or max_minutes is reached."""
+        limit, last = self.config.max_minutes, self.config.last_step()
         return (limit is not None and self.clock() >= 60.0 * limit) or (last is not None and self.steps_done() >= last)
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
@@ -182,7 +183,7 @@ def _follow_options(trainer: L.Trainer) -> None:
 
 
 class SupervisedModule(TimedModule):
-    """One network, AdamW, a rate by steps and clock; steps whose loss or gradient is not finite are left out.
+    """One network, its optimiser, a rate by steps and clock; steps whose loss or gradient is not finite are left out.
 
     Subclasses give forward(batch), loss(prediction, batch) and validation_step.
     """
@@ -210,29 +211,37 @@ class SupervisedModule(TimedModule):
 
     def configure_optimizers(self) -> dict:
         c = self.config
-        optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, 0.99)
-        )
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[c.optimizer]
+        optimiser = kind(self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=tuple(c.betas))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        """Factor of the learning rate: linear warm-up, then cosine to zero at max_steps or max_minutes, whichever is
-        nearer.
+        """Factor of the learning rate: linear warm-up, then as config.schedule says; the cosine reaches zero at the
+        last step or at max_minutes, whichever is nearer.
         """
-        warmup = min(1.0, (step + 1) / max(1, self.config.warmup_steps))
+        c = self.config
+        warmup = min(1.0, (step + 1) / max(1, c.warmup_steps))
+        if c.schedule == "constant":
+            return warmup
+        if c.schedule == "steps":
+            return warmup * c.gamma ** bisect.bisect_right(c.milestones, step)
         return warmup * 0.5 * (1.0 + math.cos(math.pi * self.done(step)))
 
     def done(self, step: int) -> float:
         """How much of the training is done after so many steps, 0 to 1: by steps or clock, whichever is further."""
-        c = self.config
-        done = 0.0 if c.max_steps is None else step / c.max_steps
-        if c.max_minutes is not None:
-            done = max(done, self.clock() / (60.0 * c.max_minutes))
+        last, minutes = self.last_step(), self.config.max_minutes
+        done = 0.0 if last is None else step / last
+        if minutes is not None:
+            done = max(done, self.clock() / (60.0 * minutes))
         return min(1.0, done)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        parameters, largest = list(self.model.parameters()), self.config.gradient_clip
+        if largest is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
         if not torch.isfinite(norm):
             self._count_bad_step("gradient")
             optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from fastds import models
 from fastds.models.baselines.interpolation import bilinear_at
 from fastds.models.card import ANY
-from fastds.models.registry import PRESETS
+from fastds.models.registry import PRESETS, check_preset
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.common.card_of_run import fill_card_of_run
 from fastds.tasks.common.lightning_extra import L
@@ -108,7 +108,7 @@ def _suit_network(config: TrainingConfig) -> None:
     """Let the samples be those that the network takes, where the options do not tell: of its one factor, and for a
     network of any variable every field there is. Raises: ValueError for scales that are not its one factor."""
     c, data, usual = config.model, config.data, DataConfig(config.data.path)
-    options = models.load(c.start).config if c.start else {**PRESETS.get(c.name, ("", {}))[1], **c.options}
+    options = models.load(c.start).config if c.start else {**PRESETS[check_preset(c.name)][1], **c.options}
     if (factor := options.get("scale")) is not None:
         for name, wanted in (("scales", [factor, factor]), ("test_scales", [factor])):
             given = getattr(data, name)

@@ -22,8 +22,8 @@ class DataConfig:
         sources: per file name {"variable", "level", "train", "validation", "test"}; the last three are lists of regions
             [first row, end row, first column, end column] in grid points. With "validation_days" N in place of regions
             the file is cut into days of `steps` fields, N of them drawn for validation ("validation_stays" true: they
-            train too). Empty: the file at path or every *.nc of the folder, the left three quarters for training, the
-            rest for validation.
+            train too); of fields less than 24 h / steps apart those at that distance. Empty: the file at path or every
+            *.nc of the folder, the left three quarters for training, the rest for validation.
         steps: fields of a sequence.
         crop: side of a fine training crop, grid points, a multiple of the generator's scale.
         coarsening: "mean" over blocks or "decimate".
@@ -33,6 +33,8 @@ class DataConfig:
         epoch_samples: sequences between validations.
         validation_samples: fixed crops.
         flips: mirror crops at random.
+        each_once: every region, of validation_days every day, comes once before any comes again, in an order drawn
+            anew for each pass; false: regions are drawn at random, the larger the oftener.
     """
 
     path: str
@@ -46,6 +48,7 @@ class DataConfig:
     epoch_samples: int = 736
     validation_samples: int = 32
     flips: bool = False
+    each_once: bool = False
 
     def __post_init__(self):
         if self.coarsening not in COARSENINGS:

@@ -87,8 +87,8 @@ class FieldSequences(Dataset):
     """Sample i, the same for the same (seed, i): {"coarse" (T, 1, h, w), "fine" (T, 1, H, W)}, normalised.
 
     Args:
-        regions: (times, H, W) tensors; one is drawn in proportion to its points, then times and crop in it. Regions
-            with fewer times or points than asked for are refused.
+        regions: (times, H, W) tensors; one is drawn in proportion to its points, or with config.each_once taken in
+            turn, then times and crop in it. Regions with fewer times or points than asked for are refused.
         samples: length.
         scale: factor in space between coarse and fine.
         config: steps, crop, coarsening, flips.
@@ -117,7 +117,7 @@ class FieldSequences(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         c, rng = self.config, np.random.default_rng([self.seed, index])
-        region = self.regions[rng.choice(len(self.regions), p=self.shares)]
+        region = self.regions[self._in_turn(index) if c.each_once else rng.choice(len(self.regions), p=self.shares)]
         t, i, j = (
             int(rng.integers(n - size + 1)) for n, size in zip(region.shape, (c.steps, c.crop, c.crop), strict=True)
         )
@@ -125,6 +125,11 @@ class FieldSequences(Dataset):
         flips = [axis for axis in (1, 2) if c.flips and rng.random() < 0.5]
         fine = fine.flip(flips) if flips else fine
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
+
+    def _in_turn(self, index: int) -> int:
+        """The region of an index where each comes once in every len(regions) samples."""
+        turn, place = divmod(int(index), len(self.regions))
+        return int(np.random.default_rng([self.seed, 1, turn]).permutation(len(self.regions))[place])
 
 
 def _crop_that_fits(region: torch.Tensor, scale: int) -> str:

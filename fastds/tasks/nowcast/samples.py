@@ -13,7 +13,7 @@ from fastds import data as fd
 from fastds.data.samples.radar_triples import FrameStore, check_not_missing
 from fastds.models.baselines.extrapolation import fill_missing, trajectories
 from fastds.models.db_rnn.lagrangian import backward_flow
-from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
+from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks, usual
 from fastds.tasks.common.training import SampleData
 from fastds.tasks.domain.statistics import of_echo
 from fastds.tasks.nowcast.config import DataConfig
@@ -37,7 +37,8 @@ class NowcastCrops(torch.utils.data.Dataset):
         config: the rest. samples: length. scales, intervals: to draw from.
         weights: relative share of each source; None: equal.
         moving: see above.
-        augment: flips, transposes and, where config.reverse says so, reversal of time.
+        augment: flips, transposes, reversal of time and raised echo, where config.augment, .reverse and .shift ask for
+            them; False: none of these.
         seed: sample i depends on (seed, i) only; i >= samples is allowed.
     Sample: dict of frames (m + n, 1, h, w) float32 in [0, 1], missing ones 0; valid (m + n, 1, h, w) bool.
     Raises: ValueError for a source that is too small or too short.
@@ -97,7 +98,8 @@ class NowcastCrops(torch.utils.data.Dataset):
                 frames, valid = self._pool[number] = frames.half(), valid
         if self.augment:
             rng = np.random.default_rng((self.seed, int(index), 1))
-            frames, valid = _turn(rng, frames, valid)
+            if self.config.augment:
+                frames, valid = _turn(rng, frames, valid)
             frames = self._raise(frames.float(), float(rng.uniform(*self.config.shift)))
         return {"frames": frames.float().contiguous(), "valid": valid.contiguous()}
 
@@ -187,7 +189,7 @@ def _turn(rng, *fields: Tensor) -> list[Tensor]:
 
 
 class NowcastData(SampleData):
-    """Training crops, and fixed validation crops of later times, at the file's own cadence and every scale.
+    """Training crops, and fixed validation crops of later times, at every scale; see DataConfig.intervals.
 
     Args:
         config: see DataConfig.
@@ -218,7 +220,7 @@ class NowcastData(SampleData):
         if self.training is not None:
             return
         c = self.config
-        train, validation = time_blocks(c, c.known + c.fewest)
+        train, validation = time_blocks(c, (c.known + c.fewest - 1) * min(c.intervals) + 1)
         self.files = [pathlib.Path(block.path).name for block in train]
         events = synthetic_events(c.synthetic_events, self.seed, frames=max(24, c.known + c.future))
         weights = source_weights(c.weights, len(train), len(events))
@@ -227,6 +229,6 @@ class NowcastData(SampleData):
             moving=self.moving, augment=True, seed=self.seed,
         )  # fmt: skip
         self.validation = NowcastCrops(
-            validation, c, samples=c.validation_samples, scales=sorted(set(c.scales)), intervals=[1],
+            validation, c, samples=c.validation_samples, scales=sorted(set(c.scales)), intervals=usual(c.intervals),
             moving=self.moving, augment=False, seed=self.seed + 1,
         )  # fmt: skip

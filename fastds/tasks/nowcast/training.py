@@ -14,7 +14,7 @@ from fastds import models
 from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.discriminator import Discriminator, variant_of
-from fastds.models.db_rnn.losses import ABLATIONS, discriminator_loss, generator_loss, pixel_loss
+from fastds.models.db_rnn.losses import discriminator_loss, generator_loss, pixel_loss, weights_of
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.network import NowcastModel
 from fastds.models.db_rnn.pred_rnn_v2 import decoupling_loss, memory_similarities
@@ -61,8 +61,11 @@ class NowcastModule(SupervisedModule):
             wanted = f"stage must be given for networks in stages, whose names end in -s, {stages}, and for no other"
             raise ValueError(f"{wanted}, got {config.stage!r}")
         self.deblurs = isinstance(self.network, DBRNN)
-        if config.loss.ablation != "fixed" and not self.deblurs:
-            raise ValueError(f"loss.ablation {config.loss.ablation!r} is for networks that deblur (DBRNN)")
+        if (config.loss.terms != "none" or config.loss.scheduled) and not self.deblurs:
+            raise ValueError(
+                f"loss.terms {config.loss.terms!r} with weights {config.loss.weights!r} are for networks that deblur "
+                "(DBRNN)"
+            )
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
         if not config.loss.decoupling:  # nothing else gives what cells share a gradient, which DDP would wait for
@@ -71,7 +74,7 @@ class NowcastModule(SupervisedModule):
                     part.shared.requires_grad_(False)
         self.discriminator = self.discriminator_optimiser = self._judged = None
         self._similarities = []
-        if config.loss.ablation == "adversarial":
+        if config.loss.terms == "adversarial":
             variant = config.loss.discriminator or variant_of(self.network.config["cell"])
             self.discriminator = Discriminator(variant, (c.crop, c.crop))
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), _DISCRIMINATOR_RATE)
@@ -123,7 +126,7 @@ class NowcastModule(SupervisedModule):
     def forecast_loss(self, prediction: tuple[Tensor, ...], batch: dict) -> Tensor:
         """What the forecasts lack."""
         c = self.config.loss
-        weights = ABLATIONS[c.ablation](self.epoch()) if self.deblurs else None
+        weights = weights_of(self.epoch(), c.terms, c.scheduled) if self.deblurs else None
         if c.kind == "rain":
             pairs = zip(self.rain_losses, prediction, strict=False)
             parts = [rain_loss(*self.future(y, batch)) for rain_loss, y in pairs]

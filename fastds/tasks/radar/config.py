@@ -7,6 +7,7 @@ from fastds.tasks.common import config
 from fastds.tasks.common.command import read_command_line
 
 LOSSES = ("mse", "charbonnier", "relative_mse")
+SPLITS = ("blocks", "random")
 
 
 @dataclasses.dataclass
@@ -48,10 +49,18 @@ class DataConfig:
         modes: ways of coarsening to draw from, see fastds.data.coarsen: dbz, linear_z, plain_dbz.
         floor: dBZ that become 0.
         ceiling: dBZ that become 1.
-        minimum_echo: share of echo that a crop should have.
+        minimum_echo: share of echo that a crop should have, also in the validation.
+        minimum_valid: share of its pixels that should not be missing.
+        augment: flips and transposes at random.
+        reverse: half of the training samples run backwards in time.
         batch_size: samples per step.
         epoch_samples: samples between validations.
-        validation_samples: fixed validation crops.
+        validation_samples: fixed validation crops, of split "blocks".
+        split: "blocks": training and validation are those of blocks. "random": fixed samples are drawn from all times
+            of all files, each of at least minimum_echo and minimum_valid, none twice; a sample of the validation may be
+            some minutes away from one of the training.
+        fixed_samples: numbers of training, validation and test samples of split "random". Every training sample comes
+            once in a pass over them; the order is drawn anew for each pass.
         workers: processes that prepare samples.
     """
 
@@ -70,16 +79,40 @@ class DataConfig:
     floor: float = 15.0
     ceiling: float = 70.0
     minimum_echo: float = 0.2
+    minimum_valid: float = 0.5
+    augment: bool = True
+    reverse: bool = True
     batch_size: int = 4
     epoch_samples: int = 1000
     validation_samples: int = 48
+    split: str = "blocks"
+    fixed_samples: list[int] = dataclasses.field(default_factory=list)
     workers: int = 1
 
     def __post_init__(self):
         config.check_radar_samples(self)
+        if not 0 <= self.minimum_valid <= 1:
+            raise ValueError(f"data.minimum_valid must lie in [0, 1], got {self.minimum_valid}")
+        self._check_split()
         for file in self.without:
             self._leave_out(file)
         self.without = []
+
+    def _check_split(self) -> None:
+        """ValueError for a split that there is not, and for options that do not fit it."""
+        if self.split not in SPLITS:
+            raise ValueError(f"data.split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.split == "blocks":
+            if self.fixed_samples:
+                raise ValueError(f"data.fixed_samples is for data.split=random, got {self.fixed_samples}")
+            return
+        if len(self.fixed_samples) != 3 or min(self.fixed_samples[:2]) < 1 or self.fixed_samples[2] < 0:
+            raise ValueError(
+                "data.fixed_samples must be the numbers of training, validation and test samples with "
+                f"data.split=random, such as [6000, 100, 1000], got {self.fixed_samples}"
+            )
+        if self.blocks or self.synthetic_events:
+            raise ValueError("data.split=random draws from whole files: leave out data.blocks and synthetic_events")
 
     def _leave_out(self, file: str) -> None:
         """Take a file from blocks, and its weight."""

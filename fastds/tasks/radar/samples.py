@@ -8,8 +8,9 @@ import torch
 
 from fastds import data as fd
 from fastds.data.samples.dynamic_fields import DynamicFields
+from fastds.data.samples.fixed_sets import draw_sets
 from fastds.models.baselines import optical_flow
-from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks
+from fastds.tasks.common.radar_files import source_weights, synthetic_events, time_blocks, usual, whole_files
 from fastds.tasks.common.tables import tracked
 from fastds.tasks.common.training import SampleData
 from fastds.tasks.domain.statistics import of_echo
@@ -28,6 +29,7 @@ class RadarData(SampleData):
         in_channels: of the network, one more than there are config.dynamics.
         devices: see SampleData.
         progress: say how far the optical flow is, which is computed before the training.
+    Attributes: training, validation; test, the fixed test samples of split "random", else None.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class RadarData(SampleData):
         progress: bool = False,
     ):
         super().__init__(config, seed, devices)
-        self.progress = progress
+        self.progress, self.test = progress, None
         self.flow, self.static_variables, self.dynamic_variables = flow, list(static_variables), []
         if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
             raise ValueError(
@@ -60,44 +62,53 @@ class RadarData(SampleData):
         if self.training is not None:
             return
         c = self.config
-        train, validation = time_blocks(c)
+        train, validation = time_blocks(c) if c.split == "blocks" else 2 * (whole_files(c.path, c.var),)
         self.files = [pathlib.Path(block.path).name for block in train]
         events = synthetic_events(c.synthetic_events, self.seed)
-        statics = self.statics_of([block.path for block in train]) if c.statics else None
         shared = dict(
             crop=c.crop,
             floor=c.floor,
             ceiling=c.ceiling,
             minimum_echo=c.minimum_echo,
+            minimum_valid=c.minimum_valid,
             flow=_flow_of_pair if self.flow else None,
-            statics=statics,
+            statics=self.statics_of([block.path for block in train]) if c.statics else None,
         )
-        weights = source_weights(c.weights, len(train), len(events))
+        drawn = dict(scales=tuple(c.scales), intervals=tuple(c.intervals), modes=c.modes)
         self.training = fd.RadarTriples(
             [*train, *events],
             dynamics=self._dynamics(train),
             samples=c.epoch_samples,
-            scales=tuple(c.scales),
-            intervals=tuple(c.intervals),
-            modes=c.modes,
-            weights=weights,
+            weights=source_weights(c.weights, len(train), len(events)),
+            augment=c.augment,
+            reverse=c.reverse,
             seed=self.seed,
+            **drawn,
             **shared,
         )
-        self.validation = fd.RadarTriples(
-            validation,
-            dynamics=self._dynamics(validation),
-            samples=c.validation_samples,
-            scales=(1,),
-            intervals=(1,),
-            modes=sorted(set(c.modes)),
-            augment=False,
-            seed=self.seed + 1,
-            **shared,
-        )
+        if c.split == "random":
+            self._draw_sets()
+        else:
+            self.validation = fd.RadarTriples(
+                validation,
+                dynamics=self._dynamics(validation),
+                samples=c.validation_samples,
+                scales=usual(c.scales),
+                intervals=usual(c.intervals),
+                modes=sorted(set(c.modes)),
+                augment=False,
+                seed=self.seed + 1,
+                **shared,
+            )
         if self.flow:
-            for samples in (self.training, self.validation):
+            for samples in {id(sets): sets for sets in (self.training, self.validation)}.values():
                 samples.cache_flow(lambda keys: tracked(keys, self.progress, "pairs of fields", "optical flow"))
+
+    def _draw_sets(self) -> None:
+        """Let training, validation and test be fixed samples of the same files, which they share in memory."""
+        sets = draw_sets(self.training, self.config.fixed_samples, self.seed)
+        self.training.fixed, *others = sets
+        self.validation, self.test = (self.training.only(found) if found else None for found in others)
 
     def statistics(self, sample: dict) -> dict[str, float]:
         """See SampleData."""
