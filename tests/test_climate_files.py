@@ -138,6 +138,10 @@ def curved(field):
             lambda d: d.assign_coords(longitude=(d.longitude + 250) % 360 - 180).sortby("longitude"),
             "in one piece as longitude % 360, sorted",
         ),
+        (
+            lambda d: d.assign_coords(longitude=(d.longitude - 110) % 360).sortby("longitude", ascending=False),
+            r"longitude has a gap from .* in one piece as \(longitude \+ 180\) % 360 - 180, sorted",
+        ),
     ],
 )
 def test_grids_that_do_not_fit_are_told_with_a_remedy(change, message):

@@ -181,6 +181,24 @@ def test_valid_ranges_of_unsigned_codes():
     np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[-32.0, -31.5], [68.0, np.nan]])
 
 
+@pytest.mark.filterwarnings("ignore:variable 'v' has multiple fill values")
+@pytest.mark.parametrize("name", ["_FillValue", "missing_value"])
+@pytest.mark.parametrize("fill", [np.int8(-1), -1, 255, 255.0, "255", np.array([-1, 17], "i1"), np.array([255, 17])])
+@pytest.mark.parametrize(("dtype", "unsigned"), [("i1", "true"), ("i1", "True"), ("u1", "false")])
+def test_fill_values_of_codes_in_the_other_sign(name, fill, dtype, unsigned):
+    attrs = {"_Unsigned": unsigned, "scale_factor": 0.5, name: fill}
+    raw = xr.Dataset({"v": (("y", "x"), np.array([[0, 16], [200, 255]], "u1").view(dtype), attrs)})
+    meant = 100.0 if dtype == "i1" else -28.0
+    np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[0.0, 8.0], [meant, np.nan]])
+
+
+@pytest.mark.parametrize("told", [{"valid_range": np.array([-2.0, 60.0])}, {"valid_min": -2.0, "valid_max": 60.0}])
+def test_negative_floating_limits_of_unsigned_codes_are_unpacked_values(told):
+    attrs = {"_Unsigned": "true", "scale_factor": 0.5, "add_offset": -10.0} | told
+    raw = xr.Dataset({"v": (("y", "x"), np.array([[0, 16], [-116, -115]], "i1"), attrs)})
+    np.testing.assert_array_equal(decode(raw, default_fill=False)["v"], [[np.nan, -2.0], [60.0, np.nan]])
+
+
 def test_places_that_cannot_be_are_missing(tmp_path):
     x, y = np.meshgrid(np.linspace(5, 9, 20), np.linspace(50, 46, 16))
     x[:3, :3] = y[:3, :3] = -9999

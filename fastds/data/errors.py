@@ -1,8 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of other libraries in messages of readers and writers."""
 
+import errno
+import os
+import re
+
+# What the system refuses whatever a file holds: such an error says nothing about the contents.
+_OF_THE_SYSTEM = (
+    errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EAGAIN, errno.ENOMEM, errno.EBUSY, errno.ENOENT,
+    errno.ENOTDIR, errno.EIO, errno.ESTALE,
+)  # fmt: skip
+
 
 def first_line_of(error: BaseException) -> str:
     """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def unreadable(path: str | os.PathLike, error: Exception, what: str) -> Exception:
+    """The error of a reader in one sentence that names the file.
+
+    Args:
+        path: of the file. error: what a library raised. what: what was read and failed, such as "the values of t2m".
+
+    Returns: the error itself where it names the file already or is about packages or memory; OSError where the system
+        refuses the file, such as for too many open ones; else ValueError.
+    """
+    if isinstance(error, (ImportError, MemoryError)):
+        return error
+    if isinstance(error, (ValueError, OSError)) and os.path.basename(path) in str(error) and "\n" not in str(error):
+        return error
+    number = system_error(error)
+    if number is not None:
+        return OSError(number, f"{path} cannot be opened: {os.strerror(number)}")
+    return ValueError(f"{path}: {what} cannot be read ({first_line_of(error)}); the file may be truncated or damaged")
+
+
+def system_error(error: Exception) -> int | None:
+    """The number of an error of the system that says nothing about the contents of a file, which HDF5 tells in its
+    text; None for other errors."""
+    found = re.search(r"errno = (\d+)", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    return number if number in _OF_THE_SYSTEM else None

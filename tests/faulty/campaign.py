@@ -11,7 +11,8 @@ import numpy as np
 with contextlib.suppress(ImportError):
     import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
-from .drawn import Drawn, write_cf
+from .drawn import Drawn
+from .drawn_cf import write_cf
 from .drawn_radar import WRITERS
 from .judged import judge
 

@@ -36,10 +36,13 @@ class Drawn:
 
     Attributes:
         path: of a file, a store, or a pattern. var: name of the variable.
-        values: (T, H, W) float64, NaN where missing. longitude, latitude: (H, W) degrees, NaN where not known.
-        seconds: (T,) after the first time, None for a format of one time. tolerance: of values.
-        cell: width of a cell in degrees of latitude. damaged: whether bytes were changed.
-        how: what was drawn, for messages.
+        values: (N, H, W) float64, NaN where missing; along N times, and within these levels or members.
+        longitude, latitude: (H, W) degrees, NaN where not known.
+        seconds: (T,) after the first time, None where times are not compared. tolerance: of values.
+        cell: width of a cell in degrees of latitude. how: what was drawn, for messages.
+        first: the first time, such as 2024-06-01T12:00. others: values and tolerance of further variables by name.
+        bounds: (T, 2) seconds after the first time, of the bounds of times; None without bounds.
+        refused: pattern of a refusal that is as right as the values. damaged: whether bytes were changed.
     """
 
     path: Path | str
@@ -51,6 +54,10 @@ class Drawn:
     tolerance: float
     cell: float
     how: dict
+    first: str | None = None
+    others: dict[str, tuple[np.ndarray, float]] = dataclasses.field(default_factory=dict)
+    bounds: np.ndarray | None = None
+    refused: str = ""
     damaged: bool = False
 
 
@@ -67,9 +74,28 @@ def _axis(rng: np.random.Generator, start: float, step: float, size: int) -> np.
     return values[::-1].copy() if rng.random() < 0.5 else values
 
 
+def _longitudes(rng: np.random.Generator, step: float, size: int) -> tuple[np.ndarray, str]:
+    """Longitudes from west to east or the other way round, across a meridian where numbers jump or in two parts; and
+    what was drawn."""
+    way = str(rng.choice(["plain", "from 180", "across 0", "in two parts"], p=[0.6, 0.15, 0.15, 0.1]))
+    if way == "plain":
+        west = float(rng.choice([0.0, 350.0 - step * size, -20.0, 179.0 - step * size]))
+        return _axis(rng, west, step, size), way
+    part = int(rng.integers(3, size - 3))
+    east = step * np.arange(-part, size - part)  # from the west of a meridian to the east
+    if way == "from 180":
+        numbers = (east + 180 + 180) % 360 - 180
+    elif way == "across 0":
+        numbers = east % 360
+    else:
+        numbers = np.sort(east % 360)
+    return (numbers[::-1].copy() if rng.random() < 0.3 else numbers), way
+
+
 @dataclasses.dataclass
 class Packing:
-    """dtype, scale_factor, add_offset and fill value of stored numbers, and the attributes that declare them."""
+    """dtype, scale_factor, add_offset and fill value of stored numbers, and the attributes that declare them; stored:
+    the signed dtype of the file where _Unsigned declares the numbers unsigned."""
 
     dtype: str
     scale: float | None
@@ -77,16 +103,32 @@ class Packing:
     fill: float | None
     attrs: dict
     name: str
+    stored: str | None = None
 
     def store(self, values: np.ndarray) -> np.ndarray:
         """Values (NaN where missing) as the file holds them."""
         coded = values if self.scale is None else np.rint((values - self.offset) / self.scale)
         coded = np.where(np.isnan(values), np.nan if self.fill is None else self.fill, coded)
-        return coded.astype(self.dtype)
+        return coded.astype(self.dtype).view(self.stored or self.dtype)
 
     @property
     def tolerance(self) -> float:
         return 0.51 * self.scale if self.scale is not None else 0.0
+
+
+def draw_stored(rng: np.random.Generator, low: float, high: float, dtypes: tuple[str, ...]) -> Packing:
+    """A packing that draw_packing draws, or one of unsigned numbers that the file holds as signed ones."""
+    if rng.random() >= 0.08:
+        return draw_packing(rng, low, high, dtypes)
+    packing = draw_packing(rng, low, high, ("u1", "u2"))
+    signed = packing.dtype.replace("u", "i")
+    for name, told in packing.attrs.items():
+        if getattr(told, "dtype", None) == packing.dtype:
+            packing.attrs[name] = np.asarray(told).view(signed)[()]
+    packing.stored = signed
+    packing.attrs["_Unsigned"] = "true"
+    packing.name += " as signed"
+    return packing
 
 
 def draw_packing(rng: np.random.Generator, low: float, high: float, dtypes: tuple[str, ...]) -> Packing:
@@ -131,26 +173,49 @@ def draw_packing(rng: np.random.Generator, low: float, high: float, dtypes: tupl
     return Packing(dtype, scale, offset, fill, attrs, f"{way} {dtype}")
 
 
-def draw_times(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, dict, str]:
-    """Seconds after the first, numbers as stored, their attributes, and what was drawn."""
+@dataclasses.dataclass
+class Times:
+    """Times as stored and as they are.
+
+    Attributes: seconds: after the first. numbers, attrs: as stored. first: the first time as text. step: seconds.
+        per_unit: seconds in the unit. refused: see Drawn. how: what was drawn."""
+
+    seconds: np.ndarray
+    numbers: np.ndarray
+    attrs: dict
+    first: str
+    step: float
+    per_unit: float
+    refused: str
+    how: str
+
+
+def draw_times(rng: np.random.Generator, count: int) -> Times:
+    """Times in a calendar of CALENDARS, in any unit, as whole numbers or floating ones."""
     step = int(rng.choice([300, 600, 3600, 21600, 86400]))
-    seconds = step * np.arange(count, dtype=float)
+    start, first = 100 * 86400, "2023-04-11T00:00"
     calendar = str(rng.choice(CALENDARS, p=[0.5, 0.3, 0.1, 0.1]))
     unit, length = [("seconds", 1), ("minutes", 60), ("hours", 3600), ("days", 86400)][int(rng.integers(4))]
-    start = 100 * 86400
+    if rng.random() < 0.04:
+        calendar = str(rng.choice(["360_day", "standard"]))
+        unit, length, step, start, first = "months", 30 * 86400, 30 * 86400, 120 * 86400, "2023-05-01T00:00"
+    seconds = step * np.arange(count, dtype=float)
     numbers = (start + seconds) / length
     dtype = "f8"
     if np.all(numbers == np.rint(numbers)) and rng.random() < 0.6:
         dtype = str(rng.choice(["i4", "i8"]))
-    elif unit == "days" and rng.random() < 0.3:
+    elif unit == "days" and rng.random() < 0.4:
         dtype = "f4"
     numbers = numbers.astype(dtype)
     kept = numbers.astype(float) * length - start
     attrs = {"units": f"{unit} since 2023-01-01 00:00:00", "calendar": calendar, "standard_name": "time"}
-    return kept - kept[0], numbers, attrs, f"{unit} {dtype} {calendar} every {step} s"
+    months = unit == "months" and calendar != "360_day"  # a twelfth of a year, or to the same day of a month
+    refused = "times .* cannot be decoded" if months else ""
+    how = f"{unit} {dtype} {calendar} every {step} s"
+    return Times(kept - kept[0], numbers, attrs, first, step, length, refused, how)
 
 
-def _draw_values(rng: np.random.Generator, kind: str, shape: tuple[int, int, int]) -> np.ndarray:
+def draw_values(rng: np.random.Generator, kind: str, shape: tuple[int, int, int]) -> np.ndarray:
     values = KINDS[kind][2](random_field(rng, shape))
     if rng.random() < 0.6:
         top, left = (int(rng.integers(size - 3)) for size in shape[1:])
@@ -158,7 +223,7 @@ def _draw_values(rng: np.random.Generator, kind: str, shape: tuple[int, int, int
     return values
 
 
-def _grid(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[dict, np.ndarray, np.ndarray, float, str]:
+def draw_grid(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[dict, np.ndarray, np.ndarray, float, str]:
     """Coordinates {name: (dims, values, attrs)} with a grid mapping under "crs", longitudes and latitudes (H, W), width
     of a cell in degrees, and what was drawn."""
     height, width = shape
@@ -166,15 +231,14 @@ def _grid(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[dict, np.nd
     if kind == "regular":
         step = float(rng.choice([0.05, 0.25, 1.0]))
         lat = _axis(rng, float(np.round(rng.uniform(-50, 30), 2)), step, height)
-        west = float(rng.choice([0.0, 350.0 - step * width, -20.0, 179.0 - step * width]))
-        lon = _axis(rng, west, step, width)
+        lon, around = _longitudes(rng, step, width)
         dtype = "f4" if rng.random() < 0.3 else "f8"
         axes = {
             "latitude": (("latitude",), lat.astype(dtype), {"units": "degrees_north", "standard_name": "latitude"}),
             "longitude": (("longitude",), lon.astype(dtype), {"units": "degrees_east", "standard_name": "longitude"}),
         }
         places = np.meshgrid(lon, lat)
-        return axes, *places, step, f"regular {step} {dtype}"
+        return axes, *places, step, f"regular {step} {dtype} {around}"
     import pyproj
 
     unit = str(rng.choice(list(UNITS_OF_LENGTH)))
@@ -201,95 +265,3 @@ def _grid(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[dict, np.nd
         "lon": (("y", "x"), stored[1], {"units": "degrees_east", "standard_name": "longitude"}),
     }
     return axes, lon, lat, cell / 111e3, f"curvilinear{' lost' * lost}"
-
-
-def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
-    """NetCDF or Zarr, in one file or in several of other packings."""
-    count, shape = int(rng.integers(2, 6)), (int(rng.integers(12, 30)), int(rng.integers(12, 30)))
-    kind = str(rng.choice(list(KINDS)))
-    values = _draw_values(rng, kind, (count, *shape))
-    grid, lon, lat, cell, said = _grid(rng, shape)
-    seconds, numbers, time_attrs, times = draw_times(rng, count)
-    dtypes = ("f4", "f8", "i2", "i4") if form == "netcdf3" else ("f4", "f8", "i2", "u1", "u2", "i4")
-    parts = 1 if form.startswith("zarr") or rng.random() < 0.75 else 2
-    order = rng.permutation(parts)
-    packings, edges = [], np.linspace(0, count, parts + 1).astype(int)
-    expected = values.copy()
-    for part in range(parts):
-        steps = slice(edges[part], edges[part + 1])
-        own = values[steps] + (30.0 if part and kind == "t2m" else 0.0)
-        expected[steps] = own
-        packing = draw_packing(rng, float(np.nanmin(own)), float(np.nanmax(own)), dtypes)
-        packings.append(packing)
-        name = f"{'ab'[order[part]]}{part}.nc" if parts > 1 else "file.zarr" if form.startswith("zarr") else "file.nc"
-        write = _write_zarr if form.startswith("zarr") else _write_netcdf
-        time = (("time",), numbers[steps], time_attrs)
-        write(rng, folder / name, form, kind, packing, own, grid, time)
-    rounding = 3e-7 * float(np.nanmax(np.abs(expected)))
-    tolerance = max(p.tolerance for p in packings) + rounding
-    how = {"kind": kind, "grid": said, "times": times, "packing": " and ".join(p.name for p in packings)}
-    path = folder / "*.nc" if parts > 1 else folder / name
-    return Drawn(str(path) if parts > 1 else path, kind, expected, lon, lat, seconds, tolerance, cell, how)
-
-
-def _write_netcdf(rng, path: Path, form: str, kind: str, packing: Packing, values, grid: dict, time: tuple) -> None:
-    import netCDF4
-
-    units, standard, _ = KINDS[kind]
-    with netCDF4.Dataset(path, "w", format="NETCDF3_64BIT_OFFSET" if form == "netcdf3" else "NETCDF4") as file:
-        file.set_auto_maskandscale(False)
-        dims = next((d for d in (v[0] for v in grid.values() if isinstance(v, tuple)) if len(d) == 2), None)
-        dims = dims or tuple(grid)[:2]
-        for name, size in zip(("time", *dims), values.shape, strict=True):
-            file.createDimension(name, size)
-        variables = {"time": time} | {n: v for n, v in grid.items() if n != "crs"}
-        if form == "netcdf3":
-            variables["time"] = (time[0], time[1].astype("f8") if time[1].dtype == "i8" else time[1], time[2])
-        for name, (own, numbers, attrs) in variables.items():
-            variable = file.createVariable(name, numbers.dtype, own)
-            variable[:] = numbers
-            variable.setncatts(attrs)
-        attrs = dict(packing.attrs)
-        fill = attrs.pop("_FillValue", None)
-        order = ("time", *dims) if rng.random() < 0.7 else ("time", *dims[::-1])
-        how = {} if form == "netcdf3" else {"zlib": bool(rng.random() < 0.5)}
-        variable = file.createVariable(kind, packing.dtype, order, fill_value=fill, **how)
-        stored = packing.store(values)
-        variable[:] = stored if order[1:] == dims else np.swapaxes(stored, 1, 2)
-        variable.setncatts({"units": units, "standard_name": standard} | attrs)
-        if "crs" in grid:
-            file.createVariable("crs", "i4").setncatts({"crs_wkt": grid["crs"]})
-            variable.grid_mapping = "crs"
-        if len(dims) == 2 and "lat" in grid:
-            variable.coordinates = "lat lon"
-        if form != "netcdf3" and rng.random() < 0.1:
-            file.createGroup("extra").createDimension("n", 2)
-
-
-def _write_zarr(rng, path: Path, form: str, kind: str, packing: Packing, values, grid: dict, time: tuple) -> None:
-    import zarr
-
-    units, standard, _ = KINDS[kind]
-    version = int(form[-1])
-    group = zarr.open_group(path, mode="w", zarr_format=version)
-    dims = next((d for d in (v[0] for v in grid.values() if isinstance(v, tuple)) if len(d) == 2), tuple(grid)[:2])
-    variables = {"time": time} | {n: v for n, v in grid.items() if n != "crs"}
-    attrs = {"units": units, "standard_name": standard} | packing.attrs
-    fill = attrs.pop("_FillValue", None) if version == 2 else None
-    attrs = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in attrs.items()}
-    if "_FillValue" in attrs:  # the format 3 holds it as xarray encodes it, so another attribute declares it here
-        attrs["missing_value"] = attrs.pop("_FillValue")
-    if "crs" in grid:
-        attrs["grid_mapping"] = "crs"
-        variables["crs"] = ((), np.array(0, "i4"), {"crs_wkt": grid["crs"]})
-    if "lat" in grid:
-        attrs["coordinates"] = "lat lon"
-    variables[kind] = (("time", *dims), packing.store(values), attrs)
-    for name, (own, numbers, told) in variables.items():
-        numbers = np.asarray(numbers)
-        how = {"fill_value": fill} if name == kind and fill is not None else {}
-        if version == 3:
-            how["dimension_names"] = own
-        array = group.create_array(name, shape=numbers.shape, dtype=numbers.dtype, **how)
-        array[...] = numbers
-        array.attrs.update(told | ({"_ARRAY_DIMENSIONS": list(own)} if version == 2 else {}))

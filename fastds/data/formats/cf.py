@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetCDF-4 (h5netcdf), NetCDF-3 (scipy) and Zarr, opened lazily by xarray."""
 
-import errno
 import os
 import re
 import warnings
@@ -10,14 +9,13 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from fastds.data.errors import first_line_of
+from fastds.data.errors import first_line_of, system_error
 from fastds.data.formats.contents import HDF5, Contents
 from fastds.data.formats.hdf5 import check_filters, errors_of_hdf5
 from fastds.data.formats.masking import VALID_ATTRIBUTES, decode
 from fastds.data.packages import require
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
-_TEMPORARY = (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EAGAIN, errno.ENOMEM, errno.EBUSY)
 
 
 def is_netcdf4(contents: Contents) -> bool:
@@ -97,8 +95,8 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             return with_time(_with_times_of_wrf(dataset.load() if contents.compressed else dataset))
         except Exception as error:
             said = first_line_of(error)
-            number = _system_error(error)
-            if number in _TEMPORARY:
+            number = system_error(error)
+            if number is not None:
                 raise OSError(number, f"{contents.path} cannot be opened: {os.strerror(number)}") from error
             if _opens_without_times(path, engine, how):
                 said = said.partition(". Try opening")[0]
@@ -109,12 +107,6 @@ def _open(contents: Contents, engine: str, form: str, **how) -> xr.Dataset:
             raise ValueError(
                 f"{contents.path} looks like {form} but cannot be read ({said}); it may be truncated or damaged"
             ) from error
-
-
-def _system_error(error: Exception) -> int | None:
-    """The number of the system's error behind an exception, which HDF5 tells in its text; None where there is none."""
-    found = re.search(r"errno = (\d+)", str(error))
-    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def _declare_zarr_fill(raw: xr.Dataset, path: os.PathLike) -> None:

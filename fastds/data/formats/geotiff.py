@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds.data.errors import first_line_of
 from fastds.data.formats import maps
 from fastds.data.formats.contents import Contents
 from fastds.data.grid.variables import is_dbz, rain_units
@@ -44,7 +45,7 @@ def read(contents: Contents) -> xr.Dataset:
             fields = _fields(image, tags)
             axes, crs = _axes(image), image.crs
     except rasterio.errors.RasterioError as error:
-        raise ValueError(f"{contents.path} is a damaged TIFF image ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{contents.path} is a damaged TIFF image ({first_line_of(error)})") from error
     time = [_time(contents, tags)]
     if crs.is_geographic:
         return maps.geographic_map(fields, time, axes)

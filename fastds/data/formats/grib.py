@@ -155,6 +155,7 @@ def _merged(path) -> xr.Dataset:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         how = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"], "read_keys": _SCANNING_KEYS}
+        how["errors"] = "raise"
         parts = cfgrib.open_datasets(path, backend_kwargs=how)
     count = {}
     for part in parts:

@@ -82,11 +82,31 @@ def _declare_missing(variable: xr.Variable, default_fill: bool) -> None:
             del variable.attrs[key]
         elif isinstance(variable.attrs[key], str | list):
             variable.attrs[key] = numbers if numbers.size > 1 else numbers[0]
+    _declare_as_signed(variable)
     packed = any(key in variable.attrs for key in _PACKING)
     fill = _DEFAULT_FILL.get(variable.dtype.str[1:])
     undeclared = default_fill and fill is not None and not set(_MISSING) & set(variable.attrs)
     if undeclared and "units" in variable.attrs and (variable.dtype.kind == "f" or packed):
         variable.attrs["_FillValue"] = variable.dtype.type(fill)
+
+
+def _declare_as_signed(variable: xr.Variable) -> None:
+    """Give whole numbers that _Unsigned declares unsigned, or signed, fill values as xarray compares them: _FillValue
+    as signed, missing_value as the numbers are meant. Writers declare either as stored or as meant."""
+    unsigned = str(variable.attrs.get("_Unsigned", "")).strip().lower()
+    if unsigned not in ("true", "false") or variable.dtype.kind not in "iu":
+        return
+    variable.attrs["_Unsigned"] = unsigned
+    whole = 1 << 8 * variable.dtype.itemsize
+    told = [np.ravel(variable.attrs.pop(key, ())) for key in _MISSING]
+    fills, others = ([int(code) for code in codes if np.isfinite(code)] for codes in told)
+    if fills and -whole // 2 <= fills[0] < whole:  # others than these no number of the dtype equals
+        code = fills[0] - whole * (fills[0] >= whole // 2)
+        variable.attrs["_FillValue"] = np.dtype(f"i{variable.dtype.itemsize}").type(code)
+    low, high, step = (-whole // 2, 0, whole) if unsigned == "true" else (whole // 2, whole, -whole)
+    meant = [code + step * (low <= code < high) for code in (*fills[1:], *others)]
+    if meant:
+        variable.attrs["missing_value"] = np.array(meant) if len(meant) > 1 else meant[0]
 
 
 def _numbers(value: Any) -> np.ndarray | None:
@@ -132,7 +152,8 @@ def _valid_limits(name: Any, variable: xr.Variable) -> tuple[float, float] | Non
 def _unpacked(end: np.ndarray, variable: xr.Variable) -> float:
     code = end[0]
     packed = any(key in variable.attrs for key in _PACKING)
-    if str(variable.attrs.get("_Unsigned", "")).lower() == "true" and variable.dtype.kind == "i" and code < 0:
+    unsigned = str(variable.attrs.get("_Unsigned", "")).lower() == "true" and variable.dtype.kind == "i"
+    if unsigned and end.dtype.kind != "f" and code < 0:  # floating ends are unpacked values
         code = int(code) + (1 << 8 * variable.dtype.itemsize)
     if not packed or (end.dtype.kind == "f" and variable.dtype.kind != "f"):
         return float(code)

@@ -15,8 +15,10 @@ import numpy as np
 import xarray as xr
 
 from fastds._argument_types import checks_types
+from fastds.data.errors import unreadable
 from fastds.data.formats import radolan
 from fastds.data.formats.contents import Contents
+from fastds.data.formats.lazy import guard_values
 from fastds.data.formats.registry import Format, format_of, refusal
 from fastds.data.grid.axes import time_of
 from fastds.data.grid.grids import grid_mappings
@@ -126,7 +128,7 @@ def _without_others(contents: list[Contents], forms: list[Format | None]) -> tup
 
 def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
     if form.name == "RADOLAN":  # which sorts and joins by its headers, an archive holds many
-        with _errors_of(form, contents[0].path if len(contents) == 1 else contents[0].path.parent):
+        with _errors_of(form, *(content.path for content in contents)):
             return radolan.open_radolan([content.path for content in contents])
     if len(contents) == 1:
         return _observations(form, [(contents[0].path, _read_one(form, contents[0]))])[0][1]
@@ -135,13 +137,14 @@ def _read(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
 
 def _read_one(form: Format, contents: Contents) -> xr.Dataset:
     with _errors_of(form, contents.path):
-        return form.read(contents)
+        return guard_values(form.read(contents), contents.path)
 
 
 @contextlib.contextmanager
-def _errors_of(form: Format, path: pathlib.Path) -> Iterator[None]:
-    """A block that reads a file: what a library or a reader raises of other than the expected contents becomes a
-    ValueError that names the file."""
+def _errors_of(form: Format, *paths: pathlib.Path) -> Iterator[None]:
+    """A block that reads a file: what a library or a reader raises of other than the expected contents becomes an
+    error that names the file, or the folder of several."""
+    path = paths[0] if len(paths) == 1 else paths[0].parent
     try:
         yield
     except _UNEXPECTED as error:
@@ -149,6 +152,15 @@ def _errors_of(form: Format, path: pathlib.Path) -> Iterator[None]:
         raise ValueError(
             f"{path} looks like {form.name} but has other contents than that format ({type(error).__name__}: {said})"
         ) from error
+    except Exception as error:
+        if any(one.name in str(error) for one in paths) and isinstance(error, (ValueError, OSError)):
+            raise
+        if type(error) is ValueError:  # of a reader, in its own words
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        found = unreadable(path, error, f"what looks like {form.name}")
+        if found is error:
+            raise
+        raise found from error
 
 
 def _joined(form: Format, contents: Sequence[Contents]) -> xr.Dataset:
@@ -254,7 +266,8 @@ def _of_one_graph(dataset: xr.Dataset) -> xr.Dataset:
 
 def _fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
     """The values of a file's fields by name."""
-    return {name: variable.values for name, variable in form.read(Contents(path)).data_vars.items()}
+    with _errors_of(form, path):
+        return {name: variable.values for name, variable in form.read(Contents(path)).data_vars.items()}
 
 
 def _expanded(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:

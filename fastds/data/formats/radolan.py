@@ -158,7 +158,10 @@ def _header(name: str, text: str) -> dict[str, Any] | None:
     if shape not in _GRIDS:
         raise ValueError(f"{name} has a grid of {shape[0]} x {shape[1]}; known are {', '.join(map(str, _GRIDS))}")
     lead, version = re.search(r"VV *(\d+)", text), re.search(r"VS *(\d+)", text)
-    time = datetime.datetime(2000 + year, month, day, hour, minute)
+    try:
+        time = datetime.datetime(2000 + year, month, day, hour, minute)
+    except ValueError as error:
+        raise ValueError(f"{name} has no time in its header that can be read: {error}") from error
     return {
         "product": product,
         "time": time + datetime.timedelta(minutes=int(lead[1]) if lead else 0),

@@ -289,13 +289,17 @@ def _axis_of(dataset: xr.Dataset, kind: str, test: Callable[[Mapping], bool]) ->
 
 def _uneven(name: str, longitude: Tensor, error: ValueError) -> str:
     """What is wrong with an axis that is not evenly spaced, and what to do about it."""
-    if longitude.numel() > 2 and (longitude.diff() > 0).all() and longitude.diff().max() > FULL_CIRCLE / 2:
-        turned = "longitude % 360" if longitude.min() < 0 else "(longitude + 180) % 360 - 180"
-        gap = int(longitude.diff().argmax())
-        return (
-            f"{name} has a gap from {float(longitude[gap]):g} to {float(longitude[gap + 1]):g}: the region lies on "
-            f"both sides of the longitudes' seam, and is in one piece as {turned}, sorted"
-        )
+    steps = longitude.diff()
+    if longitude.numel() > 2 and ((steps > 0).all() or (steps < 0).all()):
+        half, text = FULL_CIRCLE / 2, "longitude % 360" if longitude.min() < 0 else "(longitude + 180) % 360 - 180"
+        turned = longitude % FULL_CIRCLE if longitude.min() < 0 else (longitude + half) % FULL_CIRCLE - half
+        widths, gap = turned.sort().values.diff(), int(steps.abs().argmax())
+        if widths.max() < 1.5 * widths.median() < steps.abs().max():
+            first, last = sorted(longitude[gap : gap + 2].tolist())
+            return (
+                f"{name} has a gap from {first:g} to {last:g}: the region lies on both sides of the longitudes' seam, "
+                f"and is in one piece as {text}, sorted"
+            )
     return f"{error}; the fields are on no regular or Gaussian latitude-longitude grid, {_BRING}"
 
 
