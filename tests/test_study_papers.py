@@ -29,7 +29,7 @@ EXPECTED = {
     "wgan-gp": (
         {*(f"{name}{how}" for name in ("Lanczos", "bilinear", "bicubic") for how in ("", "-misaligned"))}
         | {"SRCNN", "WGAN-GP"},
-        {"figure-08", "figure-09-mse", "figure-09-tcc", "figure-10"},
+        {"figure-08", "figure-08-psnr", "figure-09-mse", "figure-09-psnr", "figure-09-tcc", "figure-10"},
         ("WGAN-GP less SRCNN", "36.185", "Figure 9", "Factor 2 from first points of blocks."),
     ),
     "inr": (

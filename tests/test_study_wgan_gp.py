@@ -60,7 +60,9 @@ def test_every_method_is_trained_alike(training):
         assert config.max_steps == 24 and config.optimiser.epochs is None and config.max_minutes is None
         assert config.data == dataclasses.replace(training.data, epoch_samples=6) and config.seed == 2
     paper = methods.training_config("GAN", training, "paper", 24)
-    assert paper.data == training.data and methods.PAPER_STEPS == 200 * 22
+    assert paper.data == training.data
+    srgan = methods.training_config("SRGAN", training, "paper", 24)
+    assert (srgan.model.name, srgan.critic.options) == ("srgan", {"width": 64}), "the paper's, not those in the small"
 
 
 # ---- test regions
@@ -142,7 +144,7 @@ def test_tables_are_complete():
     assert rows["SRCNN"][2:8] == ["not run", *5 * ["-"]] and rows["no-CBAM"][8] == "-"
     order = {row[:2]: row[2:] for row in map(tuple, tables.order_rows(found, labels).texts())}
     assert order["WGAN-GP less GAN", "MSE"] == ("-1.177", "-1.000 [-1.000, -1.000]", "agrees")
-    assert order["WGAN-GP less GAN", "SSIM"][2] == "opposite" and len(order) == 4
+    assert order["WGAN-GP less GAN", "SSIM"][2] == "opposite" and len(order) == 6
 
 
 def test_the_mean_of_a_day_is_over_its_tiles(training):

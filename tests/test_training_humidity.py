@@ -65,7 +65,10 @@ def test_run_exports_and_logs(folder):
     best = train(configuration(folder))
     generator = models.load(best)
     assert generator.card.offset == 0.0 and generator.card.range == 100.0 and generator.card.coarsening == "decimate"
-    assert set(generator.card.metrics["validation"]) == {"val_crps", "val_mse", "val_mse_noise_free", "val_mse_bicubic"}
+    of_one = {f"val_{name}_one" for name in ("mse", "mae", "psnr", "ssim", "acc", "tcc")}
+    assert set(generator.card.metrics["validation"]) == of_one | {
+        "val_crps", "val_mse", "val_mse_noise_free", "val_mse_bicubic"
+    }  # fmt: skip
     assert set(generator.card.input_ranges) == {"mean", "gradient"}  # four pixels have no slope
     log = (folder / "run" / "csv" / "metrics.csv").read_text()
     assert all(name in log.splitlines()[0] for name in ("penalty", "gradient_norm", "content", "adversarial", "rate"))

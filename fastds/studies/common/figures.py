@@ -13,10 +13,15 @@ from fastds.plot import field_panel, training_curves
 from fastds.report import MapGrid
 
 
-def validation_curves(curves: Mapping[str, pathlib.Path], score: str, log_y: bool = True) -> Figure:
-    """The validation error by step. curves: method -> validation.csv of its run; score: name and unit of the error;
-    log_y: on a logarithmic axis, for errors that are positive."""
-    figure = training_curves(curves, ("error",), log_y=log_y)
+def validation_curves(
+    curves: Mapping[str, pathlib.Path], score: str, log_y: bool = True, column: str = "error"
+) -> Figure:
+    """A score of the validation by step.
+
+    curves: method -> validation.csv of its run. score: name and unit. log_y: on a logarithmic axis, for scores that are
+    positive. column: of the CSV.
+    """
+    figure = training_curves(curves, (column,), log_y=log_y)
     axes = figure.axes[0]
     axes.set_ylabel(score)
     for line, name in zip(axes.lines, curves, strict=True):

@@ -32,13 +32,13 @@ class PaperStudy:
         names: of the methods that are scored, in the order of the tables.
         networks: those methods that are trained.
         basis: what results depend on beside the options, plain data.
-    Attributes: of the class: name, of the command; title, of the page; paper_steps, of each training with the budget
+    Attributes: of the class: name, of the command; title, of the page. paper_steps: of each training with the budget
         paper. Of the object: folder; steps of each training; seconds a step by method, where they were measured; runs.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    paper_steps: ClassVar[int]
+    paper_steps: int
 
     def __init__(self, config: PaperConfig, names: Sequence[str], networks: Collection[str], basis: dict[str, Any]):
         self.config, self.names = config, list(names)

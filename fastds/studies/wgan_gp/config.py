@@ -4,6 +4,7 @@
 import dataclasses
 
 from fastds.studies.command import Files
+from fastds.studies.common.budget import PAPER
 from fastds.studies.common.config import PaperConfig
 from fastds.studies.wgan_gp.methods import NETWORKS
 from fastds.tasks.common.command import read_command_line
@@ -14,10 +15,11 @@ class DataConfig(Files):
     """The files of the training.
 
     Args:
-        tile: side of the parts of a test region that are scored by themselves, grid points.
+        tile: side of the parts of a test region that are scored by themselves, grid points; None: 64, the paper's whole
+            region, with the budget paper, else 32.
     """
 
-    tile: int = 32
+    tile: int | None = None
 
 
 @dataclasses.dataclass
@@ -27,17 +29,22 @@ class StudyConfig(PaperConfig):
     Args:
         data: the files.
         training: name or file of a training configuration that names generator, critic, loss and the regions to train,
-            validate and test on; the paper's is wgan-gp.
+            validate and test on; None: wgan-gp, the paper's, with the budget paper, else wgan-gp-small.
         members: of the ensembles.
     """
 
     data: DataConfig
-    training: str = "wgan-gp-small"
+    training: str | None = None
     members: int = 8
     output: str = dataclasses.field(default="study-wgan-gp", kw_only=True)
 
     def __post_init__(self):
         self.check(NETWORKS)
+        paper = self.budget == PAPER
+        if self.training is None:
+            self.training = "wgan-gp" if paper else "wgan-gp-small"
+        if self.data.tile is None:
+            self.data.tile = 64 if paper else 32
         if self.members < 2 or self.data.tile < 11:
             raise ValueError(
                 f"members must be at least 2 and data.tile at least 11, got {self.members} and {self.data.tile}"

@@ -14,7 +14,9 @@ from fastds.report import Chart
 from fastds.studies.common.figures import validation_curves
 from fastds.studies.wgan_gp.samples import Region
 
-_DAILY = {"mse": "MSE (squared %)", "ssim": "SSIM", "acc": "ACC", "tcc": "TCC"}
+_INDICATORS = {
+    "mse": "MSE (squared %)", "mae": "MAE (%)", "ssim": "SSIM", "psnr": "PSNR (dB)", "acc": "ACC", "tcc": "TCC"
+}  # fmt: skip
 
 
 def by_day(values: np.ndarray, regions: list[Region]) -> list[float]:
@@ -35,8 +37,13 @@ def charts(
     if curves:
         draw = functools.partial(validation_curves, curves, "validation CRPS of two members (%)")
         found["figure-08"] = Chart("Figure 8: validation error", f"Validation error of {', '.join(curves)}", draw)
+        for score, label in _INDICATORS.items():
+            options = {"column": f"val_{score}_one", "log_y": False}
+            draw = functools.partial(validation_curves, curves, f"validation {label}", **options)
+            alt = f"Validation {label} of {', '.join(curves)}"
+            found[f"figure-08-{score}"] = Chart(f"Figure 8: validation {label} of one member", alt, draw)
     shown = [name for name in results if not name.endswith("misaligned")]
-    for score, label in _DAILY.items():
+    for score, label in _INDICATORS.items():
         lines = {name: by_day(results[name][score], regions) for name in shown}
         draw = functools.partial(draw_daily_series, days, lines, label)
         found[f"figure-09-{score}"] = Chart(f"Figure 9: {label} by day", f"{label} of {', '.join(lines)}", draw)

@@ -50,7 +50,8 @@ ORDER = (
     ("WGAN-GP", "no-CBAM"), ("WGAN-GP", "sequential-kernels"), ("bicubic", "bicubic-misaligned"),
 )  # fmt: skip
 _VALIDATIONS = 8  # of a training in the small
-PAPER_STEPS = 200 * (365 // 16)  # 200 epochs of 365 days, 16 a step
+# Preset of SRGAN's generator and width of its discriminator: the paper's, and in the small.
+_SRGAN, _SRGAN_SMALL = ("srgan", 64), ("srgan-small", 16)
 
 
 def published(name: str) -> Mapping[str, float | None]:
@@ -58,13 +59,14 @@ def published(name: str) -> Mapping[str, float | None]:
     return dict(zip(SCORES, METHODS[name].published, strict=True))
 
 
-def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
+def variants(config: TrainingConfig, budget: str = "") -> dict[str, TrainingConfig]:
     """The rows of the paper's tables that are trained: name -> configuration, config itself last.
 
-    SRCNN: squared error alone. SRGAN: its generator and discriminator in small, absolute error, the GAN's losses. GAN:
-    config's networks with the GAN's losses. The ablations without a part are of both networks; sequential-kernels has
-    its kernels of 2 and 3 one after the other in place of two branches.
+    SRCNN: squared error alone. SRGAN: its generator and discriminator, in small but with the budget paper, absolute
+    error, the GAN's losses. GAN: config's networks with the GAN's losses. The ablations without a part are of both
+    networks; sequential-kernels has its kernels of 2 and 3 one after the other in place of two branches.
     """
+    preset, width = _SRGAN if budget == PAPER else _SRGAN_SMALL
     scale = scale_of(config)
     align = "grid" if config.data.coarsening == "decimate" else "center"
     alone = dataclasses.replace(
@@ -83,7 +85,7 @@ def variants(config: TrainingConfig) -> dict[str, TrainingConfig]:
         )
 
     srcnn = changed(config.model, "srcnn", {"scale": scale, "align": align})
-    srgan = changed(config.model, "srgan-small", {"scale": scale}), changed(config.critic, "srgan", {"width": 16})
+    srgan = changed(config.model, preset, {"scale": scale}), changed(config.critic, "srgan", {"width": width})
     return {
         "SRCNN": dataclasses.replace(config, model=srcnn, loss=alone),
         "SRGAN": dataclasses.replace(config, model=srgan[0], critic=srgan[1], loss=plain_gan),
@@ -100,9 +102,14 @@ def scale_of(config: TrainingConfig) -> int:
     return models.create(config.model.name, **config.model.options).config["scale"]
 
 
+def paper_steps(base: TrainingConfig) -> int:
+    """The steps of the epochs that a training names."""
+    return (base.optimiser.epochs or 1) * (base.data.epoch_samples // base.data.batch_size)
+
+
 def training_config(name: str, base: TrainingConfig, budget: str, steps: int, **run: Any) -> TrainingConfig:
     """The training of a method; base: of the generator. run: further options of the training."""
-    config = variants(base)[name]
+    config = variants(base, budget)[name]
     batch = config.data.batch_size
     epoch = config.data.epoch_samples if budget == PAPER else batch * max(1, -(-steps // _VALIDATIONS))
     data = dataclasses.replace(config.data, epoch_samples=epoch)

@@ -20,7 +20,7 @@ from fastds.studies.common.study import PaperStudy, run_paper_study
 from fastds.studies.common.tables import ResultTable
 from fastds.studies.wgan_gp import figures, tables
 from fastds.studies.wgan_gp.config import StudyConfig, parse_arguments
-from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, PAPER_STEPS, scale_of, training_config
+from fastds.studies.wgan_gp.methods import METHODS, NETWORKS, paper_steps, scale_of, training_config
 from fastds.studies.wgan_gp.samples import labels_of, test_regions
 from fastds.studies.wgan_gp.scores import brightest, one_field, score, with_prediction
 from fastds.tasks.humidity.config import parse_arguments as parse_training
@@ -39,11 +39,11 @@ class WganGpStudy(PaperStudy):
     """A study of the paper's methods. Attributes: base, the training of the generator; scale, align: of the coarse
     fields; regions of the test and labels of their samples."""
 
-    name, title, paper_steps = "wgan-gp", "Humidity WGAN-GP and what it is compared with", PAPER_STEPS
+    name, title = "wgan-gp", "Humidity WGAN-GP and what it is compared with"
 
     def __init__(self, config: StudyConfig):
         self.base = parse_training(["--config", config.training, "--data.path", config.data.path])
-        self.scale = scale_of(self.base)
+        self.scale, self.paper_steps = scale_of(self.base), paper_steps(self.base)
         self.align = "grid" if self.base.data.coarsening == "decimate" else "center"
         self.regions = test_regions(self.base.data, self.scale, config.data.tile)
         self.labels = labels_of(self.regions)

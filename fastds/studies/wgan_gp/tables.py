@@ -14,7 +14,6 @@ from fastds.studies.wgan_gp.samples import Region
 
 # Method -> score -> one number for each sample, the mean over the seeds.
 Results = Mapping[str, Mapping[str, np.ndarray]]
-_ORDERED = ("mse", "ssim", "acc", "tcc")
 
 
 def score_rows(results: Results, labels: np.ndarray, parameters: Mapping[str, int]) -> ResultTable:
@@ -37,7 +36,7 @@ def order_rows(results: Results, labels: np.ndarray) -> ResultTable:
     for better, other in ORDER:
         if better not in results or other not in results:
             continue
-        for score in _ORDERED:
+        for score in SCORES:
             ours = Estimate.of(results[better][score] - results[other][score], labels)
             told = [published(name)[score] for name in (better, other)]
             paper = None if None in told else told[0] - told[1]

@@ -164,8 +164,8 @@ def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModu
 
 
 class ExportBest(callbacks.Callback):
-    """Writes last.safetensors at every validation and best.safetensors at the lowest error so far, and the errors by
-    step as validation.csv, which is the same after a kill: the errors are part of the checkpoint.
+    """Writes last.safetensors at every validation and best.safetensors at the lowest error so far, and the errors and
+    scores by step as validation.csv, which is the same after a kill: they are part of the checkpoint.
 
     First in the list of callbacks, so that it sees the averaged weights. Subclasses give validated(trainer, module):
     the network to save, the metrics for its card, and its error. input_ranges: for its card.
@@ -177,6 +177,7 @@ class ExportBest(callbacks.Callback):
         self.folder, self.input_ranges, self.best = folder, input_ranges or {}, float("inf")
         self.start: dict = {}  # scores of the weights that the training started from
         self.errors: dict[int, float] = {}  # by step
+        self.scores: dict[int, dict[str, float]] = {}  # by step
         self.samples: float | None = None  # sum of all numbers of the validation samples
         self._sum = 0.0
 
@@ -199,16 +200,26 @@ class ExportBest(callbacks.Callback):
         if self.samples is not None and not math.isclose(self._sum, self.samples, rel_tol=_SAME):
             print("the validation samples are others than before: the best weights are chosen anew", flush=True)
             self.best = float("inf")
-        self.samples, self.errors[module.steps_done()] = self._sum, error
-        write_csv(self.folder / "validation.csv", ["step", "error"], [[str(k), str(v)] for k, v in self.errors.items()])
+        self.samples, step = self._sum, module.steps_done()
+        self.errors[step], self.scores[step] = error, dict(network.card.metrics.get("validation", {}))
+        self._write_scores()
         models.save(network, self.folder / "last.safetensors")
         if error < self.best:
             self.best = error
             models.save(network, self.folder / "best.safetensors")
 
+    def _write_scores(self) -> None:
+        names = sorted({name for scores in self.scores.values() for name in scores})
+        rows = [
+            [str(k), str(v), *(str(self.scores.get(k, {}).get(n, "")) for n in names)] for k, v in self.errors.items()
+        ]
+        write_csv(self.folder / "validation.csv", ["step", "error", *names], rows)
+
     def state_dict(self) -> dict:
-        return {"best": self.best, "start": self.start, "errors": self.errors, "samples": self.samples}
+        kept = {"errors": self.errors, "scores": self.scores}
+        return {"best": self.best, "start": self.start, "samples": self.samples, **kept}
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.start = state["best"], state.get("start", {})
         self.errors, self.samples = dict(state.get("errors", {})), state.get("samples")
+        self.scores = dict(state.get("scores", {}))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastds import models
+from fastds.metrics import field_scores
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
@@ -231,6 +232,10 @@ class AdversarialModule(TimedModule):
             "val_mse_noise_free": (sample(g, coarse, noise="zero") - fine).square().mean() * scale,
             "val_crps": content_loss(members, fine, "crps") * self.config.data.range,
         }
+        # The scores of the paper's figure 8, of one member.
+        peak = self.config.data.range
+        one = field_scores(members[0][:, :, 0] * peak, fine[:, :, 0] * peak, peak)
+        values |= {f"val_{name}_one": one[name] for name in ("mse", "mae", "psnr", "ssim", "acc", "tcc")}
         self.log_dict(values, batch_size=len(fine), prog_bar=True, sync_dist=self.trainer.world_size > 1)
 
     # ---- checkpoints
